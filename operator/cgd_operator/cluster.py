@@ -1,0 +1,265 @@
+"""The Kubernetes API as the reconcile loop needs it: plain objects in, plain objects out.
+
+The official client (`kubernetes.aio`) carries configuration, TLS and credentials; its generated models are not
+imported, because custom resources have none and importing them all costs most of an operator's memory.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config as kubeconfigs
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+WATCH_SECONDS = 240
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
+MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
+
+
+class ApiError(Exception):
+    """The API server refused a request; `status` is the HTTP code, 0 when the server could not be reached."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status, self.reason, self.message = status, reason, message
+
+
+class AlreadyExists(ApiError):
+    """An object of that name is there already: for deterministic names, the same as success."""
+
+
+class Gone(ApiError):
+    """The watch's version is too old: list again."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
+        root = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+        scope = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return (
+            root + scope + f"/{self.plural}" + (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
+        )
+
+
+RUN = Kind("cgd.dev/v1alpha1", "CGDRun", "cgdruns")
+JOB = Kind("batch/v1", "Job", "jobs")
+PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
+POD = Kind("v1", "Pod", "pods")
+EVENT = Kind("v1", "Event", "events")
+NODE = Kind("v1", "Node", "nodes", namespaced=False)
+NAMESPACE = Kind("v1", "Namespace", "namespaces", namespaced=False)
+SECRET = Kind("v1", "Secret", "secrets")
+CONFIGMAP = Kind("v1", "ConfigMap", "configmaps")
+CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False)
+
+
+class Cluster:
+    """One connection to one API server. `manager` is the field manager of every write."""
+
+    def __init__(self, configuration: Configuration, *, manager: str) -> None:
+        self._client = ApiClient(configuration)
+        self._manager = manager
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
+        """Connect with a kubeconfig file; without one, with the pod's service account or `$KUBECONFIG`."""
+        configuration = Configuration()
+        if kubeconfig:
+            await kubeconfigs.load_kube_config(kubeconfig, client_configuration=configuration)
+        else:
+            await kubeconfigs.load_config(client_configuration=configuration)
+        return cls(configuration, manager=manager)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
+        return await self._call("GET", kind.path(namespace, name), absent_is_none=True)
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> tuple[list[Object], str]:
+        """All objects of a kind (their `kind` and `apiVersion` filled in) and the version the list was read at."""
+        query = _query(labelSelector=labels, fieldSelector=fields)
+        body = await self._call("GET", kind.path(namespace) + query)
+        assert body is not None
+        items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
+        return items, body["metadata"]["resourceVersion"]
+
+    async def create(self, kind: Kind, body: Object) -> Object:
+        path = kind.path(body["metadata"].get("namespace")) + _query(fieldManager=self._manager)
+        created = await self._call("POST", path, body)
+        assert created is not None
+        return created
+
+    async def apply(self, kind: Kind, body: Object, *, subresource: str = "") -> Object:
+        """Server-side apply, taking over fields that someone else holds."""
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        meta = body["metadata"]
+        path = kind.path(meta.get("namespace"), meta["name"], subresource) + _query(
+            fieldManager=self._manager, force="true"
+        )
+        applied = await self._call("PATCH", path, body, content_type=APPLY)
+        assert applied is not None
+        return applied
+
+    async def patch(
+        self, kind: Kind, name: str, namespace: str | None, body: Object, *, subresource: str = ""
+    ) -> Object | None:
+        """Merge patch; None when the object is gone."""
+        path = kind.path(namespace, name, subresource) + _query(fieldManager=self._manager)
+        return await self._call("PATCH", path, body, content_type=MERGE, absent_is_none=True)
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str | None = None,
+        *,
+        uid: str | None = None,
+        propagation: str = "Background",
+        grace: int | None = None,
+    ) -> None:
+        """Delete; an object that is gone already is fine."""
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)
+
+    async def watch(
+        self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Every object there is as ADDED, then ("SYNCED", {}), then changes, for ever.
+
+        A lost connection goes on from the last version seen; a version that is too old (410) starts over from the
+        list, so that a consumer sees ADDED and SYNCED again and must treat both as "look again".
+        """
+        while True:
+            items, version = await self.list(kind, namespace, labels=labels, fields=fields)
+            for item in items:
+                yield "ADDED", item
+            yield "SYNCED", {}
+            try:
+                async for event, item in self._changes(kind, namespace, labels, fields, version):
+                    yield event, item
+            except Gone:
+                log.info("watch of %s is too old; listing again", kind.plural)
+
+    async def _changes(
+        self, kind: Kind, namespace: str | None, labels: str, fields: str, version: str
+    ) -> AsyncIterator[tuple[str, Object]]:
+        while True:
+            query = _query(
+                watch="true",
+                resourceVersion=version,
+                allowWatchBookmarks="true",
+                timeoutSeconds=str(WATCH_SECONDS),
+                labelSelector=labels,
+                fieldSelector=fields,
+            )
+            try:
+                async for line in self._lines(kind.path(namespace) + query):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise _error(event["object"])
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        yield event["type"], event["object"]
+            except (aiohttp.ClientError, TimeoutError) as error:
+                log.info("watch of %s was interrupted (%s); going on", kind.plural, type(error).__name__)
+                await asyncio.sleep(0.2)
+
+    async def _lines(self, path: str) -> AsyncIterator[bytes]:
+        response = await self._request("GET", path, None, JSON, WATCH_TIMEOUT)
+        async with response:
+            if response.status >= 300:
+                raise _error(await _body(response))
+            async for line in response.content:
+                yield line
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        content_type: str = JSON,
+        absent_is_none: bool = False,
+    ) -> Object | None:
+        try:
+            response = await self._request(method, path, body, content_type, REQUEST_TIMEOUT)
+            async with response:
+                answer = await _body(response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+        if response.status == 404 and absent_is_none:
+            return None
+        if response.status >= 300:
+            raise _error(answer)
+        return answer
+
+    async def _request(
+        self, method: str, path: str, body: Object | None, content_type: str, timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": JSON, "Content-Type": content_type}
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self._client.configuration.host + path
+        answer = await self._client.rest_client.request(
+            method, url, headers=headers, body=body, _request_timeout=timeout
+        )
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+
+def _query(**parameters: str) -> str:
+    given = {name: value for name, value in parameters.items() if value}
+    return "?" + urlencode(given) if given else ""
+
+
+async def _body(response: aiohttp.ClientResponse) -> Object:
+    text = await response.text()
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        return body
+    return {"code": response.status, "reason": response.reason, "message": text.strip()[:500]}
+
+
+def _error(status: Object) -> ApiError:
+    code, reason = int(status.get("code") or 500), str(status.get("reason") or "Unknown")
+    message = str(status.get("message") or "")
+    if reason == "AlreadyExists":
+        return AlreadyExists(code, reason, message)
+    if code == 410:
+        return Gone(code, reason, message)
+    return ApiError(code, reason, message)
