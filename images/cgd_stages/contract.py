@@ -1,0 +1,271 @@
+"""The contract between the operator and the stage programs: a task goes in, progress and last words come out.
+
+This is the one module that both worlds import, so it needs pydantic and nothing else. The operator passes a
+`StageTask` as JSON in the environment variable `CGD_TASK`; unknown fields are refused on both sides, so that an
+operator and an image of different versions fail loudly and at once.
+"""
+
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+FORMAT: Literal[1] = 1
+"""Version of the stored rows, prompts and markers. It is part of every digest: raising it starts new folders."""
+
+TASK = "CGD_TASK"
+"""Environment variable: the task, as JSON."""
+INPUTS = "CGD_INPUTS"
+"""Environment variable: the folder where `configmap://name/key` is mounted as `name/key`."""
+SCRATCH = "CGD_SCRATCH"
+"""Environment variable: a writable folder that lives as long as the pod (model cache, checkpoints on their way)."""
+TERMINATION_LOG = "CGD_TERMINATION_LOG"
+"""Environment variable: the file that takes the last words."""
+TEACHER_API_KEY = "CGD_TEACHER_API_KEY"
+"""Environment variable: the key of the teacher's endpoint. Never logged, never part of a digest."""
+PROGRESS_URL = "KUBEFLOW_TRAINER_SERVER_URL"
+"""Environment variable, named as Kubeflow Trainer names it, as are the next two: where to POST `Progress`."""
+PROGRESS_CA = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+"""Environment variable: path of the PEM file that the progress server's certificate is checked with, if it has one."""
+PROGRESS_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105
+"""Environment variable: path of the file that holds the bearer token; read anew for every report."""
+
+LAST_WORDS_LIMIT = 4096
+"""Bytes of a termination message that Kubernetes keeps."""
+
+
+class Exit(IntEnum):
+    """What a program's exit code asks of the controllers. Every code that is not listed is retried."""
+
+    DONE = 0
+    PERMANENT = 3
+    """The user must change something; a retry would fail the same way."""
+    RETRY = 201
+    """Worth another try. Above 127, because a PyTorchJob takes 1-127 as permanent."""
+    INTERRUPTED = 143
+    """SIGTERM: everything finished so far is stored."""
+
+
+class Contract(BaseModel):
+    """Strict and frozen; camelCase on the wire, snake_case in Python."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class RunRef(Contract):
+    namespace: str
+    name: str
+    uid: str
+
+
+class Storage(Contract):
+    """Where everything is kept. Credentials come from the environment (the default chain of the AWS SDK)."""
+
+    uri: str
+    """`s3://bucket/prefix`, without a trailing slash."""
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    ca_bundle: str | None = None
+    """Path of a PEM file, mounted into the pod."""
+
+
+class Model(Contract):
+    """A model: a hub id, an `s3://` folder, a path in the image, or `stage://train-cgd`, the output of a stage."""
+
+    name: str
+    revision: str | None = None
+
+
+class Endpoint(Contract):
+    """An OpenAI-compatible chat server. Its key, if it wants one, is in `CGD_TEACHER_API_KEY`."""
+
+    url: str
+    model: str
+    max_concurrency: int = 64
+
+
+class Fields(Contract):
+    """Names of the columns in a source of prompts."""
+
+    prompt: str = "prompt"
+    reference: str | None = None
+
+
+class Source(Contract):
+    """Rows in JSON lines or Parquet: `s3://bucket/key` (`*` allowed in the last part) or `configmap://name/key`."""
+
+    source: str
+    fields: Fields = Fields()
+    limit: int | None = None
+
+
+class Benchmark(Source):
+    """Questions with reference answers. `instruction` follows the question after a blank line."""
+
+    name: str
+    instruction: str = ""
+
+
+class Sampling(Contract):
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Engine(Contract):
+    """Arguments of the vLLM engine; what is None is the model's or vLLM's own default."""
+
+    max_model_len: int | None = None
+    tensor_parallel: int = 1
+    dtype: str = "auto"
+
+
+Role = Literal["answer", "critique", "refine"]
+
+
+class Prepare(Contract):
+    """Read, check and store the prompts; refuse here what would fail on a GPU later."""
+
+    kind: Literal["prepare"] = "prepare"
+    prompts: Source
+    benchmarks: tuple[Benchmark, ...] = ()
+    student: Model
+    student_engine: Engine
+    teacher: Model | None = None
+    """None when the teacher is an endpoint."""
+    teacher_engine: Engine = Engine()
+    endpoint: Endpoint | None = None
+    max_rejected: float
+
+
+class Generate(Contract):
+    """Ask a model for answers, critiques or refinements. Several roles share one warm engine, in this order."""
+
+    kind: Literal["generate"] = "generate"
+    roles: tuple[Role, ...]
+    sampling: tuple[Sampling, ...]
+    """One for each role."""
+    model: Model | None = None
+    endpoint: Endpoint | None = None
+    engine: Engine = Engine()
+    shards: int = 1
+    max_rejected: float
+    """Fraction of a stage's rows that may be rejected before the stage fails."""
+
+
+class Train(Contract):
+    """Supervised fine-tuning of the student on the stored quadruples."""
+
+    kind: Literal["train"] = "train"
+    objective: Literal["CGD"] = "CGD"
+    student: Model
+    workers: int = 1
+    processes_per_worker: int = 1
+    epochs: int = 1
+    global_batch_size: int
+    learning_rate: float
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    max_sequence_length: int
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpoint_every_steps: int
+    keep_checkpoints: int = 2
+    seed: int = 0
+    max_rejected: float
+
+
+class Evaluate(Contract):
+    """Give a model every benchmark question alone, in one pass, and grade what it says."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: Model
+    benchmarks: tuple[Benchmark, ...]
+    sampling: Sampling
+    engine: Engine = Engine()
+
+
+class Report(Contract):
+    """Tell the whole run on one page. `spec` is the run's own, as YAML, for display."""
+
+    kind: Literal["report"] = "report"
+    stages: tuple[str, ...]
+    """Every stage before this one, in order."""
+    spec: str
+
+
+Work = Annotated[Prepare | Generate | Train | Evaluate | Report, Field(discriminator="kind")]
+
+
+class StageTask(Contract):
+    """All a stage program is told. `stage` names the child: `teacher` for a fused teacher, else the stage itself."""
+
+    format: Literal[1] = FORMAT
+    run: RunRef
+    stage: str
+    storage: Storage
+    work: Work
+
+
+class Rows(Contract):
+    """Rows of a stage (or of one shard of it): total = done + rejected when it has ended."""
+
+    total: int = 0
+    done: int = 0
+    rejected: int = 0
+
+
+class StageFacts(Contract):
+    """What a program knows about one stage at its end; of one shard where the stage has several."""
+
+    rows: Rows = Rows()
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+    digest: str = ""
+    output_uri: str = Field(default="", alias="outputURI")
+    metrics: dict[str, float] = {}
+
+
+class LastWords(Contract):
+    """The termination message of a pod: JSON, at most `LAST_WORDS_LIMIT` bytes."""
+
+    outcome: Literal["done", "failed", "interrupted"]
+    stages: dict[str, StageFacts] = {}
+    error: str = ""
+    """Class of the error."""
+    message: str = ""
+    hint: str = ""
+    """What to change, and who must."""
+
+
+class Metric(Contract):
+    name: str
+    value: str
+
+
+class TrainerStatus(Contract):
+    """The status that Kubeflow Trainer's server takes, as transformers reports it by itself."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    progress_percentage: int | None = None
+    estimated_remaining_seconds: int | None = None
+    metrics: tuple[Metric, ...] = ()
+    last_updated_time: str | None = None
+
+
+class Progress(Contract):
+    """Body of a progress report. A report without a stage (transformers' own) counts for the child's first stage."""
+
+    trainer_status: TrainerStatus
+    stage: str | None = None
+    shard: int = 0
+    rows: Rows | None = None
+    tokens_per_second: float | None = None
