@@ -1,0 +1,439 @@
+"""`CGDRun`, version `cgd.dev/v1alpha1`: what a user writes and what the operator answers.
+
+Written once, here: `crds/` is generated from these models (`make crds`), with their defaults, limits and CEL rules.
+There are no floats (a custom resource must compare equal after any number of round trips), so fractions are strings:
+`learningRate: "1e-6"`. Everything but `suspend` is immutable; rows that are stored are reused by the next run.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+
+GROUP, VERSION = "cgd.dev", "v1alpha1"
+
+Rule = dict[str, str]
+"""One of `x-kubernetes-validations`: rule, message, fieldPath?, reason?"""
+
+
+class InvalidRun(ValueError):
+    """A manifest that cannot be run; each line of the text names a field and what to change."""
+
+
+def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """CEL rules for a schema, as (rule, message) pairs."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
+
+
+NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a number that is written as a string: for CEL in the CRD, for pydantic here."""
+
+    low: float
+    high: float
+    open_low: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        bounds = f"double(self) {'>' if self.open_low else '>='} {self.low:.1f} && double(self) <= {self.high:.1f}"
+        return {**handler(core), **rules((bounds, self.text))}
+
+    @property
+    def text(self) -> str:
+        low = f"above {self.low:g} and at most" if self.open_low else f"from {self.low:g} to"
+        return f'write a number {low} {self.high:g}, in quotes: "0.5"'
+
+    def check(self, value: str) -> str:
+        number = float(value)
+        if number > self.high or number < self.low or (self.open_low and number == self.low):
+            raise ValueError(self.text)
+        return value
+
+
+Number = Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
+Rate = Annotated[Number, Between(0, 1, open_low=True)]
+Fraction = Annotated[Number, Between(0, 1)]
+Temperature = Annotated[Number, Between(0, 2)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+Percent = Annotated[str, Field(max_length=8, pattern=r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$")]
+Positive = Annotated[int, Field(ge=1)]
+
+SOURCE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
+SOURCE_RULE = (
+    f"self.matches('{SOURCE}')",
+    "write s3://bucket/key (jsonl or parquet, * allowed in the last part) or configmap://name/key",
+)
+
+
+class Part(BaseModel):
+    """Strict and frozen; camelCase on the wire, snake_case in Python. `mends` are checks that CEL makes as well."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class KeyRef(Part):
+    """A key of a Secret in the run's namespace."""
+
+    name: Name
+    key: Name
+
+
+class NameRef(Part):
+    """A Secret or ConfigMap in the run's namespace."""
+
+    name: Name
+
+
+class ServedModel(Part):
+    """How vLLM serves a model. One independent engine per shard, tensor parallel inside it."""
+
+    shards: int = Field(1, ge=1, le=1024, description="Pods that share the rows of a stage, each with its own engine.")
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine.")
+    max_model_len: int | None = Field(None, ge=32, description="Context in tokens; default: the model's own.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+
+class Student(ServedModel):
+    model: Uri = Field(description="Hub id, s3:// folder, or a path in the image.")
+    revision: Name | None = Field(None, description="Branch, tag or commit on the hub; pinned to a commit by prepare.")
+
+
+class Endpoint(Part):
+    """Any OpenAI-compatible server."""
+
+    url: Uri = Field(
+        description="Base URL, such as https://api.example.com/v1.",
+        json_schema_extra=rules(("self.matches('^https?://.+')", "write the whole base URL: https://host/v1")),
+    )
+    model: Uri
+    api_key_secret_ref: KeyRef | None = None
+    max_concurrency: int = Field(64, ge=1, le=4096)
+
+
+class Teacher(ServedModel):
+    """The model that criticises and refines: served here (`model`) or elsewhere (`endpoint`), never both."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.model) != has(self.endpoint)", "set exactly one of model (served here) and endpoint"),
+            ("!has(self.revision) || has(self.model)", "revision belongs to model: remove it or set model"),
+        )
+    )
+    model: Uri | None = Field(None, description="Hub id, s3:// folder, or a path in the image.")
+    revision: Name | None = None
+    endpoint: Endpoint | None = None
+    fused: bool = Field(True, description="Critique and refine in one pod with one warm engine: one model load.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Teacher":
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("set exactly one of model (served here) and endpoint")
+        if self.revision and not self.model:
+            raise ValueError("revision belongs to model: remove it or set model")
+        return self
+
+
+class Fields(Part):
+    """Names of the columns."""
+
+    prompt: Name = "prompt"
+    reference: Name | None = Field(
+        None, description="Reference answer; needed by benchmarks, never shown to the teacher."
+    )
+
+
+def _source(text: str) -> str:
+    if not re.match(SOURCE, text):
+        raise ValueError(SOURCE_RULE[1])
+    return text
+
+
+SourceUri = Annotated[Uri, AfterValidator(_source)]
+
+
+class Prompts(Part):
+    source: SourceUri = Field(json_schema_extra=rules(SOURCE_RULE))
+    fields: Fields = Fields()
+    limit: Positive | None = Field(None, description="Take only the first rows.")
+
+
+class Sampling(Part):
+    """Decoding of one stage. The paper's: greedy, at most 16,384 new tokens."""
+
+    max_tokens: int = Field(16384, ge=1, description="New tokens at most; a longer text is rejected as truncated.")
+    temperature: Temperature = "0"
+    top_p: Rate = "1"
+    seed: int = Field(0, ge=0)
+
+
+class Generation(Part):
+    answer: Sampling = Sampling()
+    critique: Sampling = Sampling()
+    refine: Sampling = Sampling()
+    max_rejected: Percent = Field("2%", description="A stage that rejects more of its rows fails, loudly.")
+
+
+BATCH_RULE = (
+    "self.globalBatchSize >= self.workers * self.gpusPerWorker",
+    "every GPU needs an example: raise globalBatchSize to at least workers * gpusPerWorker",
+)
+
+
+class Training(Part):
+    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE))
+
+    objectives: tuple[Literal["CGD"], ...] = Field(("CGD",), min_length=1, max_length=1)
+    epochs: int = Field(1, ge=1, le=100)
+    global_batch_size: int = Field(64, ge=1, le=65536, description="Examples per step, over all workers.")
+    learning_rate: Rate = "1e-6"
+    warmup_ratio: Fraction = "0"
+    weight_decay: Fraction = "0"
+    max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
+    workers: int = Field(1, ge=1, le=512)
+    gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
+    zero_stage: int = Field(3, ge=0, le=3)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpoint_every_steps: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=100)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _batch(self) -> "Training":
+        if self.global_batch_size < self.workers * self.gpus_per_worker:
+            raise ValueError(BATCH_RULE[1])
+        return self
+
+
+class Benchmark(Prompts):
+    """Questions with reference answers; the model sees the question (and the instruction) alone."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.fields) && has(self.fields.reference)", "a benchmark needs fields.reference")
+        )
+    )
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    instruction: str = Field("", max_length=2000, description="Follows every question after a blank line.")
+
+    @model_validator(mode="after")
+    def _graded(self) -> "Benchmark":
+        if self.fields.reference is None:
+            raise ValueError("a benchmark needs fields.reference")
+        return self
+
+
+class Evaluation(Part):
+    benchmarks: tuple[Benchmark, ...] = Field(
+        min_length=1,
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    models: tuple[Literal["base", "trained"], ...] = Field(
+        ("base", "trained"), min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+    sampling: Sampling = Sampling()
+
+
+class Storage(Part):
+    """An S3 bucket. Credentials: the ServiceAccount's cloud identity, or a Secret with the two AWS keys."""
+
+    uri: Uri = Field(
+        description="s3://bucket/prefix",
+        json_schema_extra=rules(
+            ("self.matches('^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$')", "write s3://bucket/prefix")
+        ),
+    )
+    endpoint: Uri | None = Field(
+        None,
+        description="URL of an S3-compatible server; default: AWS.",
+        json_schema_extra=rules(("self.matches('^https?://.+')", "write the whole URL: https://host:port")),
+    )
+    region: Name | None = None
+    path_style: bool = Field(False, description="https://host/bucket/key instead of https://bucket.host/key.")
+    credentials_secret_ref: NameRef | None = Field(
+        None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_SESSION_TOKEN."
+    )
+    ca_bundle_config_map_ref: KeyRef | None = Field(None, description="ConfigMap key with the server's CA, as PEM.")
+
+    @model_validator(mode="after")
+    def _urls(self) -> "Storage":
+        if not re.match(r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", self.uri):
+            raise ValueError("uri: write s3://bucket/prefix")
+        if self.endpoint and not re.match(r"^https?://.+", self.endpoint):
+            raise ValueError("endpoint: write the whole URL: https://host:port")
+        return self
+
+
+FREE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+
+
+class Pool(Part):
+    """Where the pods of a pool run. The fields are those of a PodSpec and of a container."""
+
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, Any]] = Field([], max_length=64)
+    affinity: dict[str, Any] = Field({}, json_schema_extra=FREE)
+    resources: dict[str, Any] = Field(
+        {}, json_schema_extra=FREE, description="Added to the GPUs that the run asks for."
+    )
+    priority_class_name: Name | None = None
+
+
+class Placement(Part):
+    accelerator: str = Field(
+        "nvidia.com/gpu",
+        max_length=253,
+        description="Resource name of a GPU; none: run on CPU and ask for no GPU.",
+    )
+    student: Pool = Pool()
+    teacher: Pool = Pool()
+    training: Pool = Pool()
+    cpu: Pool = Field(Pool(), description="prepare and report, and a teacher behind an endpoint.")
+
+
+class Images(Part):
+    """Images of the stage programs; default: those that the operator was released with."""
+
+    generate: Uri | None = None
+    train: Uri | None = None
+
+
+class PodMetadata(Part):
+    """Labels and annotations for every pod, such as those a cost report or a mesh reads."""
+
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class CGDRunSpec(Part):
+    """One run of Critique-Guided Distillation."""
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend"})
+
+    suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
+    student: Student
+    teacher: Teacher
+    prompts: Prompts
+    generation: Generation = Generation()
+    training: Training = Training()
+    evaluation: Evaluation | None = None
+    storage: Storage
+    placement: Placement = Placement()
+    images: Images = Images()
+    service_account_name: Name | None = Field(None, description="ServiceAccount of the stage pods.")
+    hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
+    pod_metadata: PodMetadata = PodMetadata()
+    retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
+
+
+class Rows(Part):
+    total: int = 0
+    done: int = 0
+    rejected: int = 0
+
+
+StageState = Literal["Pending", "Waiting", "Running", "Suspended", "Succeeded", "Failed"]
+
+
+class StageStatus(Part):
+    name: str
+    state: StageState = "Pending"
+    reason: str | None = None
+    message: str | None = None
+    child: str | None = None
+    start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    attempts: int = 0
+    rows: Rows | None = None
+    tokens_per_second: int | None = None
+    percent: int | None = None
+    eta_seconds: int | None = None
+    gpu_seconds: int = 0
+    output_uri: str | None = Field(None, alias="outputURI")
+    digest: str | None = None
+
+
+class Condition(Part):
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    last_transition_time: str = Field(json_schema_extra={"format": "date-time"})
+    observed_generation: int = 0
+
+
+class Usage(Part):
+    gpu_hours: str = "0"
+    tokens: int = 0
+
+
+class Artifacts(Part):
+    """S3 URIs of what the run has made."""
+
+    quadruples: str | None = None
+    checkpoints: dict[str, str] = {}
+    report: str | None = None
+
+
+class CGDRunStatus(Part):
+    """What the operator saw last. Derived from the spec and the children every time; never an input to a decision."""
+
+    observed_generation: int = 0
+    state: str = "Pending"
+    stage: str | None = None
+    progress: str | None = None
+    eta: str | None = None
+    conditions: tuple[Condition, ...] = Field(
+        (), json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    )
+    stages: tuple[StageStatus, ...] = Field(
+        (), json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    )
+    artifacts: Artifacts = Artifacts()
+    usage: Usage = Usage()
+
+
+def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
+    """The spec of a manifest.
+
+    Raises:
+        InvalidRun: a line for every wrong field, with its path and what to change.
+    """
+    try:
+        return CGDRunSpec.model_validate(manifest.get("spec", {}))
+    except ValidationError as error:
+        raise InvalidRun("\n".join(_mend(one) for one in error.errors())) from error
+
+
+def _mend(error: Any) -> str:
+    path = ".".join(["spec", *(str(part) for part in error["loc"])])
+    match error["type"]:
+        case "extra_forbidden":
+            parent = path.rsplit(".", 1)[0]
+            return f"{path}: there is no such field; `kubectl explain cgdrun.{parent}` lists those there are"
+        case "missing":
+            return f"{path}: is required"
+        case "string_type" if isinstance(error["input"], int | float):
+            return f'{path}: is a number; write it in quotes: "{error["input"]:g}"'
+        case "value_error":
+            return f"{path}: {error['ctx']['error']}"
+        case _:
+            return f"{path}: {error['msg']} (it is {error['input']!r})"
