@@ -1,0 +1,36 @@
+"""The errors of the stage programs. An error says who must act: its class is its exit code, its hint is the mend."""
+
+from typing import ClassVar
+
+from cgd_stages.contract import Exit
+
+
+class StageError(Exception):
+    """The root: a failure that a program understands. `message` says what happened, `hint` what to change and where."""
+
+    exit: ClassVar[Exit] = Exit.RETRY
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UserError(StageError):
+    """The user must change something; a retry would fail the same way."""
+
+    exit: ClassVar[Exit] = Exit.PERMANENT
+
+
+class TransientError(StageError):
+    """Something outside is not there right now; a retry may well succeed."""
+
+
+class RowsLost(TransientError):
+    """The books do not balance: read != kept + rejected. A retry reads the stored rows anew and asks for the rest."""
+
+
+class Interrupted(StageError):
+    """SIGTERM: everything finished so far is stored."""
+
+    exit: ClassVar[Exit] = Exit.INTERRUPTED

@@ -1,0 +1,158 @@
+"""Models: which exact one is meant (`resolve`), and where its files are on this machine (`fetch`).
+
+A name is a hub id, an `s3://` folder, a path in the image, or `stage://<stage>`, the model that a stage of this run
+has made. The last two words of a model's identity are its name and its revision: a commit for the hub, a fingerprint
+of the files for folders, a digest for stages.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cgd_stages.contract import Model, RunRef
+from cgd_stages.errors import TransientError, UserError
+from cgd_stages.folders import Folder, digest_of, open_input
+from cgd_stages.storage import Bucket
+
+log = logging.getLogger(__name__)
+
+STAGE = "stage://"
+MODEL = "model/"
+"""Prefix of the model's files in the folder of a stage that makes one."""
+_SAMPLE = 1 << 20
+_NEEDED = "config.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An exact model. Two models with the same name and revision have the same weights, tokenizer and template."""
+
+    name: str
+    revision: str
+
+
+def resolve(model: Model, bucket: Bucket, run: RunRef) -> Resolved:
+    """Find out which exact model is meant. Raises UserError when there is none, TransientError when out of reach."""
+    if model.name.startswith(STAGE):
+        return Resolved(model.name, open_input(bucket, run, model.name.removeprefix(STAGE)).digest)
+    if model.name.startswith("s3://"):
+        return Resolved(model.name, _stored_fingerprint(model.name, bucket))
+    if _is_path(model.name):
+        return Resolved(model.name, _folder_fingerprint(_folder(model.name)))
+    return Resolved(model.name, _hub(model.name, lambda: _commit(model)))
+
+
+def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path) -> Path:
+    """A local folder with the model's files. Files that are there from an earlier call are not fetched again."""
+    if model.name.startswith(STAGE):
+        return _fetch_stage(open_input(bucket, run, model.name.removeprefix(STAGE)), scratch)
+    if model.name.startswith("s3://"):
+        return _fetch_stored(model.name, bucket, scratch)
+    if _is_path(model.name):
+        return _folder(model.name)
+    return _hub(model.name, lambda: _snapshot(model))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~"))
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not (folder / _NEEDED).is_file():
+        state = "has no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"the model {name} {state}", hint=_hint(name))
+    return folder
+
+
+def _hint(name: str) -> str:
+    return (
+        f"Correct the model {name!r} in spec.student or spec.teacher: a hub id, an s3:// folder or a path in the image."
+    )
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return digest_of(files=[[str(path.relative_to(folder)), path.stat().st_size, _sampled(path)] for path in files])
+
+
+def _sampled(path: Path) -> str:
+    """Hash of a file: whole up to 64 MiB, else 64 samples of 1 MiB (training moves every weight, so samples tell)."""
+    size, found = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= 64 * _SAMPLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        for index in range(64):
+            file.seek((size - _SAMPLE) * index // 63)
+            found.update(file.read(_SAMPLE))
+    return found.hexdigest()
+
+
+def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
+    files = [[found.key, found.size, found.etag] for found in bucket.at(uri).list()]
+    if not any(name == _NEEDED for name, _, _ in files):
+        raise UserError(f"the model {uri} has no config.json", hint=_hint(uri))
+    return digest_of(files=files)
+
+
+def _fetch_stored(uri: str, bucket: Bucket, scratch: Path) -> Path:
+    source = bucket.at(uri)
+    folder = scratch / "models" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    for found in source.list():
+        path = folder / found.key
+        if not (path.is_file() and path.stat().st_size == found.size):
+            log.info("fetching %s (%.1f MB)", source.uri(found.key), found.size / 1e6)
+            source.download(found.key, path)
+        if path.stat().st_size != found.size:
+            raise TransientError(f"{source.uri(found.key)} was cut on its way")
+    return _folder(str(folder))
+
+
+def _fetch_stage(made: Folder, scratch: Path) -> Path:
+    folder = scratch / "models" / made.digest
+    for part in made.require().under(MODEL):
+        path = folder / part.key.removeprefix(MODEL)
+        if not (path.is_file() and _whole_sha256(path) == part.sha256):
+            made.bucket.download(made.key(part.key), path)
+        if _whole_sha256(path) != part.sha256:
+            path.unlink()
+            raise TransientError(f"{made.uri}/{part.key} is not what its marker promises")
+    return _folder(str(folder))
+
+
+def _whole_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit(model: Model) -> str:
+    return _snapshot(model, only=_NEEDED).name
+
+
+def _snapshot(model: Model, only: str | None = None) -> Path:
+    """The hub's files in the local cache; the folder is named after the commit."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [only] if only else ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
+
+
+def _hub(name: str, ask: Callable[[], T]) -> T:
+    from huggingface_hub import constants, errors
+
+    try:
+        return ask()
+    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise UserError(f"there is no model {name} on the hub: {error}", hint=_hint(name)) from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        hint = f"{_hint(name)} The hub may be out of reach from this pod, or want a token (HF_TOKEN)."
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"the model {name} is not in the local cache, and the hub is switched off", hint=hint
+            ) from error
+        raise TransientError(f"the model {name} cannot be fetched from the hub: {error}", hint=hint) from error

@@ -1,0 +1,235 @@
+"""The object store: bytes by key under `storage.uri`, through boto3, with every foreign error translated here."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    InvalidEndpointDiscoveryConfigurationError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSLError,
+)
+
+from cgd_stages.contract import Storage
+from cgd_stages.errors import TransientError, UserError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CREDENTIALS_HINT = (
+    "Check the Secret of spec.storage.credentialsSecretRef (accessKeyId, secretAccessKey), "
+    "or the cloud identity of spec.serviceAccountName."
+)
+_WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "UnrecognizedClientException"}
+_DENIED = {"AccessDenied", "403", "AllAccessDisabled", "AccountProblem"}
+_WRONG_PLACE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_CONFIGURATION = (NoRegionError, InvalidEndpointDiscoveryConfigurationError, ProfileNotFound, ParamValidationError)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One object; `key` is relative to the bucket object that listed it, `etag` without quotes."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Bucket:
+    """Objects under one `s3://bucket/prefix`. Safe to share between threads.
+
+    Raises UserError when the user must change the storage block of the spec, TransientError when the store is away.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._client: S3Client = _connect(storage)
+        self._bucket, self._prefix = split_uri(storage.uri)
+
+    def at(self, uri: str) -> "Bucket":
+        """The same store and credentials at another `s3://bucket/prefix`."""
+        other = Bucket.__new__(Bucket)
+        other.storage = self.storage.model_copy(update={"uri": uri})
+        other._client = self._client
+        other._bucket, other._prefix = split_uri(uri)
+        return other
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._absolute(key)}"
+
+    def get(self, key: str) -> bytes | None:
+        """The object's bytes; None when there is no such object."""
+        with self._translated(key):
+            try:
+                return self._client.get_object(Bucket=self._bucket, Key=self._absolute(key))["Body"].read()
+            except ClientError as error:
+                if _code(error) in {"NoSuchKey", "404"}:
+                    return None
+                raise
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Store bytes; with `if_absent`, False when an object was there already (it stays as it is)."""
+        with self._translated(key):
+            if not if_absent:
+                self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data)
+                return True
+            return self._put_new(key, data)
+
+    def list(self, prefix: str = "") -> Iterator[Stored]:
+        """Every object whose key starts with `prefix`, in the order of keys."""
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
+                for found in page.get("Contents", []):
+                    key = found["Key"].removeprefix(self._absolute(""))
+                    yield Stored(key=key, size=found["Size"], etag=found["ETag"].strip('"'))
+
+    def upload(self, path: Path, key: str) -> None:
+        """Store a file, in parts when it is large."""
+        # upload_file would wrap the store's answer into a string; the file object's way keeps the error's code.
+        with self._translated(key), path.open("rb") as source:
+            self._client.upload_fileobj(source, self._bucket, self._absolute(key))
+
+    def download(self, key: str, path: Path) -> None:
+        """Fetch an object into a file that appears only when it is whole. Raises UserError when there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with self._translated(key), partial.open("wb") as target:
+                self._client.download_fileobj(self._bucket, self._absolute(key), target)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def delete(self, key: str) -> None:
+        with self._translated(key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._absolute(key))
+
+    def probe(self) -> str:
+        """Put, read, list and delete a small object; say who the caller is. Raises as every method does."""
+        key = f".probe/{uuid.uuid4().hex}"
+        self.put(key, b"probe", if_absent=True)
+        try:
+            if self.get(key) != b"probe" or [found.key for found in self.list(key)] != [key]:
+                raise TransientError(f"{self.uri(key)} was written but cannot be read back")
+            if self.put(key, b"again", if_absent=True):
+                raise UserError(
+                    f"the store behind {self.storage.uri} ignores If-None-Match, so that parts could be overwritten",
+                    hint="Use a store with conditional writes for spec.storage.",
+                )
+        finally:
+            self.delete(key)
+        return self._caller()
+
+    def _caller(self) -> str:
+        if self.storage.endpoint is None:
+            with self._translated(""):
+                return str(boto3.Session().client("sts", region_name=self.storage.region).get_caller_identity()["Arn"])
+        # Key ids are names, not secrets; the end of one is enough to tell two apart.
+        credentials = boto3.Session().get_credentials()
+        return f"access key ...{credentials.access_key[-4:]} ({credentials.method})" if credentials else "anonymous"
+
+    def _put_new(self, key: str, data: bytes) -> bool:
+        try:
+            self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) in {"PreconditionFailed", "412"}:
+                return False
+            raise
+        return True
+
+    def _absolute(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            self._refused(error, key)
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            raise UserError(f"no usable S3 credentials: {error}", hint=CREDENTIALS_HINT) from error
+        except SSLError as error:
+            message = f"the certificate of {self._where()} cannot be verified: {error}"
+            raise UserError(message, hint="Give the CA in spec.storage.caBundleConfigMapRef.") from error
+        except (*_CONFIGURATION, ValueError) as error:
+            message = f"S3 settings do not work: {error}"
+            raise UserError(message, hint="Correct uri, endpoint and region in spec.storage.") from error
+        except BotoCoreError as error:
+            message = f"S3 at {self._where()} cannot be reached: {error}"
+            raise TransientError(message, hint="Check spec.storage.endpoint and that the store is running.") from error
+
+    def _refused(self, error: ClientError, key: str) -> NoReturn:
+        code = _code(error)
+        what = f"{self.uri(key)}: {error}"
+        if code in _WRONG_KEY:
+            raise UserError(f"S3 does not know the access key: {what}", hint=CREDENTIALS_HINT) from error
+        if code in _DENIED:
+            raise UserError(f"S3 denies access: {what}", hint=CREDENTIALS_HINT) from error
+        if code in {"NoSuchBucket", "InvalidBucketName"}:
+            hint = "Create the bucket or correct spec.storage.uri."
+            raise UserError(f"there is no bucket {self._bucket} at {self._where()}", hint=hint) from error
+        if code in {"NoSuchKey", "404"}:
+            raise UserError(f"there is no object {self.uri(key)}", hint="Correct the URI in the spec.") from error
+        if code in _WRONG_PLACE:
+            raise UserError(f"the bucket is elsewhere: {what}", hint="Correct spec.storage.region.") from error
+        if code in {"NotImplemented", "501"}:
+            raise UserError(f"the store cannot do this: {what}", hint="Use another store for spec.storage.") from error
+        raise TransientError(f"S3 failed: {what}", hint="The store may be overloaded; the program retries.") from error
+
+    def _where(self) -> str:
+        return self.storage.endpoint or "AWS S3"
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI, the key without slashes at its ends."""
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not separator or not bucket:
+        raise UserError(f"{uri!r} is not an S3 URI", hint="Write it as s3://bucket/key.")
+    return bucket, key.strip("/")
+
+
+# Sessions of boto3 are not safe to build from several threads at once; clients are safe to use.
+_connecting = threading.Lock()
+
+
+def _connect(storage: Storage) -> "S3Client":
+    # Since 2025 the SDK adds checksums that older S3-compatible stores refuse: send them where AWS itself answers.
+    own = storage.endpoint is not None
+    config = Config(
+        s3={"addressing_style": "path" if storage.path_style else "auto"},
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=32,
+        request_checksum_calculation="when_required" if own else "when_supported",
+        response_checksum_validation="when_required" if own else "when_supported",
+    )
+    region = storage.region or ("us-east-1" if own else None)
+    try:
+        with _connecting:
+            # A session of our own: boto3's default one would keep the credentials of the first caller.
+            return boto3.Session().client(
+                "s3", endpoint_url=storage.endpoint, region_name=region, verify=storage.ca_bundle, config=config
+            )
+    except (BotoCoreError, ValueError) as error:
+        message = f"S3 settings do not work: {error}"
+        raise UserError(message, hint="Correct endpoint and region in spec.storage.") from error
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
