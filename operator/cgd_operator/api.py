@@ -37,9 +37,6 @@ def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
 
 
-NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
-
-
 @dataclass(frozen=True)
 class Between:
     """Bounds of a number that is written as a string: for CEL in the CRD, for pydantic here."""

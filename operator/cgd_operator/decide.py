@@ -1,0 +1,61 @@
+"""What to do next. Pure: the plan and the facts in, actions out; nothing is remembered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cgd_operator.observe import ChildFacts, Fate
+from cgd_operator.plan import Child
+
+
+@dataclass(frozen=True)
+class Start:
+    child: Child
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Suspend a child: its pods go, what they stored stays."""
+
+    facts: ChildFacts
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Let go of a child that the operator held."""
+
+    facts: ChildFacts
+
+
+Action = Start | Hold | Resume
+
+ACTIVE = (Fate.WAITING, Fate.RUNNING)
+
+
+def decide(children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, suspend: bool) -> tuple[Action, ...]:
+    """The actions of this moment; none when there is only to wait, or nothing more to do."""
+    there = [facts[child.stage] for child in children if child.stage in facts]
+    if suspend or any(one.fate is Fate.FAILED for one in there):
+        return tuple(Hold(one) for one in there if one.fate in ACTIVE)
+    resumed = tuple(Resume(one) for one in there if one.fate is Fate.SUSPENDED and one.held)
+    done = done_stages(children, facts)
+    ready = (child for child in children if child.stage not in facts and _may_start(child, done))
+    return resumed + tuple(Start(child) for child in ready)
+
+
+def _may_start(child: Child, done: frozenset[str]) -> bool:
+    return done.issuperset(child.after) and not done.issuperset(child.stages)
+
+
+def done_stages(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) -> frozenset[str]:
+    """Stages that have succeeded: their child says so, or a later child exists that only starts after them.
+
+    The second half keeps a finished stage finished when somebody has cleaned up its Job.
+    """
+    done: set[str] = set()
+    for child in reversed(children):
+        fate = facts[child.stage].fate if child.stage in facts else Fate.ABSENT
+        if fate is Fate.SUCCEEDED:
+            done.update(child.stages)
+        if fate is not Fate.ABSENT or done.issuperset(child.stages):
+            done.update(child.after)
+    return frozenset(done)

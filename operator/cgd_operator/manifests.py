@@ -1,0 +1,267 @@
+"""A child as a Kubernetes manifest: Job or PyTorchJob. Pure.
+
+Every pod passes the `restricted` Pod Security Standard, has no API token, and can write to `/scratch` and `/tmp` only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cgd_operator import api
+from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, Kind
+from cgd_operator.plan import Child, Run
+from cgd_stages import contract
+
+Object = dict[str, Any]
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "cgd-operator"
+RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
+SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
+"""Annotation on a child that the operator suspended: only such a child is resumed by it (a queue suspends, too)."""
+
+SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
+TERMINATION_LOG = "/dev/termination-log"
+
+KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What every manifest takes from the operator's own configuration."""
+
+    generate_image: str
+    train_image: str
+    progress_url: str = ""
+    """Base URL of the progress server as pods reach it; empty: no progress is reported."""
+
+
+def manifest(run: Run, child: Child, release: Release) -> Object:
+    """The manifest that creates the child."""
+    match child.kind:
+        case "Job":
+            return _job(run, child, release)
+        case "PyTorchJob":
+            return _pytorchjob(run, child, release)
+
+
+def secret_name(run: Run) -> str:
+    return f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
+
+
+def progress_secret(run: Run, tokens: dict[str, str]) -> Object:
+    """The Secret with a progress token for every child, each under its stage's name."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _meta(run, secret_name(run)),
+        "stringData": tokens,
+        "type": "Opaque",
+    }
+
+
+def _job(run: Run, child: Child, release: Release) -> Object:
+    permanent = {"containerName": "stage", "operator": "In", "values": [int(contract.Exit.PERMANENT)]}
+    disruption = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "apiVersion": JOB.api_version,
+        "kind": "Job",
+        "metadata": _meta(run, child.name, child.stage),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": child.pods,
+            "parallelism": child.pods,
+            "backoffLimitPerIndex": run.spec.retries,
+            "maxFailedIndexes": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [disruption]},
+                    {"action": "FailIndex", "onExitCodes": permanent},
+                ]
+            },
+            "template": _template(run, child, release, "stage", restart="Never"),
+        },
+    }
+
+
+def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
+    replica = {
+        "restartPolicy": "ExitCode",
+        "template": _template(run, child, release, "pytorch"),
+    }
+    replicas: Object = {"Master": {"replicas": 1, **replica}}
+    if child.pods > 1:
+        replicas["Worker"] = {"replicas": child.pods - 1, **replica}
+    return {
+        "apiVersion": PYTORCHJOB.api_version,
+        "kind": "PyTorchJob",
+        "metadata": _meta(run, child.name, child.stage),
+        "spec": {
+            "nprocPerNode": str(run.spec.training.gpus_per_worker),
+            "pytorchReplicaSpecs": replicas,
+            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": run.spec.retries},
+        },
+    }
+
+
+def _meta(run: Run, name: str, stage: str = "") -> Object:
+    return {
+        "name": name,
+        "namespace": run.namespace,
+        "labels": _labels(run, stage),
+        "ownerReferences": [
+            {
+                "apiVersion": RUN.api_version,
+                "kind": RUN.kind,
+                "name": run.name,
+                "uid": run.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def _labels(run: Run, stage: str) -> dict[str, str]:
+    labels = {MANAGED_BY: MANAGER, RUN_LABEL: run.name, UID_LABEL: run.uid}
+    return {**labels, STAGE_LABEL: stage} if stage else labels
+
+
+def _template(run: Run, child: Child, release: Release, container: str, restart: str | None = None) -> Object:
+    pool: api.Pool = getattr(run.spec.placement, child.pool)
+    metadata = run.spec.pod_metadata
+    spec = {
+        "restartPolicy": restart,
+        "serviceAccountName": run.spec.service_account_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 120,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "nodeSelector": pool.node_selector,
+        "tolerations": pool.tolerations,
+        "affinity": pool.affinity,
+        "priorityClassName": pool.priority_class_name,
+        "containers": [_container(run, child, release, container, pool)],
+        "volumes": list(_volumes(run, child)),
+    }
+    return {
+        "metadata": {
+            "labels": {**metadata.labels, **_labels(run, child.stage)},
+            "annotations": dict(metadata.annotations),
+        },
+        "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
+    }
+
+
+def _container(run: Run, child: Child, release: Release, name: str, pool: api.Pool) -> Object:
+    own = getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image")
+    container: Object = {
+        "name": name,
+        "image": own,
+        "command": ["python", "-m", f"cgd_stages.{child.task.work.kind}"],
+        "env": list(_env(run, child, release)),
+        "resources": _resources(run, child, pool),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]], **_read_only(volume)}
+            for volume in _volumes(run, child)
+        ],
+    }
+    if child.kind == "PyTorchJob":
+        container["ports"] = [{"name": "pytorchjob-port", "containerPort": 23456}]
+    return container
+
+
+def _resources(run: Run, child: Child, pool: api.Pool) -> Object:
+    resources = {key: dict(value) if isinstance(value, dict) else value for key, value in pool.resources.items()}
+    if child.gpus:
+        resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}
+    return resources
+
+
+def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
+    yield {"name": contract.TASK, "value": child.task.to_json()}
+    yield {"name": contract.SCRATCH, "value": SCRATCH}
+    yield {"name": "HOME", "value": SCRATCH}
+    yield {"name": "TMPDIR", "value": TMP}
+    yield {"name": contract.TERMINATION_LOG, "value": TERMINATION_LOG}
+    if configmaps(child.task):
+        yield {"name": contract.INPUTS, "value": INPUTS}
+    if release.progress_url:
+        url = f"{release.progress_url.rstrip('/')}/progress/{run.namespace}/{run.name}/{run.uid}/{child.stage}"
+        yield {"name": contract.PROGRESS_URL, "value": url}
+        yield {"name": contract.PROGRESS_TOKEN, "value": f"{PROGRESS}/token"}
+    yield from _credentials(run, child)
+
+
+def _credentials(run: Run, child: Child) -> Iterator[Object]:
+    storage = run.spec.storage
+    if storage.credentials_secret_ref:
+        secret = storage.credentials_secret_ref.name
+        yield _from_secret("AWS_ACCESS_KEY_ID", secret, "AWS_ACCESS_KEY_ID")
+        yield _from_secret("AWS_SECRET_ACCESS_KEY", secret, "AWS_SECRET_ACCESS_KEY")
+        yield _from_secret("AWS_SESSION_TOKEN", secret, "AWS_SESSION_TOKEN", optional=True)
+    endpoint = run.spec.teacher.endpoint
+    if endpoint and endpoint.api_key_secret_ref and child.pool == "cpu":
+        ref = endpoint.api_key_secret_ref
+        yield _from_secret(contract.TEACHER_API_KEY, ref.name, ref.key)
+    if token := run.spec.hub_token_secret_ref:
+        yield _from_secret("HF_TOKEN", token.name, token.key)
+
+
+def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Object:
+    reference: Object = {"name": secret, "key": key}
+    if optional:
+        reference["optional"] = True
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
+
+
+_MOUNTS = {"scratch": SCRATCH, "tmp": TMP, "shm": "/dev/shm", "inputs": INPUTS, "progress": PROGRESS, "ca": CA}  # noqa: S108
+_READ_ONLY = {"inputs", "progress", "ca"}
+
+
+def _read_only(volume: Object) -> Object:
+    return {"readOnly": True} if volume["name"] in _READ_ONLY else {}
+
+
+def _volumes(run: Run, child: Child) -> Iterator[Object]:
+    yield {"name": "scratch", "emptyDir": {}}
+    yield {"name": "tmp", "emptyDir": {}}
+    if child.gpus:  # NCCL and vLLM share memory between the processes of a pod
+        yield {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    if names := configmaps(child.task):
+        yield {"name": "inputs", "projected": {"sources": [_projected(name, keys) for name, keys in names.items()]}}
+    token = {"key": child.stage, "path": "token"}
+    yield {"name": "progress", "secret": {"secretName": secret_name(run), "items": [token], "optional": True}}
+    if ca := run.spec.storage.ca_bundle_config_map_ref:
+        yield {"name": "ca", "configMap": {"name": ca.name, "items": [{"key": ca.key, "path": "ca.crt"}]}}
+
+
+def _projected(name: str, keys: set[str]) -> Object:
+    """Optional, so that a missing one is told by prepare in plain words instead of a pod that never starts."""
+    items = [{"key": key, "path": f"{name}/{key}"} for key in sorted(keys)]
+    return {"configMap": {"name": name, "items": items, "optional": True}}
+
+
+def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
+    """Names and keys of the ConfigMaps that the task reads: only prepare reads sources."""
+    work = task.work
+    if not isinstance(work, contract.Prepare):
+        return {}
+    found: dict[str, set[str]] = {}
+    for source in (work.prompts, *work.benchmarks):
+        if source.source.startswith("configmap://"):
+            name, _, key = source.source.removeprefix("configmap://").partition("/")
+            found.setdefault(name, set()).add(key)
+    return found

@@ -1,0 +1,224 @@
+"""What has become of each child, read from Jobs, PyTorchJobs and their pods. Pure: objects in, facts out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from pydantic import ValidationError
+
+from cgd_operator.manifests import STAGE_LABEL, SUSPENDED_BY_RUN
+from cgd_stages.contract import LastWords
+
+Object = dict[str, Any]
+
+
+class Fate(Enum):
+    ABSENT = "absent"
+    WAITING = "waiting"
+    """It exists, but no pod of it runs."""
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    LEAVING = "leaving"
+    """It is being deleted."""
+
+
+@dataclass(frozen=True)
+class PodFacts:
+    name: str
+    shard: int
+    phase: str
+    start: datetime | None
+    end: datetime | None
+    exit_code: int | None
+    trouble: str
+    """Why it waits, or how it ended: the kubelet's reason and message."""
+    words: LastWords | None
+    tail: str
+    """The termination message when it is not ours: the last lines of the log."""
+
+
+@dataclass(frozen=True)
+class ChildFacts:
+    name: str
+    stage: str
+    kind: str
+    fate: Fate
+    reason: str = ""
+    message: str = ""
+    held: bool = False
+    """Suspended by the operator, not by a queue."""
+    start: datetime | None = None
+    end: datetime | None = None
+    attempts: int = 0
+    pods: tuple[PodFacts, ...] = ()
+
+
+def observe(children: Iterable[Object], pods: Iterable[Object]) -> dict[str, ChildFacts]:
+    """The facts of every child there is, by its stage. Of two children of one stage the one that stays counts."""
+    by_stage: dict[str, list[PodFacts]] = {}
+    for pod in pods:
+        by_stage.setdefault(_stage(pod), []).append(_pod(pod))
+    facts: dict[str, ChildFacts] = {}
+    for child in sorted(children, key=lambda one: "deletionTimestamp" not in one["metadata"]):
+        own = sorted(by_stage.get(_stage(child), []), key=_age)
+        facts[_stage(child)] = _child(child, tuple(own))
+    return facts
+
+
+def _stage(thing: Object) -> str:
+    return str(thing["metadata"].get("labels", {}).get(STAGE_LABEL, ""))
+
+
+def _age(pod: PodFacts) -> tuple[float, str]:
+    return (pod.start.timestamp() if pod.start else float("inf"), pod.name)
+
+
+def _child(child: Object, pods: tuple[PodFacts, ...]) -> ChildFacts:
+    meta, spec, status = child["metadata"], child.get("spec", {}), child.get("status", {})
+    fate, reason, message = _fate(meta, spec, status, pods)
+    return ChildFacts(
+        name=meta["name"],
+        stage=_stage(child),
+        kind=child["kind"],
+        fate=fate,
+        reason=reason,
+        message=message,
+        held=SUSPENDED_BY_RUN in meta.get("annotations", {}),
+        start=_time(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
+        end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
+        attempts=_attempts(pods),
+        pods=pods,
+    )
+
+
+def _fate(meta: Object, spec: Object, status: Object, pods: tuple[PodFacts, ...]) -> tuple[Fate, str, str]:
+    true = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
+    if "deletionTimestamp" in meta:
+        return Fate.LEAVING, "Deleted", "is being deleted"
+    if "Complete" in true or "Succeeded" in true:
+        return Fate.SUCCEEDED, "", ""
+    if "Failed" in true:
+        return Fate.FAILED, *_failure(true["Failed"], pods)
+    if spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"):
+        return Fate.SUSPENDED, "Suspended", ""
+    if any(pod.phase == "Running" for pod in pods):
+        return Fate.RUNNING, "", _retrying(pods)
+    return Fate.WAITING, *_waiting(pods)
+
+
+def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> tuple[str, str]:
+    failed = [pod for pod in pods if pod.phase == "Failed" or (pod.exit_code or 0) > 0]
+    reason = str(condition.get("reason") or "Failed")
+    if not failed:
+        return reason, str(condition.get("message") or "failed; its pods are gone")
+    permanent = [pod for pod in failed if pod.words and pod.words.outcome == "failed" and pod.exit_code == 3]
+    telling = [pod for pod in failed if pod.words or pod.tail]
+    return reason, account((permanent or telling or failed)[-1])
+
+
+def account(pod: PodFacts) -> str:
+    """How a pod ended, for people: where, exit code, what it said and what to change."""
+    parts = [f"pod {pod.name}"]
+    if pod.exit_code is not None:
+        parts.append(f"exit code {pod.exit_code}")
+    if pod.words and pod.words.message:
+        parts.append(" ".join(filter(None, [_sentence(pod.words.message), pod.words.hint])))
+    else:
+        parts.extend(filter(None, [pod.trouble, pod.tail.strip().rpartition("\n")[2]]))
+    return ": ".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", ":")) else text + "."
+
+
+def _retrying(pods: tuple[PodFacts, ...]) -> str:
+    failed = [pod for pod in pods if pod.phase == "Failed"]
+    return f"trying again after {account(failed[-1])}" if failed else ""
+
+
+def _waiting(pods: tuple[PodFacts, ...]) -> tuple[str, str]:
+    for pod in pods:
+        if pod.phase == "Pending" and pod.trouble:
+            reason, _, _ = pod.trouble.partition(":")
+            return reason, f"pod {pod.name}: {pod.trouble}"
+    if any(pod.phase == "Pending" for pod in pods):
+        return "Starting", "the pod is being started"
+    if trouble := _retrying(pods):
+        return "Retrying", trouble
+    return "NoPods", "its controller has made no pod yet"
+
+
+def _attempts(pods: tuple[PodFacts, ...]) -> int:
+    by_shard: dict[int, int] = {}
+    for pod in pods:
+        by_shard[pod.shard] = by_shard.get(pod.shard, 0) + 1
+    return max(by_shard.values(), default=0)
+
+
+def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
+    ends = [pod.end for pod in pods if pod.end]
+    conditions = [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
+    return _time(status.get("completionTime")) or max(ends, default=None) or max(filter(None, conditions), default=None)
+
+
+def _pod(pod: Object) -> PodFacts:
+    meta, status = pod["metadata"], pod.get("status", {})
+    states = [one.get("state", {}) for one in status.get("containerStatuses", [])]
+    ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
+    words = _words(ended.get("message", ""))
+    return PodFacts(
+        name=meta["name"],
+        shard=_shard(meta),
+        phase=status.get("phase", "Pending"),
+        start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
+        end=_time(ended.get("finishedAt")),
+        exit_code=ended.get("exitCode"),
+        trouble=_trouble(status, states, ended),
+        words=words,
+        tail="" if words else ended.get("message", ""),
+    )
+
+
+def _shard(meta: Object) -> int:
+    labels, notes = meta.get("labels", {}), meta.get("annotations", {})
+    if (index := notes.get("batch.kubernetes.io/job-completion-index")) is not None:
+        return int(index)
+    if labels.get("training.kubeflow.org/replica-type") == "worker":
+        return 1 + int(labels.get("training.kubeflow.org/replica-index", 0))
+    return 0
+
+
+def _trouble(status: Object, states: list[Object], ended: Object) -> str:
+    if status.get("reason"):  # Evicted, NodeLost, ...
+        return _colon(status["reason"], status.get("message"))
+    for state in states:
+        if waiting := state.get("waiting"):
+            if waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
+                return _colon(waiting.get("reason", ""), waiting.get("message"))
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return _colon(condition.get("reason", ""), condition.get("message"))
+    reason = ended.get("reason", "")
+    return "" if reason in ("Error", "Completed") else str(reason)
+
+
+def _colon(reason: str, message: str | None) -> str:
+    return f"{reason}: {message}" if message else reason
+
+
+def _words(message: str) -> LastWords | None:
+    if not message.startswith("{"):
+        return None
+    try:
+        return LastWords.model_validate_json(message)
+    except ValidationError:  # a log line that looks like JSON: shown as it is
+        return None
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None

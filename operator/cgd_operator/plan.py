@@ -1,0 +1,270 @@
+"""The plan of a run: which children it needs, in which order, and what each is told. Pure: a spec in, values out."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from cgd_operator import api
+from cgd_stages import contract
+
+
+@dataclass(frozen=True)
+class Run:
+    """A CGDRun as the operator needs it: who it is and what it asks for."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    spec: api.CGDRunSpec
+
+    @classmethod
+    def of(cls, manifest: dict[str, Any]) -> "Run":
+        """Parse a resource as the API server returns it.
+
+        Raises:
+            api.InvalidRun: the spec cannot be run.
+        """
+        meta = manifest["metadata"]
+        spec = api.parse_spec(manifest)
+        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec)
+
+
+@dataclass(frozen=True)
+class Child:
+    """One Job or PyTorchJob. It carries out one stage, or several in one pod (a fused teacher)."""
+
+    name: str
+    stage: str
+    stages: tuple[str, ...]
+    kind: Literal["Job", "PyTorchJob"]
+    pool: Literal["cpu", "student", "teacher", "training"]
+    image: Literal["generate", "train"]
+    pods: int
+    gpus: int
+    """GPUs of each pod."""
+    after: tuple[str, ...]
+    """Stages (of other children) that must have succeeded before this one starts."""
+    task: contract.StageTask
+
+
+def plan(run: Run) -> tuple[Child, ...]:
+    """Every child of the run, in order."""
+    works = list(_works(run.spec))
+    before_report = tuple(stage for work in works for stage in work.stages)
+    report = contract.Report(stages=before_report, spec=_spec_text(run.spec))
+    works.append(_Work("report", ("report",), report, "cpu", before_report))
+    return tuple(_child(run, work) for work in works)
+
+
+def stage_names(spec: api.CGDRunSpec) -> tuple[str, ...]:
+    """The stages of a run, in order, as the status lists them."""
+    return (*(stage for work in _works(spec) for stage in work.stages), "report")
+
+
+@dataclass(frozen=True)
+class _Work:
+    stage: str
+    stages: tuple[str, ...]
+    work: contract.Work
+    pool: Literal["cpu", "student", "teacher", "training"]
+    after: tuple[str, ...]
+
+
+def _works(spec: api.CGDRunSpec) -> Iterator[_Work]:
+    yield _Work("prepare", ("prepare",), _prepare(spec), "cpu", ())
+    yield _Work("answer", ("answer",), _generate(spec, ("answer",)), "student", ("prepare",))
+    pool: Literal["cpu", "teacher"] = "teacher" if spec.teacher.model else "cpu"
+    if spec.teacher.fused:
+        roles: tuple[contract.Role, ...] = ("critique", "refine")
+        yield _Work("teacher", roles, _generate(spec, roles), pool, ("answer",))
+    else:
+        yield _Work("critique", ("critique",), _generate(spec, ("critique",)), pool, ("answer",))
+        yield _Work("refine", ("refine",), _generate(spec, ("refine",)), pool, ("critique",))
+    trained = tuple(f"train-{objective.lower()}" for objective in spec.training.objectives)
+    for stage in trained:
+        yield _Work(stage, (stage,), _train(spec), "training", ("refine",))
+    if spec.evaluation:
+        yield from _evaluations(spec, spec.evaluation, trained)
+
+
+def _evaluations(spec: api.CGDRunSpec, evaluation: api.Evaluation, trained: tuple[str, ...]) -> Iterator[_Work]:
+    if "base" in evaluation.models:
+        model = _student(spec)
+        yield _Work("evaluate-base", ("evaluate-base",), _evaluate(spec, evaluation, model), "student", trained)
+    if "trained" in evaluation.models:
+        for stage in trained:
+            name = stage.replace("train-", "evaluate-")
+            model = contract.Model(name=f"stage://{stage}")
+            yield _Work(name, (name,), _evaluate(spec, evaluation, model), "student", (stage,))
+
+
+def _child(run: Run, work: _Work) -> Child:
+    task = contract.StageTask(
+        run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
+        stage=work.stage,
+        storage=_storage(run.spec.storage),
+        work=work.work,
+    )
+    training = isinstance(work.work, contract.Train)
+    return Child(
+        name=child_name(run, work.stage),
+        stage=work.stage,
+        stages=work.stages,
+        kind="PyTorchJob" if training else "Job",
+        pool=work.pool,
+        image="train" if training else "generate",
+        pods=_pods(work.work),
+        gpus=_gpus(run.spec, work),
+        after=work.after,
+        task=task,
+    )
+
+
+def child_name(run: Run, stage: str) -> str:
+    """Deterministic, so that creating a child twice is creating it once; of a run's uid, so that a run that was
+    deleted and applied again does not meet the children of the former one."""
+    digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
+    return f"{run.name[:32].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
+
+
+def _pods(work: contract.Work) -> int:
+    match work:
+        case contract.Generate():
+            return work.shards
+        case contract.Train():
+            return work.workers
+        case _:
+            return 1
+
+
+def _gpus(spec: api.CGDRunSpec, work: _Work) -> int:
+    if spec.placement.accelerator == "none":
+        return 0
+    match work.pool:
+        case "student":
+            return spec.student.tensor_parallel
+        case "teacher":
+            return spec.teacher.tensor_parallel
+        case "training":
+            return spec.training.gpus_per_worker
+        case "cpu":
+            return 0
+
+
+def _prepare(spec: api.CGDRunSpec) -> contract.Prepare:
+    evaluation = spec.evaluation
+    return contract.Prepare(
+        prompts=_source(spec.prompts),
+        benchmarks=tuple(_benchmark(one) for one in evaluation.benchmarks) if evaluation else (),
+        student=_student(spec),
+        student_engine=_engine(spec.student),
+        teacher=_teacher(spec),
+        teacher_engine=_engine(spec.teacher),
+        endpoint=_endpoint(spec),
+        max_rejected=percent(spec.generation.max_rejected),
+    )
+
+
+def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contract.Generate:
+    own = roles == ("answer",)
+    served = spec.student if own else spec.teacher
+    return contract.Generate(
+        roles=roles,
+        sampling=tuple(_sampling(getattr(spec.generation, role)) for role in roles),
+        model=_student(spec) if own else _teacher(spec),
+        endpoint=None if own else _endpoint(spec),
+        engine=_engine(served),
+        shards=served.shards,
+        max_rejected=percent(spec.generation.max_rejected),
+    )
+
+
+def _train(spec: api.CGDRunSpec) -> contract.Train:
+    training = spec.training
+    return contract.Train.model_validate(
+        {
+            **training.model_dump(exclude={"objectives", "gpus_per_worker"}),
+            "objective": training.objectives[0],
+            "processes_per_worker": training.gpus_per_worker,
+            "student": _student(spec),
+            "learning_rate": float(training.learning_rate),
+            "warmup_ratio": float(training.warmup_ratio),
+            "weight_decay": float(training.weight_decay),
+            "max_rejected": percent(spec.generation.max_rejected),
+        }
+    )
+
+
+def _evaluate(spec: api.CGDRunSpec, evaluation: api.Evaluation, model: contract.Model) -> contract.Evaluate:
+    return contract.Evaluate(
+        model=model,
+        benchmarks=tuple(_benchmark(one) for one in evaluation.benchmarks),
+        sampling=_sampling(evaluation.sampling),
+        engine=_engine(spec.student),
+    )
+
+
+def _student(spec: api.CGDRunSpec) -> contract.Model:
+    return contract.Model(name=spec.student.model, revision=spec.student.revision)
+
+
+def _teacher(spec: api.CGDRunSpec) -> contract.Model | None:
+    if spec.teacher.model is None:
+        return None
+    return contract.Model(name=spec.teacher.model, revision=spec.teacher.revision)
+
+
+def _endpoint(spec: api.CGDRunSpec) -> contract.Endpoint | None:
+    endpoint = spec.teacher.endpoint
+    if endpoint is None:
+        return None
+    return contract.Endpoint(url=endpoint.url, model=endpoint.model, max_concurrency=endpoint.max_concurrency)
+
+
+def _engine(served: api.ServedModel) -> contract.Engine:
+    return contract.Engine(
+        max_model_len=served.max_model_len, tensor_parallel=served.tensor_parallel, dtype=served.dtype
+    )
+
+
+def _sampling(sampling: api.Sampling) -> contract.Sampling:
+    return contract.Sampling(
+        max_tokens=sampling.max_tokens,
+        temperature=float(sampling.temperature),
+        top_p=float(sampling.top_p),
+        seed=sampling.seed,
+    )
+
+
+def _source(prompts: api.Prompts) -> contract.Source:
+    fields = contract.Fields(prompt=prompts.fields.prompt, reference=prompts.fields.reference)
+    return contract.Source(source=prompts.source, fields=fields, limit=prompts.limit)
+
+
+def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
+    source = _source(benchmark)
+    return contract.Benchmark(**dict(source), name=benchmark.name, instruction=benchmark.instruction)
+
+
+def _storage(storage: api.Storage) -> contract.Storage:
+    return contract.Storage(
+        uri=storage.uri.rstrip("/"),
+        endpoint=storage.endpoint,
+        region=storage.region,
+        path_style=storage.path_style,
+        ca_bundle="/etc/cgd/ca/ca.crt" if storage.ca_bundle_config_map_ref else None,
+    )
+
+
+def _spec_text(spec: api.CGDRunSpec) -> str:
+    given = spec.model_dump(by_alias=True, exclude_defaults=True, exclude={"suspend"}, mode="json")
+    return yaml.safe_dump(given, sort_keys=False)
+
+
+def percent(text: str) -> float:
+    """`2%` -> 0.02"""
+    return float(text.removesuffix("%")) / 100
