@@ -364,6 +364,7 @@ class StageStatus(Part):
     percent: int | None = None
     eta_seconds: int | None = None
     gpu_seconds: int = 0
+    tokens: int = Field(0, description="Prompt and generated tokens.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 

@@ -197,9 +197,9 @@ def _trouble(status: Object, states: list[Object], ended: Object) -> str:
     if status.get("reason"):  # Evicted, NodeLost, ...
         return _colon(status["reason"], status.get("message"))
     for state in states:
-        if waiting := state.get("waiting"):
-            if waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
-                return _colon(waiting.get("reason", ""), waiting.get("message"))
+        waiting = state.get("waiting", {})
+        if waiting.get("reason", "ContainerCreating") not in ("ContainerCreating", "PodInitializing"):
+            return _colon(waiting["reason"], waiting.get("message"))
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return _colon(condition.get("reason", ""), condition.get("message"))

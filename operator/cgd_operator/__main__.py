@@ -1,0 +1,104 @@
+"""The operator process.
+
+    python -m cgd_operator [--namespace NS ...] [--kubeconfig FILE]
+
+Environment:
+    CGD_GENERATE_IMAGE, CGD_TRAIN_IMAGE  images of the stage programs
+    CGD_PROGRESS_BIND                    host:port that takes progress reports
+    CGD_PROGRESS_URL                     how pods reach it; default: the bound address
+    CGD_PROGRESS_KEY                     signs the progress tokens; default: a new one at every start, which costs the
+                                         stages that run at that moment their display
+    CGD_LIVENESS                         URL of Kopf's probe endpoint, such as http://0.0.0.0:8081/healthz
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+
+import kopf
+
+from cgd_operator import handlers
+from cgd_operator.cluster import RUN, ApiError, Cluster
+from cgd_operator.manifests import MANAGER, Release
+from cgd_operator.progress import Board, ProgressServer
+from cgd_operator.reconcile import Reconciler
+
+log = logging.getLogger("cgd_operator")
+
+
+def main() -> None:
+    options = _options()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    if options.kubeconfig:
+        os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
+    try:
+        asyncio.run(operate(tuple(options.namespace)))
+    except ApiError as error:
+        raise SystemExit(f"cgd-operator: {error}\n{_hint(error)}") from error
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="cgd-operator", description=__doc__.partition("\n")[0])
+    parser.add_argument("--namespace", "-n", action="append", default=[], help="watch this one only (repeatable)")
+    parser.add_argument("--kubeconfig", help="default: the pod's service account, or $KUBECONFIG")
+    return parser.parse_args()
+
+
+def _hint(error: ApiError) -> str:
+    if error.status == 404:
+        return "The CGDRun definition is not installed: kubectl apply --server-side -f crds/"
+    if error.status == 403:
+        return "The operator's ServiceAccount may not do this: check its Role and RoleBinding."
+    return "Check the API server's address and the operator's credentials."
+
+
+async def operate(namespaces: tuple[str, ...] = (), stop: asyncio.Event | None = None) -> None:
+    """Run the operator until it is told to stop (SIGTERM, SIGINT, or `stop`).
+
+    Raises:
+        ApiError: CGDRuns cannot be listed at the start.
+    """
+    key = os.environ.get("CGD_PROGRESS_KEY", "").encode() or secrets.token_bytes(32)
+    board = Board()
+    async with await Cluster.connect(manager=MANAGER) as cluster:
+        await cluster.list(RUN, namespaces[0] if namespaces else None)
+        reconciler = Reconciler(cluster, _release(""), board, key, namespaces)
+        server = ProgressServer(board, key, reconciler.progressed)
+        host, _, port = os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080").rpartition(":")
+        await server.start(host, int(port))
+        reconciler.release = _release(os.environ.get("CGD_PROGRESS_URL") or f"http://{host}:{server.port}")
+        loop = asyncio.create_task(reconciler.run(), name="reconciler")
+        try:
+            await _kopf(reconciler, namespaces, stop)
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+            await server.stop()
+
+
+async def _kopf(reconciler: Reconciler, namespaces: tuple[str, ...], stop: asyncio.Event | None) -> None:
+    assert handlers.configure  # importing the module registers the handlers
+    await kopf.operator(
+        memo=kopf.Memo(reconciler=reconciler),
+        namespaces=namespaces,
+        clusterwide=not namespaces,
+        standalone=True,
+        stop_flag=stop,
+        liveness_endpoint=os.environ.get("CGD_LIVENESS") or None,
+    )
+
+
+def _release(progress_url: str) -> Release:
+    return Release(
+        generate_image=os.environ.get("CGD_GENERATE_IMAGE", "cgd-generate:latest"),
+        train_image=os.environ.get("CGD_TRAIN_IMAGE", "cgd-train:latest"),
+        progress_url=progress_url,
+    )
+
+
+if __name__ == "__main__":
+    main()

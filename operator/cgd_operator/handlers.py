@@ -1,0 +1,47 @@
+"""The doors: what Kopf calls. Each says "look at this run"; everything else happens in `reconcile`.
+
+Only `on.event` handlers are used: they put no finalizer and no annotation on anything.
+"""
+
+from typing import Any
+
+import kopf
+
+from cgd_operator.api import GROUP, VERSION
+from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL
+from cgd_operator.reconcile import Reconciler
+
+OURS: dict[str, Any] = {MANAGED_BY: MANAGER, RUN_LABEL: kopf.PRESENT}
+
+
+@kopf.on.startup()
+async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    settings.posting.enabled = False  # Events are our own: transitions, not log lines
+    settings.networking.connect_timeout = 5
+    settings.networking.request_timeout = 30
+    settings.watching.connect_timeout = 5
+    settings.watching.server_timeout = 240
+    settings.watching.client_timeout = 300  # a watch that froze is opened anew
+
+
+@kopf.on.event(GROUP, VERSION, "cgdruns")
+async def run_changed(namespace: str | None, name: str | None, memo: kopf.Memo, **_: Any) -> None:
+    _poke(memo, namespace, name)
+
+
+@kopf.on.event("batch", "v1", "jobs", labels=OURS)
+@kopf.on.event("kubeflow.org", "v1", "pytorchjobs", labels=OURS)
+@kopf.on.event("", "v1", "pods", labels=OURS)
+async def child_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+    _poke(memo, namespace, labels[RUN_LABEL])
+
+
+@kopf.on.probe(id="last_sweep")
+def last_sweep(memo: kopf.Memo, **_: Any) -> str:
+    return str(memo.reconciler.last_sweep)
+
+
+def _poke(memo: kopf.Memo, namespace: str | None, name: str | None) -> None:
+    reconciler: Reconciler = memo.reconciler
+    if namespace and name:
+        reconciler.poke(namespace, name)

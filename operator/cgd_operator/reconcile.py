@@ -1,0 +1,260 @@
+"""The reconcile loop: look at a run and its children, decide, act, write the status once.
+
+Level-based: a reconcile starts from what exists and needs nothing that an earlier one remembered. Watch events only say
+that it is time to look; a sweep over all runs every 30 seconds looks when no event came.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from cgd_operator import events, manifests, status
+from cgd_operator.api import CGDRunStatus, InvalidRun
+from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, RUN, SECRET, AlreadyExists, ApiError, Cluster, Kind
+from cgd_operator.decide import Action, Hold, Resume, Start, decide
+from cgd_operator.observe import ChildFacts, observe
+from cgd_operator.plan import Child, Run, plan
+from cgd_operator.progress import Board, token
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+SWEEP_SECONDS = 30.0
+PROGRESS_SECONDS = 2.0
+RETRY_SECONDS = 2.0
+PAUSE_SECONDS = 0.1
+AT_ONCE = 16
+
+NO_PYTORCHJOB = status.Trouble(
+    "TrainingBackendMissing",
+    "the cluster has no PyTorchJob (kubeflow.org/v1): install the Kubeflow Training Operator; then the run goes on",
+)
+
+
+@dataclass
+class Children:
+    """The objects of one run."""
+
+    objects: list[Object]
+    pods: list[Object]
+    trainable: bool
+    """The cluster knows PyTorchJobs."""
+
+
+@dataclass
+class Reconciler:
+    """Reconciles every run that it is poked about, one at a time for each run, `AT_ONCE` at a time in all."""
+
+    cluster: Cluster
+    release: manifests.Release
+    board: Board
+    key: bytes
+    """Signs the progress tokens."""
+    namespaces: tuple[str, ...] = ()
+    """Watched namespaces; none: all."""
+    last_sweep: datetime | None = None
+    _dirty: set[tuple[str, str]] = field(default_factory=set)
+    _progressed: set[tuple[str, str]] = field(default_factory=set)
+    _tasks: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    _equipped: set[str] = field(default_factory=set)
+
+    def poke(self, namespace: str, name: str) -> None:
+        """Say that a run needs a look, now."""
+        key = (namespace, name)
+        self._dirty.add(key)
+        if key not in self._tasks:
+            self._tasks[key] = asyncio.create_task(self._drain(key), name=f"reconcile {namespace}/{name}")
+
+    def progressed(self, namespace: str, name: str) -> None:
+        """Say that a run's display changed: it is looked at within `PROGRESS_SECONDS`."""
+        self._progressed.add((namespace, name))
+
+    async def run(self) -> None:
+        """Sweep and tick until cancelled; then the reconciles under way are ended."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._sweep_for_ever())
+                group.create_task(self._tick_for_ever())
+        finally:
+            for task in list(self._tasks.values()):
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            try:
+                await self._sweep()
+            except ApiError as error:
+                log.warning("sweep failed: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self) -> None:
+        for namespace in self.namespaces or (None,):
+            runs, _ = await self.cluster.list(RUN, namespace)
+            for run in runs:
+                if not _settled(run):
+                    self.poke(run["metadata"]["namespace"], run["metadata"]["name"])
+        self.last_sweep = datetime.now(UTC)
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            while self._progressed:
+                self.poke(*self._progressed.pop())
+
+    async def _drain(self, key: tuple[str, str]) -> None:
+        try:
+            while key in self._dirty:
+                self._dirty.discard(key)
+                async with self._slots:
+                    await self._guarded(*key)
+                await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            del self._tasks[key]
+
+    async def _guarded(self, namespace: str, name: str) -> None:
+        """One reconcile; an error is logged and the run looked at again, whatever it was."""
+        try:
+            await self.reconcile(namespace, name)
+        except ApiError as error:
+            log.warning("%s/%s: %s; looking again in %.0f s", namespace, name, error, RETRY_SECONDS)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self.poke, namespace, name)
+        except Exception:
+            log.exception("%s/%s: reconcile failed; this is a bug of cgd-operator", namespace, name)
+
+    async def reconcile(self, namespace: str, name: str) -> None:
+        """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed."""
+        manifest = await self.cluster.get(RUN, name, namespace)
+        if manifest is None or "deletionTimestamp" in manifest["metadata"] or _settled(manifest):
+            return
+        previous, now = _previous(manifest), datetime.now(UTC)
+        try:
+            run = Run.of(manifest)
+        except InvalidRun as error:
+            new = status.refused(manifest["metadata"].get("generation", 1), str(error), previous, now)
+            if await self._tell(namespace, name, manifest, new):
+                await self._announce([events.refusal(manifest, str(error), now)])
+            return
+        await self._reconcile(run, manifest, previous, now)
+
+    async def _reconcile(self, run: Run, manifest: Object, previous: CGDRunStatus, now: datetime) -> None:
+        children = plan(run)
+        there = await self._look(run)
+        actions = decide(children, observe(there.objects, there.pods), suspend=run.spec.suspend)
+        trouble = await self._act(run, actions, there)
+        seen = status.Seen(
+            run=run,
+            children=children,
+            facts=observe(there.objects, there.pods),
+            progress=lambda stage: self.board.of(run.uid, stage),
+            previous=previous,
+            now=now,
+            trouble=trouble,
+        )
+        new = status.render(seen)
+        if await self._tell(run.namespace, run.name, manifest, new):
+            await self._announce(events.transitions(run, previous, new, now))
+        if new.state in ("Succeeded", "Failed"):
+            self.board.forget(run.uid)
+
+    async def _look(self, run: Run) -> Children:
+        labels = f"{manifests.UID_LABEL}={run.uid}"
+        jobs, _ = await self.cluster.list(JOB, run.namespace, labels=labels)
+        pods, _ = await self.cluster.list(POD, run.namespace, labels=labels)
+        try:
+            trainings, _ = await self.cluster.list(PYTORCHJOB, run.namespace, labels=labels)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return Children(jobs, pods, trainable=False)
+        return Children(jobs + trainings, pods, trainable=True)
+
+    async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:
+        """Carry the actions out; the objects they make or change are put in `there`."""
+        if not there.trainable and any(isinstance(action, Start) for action in actions):
+            return NO_PYTORCHJOB
+        await self._equip(run, actions)
+        for action in actions:
+            try:
+                match action:
+                    case Start(child):
+                        await self._start(run, child, there)
+                    case Hold(facts):
+                        await self._suspend(run, facts, True, there)
+                    case Resume(facts):
+                        await self._suspend(run, facts, False, there)
+            except ApiError as error:
+                if error.status not in (400, 403, 404, 422):
+                    raise
+                return status.Trouble("ChildRefused", f"the API server refused a child: {error.message}")
+        return None
+
+    async def _equip(self, run: Run, actions: tuple[Action, ...]) -> None:
+        """Give the run its progress tokens, once in this process: its key may differ from the last one's."""
+        if run.uid in self._equipped or not any(isinstance(action, Start) for action in actions):
+            return
+        tokens = {child.stage: token(self.key, run.uid, child.stage) for child in plan(run)}
+        await self.cluster.apply(SECRET, manifests.progress_secret(run, tokens))
+        self._equipped.add(run.uid)
+
+    async def _start(self, run: Run, child: Child, there: Children) -> None:
+        kind, body = manifests.KINDS[child.kind], manifests.manifest(run, child, self.release)
+        try:
+            there.objects.append(await self.cluster.create(kind, body))
+            log.info("%s/%s: started %s (%s)", run.namespace, run.name, child.stage, child.name)
+        except AlreadyExists:
+            if found := await self.cluster.get(kind, child.name, run.namespace):
+                there.objects.append(found)
+
+    async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, there: Children) -> None:
+        kind: Kind = manifests.KINDS[facts.kind]
+        policy = {"suspend": suspend} if facts.kind == "Job" else {"runPolicy": {"suspend": suspend}}
+        note = {manifests.SUSPENDED_BY_RUN: "true" if suspend else None}
+        patched = await self.cluster.patch(
+            kind, facts.name, run.namespace, {"metadata": {"annotations": note}, "spec": policy}
+        )
+        if patched is not None:
+            there.objects[:] = [patched if one["metadata"]["name"] == facts.name else one for one in there.objects]
+
+    async def _tell(self, namespace: str, name: str, manifest: Object, new: CGDRunStatus) -> bool:
+        """Write the status if it changed; say whether it did."""
+        body = new.model_dump(by_alias=True, exclude_none=True, mode="json")
+        if body == manifest.get("status"):
+            return False
+        meta = {"namespace": namespace, "name": name, "uid": manifest["metadata"]["uid"]}
+        try:
+            await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
+        except ApiError as error:
+            if error.status in (404, 409):  # deleted meanwhile, or another run under the same name
+                return False
+            raise
+        return True
+
+    async def _announce(self, bodies: Iterable[Object]) -> None:
+        for body in bodies:
+            try:
+                await self.cluster.create(EVENT, body)
+            except AlreadyExists:
+                continue
+            except ApiError as error:  # an Event is a courtesy: never the reason why a run stands still
+                log.warning("event %s was not posted: %s", body["reason"], error)
+
+
+def _settled(manifest: Object) -> bool:
+    """A run that has succeeded stays so, even when somebody cleans up its Jobs: the one fact that is read back."""
+    conditions = manifest.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
+
+
+def _previous(manifest: Object) -> CGDRunStatus:
+    try:
+        return CGDRunStatus.model_validate(manifest.get("status") or {})
+    except ValidationError:  # of another version of the operator: it only held display values
+        return CGDRunStatus()

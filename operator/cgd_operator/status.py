@@ -1,0 +1,303 @@
+"""The status of a run, derived anew from the plan and the facts. Pure.
+
+The previous status is read for display only: to keep what a vanished pod once said, and the time at which a condition
+last changed. No decision depends on it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cgd_operator.api import (
+    Artifacts,
+    CGDRunStatus,
+    Condition,
+    Rows,
+    StageState,
+    StageStatus,
+    Usage,
+)
+from cgd_operator.decide import done_stages
+from cgd_operator.observe import ChildFacts, Fate, PodFacts
+from cgd_operator.plan import Child, Run
+from cgd_operator.progress import StageProgress
+from cgd_stages.contract import StageFacts
+
+ProgressOf = Callable[[str], StageProgress | None]
+
+WORDS = {
+    "prepare": "Preparing",
+    "answer": "Answering",
+    "critique": "Critiquing",
+    "refine": "Refining",
+    "train": "Training",
+    "evaluate": "Evaluating",
+    "report": "Reporting",
+}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a run makes no step although no stage has failed. `final`: it never will."""
+
+    reason: str
+    message: str
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that a status is made of."""
+
+    run: Run
+    children: tuple[Child, ...]
+    facts: Mapping[str, ChildFacts]
+    progress: ProgressOf
+    previous: CGDRunStatus
+    now: datetime
+    trouble: Trouble | None = None
+
+
+def render(seen: Seen) -> CGDRunStatus:
+    """The whole status."""
+    stages = tuple(_stages(seen))
+    current = _current(stages)
+    state = _state(seen, stages, current)
+    gpu_seconds = sum(stage.gpu_seconds for stage in stages)
+    return CGDRunStatus(
+        observed_generation=seen.run.generation,
+        state=state,
+        stage=current.name if current else None,
+        progress=_progress(stages, current),
+        eta=_duration(current.eta_seconds) if current and current.eta_seconds is not None else None,
+        conditions=_conditions(seen, state, stages),
+        stages=stages,
+        artifacts=_artifacts(stages),
+        usage=Usage(gpu_hours=f"{gpu_seconds / 3600:.2f}", tokens=sum(stage.tokens for stage in stages)),
+    )
+
+
+def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime) -> CGDRunStatus:
+    """The status of a run whose spec cannot be run."""
+    conditions = {
+        "Accepted": ("False", "InvalidSpec", message),
+        "Reconciling": ("False", "InvalidSpec", ""),
+        "Stalled": ("True", "InvalidSpec", message),
+        "Ready": ("False", "InvalidSpec", message),
+        "Succeeded": ("False", "InvalidSpec", message),
+    }
+    return CGDRunStatus(
+        observed_generation=generation,
+        state="Refused",
+        conditions=_timed(conditions, previous, generation, now),
+    )
+
+
+def _stages(seen: Seen) -> Iterable[StageStatus]:
+    before = {stage.name: stage for stage in seen.previous.stages}
+    done = done_stages(seen.children, seen.facts)
+    for child in seen.children:
+        facts = seen.facts.get(child.stage)
+        for name in child.stages:
+            old = before.get(name, StageStatus(name=name))
+            if facts is not None:
+                yield _stage(seen, child, facts, name, old)
+            elif name in done:  # its Job was cleaned up
+                yield old.model_copy(update={"state": "Succeeded"})
+            else:
+                yield StageStatus(name=name)
+
+
+def _stage(seen: Seen, child: Child, facts: ChildFacts, name: str, old: StageStatus) -> StageStatus:
+    progress = seen.progress(name)
+    told = _told(facts.pods, name)
+    state = _stage_state(facts, name, child, progress)
+    rows = _rows(told, progress, old)
+    ended = state in ("Succeeded", "Failed")
+    running = state == "Running"
+    return StageStatus(
+        name=name,
+        state=state,
+        reason=facts.reason or None,
+        message=facts.message[:1000] or None,
+        child=facts.name,
+        start_time=_text(facts.start) or old.start_time,
+        completion_time=(_text(facts.end) or old.completion_time) if ended else None,
+        attempts=max(facts.attempts, old.attempts),
+        rows=rows,
+        tokens_per_second=_speed(told, progress, old),
+        percent=100 if state == "Succeeded" else _highest(progress.percent if progress else None, old.percent),
+        eta_seconds=progress.eta_seconds if progress and running else None,
+        gpu_seconds=_gpu_seconds(seen, child, facts, name, old),
+        tokens=sum(one.prompt_tokens + one.generated_tokens for one in told) or old.tokens,
+        output_uri=next((one.output_uri for one in told if one.output_uri), None) or old.output_uri,
+        digest=next((one.digest for one in told if one.digest), None) or old.digest,
+    )
+
+
+def _stage_state(facts: ChildFacts, name: str, child: Child, progress: StageProgress | None) -> StageState:
+    match facts.fate:
+        case Fate.SUCCEEDED:
+            return "Succeeded"
+        case Fate.FAILED:
+            return "Failed"
+        case Fate.SUSPENDED:
+            return "Suspended"
+        case Fate.RUNNING if len(child.stages) > 1:
+            return _shared_pod_state(name, child, progress)
+        case Fate.RUNNING:
+            return "Running"
+        case _:
+            return "Waiting"
+
+
+def _shared_pod_state(name: str, child: Child, progress: StageProgress | None) -> StageState:
+    if progress is None or progress.rows is None:
+        return "Running" if name == child.stages[0] else "Pending"
+    rows = progress.rows
+    return "Succeeded" if rows.total and rows.done + rows.rejected >= rows.total else "Running"
+
+
+def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:
+    """What the last pod of each shard said about the stage."""
+    last = {pod.shard: pod.words.stages[name] for pod in pods if pod.words and name in pod.words.stages}
+    return tuple(last.values())
+
+
+def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> Rows | None:
+    if told:
+        return Rows(
+            total=sum(one.rows.total for one in told),
+            done=sum(one.rows.done for one in told),
+            rejected=sum(one.rows.rejected for one in told),
+        )
+    if progress and progress.rows:
+        return Rows(**dict(progress.rows))
+    return old.rows
+
+
+def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
+    if progress and progress.tokens_per_second is not None:
+        return progress.tokens_per_second
+    rates = [one.generated_tokens / one.seconds for one in told if one.seconds and one.generated_tokens]
+    return round(sum(rates)) if rates else old.tokens_per_second
+
+
+def _gpu_seconds(seen: Seen, child: Child, facts: ChildFacts, name: str, old: StageStatus) -> int:
+    """Pod seconds times GPUs, counted on the child's first stage; of running pods in whole minutes, so that a status
+    does not change every second. Never less than before: a pod that is gone was paid for all the same."""
+    if not child.gpus or name != child.stages[0]:
+        return 0
+    seconds = 0
+    for pod in facts.pods:
+        if pod.start and pod.end:
+            seconds += round((pod.end - pod.start).total_seconds())
+        elif pod.start and pod.phase == "Running":
+            seconds += int((seen.now - pod.start).total_seconds()) // 60 * 60
+    return max(seconds * child.gpus, old.gpu_seconds)
+
+
+def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
+    """The stage that people look at: the failed one, else the last that runs, else the first that has not ended."""
+    for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
+        if found := [stage for stage in stages if stage.state in states]:
+            return found[0]
+    return next((stage for stage in stages if stage.state == "Pending"), None)
+
+
+def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | None) -> str:
+    if seen.trouble and seen.trouble.final:
+        return "Failed"
+    if any(stage.state == "Failed" for stage in stages):
+        return "Failed"
+    if current is None:
+        return "Succeeded"
+    if seen.run.spec.suspend:
+        return "Suspended"
+    if seen.trouble or all(stage.state == "Pending" for stage in stages):
+        return "Pending"
+    return WORDS[current.name.partition("-")[0]]
+
+
+def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> str:
+    if current is None:
+        return f"{len(stages)}/{len(stages)} stages"
+    if current.rows and current.rows.total:
+        done = current.rows.done + current.rows.rejected
+        return f"{current.percent or 0}% ({done}/{current.rows.total})"
+    return f"{current.percent or 0}%"
+
+
+def _conditions(seen: Seen, state: str, stages: tuple[StageStatus, ...]) -> tuple[Condition, ...]:
+    failed = next((stage for stage in stages if stage.state == "Failed"), None)
+    waiting = next((stage for stage in stages if stage.state == "Waiting" and stage.message), None)
+    accepted = {"Accepted": ("True", "Valid", "")}
+    stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
+    match state:
+        case "Succeeded":
+            rest = _group("False", "False", "True", "True", "Succeeded", "every stage has succeeded")
+        case "Failed":
+            message = f"stage {failed.name}: {failed.message or failed.reason}" if failed else _message(seen.trouble)
+            rest = _group("False", "True", "False", "False", "StageFailed", message)
+        case "Suspended":
+            rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
+        case _ if seen.trouble:
+            rest = _group("False", "True", "False", "Unknown", seen.trouble.reason, seen.trouble.message)
+        case _:
+            message = f"stage {waiting.name} waits: {waiting.message}" if waiting else ""
+            rest = _group("True", "False", "False", "Unknown", state, message)
+    return _timed({**accepted, **rest, **stopped}, seen.previous, seen.run.generation, seen.now)
+
+
+def _group(
+    reconciling: str, stalled: str, ready: str, succeeded: str, reason: str, message: str
+) -> dict[str, tuple[str, str, str]]:
+    statuses = {"Reconciling": reconciling, "Stalled": stalled, "Ready": ready, "Succeeded": succeeded}
+    return {name: (status, reason, message[:2000]) for name, status in statuses.items()}
+
+
+def _message(trouble: Trouble | None) -> str:
+    return trouble.message if trouble else ""
+
+
+def _timed(
+    conditions: Mapping[str, tuple[str, str, str]], previous: CGDRunStatus, generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    old = {condition.type: condition for condition in previous.conditions}
+    return tuple(
+        Condition.model_validate(
+            {
+                "type": name,
+                "status": status,
+                "reason": reason,
+                "message": message,
+                "lastTransitionTime": old[name].last_transition_time
+                if name in old and old[name].status == status
+                else _text(now),
+                "observedGeneration": generation,
+            }
+        )
+        for name, (status, reason, message) in conditions.items()
+    )
+
+
+def _artifacts(stages: tuple[StageStatus, ...]) -> Artifacts:
+    done = {stage.name: stage.output_uri for stage in stages if stage.state == "Succeeded" and stage.output_uri}
+    models = {name.removeprefix("train-").upper(): uri for name, uri in done.items() if name.startswith("train-")}
+    return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))
+
+
+def _highest(*values: int | None) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
+
+
+def _duration(seconds: int) -> str:
+    minutes, seconds = divmod(max(0, seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
