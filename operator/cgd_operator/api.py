@@ -176,9 +176,9 @@ class Sampling(Part):
     """Decoding of one stage. The paper's: greedy, at most 16,384 new tokens."""
 
     max_tokens: int = Field(16384, ge=1, description="New tokens at most; a longer text is rejected as truncated.")
-    temperature: Temperature = "0"
-    top_p: Rate = "1"
-    seed: int = Field(0, ge=0)
+    temperature: Temperature = Field("0", description="0: greedy.")
+    top_p: Rate = Field("1", description="Nucleus sampling; only with a temperature above 0.")
+    seed: int = Field(0, ge=0, description="Of a row's own seed, with the row's key.")
 
 
 class Generation(Part):
@@ -197,20 +197,22 @@ BATCH_RULE = (
 class Training(Part):
     model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE))
 
-    objectives: tuple[Literal["CGD"], ...] = Field(("CGD",), min_length=1, max_length=1)
-    epochs: int = Field(1, ge=1, le=100)
+    objectives: tuple[Literal["CGD"], ...] = Field(
+        ("CGD",), min_length=1, max_length=1, description="What is learned: CGD, the refinement given the critique."
+    )
+    epochs: int = Field(1, ge=1, le=100, description="Passes over the quadruples.")
     global_batch_size: int = Field(64, ge=1, le=65536, description="Examples per step, over all workers.")
-    learning_rate: Rate = "1e-6"
-    warmup_ratio: Fraction = "0"
-    weight_decay: Fraction = "0"
+    learning_rate: Rate = Field("1e-6", description="Peak of the schedule; a string, as every fraction.")
+    warmup_ratio: Fraction = Field("0", description="Share of the steps with a rising learning rate.")
+    weight_decay: Fraction = Field("0", description="Of AdamW.")
     max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
-    workers: int = Field(1, ge=1, le=512)
+    workers: int = Field(1, ge=1, le=512, description="Pods of the PyTorchJob.")
     gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
-    zero_stage: int = Field(3, ge=0, le=3)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    checkpoint_every_steps: int = Field(200, ge=1)
-    keep_checkpoints: int = Field(2, ge=1, le=100)
-    seed: int = Field(0, ge=0)
+    zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
+    checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
+    keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
+    seed: int = Field(0, ge=0, description="Order of the examples.")
 
     @model_validator(mode="after")
     def _batch(self) -> "Training":

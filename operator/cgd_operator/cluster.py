@@ -7,6 +7,7 @@ imported, because custom resources have none and importing them all costs most o
 import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -80,10 +81,10 @@ class Cluster:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
-        """Connect with a kubeconfig file; without one, with the pod's service account or `$KUBECONFIG`."""
+        """Connect with a kubeconfig file; without one, with `$KUBECONFIG`, or the pod's service account."""
         configuration = Configuration()
-        if kubeconfig:
-            await kubeconfigs.load_kube_config(kubeconfig, client_configuration=configuration)
+        if path := kubeconfig or os.environ.get("KUBECONFIG"):  # the client reads the variable at import only
+            await kubeconfigs.load_kube_config(path, client_configuration=configuration)
         else:
             await kubeconfigs.load_config(client_configuration=configuration)
         return cls(configuration, manager=manager)
