@@ -5,6 +5,7 @@ There are no floats (a custom resource must compare equal after any number of ro
 `learningRate: "1e-6"`. Everything but `suspend` is immutable; rows that are stored are reused by the next run.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -418,7 +419,7 @@ def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
         InvalidRun: a line for every wrong field, with its path and what to change.
     """
     try:
-        return CGDRunSpec.model_validate(manifest.get("spec", {}))
+        return CGDRunSpec.model_validate_json(json.dumps(manifest.get("spec", {})), strict=True)
     except ValidationError as error:
         raise InvalidRun("\n".join(_mend(one) for one in error.errors())) from error
 

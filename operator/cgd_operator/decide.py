@@ -54,7 +54,7 @@ def done_stages(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) ->
     done: set[str] = set()
     for child in reversed(children):
         fate = facts[child.stage].fate if child.stage in facts else Fate.ABSENT
-        if fate is Fate.SUCCEEDED:
+        if fate is Fate.SUCCEEDED or done.intersection(child.stages):
             done.update(child.stages)
         if fate is not Fate.ABSENT or done.issuperset(child.stages):
             done.update(child.after)

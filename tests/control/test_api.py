@@ -1,0 +1,72 @@
+"""What a user may write, and what is answered to what he may not."""
+
+from typing import Any
+
+import pytest
+from builders import manifest
+
+from cgd_operator.api import CGDRunSpec, InvalidRun, parse_spec
+
+
+def test_a_short_manifest_gets_the_papers_defaults() -> None:
+    spec = parse_spec(manifest())
+    assert spec.training.learning_rate == "1e-6"
+    assert spec.training.global_batch_size == 64
+    assert spec.training.epochs == 1
+    assert spec.generation.answer.max_tokens == 16384
+    assert spec.generation.answer.temperature == "0"
+    assert spec.teacher.fused
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "mend"),
+    [
+        ("studnet", {}, "spec.studnet", "there is no such field"),
+        ("training.learningrate", "1e-6", "spec.training.learningrate", "kubectl explain cgdrun.spec.training"),
+        ("training.learningRate", 1e-6, "spec.training.learningRate", 'write it in quotes: "1e-06"'),
+        ("training.learningRate", "0", "spec.training.learningRate", "above 0"),
+        ("training.learningRate", "fast", "spec.training.learningRate", "pattern"),
+        ("training.epochs", 1.5, "spec.training.epochs", "integer"),
+        ("training.epochs", 0, "spec.training.epochs", "greater than or equal to 1"),
+        ("training.zeroStage", 4, "spec.training.zeroStage", "less than or equal to 3"),
+        ("training.globalBatchSize", 4, "spec.training", "raise globalBatchSize"),
+        ("training.objectives", ["CDG"], "spec.training.objectives.0", "'CGD'"),
+        ("generation.maxRejected", "2", "spec.generation.maxRejected", "%"),
+        ("generation.answer.topP", "1.5", "spec.generation.answer.topP", "at most 1"),
+        ("generation.answer.temperature", "3", "spec.generation.answer.temperature", "from 0 to 2"),
+        ("teacher.model", None, "spec.teacher", "exactly one of model"),
+        ("teacher.endpoint", {"url": "http://t", "model": "m"}, "spec.teacher", "exactly one of model"),
+        ("prompts.source", "http://host/file", "spec.prompts.source", "s3://bucket/key"),
+        ("prompts.source", "configmap://only-a-name", "spec.prompts.source", "configmap://name/key"),
+        ("prompts.limit", 0, "spec.prompts.limit", "greater than or equal to 1"),
+        ("storage.uri", "bucket/prefix", "spec.storage", "s3://bucket/prefix"),
+        ("storage.endpoint", "localhost:9000", "spec.storage", "https://host:port"),
+        ("storage", None, "spec.storage", "is required"),
+        ("student", None, "spec.student", "is required"),
+        ("student.model", "", "spec.student.model", "at least 1 character"),
+        ("student.tensorParallel", "8", "spec.student.tensorParallel", "integer"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_mend(path: str, value: Any, field: str, mend: str) -> None:
+    with pytest.raises(InvalidRun) as refused:
+        parse_spec(manifest({path: value}))
+    lines = [line for line in str(refused.value).splitlines() if line.startswith(f"{field}:")]
+    assert lines, str(refused.value)
+    assert mend in lines[0]
+
+
+def test_every_wrong_field_is_told_at_once() -> None:
+    with pytest.raises(InvalidRun) as refused:
+        parse_spec(manifest({"storage": None, "student": None, "typo": 1}))
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def test_a_benchmark_without_reference_answers_cannot_be_graded() -> None:
+    bare = {"name": "b", "source": "s3://data/b.jsonl"}
+    with pytest.raises(InvalidRun, match="a benchmark needs fields.reference"):
+        parse_spec(manifest({"evaluation.benchmarks": [bare]}))
+
+
+def test_a_spec_survives_a_round_trip() -> None:
+    spec = parse_spec(manifest())
+    assert CGDRunSpec.model_validate(spec.model_dump(by_alias=True, exclude_none=True, mode="json")) == spec

@@ -1,0 +1,66 @@
+"""The generated CustomResourceDefinition: complete, structural, without traps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cgd_operator.crd import crd, to_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    for part in ("items", "additionalProperties"):
+        if isinstance(schema.get(part), dict):
+            yield from nodes(schema[part], f"{path}[]")
+
+
+SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+NODES = dict(nodes(SCHEMA))
+
+
+def test_the_committed_file_is_what_the_models_say() -> None:
+    assert (ROOT / "crds/cgdruns.yaml").read_text() == to_yaml(), "run `make crds`"
+
+
+@pytest.mark.parametrize("path", NODES)
+def test_every_node_is_structural(path: str) -> None:
+    node = NODES[path]
+    assert not {"$ref", "anyOf", "oneOf", "allOf", "title", "const", "exclusiveMinimum"} & set(node)
+    assert node.get("type") not in (None, "number", "null"), "no floats, no untyped nodes"
+    assert node.get("additionalProperties") is not False
+
+
+def test_the_default_learning_rate_is_a_string_for_every_yaml_reader() -> None:
+    assert "default: '1e-6'" in to_yaml()
+
+
+def test_objects_default_to_empty_so_that_their_fields_default() -> None:
+    assert NODES[".spec.generation"]["default"] == {}
+    assert NODES[".spec.generation.answer"]["properties"]["maxTokens"]["default"] == 16384
+
+
+def test_everything_but_suspend_is_immutable() -> None:
+    frozen = {rule["fieldPath"] for rule in NODES[".spec"]["x-kubernetes-validations"] if "oldSelf" in rule["rule"]}
+    assert frozen == {f".{name}" for name in NODES[".spec"]["properties"]} - {".suspend"}
+
+
+def test_conditions_and_stages_are_merged_by_key() -> None:
+    assert NODES[".status.conditions"]["x-kubernetes-list-map-keys"] == ["type"]
+    assert NODES[".status.stages"]["x-kubernetes-list-map-keys"] == ["name"]
+
+
+def test_the_columns_are_those_of_the_manual() -> None:
+    version = crd()["spec"]["versions"][0]
+    names = [column["name"] for column in version["additionalPrinterColumns"]]
+    assert names == ["State", "Stage", "Progress", "ETA", "GPU-Hours", "Age"]
+
+
+def test_the_file_is_one_document_that_yaml_reads_back() -> None:
+    assert yaml.safe_load(to_yaml()) == crd()

@@ -1,0 +1,121 @@
+"""The plan: stages, their order, who does what with which model."""
+
+from typing import Any
+
+import pytest
+from builders import run
+
+from cgd_operator.plan import Child, percent, plan, stage_names
+from cgd_stages import contract
+
+
+def children(changes: dict[str, Any] | None = None) -> dict[str, Child]:
+    return {child.stage: child for child in plan(run(changes))}
+
+
+def test_a_fused_teacher_is_one_child_with_two_stages() -> None:
+    assert list(children()) == [
+        "prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report",
+    ]  # fmt: skip
+    assert children()["teacher"].stages == ("critique", "refine")
+
+
+def test_separate_stages_are_two_children() -> None:
+    separate = children({"teacher.fused": False})
+    assert "teacher" not in separate
+    assert separate["refine"].after == ("critique",)
+
+
+def test_the_status_lists_the_same_stages_either_way() -> None:
+    fused, separate = run(), run({"teacher.fused": False})
+    assert stage_names(fused.spec) == stage_names(separate.spec)
+    assert [stage for child in plan(fused) for stage in child.stages] == list(stage_names(fused.spec))
+
+
+def test_every_stage_waits_for_stages_of_earlier_children() -> None:
+    before: set[str] = set()
+    for child in plan(run()):
+        assert before.issuperset(child.after), child.stage
+        before.update(child.stages)
+
+
+def test_nothing_but_prepare_starts_by_itself() -> None:
+    assert [child.stage for child in plan(run()) if not child.after] == ["prepare"]
+
+
+def test_the_answer_is_the_students_and_the_rest_the_teachers() -> None:
+    answer, teacher = children()["answer"].task.work, children()["teacher"].task.work
+    assert isinstance(answer, contract.Generate)
+    assert isinstance(teacher, contract.Generate)
+    assert answer.model == contract.Model(name="s3://data/models/student")
+    assert teacher.model == contract.Model(name="s3://data/models/teacher")
+
+
+def test_training_starts_from_the_student_and_evaluation_looks_at_what_was_trained() -> None:
+    train, base, trained = (children()[name].task.work for name in ("train-cgd", "evaluate-base", "evaluate-cgd"))
+    assert isinstance(train, contract.Train)
+    assert isinstance(base, contract.Evaluate)
+    assert isinstance(trained, contract.Evaluate)
+    assert train.student == base.model == contract.Model(name="s3://data/models/student")
+    assert trained.model.name == "stage://train-cgd"
+
+
+def test_without_evaluation_there_is_none() -> None:
+    assert not [name for name in children({"evaluation": None}) if name.startswith("evaluate")]
+
+
+def test_evaluation_of_the_base_alone() -> None:
+    assert "evaluate-cgd" not in children({"evaluation.models": ["base"]})
+
+
+def test_an_endpoint_teacher_asks_for_no_gpu() -> None:
+    endpoint = {"url": "https://t.example/v1", "model": "big"}
+    teacher = children({"teacher.model": None, "teacher.endpoint": endpoint})["teacher"]
+    assert (teacher.pool, teacher.gpus) == ("cpu", 0)
+    assert isinstance(teacher.task.work, contract.Generate)
+    assert teacher.task.work.model is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus"), [("prepare", 0), ("answer", 2), ("teacher", 8), ("train-cgd", 4), ("report", 0)]
+)
+def test_gpus_of_a_pod(stage: str, gpus: int) -> None:
+    changes = {"student.tensorParallel": 2, "teacher.tensorParallel": 8, "training.gpusPerWorker": 4}
+    assert children(changes)[stage].gpus == gpus
+
+
+def test_a_cpu_run_asks_for_no_gpu_at_all() -> None:
+    assert {child.gpus for child in plan(run({"placement.accelerator": "none"}))} == {0}
+
+
+def test_shards_become_pods() -> None:
+    assert children({"student.shards": 8})["answer"].pods == 8
+    assert children({"training.workers": 2})["train-cgd"].pods == 2
+
+
+def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
+    assert [child.name for child in plan(run())] == [child.name for child in plan(run())]
+    assert not {child.name for child in plan(run())} & {child.name for child in plan(run(name="other"))}
+
+
+def test_the_longest_run_name_leaves_room_for_pod_names() -> None:
+    for child in plan(run(name="x" * 63)):
+        assert len(f"{child.name}-1023") <= 63
+
+
+def test_a_task_survives_its_journey_through_the_environment() -> None:
+    for child in plan(run()):
+        assert contract.StageTask.model_validate_json(child.task.to_json()) == child.task
+
+
+def test_no_secret_and_no_suspend_is_part_of_a_task() -> None:
+    changes = {"storage.credentialsSecretRef": {"name": "keys"}, "suspend": True}
+    for child in plan(run(changes)):
+        if child.stage != "report":  # which shows the spec, with the Secret's name
+            assert "keys" not in child.task.to_json()
+        assert "suspend" not in child.task.to_json()
+
+
+@pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0%", 0.0), ("100%", 1.0), ("12.5%", 0.125)])
+def test_percent(text: str, value: float) -> None:
+    assert percent(text) == value
