@@ -3,7 +3,8 @@
     python examples/make_problems.py        writes quickstart-problems.jsonl and quickstart-heldout.jsonl beside itself
 
 Seeded: the same files every time. Every kind of problem is in both files; no problem of one file has the kind and the
-numbers of a problem in the other. A line is {"id", "question", "answer"}; the answer is worked and ends in its value.
+numbers of a problem in the other. A line is {"id", "question", "answer"}; the answer is worked and ends in its
+value behind "####", as GSM8K writes it.
 """
 
 import json
@@ -249,8 +250,7 @@ def write(kind: Kind, values: dict[str, int], rng: random.Random) -> Problem:
         result = compute(step, values)
         sentences.append(f"{values[left]} {symbol} {values[right]} = {result}.")
         values["x"] = result
-    sentences.append(f"The answer is {values['x']}.")
-    return Problem(kind.question.format(**words), " ".join(sentences))
+    return Problem(kind.question.format(**words), " ".join(sentences) + f"\n#### {values['x']}")
 
 
 def compute(step: str, values: dict[str, int]) -> int:

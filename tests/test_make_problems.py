@@ -69,7 +69,7 @@ def test_there_are_48_problems_to_learn_from_and_32_held_out() -> None:
 def test_every_reference_ends_in_the_value_that_the_question_asks_for(everything: list[dict[str, str]]) -> None:
     for row in everything:
         _, value = solve(row["question"])
-        assert row["answer"].endswith(f"The answer is {value}."), row
+        assert row["answer"].endswith(f"\n#### {value}"), row
 
 
 def test_every_step_of_a_reference_is_right(everything: list[dict[str, str]]) -> None:
