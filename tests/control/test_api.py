@@ -63,7 +63,7 @@ def test_every_wrong_field_is_told_at_once() -> None:
 
 def test_a_benchmark_without_reference_answers_cannot_be_graded() -> None:
     bare = {"name": "b", "source": "s3://data/b.jsonl"}
-    with pytest.raises(InvalidRun, match="a benchmark needs fields.reference"):
+    with pytest.raises(InvalidRun, match=r"a benchmark needs fields\.reference"):
         parse_spec(manifest({"evaluation.benchmarks": [bare]}))
 
 

@@ -1,0 +1,165 @@
+"""Manifests: valid against the published schemas, safe, and telling the program all it needs."""
+
+import json
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from builders import RELEASE, run
+
+from cgd_operator.manifests import manifest, progress_secret, secret_name
+from cgd_operator.plan import plan
+from cgd_stages import contract
+
+STAGES = [child.stage for child in plan(run())]
+
+
+def manifests(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    this = run(changes)
+    return {child.stage: manifest(this, child, RELEASE) for child in plan(this)}
+
+
+def pod_spec(body: dict[str, Any], replica: str = "Master") -> Any:
+    holder = body["spec"]["pytorchReplicaSpecs"][replica] if body["kind"] == "PyTorchJob" else body["spec"]
+    return holder["template"]["spec"]
+
+
+def env(body: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod_spec(body)["containers"]
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_child_fits_the_published_schema(stage: str) -> None:
+    body = manifests()[stage]
+    if body["kind"] == "PyTorchJob":  # its pod template is what the schemas know
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod_spec(body)}
+    kubernetes_validate.validate(body, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_pod_passes_the_restricted_pod_security_standard(stage: str) -> None:
+    spec = pod_spec(manifests()[stage])
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_child_belongs_to_its_run_and_can_be_found(stage: str) -> None:
+    meta = manifests()[stage]["metadata"]
+    (owner,) = meta["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["controller"]) == ("CGDRun", "demo", True)
+    assert meta["labels"]["cgd.dev/stage"] == stage
+    assert meta["labels"]["cgd.dev/run-uid"] == run().uid
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_program_gets_its_task(stage: str) -> None:
+    task = contract.StageTask.model_validate_json(env(manifests()[stage])["CGD_TASK"])
+    assert task.stage == stage
+
+
+def test_a_permanent_error_is_not_retried_and_a_disruption_is_free() -> None:
+    spec = manifests()["answer"]["spec"]
+    rules = spec["podFailurePolicy"]["rules"]
+    assert {"action": "FailIndex", "onExitCodes": {"containerName": "stage", "operator": "In", "values": [3]}} in rules
+    assert rules[0]["action"] == "Ignore"
+    assert pod_spec(manifests()["answer"])["containers"][0]["name"] == "stage"
+
+
+def test_shards_are_indexes() -> None:
+    spec = manifests({"student.shards": 4})["answer"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+
+
+def test_gpus_are_limits_beside_the_users_own_resources() -> None:
+    changes = {
+        "student.tensorParallel": 2,
+        "placement.student": {"resources": {"limits": {"memory": "64Gi"}, "requests": {"cpu": "8"}}},
+    }
+    resources = pod_spec(manifests(changes)["answer"])["containers"][0]["resources"]
+    assert resources == {"limits": {"nvidia.com/gpu": "2", "memory": "64Gi"}, "requests": {"cpu": "8"}}
+
+
+def test_a_pool_places_its_pods() -> None:
+    pool = {"nodeSelector": {"gpu": "a100"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high"}
+    spec = pod_spec(manifests({"placement.training": pool})["train-cgd"])
+    assert spec["nodeSelector"] == {"gpu": "a100"}
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["priorityClassName"] == "high"
+    assert "nodeSelector" not in pod_spec(manifests({"placement.training": pool})["answer"])
+
+
+def test_two_workers_are_a_master_and_a_worker() -> None:
+    replicas = manifests({"training.workers": 2})["train-cgd"]["spec"]["pytorchReplicaSpecs"]
+    assert {name: one["replicas"] for name, one in replicas.items()} == {"Master": 1, "Worker": 1}
+    assert replicas["Worker"]["template"]["spec"]["containers"][0]["name"] == "pytorch"
+
+
+def test_one_worker_is_a_master_alone() -> None:
+    assert set(manifests()["train-cgd"]["spec"]["pytorchReplicaSpecs"]) == {"Master"}
+
+
+def test_credentials_are_references_and_never_values() -> None:
+    changes = {
+        "storage.credentialsSecretRef": {"name": "s3-keys"},
+        "teacher.model": None,
+        "teacher.endpoint": {"url": "https://t/v1", "model": "m", "apiKeySecretRef": {"name": "teacher", "key": "key"}},
+        "hubTokenSecretRef": {"name": "hub", "key": "token"},
+    }
+    variables = env(manifests(changes)["teacher"])
+    assert variables["AWS_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "s3-keys", "key": "AWS_ACCESS_KEY_ID"}}
+    assert variables["CGD_TEACHER_API_KEY"] == {"secretKeyRef": {"name": "teacher", "key": "key"}}
+    assert variables["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+
+
+def test_the_teachers_key_is_not_given_to_the_student() -> None:
+    changes = {
+        "teacher.model": None,
+        "teacher.endpoint": {"url": "https://t/v1", "model": "m", "apiKeySecretRef": {"name": "teacher", "key": "key"}},
+    }
+    assert "CGD_TEACHER_API_KEY" not in env(manifests(changes)["answer"])
+    assert "CGD_TEACHER_API_KEY" in env(manifests(changes)["prepare"])
+
+
+def test_configmaps_are_mounted_where_prepare_looks_for_them() -> None:
+    spec = pod_spec(manifests()["prepare"])
+    (volume,) = [one for one in spec["volumes"] if one["name"] == "inputs"]
+    (source,) = volume["projected"]["sources"]
+    paths = {item["path"] for item in source["configMap"]["items"]}
+    assert paths == {"problems/train.jsonl", "problems/heldout.jsonl"}
+    assert env(manifests()["prepare"])["CGD_INPUTS"] == "/etc/cgd/inputs"
+    assert "CGD_INPUTS" not in env(manifests()["answer"])
+
+
+def test_images_are_the_releases_unless_the_run_names_its_own() -> None:
+    assert pod_spec(manifests()["train-cgd"])["containers"][0]["image"] == RELEASE.train_image
+    own = manifests({"images.train": "mine:1"})
+    assert pod_spec(own["train-cgd"])["containers"][0]["image"] == "mine:1"
+    assert pod_spec(own["answer"])["containers"][0]["image"] == RELEASE.generate_image
+
+
+def test_users_labels_are_added_but_do_not_displace_ours() -> None:
+    changes = {"podMetadata.labels": {"team": "nlp", "cgd.dev/stage": "forged"}}
+    labels = manifests(changes)["answer"]["spec"]["template"]["metadata"]["labels"]
+    assert labels["team"] == "nlp"
+    assert labels["cgd.dev/stage"] == "answer"
+
+
+def test_the_progress_secret_is_what_the_pods_mount() -> None:
+    this = run()
+    secret = progress_secret(this, {"answer": "t"})
+    (volume,) = [one for one in pod_spec(manifests()["answer"])["volumes"] if one["name"] == "progress"]
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"] == secret_name(this)
+    assert volume["secret"]["optional"] is True
+    assert volume["secret"]["items"] == [{"key": "answer", "path": "token"}]
+
+
+def test_no_manifest_holds_anything_that_is_not_json() -> None:
+    assert json.loads(json.dumps(manifests())) == manifests()

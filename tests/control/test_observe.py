@@ -1,0 +1,134 @@
+"""Facts from objects: fates, reasons, exit codes, last words."""
+
+import json
+from typing import Any
+
+import pytest
+from builders import ended, job, pod
+
+from cgd_operator.observe import Fate, observe
+
+
+def words(message: str = "", hint: str = "", outcome: str = "failed", **stages: Any) -> str:
+    return json.dumps({"outcome": outcome, "message": message, "hint": hint, "stages": stages})
+
+
+def fate(child: dict[str, Any], *pods: dict[str, Any]) -> Fate:
+    return observe([child], pods)["answer"].fate
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [("Complete", Fate.SUCCEEDED), ("Succeeded", Fate.SUCCEEDED), ("Failed", Fate.FAILED), ("Running", Fate.WAITING)],
+)
+def test_a_condition_that_is_true_settles_the_fate(condition: str, expected: Fate) -> None:
+    assert fate(job("answer", condition)) is expected
+
+
+def test_a_condition_that_is_false_settles_nothing() -> None:
+    child = job("answer", "Failed")
+    child["status"]["conditions"][0]["status"] = "False"
+    assert fate(child) is Fate.WAITING
+
+
+def test_a_child_runs_when_one_of_its_pods_runs() -> None:
+    assert fate(job("answer"), pod("answer", "Pending"), pod("answer", "Running", shard=1)) is Fate.RUNNING
+
+
+def test_pods_of_other_stages_say_nothing() -> None:
+    assert fate(job("answer"), pod("prepare", "Running")) is Fate.WAITING
+
+
+def test_a_suspended_pytorchjob_is_seen_through_its_run_policy() -> None:
+    child = job("answer", kind="PyTorchJob")
+    child["spec"] = {"runPolicy": {"suspend": True}}
+    assert fate(child) is Fate.SUSPENDED
+
+
+def test_a_child_that_leaves_gives_way_to_one_that_stays() -> None:
+    leaving = job("answer", "Complete")
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert observe([job("answer"), leaving], [])["answer"].fate is Fate.WAITING
+    assert observe([leaving, job("answer")], [])["answer"].fate is Fate.WAITING
+
+
+def test_a_failure_tells_pod_exit_code_message_and_mend() -> None:
+    message = words("no such bucket", "create it or change storage.uri")
+    failed = pod("answer", "Failed", shard=2, terminated=ended(3, message))
+    facts = observe([job("answer", "Failed")], [failed])["answer"]
+    assert facts.reason == "FailedReason"
+    assert facts.message == "pod demo-answer-2: exit code 3: no such bucket. create it or change storage.uri"
+
+
+def test_a_failure_without_last_words_tells_the_last_line_of_the_log() -> None:
+    failed = pod("answer", "Failed", terminated=ended(137, "loading\nKilled by the kernel\n"))
+    assert observe([job("answer", "Failed")], [failed])["answer"].message.endswith(
+        "exit code 137: Killed by the kernel"
+    )
+
+
+def test_a_permanent_failure_is_told_rather_than_a_later_retryable_one() -> None:
+    first = pod("answer", "Failed", shard=0, terminated=ended(3, words("bad prompt file")))
+    later = pod("answer", "Failed", shard=1, terminated=ended(143, words("stopped", outcome="interrupted")))
+    assert "bad prompt file" in observe([job("answer", "Failed")], [later, first])["answer"].message
+
+
+def test_a_failure_whose_pods_are_gone_tells_the_conditions_words() -> None:
+    child = job("answer", "Failed")
+    child["status"]["conditions"][0]["message"] = "Job has reached the specified backoff limit"
+    assert observe([child], [])["answer"].message == "Job has reached the specified backoff limit"
+
+
+def test_an_evicted_pod_tells_why() -> None:
+    evicted = pod("answer", "Failed")
+    evicted["status"] |= {"reason": "Evicted", "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi"'}
+    assert "Evicted: Usage of EmptyDir" in observe([job("answer", "Failed")], [evicted])["answer"].message
+
+
+def test_an_unschedulable_pod_says_what_is_missing() -> None:
+    pending = pod("answer", "Pending")
+    pending["status"]["conditions"] = [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/3 nodes: no nvidia.com/gpu",
+        }
+    ]
+    facts = observe([job("answer")], [pending])["answer"]
+    assert (facts.fate, facts.reason) == (Fate.WAITING, "Unschedulable")
+    assert "no nvidia.com/gpu" in facts.message
+
+
+def test_a_container_that_cannot_start_says_why() -> None:
+    state = {"reason": "CreateContainerConfigError", "message": 'secret "keys" not found'}
+    facts = observe([job("answer")], [pod("answer", "Pending", waiting=state)])["answer"]
+    assert facts.reason == "CreateContainerConfigError"
+    assert 'secret "keys" not found' in facts.message
+
+
+def test_a_container_that_is_being_created_is_no_trouble() -> None:
+    facts = observe([job("answer")], [pod("answer", "Pending", waiting={"reason": "ContainerCreating"})])["answer"]
+    assert facts.reason == "Starting"
+
+
+def test_a_child_without_pods_says_so() -> None:
+    assert observe([job("answer")], [])["answer"].reason == "NoPods"
+
+
+def test_a_second_try_tells_about_the_first() -> None:
+    first = pod("answer", "Failed", name="a", terminated=ended(201, words("S3 did not answer")))
+    second = pod("answer", "Running", name="b", running={"startedAt": "2026-01-01T00:02:00Z"})
+    facts = observe([job("answer")], [first, second])["answer"]
+    assert facts.attempts == 2
+    assert facts.message.startswith("trying again after pod a: exit code 201: S3 did not answer")
+
+
+def test_attempts_are_counted_by_shard() -> None:
+    pods = [pod("answer", "Running", shard=shard) for shard in range(8)]
+    assert observe([job("answer")], pods)["answer"].attempts == 1
+
+
+def test_json_in_a_log_is_not_taken_for_last_words() -> None:
+    failed = pod("answer", "Failed", terminated=ended(1, '{"level": "error"}'))
+    assert '{"level": "error"}' in observe([job("answer", "Failed")], [failed])["answer"].message

@@ -1,0 +1,88 @@
+"""The progress channel: real HTTP; a token opens one stage of one run."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from cgd_operator.progress import Board, ProgressServer, token
+from cgd_stages.contract import Progress, Rows, TrainerStatus
+
+KEY = b"k" * 32
+
+
+def report(shard: int = 0, percent: int | None = None, rows: Rows | None = None, rate: float | None = None) -> Progress:
+    status = TrainerStatus(progress_percentage=percent)
+    return Progress(trainer_status=status, shard=shard, rows=rows, tokens_per_second=rate)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[ProgressServer, Board, list[tuple[str, str]]]]:
+    board, changed = Board(), []
+    server = ProgressServer(board, KEY, lambda namespace, run: changed.append((namespace, run)))
+    await server.start("127.0.0.1", 0)
+    yield server, board, changed
+    await server.stop()
+
+
+async def post(server: ProgressServer, body: Any, bearer: str, stage: str = "answer") -> int:
+    url = f"http://127.0.0.1:{server.port}/progress/default/demo/uid-1/{stage}"
+    headers = {"Authorization": f"Bearer {bearer}"}
+    async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as response:
+        return response.status
+
+
+async def test_a_report_as_transformers_sends_it_is_taken(server: Any) -> None:
+    body = {"trainerStatus": {"progressPercentage": 40, "estimatedRemainingSeconds": 12, "lastUpdatedTime": "x"}}
+    assert await post(server[0], body, token(KEY, "uid-1", "answer")) == 200
+    seen = server[1].of("uid-1", "answer")
+    assert (seen.percent, seen.eta_seconds) == (40, 12)
+    assert server[2] == [("default", "demo")]
+
+
+@pytest.mark.parametrize("bearer", ["", "wrong", token(KEY, "uid-1", "critique"), token(KEY, "uid-2", "answer")])
+async def test_a_token_opens_only_its_own_stage(server: Any, bearer: str) -> None:
+    assert await post(server[0], {"trainerStatus": {}}, bearer) == 403
+    assert server[1].of("uid-1", "answer") is None
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"trainerStatus": {}, "unknown": 1}, {"trainerStatus": {"progressPercentage": "x"}}]
+)
+async def test_a_body_that_is_not_a_report_is_refused(server: Any, body: Any) -> None:
+    assert await post(server[0], body, token(KEY, "uid-1", "answer")) == 422
+
+
+async def test_a_fused_pod_reports_for_both_of_its_stages(server: Any) -> None:
+    body = {"trainerStatus": {"progressPercentage": 5}, "stage": "refine"}
+    assert await post(server[0], body, token(KEY, "uid-1", "teacher"), "teacher") == 200
+    assert server[1].of("uid-1", "refine").percent == 5
+
+
+def test_shards_are_added_up() -> None:
+    board = Board()
+    board.put("u", "answer", report(0, rows=Rows(total=10, done=5), rate=100.4))
+    board.put("u", "answer", report(1, rows=Rows(total=10, done=1, rejected=1), rate=50.0))
+    seen = board.of("u", "answer")
+    assert seen is not None
+    assert seen.rows == Rows(total=20, done=6, rejected=1)
+    assert (seen.percent, seen.tokens_per_second) == (35, 150)
+
+
+def test_a_later_report_of_a_shard_replaces_the_earlier_one() -> None:
+    board = Board()
+    board.put("u", "answer", report(percent=10))
+    board.put("u", "answer", report(percent=20))
+    seen = board.of("u", "answer")
+    assert seen is not None
+    assert seen.percent == 20
+
+
+def test_the_board_forgets_a_run_that_has_ended() -> None:
+    board = Board()
+    board.put("u", "answer", report(percent=10))
+    board.put("v", "answer", report(percent=10))
+    board.forget("u")
+    assert board.of("u", "answer") is None
+    assert board.of("v", "answer") is not None

@@ -1,0 +1,252 @@
+"""The status: derived anew, moving forward, readable by people and by kstatus."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from builders import ended, job, pod, run
+
+from cgd_operator.api import CGDRunStatus
+from cgd_operator.events import transitions
+from cgd_operator.observe import observe
+from cgd_operator.plan import plan
+from cgd_operator.progress import StageProgress
+from cgd_operator.status import Seen, Trouble, refused, render
+from cgd_stages.contract import Rows
+
+NOW = datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
+ORDER = ["prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+
+
+def render_of(
+    *children: dict[str, Any],
+    pods: tuple[dict[str, Any], ...] = (),
+    previous: CGDRunStatus | None = None,
+    progress: dict[str, StageProgress] | None = None,
+    trouble: Trouble | None = None,
+    changes: dict[str, Any] | None = None,
+    now: datetime = NOW,
+) -> CGDRunStatus:
+    this = run(changes)
+    seen = Seen(
+        run=this,
+        children=plan(this),
+        facts=observe(children, pods),
+        progress=(progress or {}).get,
+        previous=previous or CGDRunStatus(),
+        now=now,
+        trouble=trouble,
+    )
+    return render(seen)
+
+
+def conditions(status: CGDRunStatus) -> dict[str, str]:
+    return {condition.type: condition.status for condition in status.conditions}
+
+
+def stage(status: CGDRunStatus, name: str) -> Any:
+    return next(one for one in status.stages if one.name == name)
+
+
+def words(name: str, done: int = 10, rejected: int = 0, **more: Any) -> str:
+    rows = {"total": done + rejected, "done": done, "rejected": rejected}
+    return json.dumps({"outcome": "done", "stages": {name: {"rows": rows, **more}}})
+
+
+def finished(*names: str) -> list[dict[str, Any]]:
+    return [job(name, "Complete") for name in names]
+
+
+@pytest.mark.parametrize(
+    ("count", "word"),
+    [(1, "Answering"), (2, "Critiquing"), (3, "Training"), (4, "Evaluating"), (6, "Reporting"), (7, "Succeeded")],
+)
+def test_the_state_is_one_word_for_people(count: int, word: str) -> None:
+    running = [job(name) for name in ORDER[count : count + 1]]
+    pods = tuple(pod(name) for name in ORDER[count : count + 1])
+    assert render_of(*finished(*ORDER[:count]), *running, pods=pods).state == word
+
+
+def test_a_new_run_lists_every_stage_as_pending() -> None:
+    status = render_of()
+    assert status.state == "Pending"
+    assert [one.state for one in status.stages] == ["Pending"] * 8
+
+
+@pytest.mark.parametrize(
+    ("children", "expected"),
+    [
+        ([job("prepare")], {"Reconciling": "True", "Stalled": "False", "Ready": "False", "Succeeded": "Unknown"}),
+        (finished(*ORDER), {"Reconciling": "False", "Stalled": "False", "Ready": "True", "Succeeded": "True"}),
+        (
+            [job("prepare", "Failed")],
+            {"Reconciling": "False", "Stalled": "True", "Ready": "False", "Succeeded": "False"},
+        ),
+    ],
+)
+def test_conditions_are_those_that_kstatus_reads(children: list[dict[str, Any]], expected: dict[str, str]) -> None:
+    assert conditions(render_of(*children)) == {"Accepted": "True", "Suspended": "False", **expected}
+
+
+def test_a_run_that_is_suspended_from_birth_has_its_generation_observed() -> None:
+    status = render_of(changes={"suspend": True})
+    assert (status.state, status.observed_generation) == ("Suspended", 1)
+    assert conditions(status)["Suspended"] == "True"
+    assert conditions(status)["Reconciling"] == "False"
+
+
+def test_a_failed_stage_is_told_in_the_conditions() -> None:
+    message = json.dumps({"outcome": "failed", "message": "no such bucket", "hint": "create it"})
+    status = render_of(job("prepare", "Failed"), pods=(pod("prepare", "Failed", terminated=ended(3, message)),))
+    told = next(one for one in status.conditions if one.type == "Succeeded").message
+    assert told == "stage prepare: pod demo-prepare-0: exit code 3: no such bucket. create it"
+    assert stage(status, "prepare").reason == "FailedReason"
+
+
+def test_trouble_without_a_failed_stage_stalls_but_does_not_end_the_run() -> None:
+    status = render_of(trouble=Trouble("TrainingBackendMissing", "install it"))
+    assert conditions(status)["Stalled"] == "True"
+    assert conditions(status)["Succeeded"] == "Unknown"
+
+
+def test_rows_of_shards_are_added_up_from_last_words() -> None:
+    pods = tuple(pod("answer", "Succeeded", shard=n, terminated=ended(0, words("answer", 10, n))) for n in range(3))
+    rows = stage(render_of(*finished("prepare", "answer"), pods=pods), "answer").rows
+    assert (rows.total, rows.done, rows.rejected) == (33, 30, 3)
+
+
+def test_of_two_tries_of_a_shard_the_last_words_count_once() -> None:
+    first = pod("answer", "Failed", name="a", terminated=ended(143, words("answer", 4)))
+    second = pod("answer", "Succeeded", name="b", terminated=ended(0, words("answer", 10), "2026-01-01T00:05:00Z"))
+    second["status"]["containerStatuses"][0]["state"]["terminated"]["startedAt"] = "2026-01-01T00:02:00Z"
+    assert stage(render_of(*finished("prepare", "answer"), pods=(second, first)), "answer").rows.done == 10
+
+
+def test_what_a_vanished_pod_once_said_stays_on_the_screen() -> None:
+    pods = (pod("prepare", "Succeeded", terminated=ended(0, words("prepare", 48, outputURI="s3://x", digest="d"))),)
+    before = render_of(*finished("prepare"), pods=pods)
+    after = render_of(*finished("prepare"), previous=before)
+    assert stage(after, "prepare") == stage(before, "prepare").model_copy(
+        update={"attempts": 1, "start_time": stage(after, "prepare").start_time}
+    )
+
+
+def test_progress_shows_rows_percent_speed_and_eta() -> None:
+    progress = {"answer": StageProgress(Rows(total=48, done=30, rejected=2), 66, 812, 130)}
+    status = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),), progress=progress)
+    assert (status.stage, status.progress, status.eta) == ("answer", "66% (32/48)", "2m10s")
+    assert stage(status, "answer").tokens_per_second == 812
+
+
+def test_progress_never_goes_back() -> None:
+    def at(percent: int, previous: CGDRunStatus | None = None) -> CGDRunStatus:
+        progress = {"answer": StageProgress(None, percent, None, None)}
+        return render_of(
+            *finished("prepare"), job("answer"), pods=(pod("answer"),), progress=progress, previous=previous
+        )
+
+    assert stage(at(10, at(60)), "answer").percent == 60
+
+
+def test_the_second_stage_of_a_fused_pod_is_pending_until_it_reports() -> None:
+    children = [*finished("prepare", "answer"), job("teacher")]
+    status = render_of(*children, pods=(pod("teacher"),))
+    assert [stage(status, name).state for name in ("critique", "refine")] == ["Running", "Pending"]
+    progress = {
+        "critique": StageProgress(Rows(total=4, done=4), 100, None, None),
+        "refine": StageProgress(Rows(total=4, done=1), 25, None, None),
+    }
+    status = render_of(*children, pods=(pod("teacher"),), progress=progress)
+    assert [stage(status, name).state for name in ("critique", "refine")] == ["Succeeded", "Running"]
+
+
+def test_gpu_seconds_are_pod_seconds_times_gpus_and_counted_once_for_a_fused_pod() -> None:
+    pods = (pod("teacher", "Succeeded", terminated=ended(0)),)
+    status = render_of(*finished(*ORDER[:3]), pods=pods, changes={"teacher.tensorParallel": 8})
+    assert [stage(status, name).gpu_seconds for name in ("critique", "refine")] == [800, 0]
+    assert status.usage.gpu_hours == "0.22"
+
+
+def test_gpu_seconds_of_a_pod_that_is_gone_are_not_given_back() -> None:
+    before = render_of(*finished("prepare", "answer"), pods=(pod("answer", "Succeeded", terminated=ended(0)),))
+    after = render_of(*finished("prepare", "answer"), previous=before)
+    assert stage(after, "answer").gpu_seconds == 100
+
+
+def test_a_running_pod_changes_the_status_once_a_minute_at_most() -> None:
+    children, pods = [*finished("prepare"), job("answer")], (pod("answer"),)
+    first = render_of(*children, pods=pods)
+    later = render_of(*children, pods=pods, previous=first, now=NOW + timedelta(seconds=59))
+    assert later == first
+
+
+def test_a_condition_keeps_its_time_until_it_changes() -> None:
+    first = render_of(job("prepare"))
+    second = render_of(job("prepare"), previous=first, now=NOW + timedelta(hours=1))
+    third = render_of(job("prepare", "Failed"), previous=second, now=NOW + timedelta(hours=2))
+    times = [{one.type: one.last_transition_time for one in status.conditions} for status in (first, second, third)]
+    assert times[0] == times[1]
+    assert times[2]["Stalled"] == "2026-01-01T02:10:00Z"
+    assert times[2]["Accepted"] == times[0]["Accepted"]
+
+
+def test_artifacts_are_listed_when_their_stage_has_succeeded() -> None:
+    pods = tuple(
+        pod(name, "Succeeded", terminated=ended(0, words(told, outputURI=f"s3://data/{told}")))
+        for name, told in [("teacher", "refine"), ("train-cgd", "train-cgd"), ("report", "report")]
+    )
+    artifacts = render_of(*finished(*ORDER), pods=pods).artifacts
+    assert artifacts.quadruples == "s3://data/refine"
+    assert artifacts.checkpoints == {"CGD": "s3://data/train-cgd"}
+    assert artifacts.report == "s3://data/report"
+
+
+def test_a_job_that_was_cleaned_up_keeps_its_stage_succeeded() -> None:
+    before = render_of(*finished(*ORDER[:3]))
+    after = render_of(job("train-cgd"), previous=before)
+    assert [one.state for one in after.stages[:4]] == ["Succeeded"] * 4
+
+
+def test_a_refused_run_is_stalled_and_ended() -> None:
+    status = refused(3, "spec.typo: there is no such field", CGDRunStatus(), NOW)
+    assert conditions(status) == {
+        "Accepted": "False", "Reconciling": "False", "Stalled": "True", "Ready": "False", "Succeeded": "False",
+    }  # fmt: skip
+    assert status.observed_generation == 3
+
+
+def test_the_status_survives_the_journey_through_the_api_server() -> None:
+    status = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),))
+    body = status.model_dump(by_alias=True, exclude_none=True, mode="json")
+    assert CGDRunStatus.model_validate(body) == status
+
+
+def reasons(old: CGDRunStatus, new: CGDRunStatus) -> list[str]:
+    return [event["reason"] for event in transitions(run(), old, new, NOW)]
+
+
+def test_events_tell_transitions_and_nothing_else() -> None:
+    started = render_of(job("prepare"), pods=(pod("prepare"),))
+    ended_ = render_of(*finished("prepare"))
+    assert reasons(CGDRunStatus(), started) == ["StageStarted"]
+    assert reasons(started, started) == []
+    assert reasons(started, ended_) == ["StageSucceeded"]
+
+
+def test_the_end_of_a_run_is_told_with_its_reason() -> None:
+    failed = render_of(job("prepare", "Failed"))
+    told = list(transitions(run(), CGDRunStatus(), failed, NOW))
+    assert [(event["reason"], event["type"]) for event in told] == [
+        ("StageFailed", "Warning"),
+        ("RunFailed", "Warning"),
+    ]
+
+
+def test_the_same_transition_has_the_same_event_name() -> None:
+    started = render_of(job("prepare"), pods=(pod("prepare"),))
+    first, again = (
+        [event["metadata"]["name"] for event in transitions(run(), CGDRunStatus(), started, moment)]
+        for moment in (NOW, NOW + timedelta(minutes=5))
+    )
+    assert first == again
