@@ -1,0 +1,223 @@
+"""Engines: what turns messages into text. One protocol, two kinds: vLLM in this process, an OpenAI-compatible server.
+
+An engine is fed all the time: `submit` while it has room, `step` to collect what has finished. One bad request is an
+outcome (`Refused`), never an exception; an exception means that the engine as a whole cannot go on.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, Protocol
+
+from jinja2.exceptions import TemplateError
+
+from cgd_stages import contract
+from cgd_stages.contract import Sampling
+from cgd_stages.errors import StageError, TransientError, UserError
+from cgd_stages.prompts import Message, render, token_ids
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question. `name` is the caller's own and unique among the requests that are under way."""
+
+    name: str
+    messages: list[Message]
+    sampling: Sampling
+    """Its `seed` is this request's own, and counts only where the temperature is not zero."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model said: its whole output, why it ended (`stop` or `length`), and what it cost in tokens."""
+
+    name: str
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why there is no output: `template`, `too_long` or `endpoint`."""
+
+    name: str
+    reason: str
+    detail: str
+    prompt_tokens: int = 0
+
+
+Outcome = Completion | Refused
+
+
+class Engine(Protocol):
+    """A warm model. Not safe to share between threads."""
+
+    settings: dict[str, Any]
+    """What it was started with: goes into logs and markers, and determines no output."""
+
+    @property
+    def room(self) -> int:
+        """How many more requests keep it busy without piling up."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether outcomes are still to come."""
+
+    def submit(self, request: Request) -> None: ...
+
+    def step(self) -> list[Outcome]:
+        """Work for a moment; what has finished since the last step. Raises TransientError when the engine is dead."""
+
+    def close(self) -> None: ...
+
+
+def drive(engine: Engine, requests: Iterable[Request], stop: Event) -> Iterator[Outcome]:
+    """Keep the engine full until every request has an outcome, or until `stop`: then the unfinished are dropped."""
+    waiting = iter(requests)
+    more = True
+    while (more or engine.busy) and not stop.is_set():
+        while more and engine.room > 0:
+            request = next(waiting, None)
+            if request is None:
+                more = False
+            else:
+                engine.submit(request)
+        yield from engine.step()
+
+
+class VllmEngine:
+    """vLLM in this process, on GPUs or on a CPU, fed request by request.
+
+    Raises UserError when the model does not load for a reason that a retry would meet again.
+    """
+
+    def __init__(self, model: Path, engine: contract.Engine) -> None:
+        self._llm = _start_vllm(model, engine)
+        config = self._llm.vllm_config
+        self._tokenizer = self._llm.get_tokenizer()
+        self._limit = int(config.model_config.max_model_len)
+        self._wanted = 2 * int(config.scheduler_config.max_num_seqs)
+        self._refused: list[Outcome] = []
+        self.settings = {
+            "engine": "vllm",
+            "dtype": str(config.model_config.dtype),
+            "maxModelLen": self._limit,
+            "maxNumSeqs": config.scheduler_config.max_num_seqs,
+            "maxNumBatchedTokens": config.scheduler_config.max_num_batched_tokens,
+            "blockSize": config.cache_config.block_size,
+            "prefixCaching": config.cache_config.enable_prefix_caching,
+            "tensorParallel": config.parallel_config.tensor_parallel_size,
+        }
+        log.info("engine: %s", self.settings)
+
+    @property
+    def room(self) -> int:
+        under_way = int(self._llm.get_num_unfinished_requests())
+        return self._wanted - under_way - len(self._refused)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._refused) or self._llm.has_unfinished_requests()
+
+    def submit(self, request: Request) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        try:
+            ids = token_ids(self._tokenizer, render(self._tokenizer, request.messages))
+        except (TemplateError, ValueError, TypeError) as error:
+            self._refused.append(Refused(request.name, "template", str(error)))
+            return
+        if len(ids) >= self._limit:
+            detail = f"the prompt has {len(ids)} tokens, the context {self._limit}"
+            self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
+            return
+        ask = request.sampling
+        params = SamplingParams(
+            max_tokens=min(ask.max_tokens, self._limit - len(ids)),
+            temperature=ask.temperature,
+            top_p=ask.top_p,
+            seed=ask.seed if ask.temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._llm.add_request(request.name, tokens_input(ids), params)
+
+    def step(self) -> list[Outcome]:
+        refused, self._refused = self._refused, []
+        if not self._llm.has_unfinished_requests():
+            return refused
+        try:
+            outputs = self._llm.step()
+        except RuntimeError as error:
+            raise TransientError(f"the engine died: {error}", hint="See the pod's log; it is started anew.") from error
+        return refused + [_completion(output) for output in outputs if output.finished]
+
+    def close(self) -> None:
+        self._llm.engine_core.shutdown()
+
+
+def _completion(output: Any) -> Completion:
+    """A finished request as vLLM tells it."""
+    (said,) = output.outputs
+    return Completion(
+        name=output.request_id,
+        text=said.text,
+        finish_reason=str(said.finish_reason),
+        prompt_tokens=len(output.prompt_token_ids),
+        tokens=len(said.token_ids),
+    )
+
+
+def _start_vllm(model: Path, engine: contract.Engine) -> Any:
+    started = time.monotonic()
+    for name, value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
+        os.environ.setdefault(name, value)
+    from vllm import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    special: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        special = _on_cpu(engine)
+    args = EngineArgs(
+        model=str(model),
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        tensor_parallel_size=engine.tensor_parallel,
+        enable_prefix_caching=True,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        seed=0,
+        **special,
+    )
+    try:
+        llm = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
+    except StageError:
+        raise
+    except (ValueError, NotImplementedError) as error:
+        hint = "Correct the model or its generation settings (maxModelLen, tensorParallel, dtype) in the spec."
+        raise UserError(f"vLLM does not take the model {model}: {error}", hint=hint) from error
+    log.info("engine ready in %.0f s", time.monotonic() - started)
+    return llm
+
+
+def _on_cpu(engine: contract.Engine) -> dict[str, Any]:
+    """What vLLM wants on a CPU: a small cache, every core, one process, no compilation."""
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    if engine.tensor_parallel == 1:
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = cores
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # The default block of 128 tokens would leave short prompts without a shared prefix.
+    return {"enforce_eager": True, "block_size": 32, "max_num_seqs": 64}

@@ -1,0 +1,171 @@
+"""The books of one shard of a stage: which of its rows are stored, and the parts that are being added.
+
+A shard owns the rows with int(id, 16) % shards == shard. Parts are named `<shard>-of-<shards>-<hash>.parquet`. Its
+marker lists parts that hold exactly the shard's rows, each once, so that the union of all markers of a stage has no
+row twice. Whatever breaks this is written anew instead of listed: rows of an attempt with another number of shards,
+and rows that two pods of the same shard have stored because one of them was thought dead.
+"""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from cgd_stages.contract import Rows
+from cgd_stages.folders import (
+    PARTS,
+    REJECTED,
+    REJECTION_SCHEMA,
+    Folder,
+    Key,
+    Part,
+    Row,
+    from_parquet,
+    row_schema,
+    sha256,
+)
+from cgd_stages.storage import Stored
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 60.0
+"""Finished rows wait at most this long to be stored."""
+FLUSH_ROWS = 512
+
+_NAME = re.compile(r"(?:parts|rejected)/(\d+)-of-(\d+)-([0-9a-f]{32})\.parquet")
+KEY = ("id", "sample")
+_TEXT = {"answer": "answer", "critique": "critique", "refine": "refinement"}
+
+
+def text_column(stage: str) -> str:
+    """The column that a generating stage fills."""
+    return _TEXT[stage]
+
+
+def prompt_tokens_column(stage: str) -> str:
+    """Where the length of the stage's own prompt is: the answer's prompt is the prompt."""
+    return "prompt_tokens" if stage == "answer" else f"{text_column(stage)}_prompt_tokens"
+
+
+def owns(identity: str, shard: int, shards: int) -> bool:
+    return int(identity, 16) % shards == shard
+
+
+def key_of(row: Row) -> Key:
+    return row["id"], row["sample"]
+
+
+def may_hold(part: str, shard: int, shards: int) -> bool:
+    """Whether a part of this name can hold rows of the shard. No when it belongs to another one of as many."""
+    found = _NAME.fullmatch(part)
+    return not found or int(found[2]) != shards or int(found[1]) == shard
+
+
+def owned_rows(
+    folder: Folder, parts: Sequence[Part], shard: int, shards: int, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """The shard's rows of an earlier stage, one part in memory at a time; `columns` must hold the id."""
+    for part in parts:
+        if may_hold(part.key, shard, shards):
+            yield from (row for row in from_parquet(folder.read(part), columns) if owns(row["id"], shard, shards))
+
+
+class Ledger:
+    """What a shard has stored and is about to store. Opening it reads the keys of everything stored so far."""
+
+    def __init__(self, folder: Folder, shard: int, shards: int) -> None:
+        self.folder = folder
+        self.parts: list[Part] = []
+        self.tally: Counter[str] = Counter()
+        """Sums over the shard's rows: done, rejected, prompt_tokens, tokens, and the metrics of the stage."""
+        self._shard, self._shards = shard, shards
+        self._keys: set[Key] = set()
+        self._kept: list[Row] = []
+        self._rejected: list[Row] = []
+        self._stored_at = time.monotonic()
+        for prefix in (PARTS, REJECTED):
+            for found in folder.bucket.list(folder.key(prefix)):
+                self._take(found)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys
+
+    def rows(self, total: int) -> Rows:
+        return Rows(total=total, done=self.tally["done"], rejected=self.tally["rejected"])
+
+    @property
+    def due(self) -> bool:
+        """Whether finished rows have waited long enough, or are many enough, to be stored."""
+        waiting = len(self._kept) + len(self._rejected)
+        if not waiting:
+            self._stored_at = time.monotonic()
+        return waiting >= FLUSH_ROWS or time.monotonic() - self._stored_at >= FLUSH_SECONDS
+
+    def keep(self, row: Row) -> None:
+        self._count(row)
+        self._kept.append(row)
+
+    def reject(self, row: Row) -> None:
+        """A row that the model did not answer well; columns as in REJECTION_SCHEMA."""
+        self._count(row)
+        self._rejected.append(row)
+
+    def flush(self) -> None:
+        """Store what waits. Raises TransientError when the store is away; what waits stays."""
+        own = f"{self._shard:05d}-of-{self._shards:05d}-"
+        if self._kept:
+            self.parts.append(self.folder.put_rows(PARTS + own, self._kept, row_schema(self.folder.stage)))
+            self._kept = []
+        if self._rejected:
+            self.parts.append(self.folder.put_rows(REJECTED + own, self._rejected, REJECTION_SCHEMA))
+            self._rejected = []
+        self._stored_at = time.monotonic()
+
+    def _take(self, found: Stored) -> None:
+        """Count a stored part in, or the rows of it that are this shard's and not counted yet."""
+        name = found.key.removeprefix(self.folder.key())
+        if not may_hold(name, self._shard, self._shards):
+            return
+        data = self.folder.bucket.get(found.key)
+        named = _NAME.fullmatch(name)
+        if data is None or named is None or not sha256(data).startswith(named[3]):
+            log.warning("%s is not whole: its rows are asked for again", name)
+            return
+        rows = from_parquet(data)
+        fresh = [row for row in rows if owns(row["id"], self._shard, self._shards) and key_of(row) not in self._keys]
+        if len(fresh) == len(rows) and int(named[2]) == self._shards:
+            self.parts.append(Part(key=name, sha256=sha256(data), rows=len(rows)))
+        else:
+            (self._kept if name.startswith(PARTS) else self._rejected).extend(fresh)
+        for row in fresh:
+            self._count(row)
+
+    def _count(self, row: Row) -> None:
+        self._keys.add(key_of(row))
+        stage = self.folder.stage
+        if "reason" in row:
+            self.tally.update(
+                {
+                    "rejected": 1,
+                    f"rejected_{row['reason']}": 1,
+                    "prompt_tokens": row["prompt_tokens"],
+                    "tokens": row["tokens"],
+                }
+            )
+            return
+        self.tally.update(
+            {
+                "done": 1,
+                "prompt_tokens": row[prompt_tokens_column(stage)],
+                "tokens": row[f"{text_column(stage)}_tokens"],
+            }
+        )
+        if stage == "critique":
+            self.tally[f"verdict_{row['verdict'] or 'missing'}"] += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Counts by reason of rejection and by verdict."""
+        return {
+            name: float(count) for name, count in sorted(self.tally.items()) if "_" in name and "tokens" not in name
+        }

@@ -1,0 +1,160 @@
+"""What each model is asked, word for word, and how its reply is read. Pure: texts in, texts out.
+
+Who sees what: the student answers x alone; the teacher's critique sees x and y'; its refinement sees x, y' and c;
+training sees the same three, under an instruction that speaks of the teacher's critique.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from jinja2.exceptions import TemplateError
+
+from cgd_stages.contract import Role
+
+Verdict = Literal["right", "wrong"]
+
+
+class Message(TypedDict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+CRITIQUE = """\
+You are an expert reviewer. A student has attempted the question below. Examine the student's answer closely: look \
+for inaccurate statements, missing steps, and explanations that are unclear or incomplete. Write a detailed critique \
+that says what is wrong, why, and what a correct answer needs; where the answer is sound, say so. Do not rewrite the \
+answer. Finish with a verdict on a line of its own, which must be exactly "Conclusion: right" or "Conclusion: wrong"."""
+
+_REFINE = """\
+You are an expert in the subject of the question below. You are given a student's initial answer and {critique}. \
+Write an improved and complete answer to the question: correct every error, fill in the missing steps, and keep what \
+is already right. Reply with the improved answer alone; do not mention the student or the critique."""
+
+REFINE = _REFINE.format(critique="your critique of it")
+TRAINING = _REFINE.format(critique="the teacher's critique of it")
+
+END_OF_THINKING = "</think>"
+_START_OF_THINKING = "<think>"
+_VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
+
+
+def answer_messages(prompt: str) -> list[Message]:
+    """x alone: no system turn, nothing added."""
+    return [{"role": "user", "content": prompt}]
+
+
+def critique_messages(prompt: str, answer: str) -> list[Message]:
+    """x and y' under the reviewer's instruction."""
+    return [
+        {"role": "system", "content": CRITIQUE},
+        {"role": "user", "content": f"Question: {prompt}\n\nStudent's Answer: {answer}"},
+    ]
+
+
+def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
+    """x, y' and c under the instruction to refine."""
+    return [{"role": "system", "content": REFINE}, _refine_slots(prompt, answer, critique)]
+
+
+def training_context(prompt: str, answer: str, critique: str) -> list[Message]:
+    """What the student is conditioned on in training; the refinement is the assistant's turn that follows."""
+    return [{"role": "system", "content": TRAINING}, _refine_slots(prompt, answer, critique)]
+
+
+def _refine_slots(prompt: str, answer: str, critique: str) -> Message:
+    slots = f"Question: {prompt}\n\nStudent's Initial Answer: {answer}\n\nCritique: {critique}"
+    return {"role": "user", "content": slots}
+
+
+def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
+    """What the role asks about a row. Columns of later stages and the reference are never looked at."""
+    match role:
+        case "answer":
+            return answer_messages(row["prompt"])
+        case "critique":
+            return critique_messages(row["prompt"], row["answer"])
+        case "refine":
+            return refine_messages(row["prompt"], row["answer"], row["critique"])
+
+
+def fingerprint(role: Role) -> str:
+    """Hash of the role's wording, slots and plain frame: part of the digest of its stage."""
+    slots = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
+    return hashlib.sha256(repr((role_messages(role, slots), plain(role_messages(role, slots)))).encode()).hexdigest()
+
+
+def plain(messages: list[Message]) -> str:
+    """The frame for a model without a chat template: the instruction first, the slots, and where to go on."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    user = [message["content"] for message in messages if message["role"] == "user"]
+    if system:
+        return "\n\n".join([*system, *user, "Response:"])
+    return "\n\n".join([f"Question: {text}" for text in user] + ["Answer:"])
+
+
+def without_system(messages: list[Message]) -> list[Message]:
+    """The same with the system turn's text in front of the user's, for templates that take no system turn."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    first, *rest = [message for message in messages if message["role"] != "system"]
+    return [{"role": first["role"], "content": "\n\n".join([*system, first["content"]])}, *rest]
+
+
+def render(tokenizer: Any, messages: list[Message]) -> str:
+    """The text that a model is given, up to where its reply begins, special tokens included.
+
+    Tokenise it with `token_ids`. Raises jinja2's TemplateError when the model's template refuses the messages.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return _opening(tokenizer) + plain(messages)
+    system = "".join(message["content"] for message in messages if message["role"] == "system")
+    if not system:
+        return _templated(tokenizer, messages)
+    try:
+        text = _templated(tokenizer, messages)
+    except TemplateError:
+        return _templated(tokenizer, without_system(messages))
+    # Some templates drop a system turn without a word.
+    return text if system.strip() in text else _templated(tokenizer, without_system(messages))
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a rendered text; `render` has already written the special ones."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _templated(tokenizer: Any, messages: list[Message]) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _opening(tokenizer: Any) -> str:
+    """The beginning-of-text token, when the tokenizer puts one before plain text."""
+    first = tokenizer("")["input_ids"][:1]
+    return str(tokenizer.bos_token) if first and first == [tokenizer.bos_token_id] else ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What of a model's output counts: the text after its thinking, without blanks at the ends."""
+
+    text: str
+    unfinished_thinking: bool = False
+
+
+def read_reply(output: str) -> Reply:
+    """Keep what follows the last end-of-thinking marker; a thought that never ends leaves nothing."""
+    _, marker, final = output.rpartition(END_OF_THINKING)
+    if not marker and output.lstrip().startswith(_START_OF_THINKING):
+        return Reply("", unfinished_thinking=True)
+    return Reply(final.strip())
+
+
+def verdict(critique: str) -> Verdict | None:
+    """The verdict on the last line that holds anything, or None: a critique without one is kept, and counted."""
+    lines = critique.strip().splitlines()
+    found = _VERDICT.fullmatch(lines[-1]) if lines else None
+    if not found:
+        return None
+    return "right" if found[1].lower() == "right" else "wrong"
