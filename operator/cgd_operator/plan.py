@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
-from cgd_operator import api
+from cgd_operator import api, yamls
 from cgd_stages import contract
 
 
@@ -262,7 +260,7 @@ def _storage(storage: api.Storage) -> contract.Storage:
 
 def _spec_text(spec: api.CGDRunSpec) -> str:
     given = spec.model_dump(by_alias=True, exclude_defaults=True, exclude={"suspend"}, mode="json")
-    return yaml.safe_dump(given, sort_keys=False)
+    return yamls.dump(given)
 
 
 def percent(text: str) -> float:

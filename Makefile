@@ -1,0 +1,43 @@
+# Two commands for newcomers: `make demo` and `make test`. Everything is set up by them, in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
+TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
+
+.PHONY: demo test lint format crds clean help
+
+help: ## Show the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
+
+demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl, vLLM, DeepSpeed, S3
+	@$(BIN)/python -m cgd_local
+
+test: .venv/ready ## Run all tests
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -m slow
+
+lint: .venv/ready ## Check format, style, types and the layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/ready ## Format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+crds: .venv/ready ## Generate crds/ from the models
+	$(BIN)/python -m cgd_operator.crd > crds/cgdruns.yaml
+
+clean: ## Remove what was installed and what the demo stored
+	rm -rf .venv .demo
+
+.venv/ready: constraints/local.txt pyproject.toml
+	@echo "setting up .venv (about 3 GB; once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet "$$(grep '^uv==' constraints/local.txt)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(TORCH) -r constraints/local.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,49 @@
+"""The demo: a whole CGDRun on one machine, with everything that a cluster would bring.
+
+    python -m cgd_local [--manifest examples/quickstart.yaml] [--folder .demo]
+
+Real: the operator process, kubectl, vLLM, DeepSpeed, the S3 server, the language model. Stand-ins: the API server, the
+controllers and the node of this package. With KUBECONFIG set, that API server is used instead, provided that it has no
+nodes of its own. What is stored in the folder's S3 survives: running it again resumes.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from cgd_local.demo import DemoError, demo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="cgd_local", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--manifest", type=Path, default=Path("examples/quickstart.yaml"))
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="state: S3 data, logs, kubeconfig, report")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve())))
+    except DemoError as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def _until_stopped(manifest: Path, folder: Path) -> int:
+    """Ctrl-C and SIGTERM end every process; a second Ctrl-C is not needed."""
+    kubeconfig = os.environ.get("KUBECONFIG")
+    work = asyncio.create_task(demo(manifest, folder, Path(kubeconfig) if kubeconfig else None))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, work.cancel)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        print("stopped; every process has ended. `make demo` goes on from what is stored.")
+        return 130
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""`make demo`, step by step: S3, model, cluster, operator, kubectl apply, a live table, the report."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
+import yaml
+from botocore.exceptions import ClientError
+from rich.console import Console
+from rich.live import Live
+
+from cgd_local import smollm2
+from cgd_local.cluster import LocalCluster, venv_environment
+from cgd_local.pods import exited, launch
+from cgd_local.s3 import SeaweedFS
+from cgd_local.screen import table
+from cgd_operator import yamls
+from cgd_operator.api import InvalidRun, parse_spec
+from cgd_operator.cluster import NODE, RUN, Cluster, Object
+
+BUCKET, SECRET = "cgd", "quickstart-s3"
+PROBLEMS = {"problems.jsonl": "quickstart-problems.jsonl", "heldout.jsonl": "quickstart-heldout.jsonl"}
+LOOK_SECONDS = 0.5
+QUIET_SECONDS = 10.0
+
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """The demo cannot run; says what to change."""
+
+
+async def demo(manifest: Path, folder: Path, kubeconfig: Path | None) -> int:
+    """Run the manifest; 0 when it has succeeded."""
+    run = _read(manifest)
+    async with AsyncExitStack() as stack:
+        s3 = await stack.enter_async_context(
+            SeaweedFS(folder / "s3", access_key="demo", secret_key="demo-secret", bucket=BUCKET)  # noqa: S106
+        )
+        console.print(f"S3        {s3.endpoint} (SeaweedFS, data in {_short(folder / 's3')})")
+        await asyncio.to_thread(_upload_model, s3)
+        if kubeconfig:
+            await _has_no_nodes(kubeconfig)
+        cluster = await stack.enter_async_context(
+            LocalCluster(folder / "cluster", environment=_image_environment(), kubeconfig=kubeconfig)
+        )
+        console.print(f"cluster   {_short(cluster.kubeconfig_path)}")
+        await _install(cluster.kubeconfig_path)
+        await stack.enter_async_context(_operator(cluster.kubeconfig_path, folder))
+        console.print(f"operator  python -m cgd_operator (log: {_short(folder / 'operator.log')})")
+        name = await _apply(run, s3, cluster.kubeconfig_path, folder)
+        ended = await _watch(cluster.kubeconfig_path, name)
+        return _tell_end(ended, s3, folder)
+
+
+def _read(manifest: Path) -> Object:
+    try:
+        run: Object = yaml.safe_load(manifest.read_text())
+        parse_spec(run)
+    except OSError as error:
+        raise DemoError(f"{manifest} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, InvalidRun) as error:
+        raise DemoError(f"{manifest} is no CGDRun:\n{error}") from error
+    return run
+
+
+def _image_environment() -> dict[str, str]:
+    """What the images set on a machine without GPU and without a hub, and caches that outlive a pod."""
+    cache = smollm2.cache_home()
+    return venv_environment() | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TORCH_EXTENSIONS_DIR": str(cache / "torch-extensions"),
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+    }
+
+
+def _upload_model(s3: SeaweedFS) -> None:
+    """The demo model as `s3://cgd/models/...`, as a user would bring his own; files that are there stay."""
+    folder = smollm2.ensure()
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        region_name="us-east-1",
+    )
+    for path in sorted(folder.iterdir()):
+        key = f"models/{folder.name}/{path.name}"
+        try:
+            stored = client.head_object(Bucket=BUCKET, Key=key)["ContentLength"]
+        except ClientError:
+            stored = -1
+        if stored != path.stat().st_size:
+            client.upload_file(str(path), BUCKET, key)
+    console.print(f"model     s3://{BUCKET}/models/{folder.name}")
+
+
+async def _has_no_nodes(kubeconfig: Path) -> None:
+    async with await Cluster.connect(str(kubeconfig), manager="cgd-demo") as cluster:
+        nodes, _ = await cluster.list(NODE)
+    if others := [node["metadata"]["name"] for node in nodes if node["metadata"]["name"] != "local"]:
+        raise DemoError(
+            f"the cluster of {kubeconfig} has nodes of its own ({others[0]}, ...), and their pods cannot reach the S3 "
+            "server of this machine. There, apply a manifest with your own storage and images; here, unset KUBECONFIG."
+        )
+
+
+async def _install(kubeconfig: Path) -> None:
+    await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "crds/")
+    keys = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo-secret"}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys}
+    data = {key: (Path("examples") / file).read_text() for key, file in PROBLEMS.items()}
+    problems = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "quickstart-problems"}, "data": data}
+    both = "\n---\n".join(json.dumps(one) for one in (secret, problems))
+    await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "-", text=both)
+
+
+async def _apply(run: Object, s3: SeaweedFS, kubeconfig: Path, folder: Path) -> str:
+    run["spec"]["storage"]["endpoint"] = s3.endpoint
+    path = folder / "run.yaml"
+    path.write_text(yamls.dump(run))
+    await _kubectl(kubeconfig, "apply", "-f", str(path))
+    name = str(run["metadata"]["name"])
+    kubectl = _short(Path(sysconfig.get_path("scripts")) / "kubectl")
+    console.print(f"run       kubectl apply -f {_short(path)}; look at it from another terminal:\n")
+    console.print(f"          export KUBECONFIG={kubeconfig}")
+    console.print(f"          {kubectl} get cgd -w")
+    console.print(f"          {kubectl} describe cgd {name}\n")
+    return name
+
+
+async def _kubectl(kubeconfig: Path, *arguments: str, text: str = "") -> None:
+    program = Path(sysconfig.get_path("scripts")) / "kubectl"
+    process = await asyncio.create_subprocess_exec(
+        str(program),
+        *arguments,
+        env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    out, _ = await process.communicate(text.encode())
+    if process.returncode:
+        raise DemoError(f"kubectl {' '.join(arguments)}: {out.decode().strip()}")
+
+
+@asynccontextmanager
+async def _operator(kubeconfig: Path, folder: Path) -> AsyncIterator[None]:
+    env = venv_environment() | {"KUBECONFIG": str(kubeconfig), "CGD_PROGRESS_BIND": "127.0.0.1:0"}
+    process = launch([sys.executable, "-m", "cgd_operator"], env, folder, folder / "operator.log")
+    try:
+        yield
+    finally:
+        process.terminate()
+        await exited(process)
+
+
+async def _watch(kubeconfig: Path, name: str) -> Object:
+    """Show the run until it has ended; returns it."""
+    async with await Cluster.connect(str(kubeconfig), manager="cgd-demo") as cluster:
+        with Live(console=console, refresh_per_second=4, transient=False) as live:
+            told, quiet_since = "", time.monotonic()
+            while True:
+                run = await cluster.get(RUN, name, "default")
+                if run is None:
+                    raise DemoError(f"CGDRun {name} was deleted")
+                if console.is_terminal:
+                    live.update(table(run))
+                elif (line := _line(run)) != told and time.monotonic() - quiet_since > QUIET_SECONDS:
+                    told, quiet_since = line, time.monotonic()
+                    console.print(line)
+                if _has_ended(run):
+                    live.update(table(run))
+                    return run
+                await asyncio.sleep(LOOK_SECONDS)
+
+
+def _line(run: Object) -> str:
+    status = run.get("status", {})
+    words = (status.get("state", "Pending"), status.get("stage", ""), status.get("progress", ""), status.get("eta", ""))
+    return "  ".join(word for word in words if word)
+
+
+def _has_ended(run: Object) -> bool:
+    conditions = run.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Succeeded" and one["status"] != "Unknown" for one in conditions)
+
+
+def _tell_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
+    status = run["status"]
+    ended = next(one for one in status["conditions"] if one["type"] == "Succeeded")
+    if ended["status"] == "False":
+        console.print(f"\n[bold red]failed[/]: {ended['message']}", soft_wrap=True)
+        console.print(f"logs of the pods: {_short(folder / 'cluster' / 'pods')}")
+        return 1
+    artifacts = status["artifacts"]
+    report = folder / "report.html"
+    _download(f"{artifacts['report']}/report.html", s3, report)
+    console.print(f"\n[bold green]report[/]       {report}")
+    console.print(f"quadruples   {artifacts['quadruples']}", soft_wrap=True)
+    for objective, uri in artifacts["checkpoints"].items():
+        console.print(f"{objective:<12} {uri}", soft_wrap=True)
+    return 0
+
+
+def _download(uri: str, s3: SeaweedFS, path: Path) -> None:
+    where = urlsplit(uri)
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        region_name="us-east-1",
+    )
+    part = path.with_suffix(".part")
+    client.download_file(where.netloc, where.path.lstrip("/"), str(part))
+    shutil.move(part, path)
+
+
+def _short(path: Path) -> str:
+    """Relative to the working folder where that is shorter."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

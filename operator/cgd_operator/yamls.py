@@ -1,0 +1,21 @@
+"""YAML that kubectl reads back as it was meant."""
+
+from typing import Any
+
+import yaml
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML reads YAML 1.1, where 1e-6 is a string; kubectl reads 1.2, where it is a float: quote what has a digit."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = "'" if text[:1].isdigit() else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def dump(value: Any) -> str:
+    """Block style, keys in their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
