@@ -4,8 +4,8 @@
     await server.start()
     Path("kubeconfig").write_text(server.kubeconfig())
 
-It is kube-apiserver and etcd and nothing else: no garbage collection, no controllers, no kubelet. It listens on loopback,
-asks nobody who they are, and keeps everything in memory: `stop` and `start` of one object is a restart with its data.
+It is kube-apiserver and etcd and nothing else: no garbage collection, no controllers, no kubelet. It listens on
+loopback, asks nobody who they are, and keeps everything in memory: `stop` and `start` of one object is a restart.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class ApiServer:
         version, start = self._list_start(target, query)
         found = self.registry.shelf(target.resource).selected(target.namespace)
         pairs = [(key, obj) for key, obj in found if (start is None or key > start) and chosen(obj)]
-        limit = int(query.get("limit") or 0) or len(pairs)
+        limit = _number(query, "limit") or len(pairs)
         metadata: Json = {"resourceVersion": str(version)}
         if len(pairs) > limit:
             token = json.dumps([version, pairs[limit - 1][0]]).encode()
@@ -272,7 +272,7 @@ class ApiServer:
                 raise bad_request(f"continue key is not valid: {error}") from error
             shelf.require(version)
             return version, (start[0], start[1])
-        wanted = _version(query.get("resourceVersion", ""))
+        wanted = _number(query, "resourceVersion")
         if wanted > current:
             raise ApiError(504, f"Too large resource version: {wanted}, current: {current}")
         if query.get("resourceVersionMatch") == "Exact":
@@ -357,7 +357,7 @@ class ApiServer:
     async def _events(self, query: Mapping[str, str], view: View) -> AsyncIterator[Json]:
         """The events of one watch: what there is (if asked for), then what changes, until its time is over."""
         shelf, current = self.registry.shelf(view.target.resource), self.registry.store.version
-        since = _version(query.get("resourceVersion", ""))
+        since = _number(query, "resourceVersion")
         if since > current:
             raise ApiError(504, f"Too large resource version: {since}, current: {current}")
         first = query.get("sendInitialEvents") == "true"
@@ -373,7 +373,7 @@ class ApiServer:
 
     async def _news(self, query: Mapping[str, str], view: View, feed: Feed) -> AsyncIterator[Json]:
         clock = asyncio.get_running_loop().time
-        deadline = clock() + float(query.get("timeoutSeconds") or 3600)
+        deadline = clock() + (_number(query, "timeoutSeconds") or 3600)
         bookmarks = query.get("allowWatchBookmarks", "").lower() in ("true", "1")
         due = clock() + self._bookmark_seconds
         while (left := min(deadline, due) - clock()) > 0 or clock() < deadline:
@@ -509,7 +509,7 @@ async def _delete_options(request: web.Request) -> Json:
     if "propagationPolicy" in query:
         options["propagationPolicy"] = query["propagationPolicy"]
     if "gracePeriodSeconds" in query:
-        options["gracePeriodSeconds"] = int(query["gracePeriodSeconds"])
+        options["gracePeriodSeconds"] = _number(query, "gracePeriodSeconds")
     if "orphanDependents" in query:
         options["orphanDependents"] = query["orphanDependents"] == "true"
     return options
@@ -531,9 +531,10 @@ def _write(request: web.Request, target: Target, operation: str = "Update", subr
     )
 
 
-def _version(text: str) -> int:
+def _number(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "")
     if not re.fullmatch(r"\d*", text):
-        raise bad_request(f'resourceVersion: Invalid value: "{text}": must be a number')
+        raise bad_request(f'{name}: Invalid value: "{text}": must be a number')
     return int(text or 0)
 
 

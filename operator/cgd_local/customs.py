@@ -1,4 +1,4 @@
-"""From a CustomResourceDefinition to served resources: checks of the definition, its status, one resource per version."""
+"""From a CustomResourceDefinition to served resources: its checks, its status, one resource per version."""
 
 from __future__ import annotations
 

@@ -131,6 +131,7 @@ def fill_in(resource: Resource, obj: Json) -> None:
 
 def _pod_defaults(spec: Json) -> None:
     spec.setdefault("restartPolicy", "Always")
+    spec.setdefault("enableServiceLinks", True)
     spec.setdefault("terminationGracePeriodSeconds", 30)
     spec.setdefault("dnsPolicy", "ClusterFirst")
     spec.setdefault("schedulerName", "default-scheduler")
@@ -187,7 +188,7 @@ def _service_defaults(_: Json, spec: Json) -> None:
 
 
 _DEFAULTS: dict[str, Callable[[Json, Json], None]] = {
-    "pods": lambda obj, spec: (spec.setdefault("enableServiceLinks", True), _pod_defaults(spec))[1],
+    "pods": lambda _, spec: _pod_defaults(spec),
     "jobs": _job_defaults,
     "secrets": _secret_defaults,
     "services": _service_defaults,
@@ -245,8 +246,8 @@ def check_name(resource: Resource, name: str) -> Iterator[Cause]:
     yield wrong(
         "metadata.name",
         name,
-        f"a lowercase RFC 1123 {what} must consist of lower case alphanumeric characters, {allowed}, and must start and "
-        f"end with an alphanumeric character (e.g. {sample}, regex used for validation is '{pattern}')",
+        f"a lowercase RFC 1123 {what} must consist of lower case alphanumeric characters, {allowed}, and must start "
+        f"and end with an alphanumeric character (e.g. {sample}, regex used for validation is '{pattern}')",
     )
 
 
@@ -261,9 +262,9 @@ def check_labels(labels: Json, path: str) -> Iterator[Cause]:
             yield wrong(
                 path,
                 value,
-                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must "
-                "start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used "
-                f"for validation is '({_WORD})?')",
+                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and "
+                "must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex "
+                f"used for validation is '({_WORD})?')",
             )
 
 
@@ -335,18 +336,20 @@ def _check_container(container: Json, volumes: list[str], path: str) -> Iterator
             yield wrong(f"{path}.env[{index}].name", env.get("name", ""), "a valid environment variable name is needed")
         if env.get("value") and "valueFrom" in env:
             yield wrong(f"{path}.env[{index}].valueFrom", "", "may not be specified when `value` is not empty")
-    limits = container["resources"].get("limits", {})
+    yield from _check_resources(container["resources"], f"{path}.resources")
+
+
+def _check_resources(resources: Json, path: str) -> Iterator[Cause]:
+    limits = resources.get("limits", {})
     for group in ("limits", "requests"):
-        for name, amount in container["resources"].get(group, {}).items():
-            where = f"{path}.resources.{group}[{name}]"
+        for name, amount in resources.get(group, {}).items():
             if (number := quantity(amount)) is None:
                 yield wrong(
-                    where,
-                    amount,
-                    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+                    f"{path}.{group}[{name}]", amount, "a quantity is a number with a suffix such as m, k or Gi"
                 )
             elif name in limits and number > (quantity(limits[name]) or number):
-                yield wrong(where, amount, f"must be less than or equal to {name} limit of {limits[name]}")
+                why = f"must be less than or equal to {name} limit of {limits[name]}"
+                yield wrong(f"{path}.{group}[{name}]", amount, why)
 
 
 _SUFFIXES = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3}

@@ -307,7 +307,7 @@ def apply_patch(node: Node, live: Json, config: Json, writer: Writer, *, force: 
     lost = set().union(*(paths for _, paths in taken))
     shared = set().union(*(fields for _, fields in others))
     dropped = mine - applied.keys() - shared
-    for path in sorted(dropped, key=len, reverse=True):
+    for path in sorted(dropped, key=len):  # an item goes whole, before its key fields would
         _drop(node, merged, path)
     kept = [(entry, fields, fields - lost) for entry, fields in others]
     left = [e if f == k else e | {"fieldsV1": encode(k)} for e, f, k in kept if k]

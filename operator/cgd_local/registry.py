@@ -81,7 +81,7 @@ class Registry:
         """Store a new object and return it as stored.
 
         Raises:
-            ApiError: 400 for what cannot be decoded, 404 or 403 for its namespace, 409 if it exists, 422 if it is invalid.
+            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 409 if it exists, 422 if invalid.
         """
         obj = self._decoded(resource, body, write)
         self._require_namespace(resource, namespace)
@@ -104,21 +104,29 @@ class Registry:
 
     def _decoded(self, resource: Resource, body: Json, write: Write) -> Json:
         """A client's object, stripped to what the schema knows, with defaults."""
+        if not isinstance(body, dict) or not isinstance(body.get("metadata", {}) or {}, dict):
+            raise bad_request(f"{_cannot(resource)}: not an object with metadata")
         obj = copy.deepcopy(body)
         for word, expected in (("apiVersion", resource.api_version), ("kind", resource.kind)):
             if (said := obj.setdefault(word, expected)) != expected:
                 raise bad_request(f"{word} in the data ({said}) does not match the expected one ({expected})")
-        if not isinstance(obj.setdefault("metadata", {}) or {}, dict):
-            raise bad_request("metadata is not an object")
-        obj["metadata"] = drop_nulls(obj["metadata"] or {})
+        obj["metadata"] = drop_nulls(obj.get("metadata") or {})
         obj = obj if resource.custom else drop_nulls(obj)
         self._judge_unknown(resource, prune(resource.node, obj), write)
+        self._judge_types(resource, obj)
         if resource.custom:
             default(resource.node, obj)
-        elif causes := [c for c in validate(resource.node, obj) if c.reason == "FieldValueTypeInvalid"]:
-            raise bad_request(f"{_cannot(resource)}: {causes[0].field}: {causes[0].message}")
         fill_in(resource, obj)
         return obj
+
+    def _judge_types(self, resource: Resource, obj: Json) -> None:
+        """What a Go decoder cannot read is a bad request, before any validation; in custom objects that is metadata."""
+        node, part, path = resource.node, obj, ""
+        if resource.custom:
+            node, part, path = node.properties["metadata"], obj["metadata"], "metadata"
+        causes = validate(node, part, path=path)
+        if unreadable := [f"{c.field}: {c.message}" for c in causes if c.reason == "FieldValueTypeInvalid"]:
+            raise bad_request(f"{_cannot(resource)}: {unreadable[0]}")
 
     def _judge_unknown(self, resource: Resource, unknown: list[str], write: Write) -> None:
         told = [f'unknown field "{path}"' for path in unknown]
@@ -224,6 +232,8 @@ class Registry:
 
     def _configuration(self, resource: Resource, key: Key, config: Json, write: Write) -> Json:
         """An applied configuration: complete enough, nothing unknown, and without the part of the other endpoint."""
+        if not isinstance(config, dict):
+            raise bad_request("an applied configuration is an object")
         if config.get("apiVersion") != resource.api_version or config.get("kind") != resource.kind:
             raise bad_request(f"apiVersion and kind must be set to {resource.api_version} and {resource.kind}")
         config = drop_nulls(config)

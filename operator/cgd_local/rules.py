@@ -21,17 +21,13 @@ from cgd_local.statuses import Cause, Json, duplicate, forbidden, required, wron
 if TYPE_CHECKING:
     from cgd_local.schema import Node
 
-_RESERVED = set(
-    "true false null in as break const continue else for function if import let loop package namespace return var void "
-    "while".split()
-)
+_RESERVED = set(re.findall(r"\w+", "as break const continue else false for function if import in let loop namespace"))
+_RESERVED |= {"null", "package", "return", "true", "var", "void", "while"}
 _ESCAPES = {"__": "__underscores__", ".": "__dot__", "-": "__dash__", "/": "__slash__"}
 _SIZE = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\bsize(?=\s*\()""")
-_NATIVE = set(
-    "size contains startsWith endsWith matches int uint double string bytes timestamp duration dyn type has all exists "
-    "exists_one map filter getFullYear getMonth getDate getDayOfMonth getDayOfWeek getDayOfYear getHours getMinutes "
-    "getSeconds getMilliseconds hasValue value orValue optional.of optional.none".split()
-)
+_NATIVE = {"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "type"}
+_NATIVE |= {"timestamp", "duration", "dyn", "hasValue", "value", "orValue", "optional.of", "optional.none"}
+_NATIVE |= {f"get{part}" for part in ("FullYear", "Month", "Date", "DayOfWeek", "Hours", "Minutes", "Seconds")}
 
 
 def _is_url(text: str) -> bool:
@@ -137,9 +133,8 @@ def compile_errors(raw: Json, path: str) -> list[Cause]:
     causes = []
     for index, rule in enumerate(raw.get("x-kubernetes-validations") or []):
         where = f"{path}.x-kubernetes-validations[{index}]"
-        for word in ("rule", "messageExpression"):
-            if trouble := _trouble(raw, rule[word]) if word in rule else None:
-                causes.append(wrong(f"{where}.{word}", rule[word], f"compilation failed: {trouble}"))
+        told = {word: _trouble(raw, rule[word]) for word in ("rule", "messageExpression") if word in rule}
+        causes += [wrong(f"{where}.{w}", rule[w], f"compilation failed: {why}") for w, why in told.items() if why]
     for name, child in (raw.get("properties") or {}).items():
         causes += compile_errors(child, f"{path}.properties[{name}]")
     for word in ("items", "additionalProperties"):

@@ -1,7 +1,7 @@
 """Structural schemas: what a kind's fields are, and pruning, defaulting and validation by them.
 
-A `Node` reads one place of a schema once and keeps what it compiled. The same nodes serve custom resources, the built-in
-kinds (from the published schemas in kubernetes-validate), strategic merges (merge keys) and field ownership (list types).
+A `Node` reads one place of a schema once and keeps what it compiled. The same nodes serve custom resources, the
+built-in kinds (published schemas from kubernetes-validate), strategic merges (merge keys) and ownership (list types).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Key = tuple[str, str]  # namespace ("" for cluster-scoped objects), name
 
 
 class Change(NamedTuple):
-    """One write. `old` is None for a creation; a deletion carries the object's last state under a version of its own."""
+    """One write. `old` is None for a creation; a deletion carries the last state under a new version."""
 
     version: int
     new: Json

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
+
 from cgd_local.apiserver import ApiServer
 
 Json = dict[str, Any]
@@ -42,7 +45,7 @@ class Client:
             text = await answer.text()
             assert answer.status == code if code else answer.status < 300, f"{answer.status}: {text}"
             self.headers = answer.headers
-            return yaml.safe_load(text)
+            return json.loads(text)
 
     async def get(self, path: str, **more: Any) -> Any:
         return await self.ask("GET", path, **more)
@@ -68,7 +71,7 @@ class Client:
         events: list[Json] = []
         async with self.session.get(self.url + path, params={"watch": "1", **query}) as answer:
             async for line in answer.content:
-                events.append(yaml.safe_load(line))
+                events.append(json.loads(line))
                 if len(events) == count:
                     break
         return events
@@ -144,7 +147,10 @@ def crd(**spec_rules: Any) -> Json:
         },
         "x-kubernetes-validations": [
             {"rule": "self.size >= 2 || self.color == 'red'", "message": "a small widget is red"},
-            {"rule": "!has(oldSelf.model) || (has(self.model) && self.model == oldSelf.model)", "message": "model is fixed"},
+            {
+                "rule": "!has(oldSelf.model) || (has(self.model) && self.model == oldSelf.model)",
+                "message": "model is fixed",
+            },
             *spec_rules.get("rules", []),
         ],
     }
@@ -201,3 +207,22 @@ async def widgets(client: Client) -> Client:
     """A client of a server that knows widgets."""
     await client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd())
     return client
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]:
+    """Ask again until the answer is true, and return it: `await eventually(lambda: client.get(path))`."""
+
+    async def ask(question: Callable[[], Awaitable[Any]]) -> Any:
+        async with asyncio.timeout(20):
+            while not (answer := await question()):
+                await asyncio.sleep(0.02)
+        return answer
+
+    return ask
+
+
+@pytest.fixture
+def make() -> SimpleNamespace:
+    """Builders of objects: `make.widget("w", size=2)`."""
+    return SimpleNamespace(crd=crd, widget=widget, job=job, pod=pod)

@@ -1,0 +1,250 @@
+"""Patches of all four kinds, and the fields that managers own."""
+
+import pytest
+
+WIDGETS = "/apis/demo.example.com/v1/namespaces/default/widgets"
+W = WIDGETS + "/w"
+PODS = "/api/v1/namespaces/default/pods"
+JOBS = "/apis/batch/v1/namespaces/default/jobs"
+
+
+def owners(obj):
+    """Manager and subresource -> the tree of fields."""
+    entries = obj["metadata"]["managedFields"]
+    return {(e["manager"], e["operation"], e.get("subresource", "")): e["fieldsV1"] for e in entries}
+
+
+async def test_a_merge_patch_merges_objects_and_replaces_lists(widgets, make):
+    await widgets.post(WIDGETS, make.widget(plain=[1, 2], labels={"a": "b", "c": "d"}))
+    done = await widgets.patch(W, {"spec": {"plain": [3], "labels": {"a": None, "e": "f"}}})
+    assert (done["spec"]["plain"], done["spec"]["labels"]) == ([3], {"c": "d", "e": "f"})
+
+
+async def test_a_merge_patch_with_an_old_version_is_a_conflict(widgets, make):
+    old = (await widgets.post(WIDGETS, make.widget()))["metadata"]["resourceVersion"]
+    await widgets.patch(W, {"spec": {"size": 4}})
+    await widgets.patch(W, {"metadata": {"resourceVersion": old}, "spec": {"size": 5}}, code=409)
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ({"op": "add", "path": "/spec/plain/1", "value": 9}, [1, 9, 2]),
+        ({"op": "add", "path": "/spec/plain/-", "value": 9}, [1, 2, 9]),
+        ({"op": "remove", "path": "/spec/plain/0"}, [2]),
+        ({"op": "replace", "path": "/spec/plain/0", "value": 9}, [9, 2]),
+        ({"op": "copy", "from": "/spec/plain/0", "path": "/spec/plain/-"}, [1, 2, 1]),
+        ({"op": "move", "from": "/spec/plain/0", "path": "/spec/plain/-"}, [2, 1]),
+    ],
+)
+async def test_the_operations_of_a_json_patch(widgets, make, operation, expected):
+    await widgets.post(WIDGETS, make.widget(plain=[1, 2]))
+    assert (await widgets.patch(W, [operation], "json-patch+json"))["spec"]["plain"] == expected
+
+
+async def test_a_json_pointer_may_hold_slashes(widgets, make):
+    body = make.widget()
+    body["metadata"]["annotations"] = {"a.b/c": "1"}
+    await widgets.post(WIDGETS, body)
+    change = [{"op": "replace", "path": "/metadata/annotations/a.b~1c", "value": "2"}]
+    done = await widgets.patch(W, change, "json-patch+json")
+    assert done["metadata"]["annotations"] == {"a.b/c": "2"}
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "test", "path": "/metadata/resourceVersion", "value": "0"},
+        {"op": "replace", "path": "/spec/nothing/here", "value": 1},
+        {"op": "remove", "path": "/spec/plain"},
+        {"op": "jump", "path": "/spec/size"},
+    ],
+)
+async def test_a_json_patch_that_cannot_be_done_is_refused_whole(widgets, make, operation):
+    made = await widgets.post(WIDGETS, make.widget())
+    change = [{"op": "replace", "path": "/spec/size", "value": 9}, operation]
+    status = await widgets.patch(W, change, "json-patch+json", code=422)
+    assert status["reason"] == "Invalid"
+    assert await widgets.get(W) == made
+
+
+async def test_a_strategic_patch_merges_containers_by_name_and_env_by_name(client, make):
+    container = {"name": "c", "image": "a", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}
+    await client.post("/apis/apps/v1/namespaces/default/deployments", _deployment(container))
+    change = {"name": "c", "image": "b", "env": [{"name": "B", "$patch": "delete"}, {"name": "C", "value": "3"}]}
+    path = "/apis/apps/v1/namespaces/default/deployments/d"
+    done = await client.patch(path, _template({"containers": [change]}), "strategic-merge-patch+json")
+    [made] = done["spec"]["template"]["spec"]["containers"]
+    assert (made["image"], made["env"]) == ("b", [{"name": "A", "value": "1"}, {"name": "C", "value": "3"}])
+
+
+async def test_a_strategic_patch_puts_list_items_in_the_order_it_says(client, make):
+    container = {"name": "c", "image": "a"}
+    await client.post("/apis/apps/v1/namespaces/default/deployments", _deployment(container))
+    order = {"$setElementOrder/containers": [{"name": "d"}, {"name": "c"}], "containers": [{"name": "d", "image": "x"}]}
+    path = "/apis/apps/v1/namespaces/default/deployments/d"
+    done = await client.patch(path, _template(order), "strategic-merge-patch+json")
+    assert [c["name"] for c in done["spec"]["template"]["spec"]["containers"]] == ["d", "c"]
+
+
+async def test_a_strategic_patch_deletes_from_primitive_lists_and_retains_keys(client, make):
+    body = make.pod()
+    body["metadata"]["finalizers"] = ["a.example.com/x", "b.example.com/y"]
+    await client.post(PODS, body)
+    change = {"metadata": {"$deleteFromPrimitiveList/finalizers": ["a.example.com/x"]}}
+    done = await client.patch(PODS + "/p", change, "strategic-merge-patch+json")
+    assert done["metadata"]["finalizers"] == ["b.example.com/y"]
+
+
+async def test_a_strategic_patch_of_job_conditions_merges_by_type(client, make):
+    await client.post(JOBS, make.job())
+    for kind in ("Suspended", "Failed"):
+        change = {"status": {"conditions": [{"type": kind, "status": "True"}]}}
+        done = await client.patch(JOBS + "/j/status", change, "strategic-merge-patch+json")
+    assert [c["type"] for c in done["status"]["conditions"]] == ["Suspended", "Failed"]
+
+
+async def test_custom_resources_know_no_strategic_patch(widgets, make):
+    await widgets.post(WIDGETS, make.widget())
+    status = await widgets.patch(W, {}, "strategic-merge-patch+json", code=415)
+    assert status["reason"] == "UnsupportedMediaType"
+
+
+async def test_the_creator_owns_what_it_wrote(widgets, make):
+    made = await widgets.post(WIDGETS + "?fieldManager=me", make.widget(plain=[1]))
+    assert owners(made)["me", "Update", ""]["f:spec"] == {
+        "f:size": {},
+        "f:color": {},
+        "f:plain": {},
+        "f:train": {"f:epochs": {}},
+    }
+
+
+async def test_a_later_writer_takes_what_it_changes_and_a_subresource_is_its_own(widgets, make):
+    await widgets.post(WIDGETS + "?fieldManager=me", make.widget())
+    await widgets.patch(W + "?fieldManager=you", {"spec": {"size": 9}})
+    done = await widgets.patch(W + "/status?fieldManager=you", {"status": {"state": "x"}})
+    assert "f:size" not in owners(done)["me", "Update", ""]["f:spec"]
+    assert owners(done)["you", "Update", ""] == {"f:spec": {"f:size": {}}}
+    assert owners(done)["you", "Update", "status"] == {"f:status": {"f:state": {}}}
+
+
+async def test_apply_creates_what_is_missing_and_then_changes_nothing(widgets, make):
+    made = await widgets.apply(W, make.widget(), code=201)
+    assert owners(made)["me", "Apply", ""] == {"f:spec": {"f:size": {}}}
+    assert made["spec"]["color"] == "red"
+    assert await widgets.apply(W, make.widget(), code=200) == made
+
+
+async def test_apply_removes_what_its_manager_no_longer_applies(widgets, make):
+    await widgets.apply(W, make.widget(model="a", labels={"x": "1", "y": "2"}, train={"max-steps": 3}))
+    await widgets.patch(W, {"spec": {"note": "mine"}})
+    await widgets.apply(W, make.widget(labels={"y": "2"}), code=422)  # model is fixed
+    spec = (await widgets.apply(W, make.widget(model="a", labels={"y": "2"})))["spec"]
+    assert (spec["labels"], spec["note"], spec["train"]) == ({"y": "2"}, "mine", {"epochs": 3})
+
+
+async def test_a_field_applied_by_two_stays_until_both_let_go(widgets, make):
+    for manager in ("me", "you"):
+        await widgets.apply(W, make.widget(note="x"), manager)
+    assert (await widgets.apply(W, make.widget(), "me"))["spec"]["note"] == "x"
+    assert "note" not in (await widgets.apply(W, make.widget(), "you"))["spec"]
+
+
+async def test_applying_another_managers_field_is_a_conflict_that_names_it(widgets, make):
+    await widgets.apply(W, make.widget(), "me")
+    status = await widgets.apply(W, make.widget(size=9), "you", code=409)
+    assert status["message"] == 'Apply failed with 1 conflict: conflict with "me": .spec.size'
+    assert status["details"]["causes"] == [
+        {"reason": "FieldManagerConflict", "message": 'conflict with "me"', "field": ".spec.size"}
+    ]
+
+
+async def test_conflicts_with_an_updater_tell_its_version(widgets, make):
+    await widgets.post(WIDGETS + "?fieldManager=me", make.widget(note="a"))
+    status = await widgets.apply(W, make.widget(size=9, note="b"), "you", code=409)
+    assert 'Apply failed with 2 conflicts: conflicts with "me" using demo.example.com/v1' in status["message"]
+    assert status["message"].endswith("- .spec.note\n- .spec.size")
+
+
+async def test_force_takes_the_field_over(widgets, make):
+    await widgets.apply(W, make.widget(), "me")
+    done = await widgets.apply(W, make.widget(size=9), "you", force=True)
+    assert done["spec"]["size"] == 9
+    assert list(owners(done)) == [("you", "Apply", "")]
+
+
+async def test_applying_the_same_value_shares_the_field(widgets, make):
+    await widgets.apply(W, make.widget(), "me")
+    done = await widgets.apply(W, make.widget(), "you")
+    assert owners(done)["me", "Apply", ""] == owners(done)["you", "Apply", ""]
+
+
+async def test_conditions_are_owned_by_their_type(widgets, make):
+    await widgets.post(WIDGETS, make.widget())
+    for manager in ("ready", "done"):
+        condition = {"type": manager, "status": "True"}
+        body = make.widget() | {"status": {"conditions": [condition]}}
+        del body["spec"]
+        done = await widgets.apply(W + "/status", body, manager)
+    assert [c["type"] for c in done["status"]["conditions"]] == ["ready", "done"]
+    tree = owners(done)["done", "Apply", "status"]["f:status"]["f:conditions"]
+    assert tree == {'k:{"type":"done"}': {".": {}, "f:type": {}, "f:status": {}}}
+    empty = make.widget() | {"status": {}}
+    done = await widgets.apply(W + "/status", empty, "ready")
+    assert [c["type"] for c in done["status"]["conditions"]] == ["done"]
+
+
+async def test_sets_are_owned_by_their_values(widgets, make):
+    await widgets.apply(W, make.widget(tags=["a"]), "me")
+    done = await widgets.apply(W, make.widget(tags=["b"]), "you")
+    assert done["spec"]["tags"] == ["a", "b"]
+    assert (await widgets.apply(W, make.widget(), "you"))["spec"]["tags"] == ["a"]
+
+
+async def test_ports_without_a_protocol_are_the_tcp_ports(client, make):
+    body = make.pod(containers=[{"name": "c", "image": "x", "ports": [{"containerPort": 80}]}])
+    await client.apply(PODS + "/p", body)
+    done = await client.apply(PODS + "/p", body)
+    assert done["spec"]["containers"][0]["ports"] == [{"containerPort": 80, "protocol": "TCP"}]
+
+
+async def test_applying_an_unknown_field_fails_as_in_the_real_server(widgets, make):
+    status = await widgets.apply(W, make.widget(foo=1), code=500)
+    assert ".spec.foo: field not declared in schema" in status["message"]
+
+
+async def test_apply_needs_a_manager_and_a_kind(widgets, make):
+    await widgets.patch(W, make.widget(), "apply-patch+yaml", code=400)
+    await widgets.apply(W, {"metadata": {"name": "w"}, "spec": {"size": 3}}, code=400)
+
+
+async def test_apply_reads_yaml_and_leaves_dates_as_text(widgets):
+    text = "apiVersion: demo.example.com/v1\nkind: Widget\nmetadata: {name: w}\nspec:\n  size: 3\n"
+    text += "  until: 2021-01-01T00:00:00Z\n"
+    query = "?fieldManager=me"
+    headers = {"Content-Type": "application/apply-patch+yaml"}
+    async with widgets.session.patch(widgets.url + W + query, data=text, headers=headers) as answer:
+        assert (await answer.json())["spec"]["until"] == "2021-01-01T00:00:00Z"
+
+
+async def test_applying_status_to_a_missing_object_is_not_found(widgets, make):
+    await widgets.apply(W + "/status", make.widget() | {"status": {"state": "x"}}, code=404)
+
+
+async def test_apply_to_the_main_endpoint_leaves_status_alone(widgets, make):
+    await widgets.apply(W, make.widget())
+    await widgets.patch(W + "/status", {"status": {"state": "x"}})
+    done = await widgets.apply(W, make.widget(size=4) | {"status": {"state": "y"}})
+    assert done["status"] == {"state": "x"}
+
+
+def _template(spec):
+    return {"spec": {"template": {"spec": spec}}}
+
+
+def _deployment(container):
+    labels = {"app": "d"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": spec}

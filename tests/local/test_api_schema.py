@@ -1,0 +1,232 @@
+"""Definitions: pruning, defaults, validation, CEL rules, and what a definition itself must be."""
+
+import pytest
+
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+WIDGETS = "/apis/demo.example.com/v1/namespaces/default/widgets"
+W = WIDGETS + "/w"
+
+
+async def refused(client, make, **spec):
+    """Field and message of every cause of a refused widget."""
+    status = await client.post(WIDGETS, make.widget(**spec), code=422)
+    return [(cause["field"], cause["message"]) for cause in status["details"]["causes"]]
+
+
+async def test_defaults_are_filled_in_also_inside_defaults(widgets, make):
+    spec = (await widgets.post(WIDGETS, make.widget(parts=[{"name": "a"}])))["spec"]
+    assert spec == {"size": 3, "color": "red", "train": {"epochs": 3}, "parts": [{"name": "a", "count": 1}]}
+
+
+async def test_unknown_fields_are_pruned_and_warned_about(widgets, make):
+    made = await widgets.post(WIDGETS, make.widget(foo=1, train={"bar": 2}))
+    assert "foo" not in made["spec"]
+    assert widgets.headers.getall("Warning") == [
+        '299 - "unknown field \\"spec.foo\\""',
+        '299 - "unknown field \\"spec.train.bar\\""',
+    ]
+
+
+async def test_unknown_fields_are_refused_where_the_client_is_strict(widgets, make):
+    status = await widgets.post(WIDGETS + "?fieldValidation=Strict", make.widget(foo=1), code=400)
+    assert 'strict decoding error: unknown field "spec.foo"' in status["message"]
+    await widgets.post(WIDGETS + "?fieldValidation=Strict", make.widget())
+    await widgets.patch(W + "?fieldValidation=Strict", {"spec": {"parts": [{"name": "a", "x": 1}]}}, code=400)
+
+
+async def test_ignoring_validation_prunes_in_silence(widgets, make):
+    await widgets.post(WIDGETS + "?fieldValidation=Ignore", make.widget(foo=1))
+    assert "Warning" not in widgets.headers
+
+
+async def test_open_fields_keep_what_they_are_given(widgets, make):
+    made = await widgets.post(WIDGETS, make.widget(extra={"any": [{"thing": 1}]}, labels={"a": "b"}))
+    assert (made["spec"]["extra"], made["spec"]["labels"]) == ({"any": [{"thing": 1}]}, {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "message"),
+    [
+        ({"size": "x"}, "spec.size", 'Invalid value: "string": spec.size in body must be of type integer: "string"'),
+        ({"size": 1.5}, "spec.size", 'Invalid value: "number": spec.size in body must be of type integer: "number"'),
+        ({"size": 0}, "spec.size", "Invalid value: 0: spec.size in body should be greater than or equal to 1"),
+        ({"size": 101}, "spec.size", "Invalid value: 101: spec.size in body should be less than or equal to 100"),
+        ({"color": "blue"}, "spec.color", 'Unsupported value: "blue": supported values: "red", "green"'),
+        ({"model": "A"}, "spec.model", "Invalid value: \"A\": spec.model in body should match '^[a-z]+$'"),
+        ({"model": "a" * 21}, "spec.model", "Too long: may not be more than 20 bytes"),
+        ({"tags": []}, "spec.tags", 'Invalid value: "array": spec.tags in body should have at least 1 items'),
+        ({"tags": ["a", "a"]}, "spec.tags[1]", 'Duplicate value: "a"'),
+        ({"parts": [{}]}, "spec.parts[0].name", "Required value"),
+        ({"parts": [{"name": "a"}, {"name": "a"}]}, "spec.parts[1]", 'Duplicate value: "{\\"name\\": \\"a\\"}"'),
+        (
+            {"until": "soon"},
+            "spec.until",
+            'Invalid value: "soon": spec.until in body must be of type date-time: "soon"',
+        ),
+        (
+            {"port": 1.5},
+            "spec.port",
+            'Invalid value: "number": spec.port in body must be of type integer or string: "number"',
+        ),
+        ({"model": None}, "spec.model", 'Invalid value: "null": spec.model in body must be of type string: "null"'),
+        (
+            {"labels": {"a": 1}},
+            "spec.labels.a",
+            'Invalid value: "integer": spec.labels.a in body must be of type string: "integer"',
+        ),
+    ],
+)
+async def test_a_field_out_of_its_bounds_is_named_with_the_bound(widgets, make, spec, field, message):
+    assert (field, message) in await refused(widgets, make, **spec)
+
+
+async def test_a_missing_field_is_named(widgets, make):
+    body = make.widget()
+    del body["spec"]["size"]
+    status = await widgets.post(WIDGETS, body, code=422)
+    assert status["message"] == 'Widget.demo.example.com "w" is invalid: spec.size: Required value'
+
+
+async def test_all_faults_are_told_at_once(widgets, make):
+    assert len(await refused(widgets, make, size=0, color="blue", model="A")) == 3
+
+
+async def test_null_is_a_value_where_nullable_and_a_default_where_there_is_one(widgets, make):
+    spec = (await widgets.post(WIDGETS, make.widget(note=None, color=None)))["spec"]
+    assert (spec["note"], spec["color"]) == (None, "red")
+
+
+async def test_a_port_may_be_a_number_or_a_name(widgets, make):
+    await widgets.post(WIDGETS, make.widget("a", port=80))
+    await widgets.post(WIDGETS, make.widget("b", port="http"))
+
+
+async def test_a_rule_that_fails_says_its_message(widgets, make):
+    assert await refused(widgets, make, size=1, color="green") == [
+        ("spec", 'Invalid value: "object": a small widget is red')
+    ]
+
+
+async def test_a_transition_rule_guards_a_field_that_was_set(widgets, make):
+    await widgets.post(WIDGETS, make.widget(model="a"))
+    status = await widgets.patch(W, {"spec": {"model": "b"}}, code=422)
+    assert "model is fixed" in status["message"]
+    await widgets.patch(W, {"spec": {"model": None}}, code=422)
+    await widgets.patch(W, {"spec": {"size": 9}})
+
+
+async def test_a_status_write_is_validated(widgets, make):
+    await widgets.post(WIDGETS, make.widget())
+    bad = {"status": {"conditions": [{"type": "Ready", "status": "Maybe"}]}}
+    status = await widgets.patch(W + "/status", bad, code=422)
+    assert status["details"]["causes"][0]["field"] == "status.conditions[0].status"
+
+
+async def _widget_with_rule(client, make, rule, **spec):
+    await client.post(CRDS, make.crd(rules=[{"message": "no"} | rule]))
+    return await client.ask("POST", WIDGETS, make.widget(**spec), code=rule.get("code"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "spec"),
+    [
+        ("size(self.model) == 2", {"model": "ab"}),
+        ("self.model.size() < 3", {"model": "ab"}),
+        ("size(self.note) == 2", {"note": "日本"}),
+        ("self.model.matches('^a.*')", {"model": "abc"}),
+        ("self.tags.all(t, t.startsWith('x'))", {"tags": ["xa", "xb"]}),
+        ("self.parts.exists(p, p.name == 'a' && p.count == 1)", {"parts": [{"name": "a"}]}),
+        ("has(self.train.max__dash__steps) && self.train.max__dash__steps > 1", {"train": {"max-steps": 2}}),
+        ("self.until > timestamp('2020-01-01T00:00:00Z')", {"until": "2021-01-01T00:00:00Z"}),
+        ("self.note.lowerAscii() == 'ab' && self.note.split('B').size() == 2", {"note": "AB"}),
+        ("isURL(self.note) && url(self.note).getScheme() == 's3'", {"note": "s3://bucket/key"}),
+        ("has(self.model) != has(self.note)", {"model": "a"}),
+        ("self.size in [3, 4] ? true : false", {}),
+    ],
+)
+async def test_rules_that_hold_let_a_widget_pass(client, make, rule, spec):
+    await _widget_with_rule(client, make, {"rule": rule}, **spec)
+
+
+@pytest.mark.parametrize(
+    ("extra", "field", "message"),
+    [
+        ({"reason": "FieldValueForbidden", "fieldPath": ".size"}, "spec.size", "Forbidden: no"),
+        ({"reason": "FieldValueRequired"}, "spec", "Required value: no"),
+        ({"messageExpression": "'size is ' + string(self.size)"}, "spec", 'Invalid value: "object": size is 3'),
+    ],
+)
+async def test_a_rule_chooses_its_reason_its_path_and_its_words(client, make, extra, field, message):
+    await client.post(CRDS, make.crd(rules=[{"rule": "self.size > 3", "message": "no"} | extra]))
+    assert await refused(client, make) == [(field, message)]
+
+
+async def test_a_rule_that_cannot_be_evaluated_refuses(client, make):
+    await client.post(CRDS, make.crd(rules=[{"rule": "self.model == 'a'"}]))
+    assert "rule evaluation error" in (await refused(client, make))[0][1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("self.size ==", "Syntax error"),
+        ("self.colour == 'red'", "undefined field 'colour'"),
+        ("nonsense(self.size)", "undeclared reference to 'nonsense'"),
+        ("1 == 1", "must refer to self"),
+    ],
+)
+async def test_a_rule_that_cannot_work_is_refused_with_its_definition(client, make, rule, why):
+    status = await client.post(CRDS, make.crd(rules=[{"rule": rule}]), code=422)
+    assert why in status["message"]
+    assert status["details"]["causes"][0]["field"].endswith("x-kubernetes-validations[2].rule")
+
+
+async def test_a_definition_must_be_structural(client, make):
+    body = make.crd()
+    schema = body["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    del schema["properties"]["spec"]["properties"]["size"]["type"]
+    status = await client.post(CRDS, body, code=422)
+    assert "properties[size].type: Required value" in status["message"]
+
+
+async def test_a_definition_must_be_named_after_its_plural_and_group(client, make):
+    body = make.crd()
+    body["metadata"]["name"] = "widget.demo.example.com"
+    assert "metadata.name" in (await client.post(CRDS, body, code=422))["message"]
+
+
+async def test_a_definition_is_established_at_once(client, make):
+    status = (await client.post(CRDS, make.crd()))["status"]
+    assert {c["type"]: c["status"] for c in status["conditions"]} == {"NamesAccepted": "True", "Established": "True"}
+    assert (status["storedVersions"], status["acceptedNames"]["listKind"]) == (["v1"], "WidgetList")
+
+
+async def test_a_stricter_definition_leaves_what_is_stored_writable(widgets, make):
+    await widgets.post(WIDGETS, make.widget(size=50))
+    limit = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/size/maximum"
+    change = [{"op": "replace", "path": limit, "value": 10}]
+    await widgets.patch(CRDS + "/widgets.demo.example.com", change, "json-patch+json")
+    await widgets.patch(W, {"spec": {"color": "green"}})
+    await widgets.patch(W, {"spec": {"size": 60}}, code=422)
+
+
+async def test_deleting_a_definition_deletes_its_objects_and_its_paths(widgets, make):
+    body = make.widget()
+    body["metadata"]["finalizers"] = ["demo.example.com/hold"]
+    await widgets.post(WIDGETS, body)
+    await widgets.post(WIDGETS, make.widget("free"))
+    name = CRDS + "/widgets.demo.example.com"
+    assert "deletionTimestamp" in (await widgets.delete(name))["metadata"]
+    await widgets.get(WIDGETS + "/free", code=404)
+    await widgets.patch(W, {"metadata": {"finalizers": []}})
+    await widgets.get(name, code=404)
+    await widgets.get(WIDGETS, code=404)
+
+
+async def test_an_object_is_served_at_every_version_of_its_definition(client, make):
+    body = make.crd()
+    first = body["spec"]["versions"][0]
+    body["spec"]["versions"].append(first | {"name": "v2", "storage": False})
+    await client.post(CRDS, body)
+    await client.post(WIDGETS, make.widget())
+    assert (await client.get(W.replace("/v1/", "/v2/")))["apiVersion"] == "demo.example.com/v2"
