@@ -24,6 +24,9 @@ MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
 _SAMPLE = 1 << 20
 _NEEDED = "config.json"
+_SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = ["*.safetensors"]
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 T = TypeVar("T")
 
@@ -47,15 +50,23 @@ def resolve(model: Model, bucket: Bucket, run: RunRef) -> Resolved:
     return Resolved(model.name, _hub(model.name, lambda: _commit(model)))
 
 
-def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path) -> Path:
-    """A local folder with the model's files. Files that are there from an earlier call are not fetched again."""
+def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path, *, weights: bool = True) -> Path:
+    """A local folder with the model's files. Files that are there from an earlier call are not fetched again.
+
+    Without `weights`, the large files may be missing: enough for config, tokenizer and template.
+    """
     if model.name.startswith(STAGE):
         return _fetch_stage(open_input(bucket, run, model.name.removeprefix(STAGE)), scratch)
     if model.name.startswith("s3://"):
-        return _fetch_stored(model.name, bucket, scratch)
+        return _fetch_stored(model.name, bucket, scratch, weights=weights)
     if _is_path(model.name):
         return _folder(model.name)
-    return _hub(model.name, lambda: _snapshot(model))
+    return _hub(model.name, lambda: _snapshot(model, _SMALL + _WEIGHTS if weights else _SMALL))
+
+
+def is_hub(model: Model) -> bool:
+    """Whether the name is a hub id, whose revision can be pinned to a commit."""
+    return not (_is_path(model.name) or model.name.startswith((STAGE, "s3://")))
 
 
 def _is_path(name: str) -> bool:
@@ -100,10 +111,12 @@ def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
     return digest_of(files=files)
 
 
-def _fetch_stored(uri: str, bucket: Bucket, scratch: Path) -> Path:
+def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> Path:
     source = bucket.at(uri)
-    folder = scratch / "models" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    folder = scratch / "models" / _stored_fingerprint(uri, bucket)
     for found in source.list():
+        if not weights and found.key.endswith(_WEIGHT_SUFFIXES):
+            continue
         path = folder / found.key
         if not (path.is_file() and path.stat().st_size == found.size):
             log.info("fetching %s (%.1f MB)", source.uri(found.key), found.size / 1e6)
@@ -131,14 +144,13 @@ def _whole_sha256(path: Path) -> str:
 
 
 def _commit(model: Model) -> str:
-    return _snapshot(model, only=_NEEDED).name
+    return _snapshot(model, [_NEEDED]).name
 
 
-def _snapshot(model: Model, only: str | None = None) -> Path:
+def _snapshot(model: Model, patterns: list[str]) -> Path:
     """The hub's files in the local cache; the folder is named after the commit."""
     from huggingface_hub import snapshot_download
 
-    patterns = [only] if only else ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
 
 

@@ -1,0 +1,132 @@
+"""Builders for the tests of the stage programs: tasks, contexts, and an engine that answers by rule."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cgd_stages.contract import Engine as EngineSettings
+from cgd_stages.contract import (
+    Fields,
+    Generate,
+    Model,
+    Prepare,
+    Role,
+    RunRef,
+    Sampling,
+    Source,
+    StageFacts,
+    StageTask,
+    Storage,
+    Work,
+)
+from cgd_stages.engines import Completion, Outcome, Request
+from cgd_stages.folders import PARTS, Folder, Row, digest_of, now, row_schema, write_pointer
+from cgd_stages.program import Context
+from cgd_stages.progress import Reporter
+from cgd_stages.sources import row_id
+from cgd_stages.storage import Bucket
+
+RUN = RunRef(namespace="team", name="run", uid="uid-1")
+GREEDY = Sampling(max_tokens=48)
+
+
+def task(storage: Storage, work: Work, run: RunRef = RUN) -> StageTask:
+    return StageTask(run=run, stage=work.kind, storage=storage, work=work)
+
+
+def context(storage: Storage, work: Work, scratch: Path, *, shard: int = 0, inputs: Path | None = None) -> Context:
+    """What `program.run` would hand to `main`."""
+    return Context(
+        task=task(storage, work),
+        bucket=Bucket(storage),
+        progress=Reporter(shard),
+        scratch=scratch,
+        inputs=inputs,
+        shard=shard,
+    )
+
+
+def prepare_work(model: Path | str, source: str, **changes: Any) -> Prepare:
+    prompts = Source(
+        source=source, fields=Fields(prompt="question", reference="answer"), limit=changes.pop("limit", None)
+    )
+    engine = changes.pop("engine", EngineSettings())
+    given: dict[str, Any] = {"prompts": prompts, "student": Model(name=str(model)), "student_engine": engine}
+    return Prepare(**(given | {"max_rejected": 0.02} | changes))
+
+
+def generate_work(model: Path | str, *roles: Role, **changes: Any) -> Generate:
+    given: dict[str, Any] = {
+        "roles": roles,
+        "sampling": tuple(GREEDY for _ in roles),
+        "model": Model(name=str(model)),
+        "engine": EngineSettings(dtype="float32"),
+        "max_rejected": 0.02,
+    }
+    return Generate(**(given | changes))
+
+
+def prepared(bucket: Bucket, texts: Sequence[str], run: RunRef = RUN) -> Folder:
+    """A finished prepare stage with these prompts."""
+    rows: list[Row] = [
+        {"id": row_id(text), "sample": 0, "prompt": text, "reference": None, "prompt_tokens": 5} for text in texts
+    ]
+    folder = Folder(bucket, run.namespace, "prepare", digest_of(texts=list(texts)))
+    part = folder.put_rows(PARTS, rows, row_schema("prepare"))
+    facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
+    write_pointer(bucket, run, folder.finish(facts=facts, parts=[part], started=now(), inputs={}))
+    return folder
+
+
+class RuleEngine:
+    """An engine without a model: `rule` makes the outcome of a request. It finishes `batch` requests a step, the
+    newest first, so that no order can be relied on, and it remembers what it was asked."""
+
+    def __init__(self, rule: Callable[[Request], Outcome] | None = None, *, batch: int = 3, room: int = 8) -> None:
+        self.asked: list[Request] = []
+        self.settings: dict[str, Any] = {"engine": "rule"}
+        self.before_step: Callable[[], None] = lambda: None
+        self._rule = rule or echo
+        self._batch, self._most = batch, room
+        self._waiting: list[Request] = []
+
+    @property
+    def room(self) -> int:
+        return self._most - len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def submit(self, request: Request) -> None:
+        self.asked.append(request)
+        self._waiting.append(request)
+
+    def step(self) -> list[Outcome]:
+        self.before_step()
+        done = [self._waiting.pop() for _ in range(min(self._batch, len(self._waiting)))]
+        return [self._rule(request) for request in done]
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+def said(request: Request, text: str, finish_reason: str = "stop") -> Completion:
+    return Completion(request.name, text, finish_reason, prompt_tokens=10, tokens=len(text.split()))
+
+
+def echo(request: Request) -> Completion:
+    """A reply that tells what was asked, so that a test can see who saw what."""
+    return said(request, f"re: {request.messages[-1]['content']}")
+
+
+def stop_after(engine: RuleEngine, steps: int, stop: threading.Event) -> None:
+    """Let SIGTERM come before the engine's step of this number."""
+    count = iter(range(steps))
+
+    def before() -> None:
+        if next(count, None) is None:
+            stop.set()
+
+    engine.before_step = before

@@ -1,0 +1,275 @@
+"""prepare: every line read is a row or a rejection, and what would fail on a GPU is refused with the mend."""
+
+import gzip
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import zstandard
+from stage_builders import RUN, context, prepare_work
+
+from cgd_stages import prepare
+from cgd_stages.contract import Benchmark, Endpoint, Engine, Fields, Model, Source, Storage
+from cgd_stages.errors import TransientError, UserError
+from cgd_stages.folders import REJECTED, from_parquet, open_input, read_rows
+from cgd_stages.sources import row_id
+from cgd_stages.storage import Bucket
+
+QUESTIONS = [{"question": f"Ann has {n} apples. How many?", "answer": str(n)} for n in range(60)]
+
+
+def lines(rows: list[object]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def put(bucket: Bucket, key: str, data: bytes) -> str:
+    bucket.put(key, data)
+    return bucket.uri(key)
+
+
+class Prepared:
+    """The outcome of a run of prepare, read back from the store."""
+
+    def __init__(self, storage: Storage, work: object, scratch: Path, inputs: Path | None = None) -> None:
+        self.context = context(storage, work, scratch, inputs=inputs)
+        self.facts = prepare.main(self.context)["prepare"]
+        self.folder = open_input(self.context.bucket, RUN, "prepare")
+        self.rows = sorted(read_rows(self.folder), key=lambda row: row["prompt"])
+        done = self.folder.require()
+        self.rejected = [row for part in done.under(REJECTED) for row in from_parquet(self.folder.read(part))]
+        self.done = done
+
+
+def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    found = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert [row["prompt"] for row in found.rows] == sorted(row["question"] for row in QUESTIONS)
+    assert {row["reference"] for row in found.rows} == {str(n) for n in range(60)}
+    assert all(row["id"] == row_id(row["prompt"]) and row["prompt_tokens"] > 10 for row in found.rows)
+    assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (60, 60, 0)
+
+
+def parquet() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(QUESTIONS), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("p.jsonl", lines(QUESTIONS)),
+        ("p.jsonl.gz", gzip.compress(lines(QUESTIONS))),
+        ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS))),
+        ("p.parquet", parquet()),
+    ],
+)
+def test_every_format_gives_the_same_rows(bucket, storage, tiny_model, tmp_path, name, data):
+    found = Prepared(storage, prepare_work(tiny_model, put(bucket, f"in/{name}", data)), tmp_path)
+    assert len(found.rows) == 60
+
+
+def test_a_star_takes_all_files_of_its_folder_and_no_others(bucket, storage, tiny_model, tmp_path):
+    put(bucket, "in/a-1.jsonl", lines(QUESTIONS[:3]))
+    put(bucket, "in/a-2.jsonl", lines(QUESTIONS[3:5]))
+    put(bucket, "in/b.jsonl", lines(QUESTIONS[5:]))
+    put(bucket, "in/deeper/a-3.jsonl", lines(QUESTIONS[5:]))
+    found = Prepared(storage, prepare_work(tiny_model, bucket.uri("in/a-*.jsonl")), tmp_path)
+    assert len(found.rows) == 5
+
+
+def test_a_config_map_is_read_where_it_is_mounted(storage, tiny_model, tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "p.jsonl").write_bytes(lines(QUESTIONS))
+    found = Prepared(storage, prepare_work(tiny_model, "configmap://words/p.jsonl"), tmp_path, inputs=tmp_path)
+    assert len(found.rows) == 60
+
+
+def test_a_config_map_that_is_not_there_may_still_come(storage, tiny_model, tmp_path):
+    work = prepare_work(tiny_model, "configmap://words/p.jsonl")
+    with pytest.raises(TransientError) as caught:
+        prepare.main(context(storage, work, tmp_path, inputs=tmp_path))
+    assert "ConfigMap words with the key p.jsonl" in caught.value.hint
+
+
+def test_the_limit_counts_rows_that_are_kept(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([QUESTIONS[0], QUESTIONS[0], *QUESTIONS[1:]]))
+    found = Prepared(storage, prepare_work(tiny_model, source, limit=5), tmp_path)
+    assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (6, 5, 1)
+
+
+def test_duplicates_are_listed_but_never_refuse_the_run(bucket, storage, tiny_model, tmp_path):
+    again = {"question": "  Ann has 1   apples. How many?\n", "answer": "1"}
+    found = Prepared(storage, prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines([*QUESTIONS, again]))), tmp_path)
+    assert [(row["reason"], row["id"]) for row in found.rejected] == [("duplicate", row_id(QUESTIONS[1]["question"]))]
+    assert "line 61" in found.rejected[0]["detail"]
+
+
+def test_each_bad_row_is_rejected_with_its_reason_and_line(bucket, storage, tiny_model, tmp_path):
+    bad = [{"question": " "}, {"q": "x"}, {"question": 7}, {"question": "long " * 3000}, ["a list"]]
+    data = lines([*QUESTIONS, *bad]) + b'{"question": "cut\n' + b'{"question": "\xff"}\n' + b'{"question": "\\ud800"}\n'
+    work = prepare_work(tiny_model, put(bucket, "in/p.jsonl", data), max_rejected=0.2)
+    found = Prepared(storage, work, tmp_path)
+    reasons = [row["reason"] for row in found.rejected]
+    assert reasons == ["empty", "missing_field", "malformed", "too_long", *["malformed"] * 4]
+    assert all(f"line {61 + n}:" in row["detail"] for n, row in enumerate(found.rejected))
+    assert found.facts.rows.total == found.facts.rows.done + found.facts.rows.rejected == 68
+
+
+def test_too_many_bad_rows_refuse_the_run_with_reasons_and_examples(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, {"question": ""}, {"no": 1}]))
+    with pytest.raises(UserError) as caught:
+        prepare.main(context(storage, prepare_work(tiny_model, source), tmp_path))
+    assert "2 of 62 rows cannot be used (empty 1, missing_field 1)" in caught.value.message
+    assert "line 61" in caught.value.message
+    assert "line 62" in caught.value.message
+    assert "spec.generation.maxRejected" in caught.value.hint
+    assert not [found for found in bucket.list("team/") if found.key.endswith("DONE.json")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message", "hint"),
+    [
+        ("p.jsonl", b"", "has no rows", "spec.prompts.source"),
+        ("p.jsonl", b"\n \n", "has no rows", "spec.prompts.source"),
+        ("p.jsonl", b"not json\n", "1 of 1 rows cannot be used (malformed 1)", "Mend the file"),
+        ("p.jsonl", lines([{"q": 1, "text": 2}]), "has the field 'question'", "fields that exist: q, text"),
+        ("p.jsonl", lines([{"question": "a?"}]), "has the field 'answer'", "spec.prompts.fields.reference"),
+        ("p.jsonl.gz", b"no gzip", "cannot be read", "spec.prompts.source"),
+        ("p.jsonl.gz", gzip.compress(lines(QUESTIONS))[:-20], "cannot be read", "cut or corrupt"),
+        ("p.jsonl.zst", b"no zstd", "cannot be read", "spec.prompts.source"),
+        ("p.parquet", b"no parquet", "cannot be read", "spec.prompts.source"),
+        ("p.csv", b"a,b", "no known format", ".jsonl"),
+    ],
+)
+def test_a_file_that_is_no_use_is_refused_by_name(bucket, storage, tiny_model, tmp_path, name, data, message, hint):
+    source = put(bucket, f"in/{name}", data)
+    with pytest.raises(UserError) as caught:
+        prepare.main(context(storage, prepare_work(tiny_model, source), tmp_path))
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["s3://data/nowhere/p.jsonl", "s3://data/nowhere/*.jsonl"])
+def test_a_source_that_is_not_there_is_refused(storage, tiny_model, tmp_path, source):
+    with pytest.raises(UserError, match="there is no object"):
+        prepare.main(context(storage, prepare_work(tiny_model, source), tmp_path))
+
+
+def test_a_model_that_is_not_there_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    with pytest.raises(UserError, match="does not exist"):
+        prepare.main(context(storage, prepare_work("/nowhere/model", source), tmp_path))
+    work = prepare_work(tiny_model, source, teacher=Model(name=bucket.uri("no/model")))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        prepare.main(context(storage, work, tmp_path))
+
+
+def test_a_model_in_the_store_is_known_by_its_files(bucket, storage, tiny_model, tmp_path):
+    for path in tiny_model.iterdir():
+        bucket.upload(path, f"models/tiny/{path.name}")
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    work = prepare_work(tiny_model, source, teacher=Model(name=bucket.uri("models/tiny")))
+    assert len(Prepared(storage, work, tmp_path).rows) == 60
+
+
+def test_a_context_beyond_the_models_own_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    with pytest.raises(UserError, match="takes 2048 tokens"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, engine=Engine(max_model_len=4096)), tmp_path))
+
+
+def test_a_template_that_fails_is_refused(bucket, storage, tmp_path):
+    model = tiny.make(tmp_path / "model", template="{{ raise_exception('no') }}")
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    with pytest.raises(UserError, match="chat template"):
+        prepare.main(context(storage, prepare_work(model, source), tmp_path))
+
+
+def test_benchmark_questions_are_stored_and_contamination_is_counted(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    bench = put(
+        bucket, "in/b.jsonl", lines([{"q": QUESTIONS[3]["question"], "a": 3}, {"q": "2 + 2?", "a": [4, "four"]}])
+    )
+    benchmark = Benchmark(name="sums", source=bench, fields=Fields(prompt="q", reference="a"))
+    found = Prepared(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path)
+    stored = prepare.read_benchmarks(found.folder)
+    assert [(row["benchmark"], row["reference"]) for row in stored] == [("sums", "3"), ("sums", '[4, "four"]')]
+    assert found.facts.metrics["contaminated"] == 1
+    assert len(found.rows) == 60
+
+
+def test_a_benchmark_without_references_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    benchmark = Benchmark(name="sums", source=source, fields=Fields(prompt="question"))
+    with pytest.raises(UserError, match="line 1: there is no reference"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path))
+
+
+def test_the_same_content_is_prepared_once(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    first = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    second = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert first.done == second.done
+    put(bucket, "in/p.jsonl", lines(QUESTIONS[:-1]))
+    third = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert third.facts.digest != first.facts.digest
+
+
+def test_a_teacher_of_another_kind_leaves_the_prompts_content_as_it_is(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    other = tiny.make(tmp_path / "other", seed=3)
+    first = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    second = Prepared(storage, prepare_work(tiny_model, source, teacher=Model(name=str(other))), tmp_path)
+    assert first.facts.digest != second.facts.digest
+    assert first.done.content() == second.done.content()
+
+
+class Chat(BaseHTTPRequestHandler):
+    """Lists one model to whoever has the key."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Bearer right"
+        body = json.dumps({"data": [{"id": "big"}]}).encode() if known else b"no"
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Silence."""
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "message"),
+    [("wrong", "big", "does not accept the key"), ("right", "small", "does not serve small, but big")],
+)
+def test_an_endpoint_is_tried_before_anything_else(storage, tiny_model, tmp_path, monkeypatch, key, model, message):
+    monkeypatch.setenv("CGD_TEACHER_API_KEY", key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = Endpoint(url=f"http://127.0.0.1:{server.server_port}/v1", model=model)
+    try:
+        with pytest.raises(UserError, match=message):
+            prepare.main(context(storage, prepare_work(tiny_model, "s3://data/x.jsonl", endpoint=endpoint), tmp_path))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_source_of_no_known_kind_is_refused(storage, tiny_model, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare.main(context(storage, prepare_work(tiny_model, "/etc/passwd"), tmp_path))
+    assert "s3://bucket/key or configmap://name/key" in caught.value.hint
+
+
+def test_fields_default_to_a_prompt_alone(bucket, storage, tiny_model, tmp_path):
+    source = Source(source=put(bucket, "in/p.jsonl", lines([{"prompt": "Why?"}])))
+    found = Prepared(storage, prepare_work(tiny_model, "", prompts=source), tmp_path)
+    assert [(row["prompt"], row["reference"]) for row in found.rows] == [("Why?", None)]
