@@ -31,7 +31,7 @@ from cgd_local.kinds import Resource
 from cgd_local.patches import Writer, json_patch, merge_patch, strategic_patch
 from cgd_local.registry import Registry, Write, missing, seen_as
 from cgd_local.selection import Test, selection
-from cgd_local.statuses import ApiError, Json, bad_request, gone, success
+from cgd_local.statuses import ApiError, Json, bad_request, success
 from cgd_local.store import Change, Feed, Key
 from cgd_local.tables import table
 
@@ -44,6 +44,7 @@ _MERGES = {
     "application/apply-patch+yaml": "apply",
     "application/apply-patch+json": "apply",
 }
+_LARGEST = 3 * 2**20
 _ALIVE = ("healthz", "readyz", "livez")
 
 
@@ -90,7 +91,7 @@ class ApiServer:
 
     async def start(self, port: int = 0) -> None:
         """Listen on loopback; port 0 takes a free one, `url` says which."""
-        app = web.Application(client_max_size=8 * 2**20)
+        app = web.Application(client_max_size=_LARGEST)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._kubelets = aiohttp.ClientSession()
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
@@ -137,6 +138,9 @@ class ApiServer:
             return await self._faulty(request) or await self._route(request)
         except ApiError as error:
             return _json(error.status(), status=error.code)
+        except web.HTTPRequestEntityTooLarge:
+            too_large = f"Request entity too large: limit is {_LARGEST}"
+            return _json(ApiError(413, too_large, reason="RequestEntityTooLarge").status(), status=413)
         except ConnectionResetError:
             raise
         except Exception as error:
@@ -157,8 +161,6 @@ class ApiServer:
                 return _json(self._groups(request, core=root == "api"), content_type=_discovery_type(request))
             case ["openapi", "v3", *rest]:
                 return _json(self._openapi(rest))
-            case ["apis", group]:
-                return _json(self._group(group))
             case ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"]:
                 return _json(await _body(request) | {"status": {"allowed": True}}, status=201)
             case ["api", version, *rest]:
@@ -176,13 +178,6 @@ class ApiServer:
         addresses = [{"clientCIDR": "0.0.0.0/0", "serverAddress": self.url.removeprefix("http://")}]
         versions = {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": addresses}
         return versions if core else discovery.group_list(resources)
-
-    def _group(self, name: str) -> Json:
-        groups = discovery.group_list(self.registry.resources.values())["groups"]
-        found = next((group for group in groups if group["name"] == name), None)
-        if found is None:
-            raise ApiError(404, "the server could not find the requested resource")
-        return {"kind": "APIGroup", "apiVersion": "v1", **found}
 
     def _openapi(self, rest: list[str]) -> Json:
         resources = list(self.registry.resources.values())
@@ -275,11 +270,6 @@ class ApiServer:
         wanted = _number(query, "resourceVersion")
         if wanted > current:
             raise ApiError(504, f"Too large resource version: {wanted}, current: {current}")
-        if query.get("resourceVersionMatch") == "Exact":
-            changed = shelf.history and shelf.history[-1].version > wanted
-            if changed:
-                raise gone(f"The provided resource version is too old: {wanted}")
-            return wanted, None
         return current, None
 
     async def _create(self, request: web.Request, target: Target) -> web.StreamResponse:
@@ -383,7 +373,7 @@ class ApiServer:
                     yield view.bookmark(self.registry.store.version)
                 continue
             try:
-                change = await asyncio.wait_for(feed.get(), max(left, 0.001))
+                change = await asyncio.wait_for(feed.get(), left) if feed.empty() else feed.get_nowait()
             except TimeoutError:
                 continue
             if change is None:

@@ -71,7 +71,7 @@ def crd_status(crd: Json, now: str) -> Json:
 
 
 def _names(spec: Json) -> Json:
-    names = spec["names"]
+    names: Json = spec["names"]
     return {"singular": names["kind"].lower(), "listKind": f"{names['kind']}List"} | names
 
 

@@ -42,6 +42,7 @@ apiextensions.k8s.io/v1 customresourcedefinitions CustomResourceDefinition clust
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+_STANDARD_FINALIZERS = {"orphan", "foregroundDeletion", "kubernetes"}
 _WORD = r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
 
 
@@ -179,19 +180,11 @@ def _secret_defaults(obj: Json, _: Json) -> None:
         obj["data"] = obj.get("data", {}) | encoded
 
 
-def _service_defaults(_: Json, spec: Json) -> None:
-    spec.setdefault("type", "ClusterIP")
-    spec.setdefault("sessionAffinity", "None")
-    for port in spec.get("ports", []):
-        port.setdefault("protocol", "TCP")
-        port.setdefault("targetPort", port.get("port"))
-
-
 _DEFAULTS: dict[str, Callable[[Json, Json], None]] = {
     "pods": lambda _, spec: _pod_defaults(spec),
     "jobs": _job_defaults,
     "secrets": _secret_defaults,
-    "services": _service_defaults,
+    "services": lambda _, spec: spec.setdefault("type", "ClusterIP"),
     "namespaces": lambda _, spec: spec.setdefault("finalizers", ["kubernetes"]),
     "deployments": lambda _, spec: spec.setdefault("replicas", 1),
     "replicasets": lambda _, spec: spec.setdefault("replicas", 1),
@@ -271,6 +264,11 @@ def check_labels(labels: Json, path: str) -> Iterator[Cause]:
 def check(resource: Resource, new: Json, old: Json | None) -> Iterator[Cause]:
     """Checks beyond the schema, for what a controller author gets wrong: pods, job rules, immutable fields."""
     yield from check_labels(new["metadata"].get("labels") or {}, "metadata.labels")
+    for name in new["metadata"].get("finalizers", []):
+        if "/" not in name and name not in _STANDARD_FINALIZERS:
+            yield wrong(
+                "metadata.finalizers", name, "name is neither a standard finalizer name nor is it fully qualified"
+            )
     if resource.custom:
         return
     if checker := _CHECKS.get(resource.plural):
@@ -408,18 +406,9 @@ def _check_indexed(job: Json, spec: Json) -> Iterator[Cause]:
 
 def _check_job_update(spec: Json, old: Json) -> Iterator[Cause]:
     may_scale = spec["completionMode"] == "Indexed" and spec.get("completions") == spec.get("parallelism")
-    suspended = old.get("suspend") and _placement_free(spec["template"]) == _placement_free(old["template"])
     for word in ("completions", "selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"):
-        free = (word == "completions" and may_scale) or (word == "template" and suspended)
-        if spec.get(word) != old.get(word) and not free:
+        if spec.get(word) != old.get(word) and not (word == "completions" and may_scale):
             yield wrong(f"spec.{word}", spec.get(word), "field is immutable")
-
-
-def _placement_free(template: Json) -> Json:
-    """A pod template without what a queueing controller may still change while its Job is suspended."""
-    meta = {k: v for k, v in template.get("metadata", {}).items() if k not in ("labels", "annotations")}
-    free = ("nodeSelector", "tolerations", "affinity", "schedulingGates")
-    return {"metadata": meta, "spec": {k: v for k, v in template["spec"].items() if k not in free}}
 
 
 def _check_data(new: Json, old: Json | None) -> Iterator[Cause]:
@@ -429,6 +418,9 @@ def _check_data(new: Json, old: Json | None) -> Iterator[Cause]:
                 yield wrong(
                     f"{word}[{key}]", key, "a valid config key must consist of alphanumeric characters, '-', '_' or '.'"
                 )
+    size = sum(len(text) for word in ("data", "binaryData") for text in (new.get(word) or {}).values())
+    if size > 2**20:
+        yield Cause("data", "FieldValueTooLong", "Too long: may not be more than 1048576 bytes")
     if old and old.get("immutable"):
         for word in ("data", "binaryData", "immutable"):
             if new.get(word) != old.get(word):

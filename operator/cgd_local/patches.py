@@ -190,7 +190,8 @@ class Writer:
     operation: str = "Update"
 
     def entry(self, fields: Iterable[Path], time: str) -> Json:
-        entry = {"manager": self.manager, "operation": self.operation, "apiVersion": self.api_version, "time": time}
+        entry: Json = {"manager": self.manager, "operation": self.operation, "apiVersion": self.api_version}
+        entry |= {"time": time}
         entry |= {"fieldsType": "FieldsV1", "fieldsV1": encode(fields)}
         return entry | ({"subresource": self.subresource} if self.subresource else {})
 
@@ -297,7 +298,7 @@ def apply_patch(node: Node, live: Json, config: Json, writer: Writer, *, force: 
     """
     applied = owned_places(node, config, writer.subresource)
     part = {"status": config.get("status", {})} if writer.subresource else config
-    merged = _merged(node, live, part)
+    merged: Json = _merged(node, live, part)
     entries = live["metadata"].get("managedFields") or []
     mine = next((decode(entry["fieldsV1"]) for entry in entries if writer.wrote(entry)), set())
     others = [(entry, decode(entry["fieldsV1"])) for entry in entries if not writer.wrote(entry)]

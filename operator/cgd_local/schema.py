@@ -300,8 +300,8 @@ def _alternatives(node: Node, value: Any, path: str) -> Iterator[Cause]:
         yield from _shape(part, value, ABSENT, path)
     if (options := node.branches["anyOf"]) and all(any(_shape(o, value, ABSENT, path)) for o in options):
         yield wrong(path, value, f"{path} in body must validate at least one schema (anyOf)")
-    if options := node.branches.get("oneOf"):
-        fitting = sum(not any(_shape(o, value, ABSENT, path)) for o in options)
+    if choices := node.branches.get("oneOf"):
+        fitting = sum(not any(_shape(o, value, ABSENT, path)) for o in choices)
         if fitting != 1:
             yield wrong(path, value, f"{path} in body must validate one and only one schema (oneOf)")
     if "not" in node.raw and not any(_shape(Node(node.raw["not"]), value, ABSENT, path)):

@@ -194,12 +194,7 @@ def job(name: str = "j", **spec: Any) -> Json:
 
 def pod(name: str = "p", **spec: Any) -> Json:
     container = {"name": "c", "image": "local"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {"containers": [container]} | spec,
-    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container]} | spec}
 
 
 @pytest.fixture
@@ -215,7 +210,7 @@ def eventually() -> Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]:
 
     async def ask(question: Callable[[], Awaitable[Any]]) -> Any:
         async with asyncio.timeout(20):
-            while not (answer := await question()):
+            while not (answer := await question()):  # noqa: ASYNC110  the answer is another process's
                 await asyncio.sleep(0.02)
         return answer
 

@@ -2,6 +2,8 @@
 
 import base64
 import copy
+import io
+import json
 
 import aiohttp
 import pytest
@@ -228,6 +230,13 @@ async def test_an_immutable_config_map_stays_as_it_is(client):
 async def test_a_config_map_key_must_be_a_file_name(client):
     status = await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a/b": "1"}}, code=422)
     assert causes(status) == ["data[a/b]"]
+
+
+async def test_a_config_map_holds_at_most_a_mebibyte_and_a_request_three(client):
+    for size, code in ((2**20, 422), (3 * 2**20, 413)):
+        body = json.dumps({"metadata": {"name": "c"}, "data": {"a": "x" * size, "b": "y"}})
+        async with client.session.post(client.url + CORE + "configmaps", data=io.BytesIO(body.encode())) as answer:
+            assert answer.status == code
 
 
 async def test_events_are_selected_by_what_they_are_about(client):

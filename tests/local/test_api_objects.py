@@ -26,10 +26,7 @@ async def test_generate_name_makes_names_that_differ(widgets, make):
 async def test_a_second_object_of_the_same_name_already_exists(widgets, make):
     await widgets.post(WIDGETS, make.widget())
     status = await widgets.post(WIDGETS, make.widget(), code=409)
-    assert (status["reason"], status["message"]) == (
-        "AlreadyExists",
-        'widgets.demo.example.com "w" already exists',
-    )
+    assert (status["reason"], status["message"]) == ("AlreadyExists", 'widgets.demo.example.com "w" already exists')
 
 
 async def test_a_name_that_is_no_dns_name_is_refused_with_the_rule(widgets, make):
@@ -42,6 +39,12 @@ async def test_a_label_value_that_is_too_long_is_refused(widgets, make):
     body = make.widget()
     body["metadata"]["labels"] = {"run": "x" * 64}
     assert "must be no more than 63 characters" in (await widgets.post(WIDGETS, body, code=422))["message"]
+
+
+async def test_a_finalizer_must_be_a_qualified_name(widgets, make):
+    body = make.widget()
+    body["metadata"]["finalizers"] = ["hold"]
+    assert "fully qualified" in (await widgets.post(WIDGETS, body, code=422))["message"]
 
 
 async def test_an_object_for_a_missing_namespace_is_refused(widgets, make):
