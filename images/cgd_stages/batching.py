@@ -1,0 +1,79 @@
+"""Which examples are learned at which step, by which rank, at which rate. Pure, and equal on every rank.
+
+A global batch is exactly `globalBatchSize` examples for any number of ranks; the last one of an epoch holds what is
+left. The loss is the mean over the learned tokens of the whole global batch, so its curve does not depend on ranks.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The whole training run in numbers. `lengths` are the examples' tokens, in the order of their keys."""
+
+    lengths: Sequence[int]
+    global_batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.lengths) / self.global_batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the examples of a step (steps count from 0). Every epoch is shuffled anew, by seed and epoch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = list(range(len(self.lengths)))
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)  # noqa: S311 (an order, not a secret)
+        start = position * self.global_batch_size
+        return order[start : start + self.global_batch_size]
+
+    def micro_batches(self, step: int, *, rank: int, world: int, budget: int) -> list[list[int]]:
+        """A rank's share of a step, in batches of at most `budget` tokens, padding included.
+
+        Every rank gets the same number of micro-batches, because each one is a collective operation: the share of a
+        rank that has fewer ends with empty ones.
+        """
+        shares = [_fill(share, self.lengths, budget) for share in self._shares(step, world)]
+        mine = shares[rank]
+        return mine + [[] for _ in range(max(map(len, shares)) - len(mine))]
+
+    def seen(self, steps: int) -> int:
+        """Examples learned in the first `steps` steps, over all epochs."""
+        epochs, rest = divmod(steps, self.steps_per_epoch)
+        return epochs * len(self.lengths) + min(rest * self.global_batch_size, len(self.lengths))
+
+    def _shares(self, step: int, world: int) -> list[list[int]]:
+        """The batch dealt out by length, so that every rank has as much to do."""
+        batch = sorted(self.batch(step), key=lambda index: (-self.lengths[index], index))
+        return [batch[rank::world] for rank in range(world)]
+
+
+def _fill(indices: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Longest first, each batch padded to its first; one example always fits."""
+    batches: list[list[int]] = []
+    for index in indices:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup_ratio: float) -> float:
+    """Rate of a step (from 0): a linear warm-up over `warmup_ratio` of all steps, then half a cosine down to zero.
+
+    The first step already learns (1/n of the peak), and so does the last: zero would come one step after it.
+    """
+    warmup = math.ceil(steps * warmup_ratio)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

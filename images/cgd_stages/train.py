@@ -1,0 +1,412 @@
+"""Train the student on the stored quadruples: the refinement is learned, nothing else.
+
+    CGD_TASK='{...}' python -m cgd_stages.train
+
+Every pod of a PyTorchJob runs this program. It is the launcher: it makes the examples, fetches the student and the
+newest checkpoint, starts torchrun on trainloop.py as the job's environment says, passes SIGTERM on, and turns the end
+of its processes into last words and an exit code. The first pod also stores the model and the promise. Nothing here
+imports torch: a training that is done already, or that cannot work, ends at once.
+
+Learned are all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero, one
+step for each `globalBatchSize` examples whatever the number of processes; the last batch of an epoch holds the rest.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_stages import models, prompts
+from cgd_stages.checkpoints import METRICS, file_sha256
+from cgd_stages.contract import Exit, Model, Rows, StageFacts, Train
+from cgd_stages.errors import Interrupted, RowsLost, StageError, TransientError, UserError
+from cgd_stages.examples import Unusable, each_example
+from cgd_stages.folders import (
+    REJECTED,
+    REJECTION_SCHEMA,
+    Done,
+    Folder,
+    Part,
+    Row,
+    digest_of,
+    now,
+    open_input,
+    read_rows,
+    write_pointer,
+)
+from cgd_stages.outcomes import rejection
+from cgd_stages.program import Context, run
+from cgd_stages.trainjob import (
+    CHECKPOINTS,
+    EXAMPLES,
+    JOB,
+    LAUNCHER,
+    MODEL,
+    STOP,
+    Job,
+    Outcome,
+    read_outcomes,
+    read_records,
+)
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1000
+"""Examples in one record batch of the file that the processes read."""
+PATIENCE = 0.2
+"""Seconds between two looks at torchrun."""
+_COLUMNS: list[tuple[str, Any]] = [
+    ("id", pa.string()),
+    ("sample", pa.int32()),
+    ("input_ids", pa.list_(pa.int32())),
+    ("start", pa.int32()),
+]
+_EXAMPLES = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
+HINTS = {
+    "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
+    "template": "The student's chat template does not allow a mask that holds: use another student or revision.",
+    "empty": "Look at the refinements: the teacher gave nothing to learn.",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """This pod's place among the pods of the job, as Kubeflow writes it into the environment."""
+
+    rank: int
+    nodes: int
+    processes: int
+    master: str
+    port: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], work: Train) -> "Node":
+        """Read `PET_*`, as torchrun itself would; RANK is the pod's number too, but WORLD_SIZE counts processes."""
+        return cls(
+            rank=int(environment.get("PET_NODE_RANK") or environment.get("RANK") or 0),
+            nodes=_nodes(environment, work),
+            processes=work.processes_per_worker,
+            master=environment.get("PET_MASTER_ADDR") or environment.get("MASTER_ADDR") or "127.0.0.1",
+            port=environment.get("PET_MASTER_PORT") or environment.get("MASTER_PORT") or "29500",
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this pod speaks for the stage: it alone stores what is not a checkpoint."""
+        return self.rank == 0
+
+    def torchrun(self) -> list[str]:
+        """Arguments of torchrun."""
+        processes = ["--nproc-per-node", str(self.processes), "--max-restarts", "0"]
+        if self.nodes == 1:
+            return ["--standalone", *processes]
+        place = ["--nnodes", str(self.nodes), "--node-rank", str(self.rank)]
+        return [*place, "--master-addr", self.master, "--master-port", self.port, *processes]
+
+
+def _nodes(environment: Mapping[str, str], work: Train) -> int:
+    nodes = int(environment.get("PET_NNODES") or work.workers)
+    if nodes != work.workers:
+        raise UserError(f"the job has {nodes} pods, the task {work.workers}", hint="This is a bug of the operator.")
+    return nodes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained on what, and where it goes."""
+
+    context: Context
+    work: Train
+    node: Node
+    source: Folder
+    folder: Folder
+    inputs: dict[str, Any]
+    student: Model
+
+
+@dataclass
+class Made:
+    """What became of the quadruples."""
+
+    rows: Rows
+    learned: int
+    parts: list[Part] = field(default_factory=list)
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    stage = _stage(context)
+    if done := stage.folder.done():
+        log.info("%s is done already: %s", context.task.stage, stage.folder.uri)
+        write_pointer(context.bucket, context.task.run, done)
+        return {context.task.stage: done.facts} if stage.node.first else {}
+    started, clock = now(), time.monotonic()
+    node_folder = _clean_folder(stage)
+    student = models.fetch(stage.student, context.bucket, context.task.run, context.scratch)
+    made = _make_examples(stage, student, node_folder)
+    _prepare_node(stage, student, made.rows, node_folder)
+    context.check()
+    _torchrun(stage, node_folder)
+    if not stage.node.first:
+        log.info("the processes of pod %d have ended well", stage.node.rank)
+        return {}
+    facts = _facts(stage, made, node_folder, time.monotonic() - clock)
+    done = _finish(stage, made, facts, started, node_folder)
+    return {context.task.stage: done.facts}
+
+
+def _stage(context: Context) -> Stage:
+    work, task = context.work_of(Train), context.task
+    source = open_input(context.bucket, task.run, "refine")
+    student = _pinned(context, work.student)
+    resolved = models.resolve(student, context.bucket, task.run)
+    inputs: dict[str, Any] = {
+        "stage": task.stage,
+        "objective": work.objective,
+        "student": {"name": resolved.name, "revision": resolved.revision},
+        "prompts": digest_of(context=prompts.training_context("{x}", "{y'}", "{c}")),
+        "upstream": source.digest,
+        "training": work.model_dump(
+            by_alias=True,
+            include={
+                "epochs",
+                "global_batch_size",
+                "learning_rate",
+                "warmup_ratio",
+                "weight_decay",
+                "max_sequence_length",
+                "dtype",
+                "seed",
+            },
+        ),
+    }
+    folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
+    node = Node.from_environment(os.environ, work)
+    return Stage(context, work, node, source, folder, inputs, student)
+
+
+def _pinned(context: Context, model: Model) -> Model:
+    """The student at the revision that prepare has found: the one that wrote the answers."""
+    pins = open_input(context.bucket, context.task.run, "prepare").require().inputs.get("pins", {})
+    return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
+
+
+def _clean_folder(stage: Stage) -> Path:
+    """The pod's own folder, without what an earlier attempt in this pod has left."""
+    folder = stage.context.scratch / f"{stage.context.task.stage}-{stage.node.rank}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+# --- examples ---------------------------------------------------------------------------------------------------
+
+
+def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
+    """Tokenise every quadruple into a file that the processes map; refuse now what would waste a GPU."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    made, rejected = Made(Rows(), 0), []
+    chunk: list[Row] = []
+    kept = 0
+    with pa.OSFile(str(folder / EXAMPLES), "wb") as sink, pa.ipc.new_file(sink, _EXAMPLES) as file:
+        for row, found in each_example(tokenizer, read_rows(stage.source), max_length=stage.work.max_sequence_length):
+            if isinstance(found, Unusable):
+                rejected.append(rejection(stage.context.task.stage, row, found.reason, found.detail))
+                continue
+            kept += 1
+            made.learned += len(found.input_ids) - found.start
+            chunk.append({"id": row["id"], "sample": row["sample"], "input_ids": found.input_ids, "start": found.start})
+            if len(chunk) == CHUNK:
+                file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
+                chunk = []
+        file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
+    made.rows = Rows(total=kept + len(rejected), done=kept, rejected=len(rejected))
+    log.info("%d examples, %d tokens of them learned, %d rows rejected", made.rows.done, made.learned, len(rejected))
+    if rejected and stage.node.first:
+        made.parts.append(stage.folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA))
+    _refuse_bad_data(stage, made.rows, rejected)
+    return made
+
+
+def _refuse_bad_data(stage: Stage, rows: Rows, rejected: list[Row]) -> None:
+    expected = stage.source.require().rows.done
+    if rows.total != expected:
+        raise RowsLost(f"{stage.context.task.stage}: {rows.total} of the {expected} rows of refine were read")
+    if rows.done and rows.rejected <= stage.work.max_rejected * rows.total:
+        return
+    reasons = Counter(str(row["reason"]) for row in rejected).most_common()
+    told = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
+    examples = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in rejected[:2])
+    stage.context.facts[stage.context.task.stage] = StageFacts(rows=rows, digest=stage.folder.digest)
+    raise UserError(
+        f"{rows.rejected} of {rows.total} rows make no example, {stage.work.max_rejected:.1%} may ({told}). {examples}",
+        hint=" ".join(HINTS[reason] for reason, _ in reasons[:1])
+        or "The stages before have kept nothing: look at their rejected rows.",
+    )
+
+
+# --- checkpoint, job, torchrun ----------------------------------------------------------------------------------
+
+
+def _prepare_node(stage: Stage, student: Path, rows: Rows, folder: Path) -> None:
+    """Write the job for this pod's processes, and fetch the newest checkpoint that is whole."""
+    job = Job(
+        run=stage.context.task.run,
+        stage=stage.context.task.stage,
+        digest=stage.folder.digest,
+        storage=stage.context.task.storage,
+        work=stage.work,
+        student=str(student),
+        student_dtype=stored_dtype(student),
+        first_rank=stage.node.rank * stage.node.processes,
+        resume=0,
+        rows=rows,
+    )
+    checkpoints = job.checkpoints(stage.context.bucket)
+    while newest := checkpoints.newest():
+        if checkpoints.download(newest, folder / CHECKPOINTS, job.ranks):
+            job = job.model_copy(update={"resume": newest.step})
+            break
+    (folder / JOB).write_text(job.to_json())
+
+
+def stored_dtype(model: Path) -> str:
+    """The dtype that a model's config names: older ones call it torch_dtype, multimodal ones hide it one level down."""
+    config = json.loads((model / "config.json").read_text())
+    for place in (config, config.get("text_config") or {}):
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(place.get(name), str):
+                return str(place[name]).removeprefix("torch.")
+    return "float32"
+
+
+def _torchrun(stage: Stage, folder: Path) -> None:
+    """Run this pod's processes to their end. Raises what they ended on."""
+    command = [sys.executable, "-m", "torch.distributed.run", *stage.node.torchrun()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+    environment[LAUNCHER] = str(os.getpid())
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // stage.node.processes)))
+    # A session of its own: torchrun kills its processes when SIGTERM reaches it, and they have a checkpoint to store.
+    process = subprocess.Popen(
+        [*command, "-m", "cgd_stages.trainloop", str(folder)], env=environment, start_new_session=True
+    )
+    try:
+        while process.poll() is None:
+            if stage.context.stop.is_set():
+                (folder / STOP).touch()
+            time.sleep(PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode:
+        raise failure(read_outcomes(folder), process.returncode, stage.node)
+
+
+def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
+    """The error that tells most: what the user must change, else an interruption, else what may go better next time.
+
+    A process that was killed leaves no outcome, and the others fail because it is gone.
+    """
+    kinds: dict[int, type[StageError]] = {Exit.PERMANENT: UserError, Exit.INTERRUPTED: Interrupted}
+    for exit_code, kind in kinds.items():
+        for outcome in outcomes:
+            if outcome.code == exit_code:
+                return kind(outcome.message, hint=outcome.hint)
+    ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
+    silent = sorted(set(ranks) - {outcome.rank for outcome in outcomes})
+    told = "; ".join(f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code)
+    lost = f"rank {', '.join(map(str, silent))} was killed or ended without a word" if silent else ""
+    return TransientError(
+        f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(filter(None, [lost, told]))}"[:1500],
+        hint="It goes on from the newest checkpoint when it is tried again.",
+    )
+
+
+# --- the end ----------------------------------------------------------------------------------------------------
+
+
+def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts:
+    records = read_records(folder / METRICS)
+    busy = sum(record["seconds"] for record in records)
+    tokens = sum(record["tokens"] for record in records)
+    learned = sum(record["supervised_tokens"] for record in records)
+    return StageFacts(
+        rows=made.rows,
+        seconds=round(seconds, 3),
+        digest=stage.folder.digest,
+        output_uri=stage.folder.uri,
+        metrics={
+            "steps": len(records),
+            "first_loss": records[0]["loss"],
+            "final_loss": records[-1]["loss"],
+            "trained_tokens": tokens,
+            "supervised_tokens": learned,
+            "tokens_per_second": round(tokens / busy, 1),
+        },
+    )
+
+
+def _finish(stage: Stage, made: Made, facts: StageFacts, started: str, folder: Path) -> Done:
+    """Store the model and its card, then the promise, then the pointer."""
+    (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
+    parts = list(made.parts)
+    for path in sorted((folder / MODEL).iterdir()):
+        name = f"{models.MODEL}{path.name}"
+        stage.context.bucket.upload(path, stage.folder.key(name))
+        parts.append(Part(key=name, sha256=file_sha256(path)))
+    stage.context.bucket.upload(folder / METRICS, stage.folder.key(METRICS))
+    parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
+    settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
+    done = stage.folder.finish(facts=facts, parts=parts, started=started, inputs=stage.inputs, settings=settings)
+    write_pointer(stage.context.bucket, stage.context.task.run, done)
+    shutil.rmtree(folder)
+    return done
+
+
+def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:
+    """The README of the trained model: what it is, what made it, how it went."""
+    student = inputs["student"]
+    settings = "\n".join(f"| {name} | {value} |" for name, value in inputs["training"].items())
+    figures = "\n".join(f"| {name} | {value:g} |" for name, value in facts.metrics.items())
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [critique-guided-distillation]
+---
+
+# {Path(student["name"]).name}, distilled with critiques ({work.objective})
+
+Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {facts.rows.done} quadruples of prompt, own
+answer, teacher's critique and refinement. Only the refinement was learned. Ask it the prompt alone: one pass, no
+draft, no critique, the chat template unchanged.
+
+| training | |
+|---|---|
+{settings}
+| rows rejected | {facts.rows.rejected} of {facts.rows.total} |
+
+| outcome | |
+|---|---|
+{figures}
+
+Digest of this training `{facts.digest}`, of its quadruples `{inputs["upstream"]}`. The model keeps the licence of the
+one it was made from; its data carry the licences of their prompts and of the teacher.
+"""
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""What the launcher of a training pod and its processes tell each other, in files of one folder. Needs no torch."""
+
+import json
+from pathlib import Path
+
+from cgd_stages.checkpoints import Checkpoints, Layout
+from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
+from cgd_stages.folders import Folder
+from cgd_stages.storage import Bucket
+
+JOB = "job.json"
+EXAMPLES = "examples.arrow"
+MODEL = "model"
+CHECKPOINTS = "checkpoints"
+STOP = "stop"
+"""A file of this name asks every process to store a checkpoint and leave."""
+LAUNCHER = "CGD_LAUNCHER_PID"
+"""Environment variable: the process that must be alive for its processes to make sense."""
+
+Record = dict[str, float]
+"""One line of `metrics.jsonl`: a step and its figures."""
+
+
+class Job(Contract):
+    """What the launcher tells every process of its node."""
+
+    run: RunRef
+    stage: str
+    digest: str
+    storage: Storage
+    work: Train
+    student: str
+    """Path of the student's files on this node."""
+    student_dtype: str
+    """The dtype that the student is stored in, and the trained model will be."""
+    first_rank: int
+    """Global rank of this node's first process."""
+    resume: int
+    """Steps in the checkpoint that the launcher has fetched; 0: none."""
+    rows: Rows
+    """Rows of the stage; done counts the examples."""
+
+    @property
+    def ranks(self) -> range:
+        """Global ranks of this node's processes."""
+        return range(self.first_rank, self.first_rank + self.work.processes_per_worker)
+
+    def checkpoints(self, bucket: Bucket) -> Checkpoints:
+        folder = Folder(bucket, self.run.namespace, self.stage, self.digest)
+        return Checkpoints(folder, Layout.of(self.work), self.work.keep_checkpoints)
+
+
+class Outcome(Contract):
+    """How one process ended."""
+
+    rank: int
+    code: int
+    error: str = ""
+    message: str = ""
+    hint: str = ""
+
+    def write(self, folder: Path) -> None:
+        (folder / f"outcome-{self.rank:05d}.json").write_text(self.to_json())
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """The outcomes of the processes that lived to write one."""
+    return [Outcome.model_validate_json(path.read_text()) for path in sorted(folder.glob("outcome-*.json"))]
+
+
+def write_records(path: Path, records: list[Record]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
