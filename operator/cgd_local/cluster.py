@@ -155,12 +155,8 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
     ServiceAccount admission (no controller manager is there to make the accounts). Written from the documented flags
     and **not run yet**: the project's machines have no such binaries.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     client_port, peer_port, port = _free_ports(3)
-    token, key = secrets.token_hex(16), folder / "service-accounts.key"
-    (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
-    if not key.exists():
-        subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)  # noqa: ASYNC221
+    token, key = _prepare(folder)
     etcd = [
         str(assets / "etcd"),
         f"--data-dir={folder / 'etcd'}",
@@ -187,14 +183,21 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
     processes = [launch(command, env, folder, folder / f"{Path(command[0]).name}.log") for command in (etcd, server)]
     try:
         await _answers(f"https://127.0.0.1:{port}/readyz", token)
-        path = folder / "kubeconfig"
-        path.touch(mode=0o600)
-        path.write_text(_kubeconfig(f"https://127.0.0.1:{port}", token))
-        yield path
+        yield _write_kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", token)
     finally:
         for process in reversed(processes):
             process.terminate()
             await asyncio.to_thread(process.wait)
+
+
+def _prepare(folder: Path) -> tuple[str, Path]:
+    """A token for the one user, and a key to sign service account tokens with."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    token, key = secrets.token_hex(16), folder / "service-accounts.key"
+    (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    if not key.exists():
+        subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
+    return token, key
 
 
 async def _answers(url: str, token: str) -> None:
@@ -210,13 +213,15 @@ async def _answers(url: str, token: str) -> None:
             await asyncio.sleep(0.2)
 
 
-def _kubeconfig(url: str, token: str) -> str:
+def _write_kubeconfig(path: Path, url: str, token: str) -> Path:
     parts = {
         "clusters": [{"name": "local", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
         "users": [{"name": "local", "user": {"token": token}}],
         "contexts": [{"name": "local", "context": {"cluster": "local", "user": "local", "namespace": "default"}}],
     }
-    return yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts})
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts}))
+    return path
 
 
 def _free_ports(count: int) -> list[int]:

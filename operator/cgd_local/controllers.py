@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import ClassVar
 
-from cgd_operator.cluster import EVENT, POD, AlreadyExists, Cluster, Kind, Object
+from cgd_operator.cluster import EVENT, POD, AlreadyExists, ApiError, Cluster, Kind, Object
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ async def forever(what: str, work: Callable[[], Awaitable[None]], *, pause: floa
     while True:
         try:
             await work()
+        except ApiError as error:
+            log.warning("%s was interrupted; starting it again: %s", what, error)
         except Exception:
             log.exception("%s failed; starting it again", what)
         await asyncio.sleep(pause)
@@ -187,8 +189,10 @@ def statuses(pod: Object) -> list[Object]:
 
 
 def finished_at(pod: Object) -> float:
-    """When the last container ended, in seconds since the epoch; for a pod without one, when it was last changed."""
+    """When the last container ended, in seconds since the epoch; else when its deletion began, or it last changed."""
     ends = [s["state"]["terminated"]["finishedAt"] for s in statuses(pod) if "terminated" in s.get("state", {})]
+    if not ends and "deletionTimestamp" in pod["metadata"]:
+        return seconds(pod["metadata"]["deletionTimestamp"]) - float(pod["metadata"]["deletionGracePeriodSeconds"])
     changes = [c["lastTransitionTime"] for c in pod.get("status", {}).get("conditions") or []]
     return max(map(seconds, ends or changes), default=time.time())
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from cgd_local.controllers import (
+    RESYNC_SECONDS,
     Controller,
     condition,
     controller_of,
@@ -328,7 +329,7 @@ class JobController(Controller):
         for kind, reason, message in events:
             await self.event(view.job, kind, reason, message)
         waits = [wait for wait in (change.wait, view.deadline_in(time.time())) if wait is not None]
-        return min(waits, default=3600.0)
+        return min(waits, default=RESYNC_SECONDS)
 
     async def _delete(self, view: View, pods: list[Object]) -> list[Object]:
         for pod in pods:

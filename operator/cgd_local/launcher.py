@@ -101,11 +101,17 @@ def _become(command: list[str]) -> None:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.execvp(command[0], command)  # noqa: S606  no shell is wanted
+        os.execvpe(command[0], command, environment())  # noqa: S606  no shell is wanted
     except OSError as error:
         print(f"exec {command[0]!r}: {error.strerror}", file=sys.stderr, flush=True)
     finally:
         os._exit(128)
+
+
+def environment() -> dict[bytes, bytes]:
+    """The environment as the node gave it. Not `os.environ`: Python adds LC_CTYPE to that when the locale is C."""
+    entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 
 def _exit_code(status: int) -> int:

@@ -115,6 +115,7 @@ class Node:
     async def _fail_leftovers(self) -> None:
         """Pods of a former node process have no processes any more: say so, and their controllers replace them."""
         pods, _ = await self.cluster.list(POD)
+        self._drop_folders(keep={pod["metadata"]["uid"] for pod in pods})
         for pod in pods:
             meta = pod["metadata"]
             self._pod_names.add((meta["namespace"], meta["name"]))
@@ -124,6 +125,11 @@ class Node:
             await self.cluster.patch(POD, meta["name"], meta["namespace"], status, subresource="status")
             if "deletionTimestamp" in meta:
                 await remove(self.cluster, pod)
+
+    def _drop_folders(self, *, keep: set[str]) -> None:
+        for folder in self.folder.iterdir():
+            if folder.name.rpartition("_")[2] not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
     async def _watch_pods(self) -> None:
         listed: set[str] = set()
@@ -145,8 +151,8 @@ class Node:
         bound = pod["spec"].get("nodeName")
         if runner := self._runners.get(uid):
             runner.seen(pod)
-            if runner.over and "deletionTimestamp" in meta:
-                await remove(self.cluster, pod)
+            if runner.over:
+                await self._over(pod)
         elif bound not in (None, "", self.name):
             return
         elif "deletionTimestamp" in meta:
@@ -160,6 +166,13 @@ class Node:
             self._waiting[uid] = pod
             await self._schedule(pod)
 
+    async def _over(self, pod: Object) -> None:
+        """Nothing of the pod runs any more: its GPUs are free, and a deletion has nothing to wait for."""
+        if self._reserved.pop(pod["metadata"]["uid"], 0):
+            await self._schedule_waiting()
+        if "deletionTimestamp" in pod["metadata"]:
+            await remove(self.cluster, pod)
+
     def _start(self, pod: Object) -> None:
         meta = pod["metadata"]
         self._waiting.pop(meta["uid"], None)
@@ -172,7 +185,6 @@ class Node:
         runner.task.add_done_callback(lambda _: self._ended(runner))
 
     def _ended(self, runner: PodRunner) -> None:
-        self._reserved.pop(runner.uid, None)
         if runner.uid not in self._runners:
             shutil.rmtree(runner.sandbox.folder, ignore_errors=True)
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cgd_local.controllers import now, record, set_condition
+from cgd_local.controllers import forever, now, record, set_condition
 from cgd_local.sandbox import NotReady, Sandbox
 from cgd_operator.cluster import POD, ApiError, Cluster, Object
 
@@ -30,10 +30,10 @@ MESSAGE_BYTES, LOG_MESSAGE_BYTES, LOG_MESSAGE_LINES = 4096, 2048, 80
 
 @dataclass(frozen=True)
 class Pace:
-    """How often the node looks again, in seconds. The kubelet's own are ten times slower."""
+    """How long the node waits before it looks or tries again, in seconds."""
 
     retry: float = 1.0  # for what a pod waits for: a Secret, a ConfigMap
-    housekeeping: float = 1.0  # size of emptyDirs
+    housekeeping: float = 1.0  # between looks at deadlines and the size of emptyDirs
     restart: float = 10.0  # the second restart of a container; the first comes at once, each further one after double
 
 
@@ -153,7 +153,7 @@ class PodRunner:
                 container.process.send_signal(number)
 
     async def _run(self) -> None:
-        guard = asyncio.create_task(self._guard())
+        guard = asyncio.create_task(forever(f"guard of pod {self.name}", self._guard))
         try:
             await self._live()
         except Exception:
@@ -278,17 +278,14 @@ class PodRunner:
         """End the pod when a volume outgrows its limit or the pod its deadline."""
         deadline = self.pod["spec"].get("activeDeadlineSeconds")
         due = time.monotonic() + float(deadline) if deadline is not None else None
-        while True:
-            await asyncio.sleep(self._pace.housekeeping)
+        while not self._ending.is_set():
+            await self._pause(self._pace.housekeeping)
             if due is not None and time.monotonic() >= due:
-                self.end(
-                    0, Verdict("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
-                )
-                return
-            if message := await asyncio.to_thread(self.sandbox.overfull):
-                self.end(0, Verdict("Evicted", message, "TerminationByKubelet"))
-                await self._event("Warning", "Evicted", message)
-                return
+                message = "Pod was active on the node longer than the specified deadline"
+                self.end(0, Verdict("DeadlineExceeded", message))
+            elif problem := await asyncio.to_thread(self.sandbox.overfull):
+                self.end(0, Verdict("Evicted", problem, "TerminationByKubelet"))
+                await self._event("Warning", "Evicted", problem)
 
     async def _event(self, kind: str, reason: str, message: str) -> None:
         try:
@@ -407,13 +404,14 @@ def launch(command: list[str], env: dict[str, str], folder: Path, log_file: Path
 
 async def exited(process: subprocess.Popen[bytes]) -> int:
     """Wait for a process without a thread; 128 + signal for one that was killed."""
-    loop, done, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(process.pid)
-    loop.add_reader(pidfd, done.set)
-    try:
-        await done.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
+    if process.poll() is None:  # from here it is ours to reap, so its id stays its own
+        loop, done, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(process.pid)
+        loop.add_reader(pidfd, done.set)
+        try:
+            await done.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
     code = process.wait()
     return code if code >= 0 else 128 - code
 

@@ -17,6 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from cgd_local.controllers import (
+    RESYNC_SECONDS,
     Controller,
     condition,
     controller_of,
@@ -108,7 +109,7 @@ class PyTorchJobController(Controller):
         await self._act(look, status)
         if look.finished and not look.doomed:
             return await self._expire(look)
-        return again
+        return RESYNC_SECONDS if again is None else again
 
     async def _act(self, look: Look, status: Object) -> None:
         meta = look.job["metadata"]

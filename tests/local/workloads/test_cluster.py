@@ -1,0 +1,108 @@
+"""The whole: it starts, it stops, and however it ends no process of a pod is left."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from local_world import FAST, IMAGE, World, alive, container, eventually, number_in, phase, true
+
+from cgd_local.cluster import LocalCluster, venv_environment
+from cgd_local.node import Node
+from cgd_operator.cluster import CRD, POD, PYTORCHJOB, ApiError, Object
+
+STUBBORN = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; echo $$$$ > pid; sleep 60; sleep 60' & wait; sleep 60"
+
+
+def pod(script: str, name: str = "p") -> Object:
+    spec = {"containers": [container(script)], "restartPolicy": "Never"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+
+
+async def pid_below(folder: Path) -> int:
+    found = await eventually(
+        lambda: [number_in(path) for path in folder.rglob("root/pid") if number_in(path)], "process"
+    )
+    return int(found[0])
+
+
+async def test_stopping_ends_every_process_even_a_stubborn_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("cgd_local.node.STOP_GRACE_SECONDS", 0.2)
+    async with LocalCluster(tmp_path, pace=FAST) as cluster:
+        await cluster.client.create(POD, pod(STUBBORN))
+        pid = await pid_below(tmp_path)
+        assert alive(pid)
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+async def test_however_our_process_ends_the_pods_processes_end_too(tmp_path, number):
+    program = (
+        "import asyncio, json, pathlib, sys\n"
+        "from cgd_local.cluster import LocalCluster\n"
+        "from cgd_operator.cluster import POD\n"
+        "import cgd_local.node\n"
+        "cgd_local.node.STOP_GRACE_SECONDS = 0.2\n"
+        "async def main():\n"
+        "    async with LocalCluster(pathlib.Path(sys.argv[1])) as cluster:\n"
+        "        await cluster.client.create(POD, json.loads(sys.argv[2]))\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path), json.dumps(pod(STUBBORN))]
+    process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
+    pid = await pid_below(tmp_path)
+    os.kill(process.pid, number)
+    await asyncio.wait_for(process.wait(), 20)
+    await eventually(lambda: not alive(pid), "end of the container")
+
+
+async def test_after_a_restart_of_the_node_lost_pods_have_failed_and_are_replaced(tmp_path):
+    """The API outlives the node: what `kubeconfig=` is for."""
+    async with LocalCluster(tmp_path / "first", environment=IMAGE, pace=FAST) as first:
+        world = World(first, "default")
+        rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        await world.job("sleep 60", backoffLimit=0, podFailurePolicy={"rules": [rule]})
+        [pod] = await world.when_pods(lambda pods: [pod for pod in pods if phase(pod) == "Running"])
+        await silence(first.node)
+        async with LocalCluster(tmp_path / "second", kubeconfig=first.kubeconfig_path, pace=FAST, job_backoff=0.02):
+            lost = await world.ended(pod["metadata"]["name"])
+            assert (lost["status"]["reason"], true(lost, "DisruptionTarget")) == ("NodeLost", True)
+            assert lost["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 137
+            await world.when_pods(lambda pods: len(pods) == 2)
+
+
+async def silence(node: Node) -> None:
+    """As if its process were killed: it sees nothing, says nothing, and its containers are gone."""
+    watch = node._watch
+    assert watch is not None
+    watch.cancel()
+    await asyncio.wait([watch])
+    for runner in node._runners.values():
+        processes = [container.process for container in runner._main if container.process]
+        runner.task.cancel()
+        await asyncio.wait([runner.task])
+        for process in processes:
+            process.wait()
+
+
+async def test_a_cluster_can_be_without_pytorchjobs(tmp_path):
+    async with LocalCluster(tmp_path, pytorchjobs=False) as cluster:
+        assert (await cluster.client.list(CRD))[0] == []
+        with pytest.raises(ApiError):
+            await cluster.client.list(PYTORCHJOB)
+
+
+async def test_containers_find_this_venvs_programs_first():
+    assert venv_environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+async def test_a_failed_start_leaves_nothing_running(tmp_path):
+    (tmp_path / "nowhere").write_text("not: a kubeconfig")
+    cluster = LocalCluster(tmp_path, kubeconfig=tmp_path / "nowhere")
+    with pytest.raises(Exception, match=r"(?i)config"):
+        await cluster.start()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -1,0 +1,392 @@
+"""The node: what a container finds, how it ends, and what the pod's status says of it."""
+
+import asyncio
+import base64
+import re
+from pathlib import Path
+
+import pytest
+from local_world import alive, condition, container, eventually, number_in
+
+from cgd_local.sandbox import Mount, expand, quantity, rewrite
+from cgd_operator.cluster import CONFIGMAP, EVENT, NODE, POD, SECRET, ApiError, Object
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+WAIT = "sleep 60"
+UNTIL_END = 'while [ ! -e "$HOME/end" ]; do sleep 0.02; done'
+
+
+def ended(pod: Object, name: str = "main") -> Object:
+    status = pod["status"]
+    found = [*status["containerStatuses"], *status.get("initContainerStatuses", [])]
+    return next(s for s in found if s["name"] == name)["state"]["terminated"]
+
+
+def waiting(pod: Object) -> Object:
+    return (pod["status"].get("containerStatuses") or [{}])[0].get("state", {}).get("waiting", {})
+
+
+# --- the environment
+
+
+async def test_a_container_has_the_pods_environment_and_nothing_of_ours(world, monkeypatch):
+    monkeypatch.setenv("OF_THE_NODE", "1")
+    env = [{"name": "A", "value": "1"}, {"name": "B", "value": "$(A)2 $(C) $$(A)"}]
+    await world.pod(containers=[container("env", env=env)])
+    await world.ended()
+    lines = dict(line.split("=", 1) for line in (world.log()).splitlines())
+    assert set(lines) - {"PWD", "SHLVL", "_", "OLDPWD"} == {"A", "B", "HOME", "HOSTNAME", "PATH", "TMPDIR"}
+    assert (lines["A"], lines["B"], lines["HOSTNAME"]) == ("1", "12 $(C) $(A)", "p")
+    assert lines["TMPDIR"] == str(world.folder() / "tmp")
+
+
+async def test_environment_comes_from_secrets_config_maps_and_fields(world):
+    secret = {"key": base64.b64encode(b"hidden").decode()}
+    await world.make(SECRET, "s", data=secret)
+    await world.make(CONFIGMAP, "c", data={"color": "red"})
+    ref = {"fieldRef": {"fieldPath": "metadata.labels['app']"}}
+    env = [
+        {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "key"}}},
+        {"name": "COLOR", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "color"}}},
+        {"name": "NONE", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "absent", "optional": True}}},
+        {"name": "APP", "valueFrom": ref},
+        {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
+    source = [{"prefix": "C_", "configMapRef": {"name": "c"}}, {"secretRef": {"name": "no", "optional": True}}]
+    script = 'echo "$KEY $COLOR ${NONE-unset} $APP $POD $NODE $IP $C_color"'
+    await world.pod(containers=[container(script, env=env, envFrom=source)], metadata={"labels": {"app": "x"}})
+    await world.ended()
+    assert world.log() == "hidden red unset x p local 127.0.0.1 red\n"
+
+
+async def test_a_missing_secret_holds_the_container_until_it_is_there(world):
+    env = [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "late", "key": "key"}}}]
+    await world.pod(containers=[container('echo "$KEY"', env=env)])
+    pod = await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
+    assert (waiting(pod)["message"], pod["status"]["phase"]) == ('secret "late" not found', "Pending")
+    await world.make(SECRET, "late", stringData={"key": "here"})
+    await world.ended()
+    assert world.log() == "here\n"
+
+
+async def test_a_missing_key_is_named(world):
+    await world.make(CONFIGMAP, "c", data={})
+    env = [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "x"}}}]
+    await world.pod(containers=[container("true", env=env)])
+    pod = await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
+    assert waiting(pod)["message"] == f"couldn't find key x in ConfigMap {world.namespace}/c"
+
+
+async def test_the_name_of_another_pod_resolves_to_this_machine(world):
+    await world.pod(WAIT, name="master")
+    await world.pod(containers=[container('echo "$A $HOSTNAME"', env=[{"name": "A", "value": "master"}])])
+    await world.ended()
+    assert world.log() == "127.0.0.1 p\n"
+
+
+# --- volumes
+
+
+async def test_volumes_are_found_where_environment_and_arguments_say(world):
+    await world.make(CONFIGMAP, "c", data={"task.json": "{}", "other": "x"})
+    await world.make(SECRET, "s", stringData={"token": "t0k"})
+    sources = [{"configMap": {"name": "c", "items": [{"key": "other", "path": "deep/o"}]}}, {"secret": {"name": "s"}}]
+    volumes = [
+        {"name": "conf", "configMap": {"name": "c"}},
+        {"name": "both", "projected": {"sources": sources}},
+        {"name": "work", "emptyDir": {}},
+    ]
+    mounts = [
+        {"name": "conf", "mountPath": "/etc/cgd"},
+        {"name": "both", "mountPath": "/both"},
+        {"name": "work", "mountPath": "/work"},
+    ]
+    script = 'cat "$TASK" "$1" "${2#--in=}" > "$0/out"; ls "$ALL"'
+    command = {"command": ["sh", "-c", script], "args": ["/work", "/both/deep/o", "--in=/both/token"]}
+    env = [{"name": "TASK", "value": "/etc/cgd/task.json"}, {"name": "ALL", "value": "/etc/cgd"}]
+    await world.pod(containers=[{**container(""), **command, "env": env, "volumeMounts": mounts}], volumes=volumes)
+    await world.ended()
+    assert world.log() == "other\ntask.json\n"
+    assert (world.folder() / "volumes/work/out").read_text() == "{}xt0k"
+
+
+async def test_a_missing_volume_is_told_and_waited_for(world):
+    volumes = [{"name": "v", "secret": {"secretName": "late"}}]
+    await world.pod(volumes=volumes)
+    event = await world.event("FailedMount")
+    assert event["message"] == 'MountVolume.SetUp failed for volume "v" : secret "late" not found'
+    pod = await world.until(POD, "p", lambda pod: pod["status"].get("containerStatuses"))
+    assert waiting(pod)["reason"] == "ContainerCreating"
+    await world.make(SECRET, "late", stringData={"a": "b"})
+    assert (await world.ended())["status"]["phase"] == "Succeeded"
+
+
+async def test_repeated_events_are_counted_not_multiplied(world):
+    await world.pod(volumes=[{"name": "v", "configMap": {"name": "never"}}])
+    await world.event("FailedMount", count=2)
+    events, _ = await world.client.list(EVENT, world.namespace)
+    assert len([event for event in events if event["reason"] == "FailedMount"]) == 1
+
+
+async def test_a_volume_that_outgrows_its_limit_evicts_the_pod(world):
+    volumes = [{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}]
+    mounts = [{"name": "scratch", "mountPath": "/scratch"}]
+    script = 'head -c 2000000 /dev/zero > "$0/big"; sleep 60'
+    command = {"command": ["sh", "-c", script, "/scratch"], "volumeMounts": mounts}
+    await world.pod(containers=[{**container(""), **command}], volumes=volumes)
+    status = (await world.ended())["status"]
+    assert (status["phase"], status["reason"]) == ("Failed", "Evicted")
+    assert status["message"] == 'Usage of EmptyDir volume "scratch" exceeds the limit "1Mi". '
+    assert condition({"status": status}, "DisruptionTarget")["reason"] == "TerminationByKubelet"
+    assert ended({"status": status})["exitCode"] == 137
+
+
+# --- how containers end
+
+
+@pytest.mark.parametrize(
+    ("script", "phase", "code", "reason"),
+    [("true", "Succeeded", 0, "Completed"), ("exit 3", "Failed", 3, "Error"), ("kill -9 $$$$", "Failed", 137, "Error")],
+)
+async def test_exit_codes_are_reported(world, script, phase, code, reason):
+    await world.pod(script)
+    pod = await world.ended()
+    assert pod["status"]["phase"] == phase
+    assert (ended(pod)["exitCode"], ended(pod)["reason"]) == (code, reason)
+    assert ended(pod)["startedAt"] <= ended(pod)["finishedAt"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("no-such-program", 'exec: "no-such-program": executable file not found in $PATH'),
+        ("/no/such", 'exec: "/no/such": stat /no/such: no such file or directory'),
+        ("/etc/passwd", 'exec: "/etc/passwd": permission denied'),
+    ],
+)
+async def test_a_command_that_cannot_start_says_so(world, command, message):
+    await world.pod(containers=[{"name": "main", "image": "local", "command": [command]}])
+    state = ended(await world.ended())
+    assert (state["exitCode"], state["reason"]) == (128, "StartError")
+    assert message in state["message"]
+
+
+async def test_the_last_words_come_from_the_file(world):
+    script = 'printf "%05000d" 1 > "$LAST"; echo noise; exit 1'
+    env = [{"name": "LAST", "value": "/dev/termination-log"}]
+    await world.pod(containers=[container(script, env=env, terminationMessagePolicy="FallbackToLogsOnError")])
+    assert ended(await world.ended())["message"] == "0" * 4096
+
+
+async def test_the_last_words_fall_back_to_the_end_of_the_log(world):
+    script = "for i in $(seq 100); do echo line $i; done; exit 1"
+    await world.pod(containers=[container(script, terminationMessagePolicy="FallbackToLogsOnError")])
+    lines = ended(await world.ended())["message"].splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (80, "line 21", "line 100")
+
+
+async def test_a_container_that_fails_is_restarted_with_growing_pauses(world):
+    await world.pod("exit 1", restartPolicy="Always")
+    pod = await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CrashLoopBackOff")
+    status = (await world.until(POD, "p", lambda pod: pod["status"]["containerStatuses"][0]["restartCount"] > 2))[
+        "status"
+    ]
+    assert status["phase"] == "Running"
+    assert status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 1
+    assert re.match(r"back-off .*s restarting failed container=main pod=p_", waiting(pod)["message"])
+
+
+async def test_init_containers_come_first_and_in_order(world):
+    volumes = [{"name": "w", "emptyDir": {}}]
+    mounts, env = [{"name": "w", "mountPath": "/w"}], [{"name": "W", "value": "/w"}]
+    names = ("one", "two", "main")
+    made = {n: container(f'echo {n} >> "$W/order"', n, volumeMounts=mounts, env=env) for n in names}
+    await world.pod(initContainers=[made["one"], made["two"]], containers=[made["main"]], volumes=volumes)
+    pod = await world.ended()
+    assert (world.folder() / "volumes/w/order").read_text().split() == list(names)
+    assert condition(pod, "Initialized")["status"] == "True"
+
+
+async def test_a_failed_init_container_fails_the_pod_before_its_containers_start(world):
+    await world.pod("touch $HOME/started", initContainers=[container("exit 4", "first")])
+    pod = await world.ended()
+    assert (pod["status"]["phase"], ended(pod, "first")["exitCode"]) == ("Failed", 4)
+    assert waiting(pod)["reason"] == "PodInitializing"
+    assert not (world.folder() / "started").exists()
+
+
+async def test_containers_of_a_pod_run_together_and_share_their_volumes(world):
+    volumes, mounts = [{"name": "w", "emptyDir": {"medium": "Memory"}}], [{"name": "w", "mountPath": "/w"}]
+    one = {**container("", "one"), "command": ["sh", "-c", 'while [ ! -e "$0/x" ]; do sleep 0.02; done', "/w"]}
+    two = {**container("", "two"), "command": ["sh", "-c", 'touch "$0/x"', "/w"]}
+    await world.pod(containers=[one | {"volumeMounts": mounts}, two | {"volumeMounts": mounts}], volumes=volumes)
+    assert (await world.ended())["status"]["phase"] == "Succeeded"
+
+
+async def test_a_running_pod_is_ready_and_a_finished_one_is_not(world):
+    await world.pod(UNTIL_END)
+    pod = await world.until(POD, "p", lambda pod: condition(pod, "Ready").get("status") == "True")
+    assert pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
+    (world.folder() / "end").touch()
+    assert condition(await world.ended(), "Ready")["reason"] == "PodCompleted"
+
+
+# --- how pods are ended
+
+
+async def test_deletion_lets_the_program_say_goodbye(world):
+    await world.pod("trap 'echo bye > $HOME/../bye; exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done")
+    await world.written("up")
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+    assert (world.cluster.node.folder / "bye").read_text() == "bye\n"
+    await eventually(lambda: not list(world.cluster.node.folder.glob(f"{world.namespace}_p_*")), "end of its folder")
+
+
+async def test_who_does_not_listen_is_killed_after_the_grace_period_with_all_its_children(world):
+    script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$$$ > $HOME/pid; sleep 60; sleep 60' & wait"
+    await world.pod(script, terminationGracePeriodSeconds=1)
+    file = await world.written("pid")
+    pid = await eventually(lambda: number_in(file), "process")
+    assert alive(pid)
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+    assert not alive(pid)
+
+
+async def test_a_container_is_over_only_when_all_its_processes_are(world):
+    await world.pod('setsid sleep 60 & echo $! > "$HOME/pid"')
+    assert (await world.ended())["status"]["phase"] == "Succeeded"
+    assert not alive(int((world.folder() / "pid").read_text()))
+
+
+async def test_a_forced_deletion_kills_at_once(world):
+    await world.pod("trap '' TERM; echo $$$$ > $HOME/pid; while :; do sleep 0.02; done")
+    file = await world.written("pid")
+    pid = await eventually(lambda: number_in(file), "process")
+    await world.client.delete(POD, "p", world.namespace, grace=0)
+    await eventually(lambda: not alive(pid), "end of the process")
+
+
+async def test_a_pod_past_its_deadline_fails(world):
+    await world.pod(WAIT, activeDeadlineSeconds=1)
+    status = (await world.ended())["status"]
+    assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
+
+
+async def test_an_evicted_pod_is_marked_as_disrupted(world):
+    await world.pod(WAIT)
+    await world.running()
+    world.cluster.node.evict(world.namespace, "p")
+    pod = await world.ended()
+    assert (pod["status"]["reason"], condition(pod, "DisruptionTarget")["status"]) == ("Evicted", "True")
+
+
+# --- scheduling, logs, registration
+
+
+@pytest.mark.parametrize("end", ["deleted", "done"])
+async def test_a_pod_that_does_not_fit_says_why_and_starts_when_it_does(world, end):
+    need = {"resources": {"limits": {"nvidia.com/gpu": "2"}}}
+    await world.pod(name="first", containers=[container(UNTIL_END, **need)], terminationGracePeriodSeconds=0)
+    await world.running("first")
+    await world.pod(name="second", containers=[container("true", **need)])
+    pod = await world.until(POD, "second", lambda pod: condition(pod, "PodScheduled"))
+    assert (condition(pod, "PodScheduled")["reason"], pod["status"]["phase"]) == ("Unschedulable", "Pending")
+    assert condition(pod, "PodScheduled")["message"].startswith(
+        "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    )
+    assert (await world.event("FailedScheduling"))["type"] == "Warning"
+    if end == "deleted":
+        await world.client.delete(POD, "first", world.namespace)
+    else:
+        (world.folder("first") / "end").touch()
+    assert (await world.ended("second"))["status"]["phase"] == "Succeeded"
+
+
+async def test_a_node_selector_that_matches_nothing_leaves_the_pod_pending(world):
+    await world.pod(nodeSelector={"gpu": "h100"})
+    pod = await world.until(POD, "p", lambda pod: condition(pod, "PodScheduled"))
+    assert "didn't match Pod's node affinity/selector" in condition(pod, "PodScheduled")["message"]
+
+
+async def test_the_node_is_registered_with_its_gpus(world):
+    node = await world.client.get(NODE, "local")
+    assert node["status"]["capacity"]["nvidia.com/gpu"] == "2"
+    assert condition(node, "Ready")["status"] == "True"
+
+
+async def kubectl_logs(world, *words: str) -> asyncio.subprocess.Process:
+    command = ["kubectl", "--kubeconfig", str(world.cluster.kubeconfig_path), "-n", world.namespace, "logs", *words]
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+
+
+async def test_kubectl_follows_a_log_to_its_end(world):
+    await world.pod('echo one; while [ ! -e "$HOME/end" ]; do sleep 0.02; done; echo two')
+    await world.running()
+    logs = await kubectl_logs(world, "p", "-f")
+    assert await asyncio.wait_for(logs.stdout.readline(), 10) == b"one\n"
+    (world.folder() / "end").touch()
+    output, _ = await asyncio.wait_for(logs.communicate(), 10)
+    assert output == b"two\n"
+
+
+async def test_kubectl_shows_the_tail_of_a_log_and_that_of_the_container_before(world):
+    await world.pod(
+        'echo a; echo $$$$; [ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', restartPolicy="OnFailure"
+    )
+    await world.ended()
+    tail, _ = await (await kubectl_logs(world, "p", "--tail=1")).communicate()
+    before, _ = await (await kubectl_logs(world, "p", "--previous")).communicate()
+    assert tail.decode().strip().isdigit()
+    assert before.decode().splitlines()[0] == "a"
+    assert before.decode().splitlines()[1:] != tail.decode().splitlines()
+
+
+async def test_a_container_that_has_not_started_has_no_log(world):
+    await world.pod(volumes=[{"name": "v", "configMap": {"name": "never"}}])
+    await world.event("FailedMount")
+    logs = await kubectl_logs(world, "p")
+    _, problem = await logs.communicate()
+    assert 'container "main" in pod "p" is waiting to start: ContainerCreating' in problem.decode()
+
+
+async def test_a_status_that_the_api_refuses_is_logged_and_the_pod_goes_on(world, monkeypatch, caplog):
+    runner_client, original = world.cluster.node.cluster, world.cluster.node.cluster.patch
+
+    async def refuse_once(*args, **options):
+        monkeypatch.setattr(runner_client, "patch", original)
+        raise ApiError(422, "Invalid", "no")
+
+    await world.pod(UNTIL_END)
+    await world.running()
+    monkeypatch.setattr(runner_client, "patch", refuse_once)
+    (world.folder() / "end").touch()
+    assert (await world.ended())["status"]["phase"] == "Succeeded"
+    assert "was refused: 422 Invalid: no" in caplog.text
+
+
+async def test_variables_expand_as_the_kubelet_does():
+    env = {"A": "1", "B": "2"}
+    cases = {"$(A)$(B)": "12", "$(NO)": "$(NO)", "$$(A)": "$(A)", "$A": "$A", "$$": "$", "cost: $": "cost: $"}
+    assert {text: expand(text, env) for text in cases} == cases
+
+
+async def test_only_whole_mount_paths_are_rewritten():
+    mounts = [Mount("/data/deep", Path("/r/deep")), Mount("/data", Path("/r/d"))]
+    cases = {
+        "/data": "/r/d",
+        "/data/x": "/r/d/x",
+        "/data/deep/x": "/r/deep/x",
+        "/database": "/database",
+        "x/data": "x/data",
+    }
+    assert {text: rewrite(text, mounts) for text in cases} == cases
+
+
+async def test_quantities_are_read():
+    assert [quantity(text) for text in ("1Ki", "2M", "3", "500m", "1.5Gi")] == [1024, 2e6, 3, 0.5, 1.5 * 2**30]
