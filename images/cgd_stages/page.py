@@ -1,0 +1,430 @@
+"""The report as one HTML file that asks nothing of any network: data in, page out.
+
+Whatever a model said is shown as text: templates escape, embedded JSON holds no `<`, and the page's own policy lets no
+script run but ours. Positions in charts are percentages, so that a chart is as wide as the screen and its letters are
+not.
+"""
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cgd_stages.figures import (
+    Comparison,
+    ReportData,
+    Score,
+    StageRecord,
+    Step,
+    at,
+    changes,
+    comparisons,
+    finite_or_none,
+    models,
+    moving_mean,
+    scores,
+    thinned,
+    total_of,
+)
+
+HERE = Path(__file__).parent
+OBJECTIVES = {
+    "cgd": "CGD",
+    "cft": "CFT",
+    "distilledsft": "Distilled SFT",
+    "sft": "SFT",
+    "refinedsft": "Refined SFT",
+}
+THIN = "\u202f"
+"""Narrow space that does not break: between a number and its unit, and between thousands."""
+CHART_POINTS = 600
+TEXT_LIMIT = 4000
+"""Characters of a text that the page carries."""
+
+
+def render(report: ReportData) -> str:
+    """The page. The same data give the same bytes."""
+    script = _own("report.js")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=report.run,
+            spec=report.spec,
+            style=_own("report.css"),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            head=_head(report),
+            results=_results(report),
+            timeline=_timeline(report.stages),
+            funnel=_funnel(report.stages),
+            charts=[chart for stage, steps in report.training.items() if (chart := _loss_chart(stage, steps))],
+            training=[stage for stage in report.stages if stage.name.startswith("train-")],
+            quadruples=report.quadruples,
+            changes=changes(report),
+            stages=report.stages,
+            embedded=embedded(_browser(report)),
+        )
+    )
+
+
+def fingerprint() -> str:
+    """Hash of everything that makes a page of data: a report made by another page is another report."""
+    files = ("page.py", "figures.py", "report.html.j2", "report.css", "report.js")
+    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in files)).hexdigest()
+
+
+def _own(name: str) -> Markup:
+    """A file that stands beside this one, put into the page as it is."""
+    return Markup((HERE / name).read_text())  # noqa: S704
+
+
+def embedded(value: Any) -> Markup:
+    """JSON for a `<script type="application/json">`: no text in it can end the element or open a comment."""
+    text = json.dumps(finite_or_none(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        percent=percent,
+        points=points,
+        count=count,
+        number=number,
+        duration=duration,
+        short=short_name,
+        label=label,
+        cut=cut,
+        probability=probability,
+        pretty=lambda value: json.dumps(finite_or_none(value), indent=2, ensure_ascii=False, default=str),
+    )
+    return environment
+
+
+# --- words and numbers -------------------------------------------------------------------------------------------
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{round(value):,}".replace(",", THIN) if math.isfinite(value) else "\u2013"
+
+
+def number(value: float | None) -> str:
+    """A quantity to three or four digits; a dash for what is not known or not finite."""
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.2e}"
+    if float(value).is_integer() or abs(value) >= 1000:
+        return count(value)
+    return f"{value:.3f}".rstrip("0") if abs(value) < 10 else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}{THIN}%" if math.isfinite(share) else "\u2013"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points, signed."""
+    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+
+
+def probability(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return "\u2013"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{THIN}s"
+    if whole < 3600:
+        return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s"
+    return f"{count(whole // 3600)}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
+
+
+def short_name(model: str) -> str:
+    """A hub id as it is; of a path or a URI the last part."""
+    return model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", ".", "~", "s3://")) else model
+
+
+def label(model: str) -> str:
+    """How people write the label of an evaluated model or an objective."""
+    return OBJECTIVES.get(model, model)
+
+
+def cut(text: str, most: int = TEXT_LIMIT) -> str:
+    """The beginning of a very long text, with a note of what is left out."""
+    return text if len(text) <= most else f"{text[:most]}\n[cut here: {count(len(text) - most)} more characters]"
+
+
+def moment(time: str, *, with_day: bool = True) -> str:
+    return datetime.fromisoformat(time).astimezone(UTC).strftime("%-d %B %Y, %H:%M" if with_day else "%H:%M")
+
+
+# --- the head ----------------------------------------------------------------------------------------------------
+
+
+def _head(report: ReportData) -> dict[str, Any]:
+    verdicts = [sentence(one, report) for one in comparisons(report)]
+    names = models(report)
+    objectives = [
+        label(stage.name.removeprefix("train-")) for stage in report.stages if stage.name.startswith("train-")
+    ]
+    return {
+        "verdicts": verdicts or [_without_comparison(report)],
+        "cautions": cautions(report),
+        "student": names.get("student", ""),
+        "teacher": names.get("teacher", ""),
+        "objectives": ", ".join(objectives),
+        "when": _when(report.stages),
+        "prompt_tokens": total_of(report.stages, "prompt_tokens"),
+        "generated_tokens": total_of(report.stages, "generated_tokens"),
+        "seconds": total_of(report.stages, "seconds"),
+    }
+
+
+def sentence(one: Comparison, report: ReportData) -> dict[str, str]:
+    """What a comparison comes to, in words that claim no more than its numbers do."""
+    after, before = (one.both + one.fixed) / one.n, (one.both + one.broken) / one.n
+    judgement = {
+        "better": f"better than chance explains ({probability(one.p)})",
+        "worse": f"worse than chance explains ({probability(one.p)})",
+        "noise": f"a difference within noise ({probability(one.p)})",
+    }[one.outcome]
+    if one.fixed == one.broken == 0:
+        judgement = "no question changed sides"
+    many = len({comparison.trained for comparison in comparisons(report)}) > 1
+    trained = f"{label(one.trained)}-trained" if many else "Trained"
+    questions = "question" if one.n == 1 else "questions"
+    return {
+        "outcome": one.outcome,
+        "claim": f"{trained} {percent(after)}, base {percent(before)} on {one.benchmark}",
+        "detail": f"{count(one.n)} {questions}, {one.fixed} fixed and {one.broken} broken: {judgement}",
+    }
+
+
+def _without_comparison(report: ReportData) -> dict[str, str]:
+    missing = [stage.name for stage in report.stages if stage.facts is None]
+    detail = f"no output of {', '.join(missing)}" if missing else "the run evaluates no pair of models"
+    return {"outcome": "noise", "claim": "No comparison of base and trained model", "detail": detail}
+
+
+def cautions(report: ReportData) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    found = []
+    for one in scores(report):
+        who = f"{label(one.model).capitalize() if one.model == 'base' else label(one.model)} on {one.benchmark}"
+        if one.truncated > one.n / 20:
+            found.append(f"{who}: {percent(one.truncated / one.n)} of the outputs were cut by the token limit.")
+        if one.unparsed > one.n / 20:
+            found.append(f"{who}: no answer was found in {percent(one.unparsed / one.n)} of the outputs.")
+        if one.ungraded:
+            found.append(f"{who}: {one.ungraded} outputs could not be graded; they count as not correct.")
+    sizes = {one.benchmark: one.n for one in scores(report)}
+    found += [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
+    return found
+
+
+def _when(stages: Sequence[StageRecord]) -> str:
+    times = [time for stage in stages for time in (stage.started, stage.completed) if time]
+    if not times:
+        return "not yet run"
+    first, last = moment(min(times, key=at)), moment(max(times, key=at))
+    same_day = first.partition(",")[0] == last.partition(",")[0]
+    return f"{first}\u2013{last.rpartition(', ')[2] if same_day else last} UTC"
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+def _results(report: ReportData) -> list[dict[str, Any]]:
+    """One block a benchmark: its scores, scaled to a common axis, and its comparisons."""
+    all_scores, all_comparisons = scores(report), comparisons(report)
+    blocks = []
+    for benchmark, group in itertools.groupby(all_scores, key=lambda one: one.benchmark):
+        members: list[Score] = list(group)
+        top = min(1.0, math.ceil(max(one.high for one in members) * 10) / 10)
+        blocks.append(
+            {
+                "benchmark": benchmark,
+                "scores": members,
+                "top": top,
+                "ticks": [top * i / 4 for i in range(5)],
+                "comparisons": [one for one in all_comparisons if one.benchmark == benchmark],
+            }
+        )
+    return blocks
+
+
+# --- timeline ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stage in the timeline; `left` and `width` are percentages, None when its times are not known."""
+
+    stage: StageRecord
+    left: float | None
+    width: float
+    rate: float | None
+    """Generated (in training: supervised) tokens a second."""
+
+
+def _timeline(stages: Sequence[StageRecord]) -> dict[str, Any]:
+    spans = {stage.name: (at(stage.started), at(stage.completed)) for stage in stages if stage.seconds is not None}
+    clock = _without_pauses(sorted(spans.values()))
+    length = max((clock(end) for _, end in spans.values()), default=0.0) or 1.0
+    bars = []
+    for stage in stages:
+        left, right = (clock(time) / length * 100 for time in spans[stage.name]) if stage.name in spans else (None, 0.0)
+        bars.append(Bar(stage, left, max(0.0, right - (left or 0.0)), _rate(stage)))
+    wall = max((end for _, end in spans.values()), default=0.0) - min(
+        (start for start, _ in spans.values()), default=0.0
+    )
+    return {"bars": bars, "busy": length if spans else None, "wall": wall, "paused": wall > length * 1.05 + 1}
+
+
+def _without_pauses(spans: list[tuple[float, float]]) -> Any:
+    """A clock that stands still while no stage runs for long, as between a run and the earlier one it builds on."""
+    busy = sum(end - start for start, end in spans)
+    allowed = max(60.0, busy / 10)
+    cuts: list[tuple[float, float]] = []
+    reached = spans[0][0] if spans else 0.0
+    origin = reached
+    for start, end in spans:
+        if start - reached > allowed:
+            cuts.append((reached, start - reached - allowed / 4))
+        reached = max(reached, end)
+
+    def clock(time: float) -> float:
+        return time - origin - sum(length for after, length in cuts if time > after)
+
+    return clock
+
+
+def _rate(stage: StageRecord) -> float | None:
+    facts = stage.facts
+    if facts is None or facts.seconds <= 0:
+        return None
+    told = facts.metrics.get("tokens_per_second")
+    if told:
+        return told
+    return facts.generated_tokens / facts.seconds if facts.generated_tokens else None
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
+    """Rows of the stages that pass rows on, scaled to the largest; evaluation counts other rows."""
+    counted = [stage for stage in stages if stage.facts and not stage.name.startswith("evaluate-")]
+    most = max((stage.facts.rows.total for stage in counted if stage.facts), default=0) or 1
+    funnel = []
+    for stage in counted:
+        rows = stage.facts.rows if stage.facts else None
+        if rows is None or rows.total == 0:
+            continue
+        funnel.append(
+            {
+                "name": stage.name,
+                "rows": rows,
+                "kept": 100 * rows.done / most,
+                "lost": 100 * rows.rejected / most,
+                "reasons": sorted(stage.rejections.items(), key=lambda item: (-item[1], item[0])),
+                "balanced": rows.total == rows.done + rows.rejected,
+            }
+        )
+    return funnel
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def _loss_chart(stage: str, log: Sequence[Step]) -> dict[str, Any] | None:
+    """The loss over steps: two lines (each step, and a moving mean of long logs), axes, and values to hover."""
+    finite = [step for step in log if math.isfinite(step.loss)]
+    if not finite:
+        return None
+    steps = thinned(finite, CHART_POINTS)
+    losses = [step.loss for step in steps]
+    y_ticks = nice_ticks(min(losses), max(losses))
+    low, high = min(y_ticks[0], *losses), max(y_ticks[-1], *losses)
+    first, last = steps[0].step, steps[-1].step
+    xs = [_scaled(step.step, first, last) for step in steps]
+    means = moving_mean(losses, max(2, len(losses) // 24)) if len(losses) > 24 else []
+    return {
+        "stage": stage,
+        "line": _path(xs, [100 - _scaled(loss, low, high) for loss in losses]),
+        "mean": _path(xs, [100 - _scaled(mean, low, high) for mean in means]),
+        "y_ticks": [(number(tick), 100 - _scaled(tick, low, high)) for tick in y_ticks],
+        "x_ticks": _step_ticks(first, last),
+        "points": embedded([_hover(step, x, low, high) for step, x in zip(steps, xs, strict=True)]),
+        "first": losses[0],
+        "last": losses[-1],
+        "least": min(losses),
+        "steps": len(log),
+        "left_out": len(log) - len(finite),
+        "thinned": len(steps) < len(finite),
+    }
+
+
+def _hover(step: Step, x: float, low: float, high: float) -> list[Any]:
+    parts = [f"step {count(step.step)}", f"loss {step.loss:.4f}"]
+    if step.learning_rate is not None:
+        parts.append(f"learning rate {number(step.learning_rate)}")
+    if step.grad_norm is not None and math.isfinite(step.grad_norm):
+        parts.append(f"gradient norm {number(step.grad_norm)}")
+    return [round(x, 2), round(100 - _scaled(step.loss, low, high), 2), " \u00b7 ".join(parts)]
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round values that span [low, high], at most about `most` of them."""
+    if high - low < 1e-12:
+        return [low - abs(low) / 10 - 1e-9, low, low + abs(low) / 10 + 1e-9]
+    rough = (high - low) / (most - 1)
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(magnitude * factor for factor in (1, 2, 2.5, 5, 10) if magnitude * factor >= rough * 0.999)
+    start, end = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(start, end + 1)]
+
+
+def _step_ticks(first: int, last: int) -> list[tuple[str, float]]:
+    inner = [round(tick) for tick in nice_ticks(first, last) if first < tick < last] if last > first else []
+    near = (last - first) / 12
+    kept = [tick for tick in dict.fromkeys(inner) if tick - first > near and last - tick > near]
+    return [(count(tick), _scaled(tick, first, last)) for tick in dict.fromkeys([first, *kept, last])]
+
+
+def _scaled(value: float, low: float, high: float) -> float:
+    return 50.0 if high <= low else 100 * (value - low) / (high - low)
+
+
+def _path(xs: Sequence[float], ys: Sequence[float]) -> str:
+    return "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in zip(xs, ys, strict=True)) if ys else ""
+
+
+# --- the browser of quadruples -----------------------------------------------------------------------------------
+
+
+def _browser(report: ReportData) -> list[dict[str, Any]]:
+    shown = report.quadruples.shown if report.quadruples else ()
+    return [
+        {name: cut(value) if isinstance(value, str) else value for name, value in row.model_dump().items()}
+        for row in shown
+    ]

@@ -1,0 +1,171 @@
+"""Tell a whole run on one page: `report.html` for people, `report.json` with every figure on it.
+
+    CGD_TASK='{...}' python -m cgd_stages.report
+
+Reads what the run's stages have stored and writes both files beside a marker, as every stage does. A stage without
+output is shown as missing. The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
+"""
+
+import heapq
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cgd_stages import page
+from cgd_stages.contract import Report, RunRef, StageFacts
+from cgd_stages.figures import Quadruple, Quadruples, ReportData, Sample, StageRecord, Step, figures, finite_or_none
+from cgd_stages.folders import (
+    REJECTED,
+    Done,
+    Folder,
+    Row,
+    digest_of,
+    from_parquet,
+    now,
+    open_input,
+    read_rows,
+    write_pointer,
+)
+from cgd_stages.program import Context, run
+from cgd_stages.storage import Bucket
+
+SHOWN = 200
+"""Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
+TRAINING_LOG = "metrics.jsonl"
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    started, clock = now(), time.monotonic()
+    work = context.work_of(Report)
+    outputs = find_outputs(context.bucket, context.task.run, work.stages)
+    inputs = {
+        "run": context.task.run.model_dump(),
+        "stages": {name: output.done.digest for name, output in outputs.items()},
+        "missing": sorted(set(work.stages) - outputs.keys()),
+        "spec": work.spec,
+        "page": page.fingerprint(),
+    }
+    folder = Folder(context.bucket, context.task.run.namespace, context.task.stage, digest_of(**inputs))
+    done = folder.done()
+    if done is None:
+        data = read_run(context.task.run, work, outputs)
+        context.check()
+        parts = [
+            folder.put("report.html", page.render(data).encode()),
+            folder.put("report.json", to_json(data)),
+        ]
+        facts = StageFacts(seconds=round(time.monotonic() - clock, 3), metrics={"stages": float(len(outputs))})
+        done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs)
+    write_pointer(context.bucket, context.task.run, done)
+    return {context.task.stage: done.facts}
+
+
+@dataclass(frozen=True)
+class Output:
+    """The finished folder of one stage and its promise."""
+
+    folder: Folder
+    done: Done
+
+
+def find_outputs(bucket: Bucket, run: RunRef, stages: tuple[str, ...]) -> dict[str, Output]:
+    """What the run's stages have stored, by stage; stages without a pointer are left out.
+
+    Raises TransientError when a pointer is there but leads to another run's life or to an unfinished folder.
+    """
+    pointers = f"{run.namespace}/runs/{run.name}/"
+    there = {stored.key.removeprefix(pointers).removesuffix(".json") for stored in bucket.list(pointers)}
+    folders = {stage: open_input(bucket, run, stage) for stage in stages if stage in there}
+    return {stage: Output(folder, folder.require()) for stage, folder in folders.items()}
+
+
+def read_run(run: RunRef, work: Report, outputs: dict[str, Output]) -> ReportData:
+    """Everything the report is made of, in an order that does not depend on how parts are named."""
+    trainings = {name: output for name, output in outputs.items() if name.startswith("train-")}
+    evaluations = {name: output for name, output in outputs.items() if name.startswith("evaluate-")}
+    return ReportData(
+        run=run,
+        spec=work.spec,
+        stages=tuple(stage_record(name, outputs.get(name)) for name in work.stages),
+        training={name: tuple(read_log(output)) for name, output in trainings.items()},
+        evaluations={
+            name.removeprefix("evaluate-"): tuple(read_samples(output.folder)) for name, output in evaluations.items()
+        },
+        quadruples=read_quadruples(outputs["refine"].folder) if "refine" in outputs else None,
+    )
+
+
+def stage_record(name: str, output: Output | None) -> StageRecord:
+    if output is None:
+        return StageRecord(name=name)
+    done = output.done
+    reasons: Counter[str] = Counter()
+    for part in done.under(REJECTED):
+        reasons.update(row["reason"] for row in from_parquet(output.folder.read(part), ["reason"]))
+    return StageRecord(
+        name=name,
+        facts=done.facts,
+        started=done.started,
+        completed=done.completed,
+        rejections=dict(sorted(reasons.items())),
+        inputs=done.inputs,
+        settings=done.settings,
+    )
+
+
+def read_log(output: Output) -> list[Step]:
+    """A training's steps, in their order. A step that an interrupted training repeated counts as it came out last."""
+    steps: dict[int, Step] = {}
+    for part in output.done.under(TRAINING_LOG):
+        for line in output.folder.read(part).decode().splitlines():
+            step = Step.model_validate(_known(json.loads(line), Step))
+            steps[step.step] = step
+    return [steps[number] for number in sorted(steps)]
+
+
+def read_samples(folder: Folder) -> list[Sample]:
+    """A model's graded outputs, ordered by benchmark and id."""
+    samples = [Sample.model_validate(_known(row, Sample)) for row in read_rows(folder, list(Sample.model_fields))]
+    return sorted(samples, key=lambda sample: sample.key)
+
+
+def read_quadruples(folder: Folder, most: int = SHOWN) -> Quadruples:
+    """All rows counted, the first `most` kept; one part in memory at a time."""
+    verdicts: Counter[str] = Counter()
+
+    def counted() -> Iterator[Row]:
+        for row in read_rows(folder):
+            verdicts[row["verdict"] or "missing"] += 1
+            yield row
+
+    shown = heapq.nsmallest(most, counted(), key=lambda row: (row["id"], row["sample"]))
+    return Quadruples(total=verdicts.total(), verdicts=dict(verdicts), shown=tuple(quadruple(row) for row in shown))
+
+
+def quadruple(row: Row) -> Quadruple:
+    return Quadruple(
+        id=row["id"],
+        sample=row["sample"],
+        prompt=row["prompt"],
+        reference=row.get("reference") or "",
+        answer=row["answer"],
+        critique=row["critique"],
+        refinement=row["refinement"],
+        verdict=row["verdict"] or "missing",
+        tokens={text: row[f"{text}_tokens"] for text in ("answer", "critique", "refinement")},
+    )
+
+
+def to_json(data: ReportData) -> bytes:
+    return json.dumps(finite_or_none(figures(data)), indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _known(row: Row, kind: type[Step] | type[Sample]) -> Row:
+    """The fields that the report knows; whatever else the writer has told stays in its own files."""
+    return {name: row[name] for name in kind.model_fields if row.get(name) is not None}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,91 @@
+"""Builders for the tests of the report: a small run, as values."""
+
+import math
+from typing import Any
+
+from cgd_stages.contract import Rows, RunRef, StageFacts
+from cgd_stages.figures import Quadruple, Quadruples, ReportData, Sample, StageRecord, Step
+
+RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
+HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
+
+
+def sample(identity: str = "q1", *, correct: bool, **changes: Any) -> Sample:
+    given: dict[str, Any] = {
+        "benchmark": "sums",
+        "id": identity,
+        "prompt": f"What is {identity}?",
+        "reference": "#### 4",
+        "output": "It is 4." if correct else "It is 5.",
+        "finish_reason": "stop",
+        "tokens": 10,
+        "extracted": "4" if correct else "5",
+        "answer_source": "text",
+        "correct": correct,
+    }
+    return Sample(**(given | changes))
+
+
+def samples(marks: str, **changes: Any) -> tuple[Sample, ...]:
+    """One output for each mark: + is right, - is wrong."""
+    return tuple(sample(f"q{i:02d}", correct=mark == "+", **changes) for i, mark in enumerate(marks))
+
+
+def stage(name: str, start: int = 0, end: int = 30, **changes: Any) -> StageRecord:
+    """A finished stage from minute:second `start` to `end` (both in seconds after noon)."""
+    facts: dict[str, Any] = {
+        "rows": Rows(total=10, done=9, rejected=1),
+        "prompt_tokens": 100,
+        "generated_tokens": 200,
+        "seconds": float(end - start),
+        "digest": f"{name}-digest",
+        "output_uri": f"s3://data/team/{name}/{name}-digest",
+    }
+    facts |= changes.pop("facts", {})
+    given: dict[str, Any] = {"started": clock(start), "completed": clock(end), "rejections": {"truncated": 1}}
+    return StageRecord(name=name, facts=StageFacts(**facts), **(given | changes))
+
+
+def clock(seconds: int) -> str:
+    return f"2026-11-22T{12 + seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}Z"
+
+
+def quadruple(identity: str = "00", **changes: Any) -> Quadruple:
+    given: dict[str, Any] = {
+        "id": identity,
+        "sample": 0,
+        "prompt": "What is 2 + 2?",
+        "reference": "#### 4",
+        "answer": "5",
+        "critique": "Add again.\nConclusion: wrong",
+        "refinement": "4",
+        "verdict": "wrong",
+        "tokens": {"answer": 1, "critique": 7, "refinement": 1},
+    }
+    return Quadruple(**(given | changes))
+
+
+def steps(count: int) -> tuple[Step, ...]:
+    return tuple(Step(step=i + 1, loss=2 * math.exp(-i / 10), learning_rate=1e-6, grad_norm=1.5) for i in range(count))
+
+
+def report_data(**changes: Any) -> ReportData:
+    """A finished run: the training fixes three of eight questions and breaks one."""
+    model = {"model": {"name": "some/student", "revision": "abc"}}
+    given: dict[str, Any] = {
+        "run": RUN,
+        "spec": "student:\n  model: some/student\n",
+        "stages": (
+            stage("prepare", 0, 10),
+            stage("answer", 20, 50, inputs=model),
+            stage("critique", 60, 90, inputs={"model": {"name": "some/teacher"}}),
+            stage("refine", 90, 120),
+            stage("train-cgd", 130, 200, facts={"metrics": {"tokens_per_second": 350.5, "final_loss": 0.5}}),
+            stage("evaluate-base", 210, 240),
+            stage("evaluate-cgd", 250, 280),
+        ),
+        "training": {"train-cgd": steps(30)},
+        "evaluations": {"base": samples("++------"), "cgd": samples("+-+++---")},
+        "quadruples": Quadruples(total=1, verdicts={"wrong": 1}, shown=(quadruple(),)),
+    }
+    return ReportData(**(given | changes))

@@ -1,0 +1,281 @@
+"""The report page: what it says, and that nothing said in it can break it."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from report_builders import HOSTILE, quadruple, report_data, sample, samples, stage, steps
+
+from cgd_stages import page
+from cgd_stages.figures import Quadruples, ReportData, StageRecord, Step
+from cgd_stages.page import count, duration, nice_ticks, number, percent, points, probability, render
+
+VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
+
+
+class Read(HTMLParser):
+    """The page as a browser reads it: elements, their text, and whether every one is closed in its turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [value for _, attributes in self.elements if (value := attributes.get(name)) is not None]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.scripts[0])
+        return rows
+
+
+def read(**changes: Any) -> Read:
+    return Read(render(report_data(**changes)))
+
+
+def hostile() -> ReportData:
+    """A run in which every text tries to break out."""
+    said = {"prompt": HOSTILE, "reference": HOSTILE, "output": HOSTILE, "extracted": HOSTILE, "benchmark": HOSTILE}
+    row = quadruple(prompt=HOSTILE, answer=HOSTILE, critique=HOSTILE, refinement=HOSTILE, reference=HOSTILE)
+    one = stage(
+        "answer",
+        rejections={HOSTILE: 1},
+        inputs={"model": {"name": HOSTILE}},
+        facts={"output_uri": HOSTILE, "metrics": {HOSTILE: 1.0}},
+    )
+    return report_data(
+        spec=HOSTILE,
+        stages=(one,),
+        evaluations={"base": (sample(correct=False, **said),), "cgd": (sample(correct=True, **said),)},
+        quadruples=Quadruples(total=1, verdicts={"wrong": 1}, shown=(row,)),
+    )
+
+
+def test_the_headline_says_both_accuracies_and_that_the_difference_is_noise() -> None:
+    words = read().words
+    assert f"Trained 50.0{page.THIN}%, base 25.0{page.THIN}% on sums".replace(page.THIN, " ") in words.replace(
+        page.THIN, " "
+    )
+    assert "8 questions, 3 fixed and 1 broken: a difference within noise (p = 0.62)" in words
+
+
+@pytest.mark.parametrize(
+    ("base", "after", "said"),
+    [
+        ("-" * 12, "+" * 12, "better than chance explains (p < 0.001)"),
+        ("+" * 12, "-" * 12, "worse than chance explains (p < 0.001)"),
+        ("+-", "+-", "no question changed sides"),
+    ],
+)
+def test_the_headline_claims_no_more_than_the_test_does(base: str, after: str, said: str) -> None:
+    assert said in read(evaluations={"base": samples(base), "cgd": samples(after)}).words
+
+
+def test_with_several_objectives_each_is_named() -> None:
+    words = read(evaluations={"base": samples("+-"), "cgd": samples("++"), "cft": samples("--")}).words
+    assert "CGD-trained" in words
+    assert "CFT-trained" in words
+
+
+def test_outputs_that_were_cut_or_not_gradable_are_named_beside_the_headline() -> None:
+    cut = read(evaluations={"base": samples("+-", finish_reason="length")}).words
+    assert "Base on sums: 100.0" in cut
+    assert "cut by the token limit" in cut
+    assert "could not be graded" in read(evaluations={"base": samples("-", grade_error="timeout")}).words
+    assert "no answer was found" in read(evaluations={"base": samples("-", answer_source="none")}).words
+    assert "sums has only 2 questions" in read(evaluations={"base": samples("+-")}).words
+
+
+def test_no_text_of_a_model_becomes_markup() -> None:
+    html = render(hostile())
+    found = Read(html)
+    assert len(found.scripts) == 2
+    assert "alert(1)" not in found.scripts[1]
+    assert found.rows[0]["answer"] == HOSTILE
+    assert "<script>alert" not in html
+    assert "49" not in found.text.replace("&49", "")  # {{ 7 * 7 }} was not computed
+    assert "<!--" not in html
+    assert found.text.count("</script><script>alert(1)</script>") >= 5
+
+
+def test_the_embedded_rows_hold_no_angle_bracket() -> None:
+    json_text = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', render(hostile()), re.DOTALL)
+    assert json_text
+    assert "<" not in json_text[1]
+
+
+def test_only_our_own_script_may_run_and_nothing_may_be_fetched() -> None:
+    html = render(report_data())
+    found = Read(html)
+    policy = next(content for content in found.attributes("content") if "default-src" in content)
+    digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert not re.search(r"https?://|@import|url\(", html)
+    assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    assert found.attributes("src") == []
+
+
+def test_every_link_leads_to_a_section_and_no_id_comes_twice() -> None:
+    found = read()
+    ids = found.attributes("id")
+    assert len(ids) == len(set(ids))
+    assert {href.removeprefix("#") for href in found.attributes("href") if href.startswith("#")} <= set(ids)
+
+
+def test_a_run_without_any_output_is_told_and_not_a_crash() -> None:
+    names = ("prepare", "answer", "train-cgd", "evaluate-base")
+    empty = report_data(
+        stages=tuple(StageRecord(name=name) for name in names), training={}, evaluations={}, quadruples=None
+    )
+    words = Read(render(empty)).words
+    assert "No comparison of base and trained model" in words
+    assert "no output of prepare, answer, train-cgd, evaluate-base" in words
+    assert words.count("no output in this run") == 2 * len(names)
+
+
+def test_a_run_of_no_stages_has_a_page_too() -> None:
+    assert Read(render(report_data(stages=(), training={}, evaluations={}, quadruples=None))).words
+
+
+def test_no_page_shows_nan_or_infinity() -> None:
+    odd = stage("train-cgd", facts={"metrics": {"loss": math.nan, "rate": math.inf}, "seconds": 0.0})
+    log = (Step(step=1, loss=math.nan), Step(step=2, loss=1.0, grad_norm=math.nan), Step(step=3))
+    found = read(stages=(odd,), training={"train-cgd": log})
+    assert not re.search(r"\b(nan|inf(inity)?|none|null)\b", found.text, re.IGNORECASE)
+    assert "2 steps without a finite loss are left out" in found.words
+    assert not any(re.search(r"nan|inf", value) for value in found.attributes("d") + found.attributes("style"))
+
+
+def test_a_training_without_one_finite_loss_has_no_chart() -> None:
+    assert "No training log" in read(training={"train-cgd": (Step(step=1),)}).words
+
+
+@pytest.mark.parametrize("log", [steps(1), steps(2), steps(40), (Step(step=5, loss=1.0), Step(step=9, loss=1.0))])
+def test_every_point_of_a_loss_curve_lies_in_its_chart(log: tuple[Step, ...]) -> None:
+    found = read(training={"train-cgd": log})
+    (data,) = found.attributes("data-points")
+    plotted = json.loads(data)
+    assert len(plotted) == len(log)
+    assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y, _ in plotted)
+    assert plotted[0][2].startswith(f"step {log[0].step} · loss {log[0].loss:.4f}")
+
+
+def test_a_long_training_is_thinned_and_says_so() -> None:
+    found = read(training={"train-cgd": steps(5000)})
+    assert len(json.loads(found.attributes("data-points")[0])) <= page.CHART_POINTS + 1
+    assert "the log has all" in found.words
+
+
+def test_bars_of_the_timeline_follow_the_clock() -> None:
+    found = read(stages=(stage("prepare", 0, 10), stage("answer", 10, 40)), training={})
+    bars = [(attributes["x"], attributes["width"]) for tag, attributes in found.elements if tag == "rect"]
+    assert bars == [("0.00", "25.00"), ("25.00", "75.00")]
+
+
+def test_a_long_pause_between_stages_is_left_out_and_told() -> None:
+    found = read(stages=(stage("prepare", 0, 100), stage("answer", 9000, 9100)), training={})
+    left, right = (float(str(attributes["width"])) for tag, attributes in found.elements if tag == "rect")
+    assert left == pytest.approx(right)
+    assert left > 40
+    assert "Long pauses between stages are left out" in found.words
+
+
+def test_rows_are_told_with_the_reasons_of_rejection() -> None:
+    words = read(stages=(stage("answer", rejections={"truncated": 3, "empty": 1}),)).words
+    assert "10 read = 9 kept + 1 rejected" in words
+    assert "truncated 3 empty 1" in words
+    assert "do not balance" not in words
+
+
+def test_books_that_do_not_balance_are_named() -> None:
+    lost = stage("answer", facts={"rows": {"total": 10, "done": 5, "rejected": 1}})
+    assert "These counts do not balance" in read(stages=(lost,)).words
+
+
+def test_a_very_long_text_is_cut_with_a_note() -> None:
+    long = Quadruples(total=1, verdicts={}, shown=(quadruple(critique="x" * 50_000),))
+    (row,) = read(quadruples=long).rows
+    assert len(row["critique"]) < page.TEXT_LIMIT + 100
+    assert "[cut here: 46\u202f000 more characters]" in row["critique"]
+
+
+def test_the_sample_of_quadruples_says_of_how_many_it_is() -> None:
+    assert "1 of 3\u202f000 rows, an even sample" in read(
+        quadruples=Quadruples(total=3000, verdicts={"wrong": 3000}, shown=(quadruple(),))
+    ).text.replace("\n", " ")
+
+
+def test_the_same_data_give_the_same_bytes() -> None:
+    assert render(report_data()) == render(report_data())
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (number(None), "\u2013"),
+        (number(math.nan), "\u2013"),
+        (number(0), "0"),
+        (number(1e-6), "1.00e-06"),
+        (number(0.125), "0.125"),
+        (number(12.345), "12.3"),
+        (number(1234.5), "1\u202f234"),
+        (number(123456789.0), "1.23e+08"),
+        (count(1234567), "1\u202f234\u202f567"),
+        (percent(0.12345), "12.3\u202f%"),
+        (percent(math.nan), "\u2013"),
+        (points(-0.0425), "\u22124.2"),
+        (points(0.1), "+10.0"),
+        (duration(None), "\u2013"),
+        (duration(59.4), "59\u202fs"),
+        (duration(61), "1\u202fmin 01\u202fs"),
+        (duration(7322), "2\u202fh 02\u202fmin"),
+        (probability(0.0001), "p < 0.001"),
+        (probability(0.0123), "p = 0.012"),
+        (probability(1.0), "p = 1.00"),
+    ],
+)
+def test_numbers_are_written_for_people(told: str, text: str) -> None:
+    assert told == text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.698, 2.9), (1.0, 1.0), (0.0, 0.0), (1e-9, 2e-9), (3, 9000)])
+def test_ticks_are_few_rise_and_span_the_values(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 8
+    assert ticks == sorted(set(ticks))
+    assert ticks[0] <= low <= high <= ticks[-1]

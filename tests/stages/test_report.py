@@ -1,0 +1,167 @@
+"""The report program against a real store: it reads what the stages wrote, and writes what a browser opens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from stage_builders import RUN, context
+
+from cgd_stages import report
+from cgd_stages.contract import Report, Rows, RunRef, StageFacts, Storage
+from cgd_stages.errors import TransientError
+from cgd_stages.folders import (
+    PARTS,
+    REJECTED,
+    REJECTION_SCHEMA,
+    Folder,
+    Part,
+    Row,
+    digest_of,
+    now,
+    open_input,
+    row_schema,
+    write_pointer,
+)
+from cgd_stages.storage import Bucket
+
+STAGES = ("prepare", "refine", "train-cgd", "evaluate-base", "evaluate-cgd")
+WORK = Report(stages=STAGES, spec="student: {}\n")
+
+
+def finish(bucket: Bucket, stage: str, put: Any, run: RunRef = RUN, **facts: Any) -> Folder:
+    """A finished stage whose parts `put` stores."""
+    folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage))
+    parts: list[Part] = put(folder)
+    done = folder.finish(facts=StageFacts(**facts), parts=parts, started=now(), inputs={"by": "test"})
+    write_pointer(bucket, run, done)
+    return folder
+
+
+def quadruples(folder: Folder, count: int = 250) -> list[Part]:
+    rows: list[Row] = [
+        {
+            **dict.fromkeys(row_schema("refine").names),
+            "id": f"{i:020x}",
+            "sample": 0,
+            "prompt": f"Prompt {i}",
+            "answer": "a",
+            "answer_tokens": 1,
+            "critique": "c",
+            "critique_tokens": 2,
+            "refinement": "r",
+            "refinement_tokens": 3,
+            "verdict": "wrong" if i % 2 else None,
+        }
+        for i in reversed(range(count))
+    ]
+    rejected = [{"id": "ff", "sample": 0, "stage": "refine", "reason": reason} for reason in ("empty", "truncated")]
+    schema = row_schema("refine")
+    return [
+        folder.put_rows(PARTS, rows[:100], schema),
+        folder.put_rows(PARTS, rows[100:], schema),
+        folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA),
+    ]
+
+
+def training_log(folder: Folder) -> list[Part]:
+    lines = [{"step": step, "loss": 3.0 - step, "epoch": 0.5, "examples": 4} for step in (1, 2)]
+    repeated = [{"step": 2, "loss": 0.5}, {"step": 3, "loss": float("nan")}]
+    text = "".join(json.dumps(line) + "\n" for line in lines + repeated)
+    return [folder.put("metrics.jsonl", text.encode(), rows=4)]
+
+
+def graded(folder: Folder, correct: bool) -> list[Part]:
+    rows = [
+        {
+            "benchmark": "sums",
+            "id": f"{i:020x}",
+            "prompt": f"Question {i}",
+            "reference": "4",
+            "output": "4 </script>",
+            "finish_reason": "stop",
+            "tokens": 5,
+            "extracted": "4",
+            "answer_source": "text",
+            "correct": correct,
+            "grade_error": "",
+            "more": 1,
+        }
+        for i in range(8)
+    ]
+    return [folder.put_rows(PARTS, rows, pa.Table.from_pylist(rows).schema)]
+
+
+@pytest.fixture
+def whole_run(bucket: Bucket) -> Bucket:
+    """Every stage of a run, as small as it gets."""
+    finish(bucket, "prepare", lambda folder: [])
+    finish(bucket, "refine", quadruples, rows=Rows(total=252, done=250, rejected=2))
+    finish(bucket, "train-cgd", training_log)
+    finish(bucket, "evaluate-base", lambda folder: graded(folder, correct=False))
+    finish(bucket, "evaluate-cgd", lambda folder: graded(folder, correct=True))
+    return bucket
+
+
+def files(bucket: Bucket) -> tuple[str, dict[str, Any]]:
+    folder = open_input(bucket, RUN, "report")
+    page, figures = (folder.read(part) for part in folder.require().parts)
+    return page.decode(), json.loads(figures)
+
+
+def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    facts = report.main(context(storage, WORK, tmp_path))
+    page, figures = files(whole_run)
+    assert facts["report"].output_uri == open_input(whole_run, RUN, "report").uri
+    assert page.startswith("<!DOCTYPE html>")
+    assert "4 </script>" not in page
+    assert [one["accuracy"] for one in figures["scores"]] == [0.0, 1.0]
+    assert figures["comparisons"][0]["fixed"] == 8
+    assert figures["quadruples"] == {"total": 250, "verdicts": {"wrong": 125, "missing": 125}}
+    assert figures["stages"][1]["rejections"] == {"empty": 1, "truncated": 1}
+    assert [step["loss"] for step in figures["training"]["train-cgd"]] == [2.0, 0.5, None]
+
+
+def test_the_quadruples_shown_are_the_first_by_id_whatever_part_they_are_in(whole_run: Bucket) -> None:
+    shown = report.read_quadruples(open_input(whole_run, RUN, "refine"), most=30).shown
+    assert [row.id for row in shown] == [f"{i:020x}" for i in range(30)]
+
+
+def test_a_second_attempt_finds_the_report_done(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
+    first = report.main(context(storage, WORK, tmp_path))
+    assert report.main(context(storage, WORK, tmp_path)) == first
+
+
+def test_an_attempt_that_broke_off_before_its_marker_is_completed(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    report.main(context(storage, WORK, tmp_path))
+    folder = open_input(whole_run, RUN, "report")
+    whole_run.delete(folder.key("DONE.json"))
+    report.main(context(storage, WORK, tmp_path))
+    assert folder.require().parts
+
+
+def test_another_spec_is_another_report(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
+    first = report.main(context(storage, WORK, tmp_path))["report"].digest
+    changed = WORK.model_copy(update={"spec": "student: {model: other}\n"})
+    assert report.main(context(storage, changed, tmp_path))["report"].digest != first
+
+
+def test_stages_without_output_are_missing_in_the_report_and_no_crash(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    finish(bucket, "prepare", lambda folder: [])
+    report.main(context(storage, WORK, tmp_path))
+    page, figures = files(bucket)
+    assert "no output of refine, train-cgd, evaluate-base, evaluate-cgd" in page
+    assert [stage["name"] for stage in figures["stages"] if stage["facts"] is None] == list(STAGES[1:])
+
+
+def test_the_output_of_an_earlier_life_of_the_run_is_refused(bucket: Bucket, storage: Storage, tmp_path: Path) -> None:
+    finish(bucket, "prepare", lambda folder: [], run=RUN.model_copy(update={"uid": "an earlier one"}))
+    with pytest.raises(TransientError, match="earlier run"):
+        report.main(context(storage, WORK, tmp_path))
