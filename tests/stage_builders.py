@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgd_stages import generate
 from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.contract import (
     Fields,
@@ -21,7 +22,19 @@ from cgd_stages.contract import (
     Work,
 )
 from cgd_stages.engines import Completion, Outcome, Request
-from cgd_stages.folders import PARTS, Folder, Row, digest_of, now, row_schema, write_pointer
+from cgd_stages.folders import (
+    PARTS,
+    REJECTED,
+    Folder,
+    Row,
+    digest_of,
+    from_parquet,
+    now,
+    open_input,
+    read_rows,
+    row_schema,
+    write_pointer,
+)
 from cgd_stages.program import Context
 from cgd_stages.progress import Reporter
 from cgd_stages.sources import row_id
@@ -130,3 +143,19 @@ def stop_after(engine: RuleEngine, steps: int, stop: threading.Event) -> None:
             stop.set()
 
     engine.before_step = before
+
+
+def generate_with(engine: RuleEngine, given: Context) -> dict[str, StageFacts]:
+    """The generate program on an engine of the test's."""
+    work = given.work_of(Generate)
+    return generate.generate(given, work, generate.WarmEngine(given, lambda: engine))
+
+
+def stored_rows(bucket: Bucket, stage: str, run: RunRef = RUN) -> list[Row]:
+    """Every row of a finished stage, in the order of keys."""
+    return sorted(read_rows(open_input(bucket, run, stage)), key=lambda row: (row["id"], row["sample"]))
+
+
+def stored_rejections(bucket: Bucket, stage: str, run: RunRef = RUN) -> list[Row]:
+    folder = open_input(bucket, run, stage)
+    return [row for part in folder.require().under(REJECTED) for row in from_parquet(folder.read(part))]

@@ -9,7 +9,7 @@ finish. Interrupt it at any moment: the next attempt asks only for the rest. Sev
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,11 @@ HINTS = {
 
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Generate)
-    warm = WarmEngine(context, work)
+    return generate(context, work, WarmEngine(context, lambda: start_engine(context, work)))
+
+
+def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
+    """Every role of the work, one after the other, for this shard."""
     before: Folder | None = None
     for role, sampling in zip(work.roles, work.sampling, strict=True):
         source = _source(context, work, UPSTREAM[role], before)
@@ -92,8 +96,8 @@ class Stage:
 class WarmEngine:
     """The engine, started when the first row needs it, and shared by every role of this process."""
 
-    def __init__(self, context: Context, work: Generate) -> None:
-        self._context, self._work = context, work
+    def __init__(self, context: Context, start: Callable[[], Engine]) -> None:
+        self._context, self._start = context, start
         self._engine: Engine | None = None
 
     def get(self) -> Engine:
@@ -106,12 +110,12 @@ class WarmEngine:
         if self._engine is not None:
             self._engine.close()
 
-    def _start(self) -> Engine:
-        context, work = self._context, self._work
-        if work.endpoint is not None:
-            return EndpointEngine(work.endpoint)
-        model = _pinned(context, _model(work))
-        return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
+
+def start_engine(context: Context, work: Generate) -> Engine:
+    if work.endpoint is not None:
+        return EndpointEngine(work.endpoint)
+    model = _pinned(context, _model(work))
+    return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
 
 
 def _model(work: Generate) -> Model:

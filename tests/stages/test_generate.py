@@ -1,0 +1,327 @@
+"""generate: rows are asked for once, kept or rejected, and never lost or doubled, however often it is interrupted."""
+
+from collections import Counter
+
+import pytest
+from stage_builders import (
+    GREEDY,
+    RUN,
+    RuleEngine,
+    context,
+    echo,
+    generate_with,
+    generate_work,
+    prepared,
+    said,
+    stop_after,
+    stored_rejections,
+    stored_rows,
+)
+
+from cgd_stages import generate, ledger
+from cgd_stages.contract import Sampling
+from cgd_stages.engines import Completion, Outcome, Refused, Request
+from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
+from cgd_stages.folders import Folder, open_input, row_schema
+from cgd_stages.ledger import owns
+from cgd_stages.outcomes import row_sampling
+from cgd_stages.sources import row_id
+
+TEXTS = [f"How many apples are {n} apples?" for n in range(40)]
+
+
+@pytest.fixture
+def prompts(bucket):
+    return prepared(bucket, TEXTS)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """A part for every 4 rows, so that there are many."""
+    monkeypatch.setattr(ledger, "FLUSH_ROWS", 4)
+
+
+@pytest.fixture
+def answering(storage, tiny_model, tmp_path, prompts):
+    """The context of one attempt at the answers."""
+
+    def make(*roles, shard=0, **changes):
+        work = generate_work(tiny_model, *(roles or ("answer",)), **changes)
+        return context(storage, work, tmp_path, shard=shard)
+
+    return make
+
+
+def asked(engine: RuleEngine) -> Counter[str]:
+    return Counter(request.name for request in engine.asked)
+
+
+def names() -> set[str]:
+    return {f"{row_id(text)}-0" for text in TEXTS}
+
+
+def test_every_prompt_has_its_answer_exactly_once(bucket, answering):
+    facts = generate_with(RuleEngine(), answering())["answer"]
+    rows = stored_rows(bucket, "answer")
+    assert {row["prompt"]: row["answer"] for row in rows} == {text: f"re: {text}" for text in TEXTS}
+    assert len(rows) == 40
+    assert (facts.rows.total, facts.rows.done, facts.rows.rejected) == (40, 40, 0)
+    assert facts.prompt_tokens == 40 * 10
+    assert facts.generated_tokens == sum(row["answer_tokens"] for row in rows)
+
+
+def test_a_done_stage_asks_for_nothing(answering):
+    first = generate_with(RuleEngine(), answering())
+    engine = RuleEngine()
+    assert generate_with(engine, answering()) == first
+    assert not engine.asked
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 9])
+def test_after_sigterm_the_next_attempt_asks_only_for_the_rest(bucket, answering, steps):
+    first, attempt = RuleEngine(), answering()
+    stop_after(first, steps, attempt.stop)
+    with pytest.raises(Interrupted):
+        generate_with(first, attempt)
+    stored = attempt.facts["answer"].rows.done
+    assert stored == 3 * (steps + 1)
+    second = RuleEngine()
+    generate_with(second, answering())
+    assert len(second.asked) == 40 - stored
+    assert set(asked(second)) <= names()
+    assert len({row["id"] for row in stored_rows(bucket, "answer")}) == 40
+
+
+def test_a_crash_loses_only_what_was_not_stored_yet(bucket, answering):
+    engine, attempt = RuleEngine(), answering()
+    steps = iter(range(5))
+
+    def die() -> None:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt  # as good as kill -9: nothing of ours catches it
+
+    engine.before_step = die
+    with pytest.raises(KeyboardInterrupt):
+        generate_with(engine, attempt)
+    second = RuleEngine()
+    generate_with(second, answering())
+    assert len(stored_rows(bucket, "answer")) == 40
+    assert len(second.asked) < 40
+
+
+def test_an_engine_that_dies_leaves_what_is_finished(bucket, answering):
+    def die_at_last(request: Request) -> Outcome:
+        if TEXTS[0] in request.messages[-1]["content"]:
+            raise TransientError("the engine died")
+        return echo(request)
+
+    attempt = answering()
+    with pytest.raises(TransientError):
+        generate_with(RuleEngine(die_at_last), attempt)
+    stored = attempt.facts["answer"].rows.done
+    second = RuleEngine()
+    generate_with(second, answering())
+    assert len(second.asked) == 40 - stored
+    assert len(stored_rows(bucket, "answer")) == 40
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_share_the_rows_and_the_last_one_promises_the_stage(bucket, answering, shards):
+    counts = []
+    for shard in range(shards):
+        facts = generate_with(RuleEngine(), answering(shards=shards, shard=shard))["answer"]
+        counts.append(facts.rows.done)
+        assert facts.rows.total == sum(owns(row_id(text), shard, shards) for text in TEXTS)
+        folder = Folder(bucket, RUN.namespace, "answer", facts.digest)
+        assert (folder.done() is not None) == (shard == shards - 1)
+    assert sum(counts) == 40
+    assert len(stored_rows(bucket, "answer")) == 40
+    assert open_input(bucket, RUN, "answer").require().rows.done == 40
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2), (2, 1)])
+def test_another_number_of_shards_asks_only_for_the_rest(bucket, answering, before, after):
+    for shard in range(before):
+        attempt, engine = answering(shards=before, shard=shard), RuleEngine()
+        stop_after(engine, 2, attempt.stop)
+        with pytest.raises(Interrupted):
+            generate_with(engine, attempt)
+    engines = [RuleEngine() for _ in range(after)]
+    for shard, engine in enumerate(engines):
+        generate_with(engine, answering(shards=after, shard=shard))
+    assert sum(len(engine.asked) for engine in engines) == 40 - before * 9
+    rows = stored_rows(bucket, "answer")
+    assert len(rows) == len({row["id"] for row in rows}) == 40
+
+
+def test_two_pods_of_one_shard_leave_no_row_twice(bucket, answering):
+    """A pod that was thought dead stores the same rows as its successor, in parts of other sizes."""
+    first = answering()
+    engine = RuleEngine(batch=5)
+    stop_after(engine, 3, first.stop)
+    with pytest.raises(Interrupted):
+        generate_with(engine, first)
+    folder = Folder(bucket, RUN.namespace, "answer", first.facts["answer"].digest)
+    ghost = ledger.Ledger(folder, 0, 1)
+    again = [row for part in ghost.parts for row in ledger.owned_rows(folder, [part], 0, 1)]
+    folder.put_rows("parts/00000-of-00001-", again[2:7], row_schema("answer"))
+    generate_with(RuleEngine(), answering())
+    rows = stored_rows(bucket, "answer")
+    assert len(rows) == len({row["id"] for row in rows}) == 40
+
+
+def test_a_part_that_is_not_whole_is_generated_again(bucket, answering):
+    attempt, engine = answering(), RuleEngine()
+    stop_after(engine, 4, attempt.stop)
+    with pytest.raises(Interrupted):
+        generate_with(engine, attempt)
+    prefix = f"{RUN.namespace}/answer/{attempt.facts['answer'].digest}/parts/"
+    found = next(iter(bucket.list(prefix)))
+    bucket.put(found.key, (bucket.get(found.key) or b"")[:-10])
+    generate_with(RuleEngine(), answering())
+    assert len(stored_rows(bucket, "answer")) == 40
+
+
+def some_bad(request: Request) -> Outcome:
+    """Four rows go wrong, each in its own way."""
+    text = request.messages[-1]["content"]
+    match text:
+        case "How many apples are 0 apples?":
+            return said(request, "and then and then", "length")
+        case "How many apples are 1 apples?":
+            return said(request, " \n")
+        case "How many apples are 2 apples?":
+            return Refused(request.name, "too_long", "the prompt has 9 tokens, the context 8", 9)
+        case "How many apples are 3 apples?":
+            return said(request, "<think> still thinking")
+    return echo(request)
+
+
+def test_bad_rows_are_rejected_one_by_one_with_their_reason(bucket, answering):
+    facts = generate_with(RuleEngine(some_bad), answering(max_rejected=0.1))["answer"]
+    assert (facts.rows.done, facts.rows.rejected) == (36, 4)
+    assert len(stored_rows(bucket, "answer")) == 36
+    rejected = {row["id"]: row for row in stored_rejections(bucket, "answer")}
+    reasons = [rejected[row_id(TEXTS[n])]["reason"] for n in range(4)]
+    assert reasons == ["truncated", "empty", "too_long", "empty"]
+    assert "thinking part never ended" in rejected[row_id(TEXTS[3])]["detail"]
+    assert facts.metrics["rejected_empty"] == 2
+
+
+def test_rejected_rows_are_not_asked_again(answering):
+    attempt, engine = answering(max_rejected=0.1), RuleEngine(some_bad, batch=40, room=40)
+    stop_after(engine, 0, attempt.stop)
+    with pytest.raises(Interrupted):
+        generate_with(engine, attempt)
+    second = RuleEngine(some_bad)
+    generate_with(second, answering(max_rejected=0.1))
+    assert not second.asked
+
+
+def test_too_many_rejections_fail_with_reasons_and_examples_and_store_the_rest(bucket, answering):
+    attempt = answering(max_rejected=0.05)
+    with pytest.raises(UserError) as caught:
+        generate_with(RuleEngine(some_bad), attempt)
+    message = caught.value.message
+    assert "of 40 rows rejected, more than the 5.0% that spec.generation.maxRejected allows" in message
+    assert message.count(": ") >= 3
+    assert "Examples: " in message
+    assert "spec.generation.maxRejected" in caught.value.hint
+    folder = Folder(bucket, RUN.namespace, "answer", attempt.facts["answer"].digest)
+    assert folder.done() is None
+    assert len(ledger.Ledger(folder, 0, 1).parts) > 1
+
+
+def test_a_rerun_after_too_many_rejections_fails_the_same_way_without_an_engine(answering):
+    messages = []
+    for _ in range(2):
+        engine = RuleEngine(some_bad, batch=40, room=40)
+        with pytest.raises(UserError) as caught:
+            generate_with(engine, answering(max_rejected=0.05))
+        messages.append(caught.value.message)
+    assert messages[0] == messages[1]
+    assert not engine.asked
+
+
+def test_the_limit_counts_the_whole_stage_when_the_last_shard_ends(answering):
+    """Each of four bad rows is within one shard's share of a stage of 40; together they are too many."""
+    attempts = [answering(shards=2, shard=shard, max_rejected=0.075) for shard in range(2)]
+    generate_with(RuleEngine(some_bad), attempts[0])
+    with pytest.raises(UserError, match="4 of 40 rows rejected"):
+        generate_with(RuleEngine(some_bad), attempts[1])
+
+
+def test_thinking_is_cut_off_and_a_verdict_is_read(bucket, answering):
+    generate_with(RuleEngine(), answering())
+
+    def judge(request: Request) -> Completion:
+        right = "0 apples" in request.messages[-1]["content"]
+        return said(request, f"<think>hm</think>\nGood.\nConclusion: {'right' if right else 'maybe'}")
+
+    facts = generate_with(RuleEngine(judge), answering("critique"))["critique"]
+    rows = stored_rows(bucket, "critique")
+    assert {row["critique"] for row in rows} == {"Good.\nConclusion: right", "Good.\nConclusion: maybe"}
+    assert {row["verdict"] for row in rows} == {"right", None}
+    assert facts.metrics["verdict_missing"] == sum(row["verdict"] is None for row in rows)
+    assert facts.rows.rejected == 0
+
+
+def test_a_fused_teacher_writes_two_stages_with_one_engine(bucket, answering):
+    generate_with(RuleEngine(), answering())
+    teacher = RuleEngine()
+    facts = generate_with(teacher, answering("critique", "refine"))
+    assert list(facts) == ["critique", "refine"]
+    assert len(teacher.asked) == 80
+    rows = stored_rows(bucket, "refine")
+    assert all({"prompt", "answer", "critique", "refinement"} <= set(row) for row in rows)
+    assert len(rows) == 40
+
+
+def test_fused_shards_need_not_wait_for_each_other(bucket, answering):
+    generate_with(RuleEngine(), answering())
+    for shard in range(2):
+        generate_with(RuleEngine(), answering("critique", "refine", shards=2, shard=shard))
+    assert len(stored_rows(bucket, "critique")) == len(stored_rows(bucket, "refine")) == 40
+
+
+def test_separate_stages_and_a_fused_teacher_share_one_folder(answering):
+    generate_with(RuleEngine(), answering())
+    fused = generate_with(RuleEngine(), answering("critique", "refine"))
+    engine = RuleEngine()
+    assert generate_with(engine, answering("refine"))["refine"].digest == fused["refine"].digest
+    assert not engine.asked
+
+
+def test_an_edited_prompt_or_another_sampling_gets_a_folder_of_its_own(answering, monkeypatch):
+    def digest(**changes):
+        return generate_with(RuleEngine(), answering(**changes))["answer"].digest
+
+    first = digest()
+    assert digest(sampling=(Sampling(max_tokens=7),)) != first
+    assert digest(shards=1) == first
+    monkeypatch.setattr(generate.prompts, "plain", lambda messages: "another frame")
+    assert digest() != first
+
+
+def test_the_seed_of_a_row_depends_on_the_run_the_stage_and_the_key_only():
+    row = {"id": "ab", "sample": 0}
+    seed = row_sampling(GREEDY, "answer", row).seed
+    assert seed == row_sampling(GREEDY, "answer", row | {"prompt": "x"}).seed
+    others = [
+        row_sampling(GREEDY, "critique", row).seed,
+        row_sampling(GREEDY, "answer", row | {"sample": 1}).seed,
+        row_sampling(GREEDY.model_copy(update={"seed": 1}), "answer", row).seed,
+    ]
+    assert seed not in others
+    assert 0 <= seed < 2**31
+
+
+def test_rows_that_vanish_are_an_error(answering, monkeypatch):
+    monkeypatch.setattr(generate, "judged", lambda *_: (None, None))
+    with pytest.raises(RowsLost, match="read 40, kept 0, rejected 0"):
+        generate_with(RuleEngine(), answering())
+
+
+def test_a_stage_needs_the_one_before(storage, tiny_model, tmp_path):
+    with pytest.raises(TransientError, match="has no output of prepare"):
+        generate_with(RuleEngine(), context(storage, generate_work(tiny_model, "answer"), tmp_path))
