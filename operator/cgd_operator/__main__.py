@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import secrets
+import threading
 
 import kopf
 
@@ -56,7 +57,7 @@ def _hint(error: ApiError) -> str:
     return "Check the API server's address and the operator's credentials."
 
 
-async def operate(namespaces: tuple[str, ...] = (), stop: asyncio.Event | None = None) -> None:
+async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None = None) -> None:
     """Run the operator until it is told to stop (SIGTERM, SIGINT, or `stop`).
 
     Raises:
@@ -71,16 +72,15 @@ async def operate(namespaces: tuple[str, ...] = (), stop: asyncio.Event | None =
         host, _, port = os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080").rpartition(":")
         await server.start(host, int(port))
         reconciler.release = _release(os.environ.get("CGD_PROGRESS_URL") or f"http://{host}:{server.port}")
-        loop = asyncio.create_task(reconciler.run(), name="reconciler")
+        reconciler.start()
         try:
             await _kopf(reconciler, namespaces, stop)
         finally:
-            loop.cancel()
-            await asyncio.gather(loop, return_exceptions=True)
+            await reconciler.stop()
             await server.stop()
 
 
-async def _kopf(reconciler: Reconciler, namespaces: tuple[str, ...], stop: asyncio.Event | None) -> None:
+async def _kopf(reconciler: Reconciler, namespaces: tuple[str, ...], stop: threading.Event | None) -> None:
     assert handlers.configure  # importing the module registers the handlers
     await kopf.operator(
         memo=kopf.Memo(reconciler=reconciler),

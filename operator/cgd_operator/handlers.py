@@ -24,6 +24,18 @@ async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.watching.client_timeout = 300  # a watch that froze is opened anew
 
 
+@kopf.on.cleanup()
+async def let_go(memo: kopf.Memo, **_: Any) -> None:
+    """Stop before Kopf looks for tasks that are left: it would wait five seconds for ours."""
+    await memo.reconciler.stop()
+
+
+@kopf.on.login()
+def login(**everything: Any) -> kopf.ConnectionInfo | None:
+    """The same credentials as `Cluster.connect` takes, without importing a second client for them."""
+    return kopf.login_with_kubeconfig(**everything) or kopf.login_with_service_account(**everything)
+
+
 @kopf.on.event(GROUP, VERSION, "cgdruns")
 async def run_changed(namespace: str | None, name: str | None, memo: kopf.Memo, **_: Any) -> None:
     _poke(memo, namespace, name)

@@ -62,6 +62,7 @@ class Reconciler:
     _dirty: set[tuple[str, str]] = field(default_factory=set)
     _progressed: set[tuple[str, str]] = field(default_factory=set)
     _tasks: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
+    _loops: list[asyncio.Task[None]] = field(default_factory=list)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     _equipped: set[str] = field(default_factory=set)
 
@@ -76,16 +77,17 @@ class Reconciler:
         """Say that a run's display changed: it is looked at within `PROGRESS_SECONDS`."""
         self._progressed.add((namespace, name))
 
-    async def run(self) -> None:
-        """Sweep and tick until cancelled; then the reconciles under way are ended."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._sweep_for_ever())
-                group.create_task(self._tick_for_ever())
-        finally:
-            for task in list(self._tasks.values()):
-                task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+    def start(self) -> None:
+        """Sweep and tick until `stop`."""
+        for work in (self._sweep_for_ever(), self._tick_for_ever()):
+            self._loops.append(asyncio.create_task(work))
+
+    async def stop(self) -> None:
+        """End the loops and the reconciles under way; whatever they left undone is seen at the next start."""
+        tasks = [*self._loops, *self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -139,8 +141,7 @@ class Reconciler:
             run = Run.of(manifest)
         except InvalidRun as error:
             new = status.refused(manifest["metadata"].get("generation", 1), str(error), previous, now)
-            if await self._tell(namespace, name, manifest, new):
-                await self._announce([events.refusal(manifest, str(error), now)])
+            await self._tell(manifest, new, [events.refusal(manifest, str(error), now)])
             return
         await self._reconcile(run, manifest, previous, now)
 
@@ -159,8 +160,7 @@ class Reconciler:
             trouble=trouble,
         )
         new = status.render(seen)
-        if await self._tell(run.namespace, run.name, manifest, new):
-            await self._announce(events.transitions(run, previous, new, now))
+        await self._tell(manifest, new, events.transitions(run, previous, new, now))
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
 
@@ -223,19 +223,19 @@ class Reconciler:
         if patched is not None:
             there.objects[:] = [patched if one["metadata"]["name"] == facts.name else one for one in there.objects]
 
-    async def _tell(self, namespace: str, name: str, manifest: Object, new: CGDRunStatus) -> bool:
-        """Write the status if it changed; say whether it did."""
+    async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> None:
+        """Write the status if it changed. Events go first: their names make them safe to post again, and a status
+        that was written is no reason for news any more."""
         body = new.model_dump(by_alias=True, exclude_none=True, mode="json")
         if body == manifest.get("status"):
-            return False
-        meta = {"namespace": namespace, "name": name, "uid": manifest["metadata"]["uid"]}
+            return
+        await self._announce(news)
+        meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid")}
         try:
             await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
         except ApiError as error:
-            if error.status in (404, 409):  # deleted meanwhile, or another run under the same name
-                return False
-            raise
-        return True
+            if error.status != 404:  # deleted meanwhile
+                raise
 
     async def _announce(self, bodies: Iterable[Object]) -> None:
         for body in bodies:

@@ -1,0 +1,117 @@
+"""What a user sees: kubectl against the generated definition."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import manifest
+
+KUBECTL = str(Path(sys.executable).parent / "kubectl")
+
+
+async def kubectl(world: Any, *arguments: str, body: dict[str, Any] | None = None, fails: bool = False) -> str:
+    home = world.kubeconfig.parent
+    process = await asyncio.create_subprocess_exec(
+        KUBECTL,
+        *arguments,
+        env={**os.environ, "KUBECONFIG": str(world.kubeconfig), "HOME": str(home)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate(yaml.safe_dump(body).encode() if body else b"")
+    assert bool(process.returncode) == fails, out.decode()
+    return out.decode()
+
+
+def user_manifest(changes: dict[str, Any] | None = None, name: str = "demo") -> dict[str, Any]:
+    body = manifest(changes, name=name)
+    body["metadata"] = {"name": name}
+    return body
+
+
+async def test_a_short_manifest_is_accepted_and_filled_in(world: Any) -> None:
+    await kubectl(world, "apply", "-f", "-", body=user_manifest())
+    spec = (await world.get())["spec"]
+    assert spec["training"]["learningRate"] == "1e-6"
+    assert spec["generation"]["maxRejected"] == "2%"
+    assert spec["placement"]["accelerator"] == "nvidia.com/gpu"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("trainin", {}, 'unknown field "spec.trainin"'),
+        ("training.epoch", 2, 'unknown field "spec.training.epoch"'),
+        ("training.learningRate", 0.5, 'spec.training.learningRate in body must be of type string: "number"'),
+        ("training.learningRate", "2", "write a number above 0 and at most 1, in quotes"),
+        ("training.learningRate", "fast", "spec.training.learningRate in body should match"),
+        ("training.globalBatchSize", 4, "raise globalBatchSize to at least workers * gpusPerWorker"),
+        ("training.zeroStage", 7, "spec.training.zeroStage in body should be less than or equal to 3"),
+        ("training.objectives", ["CDG"], 'supported values: "CGD"'),
+        ("generation.maxRejected", "2", "spec.generation.maxRejected in body should match"),
+        ("teacher", {}, "set exactly one of model (served here) and endpoint"),
+        (
+            "teacher.endpoint",
+            {"url": "http://t/v1", "model": "m"},
+            "set exactly one of model (served here) and endpoint",
+        ),
+        ("storage.uri", "bucket/prefix", "write s3://bucket/prefix"),
+        ("storage.endpoint", "localhost:9000", "write the whole URL: https://host:port"),
+        ("storage", None, "spec.storage: Required value"),
+        ("prompts.source", "https://host/f.jsonl", "write s3://bucket/key"),
+        ("student.tensorParallel", 0, "spec.student.tensorParallel in body should be greater than or equal to 1"),
+    ],
+)
+async def test_a_wrong_manifest_is_refused_with_field_and_mend(world: Any, path: str, value: Any, told: str) -> None:
+    out = await kubectl(world, "apply", "-f", "-", body=user_manifest({path: value}), fails=True)
+    assert told in out
+
+
+async def test_a_name_that_cannot_be_a_label_is_refused(world: Any) -> None:
+    out = await kubectl(world, "apply", "-f", "-", body=user_manifest(name="x" * 64), fails=True)
+    assert "at most 63 characters" in out
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"), [("training.epochs", 2, "training"), ("student.model", "s3://data/other", "student")]
+)
+async def test_a_running_run_cannot_be_changed(world: Any, path: str, value: Any, field: str) -> None:
+    await kubectl(world, "apply", "-f", "-", body=user_manifest())
+    out = await kubectl(world, "apply", "-f", "-", body=user_manifest({path: value}), fails=True)
+    assert f"{field} cannot change: apply a new CGDRun under another name" in out
+
+
+async def test_suspend_can_be_changed(world: Any) -> None:
+    await kubectl(world, "apply", "-f", "-", body=user_manifest())
+    await kubectl(world, "apply", "-f", "-", body=user_manifest({"suspend": True}))
+    assert (await world.get())["spec"]["suspend"] is True
+
+
+async def test_the_columns_move(world: Any) -> None:
+    async with world.operator():
+        await kubectl(world, "apply", "-f", "-", body=user_manifest())
+        await world.end("prepare")
+        await kubectl(world, "wait", "cgd/demo", "--for=jsonpath={.status.stage}=answer", "--timeout=20s")
+        head, row = (await kubectl(world, "get", "cgd")).splitlines()
+    assert head.split() == ["NAME", "STATE", "STAGE", "PROGRESS", "ETA", "GPU-HOURS", "AGE"]
+    assert row.split()[:4] == ["demo", "Answering", "answer", "0%"]
+
+
+async def test_describe_tells_conditions_and_events(world: Any) -> None:
+    async with world.operator():
+        await kubectl(world, "apply", "-f", "-", body=user_manifest())
+        await world.end("prepare", "Failed")
+        await kubectl(world, "wait", "cgd/demo", "--for=condition=Stalled", "--timeout=20s")
+        await kubectl(world, "wait", "cgd/demo", "--for=condition=Succeeded=false", "--timeout=20s")
+        out = await kubectl(world, "describe", "cgd", "demo")
+    assert "stage prepare: " in out
+
+
+async def test_explain_tells_what_a_field_means(world: Any) -> None:
+    out = await kubectl(world, "explain", "cgdrun.spec.training.learningRate")
+    assert "Peak of the schedule" in out
