@@ -186,7 +186,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided exact p-value that as many questions were fixed as broken but for chance."""
     changed = fixed + broken
-    tail = sum(math.comb(changed, i) for i in range(min(fixed, broken) + 1))
+    tail = ways = 1
+    for i in range(min(fixed, broken)):
+        ways = ways * (changed - i) // (i + 1)
+        tail += ways
     return min(1.0, 2 * tail / (1 << changed))
 
 
@@ -234,10 +237,10 @@ def comparisons(data: ReportData, base: str = "base") -> list[Comparison]:
     """Every trained model against the base, on the questions that both have outputs for."""
     found = []
     for model in data.evaluations:
-        for benchmark in benchmarks(data) if model != base else ():
-            pairs = [pair for pair in paired(data, base, model) if pair[0].benchmark == benchmark]
-            if pairs:
-                found.append(compare(benchmark, base, model, pairs))
+        groups: dict[str, list[tuple[Sample, Sample]]] = {}
+        for pair in paired(data, base, model) if model != base else ():
+            groups.setdefault(pair[0].benchmark, []).append(pair)
+        found += [compare(name, base, model, groups[name]) for name in benchmarks(data) if name in groups]
     return found
 
 

@@ -181,7 +181,9 @@ def moment(time: str, *, with_day: bool = True) -> str:
 
 
 def _head(report: ReportData) -> dict[str, Any]:
-    verdicts = [sentence(one, report) for one in comparisons(report)]
+    compared = comparisons(report)
+    many = len({one.trained for one in compared}) > 1
+    verdicts = [sentence(one, f"{label(one.trained)}-trained" if many else "Trained") for one in compared]
     names = models(report)
     objectives = [
         label(stage.name.removeprefix("train-")) for stage in report.stages if stage.name.startswith("train-")
@@ -199,8 +201,8 @@ def _head(report: ReportData) -> dict[str, Any]:
     }
 
 
-def sentence(one: Comparison, report: ReportData) -> dict[str, str]:
-    """What a comparison comes to, in words that claim no more than its numbers do."""
+def sentence(one: Comparison, trained: str) -> dict[str, str]:
+    """What a comparison comes to, in words that claim no more than its numbers do; `trained` names the model."""
     after, before = (one.both + one.fixed) / one.n, (one.both + one.broken) / one.n
     judgement = {
         "better": f"better than chance explains ({probability(one.p)})",
@@ -209,8 +211,6 @@ def sentence(one: Comparison, report: ReportData) -> dict[str, str]:
     }[one.outcome]
     if one.fixed == one.broken == 0:
         judgement = "no question changed sides"
-    many = len({comparison.trained for comparison in comparisons(report)}) > 1
-    trained = f"{label(one.trained)}-trained" if many else "Trained"
     questions = "question" if one.n == 1 else "questions"
     return {
         "outcome": one.outcome,

@@ -85,7 +85,7 @@
       panel("Teacher's critique", row.critique, { aside: `verdict: ${row.verdict}`, asideClass: `mark ${row.verdict}` }),
       panel("Teacher's refinement", row.refinement, { aside: tokens(row, "refinement") }),
     ];
-    if (row.reference) panels.push(panel("Reference (no model has seen it)", row.reference, { wide: true }));
+    if (row.reference) panels.push(panel("Reference (the teacher has not seen it)", row.reference, { wide: true }));
     card.replaceChildren(...panels);
   };
   const filter = () => {
