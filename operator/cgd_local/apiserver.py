@@ -463,7 +463,8 @@ class View:
 
 
 def _dumps(body: Any) -> bytes:
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    """JSON; half a character (a log cut in the middle) must not make the object unreadable for ever."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def _json(

@@ -287,7 +287,7 @@ class Registry:
         new["metadata"] |= {word: old["metadata"][word] for word in _KEPT if word in old["metadata"]}
         if "namespace" in old["metadata"]:
             new["metadata"]["namespace"] = old["metadata"]["namespace"]
-        if resource.counted and _wish(resource, old) != _wish(resource, new):
+        if resource.counted and _wish(old) != _wish(new):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
 
     def _replaced(self, resource: Resource, key: Key, old: Json, new: Json, write: Write) -> Json:
@@ -404,10 +404,9 @@ def _cannot(resource: Resource) -> str:
     return f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
 
 
-def _wish(resource: Resource, obj: Json) -> Json:
-    """The part whose change counts as a new generation."""
-    apart = {"metadata", "apiVersion", "status"} if resource.has_status else {"metadata", "apiVersion"}
-    return {word: value for word, value in obj.items() if word not in apart}
+def _wish(obj: Json) -> Json:
+    """The part whose change counts as a new generation; a status with an endpoint of its own never differs here."""
+    return {word: value for word, value in obj.items() if word not in ("metadata", "apiVersion")}
 
 
 def _set_owners(metadata: Json, owners: list[Json] | None) -> None:

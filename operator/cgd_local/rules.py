@@ -151,8 +151,6 @@ def _trouble(raw: Json, expression: str) -> str | None:
     words = {name for name in references["functions"] if name[0].isalpha()}
     if strange := words - _NATIVE - _FUNCTIONS.keys():
         return f"undeclared reference to '{min(strange)}'"
-    if not set(references["variables"]) & {"self", "oldSelf"}:
-        return "expression must refer to self or oldSelf"
     return _undefined_field(raw, expression)
 
 

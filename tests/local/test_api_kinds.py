@@ -227,6 +227,11 @@ async def test_an_immutable_config_map_stays_as_it_is(client):
     await client.patch(CORE + "configmaps/c", {"metadata": {"labels": {"a": "b"}}})
 
 
+async def test_half_a_character_does_not_make_an_object_unreadable(client):
+    await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a": "\ud83d"}})
+    assert (await client.get(CORE + "configmaps"))["items"][0]["data"] == {"a": "?"}
+
+
 async def test_a_config_map_key_must_be_a_file_name(client):
     status = await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a/b": "1"}}, code=422)
     assert causes(status) == ["data[a/b]"]
