@@ -205,6 +205,8 @@ class Registry:
         """
         old = self.get(resource, key)
         new = self._decoded(resource, change(copy.deepcopy(old)), write)
+        if "managedFields" not in new["metadata"]:  # a client that leaves them out keeps them; an empty list resets
+            _set_owners(new["metadata"], old["metadata"].get("managedFields"))
         self._require_same(resource, key, old, new)
         self._split(resource, old, new, write.writer.subresource)
         self._validate(resource, new, old)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,8 +106,8 @@ async def kubectl(server: ApiServer, tmp_path: Path) -> Kubectl:
     return run
 
 
-def crd(**spec_rules: Any) -> Json:
-    """A widget: every feature of a definition in one kind."""
+def crd(*, rules: Sequence[Json] = (), **fields: Json) -> Json:
+    """A widget: every feature of a definition in one kind, and more rules and fields of its spec."""
     condition = {
         "type": "object",
         "required": ["type", "status"],
@@ -144,6 +144,7 @@ def crd(**spec_rules: Any) -> Json:
                 "default": {},
                 "properties": {"epochs": {"type": "integer", "default": 3}, "max-steps": {"type": "integer"}},
             },
+            **fields,
         },
         "x-kubernetes-validations": [
             {"rule": "self.size >= 2 || self.color == 'red'", "message": "a small widget is red"},
@@ -151,7 +152,7 @@ def crd(**spec_rules: Any) -> Json:
                 "rule": "!has(oldSelf.model) || (has(self.model) && self.model == oldSelf.model)",
                 "message": "model is fixed",
             },
-            *spec_rules.get("rules", []),
+            *rules,
         ],
     }
     listed = {"type": "array", "items": condition} | keyed | {"x-kubernetes-list-map-keys": ["type"]}

@@ -129,6 +129,14 @@ async def test_a_later_writer_takes_what_it_changes_and_a_subresource_is_its_own
     assert owners(done)["you", "Update", "status"] == {"f:status": {"f:state": {}}}
 
 
+async def test_a_put_without_owners_keeps_them_and_an_empty_list_forgets_them(widgets, make):
+    made = await widgets.post(WIDGETS + "?fieldManager=me", make.widget())
+    body = made | {"metadata": {"name": "w", "resourceVersion": made["metadata"]["resourceVersion"]}}
+    assert await widgets.put(W, body) == made
+    body["metadata"]["managedFields"] = []
+    assert "managedFields" not in (await widgets.put(W, body))["metadata"]
+
+
 async def test_apply_creates_what_is_missing_and_then_changes_nothing(widgets, make):
     made = await widgets.apply(W, make.widget(), code=201)
     assert owners(made)["me", "Apply", ""] == {"f:spec": {"f:size": {}}}

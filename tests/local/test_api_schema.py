@@ -229,3 +229,36 @@ async def test_an_object_is_served_at_every_version_of_its_definition(client, ma
     await client.post(CRDS, body)
     await client.post(WIDGETS, make.widget())
     assert (await client.get(W.replace("/v1/", "/v2/")))["apiVersion"] == "demo.example.com/v2"
+
+
+BOTH = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
+A, B = {"required": ["a"]}, {"required": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"allOf": [A, B]}, {"a": "", "b": ""}, {"a": ""}),
+        ({"anyOf": [A, B]}, {"a": ""}, {}),
+        ({"oneOf": [A, B]}, {"b": ""}, {"a": "", "b": ""}),
+        ({"not": A}, {"b": ""}, {"a": ""}),
+        ({"minProperties": 1, "maxProperties": 1}, {"a": ""}, {"a": "", "b": ""}),
+    ],
+)
+async def test_combined_schemas(client, make, schema, good, bad):
+    await client.post(CRDS, make.crd(choice=BOTH | schema))
+    await client.post(WIDGETS, make.widget(choice=good))
+    [(field, _)] = await refused(client, make, choice=bad)
+    assert field.startswith("spec.choice")
+
+
+async def test_items_of_a_keyed_list_are_compared_with_their_former_selves(client, make):
+    rule = {"rule": "self.done >= oldSelf.done", "message": "never less"}
+    item = {"type": "object", "properties": {"name": {"type": "string"}, "done": {"type": "integer"}}}
+    steps = {"type": "array", "items": item | {"x-kubernetes-validations": [rule]}}
+    keyed = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    await client.post(CRDS, make.crd(steps=steps | keyed))
+    await client.post(WIDGETS, make.widget(steps=[{"name": "a", "done": 5}]))
+    await client.patch(W, {"spec": {"steps": [{"name": "b", "done": 1}, {"name": "a", "done": 6}]}})
+    status = await client.patch(W, {"spec": {"steps": [{"name": "a", "done": 2}]}}, code=422)
+    assert status["details"]["causes"][0]["field"] == "spec.steps[0]"
