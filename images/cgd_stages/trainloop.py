@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -397,6 +398,7 @@ def join_group() -> None:
 def main(folder: Path) -> Exit:
     """Run one process to its end and write how it ended."""
     _die_with_the_launcher()
+    _quieten()
     rank = int(os.environ["RANK"])
     outcome = Outcome(rank=rank, code=Exit.DONE)
     try:
@@ -413,6 +415,16 @@ def main(folder: Path) -> Exit:
         outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=str(error)[-1000:])
     outcome.write(folder)
     return Exit(outcome.code)
+
+
+def _quieten() -> None:
+    """Leave the log to the lines that say how training goes."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by their old names, a few times a step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def _die_with_the_launcher() -> None:

@@ -1,0 +1,98 @@
+"""Builders for the tests of training: stored quadruples, a task, and a plain loop to compare with."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from stage_builders import RUN
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cgd_stages.batching import Schedule, learning_rate
+from cgd_stages.contract import Model, RunRef, StageFacts, StageTask, Storage, Train
+from cgd_stages.examples import cgd_example
+from cgd_stages.folders import PARTS, Folder, Row, digest_of, now, row_schema, write_pointer
+from cgd_stages.storage import Bucket
+
+STAGE = "train-cgd"
+
+
+def quadruple(number: int, **changes: Any) -> Row:
+    """A row of refine; longer with the number, so that batches need padding."""
+    text = {
+        "prompt": f"What is {number} + {number + 1}?",
+        "answer": f"It is {number}." * (1 + number % 3),
+        "critique": "Add them." * (1 + number % 4) + "\nConclusion: wrong",
+        "refinement": f"{number} + {number + 1} = {2 * number + 1}." + " So it is." * (number % 3),
+    }
+    row: Row = dict.fromkeys(row_schema("refine").names)
+    row |= {"id": f"{number:020x}", "sample": 0, "verdict": "wrong", **text}
+    return row | {name: 5 for name in row if name.endswith("_tokens")} | changes
+
+
+def refined(bucket: Bucket, rows: list[Row], run: RunRef = RUN) -> Folder:
+    """Finished stages prepare and refine with these rows; the folder of refine."""
+    for stage in ("prepare", "refine"):
+        schema = row_schema(stage)
+        folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage, rows=rows))
+        parts = [folder.put_rows(PARTS, [{name: row[name] for name in schema.names} for row in rows], schema)]
+        facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
+        write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    return folder
+
+
+def train_work(model: Path, **changes: Any) -> Train:
+    given: dict[str, Any] = {
+        "student": Model(name=str(model)),
+        "global_batch_size": 4,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.1,
+        "max_sequence_length": 600,
+        "zero_stage": 2,
+        "dtype": "float32",
+        "checkpoint_every_steps": 3,
+        "max_rejected": 0.1,
+    }
+    return Train(**(given | changes))
+
+
+def train_task(storage: Storage, work: Train) -> StageTask:
+    return StageTask(run=RUN, stage=STAGE, storage=storage, work=work)
+
+
+def plain_training(model: Path, rows: list[Row], work: Train) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training without DeepSpeed, batches, padding or narrowed logits: losses of all steps, final weights."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    examples = [cgd_example(tokenizer, row, max_length=work.max_sequence_length) for row in rows]
+    lengths = [len(example.input_ids) for example in examples]
+    schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)
+    losses = []
+    for step in range(schedule.steps):
+        rate = learning_rate(step, steps=schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
+        optimizer.param_groups[0]["lr"] = rate
+        batch = [examples[index] for index in schedule.batch(step)]
+        learned = sum(label != -100 for example in batch for label in example.labels)
+        total = 0.0
+        for example in batch:
+            logits = student(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+            loss = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="sum", ignore_index=-100) / learned
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    assert all(math.isfinite(loss) for loss in losses)
+    return losses, {name: tensor.detach() for name, tensor in student.named_parameters()}
+
+
+def stored_curve(bucket: Bucket, folder: Folder) -> list[dict[str, float]]:
+    """The lines of the stage's `metrics.jsonl`."""
+    data = bucket.get(folder.key("metrics.jsonl"))
+    assert data is not None
+    return [json.loads(line) for line in data.splitlines()]
