@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cgd_stages.figures import (
+    NOISE,
     Comparison,
     ReportData,
     Score,
@@ -48,6 +49,10 @@ OBJECTIVES = {
 THIN = "\u202f"
 """Narrow space that does not break: between a number and its unit, and between thousands."""
 CHART_POINTS = 600
+SENTENCES = 3
+"""More comparisons than this are summed up, one sentence a model."""
+EXAMPLES = 60
+"""Fixed and broken questions that the page carries, about."""
 TEXT_LIMIT = 4000
 """Characters of a text that the page carries."""
 
@@ -71,7 +76,7 @@ def render(report: ReportData) -> str:
             charts=[chart for stage, steps in report.training.items() if (chart := _loss_chart(stage, steps))],
             training=[stage for stage in report.stages if stage.name.startswith("train-")],
             quadruples=report.quadruples,
-            changes=changes(report),
+            changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
             stages=report.stages,
             embedded=embedded(_browser(report)),
         )
@@ -181,15 +186,12 @@ def moment(time: str, *, with_day: bool = True) -> str:
 
 
 def _head(report: ReportData) -> dict[str, Any]:
-    compared = comparisons(report)
-    many = len({one.trained for one in compared}) > 1
-    verdicts = [sentence(one, f"{label(one.trained)}-trained" if many else "Trained") for one in compared]
     names = models(report)
     objectives = [
         label(stage.name.removeprefix("train-")) for stage in report.stages if stage.name.startswith("train-")
     ]
     return {
-        "verdicts": verdicts or [_without_comparison(report)],
+        "verdicts": verdicts(comparisons(report)) or [_without_comparison(report)],
         "cautions": cautions(report),
         "student": names.get("student", ""),
         "teacher": names.get("teacher", ""),
@@ -198,6 +200,28 @@ def _head(report: ReportData) -> dict[str, Any]:
         "prompt_tokens": total_of(report.stages, "prompt_tokens"),
         "generated_tokens": total_of(report.stages, "generated_tokens"),
         "seconds": total_of(report.stages, "seconds"),
+    }
+
+
+def verdicts(compared: Sequence[Comparison]) -> list[dict[str, str]]:
+    """One for each comparison, or for each trained model where that would be many."""
+    groups = {one.trained: [other for other in compared if other.trained == one.trained] for one in compared}
+    named = {model: f"{label(model)}-trained" if len(groups) > 1 else "Trained" for model in groups}
+    if len(compared) <= SENTENCES:
+        return [sentence(one, named[one.trained]) for one in compared]
+    return [summary(group, named[model]) for model, group in groups.items()]
+
+
+def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
+    """What a model's comparisons on several benchmarks come to; every benchmark weighs the same."""
+    after = math.fsum((one.both + one.fixed) / one.n for one in group) / len(group)
+    before = math.fsum((one.both + one.broken) / one.n for one in group) / len(group)
+    better, worse = (sum(one.outcome == outcome for one in group) for outcome in ("better", "worse"))
+    return {
+        "outcome": "better" if better and not worse else "worse" if worse and not better else "noise",
+        "claim": f"{trained} {percent(after)}, base {percent(before)}: the mean of {len(group)} benchmarks",
+        "detail": f"Better than chance explains on {better}, worse on {worse}, within noise on "
+        f"{len(group) - better - worse} (each at p < {NOISE}, not corrected for the number of tests)",
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 from report_builders import HOSTILE, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages import page
-from cgd_stages.figures import Quadruples, ReportData, StageRecord, Step
+from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
 from cgd_stages.page import count, duration, nice_ticks, number, percent, points, probability, render
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
@@ -109,6 +109,16 @@ def test_with_several_objectives_each_is_named() -> None:
     words = read(evaluations={"base": samples("+-"), "cgd": samples("++"), "cft": samples("--")}).words
     assert "CGD-trained" in words
     assert "CFT-trained" in words
+
+
+def test_many_comparisons_are_summed_up_one_sentence_a_model() -> None:
+    def outputs(*marks: str) -> tuple[Sample, ...]:
+        return tuple(one for i, mark in enumerate(marks) for one in samples(mark, benchmark=f"bench{i}"))
+
+    base, after = outputs("-" * 8, "-" * 8, "+-", "+-"), outputs("+" * 8, "+" * 8, "+-", "-+")
+    words = read(evaluations={"base": base, "cgd": after}).words.replace(page.THIN, " ")
+    assert "Trained 75.0 %, base 25.0 %: the mean of 4 benchmarks" in words
+    assert "Better than chance explains on 2, worse on 0, within noise on 2" in words
 
 
 def test_outputs_that_were_cut_or_not_gradable_are_named_beside_the_headline() -> None:

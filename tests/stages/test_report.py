@@ -1,15 +1,18 @@
 """The report program against a real store: it reads what the stages wrote, and writes what a browser opens."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from stage_builders import RUN, context
+from stage_builders import RUN, context, task
 
 from cgd_stages import report
-from cgd_stages.contract import Report, Rows, RunRef, StageFacts, Storage
+from cgd_stages.contract import SCRATCH, TASK, TERMINATION_LOG, LastWords, Report, Rows, RunRef, StageFacts, Storage
 from cgd_stages.errors import TransientError
 from cgd_stages.folders import (
     PARTS,
@@ -143,6 +146,15 @@ def test_an_attempt_that_broke_off_before_its_marker_is_completed(
     whole_run.delete(folder.key("DONE.json"))
     report.main(context(storage, WORK, tmp_path))
     assert folder.require().parts
+
+
+def test_the_program_runs_by_its_task_alone(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
+    words = tmp_path / "termination-log"
+    environment = {TASK: task(storage, WORK).to_json(), TERMINATION_LOG: str(words), SCRATCH: str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-m", "cgd_stages.report"], env={**os.environ, **environment}, check=False)
+    told = LastWords.model_validate_json(words.read_text())
+    assert (ended.returncode, told.outcome) == (0, "done")
+    assert told.stages["report"].output_uri == open_input(whole_run, RUN, "report").uri
 
 
 def test_another_spec_is_another_report(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
