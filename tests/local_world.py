@@ -12,7 +12,7 @@ from cgd_local.pods import Pace
 from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, Kind, Object
 
 FAST = Pace(retry=0.05, housekeeping=0.1, restart=0.02)
-PATIENCE = 20.0
+PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))
 IMAGE = {"PATH": f"{Path(os.__file__).parents[2] / 'bin'}:{os.environ['PATH']}"}
 
 

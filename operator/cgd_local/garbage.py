@@ -89,7 +89,7 @@ class GarbageCollector:
                 self._watches[crd["metadata"]["name"]] = self._start_watch(group, kind)
 
     def _forget(self, kind: Kind) -> None:
-        self._kinds.pop((kind.api_version, kind.kind), None)
+        """The kind is not served any more. It stays known, so that its objects are asked for and found gone."""
         if watch := self._watches.pop(f"{kind.plural}.{kind.api_version.partition('/')[0]}", None):
             watch.cancel()
         for item in [item for item in self._items.values() if item.kind == kind]:

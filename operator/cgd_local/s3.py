@@ -110,6 +110,7 @@ class SeaweedFS:
         try:
             client.put_object(Bucket=self.bucket, Key=".ready", Body=b"")
             client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            client.delete_object(Bucket=self.bucket, Key=".ready")
         except (BotoCoreError, ClientError) as error:
             return str(error)
         finally:

@@ -77,8 +77,11 @@ async def test_a_permanent_exit_code_fails_the_job(world):
 
 async def test_a_retryable_exit_code_starts_the_pod_again_at_the_same_port(world):
     again = world.cluster.folder / "again"
-    once = f"[ -e {again} ] || {{ touch {again}; exit 143; }}; sleep 60"
-    await world.pytorchjob(WAIT, once)
+    listen = "import os, socket, time; s = socket.create_server(('', int(os.environ['MASTER_PORT']))); time.sleep(60)"
+    connect = "import os, socket; exit(socket.socket().connect_ex(('127.0.0.1', int(os.environ['MASTER_PORT']))))"
+    reach = f'until python3 -c "{connect}"; do sleep 0.02; done'
+    once = f"{reach}; [ -e {again} ] || {{ touch {again}; exit 143; }}; sleep 60"
+    await world.pytorchjob(f'python3 -c "{listen}"', once)
     first = await world.until(POD, "t-worker-0", bool)
     await world.event("PyTorchJobRestarting")
     second = await world.until(POD, "t-worker-0", lambda pod: pod["metadata"]["uid"] != first["metadata"]["uid"])
