@@ -152,13 +152,14 @@ async def test_a_job_selects_its_own_pods(client, make):
 
 async def test_a_job_gets_its_defaults(client, make):
     spec = (await client.post(JOBS, make.job()))["spec"]
-    found = {word: spec[word] for word in ("parallelism", "completions", "backoffLimit", "suspend", "completionMode")}
-    assert found == {
+    assert {word: value for word, value in spec.items() if word not in ("template", "selector")} == {
         "parallelism": 1,
         "completions": 1,
         "backoffLimit": 6,
         "suspend": False,
+        "manualSelector": False,
         "completionMode": "NonIndexed",
+        "podReplacementPolicy": "TerminatingOrFailed",
     }
 
 

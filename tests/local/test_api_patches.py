@@ -152,6 +152,11 @@ async def test_apply_removes_what_its_manager_no_longer_applies(widgets, make):
     assert (spec["labels"], spec["note"], spec["train"]) == ({"y": "2"}, "mine", {"epochs": 3})
 
 
+async def test_a_map_that_apply_empties_is_gone(widgets, make):
+    await widgets.apply(W, make.widget(labels={"x": "1"}))
+    assert "labels" not in (await widgets.apply(W, make.widget()))["spec"]
+
+
 async def test_a_field_applied_by_two_stays_until_both_let_go(widgets, make):
     for manager in ("me", "you"):
         await widgets.apply(W, make.widget(note="x"), manager)
