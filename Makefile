@@ -27,8 +27,9 @@ format: .venv/ready ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-crds: .venv/ready ## Generate crds/ from the models
+crds: .venv/ready ## Generate crds/ and docs/api.md from the models
 	$(BIN)/python -m cgd_operator.crd > crds/cgdruns.yaml
+	$(BIN)/python -m cgd_operator.manual > docs/api.md
 
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo

@@ -1,6 +1,6 @@
 """The demo: a whole CGDRun on one machine, with everything that a cluster would bring.
 
-    python -m cgd_local [--manifest examples/quickstart.yaml] [--folder .demo]
+    python -m cgd_local [--manifest FILE] [--folder .demo] [--file CONFIGMAP/KEY=PATH ...]
 
 Real: the operator process, kubectl, vLLM, DeepSpeed, the S3 server, the language model. Stand-ins: the API server, the
 controllers and the node of this package. With KUBECONFIG set, that API server is used instead, provided that it has no
@@ -16,25 +16,37 @@ from pathlib import Path
 
 from cgd_local.demo import DemoError, demo
 
+QUICKSTART = [
+    "quickstart-problems/problems.jsonl=examples/quickstart-problems.jsonl",
+    "quickstart-problems/heldout.jsonl=examples/quickstart-heldout.jsonl",
+]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="cgd_local", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--manifest", type=Path, default=Path("examples/quickstart.yaml"))
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="state: S3 data, logs, kubeconfig, report")
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="CONFIGMAP/KEY=PATH",
+        help="put a file into a ConfigMap before the run is applied (repeatable)",
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
-        sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve())))
+        sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve(), QUICKSTART + options.file)))
     except DemoError as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-async def _until_stopped(manifest: Path, folder: Path) -> int:
+async def _until_stopped(manifest: Path, folder: Path, files: list[str]) -> int:
     """Ctrl-C and SIGTERM end every process; a second Ctrl-C is not needed."""
     kubeconfig = os.environ.get("KUBECONFIG")
-    work = asyncio.create_task(demo(manifest, folder, Path(kubeconfig) if kubeconfig else None))
+    work = asyncio.create_task(demo(manifest, folder, files, Path(kubeconfig) if kubeconfig else None))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, work.cancel)

@@ -29,7 +29,6 @@ from cgd_operator.api import InvalidRun, parse_spec
 from cgd_operator.cluster import NODE, RUN, Cluster, Object
 
 BUCKET, SECRET = "cgd", "quickstart-s3"
-PROBLEMS = {"problems.jsonl": "quickstart-problems.jsonl", "heldout.jsonl": "quickstart-heldout.jsonl"}
 LOOK_SECONDS = 0.5
 QUIET_SECONDS = 10.0
 
@@ -40,9 +39,9 @@ class DemoError(Exception):
     """The demo cannot run; says what to change."""
 
 
-async def demo(manifest: Path, folder: Path, kubeconfig: Path | None) -> int:
-    """Run the manifest; 0 when it has succeeded."""
-    run = _read(manifest)
+async def demo(manifest: Path, folder: Path, files: list[str], kubeconfig: Path | None) -> int:
+    """Run the manifest; 0 when it has succeeded. `files`: what to put into ConfigMaps, as NAME/KEY=PATH."""
+    run, configmaps = _read(manifest), _configmaps(files)
     async with AsyncExitStack() as stack:
         s3 = await stack.enter_async_context(
             SeaweedFS(folder / "s3", access_key="demo", secret_key="demo-secret", bucket=BUCKET)  # noqa: S106
@@ -55,7 +54,7 @@ async def demo(manifest: Path, folder: Path, kubeconfig: Path | None) -> int:
             LocalCluster(folder / "cluster", environment=_image_environment(), kubeconfig=kubeconfig)
         )
         console.print(f"cluster   {_short(cluster.kubeconfig_path)}")
-        await _install(cluster.kubeconfig_path)
+        await _install(cluster.kubeconfig_path, configmaps)
         await stack.enter_async_context(_operator(cluster.kubeconfig_path, folder))
         console.print(f"operator  python -m cgd_operator (log: {_short(folder / 'operator.log')})")
         name = await _apply(run, s3, cluster.kubeconfig_path, folder)
@@ -119,14 +118,29 @@ async def _has_no_nodes(kubeconfig: Path) -> None:
         )
 
 
-async def _install(kubeconfig: Path) -> None:
+def _configmaps(files: list[str]) -> list[Object]:
+    data: dict[str, dict[str, str]] = {}
+    for file in files:
+        try:
+            target, path = file.split("=", 1)
+            name, key = target.split("/", 1)
+            data.setdefault(name, {})[key] = Path(path).read_text()
+        except ValueError as error:
+            raise DemoError(f"--file {file}: write CONFIGMAP/KEY=PATH of a UTF-8 text file") from error
+        except OSError as error:
+            raise DemoError(f"--file {file}: {error.strerror}") from error
+    return [_object("ConfigMap", name, data=content) for name, content in data.items()]
+
+
+def _object(kind: str, name: str, **content: Object) -> Object:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **content}
+
+
+async def _install(kubeconfig: Path, configmaps: list[Object]) -> None:
     await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "crds/")
     keys = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo-secret"}
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": keys}
-    data = {key: (Path("examples") / file).read_text() for key, file in PROBLEMS.items()}
-    problems = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "quickstart-problems"}, "data": data}
-    both = "\n---\n".join(json.dumps(one) for one in (secret, problems))
-    await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "-", text=both)
+    text = "\n---\n".join(json.dumps(one) for one in (_object("Secret", SECRET, stringData=keys), *configmaps))
+    await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "-", text=text)
 
 
 async def _apply(run: Object, s3: SeaweedFS, kubeconfig: Path, folder: Path) -> str:

@@ -8,8 +8,13 @@ import pytest
 import yaml
 
 from cgd_operator.crd import crd, to_yaml
+from cgd_operator.manual import manual
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_the_committed_manual_is_what_the_models_say() -> None:
+    assert (ROOT / "docs/api.md").read_text() == manual(), "run `make crds`"
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
