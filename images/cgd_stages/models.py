@@ -50,6 +50,12 @@ def resolve(model: Model, bucket: Bucket, run: RunRef) -> Resolved:
     return Resolved(model.name, _hub(model.name, lambda: _commit(model)))
 
 
+def pinned(model: Model, bucket: Bucket, run: RunRef) -> Model:
+    """The model at the revision that prepare has found, so that a branch that moves does not mix two models."""
+    pins: dict[str, str] = open_input(bucket, run, "prepare").require().inputs.get("pins", {})
+    return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
+
+
 def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path, *, weights: bool = True) -> Path:
     """A local folder with the model's files. Files that are there from an earlier call are not fetched again.
 

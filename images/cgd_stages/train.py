@@ -168,7 +168,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
     source = open_input(context.bucket, task.run, "refine")
-    student = _pinned(context, work.student)
+    student = models.pinned(work.student, context.bucket, task.run)
     resolved = models.resolve(student, context.bucket, task.run)
     inputs: dict[str, Any] = {
         "stage": task.stage,
@@ -193,12 +193,6 @@ def _stage(context: Context) -> Stage:
     folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
     node = Node.from_environment(os.environ, work)
     return Stage(context, work, node, source, folder, inputs, student)
-
-
-def _pinned(context: Context, model: Model) -> Model:
-    """The student at the revision that prepare has found: the one that wrote the answers."""
-    pins = open_input(context.bucket, context.task.run, "prepare").require().inputs.get("pins", {})
-    return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
 
 
 def _clean_folder(stage: Stage) -> Path:

@@ -7,6 +7,7 @@ model, `metrics.jsonl` and one `outcome-<rank>.json` per process come out. DeepS
 ours: negative log-likelihood of the target tokens alone, the mean over all of them in the global batch.
 """
 
+import json
 import logging
 import math
 import os
@@ -273,8 +274,10 @@ class Trainer:
         if dist.get_rank() == 0:
             buffers = set(self.engine.module.state_dict()) & dict(self.engine.module.named_buffers()).keys()
             state |= {name: self.engine.module.get_buffer(name).cpu() for name in buffers}
-            self.engine.module.config.dtype = dtype
             self.engine.module.save_pretrained(self.folder / MODEL, state_dict=state)
+            # save_pretrained names the dtype that was trained in, whatever the tensors have.
+            config = self.folder / MODEL / "config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": self.job.student_dtype}, indent=2))
             AutoTokenizer.from_pretrained(self.job.student).save_pretrained(self.folder / MODEL)
         dist.barrier()
 

@@ -1,0 +1,299 @@
+"""Give a model every benchmark question alone, in one pass, and grade what it says.
+
+    CGD_TASK='{...}' python -m cgd_stages.evaluate
+
+The model sees the question, and the benchmark's instruction after a blank line; no draft, no critique, no reference.
+Every question ends as one row with the output, what was taken as the answer, and the verdict. Interrupt it at any
+moment: the next attempt asks only for what is not stored.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_stages import figures, models
+from cgd_stages.contract import Evaluate, Rows, StageFacts
+from cgd_stages.engines import Completion, Engine, Outcome, Request, VllmEngine, drive
+from cgd_stages.errors import RowsLost, UserError
+from cgd_stages.folders import (
+    PARTS,
+    Folder,
+    Part,
+    Row,
+    digest_of,
+    from_parquet,
+    now,
+    open_input,
+    sha256,
+    write_pointer,
+)
+from cgd_stages.grading import Grade, Grader, find_answer
+from cgd_stages.outcomes import row_sampling
+from cgd_stages.prepare import read_benchmarks
+from cgd_stages.program import Context, run
+from cgd_stages.prompts import answer_messages, read_reply
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str, int]
+"""Benchmark, id of the question, sample."""
+
+FLUSH_SECONDS = 60.0
+FLUSH_ROWS = 512
+REPORT_SECONDS = 3.0
+GRADERS = 2
+GRADE_SECONDS = 10.0
+_COLUMNS: list[tuple[str, Any]] = [
+    ("benchmark", pa.string()),
+    ("id", pa.string()),
+    ("sample", pa.int32()),
+    ("prompt", pa.string()),
+    ("reference", pa.string()),
+    ("output", pa.string()),
+    ("finish_reason", pa.string()),
+    ("prompt_tokens", pa.int32()),
+    ("tokens", pa.int32()),
+    ("extracted", pa.string()),
+    ("answer_source", pa.string()),
+    ("correct", pa.bool_()),
+    ("grade_error", pa.string()),
+]
+SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    work, stage = context.work_of(Evaluate), context.task.stage
+    questions = _questions(context, work)
+    folder, inputs = _folder(context, work, questions)
+    done = folder.done()
+    if done is None:
+        started, clock = now(), time.monotonic()
+        with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
+            book = Book(folder, grader)
+            settings = _ask(context, work, questions, book)
+        facts = context.facts[stage] = _facts(book, len(questions), time.monotonic() - clock)
+        if len(questions) != len(book.rows):
+            raise RowsLost(f"{stage}: {len(questions)} questions, {len(book.rows)} graded")
+        done = folder.finish(facts=facts, parts=book.parts, started=started, inputs=inputs, settings=settings)
+    else:
+        log.info("%s is done already: %s", stage, folder.uri)
+    write_pointer(context.bucket, context.task.run, done)
+    for name, value in sorted(done.facts.metrics.items()):
+        log.info("%s: %g", name, value)
+    return {stage: done.facts}
+
+
+def _questions(context: Context, work: Evaluate) -> list[Row]:
+    """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given."""
+    stored = read_benchmarks(open_input(context.bucket, context.task.run, "prepare"))
+    instructions = {benchmark.name: benchmark.instruction for benchmark in work.benchmarks}
+    missing = instructions.keys() - {row["benchmark"] for row in stored}
+    if missing:
+        raise UserError(
+            f"prepare has stored no questions of {', '.join(sorted(missing))}",
+            hint="Delete the run and apply it again: its evaluation does not belong to its preparation.",
+        )
+    return [
+        row | {"sample": 0, "prompt": asked(row["prompt"], instructions[row["benchmark"]])}
+        for row in stored
+        if row["benchmark"] in instructions
+    ]
+
+
+def asked(question: str, instruction: str) -> str:
+    """The one user turn: the question, and the benchmark's instruction after a blank line."""
+    return f"{question}\n\n{instruction}" if instruction else question
+
+
+def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Folder, dict[str, Any]]:
+    run_ref = context.task.run
+    resolved = models.resolve(models.pinned(work.model, context.bucket, run_ref), context.bucket, run_ref)
+    inputs: dict[str, Any] = {
+        "stage": context.task.stage,
+        "model": {"name": resolved.name, "revision": resolved.revision},
+        "questions": digest_of(rows=questions, frame=answer_messages("{x}")),
+        "sampling": work.sampling.model_dump(by_alias=True),
+        "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
+    }
+    return Folder(context.bucket, run_ref.namespace, context.task.stage, digest_of(**inputs)), inputs
+
+
+# --- asking -----------------------------------------------------------------------------------------------------
+
+
+def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -> dict[str, Any]:
+    """Ask whatever is not stored, and store what comes, until all is there or SIGTERM. The engine's settings."""
+    waiting = [question for question in questions if key_of(question) not in book.keys]
+    log.info("%d questions, %d to ask", len(questions), len(waiting))
+    try:
+        if not waiting:
+            return {}
+        engine = _engine(context, work)
+        under_way = {name_of(question): question for question in waiting}
+        pace = Pace(context, len(questions), book)
+        for outcome in drive(engine, _requests(work, waiting), context.stop):
+            book.take(under_way.pop(outcome.name), outcome)
+            pace.note(outcome)
+        engine.close()
+        return engine.settings
+    finally:
+        book.flush()
+        context.check()
+
+
+def _engine(context: Context, work: Evaluate) -> Engine:
+    with context.interruptible():
+        model = models.pinned(work.model, context.bucket, context.task.run)
+        return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
+
+
+def _requests(work: Evaluate, questions: list[Row]) -> Iterator[Request]:
+    for question in questions:
+        # Not the stage's name: base and trained model shall draw with the same seeds.
+        sampling = row_sampling(work.sampling, "evaluate", question)
+        yield Request(name_of(question), answer_messages(question["prompt"]), sampling)
+
+
+def key_of(row: Row) -> Key:
+    return row["benchmark"], row["id"], row["sample"]
+
+
+def name_of(row: Row) -> str:
+    return f"{row['benchmark']}/{row['id']}/{row['sample']}"
+
+
+# --- grading and storing ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Book:
+    """What is stored, what is being graded, and what that cost. Opening it reads everything stored so far."""
+
+    folder: Folder
+    grader: Grader
+    rows: list[Row] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    keys: set[Key] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(GRADERS)
+        self._grading: list[tuple[Row, Future[Grade]]] = []
+        self._fresh: list[Row] = []
+        self._stored_at = time.monotonic()
+        for found in self.folder.bucket.list(self.folder.key(PARTS)):
+            self._take_part(found.key)
+
+    def take(self, question: Row, outcome: Outcome) -> None:
+        """Have one outcome graded, and store it with the next part. A question refused is a question not solved."""
+        row = question | _said(outcome)
+        self.keys.add(key_of(row))
+        self._grading.append((row, self._threads.submit(grade, self.grader, row)))
+        if len(self._grading) >= FLUSH_ROWS or time.monotonic() - self._stored_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait for the grader, and store what waits."""
+        for row, verdict in self._grading:
+            self._add(row | vars(verdict.result()))
+        self._grading = []
+        if self._fresh:
+            self.parts.append(self.folder.put_rows(PARTS, self._fresh, SCHEMA))
+            self._fresh = []
+        self._stored_at = time.monotonic()
+
+    def _add(self, row: Row) -> None:
+        self.keys.add(key_of(row))
+        self.rows.append(row)
+        self._fresh.append(row)
+
+    def _take_part(self, key: str) -> None:
+        """Count a stored part in. Of one that another pod has stored at the same time, only what is new is kept."""
+        data = self.folder.bucket.get(key) or b""
+        rows = from_parquet(data)
+        fresh = [row for row in rows if key_of(row) not in self.keys]
+        if len(fresh) < len(rows):
+            for row in fresh:
+                self._add(row)
+            return
+        self.parts.append(Part(key=key.removeprefix(self.folder.key()), sha256=sha256(data), rows=len(rows)))
+        self.rows += rows
+        self.keys.update(key_of(row) for row in rows)
+
+
+def _said(outcome: Outcome) -> Row:
+    if isinstance(outcome, Completion):
+        tokens, reason, output = outcome.tokens, outcome.finish_reason, outcome.text
+    else:
+        log.warning("%s was not asked: %s, %s", outcome.name, outcome.reason, outcome.detail)
+        tokens, reason, output = 0, outcome.reason, ""
+    return {"output": output, "finish_reason": reason, "prompt_tokens": outcome.prompt_tokens, "tokens": tokens}
+
+
+def grade(grader: Grader, row: Row) -> Grade:
+    """The grade of a row's output. Thinking does not count; of a truncated output only a box does, because the last
+    number of a sentence that was cut off is no answer."""
+    text = read_reply(row["output"]).text
+    if row["finish_reason"] == "length" and find_answer(text).source != "boxed":
+        return Grade("", "none", correct=False)
+    return grader.grade(row["reference"], text)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+
+
+def _facts(book: Book, total: int, seconds: float) -> StageFacts:
+    return StageFacts(
+        rows=Rows(total=total, done=len(book.rows)),
+        prompt_tokens=sum(row["prompt_tokens"] for row in book.rows),
+        generated_tokens=sum(row["tokens"] for row in book.rows),
+        seconds=round(seconds, 3),
+        metrics=metrics(book.rows),
+    )
+
+
+def metrics(rows: list[Row]) -> dict[str, float]:
+    """Figures of each benchmark; `low` and `high` bound the accuracy with 95 % (Wilson)."""
+    told: dict[str, float] = {}
+    for benchmark in sorted({row["benchmark"] for row in rows}):
+        chosen = [row for row in rows if row["benchmark"] == benchmark]
+        samples = [
+            figures.Sample(**{name: row[name] for name in figures.Sample.model_fields if name in row}) for row in chosen
+        ]
+        score = figures.score("", benchmark, samples)
+        counted = ("accuracy", "low", "high", "n", "truncated", "unparsed", "ungraded", "mean_tokens")
+        told |= {f"{benchmark}_{name}": round(float(getattr(score, name)), 6) for name in counted}
+        told[f"{benchmark}_refused"] = float(sum(row["finish_reason"] not in {"stop", "length"} for row in chosen))
+    return told
+
+
+class Pace:
+    """Reports to the operator every few seconds."""
+
+    def __init__(self, context: Context, total: int, book: Book) -> None:
+        self._context, self._total, self._book = context, total, book
+        self._before = len(book.keys)
+        self._started = self._reported = time.monotonic()
+        self._tokens = 0
+
+    def note(self, outcome: Outcome) -> None:
+        self._tokens += outcome.tokens if isinstance(outcome, Completion) else 0
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._reported = time.monotonic()
+            self._report()
+
+    def _report(self) -> None:
+        done = len(self._book.keys)
+        seconds = time.monotonic() - self._started
+        speed, eta = self._tokens / seconds, (self._total - done) * seconds / max(1, done - self._before)
+        log.info("%d of %d questions, %.0f tokens/s, %.0f s to go", done, self._total, speed, eta)
+        rows = Rows(total=self._total, done=done)
+        self._context.progress.report(self._context.task.stage, rows, tokens_per_second=speed, eta=eta)
+
+
+if __name__ == "__main__":
+    run(main)
