@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, Kind, Object
 
 FAST = Pace(retry=0.05, housekeeping=0.1, restart=0.02)
 PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))
-IMAGE = {"PATH": f"{Path(os.__file__).parents[2] / 'bin'}:{os.environ['PATH']}"}
+KUBECTL = str(Path(sys.executable).with_name("kubectl"))
+IMAGE = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def container(script: str, name: str = "main", **more: Any) -> Object:

@@ -49,7 +49,8 @@ class LocalCluster:
     """A whole cluster in one folder.
 
     `environment` is the image environment of every container. `pytorchjobs=False` gives a cluster without that CRD.
-    `gpus` is what the node claims to have. `kubeconfig` names an API server to use instead of one of our own.
+    `gpus` is what the node claims to have. `kubeconfig` names an API server to use instead of one of our own. It must
+    have no Job controller, PyTorchJob controller or nodes already, as with `real_apiserver`: two would fight.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ class LocalCluster:
             labels=self._labels,
             pace=self._pace,
         )
-        await self.node.start()
         self._stack.push_async_callback(self.node.stop)
+        await self.node.start()
         controllers: list[Controller] = [
             JobController(await self._connect("job-controller"), backoff=self._job_backoff)
         ]

@@ -370,7 +370,7 @@ def crd() -> Object:
     }
     schema = {"type": "object", "properties": {"spec": spec, "status": loose}}
     columns = [
-        {"name": "State", "type": "string", "jsonPath": ".status.conditions[-1:].type"},
+        {"name": "State", "type": "string", "jsonPath": ".status.conditions[-1].type"},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     ]
     version = {

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 ROLES = ("master", "volume", "filer", "s3", "admin")
 GRPC_OFFSET = 10000  # weed listens there too, for each of its ports
 PORTS = range(11000, 17000)
+MARKER = ".ready"  # an object that stays in the bucket
 ATTEMPTS, READY_SECONDS, STOP_SECONDS = 3, 30.0, 5.0
 
 
@@ -61,7 +62,7 @@ class SeaweedFS:
         await self.stop()
 
     async def start(self) -> None:
-        """Start, and return when a put and a list with the keys have been answered."""
+        """Start, and return when a list, a get and a put with the keys have been answered."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         self._write_identities()
         for attempt in range(ATTEMPTS):
@@ -106,11 +107,12 @@ class SeaweedFS:
         return False
 
     def _probe(self) -> str | None:
+        """Why it is not ready. After a restart new objects can be put before old ones can be read."""
         client = self.client()
         try:
-            client.put_object(Bucket=self.bucket, Key=".ready", Body=b"")
-            client.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
-            client.delete_object(Bucket=self.bucket, Key=".ready")
+            if client.list_objects_v2(Bucket=self.bucket, Prefix=MARKER).get("KeyCount"):
+                client.get_object(Bucket=self.bucket, Key=MARKER)["Body"].read()
+            client.put_object(Bucket=self.bucket, Key=MARKER, Body=b"ready" * 1000)
         except (BotoCoreError, ClientError) as error:
             return str(error)
         finally:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from local_world import alive, condition, container, eventually, number_in
+from local_world import KUBECTL, alive, condition, container, eventually, number_in
 
 from cgd_local.sandbox import Mount, expand, quantity, rewrite
 from cgd_operator.cluster import CONFIGMAP, EVENT, NODE, POD, SECRET, ApiError, Object
@@ -320,7 +320,7 @@ async def test_the_node_is_registered_with_its_gpus(world):
 
 
 async def kubectl_logs(world, *words: str) -> asyncio.subprocess.Process:
-    command = ["kubectl", "--kubeconfig", str(world.cluster.kubeconfig_path), "-n", world.namespace, "logs", *words]
+    command = [KUBECTL, "--kubeconfig", str(world.cluster.kubeconfig_path), "-n", world.namespace, "logs", *words]
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
 

@@ -1,10 +1,12 @@
 """The PyTorchJob controller: what its pods are told, when the job ends, and what is left of it."""
 
+import asyncio
+
 import pytest
-from local_world import condition, phase, true
+from local_world import KUBECTL, condition, phase, true
 
 from cgd_local import pytorchjobs
-from cgd_operator.cluster import CRD, POD, PYTORCHJOB, ApiError, Object
+from cgd_operator.cluster import POD, PYTORCHJOB, ApiError, Object
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -158,10 +160,10 @@ async def test_the_crd_refuses_a_replica_without_a_template(world):
         await world.make(PYTORCHJOB, "bad", spec=spec)
 
 
-async def test_the_crd_has_the_columns_of_the_real_one(world):
-    crd = await world.client.get(CRD, "pytorchjobs.kubeflow.org")
-    columns = crd["spec"]["versions"][0]["additionalPrinterColumns"]
-    assert {c["name"]: c["jsonPath"] for c in columns} == {
-        "State": ".status.conditions[-1:].type",
-        "Age": ".metadata.creationTimestamp",
-    }
+async def test_kubectl_shows_the_state(world):
+    await world.pytorchjob("true")
+    await world.finished("t", PYTORCHJOB)
+    words = ["--kubeconfig", str(world.cluster.kubeconfig_path), "-n", world.namespace, "get", "pytorchjob"]
+    kubectl = await asyncio.create_subprocess_exec(KUBECTL, *words, stdout=asyncio.subprocess.PIPE)
+    output, _ = await kubectl.communicate()
+    assert output.decode().splitlines()[1].split()[:2] == ["t", "Succeeded"]
