@@ -44,7 +44,7 @@ def _label_test(found: re.Match[str]) -> Test:
         return lambda obj: (key in _labels(obj)) != bool(found["absent"])
     values = {value.strip() for value in found["values"].split(",")} if found["key"] else {found["right"]}
     negated = found["set"] == "notin" or found["sign"] == "!="
-    return lambda obj: (_labels(obj).get(key, None if not negated else "\x00") in values) != negated
+    return lambda obj: (_labels(obj).get(key) in values) != negated
 
 
 def _labels(obj: Json) -> dict[str, str]:
