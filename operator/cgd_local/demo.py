@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import boto3
 import yaml
 from botocore.exceptions import ClientError
 from rich.console import Console
@@ -47,7 +46,7 @@ async def demo(manifest: Path, folder: Path, files: list[str], kubeconfig: Path 
             SeaweedFS(folder / "s3", access_key="demo", secret_key="demo-secret", bucket=BUCKET)  # noqa: S106
         )
         console.print(f"S3        {s3.endpoint} (SeaweedFS, data in {_short(folder / 's3')})")
-        await asyncio.to_thread(_upload_model, s3)
+        await asyncio.to_thread(_demo_model, s3)
         if kubeconfig:
             await _has_no_nodes(kubeconfig)
         cluster = await stack.enter_async_context(
@@ -87,25 +86,23 @@ def _image_environment() -> dict[str, str]:
     }
 
 
-def _upload_model(s3: SeaweedFS) -> None:
-    """The demo model as `s3://cgd/models/...`, as a user would bring his own; files that are there stay."""
+def _demo_model(s3: SeaweedFS) -> None:
     folder = smollm2.ensure()
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-        region_name="us-east-1",
-    )
-    for path in sorted(folder.iterdir()):
-        key = f"models/{folder.name}/{path.name}"
+    upload_model(s3, folder, BUCKET, folder.name)
+    console.print(f"model     s3://{BUCKET}/models/{folder.name}")
+
+
+def upload_model(s3: SeaweedFS, folder: Path, bucket: str, name: str) -> None:
+    """A model's folder as `s3://<bucket>/models/<name>`, as a user would bring his own; files that are there stay."""
+    client = s3.client()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        key = f"models/{name}/{path.name}"
         try:
-            stored = client.head_object(Bucket=BUCKET, Key=key)["ContentLength"]
+            stored = client.head_object(Bucket=bucket, Key=key)["ContentLength"]
         except ClientError:
             stored = -1
         if stored != path.stat().st_size:
-            client.upload_file(str(path), BUCKET, key)
-    console.print(f"model     s3://{BUCKET}/models/{folder.name}")
+            client.upload_file(str(path), bucket, key)
 
 
 async def _has_no_nodes(kubeconfig: Path) -> None:
@@ -233,13 +230,7 @@ def _tell_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
 
 def _download(uri: str, s3: SeaweedFS, path: Path) -> None:
     where = urlsplit(uri)
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-        region_name="us-east-1",
-    )
+    client = s3.client()
     part = path.with_suffix(".part")
     client.download_file(where.netloc, where.path.lstrip("/"), str(part))
     shutil.move(part, path)

@@ -1,0 +1,133 @@
+"""A whole run: operator process, kubectl, vLLM, DeepSpeed, S3; nothing played, on a tiny random model."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STAGES = ["prepare", "answer", "critique", "refine", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+
+
+async def test_a_run_from_prompts_to_report_through_a_dead_operator_and_lost_pods(stand: Any) -> None:
+    stand.start_operator()
+    await stand.apply("demo")
+    killed = await disturb(stand)
+    run = await stand.ended("demo")
+    status = run["status"]
+    assert status["state"] == "Succeeded", status["conditions"]
+    assert killed >= {"answer", "teacher", "train-cgd"}
+    assert [(one["name"], one["state"]) for one in status["stages"]] == [(name, "Succeeded") for name in STAGES]
+    check_rows(stand)
+    check_artifacts(stand, status["artifacts"])
+    await check_deletion(stand)
+
+
+async def disturb(stand: Any) -> set[str]:
+    """SIGTERM the first pod of every stage as soon as it runs, and kill the operator each time, until the run ends."""
+    hit: set[str] = set()
+    while (await stand.condition("demo", "Succeeded"))["status"] == "Unknown":
+        pods, _ = await stand.cluster.client.list(POD, "default")
+        for pod in pods:
+            stage = pod["metadata"]["labels"]["cgd.dev/stage"]
+            if pod.get("status", {}).get("phase") == "Running" and stage not in hit:
+                hit.add(stage)
+                await asyncio.sleep(2)
+                await stand.kill_operator()
+                await stand.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+                stand.start_operator()
+        await asyncio.sleep(0.2)
+    return hit
+
+
+def check_rows(stand: Any) -> None:
+    """read = kept + rejected at every stage, and what a stage kept is what the next one read."""
+    read = 8
+    for stage in STAGES[:4]:
+        (done,) = [
+            json.loads(body) for key, body in stand.stored(f"default/{stage}/").items() if key.endswith("DONE.json")
+        ]
+        rows = done["rows"]
+        assert rows["total"] == read == rows["done"] + rows["rejected"], stage
+        read = rows["done"]
+    assert read > 0
+
+
+def check_artifacts(stand: Any, artifacts: dict[str, Any]) -> None:
+    root = f"s3://data/{stand.folder.name}/"
+    report = stand.stored(artifacts["report"].removeprefix(root))
+    (page,) = [body for key, body in report.items() if key.endswith("report.html")]
+    assert b"</html>" in page
+    model = stand.stored(artifacts["checkpoints"]["CGD"].removeprefix(root))
+    assert any(key.endswith("model/model.safetensors") for key in model)
+    assert stand.stored(artifacts["quadruples"].removeprefix(root))
+
+
+async def check_deletion(stand: Any) -> None:
+    """Deleting the run removes its children, and what is stored stays."""
+    before = len(stand.stored("default/"))
+    await stand.kubectl("delete", "cgd", "demo", "--wait=true")
+    for _ in range(300):
+        left = [
+            item for kind in (JOB, PYTORCHJOB, POD) for item in (await stand.cluster.client.list(kind, "default"))[0]
+        ]
+        if not left:
+            break
+        await asyncio.sleep(0.1)
+    assert left == []
+    secrets = [one["metadata"]["name"] for one in (await stand.cluster.client.list(SECRET, "default"))[0]]
+    assert secrets == ["keys"]
+    assert len(stand.stored("default/")) == before
+
+
+async def fails(stand: Any, name: str, **changes: Any) -> str:
+    """Apply a run that must fail; returns what its user is told."""
+    stand.start_operator()
+    await stand.apply(name, **changes)
+    run = await stand.ended(name, 60)
+    (told,) = [one["message"] for one in run["status"]["conditions"] if one["type"] == "Succeeded"]
+    described = await stand.kubectl("describe", "cgd", name)
+    assert "StageFailed" in described
+    running = [
+        pod for pod in (await stand.cluster.client.list(POD, "default"))[0] if pod["status"]["phase"] == "Running"
+    ]
+    assert running == []
+    return str(told)
+
+
+async def test_a_wrong_key_is_told_with_exit_code_and_mend(stand: Any) -> None:
+    await stand.secret("keys", "wrong", "wrong")
+    told = await fails(stand, "wrong-key")
+    assert "stage prepare: pod wrong-key-prepare" in told
+    assert "exit code 3" in told
+    assert "credentialsSecretRef" in told
+
+
+async def test_a_model_that_does_not_exist_is_told_before_a_gpu_is_asked_for(stand: Any) -> None:
+    told = await fails(stand, "no-model", student={"model": "/models/absent"})
+    assert "/models/absent" in told
+    assert "spec.student" in told
+    jobs = [job["metadata"]["labels"]["cgd.dev/stage"] for job in (await stand.cluster.client.list(JOB, "default"))[0]]
+    assert jobs == ["prepare"]
+
+
+async def test_a_field_that_no_row_has_is_told_with_those_there_are(stand: Any) -> None:
+    prompts = {"source": "configmap://problems/train.jsonl", "fields": {"prompt": "text"}}
+    told = await fails(stand, "no-field", prompts=prompts)
+    assert "text" in told
+    assert "question" in told
+
+
+async def test_a_secret_that_is_missing_is_waited_for_and_the_reason_shown(stand: Any) -> None:
+    await stand.kubectl("delete", "secret", "keys")
+    stand.start_operator()
+    await stand.apply("no-secret")
+    await stand.kubectl(
+        "wait", "cgd/no-secret", "--for=jsonpath={.status.stages[0].reason}=CreateContainerConfigError", "--timeout=30s"
+    )
+    stage = (await stand.run("no-secret"))["status"]["stages"][0]
+    assert 'secret "keys" not found' in stage["message"]
