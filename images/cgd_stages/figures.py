@@ -127,6 +127,8 @@ class Score(Contract):
     """Outputs in which no answer was found."""
     ungraded: int
     """Outputs that the grader could not decide on (time-outs and errors): counted as not correct."""
+    refused: int
+    """Questions that were never answered: too long for the context, or refused by the engine."""
     mean_tokens: float
 
 
@@ -229,6 +231,7 @@ def score(model: str, benchmark: str, samples: Sequence[Sample]) -> Score:
         truncated=sum(sample.finish_reason == "length" for sample in samples),
         unparsed=sum(sample.answer_source == "none" for sample in samples),
         ungraded=sum(bool(sample.grade_error) for sample in samples),
+        refused=sum(sample.finish_reason not in {"stop", "length"} for sample in samples),
         mean_tokens=sum(sample.tokens for sample in samples) / n,
     )
 

@@ -258,6 +258,8 @@ def cautions(report: ReportData) -> list[str]:
             found.append(f"{who}: {percent(one.truncated / one.n)} of the outputs were cut by the token limit.")
         if one.unparsed > one.n / 20:
             found.append(f"{who}: no answer was found in {percent(one.unparsed / one.n)} of the outputs.")
+        if one.refused:
+            found.append(f"{who}: {one.refused} questions were never answered; they count as not correct.")
         if one.ungraded:
             found.append(f"{who}: {one.ungraded} outputs could not be graded; they count as not correct.")
     sizes = {one.benchmark: one.n for one in scores(report)}

@@ -126,6 +126,9 @@ def test_outputs_that_were_cut_or_not_gradable_are_named_beside_the_headline() -
     assert "Base on sums: 100.0" in cut
     assert "cut by the token limit" in cut
     assert "could not be graded" in read(evaluations={"base": samples("-", grade_error="timeout")}).words
+    assert (
+        "2 questions were never answered" in read(evaluations={"base": samples("--", finish_reason="too_long")}).words
+    )
     assert "no answer was found" in read(evaluations={"base": samples("-", answer_source="none")}).words
     assert "sums has only 2 questions" in read(evaluations={"base": samples("+-")}).words
 
