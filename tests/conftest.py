@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from stage_builders import bucket_of
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Storage
@@ -34,7 +35,7 @@ def storage(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 @pytest.fixture
 def bucket(storage: Storage) -> Bucket:
-    return Bucket(storage)
+    return bucket_of(storage)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,15 @@
 """Builders for the tests of the stage programs: tasks, contexts, and an engine that answers by rule."""
 
+import os
+import queue
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +18,10 @@ from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.contract import (
     Fields,
     Generate,
+    LastWords,
     Model,
     Prepare,
+    Progress,
     Role,
     RunRef,
     Sampling,
@@ -21,7 +31,7 @@ from cgd_stages.contract import (
     Storage,
     Work,
 )
-from cgd_stages.engines import Completion, Outcome, Request
+from cgd_stages.engines import Completion, Engine, Outcome, Request
 from cgd_stages.folders import (
     PARTS,
     REJECTED,
@@ -44,6 +54,12 @@ RUN = RunRef(namespace="team", name="run", uid="uid-1")
 GREEDY = Sampling(max_tokens=48)
 
 
+@lru_cache(maxsize=4)
+def bucket_of(storage: Storage) -> Bucket:
+    """Clients take a while to build; a test needs one."""
+    return Bucket(storage)
+
+
 def task(storage: Storage, work: Work, run: RunRef = RUN) -> StageTask:
     return StageTask(run=run, stage=work.kind, storage=storage, work=work)
 
@@ -52,7 +68,7 @@ def context(storage: Storage, work: Work, scratch: Path, *, shard: int = 0, inpu
     """What `program.run` would hand to `main`."""
     return Context(
         task=task(storage, work),
-        bucket=Bucket(storage),
+        bucket=bucket_of(storage),
         progress=Reporter(shard),
         scratch=scratch,
         inputs=inputs,
@@ -145,7 +161,92 @@ def stop_after(engine: RuleEngine, steps: int, stop: threading.Event) -> None:
     engine.before_step = before
 
 
-def generate_with(engine: RuleEngine, given: Context) -> dict[str, StageFacts]:
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended: exit code, last words, and its log."""
+
+    code: int
+    words: LastWords
+    log: str
+
+
+class Program:
+    """A stage program as a process of its own, as a pod runs it."""
+
+    def __init__(self, module: str, task: StageTask, folder: Path, *, shard: int = 0, **env: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._words = folder / "last-words.json"
+        self._log = folder / "log"
+        self._words.unlink(missing_ok=True)
+        self.progress = ProgressServer()
+        given = {
+            "CGD_TASK": task.to_json(),
+            "CGD_TERMINATION_LOG": str(self._words),
+            "CGD_SCRATCH": str(folder / "scratch"),
+            "JOB_COMPLETION_INDEX": str(shard),
+            "KUBEFLOW_TRAINER_SERVER_URL": self.progress.url,
+            "HF_HUB_OFFLINE": "1",
+        }
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"cgd_stages.{module}"],
+                env={**os.environ, **given, **env},
+                stdout=log,
+                stderr=log,
+            )
+
+    def send_when(self, seen: Callable[[Progress], bool], number: signal.Signals) -> None:
+        """Send a signal as soon as a progress report is like that."""
+        while self._process.poll() is None:
+            report = self.progress.wait(0.2)
+            if report and seen(report):
+                self._process.send_signal(number)
+                return
+        raise AssertionError(f"it ended before the signal:\n{self._log.read_text()}")
+
+    def wait(self) -> Ended:
+        code = self._process.wait()
+        self.progress.close()
+        words = self._words.read_text() if self._words.exists() else '{"outcome": "failed"}'
+        return Ended(code, LastWords.model_validate_json(words), self._log.read_text())
+
+
+class ProgressServer:
+    """The operator's end of the progress channel."""
+
+    def __init__(self) -> None:
+        self.reports: queue.Queue[Progress] = queue.Queue()
+        self.headers: list[dict[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.headers.append(dict(self.headers))
+                outer.reports.put(Progress.model_validate_json(body))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+                """Silence."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/progress"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def wait(self, seconds: float) -> Progress | None:
+        try:
+            return self.reports.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def generate_with(engine: Engine, given: Context) -> dict[str, StageFacts]:
     """The generate program on an engine of the test's."""
     work = given.work_of(Generate)
     return generate.generate(given, work, generate.WarmEngine(given, lambda: engine))

@@ -7,6 +7,7 @@ outcome (`Refused`), never an exception; an exception means that the engine as a
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,10 +182,11 @@ def _start_vllm(model: Path, engine: contract.Engine) -> Any:
     started = time.monotonic()
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
-    from vllm import EngineArgs
-    from vllm.platforms import current_platform
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.llm_engine import LLMEngine
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        from vllm import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
 
     special: dict[str, Any] = {}
     if current_platform.is_cpu():

@@ -209,6 +209,7 @@ def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:
 def _ask(context: Context, stage: Stage, ledger: Ledger, engine: Engine, pace: "Pace") -> None:
     """Give the engine every row that is not stored, and the ledger every outcome, until all are there or `stop`."""
     under_way: dict[str, Row] = {}
+    pace.start()
 
     def requests() -> Iterator[Request]:
         for row in _rows(stage):
@@ -327,8 +328,12 @@ class Pace:
     def __init__(self, context: Context, stage: str, ledger: Ledger, total: int) -> None:
         self.total = total
         self._context, self._stage, self._ledger = context, stage, ledger
-        self._started = self._reported = self._logged = time.monotonic()
         self._rows = self._prompt_tokens = self._tokens = 0
+        self.start()
+
+    def start(self) -> None:
+        """The engine is warm: speed and remaining time count from here."""
+        self._started = self._reported = self._logged = time.monotonic()
 
     def note(self, outcome: Outcome) -> None:
         self._rows += 1

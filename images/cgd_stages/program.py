@@ -100,6 +100,7 @@ Main = Callable[[Context], dict[str, StageFacts]]
 def run(main: Main) -> NoReturn:
     """Run a program on the task in `CGD_TASK` and exit with a code that tells the controllers what to do."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     context: Context | None = None
     try:
         context = _context()

@@ -1,0 +1,128 @@
+"""The words: which slots each role fills, what survives which template, and how replies are read."""
+
+import pytest
+import tiny
+from transformers import AutoTokenizer
+
+from cgd_stages import prompts
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
+DROPPING = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def with_template(tokenizer, template):
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_answer_is_asked_with_the_prompt_and_nothing_else():
+    assert prompts.answer_messages("2 + 2?") == [{"role": "user", "content": "2 + 2?"}]
+
+
+def test_the_slots_of_the_critique_are_exact():
+    system, user = prompts.critique_messages("2 + 2?", "5")
+    assert system["role"] == "system"
+    assert "Conclusion: right" in system["content"]
+    assert "Conclusion: wrong" in system["content"]
+    assert user == {"role": "user", "content": "Question: 2 + 2?\n\nStudent's Answer: 5"}
+
+
+def test_the_slots_of_the_refinement_and_of_training_are_the_same():
+    slots = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one"
+    asked, trained = (
+        prompts.refine_messages("2 + 2?", "5", "off by one"),
+        prompts.training_context("2 + 2?", "5", "off by one"),
+    )
+    assert asked[1] == trained[1] == {"role": "user", "content": slots}
+    assert "your critique" in asked[0]["content"]
+    assert asked[0]["content"].replace("your critique", "the teacher's critique") == trained[0]["content"]
+
+
+def test_a_template_is_used_as_it_is(tokenizer):
+    text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.critique_messages("x", "y"))
+    assert text.startswith(f"{tiny.START}system\n{prompts.CRITIQUE}{tiny.END}")
+    assert text.endswith(f"{tiny.START}assistant\n")
+
+
+@pytest.mark.parametrize("template", [STRICT, DROPPING])
+def test_a_template_without_a_system_turn_keeps_the_instruction(tokenizer, template):
+    text = prompts.render(with_template(tokenizer, template), prompts.critique_messages("x", "y"))
+    assert text.startswith(f"[user]{prompts.CRITIQUE}\n\nQuestion: x")
+    assert text.count(prompts.CRITIQUE) == 1
+
+
+def test_a_model_without_a_template_gets_a_plain_frame(tokenizer):
+    bare = with_template(tokenizer, None)
+    assert prompts.render(bare, prompts.answer_messages("2 + 2?")) == "Question: 2 + 2?\n\nAnswer:"
+    asked = prompts.render(bare, prompts.refine_messages("x", "y", "c"))
+    assert asked.startswith(prompts.REFINE)
+    assert asked.endswith("Critique: c\n\nResponse:")
+
+
+def test_the_plain_frame_begins_as_the_tokenizer_begins_a_text(tokenizer):
+    class Opening:
+        chat_template = None
+        bos_token, bos_token_id = "<s>", 1
+
+        def __call__(self, text, **_):
+            return {"input_ids": [1]}
+
+    assert prompts.render(Opening(), prompts.answer_messages("x")).startswith("<s>Question: x")
+
+
+def test_special_tokens_of_a_rendered_text_are_single_tokens(tokenizer):
+    text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.answer_messages("x"))
+    ids = prompts.token_ids(tokenizer, text)
+    assert ids.count(tokenizer.convert_tokens_to_ids(tiny.START)) == 2
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", ["7 \u00d7 8 = 56", "naïve 東京 \U0001f34e", " two  blanks\n\n"])
+def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
+    assert tokenizer.decode(prompts.token_ids(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "unfinished"),
+    [
+        (" 4 \n", "4", False),
+        ("<think>2 and 2</think>\n\n4", "4", False),
+        ("2 and 2</think>4", "4", False),
+        ("<think>a</think>b</think>c", "c", False),
+        ("<think>2 and", "", True),
+        ("<think>2</think>  ", "", False),
+    ],
+)
+def test_only_what_follows_the_thinking_counts(output, text, unfinished):
+    assert prompts.read_reply(output) == prompts.Reply(text, unfinished)
+
+
+@pytest.mark.parametrize(
+    ("critique", "verdict"),
+    [
+        ("Fine.\nConclusion: right", "right"),
+        ("Conclusion: wrong", "wrong"),
+        ("Off.\n**Conclusion: Wrong.**\n\n", "wrong"),
+        ("Conclusion: right\nBut then again", None),
+        ("Conclusion: right or wrong", None),
+        ("In conclusion: wrong", None),
+        ("", None),
+    ],
+)
+def test_the_verdict_is_the_last_line_or_none(critique, verdict):
+    assert prompts.verdict(critique) == verdict
+
+
+def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch):
+    before = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
+    monkeypatch.setattr(prompts, "CRITIQUE", "Look at this.")
+    after = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
+    assert [role for role in before if before[role] != after[role]] == ["critique"]
