@@ -1,0 +1,111 @@
+"""The method: who writes what, who sees what, what is learned.
+
+x is the prompt, y' the student's answer, c the teacher's critique, y^ the teacher's refinement. Each stage runs as it
+does in a run, on an engine that signs its replies; the tests read what was asked and what was stored.
+"""
+
+from pathlib import Path
+
+import pytest
+from stage_builders import RUN, RuleEngine, context, generate_with, generate_work, said, stored_rows
+
+from cgd_stages import prompts
+from cgd_stages.contract import Rows, StageFacts, Storage
+from cgd_stages.engines import Completion, Request
+from cgd_stages.folders import PARTS, Folder, digest_of, now, row_schema, write_pointer
+from cgd_stages.sources import row_id
+from cgd_stages.storage import Bucket
+
+QUESTIONS = {f"Question number {n}?": f"REFERENCE-{n}" for n in range(6)}
+
+
+class Signing(RuleEngine):
+    """Signs every reply with its own name and a number that only the prompt determines."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(self._sign)
+        self.name = name
+
+    def _sign(self, request: Request) -> Completion:
+        verdict = "right" if int(request.name[:20], 16) % 2 else "wrong"
+        return said(request, f"{self.name} on {request.name[:6]}\nConclusion: {verdict}")
+
+
+class Run:
+    """A run up to its quadruples: the two models, what each was asked, and the rows."""
+
+    def __init__(self, storage: Storage, bucket: Bucket, model: Path, scratch: Path) -> None:
+        with_references(bucket)
+        self.student, self.critic, self.teacher = Signing("STUDENT"), Signing("CRITIC"), Signing("TEACHER")
+        for engine, role in ((self.student, "answer"), (self.critic, "critique"), (self.teacher, "refine")):
+            generate_with(engine, context(storage, generate_work(model, role), scratch))
+        self.rows = stored_rows(bucket, "refine")
+
+
+def with_references(bucket: Bucket) -> None:
+    """A prepared stage whose rows have reference answers, which nobody may be shown."""
+    rows = [
+        {"id": row_id(text), "sample": 0, "prompt": text, "reference": reference, "prompt_tokens": 5}
+        for text, reference in QUESTIONS.items()
+    ]
+    folder = Folder(bucket, RUN.namespace, "prepare", digest_of(questions=QUESTIONS))
+    part = folder.put_rows(PARTS, rows, row_schema("prepare"))
+    facts = StageFacts(rows=Rows(total=len(rows), done=len(rows)))
+    write_pointer(bucket, RUN, folder.finish(facts=facts, parts=[part], started=now(), inputs={}))
+
+
+@pytest.fixture
+def run(storage, bucket, tiny_model, tmp_path) -> Run:
+    return Run(storage, bucket, tiny_model, tmp_path)
+
+
+def texts(engine: RuleEngine) -> list[str]:
+    """Everything an engine was shown, one text a request."""
+    return ["\n".join(message["content"] for message in request.messages) for request in engine.asked]
+
+
+def test_the_student_writes_the_answer_and_the_teacher_critique_and_refinement(run):
+    assert len(run.rows) == len(QUESTIONS)
+    for row in run.rows:
+        assert row["answer"].startswith("STUDENT on ")
+        assert row["critique"].startswith("CRITIC on ")
+        assert row["refinement"].startswith("TEACHER on ")
+
+
+def test_the_student_sees_the_prompt_alone(run):
+    asked = {request.messages[0]["content"]: request for request in run.student.asked}
+    assert set(asked) == set(QUESTIONS)
+    assert all([message["role"] for message in request.messages] == ["user"] for request in run.student.asked)
+
+
+def test_the_critique_sees_the_prompt_and_the_answer_to_it(run):
+    for row in run.rows:
+        assert prompts.critique_messages(row["prompt"], row["answer"]) in [r.messages for r in run.critic.asked]
+    assert not any("TEACHER" in text or "CRITIC" in text for text in texts(run.critic))
+
+
+def test_the_refinement_sees_the_prompt_the_answer_and_the_critique_of_it(run):
+    for row in run.rows:
+        shown = prompts.refine_messages(row["prompt"], row["answer"], row["critique"])
+        assert shown in [request.messages for request in run.teacher.asked]
+    assert not any("TEACHER" in text for text in texts(run.teacher))
+
+
+def test_nobody_is_shown_the_reference(run):
+    for engine in (run.student, run.critic, run.teacher):
+        assert not any("REFERENCE" in text for text in texts(engine))
+    assert {row["prompt"]: row["reference"] for row in run.rows} == QUESTIONS
+
+
+def test_right_drafts_stay_in(run):
+    assert {row["id"] for row in run.rows} == {row_id(text) for text in QUESTIONS}
+    assert {row["verdict"] for row in run.rows} == {"right", "wrong"}
+
+
+def test_training_is_conditioned_on_prompt_answer_and_critique_but_not_on_the_refinement(run):
+    for row in run.rows:
+        shown = prompts.training_context(row["prompt"], row["answer"], row["critique"])
+        text = "\n".join(message["content"] for message in shown)
+        assert all(row[column] in text for column in ("prompt", "answer", "critique"))
+        assert row["refinement"] not in text
+        assert row["reference"] not in text
