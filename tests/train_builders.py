@@ -65,6 +65,7 @@ def train_task(storage: Storage, work: Train) -> StageTask:
 
 def plain_training(model: Path, rows: list[Row], work: Train) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same training without DeepSpeed, batches, padding or narrowed logits: losses of all steps, final weights."""
+    torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
     tokenizer = AutoTokenizer.from_pretrained(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
     examples = [cgd_example(tokenizer, row, max_length=work.max_sequence_length) for row in rows]

@@ -366,6 +366,7 @@ def _finish(stage: Stage, made: Made, facts: StageFacts, started: str, folder: P
     settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
     done = stage.folder.finish(facts=facts, parts=parts, started=started, inputs=stage.inputs, settings=settings)
     write_pointer(stage.context.bucket, stage.context.task.run, done)
+    log.info("the model is stored: %s/%s", stage.folder.uri, models.MODEL)
     shutil.rmtree(folder)
     return done
 

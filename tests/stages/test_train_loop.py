@@ -1,0 +1,178 @@
+"""The training loop with real DeepSpeed on the tiny model: the numbers are right, and an interruption changes none."""
+
+import math
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_builders import context
+from train_builders import STAGE, plain_training, quadruple, refined, train_work
+
+from cgd_stages import train
+from cgd_stages.contract import Storage
+from cgd_stages.errors import Interrupted, UserError
+from cgd_stages.storage import Bucket
+from cgd_stages.trainjob import MODEL, STOP
+
+# What torch and DeepSpeed warn of is theirs.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+ROWS = [quadruple(number) for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """A process group of one process: DeepSpeed runs in the test's own."""
+    import torch
+    import torch.distributed as dist
+
+    from cgd_stages import trainloop
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    before = dict(os.environ)
+    os.environ.update(place)
+    trainloop.join_group()
+    torch.set_num_threads(1)
+    yield
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher runs the loop in this process and lets its errors through; the folder stays."""
+    from cgd_stages import trainloop
+
+    def run(stage: train.Stage, folder: Path) -> None:
+        trainer = trainloop.start(folder)
+        trainer.run()
+        trainer.export()
+
+    monkeypatch.setattr(train, "_torchrun", run)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+
+
+def trained(storage: Storage, scratch: Path, model: Path, **changes: Any) -> tuple[list[dict[str, float]], Path]:
+    """Train with these settings: the curve, and the folder of the trained model."""
+    from cgd_stages.trainjob import read_records
+
+    made = context(storage, train_work(model, **changes), scratch)
+    made.task = made.task.model_copy(update={"stage": STAGE})
+    train.main(made)
+    folder = scratch / f"{STAGE}-0"
+    return read_records(folder / "metrics.jsonl"), folder / MODEL
+
+
+def weights(model: Path) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    return dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_losses_norms_and_weights_are_those_of_a_plain_loop(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, zero_stage=zero_stage, max_sequence_length=700)
+    records, model = trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, max_sequence_length=700)
+    losses, expected = plain_training(tiny_model, ROWS, work)
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert losses[-1] < losses[0]
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_in_bfloat16_the_loss_falls_and_the_model_keeps_the_student_s_dtype(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    records, model = trained(storage, tmp_path, tiny_model, dtype="bfloat16", zero_stage=zero_stage, epochs=4)
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+    assert all(math.isfinite(record["grad_norm"]) and record["grad_norm"] > 0 for record in records)
+    assert {tensor.dtype for tensor in weights(model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_training_stopped_between_checkpoints_goes_on_as_if_it_had_not_been(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from cgd_stages.trainloop import Trainer
+
+    refined(bucket, ROWS)
+    there = {"zero_stage": zero_stage, "weight_decay": 0.1}
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
+    refined(Bucket(elsewhere), ROWS)
+    whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **there)
+
+    step = Trainer._step
+
+    def stop_at_the_fourth(self: Trainer, number: int) -> None:
+        step(self, number)
+        if number == 3:
+            (self.folder / STOP).touch()
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_step", stop_at_the_fourth)
+        with pytest.raises(Interrupted, match="after step 4 of 6, a checkpoint is stored"):
+            trained(storage, tmp_path / "first", tiny_model, **there)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **there)
+
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["loss"] for record in records] == [record["loss"] for record in whole]
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, weights(expected)[name]), name
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_rows_of_its_batch(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    with pytest.raises(
+        UserError, match=r"is (nan|inf) at step \d; the rows of the batch .*: (0+\d/0(, )?){4}"
+    ) as caught:
+        trained(storage, tmp_path, tiny_model, learning_rate=1e30, warmup_ratio=0.0)
+    assert "learningRate" in caught.value.hint
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_student_with_tied_embeddings_stays_tied(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    refined(bucket, ROWS)
+    student = AutoModelForCausalLM.from_pretrained(tiny_model)
+    student.config.tie_word_embeddings = True
+    student.tie_weights()
+    student.to(torch.bfloat16).save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "tied")
+
+    _, model = trained(storage, tmp_path, tmp_path / "tied", zero_stage=zero_stage)
+    made = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    assert made.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(model).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    assert not torch.equal(made.lm_head.weight, student.lm_head.weight.to(torch.bfloat16))

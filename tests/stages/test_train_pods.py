@@ -1,0 +1,99 @@
+"""Training as pods run it: torchrun, two processes, real DeepSpeed, signals; the numbers stay those of a plain loop."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from stage_builders import Ended, Program
+from train_builders import STAGE, plain_training, quadruple, refined, stored_curve, train_task, train_work
+
+from cgd_stages.contract import Exit, Progress, Storage
+from cgd_stages.folders import Folder
+from cgd_stages.storage import Bucket
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+
+ROWS = [quadruple(number) for number in range(10)]
+LONG = {"epochs": 40, "learning_rate": 1e-4, "checkpoint_every_steps": 10}
+"""Long enough for a signal to arrive in the middle."""
+
+
+def past(step: int):
+    def seen(report: Progress) -> bool:
+        return any(metric.name == "step" and float(metric.value) >= step for metric in report.trainer_status.metrics)
+
+    return seen
+
+
+@pytest.fixture(scope="module")
+def losses(tiny_model: Path) -> list[float]:
+    """Of a plain loop that nobody interrupted."""
+    return plain_training(tiny_model, ROWS, train_work(tiny_model, **LONG))[0]
+
+
+def assert_plain(bucket: Bucket, ended: Ended, losses: list[float]) -> None:
+    """The stored curve has every step once, and the losses of the plain loop."""
+    assert ended.code == Exit.DONE, ended.log
+    records = stored_curve(bucket, Folder(bucket, "team", STAGE, ended.words.stages[STAGE].digest))
+    assert [record["step"] for record in records] == list(range(1, len(losses) + 1))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=2e-3)
+
+
+def test_two_processes_stopped_by_sigterm_go_on_where_they_were(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, losses: list[float]
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, processes_per_worker=2, zero_stage=2, **LONG)
+    first = Program("train", train_task(storage, work), tmp_path / "a", OMP_NUM_THREADS="1")
+    first.send_when(past(1), signal.SIGTERM)
+    stopped = first.wait()
+    assert stopped.code == Exit.INTERRUPTED, stopped.log
+    assert stopped.words.outcome == "interrupted"
+    assert "a checkpoint is stored" in stopped.words.message
+
+    ended = Program("train", train_task(storage, work), tmp_path / "b", OMP_NUM_THREADS="1").wait()
+    assert "going on after step" in ended.log
+    assert_plain(bucket, ended, losses)
+
+
+def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, losses: list[float]
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, workers=2, zero_stage=3, **LONG)
+
+    def pods(folder: Path) -> list[Program]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        place = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        return [
+            Program("train", train_task(storage, work), folder / str(rank), PET_NODE_RANK=str(rank), **place)
+            for rank in range(2)
+        ]
+
+    master, worker = pods(tmp_path / "a")
+    master.send_when(past(11), signal.SIGKILL)
+    assert master.wait().code == -signal.SIGKILL
+    left = worker.wait()
+    assert left.code == Exit.RETRY, left.log
+    assert "goes on from the newest checkpoint" in left.words.hint
+    assert_gone(tmp_path / "a")
+
+    ended, other = [pod.wait() for pod in pods(tmp_path / "b")]
+    assert other.code == Exit.DONE
+    assert other.words.stages == {}, "only the first pod speaks for the stage"
+    assert "going on after step" in ended.log
+    assert_plain(bucket, ended, losses)
+
+
+def assert_gone(folder: Path) -> None:
+    """No process works on the folder any more, though its launcher was killed."""
+    for _ in range(100):
+        lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+        if not any(str(folder).encode() in line for line in lines):
+            return
+        time.sleep(0.2)
+    raise AssertionError("processes of the killed pod live on")
