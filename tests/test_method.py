@@ -7,12 +7,15 @@ does in a run, on an engine that signs its replies; the tests read what was aske
 from pathlib import Path
 
 import pytest
-from stage_builders import RUN, RuleEngine, context, generate_with, generate_work, said, stored_rows
+from stage_builders import GREEDY, RUN, RuleEngine, context, generate_with, generate_work, said, stored_rows
+from transformers import PreTrainedTokenizerFast
 
-from cgd_stages import prompts
-from cgd_stages.contract import Rows, StageFacts, Storage
+from cgd_stages import evaluate, prompts
+from cgd_stages.contract import Benchmark, Evaluate, Model, Rows, StageFacts, Storage
 from cgd_stages.engines import Completion, Request
-from cgd_stages.folders import PARTS, Folder, digest_of, now, row_schema, write_pointer
+from cgd_stages.examples import IGNORE, cgd_example
+from cgd_stages.folders import PARTS, Folder, digest_of, now, row_schema, to_parquet, write_pointer
+from cgd_stages.prepare import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.sources import row_id
 from cgd_stages.storage import Bucket
 
@@ -109,3 +112,29 @@ def test_training_is_conditioned_on_prompt_answer_and_critique_but_not_on_the_re
         assert all(row[column] in text for column in ("prompt", "answer", "critique"))
         assert row["refinement"] not in text
         assert row["reference"] not in text
+
+
+def test_only_the_refinement_is_learned(run, tiny_model):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    for row in run.rows:
+        made = cgd_example(tokenizer, row, max_length=2048)
+        learned = [label for label in made.labels if label != IGNORE]
+        assert tokenizer.decode(learned) == row["refinement"] + tokenizer.eos_token
+        shown = tokenizer.decode(made.input_ids[: made.start])
+        assert all(row[column] in shown for column in ("prompt", "answer", "critique"))
+        assert row["refinement"] not in shown
+        assert row["reference"] not in tokenizer.decode(made.input_ids)
+
+
+def test_at_evaluation_the_model_sees_the_prompt_alone(storage, bucket, tiny_model, tmp_path, monkeypatch):
+    questions = [{"benchmark": "own", "id": row_id(x), "prompt": x, "reference": r} for x, r in QUESTIONS.items()]
+    folder = Folder(bucket, RUN.namespace, "prepare", digest_of(benchmark=questions))
+    part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA))
+    write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
+    trained = RuleEngine()
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: trained)
+    benchmarks = (Benchmark(name="own", source=""),)
+    evaluate.main(
+        context(storage, Evaluate(model=Model(name=str(tiny_model)), benchmarks=benchmarks, sampling=GREEDY), tmp_path)
+    )
+    assert [r.messages for r in trained.asked] == [[{"role": "user", "content": x}] for x in QUESTIONS]
