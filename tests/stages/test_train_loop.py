@@ -19,7 +19,7 @@ from cgd_stages.storage import Bucket
 from cgd_stages.trainjob import MODEL, STOP
 
 # What torch and DeepSpeed warn of is theirs.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
 ROWS = [quadruple(number) for number in range(10)]
 
