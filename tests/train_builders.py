@@ -63,8 +63,12 @@ def train_task(storage: Storage, work: Train) -> StageTask:
     return StageTask(run=RUN, stage=STAGE, storage=storage, work=work)
 
 
-def plain_training(model: Path, rows: list[Row], work: Train) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training without DeepSpeed, batches, padding or narrowed logits: losses of all steps, final weights."""
+Plain = tuple[list[float], list[float], dict[str, torch.Tensor]]
+"""Losses and gradient norms of all steps, and the final weights."""
+
+
+def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
+    """The same training without DeepSpeed, batches, padding or narrowed logits."""
     torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
     tokenizer = AutoTokenizer.from_pretrained(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
@@ -72,7 +76,7 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> tuple[list[floa
     lengths = [len(example.input_ids) for example in examples]
     schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)
-    losses = []
+    losses, norms = [], []
     for step in range(schedule.steps):
         rate = learning_rate(step, steps=schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
         optimizer.param_groups[0]["lr"] = rate
@@ -84,12 +88,12 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> tuple[list[floa
             loss = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="sum", ignore_index=-100) / learned
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
     assert all(math.isfinite(loss) for loss in losses)
-    return losses, {name: tensor.detach() for name, tensor in student.named_parameters()}
+    return losses, norms, {name: tensor.detach() for name, tensor in student.named_parameters()}
 
 
 def stored_curve(bucket: Bucket, folder: Folder) -> list[dict[str, float]]:
