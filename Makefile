@@ -39,6 +39,6 @@ clean: ## Remove what was installed and what the demo stored
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet "$$(grep '^uv==' constraints/local.txt)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(TORCH) -r constraints/local.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(TORCH) -r constraints/local.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@

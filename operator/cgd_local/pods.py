@@ -1,11 +1,12 @@
 """One pod's life as processes: volumes, init containers, containers, restarts, its end, and its status all along.
 
 Each container is a process tree below `launcher.py`, so that ending it ends all of it. Left out: probes, lifecycle
-hooks, resource limits (CPU and memory are neither reserved nor enforced), ephemeral and sidecar containers.
+hooks, limits (memory is neither reserved nor enforced, CPU only in whole cores), ephemeral and sidecar containers.
 """
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 LAUNCHER = Path(__file__).with_name("launcher.py")
 RESTART_BACKOFF_LIMIT = 300.0
 MESSAGE_BYTES, LOG_MESSAGE_BYTES, LOG_MESSAGE_LINES = 4096, 2048, 80
+
+
+_turn = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,7 @@ class PodRunner:
             return
         log_file = self.sandbox.own(container.name) / f"{container.restarts}.log"
         container.process = launch(command, env, folder, log_file)
+        confine(container.process, container.spec)
         container.state = {"running": {"startedAt": began}}
         ended = asyncio.create_task(exited(container.process))
         try:
@@ -400,6 +405,16 @@ def launch(command: list[str], env: dict[str, str], folder: Path, log_file: Path
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def confine(process: subprocess.Popen[bytes], container: Object) -> None:
+    """A CPU limit of whole cores becomes as many cores, given out in turn: programs count theirs to set up threads."""
+    limit = str(container.get("resources", {}).get("limits", {}).get("cpu", ""))
+    cores = sorted(os.sched_getaffinity(0))
+    if limit.isdigit() and 0 < int(limit) < len(cores):
+        first = next(_turn) * int(limit)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, {cores[(first + n) % len(cores)] for n in range(int(limit))})
 
 
 async def exited(process: subprocess.Popen[bytes]) -> int:
