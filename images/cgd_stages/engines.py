@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
 from cgd_stages.contract import Sampling
-from cgd_stages.errors import StageError, TransientError, UserError
+from cgd_stages.errors import TransientError, UserError
 from cgd_stages.prompts import Message, render, token_ids
 
 log = logging.getLogger(__name__)
@@ -188,24 +188,20 @@ def _start_vllm(model: Path, engine: contract.Engine) -> Any:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-    special: dict[str, Any] = {}
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
     if current_platform.is_cpu():
-        special = _on_cpu(engine)
-    args = EngineArgs(
-        model=str(model),
-        dtype=engine.dtype,
-        max_model_len=engine.max_model_len,
-        tensor_parallel_size=engine.tensor_parallel,
-        enable_prefix_caching=True,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        seed=0,
-        **special,
-    )
+        arguments |= _on_cpu(engine)
     try:
-        llm = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
-    except StageError:
-        raise
+        llm = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (ValueError, NotImplementedError) as error:
         hint = "Correct the model or its generation settings (maxModelLen, tensorParallel, dtype) in the spec."
         raise UserError(f"vLLM does not take the model {model}: {error}", hint=hint) from error
@@ -222,4 +218,23 @@ def _on_cpu(engine: contract.Engine) -> dict[str, Any]:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     # The default block of 128 tokens would leave short prompts without a shared prefix.
-    return {"enforce_eager": True, "block_size": 32, "max_num_seqs": 64}
+    return {
+        "enforce_eager": True,
+        "block_size": 32,
+        "max_num_seqs": 64,
+        "dtype": cpu_dtype(engine.dtype, fast_bfloat16=_has_fast_bfloat16()),
+    }
+
+
+def cpu_dtype(wanted: str, *, fast_bfloat16: bool) -> str:
+    """The dtype that `auto` stands for on a CPU.
+
+    Without AVX-512, torch multiplies bfloat16 matrices without oneDNN: 1 GFLOP/s where float32 reaches 33.
+    """
+    return "float32" if wanted == "auto" and not fast_bfloat16 else wanted
+
+
+def _has_fast_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
