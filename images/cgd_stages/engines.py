@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -80,8 +80,13 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def drive(engine: Engine, requests: Iterable[Request], stop: Event) -> Iterator[Outcome]:
-    """Keep the engine full until every request has an outcome, or until `stop`: then the unfinished are dropped."""
+def drive(
+    engine: Engine, requests: Iterable[Request], stop: Event, *, on_step: Callable[[], None] = lambda: None
+) -> Iterator[Outcome]:
+    """Keep the engine full until every request has an outcome, or until `stop`: then the unfinished are dropped.
+
+    `on_step` is called after every step, whether or not it finished anything.
+    """
     waiting = iter(requests)
     more = True
     while (more or engine.busy) and not stop.is_set():
@@ -92,6 +97,7 @@ def drive(engine: Engine, requests: Iterable[Request], stop: Event) -> Iterator[
             else:
                 engine.submit(request)
         yield from engine.step()
+        on_step()
 
 
 class VllmEngine:

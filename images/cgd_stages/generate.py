@@ -220,15 +220,18 @@ def _ask(context: Context, stage: Stage, ledger: Ledger, engine: Engine, pace: "
             sampling = row_sampling(stage.sampling, stage.role, row)
             yield Request(name, prompts.role_messages(stage.role, row), sampling)
 
-    for outcome in drive(engine, requests(), context.stop):
+    def after_step() -> None:
+        if ledger.due:
+            ledger.flush()
+        pace.tell()
+
+    for outcome in drive(engine, requests(), context.stop, on_step=after_step):
         kept, rejected = judged(stage.role, under_way.pop(outcome.name), outcome)
         if kept is not None:
             ledger.keep(kept)
         if rejected is not None:
             ledger.reject(rejected)
             _refuse_if_hopeless(stage, ledger)
-        if ledger.due:
-            ledger.flush()
         pace.note(outcome)
 
 
@@ -339,6 +342,9 @@ class Pace:
         self._rows += 1
         self._prompt_tokens += outcome.prompt_tokens
         self._tokens += outcome.tokens if isinstance(outcome, Completion) else 0
+
+    def tell(self) -> None:
+        """Report and log, when it is time again."""
         now = time.monotonic()
         if now - self._reported >= REPORT_SECONDS:
             self._reported = now

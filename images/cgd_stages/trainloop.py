@@ -140,7 +140,9 @@ class Trainer:
         for step in range(first, self.schedule.steps):
             self._step(step)
             done = step + 1
-            if done % self.job.work.checkpoint_every_steps == 0 or done == self.schedule.steps:
+            if done == self.schedule.steps:  # the model itself is stored next: no checkpoint, which is larger
+                self._store_metrics()
+            elif done % self.job.work.checkpoint_every_steps == 0:
                 self._save(done)
             if self._anyone(asked=(self.folder / STOP).exists()) and done < self.schedule.steps:
                 if done % self.job.work.checkpoint_every_steps:
@@ -231,12 +233,16 @@ class Trainer:
         dist.all_gather_object(everyone, files)
         if dist.get_rank() == 0:
             self.checkpoints.complete(step, [part for parts in everyone for part in parts])
-            write_records(self.folder / METRICS, self.records)
-            self.checkpoints.folder.bucket.upload(self.folder / METRICS, self.checkpoints.folder.key(METRICS))
             log.info("checkpoint after step %d is stored", step)
+        self._store_metrics()
         if dist.get_rank() == self.job.first_rank:
             shutil.rmtree(local / name_of(step))
         dist.barrier()
+
+    def _store_metrics(self) -> None:
+        if dist.get_rank() == 0:
+            write_records(self.folder / METRICS, self.records)
+            self.checkpoints.folder.bucket.upload(self.folder / METRICS, self.checkpoints.folder.key(METRICS))
 
     def _tell(self) -> None:
         if dist.get_rank() != 0:

@@ -81,6 +81,7 @@ def _image_environment() -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stand in the way of whatever else runs here
         "TORCH_EXTENSIONS_DIR": str(cache / "torch-extensions"),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
     }

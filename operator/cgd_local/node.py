@@ -4,8 +4,8 @@ It is kubelet, scheduler and pod garbage collector for one machine. What a conta
 rewritten is told in `sandbox`; the life of a pod in `pods`; how processes are kept and ended in `launcher`.
 
 Deviations: there are no images (a container's command runs with the pod's environment plus the constructor's "image
-environment"); node affinity, taints and topology are ignored (`nodeSelector` and `nvidia.com/gpu` are honoured); CPU
-and memory requests are not counted; the Node's heartbeat is not renewed. Logs are served over plain HTTP: a real
+environment"); node affinity, taints and topology are ignored (`nodeSelector`, `nvidia.com/gpu` and `cpu` are honoured);
+memory requests are not counted; the Node's heartbeat is not renewed. Logs are served over plain HTTP: a real
 kube-apiserver insists on TLS, so `kubectl logs` does not work with one.
 """
 
@@ -23,6 +23,7 @@ from cgd_local.sandbox import Sandbox, quantity
 from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Kind, Object
 
 GPU = "nvidia.com/gpu"
+COUNTED = ("cpu", GPU)
 STOP_GRACE_SECONDS = 5.0
 FOLLOW_SECONDS = 0.1
 
@@ -42,11 +43,12 @@ class Node:
         pace: Pace | None = None,
     ) -> None:
         self.cluster, self.folder, self.name = cluster, folder, name
-        self._environment, self._gpus, self._pace = environment, gpus, pace or Pace()
+        self._environment, self._pace = environment, pace or Pace()
+        self._capacity = {"cpu": os.cpu_count() or 1, GPU: gpus}
         self._labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"} | (labels or {})
         self._runners: dict[str, PodRunner] = {}
         self._waiting: dict[str, Object] = {}
-        self._reserved: dict[str, int] = {}
+        self._reserved: dict[str, dict[str, float]] = {}
         self._pod_names: set[tuple[str, str]] = set()
         self._server: web.AppRunner | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -96,9 +98,8 @@ class Node:
         except AlreadyExists:
             await self.cluster.patch(NODE, self.name, None, {"metadata": {"labels": self._labels}})
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1024
-        capacity = {"cpu": str(os.cpu_count()), "memory": f"{memory}Ki", "pods": "110"}
-        if self._gpus:
-            capacity[GPU] = str(self._gpus)
+        counted = {name: str(number) for name, number in self._capacity.items() if number}
+        capacity = {**counted, "memory": f"{memory}Ki", "pods": "110"}
         conditions: list[Object] = []
         set_condition(conditions, "Ready", "True", "KubeletReady", "the local node runs pods as processes")
         conditions[0]["lastHeartbeatTime"] = now()
@@ -167,8 +168,8 @@ class Node:
             await self._schedule(pod)
 
     async def _over(self, pod: Object) -> None:
-        """Nothing of the pod runs any more: its GPUs are free, and a deletion has nothing to wait for."""
-        if self._reserved.pop(pod["metadata"]["uid"], 0):
+        """Nothing of the pod runs any more: its GPUs and cores are free, and a deletion has nothing to wait for."""
+        if self._reserved.pop(pod["metadata"]["uid"], None):
             await self._schedule_waiting()
         if "deletionTimestamp" in pod["metadata"]:
             await remove(self.cluster, pod)
@@ -176,7 +177,7 @@ class Node:
     def _start(self, pod: Object) -> None:
         meta = pod["metadata"]
         self._waiting.pop(meta["uid"], None)
-        self._reserved[meta["uid"]] = gpus_of(pod)
+        self._reserved[meta["uid"]] = requests_of(pod)
         folder = self.folder / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
         folder.mkdir(parents=True, exist_ok=True)
         sandbox = Sandbox(self.cluster, pod, folder, lambda name: (meta["namespace"], name) in self._pod_names)
@@ -216,7 +217,7 @@ class Node:
             "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
             "target": target,
         }
-        self._reserved[meta["uid"]] = gpus_of(pod)
+        self._reserved[meta["uid"]] = requests_of(pod)
         self._waiting.pop(meta["uid"], None)
         try:
             await self.cluster.create(Kind("v1", "Binding", f"pods/{meta['name']}/binding"), binding)
@@ -232,8 +233,11 @@ class Node:
         selector: dict[str, str] = pod["spec"].get("nodeSelector") or {}
         if any(self._labels.get(key) != value for key, value in selector.items()):
             return "node(s) didn't match Pod's node affinity/selector"
-        free = self._gpus - sum(self._reserved.values())
-        return f"Insufficient {GPU}" if gpus_of(pod) > max(0, free) else ""
+        for name, asked in requests_of(pod).items():
+            free = self._capacity[name] - sum(reserved[name] for reserved in self._reserved.values())
+            if asked > max(0, free):
+                return f"Insufficient {name}"
+        return ""
 
     async def _say_unschedulable(self, pod: Object, problem: str) -> None:
         helpless = "Preemption is not helpful for scheduling" if "match" in problem else "No preemption victims found"
@@ -290,14 +294,15 @@ class Node:
         return container is not None and container.process is not None and str(container.restarts) == path.stem
 
 
-def gpus_of(pod: Object) -> int:
-    """GPUs a pod asks for; a limit stands for a request, as in Kubernetes for extended resources."""
-    total = 0.0
+def requests_of(pod: Object) -> dict[str, float]:
+    """GPUs and cores a pod asks for; a limit stands for a request that is not there, as in Kubernetes."""
+    total = dict.fromkeys(COUNTED, 0.0)
     for container in pod["spec"]["containers"]:
         resources = container.get("resources") or {}
-        asked = (resources.get("requests") or {}).get(GPU) or (resources.get("limits") or {}).get(GPU) or "0"
-        total += quantity(str(asked))
-    return int(total)
+        for name in COUNTED:
+            asked = (resources.get("requests") or {}).get(name) or (resources.get("limits") or {}).get(name) or "0"
+            total[name] += quantity(str(asked))
+    return total
 
 
 def lost_status(pod: Object) -> Object:
