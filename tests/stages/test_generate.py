@@ -243,12 +243,28 @@ def test_a_rerun_after_too_many_rejections_fails_the_same_way_without_an_engine(
     assert not engine.asked
 
 
+def test_a_hopeless_stage_stops_early_and_is_not_started_again(answering):
+    def silent(request: Request) -> Outcome:
+        return said(request, "")
+
+    for asked_at_most in (10, 0):
+        engine = RuleEngine(silent, batch=1, room=2)
+        with pytest.raises(UserError, match="3 of 40 rows rejected"):
+            generate_with(engine, answering(max_rejected=0.05))
+        assert len(engine.asked) <= asked_at_most
+
+
 def test_the_limit_counts_the_whole_stage_when_the_last_shard_ends(answering):
-    """Each of four bad rows is within one shard's share of a stage of 40; together they are too many."""
-    attempts = [answering(shards=2, shard=shard, max_rejected=0.075) for shard in range(2)]
-    generate_with(RuleEngine(some_bad), attempts[0])
+    """Two bad rows are within the limit of three; two in each shard are too many."""
+    owned = [[text for text in TEXTS if owns(row_id(text), shard, 2)] for shard in range(2)]
+    bad = {*owned[0][:2], *owned[1][:2]}
+
+    def two_bad_a_shard(request: Request) -> Outcome:
+        return said(request, "") if request.messages[-1]["content"] in bad else echo(request)
+
+    generate_with(RuleEngine(two_bad_a_shard), answering(shards=2, shard=0, max_rejected=0.075))
     with pytest.raises(UserError, match="4 of 40 rows rejected"):
-        generate_with(RuleEngine(some_bad), attempts[1])
+        generate_with(RuleEngine(two_bad_a_shard), answering(shards=2, shard=1, max_rejected=0.075))
 
 
 def test_thinking_is_cut_off_and_a_verdict_is_read(bucket, answering):

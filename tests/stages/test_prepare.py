@@ -106,7 +106,8 @@ def test_the_limit_counts_rows_that_are_kept(bucket, storage, tiny_model, tmp_pa
 
 def test_duplicates_are_listed_but_never_refuse_the_run(bucket, storage, tiny_model, tmp_path):
     again = {"question": "  Ann has 1   apples. How many?\n", "answer": "1"}
-    found = Prepared(storage, prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines([*QUESTIONS, again]))), tmp_path)
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, again]))
+    found = Prepared(storage, prepare_work(tiny_model, source, max_rejected=0.0), tmp_path)
     assert [(row["reason"], row["id"]) for row in found.rejected] == [("duplicate", row_id(QUESTIONS[1]["question"]))]
     assert "line 61" in found.rejected[0]["detail"]
 
