@@ -14,14 +14,13 @@ def table(run: dict[str, Any]) -> Table:
     """Stages with state, progress, rows, speed, ETA and time, from the run's status."""
     status = run.get("status", {})
     name, state = run["metadata"]["name"], status.get("state", "Pending")
-    shown = Table(title=f"CGDRun {name}: {state}", title_justify="left", expand=False)
+    shown = Table(title=f"CGDRun {name}: {state}", title_justify="left", box=None)
     for column, justify in (
         ("stage", "left"),
         ("state", "left"),
         ("", "left"),
-        ("%", "right"),
         ("rows", "right"),
-        ("rejected", "right"),
+        ("rej.", "right"),
         ("tokens/s", "right"),
         ("ETA", "right"),
         ("time", "right"),
@@ -40,8 +39,7 @@ def _row(stage: dict[str, Any]) -> list[Any]:
     return [
         stage["name"],
         Text(state, style=COLOURS.get(state, "dim")),
-        ProgressBar(total=100, completed=percent, width=20),
-        str(percent) if state != "Pending" else "",
+        ProgressBar(total=100, completed=percent, width=12),
         f"{rows.get('done', 0)}/{total}" if total else "",
         str(rows["rejected"]) if rows.get("rejected") else "",
         str(stage.get("tokensPerSecond") or ""),

@@ -1,11 +1,9 @@
 """Grading: what is taken as the answer, what counts as equal, and what happens when the grader itself fails."""
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from unittest import mock
 
+import broken_graders
 import pytest
 
 from cgd_stages import grading
@@ -174,26 +172,7 @@ def test_an_expression_that_cannot_be_parsed_is_no_error_of_the_grader_but_a_wro
     assert grader.grade("18", r"\boxed{\frac{1}{}}") == Grade(r"\frac{1}{}", "boxed", correct=False)
 
 
-def _hang(reference: str, answer: str) -> bool:
-    time.sleep(60)
-    return True
-
-
-def _crash(reference: str, answer: str) -> bool:
-    os._exit(1)
-
-
-def _serve_hanging(pipe: Connection) -> None:
-    with mock.patch.object(grading, "equal", _hang):
-        grading._serve(pipe)
-
-
-def _serve_crashing(pipe: Connection) -> None:
-    with mock.patch.object(grading, "equal", _crash):
-        grading._serve(pipe)
-
-
-@pytest.mark.parametrize(("serve", "error"), [(_serve_hanging, "timeout"), (_serve_crashing, "crash")])
+@pytest.mark.parametrize(("serve", "error"), [(broken_graders.hanging, "timeout"), (broken_graders.crashing, "crash")])
 def test_a_worker_that_hangs_or_dies_is_an_outcome_of_its_own_and_is_replaced(
     serve: Callable[[Connection], None], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
