@@ -72,7 +72,7 @@ def render(seen: Seen) -> CGDRunStatus:
         eta=_duration(current.eta_seconds) if current and current.eta_seconds is not None else None,
         conditions=_conditions(seen, state, stages),
         stages=stages,
-        artifacts=_artifacts(stages),
+        artifacts=_artifacts(seen.run, stages),
         usage=Usage(gpu_hours=f"{gpu_seconds / 3600:.2f}", tokens=sum(stage.tokens for stage in stages)),
     )
 
@@ -281,8 +281,12 @@ def _timed(
     )
 
 
-def _artifacts(stages: tuple[StageStatus, ...]) -> Artifacts:
-    done = {stage.name: stage.output_uri for stage in stages if stage.state == "Succeeded" and stage.output_uri}
+def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
+    """Folders of what was made. Where the pod that knew the folder was gone before anybody looked, the run's pointer
+    to it, which its stage has stored beside the rows."""
+    root = f"{run.spec.storage.uri.rstrip('/')}/{run.namespace}/runs/{run.name}"
+    ended = [stage for stage in stages if stage.state == "Succeeded"]
+    done = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
     models = {name.removeprefix("train-").upper(): uri for name, uri in done.items() if name.startswith("train-")}
     return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))
 

@@ -202,6 +202,11 @@ def test_artifacts_are_listed_when_their_stage_has_succeeded() -> None:
     assert artifacts.report == "s3://data/report"
 
 
+def test_an_artifact_whose_pod_vanished_unseen_is_named_by_the_runs_pointer() -> None:
+    artifacts = render_of(*finished(*ORDER)).artifacts
+    assert artifacts.report == "s3://data/runs/default/runs/demo/report.json"
+
+
 def test_a_job_that_was_cleaned_up_keeps_its_stage_succeeded() -> None:
     before = render_of(*finished(*ORDER[:3]))
     after = render_of(job("train-cgd"), previous=before)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, Kind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,20 +51,29 @@ def check_rows(stand: Any) -> None:
         (done,) = [
             json.loads(body) for key, body in stand.stored(f"default/{stage}/").items() if key.endswith("DONE.json")
         ]
-        rows = done["rows"]
+        rows = done["facts"]["rows"]
         assert rows["total"] == read == rows["done"] + rows["rejected"], stage
         read = rows["done"]
     assert read > 0
 
 
 def check_artifacts(stand: Any, artifacts: dict[str, Any]) -> None:
-    root = f"s3://data/{stand.folder.name}/"
-    report = stand.stored(artifacts["report"].removeprefix(root))
+    report = folder_of(stand, artifacts["report"])
     (page,) = [body for key, body in report.items() if key.endswith("report.html")]
     assert b"</html>" in page
-    model = stand.stored(artifacts["checkpoints"]["CGD"].removeprefix(root))
+    model = folder_of(stand, artifacts["checkpoints"]["CGD"])
     assert any(key.endswith("model/model.safetensors") for key in model)
-    assert stand.stored(artifacts["quadruples"].removeprefix(root))
+    assert folder_of(stand, artifacts["quadruples"])
+
+
+def folder_of(stand: Any, uri: str) -> dict[str, bytes]:
+    """What is stored below an artifact's URI, or below the one that its pointer names."""
+    root = f"s3://data/{stand.folder.name}/"
+    found: dict[str, bytes] = stand.stored(uri.removeprefix(root))
+    if uri.endswith(".json"):
+        (pointer,) = found.values()
+        found = stand.stored(json.loads(pointer)["uri"].removeprefix(root))
+    return found
 
 
 async def check_deletion(stand: Any) -> None:
@@ -72,16 +81,19 @@ async def check_deletion(stand: Any) -> None:
     before = len(stand.stored("default/"))
     await stand.kubectl("delete", "cgd", "demo", "--wait=true")
     for _ in range(300):
-        left = [
-            item for kind in (JOB, PYTORCHJOB, POD) for item in (await stand.cluster.client.list(kind, "default"))[0]
-        ]
-        if not left:
+        left = [item for kind in (JOB, PYTORCHJOB, POD) for item in await listed(stand, kind)]
+        secrets = [one["metadata"]["name"] for one in await listed(stand, SECRET)]
+        if not left and len(secrets) == 1:
             break
         await asyncio.sleep(0.1)
     assert left == []
-    secrets = [one["metadata"]["name"] for one in (await stand.cluster.client.list(SECRET, "default"))[0]]
     assert secrets == ["keys"]
     assert len(stand.stored("default/")) == before
+
+
+async def listed(stand: Any, kind: Kind) -> list[dict[str, Any]]:
+    items, _ = await stand.cluster.client.list(kind, "default")
+    return items
 
 
 async def fails(stand: Any, name: str, **changes: Any) -> str:

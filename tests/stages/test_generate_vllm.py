@@ -26,7 +26,7 @@ from cgd_stages.errors import UserError
 # vLLM and torch warn about themselves while they are imported.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
-ROWS = 800
+ROWS = 4000
 TEXTS = [f"Ann has {n} apples and gives {n % 7} to Ben. How many are left?" for n in range(ROWS)]
 SETTINGS = contract.Engine(dtype="float32")
 
