@@ -221,12 +221,21 @@ def _tell_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
         return 1
     artifacts = status["artifacts"]
     report = folder / "report.html"
-    _download(f"{artifacts['report']}/report.html", s3, report)
+    _download(f"{_folder(artifacts['report'], s3)}/report.html", s3, report)
     console.print(f"\n[bold green]report[/]       {report}")
     console.print(f"quadruples   {artifacts['quadruples']}", soft_wrap=True)
     for objective, uri in artifacts["checkpoints"].items():
         console.print(f"{objective:<12} {uri}", soft_wrap=True)
     return 0
+
+
+def _folder(uri: str, s3: SeaweedFS) -> str:
+    """An artifact's folder; the status names a pointer to it where its pod was gone before the operator looked."""
+    if not uri.endswith(".json"):
+        return uri
+    where = urlsplit(uri)
+    body = s3.client().get_object(Bucket=where.netloc, Key=where.path.lstrip("/"))["Body"].read()
+    return str(json.loads(body)["uri"])
 
 
 def _download(uri: str, s3: SeaweedFS, path: Path) -> None:
