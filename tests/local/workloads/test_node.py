@@ -97,20 +97,20 @@ async def test_volumes_are_found_where_environment_and_arguments_say(world):
     volumes = [
         {"name": "conf", "configMap": {"name": "c"}},
         {"name": "both", "projected": {"sources": sources}},
-        {"name": "work", "emptyDir": {}},
+        {"name": "store", "emptyDir": {}},
     ]
     mounts = [
         {"name": "conf", "mountPath": "/etc/cgd"},
         {"name": "both", "mountPath": "/both"},
-        {"name": "work", "mountPath": "/work"},
+        {"name": "store", "mountPath": "/store"},
     ]
     script = 'cat "$TASK" "$1" "${2#--in=}" > "$0/out"; ls "$ALL"'
-    command = {"command": ["sh", "-c", script], "args": ["/work", "/both/deep/o", "--in=/both/token"]}
+    command = {"command": ["sh", "-c", script], "args": ["/store", "/both/deep/o", "--in=/both/token"]}
     env = [{"name": "TASK", "value": "/etc/cgd/task.json"}, {"name": "ALL", "value": "/etc/cgd"}]
     await world.pod(containers=[{**container(""), **command, "env": env, "volumeMounts": mounts}], volumes=volumes)
     await world.ended()
     assert world.log() == "other\ntask.json\n"
-    assert (world.folder() / "volumes/work/out").read_text() == "{}xt0k"
+    assert (world.folder() / "volumes/store/out").read_text() == "{}xt0k"
 
 
 async def test_a_missing_volume_is_told_and_waited_for(world):
