@@ -137,6 +137,9 @@ class RuleEngine:
         done = [self._waiting.pop() for _ in range(min(self._batch, len(self._waiting)))]
         return [self._rule(request) for request in done]
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         self._waiting.clear()
 

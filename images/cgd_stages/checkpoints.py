@@ -32,7 +32,7 @@ _RANK = re.compile(r"zero_pp_rank_(\d+)_")
 class Checkpoint(Contract):
     """The marker of one checkpoint: the state after `step` steps."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     step: int
     layout: "Layout"
     files: tuple[Part, ...]

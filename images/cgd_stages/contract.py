@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 """Version of the stored rows, prompts and markers. It is part of every digest: raising it starts new folders."""
 
 TASK = "CGD_TASK"
@@ -119,11 +119,14 @@ class Sampling(Contract):
 
 
 class Engine(Contract):
-    """Arguments of the vLLM engine; what is None is the model's or vLLM's own default."""
+    """Arguments of the vLLM engine; what is None is left to `engines`, which knows the hardware, or to the model."""
 
     max_model_len: int | None = None
     tensor_parallel: int = 1
     dtype: str = "auto"
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float | None = None
 
 
 Role = Literal["answer", "critique", "refine"]
@@ -206,7 +209,7 @@ Work = Annotated[Prepare | Generate | Train | Evaluate | Report, Field(discrimin
 class StageTask(Contract):
     """All a stage program is told. `stage` names the child: `teacher` for a fused teacher, else the stage itself."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     run: RunRef
     stage: str
     storage: Storage

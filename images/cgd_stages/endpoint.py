@@ -65,7 +65,7 @@ class EndpointEngine:
         self._endpoint, self._patience = endpoint, patience
         self._requests: queue.Queue[Request] = queue.Queue()
         self._outcomes: queue.Queue[Outcome | StageError] = queue.Queue()
-        self._threads = 0
+        self._threads = self._retries = 0
         self._under_way = 0
         self._answered_at = 0.0
         self._failure: StageError | None = None
@@ -100,6 +100,9 @@ class EndpointEngine:
             # What was answered beside the failure is handed out first: it must not be asked for again.
             self._failure = failures[0]
         return outcomes
+
+    def metrics(self) -> dict[str, float]:
+        return {"retries": float(self._retries)}
 
     def close(self) -> None:
         self._closed.set()
@@ -139,6 +142,7 @@ class EndpointEngine:
                 if failed.status is not None and failed.status not in _RETRIED:
                     return Refused(request.name, "endpoint", str(failed))
                 if attempt + 1 < self._patience.tries:
+                    self._retries += 1
                     self._closed.wait(self._patience.pause(attempt, failed.wait))
                 if self._closed.is_set():
                     break
@@ -239,12 +243,16 @@ def _body(endpoint: Endpoint, request: Request) -> bytes:
 def _completion(name: str, answer: Any) -> Completion:
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
+        said = choice["message"]
         return Completion(
             name=name,
-            text=choice["message"].get("content") or "",
+            text=said.get("content") or "",
+            # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
+            thinking=said.get("reasoning") or said.get("reasoning_content") or "",
             finish_reason=str(choice.get("finish_reason") or "stop"),
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             tokens=int(usage.get("completion_tokens", 0)),
+            cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Failed(f"the answer is not a chat completion: {str(answer)[:200]}") from error

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cgd_stages import figures, models
 from cgd_stages.contract import Evaluate, Rows, StageFacts
-from cgd_stages.engines import Completion, Engine, Outcome, Request, VllmEngine, drive
+from cgd_stages.engines import Completion, Engine, Outcome, Request, VllmEngine, drive, each
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.folders import (
     PARTS,
@@ -136,7 +136,7 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
         engine = _engine(context, work)
         under_way = {name_of(question): question for question in waiting}
         pace = Pace(context, len(questions), book)
-        for outcome in drive(engine, _requests(work, waiting), context.stop):
+        for outcome in drive(engine, each(_requests(work, waiting)), context.stop):
             book.take(under_way.pop(outcome.name), outcome)
             pace.note(outcome)
         engine.close()
@@ -235,10 +235,10 @@ def _said(outcome: Outcome) -> Row:
 
 
 def grade(grader: Grader, row: Row) -> Grade:
-    """The grade of a row's output. Thinking does not count; of a truncated output only a box does, because the last
-    number of a sentence that was cut off is no answer."""
+    """The grade of a row's output. Thinking does not count; of an output without an end only a box does, because the
+    last number of a sentence that was cut off is no answer."""
     text = read_reply(row["output"]).text
-    if row["finish_reason"] == "length" and find_answer(text).source != "boxed":
+    if row["finish_reason"] in figures.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)
     return grader.grade(row["reference"], text)
 
@@ -267,7 +267,9 @@ def metrics(rows: list[Row]) -> dict[str, float]:
         score = figures.score("", benchmark, samples)
         counted = ("accuracy", "low", "high", "n", "truncated", "unparsed", "ungraded", "mean_tokens")
         told |= {f"{benchmark}_{name}": round(float(getattr(score, name)), 6) for name in counted}
-        told[f"{benchmark}_refused"] = float(sum(row["finish_reason"] not in {"stop", "length"} for row in chosen))
+        told[f"{benchmark}_refused"] = float(
+            sum(row["finish_reason"] not in {"stop", *figures.UNFINISHED} for row in chosen)
+        )
     return told
 
 

@@ -20,6 +20,8 @@ Z = 1.959963984540054
 """Quantile of the normal distribution for intervals of 95 %."""
 NOISE = 0.05
 """A p-value from here on is called noise."""
+UNFINISHED = ("length", "repetition")
+"""Finish reasons of an output without an end."""
 
 
 class StageRecord(Contract):
@@ -228,10 +230,10 @@ def score(model: str, benchmark: str, samples: Sequence[Sample]) -> Score:
         accuracy=correct / n,
         low=low,
         high=high,
-        truncated=sum(sample.finish_reason == "length" for sample in samples),
+        truncated=sum(sample.finish_reason in UNFINISHED for sample in samples),
         unparsed=sum(sample.answer_source == "none" for sample in samples),
         ungraded=sum(bool(sample.grade_error) for sample in samples),
-        refused=sum(sample.finish_reason not in {"stop", "length"} for sample in samples),
+        refused=sum(sample.finish_reason not in {"stop", *UNFINISHED} for sample in samples),
         mean_tokens=sum(sample.tokens for sample in samples) / n,
     )
 

@@ -42,9 +42,15 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
         ("reference", pa.string()),
         ("prompt_tokens", pa.int32()),
     ],
-    "answer": [("answer", pa.string()), ("answer_tokens", pa.int32()), ("answer_finish_reason", pa.string())],
+    "answer": [
+        ("answer", pa.string()),
+        ("answer_thinking", pa.string()),
+        ("answer_tokens", pa.int32()),
+        ("answer_finish_reason", pa.string()),
+    ],
     "critique": [
         ("critique", pa.string()),
+        ("critique_thinking", pa.string()),
         ("critique_prompt_tokens", pa.int32()),
         ("critique_tokens", pa.int32()),
         ("critique_finish_reason", pa.string()),
@@ -52,6 +58,7 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
     ],
     "refine": [
         ("refinement", pa.string()),
+        ("refinement_thinking", pa.string()),
         ("refinement_prompt_tokens", pa.int32()),
         ("refinement_tokens", pa.int32()),
         ("refinement_finish_reason", pa.string()),
@@ -87,7 +94,7 @@ class Part(Contract):
 class Marker(Contract):
     """What the marker of a shard and the marker of a whole stage have in common."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     stage: str
     digest: str
     parts: tuple[Part, ...] = ()

@@ -3,14 +3,16 @@
     CGD_TASK='{...}' python -m cgd_stages.generate
 
 Reads the rows of the stage before, asks the engine for every row that is not stored yet, and stores rows as they
-finish. Interrupt it at any moment: the next attempt asks only for the rest. Several roles share one warm engine.
+finish. Interrupt it at any moment: the next attempt asks only for the rest. Several roles share one warm engine and go
+hand in hand: a row's refinement is asked for as soon as its critique is there, while their prefix is still cached.
 """
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from cgd_stages import models, prompts
@@ -46,6 +48,7 @@ HINTS = {
     "too_long": "Raise spec.generation.{role}.maxModelLen, or lower maxTokens of the stages before.",
     "empty": "Look at the examples: the model or its chat template does not suit this prompt.",
     "template": "The model's chat template fails on these rows: use another model, or a revision that is mended.",
+    "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model.",
     "endpoint": "Ask whoever runs the endpoint of spec.teacher why it refuses these requests.",
 }
 
@@ -56,20 +59,25 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
-    """Every role of the work, one after the other, for this shard."""
+    """Every role of the work, for this shard."""
+    shards: list[Shard] = []
     before: Folder | None = None
     for role, sampling in zip(work.roles, work.sampling, strict=True):
-        source = _source(context, work, UPSTREAM[role], before)
-        stage = _stage(context, work, role, sampling, source)
-        context.facts[role] = _reused(context, stage) or _generate(context, stage, warm)
+        stage = _stage(context, work, role, sampling, _source(context, UPSTREAM[role], before))
+        if facts := _reused(context, stage):
+            context.facts[role] = facts
+        else:
+            shards.append(Shard(context, stage, feeder=shards[-1] if shards else None))
         before = stage.folder
+    if shards:
+        _fill(context, shards, warm)
     warm.close()
     return context.facts
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of the stage before: those of the whole stage, or only this shard's where the others are still at it."""
+    """The stage before. Without parts when it is under way in this very program, which then hands over its rows."""
 
     folder: Folder
     parts: tuple[Part, ...]
@@ -114,33 +122,24 @@ class WarmEngine:
 def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
         return EndpointEngine(work.endpoint)
-    model = _pinned(context, _model(work))
+    model = _model(context, work)
     return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
 
 
-def _model(work: Generate) -> Model:
+def _model(context: Context, work: Generate) -> Model:
     if work.model is None:
         raise UserError("the task names neither a model nor an endpoint")
-    return work.model
+    return models.pinned(work.model, context.bucket, context.task.run)
 
 
-def _pinned(context: Context, model: Model) -> Model:
-    """The model at the revision that prepare has found, so that a branch that moves does not mix two models."""
-    prepared = open_input(context.bucket, context.task.run, "prepare").require()
-    pins: dict[str, str] = prepared.inputs.get("pins", {})
-    return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
-
-
-def _source(context: Context, work: Generate, stage: str, before: Folder | None) -> Source:
+def _source(context: Context, stage: str, before: Folder | None) -> Source:
     folder = before or open_input(context.bucket, context.task.run, stage)
-    done = folder.done()
-    if done is not None:
-        # What prepare keeps depends on more than its rows do: the rows themselves say whether answers can be shared.
-        identity = done.content() if stage == "prepare" else folder.digest
-        return Source(folder, done.parts, identity, done.rows.done)
-    marker = folder.shard_marker(context.shard, work.shards) if before else None
-    parts = marker.parts if marker else folder.require().parts
-    return Source(folder, parts, folder.digest, None)
+    done = folder.done() if before else folder.require()
+    if done is None:
+        return Source(folder, (), folder.digest, None)
+    # What prepare keeps depends on more than its rows do: the rows themselves say whether answers can be shared.
+    identity = done.content() if stage == "prepare" else folder.digest
+    return Source(folder, tuple(done.under(PARTS)), identity, done.rows.done)
 
 
 def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, source: Source) -> Stage:
@@ -159,7 +158,7 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
 def _identity(context: Context, work: Generate) -> dict[str, str]:
     if work.endpoint is not None:
         return {"name": work.endpoint.model, "endpoint": work.endpoint.url}
-    resolved = models.resolve(_pinned(context, _model(work)), context.bucket, context.task.run)
+    resolved = models.resolve(_model(context, work), context.bucket, context.task.run)
     return {"name": resolved.name, "revision": resolved.revision}
 
 
@@ -177,92 +176,175 @@ def _reused(context: Context, stage: Stage) -> StageFacts | None:
     return done.facts if stage.shard == 0 else nothing
 
 
-def _generate(context: Context, stage: Stage, warm: WarmEngine) -> StageFacts:
-    started, clock = now(), time.monotonic()
-    ledger = Ledger(stage.folder, stage.shard, stage.shards)
-    keys = [key_of(row) for row in _rows(stage, KEY)]
-    missing = sum(1 for key in keys if key not in ledger)
-    log.info("%s: %d rows in shard %d of %d, %d to do", stage.role, len(keys), stage.shard, stage.shards, missing)
-    _refuse_if_hopeless(stage, ledger)
-    settings: dict[str, Any] = {}
-    pace = Pace(context, stage.role, ledger, len(keys))
+class Shard:
+    """This program's share of one stage: its books and its pace. A feeder is the stage before, under way as well."""
+
+    def __init__(self, context: Context, stage: Stage, feeder: "Shard | None" = None) -> None:
+        self.stage = stage
+        self.ledger = Ledger(stage.folder, stage.shard, stage.shards)
+        self.started = now()
+        self._context, self._feeder = context, feeder
+        self._owned = 0 if feeder else sum(1 for _ in _rows(stage, KEY))
+        self._pace = Pace(context, stage.role)
+        log.info("%s: %s in shard %d of %d", stage.role, self.rows, stage.shard, stage.shards)
+        self.refuse_if_hopeless()
+
+    @property
+    def total(self) -> int:
+        """Rows to do: what the stage before has kept, or will keep unless it rejects more."""
+        return self._feeder.total - self._feeder.ledger.tally["rejected"] if self._feeder else self._owned
+
+    @property
+    def rows(self) -> Rows:
+        return self.ledger.rows(self.total)
+
+    def backlog(self) -> Iterator[Row]:
+        """Rows that can be asked for now. What a feeder keeps from now on comes on its own."""
+        rows = self._feeder.stored() if self._feeder else _rows(self.stage)
+        return (row for row in rows if key_of(row) not in self.ledger)
+
+    def stored(self) -> Iterator[Row]:
+        """Rows that are stored at the time of the call."""
+        self.ledger.flush()
+        parts = [part for part in self.ledger.parts if part.key.startswith(PARTS)]
+        return (row for part in parts for row in from_parquet(self.stage.folder.read(part)))
+
+    def request(self, row: Row) -> Request:
+        stage = self.stage
+        sampling = row_sampling(stage.sampling, stage.role, row)
+        return Request(f"{row['id']}-{row['sample']}-{stage.role}", prompts.role_messages(stage.role, row), sampling)
+
+    def take(self, row: Row, outcome: Outcome) -> Row | None:
+        """Enter an outcome into the books; the row with its new columns when it is kept."""
+        kept, rejected = judged(self.stage.role, row, outcome)
+        self._pace.note(outcome)
+        if kept is not None:
+            self.ledger.keep(kept)
+        if rejected is not None:
+            self.ledger.reject(rejected)
+            self.refuse_if_hopeless()
+        return kept
+
+    def refuse_if_hopeless(self) -> None:
+        """Stop as soon as this shard alone has more rejected rows than the whole stage may have."""
+        total = self.stage.source.stage_rows
+        if total is not None and self.ledger.tally["rejected"] > self.stage.max_rejected * total:
+            self.ledger.flush()
+            raise _too_many_rejected(self.stage, self.ledger.parts, total)
+
+    def warmed(self) -> None:
+        self._pace.start()
+
+    def tell(self, engine: Engine) -> None:
+        self._pace.tell(self.rows, lambda: self.ledger.metrics() | engine.metrics())
+
+    def facts(self, engine: Engine | None) -> StageFacts:
+        """Rows and tokens of every attempt so far, seconds and speed of this one."""
+        told = engine.metrics() if engine else {}
+        return StageFacts(
+            rows=self.rows,
+            prompt_tokens=self.ledger.tally["prompt_tokens"],
+            generated_tokens=self.ledger.tally["tokens"],
+            seconds=round(self._pace.seconds, 3),
+            digest=self.stage.folder.digest,
+            output_uri=self.stage.folder.uri,
+            metrics=self.ledger.metrics() | self._pace.speed() | told,
+        )
+
+    def end(self, settings: dict[str, Any]) -> None:
+        """Promise this shard; when it is the last one, promise the stage."""
+        stage, rows = self.stage, self.rows
+        if rows.total != rows.done + rows.rejected:
+            raise RowsLost(f"{stage.role}: read {rows.total}, kept {rows.done}, rejected {rows.rejected}")
+        marker = ShardMarker(
+            stage=stage.role,
+            digest=stage.folder.digest,
+            parts=tuple(self.ledger.parts),
+            started=self.started,
+            completed=now(),
+            facts=self._context.facts[stage.role],
+            shard=stage.shard,
+            shards=stage.shards,
+        )
+        stage.folder.mark_shard(marker)
+        found = [stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards)]
+        markers = [marker for marker in found if marker is not None]
+        log.info("%s: shard %d has ended, %d of %d have", stage.role, stage.shard, len(markers), stage.shards)
+        if len(markers) == stage.shards:
+            write_pointer(self._context.bucket, self._context.task.run, _finish(stage, markers, settings))
+
+
+class Questions:
+    """What to ask next: the next role of a row that has just finished, then what is left from earlier attempts, the
+    last role first, then new rows."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._after = dict(pairwise(shards))
+        self._ready: deque[tuple[Shard, Row]] = deque()
+        backlogs = [(shard, shard.backlog()) for shard in reversed(shards)]
+        self._waiting = ((shard, row) for shard, rows in backlogs for row in rows)
+        self._under_way: dict[str, tuple[Shard, Row]] = {}
+
+    def any(self) -> bool:
+        """Whether there is anything to ask now."""
+        if not self._ready and (first := next(self._waiting, None)):
+            self._ready.append(first)
+        return bool(self._ready)
+
+    def take(self) -> Request | None:
+        if not self.any():
+            return None
+        shard, row = self._ready.popleft()
+        request = shard.request(row)
+        self._under_way[request.name] = shard, row
+        return request
+
+    def answered(self, outcome: Outcome) -> None:
+        shard, row = self._under_way.pop(outcome.name)
+        kept = shard.take(row, outcome)
+        if kept is not None and (after := self._after.get(shard)):
+            self._ready.append((after, kept))
+
+
+def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
+    """Ask for every row that is not stored, store every outcome, and promise what is complete."""
+    engine: Engine | None = None
     try:
-        if missing:
+        questions = Questions(shards)
+        if questions.any():
             engine = warm.get()
-            settings = engine.settings
-            _ask(context, stage, ledger, engine, pace)
+            _ask(context, shards, questions, engine)
     finally:
-        ledger.flush()
-        facts = context.facts[stage.role] = _facts(stage, ledger, pace, time.monotonic() - clock)
+        _flush(shards)
+        context.facts |= {shard.stage.role: shard.facts(engine) for shard in shards}
     context.check()
-    if len(keys) != facts.rows.done + facts.rows.rejected:
-        raise RowsLost(f"{stage.role}: read {len(keys)}, kept {facts.rows.done}, rejected {facts.rows.rejected}")
-    _end(context, stage, ledger, facts, started, settings)
-    return facts
+    for shard in shards:
+        shard.end(engine.settings if engine else {})
+
+
+def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine) -> None:
+    """Give the engine every question and the books every outcome, until all are there or `stop`."""
+    for shard in shards:
+        shard.warmed()
+
+    def after_step() -> None:
+        if any(shard.ledger.due for shard in shards):
+            _flush(shards)
+        for shard in shards:
+            shard.tell(engine)
+
+    for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
+        questions.answered(outcome)
+
+
+def _flush(shards: Sequence[Shard]) -> None:
+    """In the order of the roles: a refinement is never stored before the critique that it is made from."""
+    for shard in shards:
+        shard.ledger.flush()
 
 
 def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    parts = [part for part in stage.source.parts if part.key.startswith(PARTS)]
-    return owned_rows(stage.source.folder, parts, stage.shard, stage.shards, columns)
-
-
-def _ask(context: Context, stage: Stage, ledger: Ledger, engine: Engine, pace: "Pace") -> None:
-    """Give the engine every row that is not stored, and the ledger every outcome, until all are there or `stop`."""
-    under_way: dict[str, Row] = {}
-    pace.start()
-
-    def requests() -> Iterator[Request]:
-        for row in _rows(stage):
-            if key_of(row) in ledger:
-                continue
-            name = f"{row['id']}-{row['sample']}"
-            under_way[name] = row
-            sampling = row_sampling(stage.sampling, stage.role, row)
-            yield Request(name, prompts.role_messages(stage.role, row), sampling)
-
-    def after_step() -> None:
-        if ledger.due:
-            ledger.flush()
-        pace.tell()
-
-    for outcome in drive(engine, requests(), context.stop, on_step=after_step):
-        kept, rejected = judged(stage.role, under_way.pop(outcome.name), outcome)
-        if kept is not None:
-            ledger.keep(kept)
-        if rejected is not None:
-            ledger.reject(rejected)
-            _refuse_if_hopeless(stage, ledger)
-        pace.note(outcome)
-
-
-def _refuse_if_hopeless(stage: Stage, ledger: Ledger) -> None:
-    """Stop as soon as this shard alone has more rejected rows than the whole stage may have."""
-    total = stage.source.stage_rows
-    if total is not None and ledger.tally["rejected"] > stage.max_rejected * total:
-        ledger.flush()
-        raise _too_many_rejected(stage, ledger.parts, total)
-
-
-def _end(
-    context: Context, stage: Stage, ledger: Ledger, facts: StageFacts, started: str, settings: dict[str, Any]
-) -> None:
-    """Promise this shard; when it is the last one, promise the stage."""
-    marker = ShardMarker(
-        stage=stage.role,
-        digest=stage.folder.digest,
-        parts=tuple(ledger.parts),
-        started=started,
-        completed=now(),
-        facts=facts,
-        shard=stage.shard,
-        shards=stage.shards,
-    )
-    stage.folder.mark_shard(marker)
-    found = [stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards)]
-    markers = [marker for marker in found if marker is not None]
-    log.info("%s: shard %d has ended, %d of %d have", stage.role, stage.shard, len(markers), stage.shards)
-    if len(markers) == stage.shards:
-        write_pointer(context.bucket, context.task.run, _finish(stage, markers, settings))
+    return owned_rows(stage.source.folder, stage.source.parts, stage.shard, stage.shards, columns)
 
 
 def _finish(stage: Stage, markers: list[ShardMarker], settings: dict[str, Any]) -> Done:
@@ -294,19 +376,6 @@ def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserE
     return UserError(message, hint=f"{hint} Or raise spec.generation.maxRejected.".strip())
 
 
-def _facts(stage: Stage, ledger: Ledger, pace: "Pace", seconds: float) -> StageFacts:
-    """Rows and tokens of every attempt so far, seconds and speed of this one."""
-    return StageFacts(
-        rows=ledger.rows(pace.total),
-        prompt_tokens=ledger.tally["prompt_tokens"],
-        generated_tokens=ledger.tally["tokens"],
-        seconds=round(seconds, 3),
-        digest=stage.folder.digest,
-        output_uri=stage.folder.uri,
-        metrics=ledger.metrics() | pace.metrics(),
-    )
-
-
 def summed(facts: Sequence[StageFacts]) -> StageFacts:
     """One stage's facts from those of its shards. They run side by side: seconds are the longest's."""
     metrics: Counter[str] = Counter()
@@ -328,60 +397,73 @@ def summed(facts: Sequence[StageFacts]) -> StageFacts:
 class Pace:
     """How fast this attempt goes: reports to the operator every few seconds, and to the log now and then."""
 
-    def __init__(self, context: Context, stage: str, ledger: Ledger, total: int) -> None:
-        self.total = total
-        self._context, self._stage, self._ledger = context, stage, ledger
-        self._rows = self._prompt_tokens = self._tokens = 0
+    def __init__(self, context: Context, stage: str) -> None:
+        self._context, self._stage = context, stage
+        self._opened = time.monotonic()
+        self._rows = self._prompt_tokens = self._cached_tokens = self._tokens = 0
         self.start()
 
     def start(self) -> None:
         """The engine is warm: speed and remaining time count from here."""
         self._started = self._reported = self._logged = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Since the books were opened; the engine's start is part of it."""
+        return time.monotonic() - self._opened
+
     def note(self, outcome: Outcome) -> None:
         self._rows += 1
         self._prompt_tokens += outcome.prompt_tokens
-        self._tokens += outcome.tokens if isinstance(outcome, Completion) else 0
+        if isinstance(outcome, Completion):
+            self._tokens += outcome.tokens
+            self._cached_tokens += outcome.cached_tokens
 
-    def tell(self) -> None:
+    def tell(self, rows: Rows, metrics: Callable[[], dict[str, float]]) -> None:
         """Report and log, when it is time again."""
         now = time.monotonic()
         if now - self._reported >= REPORT_SECONDS:
             self._reported = now
-            self.report()
+            self._report(rows, metrics())
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
-            self.log()
+            self._log(rows)
 
-    def metrics(self) -> dict[str, float]:
+    def speed(self) -> dict[str, float]:
         seconds = max(time.monotonic() - self._started, 1e-3)
         if not self._rows:
             return {}
         return {
             "tokens_per_second": round(self._tokens / seconds, 1),
             "prompt_tokens_per_second": round(self._prompt_tokens / seconds, 1),
+            "prompt_tokens_cached": float(self._cached_tokens),
         }
 
-    def report(self) -> None:
-        rows, speed = self._ledger.rows(self.total), self.metrics()
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of the prompts' tokens that the engine had in its prefix cache."""
+        return self._cached_tokens / self._prompt_tokens if self._prompt_tokens else 0.0
+
+    def _report(self, rows: Rows, metrics: dict[str, float]) -> None:
+        speed = self.speed()
         self._context.progress.report(
             self._stage,
             rows,
             tokens_per_second=speed.get("tokens_per_second"),
             eta=self._eta(rows),
-            metrics=self._ledger.metrics() | speed,
+            metrics=metrics | speed | {"cache_hit_rate": self.cache_hit_rate},
         )
 
-    def log(self) -> None:
-        rows = self._ledger.rows(self.total)
+    def _log(self, rows: Rows) -> None:
         log.info(
-            "%s: %d of %d rows, %d rejected, %.0f tokens/s, %s s to go",
+            "%s: %d of %d rows, %d rejected, %.0f tokens/s, %s s to go, prefix cache %.0f%%",
             self._stage,
             rows.done + rows.rejected,
             rows.total,
             rows.rejected,
-            self.metrics().get("tokens_per_second", 0.0),
+            self.speed().get("tokens_per_second", 0.0),
             "?" if (eta := self._eta(rows)) is None else round(eta),
+            100 * self.cache_hit_rate,
         )
 
     def _eta(self, rows: Rows) -> float | None:

@@ -6,7 +6,7 @@ from cgd_stages.contract import Role, Sampling
 from cgd_stages.engines import Completion, Outcome, Refused
 from cgd_stages.folders import Row
 from cgd_stages.ledger import prompt_tokens_column, text_column
-from cgd_stages.prompts import read_reply, verdict
+from cgd_stages.prompts import loops, read_reply, verdict
 
 
 def row_sampling(sampling: Sampling, stage: str, row: Row) -> Sampling:
@@ -42,6 +42,8 @@ def judged(role: Role, row: Row, outcome: Outcome) -> tuple[Row | None, Row | No
 
 
 def _fault(said: Completion) -> tuple[str, str] | None:
+    if said.finish_reason == "repetition" or loops(said.text):
+        return "repetition", f"repeats itself after {said.tokens} tokens: ...{said.text[-100:]!r}"
     if said.finish_reason == "length":
         return "truncated", f"no end after {said.tokens} tokens: ...{said.text[-100:]!r}"
     if said.finish_reason != "stop":
@@ -54,11 +56,12 @@ def _fault(said: Completion) -> tuple[str, str] | None:
 
 
 def _columns(role: Role, said: Completion) -> Row:
-    text, name = read_reply(said.text).text, text_column(role)
+    reply, name = read_reply(said.text), text_column(role)
     columns: Row = {
-        name: text,
+        name: reply.text,
+        f"{name}_thinking": said.thinking or reply.thinking or None,
         f"{name}_tokens": said.tokens,
         f"{name}_finish_reason": said.finish_reason,
         prompt_tokens_column(role): said.prompt_tokens,
     }
-    return columns | ({"verdict": verdict(text)} if role == "critique" else {})
+    return columns | ({"verdict": verdict(reply.text)} if role == "critique" else {})

@@ -21,16 +21,22 @@ class Message(TypedDict):
     content: str
 
 
+EXPERT = """\
+You are an expert in the subject of the question below and a careful reviewer of students' work. A student has \
+attempted the question."""
+"""The system turn of both of the teacher's roles. It and the first two slots come first and word for word the same, so
+that an engine computes the prefix (x, y') once for both; what to do comes after the slots."""
+
 CRITIQUE = """\
-You are an expert reviewer. A student has attempted the question below. Examine the student's answer closely: look \
-for inaccurate statements, missing steps, and explanations that are unclear or incomplete. Write a detailed critique \
-that says what is wrong, why, and what a correct answer needs; where the answer is sound, say so. Do not rewrite the \
-answer. Finish with a verdict on a line of its own, which must be exactly "Conclusion: right" or "Conclusion: wrong"."""
+Examine the student's answer closely: look for inaccurate statements, missing steps, and explanations that are unclear \
+or incomplete. Write a detailed critique that says what is wrong, why, and what a correct answer needs; where the \
+answer is sound, say so. Do not rewrite the answer. Finish with a verdict on a line of its own, which must be exactly \
+"Conclusion: right" or "Conclusion: wrong"."""
 
 _REFINE = """\
-You are an expert in the subject of the question below. You are given a student's initial answer and {critique}. \
-Write an improved and complete answer to the question: correct every error, fill in the missing steps, and keep what \
-is already right. Reply with the improved answer alone; do not mention the student or the critique."""
+From the student's initial answer and {critique}, write an improved and complete answer to the question: correct every \
+error, fill in the missing steps, and keep what is already right. Reply with the improved answer alone; do not mention \
+the student or the critique."""
 
 REFINE = _REFINE.format(critique="your critique of it")
 TRAINING = _REFINE.format(critique="the teacher's critique of it")
@@ -46,26 +52,26 @@ def answer_messages(prompt: str) -> list[Message]:
 
 
 def critique_messages(prompt: str, answer: str) -> list[Message]:
-    """x and y' under the reviewer's instruction."""
-    return [
-        {"role": "system", "content": CRITIQUE},
-        {"role": "user", "content": f"Question: {prompt}\n\nStudent's Answer: {answer}"},
-    ]
+    """x and y', and the reviewer's task."""
+    return _expert([*_draft(prompt, answer), CRITIQUE])
 
 
 def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
-    """x, y' and c under the instruction to refine."""
-    return [{"role": "system", "content": REFINE}, _refine_slots(prompt, answer, critique)]
+    """x, y' and c, and the task to refine."""
+    return _expert([*_draft(prompt, answer), f"Critique: {critique}", REFINE])
 
 
 def training_context(prompt: str, answer: str, critique: str) -> list[Message]:
     """What the student is conditioned on in training; the refinement is the assistant's turn that follows."""
-    return [{"role": "system", "content": TRAINING}, _refine_slots(prompt, answer, critique)]
+    return _expert([*_draft(prompt, answer), f"Critique: {critique}", TRAINING])
 
 
-def _refine_slots(prompt: str, answer: str, critique: str) -> Message:
-    slots = f"Question: {prompt}\n\nStudent's Initial Answer: {answer}\n\nCritique: {critique}"
-    return {"role": "user", "content": slots}
+def _draft(prompt: str, answer: str) -> list[str]:
+    return [f"Question: {prompt}", f"Student's Initial Answer: {answer}"]
+
+
+def _expert(slots: list[str]) -> list[Message]:
+    return [{"role": "system", "content": EXPERT}, {"role": "user", "content": "\n\n".join(slots)}]
 
 
 def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
@@ -137,18 +143,33 @@ def _opening(tokenizer: Any) -> str:
 
 @dataclass(frozen=True)
 class Reply:
-    """What of a model's output counts: the text after its thinking, without blanks at the ends."""
+    """A model's output in its two parts, without blanks at the ends: what it thought, and the text that counts."""
 
     text: str
+    thinking: str = ""
     unfinished_thinking: bool = False
 
 
 def read_reply(output: str) -> Reply:
-    """Keep what follows the last end-of-thinking marker; a thought that never ends leaves nothing."""
-    _, marker, final = output.rpartition(END_OF_THINKING)
+    """The text is what follows the last end-of-thinking marker; a thought that never ends leaves none."""
+    thought, marker, final = output.rpartition(END_OF_THINKING)
     if not marker and output.lstrip().startswith(_START_OF_THINKING):
-        return Reply("", unfinished_thinking=True)
-    return Reply(final.strip())
+        return Reply("", output.strip().removeprefix(_START_OF_THINKING).strip(), unfinished_thinking=True)
+    return Reply(final.strip(), thought.strip().removeprefix(_START_OF_THINKING).strip())
+
+
+_LOOP_WORDS, _LOOP_REPEATS = 64, 8
+
+
+def loops(text: str) -> str:
+    """The words that a text repeats at its end, at least 8 times in a row and 40 words in all; "" when it does not."""
+    words = text.split()
+    for period in range(1, min(_LOOP_WORDS, len(words) // _LOOP_REPEATS) + 1):
+        covered = max(period * _LOOP_REPEATS, 40)
+        tail = words[-covered:]
+        if len(tail) == covered and tail[period:] == tail[:-period]:
+            return " ".join(tail[-period:])
+    return ""
 
 
 def verdict(critique: str) -> Verdict | None:

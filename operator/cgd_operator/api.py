@@ -107,6 +107,13 @@ class ServedModel(Part):
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine.")
     max_model_len: int | None = Field(None, ge=32, description="Context in tokens; default: the model's own.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_num_seqs: int | None = Field(
+        None, ge=1, le=8192, description="Rows in flight in one engine; default on GPU: 512."
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=64, le=1048576, description="Tokens of one engine step; default on GPU: 16384."
+    )
+    gpu_memory_utilization: Rate | None = Field(None, description='Share of a GPU\'s memory; default: "0.92".')
 
 
 class Student(ServedModel):

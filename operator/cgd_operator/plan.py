@@ -225,7 +225,12 @@ def _endpoint(spec: api.CGDRunSpec) -> contract.Endpoint | None:
 
 def _engine(served: api.ServedModel) -> contract.Engine:
     return contract.Engine(
-        max_model_len=served.max_model_len, tensor_parallel=served.tensor_parallel, dtype=served.dtype
+        max_model_len=served.max_model_len,
+        tensor_parallel=served.tensor_parallel,
+        dtype=served.dtype,
+        max_num_seqs=served.max_num_seqs,
+        max_num_batched_tokens=served.max_num_batched_tokens,
+        gpu_memory_utilization=float(memory) if (memory := served.gpu_memory_utilization) else None,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from cgd_stages import prompts
 from cgd_stages.contract import Endpoint, Sampling
 from cgd_stages.endpoint import EndpointEngine, Patience, probe
-from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines import Completion, Outcome, Refused, Request, drive, each
 from cgd_stages.errors import TransientError, UserError
 
 QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
@@ -94,7 +94,7 @@ def ask(url: str, questions: list[str], *, concurrency: int = 4, patience: Patie
     sampling = Sampling(max_tokens=9, seed=7)
     requests = [Request(text, prompts.answer_messages(text), sampling) for text in questions]
     try:
-        return {outcome.name: outcome for outcome in drive(engine, requests, threading.Event())}
+        return {outcome.name: outcome for outcome in drive(engine, each(requests), threading.Event())}
     finally:
         engine.close()
 
@@ -105,6 +105,16 @@ def test_every_question_is_asked_once_and_answered(serve):
     outcomes = ask(server.url, questions)
     assert outcomes["q7"] == Completion("q7", "re: q7", "stop", 3, 2)
     assert server.asked == dict.fromkeys(questions, 1)
+
+
+@pytest.mark.parametrize("word", ["reasoning", "reasoning_content"])
+def test_a_thought_that_the_server_tells_apart_and_cached_tokens_are_kept(serve, word):
+    answer = chat("4")
+    answer[2]["choices"][0]["message"][word] = "2 and 2"
+    answer[2]["usage"]["prompt_tokens_details"] = {"cached_tokens": 2}
+    server = serve(lambda question, before: answer)
+    (outcome,) = ask(server.url, ["2 + 2?"]).values()
+    assert outcome == Completion("2 + 2?", "4", "stop", 3, 2, thinking="2 and 2", cached_tokens=2)
 
 
 def test_no_more_requests_are_under_way_than_allowed(serve):
@@ -209,7 +219,7 @@ def test_what_was_answered_beside_a_failure_is_handed_out_first(serve):
     while len(seen) < 2:
         seen += [outcome.name for outcome in engine.step()]
     with pytest.raises(UserError):
-        list(drive(engine, [], threading.Event()))
+        list(drive(engine, each([]), threading.Event()))
     engine.close()
     assert sorted(seen) == ["a", "b"]
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 from stage_builders import GREEDY, RuleEngine
 
-from cgd_stages.engines import Request, cpu_dtype, drive
+from cgd_stages.engines import Request, cpu_dtype, drive, each
 from cgd_stages.prompts import answer_messages
 
 
@@ -14,14 +14,14 @@ def requests(count: int) -> list[Request]:
 
 
 def test_every_request_has_one_outcome():
-    outcomes = list(drive(RuleEngine(batch=3, room=4), requests(20), threading.Event()))
+    outcomes = list(drive(RuleEngine(batch=3, room=4), each(requests(20)), threading.Event()))
     assert sorted(int(outcome.name) for outcome in outcomes) == list(range(20))
 
 
 def test_the_engine_is_filled_up_before_each_step_and_never_beyond_its_room():
     engine, waiting = RuleEngine(batch=1, room=4), []
     engine.before_step = lambda: waiting.append(4 - engine.room)
-    list(drive(engine, requests(10), threading.Event()))
+    list(drive(engine, each(requests(10)), threading.Event()))
     assert waiting == [4] * 7 + [3, 2, 1]
 
 
@@ -33,14 +33,14 @@ def test_requests_are_made_only_when_there_is_room():
             made.append(request.name)
             yield request
 
-    outcomes = drive(RuleEngine(batch=1, room=2), lazily(), threading.Event())
+    outcomes = drive(RuleEngine(batch=1, room=2), each(lazily()), threading.Event())
     next(outcomes)
     assert made == ["0", "1"]
 
 
 def test_after_stop_nothing_more_is_asked():
     engine, stop = RuleEngine(batch=1, room=2), threading.Event()
-    for _ in drive(engine, requests(10), stop):
+    for _ in drive(engine, each(requests(10)), stop):
         stop.set()
     assert len(engine.asked) == 2
 

@@ -57,7 +57,7 @@ def asked(engine: RuleEngine) -> Counter[str]:
 
 
 def names() -> set[str]:
-    return {f"{row_id(text)}-0" for text in TEXTS}
+    return {f"{row_id(text)}-0-answer" for text in TEXTS}
 
 
 def test_every_prompt_has_its_answer_exactly_once(bucket, answering):
@@ -183,7 +183,7 @@ def test_a_part_that_is_not_whole_is_generated_again(bucket, answering):
 
 
 def some_bad(request: Request) -> Outcome:
-    """Four rows go wrong, each in its own way."""
+    """Five rows go wrong, each in its own way."""
     text = request.messages[-1]["content"]
     match text:
         case "How many apples are 0 apples?":
@@ -194,27 +194,29 @@ def some_bad(request: Request) -> Outcome:
             return Refused(request.name, "too_long", "the prompt has 9 tokens, the context 8", 9)
         case "How many apples are 3 apples?":
             return said(request, "<think> still thinking")
+        case "How many apples are 4 apples?":
+            return said(request, "Let me see. " * 20)
     return echo(request)
 
 
 def test_bad_rows_are_rejected_one_by_one_with_their_reason(bucket, answering):
-    facts = generate_with(RuleEngine(some_bad), answering(max_rejected=0.1))["answer"]
-    assert (facts.rows.done, facts.rows.rejected) == (36, 4)
-    assert len(stored_rows(bucket, "answer")) == 36
+    facts = generate_with(RuleEngine(some_bad), answering(max_rejected=0.2))["answer"]
+    assert (facts.rows.done, facts.rows.rejected) == (35, 5)
+    assert len(stored_rows(bucket, "answer")) == 35
     rejected = {row["id"]: row for row in stored_rejections(bucket, "answer")}
-    reasons = [rejected[row_id(TEXTS[n])]["reason"] for n in range(4)]
-    assert reasons == ["truncated", "empty", "too_long", "empty"]
+    reasons = [rejected[row_id(TEXTS[n])]["reason"] for n in range(5)]
+    assert reasons == ["truncated", "empty", "too_long", "empty", "repetition"]
     assert "thinking part never ended" in rejected[row_id(TEXTS[3])]["detail"]
     assert facts.metrics["rejected_empty"] == 2
 
 
 def test_rejected_rows_are_not_asked_again(answering):
-    attempt, engine = answering(max_rejected=0.1), RuleEngine(some_bad, batch=40, room=40)
+    attempt, engine = answering(max_rejected=0.2), RuleEngine(some_bad, batch=40, room=40)
     stop_after(engine, 0, attempt.stop)
     with pytest.raises(Interrupted):
         generate_with(engine, attempt)
     second = RuleEngine(some_bad)
-    generate_with(second, answering(max_rejected=0.1))
+    generate_with(second, answering(max_rejected=0.2))
     assert not second.asked
 
 
@@ -278,6 +280,8 @@ def test_thinking_is_cut_off_and_a_verdict_is_read(bucket, answering):
     rows = stored_rows(bucket, "critique")
     assert {row["critique"] for row in rows} == {"Good.\nConclusion: right", "Good.\nConclusion: maybe"}
     assert {row["verdict"] for row in rows} == {"right", None}
+    assert {row["critique_thinking"] for row in rows} == {"hm"}
+    assert {row["answer_thinking"] for row in rows} == {None}
     assert facts.metrics["verdict_missing"] == sum(row["verdict"] is None for row in rows)
     assert facts.rows.rejected == 0
 
@@ -291,6 +295,84 @@ def test_a_fused_teacher_writes_two_stages_with_one_engine(bucket, answering):
     rows = stored_rows(bucket, "refine")
     assert all({"prompt", "answer", "critique", "refinement"} <= set(row) for row in rows)
     assert len(rows) == 40
+
+
+def roles_asked(engine: RuleEngine) -> list[str]:
+    return [request.name.rsplit("-", 1)[-1] for request in engine.asked]
+
+
+def test_a_refinement_is_asked_for_right_after_its_critique(answering):
+    generate_with(RuleEngine(), answering())
+    teacher = RuleEngine(batch=1, room=1)
+    generate_with(teacher, answering("critique", "refine"))
+    assert roles_asked(teacher) == ["critique", "refine"] * 40
+    keys = [request.name.rsplit("-", 1)[0] for request in teacher.asked]
+    assert keys[::2] == keys[1::2]
+
+
+def test_a_rejected_critique_has_no_refinement_and_both_stages_add_up(bucket, answering):
+    generate_with(RuleEngine(), answering())
+
+    def some_silent(request: Request) -> Outcome:
+        silent = request.name.endswith("critique") and "1 apples" in request.messages[-1]["content"]
+        return said(request, "") if silent else echo(request)
+
+    facts = generate_with(RuleEngine(some_silent), answering("critique", "refine", max_rejected=0.2))
+    assert (facts["critique"].rows.total, facts["critique"].rows.done, facts["critique"].rows.rejected) == (40, 36, 4)
+    assert (facts["refine"].rows.total, facts["refine"].rows.done) == (36, 36)
+    assert len(stored_rows(bucket, "refine")) == 36
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 8, 15, 25])
+def test_an_interrupted_fused_teacher_asks_for_nothing_twice(bucket, answering, steps):
+    generate_with(RuleEngine(), answering())
+    first, attempt = RuleEngine(), answering("critique", "refine")
+    stop_after(first, steps, attempt.stop)
+    with pytest.raises(Interrupted):
+        generate_with(first, attempt)
+    stored = sum(attempt.facts[role].rows.done for role in ("critique", "refine"))
+    second = RuleEngine()
+    generate_with(second, answering("critique", "refine"))
+    assert len(second.asked) == 80 - stored
+    for stage in ("critique", "refine"):
+        rows = stored_rows(bucket, stage)
+        assert len(rows) == len({row["id"] for row in rows}) == 40
+
+
+def test_after_an_interruption_the_last_role_is_caught_up_first(answering):
+    generate_with(RuleEngine(), answering())
+    attempt = answering("critique", "refine")
+    first = RuleEngine(batch=6, room=6)
+    stop_after(first, 0, attempt.stop)
+    with pytest.raises(Interrupted):
+        generate_with(first, attempt)
+    second = RuleEngine(batch=1, room=1)
+    generate_with(second, answering("critique", "refine"))
+    assert roles_asked(second)[:7] == ["refine"] * 6 + ["critique"]
+
+
+def test_a_stored_refinement_has_its_critique_stored(bucket, answering, monkeypatch):
+    """However the writes are cut off: critiques go first."""
+    generate_with(RuleEngine(), answering())
+    puts: list[str] = []
+    put_rows = Folder.put_rows
+    monkeypatch.setattr(Folder, "put_rows", lambda self, *given: (puts.append(self.stage), put_rows(self, *given))[1])
+    generate_with(RuleEngine(batch=1), answering("critique", "refine"))
+    flushes = "".join(stage[0] for stage in puts)
+    assert flushes.startswith("cr")
+    assert "rr" not in flushes
+
+
+def test_fused_and_separate_stages_write_the_same_rows(storage, bucket, tiny_model, tmp_path, answering):
+    generate_with(RuleEngine(), answering())
+    fused = generate_with(RuleEngine(), answering("critique", "refine"))
+    together = stored_rows(bucket, "refine")
+    for key in list(bucket.list("")):
+        if "/critique/" in key.key or "/refine/" in key.key:
+            bucket.delete(key.key)
+    apart = generate_with(RuleEngine(), answering("critique")) | generate_with(RuleEngine(), answering("refine"))
+    assert stored_rows(bucket, "refine") == together
+    assert {role: facts.digest for role, facts in apart.items()} == {role: f.digest for role, f in fused.items()}
 
 
 def test_fused_shards_need_not_wait_for_each_other(bucket, answering):

@@ -20,7 +20,7 @@ from stage_builders import (
 
 from cgd_stages import contract, prompts
 from cgd_stages.contract import Progress
-from cgd_stages.engines import Completion, Request, VllmEngine, drive
+from cgd_stages.engines import Completion, Request, VllmEngine, drive, each
 from cgd_stages.errors import UserError
 
 # vLLM and torch warn about themselves while they are imported.
@@ -99,7 +99,7 @@ def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
     """What is stored is what the model says when it is asked afresh, and in another batch."""
     for role, column in (("answer", "answer"), ("critique", "critique"), ("refine", "refinement")):
         asked = [Request(row["id"], prompts.role_messages(role, row), GREEDY) for row in rows]
-        told = {outcome.name: outcome for outcome in drive(engine, asked, threading.Event())}
+        told = {outcome.name: outcome for outcome in drive(engine, each(asked), threading.Event())}
         for row in rows:
             outcome = told[row["id"]]
             assert isinstance(outcome, Completion)
@@ -145,7 +145,7 @@ def test_a_sampled_row_has_the_same_text_in_any_company(engine):
     def ask(numbers: list[int]) -> dict[str, str]:
         seeds = {n: warm.model_copy(update={"seed": n}) for n in numbers}
         asked = [Request(str(n), prompts.answer_messages(TEXTS[n]), seeds[n]) for n in numbers]
-        told = drive(engine, asked, threading.Event())
+        told = drive(engine, each(asked), threading.Event())
         return {outcome.name: outcome.text for outcome in told if isinstance(outcome, Completion)}
 
     together, alone = ask(list(range(12))), ask([5])
