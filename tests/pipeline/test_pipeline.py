@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
+import tiny
 
+from cgd_local.demo import upload_model
 from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, Kind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+FIELDS = {"fields": {"prompt": "question", "reference": "answer"}}
 STAGES = ["prepare", "answer", "critique", "refine", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 
 
@@ -96,11 +100,15 @@ async def listed(stand: Any, kind: Kind) -> list[dict[str, Any]]:
     return items
 
 
-async def fails(stand: Any, name: str, **changes: Any) -> str:
+async def jobs(stand: Any) -> list[str]:
+    return [job["metadata"]["labels"]["cgd.dev/stage"] for job in await listed(stand, JOB)]
+
+
+async def fails(stand: Any, name: str, seconds: float = 90, **changes: Any) -> str:
     """Apply a run that must fail; returns what its user is told."""
     stand.start_operator()
     await stand.apply(name, **changes)
-    run = await stand.ended(name, 60)
+    run = await stand.ended(name, seconds)
     (told,) = [one["message"] for one in run["status"]["conditions"] if one["type"] == "Succeeded"]
     described = await stand.kubectl("describe", "cgd", name)
     assert "StageFailed" in described
@@ -123,8 +131,7 @@ async def test_a_model_that_does_not_exist_is_told_before_a_gpu_is_asked_for(sta
     told = await fails(stand, "no-model", student={"model": "/models/absent"})
     assert "/models/absent" in told
     assert "spec.student" in told
-    jobs = [job["metadata"]["labels"]["cgd.dev/stage"] for job in (await stand.cluster.client.list(JOB, "default"))[0]]
-    assert jobs == ["prepare"]
+    assert await jobs(stand) == ["prepare"]
 
 
 async def test_a_field_that_no_row_has_is_told_with_those_there_are(stand: Any) -> None:
@@ -132,6 +139,45 @@ async def test_a_field_that_no_row_has_is_told_with_those_there_are(stand: Any) 
     told = await fails(stand, "no-field", prompts=prompts)
     assert "text" in told
     assert "question" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "has no rows"),
+        ('{"question": "2 + 2?", "ans\n{"question":\nnot json at all\n', "malformed"),
+        (json.dumps({"question": "long " * 3000, "answer": "9"}), "too_long"),
+    ],
+    ids=["empty", "malformed", "longer than the context"],
+)
+async def test_prompts_that_cannot_be_used_are_told_before_a_gpu_is_asked_for(stand: Any, text: str, told: str) -> None:
+    await stand.configmap("bad", **{"prompts.jsonl": text})
+    message = await fails(stand, "bad-prompts", prompts={"source": "configmap://bad/prompts.jsonl", **FIELDS})
+    assert told in message
+    assert "spec." in message
+    assert await jobs(stand) == ["prepare"]
+
+
+async def test_a_store_that_cannot_be_reached_is_tried_again_and_told(stand: Any) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        storage = stand.manifest("any")["spec"]["storage"] | {"endpoint": endpoint}
+        message = await fails(stand, "no-store", storage=storage, retries=1)
+    assert endpoint in message
+    assert "spec.storage.endpoint" in message
+    assert (await stand.run("no-store"))["status"]["stages"][0]["attempts"] == 2
+
+
+async def test_a_teacher_that_says_nothing_is_told_and_the_answers_stay(stand: Any) -> None:
+    silent = tiny.make(stand.folder / "silent", always=tiny.END)
+    await asyncio.to_thread(upload_model, stand.s3, silent, "data", "silent")
+    teacher = {"model": "s3://data/models/silent", "maxModelLen": 2048, "dtype": "float32"}
+    message = await fails(stand, "silent", seconds=300, teacher=teacher)
+    assert "critique" in message
+    assert "empty" in message
+    assert "maxRejected" in message
+    assert any(key.endswith("DONE.json") for key in stand.stored("default/answer/"))
 
 
 async def test_a_secret_that_is_missing_is_waited_for_and_the_reason_shown(stand: Any) -> None:
