@@ -64,10 +64,12 @@ def task(storage: Storage, work: Work, run: RunRef = RUN) -> StageTask:
     return StageTask(run=run, stage=work.kind, storage=storage, work=work)
 
 
-def context(storage: Storage, work: Work, scratch: Path, *, shard: int = 0, inputs: Path | None = None) -> Context:
+def context(
+    storage: Storage, work: Work, scratch: Path, *, shard: int = 0, inputs: Path | None = None, run: RunRef = RUN
+) -> Context:
     """What `program.run` would hand to `main`."""
     return Context(
-        task=task(storage, work),
+        task=task(storage, work, run),
         bucket=bucket_of(storage),
         progress=Reporter(shard),
         scratch=scratch,
@@ -96,15 +98,16 @@ def generate_work(model: Path | str, *roles: Role, **changes: Any) -> Generate:
     return Generate(**(given | changes))
 
 
-def prepared(bucket: Bucket, texts: Sequence[str], run: RunRef = RUN) -> Folder:
-    """A finished prepare stage with these prompts."""
+def prepared(bucket: Bucket, texts: Sequence[str], run: RunRef = RUN, part_rows: int = 10_000) -> Folder:
+    """A finished prepare stage with these prompts, which must differ."""
     rows: list[Row] = [
         {"id": row_id(text), "sample": 0, "prompt": text, "reference": None, "prompt_tokens": 5} for text in texts
     ]
     folder = Folder(bucket, run.namespace, "prepare", digest_of(texts=list(texts)))
-    part = folder.put_rows(PARTS, rows, row_schema("prepare"))
+    schema = row_schema("prepare")
+    parts = [folder.put_rows(PARTS, rows[at : at + part_rows], schema) for at in range(0, len(rows), part_rows)]
     facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
-    write_pointer(bucket, run, folder.finish(facts=facts, parts=[part], started=now(), inputs={}))
+    write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
     return folder
 
 
@@ -138,7 +141,7 @@ class RuleEngine:
         return [self._rule(request) for request in done]
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        return {"generated_tokens": 0.0}
 
     def close(self) -> None:
         self._waiting.clear()

@@ -65,7 +65,7 @@ class EndpointEngine:
         self._endpoint, self._patience = endpoint, patience
         self._requests: queue.Queue[Request] = queue.Queue()
         self._outcomes: queue.Queue[Outcome | StageError] = queue.Queue()
-        self._threads = self._retries = 0
+        self._threads = self._retries = self._tokens = 0
         self._under_way = 0
         self._answered_at = 0.0
         self._failure: StageError | None = None
@@ -96,13 +96,14 @@ class EndpointEngine:
         self._under_way -= len(found)
         failures = [error for error in found if isinstance(error, StageError)]
         outcomes = [outcome for outcome in found if not isinstance(outcome, StageError)]
+        self._tokens += sum(outcome.tokens for outcome in outcomes if isinstance(outcome, Completion))
         if failures:
             # What was answered beside the failure is handed out first: it must not be asked for again.
             self._failure = failures[0]
         return outcomes
 
     def metrics(self) -> dict[str, float]:
-        return {"retries": float(self._retries)}
+        return {"generated_tokens": float(self._tokens), "retries": float(self._retries)}
 
     def close(self) -> None:
         self._closed.set()

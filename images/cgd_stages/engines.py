@@ -86,7 +86,8 @@ class Engine(Protocol):
         """Work for a moment; what has finished since the last step. Raises TransientError when the engine is dead."""
 
     def metrics(self) -> dict[str, float]:
-        """What it tells of itself while it runs, such as preemptions."""
+        """What it tells of itself while it runs: `generated_tokens`, those of unfinished requests too where it knows
+        them, and what is its own, such as `preemptions`."""
 
     def close(self) -> None: ...
 
@@ -187,9 +188,10 @@ class VllmEngine:
         return refused + [_completion(output) for output in outputs if output.finished]
 
     def metrics(self) -> dict[str, float]:
-        """How often a request lost its cache to others and had to be computed anew."""
-        lost = [metric.value for metric in self._llm.get_metrics() if metric.name == "vllm:num_preemptions"]
-        return {"preemptions": float(sum(lost))}
+        """`preemptions`: how often a request lost its cache to others and had to be computed anew."""
+        told = {metric.name: metric.value for metric in self._llm.get_metrics() if hasattr(metric, "value")}
+        names = {"generated_tokens": "vllm:generation_tokens", "preemptions": "vllm:num_preemptions"}
+        return {name: float(told.get(key, 0)) for name, key in names.items()}
 
     def close(self) -> None:
         self._llm.engine_core.shutdown()

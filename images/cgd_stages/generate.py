@@ -177,7 +177,7 @@ def _reused(context: Context, stage: Stage) -> StageFacts | None:
 
 
 class Shard:
-    """This program's share of one stage: its books and its pace. A feeder is the stage before, under way as well."""
+    """This program's share of one stage: its books. A feeder is the stage before, under way as well."""
 
     def __init__(self, context: Context, stage: Stage, feeder: "Shard | None" = None) -> None:
         self.stage = stage
@@ -185,7 +185,9 @@ class Shard:
         self.started = now()
         self._context, self._feeder = context, feeder
         self._owned = 0 if feeder else sum(1 for _ in _rows(stage, KEY))
-        self._pace = Pace(context, stage.role)
+        self.fresh: Counter[str] = Counter()
+        """What this attempt has added: tokens, prompt_tokens, cached_tokens."""
+        self._opened = time.monotonic()
         log.info("%s: %s in shard %d of %d", stage.role, self.rows, stage.shard, stage.shards)
         self.refuse_if_hopeless()
 
@@ -217,7 +219,9 @@ class Shard:
     def take(self, row: Row, outcome: Outcome) -> Row | None:
         """Enter an outcome into the books; the row with its new columns when it is kept."""
         kept, rejected = judged(self.stage.role, row, outcome)
-        self._pace.note(outcome)
+        self.fresh["prompt_tokens"] += outcome.prompt_tokens
+        if isinstance(outcome, Completion):
+            self.fresh.update(tokens=outcome.tokens, cached_tokens=outcome.cached_tokens)
         if kept is not None:
             self.ledger.keep(kept)
         if rejected is not None:
@@ -232,23 +236,30 @@ class Shard:
             self.ledger.flush()
             raise _too_many_rejected(self.stage, self.ledger.parts, total)
 
-    def warmed(self) -> None:
-        self._pace.start()
+    @property
+    def cache_hit_rate(self) -> float:
+        """Share of the prompts' tokens that the engine had in its prefix cache, in this attempt."""
+        return self.fresh["cached_tokens"] / max(self.fresh["prompt_tokens"], 1)
 
-    def tell(self, engine: Engine) -> None:
-        self._pace.tell(self.rows, lambda: self.ledger.metrics() | engine.metrics())
+    def tokens_left(self) -> float | None:
+        """Tokens still to generate if the rows to come are like those that have ended; None before the first has."""
+        rows = self.rows
+        ended = rows.done + rows.rejected
+        if rows.total > ended == 0:
+            return None
+        return (rows.total - ended) * self.ledger.tally["tokens"] / max(ended, 1)
 
-    def facts(self, engine: Engine | None) -> StageFacts:
-        """Rows and tokens of every attempt so far, seconds and speed of this one."""
-        told = engine.metrics() if engine else {}
+    def facts(self, pace: "Pace | None") -> StageFacts:
+        """Rows and tokens of every attempt so far; seconds, speed and cache of this one."""
+        told = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | pace.metrics(self) if pace else {}
         return StageFacts(
             rows=self.rows,
             prompt_tokens=self.ledger.tally["prompt_tokens"],
             generated_tokens=self.ledger.tally["tokens"],
-            seconds=round(self._pace.seconds, 3),
+            seconds=round(time.monotonic() - self._opened, 3),
             digest=self.stage.folder.digest,
             output_uri=self.stage.folder.uri,
-            metrics=self.ledger.metrics() | self._pace.speed() | told,
+            metrics=self.ledger.metrics() | told,
         )
 
     def end(self, settings: dict[str, Any]) -> None:
@@ -308,30 +319,28 @@ class Questions:
 
 def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
     """Ask for every row that is not stored, store every outcome, and promise what is complete."""
-    engine: Engine | None = None
+    engine, pace = None, None
     try:
         questions = Questions(shards)
         if questions.any():
             engine = warm.get()
-            _ask(context, shards, questions, engine)
+            pace = Pace(context, shards, engine)
+            _ask(context, shards, questions, engine, pace)
     finally:
         _flush(shards)
-        context.facts |= {shard.stage.role: shard.facts(engine) for shard in shards}
+        context.facts |= {shard.stage.role: shard.facts(pace) for shard in shards}
     context.check()
     for shard in shards:
         shard.end(engine.settings if engine else {})
 
 
-def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine) -> None:
+def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, pace: "Pace") -> None:
     """Give the engine every question and the books every outcome, until all are there or `stop`."""
-    for shard in shards:
-        shard.warmed()
 
     def after_step() -> None:
         if any(shard.ledger.due for shard in shards):
             _flush(shards)
-        for shard in shards:
-            shard.tell(engine)
+        pace.tell()
 
     for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
         questions.answered(outcome)
@@ -395,80 +404,63 @@ def summed(facts: Sequence[StageFacts]) -> StageFacts:
 
 
 class Pace:
-    """How fast this attempt goes: reports to the operator every few seconds, and to the log now and then."""
+    """How fast this attempt goes, from when the engine is warm: told to the operator every few seconds, and to the log
+    now and then."""
 
-    def __init__(self, context: Context, stage: str) -> None:
-        self._context, self._stage = context, stage
-        self._opened = time.monotonic()
-        self._rows = self._prompt_tokens = self._cached_tokens = self._tokens = 0
-        self.start()
-
-    def start(self) -> None:
-        """The engine is warm: speed and remaining time count from here."""
+    def __init__(self, context: Context, shards: Sequence[Shard], engine: Engine) -> None:
+        self._context, self._shards, self._engine = context, shards, engine
+        self._tokens_before = engine.metrics()["generated_tokens"]
         self._started = self._reported = self._logged = time.monotonic()
 
-    @property
-    def seconds(self) -> float:
-        """Since the books were opened; the engine's start is part of it."""
-        return time.monotonic() - self._opened
-
-    def note(self, outcome: Outcome) -> None:
-        self._rows += 1
-        self._prompt_tokens += outcome.prompt_tokens
-        if isinstance(outcome, Completion):
-            self._tokens += outcome.tokens
-            self._cached_tokens += outcome.cached_tokens
-
-    def tell(self, rows: Rows, metrics: Callable[[], dict[str, float]]) -> None:
+    def tell(self) -> None:
         """Report and log, when it is time again."""
         now = time.monotonic()
         if now - self._reported >= REPORT_SECONDS:
-            self._reported = now
-            self._report(rows, metrics())
+            self._reported, eta = now, self._eta()
+            for shard in self._shards:
+                metrics = self.metrics(shard) | {"cache_hit_rate": shard.cache_hit_rate} | shard.ledger.metrics()
+                speed = metrics["tokens_per_second"]
+                self._context.progress.report(
+                    shard.stage.role, shard.rows, tokens_per_second=speed, eta=eta, metrics=metrics
+                )
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
-            self._log(rows)
+            self._log()
 
-    def speed(self) -> dict[str, float]:
+    def metrics(self, shard: Shard) -> dict[str, float]:
         seconds = max(time.monotonic() - self._started, 1e-3)
-        if not self._rows:
-            return {}
-        return {
-            "tokens_per_second": round(self._tokens / seconds, 1),
-            "prompt_tokens_per_second": round(self._prompt_tokens / seconds, 1),
-            "prompt_tokens_cached": float(self._cached_tokens),
+        engine = self._engine.metrics()
+        del engine["generated_tokens"]
+        return engine | {
+            "tokens_per_second": round(shard.fresh["tokens"] / seconds, 1),
+            "prompt_tokens_per_second": round(shard.fresh["prompt_tokens"] / seconds, 1),
         }
 
-    @property
-    def cache_hit_rate(self) -> float:
-        """Share of the prompts' tokens that the engine had in its prefix cache."""
-        return self._cached_tokens / self._prompt_tokens if self._prompt_tokens else 0.0
+    def _log(self) -> None:
+        eta = self._eta()
+        for shard in self._shards:
+            rows = shard.rows
+            log.info(
+                "%s: %d of %d rows, %d rejected, %.0f tokens/s, %s s to go, %.0f%% of the prompts cached",
+                shard.stage.role,
+                rows.done + rows.rejected,
+                rows.total,
+                rows.rejected,
+                self.metrics(shard)["tokens_per_second"],
+                "?" if eta is None else round(eta),
+                100 * shard.cache_hit_rate,
+            )
 
-    def _report(self, rows: Rows, metrics: dict[str, float]) -> None:
-        speed = self.speed()
-        self._context.progress.report(
-            self._stage,
-            rows,
-            tokens_per_second=speed.get("tokens_per_second"),
-            eta=self._eta(rows),
-            metrics=metrics | speed | {"cache_hit_rate": self.cache_hit_rate},
-        )
-
-    def _log(self, rows: Rows) -> None:
-        log.info(
-            "%s: %d of %d rows, %d rejected, %.0f tokens/s, %s s to go, prefix cache %.0f%%",
-            self._stage,
-            rows.done + rows.rejected,
-            rows.total,
-            rows.rejected,
-            self.speed().get("tokens_per_second", 0.0),
-            "?" if (eta := self._eta(rows)) is None else round(eta),
-            100 * self.cache_hit_rate,
-        )
-
-    def _eta(self, rows: Rows) -> float | None:
-        remaining = rows.total - rows.done - rows.rejected
-        return remaining * (time.monotonic() - self._started) / self._rows if self._rows else None
+    def _eta(self) -> float | None:
+        """Seconds until every role has ended. Counted in tokens, those of unfinished rows too: with hundreds of rows
+        under way, few finish in the beginning and many at once later on."""
+        left = [shard.tokens_left() for shard in self._shards]
+        generated = self._engine.metrics()["generated_tokens"] - self._tokens_before
+        if not generated or None in left:
+            return None
+        unfinished = generated - sum(shard.fresh["tokens"] for shard in self._shards)
+        remaining = sum(filter(None, left)) - max(unfinished, 0)
+        return max(remaining, 0.0) * (time.monotonic() - self._started) / generated
 
 
 if __name__ == "__main__":

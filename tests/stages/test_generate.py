@@ -375,6 +375,31 @@ def test_fused_and_separate_stages_write_the_same_rows(storage, bucket, tiny_mod
     assert {role: facts.digest for role, facts in apart.items()} == {role: f.digest for role, f in fused.items()}
 
 
+def test_the_remaining_time_counts_the_tokens_of_unfinished_rows_too(answering, monkeypatch):
+    """40 rows of 7 tokens; after the first step 3 have ended, and 5 more have 3 tokens each."""
+    monkeypatch.setattr(generate, "REPORT_SECONDS", 0)
+    reports: list[dict[str, float]] = []
+    attempt, engine = answering(), RuleEngine()
+    monkeypatch.setattr(attempt.progress, "report", lambda _stage, rows, **told: reports.append(told))
+    monkeypatch.setattr(engine, "metrics", lambda: {"generated_tokens": 36.0 if engine.asked else 0.0})
+    generate_with(engine, attempt)
+    first = reports[0]
+    seconds = 21 / first["tokens_per_second"]
+    assert first["eta"] == pytest.approx((37 * 7 - 15) * seconds / 36, rel=0.2)
+
+
+def test_nothing_is_said_of_the_remaining_time_before_a_row_has_ended(answering, monkeypatch):
+    monkeypatch.setattr(generate, "REPORT_SECONDS", 0)
+    etas: list[float | None] = []
+    attempt, engine = answering(), RuleEngine(batch=0)
+    engine.before_step = lambda: setattr(engine, "_batch", 3) if etas else None
+    monkeypatch.setattr(attempt.progress, "report", lambda _stage, rows, *, eta, **told: etas.append(eta))
+    monkeypatch.setattr(engine, "metrics", lambda: {"generated_tokens": 5.0 * len(engine.asked)})
+    generate_with(engine, attempt)
+    assert etas[0] is None
+    assert etas[-1] == 0
+
+
 def test_fused_shards_need_not_wait_for_each_other(bucket, answering):
     generate_with(RuleEngine(), answering())
     for shard in range(2):
