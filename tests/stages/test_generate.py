@@ -1,5 +1,6 @@
 """generate: rows are asked for once, kept or rejected, and never lost or doubled, however often it is interrupted."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -380,6 +381,7 @@ def test_the_remaining_time_counts_the_tokens_of_unfinished_rows_too(answering, 
     monkeypatch.setattr(generate, "REPORT_SECONDS", 0)
     reports: list[dict[str, float]] = []
     attempt, engine = answering(), RuleEngine()
+    engine.before_step = lambda: time.sleep(0.02)
     monkeypatch.setattr(attempt.progress, "report", lambda _stage, rows, **told: reports.append(told))
     monkeypatch.setattr(engine, "metrics", lambda: {"generated_tokens": 36.0 if engine.asked else 0.0})
     generate_with(engine, attempt)
