@@ -157,7 +157,7 @@ class SeaweedFS:
         return [weed, "mini", *here, *ports, *store, *quiet]
 
     def _environment(self) -> dict[str, str]:
-        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "256MiB"}
+        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "1GiB"}
 
 
 def _is_free(port: int) -> bool:

@@ -3,6 +3,7 @@
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -40,10 +41,17 @@ class CountingEngine(VllmEngine):
     def __init__(self, model: Path) -> None:
         super().__init__(model, SETTINGS)
         self.asked = 0
+        self.seen: dict[str, list[int]] = {}
+        """Token ids that vLLM was given, by the name of the request."""
+        self._add, self._llm.add_request = self._llm.add_request, self._note
 
     def submit(self, request: Request) -> None:
         self.asked += 1
         super().submit(request)
+
+    def _note(self, name: str, prompt: Any, params: Any) -> None:
+        self.seen[name] = prompt["prompt_token_ids"]
+        self._add(name, prompt, params)
 
     def close(self) -> None:
         """Stays warm for the next test."""
@@ -93,6 +101,20 @@ def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_
         ids = [row["id"] for row in kept + stored_rejections(bucket, stage)]
         assert len(ids) == len(set(ids)) == read
     audit(refinements[:: ROWS // 16], engine)
+
+
+def test_the_engine_saw_what_the_stored_rows_say_token_for_token(bucket, storage, tiny_model, tmp_path, engine):
+    prepared(bucket, TEXTS[:40])
+    for roles in (("answer",), ("critique", "refine")):
+        facts = generate_with(engine, context(storage, generate_work(tiny_model, *roles, max_rejected=1.0), tmp_path))
+    rows, tokenizer = stored_rows(bucket, "refine"), engine._llm.get_tokenizer()
+    assert len(rows) > 20
+    for row in rows:
+        for role in ("answer", "critique", "refine"):
+            text = prompts.render(tokenizer, prompts.role_messages(role, row))
+            assert engine.seen[f"{row['id']}-0-{role}"] == prompts.token_ids(tokenizer, text)
+    assert facts["refine"].metrics["prompt_tokens_cached"] > 0.5 * facts["refine"].prompt_tokens
+    assert facts["refine"].metrics["preemptions"] == 0
 
 
 def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
