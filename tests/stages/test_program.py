@@ -84,7 +84,7 @@ def test_the_exit_code_and_the_last_words_say_who_must_act(tmp_path, body, code,
 def test_a_full_disk_names_the_scratch_volume(tmp_path):
     _, words, _ = Started(tmp_path, "raise OSError(errno.ENOSPC, 'No space left on device', '/scratch/x')").end()
     assert "the disk is full" in words.message
-    assert "scratch volume" in words.hint
+    assert "ephemeral-storage" in words.hint
 
 
 def test_a_disk_that_is_really_full_ends_for_good(tmp_path):
