@@ -143,7 +143,7 @@ def _task() -> StageTask:
 
 def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords, Exit]:
     if _disk_is_full(error):
-        hint = "Ask for more ephemeral-storage in spec.placement.<pool>.resources, or choose nodes with larger disks there."
+        hint = "Ask for more ephemeral-storage in spec.placement.<pool>.resources, or nodes with larger disks."
         error = UserError(f"the disk is full: {error}", hint=hint)
     if isinstance(error, StageError):
         outcome, code = "interrupted" if isinstance(error, Interrupted) else "failed", error.exit
