@@ -151,6 +151,5 @@ class World:
         found: list[Path] = await eventually(lambda: list(self.cluster.node.folder.glob(pattern)), pattern)
         return found[0]
 
-    def log(self, name: str = "p", container: str = "main") -> str:
-        files = sorted(self.folder(name).glob(f"containers/{container}/*.log"))
-        return "".join(path.read_text() for path in files)
+    def log(self, name: str = "p") -> str:
+        return "".join(path.read_text() for path in sorted(self.folder(name).glob("logs/*.log")))

@@ -132,31 +132,30 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
     """
     store, peers, port = _free_ports(3)
     token, key = _prepare(folder)
-    etcd = [
-        f"--data-dir={folder / 'etcd'}",
-        f"--listen-client-urls=http://127.0.0.1:{store}",
-        f"--advertise-client-urls=http://127.0.0.1:{store}",
-        f"--listen-peer-urls=http://127.0.0.1:{peers}",
-    ]
-    server = [
-        f"--etcd-servers=http://127.0.0.1:{store}",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={port}",
-        f"--cert-dir={folder / 'certificates'}",
-        f"--token-auth-file={folder / 'tokens.csv'}",
-        "--authorization-mode=RBAC",
-        "--service-account-issuer=https://127.0.0.1",
-        f"--service-account-key-file={key}",
-        f"--service-account-signing-key-file={key}",
-        "--service-cluster-ip-range=10.0.0.0/24",
-        "--disable-admission-plugins=ServiceAccount",
-    ]
+    etcd = f"""
+        --data-dir={folder}/etcd
+        --listen-client-urls=http://127.0.0.1:{store}
+        --advertise-client-urls=http://127.0.0.1:{store}
+        --listen-peer-urls=http://127.0.0.1:{peers}"""
+    server = f"""
+        --etcd-servers=http://127.0.0.1:{store}
+        --bind-address=127.0.0.1
+        --secure-port={port}
+        --cert-dir={folder}/certificates
+        --token-auth-file={folder}/tokens.csv
+        --authorization-mode=RBAC
+        --service-account-issuer=https://127.0.0.1
+        --service-account-key-file={key}
+        --service-account-signing-key-file={key}
+        --service-cluster-ip-range=10.0.0.0/24
+        --disable-admission-plugins=ServiceAccount"""
     kubeconfig = _write_kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", token)
-    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder)}
-    programs = {"etcd": etcd, "kube-apiserver": server}
-    processes = [launch([str(assets / p), *words], env, folder, folder / f"{p}.log") for p, words in programs.items()]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        await _serves(kubeconfig)
+        for program, flags in (("etcd", etcd), ("kube-apiserver", server)):
+            command = [str(assets / program), *map(str.strip, flags.strip().splitlines())]
+            processes.append(launch(command, {"HOME": str(folder)}, folder, folder / f"{program}.log"))
+        await _serves(kubeconfig, processes)
         yield kubeconfig
     finally:
         for process in reversed(processes):
@@ -173,14 +172,15 @@ def _prepare(folder: Path) -> tuple[str, Path]:
     return token, key
 
 
-async def _serves(kubeconfig: Path) -> None:
+async def _serves(kubeconfig: Path, processes: list[subprocess.Popen[bytes]]) -> None:
     """Wait until the API server has made its first namespace."""
     async with asyncio.timeout(READY_SECONDS), await Cluster.connect(str(kubeconfig), manager="cgd-local") as client:
-        while True:
+        while all(process.poll() is None for process in processes):
             with contextlib.suppress(ApiError):
                 if await client.get(NAMESPACE, "default"):
                     return
             await asyncio.sleep(0.2)
+    raise RuntimeError(f"etcd or kube-apiserver has ended: see the logs in {kubeconfig.parent}")
 
 
 def _write_kubeconfig(path: Path, url: str, token: str) -> Path:

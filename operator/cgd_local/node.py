@@ -43,7 +43,7 @@ class Node:
         self._capacity = {"cpu": float(os.cpu_count() or 1), GPU: float(gpus)}
         self._runners: dict[str, PodRunner] = {}
         self._waiting: dict[str, Object] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watch: asyncio.Task[None] | None = None
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         self._server = web.AppRunner(app, access_log=None)
@@ -55,13 +55,13 @@ class Node:
         await web.TCPSite(self._server, "127.0.0.1", 0).start()
         await self._delete_leftovers()
         await self._register(self._server.addresses[0][1])
-        self._tasks.append(asyncio.create_task(forever("node's watch of pods", self._watch_pods)))
+        self._watch = asyncio.create_task(forever("node's watch of pods", self._watch_pods))
 
     async def stop(self) -> None:
         """End every process; pods report a node shutdown, as with a kubelet."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
         verdict = Verdict("Terminated", "Pod was terminated in response to imminent node shutdown.")
         for runner in self._runners.values():
             runner.end(STOP_GRACE_SECONDS, verdict)
@@ -156,10 +156,8 @@ class Node:
                 raise
             return
         sandbox = Sandbox(self.cluster, pod, self.folder / f"{meta['namespace']}_{meta['name']}_{meta['uid']}")
-        runner = PodRunner(self.cluster, pod, sandbox, image=self._environment, backoff=self._backoff)
-        self._runners[meta["uid"]] = runner
-        message = f"Successfully assigned {meta['namespace']}/{meta['name']} to {NAME}"
-        await record(self.cluster, pod, "Normal", "Scheduled", message, component="default-scheduler")
+        image = self._environment
+        self._runners[meta["uid"]] = PodRunner(self.cluster, pod, sandbox, image=image, backoff=self._backoff)
 
     def _shortage(self, pod: Object) -> str:
         """The first resource of which too little is free; pods that are over hold nothing."""
@@ -184,7 +182,7 @@ class Node:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         namespace, name, container = (request.match_info[key] for key in ("namespace", "pod", "container"))
         runner = self._runner(namespace, name)
-        files = runner.sandbox.logs(container) if runner else []
+        files = sorted(runner.sandbox.logs.iterdir(), key=lambda path: int(path.stem)) if runner else []
         previous = request.query.get("previous") == "true"
         if runner is None or len(files) <= previous:
             problem = "has no previous run" if previous else "is waiting to start: ContainerCreating"
@@ -216,10 +214,10 @@ async def _read(path: Path, tail: int, follow: PodRunner | None) -> AsyncIterato
 
 def requests_of(pod: Object) -> dict[str, float]:
     """GPUs and cores a pod asks for; a limit stands for a request that is not there, as in Kubernetes."""
-    total = {"cpu": 0.0, GPU: 0.0}
-    for container in pod["spec"]["containers"]:
-        resources = container.get("resources") or {}
-        for name in total:
-            asked = str({**(resources.get("limits") or {}), **(resources.get("requests") or {})}.get(name, 0))
-            total[name] += float(asked.removesuffix("m")) / (1000 if asked.endswith("m") else 1)
-    return total
+    resources = pod["spec"]["containers"][0].get("resources") or {}
+    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {name: cores(str(asked.get(name, 0))) for name in ("cpu", GPU)}
+
+
+def cores(quantity: str) -> float:
+    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)

@@ -167,26 +167,18 @@ def _environment(look: Look, kind: str, index: int) -> list[Object]:
 def crd() -> Object:
     """A small structural schema: policies and pod templates are taken as they come, the rest is checked."""
     loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    replica = {
-        "type": "object",
-        "required": ["template"],
-        "properties": {
-            "replicas": {"type": "integer", "format": "int32", "minimum": 0},
-            "restartPolicy": {"type": "string", "enum": ["OnFailure", "Never", "ExitCode"]},
-            "template": loose,
-        },
-    }
-    replicas = {"type": "object", "required": ["Master"], "properties": {"Master": replica, "Worker": replica}}
-    spec = {
-        "type": "object",
-        "required": ["pytorchReplicaSpecs"],
-        "properties": {"nprocPerNode": {"type": "string"}, "runPolicy": loose, "pytorchReplicaSpecs": replicas},
-    }
+    count, policy = {"type": "integer", "minimum": 0}, {"type": "string", "enum": ["OnFailure", "Never", "ExitCode"]}
+    replica = _struct(required=["template"], replicas=count, restartPolicy=policy, template=loose)
+    replicas = _struct(required=["Master"], Master=replica, Worker=replica)
+    processes = {"type": "string"}
+    spec = _struct(
+        required=["pytorchReplicaSpecs"], nprocPerNode=processes, runPolicy=loose, pytorchReplicaSpecs=replicas
+    )
     version = {
         "name": "v1",
         "served": True,
         "storage": True,
-        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": loose}}},
+        "schema": {"openAPIV3Schema": _struct(required=["spec"], spec=spec, status=loose)},
         "subresources": {"status": {}},
         "additionalPrinterColumns": [
             {"name": "State", "type": "string", "jsonPath": ".status.conditions[-1].type"},
@@ -200,3 +192,7 @@ def crd() -> Object:
         "metadata": {"name": "pytorchjobs.kubeflow.org"},
         "spec": {"group": "kubeflow.org", "scope": "Namespaced", "names": names, "versions": [version]},
     }
+
+
+def _struct(required: list[str], **properties: Object) -> Object:
+    return {"type": "object", "required": required, "properties": properties}

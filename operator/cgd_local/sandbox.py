@@ -32,7 +32,13 @@ class Sandbox:
     def __init__(self, cluster: Cluster, pod: Object, folder: Path) -> None:
         self._cluster, self._pod, self.folder = cluster, pod, folder
         self._namespace: str = pod["metadata"]["namespace"]
-        (folder / "tmp").mkdir(parents=True)
+        self._container: Object = pod["spec"]["containers"][0]
+        self.logs, self.termination_file = folder / "logs", folder / "termination-log"
+        for path in (folder / "tmp", self.logs):
+            path.mkdir(parents=True)
+        self._mounts = {self._container.get("terminationMessagePath", TERMINATION_LOG): self.termination_file}
+        for entry in self._container.get("volumeMounts") or []:
+            self._mounts[entry["mountPath"].rstrip("/")] = folder / "volumes" / entry["name"]
 
     async def mount(self) -> None:
         """Make and fill every volume; raises NotMounted for the first that cannot be."""
@@ -44,38 +50,23 @@ class Sandbox:
             except NotReady as error:
                 raise NotMounted(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
 
-    def own(self, container: str) -> Path:
-        """The folder with what belongs to one container: its logs and its termination message."""
-        folder = self.folder / "containers" / container
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def command(self, env: dict[str, str]) -> list[str]:
+        words = [*(self._container.get("command") or []), *(self._container.get("args") or [])]
+        if not words or len(self._pod["spec"]["containers"]) > 1:
+            raise NotReady("the local node runs pods of one container, which names its command: there is no image")
+        return [rewrite(expand(str(word), env), self._mounts) for word in words]
 
-    def logs(self, container: str) -> list[Path]:
-        """The logs of a container's runs, the last one last."""
-        return sorted(self.own(container).glob("*.log"), key=lambda path: int(path.stem))
-
-    def termination_file(self, container: Object) -> Path:
-        return self.own(container["name"]) / "termination-log"
-
-    def command(self, container: Object, env: dict[str, str]) -> list[str]:
-        words = [*(container.get("command") or []), *(container.get("args") or [])]
-        if not words:
-            raise NotReady("no command specified, and there is no image to bring one")
-        mounts = self._mounts(container)
-        return [rewrite(expand(str(word), env), mounts) for word in words]
-
-    async def environment(self, container: Object, image: dict[str, str]) -> dict[str, str]:
+    async def environment(self, image: dict[str, str]) -> dict[str, str]:
         """The image's environment, then `envFrom`, then `env`; later entries win and may use `$(EARLIER)`."""
         env = {"HOSTNAME": self._pod["metadata"]["name"], "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
         env |= image
-        mounts = self._mounts(container)
-        for source in container.get("envFrom") or []:
+        for source in self._container.get("envFrom") or []:
             data = await self._data(source)
             env |= {source.get("prefix", "") + key: value.decode() for key, value in data.items()}
-        for entry in container.get("env") or []:
+        for entry in self._container.get("env") or []:
             value = await self._value(entry, env)
             if value is not None:
-                env[entry["name"]] = rewrite(value, mounts)
+                env[entry["name"]] = rewrite(value, self._mounts)
         return env
 
     async def _value(self, entry: Object, env: dict[str, str]) -> str | None:
@@ -87,10 +78,12 @@ class Sandbox:
             return field(self._pod, source["fieldRef"]["fieldPath"])
         data = await self._data(source)
         (reference,) = source.values()
-        if reference["key"] not in data and not reference.get("optional"):
-            kind = "Secret" if "secretKeyRef" in source else "ConfigMap"
-            raise NotReady(f"couldn't find key {reference['key']} in {kind} {self._namespace}/{reference['name']}")
-        return data[reference["key"]].decode() if reference["key"] in data else None
+        if reference["key"] in data:
+            return data[reference["key"]].decode()
+        if reference.get("optional"):
+            return None
+        kind = "Secret" if "secretKeyRef" in source else "ConfigMap"
+        raise NotReady(f"couldn't find key {reference['key']} in {kind} {self._namespace}/{reference['name']}")
 
     async def _data(self, source: Object) -> dict[str, bytes]:
         """The content of the Secret or ConfigMap that a volume, a projection or an environment entry names."""
@@ -119,13 +112,6 @@ class Sandbox:
                     target.write_bytes(data[item["key"]])
                 elif not reference.get("optional"):
                     raise NotReady(f"references non-existent key: {item['key']}")
-
-    def _mounts(self, container: Object) -> dict[str, Path]:
-        """Where this container's mount paths really are."""
-        mounts = {container.get("terminationMessagePath", TERMINATION_LOG): self.termination_file(container)}
-        for entry in container.get("volumeMounts") or []:
-            mounts[entry["mountPath"].rstrip("/")] = self.folder / "volumes" / entry["name"]
-        return mounts
 
 
 def expand(text: str, env: dict[str, str]) -> str:

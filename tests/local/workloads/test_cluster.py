@@ -76,7 +76,8 @@ def is_new(pod: Object, old: Object) -> bool:
 
 async def silence(node: Node) -> None:
     """As if its process were killed: it sees nothing, says nothing, and its containers are gone."""
-    for task in (*node._tasks, *(runner.task for runner in node._runners.values())):
+    assert node._watch is not None
+    for task in (node._watch, *(runner.task for runner in node._runners.values())):
         task.cancel()
         await asyncio.wait([task])
 
