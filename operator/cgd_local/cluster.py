@@ -64,21 +64,19 @@ class LocalCluster:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             await self._start()
         except BaseException:
-            await self.stop()
+            await self._stack.aclose()
             raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Controllers first, so that nothing is replaced; then every process; then the API."""
+        await self._stack.aclose()
 
     async def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.api:
             await self.api.start()
             self._stack.push_async_callback(self.api.stop)
@@ -93,10 +91,6 @@ class LocalCluster:
         self._run(Controller(client, JOB, partial(jobs.decide, backoff=self._backoff)).run())
         self._run(Controller(await self._connect("pytorchjob-controller"), PYTORCHJOB, pytorchjobs.decide).run())
         self._run(GarbageCollector(await self._connect("garbage-collector")).run())
-
-    async def stop(self) -> None:
-        """Controllers first, so that nothing is replaced; then every process; then the API."""
-        await self._stack.aclose()
 
     async def _connect(self, manager: str) -> Cluster:
         return await self._stack.enter_async_context(await Cluster.connect(str(self.kubeconfig_path), manager=manager))

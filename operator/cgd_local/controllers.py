@@ -54,10 +54,10 @@ class Controller:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for work in (self._watch_owners, self._watch_pods, self._work):
+            for work in (self._watch, self._watch_pods, self._work):
                 group.create_task(forever(self._name, work))
 
-    async def _watch_owners(self) -> None:
+    async def _watch(self) -> None:
         async for event, item in self._cluster.watch(self._kind):
             if event in ("ADDED", "MODIFIED"):
                 self._look((item["metadata"]["namespace"], item["metadata"]["name"]))
@@ -211,13 +211,15 @@ def is_active(pod: Object) -> bool:
     return not is_leaving(pod) and phase(pod) not in ("Succeeded", "Failed")
 
 
-def statuses(pod: Object) -> list[Object]:
-    return pod.get("status", {}).get("containerStatuses") or []
+def container_of(pod: Object) -> Object:
+    """The status of its container; empty before there is any."""
+    return next(iter(pod.get("status", {}).get("containerStatuses") or []), {})
 
 
-def ends(pod: Object) -> list[tuple[str, Object]]:
-    """The containers that have ended, by name."""
-    return [(s["name"], s["state"]["terminated"]) for s in statuses(pod) if "terminated" in s.get("state", {})]
+def end_of(pod: Object) -> Object:
+    """How its container ended; empty when it did not, or never began."""
+    end: Object = container_of(pod).get("state", {}).get("terminated", {})
+    return end
 
 
 def now() -> str:

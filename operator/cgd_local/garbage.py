@@ -8,7 +8,6 @@ Deviation: kinds come from `BUILT_IN` and the CRDs, not from discovery; an owner
 """
 
 import asyncio
-from collections.abc import Iterable
 from functools import partial
 
 from cgd_local.controllers import condition, forever
@@ -43,17 +42,22 @@ class GarbageCollector:
 
     async def _sweep(self, group: asyncio.TaskGroup) -> None:
         crds, _ = await self._cluster.list(CRD)
-        served = {*BUILT_IN, *map(_kind_of, filter(_is_established, crds))}
+        established = [crd for crd in crds if condition(crd.get("status", {}).get("conditions") or [], "Established")]
+        served = {*BUILT_IN, *map(_kind_of, established)}
         self._known |= {(kind.api_version, kind.kind): kind for kind in served}
         for kind in served - set(self._watches):
             watch = forever(f"garbage collector's watch of {kind.plural}", partial(self._watch, kind))
             self._watches[kind] = group.create_task(watch)
         for kind in set(self._watches) - served:
             self._watches.pop(kind).cancel()
-        listed = [item for kind in served for item in (await self._cluster.list(kind))[0]]
-        items = {item["metadata"]["uid"]: item for item in listed}
-        for item in listed:
+        first = await self._list(served)
+        items = await self._list(served)  # later: no dependent of an owner that waits in `first` is missing
+        for item in first.values():
             await self._settle(item, items)
+
+    async def _list(self, kinds: set[Kind]) -> dict[str, Object]:
+        items = [item for kind in kinds for item in (await self._cluster.list(kind))[0]]
+        return {item["metadata"]["uid"]: item for item in items}
 
     async def _settle(self, item: Object, items: dict[str, Object]) -> None:
         uid = item["metadata"]["uid"]
@@ -117,11 +121,6 @@ def _leaves(item: Object) -> bool:
 
 def _awaits(item: Object | None, finalizer: str) -> bool:
     return item is not None and _leaves(item) and finalizer in (item["metadata"].get("finalizers") or [])
-
-
-def _is_established(crd: Object) -> bool:
-    conditions: Iterable[Object] = crd.get("status", {}).get("conditions") or []
-    return condition(conditions, "Established") is not None
 
 
 def _kind_of(crd: Object) -> Kind:

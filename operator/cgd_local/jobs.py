@@ -3,9 +3,9 @@
 The decisions (which pods count as failed, which indexes are done, whether the Job is over) are those of the real
 controller; so are the names of conditions, reasons, labels and annotations.
 
-Deviations: only the pods that exist count, so an index runs again when somebody deletes its succeeded pod. A pod that
-is deleted never counts as failed, and is replaced once it is gone, as with `podReplacementPolicy: Failed`. Left out:
-work queues (no `completions`), restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism` downwards.
+Deviations: a pod that is deleted never counts as failed, and is replaced once it is gone, as with
+`podReplacementPolicy: Failed`; ranges of indexes are not abbreviated. Left out: work queues (no `completions`),
+restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism` downwards.
 """
 
 import uuid
@@ -14,7 +14,8 @@ from cgd_local.controllers import (
     BACKOFF_SECONDS,
     Decision,
     condition,
-    ends,
+    container_of,
+    end_of,
     is_active,
     is_leaving,
     now,
@@ -52,12 +53,13 @@ class View:
         self.active = [pod for pod in pods if is_active(pod)]
         self.leaving = [pod for pod in pods if is_leaving(pod)]
         succeeded = [index_of(pod) for pod in pods if phase(pod) == "Succeeded"]
-        self.done = set(succeeded)
-        self.succeeded = len(self.done) if self.indexed else len(succeeded)
+        self.done = {*succeeded, *parse_indexes(self.status.get("completedIndexes"))}
+        self.succeeded = len(self.done) if self.indexed else max(len(succeeded), self.status.get("succeeded") or 0)
         failed = [pod for pod in pods if phase(pod) == "Failed" and not is_leaving(pod)]
         self.failed = sorted(failed, key=finished_at)
         self.counted = [pod for pod in self.failed if self.rule(pod)[0] != "Ignore"]
         self.given_up = {index for index in map(index_of, self.counted) if self._is_spent(index)}
+        self.given_up |= parse_indexes(self.status.get("failedIndexes"))
 
     def rule(self, pod: Object) -> tuple[str, str]:
         """The action of the first matching rule of the failure policy (Count when none does), and why it matches."""
@@ -125,11 +127,11 @@ class View:
 def _matches(rule: Object, pod: Object) -> str:
     """Why a rule matches a failed pod; empty when it does not."""
     name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    if wanted := rule.get("onExitCodes"):
-        for container, end in ends(pod):
-            code, meant = end["exitCode"], wanted.get("containerName") in (None, container)
-            if code and meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
-                return f"Container {container} for pod {name} failed with exit code {code}"
+    container, code = container_of(pod).get("name"), end_of(pod).get("exitCode")
+    wanted = rule.get("onExitCodes") or {"operator": "In", "values": []}
+    meant = code and wanted.get("containerName") in (None, container)
+    if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
+        return f"Container {container} for pod {name} failed with exit code {code}"
     for pattern in rule.get("onPodConditions") or []:
         if condition(pod["status"].get("conditions") or [], pattern["type"]):
             return f"Pod {name} has condition {pattern['type']}"
@@ -167,11 +169,12 @@ def _counts(view: View, decision: Decision) -> Object:
         "ready": sum(condition(pod.get("status", {}).get("conditions") or [], "Ready") is not None for pod in left),
         "terminating": len(view.leaving) + len(decision.delete),
         "succeeded": view.succeeded,
-        "failed": len(view.counted),
+        "failed": max(len(view.counted), view.status.get("failed") or 0),
     }
-    for name, indexes in (("completedIndexes", view.done), ("failedIndexes", view.given_up)):
-        if view.indexed:
-            counts[name] = ",".join(map(str, sorted(index for index in indexes if index is not None)))
+    if view.indexed:
+        counts["completedIndexes"] = format_indexes(view.done)
+    if "backoffLimitPerIndex" in view.spec:
+        counts["failedIndexes"] = format_indexes(view.given_up)
     return counts
 
 
@@ -213,11 +216,18 @@ def _pod(view: View, index: Index) -> Object:
 
 
 def finished_at(pod: Object) -> float:
-    """When the last container ended; for a pod whose node was lost nobody knows, so its age has to do."""
-    times = [end["finishedAt"] for _, end in ends(pod)]
-    return max(map(seconds, times or [pod["metadata"]["creationTimestamp"]]))
+    """When its container ended; one that was evicted before it had any counts from its creation."""
+    return seconds(end_of(pod).get("finishedAt") or pod["metadata"]["creationTimestamp"])
 
 
 def index_of(pod: Object) -> Index:
     index = (pod["metadata"].get("annotations") or {}).get(INDEX)
     return None if index is None else int(index)
+
+
+def parse_indexes(text: str | None) -> set[Index]:
+    return {int(index) for index in (text or "").split(",") if index}
+
+
+def format_indexes(indexes: set[Index]) -> str:
+    return ",".join(str(index) for index in sorted(index for index in indexes if index is not None))

@@ -16,14 +16,14 @@ from copy import deepcopy
 from cgd_local.controllers import (
     Decision,
     condition,
-    ends,
+    container_of,
+    end_of,
     is_active,
     is_leaving,
     now,
     phase,
     pod_of,
     set_condition,
-    statuses,
     with_env,
 )
 from cgd_operator.cluster import PYTORCHJOB, Object
@@ -103,7 +103,7 @@ def _advance(look: Look) -> None:
 
 def _replace(look: Look, kind: str, pod: Object) -> None:
     """Delete a failed pod to have it created again, or give the job up, as the restart policy says."""
-    code = next((end["exitCode"] for _, end in ends(pod)), UNKNOWN_EXIT)
+    code = end_of(pod).get("exitCode", UNKNOWN_EXIT)
     policy, name = look.replicas[kind].get("restartPolicy", "OnFailure"), pod["metadata"]["name"]
     look.decision.events.append(("Normal", "ExitedWithCode", f"Pod: {name} exited with code {code}"))
     if policy == "Never" or (policy == "ExitCode" and code < 128):
@@ -116,7 +116,7 @@ def _replace(look: Look, kind: str, pod: Object) -> None:
 
 def _conclude(look: Look) -> None:
     limit, master = look.policy.get("backoffLimit"), look.counts("Master")
-    restarts = look.status["restarts"] + sum(s["restartCount"] for pod in look.pods for s in statuses(pod))
+    restarts = look.status["restarts"] + sum(container_of(pod).get("restartCount", 0) for pod in look.pods)
     if not look.ended and limit is not None and restarts > limit:
         look.say("Failed", "has failed because it has reached the specified backoff limit")
     elif not look.ended and master["succeeded"]:

@@ -136,12 +136,10 @@ SERVERS: dict[str, Callable[[Path], AbstractAsyncContextManager[tuple[Path, ApiS
 }
 
 
-@pytest.fixture(params=["embedded", "real"])
+@pytest.fixture(params=SERVERS if ASSETS else ["embedded"])
 async def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
-    if request.param == "real" and not ASSETS:
-        pytest.skip("KUBEBUILDER_ASSETS names no etcd and kube-apiserver")
     async with SERVERS[request.param](tmp_path) as (path, embedded):
         monkeypatch.setenv("KUBECONFIG", str(path))
         monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")

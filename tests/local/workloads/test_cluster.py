@@ -88,7 +88,7 @@ async def test_containers_find_this_venvs_programs_first():
 
 async def test_a_failed_start_leaves_nothing_running(tmp_path):
     (tmp_path / "nowhere").write_text("not: a kubeconfig")
-    cluster = LocalCluster(tmp_path, kubeconfig=tmp_path / "nowhere")
     with pytest.raises(Exception, match=r"(?i)config"):
-        await cluster.start()
+        async with LocalCluster(tmp_path, kubeconfig=tmp_path / "nowhere"):
+            pass
     assert asyncio.all_tasks() == {asyncio.current_task()}

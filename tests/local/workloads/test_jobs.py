@@ -9,7 +9,7 @@ import pytest
 from local_world import condition, phase, true
 
 from cgd_local.controllers import Controller, Decision
-from cgd_local.jobs import View
+from cgd_local.jobs import View, decide
 from cgd_operator.cluster import JOB, POD, Cluster, Object
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -181,9 +181,13 @@ async def test_a_failed_look_is_logged_and_repeated(local_cluster, caplog):
 
 
 def view(*pods: Object, status: Any = None, **spec: Any) -> View:
+    return View(*job_and_pods(*pods, status=status, **spec))
+
+
+def job_and_pods(*pods: Object, status: Any = None, **spec: Any) -> tuple[Object, list[Object]]:
     body = {"template": {"spec": {"restartPolicy": "Never"}}, "completions": 4, "parallelism": 4} | spec
     job = {"metadata": {"name": "j", "namespace": "n", "uid": "u"}, "spec": body, "status": status or {}}
-    return View(job, list(pods))
+    return job, list(pods)
 
 
 def pod(phase: str, *, index: int | None = None, code: int = 1, ended: int = 0, **meta: Any) -> Object:
@@ -214,6 +218,20 @@ async def test_a_pod_that_leaves_did_not_fail_and_is_replaced_when_it_is_gone():
     seen = view(leaving, completions=1, backoffLimit=0)
     assert (seen.verdict(START), seen.missing(START, 10)) == (None, ([], None))
     assert view(completions=1).missing(START, 10) == ([None], None)
+
+
+async def test_an_index_that_is_done_or_given_up_stays_so_without_its_pod():
+    status = {"completedIndexes": "0,2", "failedIndexes": "1", "failed": 1}
+    seen = view(status=status, completionMode="Indexed", backoffLimitPerIndex=0)
+    assert seen.missing(START, 10) == ([3], None)
+
+
+async def test_only_what_kubernetes_takes_is_in_the_status():
+    plain = decide(*job_and_pods(pod("Failed")), START).status
+    assert not {"completedIndexes", "failedIndexes"} & set(plain)
+    assert plain["failed"] == 1
+    gone = decide(*job_and_pods(status={"failed": 1, "succeeded": 2}), START).status
+    assert (gone["failed"], gone["succeeded"]) == (1, 2)  # a real API server refuses counters that fall
 
 
 async def test_a_rule_for_another_container_does_not_match():
