@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cgd_local.cluster import LocalCluster
-from cgd_local.pods import Pace
 from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, Kind, Object
 
-FAST = Pace(retry=0.05, housekeeping=0.1, restart=0.02)
+FAST = 0.05  # seconds of back-off
 PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 IMAGE = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -134,10 +133,10 @@ class World:
         found: tuple[list[Object]] = await eventually(look, "set of pods as was asked for")
         return found[0]
 
-    async def event(self, reason: str, *, count: int = 1) -> Object:
+    async def event(self, reason: str) -> Object:
         async def look() -> Object | None:
             events, _ = await self.client.list(EVENT, self.namespace)
-            return next((e for e in events if e["reason"] == reason and e["count"] >= count), None)
+            return next((e for e in events if e["reason"] == reason), None)
 
         found: Object = await eventually(look, f"Event {reason}")
         return found
@@ -152,6 +151,5 @@ class World:
         found: list[Path] = await eventually(lambda: list(self.cluster.node.folder.glob(pattern)), pattern)
         return found[0]
 
-    def log(self, name: str = "p", container: str = "main") -> str:
-        files = sorted(self.folder(name).glob(f"containers/{container}/*.log"))
-        return "".join(path.read_text() for path in files)
+    def log(self, name: str = "p") -> str:
+        return "".join(path.read_text() for path in sorted(self.folder(name).glob("logs/*.log")))

@@ -9,7 +9,6 @@ clients: with `kubeconfig` they serve an API server that somebody else runs, one
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
 import socket
@@ -17,24 +16,19 @@ import subprocess
 import sysconfig
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-import aiohttp
 import yaml
 
-from cgd_local import pytorchjobs
+from cgd_local import jobs, pytorchjobs
 from cgd_local.apiserver import ApiServer
-from cgd_local.controllers import Controller, condition
+from cgd_local.controllers import BACKOFF_SECONDS, Controller, condition
 from cgd_local.garbage import GarbageCollector
-from cgd_local.jobs import BACKOFF_SECONDS, JobController
 from cgd_local.node import Node
-from cgd_local.pods import Pace, launch
-from cgd_local.pytorchjobs import PyTorchJobController
-from cgd_operator.cluster import CRD, AlreadyExists, Cluster, Object
-
-log = logging.getLogger(__name__)
+from cgd_local.pods import exited, launch
+from cgd_operator.cluster import CRD, JOB, NAMESPACE, PYTORCHJOB, AlreadyExists, ApiError, Cluster, Object
 
 READY_SECONDS = 60.0
 
@@ -48,9 +42,9 @@ def venv_environment() -> dict[str, str]:
 class LocalCluster:
     """A whole cluster in one folder.
 
-    `environment` is the image environment of every container. `pytorchjobs=False` gives a cluster without that CRD.
-    `gpus` is what the node claims to have. `kubeconfig` names an API server to use instead of one of our own. It must
-    have no Job controller, PyTorchJob controller or nodes already, as with `real_apiserver`: two would fight.
+    `environment` is the image environment of every container. `gpus` is what the node claims to have. `backoff` is how
+    long whatever failed waits before it is tried again. `kubeconfig` names an API server to use instead of one of our
+    own. It must have no controllers or nodes already, as with `real_apiserver`: two would fight.
     """
 
     def __init__(
@@ -59,81 +53,55 @@ class LocalCluster:
         *,
         environment: dict[str, str] | None = None,
         kubeconfig: Path | None = None,
-        pytorchjobs: bool = True,
         gpus: int = 0,
-        labels: dict[str, str] | None = None,
-        pace: Pace | None = None,
-        job_backoff: float = BACKOFF_SECONDS,
+        backoff: float = BACKOFF_SECONDS,
     ) -> None:
         self.folder = folder
         self.kubeconfig_path = kubeconfig or folder / "kubeconfig"
         self.api: ApiServer | None = None if kubeconfig else ApiServer()
-        self._pytorchjobs, self._job_backoff = pytorchjobs, job_backoff
-        self._gpus, self._labels, self._pace = gpus, labels, pace
         self._environment = venv_environment() if environment is None else environment
+        self._gpus, self._backoff = gpus, backoff
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             await self._start()
         except BaseException:
-            await self.stop()
+            await self._stack.aclose()
             raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Controllers first, so that nothing is replaced; then every process; then the API."""
+        await self._stack.aclose()
 
     async def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.api:
             await self.api.start()
             self._stack.push_async_callback(self.api.stop)
             self.kubeconfig_path.write_text(self.api.kubeconfig())
         self.client = await self._connect("cgd-local")
-        if self._pytorchjobs:
-            await install(self.client, pytorchjobs.crd())
-        kubelet = await self._connect("kubelet")
-        self.node = Node(
-            kubelet,
-            self.folder / "pods",
-            environment=self._environment,
-            gpus=self._gpus,
-            labels=self._labels,
-            pace=self._pace,
-        )
+        await install(self.client, pytorchjobs.crd())
+        kubelet, folder = await self._connect("kubelet"), self.folder / "pods"
+        self.node = Node(kubelet, folder, environment=self._environment, gpus=self._gpus, backoff=self._backoff)
         self._stack.push_async_callback(self.node.stop)
         await self.node.start()
-        controllers: list[Controller] = [
-            JobController(await self._connect("job-controller"), backoff=self._job_backoff)
-        ]
-        if self._pytorchjobs:
-            controllers.append(PyTorchJobController(await self._connect("pytorchjob-controller")))
-        for controller in controllers:
-            self._run(controller.run())
+        client = await self._connect("job-controller")
+        self._run(Controller(client, JOB, partial(jobs.decide, backoff=self._backoff)).run())
+        self._run(Controller(await self._connect("pytorchjob-controller"), PYTORCHJOB, pytorchjobs.decide).run())
         self._run(GarbageCollector(await self._connect("garbage-collector")).run())
-
-    async def stop(self) -> None:
-        """Controllers first, so that nothing is replaced; then every process; then the API."""
-        await self._stack.aclose()
 
     async def _connect(self, manager: str) -> Cluster:
         return await self._stack.enter_async_context(await Cluster.connect(str(self.kubeconfig_path), manager=manager))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._stack.push_async_callback(_cancel, task)
+        self._stack.push_async_callback(_cancel, asyncio.create_task(work))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
 
 
 async def install(client: Cluster, crd: Object) -> None:
@@ -156,39 +124,37 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
     ServiceAccount admission (no controller manager is there to make the accounts). Written from the documented flags
     and **not run yet**: the project's machines have no such binaries.
     """
-    client_port, peer_port, port = _free_ports(3)
+    store, peers, port = _free_ports(3)
     token, key = _prepare(folder)
-    etcd = [
-        str(assets / "etcd"),
-        f"--data-dir={folder / 'etcd'}",
-        f"--listen-client-urls=http://127.0.0.1:{client_port}",
-        f"--advertise-client-urls=http://127.0.0.1:{client_port}",
-        f"--listen-peer-urls=http://127.0.0.1:{peer_port}",
-    ]
-    server = [
-        str(assets / "kube-apiserver"),
-        f"--etcd-servers=http://127.0.0.1:{client_port}",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={port}",
-        f"--cert-dir={folder / 'certificates'}",
-        f"--token-auth-file={folder / 'tokens.csv'}",
-        "--authorization-mode=RBAC",
-        "--service-account-issuer=https://127.0.0.1",
-        f"--service-account-key-file={key}",
-        f"--service-account-signing-key-file={key}",
-        "--service-cluster-ip-range=10.0.0.0/24",
-        "--disable-admission-plugins=ServiceAccount",
-        "--allow-privileged=true",
-    ]
-    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder)}
-    processes = [launch(command, env, folder, folder / f"{Path(command[0]).name}.log") for command in (etcd, server)]
+    etcd = f"""
+        --data-dir={folder}/etcd
+        --listen-client-urls=http://127.0.0.1:{store}
+        --advertise-client-urls=http://127.0.0.1:{store}
+        --listen-peer-urls=http://127.0.0.1:{peers}"""
+    server = f"""
+        --etcd-servers=http://127.0.0.1:{store}
+        --bind-address=127.0.0.1
+        --secure-port={port}
+        --cert-dir={folder}/certificates
+        --token-auth-file={folder}/tokens.csv
+        --authorization-mode=RBAC
+        --service-account-issuer=https://127.0.0.1
+        --service-account-key-file={key}
+        --service-account-signing-key-file={key}
+        --service-cluster-ip-range=10.0.0.0/24
+        --disable-admission-plugins=ServiceAccount"""
+    kubeconfig = _write_kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", token)
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        await _answers(f"https://127.0.0.1:{port}/readyz", token)
-        yield _write_kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", token)
+        for program, flags in (("etcd", etcd), ("kube-apiserver", server)):
+            command = [str(assets / program), *map(str.strip, flags.strip().splitlines())]
+            processes.append(launch(command, {"HOME": str(folder)}, folder, folder / f"{program}.log"))
+        await _serves(kubeconfig, processes)
+        yield kubeconfig
     finally:
         for process in reversed(processes):
             process.terminate()
-            await asyncio.to_thread(process.wait)
+            await exited(process)
 
 
 def _prepare(folder: Path) -> tuple[str, Path]:
@@ -196,22 +162,19 @@ def _prepare(folder: Path) -> tuple[str, Path]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     token, key = secrets.token_hex(16), folder / "service-accounts.key"
     (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
-    if not key.exists():
-        subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
+    subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     return token, key
 
 
-async def _answers(url: str, token: str) -> None:
-    headers = {"Authorization": f"Bearer {token}"}
-    async with asyncio.timeout(READY_SECONDS), aiohttp.ClientSession(headers=headers) as session:
-        while True:
-            try:
-                async with session.get(url, ssl=False) as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError as error:
-                log.debug("kube-apiserver is not ready: %s", error)
+async def _serves(kubeconfig: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until the API server has made its first namespace."""
+    async with asyncio.timeout(READY_SECONDS), await Cluster.connect(str(kubeconfig), manager="cgd-local") as client:
+        while all(process.poll() is None for process in processes):
+            with contextlib.suppress(ApiError):
+                if await client.get(NAMESPACE, "default"):
+                    return
             await asyncio.sleep(0.2)
+    raise RuntimeError(f"etcd or kube-apiserver has ended: see the logs in {kubeconfig.parent}")
 
 
 def _write_kubeconfig(path: Path, url: str, token: str) -> Path:
@@ -227,7 +190,5 @@ def _write_kubeconfig(path: Path, url: str, token: str) -> Path:
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]

@@ -1,95 +1,122 @@
-"""What every controller here shares: a loop that looks again, Events, conditions, owner references.
+"""What every controller here shares: the loop that looks, decides and acts; Events, conditions, owner references.
 
-A controller is an ordinary client of the API. It keeps nothing: a change of an object or of one of its pods puts the
-object's key into the queue, and `reconcile` reads everything afresh. That costs a list per look and saves the caches
+A controller is an ordinary client of the API. It keeps nothing: a change of an object or of one of its pods makes it
+read both afresh and ask `decide`, a pure function of them and the time. That costs a list per look and saves the caches
 and "expectations" of the real controllers; at the size of a development cluster the trade is good.
 """
 
 import asyncio
 import hashlib
 import logging
-import random
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import ClassVar
 
 from cgd_operator.cluster import EVENT, POD, AlreadyExists, ApiError, Cluster, Kind, Object
 
 log = logging.getLogger(__name__)
 
-RESYNC_SECONDS = 30.0
-SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-
+BACKOFF_SECONDS = 10.0
+"""The default wait before what has failed is tried again."""
 Key = tuple[str, str]  # namespace, name
 
 
-class Controller(ABC):
-    """Reconciles objects of one kind, one at a time, whenever they or the pods they control change."""
+@dataclass
+class Decision:
+    """What one look at an owner and its pods leads to."""
 
-    kind: ClassVar[Kind]
+    status: Object
+    create: list[Object] = field(default_factory=list)
+    delete: list[Object] = field(default_factory=list)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+    """Type (Normal or Warning), reason and message."""
+    again: float | None = None
+    """Seconds after which to look again even if nothing changes."""
+    expired: bool = False
+    """The owner itself is to go."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self._due: dict[Key, float] = {}
-        self._changed = asyncio.Event()
+    def expire(self, ended: Object, ttl: int | None, time_now: float) -> None:
+        """Let the owner go when its time to live after the condition `ended` is over."""
+        if ttl is not None:
+            left = seconds(ended["lastTransitionTime"]) + ttl - time_now
+            self.expired, self.again = left <= 0, max(left, 1.0)
 
-    @abstractmethod
-    async def reconcile(self, owner: Object) -> float | None:
-        """Bring the world nearer to the spec; return the seconds after which to look again, None for never."""
+
+class Controller:
+    """Looks at objects of one kind, one at a time, whenever they or the pods they control change."""
+
+    def __init__(self, cluster: Cluster, kind: Kind, decide: Callable[[Object, list[Object], float], Decision]) -> None:
+        self._cluster, self._kind, self._decide = cluster, kind, decide
+        self._name = f"{kind.kind.lower()}-controller"
+        self._queue: asyncio.Queue[Key] = asyncio.Queue()
+        self._queued: set[Key] = set()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(forever(f"watch of {self.kind.plural}", self._watch_owners))
-            group.create_task(forever(f"watch of pods for {self.kind.plural}", self._watch_pods))
-            group.create_task(forever(f"{self.kind.kind} controller", self._work))
+            for work in (self._watch, self._watch_pods, self._work):
+                group.create_task(forever(self._name, work))
 
-    async def event(self, about: Object, kind: str, reason: str, message: str) -> None:
-        await record(self.cluster, about, kind, reason, message, component=f"{self.kind.kind.lower()}-controller")
-
-    async def _watch_owners(self) -> None:
-        async for event, item in self.cluster.watch(self.kind):
+    async def _watch(self) -> None:
+        async for event, item in self._cluster.watch(self._kind):
             if event in ("ADDED", "MODIFIED"):
-                self._look(_key(item))
+                self._look((item["metadata"]["namespace"], item["metadata"]["name"]))
 
     async def _watch_pods(self) -> None:
-        async for event, pod in self.cluster.watch(POD):
-            if event != "SYNCED" and (owner := controller_of(pod)) and owner["kind"] == self.kind.kind:
+        async for event, pod in self._cluster.watch(POD):
+            owner = controller_of(pod) if event != "SYNCED" else {}
+            if owner.get("kind") == self._kind.kind:
                 self._look((pod["metadata"]["namespace"], owner["name"]))
 
-    def _look(self, key: Key, after: float = 0.0) -> None:
-        due = time.monotonic() + after
-        self._due[key] = min(due, self._due.get(key, due))
-        self._changed.set()
+    def _look(self, key: Key) -> None:
+        if key not in self._queued:
+            self._queued.add(key)
+            self._queue.put_nowait(key)
 
     async def _work(self) -> None:
         while True:
-            key = await self._next()
+            key = await self._queue.get()
+            self._queued.discard(key)
             try:
-                owner = await self.cluster.get(self.kind, key[1], key[0])
-                again = await self.reconcile(owner) if owner else None
+                again = await self._reconcile(*key)
             except Exception:
-                log.exception("%s %s/%s could not be reconciled; trying again", self.kind.kind, *key)
+                log.exception("%s %s/%s could not be reconciled; trying again", self._kind.kind, *key)
                 again = 1.0
             if again is not None:
-                self._look(key, min(again, RESYNC_SECONDS))
+                asyncio.get_running_loop().call_later(again, self._look, key)
 
-    async def _next(self) -> Key:
-        while True:
-            self._changed.clear()
-            key = min(self._due, key=self._due.__getitem__, default=None)
-            wait = self._due[key] - time.monotonic() if key else None
-            if key and wait is not None and wait <= 0:
-                del self._due[key]
-                return key
+    async def _reconcile(self, namespace: str, name: str) -> float | None:
+        owner = await self._cluster.get(self._kind, name, namespace)
+        if owner is None or "deletionTimestamp" in owner["metadata"]:
+            return None
+        pods, _ = await self._cluster.list(POD, namespace)
+        mine = [pod for pod in pods if controller_of(pod).get("uid") == owner["metadata"]["uid"]]
+        decision = self._decide(owner, mine, time.time())
+        await self._act(owner, decision)
+        return decision.again
+
+    async def _act(self, owner: Object, decision: Decision) -> None:
+        meta = owner["metadata"]
+        name, namespace, uid = meta["name"], meta["namespace"], meta["uid"]
+        for pod in decision.delete:
+            await self._cluster.delete(POD, pod["metadata"]["name"], namespace, uid=pod["metadata"]["uid"])
+            decision.events.append(("Normal", "SuccessfulDelete", f"Deleted pod: {pod['metadata']['name']}"))
+        for pod in decision.create:
             try:
-                await asyncio.wait_for(self._changed.wait(), wait)
-            except TimeoutError:
+                await self._cluster.create(POD, pod)
+            except AlreadyExists:  # a namesake is still leaving; its end brings us back
                 continue
+            decision.events.append(("Normal", "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}"))
+        before = owner.get("status") or {}
+        if any(before.get(key) != value for key, value in decision.status.items()):
+            await self._cluster.patch(self._kind, name, namespace, {"status": decision.status}, subresource="status")
+        for event in decision.events:
+            await record(self._cluster, owner, *event, component=self._name)
+        if decision.expired:
+            await self._cluster.delete(self._kind, name, namespace, uid=uid, propagation="Foreground")
 
 
-async def forever(what: str, work: Callable[[], Awaitable[None]], *, pause: float = 1.0) -> None:
+async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
     """Run `work` again whenever it ends or fails: a controller outlives its API server's restarts."""
     while True:
         try:
@@ -98,42 +125,33 @@ async def forever(what: str, work: Callable[[], Awaitable[None]], *, pause: floa
             log.warning("%s was interrupted; starting it again: %s", what, error)
         except Exception:
             log.exception("%s failed; starting it again", what)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(1.0)
 
 
 async def record(cluster: Cluster, about: Object, kind: str, reason: str, message: str, *, component: str) -> None:
-    """Write an Event (`kind` Normal or Warning); the same one again only raises its count."""
+    """Write an Event (`kind` Normal or Warning) once. It is a courtesy: nothing fails because it cannot be written."""
     meta = about["metadata"]
     digest = hashlib.sha256(f"{meta['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
-    name, namespace = f"{meta['name'][:200]}.{digest}", meta.get("namespace", "default")
-    reference = {
-        "apiVersion": about["apiVersion"],
-        "kind": about["kind"],
-        "name": meta["name"],
-        "namespace": meta.get("namespace", ""),
-        "uid": meta["uid"],
-    }
+    reference = {name: about[name] for name in ("apiVersion", "kind")}
+    reference |= {name: meta[name] for name in ("name", "namespace", "uid")}
     body = {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": f"{meta['name'][:200]}.{digest}", "namespace": meta["namespace"]},
         "involvedObject": reference,
         "type": kind,
         "reason": reason,
         "message": message[:1024],
         "source": {"component": component},
-        "reportingComponent": component,
-        "reportingInstance": component,
         "firstTimestamp": now(),
         "lastTimestamp": now(),
         "count": 1,
     }
     try:
         await cluster.create(EVENT, body)
-    except AlreadyExists:
-        seen = await cluster.get(EVENT, name, namespace) or {}
-        again = {"count": int(seen.get("count") or 1) + 1, "lastTimestamp": now()}
-        await cluster.patch(EVENT, name, namespace, again)
+    except ApiError as error:
+        if not isinstance(error, AlreadyExists):
+            log.warning("no event %s for %s: %s", reason, meta["name"], error)
 
 
 def set_condition(conditions: list[Object], kind: str, status: str, reason: str, message: str) -> bool:
@@ -154,51 +172,54 @@ def condition(conditions: Iterable[Object], kind: str) -> Object | None:
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
-def owner_reference(kind: Kind, owner: Object) -> Object:
-    return {
-        "apiVersion": kind.api_version,
-        "kind": kind.kind,
-        "name": owner["metadata"]["name"],
-        "uid": owner["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
+def pod_of(kind: Kind, owner: Object, template: Object, name: str, labels: Object, annotations: Object) -> Object:
+    """A pod of an owner: its template, and what the controller adds."""
+    meta, given = owner["metadata"], template.get("metadata") or {}
+    reference = {"apiVersion": kind.api_version, "kind": kind.kind, "name": meta["name"], "uid": meta["uid"]}
+    metadata = {
+        "name": name,
+        "namespace": meta["namespace"],
+        "labels": {**(given.get("labels") or {}), **labels},
+        "annotations": {**(given.get("annotations") or {}), **annotations},
+        "ownerReferences": [reference | {"controller": True, "blockOwnerDeletion": True}],
     }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 
-def controller_of(item: Object) -> Object | None:
+def with_env(template: Object, entries: list[Object]) -> Object:
+    """A template whose containers have these variables, too."""
+    containers = [c | {"env": [*(c.get("env") or []), *entries]} for c in template["spec"]["containers"]]
+    return template | {"spec": template["spec"] | {"containers": containers}}
+
+
+def controller_of(item: Object) -> Object:
+    """The owner reference of the controller; empty when there is none."""
     references: list[Object] = item["metadata"].get("ownerReferences") or []
-    return next((r for r in references if r.get("controller")), None)
+    return next((r for r in references if r.get("controller")), {})
 
 
 def phase(pod: Object) -> str:
     return str(pod.get("status", {}).get("phase") or "Pending")
 
 
-def is_terminating(pod: Object) -> bool:
-    return "deletionTimestamp" in pod["metadata"] and phase(pod) not in ("Succeeded", "Failed")
+def is_leaving(pod: Object) -> bool:
+    """It is being deleted: whatever becomes of it, it did not fail by itself."""
+    return "deletionTimestamp" in pod["metadata"] and phase(pod) != "Succeeded"
 
 
 def is_active(pod: Object) -> bool:
-    return "deletionTimestamp" not in pod["metadata"] and phase(pod) not in ("Succeeded", "Failed")
+    return not is_leaving(pod) and phase(pod) not in ("Succeeded", "Failed")
 
 
-def statuses(pod: Object) -> list[Object]:
-    """The statuses of a pod's containers, the init containers last, as failure policies look at them."""
-    status = pod.get("status", {})
-    return [*(status.get("containerStatuses") or []), *(status.get("initContainerStatuses") or [])]
+def container_of(pod: Object) -> Object:
+    """The status of its container; empty before there is any."""
+    return next(iter(pod.get("status", {}).get("containerStatuses") or []), {})
 
 
-def finished_at(pod: Object) -> float:
-    """When the last container ended, in seconds since the epoch; else when its deletion began, or it last changed."""
-    ends = [s["state"]["terminated"]["finishedAt"] for s in statuses(pod) if "terminated" in s.get("state", {})]
-    if not ends and "deletionTimestamp" in pod["metadata"]:
-        return seconds(pod["metadata"]["deletionTimestamp"]) - float(pod["metadata"]["deletionGracePeriodSeconds"])
-    changes = [c["lastTransitionTime"] for c in pod.get("status", {}).get("conditions") or []]
-    return max(map(seconds, ends or changes), default=time.time())
-
-
-def suffix() -> str:
-    return "".join(random.choices(SUFFIX_ALPHABET, k=5))  # noqa: S311  a name, not a secret
+def end_of(pod: Object) -> Object:
+    """How its container ended; empty when it did not, or never began."""
+    end: Object = container_of(pod).get("state", {}).get("terminated", {})
+    return end
 
 
 def now() -> str:
@@ -207,7 +228,3 @@ def now() -> str:
 
 def seconds(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).timestamp()
-
-
-def _key(item: Object) -> Key:
-    return item["metadata"]["namespace"], item["metadata"]["name"]

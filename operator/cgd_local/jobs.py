@@ -1,482 +1,233 @@
-"""The Job controller of `batch/v1`, as far as a development cluster needs it.
+"""The Job controller of `batch/v1`, as far as the operator's Jobs need it. Pure: `controllers` acts.
 
 The decisions (which pods count as failed, which indexes are done, whether the Job is over) are those of the real
 controller; so are the names of conditions, reasons, labels and annotations.
 
-Deviations: pods carry no `batch.kubernetes.io/job-tracking` finalizer, so a pod that someone deletes before it was seen
-to fail is replaced but counted only while it terminates; `uncountedTerminatedPods`, `successPolicy` and adoption of
-foreign pods are left out.
+Deviations: a pod that is deleted never counts as failed, and is replaced once it is gone, as with
+`podReplacementPolicy: Failed`; ranges of indexes are not abbreviated. Left out: work queues (no `completions`),
+restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism` downwards.
 """
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+import uuid
 
 from cgd_local.controllers import (
-    RESYNC_SECONDS,
-    Controller,
+    BACKOFF_SECONDS,
+    Decision,
     condition,
-    controller_of,
-    finished_at,
+    container_of,
+    end_of,
     is_active,
-    is_terminating,
+    is_leaving,
     now,
-    owner_reference,
     phase,
+    pod_of,
     seconds,
     set_condition,
-    statuses,
-    suffix,
+    with_env,
 )
-from cgd_operator.cluster import JOB, POD, Cluster, Object
+from cgd_operator.cluster import JOB, Object
 
-INDEX = "batch.kubernetes.io/job-completion-index"
-INDEX_FAILURES = "batch.kubernetes.io/job-index-failure-count"
-INDEX_IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
-UID_LABEL = "batch.kubernetes.io/controller-uid"
-RELEASED = "cgd.dev/released"  # on pods that this controller deletes itself: they did not fail
-BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 10.0, 600.0
+PREFIX = "batch.kubernetes.io/"
+INDEX = PREFIX + "job-completion-index"
+BACKOFF_LIMIT_SECONDS = 600.0
 
+COMPLETE = "CompletionsReached"
 MESSAGES = {
     "BackoffLimitExceeded": "Job has reached the specified backoff limit",
     "DeadlineExceeded": "Job was active longer than specified deadline",
     "MaxFailedIndexesExceeded": "Job has exceeded the specified maximal number of failed indexes",
     "FailedIndexes": "Job has failed indexes",
-    "CompletionsReached": "Reached expected number of succeeded pods",
+    COMPLETE: "Reached expected number of succeeded pods",
 }
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """How a Job ends: the interim condition that says so, then the final one once no pod is left."""
-
-    interim: str
-    final: str
-    reason: str
-    message: str
-
-    @classmethod
-    def failed(cls, reason: str, message: str = "") -> "Verdict":
-        return cls("FailureTarget", "Failed", reason, message or MESSAGES[reason])
+Index = int | None  # None: a pod of a Job without indexes
 
 
-COMPLETE = Verdict("SuccessCriteriaMet", "Complete", "CompletionsReached", MESSAGES["CompletionsReached"])
-
-
-@dataclass(frozen=True)
 class View:
-    """A Job and its pods as they are now, and what follows from them. Decides, and touches nothing."""
+    """A Job and its pods as they are now, and what follows from them."""
 
-    job: Object
-    pods: list[Object]
-    backoff: float = BACKOFF_SECONDS
+    def __init__(self, job: Object, pods: list[Object]) -> None:
+        self.job, self.spec, self.status = job, job["spec"], job.get("status") or {}
+        self.completions = int(self.spec.get("completions", 1))
+        self.indexed = self.spec.get("completionMode") == "Indexed"
+        self.active = [pod for pod in pods if is_active(pod)]
+        self.leaving = [pod for pod in pods if is_leaving(pod)]
+        succeeded = [index_of(pod) for pod in pods if phase(pod) == "Succeeded"]
+        self.done = {*succeeded, *parse_indexes(self.status.get("completedIndexes"))}
+        self.succeeded = len(self.done) if self.indexed else max(len(succeeded), self.status.get("succeeded") or 0)
+        failed = [pod for pod in pods if phase(pod) == "Failed" and not is_leaving(pod)]
+        self.failed = sorted(failed, key=finished_at)
+        self.counted = [pod for pod in self.failed if self.rule(pod)[0] != "Ignore"]
+        self.given_up = {index for index in map(index_of, self.counted) if self._is_spent(index)}
+        self.given_up |= parse_indexes(self.status.get("failedIndexes"))
 
-    @cached_property
-    def spec(self) -> Object:
-        return dict(self.job["spec"])
-
-    @cached_property
-    def status(self) -> Object:
-        return dict(self.job.get("status") or {})
-
-    @property
-    def indexed(self) -> bool:
-        return bool(self.spec.get("completionMode") == "Indexed")
-
-    @property
-    def per_index(self) -> bool:
-        return self.spec.get("backoffLimitPerIndex") is not None
-
-    @property
-    def suspended(self) -> bool:
-        return bool(self.spec.get("suspend"))
-
-    @cached_property
-    def completions(self) -> int | None:
-        value = self.spec.get("completions")
-        return None if value is None else int(value)
-
-    @cached_property
-    def parallelism(self) -> int:
-        return int(self.spec.get("parallelism", 1))
-
-    @cached_property
-    def replaces_terminating(self) -> bool:
-        default = "Failed" if "podFailurePolicy" in self.spec else "TerminatingOrFailed"
-        return bool(self.spec.get("podReplacementPolicy", default) != "Failed")
-
-    @cached_property
-    def active(self) -> list[Object]:
-        return [pod for pod in self.pods if is_active(pod)]
-
-    @cached_property
-    def terminating(self) -> list[Object]:
-        return [pod for pod in self.pods if is_terminating(pod)]
-
-    @cached_property
-    def failed_pods(self) -> list[Object]:
-        """Failed pods in the order in which they ended; a terminating one is failed unless the policy says to wait."""
-        failed = [pod for pod in self.pods if phase(pod) == "Failed"]
-        if self.replaces_terminating:
-            failed += self.terminating
-        return sorted((pod for pod in failed if RELEASED not in annotations(pod)), key=finished_at)
-
-    @cached_property
-    def counted_failures(self) -> int:
-        return sum(1 for pod in self.failed_pods if self.action(pod) != "Ignore")
-
-    @cached_property
-    def succeeded_indexes(self) -> set[int]:
-        done = {index_of(pod) for pod in self.pods if phase(pod) == "Succeeded"}
-        return {
-            i for i in done | parse_indexes(self.status.get("completedIndexes")) if 0 <= i < (self.completions or 0)
-        }
-
-    @cached_property
-    def failed_indexes(self) -> set[int]:
-        if not self.per_index:
-            return set()
-        failed = {index_of(pod) for pod in self.failed_pods if self._fails_index(pod)}
-        return failed | parse_indexes(self.status.get("failedIndexes"))
-
-    @cached_property
-    def succeeded(self) -> int:
-        if self.indexed:
-            return len(self.succeeded_indexes)
-        return max(sum(1 for pod in self.pods if phase(pod) == "Succeeded"), int(self.status.get("succeeded") or 0))
-
-    def _fails_index(self, pod: Object) -> bool:
-        action = self.action(pod)
-        spent = int(self.spec["backoffLimitPerIndex"]) <= int(annotations(pod).get(INDEX_FAILURES, 0))
-        return action == "FailIndex" or (action != "Ignore" and spent)
-
-    def action(self, pod: Object) -> str:
-        """What the first matching rule of the failure policy says about a failed pod; Count when none does."""
-        return self._rule(pod)[0]
-
-    def _rule(self, pod: Object) -> tuple[str, str]:
-        rules: list[Object] = self.spec.get("podFailurePolicy", {}).get("rules") or []
-        for number, rule in enumerate(rules):
+    def rule(self, pod: Object) -> tuple[str, str]:
+        """The action of the first matching rule of the failure policy (Count when none does), and why it matches."""
+        for number, rule in enumerate(self.spec.get("podFailurePolicy", {}).get("rules") or []):
             if why := _matches(rule, pod):
                 return rule["action"], f"{why} matching {rule['action']} rule at index {number}"
         return "Count", ""
 
-    def verdict(self, time_now: float) -> Verdict | None:
-        """How the Job ends, None while it goes on. An interim condition that was written once is kept to."""
+    def _is_spent(self, index: Index) -> bool:
+        """An index is not tried again after too many failures or a final one, but only with a limit per index."""
+        limit = self.spec.get("backoffLimitPerIndex")
+        actions = [self.rule(pod)[0] for pod in self.counted if index_of(pod) == index]
+        return limit is not None and ("FailIndex" in actions or len(actions) > limit)
+
+    def verdict(self, time_now: float) -> tuple[str, str] | None:
+        """Reason and message of the Job's end, None while it goes on. What was decided once is kept to."""
         conditions = self.status.get("conditions") or []
-        if found := condition(conditions, "FailureTarget"):
-            return Verdict.failed(found["reason"], found["message"])
-        if condition(conditions, "SuccessCriteriaMet"):
-            return COMPLETE
-        for pod in self.failed_pods:
-            action, message = self._rule(pod)
+        if found := condition(conditions, "FailureTarget") or condition(conditions, "SuccessCriteriaMet"):
+            return found["reason"], found["message"]
+        for action, message in map(self.rule, self.failed):
             if action == "FailJob":
-                return Verdict.failed("PodFailurePolicy", message)
-        if self._past_backoff_limit():
-            return Verdict.failed("BackoffLimitExceeded")
-        if self.deadline_in(time_now) == 0:
-            return Verdict.failed("DeadlineExceeded")
-        return self._index_verdict() or self._success()
+                return "PodFailurePolicy", message
+        reason = self._reason(time_now)
+        return (reason, MESSAGES[reason]) if reason else None
 
-    def _past_backoff_limit(self) -> bool:
-        limit = self.spec.get("backoffLimit")
-        if limit is None:
-            limit = 2**31 - 1 if self.per_index else 6
-        if self.spec["template"]["spec"].get("restartPolicy") == "OnFailure":
-            restarts = sum(int(s.get("restartCount", 0)) for pod in self.active for s in statuses(pod))
-            if restarts >= max(limit, 1):
-                return True
-        return bool(self.counted_failures > limit)
+    def _reason(self, time_now: float) -> str:
+        per_index, given_up = "backoffLimitPerIndex" in self.spec, len(self.given_up)
+        if len(self.counted) > self.spec.get("backoffLimit", len(self.counted) if per_index else 6):
+            return "BackoffLimitExceeded"
+        if self.time_left(time_now) == 0:
+            return "DeadlineExceeded"
+        if given_up > self.spec.get("maxFailedIndexes", given_up):
+            return "MaxFailedIndexesExceeded"
+        if given_up and given_up + self.succeeded >= self.completions:
+            return "FailedIndexes"
+        return COMPLETE if self.succeeded >= self.completions else ""
 
-    def deadline_in(self, time_now: float) -> float | None:
+    def time_left(self, time_now: float) -> float | None:
         deadline, start = self.spec.get("activeDeadlineSeconds"), self.status.get("startTime")
-        if deadline is None or start is None or self.suspended:
+        if deadline is None or start is None or self.spec.get("suspend"):
             return None
         return max(0.0, seconds(start) + float(deadline) - time_now)
 
-    def _index_verdict(self) -> Verdict | None:
-        failed, limit = len(self.failed_indexes), self.spec.get("maxFailedIndexes")
-        if limit is not None and failed > limit:
-            return Verdict.failed("MaxFailedIndexesExceeded")
-        if failed and failed + self.succeeded >= (self.completions or 0):
-            return Verdict.failed("FailedIndexes")
-        return None
+    def missing(self, time_now: float, backoff: float) -> tuple[list[Index], float | None]:
+        """The pods to create now, by index, and the seconds until the next back-off is over."""
+        held = self.active + self.leaving
+        room = max(0, int(self.spec.get("parallelism", 1)) - len(held))
+        wanted: list[Index] = [None] * (self.completions - self.succeeded - len(held))
+        if self.indexed:
+            taken = self.done | self.given_up | {index_of(pod) for pod in held}
+            wanted = [index for index in range(self.completions) if index not in taken]
+        waits = {index: self._wait(index, time_now, backoff) for index in wanted}
+        ready = [index for index in wanted if waits[index] <= 0]
+        return ready[:room], min((wait for wait in waits.values() if wait > 0), default=None)
 
-    def _success(self) -> Verdict | None:
-        if self.active:
-            return None
-        if self.completions is None:
-            return COMPLETE if self.succeeded else None
-        return COMPLETE if self.succeeded >= self.completions else None
-
-    def surplus(self) -> list[Object]:
-        """Active pods that should not be: all when suspended, doubles of an index, more than are wanted."""
-        if self.suspended:
-            return self.active
-        kept: list[Object] = []
-        for pod in sorted(self.active, key=lambda pod: pod["metadata"]["creationTimestamp"]):
-            double = self.indexed and (index_of(pod) in self._taken(kept) or index_of(pod) >= (self.completions or 0))
-            if not double and len(kept) < self.wanted:
-                kept.append(pod)
-        return [pod for pod in self.active if pod not in kept]
-
-    @cached_property
-    def wanted(self) -> int:
-        if self.suspended:
-            return 0
-        if self.completions is None:
-            return len(self.active) if self.succeeded else self.parallelism
-        open_indexes = self.completions - self.succeeded - len(self.failed_indexes)
-        return max(0, min(open_indexes, self.parallelism))
-
-    def missing(self, time_now: float) -> tuple[list[int | None], float | None]:
-        """The pods to create now (by index, None without one), and the seconds until a back-off is over."""
-        holding = self.active if self.replaces_terminating else self.active + self.terminating
-        room = self.wanted - len(holding)
-        if room <= 0:
-            return [], None
-        if not self.indexed:
-            wait = self._backoff(self.failed_pods, time_now)
-            return ([], wait) if wait else ([None] * room, None)
-        taken = self._taken(holding) | self.failed_indexes
-        waits = {i: self._index_wait(i, time_now) for i in range(self.completions or 0) if i not in taken}
-        ready = [i for i, wait in waits.items() if not wait]
-        return [*ready[:room]], min((wait for wait in waits.values() if wait), default=None)
-
-    def _taken(self, pods: Iterable[Object]) -> set[int]:
-        return self.succeeded_indexes | {index_of(pod) for pod in pods}
-
-    def _index_wait(self, index: int, time_now: float) -> float:
-        mine = self.failures_of(index) if self.per_index else self.failed_pods
-        return self._backoff(mine, time_now)
-
-    def failures_of(self, index: int) -> list[Object]:
-        return [pod for pod in self.failed_pods if index_of(pod) == index]
-
-    def _backoff(self, failed: list[Object], time_now: float) -> float:
-        """Seconds still to wait after failures since the last success: 1, 2, 4... times the base."""
-        successes = [finished_at(pod) for pod in self.pods if phase(pod) == "Succeeded"]
-        recent = [pod for pod in failed if finished_at(pod) >= max(successes, default=0.0)]
-        if not recent:
+    def _wait(self, index: Index, time_now: float, backoff: float) -> float:
+        """Seconds until an index may be tried again; the back-off doubles with every failure."""
+        failures = [pod for pod in self.failed if index_of(pod) == index]
+        if not failures:
             return 0.0
-        delay = min(self.backoff * 2.0 ** (len(recent) - 1), BACKOFF_LIMIT_SECONDS)
-        return max(0.0, finished_at(recent[-1]) + delay - time_now)
+        delay = min(backoff * 2.0 ** (len(failures) - 1), BACKOFF_LIMIT_SECONDS)
+        return finished_at(failures[-1]) + delay - time_now
 
 
 def _matches(rule: Object, pod: Object) -> str:
+    """Why a rule matches a failed pod; empty when it does not."""
     name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    if wanted := rule.get("onExitCodes"):
-        for status in statuses(pod):
-            code = status.get("state", {}).get("terminated", {}).get("exitCode", 0)
-            meant = wanted.get("containerName") in (None, status["name"])
-            if code and meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
-                return f"Container {status['name']} for pod {name} failed with exit code {code}"
+    container, code = container_of(pod).get("name"), end_of(pod).get("exitCode")
+    wanted = rule.get("onExitCodes") or {"operator": "In", "values": []}
+    meant = code and wanted.get("containerName") in (None, container)
+    if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
+        return f"Container {container} for pod {name} failed with exit code {code}"
     for pattern in rule.get("onPodConditions") or []:
-        for found in pod.get("status", {}).get("conditions") or []:
-            if found["type"] == pattern["type"] and found["status"] == pattern.get("status", "True"):
-                return f"Pod {name} has condition {found['type']}"
+        if condition(pod["status"].get("conditions") or [], pattern["type"]):
+            return f"Pod {name} has condition {pattern['type']}"
     return ""
 
 
-class JobController(Controller):
-    """`backoff` is the delay before the first retry; the real one is ten seconds, tests use less."""
-
-    kind = JOB
-
-    def __init__(self, cluster: Cluster, *, backoff: float = BACKOFF_SECONDS) -> None:
-        super().__init__(cluster)
-        self.backoff = backoff
-
-    async def reconcile(self, owner: Object) -> float | None:
-        managed = owner["spec"].get("managedBy", "kubernetes.io/job-controller")
-        if "deletionTimestamp" in owner["metadata"] or managed != "kubernetes.io/job-controller":
-            return None
-        conditions = owner.get("status", {}).get("conditions") or []
-        if ended := condition(conditions, "Complete") or condition(conditions, "Failed"):
-            return await self._expire(owner, ended)
-        uid = owner["metadata"]["uid"]
-        pods, _ = await self.cluster.list(POD, owner["metadata"]["namespace"], labels=f"{UID_LABEL}={uid}")
-        mine = [pod for pod in pods if (controller_of(pod) or {}).get("uid") == uid]
-        return await self._advance(View(owner, mine, self.backoff))
-
-    async def _expire(self, job: Object, ended: Object) -> float | None:
-        ttl = job["spec"].get("ttlSecondsAfterFinished")
-        if ttl is None:
-            return None
-        left = seconds(ended["lastTransitionTime"]) + float(ttl) - time.time()
-        if left > 0:
-            return left
-        meta = job["metadata"]
-        await self.cluster.delete(JOB, meta["name"], meta["namespace"], uid=meta["uid"], propagation="Foreground")
-        return None
-
-    async def _advance(self, view: View) -> float | None:
-        verdict = view.verdict(time.time())
-        change = Change()
-        if verdict is not None:
-            change.deleted = await self._delete(view, view.active)
-        else:
-            change.deleted = await self._delete(view, view.surplus())
-            if not change.deleted:
-                missing, change.wait = view.missing(time.time())
-                change.created = [await self._create(view, index) for index in missing]
-        status, events = next_status(view, verdict, change)
-        if any(view.status.get(name) != value for name, value in status.items()):
-            meta = view.job["metadata"]
-            await self.cluster.patch(JOB, meta["name"], meta["namespace"], {"status": status}, subresource="status")
-        for kind, reason, message in events:
-            await self.event(view.job, kind, reason, message)
-        waits = [wait for wait in (change.wait, view.deadline_in(time.time())) if wait is not None]
-        return min(waits, default=RESYNC_SECONDS)
-
-    async def _delete(self, view: View, pods: list[Object]) -> list[Object]:
-        for pod in pods:
-            meta = pod["metadata"]
-            note = {"metadata": {"annotations": {RELEASED: "true"}}}
-            await self.cluster.patch(POD, meta["name"], meta["namespace"], note)
-            await self.cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"])
-            await self.event(view.job, "Normal", "SuccessfulDelete", f"Deleted pod: {meta['name']}")
-        return pods
-
-    async def _create(self, view: View, index: int | None) -> Object:
-        pod = await self.cluster.create(POD, pod_of(view, index))
-        await self.event(view.job, "Normal", "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}")
-        return pod
-
-
-@dataclass
-class Change:
-    """What one look did to the pods."""
-
-    created: list[Object] = field(default_factory=list)
-    deleted: list[Object] = field(default_factory=list)
-    wait: float | None = None
-
-
-def next_status(view: View, verdict: Verdict | None, change: Change) -> tuple[Object, list[tuple[str, str, str]]]:
-    """The status to write and the Events that go with its changes."""
+def decide(job: Object, pods: list[Object], time_now: float, backoff: float = BACKOFF_SECONDS) -> Decision:
+    """What is to be done for a Job; `backoff` is the wait before an index's first retry."""
+    view = View(job, pods)
     conditions = [dict(c) for c in view.status.get("conditions") or []]
-    events: list[tuple[str, str, str]] = []
-    left = [pod for pod in view.active if pod not in change.deleted]
-    ready = [pod for pod in left if condition(pod.get("status", {}).get("conditions") or [], "Ready")]
-    terminating = len(view.terminating) + len(change.deleted)
-    status: Object = {
-        "startTime": view.status.get("startTime") or (None if view.suspended else now()),
-        "active": len(left) + len(change.created),
-        "ready": len(ready),
-        "terminating": terminating,
+    decision = Decision({"conditions": conditions})
+    if ended := condition(conditions, "Complete") or condition(conditions, "Failed"):
+        decision.expire(ended, view.spec.get("ttlSecondsAfterFinished"), time_now)
+        return decision
+    verdict = view.verdict(time_now)
+    if verdict or view.spec.get("suspend"):
+        decision.delete = view.active
+    else:
+        missing, wait = view.missing(time_now, backoff)
+        decision.create = [_pod(view, index) for index in missing]
+        decision.again = min((one for one in (wait, view.time_left(time_now)) if one is not None), default=None)
+    decision.status |= _counts(view, decision)
+    if verdict:
+        _conclude(decision, *verdict)
+    else:
+        _tell_suspension(view, decision)
+    return decision
+
+
+def _counts(view: View, decision: Decision) -> Object:
+    left = [pod for pod in view.active if pod not in decision.delete]
+    counts: Object = {
+        "startTime": None if view.spec.get("suspend") else view.status.get("startTime") or now(),
+        "active": len(left) + len(decision.create),
+        "ready": sum(condition(pod.get("status", {}).get("conditions") or [], "Ready") is not None for pod in left),
+        "terminating": len(view.leaving) + len(decision.delete),
         "succeeded": view.succeeded,
-        "failed": max(view.counted_failures, int(view.status.get("failed") or 0)),
-        "conditions": conditions,
+        "failed": max(len(view.counted), view.status.get("failed") or 0),
     }
     if view.indexed:
-        status["completedIndexes"] = format_indexes(view.succeeded_indexes)
-    if view.per_index:
-        status["failedIndexes"] = format_indexes(view.failed_indexes)
-    if verdict is None:
-        _suspension(view, status, events)
-        return status, events
-    set_condition(conditions, verdict.interim, "True", verdict.reason, verdict.message)
-    if not status["active"] and not terminating:
-        set_condition(conditions, verdict.final, "True", verdict.reason, verdict.message)
-        if verdict is COMPLETE:
-            status["completionTime"] = now()
-            events.append(("Normal", "Completed", "Job completed"))
-        else:
-            events.append(("Warning", verdict.reason, verdict.message))
-    return status, events
+        counts["completedIndexes"] = format_indexes(view.done)
+    if "backoffLimitPerIndex" in view.spec:
+        counts["failedIndexes"] = format_indexes(view.given_up)
+    return counts
 
 
-def _suspension(view: View, status: Object, events: list[tuple[str, str, str]]) -> None:
-    was = condition(status["conditions"], "Suspended") is not None
-    if view.suspended:
-        status["startTime"] = None
-        if set_condition(status["conditions"], "Suspended", "True", "JobSuspended", "Job suspended"):
-            events.append(("Normal", "Suspended", "Job suspended"))
-    elif was:
-        status["startTime"] = now()
-        set_condition(status["conditions"], "Suspended", "False", "JobResumed", "Job resumed")
-        events.append(("Normal", "Resumed", "Job resumed"))
+def _conclude(decision: Decision, reason: str, message: str) -> None:
+    """An interim condition tells the end at once, the final one when no pod is left."""
+    conditions = decision.status["conditions"]
+    interim, final = ("SuccessCriteriaMet", "Complete") if reason == COMPLETE else ("FailureTarget", "Failed")
+    set_condition(conditions, interim, "True", reason, message)
+    if decision.status["active"] or decision.status["terminating"]:
+        return
+    set_condition(conditions, final, "True", reason, message)
+    if reason == COMPLETE:
+        decision.status["completionTime"] = now()
+        decision.events.append(("Normal", "Completed", "Job completed"))
+    else:
+        decision.events.append(("Warning", reason, message))
 
 
-def pod_of(view: View, index: int | None) -> Object:
-    """The pod to create for an index, or for a Job without indexes."""
-    meta, template = view.job["metadata"], view.job["spec"]["template"]
-    labels = dict(template.get("metadata", {}).get("labels") or {})
-    notes = dict(template.get("metadata", {}).get("annotations") or {})
-    for prefix in ("", "batch.kubernetes.io/"):
-        labels |= {f"{prefix}controller-uid": meta["uid"], f"{prefix}job-name": meta["name"]}
-    spec, base = dict(template["spec"]), meta["name"][:50]
+def _tell_suspension(view: View, decision: Decision) -> None:
+    conditions = decision.status["conditions"]
+    if view.spec.get("suspend"):
+        if set_condition(conditions, "Suspended", "True", "JobSuspended", "Job suspended"):
+            decision.events.append(("Normal", "Suspended", "Job suspended"))
+    elif condition(conditions, "Suspended"):
+        set_condition(conditions, "Suspended", "False", "JobResumed", "Job resumed")
+        decision.events.append(("Normal", "Resumed", "Job resumed"))
+
+
+def _pod(view: View, index: Index) -> Object:
+    meta, template = view.job["metadata"], view.spec["template"]
+    name, notes = meta["name"][:50], {}
+    labels = {f"{prefix}controller-uid": meta["uid"] for prefix in ("", PREFIX)}
+    labels |= {f"{prefix}job-name": meta["name"] for prefix in ("", PREFIX)}
     if index is not None:
-        labels[INDEX] = notes[INDEX] = str(index)
-        notes |= _failure_counts(view, index)
-        base = f"{base}-{index}"
-        spec.setdefault("hostname", base)
-        for containers in ("initContainers", "containers"):
-            if containers in spec:
-                spec[containers] = [_with_index(container) for container in spec[containers]]
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": f"{base}-{suffix()}",
-            "namespace": meta["namespace"],
-            "labels": labels,
-            "annotations": notes,
-            "ownerReferences": [owner_reference(JOB, view.job)],
-        },
-        "spec": spec,
-    }
-
-
-def _failure_counts(view: View, index: int) -> dict[str, str]:
-    """With a limit per index each pod carries how often its index failed before it; that is where it is remembered."""
-    if not view.per_index:
-        return {}
-    counted = ignored = 0
-    if failures := view.failures_of(index):
-        before = annotations(failures[-1])
-        counted, ignored = int(before.get(INDEX_FAILURES, 0)), int(before.get(INDEX_IGNORED, 0))
-        if view.action(failures[-1]) == "Ignore":
-            ignored += 1
-        else:
-            counted += 1
-    return {INDEX_FAILURES: str(counted)} | ({INDEX_IGNORED: str(ignored)} if ignored else {})
-
-
-def _with_index(container: Object) -> Object:
-    env: list[Any] = list(container.get("env") or [])
-    if not any(entry["name"] == "JOB_COMPLETION_INDEX" for entry in env):
+        name, labels[INDEX], notes[INDEX] = f"{name}-{index}", str(index), str(index)
         source = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
-        env.append({"name": "JOB_COMPLETION_INDEX", "valueFrom": source})
-    return {**container, "env": env}
+        template = with_env(template, [{"name": "JOB_COMPLETION_INDEX", "valueFrom": source}])
+    return pod_of(JOB, view.job, template, f"{name}-{uuid.uuid4().hex[:5]}", labels, notes)
 
 
-def annotations(pod: Object) -> dict[str, str]:
-    return pod["metadata"].get("annotations") or {}
+def finished_at(pod: Object) -> float:
+    """When its container ended; one that was evicted before it had any counts from its creation."""
+    return seconds(end_of(pod).get("finishedAt") or pod["metadata"]["creationTimestamp"])
 
 
-def index_of(pod: Object) -> int:
-    return int(annotations(pod).get(INDEX, -1))
+def index_of(pod: Object) -> Index:
+    index = (pod["metadata"].get("annotations") or {}).get(INDEX)
+    return None if index is None else int(index)
 
 
-def parse_indexes(text: str | None) -> set[int]:
-    """`"0,2-4"` -> {0, 2, 3, 4}."""
-    found: set[int] = set()
-    for part in filter(None, (text or "").split(",")):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
+def parse_indexes(text: str | None) -> set[Index]:
+    return {int(index) for index in (text or "").split(",") if index}
 
 
-def format_indexes(indexes: set[int]) -> str:
-    """{0, 2, 3, 4} -> `"0,2-4"`; two neighbours are written `"2,3"`, as Kubernetes does."""
-    runs: list[list[int]] = []
-    for index in sorted(indexes):
-        if runs and runs[-1][-1] == index - 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
+def format_indexes(indexes: set[Index]) -> str:
+    return ",".join(str(index) for index in sorted(index for index in indexes if index is not None))

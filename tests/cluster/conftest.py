@@ -1,10 +1,14 @@
-"""An API server with the project's definitions, the operator against it, and somebody who plays the controllers."""
+"""An API server with the project's definitions, the operator against it, and somebody who plays the controllers.
+
+Each test runs against the embedded API server, and against a real one from `$KUBEBUILDER_ASSETS` if that is set.
+"""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,16 @@ from builders import manifest
 
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
-from cgd_local.cluster import install
+from cgd_local.cluster import install, real_apiserver
 from cgd_operator.__main__ import operate
 from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, Cluster
 from cgd_operator.crd import crd
 from cgd_operator.manifests import STAGE_LABEL
 
 Json = dict[str, Any]
+
+ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
+ENDED = "2026-01-01T00:00:00Z"
 
 
 async def until(true: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
@@ -34,9 +41,15 @@ async def until(true: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
 class World:
     """A cluster without controllers: `play` does what they would do."""
 
-    def __init__(self, api: ApiServer, client: Cluster, kubeconfig: Path) -> None:
-        self.api, self.client, self.kubeconfig = api, client, kubeconfig
+    def __init__(self, client: Cluster, kubeconfig: Path, embedded: ApiServer | None) -> None:
+        self.client, self.kubeconfig, self._embedded = client, kubeconfig, embedded
         self.until = until
+
+    @property
+    def embedded(self) -> ApiServer:
+        """The embedded server with its faults and its list of requests: for tests with `embedded_only`."""
+        assert self._embedded is not None
+        return self._embedded
 
     async def apply(self, changes: Json | None = None, name: str = "demo") -> Json:
         body = manifest(changes, name=name)
@@ -64,11 +77,8 @@ class World:
         """Let a child end as its controller would."""
         child = await until(lambda: self._child(stage))
         kind = PYTORCHJOB if child["kind"] == "PyTorchJob" else JOB
-        word = "Succeeded" if kind is PYTORCHJOB and condition == "Complete" else condition
-        one = {"type": word, "status": "True", "reason": "Played", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-        await self.client.patch(
-            kind, child["metadata"]["name"], "default", {"status": {"conditions": [one]}}, subresource="status"
-        )
+        status = ended_pytorchjob(condition) if kind is PYTORCHJOB else ended_job(condition)
+        await self.client.patch(kind, child["metadata"]["name"], "default", {"status": status}, subresource="status")
 
     async def _child(self, stage: str) -> Json | None:
         return (await self.children()).get(stage)
@@ -76,10 +86,6 @@ class World:
     async def play(self, *stages: str) -> None:
         for stage in stages:
             await self.end(stage)
-
-    def writes(self) -> list[tuple[str, str]]:
-        """What the operator wrote so far."""
-        return [one for one in self.api.requests if "fieldManager=cgd-operator" in one[1] or one[0] == "DELETE"]
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[None]:
@@ -93,16 +99,51 @@ class World:
             await thread
 
 
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+def ended_job(condition: str) -> Json:
+    """The status of a finished Job, with all that a real API server insists on."""
+    interim = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[condition]
+    status: Json = {"startTime": ENDED, "conditions": [true(interim), true(condition)]}
+    return status | ({"completionTime": ENDED} if condition == "Complete" else {})
+
+
+def ended_pytorchjob(condition: str) -> Json:
+    return {"conditions": [true("Succeeded" if condition == "Complete" else condition)]}
+
+
+def true(kind: str) -> Json:
+    return {"type": kind, "status": "True", "reason": "Played", "lastTransitionTime": ENDED}
+
+
+@asynccontextmanager
+async def embedded_apiserver(folder: Path) -> AsyncIterator[tuple[Path, ApiServer | None]]:
     api = ApiServer()
     await api.start()
-    path = tmp_path / "kubeconfig"
+    path = folder / "kubeconfig"
     path.write_text(api.kubeconfig())
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
-    async with await Cluster.connect(str(path), manager="test") as client:
-        await install(client, crd())
-        await install(client, pytorchjobs.crd())
-        yield World(api, client, path)
+    yield path, api
     await api.stop()
+
+
+@asynccontextmanager
+async def real_one(folder: Path) -> AsyncIterator[tuple[Path, ApiServer | None]]:
+    async with real_apiserver(folder / "apiserver", Path(ASSETS)) as path:
+        yield path, None
+
+
+SERVERS: dict[str, Callable[[Path], AbstractAsyncContextManager[tuple[Path, ApiServer | None]]]] = {
+    "embedded": embedded_apiserver,
+    "real": real_one,
+}
+
+
+@pytest.fixture(params=SERVERS if ASSETS else ["embedded"])
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    async with SERVERS[request.param](tmp_path) as (path, embedded):
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
+        async with await Cluster.connect(str(path), manager="test") as client:
+            await install(client, crd())
+            await install(client, pytorchjobs.crd())
+            yield World(client, path, embedded)

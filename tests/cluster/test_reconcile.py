@@ -15,6 +15,9 @@ from cgd_operator.reconcile import Reconciler
 CHILDREN = ["prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 RELEASE = manifests.Release("generate", "train")
 
+embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
+"""For what only the embedded API server can do: fail when told to, and list the requests it has had."""
+
 
 def conditions(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["type"]: one for one in run["status"]["conditions"]}
@@ -118,6 +121,7 @@ async def is_stalled(world: Any) -> bool:
     return bool(status) and conditions({"status": status})["Stalled"]["status"] == "True"
 
 
+@embedded_only
 async def test_a_refused_child_is_told_and_tried_again(world: Any) -> None:
     refuse = True
 
@@ -127,7 +131,7 @@ async def test_a_refused_child_is_told_and_tried_again(world: Any) -> None:
             return web.json_response(body, status=403)
         return None
 
-    world.api.fault = fault
+    world.embedded.fault = fault
     async with world.operator():
         await world.apply()
         await world.until(lambda: is_stalled(world))
@@ -237,6 +241,7 @@ async def test_a_run_that_is_applied_again_after_deletion_gets_children_of_its_o
     assert old["metadata"]["name"] in names
 
 
+@embedded_only
 async def test_at_rest_nothing_is_written(world: Any) -> None:
     async with world.operator():
         await world.apply()
@@ -246,11 +251,11 @@ async def test_at_rest_nothing_is_written(world: Any) -> None:
     reconciler = Reconciler(world.client, RELEASE, Board(), b"key")
     for name in ("demo", "resting"):
         await reconciler.reconcile("default", name)
-    before = len([one for one in world.api.requests if one[0] != "GET"])
+    before = len([one for one in world.embedded.requests if one[0] != "GET"])
     for _ in range(5):
         for name in ("demo", "resting"):
             await reconciler.reconcile("default", name)
-    assert len([one for one in world.api.requests if one[0] != "GET"]) == before
+    assert len([one for one in world.embedded.requests if one[0] != "GET"]) == before
 
 
 class Killed(BaseException):
@@ -293,6 +298,7 @@ async def test_an_operator_that_dies_after_every_write_brings_the_run_to_the_sam
     assert [order.index(state) for state in states] == sorted(order.index(state) for state in states)
 
 
+@embedded_only
 @pytest.mark.parametrize("code", [409, 429, 500, 503])
 async def test_api_faults_are_waited_out(world: Any, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cgd_operator.reconcile.RETRY_SECONDS", 0.05)
@@ -307,7 +313,7 @@ async def test_api_faults_are_waited_out(world: Any, code: int, monkeypatch: pyt
             return None
         return web.json_response({"code": code, "reason": "Fault", "message": "injected"}, status=code)
 
-    world.api.fault = every_third
+    world.embedded.fault = every_third
     async with world.operator():
         await world.apply()
         await world.play(*CHILDREN)

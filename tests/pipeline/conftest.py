@@ -163,7 +163,7 @@ async def stand(s3: SeaweedFS, tiny_model: Path, tmp_path: Path) -> AsyncIterato
         "OMP_NUM_THREADS": "1",
         "TORCH_EXTENSIONS_DIR": str(Path.home() / ".cache/cgd-operator/torch-extensions"),
     }
-    async with LocalCluster(tmp_path / "cluster", environment=environment, job_backoff=0.2) as cluster:
+    async with LocalCluster(tmp_path / "cluster", environment=environment, backoff=0.2) as cluster:
         stand = Stand(cluster, s3, tmp_path)
         await asyncio.to_thread(upload_model, s3, tiny_model, "data", "tiny")
         await stand.kubectl("apply", "--server-side", "-f", str(Path(__file__).parents[2] / "crds"))

@@ -16,7 +16,7 @@ numbers = count()
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("cluster")
-    async with LocalCluster(folder, environment=IMAGE, gpus=2, pace=FAST, job_backoff=0.02) as cluster:
+    async with LocalCluster(folder, environment=IMAGE, gpus=2, backoff=FAST) as cluster:
         yield cluster
 
 

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 from local_world import alive, eventually
 
-from cgd_local.s3 import GRPC_OFFSET, SeaweedFS
+from cgd_local.s3 import GRPC_OFFSET, SeaweedFS, choose_ports
 
 KEYS = {"access_key": "local", "secret_key": "local-secret", "bucket": "data"}
 
@@ -37,11 +37,10 @@ async def test_what_is_put_survives_a_kill_and_a_restart_at_the_same_endpoint(tm
 
 
 async def test_ports_are_kept_unless_somebody_took_them(tmp_path):
-    s3 = SeaweedFS(tmp_path, **KEYS)
-    first = s3._choose_ports(again=True)
-    assert s3._choose_ports(again=True) == first
+    first = choose_ports(tmp_path)
+    assert choose_ports(tmp_path) == first
     with socket.create_server(("127.0.0.1", first["filer"] + GRPC_OFFSET)):
-        assert first["filer"] not in s3._choose_ports(again=True).values()
+        assert first["filer"] not in choose_ports(tmp_path).values()
 
 
 async def test_it_dies_with_its_parent(tmp_path):
