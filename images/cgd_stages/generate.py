@@ -57,6 +57,8 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
     """Every role of the work, one after the other, for this shard."""
+    # A store that is away for some minutes costs no warm engine.
+    context.bucket = context.bucket.waiting(context.stop)
     before: Folder | None = None
     for role, sampling in zip(work.roles, work.sampling, strict=True):
         source = _source(context, work, UPSTREAM[role], before)
@@ -179,20 +181,20 @@ def _reused(context: Context, stage: Stage) -> StageFacts | None:
 
 def _generate(context: Context, stage: Stage, warm: WarmEngine) -> StageFacts:
     started, clock = now(), time.monotonic()
-    ledger = Ledger(stage.folder, stage.shard, stage.shards)
     keys = [key_of(row) for row in _rows(stage, KEY)]
+    ledger = Ledger(stage.folder, stage.shard, stage.shards, keys)
     missing = sum(1 for key in keys if key not in ledger)
     log.info("%s: %d rows in shard %d of %d, %d to do", stage.role, len(keys), stage.shard, stage.shards, missing)
     _refuse_if_hopeless(stage, ledger)
     settings: dict[str, Any] = {}
     pace = Pace(context, stage.role, ledger, len(keys))
     try:
-        if missing:
-            engine = warm.get()
-            settings = engine.settings
-            _ask(context, stage, ledger, engine, pace)
+        with ledger:
+            if missing:
+                engine = warm.get()
+                settings = engine.settings
+                _ask(context, stage, ledger, engine, pace)
     finally:
-        ledger.flush()
         facts = context.facts[stage.role] = _facts(stage, ledger, pace, time.monotonic() - clock)
     context.check()
     if len(keys) != facts.rows.done + facts.rows.rejected:
@@ -221,8 +223,7 @@ def _ask(context: Context, stage: Stage, ledger: Ledger, engine: Engine, pace: "
             yield Request(name, prompts.role_messages(stage.role, row), sampling)
 
     def after_step() -> None:
-        if ledger.due:
-            ledger.flush()
+        ledger.flush_if_due()
         pace.tell()
 
     for outcome in drive(engine, requests(), context.stop, on_step=after_step):
