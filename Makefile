@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test lint format crds clean help
+.PHONY: demo test chaos-generate lint format crds clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -16,6 +16,9 @@ demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl,
 test: .venv/ready ## Run all tests
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 	$(BIN)/pytest -m slow
+
+chaos-generate: .venv/ready ## Kill generate at random instants and at every write, and break its store (10 minutes)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.generate
 
 lint: .venv/ready ## Check format, style, types and the layers
 	$(BIN)/ruff format --check
