@@ -151,7 +151,7 @@ async def model_crashes(world: World) -> None:
     """The model drops every connection for longer than a pod has patience, comes back, is overloaded, and so on."""
     while True:
         for state in ("away", "failing"):
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(5.0)
             setattr(world.model, state, True)
             await asyncio.sleep(2.5)
             setattr(world.model, state, False)
