@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate lint format crds clean help
+.PHONY: demo test bench bench-generate chaos-generate lint format crds clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -21,6 +21,9 @@ bench: bench-generate ## Measure against peers, as ratios; on a machine that doe
 
 bench-generate: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/generate.py
+
+chaos-generate: .venv/ready ## Kill generate at random instants and at every write, and break its store (10 minutes)
+	@PYTHONPATH=tests $(BIN)/python -m chaos.generate
 
 lint: .venv/ready ## Check format, style, types and the layers
 	$(BIN)/ruff format --check

@@ -24,6 +24,7 @@ from cgd_stages.errors import StageError, TransientError, UserError
 
 log = logging.getLogger(__name__)
 
+PROBE_SECONDS = 30.0
 ENDPOINT_HINT = "Check url and model in spec.teacher.endpoint, and that the server is running."
 KEY_HINT = "Check the Secret of spec.teacher.endpoint.apiKeySecretRef."
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -132,14 +133,14 @@ class EndpointEngine:
 
     def _answer(self, request: Request) -> Outcome:
         """Try until there is an answer; decide whose fault it is when there is none."""
-        started, body = time.monotonic(), _body(self._endpoint, request)
-        last = Failed("never tried")
+        body = _body(self._endpoint, request)
+        last, failed_at = Failed("never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
             try:
                 outcome = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
             except Failed as failed:
                 _refuse_if_permanent(self._endpoint, failed)
-                last = failed
+                last, failed_at = failed, time.monotonic() if attempt == 0 else failed_at
                 if failed.status is not None and failed.status not in _RETRIED:
                     return Refused(request.name, "endpoint", str(failed))
                 if attempt + 1 < self._patience.tries:
@@ -150,14 +151,31 @@ class EndpointEngine:
             else:
                 self._answered_at = time.monotonic()
                 return outcome
-        if self._answered_at > started:
-            # Others were answered meanwhile, so it is this request that the server cannot bear.
-            return Refused(request.name, "endpoint", f"{last} ({self._patience.tries} tries)")
+        # Answers from before it failed prove nothing: when a server dies, all that is under way fails.
+        if self._answered_at > failed_at or self._is_alive():
+            return self._last_try(request, body)
         message = f"the endpoint {self._endpoint.url} does not answer: {last}"
         raise TransientError(message, hint=ENDPOINT_HINT)
 
+    def _is_alive(self) -> bool:
+        """Whether the server answers anything; asked when no other request can tell."""
+        try:
+            _probe_by_asking(self._endpoint, min(self._patience.timeout, PROBE_SECONDS))
+        except TransientError:
+            return False
+        return not self._closed.is_set()
 
-def probe(endpoint: Endpoint, timeout: float = 30.0) -> str:
+    def _last_try(self, request: Request, body: bytes) -> Outcome:
+        """The server answers others, so it is this request that it cannot bear, unless it has just come back."""
+        try:
+            outcome = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
+        except Failed as failed:
+            return Refused(request.name, "endpoint", f"{failed} ({self._patience.tries + 1} tries)")
+        self._answered_at = time.monotonic()
+        return outcome
+
+
+def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
     """Ask the server for its models; say what was found. Raises UserError or TransientError with a hint."""
     try:
         served = _served(call(endpoint, "/models", None, timeout))

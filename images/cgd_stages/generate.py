@@ -8,6 +8,7 @@ hand in hand: a row's refinement is asked for as soon as its critique is there, 
 """
 
 import logging
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from cgd_stages import models, prompts
 from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts
 from cgd_stages.endpoint import EndpointEngine
 from cgd_stages.engines import Completion, Engine, Outcome, Request, VllmEngine, drive
-from cgd_stages.errors import RowsLost, UserError
+from cgd_stages.errors import RowsLost, TransientError, UserError
 from cgd_stages.folders import (
     PARTS,
     REJECTED,
@@ -60,6 +61,8 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
     """Every role of the work, for this shard."""
+    # A store that is away for some minutes costs no warm engine.
+    context.bucket = context.bucket.waiting(context.stop)
     shards: list[Shard] = []
     before: Folder | None = None
     for role, sampling in zip(work.roles, work.sampling, strict=True):
@@ -181,10 +184,11 @@ class Shard:
 
     def __init__(self, context: Context, stage: Stage, feeder: "Shard | None" = None) -> None:
         self.stage = stage
-        self.ledger = Ledger(stage.folder, stage.shard, stage.shards)
         self.started = now()
         self._context, self._feeder = context, feeder
-        self._owned = 0 if feeder else sum(1 for _ in _rows(stage, KEY))
+        wanted = feeder.ledger.kept if feeder else {key_of(row) for row in _rows(stage, KEY)}
+        self._owned = len(wanted)
+        self.ledger = Ledger(stage.folder, stage.shard, stage.shards, wanted)
         self.fresh: Counter[str] = Counter()
         """What this attempt has added: tokens, prompt_tokens, cached_tokens."""
         self._opened = time.monotonic()
@@ -327,7 +331,7 @@ def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
             pace = Pace(context, shards, engine)
             _ask(context, shards, questions, engine, pace)
     finally:
-        _flush(shards)
+        _flush(shards, last_words=isinstance(sys.exception(), UserError))
         context.facts |= {shard.stage.role: shard.facts(pace) for shard in shards}
     context.check()
     for shard in shards:
@@ -339,17 +343,22 @@ def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine
 
     def after_step() -> None:
         if any(shard.ledger.due for shard in shards):
-            _flush(shards)
+            all(shard.ledger.try_flush() for shard in shards)
         pace.tell()
 
     for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
         questions.answered(outcome)
 
 
-def _flush(shards: Sequence[Shard]) -> None:
-    """In the order of the roles: a refinement is never stored before the critique that it is made from."""
-    for shard in shards:
-        shard.ledger.flush()
+def _flush(shards: Sequence[Shard], *, last_words: bool) -> None:
+    """Store what waits. An error that the user must see is not hidden behind a store that is away."""
+    try:
+        for shard in shards:
+            shard.ledger.flush()
+    except TransientError as error:
+        if not last_words:
+            raise
+        log.warning("the last finished rows are not stored: %s", error.message)
 
 
 def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:

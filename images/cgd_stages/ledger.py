@@ -10,9 +10,11 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from cgd_stages.contract import Rows
+from cgd_stages.errors import TransientError
 from cgd_stages.folders import (
     PARTS,
     REJECTED,
@@ -32,6 +34,14 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 60.0
 """Finished rows wait at most this long to be stored."""
 FLUSH_ROWS = 512
+"""As many finished rows do not wait. Also the most rows of a part."""
+RETRY_SECONDS = 5.0
+"""While the store is away: the pause between two tries, at least."""
+RETRY_SHARE = 0.1
+"""While the store is away: the share of the time that tries may take from the generation (they are made at least
+every `FLUSH_SECONDS`)."""
+HELD_ROWS = 50_000
+"""While the store is away: the most finished rows that are held in memory, about a gigabyte of long ones."""
 
 _NAME = re.compile(r"(?:parts|rejected)/(\d+)-of-(\d+)-([0-9a-f]{32})\.parquet")
 KEY = ("id", "sample")
@@ -72,24 +82,30 @@ def owned_rows(
 
 
 class Ledger:
-    """What a shard has stored and is about to store. Opening it reads the keys of everything stored so far."""
+    """What a shard has stored and is about to store. Opening it reads the keys of everything stored so far.
 
-    def __init__(self, folder: Folder, shard: int, shards: int) -> None:
+    `wanted` are the keys of the shard's rows in the stage before: what is stored beyond them (by a pod that read
+    another outcome of that stage) is left out.
+    """
+
+    def __init__(self, folder: Folder, shard: int, shards: int, wanted: Collection[Key] | None = None) -> None:
         self.folder = folder
         self.parts: list[Part] = []
         self.tally: Counter[str] = Counter()
         """Sums over the shard's rows: done, rejected, prompt_tokens, tokens, and the metrics of the stage."""
         self._shard, self._shards = shard, shards
-        self._keys: set[Key] = set()
-        self._kept: list[Row] = []
-        self._rejected: list[Row] = []
-        self._stored_at = time.monotonic()
+        self.kept: set[Key] = set()
+        """Keys of the rows that are kept, stored or not."""
+        self._rejected: set[Key] = set()
+        self._kept_rows: list[Row] = []
+        self._rejected_rows: list[Row] = []
+        self._stored_at = self._next_try = time.monotonic()
         for prefix in (PARTS, REJECTED):
-            for found in folder.bucket.list(folder.key(prefix)):
-                self._take(found)
+            for found in sorted(folder.bucket.list(folder.key(prefix)), key=self._is_foreign):
+                self._take(found, wanted)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._keys
+        return key in self.kept or key in self._rejected
 
     def rows(self, total: int) -> Rows:
         return Rows(total=total, done=self.tally["done"], rejected=self.tally["rejected"])
@@ -97,32 +113,66 @@ class Ledger:
     @property
     def due(self) -> bool:
         """Whether finished rows have waited long enough, or are many enough, to be stored."""
-        waiting = len(self._kept) + len(self._rejected)
-        if not waiting:
-            self._stored_at = time.monotonic()
-        return waiting >= FLUSH_ROWS or time.monotonic() - self._stored_at >= FLUSH_SECONDS
+        now = time.monotonic()
+        if not self._waiting:
+            self._stored_at = now
+        waited = self._waiting >= FLUSH_ROWS or now - self._stored_at >= FLUSH_SECONDS
+        return self._waiting >= HELD_ROWS or (waited and now >= self._next_try)
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._kept_rows) + len(self._rejected_rows)
 
     def keep(self, row: Row) -> None:
         self._count(row)
-        self._kept.append(row)
+        self._kept_rows.append(row)
 
     def reject(self, row: Row) -> None:
         """A row that the model did not answer well; columns as in REJECTION_SCHEMA."""
         self._count(row)
-        self._rejected.append(row)
+        self._rejected_rows.append(row)
+
+    def try_flush(self) -> bool:
+        """Store what waits, unless the store is away: then generating goes on, and False is returned.
+
+        Raises TransientError when it has been away for `AWAY_SECONDS`, or when `HELD_ROWS` rows wait.
+        """
+        started = time.monotonic()
+        if self._waiting and started < self._next_try and self._waiting < HELD_ROWS:
+            return False
+        try:
+            self._store(replace(self.folder, bucket=self.folder.bucket.at_once()))
+        except TransientError as error:
+            if self.folder.bucket.outage.too_long or self._waiting >= HELD_ROWS:
+                raise
+            now = time.monotonic()
+            self._next_try = now + min(max(RETRY_SECONDS, (now - started) / RETRY_SHARE), FLUSH_SECONDS)
+            log.warning("%d finished rows wait for the store: %s", self._waiting, error.message)
+            return False
+        return True
 
     def flush(self) -> None:
         """Store what waits. Raises TransientError when the store is away; what waits stays."""
+        self._store(self.folder)
+
+    def _store(self, folder: Folder) -> None:
         own = f"{self._shard:05d}-of-{self._shards:05d}-"
-        if self._kept:
-            self.parts.append(self.folder.put_rows(PARTS + own, self._kept, row_schema(self.folder.stage)))
-            self._kept = []
-        if self._rejected:
-            self.parts.append(self.folder.put_rows(REJECTED + own, self._rejected, REJECTION_SCHEMA))
-            self._rejected = []
+        schema = row_schema(folder.stage)
+        for prefix, rows, columns in (
+            (PARTS, self._kept_rows, schema),
+            (REJECTED, self._rejected_rows, REJECTION_SCHEMA),
+        ):
+            while rows:
+                self.parts.append(folder.put_rows(prefix + own, rows[:FLUSH_ROWS], columns))
+                del rows[:FLUSH_ROWS]
         self._stored_at = time.monotonic()
 
-    def _take(self, found: Stored) -> None:
+    def _is_foreign(self, found: Stored) -> bool:
+        """Parts of this shard and number of shards are taken first: only what they lack is written anew."""
+        name = _NAME.fullmatch(found.key.removeprefix(self.folder.key()))
+        return name is None or (int(name[1]), int(name[2])) != (self._shard, self._shards)
+
+    def _take(self, found: Stored, wanted: Collection[Key] | None) -> None:
         """Count a stored part in, or the rows of it that are this shard's and not counted yet."""
         name = found.key.removeprefix(self.folder.key())
         if not may_hold(name, self._shard, self._shards):
@@ -133,18 +183,23 @@ class Ledger:
             log.warning("%s is not whole: its rows are asked for again", name)
             return
         rows = from_parquet(data)
-        fresh = [row for row in rows if owns(row["id"], self._shard, self._shards) and key_of(row) not in self._keys]
+        fresh = [row for row in rows if self._lacks(row, wanted)]
         if len(fresh) == len(rows) and int(named[2]) == self._shards:
             self.parts.append(Part(key=name, sha256=sha256(data), rows=len(rows)))
         else:
-            (self._kept if name.startswith(PARTS) else self._rejected).extend(fresh)
+            (self._kept_rows if name.startswith(PARTS) else self._rejected_rows).extend(fresh)
         for row in fresh:
             self._count(row)
 
+    def _lacks(self, row: Row, wanted: Collection[Key] | None) -> bool:
+        """Whether a stored row is this shard's, and not counted yet."""
+        key = key_of(row)
+        return (wanted is None or key in wanted) and key not in self and owns(row["id"], self._shard, self._shards)
+
     def _count(self, row: Row) -> None:
-        self._keys.add(key_of(row))
         stage = self.folder.stage
         if "reason" in row:
+            self._rejected.add(key_of(row))
             self.tally.update(
                 {
                     "rejected": 1,
@@ -154,6 +209,7 @@ class Ledger:
                 }
             )
             return
+        self.kept.add(key_of(row))
         self.tally.update(
             {
                 "done": 1,

@@ -1,12 +1,16 @@
 """The object store: bytes by key under `storage.uri`, through boto3, with every foreign error translated here."""
 
+import copy
+import itertools
+import logging
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -14,20 +18,35 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    IncompleteReadError,
     InvalidEndpointDiscoveryConfigurationError,
     NoCredentialsError,
     NoRegionError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    ReadTimeoutError,
+    ResponseStreamingError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 
 from cgd_stages.contract import Storage
 from cgd_stages.errors import TransientError, UserError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+"""Tries of one request, with pauses that double; the SDK makes them."""
+CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
+"""How long one try waits for a connection, and for the next bytes."""
+AWAY_SECONDS = 600.0
+"""How long a store may be away before those who wait for it give up."""
+LONGEST_PAUSE = 15.0
+"""Seconds between two tries of those who wait."""
 
 CREDENTIALS_HINT = (
     "Check the Secret of spec.storage.credentialsSecretRef (accessKeyId, secretAccessKey), "
@@ -36,7 +55,11 @@ CREDENTIALS_HINT = (
 _WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "UnrecognizedClientException"}
 _DENIED = {"AccessDenied", "403", "AllAccessDisabled", "AccountProblem"}
 _WRONG_PLACE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+# The SDK tries a request again, but not the reading of an answer's body.
+_BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _CONFIGURATION = (NoRegionError, InvalidEndpointDiscoveryConfigurationError, ProfileNotFound, ParamValidationError)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,23 @@ class Stored:
     key: str
     size: int
     etag: str
+
+
+@dataclass
+class Outage:
+    """Since when a store is away; one clock for all who share a client."""
+
+    since: float | None = None
+
+    @property
+    def too_long(self) -> bool:
+        return self.since is not None and time.monotonic() - self.since > AWAY_SECONDS
+
+    def goes_on(self) -> None:
+        self.since = time.monotonic() if self.since is None else self.since
+
+    def ends(self) -> None:
+        self.since = None
 
 
 class Bucket:
@@ -58,12 +98,26 @@ class Bucket:
         self.storage = storage
         self._client: S3Client = _connect(storage)
         self._bucket, self._prefix = split_uri(storage.uri)
+        self.outage = Outage()
+        self._waits_until: threading.Event | None = None
+
+    def waiting(self, stop: threading.Event) -> "Bucket":
+        """The same place for a caller that would rather wait than fail: while the store is away, what it asks for is
+        tried again, until `stop` is set (then once more) or the store has been away for `AWAY_SECONDS`."""
+        other = copy.copy(self)
+        other._waits_until = stop
+        return other
+
+    def at_once(self) -> "Bucket":
+        """The same place for a caller that has better things to do than wait."""
+        other = copy.copy(self)
+        other._waits_until = None
+        return other
 
     def at(self, uri: str) -> "Bucket":
         """The same store and credentials at another `s3://bucket/prefix`."""
-        other = Bucket.__new__(Bucket)
+        other = copy.copy(self)
         other.storage = self.storage.model_copy(update={"uri": uri})
-        other._client = self._client
         other._bucket, other._prefix = split_uri(uri)
         return other
 
@@ -72,30 +126,18 @@ class Bucket:
 
     def get(self, key: str) -> bytes | None:
         """The object's bytes; None when there is no such object."""
-        with self._translated(key):
-            try:
-                return self._client.get_object(Bucket=self._bucket, Key=self._absolute(key))["Body"].read()
-            except ClientError as error:
-                if _code(error) in {"NoSuchKey", "404"}:
-                    return None
-                raise
+        return self._patiently(lambda: self._get(key))
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Store bytes; with `if_absent`, False when an object was there already (it stays as it is)."""
-        with self._translated(key):
-            if not if_absent:
-                self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data)
-                return True
-            return self._put_new(key, data)
+        """Store bytes; with `if_absent`, False when an object was there already (it stays as it is).
+
+        When an answer is lost on its way, the object that was there already may be the caller's own.
+        """
+        return self._patiently(lambda: self._put(key, data, if_absent=if_absent))
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
         """Every object whose key starts with `prefix`, in the order of keys."""
-        with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
-                for found in page.get("Contents", []):
-                    key = found["Key"].removeprefix(self._absolute(""))
-                    yield Stored(key=key, size=found["Size"], etag=found["ETag"].strip('"'))
+        yield from self._patiently(lambda: list(self._list(prefix)))
 
     def upload(self, path: Path, key: str) -> None:
         """Store a file, in parts when it is large."""
@@ -105,6 +147,9 @@ class Bucket:
 
     def download(self, key: str, path: Path) -> None:
         """Fetch an object into a file that appears only when it is whole. Raises UserError when there is none."""
+        self._patiently(lambda: self._download(key, path))
+
+    def _download(self, key: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -142,6 +187,55 @@ class Bucket:
         credentials = boto3.Session().get_credentials()
         return f"access key ...{credentials.access_key[-4:]} ({credentials.method})" if credentials else "anonymous"
 
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """The call's result, after as many tries as this bucket's caller has patience for."""
+        for attempt in itertools.count():
+            try:
+                result = call()
+            except TransientError as error:
+                self.outage.goes_on()
+                stop = self._waits_until
+                if stop is None or stop.is_set() or self.outage.too_long:
+                    raise
+                log.warning("waiting for the store: %s", error.message)
+                stop.wait(min(2.0 ** min(attempt, 8), LONGEST_PAUSE))
+            else:
+                self.outage.ends()
+                return result
+        raise AssertionError("unreachable")
+
+    def _get(self, key: str) -> bytes | None:
+        with self._translated(key):
+            for _ in range(ATTEMPTS - 1):
+                try:
+                    return self._get_once(key)
+                except _BROKEN_BODY as error:
+                    log.info("%s is read again: %s", self.uri(key), error)
+            return self._get_once(key)
+
+    def _get_once(self, key: str) -> bytes | None:
+        try:
+            return self._client.get_object(Bucket=self._bucket, Key=self._absolute(key))["Body"].read()
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise
+
+    def _list(self, prefix: str) -> Iterator[Stored]:
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
+                for found in page.get("Contents", []):
+                    key = found["Key"].removeprefix(self._absolute(""))
+                    yield Stored(key=key, size=found["Size"], etag=found["ETag"].strip('"'))
+
+    def _put(self, key: str, data: bytes, *, if_absent: bool) -> bool:
+        with self._translated(key):
+            if if_absent:
+                return self._put_new(key, data)
+            self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data)
+            return True
+
     def _put_new(self, key: str, data: bytes) -> bool:
         try:
             self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data, IfNoneMatch="*")
@@ -163,14 +257,20 @@ class Bucket:
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
             raise UserError(f"no usable S3 credentials: {error}", hint=CREDENTIALS_HINT) from error
         except SSLError as error:
+            # A connection that breaks off while it is made is one as well, and passes.
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                raise self._away(error) from error
             message = f"the certificate of {self._where()} cannot be verified: {error}"
             raise UserError(message, hint="Give the CA in spec.storage.caBundleConfigMapRef.") from error
         except (*_CONFIGURATION, ValueError) as error:
             message = f"S3 settings do not work: {error}"
             raise UserError(message, hint="Correct uri, endpoint and region in spec.storage.") from error
-        except BotoCoreError as error:
-            message = f"S3 at {self._where()} cannot be reached: {error}"
-            raise TransientError(message, hint="Check spec.storage.endpoint and that the store is running.") from error
+        except (BotoCoreError, ResponseParserError) as error:
+            raise self._away(error) from error
+
+    def _away(self, error: Exception) -> TransientError:
+        message = f"S3 at {self._where()} cannot be reached: {error}"
+        return TransientError(message, hint="Check spec.storage.endpoint and that the store is running.")
 
     def _refused(self, error: ClientError, key: str) -> NoReturn:
         code = _code(error)
@@ -212,9 +312,9 @@ def _connect(storage: Storage) -> "S3Client":
     own = storage.endpoint is not None
     config = Config(
         s3={"addressing_style": "path" if storage.path_style else "auto"},
-        retries={"mode": "standard", "total_max_attempts": 5},
-        connect_timeout=10,
-        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
         max_pool_connections=32,
         request_checksum_calculation="when_required" if own else "when_supported",
         response_checksum_validation="when_required" if own else "when_supported",

@@ -207,6 +207,23 @@ def test_a_server_that_is_away_ends_the_program_for_a_retry():
         ask("http://127.0.0.1:9/v1", ["a"])
 
 
+def test_a_server_that_dies_rejects_nothing_of_what_was_under_way(serve):
+    """Answers from before it died do not prove that the server answers others."""
+    slow, died = threading.Event(), threading.Event()
+
+    def rule(question: str, before: int) -> Reply:
+        if question == "slow":
+            slow.set()
+            died.wait(5.0)
+        elif slow.wait(5.0) and not died.is_set():
+            threading.Timer(0.1, died.set).start()
+            return chat("ok")
+        return 502, {}, b"gone"
+
+    with pytest.raises(TransientError, match="does not answer"):
+        ask(serve(rule).url, ["slow", "q0"], concurrency=2)
+
+
 def test_what_was_answered_beside_a_failure_is_handed_out_first(serve):
     server = serve(lambda question, before: (401, {}, b"no") if question == "bad" else chat("ok"))
     engine = EndpointEngine(Endpoint(url=server.url, model="big"), QUICK)
