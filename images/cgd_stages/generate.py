@@ -26,6 +26,7 @@ from cgd_stages.folders import (
     REJECTED,
     Done,
     Folder,
+    Key,
     Part,
     Row,
     ShardMarker,
@@ -186,9 +187,9 @@ class Shard:
         self.stage = stage
         self.started = now()
         self._context, self._feeder = context, feeder
-        wanted = feeder.ledger.kept if feeder else {key_of(row) for row in _rows(stage, KEY)}
+        wanted: set[Key] = feeder.ledger.kept if feeder else {key_of(row) for row in _rows(stage, KEY)}
         self._owned = len(wanted)
-        self.ledger = Ledger(stage.folder, stage.shard, stage.shards, wanted)
+        self.ledger: Ledger = Ledger(stage.folder, stage.shard, stage.shards, wanted)
         self.fresh: Counter[str] = Counter()
         """What this attempt has added: tokens, prompt_tokens, cached_tokens."""
         self._opened = time.monotonic()
