@@ -22,10 +22,10 @@ from cgd_stages.contract import (
     Model,
     Prepare,
     Progress,
+    Prompts,
     Role,
     RunRef,
     Sampling,
-    Source,
     StageFacts,
     StageTask,
     Storage,
@@ -79,9 +79,8 @@ def context(
 
 
 def prepare_work(model: Path | str, source: str, **changes: Any) -> Prepare:
-    prompts = Source(
-        source=source, fields=Fields(prompt="question", reference="answer"), limit=changes.pop("limit", None)
-    )
+    taken = {name: changes.pop(name) for name in ("limit", "seed", "decontaminate") if name in changes}
+    prompts = Prompts(source=source, fields=Fields(prompt="question", reference="answer"), **taken)
     engine = changes.pop("engine", EngineSettings())
     given: dict[str, Any] = {"prompts": prompts, "student": Model(name=str(model)), "student_engine": engine}
     return Prepare(**(given | {"max_rejected": 0.02} | changes))

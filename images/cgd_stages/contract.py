@@ -97,11 +97,27 @@ class Fields(Contract):
 
 
 class Source(Contract):
-    """Rows in JSON lines or Parquet: `s3://bucket/key` (`*` allowed in the last part) or `configmap://name/key`."""
+    """Rows in JSON lines or Parquet: `s3://bucket/key`, `hf://datasets/owner/name@revision/path` (in both, `*` is
+    allowed in the last part) or `configmap://name/key`."""
 
     source: str
     fields: Fields = Fields()
     limit: int | None = None
+    """Rows to take at most: the first ones that can be used."""
+
+
+class Decontaminate(Contract):
+    """Remove prompts that share `ngram` words in a row with a question of these benchmarks."""
+
+    against: tuple[str, ...]
+    ngram: int
+
+
+class Prompts(Source):
+    """The rows to learn from. With a seed, `limit` of them are drawn evenly from the whole source."""
+
+    seed: int | None = None
+    decontaminate: Decontaminate | None = None
 
 
 class Benchmark(Source):
@@ -136,7 +152,7 @@ class Prepare(Contract):
     """Read, check and store the prompts; refuse here what would fail on a GPU later."""
 
     kind: Literal["prepare"] = "prepare"
-    prompts: Source
+    prompts: Prompts
     benchmarks: tuple[Benchmark, ...] = ()
     student: Model
     student_engine: Engine

@@ -3,28 +3,24 @@
     CGD_TASK='{...}' python -m cgd_stages.prepare
 
 Probes the store, the endpoint, both models, tokenizers and templates. Then reads the source row by row: what can be
-used becomes a row, what cannot becomes a rejection with its reason, and every row read is one of the two.
+used becomes a row (unless it is not drawn for a sample), what cannot becomes a rejection with its reason.
 """
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from jinja2.exceptions import TemplateError
 
 from cgd_stages import endpoint, models, prompts
-from cgd_stages.contract import Benchmark, Engine, Fields, Model, Prepare, Rows, StageFacts
-from cgd_stages.errors import RowsLost, UserError
+from cgd_stages.contamination import Questions
+from cgd_stages.contract import Benchmark, Engine, Model, Prepare, StageFacts
+from cgd_stages.errors import UserError
 from cgd_stages.folders import (
-    PARTS,
-    REJECTED,
-    REJECTION_SCHEMA,
     Folder,
-    Part,
     Row,
     digest_of,
     from_parquet,
@@ -33,15 +29,14 @@ from cgd_stages.folders import (
     to_parquet,
     write_pointer,
 )
-from cgd_stages.outcomes import rejection
 from cgd_stages.program import Context, run
-from cgd_stages.sources import File, Line, open_source, read_lines, row_id
+from cgd_stages.reading import STAGE, Reading, row_of
+from cgd_stages.sampling import Sample
+from cgd_stages.sources import File, open_source, read_lines, row_id
 
 log = logging.getLogger(__name__)
 
-STAGE = "prepare"
 BENCHMARKS = "benchmarks.parquet"
-PART_ROWS = 10_000
 _BENCHMARK: list[tuple[str, Any]] = [
     ("benchmark", pa.string()),
     ("id", pa.string()),
@@ -61,13 +56,16 @@ def main(context: Context) -> dict[str, StageFacts]:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
         _compare_contexts(student, teacher)
         files = open_source(context, work.prompts, "spec.prompts")
-        questions = [question for benchmark in work.benchmarks for question in read_benchmark(context, benchmark)]
+        held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
+        questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
         folder, inputs = _folder(context, work, files, questions, [student, teacher])
+        inputs["pins"] |= _commits(files, *held_out.values())
         done = folder.done()
         if done is None:
             started = now()
-            reading = Reading(work, student, folder)
-            reading.read(read_lines(files, "spec.prompts"), context)
+            reading = _open_reading(context, work, student, folder, questions)
+            reading.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
+            log.info("%s", reading.told())
             reading.check()
             facts = _facts(reading, questions)
             benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
@@ -166,149 +164,42 @@ def _folder(
     return folder, inputs | {"pins": pins}
 
 
-@dataclass
-class Reading:
-    """The books of the source: every line read is kept or rejected."""
-
-    work: Prepare
-    student: Checked
-    folder: Folder
-    parts: list[Part] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    """One detail for each reason."""
-    ids: set[str] = field(default_factory=set)
-    columns: Counter[str] = field(default_factory=Counter)
-    """Fields that the source has, and in how many rows."""
-    lines: int = 0
-    tokens: int = 0
-    _rows: list[Row] = field(default_factory=list)
-    _rejected: list[Row] = field(default_factory=list)
-
-    def read(self, lines: Iterable[Line], context: Context) -> None:
-        limit = self.work.prompts.limit
-        for line in lines:
-            if limit is not None and len(self.ids) >= limit:
-                break
-            self.lines += 1
-            self._take(line)
-            if len(self._rows) >= PART_ROWS or len(self._rejected) >= PART_ROWS:
-                self._store()
-            if self.lines % 1000 == 0:
-                done = Rows(total=limit or 0, done=len(self.ids), rejected=self.rejected)
-                context.progress.report(STAGE, done)
-        self._store()
-
-    @property
-    def rejected(self) -> int:
-        return self.reasons.total()
-
-    @property
-    def rows(self) -> Rows:
-        return Rows(total=self.lines, done=len(self.ids), rejected=self.rejected)
-
-    def check(self) -> None:
-        """Raise UserError when what was read is not worth a GPU."""
-        if self.lines != len(self.ids) + self.rejected:
-            raise RowsLost(f"prepare: read {self.lines}, kept {len(self.ids)}, rejected {self.rejected}")
-        source, fields = self.work.prompts.source, self.work.prompts.fields
-        if not self.lines:
-            raise UserError(f"{source} has no rows", hint="Give spec.prompts.source a file with rows.")
-        for name, column in (("prompt", fields.prompt), ("reference", fields.reference)):
-            if column is not None and self.columns and column not in self.columns:
-                have = ", ".join(column for column, _ in self.columns.most_common(10))
-                hint = f"Set spec.prompts.fields.{name} to one of the fields that exist: {have}."
-                raise UserError(f"no row of {source} has the field {column!r}", hint=hint)
-        bad = self.rejected - self.reasons["duplicate"]
-        if not self.ids or bad > self.work.max_rejected * self.lines:
-            raise self._refusal(bad)
-
-    def _refusal(self, bad: int) -> UserError:
-        top = [(reason, count) for reason, count in self.reasons.most_common() if reason != "duplicate"]
-        told = ", ".join(f"{reason} {count}" for reason, count in top)
-        examples = "; ".join(self.examples[reason] for reason, _ in top[:2])
-        message = (
-            f"{self.work.prompts.source}: {bad} of {self.lines} rows cannot be used ({told}). Examples: {examples}"
-        )
-        hint = "Mend the file of spec.prompts.source"
-        hint += ", raise maxModelLen in spec.generation.answer" if "too_long" in self.reasons else ""
-        return UserError(message, hint=f"{hint}, or raise spec.generation.maxRejected.")
-
-    def _take(self, line: Line) -> None:
-        row, fault = _row(line, self.work.prompts.fields)
-        self.columns.update(list(line.value or ()))
-        if not fault and row["id"] in self.ids:
-            fault = "duplicate", "the same text as an earlier row"
-        if not fault:
-            fault = self._measure(row)
-        if fault:
-            reason, detail = fault
-            detail = f"{line.where}: {detail}"
-            self.reasons[reason] += 1
-            self.examples.setdefault(reason, f"{reason}, {detail}"[:300])
-            tokens = row.get("prompt_tokens", 0)
-            self._rejected.append(rejection(STAGE, row, reason, detail, prompt_tokens=tokens))
-        else:
-            self.ids.add(row["id"])
-            self.tokens += row["prompt_tokens"]
-            self._rows.append(row)
-
-    def _measure(self, row: Row) -> tuple[str, str] | None:
-        """Count the tokens of the rendered prompt into the row; a fault when it leaves no room for a reply."""
-        try:
-            text = prompts.render(self.student.tokenizer, prompts.answer_messages(row["prompt"]))
-        except (TemplateError, ValueError, TypeError) as error:
-            return "template", str(error)
-        row["prompt_tokens"] = len(prompts.token_ids(self.student.tokenizer, text))
-        if self.student.context and row["prompt_tokens"] >= self.student.context:
-            return "too_long", f"{row['prompt_tokens']} tokens, the student's context has {self.student.context}"
-        return None
-
-    def _store(self) -> None:
-        number = f"{len(self.parts):05d}-"
-        if self._rows:
-            self.parts.append(self.folder.put_rows(PARTS + number, self._rows, row_schema(STAGE)))
-        if self._rejected:
-            self.parts.append(self.folder.put_rows(REJECTED + number, self._rejected, REJECTION_SCHEMA))
-        self._rows, self._rejected = [], []
+def _commits(*sources: list[File]) -> dict[str, str]:
+    """Of every file from the hub, the commit that it was read at."""
+    return {file.name: file.revision for files in sources for file in files if file.revision}
 
 
-def _row(line: Line, fields: Fields) -> tuple[Row, tuple[str, str] | None]:
-    """The row of a line, with id "" where there is no prompt, and what is wrong with it."""
-    row: Row = {"id": "", "sample": 0}
-    if line.value is None:
-        return row, ("malformed", line.fault)
-    prompt = line.value.get(fields.prompt)
-    if prompt is None:
-        return row, ("missing_field", f"there is no field {fields.prompt!r}")
-    if not isinstance(prompt, str):
-        return row, ("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text")
-    if not _is_unicode(prompt):
-        return row, ("malformed", f"the field {fields.prompt!r} holds half of a surrogate pair")
-    reference = line.value.get(fields.reference) if fields.reference else None
-    row |= {"id": row_id(prompt), "prompt": prompt, "reference": _text(reference)}
-    return row, None if prompt.strip() else ("empty", "the prompt is empty")
+def _open_reading(context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row]) -> Reading:
+    wanted, taken = work.prompts, work.prompts.decontaminate
+    sample, against = None, None
+    if wanted.seed is not None and wanted.limit is not None:
+        sample = Sample(wanted.seed, wanted.limit, context.scratch / "sample", row_schema(STAGE))
+    if taken:
+        against = Questions((row for row in questions if row["benchmark"] in taken.against), taken.ngram)
+    return Reading(
+        work=work,
+        tokenizer=student.tokenizer,
+        context_length=student.context,
+        folder=folder,
+        sample=sample,
+        benchmark_ids=frozenset(row["id"] for row in questions),
+        questions=against,
+    )
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can spell halves of surrogate pairs, which no file and no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def _where(benchmark: Benchmark) -> str:
+    return f"spec.evaluation.benchmarks {benchmark.name}"
 
 
-def _text(value: object) -> str | None:
-    """A reference as text: numbers and lists are welcome."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def read_benchmark(context: Context, benchmark: Benchmark) -> Iterator[Row]:
+def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
     """A benchmark's questions. They are counted against other people's, so one bad row is a UserError."""
-    where = f"spec.evaluation.benchmarks {benchmark.name}"
+    where = _where(benchmark)
     count = 0
     seen: Counter[str] = Counter()
-    for line in read_lines(open_source(context, benchmark, where), where):
+    for line in read_lines(files, where, benchmark.fields):
         if benchmark.limit is not None and count >= benchmark.limit:
             break
-        row, fault = _row(line, benchmark.fields)
+        row, fault = row_of(line, benchmark.fields)
         if not fault and row["reference"] is None:
             fault = "missing_field", f"there is no reference (fields.reference is {benchmark.fields.reference!r})"
         if fault:
@@ -322,17 +213,10 @@ def read_benchmark(context: Context, benchmark: Benchmark) -> Iterator[Row]:
 
 
 def _facts(reading: Reading, questions: list[Row]) -> StageFacts:
-    contaminated = sorted({question["id"] for question in questions} & reading.ids)
-    if contaminated:
-        log.warning(
-            "%d prompts are benchmark questions word for word, such as %s",
-            len(contaminated),
-            ", ".join(contaminated[:3]),
-        )
-    if reading.rejected:
-        log.warning("%d of %d rows are rejected: %s", reading.rejected, reading.lines, dict(reading.reasons))
-    metrics = {f"rejected_{reason}": float(count) for reason, count in sorted(reading.reasons.items())}
-    metrics |= {"contaminated": float(len(contaminated)), "benchmark_questions": float(len(questions))}
+    if reading.contaminated:
+        hint = "spec.prompts.decontaminate removes them" if not reading.questions else "not of those named in against"
+        log.warning("%d prompts are benchmark questions word for word (%s)", reading.contaminated, hint)
+    metrics = reading.metrics | {"benchmark_questions": float(len(questions))}
     return StageFacts(rows=reading.rows, prompt_tokens=reading.tokens, metrics=metrics)
 
 

@@ -1,4 +1,5 @@
-"""Sources of prompts and benchmarks: files of JSON lines or Parquet, in S3 or in a ConfigMap, read row by row."""
+"""Sources of prompts and benchmarks: files of JSON lines or Parquet, in S3, on the Hugging Face hub or in a ConfigMap,
+read row by row."""
 
 import gzip
 import hashlib
@@ -7,29 +8,32 @@ import json
 import unicodedata
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cgd_stages.contract import INPUTS, Source
+from cgd_stages.contract import INPUTS, Fields, Source
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.program import Context
 
 CONFIG_MAP = "configmap://"
-FORMATS = ".jsonl, .jsonl.gz, .jsonl.zst or .parquet"
+HUB = "hf://datasets/"
+FORMATS = ".jsonl or .json (JSON lines), the same with .gz or .zst, or .parquet"
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source on this machine: `name` as the user knows it, `sha256` of its bytes."""
+    """One file of a source on this machine: `name` as the user knows it, `sha256` of its bytes, and of a file from the
+    hub the commit it is of."""
 
     name: str
     path: Path
     sha256: str
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,20 @@ def open_source(context: Context, source: Source, field: str) -> list[File]:
         return [_from_config_map(context, source.source)]
     if source.source.startswith("s3://"):
         return _from_store(context, source.source, field)
-    hint = f"Write {field}.source as s3://bucket/key or configmap://name/key."
+    if source.source.startswith(HUB):
+        return _from_hub(source.source, field)
+    hint = f"Write {field}.source as s3://bucket/key or configmap://name/key, or as {HUB}owner/name@revision/path."
     raise UserError(f"{source.source!r} is not a source of rows", hint=hint)
 
 
-def read_lines(files: list[File], field: str) -> Iterator[Line]:
-    """Every row of the files, in order. Raises UserError when a file as a whole cannot be read."""
+def read_lines(files: list[File], field: str, fields: Fields) -> Iterator[Line]:
+    """Every row of the files, in order. Raises UserError when a file as a whole cannot be read.
+
+    Of a Parquet file that has all the `fields` no other column is read.
+    """
     for file in files:
         try:
-            yield from _parquet_lines(file) if file.name.endswith(".parquet") else _json_lines(file, field)
+            yield from _parquet_lines(file, fields) if file.name.endswith(".parquet") else _json_lines(file, field)
         except (pa.ArrowException, zlib.error, EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -103,15 +112,72 @@ def _from_store(context: Context, uri: str, field: str) -> list[File]:
     return files
 
 
+def _from_hub(uri: str, field: str) -> list[File]:
+    """The files of a data set at one commit; those that an earlier run has left in the cache are not fetched again."""
+    from huggingface_hub import parse_hf_uri, snapshot_download
+
+    try:
+        where = parse_hf_uri(uri)
+        folder, slash, pattern = where.path_in_repo.rpartition("/")
+        commit = Path(
+            snapshot_download(
+                where.id,
+                repo_type="dataset",
+                revision=where.revision,
+                allow_patterns=[where.path_in_repo],
+                # The hub's * crosses slashes; ours does not, and a folder below may be large.
+                ignore_patterns=[f"{folder}{slash}*/*"],
+            )
+        )
+    except (ValueError, OSError) as error:
+        _hub_refused(error, uri, field)
+    found = sorted(path for path in (commit / folder).glob("*") if path.is_file() and fnmatchcase(path.name, pattern))
+    if not found:
+        raise UserError(f"the data set {where.id} has no file {where.path_in_repo}", hint=f"Correct {field}.source.")
+    parent = uri.rpartition("/")[0]
+    return [replace(_file(f"{parent}/{path.name}", path), revision=commit.name) for path in found]
+
+
+def _hub_refused(error: Exception, uri: str, field: str) -> NoReturn:
+    from huggingface_hub import constants, errors
+
+    form = f"Correct {field}.source: {HUB}owner/name@revision/path, with * allowed in the last part."
+    token = "the Hugging Face token of spec.hubTokenSecretRef"  # noqa: S105 (a name)
+    match error:
+        case errors.HfUriError() | errors.HFValidationError():
+            raise UserError(f"{uri} names no data set: {error}", hint=form) from error
+        case errors.GatedRepoError():
+            hint = f"Ask for access on the page of the data set, and give {token}."
+            raise UserError(f"{uri}: the data set is gated: {error}", hint=hint) from error
+        case errors.RepositoryNotFoundError():
+            hint = f"{form} If the data set is private, give {token}."
+            raise UserError(f"{uri}: there is no such data set on the hub", hint=hint) from error
+        case errors.RevisionNotFoundError():
+            raise UserError(f"{uri}: the data set has no such revision", hint=form) from error
+        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
+            raise UserError(f"{uri}: the hub denies access: {error}", hint=f"Check {token}.") from error
+        case errors.LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            hint = f"Allow the pod to reach the hub (HF_HUB_OFFLINE is set), or put the files in S3 for {field}.source."
+            raise UserError(f"{uri} is not in the local cache, and the hub is switched off", hint=hint) from error
+        case OSError() if not isinstance(error, errors.HfHubHTTPError | errors.LocalEntryNotFoundError):
+            raise error
+        case _:
+            hint = f"The hub may be out of reach from this pod; files in S3 for {field}.source do not need it."
+            raise TransientError(f"{uri} cannot be fetched from the hub: {error}", hint=hint) from error
+
+
 def _file(name: str, path: Path) -> File:
     with path.open("rb") as opened:
         return File(name, path, hashlib.file_digest(opened, "sha256").hexdigest())
 
 
-def _parquet_lines(file: File) -> Iterator[Line]:
+def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
     number = 0
     with pq.ParquetFile(file.path) as table:
-        for batch in table.iter_batches(batch_size=1000):
+        wanted = [fields.prompt, fields.reference] if fields.reference else [fields.prompt]
+        # A file that lacks one is read whole, so that what it has instead can be told.
+        columns = wanted if set(wanted) <= set(table.schema_arrow.names) else None
+        for batch in table.iter_batches(batch_size=1000, columns=columns):
             for value in batch.to_pylist():
                 number += 1
                 yield Line(f"{file.name} row {number}", value)
@@ -135,11 +201,11 @@ def _json_line(where: str, raw: bytes) -> Line:
 
 
 def _opened(file: File, field: str) -> BinaryIO:
-    if file.name.endswith(".jsonl"):
+    if file.name.endswith((".jsonl", ".json")):
         return file.path.open("rb")
-    if file.name.endswith(".jsonl.gz"):
+    if file.name.endswith((".jsonl.gz", ".json.gz")):
         return cast("BinaryIO", gzip.open(file.path, "rb"))
-    if file.name.endswith(".jsonl.zst"):
+    if file.name.endswith((".jsonl.zst", ".json.zst")):
         return _unzstd(file)
     raise UserError(f"{file.name} has no known format", hint=f"{field}.source takes {FORMATS}.")
 

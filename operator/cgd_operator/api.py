@@ -73,11 +73,12 @@ Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Percent = Annotated[str, Field(max_length=8, pattern=r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$")]
 Positive = Annotated[int, Field(ge=1)]
+BenchmarkName = Annotated[str, Field(max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
-SOURCE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
+SOURCE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$"
 SOURCE_RULE = (
     f"self.matches('{SOURCE}')",
-    "write s3://bucket/key (jsonl or parquet, * allowed in the last part) or configmap://name/key",
+    "write s3://bucket/key or hf://datasets/owner/name/path (* allowed in the last part), or configmap://name/key",
 )
 
 
@@ -174,10 +175,51 @@ def _source(text: str) -> str:
 SourceUri = Annotated[Uri, AfterValidator(_source)]
 
 
-class Prompts(Part):
+class Source(Part):
+    """Rows to read: JSON lines (plain, .gz, .zst) or Parquet."""
+
     source: SourceUri = Field(json_schema_extra=rules(SOURCE_RULE))
     fields: Fields = Fields()
-    limit: Positive | None = Field(None, description="Take only the first rows.")
+    limit: Positive | None = Field(None, description="Take at most so many usable rows: the first ones.")
+
+
+class Decontaminate(Part):
+    """Remove prompts that share words with benchmark questions; each is listed with what it matched."""
+
+    against: tuple[BenchmarkName, ...] = Field(
+        (),
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Names of spec.evaluation.benchmarks; default: all of them.",
+    )
+    ngram: int = Field(
+        13,
+        ge=5,
+        le=100,
+        description="Words in a row that make a match, without case and punctuation. A question of fewer words is "
+        "matched as a whole; one of fewer than 5 only by a prompt that is the same text.",
+    )
+
+
+SEED_RULE = ("!has(self.seed) || has(self.limit)", "seed says how the limit rows are drawn: set limit as well")
+
+
+class Prompts(Source):
+    """What is learned from."""
+
+    model_config = ConfigDict(json_schema_extra=rules(SEED_RULE))
+
+    limit: Positive | None = Field(
+        None, description="Take at most so many usable rows: the first ones or, with a seed, an even sample of all."
+    )
+    seed: int | None = Field(None, ge=0, description="Of the sample; the order of rows and files does not change it.")
+    decontaminate: Decontaminate | None = Field(None, description="{}: against all benchmarks.")
+
+    @model_validator(mode="after")
+    def _sample(self) -> "Prompts":
+        if self.seed is not None and self.limit is None:
+            raise ValueError(SEED_RULE[1])
+        return self
 
 
 class Sampling(Part):
@@ -229,7 +271,7 @@ class Training(Part):
         return self
 
 
-class Benchmark(Prompts):
+class Benchmark(Source):
     """Questions with reference answers; the model sees the question (and the instruction) alone."""
 
     model_config = ConfigDict(
@@ -237,7 +279,7 @@ class Benchmark(Prompts):
             ("has(self.fields) && has(self.fields.reference)", "a benchmark needs fields.reference")
         )
     )
-    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    name: BenchmarkName
     instruction: str = Field("", max_length=2000, description="Follows every question after a blank line.")
 
     @model_validator(mode="after")
@@ -330,8 +372,17 @@ class PodMetadata(Part):
     annotations: dict[str, str] = {}
 
 
+_KNOWN = "self.prompts.decontaminate.against.all(name, self.evaluation.benchmarks.exists(one, one.name == name))"
+AGAINST_RULE = (
+    f"!has(self.prompts.decontaminate) || (has(self.evaluation) && {_KNOWN})",
+    "prompts.decontaminate.against: takes names of evaluation.benchmarks, and there must be some",
+)
+
+
 class CGDRunSpec(Part):
     """One run of Critique-Guided Distillation."""
+
+    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE))
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend"})
 
@@ -349,6 +400,13 @@ class CGDRunSpec(Part):
     hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
     pod_metadata: PodMetadata = PodMetadata()
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
+
+    @model_validator(mode="after")
+    def _known_benchmarks(self) -> "CGDRunSpec":
+        known = {benchmark.name for benchmark in self.evaluation.benchmarks} if self.evaluation else set()
+        if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
+            raise ValueError(AGAINST_RULE[1])
+        return self
 
 
 class Rows(Part):

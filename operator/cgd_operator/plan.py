@@ -156,7 +156,7 @@ def _gpus(spec: api.CGDRunSpec, work: _Work) -> int:
 def _prepare(spec: api.CGDRunSpec) -> contract.Prepare:
     evaluation = spec.evaluation
     return contract.Prepare(
-        prompts=_source(spec.prompts),
+        prompts=_prompts(spec),
         benchmarks=tuple(_benchmark(one) for one in evaluation.benchmarks) if evaluation else (),
         student=_student(spec),
         student_engine=_engine(spec.student),
@@ -243,9 +243,22 @@ def _sampling(sampling: api.Sampling) -> contract.Sampling:
     )
 
 
-def _source(prompts: api.Prompts) -> contract.Source:
-    fields = contract.Fields(prompt=prompts.fields.prompt, reference=prompts.fields.reference)
-    return contract.Source(source=prompts.source, fields=fields, limit=prompts.limit)
+def _prompts(spec: api.CGDRunSpec) -> contract.Prompts:
+    source = _source(spec.prompts)
+    return contract.Prompts(**dict(source), seed=spec.prompts.seed, decontaminate=_decontaminate(spec))
+
+
+def _decontaminate(spec: api.CGDRunSpec) -> contract.Decontaminate | None:
+    wanted, evaluation = spec.prompts.decontaminate, spec.evaluation
+    if wanted is None or evaluation is None:
+        return None
+    against = wanted.against or tuple(benchmark.name for benchmark in evaluation.benchmarks)
+    return contract.Decontaminate(against=against, ngram=wanted.ngram)
+
+
+def _source(given: api.Source) -> contract.Source:
+    fields = contract.Fields(prompt=given.fields.prompt, reference=given.fields.reference)
+    return contract.Source(source=given.source, fields=fields, limit=given.limit)
 
 
 def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:

@@ -42,6 +42,17 @@ async def test_a_short_manifest_is_accepted_and_filled_in(world: Any) -> None:
     assert spec["placement"]["accelerator"] == "nvidia.com/gpu"
 
 
+async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world: Any) -> None:
+    changes = {
+        "prompts.source": "hf://datasets/owner/name@v1/data/*.parquet",
+        "prompts.limit": 10,
+        "prompts.seed": 0,
+        "prompts.decontaminate": {},
+    }
+    await kubectl(world, "apply", "-f", "-", body=user_manifest(changes))
+    assert (await world.get())["spec"]["prompts"]["decontaminate"] == {"against": [], "ngram": 13}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
@@ -55,6 +66,9 @@ async def test_a_short_manifest_is_accepted_and_filled_in(world: Any) -> None:
         ("training.objectives", ["CDG"], 'supported values: "CGD"'),
         ("generation.maxRejected", "2", "spec.generation.maxRejected in body should match"),
         ("teacher", {}, "set exactly one of model (served here) and endpoint"),
+        ("prompts.source", "hf://datasets/owner/name", "hf://datasets/owner/name/path"),
+        ("prompts.seed", 1, "seed says how the limit rows are drawn: set limit as well"),
+        ("prompts.decontaminate", {"against": ["sums"]}, "takes names of evaluation.benchmarks"),
         (
             "teacher.endpoint",
             {"url": "http://t/v1", "model": "m"},

@@ -39,6 +39,11 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("prompts.source", "http://host/file", "spec.prompts.source", "s3://bucket/key"),
         ("prompts.source", "configmap://only-a-name", "spec.prompts.source", "configmap://name/key"),
         ("prompts.limit", 0, "spec.prompts.limit", "greater than or equal to 1"),
+        ("prompts.source", "hf://datasets/only-a-name", "spec.prompts.source", "hf://datasets/owner/name/path"),
+        ("prompts.source", "hf://datasets/owner/name", "spec.prompts.source", "hf://datasets/owner/name/path"),
+        ("prompts.seed", 1, "spec.prompts", "set limit as well"),
+        ("prompts.decontaminate", {"ngram": 4}, "spec.prompts.decontaminate.ngram", "greater than or equal to 5"),
+        ("prompts.decontaminate", {"against": ["arithmetics"]}, "spec", "takes names of evaluation.benchmarks"),
         ("storage.uri", "bucket/prefix", "spec.storage", "s3://bucket/prefix"),
         ("storage.endpoint", "localhost:9000", "spec.storage", "https://host:port"),
         ("storage", None, "spec.storage", "is required"),
@@ -65,6 +70,29 @@ def test_a_benchmark_without_reference_answers_cannot_be_graded() -> None:
     bare = {"name": "b", "source": "s3://data/b.jsonl"}
     with pytest.raises(InvalidRun, match=r"a benchmark needs fields\.reference"):
         parse_spec(manifest({"evaluation.benchmarks": [bare]}))
+
+
+def test_a_benchmark_is_not_sampled() -> None:
+    sampled = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"reference": "a"}, "limit": 3, "seed": 1}
+    with pytest.raises(InvalidRun, match=r"spec\.evaluation\.benchmarks\.0\.seed: there is no such field"):
+        parse_spec(manifest({"evaluation.benchmarks": [sampled]}))
+
+
+def test_decontamination_needs_benchmarks() -> None:
+    with pytest.raises(InvalidRun, match="and there must be some"):
+        parse_spec(manifest({"prompts.decontaminate": {}, "evaluation": None}))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf://datasets/owner/name/p.jsonl",
+        "hf://datasets/owner/name@v1/data/train-*.parquet",
+        "hf://datasets/owner/name@refs/convert/parquet/default/train/*.parquet",
+    ],
+)
+def test_data_sets_on_the_hub_are_sources(source: str) -> None:
+    assert parse_spec(manifest({"prompts.source": source})).prompts.source == source
 
 
 def test_a_spec_survives_a_round_trip() -> None:

@@ -51,6 +51,27 @@ def test_the_answer_is_the_students_and_the_rest_the_teachers() -> None:
     assert teacher.model == contract.Model(name="s3://data/models/teacher")
 
 
+def prompts(changes: dict[str, Any]) -> contract.Prompts:
+    prepare = children(changes)["prepare"].task.work
+    assert isinstance(prepare, contract.Prepare)
+    return prepare.prompts
+
+
+def test_prompts_are_held_against_all_benchmarks_unless_some_are_named() -> None:
+    bench = {"source": "s3://data/b.jsonl", "fields": {"reference": "answer"}}
+    two = {"evaluation.benchmarks": [{**bench, "name": "one"}, {**bench, "name": "two"}]}
+    everything = contract.Decontaminate(against=("one", "two"), ngram=13)
+    assert prompts({**two, "prompts.decontaminate": {}}).decontaminate == everything
+    some = contract.Decontaminate(against=("two",), ngram=8)
+    assert prompts({**two, "prompts.decontaminate": {"against": ["two"], "ngram": 8}}).decontaminate == some
+    assert prompts(two).decontaminate is None
+
+
+def test_limit_and_seed_reach_prepare() -> None:
+    given = prompts({"prompts.limit": 7, "prompts.seed": 0})
+    assert (given.limit, given.seed) == (7, 0)
+
+
 def test_training_starts_from_the_student_and_evaluation_looks_at_what_was_trained() -> None:
     train, base, trained = (children()[name].task.work for name in ("train-cgd", "evaluate-base", "evaluate-cgd"))
     assert isinstance(train, contract.Train)

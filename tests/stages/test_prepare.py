@@ -15,8 +15,8 @@ import zstandard
 from stage_builders import RUN, context, prepare_work
 
 from cgd_stages import prepare
-from cgd_stages.contract import Benchmark, Endpoint, Engine, Fields, Model, Source, Storage
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.contract import Benchmark, Decontaminate, Endpoint, Engine, Fields, Model, Prompts, Storage
+from cgd_stages.errors import RowsLost, TransientError, UserError
 from cgd_stages.folders import REJECTED, from_parquet, open_input, read_rows
 from cgd_stages.sources import row_id
 from cgd_stages.storage import Bucket
@@ -55,9 +55,9 @@ def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model,
     assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (60, 60, 0)
 
 
-def parquet() -> bytes:
+def table(rows: list[dict[str, object]]) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(QUESTIONS), sink)
+    pq.write_table(pa.Table.from_pylist(rows), sink)
     return sink.getvalue()
 
 
@@ -67,7 +67,11 @@ def parquet() -> bytes:
         ("p.jsonl", lines(QUESTIONS)),
         ("p.jsonl.gz", gzip.compress(lines(QUESTIONS))),
         ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS))),
-        ("p.parquet", parquet()),
+        ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS[:9])) + zstandard.compress(lines(QUESTIONS[9:]))),
+        ("p.json", lines(QUESTIONS)),
+        ("p.json.gz", gzip.compress(lines(QUESTIONS))),
+        ("p.json.zst", zstandard.compress(lines(QUESTIONS))),
+        ("p.parquet", table(QUESTIONS)),
     ],
 )
 def test_every_format_gives_the_same_rows(bucket, storage, tiny_model, tmp_path, name, data):
@@ -145,7 +149,9 @@ def test_too_many_bad_rows_refuse_the_run_with_reasons_and_examples(bucket, stor
         ("p.jsonl.gz", b"no gzip", "cannot be read", "spec.prompts.source"),
         ("p.jsonl.gz", gzip.compress(lines(QUESTIONS))[:-20], "cannot be read", "cut or corrupt"),
         ("p.jsonl.zst", b"no zstd", "cannot be read", "spec.prompts.source"),
+        ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS))[:-20], "p.jsonl.zst cannot be read", "cut or corrupt"),
         ("p.parquet", b"no parquet", "cannot be read", "spec.prompts.source"),
+        ("p.parquet", table([{"q": 1, "text": 2}]), "has the field 'question'", "fields that exist: q, text"),
         ("p.csv", b"a,b", "no known format", ".jsonl"),
     ],
 )
@@ -204,6 +210,83 @@ def test_benchmark_questions_are_stored_and_contamination_is_counted(bucket, sto
     assert [(row["benchmark"], row["reference"]) for row in stored] == [("sums", "3"), ("sums", '[4, "four"]')]
     assert found.facts.metrics["contaminated"] == 1
     assert len(found.rows) == 60
+
+
+LEAK = "In the end, Ann   has 3 APPLES; how many?"
+"""Six words in a row of the question about 3 apples, in other clothes."""
+
+
+def held_out(bucket: Bucket, *questions: str, name: str = "sums") -> Benchmark:
+    rows: list[object] = [{"q": question, "a": 1} for question in questions]
+    source = put(bucket, f"in/{name}.jsonl", lines(rows))
+    return Benchmark(name=name, source=source, fields=Fields(prompt="q", reference="a"))
+
+
+def test_prompts_that_share_words_with_a_benchmark_are_removed_and_listed(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, {"question": LEAK, "answer": "3"}]))
+    benchmark, question = held_out(bucket, QUESTIONS[3]["question"]), row_id(QUESTIONS[3]["question"])
+    against = Decontaminate(against=("sums",), ngram=13)
+    work = prepare_work(tiny_model, source, benchmarks=(benchmark,), decontaminate=against, max_rejected=0.0)
+    found = Prepared(storage, work, tmp_path)
+    assert [(row["reason"], row["id"]) for row in found.rejected] == [
+        ("contaminated", question),
+        ("contaminated", row_id(LEAK)),
+    ]
+    assert f"line 61: shares words with the question {question} of sums: 'ann has 3" in found.rejected[1]["detail"]
+    assert found.facts.metrics["rejected_contaminated"] == 2
+    assert found.facts.metrics["contaminated"] == 0
+
+
+def test_a_benchmark_that_is_not_named_removes_nothing(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    other, sums = held_out(bucket, "Who wrote this?", name="other"), held_out(bucket, QUESTIONS[3]["question"])
+    against = Decontaminate(against=("other",), ngram=13)
+    work = prepare_work(tiny_model, source, benchmarks=(other, sums), decontaminate=against)
+    found = Prepared(storage, work, tmp_path)
+    assert (len(found.rows), found.facts.metrics["contaminated"]) == (60, 1)
+
+
+def test_a_source_that_is_nothing_but_benchmark_questions_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS[:1]))
+    against = Decontaminate(against=("sums",), ngram=13)
+    benchmark = held_out(bucket, QUESTIONS[0]["question"])
+    work = prepare_work(tiny_model, source, benchmarks=(benchmark,), decontaminate=against)
+    with pytest.raises(UserError, match=r"1 of 1 rows cannot be used \(contaminated 1\)"):
+        prepare.main(context(storage, work, tmp_path))
+
+
+def test_a_sample_is_the_same_however_the_rows_are_ordered_and_cut_into_files(bucket, storage, tiny_model, tmp_path):
+    one = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    put(bucket, "cut/1.jsonl", lines(QUESTIONS[40:]))
+    put(bucket, "cut/2.jsonl", lines(QUESTIONS[:40][::-1]))
+    first = Prepared(storage, prepare_work(tiny_model, one, limit=7, seed=1), tmp_path)
+    cut = Prepared(storage, prepare_work(tiny_model, bucket.uri("cut/*.jsonl"), limit=7, seed=1), tmp_path)
+    other = Prepared(storage, prepare_work(tiny_model, one, limit=7, seed=2), tmp_path)
+    assert len(first.rows) == 7
+    assert first.rows == cut.rows
+    assert first.rows != other.rows
+
+
+def test_rows_that_are_not_drawn_are_counted_and_are_no_rejections(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, QUESTIONS[0]]))
+    found = Prepared(storage, prepare_work(tiny_model, source, limit=7, seed=1, max_rejected=0.0), tmp_path)
+    metrics = found.facts.metrics
+    assert (metrics["read"], metrics["not_sampled"], metrics["rejected_duplicate"]) == (61, 53, 1)
+    assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (8, 7, 1)
+    assert found.facts.prompt_tokens == sum(row["prompt_tokens"] for row in found.rows)
+
+
+def test_bad_rows_outside_a_sample_count_as_bad_rows(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, {"question": ""}, {"question": ""}]))
+    with pytest.raises(UserError, match="rows cannot be used"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, limit=7, seed=1), tmp_path))
+
+
+def test_rows_lost_between_reading_and_storing_are_noticed(bucket, storage, tiny_model, tmp_path, monkeypatch):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    monkeypatch.setattr("cgd_stages.sampling.Sample.drawn", lambda self: iter([]))
+    with pytest.raises(RowsLost, match="read 60 rows: kept 0, rejected 0, not sampled 0"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, limit=7, seed=1), tmp_path))
 
 
 def test_a_benchmark_without_references_is_refused(bucket, storage, tiny_model, tmp_path):
@@ -271,6 +354,6 @@ def test_a_source_of_no_known_kind_is_refused(storage, tiny_model, tmp_path):
 
 
 def test_fields_default_to_a_prompt_alone(bucket, storage, tiny_model, tmp_path):
-    source = Source(source=put(bucket, "in/p.jsonl", lines([{"prompt": "Why?"}])))
+    source = Prompts(source=put(bucket, "in/p.jsonl", lines([{"prompt": "Why?"}])))
     found = Prepared(storage, prepare_work(tiny_model, "", prompts=source), tmp_path)
     assert [(row["prompt"], row["reference"]) for row in found.rows] == [("Why?", None)]
