@@ -28,6 +28,7 @@ from cgd_local.ownership import Write
 from cgd_local.patches import json_patch, merge_patch
 from cgd_local.registry import Registry
 from cgd_local.requests import Target
+from cgd_local.schema import drop_nulls
 from cgd_local.statuses import ApiError, Json, success
 from cgd_local.watches import events
 
@@ -181,7 +182,7 @@ class ApiServer:
         return _answer(self.registry.update(target.resource, target.key, change, target.write()))
 
     async def _delete(self, target: Target) -> web.StreamResponse:
-        options = await target.body() if target.request.can_read_body else {}
+        options = drop_nulls(await target.body()) if target.request.can_read_body else {}
         asked = ("propagationPolicy", "gracePeriodSeconds", "dryRun")
         options |= {name: target.text(name) for name in asked if target.text(name)}
         return _answer(self.registry.delete(target.resource, target.key, options))

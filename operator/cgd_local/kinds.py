@@ -108,7 +108,7 @@ def _builtin(words: list[str], names: dict[tuple[str, str, str], str]) -> Resour
 
 def custom_resource(crd: Json) -> Resource:
     """The kind that a definition defines, at its only version."""
-    spec, names = crd["spec"], crd["status"]["acceptedNames"]
+    spec, names = crd["spec"], _names(crd["spec"])
     (version,) = spec["versions"]
     gvk = {"group": spec["group"], "version": version["name"], "kind": names["kind"]}
     raw = version["schema"]["openAPIV3Schema"]
@@ -163,10 +163,13 @@ def begin(resource: Resource, obj: Json, now: str) -> None:
             obj["status"] = _established(obj["spec"], now)
 
 
+def _names(spec: Json) -> Json:
+    return {"singular": spec["names"]["kind"].lower(), "listKind": f"{spec['names']['kind']}List", **spec["names"]}
+
+
 def _established(spec: Json, now: str) -> Json:
     """The status that the real server's own controllers would write a moment later."""
-    names = {"singular": spec["names"]["kind"].lower(), "listKind": f"{spec['names']['kind']}List"} | spec["names"]
     common = {"status": "True", "lastTransitionTime": now, "reason": "Accepted", "message": "the names are accepted"}
     conditions = [{"type": kind} | common for kind in ("NamesAccepted", "Established")]
     stored = [version["name"] for version in spec["versions"]]
-    return {"conditions": conditions, "acceptedNames": names, "storedVersions": stored}
+    return {"conditions": conditions, "acceptedNames": _names(spec), "storedVersions": stored}

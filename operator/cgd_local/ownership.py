@@ -102,8 +102,9 @@ def _built(places: dict[Path, Any]) -> Json:
     for path, value in places.items():
         node = tree
         for word in path[:-1]:
-            below = node.get(word)
-            node[word] = node = below if isinstance(below, dict) else {}
+            if not isinstance(node.get(word), dict):
+                node[word] = {}
+            node = node[word]
         if not (isinstance(node.get(path[-1]), dict) and value in ({}, [])):  # an empty container empties no other's
             node[path[-1]] = (value,)
     built: Json = _value(tree)
@@ -116,7 +117,8 @@ def _value(tree: Any) -> Any:
     parts = {word: _value(below) for word, below in tree.items()}
     if all(word.startswith("f:") for word in parts):
         return {word[2:]: part for word, part in parts.items()}
-    return list(parts.values())
+    # an item keeps its keys while anybody owns a part of it
+    return [json.loads(word[2:]) | part if word.startswith("k:") else part for word, part in parts.items()]
 
 
 # --- writes

@@ -116,13 +116,15 @@ class Registry:
         head = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": key[1]}}
         if any(config.get(word) != head[word] for word in ("apiVersion", "kind")):
             raise bad_request(f"apiVersion and kind must be set to {resource.api_version} and {resource.kind}")
-        config = drop_nulls(config)
+        config = {"metadata": {}} | drop_nulls(config)
+        said = {word: config["metadata"][word] for word in ("uid", "resourceVersion") if word in config["metadata"]}
         _require_known(resource, prune(resource.schema, config))
         if "status" in resource.subresources and not write.subresource:
             config.pop("status", None)
 
         def change(live: Json) -> Json:
-            return apply_patch(resource.schema, live, config, write, now())
+            applied = apply_patch(resource.schema, live, config, write, now())
+            return applied | {"metadata": applied["metadata"] | said}
 
         if key in self.shelf(resource).objects:
             return self.update(resource, key, change, write), False

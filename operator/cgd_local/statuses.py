@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 
-_REASONS = {
-    400: "BadRequest",
-    403: "Forbidden",
-    404: "NotFound",
-    405: "MethodNotAllowed",
-    409: "Conflict",
-    410: "Expired",
-    413: "RequestEntityTooLarge",
-    415: "UnsupportedMediaType",
-    422: "Invalid",
-    500: "InternalError",
-    504: "Timeout",
-}
+_REASONS = {410: "Expired", 422: "Invalid", 500: "InternalError", 504: "Timeout"}  # the others are HTTP's own phrases
 
 
 class Cause(NamedTuple):
@@ -37,7 +26,8 @@ class ApiError(Exception):
     def __init__(self, code: int, message: str, *, reason: str = "", details: Json | None = None) -> None:
         super().__init__(message)
         self.code, self.message = code, message
-        self.reason, self.details = reason or _REASONS[code], details or {}
+        self.reason = reason or _REASONS.get(code) or HTTPStatus(code).phrase.replace(" ", "")
+        self.details = details or {}
 
     def status(self) -> Json:
         """The body of the answer; clients read reason and details, people read message."""

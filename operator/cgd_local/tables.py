@@ -22,7 +22,8 @@ def json_path(obj: Any, path: str) -> Any:
         if name:
             obj = obj.get(name) if isinstance(obj, dict) else None
         else:
-            chosen = [item for item in obj or [] if index or item.get(key) == wanted]
+            listed = obj if isinstance(obj, list) else []
+            chosen = [item for item in listed if index or (isinstance(item, dict) and item.get(key) == wanted)]
             obj = next(iter(chosen[int(index or 0) :]), None)
     return obj
 

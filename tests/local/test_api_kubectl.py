@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import pytest
 import yaml
 
 WIDGETS = "/apis/demo.example.com/v1/namespaces/default/widgets"
@@ -217,6 +218,44 @@ async def test_diff_shows_what_apply_would_change(widgets, make, kubectl):
     await kubectl("apply", "-f", "-", stdin=make.widget())
     assert "+  size: 9" in await kubectl("diff", "-f", "-", stdin=make.widget(size=9), fails=True)
     assert (await widgets.get(W))["spec"]["size"] == 3
+
+
+CHART = """
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: a}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: "team:a"}
+rules: [{apiGroups: [""], resources: [pods], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: a}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "team:a"}
+subjects: [{kind: ServiceAccount, name: a, namespace: default}]
+---
+{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}], selector: {app: a}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a}
+spec:
+  selector: {matchLabels: {app: a}}
+  template: {metadata: {labels: {app: a}}, spec: {containers: [{name: c, image: old, ports: [{containerPort: 80}]}]}}
+"""
+
+
+@pytest.mark.parametrize("how", ["--server-side=false", "--server-side"])
+async def test_a_chart_is_tried_on_the_server_applied_and_changed(client, kubectl, how):
+    assert (await kubectl("apply", how, "--dry-run=server", "-f", "-", stdin=CHART)).count("server dry run") == 5
+    await client.get("/apis/apps/v1/namespaces/default/deployments/a", code=404)
+    await kubectl("apply", how, "-f", "-", stdin=CHART)
+    await kubectl("apply", how, "-f", "-", stdin=CHART.replace("image: old", "image: new"))
+    live = await client.get("/apis/apps/v1/namespaces/default/deployments/a")
+    assert [c["image"] for c in live["spec"]["template"]["spec"]["containers"]] == ["new"]
+    assert live["metadata"]["generation"] == 2
+    typo = await kubectl("apply", how, "-f", "-", stdin=CHART.replace("containers:", "container:"), fails=True)
+    assert 'unknown field "spec.template.spec.container"' in typo
 
 
 async def test_a_namespace_from_a_file_can_be_worked_in(widgets, make, kubectl):

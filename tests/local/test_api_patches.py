@@ -203,6 +203,18 @@ async def test_an_empty_list_in_an_application_empties_nobody_elses(widgets, mak
     assert [part["name"] for part in done["spec"]["parts"]] == ["a"]
 
 
+async def test_an_item_that_others_own_a_part_of_keeps_its_key(widgets, make):
+    await widgets.apply(W, make.widget(parts=[{"name": "a"}]), "me")
+    await widgets.patch(W + "?fieldManager=you", {"spec": {"parts": [{"name": "a", "count": 5}]}})
+    assert (await widgets.apply(W, make.widget(), "me"))["spec"]["parts"] == [{"name": "a", "count": 5}]
+
+
+async def test_an_application_to_another_incarnation_is_a_conflict(widgets, make):
+    await widgets.apply(W, make.widget())
+    body = make.widget() | {"metadata": {"name": "w", "uid": "another"}}
+    assert "Precondition failed: UID" in (await widgets.apply(W, body, code=409))["message"]
+
+
 async def test_sets_are_owned_by_their_values(widgets, make):
     await widgets.apply(W, make.widget(tags=["a"]), "me")
     done = await widgets.apply(W, make.widget(tags=["b"]), "you")
