@@ -151,8 +151,11 @@ class ApiServer:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(target.request)
-        async for event in events(self.registry.store, target, self._bookmark_seconds):
-            await response.write(_dumps(event) + b"\n")
+        try:
+            async for event in events(self.registry.store, target, self._bookmark_seconds):
+                await response.write(_dumps(event) + b"\n")
+        except ApiError as error:  # a watch tells its errors as events
+            await response.write(_dumps({"type": "ERROR", "object": error.status()}) + b"\n")
         await response.write_eof()
         return response
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgd_local.schema import ANYTHING, child, item_key, items
-from cgd_local.statuses import ApiError, Cause, Json, told_causes
+from cgd_local.statuses import ApiError, Cause, Json
 
 Path = tuple[str, ...]
 Taken = list[tuple[Json, set[Path]]]
@@ -183,7 +183,7 @@ def _conflict(taken: Taken) -> ApiError:
     ]
     lines = [f"{cause.message}: {cause.field}" for cause in causes]
     told = f"1 conflict: {lines[0]}" if len(lines) == 1 else f"{len(lines)} conflicts:\n- " + "\n- ".join(lines)
-    return ApiError(409, f"Apply failed with {told}", details={"causes": told_causes(causes)})
+    return ApiError(409, f"Apply failed with {told}", details={"causes": [cause._asdict() for cause in causes]})
 
 
 def _named(entry: Json) -> str:

@@ -269,13 +269,9 @@ def _split(resource: Resource, old: Json, new: Json, subresource: str) -> Json:
         new = {word: value for word, value in new.items() if word != "status"} | status
     metadata = {word: value for word, value in new["metadata"].items() if word not in _KEPT}
     metadata |= {word: before[word] for word in (*_KEPT, "namespace", "resourceVersion") if word in before}
-    if resource.counted and _wish(new) != _wish(old):
+    if resource.counted and new | {"metadata": {}, "status": {}} != old | {"metadata": {}, "status": {}}:
         metadata["generation"] += 1
     return new | {"metadata": metadata}
-
-
-def _wish(obj: Json) -> Json:
-    return {word: value for word, value in obj.items() if word not in ("metadata", "status")}
 
 
 def _marked(resource: Resource, old: Json, options: Json) -> Json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -49,12 +48,8 @@ def invalid(group: str, kind: str, name: str, causes: list[Cause]) -> ApiError:
     lines = [f"{cause.field}: {cause.message}" for cause in causes]
     told = lines[0] if len(lines) == 1 else "[" + ", ".join(lines) + "]"
     subject = f"{kind}.{group}" if group else kind
-    details = {"name": name, "group": group, "kind": kind, "causes": told_causes(causes)}
+    details = {"name": name, "group": group, "kind": kind, "causes": [cause._asdict() for cause in causes]}
     return ApiError(422, f'{subject} "{name}" is invalid: {told}', details=details)
-
-
-def told_causes(causes: Iterable[Cause]) -> list[Json]:
-    return [cause._asdict() for cause in causes]
 
 
 def required(field: str, why: str = "") -> Cause:

@@ -12,15 +12,11 @@ from cgd_local.store import Change, Feed, Store
 
 
 async def events(store: Store, target: Target, bookmark_seconds: float) -> AsyncIterator[Json]:
-    """The events of one watch, until its time is over or its kind is gone; an error is its last event."""
-    try:
-        async for event in _events(store, target, bookmark_seconds):
-            yield event
-    except ApiError as error:
-        yield {"type": "ERROR", "object": error.status()}
+    """The events of one watch, until its time is over or its kind is gone.
 
-
-async def _events(store: Store, target: Target, bookmark_seconds: float) -> AsyncIterator[Json]:
+    Raises:
+        ApiError: 410 for a version that is too old, 504 for one that is not there yet.
+    """
     shelf, current, chosen = store.shelf(target.resource.full_name), store.version, target.chosen()
     since, initial = target.number("resourceVersion"), target.flag("sendInitialEvents")
     if since > current:
