@@ -85,6 +85,8 @@ class Target:
 
     async def body(self) -> Any:
         """The body, which must be JSON."""
+        if self.request.content_type == "application/vnd.kubernetes.protobuf":
+            raise ApiError(415, "protobuf is not spoken here: use a file and `kubectl apply -f`")
         try:
             return json.loads(await self.request.text())
         except ValueError as error:
