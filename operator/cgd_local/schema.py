@@ -1,7 +1,10 @@
-"""Structural schemas: what a kind's fields are, and pruning, defaulting and validation by them.
+"""Schemas of kinds, custom and built-in: pruning, defaulting, validation and CEL rules by them.
 
-A `Node` reads one place of a schema once and keeps what it compiled. The same nodes serve custom resources, the
-built-in kinds (published schemas from kubernetes-validate), strategic merges (merge keys) and ownership (list types).
+A schema is the plain dict that a CRD or the published package tells; a reference in it leads to a published definition.
+
+Deviations: formats are not checked, `anyOf` and its sisters are refused with the CRD, what was stored before a schema
+became stricter has to follow it at the next write, items of lists have no former selves for `oldSelf`, CEL is what the
+package common-expression-language speaks (none of Kubernetes' own functions, no escaped names; `size` counts bytes).
 """
 
 from __future__ import annotations
@@ -10,131 +13,71 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import cache, cached_property
-from importlib import resources
-from typing import Any, Final
+from functools import cache
+from typing import Any
 
-import kubernetes_validate
+import cel
 
-from cgd_local.rules import Rule, to_cel
-from cgd_local.statuses import Cause, Json, duplicate, required, show, unsupported, wrong
+from cgd_local.published import PRESERVE, definitions
+from cgd_local.statuses import Cause, Json, required, show, wrong
 
-ABSENT: Final = object()
-METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "string": lambda v: isinstance(v, str),
-    "integer": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "number": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
-    "boolean": lambda v: isinstance(v, bool),
-    "object": lambda v: isinstance(v, dict),
-    "array": lambda v: isinstance(v, list),
+ANYTHING: Json = {PRESERVE: True}
+_TYPES: dict[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    dict: "object",
+    list: "array",
+    type(None): "null",
 }
-_FORMATS = {
-    "date-time": r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)",
-    "date": r"\d{4}-\d\d-\d\d",
-    "uri": r"[A-Za-z][A-Za-z0-9+.-]*:\S+",
-    "uuid": r"(?i)[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}",
-    "email": r"[^@\s]+@[^@\s]+",
-    "duration": r"([+-]?(\d+(\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h))+|0",
-    "byte": r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
+    "minimum": ("number", lambda value, limit: value >= limit, "should be greater than or equal to {}"),
+    "maximum": ("number", lambda value, limit: value <= limit, "should be less than or equal to {}"),
+    "minLength": ("string", lambda value, limit: len(value) >= limit, "should be at least {} chars long"),
+    "maxLength": ("string", lambda value, limit: len(value) <= limit, "should be at most {} chars long"),
+    "pattern": ("string", lambda value, limit: bool(re.search(limit, value)), "should match '{}'"),
+    "minItems": ("array", lambda value, limit: len(value) >= limit, "should have at least {} items"),
+    "maxItems": ("array", lambda value, limit: len(value) <= limit, "should have at most {} items"),
+    "minProperties": ("object", lambda value, limit: len(value) >= limit, "should have at least {} properties"),
+    "maxProperties": ("object", lambda value, limit: len(value) <= limit, "should have at most {} properties"),
 }
-_INT_BITS = {"int32": 31, "int64": 63}
 
 
-@cache
-def definitions() -> dict[str, Json]:
-    """The published schemas of the built-in kinds, newest release; read once, never changed."""
-    folder = resources.files("kubernetes_validate") / "kubernetes-json-schema"
-    text = (folder / f"v{kubernetes_validate.latest_version()}-local" / "_definitions.json").read_text("utf-8")
-    found: dict[str, Json] = json.loads(text)["$defs"]
-    return found
+def resolved(schema: Json) -> Json:
+    return definitions()[schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
 
 
-@cache
-def definition(name: str) -> Node:
-    """The node of one published definition; those without fields (RawExtension, JSON) accept anything."""
-    raw = definitions()[name]
-    shapeless = not raw.keys() & {"properties", "additionalProperties", "items"} and raw.get("type") in (None, OBJECT)
-    return Node(raw | {"x-kubernetes-preserve-unknown-fields": True} if shapeless and "oneOf" not in raw else raw)
+def child(schema: Json, name: str) -> Json | None:
+    """The schema of a field, None for a field that the schema does not know."""
+    found = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
+    if found is None or found is False:
+        return None
+    return ANYTHING if found is True else resolved(found)
 
 
-OBJECT = ["object", "null"]
+def items(schema: Json) -> Json:
+    return resolved(schema.get("items", ANYTHING))
 
 
-def node_of(raw: Json) -> Node:
-    """The node of a raw schema, following a reference into the published definitions."""
-    return definition(raw["$ref"].rsplit("/", 1)[-1]) if "$ref" in raw else Node(raw)
+def item_key(schema: Json, item: Json) -> str:
+    """What tells the items of a list-map apart, as JSON; a key that is left out has its default."""
+    keys = {}
+    for name in schema["x-kubernetes-list-map-keys"]:
+        keys[name] = item.get(name, (child(items(schema), name) or ANYTHING).get("default"))
+    return json.dumps(keys, sort_keys=True, separators=(",", ":"))
 
 
-def root_node(raw: Json) -> Node:
-    """The node of a whole custom resource: its schema, with apiVersion, kind and metadata as every object has them."""
-    own = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"$ref": METADATA}}
-    return Node(raw | {"type": "object", "properties": raw.get("properties", {}) | own})
-
-
-class Node:
-    """One place of a schema."""
-
-    def __init__(self, raw: Json) -> None:
-        self.raw = raw
-        self.types = _types_of(raw)
-        self.nullable = bool(raw.get("nullable"))
-        self.preserve = bool(raw.get("x-kubernetes-preserve-unknown-fields"))
-        self.required: list[str] = raw.get("required") or []
-        self.list_type: str = raw.get("x-kubernetes-list-type", "atomic")
-        self.map_keys: list[str] = raw.get("x-kubernetes-list-map-keys") or []
-        self.atomic_map = raw.get("x-kubernetes-map-type") == "atomic"
-        self.merge_key: str | None = raw.get("x-kubernetes-patch-merge-key")
-        self.merges = "merge" in raw.get("x-kubernetes-patch-strategy", "")
-        self.pattern = re.compile(raw["pattern"]) if raw.get("pattern") else None
-
-    @cached_property
-    def properties(self) -> dict[str, Node]:
-        raw = self.raw.get("properties") or {}
-        if self.raw.get("x-kubernetes-embedded-resource"):
-            raw = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"$ref": METADATA}} | raw
-        return {name: node_of(child) for name, child in raw.items()}
-
-    @cached_property
-    def additional(self) -> Node | None:
-        raw = self.raw.get("additionalProperties")
-        return None if raw in (None, False) else node_of({} if raw is True else raw)
-
-    @cached_property
-    def items(self) -> Node:
-        return node_of(self.raw.get("items") or {"x-kubernetes-preserve-unknown-fields": True})
-
-    @cached_property
-    def rules(self) -> list[Rule]:
-        return [Rule(raw) for raw in self.raw.get("x-kubernetes-validations") or []]
-
-    @cached_property
-    def branches(self) -> dict[str, list[Node]]:
-        words = ["allOf", "anyOf", "oneOf"] if "type" in self.raw or not self.types else ["allOf", "anyOf"]
-        return {word: [node_of(raw) for raw in self.raw.get(word) or []] for word in words}
-
-    def child(self, name: str) -> Node | None:
-        return self.properties.get(name) or self.additional
-
-    def item_key(self, item: Any) -> tuple[Any, ...]:
-        """What tells the items of a list-map apart; a missing protocol means TCP, the only key with a default."""
-        return tuple(
-            item.get(key, self.items.raw.get("properties", {}).get(key, {}).get("default", _KEY_DEFAULTS.get(key)))
-            for key in self.map_keys
-        )
-
-
-_KEY_DEFAULTS = {"protocol": "TCP"}
-
-
-def _types_of(raw: Json) -> set[str]:
-    if raw.get("x-kubernetes-int-or-string"):
-        return {"integer", "string"}
-    alternatives = raw.get("oneOf") or []
-    if "type" not in raw and alternatives and all(set(branch) == {"type"} for branch in alternatives):
-        return set().union(*(_types_of(branch) for branch in alternatives))
-    named = raw.get("type")
-    return {named} if isinstance(named, str) else set(named or ()) - {"null"}
+def _parts(schema: Json, value: Any, path: str) -> Iterator[tuple[str | int, Json, Any, str]]:
+    """The fields and items that the schema knows: name or index, schema, value, path."""
+    match value:
+        case dict():
+            for name, item in value.items():
+                if found := child(schema, name):
+                    yield name, found, item, f"{path}.{name}".lstrip(".")
+        case list():
+            for index, item in enumerate(value):
+                yield index, items(schema), item, f"{path}[{index}]"
 
 
 def drop_nulls(value: Any) -> Any:
@@ -148,181 +91,128 @@ def drop_nulls(value: Any) -> Any:
             return value
 
 
-def prune(node: Node, value: Any, path: str = "") -> list[str]:
+def prune(schema: Json, value: Any, path: str = "") -> list[str]:
     """Remove fields that the schema does not know, in place, and return their paths."""
-    unknown: list[str] = []
-    match value:
-        case dict():
-            for name in list(value):
-                where = f"{path}.{name}" if path else name
-                if child := node.child(name):
-                    unknown += prune(child, value[name], where)
-                elif not node.preserve:
-                    unknown.append(where)
-                    del value[name]
-        case list():
-            for index, item in enumerate(value):
-                unknown += prune(node.items, item, f"{path}[{index}]")
+    unknown = []
+    if isinstance(value, dict) and not schema.get(PRESERVE):
+        for name in [name for name in value if child(schema, name) is None]:
+            unknown.append(f"{path}.{name}".lstrip("."))
+            del value[name]
+    for _, part, item, where in _parts(schema, value, path):
+        unknown += prune(part, item, where)
     return unknown
 
 
-def default(node: Node, value: Any) -> None:
+def default(schema: Json, value: Any) -> None:
     """Fill in the schema's defaults in place, outer ones first so that inner ones see them."""
-    match value:
-        case dict():
-            for name, child in node.properties.items():
-                unset = name not in value or (value[name] is None and not child.nullable)
-                if unset and "default" in child.raw:
-                    value[name] = copy.deepcopy(child.raw["default"])
-            for name, item in value.items():
-                if inner := node.child(name):
-                    default(inner, item)
-        case list():
-            for item in value:
-                default(node.items, item)
+    if isinstance(value, dict):
+        for name, raw in schema.get("properties", {}).items():
+            unset = name not in value or (value[name] is None and not raw.get("nullable"))
+            if unset and "default" in raw:
+                value[name] = copy.deepcopy(raw["default"])
+    for _, part, item, _ in _parts(schema, value, ""):
+        default(part, item)
 
 
-def validate(node: Node, value: Any, old: Any = ABSENT, path: str = "") -> list[Cause]:
+def validate(schema: Json, value: Any, old: Any = None) -> list[Cause]:
     """Everything wrong with a value; CEL rules run only on a value whose shape is right, as in the real server."""
-    return list(_shape(node, value, old, path)) or list(_rules(node, value, old, path))
+    return list(_misshapen(schema, value, "")) or list(_broken(schema, value, old, ""))
 
 
-def _shape(node: Node, value: Any, old: Any, path: str) -> Iterator[Cause]:
-    if value == old:  # ratcheting: what was stored before a schema became stricter stays writable
+def _misshapen(schema: Json, value: Any, path: str) -> Iterator[Cause]:
+    if value is None and schema.get("nullable"):
         return
-    if value is None and node.nullable:
+    kind, allowed = _TYPES[type(value)], _types(schema)
+    if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
+        told = f'Invalid value: "{kind}": {path} in body must be of type {" or ".join(sorted(allowed))}: "{kind}"'
+        yield Cause(path, "FieldValueTypeInvalid", told)
         return
-    if node.types and not any(_TYPES[name](value) for name in node.types):
-        expected = " or ".join(sorted(node.types))
-        message = f"Invalid value: {show(_type_name(value))}: {path} in body must be of type {expected}: "
-        yield Cause(path, "FieldValueTypeInvalid", message + show(_type_name(value)))
-        return
-    yield from _scalar(node, value, path)
-    match value:
-        case dict():
-            yield from _object(node, value, old, path)
-        case list():
-            yield from _array(node, value, old, path)
-    yield from _alternatives(node, value, path)
+    yield from _out_of_bounds(schema, value, "number" if kind == "integer" else kind, path)
+    for _, part, item, where in _parts(schema, value, path):
+        yield from _misshapen(part, item, where)
 
 
-def _type_name(value: Any) -> str:
-    return next((name for name, test in _TYPES.items() if test(value)), "null")
+def _types(schema: Json) -> set[str]:
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"integer", "string"}
+    named = schema.get("type", [])
+    alternatives = [_types(option) for option in schema.get("oneOf", [])]
+    return set().union([named] if isinstance(named, str) else named, *alternatives) - {"null"}
 
 
-def _scalar(node: Node, value: Any, path: str) -> Iterator[Cause]:
-    raw = node.raw
-    if (allowed := raw.get("enum")) and value not in allowed:
-        yield unsupported(path, value, allowed)
-    if isinstance(value, str):
-        yield from _string(node, value, path)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield from _number(raw, value, path)
+def _out_of_bounds(schema: Json, value: Any, kind: str, path: str) -> Iterator[Cause]:
+    if "enum" in schema and value not in schema["enum"]:
+        supported = ", ".join(map(show, schema["enum"]))
+        told = f"Unsupported value: {show(value)}: supported values: {supported}"
+        yield Cause(path, "FieldValueNotSupported", told)
+    for word, (about, holds, told) in _LIMITS.items():
+        if word in schema and about == kind and not holds(value, schema[word]):
+            yield wrong(path, value, f"{path} in body {told.format(schema[word])}")
+    if kind == "object":
+        missing = [name for name in schema.get("required", []) if name not in value]
+        yield from (required(f"{path}.{name}".lstrip(".")) for name in missing)
+    if kind == "array":
+        yield from _repeated(schema, value, path)
 
 
-def _string(node: Node, value: str, path: str) -> Iterator[Cause]:
-    raw = node.raw
-    if len(value) > raw.get("maxLength", len(value)):
-        message = f"Too long: may not be more than {raw['maxLength']} bytes"
-        yield Cause(path, "FieldValueTooLong", message)
-    if len(value) < raw.get("minLength", 0):
-        yield wrong(path, value, f"{path} in body should be at least {raw['minLength']} chars long")
-    if node.pattern and not node.pattern.search(value):
-        yield wrong(path, value, f"{path} in body should match '{raw['pattern']}'")
-    shape = _FORMATS.get(raw.get("format", ""))
-    if shape and not re.fullmatch(shape, value):
-        yield wrong(path, value, f"{path} in body must be of type {raw['format']}: {show(value)}")
+def _repeated(schema: Json, value: list[Any], path: str) -> Iterator[Cause]:
+    """Items that a set or a list-map already has."""
+    sort, seen = schema.get("x-kubernetes-list-type"), set()
+    for index, item in enumerate(value if sort in ("set", "map") else []):
+        key = item_key(schema, item) if sort == "map" and isinstance(item, dict) else json.dumps(item)
+        if key in seen:
+            yield Cause(f"{path}[{index}]", "FieldValueDuplicate", f"Duplicate value: {key}")
+        seen.add(key)
 
 
-def _number(raw: Json, value: float, path: str) -> Iterator[Cause]:
-    low, high = raw.get("minimum"), raw.get("maximum")
-    if low is not None and (value < low or (value == low and raw.get("exclusiveMinimum"))):
-        than = "greater than" if raw.get("exclusiveMinimum") else "greater than or equal to"
-        yield wrong(path, value, f"{path} in body should be {than} {low}")
-    if high is not None and (value > high or (value == high and raw.get("exclusiveMaximum"))):
-        than = "less than" if raw.get("exclusiveMaximum") else "less than or equal to"
-        yield wrong(path, value, f"{path} in body should be {than} {high}")
-    if (step := raw.get("multipleOf")) and value % step:
-        yield wrong(path, value, f"{path} in body should be a multiple of {step}")
-    bits = _INT_BITS.get(raw.get("format", ""))
-    if bits and not -(2**bits) <= value < 2**bits:
-        yield wrong(path, value, f"{path} in body must be of type {raw['format']}: {show(value)}")
+@cache
+def program(expression: str) -> cel.Program:
+    """A compiled CEL expression.
+
+    Raises:
+        ValueError: with the place of a syntax error.
+    """
+    return cel.compile(expression)
 
 
-def _object(node: Node, value: Json, old: Any, path: str) -> Iterator[Cause]:
-    for name in node.required:
-        if name not in value:
-            yield required(f"{path}.{name}" if path else name)
-    if len(value) > node.raw.get("maxProperties", len(value)):
-        yield wrong(path, value, f"{path} in body should have at most {node.raw['maxProperties']} properties")
-    if len(value) < node.raw.get("minProperties", 0):
-        yield wrong(path, value, f"{path} in body should have at least {node.raw['minProperties']} properties")
-    for name, item in value.items():
-        if child := node.child(name):
-            before = old.get(name, ABSENT) if isinstance(old, dict) else ABSENT
-            yield from _shape(child, item, before, f"{path}.{name}" if path else name)
+def schema_causes(schema: Json, path: str) -> Iterator[Cause]:
+    """What is wrong with a schema: a structural one names a type everywhere, and its rules compile."""
+    if not (schema.get("type") or schema.get("x-kubernetes-int-or-string") or schema.get(PRESERVE)):
+        yield required(f"{path}.type", "must not be empty for specified object fields")
+    for word in schema.keys() & {"allOf", "anyOf", "oneOf", "not"}:
+        yield wrong(f"{path}.{word}", schema[word], "this server does not know how to check it")
+    for index, rule in enumerate(schema.get("x-kubernetes-validations", [])):
+        try:
+            program(rule["rule"])
+        except ValueError as error:
+            where = f"{path}.x-kubernetes-validations[{index}].rule"
+            yield wrong(where, rule["rule"], f"compilation failed: {error}")
+    parts = {f"properties[{name}]": part for name, part in schema.get("properties", {}).items()}
+    parts |= {word: schema.get(word) for word in ("items", "additionalProperties")}
+    for word, part in parts.items():
+        if isinstance(part, dict):
+            yield from schema_causes(part, f"{path}.{word}")
 
 
-def _array(node: Node, value: list[Any], old: Any, path: str) -> Iterator[Cause]:
-    if len(value) > node.raw.get("maxItems", len(value)):
-        message = f"Too many: {len(value)}: must have at most {node.raw['maxItems']} items"
-        yield Cause(path, "FieldValueTooMany", message)
-    if len(value) < node.raw.get("minItems", 0):
-        yield wrong(path, value, f"{path} in body should have at least {node.raw['minItems']} items")
-    for index, (item, before) in enumerate(_paired(node, value, old)):
-        yield from _shape(node.items, item, before, f"{path}[{index}]")
-    yield from _unique(node, value, path)
+def _broken(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]:
+    """The CEL rules that a value breaks; a transition rule runs only where a former value is known."""
+    for rule in schema.get("x-kubernetes-validations", []) if value is not None else []:
+        if told := _verdict(rule, value, old):
+            where = (path + rule.get("fieldPath", "")).lstrip(".")
+            yield wrong(where or "<nil>", value, told)
+    for name, part, item, where in _parts(schema, value, path):
+        before = old.get(name) if isinstance(old, dict) else None
+        yield from _broken(part, item, before, where)
 
 
-def _unique(node: Node, value: list[Any], path: str) -> Iterator[Cause]:
-    if node.list_type == "atomic":
-        return
-    seen: set[str] = set()
-    for index, item in enumerate(value):
-        mapped = node.list_type == "map" and isinstance(item, dict)
-        key = dict(zip(node.map_keys, node.item_key(item), strict=True)) if mapped else item
-        text = json.dumps(key, sort_keys=True)
-        if text in seen:
-            yield duplicate(f"{path}[{index}]", text if mapped else key)
-        seen.add(text)
-
-
-def _paired(node: Node, value: list[Any], old: Any) -> Iterator[tuple[Any, Any]]:
-    """Each item with its former self; only list-maps can tell which that is."""
-    known = isinstance(old, list) and node.list_type == "map"
-    before = {node.item_key(item): item for item in old if isinstance(item, dict)} if known else {}
-    for item in value:
-        yield item, before.get(node.item_key(item), ABSENT) if before and isinstance(item, dict) else ABSENT
-
-
-def _alternatives(node: Node, value: Any, path: str) -> Iterator[Cause]:
-    for part in node.branches["allOf"]:
-        yield from _shape(part, value, ABSENT, path)
-    if (options := node.branches["anyOf"]) and all(any(_shape(o, value, ABSENT, path)) for o in options):
-        yield wrong(path, value, f"{path} in body must validate at least one schema (anyOf)")
-    if choices := node.branches.get("oneOf"):
-        fitting = sum(not any(_shape(o, value, ABSENT, path)) for o in choices)
-        if fitting != 1:
-            yield wrong(path, value, f"{path} in body must validate one and only one schema (oneOf)")
-    if "not" in node.raw and not any(_shape(Node(node.raw["not"]), value, ABSENT, path)):
-        yield wrong(path, value, f"{path} in body must not validate the schema (not)")
-
-
-def _rules(node: Node, value: Any, old: Any, path: str) -> Iterator[Cause]:
-    """CEL rules, deepest last; a transition rule runs only where a former value is known."""
-    if value is None:
-        return
-    if node.rules:
-        known = old is not ABSENT and old is not None
-        now, before = to_cel(node, value), to_cel(node, old) if known else None
-        causes = (rule.check(now, before, known=known, shown=value, path=path) for rule in node.rules)
-        yield from filter(None, causes)
-    match value:
-        case dict():
-            for name, item in value.items():
-                former = old.get(name, ABSENT) if isinstance(old, dict) else ABSENT
-                if child := node.child(name):
-                    yield from _rules(child, item, former, f"{path}.{name}" if path else name)
-        case list():
-            for index, (item, former) in enumerate(_paired(node, value, old)):
-                yield from _rules(node.items, item, former, f"{path}[{index}]")
+def _verdict(rule: Json, value: Any, old: Any) -> str:
+    """Why a rule does not hold, nothing if it does."""
+    expression: str = rule["rule"]
+    if old is None and "oldSelf" in program(expression).variables():
+        return ""
+    context = cel.Context(variables={"self": value, "oldSelf": old})
+    try:
+        held = program(expression).execute(context)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError) as error:
+        return f"rule evaluation error: {error}: {expression}"
+    return "" if held is True else rule.get("message") or f"failed rule: {expression}"

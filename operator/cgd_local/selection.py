@@ -1,69 +1,56 @@
-"""Label and field selectors: text in, a test of objects out."""
+"""Label and field selectors: text in, a test of objects out.
+
+Deviation: a field selector may name any field of any kind.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
-from cgd_local.kinds import Resource, field_value, selectable_fields
 from cgd_local.statuses import Json, bad_request
 
 Test = Callable[[Json], bool]
 _REQUIREMENT = re.compile(
-    r"\s*(?:(?P<key>[\w./-]+)\s+(?P<set>in|notin)\s*\((?P<values>[^)]*)\)"
-    r"|(?P<left>[\w./-]+)\s*(?P<sign>==|!=|=)\s*(?P<right>[\w.-]*)"
-    r"|(?P<absent>!)?\s*(?P<exists>[\w./-]+))\s*(?:,|$)"
+    r"(?P<absent>!)?\s*(?P<key>[\w./-]+)\s*"
+    r"(?:(?P<sign>==|!=|=)\s*(?P<value>.*)|(?P<set>(?<=\s)in|notin)\s*\((?P<values>.*)\))?"
 )
 
 
-def selection(resource: Resource, labels: str, fields: str) -> Test:
+def selection(labels: str, fields: str) -> Test:
     """Both selectors at once; an empty one lets everything pass.
 
     Raises:
-        ApiError: 400 for a selector that cannot be read or names a field that is not selectable.
+        ApiError: 400 for a selector that cannot be read.
     """
-    tests = [*_label_tests(labels), *_field_tests(resource, fields)]
+    tests = [_test(part, _label) for part in _split(labels)] + [_test(part, _field) for part in _split(fields)]
     return lambda obj: all(test(obj) for test in tests)
 
 
-def _label_tests(text: str) -> list[Test]:
-    tests: list[Test] = []
-    at = 0
-    while at < len(text.rstrip()):
-        found = _REQUIREMENT.match(text, at)
-        if not found or found.end() == at:
-            raise bad_request(f"unable to parse requirement: found '{text[at:]}', expected: identifier, '!', 'in', '='")
-        tests.append(_label_test(found))
-        at = found.end()
-    return tests
+def _split(text: str) -> list[str]:
+    """The requirements of a selector, at commas outside brackets."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
 
 
-def _label_test(found: re.Match[str]) -> Test:
-    key = found["key"] or found["left"] or found["exists"]
-    if found["exists"]:
-        return lambda obj: (key in _labels(obj)) != bool(found["absent"])
-    values = {value.strip() for value in found["values"].split(",")} if found["key"] else {found["right"]}
-    negated = found["set"] == "notin" or found["sign"] == "!="
-    return lambda obj: (_labels(obj).get(key) in values) != negated
+def _test(part: str, read: Callable[[Json, str], str | None]) -> Test:
+    found = _REQUIREMENT.fullmatch(part)
+    if not found:
+        raise bad_request(f"unable to parse requirement: found '{part}', expected: identifier, '!', 'in', '='")
+    key, sign = found["key"], found["sign"] or found["set"]
+    if not sign:
+        return lambda obj: (read(obj, key) is None) == bool(found["absent"])
+    values = {found["value"]} if found["sign"] else {value.strip() for value in found["values"].split(",")}
+    return lambda obj: (read(obj, key) in values) != (sign in ("!=", "notin"))
 
 
-def _labels(obj: Json) -> dict[str, str]:
-    return obj["metadata"].get("labels") or {}
+def _label(obj: Json, key: str) -> str | None:
+    found: str | None = obj["metadata"].get("labels", {}).get(key)
+    return found
 
 
-def _field_tests(resource: Resource, text: str) -> list[Test]:
-    tests: list[Test] = []
-    for part in filter(None, re.split(r"(?<!\\),", text)):
-        found = re.fullmatch(r"([^=!]+)(==|!=|=)(.*)", part)
-        if not found:
-            raise bad_request(f"invalid field selector: {part}")
-        path, sign, wanted = found[1], found[2], re.sub(r"\\([,=\\])", r"\1", found[3])
-        if path not in selectable_fields(resource):
-            known = 'known field selectors are "metadata.name", "metadata.namespace"'
-            raise bad_request(f"field label not supported: {path} ({known} and what the kind's documentation lists)")
-        tests.append(_field_test(path, wanted, negated=sign == "!="))
-    return tests
-
-
-def _field_test(path: str, wanted: str, *, negated: bool) -> Test:
-    return lambda obj: (field_value(obj, path) == wanted) != negated
+def _field(obj: Json, path: str) -> str:
+    value: Any = obj
+    for word in path.split("."):
+        value = value.get(word, "") if isinstance(value, dict) else ""
+    return str(value)

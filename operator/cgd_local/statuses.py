@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 
-REASONS = {
-    400: "BadRequest",
-    403: "Forbidden",
-    404: "NotFound",
-    405: "MethodNotAllowed",
-    409: "Conflict",
-    410: "Expired",
-    415: "UnsupportedMediaType",
-    422: "Invalid",
-    500: "InternalError",
-    504: "Timeout",
-}
+_REASONS = {410: "Expired", 422: "Invalid", 500: "InternalError", 504: "Timeout"}  # the others are HTTP's own phrases
 
 
 class Cause(NamedTuple):
@@ -32,17 +22,16 @@ class Cause(NamedTuple):
 class ApiError(Exception):
     """Any answer of 400 and above."""
 
-    def __init__(self, code: int, message: str, *, reason: str | None = None, details: Json | None = None) -> None:
+    def __init__(self, code: int, message: str, *, reason: str = "", details: Json | None = None) -> None:
         super().__init__(message)
-        self.code = code
-        self.message = message
-        self.reason = REASONS.get(code, "") if reason is None else reason
+        self.code, self.message = code, message
+        self.reason = reason or _REASONS.get(code) or HTTPStatus(code).phrase.replace(" ", "")
         self.details = details or {}
 
     def status(self) -> Json:
         """The body of the answer; clients read reason and details, people read message."""
-        body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message}
-        return body | {"reason": self.reason, "details": self.details, "code": self.code}
+        told = {"message": self.message, "reason": self.reason, "details": self.details, "code": self.code}
+        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"} | told
 
 
 def success(details: Json) -> Json:
@@ -54,22 +43,12 @@ def bad_request(message: str) -> ApiError:
     return ApiError(400, message)
 
 
-def gone(message: str) -> ApiError:
-    return ApiError(410, message)
-
-
-def invalid(group: str, kind: str, name: str, causes: Iterable[Cause]) -> ApiError:
+def invalid(group: str, kind: str, name: str, causes: list[Cause]) -> ApiError:
     """422 with one cause per field, worded so that kubectl prints its usual list."""
-    found = list(causes)
-    lines = [f"{c.field}: {c.message}" for c in found]
+    lines = [f"{cause.field}: {cause.message}" for cause in causes]
     told = lines[0] if len(lines) == 1 else "[" + ", ".join(lines) + "]"
     subject = f"{kind}.{group}" if group else kind
-    details = {
-        "name": name,
-        "group": group,
-        "kind": kind,
-        "causes": [{"reason": c.reason, "message": c.message, "field": c.field} for c in found],
-    }
+    details = {"name": name, "group": group, "kind": kind, "causes": [cause._asdict() for cause in causes]}
     return ApiError(422, f'{subject} "{name}" is invalid: {told}', details=details)
 
 
@@ -81,31 +60,7 @@ def wrong(field: str, value: object, why: str) -> Cause:
     return Cause(field, "FieldValueInvalid", f"Invalid value: {show(value)}: {why}")
 
 
-def forbidden(field: str, why: str) -> Cause:
-    return Cause(field, "FieldValueForbidden", f"Forbidden: {why}")
-
-
-def unsupported(field: str, value: object, allowed: Iterable[object]) -> Cause:
-    told = ", ".join(show(item) for item in allowed)
-    return Cause(field, "FieldValueNotSupported", f"Unsupported value: {show(value)}: supported values: {told}")
-
-
-def duplicate(field: str, value: object) -> Cause:
-    return Cause(field, "FieldValueDuplicate", f"Duplicate value: {show(value)}")
-
-
 def show(value: object) -> str:
     """A value as API messages print it; whole objects are only named."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return str(value)
-        case dict():
-            return '"object"'
-        case list():
-            return '"array"'
-        case _:
-            return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    named = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else value
+    return json.dumps(named, ensure_ascii=False)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cgd_local.statuses import Json, gone
+from cgd_local.statuses import ApiError, Json
 
 Key = tuple[str, str]  # namespace ("" for cluster-scoped objects), name
 
@@ -45,27 +45,23 @@ class Shelf:
         for feed in self.feeds:
             feed.put_nowait(change)
 
-    def selected(self, namespace: str) -> list[tuple[Key, Json]]:
+    def within(self, namespace: str) -> list[Json]:
         """The objects of a namespace ("" for all), in the order of their names, as etcd lists them."""
-        return [(key, self.objects[key]) for key in sorted(self.objects) if namespace in ("", key[0])]
+        return [self.objects[key] for key in sorted(self.objects) if namespace in ("", key[0])]
 
     def end(self) -> None:
         for feed in self.feeds:
             feed.put_nowait(None)
 
-    def require(self, version: int) -> None:
-        """Refuse a version whose successors are no longer all known.
-
-        Raises:
-            ApiError: 410; the client has to list again.
-        """
-        if version < self.forgotten:
-            raise gone(f"too old resource version: {version} ({self.forgotten})")
-
     @contextmanager
     def changes(self, since: int) -> Iterator[Feed]:
-        """A feed of the writes after a version, forgotten when its reader leaves."""
-        self.require(since)
+        """A feed of the writes after a version, forgotten when its reader leaves.
+
+        Raises:
+            ApiError: 410 if not all of them are known any more; the client has to list again.
+        """
+        if since < self.forgotten:
+            raise ApiError(410, f"too old resource version: {since} ({self.forgotten})")
         feed: Feed = asyncio.Queue()
         for change in self.history:
             if change.version > since:
@@ -78,38 +74,32 @@ class Shelf:
 
 
 class Store:
-    """Shelves by group and plural, under one counter."""
+    """Shelves by the full names of kinds, under one counter."""
 
     def __init__(self, history: int) -> None:
         self.version = 0
         self._history = history
-        self._shelves: dict[Key, Shelf] = {}
+        self._shelves: dict[str, Shelf] = {}
 
-    def shelf(self, group: str, plural: str) -> Shelf:
-        return self._shelves.setdefault((group, plural), Shelf(deque(maxlen=self._history)))
+    def shelf(self, kind: str) -> Shelf:
+        return self._shelves.setdefault(kind, Shelf(deque(maxlen=self._history)))
 
     def put(self, shelf: Shelf, key: Key, obj: Json) -> Json:
         """Store an object under the next version, which it then carries."""
-        old = shelf.objects.get(key)
-        new = self._stamped(obj)
+        old, new = shelf.objects.get(key), self._stamped(obj)
         shelf.objects[key] = new
         shelf.record(Change(self.version, new, old, deleted=False))
         return new
 
     def remove(self, shelf: Shelf, key: Key, last: Json) -> Json:
         """Take an object away; `last` is its state at the end, which its deletion event carries."""
-        old = shelf.objects.pop(key)
-        last = self._stamped(last)
+        old, last = shelf.objects.pop(key), self._stamped(last)
         shelf.record(Change(self.version, last, old, deleted=True))
         return last
 
     def _stamped(self, obj: Json) -> Json:
         self.version += 1
         return obj | {"metadata": obj["metadata"] | {"resourceVersion": str(self.version)}}
-
-    def close(self, group: str, plural: str) -> None:
-        """End the watches of a kind that is no longer served."""
-        self.shelf(group, plural).end()
 
     def end_watches(self) -> None:
         for shelf in self._shelves.values():

@@ -44,7 +44,6 @@ class Client:
         async with self.session.request(method, self.url + path, json=body, headers=headers, **more) as answer:
             text = await answer.text()
             assert answer.status == code if code else answer.status < 300, f"{answer.status}: {text}"
-            self.headers = answer.headers
             return json.loads(text)
 
     async def get(self, path: str, **more: Any) -> Any:

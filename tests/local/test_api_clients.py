@@ -155,7 +155,7 @@ async def test_kopf_survives_a_version_that_is_gone(registry, server, widgets, m
         await widgets.post(WIDGETS, make.widget())
         await seen(queue, ("w", 3))
         await server.stop()
-        server.registry.store.shelf("demo.example.com", "widgets").forgotten = 10**6
+        server.registry.store.shelf("widgets.demo.example.com").forgotten = 10**6
         server.registry.store.version = 10**6
         await server.start(int(server.url.rsplit(":", 1)[1]))
         await widgets.patch(WIDGETS + "/w", {"spec": {"size": 55}})

@@ -32,52 +32,25 @@ def changed(body, path, value):
 async def test_a_pod_gets_the_defaults_that_clients_read(client, make):
     made = await client.post(PODS, make.pod())
     spec, container = made["spec"], made["spec"]["containers"][0]
-    assert (spec["restartPolicy"], spec["terminationGracePeriodSeconds"], spec["dnsPolicy"]) == (
-        "Always",
-        30,
-        "ClusterFirst",
-    )
+    assert (spec["restartPolicy"], spec["terminationGracePeriodSeconds"]) == ("Always", 30)
     assert container["terminationMessagePath"] == "/dev/termination-log"
-    assert container["imagePullPolicy"] == "Always"
     assert made["status"]["phase"] == "Pending"
-
-
-async def test_limits_are_requests_unless_said_otherwise(client, make):
-    resources = {"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "1"}}
-    made = await client.post(PODS, make.pod(containers=[{"name": "c", "image": "x", "resources": resources}]))
-    assert made["spec"]["containers"][0]["resources"]["requests"] == {"cpu": "1", "memory": "1Gi"}
 
 
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        ("spec.containers", [], "spec.containers"),
+        ("spec.containers", None, "spec.containers"),
+        ("spec.containers", "c", "spec.containers"),
         ("spec.restartPolicy", "Sometimes", "spec.restartPolicy"),
-        ("spec.containers.0.image", "", "spec.containers[0].image"),
-        ("spec.containers.0.name", "Bad_Name", "spec.containers[0].name"),
-        (
-            "spec.containers.0.volumeMounts",
-            [{"name": "v", "mountPath": "/v"}],
-            "spec.containers[0].volumeMounts[0].name",
-        ),
-        ("spec.containers.0.env", [{"name": "A=B"}], "spec.containers[0].env[0].name"),
-        ("spec.containers.0.resources", {"limits": {"cpu": "lots"}}, "spec.containers[0].resources.limits[cpu]"),
-        (
-            "spec.containers.0.resources",
-            {"limits": {"cpu": "1"}, "requests": {"cpu": "2000m"}},
-            "spec.containers[0].resources.requests[cpu]",
-        ),
-        ("metadata.labels", {"a": "no spaces"}, "metadata.labels"),
+        ("spec.containers.0.name", None, "spec.containers[0].name"),
+        ("spec.containers.0.env", [{"name": "A"}, {"name": "A"}], "spec.containers[0].env[1]"),
+        ("metadata.labels", {"a": "no spaces"}, "metadata.labels.a"),
     ],
 )
 async def test_a_pod_that_could_not_run_is_refused(client, make, path, value, field):
     status = await client.post(PODS, changed(make.pod(), path, value), code=422)
     assert field in causes(status)
-
-
-async def test_a_field_of_the_wrong_type_cannot_be_decoded(client, make):
-    status = await client.post(PODS, changed(make.pod(), "spec.containers", "c"), code=400)
-    assert 'Pod in version "v1" cannot be handled as a Pod' in status["message"]
 
 
 async def test_an_unknown_field_of_a_builtin_kind_is_refused_where_strict(client, make):
@@ -89,15 +62,6 @@ async def test_an_unknown_field_of_a_builtin_kind_is_refused_where_strict(client
 async def test_a_null_in_a_builtin_object_is_an_absent_field(client, make):
     made = await client.post(PODS, changed(make.pod(), "spec.nodeSelector", None))
     assert "nodeSelector" not in made["spec"]
-
-
-async def test_a_pods_spec_is_fixed_but_its_image_is_not(client, make):
-    await client.post(PODS, make.pod())
-    await client.patch(
-        PODS + "/p", [{"op": "add", "path": "/spec/hostname", "value": "h"}], "json-patch+json", code=422
-    )
-    change = [{"op": "replace", "path": "/spec/containers/0/image", "value": "new"}]
-    assert (await client.patch(PODS + "/p", change, "json-patch+json"))["metadata"]["generation"] == 2
 
 
 async def test_a_binding_puts_a_pod_on_a_node_once(client, make):
@@ -157,9 +121,7 @@ async def test_a_job_gets_its_defaults(client, make):
         "completions": 1,
         "backoffLimit": 6,
         "suspend": False,
-        "manualSelector": False,
         "completionMode": "NonIndexed",
-        "podReplacementPolicy": "TerminatingOrFailed",
     }
 
 
@@ -172,29 +134,19 @@ async def test_a_job_with_a_limit_per_index_has_no_limit_in_all(client, make):
     ("path", "value", "field"),
     [
         ("spec.template.spec.restartPolicy", "Always", "spec.template.spec.restartPolicy"),
-        ("spec.completionMode", "Indexed", "spec.completions"),
-        ("spec.backoffLimitPerIndex", 1, "spec.backoffLimitPerIndex"),
         ("spec.parallelism", -1, "spec.parallelism"),
-        ("spec.template.spec.containers.0.image", "", "spec.template.spec.containers[0].image"),
+        ("spec.template.metadata.labels", {"a": "x" * 64}, "spec.template.metadata.labels.a"),
+        ("spec.template.spec.containers", None, "spec.template.spec.containers"),
     ],
 )
 async def test_a_job_that_could_not_run_is_refused(client, make, path, value, field):
-    body = make.job()
-    if value == "Indexed":
-        body["spec"]["parallelism"] = 2
-    assert field in causes(await client.post(JOBS, changed(body, path, value), code=422))
+    assert field in causes(await client.post(JOBS, changed(make.job(), path, value), code=422))
 
 
-async def test_an_indexed_jobs_name_must_fit_into_a_host_name(client, make):
-    body = make.job("x" * 62, completionMode="Indexed", completions=2)
-    assert causes(await client.post(JOBS, body, code=422)) == ["metadata.name"]
-
-
-async def test_a_jobs_template_and_completions_are_fixed_and_its_parallelism_is_not(client, make):
+async def test_a_jobs_template_is_fixed_and_its_parallelism_is_not(client, make):
     await client.post(JOBS, make.job())
     change = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}
     assert causes(await client.patch(JOBS + "/j", change, code=422)) == ["spec.template"]
-    await client.patch(JOBS + "/j", {"spec": {"completions": 2}}, code=422)
     assert (await client.patch(JOBS + "/j", {"spec": {"parallelism": 2, "suspend": True}}))["metadata"][
         "generation"
     ] == 2
@@ -222,27 +174,15 @@ async def test_a_secrets_plain_text_is_stored_encoded(client):
     assert "stringData" not in made
 
 
-async def test_an_immutable_config_map_stays_as_it_is(client):
-    await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a": "1"}, "immutable": True})
-    await client.patch(CORE + "configmaps/c", {"data": {"a": "2"}}, code=422)
-    await client.patch(CORE + "configmaps/c", {"metadata": {"labels": {"a": "b"}}})
-
-
 async def test_half_a_character_does_not_make_an_object_unreadable(client):
     await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a": "\ud83d"}})
     assert (await client.get(CORE + "configmaps"))["items"][0]["data"] == {"a": "?"}
 
 
-async def test_a_config_map_key_must_be_a_file_name(client):
-    status = await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a/b": "1"}}, code=422)
-    assert causes(status) == ["data[a/b]"]
-
-
-async def test_a_config_map_holds_at_most_a_mebibyte_and_a_request_three(client):
-    for size, code in ((2**20, 422), (3 * 2**20, 413)):
-        body = json.dumps({"metadata": {"name": "c"}, "data": {"a": "x" * size, "b": "y"}})
-        async with client.session.post(client.url + CORE + "configmaps", data=io.BytesIO(body.encode())) as answer:
-            assert answer.status == code
+async def test_a_request_holds_at_most_three_mebibytes(client):
+    body = json.dumps({"metadata": {"name": "c"}, "data": {"a": "x" * 3 * 2**20}})
+    async with client.session.post(client.url + CORE + "configmaps", data=io.BytesIO(body.encode())) as answer:
+        assert answer.status == 413
 
 
 async def test_events_are_selected_by_what_they_are_about(client):
@@ -319,7 +259,7 @@ async def _log(client, name, query=""):
 
 async def test_a_log_is_asked_from_the_pods_node(client, make, kubelet):
     await client.post(PODS, make.pod(nodeName="n"))
-    assert await _log(client, "p", "?tailLines=2&container=c") == (200, "/containerLogs/default/p/c?tailLines=2\n")
+    assert await _log(client, "p", "?tailLines=2") == (200, "/containerLogs/default/p/c?tailLines=2\n")
 
 
 async def test_the_kubelets_refusal_is_passed_on(client, make, kubelet):
@@ -331,12 +271,6 @@ async def test_the_kubelets_refusal_is_passed_on(client, make, kubelet):
 async def test_a_pod_without_a_node_has_an_empty_log(client, make):
     await client.post(PODS, make.pod())
     assert await _log(client, "p") == (200, "")
-
-
-async def test_an_unknown_container_and_an_unnamed_one_of_two_are_refused(client, make):
-    await client.post(PODS, make.pod(containers=[{"name": name, "image": "x"} for name in "ab"]))
-    assert "choose one of: [a b]" in (await _log(client, "p"))[1]
-    assert "container z is not valid for pod p" in (await _log(client, "p", "?container=z"))[1]
 
 
 async def test_a_dead_kubelet_is_an_internal_error(client, make, unused_tcp_port):
@@ -355,11 +289,6 @@ async def test_the_server_tells_its_version_and_health(client):
     for word in ("healthz", "readyz", "livez"):
         async with client.session.get(f"{client.url}/{word}") as answer:
             assert await answer.text() == "ok"
-
-
-async def test_everybody_may_do_everything(client):
-    path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    assert (await client.post(path, {"spec": {}}, code=201))["status"]["allowed"]
 
 
 async def test_protobuf_is_refused_with_advice(client):

@@ -1,0 +1,93 @@
+"""What a request asks for: the object or collection that its path names, and how its query wants it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from cgd_local.kinds import Resource
+from cgd_local.ownership import Write
+from cgd_local.registry import Registry
+from cgd_local.selection import Test, selection
+from cgd_local.statuses import ApiError, Json, bad_request
+from cgd_local.store import Key
+from cgd_local.tables import table
+
+
+@dataclass(frozen=True)
+class Target:
+    """A request with its path taken apart."""
+
+    request: web.Request
+    resource: Resource
+    namespace: str
+    name: str
+    subresource: str
+
+    @classmethod
+    def of(cls, request: web.Request, registry: Registry, words: list[str]) -> Target:
+        """The target of a path below /api or /apis.
+
+        Raises:
+            ApiError: 404 for a path that is not served.
+        """
+        depth = 2 if words[0] == "api" else 3
+        api_version, rest, namespace = "/".join(words[1:depth]), words[depth:], ""
+        if rest[0] == "namespaces" and len(rest) > 2 and rest[2] != "status":
+            namespace, rest = rest[1], rest[2:]
+        plural, name, subresource = (*rest, "", "")[:3]
+        resource = registry.resources.get(".".join([plural, *api_version.split("/")[:-1]]))
+        if resource is None or resource.api_version != api_version or len(rest) > 3:
+            raise ApiError(404, "the server could not find the requested resource")
+        if (subresource and subresource not in resource.subresources) or (namespace and not resource.namespaced):
+            raise ApiError(404, "the server could not find the requested resource")
+        return cls(request, resource, namespace, name, subresource)
+
+    @property
+    def key(self) -> Key:
+        return (self.namespace, self.name)
+
+    def text(self, name: str) -> str:
+        return self.request.query.get(name, "")
+
+    def flag(self, name: str) -> bool:
+        return self.text(name).lower() in ("true", "1")
+
+    def number(self, name: str) -> int:
+        if not (text := self.text(name) or "0").isdecimal():
+            raise bad_request(f'{name}: Invalid value: "{text}": must be a number')
+        return int(text)
+
+    def chosen(self) -> Test:
+        return selection(self.text("labelSelector"), self.text("fieldSelector"))
+
+    def table(self, objects: list[Json], version: str) -> Json | None:
+        """The objects as rows to print, if the client wants them so."""
+        if "as=Table" not in self.request.headers.get("Accept", "").split(",")[0]:
+            return None
+        return table(self.resource, objects, version, whole=self.text("includeObject") == "Object")
+
+    def write(self, operation: str = "Update") -> Write:
+        agent = self.request.headers.get("User-Agent", "unknown").split("/")[0]
+        part = "" if self.subresource == "binding" else self.subresource
+        return Write(
+            manager=self.text("fieldManager") or agent,
+            api_version=self.resource.api_version,
+            subresource=part,
+            operation=operation,
+            strict=self.text("fieldValidation") == "Strict",
+            dry_run=self.text("dryRun") == "All",
+            force=self.flag("force"),
+        )
+
+    async def body(self) -> Any:
+        """The body, which must be JSON."""
+        if self.request.content_type == "application/vnd.kubernetes.protobuf":
+            raise ApiError(415, "protobuf is not spoken here: use a file and `kubectl apply -f`")
+        try:
+            return json.loads(await self.request.text())
+        except ValueError as error:
+            raise bad_request(f"error decoding the body: {error}") from error
