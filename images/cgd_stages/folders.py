@@ -28,7 +28,6 @@ from cgd_stages.storage import Bucket
 
 Row = dict[str, Any]
 """One row: column name to value. Its key is (id, sample)."""
-Key = tuple[str, int]
 
 DONE = "DONE.json"
 PARTS = "parts/"

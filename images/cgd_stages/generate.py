@@ -26,7 +26,6 @@ from cgd_stages.folders import (
     REJECTED,
     Done,
     Folder,
-    Key,
     Part,
     Row,
     ShardMarker,
@@ -36,7 +35,7 @@ from cgd_stages.folders import (
     open_input,
     write_pointer,
 )
-from cgd_stages.ledger import KEY, Ledger, key_of, owned_rows
+from cgd_stages.ledger import KEY, Key, Ledger, key_of, owned_rows
 from cgd_stages.outcomes import judged, row_sampling
 from cgd_stages.program import Context, run
 
