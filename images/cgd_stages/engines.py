@@ -238,7 +238,7 @@ def _start_vllm(model: Path, engine: contract.Engine) -> Any:
     try:
         llm = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (ValueError, NotImplementedError) as error:
-        hint = "Correct the model or its generation settings (maxModelLen, tensorParallel, dtype) in the spec."
+        hint = "Correct the model or its settings (maxModelLen, dtype, ...) in spec.student or spec.teacher."
         raise UserError(f"vLLM does not take the model {model}: {error}", hint=hint) from error
     log.info("engine ready in %.0f s", time.monotonic() - started)
     return llm

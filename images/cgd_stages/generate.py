@@ -45,8 +45,8 @@ UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine"
 REPORT_SECONDS = 3.0
 LOG_SECONDS = 15.0
 HINTS = {
-    "truncated": "Raise spec.generation.{role}.maxTokens or maxModelLen.",
-    "too_long": "Raise spec.generation.{role}.maxModelLen, or lower maxTokens of the stages before.",
+    "truncated": "Raise spec.generation.{role}.maxTokens or spec.{model}.maxModelLen.",
+    "too_long": "Raise spec.{model}.maxModelLen, or lower maxTokens of the stages before.",
     "empty": "Look at the examples: the model or its chat template does not suit this prompt.",
     "template": "The model's chat template fails on these rows: use another model, or a revision that is mended.",
     "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model.",
@@ -390,7 +390,8 @@ def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserE
         f"{stage.role}: {len(rows)} of {total} rows rejected, more than the {stage.max_rejected:.1%} that "
         f"spec.generation.maxRejected allows ({told}). Examples: {examples}. Everything finished is stored."
     )
-    hint = HINTS.get(reasons[0][0], "").format(role=stage.role) if reasons else ""
+    model = "student" if stage.role == "answer" else "teacher"
+    hint = HINTS.get(reasons[0][0], "").format(role=stage.role, model=model) if reasons else ""
     return UserError(message, hint=f"{hint} Or raise spec.generation.maxRejected.".strip())
 
 

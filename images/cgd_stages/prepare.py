@@ -119,7 +119,7 @@ def _context_length(config: Any, engine: Engine, model: Model, where: str) -> in
         log.warning("%s: maxModelLen %d needs the model's rope scaling (%d)", where, engine.max_model_len, own)
         return int(engine.max_model_len or own)
     message = f"maxModelLen is {engine.max_model_len}, but {model.name} takes {own} tokens"
-    raise UserError(message, hint=f"Lower maxModelLen in spec.generation to {own}, or take another {where}.model.")
+    raise UserError(message, hint=f"Lower {where}.maxModelLen to {own}, or take another {where}.model.")
 
 
 def _try_template(checked: Checked, model: Model, where: str) -> None:

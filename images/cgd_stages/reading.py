@@ -174,7 +174,7 @@ class Reading:
         source = self.work.prompts.source
         message = f"{source}: {bad} of {self.read_rows} rows cannot be used ({told}). Examples: {examples}"
         hint = "Mend the file of spec.prompts.source"
-        hint += ", raise maxModelLen in spec.generation.answer" if "too_long" in self.reasons else ""
+        hint += ", raise spec.student.maxModelLen" if "too_long" in self.reasons else ""
         return UserError(message, hint=f"{hint}, or raise spec.generation.maxRejected.")
 
     def _wanted(self) -> int:
