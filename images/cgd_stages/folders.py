@@ -273,7 +273,9 @@ def write_pointer(bucket: Bucket, run: RunRef, done: Done) -> Pointer:
     pointer = Pointer(
         run_uid=run.uid, stage=done.stage, digest=done.digest, uri=done.facts.output_uri, facts=done.facts
     )
-    bucket.put(_pointer_key(run, done.stage), pointer.to_json().encode())
+    key, data = _pointer_key(run, done.stage), pointer.to_json().encode()
+    if bucket.get(key) != data:
+        bucket.put(key, data)
     return pointer
 
 

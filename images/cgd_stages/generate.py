@@ -281,7 +281,9 @@ class Shard:
             shard=stage.shard,
             shards=stage.shards,
         )
-        stage.folder.mark_shard(marker)
+        former = stage.folder.shard_marker(stage.shard, stage.shards)
+        if former is None or former.parts != marker.parts:  # each attempt must get further than the one before
+            stage.folder.mark_shard(marker)
         found = [stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards)]
         markers = [marker for marker in found if marker is not None]
         log.info("%s: shard %d has ended, %d of %d have", stage.role, stage.shard, len(markers), stage.shards)

@@ -27,6 +27,7 @@ from cgd_stages.folders import Folder, open_input, row_schema
 from cgd_stages.ledger import owns
 from cgd_stages.outcomes import row_sampling
 from cgd_stages.sources import row_id
+from cgd_stages.storage import Bucket
 
 TEXTS = [f"How many apples are {n} apples?" for n in range(40)]
 
@@ -445,6 +446,26 @@ def test_rows_that_vanish_are_an_error(answering, monkeypatch):
     monkeypatch.setattr(generate, "judged", lambda *_: (None, None))
     with pytest.raises(RowsLost, match="read 40, kept 0, rejected 0"):
         generate_with(RuleEngine(), answering())
+
+
+def test_a_program_that_dies_after_its_first_write_every_time_gets_to_the_end(bucket, answering, monkeypatch):
+    put = Bucket.put
+    written: list[str] = []
+
+    def put_and_die(self: Bucket, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        put(self, key, data, if_absent=if_absent)
+        written.append(key.rsplit("/", 1)[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bucket, "put", put_and_die)
+    for _ in range(30):
+        try:
+            generate_with(RuleEngine(), answering())
+        except KeyboardInterrupt:
+            continue
+        break
+    assert written[-3:] == ["00000-of-00001.json", "DONE.json", "answer.json"]
+    assert len(stored_rows(bucket, "answer")) == 40
 
 
 def test_a_stage_needs_the_one_before(storage, tiny_model, tmp_path):
