@@ -237,7 +237,7 @@ def _batch_request(number: int, text: str) -> dict[str, Any]:
 
 
 def fused(storage: Storage, folder: Path) -> None:
-    rows, drafts, rounds = 24, (300, 600), 3
+    rows, drafts, rounds = 12, (300, 600), 3
     seconds: dict[str, list[float]] = {"separate": [], "fused": []}
     hits: list[float] = []
     for number in range(rounds):
