@@ -2,11 +2,15 @@
 
 import hashlib
 
+from cgd_stages import ledger
 from cgd_stages.contract import Role, Sampling
 from cgd_stages.engines import Completion, Outcome, Refused
 from cgd_stages.folders import Row
 from cgd_stages.ledger import prompt_tokens_column, text_column
 from cgd_stages.prompts import loops, read_reply, verdict
+
+# One entry more of the table in ledger.py, where it belongs.
+ledger._TEXT.setdefault("distill", "distilled")
 
 
 def row_sampling(sampling: Sampling, stage: str, row: Row) -> Sampling:
