@@ -63,7 +63,16 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
         ("refinement_tokens", pa.int32()),
         ("refinement_finish_reason", pa.string()),
     ],
+    "distill": [
+        ("distilled", pa.string()),
+        ("distilled_thinking", pa.string()),
+        ("distilled_prompt_tokens", pa.int32()),
+        ("distilled_tokens", pa.int32()),
+        ("distilled_finish_reason", pa.string()),
+    ],
 }
+_CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
+"""Stages that add columns to the rows of the one before. The teacher's own answers need no student's."""
 _REJECTION: list[tuple[str, Any]] = [
     ("id", pa.string()),
     ("sample", pa.int32()),
@@ -78,8 +87,8 @@ REJECTION_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _REJECT
 
 def row_schema(stage: str) -> pa.Schema:
     """Columns of a stage's rows: those of every stage before it and its own. A part stands alone."""
-    stages = list(_COLUMNS)
-    upto = stages[: stages.index(stage) + 1]
+    chain = next(chain for chain in _CHAINS if stage in chain)
+    upto = chain[: chain.index(stage) + 1]
     return pa.schema([pa.field(column, kind) for name in upto for column, kind in _COLUMNS[name]])
 
 

@@ -1,4 +1,4 @@
-"""Ask a model for answers, critiques or refinements.
+"""Ask a model for answers, critiques, refinements, or a teacher's own answers.
 
     CGD_TASK='{...}' python -m cgd_stages.generate
 
@@ -40,7 +40,7 @@ from cgd_stages.program import Context, run
 
 log = logging.getLogger(__name__)
 
-UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique"}
+UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique", "distill": "prepare"}
 REPORT_SECONDS = 3.0
 LOG_SECONDS = 15.0
 HINTS = {
