@@ -59,7 +59,7 @@ def crd() -> Schema:
 def _root() -> Schema:
     spec = structural(CGDRunSpec)
     frozen = [_immutable(name) for name in spec["properties"] if name not in CGDRunSpec.MUTABLE]
-    spec["x-kubernetes-validations"] = frozen
+    spec["x-kubernetes-validations"] = [*spec.get("x-kubernetes-validations", []), *frozen]
     return {
         "type": "object",
         "description": "One run of Critique-Guided Distillation: prompts in; quadruples, a student and a report out.",
