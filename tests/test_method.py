@@ -1,6 +1,7 @@
 """The method: who writes what, who sees what, what is learned.
 
-x is the prompt, y' the student's answer, c the teacher's critique, y^ the teacher's refinement. Each stage runs as it
+x is the prompt, y' the student's answer, c the teacher's critique, y^ the teacher's refinement, t the teacher's own
+answer to x, r the reference answer. Each stage runs as it
 does in a run, on an engine that signs its replies; the tests read what was asked and what was stored.
 """
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from cgd_stages import evaluate, prompts
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rows, StageFacts, Storage
 from cgd_stages.engines import Completion, Request
-from cgd_stages.examples import IGNORE, cgd_example
+from cgd_stages.examples import IGNORE, conversation, row_example
 from cgd_stages.folders import PARTS, Folder, digest_of, now, row_schema, to_parquet, write_pointer
 from cgd_stages.prepare import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.sources import row_id
@@ -42,7 +43,10 @@ class Run:
         self.student, self.critic, self.teacher = Signing("STUDENT"), Signing("CRITIC"), Signing("TEACHER")
         for engine, role in ((self.student, "answer"), (self.critic, "critique"), (self.teacher, "refine")):
             generate_with(engine, context(storage, generate_work(model, role), scratch))
-        self.rows = stored_rows(bucket, "refine")
+        self.master = Signing("MASTER")
+        generate_with(self.master, context(storage, generate_work(model, "distill"), scratch))
+        distilled = {row["id"]: row["distilled"] for row in stored_rows(bucket, "distill")}
+        self.rows = [row | {"distilled": distilled[row["id"]]} for row in stored_rows(bucket, "refine")]
 
 
 def with_references(bucket: Bucket) -> None:
@@ -94,8 +98,14 @@ def test_the_refinement_sees_the_prompt_the_answer_and_the_critique_of_it(run):
     assert not any("TEACHER" in text for text in texts(run.teacher))
 
 
+def test_the_teachers_own_answer_is_to_the_prompt_alone(run):
+    assert {row["distilled"].split(" on ")[0] for row in run.rows} == {"MASTER"}
+    assert sorted(texts(run.master)) == sorted(QUESTIONS)
+    assert all([message["role"] for message in request.messages] == ["user"] for request in run.master.asked)
+
+
 def test_nobody_is_shown_the_reference(run):
-    for engine in (run.student, run.critic, run.teacher):
+    for engine in (run.student, run.critic, run.teacher, run.master):
         assert not any("REFERENCE" in text for text in texts(engine))
     assert {row["prompt"]: row["reference"] for row in run.rows} == QUESTIONS
 
@@ -117,13 +127,47 @@ def test_training_is_conditioned_on_prompt_answer_and_critique_but_not_on_the_re
 def test_only_the_refinement_is_learned(run, tiny_model):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
     for row in run.rows:
-        made = cgd_example(tokenizer, row, max_length=2048)
+        made = row_example(tokenizer, "CGD", row, max_length=2048)
         learned = [label for label in made.labels if label != IGNORE]
         assert tokenizer.decode(learned) == row["refinement"] + tokenizer.eos_token
         shown = tokenizer.decode(made.input_ids[: made.start])
         assert all(row[column] in shown for column in ("prompt", "answer", "critique"))
         assert row["refinement"] not in shown
         assert row["reference"] not in tokenizer.decode(made.input_ids)
+
+
+TABLE = [
+    ("CGD", ["prompt", "answer", "critique"], "refinement"),
+    ("CFT", ["prompt", "answer"], "critique"),
+    ("DistilledSFT", ["prompt"], "distilled"),
+    ("SFT", ["prompt"], "reference"),
+    ("RefinedSFT", ["prompt"], "refinement"),
+]
+TEXTS = ("prompt", "answer", "critique", "refinement", "distilled", "reference")
+
+
+@pytest.mark.parametrize(("objective", "context", "target"), TABLE)
+def test_an_objective_is_conditioned_on_its_context_and_learns_its_target_alone(
+    run, tiny_model, objective, context, target
+):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    for row in run.rows:
+        made = row_example(tokenizer, objective, row, max_length=2048)
+        shown = tokenizer.decode(made.input_ids[: made.start])
+        assert [name for name in TEXTS if row[name] in shown] == context
+        learned = [label for label in made.labels if label != IGNORE]
+        assert tokenizer.decode(learned) == row[target] + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("objective", ["DistilledSFT", "SFT", "RefinedSFT"])
+def test_a_context_of_the_prompt_alone_is_word_for_word_what_evaluation_gives(run, objective):
+    for row in run.rows:
+        assert conversation(objective, row)[0] == [{"role": "user", "content": row["prompt"]}]
+
+
+def test_cft_learns_the_critique_under_the_words_that_the_teacher_was_asked_with(run):
+    for row in run.rows:
+        assert conversation("CFT", row)[0] in [request.messages for request in run.critic.asked]
 
 
 def test_at_evaluation_the_model_sees_the_prompt_alone(storage, bucket, tiny_model, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.contract import Model, RunRef, StageFacts, StageTask, Storage, Train
-from cgd_stages.examples import cgd_example
+from cgd_stages.examples import row_example
 from cgd_stages.folders import PARTS, Folder, Row, digest_of, now, row_schema, write_pointer
 from cgd_stages.storage import Bucket
 
@@ -40,6 +40,19 @@ def refined(bucket: Bucket, rows: list[Row], run: RunRef = RUN) -> Folder:
         parts = [folder.put_rows(PARTS, [{name: row[name] for name in schema.names} for row in rows], schema)]
         facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
         write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    return folder
+
+
+def distilled(bucket: Bucket, answers: dict[str, str], run: RunRef = RUN) -> Folder:
+    """A finished stage distill: the teacher's own answers by id."""
+    schema = row_schema("distill")
+    rows = [
+        dict.fromkeys(schema.names) | {"id": i, "sample": 0, "prompt": i, "distilled": a} for i, a in answers.items()
+    ]
+    folder = Folder(bucket, run.namespace, "distill", digest_of(answers=answers))
+    facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
+    parts = [folder.put_rows(PARTS, rows, schema)]
+    write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
     return folder
 
 
@@ -72,7 +85,7 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
     torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
     tokenizer = AutoTokenizer.from_pretrained(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
-    examples = [cgd_example(tokenizer, row, max_length=work.max_sequence_length) for row in rows]
+    examples = [row_example(tokenizer, "CGD", row, max_length=work.max_sequence_length) for row in rows]
     lengths = [len(example.input_ids) for example in examples]
     schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)

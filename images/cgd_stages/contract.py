@@ -145,7 +145,20 @@ class Engine(Contract):
     gpu_memory_utilization: float | None = None
 
 
-Role = Literal["answer", "critique", "refine"]
+Role = Literal["answer", "critique", "refine", "distill"]
+"""What a model is asked for. `distill`: the teacher's own answer to the prompt alone."""
+
+Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
+"""What a student is conditioned on and what it learns: the table is `examples.conversation`."""
+
+
+def train_stage(objective: Objective) -> str:
+    """Name of the stage that trains an objective."""
+    return f"train-{objective.lower()}"
+
+
+CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
+"""What stands in the critique's place when CGD is trained: see `examples.critic`."""
 
 
 class Prepare(Contract):
@@ -164,7 +177,7 @@ class Prepare(Contract):
 
 
 class Generate(Contract):
-    """Ask a model for answers, critiques or refinements. Several roles share one warm engine, in this order."""
+    """Ask a model for what its roles are. Several roles share one warm engine, in this order."""
 
     kind: Literal["generate"] = "generate"
     roles: tuple[Role, ...]
@@ -178,11 +191,20 @@ class Generate(Contract):
     """Fraction of a stage's rows that may be rejected before the stage fails."""
 
 
+class Critique(Contract):
+    """The critique that training is conditioned on. `rate`: the fraction of rows that `corrupted` gives a wrong one."""
+
+    kind: CritiqueKind = "matched"
+    rate: float = 0.0
+
+
 class Train(Contract):
-    """Supervised fine-tuning of the student on the stored quadruples."""
+    """Supervised fine-tuning of the student on the stored rows."""
 
     kind: Literal["train"] = "train"
-    objective: Literal["CGD"] = "CGD"
+    objective: Objective = "CGD"
+    critique: Critique = Critique()
+    """Of the objective CGD; the others have it matched."""
     student: Model
     workers: int = 1
     processes_per_worker: int = 1
@@ -198,6 +220,13 @@ class Train(Contract):
     keep_checkpoints: int = 2
     seed: int = 0
     max_rejected: float
+
+
+class Check(Contract):
+    """Make the examples of every training on a CPU, and refuse there what would waste a GPU."""
+
+    kind: Literal["check"] = "check"
+    trainings: tuple[Train, ...]
 
 
 class Evaluate(Contract):
@@ -219,7 +248,7 @@ class Report(Contract):
     spec: str
 
 
-Work = Annotated[Prepare | Generate | Train | Evaluate | Report, Field(discriminator="kind")]
+Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Report, Field(discriminator="kind")]
 
 
 class StageTask(Contract):
@@ -240,6 +269,10 @@ class Rows(Contract):
     rejected: int = 0
 
 
+LENGTH = "length_to_"
+"""A metric's name: this and a power of two; its value: examples of at most so many tokens, and of more than half."""
+
+
 class StageFacts(Contract):
     """What a program knows about one stage at its end; of one shard where the stage has several."""
 
@@ -250,6 +283,7 @@ class StageFacts(Contract):
     digest: str = ""
     output_uri: str = Field(default="", alias="outputURI")
     metrics: dict[str, float] = {}
+    """Whatever is worth telling. Names that begin with LENGTH and end in a number are a histogram."""
 
 
 class LastWords(Contract):

@@ -1,27 +1,44 @@
-"""One quadruple becomes one training example: token ids, and labels on the refinement alone.
+"""One stored row becomes one training example: token ids, and labels on the target alone.
 
-The context is what `prompts.render` gives every model: the chat template up to the point where the reply begins. The
-target is what the same template writes after that point for the refinement, up to the end-of-turn token, which is
-learned too. Nothing is ever truncated: a row that cannot be used as it is raises `Unusable`, with a reason to count.
+`conversation` is the table of all objectives: who is context, who is target. The context is what `prompts.render` gives
+every model: the chat template up to the point where the reply begins. The target is what the same template writes
+after that point, up to the end-of-turn token, which is learned too. Nothing is ever truncated: a row that cannot be
+used as it is raises `Unusable`, with a reason to count.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.folders import Row
-from cgd_stages.prompts import Message, render, token_ids, training_context, without_system
+from cgd_stages.contract import Critique, Objective
+from cgd_stages.folders import Key, Row, key_of
+from cgd_stages.prompts import (
+    GENERIC,
+    Message,
+    answer_messages,
+    critique_messages,
+    plain,
+    render,
+    token_ids,
+    training_context,
+    verdict,
+    with_verdict,
+    without_system,
+)
 
 IGNORE = -100
 """Label of a token that is not learned: the value that torch's cross entropy ignores."""
 
-Reason = Literal["empty", "too_long", "template"]
+Reason = Literal["missing", "empty", "too_long", "template"]
 
 
 class Unusable(ValueError):
-    """Why a row makes no example: `empty` target, `too_long` for the model, or a `template` that does not hold."""
+    """Why a row makes no example: a target that is `missing` or `empty`, a row `too_long` for the model, or a chat
+    `template` that does not hold."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -42,10 +59,140 @@ class Example:
         return next(index for index, label in enumerate(self.labels) if label != IGNORE)
 
 
-def cgd_example(tokenizer: Any, row: Row, *, max_length: int) -> Example:
-    """The example of one quadruple: context (x, y', c), target the refinement. Raises Unusable."""
-    context = training_context(row["prompt"], row["answer"], row["critique"])
-    return example(tokenizer, context, row["refinement"], max_length=max_length)
+def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | None]:
+    """Context and target of a row: all that the objectives differ in. None: the row has no such target.
+
+    CFT has the words that the teacher was asked for its critique with; a context of x alone is the one that evaluation
+    gives. A critique of None is left out of CGD's context.
+    """
+    x = row["prompt"]
+    match objective:
+        case "CGD":
+            return training_context(x, row["answer"], row["critique"]), row["refinement"]
+        case "CFT":
+            return critique_messages(x, row["answer"]), row["critique"]
+        case "DistilledSFT":
+            return answer_messages(x), row["distilled"]
+        case "SFT":
+            return answer_messages(x), row["reference"]
+        case "RefinedSFT":
+            return answer_messages(x), row["refinement"]
+
+
+CONTEXTS: dict[Objective, str] = {
+    "CGD": "the prompt, the student's own answer and the teacher's critique of it",
+    "CFT": "the prompt and the student's own answer",
+    "DistilledSFT": "the prompt",
+    "SFT": "the prompt",
+    "RefinedSFT": "the prompt",
+}
+"""The contexts in words, and below the targets: for cards and messages."""
+TARGETS: dict[Objective, str] = {
+    "CGD": "the teacher's refinement",
+    "CFT": "the teacher's critique",
+    "DistilledSFT": "the teacher's own answer",
+    "SFT": "the reference answer",
+    "RefinedSFT": "the teacher's refinement",
+}
+
+
+def wording(objective: Objective, critique: Critique) -> str:
+    """Hash of the words around the slots of an objective's context: part of the digest of its training."""
+    slots: Row = {"id": "", "sample": 0, "prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
+    slots |= dict.fromkeys(("refinement", "distilled", "reference"))
+    if critique.kind in {"generic", "none"}:
+        slots["critique"] = critic(critique, 0, ())(slots)
+    context, _ = conversation(objective, slots)
+    return hashlib.sha256(repr((context, plain(context))).encode()).hexdigest()
+
+
+# --- what stands in the critique's place -------------------------------------------------------------------------
+
+Critic = Callable[[Row], str | None]
+"""What a row has in the slot of its critique; None: the slot is left out."""
+
+
+def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
+    """The critique that CGD is conditioned on; targets stay as they are.
+
+    - `matched`: the row's own.
+    - `shuffled`: another prompt's, as specific as the own but beside the point; every critique is used once.
+    - `generic`: one placeholder text.
+    - `none`: no critique, and no word of one.
+    - `corrupted`: of a fraction `rate` of the rows a wrong one, of the others their own. Wrong is what `shuffled` gives
+      the row, under the opposite of the row's own verdict. A higher rate corrupts the same rows and more.
+
+    `rows` are all rows of the stage, with id, sample and critique; they are read only where critiques change places,
+    and then these texts are in memory. Who gets what follows from keys and seed, not from the rows' order. Raises
+    ValueError when there are no critiques to change places with.
+    """
+    match critique.kind:
+        case "matched":
+            return lambda row: str(row["critique"])
+        case "generic":
+            return lambda _: GENERIC
+        case "none":
+            return lambda _: None
+        case "shuffled":
+            texts = _texts(rows)
+            others = exchanged(texts.keys(), seed)
+            return lambda row: texts[others[key_of(row)]]
+        case "corrupted":
+            return _corrupting(_texts(rows), critique.rate, seed)
+
+
+def _corrupting(texts: Mapping[Key, str], rate: float, seed: int) -> Critic:
+    others, wrong = exchanged(texts.keys(), seed), chosen(texts.keys(), rate, seed)
+
+    def corrupted(row: Row) -> str:
+        own = str(row["critique"])
+        if key_of(row) not in wrong:
+            return own
+        other = texts[others[key_of(row)]]
+        match verdict(own):
+            case "right":
+                return with_verdict(other, "wrong")
+            case "wrong":
+                return with_verdict(other, "right")
+            case None:
+                return other
+
+    return corrupted
+
+
+def exchanged(keys: Iterable[Key], seed: int) -> dict[Key, Key]:
+    """To every row one of another prompt, each of them once: everyone moves on by as many places as the most frequent
+    prompt has samples, in an order that the seed determines. Raises ValueError when there are too few prompts."""
+    order = sorted(keys, key=lambda key: (_lot(seed, "order", key[0]), key))
+    reach = max(Counter(identity for identity, _ in order).values(), default=1)
+    if len(order) < 2 * reach:
+        raise ValueError(f"critiques of {len(order)} rows cannot change places: there must be rows of other prompts")
+    return dict(zip(order, order[reach:] + order[:reach], strict=True))
+
+
+def chosen(keys: Iterable[Key], rate: float, seed: int) -> set[Key]:
+    """The fraction `rate` of the rows, rounded to whole ones. Those of a lower rate are among those of a higher one."""
+    order = sorted(keys, key=lambda key: (_lot(seed, "corrupt", f"{key[0]}/{key[1]}"), key))
+    return set(order[: round(rate * len(order))])
+
+
+def _lot(seed: int, purpose: str, name: str) -> str:
+    return hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).hexdigest()
+
+
+def _texts(rows: Iterable[Row]) -> dict[Key, str]:
+    return {key_of(row): row["critique"] for row in rows}
+
+
+# --- tokens and labels -------------------------------------------------------------------------------------------
+
+
+def row_example(tokenizer: Any, objective: Objective, row: Row, *, max_length: int) -> Example:
+    """The example that an objective makes of a row. Raises Unusable."""
+    context, target = conversation(objective, row)
+    if target is None:
+        raise Unusable("missing", f"the row does not have {TARGETS[objective]}")
+    return example(tokenizer, context, target, max_length=max_length)
 
 
 def example(tokenizer: Any, context: list[Message], target: str, *, max_length: int) -> Example:
@@ -116,10 +263,13 @@ def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
     return ids[: ends[0] + 1]
 
 
-def each_example(tokenizer: Any, rows: Iterator[Row], *, max_length: int) -> Iterator[tuple[Row, Example | Unusable]]:
-    """Every row with its example, or with the reason why it has none."""
+def each_example(
+    tokenizer: Any, objective: Objective, rows: Iterable[Row], critic: Critic | None = None, *, max_length: int
+) -> Iterator[tuple[Row, Example | Unusable]]:
+    """Every row with its example, or with the reason why it has none. The `critic` fills the slot of the critique."""
     for row in rows:
         try:
-            yield row, cgd_example(tokenizer, row, max_length=max_length)
+            conditioned = row | {"critique": critic(row)} if critic else row
+            yield row, row_example(tokenizer, objective, conditioned, max_length=max_length)
         except Unusable as error:
             yield row, error

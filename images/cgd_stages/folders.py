@@ -27,7 +27,9 @@ from cgd_stages.errors import TransientError, UserError
 from cgd_stages.storage import Bucket
 
 Row = dict[str, Any]
-"""One row: column name to value. Its key is (id, sample)."""
+"""One row: column name to value."""
+Key = tuple[str, int]
+"""Of a row: id and sample."""
 
 DONE = "DONE.json"
 PARTS = "parts/"
@@ -62,7 +64,16 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
         ("refinement_tokens", pa.int32()),
         ("refinement_finish_reason", pa.string()),
     ],
+    "distill": [
+        ("distilled", pa.string()),
+        ("distilled_thinking", pa.string()),
+        ("distilled_prompt_tokens", pa.int32()),
+        ("distilled_tokens", pa.int32()),
+        ("distilled_finish_reason", pa.string()),
+    ],
 }
+_CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
+"""Stages that add columns to the rows of the one before. The teacher's own answers need no student's."""
 _REJECTION: list[tuple[str, Any]] = [
     ("id", pa.string()),
     ("sample", pa.int32()),
@@ -77,8 +88,8 @@ REJECTION_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _REJECT
 
 def row_schema(stage: str) -> pa.Schema:
     """Columns of a stage's rows: those of every stage before it and its own. A part stands alone."""
-    stages = list(_COLUMNS)
-    upto = stages[: stages.index(stage) + 1]
+    chain = next(chain for chain in _CHAINS if stage in chain)
+    upto = chain[: chain.index(stage) + 1]
     return pa.schema([pa.field(column, kind) for name in upto for column, kind in _COLUMNS[name]])
 
 
@@ -144,6 +155,10 @@ def digest_of(**what: object) -> str:
     """Hash of named JSON values, 32 hex digits. The format's version is always part of it."""
     text = json.dumps({"format": FORMAT, **what}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def key_of(row: Row) -> Key:
+    return row["id"], row["sample"]
 
 
 def sha256(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Ask a model for answers, critiques or refinements.
+"""Ask a model for answers, critiques, refinements, or a teacher's own answers.
 
     CGD_TASK='{...}' python -m cgd_stages.generate
 
@@ -35,13 +35,13 @@ from cgd_stages.folders import (
     open_input,
     write_pointer,
 )
-from cgd_stages.ledger import KEY, Key, Ledger, key_of, owned_rows
+from cgd_stages.ledger import KEY, Ledger, Packed, owned_rows, packed
 from cgd_stages.outcomes import judged, row_sampling
 from cgd_stages.program import Context, run
 
 log = logging.getLogger(__name__)
 
-UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique"}
+UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique", "distill": "prepare"}
 REPORT_SECONDS = 3.0
 LOG_SECONDS = 15.0
 HINTS = {
@@ -186,7 +186,7 @@ class Shard:
         self.stage = stage
         self.started = now()
         self._context, self._feeder = context, feeder
-        wanted: set[Key] = feeder.ledger.kept if feeder else {key_of(row) for row in _rows(stage, KEY)}
+        wanted: set[Packed] = feeder.ledger.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
         self._owned = len(wanted)
         self.ledger: Ledger = Ledger(stage.folder, stage.shard, stage.shards, wanted)
         self.fresh: Counter[str] = Counter()
@@ -207,7 +207,7 @@ class Shard:
     def backlog(self) -> Iterator[Row]:
         """Rows that can be asked for now. What a feeder keeps from now on comes on its own."""
         rows = self._feeder.stored() if self._feeder else _rows(self.stage)
-        return (row for row in rows if key_of(row) not in self.ledger)
+        return (row for row in rows if packed(row) not in self.ledger)
 
     def stored(self) -> Iterator[Row]:
         """Rows that are stored at the time of the call."""

@@ -42,10 +42,11 @@ every `FLUSH_SECONDS`)."""
 HELD_ROWS = 50_000
 """While the store is away: the most finished rows that are held in memory, about a gigabyte of long ones."""
 
-Key = bytes
+Packed = bytes
+"""A key in 20 bytes."""
 _NAME = re.compile(r"(?:parts|rejected)/(\d+)-of-(\d+)-([0-9a-f]{32})\.parquet")
 KEY = ("id", "sample")
-_TEXT = {"answer": "answer", "critique": "critique", "refine": "refinement"}
+_TEXT = {"answer": "answer", "critique": "critique", "refine": "refinement", "distill": "distilled"}
 
 
 def text_column(stage: str) -> str:
@@ -62,8 +63,8 @@ def owns(identity: str, shard: int, shards: int) -> bool:
     return int(identity, 16) % shards == shard
 
 
-def key_of(row: Row) -> Key:
-    """The row's key in 20 bytes: a shard remembers one for every row that it has."""
+def packed(row: Row) -> Packed:
+    """A row's key. A shard remembers one for every row that it has."""
     return bytes.fromhex(row["id"]) + int(row["sample"]).to_bytes(4)
 
 
@@ -89,15 +90,15 @@ class Ledger:
     another outcome of that stage) is left out.
     """
 
-    def __init__(self, folder: Folder, shard: int, shards: int, wanted: Collection[Key] | None = None) -> None:
+    def __init__(self, folder: Folder, shard: int, shards: int, wanted: Collection[Packed] | None = None) -> None:
         self.folder = folder
         self.parts: list[Part] = []
         self.tally: Counter[str] = Counter()
         """Sums over the shard's rows: done, rejected, prompt_tokens, tokens, and the metrics of the stage."""
         self._shard, self._shards = shard, shards
-        self.kept: set[Key] = set()
+        self.kept: set[Packed] = set()
         """Keys of the rows that are kept, stored or not."""
-        self._rejected: set[Key] = set()
+        self._rejected: set[Packed] = set()
         self._kept_rows: list[Row] = []
         self._rejected_rows: list[Row] = []
         self._stored_at = self._next_try = time.monotonic()
@@ -105,7 +106,7 @@ class Ledger:
             for found in sorted(folder.bucket.list(folder.key(prefix)), key=self._is_foreign):
                 self._take(found, wanted)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: Packed) -> bool:
         return key in self.kept or key in self._rejected
 
     def rows(self, total: int) -> Rows:
@@ -173,7 +174,7 @@ class Ledger:
         name = _NAME.fullmatch(found.key.removeprefix(self.folder.key()))
         return name is None or (int(name[1]), int(name[2])) != (self._shard, self._shards)
 
-    def _take(self, found: Stored, wanted: Collection[Key] | None) -> None:
+    def _take(self, found: Stored, wanted: Collection[Packed] | None) -> None:
         """Count a stored part in, or the rows of it that are this shard's and not counted yet."""
         name = found.key.removeprefix(self.folder.key())
         if not may_hold(name, self._shard, self._shards):
@@ -192,15 +193,15 @@ class Ledger:
         for row in fresh:
             self._count(row)
 
-    def _lacks(self, row: Row, wanted: Collection[Key] | None) -> bool:
+    def _lacks(self, row: Row, wanted: Collection[Packed] | None) -> bool:
         """Whether a stored row is this shard's, and not counted yet."""
-        key = key_of(row)
+        key = packed(row)
         return (wanted is None or key in wanted) and key not in self and owns(row["id"], self._shard, self._shards)
 
     def _count(self, row: Row) -> None:
         stage = self.folder.stage
         if "reason" in row:
-            self._rejected.add(key_of(row))
+            self._rejected.add(packed(row))
             self.tally.update(
                 {
                     "rejected": 1,
@@ -210,7 +211,7 @@ class Ledger:
                 }
             )
             return
-        self.kept.add(key_of(row))
+        self.kept.add(packed(row))
         self.tally.update(
             {
                 "done": 1,

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cgd_stages.contract import LENGTH
 from cgd_stages.figures import (
     NOISE,
     Comparison,
@@ -73,8 +74,7 @@ def render(report: ReportData) -> str:
             results=_results(report),
             timeline=_timeline(report.stages),
             funnel=_funnel(report.stages),
-            charts=[chart for stage, steps in report.training.items() if (chart := _loss_chart(stage, steps))],
-            training=[stage for stage in report.stages if stage.name.startswith("train-")],
+            trainings=_trainings(report),
             quadruples=report.quadruples,
             changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
             stages=report.stages,
@@ -173,6 +173,18 @@ def label(model: str) -> str:
     return OBJECTIVES.get(model, model)
 
 
+def objective(stage: StageRecord) -> str:
+    """What a training learned, with the ablation of its critiques if it had one."""
+    name, critique = label(stage.name.removeprefix("train-")), stage.inputs.get("critique", {})
+    match critique.get("kind", "matched"):
+        case "matched":
+            return name
+        case "corrupted":
+            return f"{name} ({percent(critique['rate'])} of the critiques corrupted)"
+        case kind:
+            return f"{name} (critique: {kind})"
+
+
 def cut(text: str, most: int = TEXT_LIMIT) -> str:
     """The beginning of a very long text, with a note of what is left out."""
     return text if len(text) <= most else f"{text[:most]}\n[cut here: {count(len(text) - most)} more characters]"
@@ -187,9 +199,7 @@ def moment(time: str, *, with_day: bool = True) -> str:
 
 def _head(report: ReportData) -> dict[str, Any]:
     names = models(report)
-    objectives = [
-        label(stage.name.removeprefix("train-")) for stage in report.stages if stage.name.startswith("train-")
-    ]
+    objectives = [objective(stage) for stage in report.stages if stage.name.startswith("train-")]
     return {
         "verdicts": verdicts(comparisons(report)) or [_without_comparison(report)],
         "cautions": cautions(report),
@@ -358,8 +368,9 @@ def _rate(stage: StageRecord) -> float | None:
 
 
 def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
-    """Rows of the stages that pass rows on, scaled to the largest; evaluation counts other rows."""
-    counted = [stage for stage in stages if stage.facts and not stage.name.startswith("evaluate-")]
+    """Rows of the stages that pass rows on, scaled to the largest. Evaluation counts other rows, and check those of all
+    trainings together."""
+    counted = [stage for stage in stages if stage.facts and not stage.name.startswith(("evaluate-", "check"))]
     most = max((stage.facts.rows.total for stage in counted if stage.facts), default=0) or 1
     funnel = []
     for stage in counted:
@@ -382,7 +393,33 @@ def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-def _loss_chart(stage: str, log: Sequence[Step]) -> dict[str, Any] | None:
+def _trainings(report: ReportData) -> list[dict[str, Any]]:
+    """One block a training: its loss, its figures, and how long its examples are."""
+    records = {stage.name: stage for stage in report.stages if stage.name.startswith("train-")}
+    blocks = []
+    for name in dict.fromkeys([*records, *report.training]):
+        facts = records[name].facts if name in records else None
+        metrics = facts.metrics if facts else {}
+        block = {
+            "stage": name,
+            "objective": objective(records.get(name) or StageRecord(name=name)),
+            "chart": _loss_chart(report.training.get(name, ())),
+            "metrics": {name: value for name, value in metrics.items() if not name.startswith(LENGTH)},
+            "lengths": _lengths(metrics),
+        }
+        if block["chart"] or metrics:
+            blocks.append(block)
+    return blocks
+
+
+def _lengths(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:
+    """The histogram of examples: most tokens, examples, and their share of the largest bar in percent."""
+    found = {int(name.removeprefix(LENGTH)): value for name, value in metrics.items() if name.startswith(LENGTH)}
+    top = max(found.values(), default=0.0) or 1.0
+    return [(most, found[most], 100 * found[most] / top) for most in sorted(found)]
+
+
+def _loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
     """The loss over steps: two lines (each step, and a moving mean of long logs), axes, and values to hover."""
     finite = [step for step in log if math.isfinite(step.loss)]
     if not finite:
@@ -395,7 +432,6 @@ def _loss_chart(stage: str, log: Sequence[Step]) -> dict[str, Any] | None:
     xs = [_scaled(step.step, first, last) for step in steps]
     means = moving_mean(losses, max(2, len(losses) // 24)) if len(losses) > 24 else []
     return {
-        "stage": stage,
         "line": _path(xs, [100 - _scaled(loss, low, high) for loss in losses]),
         "mean": _path(xs, [100 - _scaled(mean, low, high) for mean in means]),
         "y_ticks": [(number(tick), 100 - _scaled(tick, low, high)) for tick in y_ticks],

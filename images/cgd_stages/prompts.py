@@ -1,7 +1,8 @@
 """What each model is asked, word for word, and how its reply is read. Pure: texts in, texts out.
 
-Who sees what: the student answers x alone; the teacher's critique sees x and y'; its refinement sees x, y' and c;
-training sees the same three, under an instruction that speaks of the teacher's critique.
+Who sees what: the student answers x alone, and so does the teacher when its own answer is asked for (distill); the
+teacher's critique sees x and y'; its refinement sees x, y' and c; training with CGD sees the same three, under an
+instruction that speaks of the teacher's critique.
 """
 
 import hashlib
@@ -34,12 +35,19 @@ answer is sound, say so. Do not rewrite the answer. Finish with a verdict on a l
 "Conclusion: right" or "Conclusion: wrong"."""
 
 _REFINE = """\
-From the student's initial answer and {critique}, write an improved and complete answer to the question: correct every \
+From the student's initial answer{critique}, write an improved and complete answer to the question: correct every \
 error, fill in the missing steps, and keep what is already right. Reply with the improved answer alone; do not mention \
-the student or the critique."""
+the student{or_critique}."""
 
-REFINE = _REFINE.format(critique="your critique of it")
-TRAINING = _REFINE.format(critique="the teacher's critique of it")
+REFINE = _REFINE.format(critique=" and your critique of it", or_critique=" or the critique")
+TRAINING = _REFINE.format(critique=" and the teacher's critique of it", or_critique=" or the critique")
+UNCRITICISED = _REFINE.format(critique="", or_critique="")
+"""The training instruction where the slot of the critique is left out: it speaks of none."""
+
+GENERIC = """\
+The answer may hold mistakes, or leave out steps that it needs. Go through it line by line, check every statement and \
+every calculation, correct what is wrong and complete what is missing."""
+"""The placeholder that stands for every critique in the ablation `generic`. It has no verdict."""
 
 END_OF_THINKING = "</think>"
 _START_OF_THINKING = "<think>"
@@ -61,9 +69,13 @@ def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
     return _expert([*_draft(prompt, answer), f"Critique: {critique}", REFINE])
 
 
-def training_context(prompt: str, answer: str, critique: str) -> list[Message]:
-    """What the student is conditioned on in training; the refinement is the assistant's turn that follows."""
-    return _expert([*_draft(prompt, answer), f"Critique: {critique}", TRAINING])
+def training_context(prompt: str, answer: str, critique: str | None) -> list[Message]:
+    """What the student is conditioned on in training; the refinement is the assistant's turn that follows.
+
+    Without a critique its slot is left out.
+    """
+    told = [UNCRITICISED] if critique is None else [f"Critique: {critique}", TRAINING]
+    return _expert([*_draft(prompt, answer), *told])
 
 
 def _draft(prompt: str, answer: str) -> list[str]:
@@ -77,7 +89,7 @@ def _expert(slots: list[str]) -> list[Message]:
 def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
     """What the role asks about a row. Columns of later stages and the reference are never looked at."""
     match role:
-        case "answer":
+        case "answer" | "distill":
             return answer_messages(row["prompt"])
         case "critique":
             return critique_messages(row["prompt"], row["answer"])
@@ -179,3 +191,10 @@ def verdict(critique: str) -> Verdict | None:
     if not found:
         return None
     return "right" if found[1].lower() == "right" else "wrong"
+
+
+def with_verdict(critique: str, said: Verdict) -> str:
+    """The critique with this verdict as its last line, in place of its own if it has one."""
+    lines = critique.strip().splitlines()
+    body = lines[:-1] if verdict(critique) else lines
+    return "\n".join([*body, f"Conclusion: {said}"])

@@ -1,4 +1,4 @@
-"""Train the student on the stored quadruples: the refinement is learned, nothing else.
+"""Train the student on the stored rows: the objective's target is learned, nothing else.
 
     CGD_TASK='{...}' python -m cgd_stages.train
 
@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +26,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages import models, prompts
+from cgd_stages import models
 from cgd_stages.checkpoints import METRICS, file_sha256
-from cgd_stages.contract import Exit, Model, Rows, StageFacts, Train
-from cgd_stages.errors import Interrupted, RowsLost, StageError, TransientError, UserError
-from cgd_stages.examples import Unusable, each_example
+from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, Rows, StageFacts, Train
+from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
+from cgd_stages.examples import CONTEXTS, TARGETS, Unusable
 from cgd_stages.folders import (
     REJECTED,
     REJECTION_SCHEMA,
@@ -41,12 +40,10 @@ from cgd_stages.folders import (
     Row,
     digest_of,
     now,
-    open_input,
-    read_rows,
     write_pointer,
 )
-from cgd_stages.outcomes import rejection
 from cgd_stages.program import Context, run
+from cgd_stages.supply import Books, Supply
 from cgd_stages.trainjob import (
     CHECKPOINTS,
     EXAMPLES,
@@ -66,6 +63,14 @@ CHUNK = 1000
 """Examples in one record batch of the file that the processes read."""
 PATIENCE = 0.2
 """Seconds between two looks at torchrun."""
+ABLATIONS: dict[CritiqueKind, str] = {
+    "matched": "",
+    "shuffled": " An ablation: every critique was another prompt's.",
+    "generic": " An ablation: every critique was the same placeholder text.",
+    "none": " An ablation: the critique was left out.",
+    "corrupted": " An ablation: a part of the critiques was replaced by wrong ones.",
+}
+"""A sentence for the model card."""
 _COLUMNS: list[tuple[str, Any]] = [
     ("id", pa.string()),
     ("sample", pa.int32()),
@@ -73,11 +78,6 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("start", pa.int32()),
 ]
 _EXAMPLES = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
-HINTS = {
-    "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
-    "template": "The student's chat template does not allow a mask that holds: use another student or revision.",
-    "empty": "Look at the refinements: the teacher gave nothing to learn.",
-}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Stage:
     context: Context
     work: Train
     node: Node
-    source: Folder
+    supply: Supply
     folder: Folder
     inputs: dict[str, Any]
     student: Model
@@ -137,10 +137,9 @@ class Stage:
 
 @dataclass
 class Made:
-    """What became of the quadruples."""
+    """What became of the rows."""
 
-    rows: Rows
-    learned: int
+    books: Books
     parts: list[Part] = field(default_factory=list)
 
 
@@ -154,7 +153,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     node_folder = _clean_folder(stage)
     student = models.fetch(stage.student, context.bucket, context.task.run, context.scratch)
     made = _make_examples(stage, student, node_folder)
-    _prepare_node(stage, student, made.rows, node_folder)
+    _prepare_node(stage, student, made.books.rows, node_folder)
     context.check()
     _torchrun(stage, node_folder)
     if not stage.node.first:
@@ -167,15 +166,13 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
-    source = open_input(context.bucket, task.run, "refine")
+    supply = Supply.of(context.bucket, task.run, work)
     student = models.pinned(work.student, context.bucket, task.run)
     resolved = models.resolve(student, context.bucket, task.run)
     inputs: dict[str, Any] = {
         "stage": task.stage,
-        "objective": work.objective,
+        **supply.identity(),
         "student": {"name": resolved.name, "revision": resolved.revision},
-        "prompts": digest_of(context=prompts.training_context("{x}", "{y'}", "{c}")),
-        "upstream": source.digest,
         "training": work.model_dump(
             by_alias=True,
             include={
@@ -192,7 +189,7 @@ def _stage(context: Context) -> Stage:
     }
     folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
     node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, source, folder, inputs, student)
+    return Stage(context, work, node, supply, folder, inputs, student)
 
 
 def _clean_folder(stage: Stage) -> Path:
@@ -207,48 +204,32 @@ def _clean_folder(stage: Stage) -> Path:
 
 
 def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
-    """Tokenise every quadruple into a file that the processes map; refuse now what would waste a GPU."""
+    """Tokenise every row into a file that the processes map, and refuse once more what check would have refused."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student)
-    made, rejected = Made(Rows(), 0), []
-    chunk: list[Row] = []
-    kept = 0
+    books = Books(stage.context.task.stage, stage.work.objective)
+    made, chunk = Made(books), list[Row]()
     with pa.OSFile(str(folder / EXAMPLES), "wb") as sink, pa.ipc.new_file(sink, _EXAMPLES) as file:
-        for row, found in each_example(tokenizer, read_rows(stage.source), max_length=stage.work.max_sequence_length):
+        for row, found in stage.supply.examples(tokenizer):
+            books.take(row, found)
             if isinstance(found, Unusable):
-                rejected.append(rejection(stage.context.task.stage, row, found.reason, found.detail))
                 continue
-            kept += 1
-            made.learned += len(found.input_ids) - found.start
             chunk.append({"id": row["id"], "sample": row["sample"], "input_ids": found.input_ids, "start": found.start})
             if len(chunk) == CHUNK:
                 file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
                 chunk = []
         file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
-    made.rows = Rows(total=kept + len(rejected), done=kept, rejected=len(rejected))
-    log.info("%d examples, %d tokens of them learned, %d rows rejected", made.rows.done, made.learned, len(rejected))
-    if rejected and stage.node.first:
-        made.parts.append(stage.folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA))
-    _refuse_bad_data(stage, made.rows, rejected)
+    log.info("%s: %d tokens learned", books.rows, books.learned)
+    if books.rejected and stage.node.first:
+        made.parts.append(stage.folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
+    try:
+        books.refuse_unless_enough(stage.supply.total, stage.work.max_rejected)
+    except UserError:
+        facts = StageFacts(rows=books.rows, digest=stage.folder.digest, metrics=books.metrics())
+        stage.context.facts[books.stage] = facts
+        raise
     return made
-
-
-def _refuse_bad_data(stage: Stage, rows: Rows, rejected: list[Row]) -> None:
-    expected = stage.source.require().rows.done
-    if rows.total != expected:
-        raise RowsLost(f"{stage.context.task.stage}: {rows.total} of the {expected} rows of refine were read")
-    if rows.done and rows.rejected <= stage.work.max_rejected * rows.total:
-        return
-    reasons = Counter(str(row["reason"]) for row in rejected).most_common()
-    told = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
-    examples = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in rejected[:2])
-    stage.context.facts[stage.context.task.stage] = StageFacts(rows=rows, digest=stage.folder.digest)
-    raise UserError(
-        f"{rows.rejected} of {rows.total} rows make no example, {stage.work.max_rejected:.1%} may ({told}). {examples}",
-        hint=" ".join(HINTS[reason] for reason, _ in reasons[:1])
-        or "The stages before have kept nothing: look at their rejected rows.",
-    )
 
 
 # --- checkpoint, job, torchrun ----------------------------------------------------------------------------------
@@ -338,11 +319,12 @@ def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts
     tokens = sum(record["tokens"] for record in records)
     learned = sum(record["supervised_tokens"] for record in records)
     return StageFacts(
-        rows=made.rows,
+        rows=made.books.rows,
         seconds=round(seconds, 3),
         digest=stage.folder.digest,
         output_uri=stage.folder.uri,
-        metrics={
+        metrics=made.books.metrics()
+        | {
             "steps": len(records),
             "first_loss": records[0]["loss"],
             "final_loss": records[-1]["loss"],
@@ -375,7 +357,9 @@ def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:
     """The README of the trained model: what it is, what made it, how it went."""
     student = inputs["student"]
     settings = "\n".join(f"| {name} | {value} |" for name, value in inputs["training"].items())
-    figures = "\n".join(f"| {name} | {value:g} |" for name, value in facts.metrics.items())
+    figures = "\n".join(
+        f"| {name} | {value:g} |" for name, value in facts.metrics.items() if not name.startswith(LENGTH)
+    )
     return f"""\
 ---
 library_name: transformers
@@ -383,11 +367,11 @@ pipeline_tag: text-generation
 tags: [critique-guided-distillation]
 ---
 
-# {Path(student["name"]).name}, distilled with critiques ({work.objective})
+# {Path(student["name"]).name}, trained with {work.objective}
 
-Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {facts.rows.done} quadruples of prompt, own
-answer, teacher's critique and refinement. Only the refinement was learned. Ask it the prompt alone: one pass, no
-draft, no critique, the chat template unchanged.
+Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {facts.rows.done} rows. The context was
+{CONTEXTS[work.objective]}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
+Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.
 
 | training | |
 |---|---|
@@ -398,7 +382,7 @@ draft, no critique, the chat template unchanged.
 |---|---|
 {figures}
 
-Digest of this training `{facts.digest}`, of its quadruples `{inputs["upstream"]}`. The model keeps the licence of the
+Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`. The model keeps the licence of the
 one it was made from; its data carry the licences of their prompts and of the teacher.
 """
 

@@ -23,6 +23,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from cgd_stages.contract import CritiqueKind, Objective
+
 GROUP, VERSION = "cgd.dev", "v1alpha1"
 
 Rule = dict[str, str]
@@ -162,7 +164,7 @@ class Fields(Part):
 
     prompt: Name = "prompt"
     reference: Name | None = Field(
-        None, description="Reference answer; needed by benchmarks, never shown to the teacher."
+        None, description="Reference answer; needed by benchmarks and the objective SFT, never shown to the teacher."
     )
 
 
@@ -235,6 +237,7 @@ class Generation(Part):
     answer: Sampling = Sampling()
     critique: Sampling = Sampling()
     refine: Sampling = Sampling()
+    distill: Sampling = Field(Sampling(), description="The teacher's own answers, for the objective DistilledSFT.")
     max_rejected: Percent = Field("2%", description="A stage that rejects more of its rows fails, loudly.")
 
 
@@ -242,15 +245,54 @@ BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
     "every GPU needs an example: raise globalBatchSize to at least workers * gpusPerWorker",
 )
+RATE_RULE = (
+    "(self.kind == 'corrupted') == has(self.rate)",
+    'a corrupted critique needs a rate, such as "0.3", and no other kind has one',
+)
+ABLATION_RULE = (
+    "self.critique.kind == 'matched' || 'CGD' in self.objectives",
+    "only CGD is conditioned on the critique: add CGD to objectives, or leave critique out",
+)
+REFERENCE_RULE = (
+    "!('SFT' in self.training.objectives) || has(self.prompts.fields.reference)",
+    "the objective SFT learns the reference answer: set prompts.fields.reference to the column that has it",
+)
+
+
+class Critique(Part):
+    """What stands in the critique's place when CGD is trained; the targets stay the same. For ablations.
+
+    matched: the row's own. shuffled: another prompt's. generic: one placeholder text. none: left out. corrupted: of a
+    fraction of the rows (rate) another prompt's critique under the opposite verdict, of the others their own.
+    """
+
+    model_config = ConfigDict(json_schema_extra=rules(RATE_RULE))
+
+    kind: CritiqueKind = "matched"
+    rate: Rate | None = Field(None, description="Fraction of the rows that get a wrong critique.")
+
+    @model_validator(mode="after")
+    def _rate_of_corrupted(self) -> "Critique":
+        if (self.kind == "corrupted") != (self.rate is not None):
+            raise ValueError(RATE_RULE[1])
+        return self
 
 
 class Training(Part):
-    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, ABLATION_RULE))
 
-    objectives: tuple[Literal["CGD"], ...] = Field(
-        ("CGD",), min_length=1, max_length=1, description="What is learned: CGD, the refinement given the critique."
+    objectives: tuple[Objective, ...] = Field(
+        ("CGD",),
+        min_length=1,
+        max_length=5,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="What is learned, a model for each, trained one after another: CGD (the refinement, given prompt, "
+        "answer and critique), CFT (the critique, given prompt and answer), and given the prompt alone "
+        "DistilledSFT (the teacher's own answer, which costs a pass of the teacher), SFT (the reference answer; needs "
+        "prompts.fields.reference), RefinedSFT (the refinement).",
     )
-    epochs: int = Field(1, ge=1, le=100, description="Passes over the quadruples.")
+    critique: Critique = Critique()
+    epochs: int = Field(1, ge=1, le=100, description="Passes over the rows.")
     global_batch_size: int = Field(64, ge=1, le=65536, description="Examples per step, over all workers.")
     learning_rate: Rate = Field("1e-6", description="Peak of the schedule; a string, as every fraction.")
     warmup_ratio: Fraction = Field("0", description="Share of the steps with a rising learning rate.")
@@ -262,12 +304,18 @@ class Training(Part):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
     checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
     keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
-    seed: int = Field(0, ge=0, description="Order of the examples.")
+    seed: int = Field(
+        0, ge=0, description="Order of the examples; also which critiques are exchanged, for shuffled and corrupted."
+    )
 
     @model_validator(mode="after")
-    def _batch(self) -> "Training":
+    def _consistent(self) -> "Training":
         if self.global_batch_size < self.workers * self.gpus_per_worker:
             raise ValueError(BATCH_RULE[1])
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError("objectives: name each objective once")
+        if self.critique.kind != "matched" and "CGD" not in self.objectives:
+            raise ValueError(ABLATION_RULE[1])
         return self
 
 
@@ -382,7 +430,7 @@ AGAINST_RULE = (
 class CGDRunSpec(Part):
     """One run of Critique-Guided Distillation."""
 
-    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend"})
 
@@ -402,10 +450,12 @@ class CGDRunSpec(Part):
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
 
     @model_validator(mode="after")
-    def _known_benchmarks(self) -> "CGDRunSpec":
+    def _across_fields(self) -> "CGDRunSpec":
         known = {benchmark.name for benchmark in self.evaluation.benchmarks} if self.evaluation else set()
         if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
             raise ValueError(AGAINST_RULE[1])
+        if "SFT" in self.training.objectives and self.prompts.fields.reference is None:
+            raise ValueError(REFERENCE_RULE[1])
         return self
 
 

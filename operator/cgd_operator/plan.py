@@ -82,11 +82,25 @@ def _works(spec: api.CGDRunSpec) -> Iterator[_Work]:
     else:
         yield _Work("critique", ("critique",), _generate(spec, ("critique",)), pool, ("answer",))
         yield _Work("refine", ("refine",), _generate(spec, ("refine",)), pool, ("critique",))
-    trained = tuple(f"train-{objective.lower()}" for objective in spec.training.objectives)
-    for stage in trained:
-        yield _Work(stage, (stage,), _train(spec), "training", ("refine",))
+    generated: tuple[str, ...] = ("refine",)
+    if "DistilledSFT" in spec.training.objectives:
+        yield _Work("distill", ("distill",), _generate(spec, ("distill",)), pool, generated)
+        generated = (*generated, "distill")
+    yield from _trainings(spec, generated)
     if spec.evaluation:
+        trained = tuple(contract.train_stage(objective) for objective in spec.training.objectives)
         yield from _evaluations(spec, spec.evaluation, trained)
+
+
+def _trainings(spec: api.CGDRunSpec, generated: tuple[str, ...]) -> Iterator[_Work]:
+    """A check on a CPU, then one training after another: they want the same GPUs."""
+    works = tuple(_train(spec, objective) for objective in spec.training.objectives)
+    yield _Work("check", ("check",), contract.Check(trainings=works), "cpu", generated)
+    before: tuple[str, ...] = ("check",)
+    for work in works:
+        stage = contract.train_stage(work.objective)
+        yield _Work(stage, (stage,), work, "training", before)
+        before = ("check", stage)
 
 
 def _evaluations(spec: api.CGDRunSpec, evaluation: api.Evaluation, trained: tuple[str, ...]) -> Iterator[_Work]:
@@ -124,9 +138,10 @@ def _child(run: Run, work: _Work) -> Child:
 
 def child_name(run: Run, stage: str) -> str:
     """Deterministic, so that creating a child twice is creating it once; of a run's uid, so that a run that was
-    deleted and applied again does not meet the children of the former one."""
+    deleted and applied again does not meet the children of the former one. Of a long run's name so much that its pods'
+    names are labels, which is what a PyTorchJob's Services need."""
     digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
-    return f"{run.name[:32].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
+    return f"{run.name[:26].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
 
 
 def _pods(work: contract.Work) -> int:
@@ -181,12 +196,13 @@ def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contrac
     )
 
 
-def _train(spec: api.CGDRunSpec) -> contract.Train:
+def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Train:
     training = spec.training
     return contract.Train.model_validate(
         {
-            **training.model_dump(exclude={"objectives", "gpus_per_worker"}),
-            "objective": training.objectives[0],
+            **training.model_dump(exclude={"objectives", "critique", "gpus_per_worker"}),
+            "objective": objective,
+            "critique": _critique(training.critique) if objective == "CGD" else contract.Critique(),
             "processes_per_worker": training.gpus_per_worker,
             "student": _student(spec),
             "learning_rate": float(training.learning_rate),
@@ -195,6 +211,10 @@ def _train(spec: api.CGDRunSpec) -> contract.Train:
             "max_rejected": percent(spec.generation.max_rejected),
         }
     )
+
+
+def _critique(critique: api.Critique) -> contract.Critique:
+    return contract.Critique(kind=critique.kind, rate=float(critique.rate or 0))
 
 
 def _evaluate(spec: api.CGDRunSpec, evaluation: api.Evaluation, model: contract.Model) -> contract.Evaluate:

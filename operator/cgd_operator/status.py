@@ -21,7 +21,7 @@ from cgd_operator.decide import done_stages
 from cgd_operator.observe import ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run
 from cgd_operator.progress import StageProgress
-from cgd_stages.contract import StageFacts
+from cgd_stages.contract import StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
 
@@ -30,6 +30,8 @@ WORDS = {
     "answer": "Answering",
     "critique": "Critiquing",
     "refine": "Refining",
+    "distill": "Distilling",
+    "check": "Checking",
     "train": "Training",
     "evaluate": "Evaluating",
     "report": "Reporting",
@@ -287,7 +289,8 @@ def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
     root = f"{run.spec.storage.uri.rstrip('/')}/{run.namespace}/runs/{run.name}"
     ended = [stage for stage in stages if stage.state == "Succeeded"]
     done = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
-    models = {name.removeprefix("train-").upper(): uri for name, uri in done.items() if name.startswith("train-")}
+    objectives = run.spec.training.objectives
+    models = {one: done[train_stage(one)] for one in objectives if train_stage(one) in done}
     return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))
 
 

@@ -64,6 +64,10 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
         ("training.globalBatchSize", 4, "raise globalBatchSize to at least workers * gpusPerWorker"),
         ("training.zeroStage", 7, "spec.training.zeroStage in body should be less than or equal to 3"),
         ("training.objectives", ["CDG"], 'supported values: "CGD"'),
+        ("training.objectives", ["CGD", "CGD"], 'spec.training.objectives[1]: Duplicate value: "CGD"'),
+        ("training.critique", {"kind": "corrupted"}, "a corrupted critique needs a rate"),
+        ("training.critique", {"kind": "none", "rate": "0.3"}, "no other kind has one"),
+        ("training", {"objectives": ["CFT"], "critique": {"kind": "none"}}, "add CGD to objectives, or leave"),
         ("generation.maxRejected", "2", "spec.generation.maxRejected in body should match"),
         ("teacher", {}, "set exactly one of model (served here) and endpoint"),
         ("prompts.source", "hf://datasets/owner/name", "hf://datasets/owner/name/path"),
@@ -84,6 +88,20 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
 async def test_a_wrong_manifest_is_refused_with_field_and_mend(world: Any, path: str, value: Any, told: str) -> None:
     out = await kubectl(world, "apply", "-f", "-", body=user_manifest({path: value}), fails=True)
     assert told in out
+
+
+async def test_sft_without_reference_answers_is_refused_and_with_them_taken(world: Any) -> None:
+    changes: dict[str, Any] = {"training.objectives": ["CGD", "SFT"]}
+    bare = user_manifest(changes | {"prompts.fields.reference": None})
+    out = await kubectl(world, "apply", "-f", "-", body=bare, fails=True)
+    assert "set prompts.fields.reference to the column that has it" in out
+    await kubectl(world, "apply", "-f", "-", body=user_manifest(changes))
+
+
+async def test_an_ablation_is_taken_and_filled_in(world: Any) -> None:
+    ablation = {"training.critique": {"kind": "corrupted", "rate": "0.3"}}
+    await kubectl(world, "apply", "-f", "-", body=user_manifest(ablation))
+    assert (await world.get())["spec"]["training"]["critique"] == {"kind": "corrupted", "rate": "0.3"}
 
 
 async def test_a_name_that_cannot_be_a_label_is_refused(world: Any) -> None:

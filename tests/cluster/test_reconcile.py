@@ -12,7 +12,7 @@ from cgd_operator.cluster import CRD, EVENT, JOB, PYTORCHJOB, RUN, SECRET, Clust
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
-CHILDREN = ["prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+CHILDREN = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 RELEASE = manifests.Release("generate", "train")
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -29,7 +29,7 @@ async def test_a_run_goes_through_all_its_stages(world: Any) -> None:
         await world.play(*CHILDREN)
         await world.until(lambda: succeeded(world))
     run = await world.get()
-    assert [stage["state"] for stage in run["status"]["stages"]] == ["Succeeded"] * 8
+    assert [stage["state"] for stage in run["status"]["stages"]] == ["Succeeded"] * 9
     assert conditions(run)["Ready"]["status"] == "True"
     assert run["status"]["observedGeneration"] == 1
     assert set(await world.children()) == set(CHILDREN)
@@ -151,7 +151,7 @@ async def test_suspend_holds_the_child_and_resume_lets_it_go(world: Any) -> None
         await world.until(lambda: state_is(world, "Suspended"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
         await world.until(lambda: is_held(world, "answer", False))
-        await world.play("answer", "teacher")
+        await world.play("answer", "teacher", "check")
         await world.until(lambda: has_child(world, "train-cgd"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
         await world.until(lambda: is_held(world, "train-cgd", True))
@@ -294,7 +294,17 @@ async def test_an_operator_that_dies_after_every_write_brings_the_run_to_the_sam
     assert {child["metadata"]["ownerReferences"][0]["uid"] for child in (await world.children()).values()} == {
         run["metadata"]["uid"]
     }
-    order = ["None", "Pending", "Preparing", "Answering", "Critiquing", "Training", "Evaluating", "Reporting"]
+    order = [
+        "None",
+        "Pending",
+        "Preparing",
+        "Answering",
+        "Critiquing",
+        "Checking",
+        "Training",
+        "Evaluating",
+        "Reporting",
+    ]
     assert [order.index(state) for state in states] == sorted(order.index(state) for state in states)
 
 

@@ -31,6 +31,12 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.zeroStage", 4, "spec.training.zeroStage", "less than or equal to 3"),
         ("training.globalBatchSize", 4, "spec.training", "raise globalBatchSize"),
         ("training.objectives", ["CDG"], "spec.training.objectives.0", "'CGD'"),
+        ("training.objectives", ["CGD", "CGD"], "spec.training", "each objective once"),
+        ("training.objectives", [], "spec.training.objectives", "at least 1 item"),
+        ("training.critique", {"kind": "corrupted"}, "spec.training.critique", "needs a rate"),
+        ("training.critique", {"kind": "shuffled", "rate": "0.3"}, "spec.training.critique", "no other kind has one"),
+        ("training.critique", {"kind": "corrupted", "rate": "0"}, "spec.training.critique.rate", "above 0"),
+        ("training", {"objectives": ["CFT"], "critique": {"kind": "none"}}, "spec.training", "add CGD to objectives"),
         ("generation.maxRejected", "2", "spec.generation.maxRejected", "%"),
         ("generation.answer.topP", "1.5", "spec.generation.answer.topP", "at most 1"),
         ("generation.answer.temperature", "3", "spec.generation.answer.temperature", "from 0 to 2"),
@@ -93,6 +99,13 @@ def test_decontamination_needs_benchmarks() -> None:
 )
 def test_data_sets_on_the_hub_are_sources(source: str) -> None:
     assert parse_spec(manifest({"prompts.source": source})).prompts.source == source
+
+
+def test_sft_without_reference_answers_is_refused() -> None:
+    sft = {"training.objectives": ["CGD", "SFT"]}
+    assert parse_spec(manifest(sft)).training.objectives == ("CGD", "SFT")
+    with pytest.raises(InvalidRun, match=r"set prompts\.fields\.reference"):
+        parse_spec(manifest(sft | {"prompts.fields.reference": None}))
 
 
 def test_a_spec_survives_a_round_trip() -> None:

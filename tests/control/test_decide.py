@@ -9,7 +9,7 @@ from cgd_operator.decide import Hold, Resume, Start, decide, done_stages
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 
-ORDER = ["prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 DONE = {name: job(name, "Complete", kind="PyTorchJob" if name == "train-cgd" else "Job") for name in ORDER}
 
 
@@ -40,10 +40,11 @@ def test_a_new_run_starts_with_prepare() -> None:
     [
         (1, ["start answer"]),
         (2, ["start teacher"]),
-        (3, ["start train-cgd"]),
-        (4, ["start evaluate-base", "start evaluate-cgd"]),
-        (6, ["start report"]),
-        (7, []),
+        (3, ["start check"]),
+        (4, ["start train-cgd"]),
+        (5, ["start evaluate-base", "start evaluate-cgd"]),
+        (7, ["start report"]),
+        (8, []),
     ],
 )
 def test_each_end_starts_what_waited_for_it(finished: int, started: list[str]) -> None:
@@ -57,7 +58,7 @@ def test_while_a_child_is_there_nothing_is_started_twice(stage: str) -> None:
 
 
 def test_one_evaluation_that_is_left_holds_up_the_report() -> None:
-    assert decisions(*done(*ORDER[:5]), job("evaluate-cgd")) == []
+    assert decisions(*done(*ORDER[:6]), job("evaluate-cgd")) == []
 
 
 @pytest.mark.parametrize("stage", ORDER)
@@ -71,7 +72,7 @@ def test_after_a_failure_nothing_is_started(stage: str) -> None:
 
 def test_a_failure_holds_the_sibling_that_still_runs() -> None:
     siblings = [job("evaluate-base", "Failed"), job("evaluate-cgd")]
-    assert decisions(*done(*ORDER[:4]), *siblings, pods=[pod("evaluate-cgd")]) == ["hold evaluate-cgd"]
+    assert decisions(*done(*ORDER[:5]), *siblings, pods=[pod("evaluate-cgd")]) == ["hold evaluate-cgd"]
 
 
 def test_a_suspended_run_holds_what_runs_and_starts_nothing() -> None:

@@ -1,6 +1,6 @@
 """The plan: stages, their order, who does what with which model."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from builders import run
@@ -15,7 +15,7 @@ def children(changes: dict[str, Any] | None = None) -> dict[str, Child]:
 
 def test_a_fused_teacher_is_one_child_with_two_stages() -> None:
     assert list(children()) == [
-        "prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report",
+        "prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report",
     ]  # fmt: skip
     assert children()["teacher"].stages == ("critique", "refine")
 
@@ -34,7 +34,7 @@ def test_the_status_lists_the_same_stages_either_way() -> None:
 
 def test_every_stage_waits_for_stages_of_earlier_children() -> None:
     before: set[str] = set()
-    for child in plan(run()):
+    for child in plan(run({"training.objectives": FIVE})):
         assert before.issuperset(child.after), child.stage
         before.update(child.stages)
 
@@ -70,6 +70,69 @@ def test_prompts_are_held_against_all_benchmarks_unless_some_are_named() -> None
 def test_limit_and_seed_reach_prepare() -> None:
     given = prompts({"prompts.limit": 7, "prompts.seed": 0})
     assert (given.limit, given.seed) == (7, 0)
+
+
+FIVE = ["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
+
+
+def test_every_objective_is_trained_and_evaluated_by_a_child_of_its_own() -> None:
+    names = [name.lower() for name in FIVE]
+    made = list(children({"training.objectives": FIVE}))
+    assert made[made.index("check") + 1 :] == [
+        *(f"train-{name}" for name in names),
+        "evaluate-base",
+        *(f"evaluate-{name}" for name in names),
+        "report",
+    ]
+
+
+def test_trainings_come_one_after_another_in_the_order_of_the_spec() -> None:
+    made = children({"training.objectives": ["SFT", "CGD", "CFT"]})
+    assert made["train-sft"].after == ("check",)
+    assert made["train-cgd"].after == ("check", "train-sft")
+    assert made["train-cft"].after == ("check", "train-cgd")
+
+
+def test_an_evaluation_waits_for_its_own_training_alone() -> None:
+    made = children({"training.objectives": ["SFT", "CGD"]})
+    assert made["evaluate-sft"].after == ("train-sft",)
+    assert works(made, "evaluate-sft", contract.Evaluate).model.name == "stage://train-sft"
+
+
+@pytest.mark.parametrize("objectives", [["CGD"], ["CFT", "SFT", "RefinedSFT"]])
+def test_the_teachers_own_pass_is_made_only_when_it_is_asked_for(objectives: list[str]) -> None:
+    assert "distill" not in children({"training.objectives": objectives})
+
+
+def test_the_teachers_own_answers_come_from_the_teacher_after_its_other_work_and_before_the_check() -> None:
+    made = children({"training.objectives": ["CGD", "DistilledSFT"], "teacher.shards": 3})
+    distill = made["distill"]
+    assert (distill.pool, distill.pods, distill.after) == ("teacher", 3, ("refine",))
+    assert works(made, "distill", contract.Generate).model == contract.Model(name="s3://data/models/teacher")
+    assert made["check"].after == ("refine", "distill")
+
+
+def test_the_check_sees_what_is_trained_and_asks_for_no_gpu() -> None:
+    made = children({"training.objectives": ["CGD", "SFT"]})
+    assert (made["check"].pool, made["check"].gpus, made["check"].kind) == ("cpu", 0, "Job")
+    trained = tuple(works(made, stage, contract.Train) for stage in ("train-cgd", "train-sft"))
+    assert works(made, "check", contract.Check).trainings == trained
+
+
+def test_an_ablation_of_the_critique_is_one_of_cgd_alone() -> None:
+    critique = {"kind": "corrupted", "rate": "0.3"}
+    made = children({"training.objectives": ["CGD", "SFT"], "training.critique": critique})
+    assert works(made, "train-cgd", contract.Train).critique == contract.Critique(kind="corrupted", rate=0.3)
+    assert works(made, "train-sft", contract.Train).critique == contract.Critique()
+
+
+W = TypeVar("W")
+
+
+def works(made: dict[str, Child], stage: str, kind: type[W]) -> W:
+    work = made[stage].task.work
+    assert isinstance(work, kind)
+    return work
 
 
 def test_training_starts_from_the_student_and_evaluation_looks_at_what_was_trained() -> None:
@@ -120,8 +183,9 @@ def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
 
 
 def test_the_longest_run_name_leaves_room_for_pod_names() -> None:
-    for child in plan(run(name="x" * 63)):
-        assert len(f"{child.name}-1023") <= 63
+    for child in plan(run({"training.objectives": FIVE}, name="x" * 63)):
+        last = "worker-511" if child.kind == "PyTorchJob" else "1023"
+        assert len(f"{child.name}-{last}") <= 63
 
 
 def test_a_task_survives_its_journey_through_the_environment() -> None:

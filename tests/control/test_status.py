@@ -16,7 +16,7 @@ from cgd_operator.status import Seen, Trouble, refused, render
 from cgd_stages.contract import Rows
 
 NOW = datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
-ORDER = ["prepare", "answer", "teacher", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 
 
 def render_of(
@@ -60,7 +60,15 @@ def finished(*names: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("count", "word"),
-    [(1, "Answering"), (2, "Critiquing"), (3, "Training"), (4, "Evaluating"), (6, "Reporting"), (7, "Succeeded")],
+    [
+        (1, "Answering"),
+        (2, "Critiquing"),
+        (3, "Checking"),
+        (4, "Training"),
+        (5, "Evaluating"),
+        (7, "Reporting"),
+        (8, "Succeeded"),
+    ],
 )
 def test_the_state_is_one_word_for_people(count: int, word: str) -> None:
     running = [job(name) for name in ORDER[count : count + 1]]
@@ -71,7 +79,7 @@ def test_the_state_is_one_word_for_people(count: int, word: str) -> None:
 def test_a_new_run_lists_every_stage_as_pending() -> None:
     status = render_of()
     assert status.state == "Pending"
-    assert [one.state for one in status.stages] == ["Pending"] * 8
+    assert [one.state for one in status.stages] == ["Pending"] * 9
 
 
 @pytest.mark.parametrize(
@@ -202,15 +210,39 @@ def test_artifacts_are_listed_when_their_stage_has_succeeded() -> None:
     assert artifacts.report == "s3://data/report"
 
 
+def test_every_objective_has_a_checkpoint_under_the_name_that_the_spec_has() -> None:
+    order = [*ORDER[:3], "distill", "check", "train-cgd", "train-distilledsft"]
+    pods = tuple(
+        pod(name, "Succeeded", terminated=ended(0, words(name, outputURI=f"s3://data/{name}"))) for name in order
+    )
+    status = render_of(*finished(*order), pods=pods, changes={"training.objectives": ["CGD", "DistilledSFT"]})
+    assert status.artifacts.checkpoints == {
+        "CGD": "s3://data/train-cgd",
+        "DistilledSFT": "s3://data/train-distilledsft",
+    }
+
+
+@pytest.mark.parametrize(("count", "word"), [(3, "Distilling"), (4, "Checking"), (6, "Training")])
+def test_a_run_with_several_objectives_says_what_it_does(count: int, word: str) -> None:
+    order = [*ORDER[:3], "distill", "check", "train-cgd", "train-distilledsft"]
+    status = render_of(
+        *finished(*order[:count]),
+        job(order[count]),
+        pods=(pod(order[count]),),
+        changes={"training.objectives": ["CGD", "DistilledSFT"]},
+    )
+    assert (status.state, status.stage) == (word, order[count])
+
+
 def test_an_artifact_whose_pod_vanished_unseen_is_named_by_the_runs_pointer() -> None:
     artifacts = render_of(*finished(*ORDER)).artifacts
     assert artifacts.report == "s3://data/runs/default/runs/demo/report.json"
 
 
 def test_a_job_that_was_cleaned_up_keeps_its_stage_succeeded() -> None:
-    before = render_of(*finished(*ORDER[:3]))
+    before = render_of(*finished(*ORDER[:4]))
     after = render_of(job("train-cgd"), previous=before)
-    assert [one.state for one in after.stages[:4]] == ["Succeeded"] * 4
+    assert [one.state for one in after.stages[:5]] == ["Succeeded"] * 5
 
 
 def test_a_refused_run_is_stalled_and_ended() -> None:

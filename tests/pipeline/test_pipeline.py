@@ -14,7 +14,7 @@ from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, Kind
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FIELDS = {"fields": {"prompt": "question", "reference": "answer"}}
-STAGES = ["prepare", "answer", "critique", "refine", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+STAGES = ["prepare", "answer", "critique", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 
 
 async def test_a_run_from_prompts_to_report_through_a_dead_operator_and_lost_pods(stand: Any) -> None:
@@ -24,7 +24,7 @@ async def test_a_run_from_prompts_to_report_through_a_dead_operator_and_lost_pod
     run = await stand.ended("demo")
     status = run["status"]
     assert status["state"] == "Succeeded", status["conditions"]
-    assert killed >= {"answer", "teacher", "train-cgd"}
+    assert killed >= {"answer", "teacher", "check", "train-cgd"}
     assert [(one["name"], one["state"]) for one in status["stages"]] == [(name, "Succeeded") for name in STAGES]
     check_rows(stand)
     check_artifacts(stand, status["artifacts"])

@@ -20,7 +20,7 @@ from stage_builders import (
 )
 
 from cgd_stages import generate, ledger
-from cgd_stages.contract import Sampling
+from cgd_stages.contract import Rows, Sampling
 from cgd_stages.engines import Completion, Outcome, Refused, Request
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
 from cgd_stages.folders import Folder, open_input, row_schema
@@ -286,6 +286,20 @@ def test_thinking_is_cut_off_and_a_verdict_is_read(bucket, answering):
     assert {row["answer_thinking"] for row in rows} == {None}
     assert facts.metrics["verdict_missing"] == sum(row["verdict"] is None for row in rows)
     assert facts.rows.rejected == 0
+
+
+def test_the_teachers_own_answers_are_rows_of_their_own_beside_the_students(bucket, answering):
+    generate_with(RuleEngine(), answering())
+    student = stored_rows(bucket, "answer")
+    facts = generate_with(RuleEngine(lambda request: said(request, "<think>hm</think>\nMine.")), answering("distill"))
+    rows = stored_rows(bucket, "distill")
+    assert list(rows[0]) == row_schema("distill").names
+    assert {(row["distilled"], row["distilled_thinking"], row["distilled_tokens"]) for row in rows} == {
+        ("Mine.", "hm", 2)
+    }
+    assert facts["distill"].rows == Rows(total=40, done=40)
+    assert facts["distill"].generated_tokens == 80
+    assert stored_rows(bucket, "answer") == student
 
 
 def test_a_fused_teacher_writes_two_stages_with_one_engine(bucket, answering):

@@ -21,7 +21,7 @@ from cgd_stages.contract import Storage
 from cgd_stages.engines import Outcome, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.folders import PARTS, Folder, from_parquet, row_schema
-from cgd_stages.ledger import Ledger, key_of
+from cgd_stages.ledger import Ledger, packed
 from cgd_stages.sources import row_id
 from cgd_stages.storage import Bucket
 
@@ -175,7 +175,7 @@ def test_rows_that_the_stage_before_does_not_have_are_left_out(bucket):
     folder = Folder(bucket, "team", "answer", "d2")
     rows = rows_of(TEXTS[:5])
     folder.put_rows(f"{PARTS}00000-of-00001-", rows, row_schema("answer"))
-    books = Ledger(folder, 0, 1, [key_of(row) for row in rows[:3]])
+    books = Ledger(folder, 0, 1, [packed(row) for row in rows[:3]])
     books.flush()
     listed = [row["id"] for part in books.parts for row in from_parquet(folder.read(part))]
     assert listed == [row["id"] for row in rows[:3]]

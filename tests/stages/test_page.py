@@ -111,6 +111,53 @@ def test_with_several_objectives_each_is_named() -> None:
     assert "CFT-trained" in words
 
 
+FIVE = ["cgd", "cft", "distilledsft", "sft", "refinedsft"]
+NAMES = ["CGD", "CFT", "Distilled SFT", "SFT", "Refined SFT"]
+
+
+def test_every_objective_has_a_row_of_scores_and_a_comparison_with_the_base() -> None:
+    outputs = {"base": samples("+-")} | {name: samples("++") for name in FIVE}
+    words = read(evaluations=outputs).words
+    for name in NAMES:
+        assert f"{name} 100.0 %" in words
+        assert f"{name} minus base" in words
+
+
+def test_every_training_is_told_under_its_own_name_with_its_figures() -> None:
+    trained = tuple(stage(f"train-{name}", facts={"metrics": {"final_loss": float(n)}}) for n, name in enumerate(FIVE))
+    blocks = page._trainings(report_data(stages=trained, training={one.name: steps(3) for one in trained}))
+    told = [(block["objective"], block["metrics"]["final_loss"], block["chart"]["steps"]) for block in blocks]
+    assert told == [(name, n, 3) for n, name in enumerate(NAMES)]
+
+
+def test_the_head_names_every_objective() -> None:
+    trained = tuple(stage(f"train-{name}") for name in FIVE)
+    assert f"Objectives{', '.join(NAMES)}" in read(stages=trained).words
+
+
+@pytest.mark.parametrize(
+    ("critique", "told"),
+    [
+        ({"kind": "matched", "rate": 0.0}, "CGD"),
+        ({"kind": "shuffled", "rate": 0.0}, "CGD (critique: shuffled)"),
+        ({"kind": "corrupted", "rate": 0.3}, "CGD (30.0 % of the critiques corrupted)"),
+    ],
+)
+def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: str) -> None:
+    assert page.objective(stage("train-cgd", inputs={"critique": critique})).replace(page.THIN, " ") == told
+
+
+def test_the_lengths_of_examples_are_bars_in_order_and_not_figures() -> None:
+    metrics = {"length_to_1024": 2.0, "length_to_512": 8.0, "final_loss": 1.0}
+    found = read(stages=(stage("train-cgd", facts={"metrics": metrics}),))
+    assert "Lengths of the examples up to 512 tokens 8 up to 1 024 tokens 2 Quadruples" in found.words
+    assert page._lengths(metrics) == [(512, 8, 100), (1024, 2, 25)]
+
+
+def test_a_check_of_all_trainings_is_no_level_of_the_funnel() -> None:
+    assert [level["name"] for level in page._funnel([stage("refine"), stage("check")])] == ["refine"]
+
+
 def test_many_comparisons_are_summed_up_one_sentence_a_model() -> None:
     def outputs(*marks: str) -> tuple[Sample, ...]:
         return tuple(one for i, mark in enumerate(marks) for one in samples(mark, benchmark=f"bench{i}"))

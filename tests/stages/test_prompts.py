@@ -152,3 +152,16 @@ def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch):
     monkeypatch.setattr(prompts, "CRITIQUE", "Look at this.")
     after = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
     assert [role for role in before if before[role] != after[role]] == ["critique"]
+
+
+@pytest.mark.parametrize(
+    ("critique", "changed"),
+    [
+        ("Off.\nConclusion: wrong", "Off.\nConclusion: right"),
+        ("Off.\n**Conclusion: Wrong**\n", "Off.\nConclusion: right"),
+        ("Off.", "Off.\nConclusion: right"),
+        ("Conclusion: wrong", "Conclusion: right"),
+    ],
+)
+def test_a_critique_can_be_given_another_verdict(critique, changed):
+    assert prompts.with_verdict(critique, "right") == changed

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from stage_builders import context
-from train_builders import STAGE, quadruple, refined, train_work
+from train_builders import STAGE, distilled, quadruple, refined, train_work
 
 from cgd_stages import train
-from cgd_stages.contract import Exit, Rows, StageFacts, Storage, Train
+from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.folders import Folder, from_parquet, read_pointer
 from cgd_stages.program import Context
@@ -174,6 +174,43 @@ def test_what_changes_the_weights_changes_the_digest(
     assert len(digests) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": "CFT"},
+        {"objective": "SFT"},
+        {"objective": "RefinedSFT"},
+        {"critique": Critique(kind="shuffled")},
+        {"critique": Critique(kind="generic")},
+        {"critique": Critique(kind="none")},
+        {"critique": Critique(kind="corrupted", rate=0.3)},
+        {"critique": Critique(kind="corrupted", rate=0.6)},
+    ],
+    ids=lambda change: str(next(iter(change.values()))),
+)
+def test_every_objective_and_every_ablation_has_a_digest_of_its_own(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, change: dict[str, Any]
+) -> None:
+    refined(bucket, [quadruple(1)])
+    given: list[dict[str, Any]] = [{}, {"critique": Critique(kind="corrupted", rate=0.5)}, change]
+    digests = {
+        train._stage(training(storage, tmp_path, train_work(tiny_model, **changes))).folder.digest for changes in given
+    }
+    assert len(digests) == 3
+
+
+def test_other_answers_of_the_teacher_are_another_training(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, [quadruple(1)])
+    digests = set()
+    for answer in ("yes", "no"):
+        distilled(bucket, {"1": answer})
+        work = train_work(tiny_model, objective="DistilledSFT")
+        digests.add(train._stage(training(storage, tmp_path, work)).folder.digest)
+    assert len(digests) == 2
+
+
 def test_too_many_rows_without_an_example_are_refused_with_reasons_and_examples(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path]
 ) -> None:
@@ -196,5 +233,17 @@ def test_the_model_card_tells_where_the_model_comes_from() -> None:
     facts = StageFacts(rows=Rows(total=5, done=4, rejected=1), digest="d1", metrics={"final_loss": 1.25})
     inputs = {"student": {"name": "org/small", "revision": "abc"}, "upstream": "u1", "training": {"seed": 7}}
     card = model_card(inputs, train_work(Path("x")), facts)
-    for told in ("org/small", "abc", "4 quadruples", "1 of 5", "`d1`", "`u1`", "| seed | 7 |", "| final_loss | 1.25 |"):
+    for told in ("org/small", "abc", "4 rows", "1 of 5", "`d1`", "`u1`", "| seed | 7 |", "| final_loss | 1.25 |"):
         assert told in card
+
+
+def test_the_model_card_tells_what_was_learned_and_that_it_was_an_ablation() -> None:
+    inputs = {"student": {"name": "org/small", "revision": "abc"}, "upstream": "u1", "training": {}}
+    cft, shuffled = (
+        model_card(inputs, train_work(Path("x"), **changes), StageFacts(metrics={"length_to_512": 3}))
+        for changes in ({"objective": "CFT"}, {"critique": Critique(kind="shuffled")})
+    )
+    assert "only the teacher's critique was learned" in cft
+    assert "ablation" not in cft
+    assert "An ablation: every critique was another prompt's." in shuffled
+    assert "length_to" not in shuffled

@@ -1,0 +1,101 @@
+"""Make the examples of every training on a CPU: refuse here what would waste a GPU.
+
+    CGD_TASK='{...}' python -m cgd_stages.check
+
+Examples exist only after refine, so this is the last place before training pods, and their GPUs, are asked for. Counts
+the tokens that each objective learns, the rows that it must leave out and the lengths of its examples; stores these
+figures and the rejected rows, and no example: the training pods make the same ones of the same rows.
+"""
+
+import logging
+import time
+from typing import Any
+
+from cgd_stages import models
+from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_stage
+from cgd_stages.errors import UserError
+from cgd_stages.folders import REJECTED, REJECTION_SCHEMA, Folder, Part, digest_of, now, write_pointer
+from cgd_stages.program import Context, run
+from cgd_stages.supply import Books, Supply
+
+log = logging.getLogger(__name__)
+
+EVERY = 1000
+"""Rows between two reports."""
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    work, task, started, clock = context.work_of(Check), context.task, now(), time.monotonic()
+    supplies = [Supply.of(context.bucket, task.run, training) for training in work.trainings]
+    inputs = _inputs(context, supplies)
+    folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
+    done = folder.done()
+    if done is None:
+        with context.interruptible():
+            parts = _check(context, folder, supplies)
+        facts = context.facts[task.stage].model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
+        done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs)
+    write_pointer(context.bucket, task.run, done)
+    return {task.stage: done.facts}
+
+
+def _inputs(context: Context, supplies: list[Supply]) -> dict[str, Any]:
+    trainings = []
+    for supply in supplies:
+        work = supply.work
+        student = models.resolve(_student(context, work), context.bucket, context.task.run)
+        trainings.append(
+            supply.identity()
+            | {"student": {"name": student.name, "revision": student.revision}}
+            | work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
+        )
+    return {"stage": context.task.stage, "trainings": trainings}
+
+
+def _student(context: Context, work: Train) -> Model:
+    return models.pinned(work.student, context.bucket, context.task.run)
+
+
+def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Part]:
+    """Count every training into the stage's facts, under its objective's name; the rejected rows, stored.
+
+    Raises one UserError for all that cannot be trained.
+    """
+    from transformers import AutoTokenizer
+
+    metrics: dict[str, float] = {}
+    total, ended = sum(supply.total for supply in supplies), Rows()
+    refusals: list[UserError] = []
+    parts: list[Part] = []
+    for supply in supplies:
+        work = supply.work
+        student = models.fetch(
+            _student(context, work), context.bucket, context.task.run, context.scratch, weights=False
+        )
+        books = Books(train_stage(work.objective), work.objective)
+        for row, found in supply.examples(AutoTokenizer.from_pretrained(student)):
+            books.take(row, found)
+            if books.rows.total % EVERY == 0:
+                context.progress.report(context.task.stage, _sum(ended, books.rows, total))
+        if books.rejected:
+            parts.append(folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
+        ended = _sum(ended, books.rows, total)
+        metrics |= {f"{work.objective.lower()}_{name}": value for name, value in books.metrics().items()}
+        metrics[f"{work.objective.lower()}_rejected"] = float(books.rows.rejected)
+        context.facts[context.task.stage] = StageFacts(rows=ended, digest=folder.digest, metrics=metrics)
+        log.info("%s: %s, %s", work.objective, books.rows, books.metrics())
+        try:
+            books.refuse_unless_enough(supply.total, work.max_rejected)
+        except UserError as error:
+            refusals.append(error)
+    if refusals:
+        raise UserError(" ".join(error.message for error in refusals), hint=refusals[0].hint)
+    return parts
+
+
+def _sum(one: Rows, other: Rows, total: int) -> Rows:
+    return Rows(total=total, done=one.done + other.done, rejected=one.rejected + other.rejected)
+
+
+if __name__ == "__main__":
+    run(main)
