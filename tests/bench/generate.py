@@ -35,7 +35,7 @@ from cgd_stages.folders import open_input
 from cgd_stages.storage import Bucket
 
 console = Console(highlight=False)
-ROUNDS, ROWS, TOKENS = 5, 96, 64
+ROUNDS, ROWS, TOKENS = 3, 64, 32
 ENGINE = contract.Engine(dtype="float32", max_model_len=2048)
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -87,13 +87,15 @@ def throughput(storage: Storage, folder: Path) -> None:
         "batch": "vLLM's batch runner",
         "bare": "LLM.generate, all at once",
     }
-    workers = {name: Worker(name, storage, folder) for name in names}
+    workers: dict[str, Worker] = {}
+    for name in names:  # one start at a time, each with a round to warm up
+        workers[name] = Worker(name, storage, folder)
+        workers[name].round(0)
     speeds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(ROUNDS + 1):
+    for number in range(1, ROUNDS + 1):
         for name, worker in workers.items():
             told = worker.round(number)
-            if number:  # the first one warms up
-                speeds[name].append(told["tokens"] / told["seconds"])
+            speeds[name].append(told["tokens"] / told["seconds"])
     for worker in workers.values():
         worker.end()
     median = {name: statistics.median(found) for name, found in speeds.items()}
@@ -237,7 +239,7 @@ def _batch_request(number: int, text: str) -> dict[str, Any]:
 
 
 def fused(storage: Storage, folder: Path) -> None:
-    rows, drafts, rounds = 12, (300, 600), 3
+    rows, drafts, rounds, tokens = 12, (300, 600), 3, 64
     seconds: dict[str, list[float]] = {"separate": [], "fused": []}
     hits: list[float] = []
     for number in range(rounds):
@@ -246,12 +248,12 @@ def fused(storage: Storage, folder: Path) -> None:
             _answered(storage, folder, run, problems(rows, 100 + number), drafts)
             started = time.monotonic()
             for which in roles:
-                _program(storage, folder, run, which)
+                _program(storage, folder, run, which, tokens)
             seconds[name].append(time.monotonic() - started)
         facts = open_input(Bucket(storage), run, "refine").require().facts
         hits.append(facts.metrics["prompt_tokens_cached"] / max(facts.prompt_tokens, 1))
     shown = Table(
-        title=f"fused teacher: {rows} drafts of {drafts[0]}-{drafts[1]} tokens, replies up to {TOKENS}",
+        title=f"fused teacher: {rows} drafts of {drafts[0]}-{drafts[1]} tokens, replies up to {tokens}",
         title_justify="left",
     )
     for column in ("", "seconds, median", "least", "most"):
@@ -278,11 +280,11 @@ def _answered(storage: Storage, folder: Path, run: RunRef, texts: list[str], tok
     generate_with(RuleEngine(draft), context(storage, work, folder, run=run))
 
 
-def _program(storage: Storage, folder: Path, run: RunRef, roles: tuple[str, ...]) -> None:
+def _program(storage: Storage, folder: Path, run: RunRef, roles: tuple[str, ...], tokens: int) -> None:
     work = generate_work(
         smollm2.ensure(),
         *roles,
-        sampling=tuple(Sampling(max_tokens=TOKENS) for _ in roles),
+        sampling=tuple(Sampling(max_tokens=tokens) for _ in roles),
         engine=ENGINE,
         max_rejected=1.0,
     )
