@@ -4,7 +4,7 @@
 
 Reads the rows of the stage before, asks the engine for every row that is not stored yet, and stores rows as they
 finish. Interrupt it at any moment: the next attempt asks only for the rest. Several roles share one warm engine and go
-hand in hand: a row's refinement is asked for as soon as its critique is there, while their prefix is still cached.
+hand in hand: a row's refinement is asked for as soon as its critique is there.
 """
 
 import logging
@@ -190,7 +190,7 @@ class Shard:
         self._owned = len(wanted)
         self.ledger: Ledger = Ledger(stage.folder, stage.shard, stage.shards, wanted)
         self.fresh: Counter[str] = Counter()
-        """What this attempt has added: tokens, prompt_tokens, cached_tokens."""
+        """What this attempt has added: rows, tokens, prompt_tokens, cached_tokens."""
         self._opened = time.monotonic()
         log.info("%s: %s in shard %d of %d", stage.role, self.rows, stage.shard, stage.shards)
         self.refuse_if_hopeless()
@@ -223,7 +223,7 @@ class Shard:
     def take(self, row: Row, outcome: Outcome) -> Row | None:
         """Enter an outcome into the books; the row with its new columns when it is kept."""
         kept, rejected = judged(self.stage.role, row, outcome)
-        self.fresh["prompt_tokens"] += outcome.prompt_tokens
+        self.fresh.update(rows=1, prompt_tokens=outcome.prompt_tokens)
         if isinstance(outcome, Completion):
             self.fresh.update(tokens=outcome.tokens, cached_tokens=outcome.cached_tokens)
         if kept is not None:
@@ -245,13 +245,10 @@ class Shard:
         """Share of the prompts' tokens that the engine had in its prefix cache, in this attempt."""
         return self.fresh["cached_tokens"] / max(self.fresh["prompt_tokens"], 1)
 
-    def tokens_left(self) -> float | None:
-        """Tokens still to generate if the rows to come are like those that have ended; None before the first has."""
+    @property
+    def rows_left(self) -> int:
         rows = self.rows
-        ended = rows.done + rows.rejected
-        if rows.total > ended == 0:
-            return None
-        return (rows.total - ended) * self.ledger.tally["tokens"] / max(ended, 1)
+        return rows.total - rows.done - rows.rejected
 
     def facts(self, pace: "Pace | None") -> StageFacts:
         """Rows and tokens of every attempt so far; seconds, speed and cache of this one."""
@@ -464,15 +461,18 @@ class Pace:
             )
 
     def _eta(self) -> float | None:
-        """Seconds until every role has ended. Counted in tokens, those of unfinished rows too: with hundreds of rows
-        under way, few finish in the beginning and many at once later on."""
-        left = [shard.tokens_left() for shard in self._shards]
-        generated = self._engine.metrics()["generated_tokens"] - self._tokens_before
-        if not generated or None in left:
+        """Seconds until every role has ended, if rows go on to end as they did. With hundreds of rows under way, few
+        end in the beginning and many at once later on: it can't take longer than if all of them used up `maxTokens`."""
+        seconds, left = time.monotonic() - self._started, [shard for shard in self._shards if shard.rows_left]
+        if any(not shard.fresh["rows"] for shard in left):
             return None
-        unfinished = generated - sum(shard.fresh["tokens"] for shard in self._shards)
-        remaining = sum(filter(None, left)) - max(unfinished, 0)
-        return max(remaining, 0.0) * (time.monotonic() - self._started) / generated
+        by_rows = max((shard.rows_left * seconds / shard.fresh["rows"] for shard in left), default=0.0)
+        generated = self._engine.metrics()["generated_tokens"] - self._tokens_before
+        if not generated:
+            return by_rows
+        under_way = generated - sum(shard.fresh["tokens"] for shard in self._shards)
+        most = sum(shard.rows_left * shard.stage.sampling.max_tokens for shard in left) - max(under_way, 0)
+        return min(by_rows, max(most, 0) * seconds / generated)
 
 
 if __name__ == "__main__":

@@ -22,22 +22,16 @@ class Message(TypedDict):
     content: str
 
 
-EXPERT = """\
-You are an expert in the subject of the question below and a careful reviewer of students' work. A student has \
-attempted the question."""
-"""The system turn of both of the teacher's roles. It and the first two slots come first and word for word the same, so
-that an engine computes the prefix (x, y') once for both; what to do comes after the slots."""
-
 CRITIQUE = """\
-Examine the student's answer closely: look for inaccurate statements, missing steps, and explanations that are unclear \
-or incomplete. Write a detailed critique that says what is wrong, why, and what a correct answer needs; where the \
-answer is sound, say so. Do not rewrite the answer. Finish with a verdict on a line of its own, which must be exactly \
-"Conclusion: right" or "Conclusion: wrong"."""
+You are an expert reviewer. A student has attempted the question below. Examine the student's answer closely: look \
+for inaccurate statements, missing steps, and explanations that are unclear or incomplete. Write a detailed critique \
+that says what is wrong, why, and what a correct answer needs; where the answer is sound, say so. Do not rewrite the \
+answer. Finish with a verdict on a line of its own, which must be exactly "Conclusion: right" or "Conclusion: wrong"."""
 
 _REFINE = """\
-From the student's initial answer{critique}, write an improved and complete answer to the question: correct every \
-error, fill in the missing steps, and keep what is already right. Reply with the improved answer alone; do not mention \
-the student{or_critique}."""
+You are an expert in the subject of the question below. You are given a student's initial answer{critique}. Write an \
+improved and complete answer to the question: correct every error, fill in the missing steps, and keep what is \
+already right. Reply with the improved answer alone; do not mention the student{or_critique}."""
 
 REFINE = _REFINE.format(critique=" and your critique of it", or_critique=" or the critique")
 TRAINING = _REFINE.format(critique=" and the teacher's critique of it", or_critique=" or the critique")
@@ -60,13 +54,13 @@ def answer_messages(prompt: str) -> list[Message]:
 
 
 def critique_messages(prompt: str, answer: str) -> list[Message]:
-    """x and y', and the reviewer's task."""
-    return _expert([*_draft(prompt, answer), CRITIQUE])
+    """x and y' under the reviewer's instruction."""
+    return _told(CRITIQUE, f"Question: {prompt}", f"Student's Answer: {answer}")
 
 
 def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
-    """x, y' and c, and the task to refine."""
-    return _expert([*_draft(prompt, answer), f"Critique: {critique}", REFINE])
+    """x, y' and c under the instruction to refine."""
+    return _told(REFINE, *_refine_slots(prompt, answer, critique))
 
 
 def training_context(prompt: str, answer: str, critique: str | None) -> list[Message]:
@@ -74,16 +68,16 @@ def training_context(prompt: str, answer: str, critique: str | None) -> list[Mes
 
     Without a critique its slot is left out.
     """
-    told = [UNCRITICISED] if critique is None else [f"Critique: {critique}", TRAINING]
-    return _expert([*_draft(prompt, answer), *told])
+    return _told(UNCRITICISED if critique is None else TRAINING, *_refine_slots(prompt, answer, critique))
 
 
-def _draft(prompt: str, answer: str) -> list[str]:
-    return [f"Question: {prompt}", f"Student's Initial Answer: {answer}"]
+def _refine_slots(prompt: str, answer: str, critique: str | None) -> list[str]:
+    slots = [f"Question: {prompt}", f"Student's Initial Answer: {answer}"]
+    return slots if critique is None else [*slots, f"Critique: {critique}"]
 
 
-def _expert(slots: list[str]) -> list[Message]:
-    return [{"role": "system", "content": EXPERT}, {"role": "user", "content": "\n\n".join(slots)}]
+def _told(instruction: str, *slots: str) -> list[Message]:
+    return [{"role": "system", "content": instruction}, {"role": "user", "content": "\n\n".join(slots)}]
 
 
 def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:

@@ -391,18 +391,20 @@ def test_fused_and_separate_stages_write_the_same_rows(storage, bucket, tiny_mod
     assert {role: facts.digest for role, facts in apart.items()} == {role: f.digest for role, f in fused.items()}
 
 
-def test_the_remaining_time_counts_the_tokens_of_unfinished_rows_too(answering, monkeypatch):
+@pytest.mark.parametrize(("max_tokens", "expected"), [(1000, 37 / 3), (9, (37 * 9 - 15) / 36)])
+def test_the_remaining_time_is_that_of_the_rows_and_never_more_than_their_tokens_take(
+    answering, monkeypatch, max_tokens, expected
+):
     """40 rows of 7 tokens; after the first step 3 have ended, and 5 more have 3 tokens each."""
     monkeypatch.setattr(generate, "REPORT_SECONDS", 0)
     reports: list[dict[str, float]] = []
-    attempt, engine = answering(), RuleEngine()
+    attempt, engine = answering(sampling=(Sampling(max_tokens=max_tokens),)), RuleEngine()
     engine.before_step = lambda: time.sleep(0.02)
     monkeypatch.setattr(attempt.progress, "report", lambda _stage, rows, **told: reports.append(told))
     monkeypatch.setattr(engine, "metrics", lambda: {"generated_tokens": 36.0 if engine.asked else 0.0})
     generate_with(engine, attempt)
-    first = reports[0]
-    seconds = 21 / first["tokens_per_second"]
-    assert first["eta"] == pytest.approx((37 * 7 - 15) * seconds / 36, rel=0.2)
+    seconds = 21 / reports[0]["metrics"]["tokens_per_second"]
+    assert reports[0]["eta"] == pytest.approx(expected * seconds, rel=0.2)
 
 
 def test_nothing_is_said_of_the_remaining_time_before_a_row_has_ended(answering, monkeypatch):

@@ -29,51 +29,40 @@ def test_the_answer_is_asked_with_the_prompt_and_nothing_else():
 
 def test_the_slots_of_the_critique_are_exact():
     system, user = prompts.critique_messages("2 + 2?", "5")
-    assert system == {"role": "system", "content": prompts.EXPERT}
-    assert user == {
-        "role": "user",
-        "content": f"Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\n{prompts.CRITIQUE}",
-    }
-    assert '"Conclusion: right"' in prompts.CRITIQUE
-    assert '"Conclusion: wrong"' in prompts.CRITIQUE
+    assert system["role"] == "system"
+    assert '"Conclusion: right"' in system["content"]
+    assert '"Conclusion: wrong"' in system["content"]
+    assert user == {"role": "user", "content": "Question: 2 + 2?\n\nStudent's Answer: 5"}
 
 
 def test_the_slots_of_the_refinement_and_of_training_are_the_same():
-    slots = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one\n\n"
+    slots = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one"
     asked = prompts.refine_messages("2 + 2?", "5", "off by one")
     trained = prompts.training_context("2 + 2?", "5", "off by one")
-    assert asked[0] == trained[0] == {"role": "system", "content": prompts.EXPERT}
-    assert asked[1]["content"] == slots + prompts.REFINE
-    assert trained[1]["content"] == slots + prompts.TRAINING
-    assert prompts.REFINE.replace("your critique", "the teacher's critique") == prompts.TRAINING
-
-
-def test_critique_and_refinement_begin_alike_up_to_the_end_of_the_answer(tokenizer):
-    model = with_template(tokenizer, tiny.TEMPLATE)
-    critique = prompts.render(model, prompts.critique_messages("x?", "y!"))
-    shared = critique[: critique.index("y!") + 2]
-    assert prompts.render(model, prompts.refine_messages("x?", "y!", "c")).startswith(shared)
+    assert asked[1] == trained[1] == {"role": "user", "content": slots}
+    assert "your critique" in asked[0]["content"]
+    assert asked[0]["content"].replace("your critique", "the teacher's critique") == trained[0]["content"]
 
 
 def test_a_template_is_used_as_it_is(tokenizer):
     text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.critique_messages("x", "y"))
-    assert text.startswith(f"{tiny.START}system\n{prompts.EXPERT}{tiny.END}")
+    assert text.startswith(f"{tiny.START}system\n{prompts.CRITIQUE}{tiny.END}")
     assert text.endswith(f"{tiny.START}assistant\n")
 
 
 @pytest.mark.parametrize("template", [STRICT, DROPPING])
 def test_a_template_without_a_system_turn_keeps_the_instruction(tokenizer, template):
     text = prompts.render(with_template(tokenizer, template), prompts.critique_messages("x", "y"))
-    assert text.startswith(f"[user]{prompts.EXPERT}\n\nQuestion: x")
-    assert text.count(prompts.EXPERT) == 1
+    assert text.startswith(f"[user]{prompts.CRITIQUE}\n\nQuestion: x")
+    assert text.count(prompts.CRITIQUE) == 1
 
 
 def test_a_model_without_a_template_gets_a_plain_frame(tokenizer):
     bare = with_template(tokenizer, None)
     assert prompts.render(bare, prompts.answer_messages("2 + 2?")) == "Question: 2 + 2?\n\nAnswer:"
     asked = prompts.render(bare, prompts.refine_messages("x", "y", "c"))
-    assert asked.startswith(prompts.EXPERT)
-    assert asked.endswith(f"Critique: c\n\n{prompts.REFINE}\n\nResponse:")
+    assert asked.startswith(prompts.REFINE)
+    assert asked.endswith("Critique: c\n\nResponse:")
 
 
 def test_the_plain_frame_begins_as_the_tokenizer_begins_a_text(tokenizer):
