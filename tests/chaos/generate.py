@@ -261,7 +261,7 @@ def _line(name: str, results: list[Result]) -> list[str]:
 
 
 def main() -> int:
-    console, started = Console(), time.monotonic()
+    console, started = Console(width=None if sys.stdout.isatty() else 130), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="cgd-chaos-") as folder:
         results = asyncio.run(suite(Path(folder), console))
     console.print(show(results))
