@@ -94,7 +94,7 @@ def _tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([WORDS, prompts.CRITIQUE, prompts.REFINE, prompts.TRAINING], trainer)
+    tokenizer.train_from_iterator([WORDS, prompts.TEACHER, prompts.TRAINING], trainer)
     return tokenizer
 
 

@@ -22,20 +22,26 @@ class Message(TypedDict):
     content: str
 
 
-CRITIQUE = """\
-You are an expert reviewer. A student has attempted the question below. Examine the student's answer closely: look \
-for inaccurate statements, missing steps, and explanations that are unclear or incomplete. Write a detailed critique \
-that says what is wrong, why, and what a correct answer needs; where the answer is sound, say so. Do not rewrite the \
-answer. Finish with a verdict on a line of its own, which must be exactly "Conclusion: right" or "Conclusion: wrong"."""
+TEACHER = """\
+You are an expert in the subject of the question below. You are given a student's initial answer to it. As long as \
+there is no critique of the answer, write one: look for inaccurate statements, missing steps, and explanations that \
+are unclear or incomplete; say what is wrong, why, and what a correct answer needs; where the answer is sound, say so. \
+Finish the critique with a verdict on a line of its own, which must be exactly "Conclusion: right" or "Conclusion: \
+wrong". Where your critique is given, write an improved and complete answer to the question instead: correct every \
+error, fill in the missing steps, and keep what is already right. Reply with the improved answer alone; do not mention \
+the student or the critique."""
+"""The system turn of both of the teacher's roles. It and the slots of x and y' come first, word for word the same, so
+that an engine computes them once for both; what to do now is the last line."""
+CRITIQUE = "Write the critique."
+REFINE = "Write the improved answer."
 
-_REFINE = """\
+_TRAINING = """\
 You are an expert in the subject of the question below. You are given a student's initial answer{critique}. Write an \
 improved and complete answer to the question: correct every error, fill in the missing steps, and keep what is \
 already right. Reply with the improved answer alone; do not mention the student{or_critique}."""
 
-REFINE = _REFINE.format(critique=" and your critique of it", or_critique=" or the critique")
-TRAINING = _REFINE.format(critique=" and the teacher's critique of it", or_critique=" or the critique")
-UNCRITICISED = _REFINE.format(critique="", or_critique="")
+TRAINING = _TRAINING.format(critique=" and the teacher's critique of it", or_critique=" or the critique")
+UNCRITICISED = _TRAINING.format(critique="", or_critique="")
 """The training instruction where the slot of the critique is left out: it speaks of none."""
 
 GENERIC = """\
@@ -54,13 +60,13 @@ def answer_messages(prompt: str) -> list[Message]:
 
 
 def critique_messages(prompt: str, answer: str) -> list[Message]:
-    """x and y' under the reviewer's instruction."""
-    return _told(CRITIQUE, f"Question: {prompt}", f"Student's Answer: {answer}")
+    """x and y', and the task to write the critique."""
+    return _told(TEACHER, *_slots(prompt, answer), CRITIQUE)
 
 
 def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
-    """x, y' and c under the instruction to refine."""
-    return _told(REFINE, *_refine_slots(prompt, answer, critique))
+    """x, y' and c, and the task to write the improved answer."""
+    return _told(TEACHER, *_slots(prompt, answer, critique), REFINE)
 
 
 def training_context(prompt: str, answer: str, critique: str | None) -> list[Message]:
@@ -68,10 +74,10 @@ def training_context(prompt: str, answer: str, critique: str | None) -> list[Mes
 
     Without a critique its slot is left out.
     """
-    return _told(UNCRITICISED if critique is None else TRAINING, *_refine_slots(prompt, answer, critique))
+    return _told(UNCRITICISED if critique is None else TRAINING, *_slots(prompt, answer, critique))
 
 
-def _refine_slots(prompt: str, answer: str, critique: str | None) -> list[str]:
+def _slots(prompt: str, answer: str, critique: str | None = None) -> list[str]:
     slots = [f"Question: {prompt}", f"Student's Initial Answer: {answer}"]
     return slots if critique is None else [*slots, f"Critique: {critique}"]
 

@@ -113,7 +113,8 @@ def test_the_engine_saw_what_the_stored_rows_say_token_for_token(bucket, storage
         for role in ("answer", "critique", "refine"):
             text = prompts.render(tokenizer, prompts.role_messages(role, row))
             assert engine.seen[f"{row['id']}-0-{role}"] == prompts.token_ids(tokenizer, text)
-    assert facts["refine"].metrics["prompt_tokens_cached"] > 0  # of the instruction, which all rows share
+    refine = facts["refine"]  # instruction, question and answer were computed for the critique
+    assert refine.metrics["prompt_tokens_cached"] > 0.5 * refine.prompt_tokens
     assert facts["refine"].metrics["preemptions"] == 0
 
 

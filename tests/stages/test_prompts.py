@@ -32,37 +32,47 @@ def test_the_slots_of_the_critique_are_exact():
     assert system["role"] == "system"
     assert '"Conclusion: right"' in system["content"]
     assert '"Conclusion: wrong"' in system["content"]
-    assert user == {"role": "user", "content": "Question: 2 + 2?\n\nStudent's Answer: 5"}
+    assert user == {"role": "user", "content": "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nWrite the critique."}
 
 
 def test_the_slots_of_the_refinement_and_of_training_are_the_same():
     slots = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one"
     asked = prompts.refine_messages("2 + 2?", "5", "off by one")
     trained = prompts.training_context("2 + 2?", "5", "off by one")
-    assert asked[1] == trained[1] == {"role": "user", "content": slots}
+    assert asked[1] == {"role": "user", "content": f"{slots}\n\nWrite the improved answer."}
+    assert trained[1] == {"role": "user", "content": slots}
     assert "your critique" in asked[0]["content"]
-    assert asked[0]["content"].replace("your critique", "the teacher's critique") == trained[0]["content"]
+    assert "the teacher's critique" in trained[0]["content"]
+
+
+def test_critique_and_refinement_begin_alike_up_to_the_end_of_the_answer(tokenizer):
+    chat = with_template(tokenizer, tiny.TEMPLATE)
+    critique = prompts.render(chat, prompts.critique_messages("2 + 2?", "5"))
+    refine = prompts.render(chat, prompts.refine_messages("2 + 2?", "5", "off by one"))
+    shared, _, _ = critique.partition("Write the critique.")
+    assert shared.endswith("Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\n")
+    assert refine.startswith(shared)
 
 
 def test_a_template_is_used_as_it_is(tokenizer):
     text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.critique_messages("x", "y"))
-    assert text.startswith(f"{tiny.START}system\n{prompts.CRITIQUE}{tiny.END}")
+    assert text.startswith(f"{tiny.START}system\n{prompts.TEACHER}{tiny.END}")
     assert text.endswith(f"{tiny.START}assistant\n")
 
 
 @pytest.mark.parametrize("template", [STRICT, DROPPING])
 def test_a_template_without_a_system_turn_keeps_the_instruction(tokenizer, template):
     text = prompts.render(with_template(tokenizer, template), prompts.critique_messages("x", "y"))
-    assert text.startswith(f"[user]{prompts.CRITIQUE}\n\nQuestion: x")
-    assert text.count(prompts.CRITIQUE) == 1
+    assert text.startswith(f"[user]{prompts.TEACHER}\n\nQuestion: x")
+    assert text.count(prompts.TEACHER) == 1
 
 
 def test_a_model_without_a_template_gets_a_plain_frame(tokenizer):
     bare = with_template(tokenizer, None)
     assert prompts.render(bare, prompts.answer_messages("2 + 2?")) == "Question: 2 + 2?\n\nAnswer:"
     asked = prompts.render(bare, prompts.refine_messages("x", "y", "c"))
-    assert asked.startswith(prompts.REFINE)
-    assert asked.endswith("Critique: c\n\nResponse:")
+    assert asked.startswith(prompts.TEACHER)
+    assert asked.endswith("Critique: c\n\nWrite the improved answer.\n\nResponse:")
 
 
 def test_the_plain_frame_begins_as_the_tokenizer_begins_a_text(tokenizer):
@@ -136,11 +146,15 @@ def test_the_verdict_is_the_last_line_or_none(critique, verdict):
     assert prompts.verdict(critique) == verdict
 
 
-def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("TEACHER", ["critique", "refine"]), ("CRITIQUE", ["critique"]), ("REFINE", ["refine"])],
+)
+def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch, name, changed):
     before = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
-    monkeypatch.setattr(prompts, "CRITIQUE", "Look at this.")
+    monkeypatch.setattr(prompts, name, "Look at this.")
     after = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
-    assert [role for role in before if before[role] != after[role]] == ["critique"]
+    assert [role for role in before if before[role] != after[role]] == changed
 
 
 @pytest.mark.parametrize(
