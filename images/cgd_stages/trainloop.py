@@ -7,7 +7,6 @@ model, `metrics.jsonl` and one `outcome-<rank>.json` per process come out. DeepS
 ours: negative log-likelihood of the target tokens alone, the mean over all of them in the global batch.
 """
 
-import json
 import logging
 import math
 import os
@@ -17,7 +16,6 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 
+from cgd_stages import student
 from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.checkpoints import METRICS, Checkpoints, name_of
-from cgd_stages.contract import Exit, Train
+from cgd_stages.contract import Exit
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.folders import Part
 from cgd_stages.progress import Reporter
@@ -40,7 +38,6 @@ from cgd_stages.trainjob import (
     EXAMPLES,
     JOB,
     LAUNCHER,
-    MODEL,
     STOP,
     Job,
     Outcome,
@@ -50,9 +47,6 @@ from cgd_stages.trainjob import (
 )
 
 log = logging.getLogger(__name__)
-
-MAX_GRAD_NORM = 1.0
-ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
 
 
 class Examples:
@@ -89,36 +83,6 @@ class Examples:
         return ids, attention, target
 
 
-class TargetLoss:
-    """Summed loss of a micro-batch, with logits for the positions that count and for no other.
-
-    The output layer's input is narrowed by a hook, so that every architecture's own forward runs unchanged: with a
-    long context and a short target, logits of all positions would cost most of the time and memory.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._target: torch.Tensor | None = None
-        head = model.get_output_embeddings()
-        if head is None:
-            raise UserError("the student has no output layer", hint="spec.student must be a causal language model.")
-        head.register_forward_pre_hook(self._narrow)
-
-    def _narrow(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # noqa: ARG002
-        return args if self._target is None else (args[0][self._target],)
-
-    def __call__(
-        self, model: Callable[..., Any], ids: torch.Tensor, attention: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        self._target = target
-        try:
-            padded = not bool(attention.all())
-            logits = model(input_ids=ids, attention_mask=attention if padded else None, use_cache=False).logits
-        finally:
-            self._target = None
-        learned = ids[:, 1:][target[:, :-1]]
-        return cross_entropy(logits.float(), learned, reduction="sum")
-
-
 @dataclass
 class Trainer:
     """One process's part in training. Every method is called by all ranks, in the same order."""
@@ -130,7 +94,7 @@ class Trainer:
     checkpoints: Checkpoints
     reporter: Reporter
     engine: Any
-    loss: TargetLoss
+    loss: student.TargetLoss
     device: torch.device
     records: list[Record] = field(default_factory=list)
 
@@ -197,7 +161,7 @@ class Trainer:
 
     def _apply(self) -> float:
         """Clip, step, and say what the norm of the gradients was before."""
-        norm = None if self.job.work.zero_stage else _grad_norm(self.engine.module)
+        norm = None if self.job.work.zero_stage else student.grad_norm(self.engine.module)
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         return float(norm)
@@ -265,28 +229,6 @@ class Trainer:
             | {"steps": float(steps)},
         )
 
-    def export(self) -> None:
-        """Write the trained model as transformers and vLLM read it, in the dtype that the student came in."""
-        import deepspeed
-        from transformers import AutoTokenizer
-
-        state: dict[str, torch.Tensor] = {}
-        dtype = getattr(torch, self.job.student_dtype)
-        # named_parameters gives tied weights once, under the name that transformers keeps.
-        for name, parameter in self.engine.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.job.work.zero_stage == 3):
-                if dist.get_rank() == 0:
-                    state[name] = parameter.detach().to("cpu", dtype, copy=True)
-        if dist.get_rank() == 0:
-            buffers = set(self.engine.module.state_dict()) & dict(self.engine.module.named_buffers()).keys()
-            state |= {name: self.engine.module.get_buffer(name).cpu() for name in buffers}
-            self.engine.module.save_pretrained(self.folder / MODEL, state_dict=state)
-            # save_pretrained names the dtype that was trained in, whatever the tensors have.
-            config = self.folder / MODEL / "config.json"
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": self.job.student_dtype}, indent=2))
-            AutoTokenizer.from_pretrained(self.job.student).save_pretrained(self.folder / MODEL)
-        dist.barrier()
-
 
 def start(folder: Path) -> Trainer:
     """Load the student, hand it to DeepSpeed, and go to the step that the checkpoint holds, if there is one."""
@@ -297,10 +239,10 @@ def start(folder: Path) -> Trainer:
     work = job.work
     torch.manual_seed(work.seed)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    config = deepspeed_config(work, dist.get_world_size())
-    model = _load_student(job, config)
-    loss = TargetLoss(model)
-    engine = _initialize(model, config)
+    config = student.deepspeed_config(work, dist.get_world_size())
+    model = student.load(job, config)
+    loss = student.TargetLoss(model)
+    engine = student.initialize(model, config)
     trainer = Trainer(
         job=job,
         folder=folder,
@@ -338,59 +280,6 @@ def _agree(what: str, value: int) -> None:
         raise TransientError(f"the processes do not agree on {what}: {everyone}", hint="It is tried again.")
 
 
-def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. Batches and rates are ours (see batching.py), so it is told one example a rank."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": world,
-        "gradient_clipping": MAX_GRAD_NORM,
-        "zero_optimization": {"stage": work.zero_stage},
-        # torch's AdamW, because DeepSpeed's own is compiled at start.
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM},
-        },
-        "checkpoint": {"use_node_local_storage": True},
-    }
-    if work.dtype == "bfloat16":
-        config["bf16"] = {"enabled": True}
-        if work.zero_stage:
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
-
-
-def _load_student(job: Job, config: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
-
-    # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
-    sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
-    try:
-        model = AutoModelForCausalLM.from_pretrained(job.student, dtype=getattr(torch, job.work.dtype))
-    except (ValueError, OSError) as error:
-        raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
-    del sharded
-    model.train()
-    if torch.cuda.is_available():
-        # Long contexts do not fit otherwise; the price is one more forward pass.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def _initialize(model: Any, config: dict[str, Any]) -> Any:
-    import deepspeed
-
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
-    return engine
-
-
-def _grad_norm(model: torch.nn.Module) -> float:
-    """Norm of the gradients that DeepSpeed has averaged over ranks; without ZeRO it does not tell it."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
-
-
 def join_group() -> None:
     """Join the process group that torchrun has announced in the environment."""
     gpu = torch.cuda.is_available()
@@ -414,7 +303,7 @@ def main(folder: Path) -> Exit:
         join_group()
         trainer = start(folder)
         trainer.run()
-        trainer.export()
+        student.export(trainer.job, trainer.engine, trainer.folder)
         trainer.reporter.close()
     except StageError as error:
         name = type(error).__name__

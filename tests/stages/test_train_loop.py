@@ -49,12 +49,12 @@ def group() -> Iterator[None]:
 @pytest.fixture
 def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher runs the loop in this process and lets its errors through; the folder stays."""
-    from cgd_stages import trainloop
+    from cgd_stages import student, trainloop
 
     def run(stage: train.Stage, folder: Path) -> None:
         trainer = trainloop.start(folder)
         trainer.run()
-        trainer.export()
+        student.export(trainer.job, trainer.engine, trainer.folder)
 
     monkeypatch.setattr(train, "_torchrun", run)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)

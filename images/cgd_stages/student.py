@@ -1,0 +1,125 @@
+"""The student in training: loaded, given to DeepSpeed, its loss, and stored as transformers and vLLM read it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+
+from cgd_stages.contract import Train
+from cgd_stages.errors import UserError
+from cgd_stages.trainjob import MODEL, Job
+
+MAX_GRAD_NORM = 1.0
+ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
+
+
+class TargetLoss:
+    """Summed loss of a micro-batch, with logits for the positions that count and for no other.
+
+    The output layer's input is narrowed by a hook, so that every architecture's own forward runs unchanged: with a
+    long context and a short target, logits of all positions would cost most of the time and memory.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._target: torch.Tensor | None = None
+        head = model.get_output_embeddings()
+        if head is None:
+            raise UserError("the student has no output layer", hint="spec.student must be a causal language model.")
+        head.register_forward_pre_hook(self._narrow)
+
+    def _narrow(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # noqa: ARG002
+        return args if self._target is None else (args[0][self._target],)
+
+    def __call__(
+        self, model: Callable[..., Any], ids: torch.Tensor, attention: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        self._target = target
+        try:
+            padded = not bool(attention.all())
+            logits = model(input_ids=ids, attention_mask=attention if padded else None, use_cache=False).logits
+        finally:
+            self._target = None
+        learned = ids[:, 1:][target[:, :-1]]
+        return cross_entropy(logits.float(), learned, reduction="sum")
+
+
+def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. Batches and rates are ours (see batching.py), so it is told one example a rank."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world,
+        "gradient_clipping": MAX_GRAD_NORM,
+        "zero_optimization": {"stage": work.zero_stage},
+        # torch's AdamW, because DeepSpeed's own is compiled at start.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM},
+        },
+        "checkpoint": {"use_node_local_storage": True},
+    }
+    if work.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        if work.zero_stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def load(job: Job, config: dict[str, Any]) -> Any:
+    """The student as it was before training, in the dtype that it is trained in. Raises UserError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
+    sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(job.student, dtype=getattr(torch, job.work.dtype))
+    except (ValueError, OSError) as error:
+        raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
+    del sharded
+    model.train()
+    if torch.cuda.is_available():
+        # Long contexts do not fit otherwise; the price is one more forward pass.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def initialize(model: Any, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the student."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    return engine
+
+
+def grad_norm(model: torch.nn.Module) -> float:
+    """Norm of the gradients that DeepSpeed has averaged over ranks; without ZeRO it does not tell it."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def export(job: Job, engine: Any, folder: Path) -> None:
+    """Write the trained model as transformers and vLLM read it, in the dtype that the student came in."""
+    import deepspeed
+    from transformers import AutoTokenizer
+
+    state: dict[str, torch.Tensor] = {}
+    dtype = getattr(torch, job.student_dtype)
+    # named_parameters gives tied weights once, under the name that transformers keeps.
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=job.work.zero_stage == 3):
+            if dist.get_rank() == 0:
+                state[name] = parameter.detach().to("cpu", dtype, copy=True)
+    if dist.get_rank() == 0:
+        buffers = set(engine.module.state_dict()) & dict(engine.module.named_buffers()).keys()
+        state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
+        engine.module.save_pretrained(folder / MODEL, state_dict=state)
+        # save_pretrained names the dtype that was trained in, whatever the tensors have.
+        config = folder / MODEL / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
+        AutoTokenizer.from_pretrained(job.student).save_pretrained(folder / MODEL)
+    dist.barrier()
