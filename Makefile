@@ -35,8 +35,8 @@ format: .venv/ready ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-crds: .venv/ready ## Generate crds/ and docs/api.md from the models
-	$(BIN)/python -m cgd_operator.crd > crds/cgdruns.yaml
+crds: .venv/ready ## Generate crds/, the chart's copy and docs/api.md from the models
+	$(BIN)/python -m cgd_operator.crd | tee charts/cgd-operator/files/cgdruns.yaml > crds/cgdruns.yaml
 	$(BIN)/python -m cgd_operator.manual > docs/api.md
 
 clean: ## Remove what was installed and what the demo stored

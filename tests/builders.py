@@ -11,6 +11,9 @@ Object = dict[str, Any]
 UID = "7d1b2c3e-0000-4000-8000-000000000001"
 RELEASE = Release("registry.example/cgd-generate:1", "registry.example/cgd-train:1", "http://operator:8080")
 
+CHILDREN = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
+"""The stages' children of such a run, in the order in which they start."""
+
 SPEC: Object = {
     "student": {"model": "s3://data/models/student"},
     "teacher": {"model": "s3://data/models/teacher"},

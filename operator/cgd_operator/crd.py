@@ -30,7 +30,8 @@ def crd() -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"cgdruns.{GROUP}"},
+        # Helm leaves it when a release is uninstalled: with it would go every run.
+        "metadata": {"name": f"cgdruns.{GROUP}", "annotations": {"helm.sh/resource-policy": "keep"}},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",

@@ -88,10 +88,10 @@ class World:
             await self.end(stage)
 
     @asynccontextmanager
-    async def operator(self) -> AsyncIterator[None]:
+    async def operator(self, namespaces: tuple[str, ...] = ()) -> AsyncIterator[None]:
         """The operator, in a thread with a loop of its own: it ends by waiting for every task of its loop."""
         stop = threading.Event()
-        thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(operate(stop=stop))))
+        thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(operate(namespaces, stop))))
         try:
             yield
         finally:

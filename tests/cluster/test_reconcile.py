@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
+from builders import CHILDREN
 
 from cgd_operator import manifests
 from cgd_operator.cluster import CRD, EVENT, JOB, PYTORCHJOB, RUN, SECRET, Cluster
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
-CHILDREN = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 RELEASE = manifests.Release("generate", "train")
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)

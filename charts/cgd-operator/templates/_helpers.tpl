@@ -1,0 +1,26 @@
+{{- define "cgd.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "cgd.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "cgd.name" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "cgd.selector" -}}
+app.kubernetes.io/name: cgd-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "cgd.labels" -}}
+{{ include "cgd.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- /* An image by digest if there is one, else by tag. Takes a list: the image, its name in the values, the root. */}}
+{{- define "cgd.image" -}}
+{{- $image := index . 0 }}{{ $name := index . 1 }}{{ $root := index . 2 -}}
+{{- $repository := required (printf "%s.repository is needed: build images/ and push them, then say where they are" $name) $image.repository -}}
+{{- if $image.digest }}{{ $repository }}@{{ $image.digest }}{{ else }}{{ $repository }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
+{{- end }}
