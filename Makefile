@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate chaos-generate lint format crds clean help
+.PHONY: demo test bench bench-generate chaos-generate lint format crds images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -30,6 +30,7 @@ lint: .venv/ready ## Check format, style, types and the layers
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint images/*.Dockerfile
 
 format: .venv/ready ## Format the code
 	$(BIN)/ruff format
@@ -38,6 +39,19 @@ format: .venv/ready ## Format the code
 crds: .venv/ready ## Generate crds/, the chart's copy and docs/api.md from the models
 	$(BIN)/python -m cgd_operator.crd | tee charts/cgd-operator/files/cgdruns.yaml > crds/cgdruns.yaml
 	$(BIN)/python -m cgd_operator.manual > docs/api.md
+
+BUILD ?= docker build
+REGISTRY ?= cgd
+TAG ?= 0.1.0
+
+images: dist ## Build the three images: make images BUILD="buildah build" REGISTRY=ghcr.io/you TAG=0.1.0
+	for name in operator generate train; do \
+	  $(BUILD) -f images/$$name.Dockerfile -t $(REGISTRY)/cgd-$$name:$(TAG) . || exit 1; done
+
+.PHONY: dist
+dist: .venv/ready
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python
 
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo
