@@ -8,7 +8,8 @@ Environment:
     CGD_PROGRESS_URL                     how pods reach it; default: the bound address
     CGD_PROGRESS_KEY                     signs the progress tokens; default: a new one at every start, which costs the
                                          stages that run at that moment their display
-    CGD_LIVENESS                         URL of Kopf's probe endpoint, such as http://0.0.0.0:8081/healthz
+    CGD_HEALTH_BIND                      host:port of /healthz, /readyz and /metrics; default: none of them
+    CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
 """
 
 import argparse
@@ -16,12 +17,16 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 import threading
+import uuid
 
 import kopf
 
 from cgd_operator import handlers
 from cgd_operator.cluster import RUN, ApiError, Cluster
+from cgd_operator.health import Health
+from cgd_operator.leader import LeaseLock, LeaseLost, lead
 from cgd_operator.manifests import MANAGER, Release
 from cgd_operator.progress import Board, ProgressServer
 from cgd_operator.reconcile import Reconciler
@@ -39,6 +44,8 @@ def main() -> None:
         asyncio.run(operate(tuple(options.namespace)))
     except ApiError as error:
         raise SystemExit(f"cgd-operator: {error}\n{_hint(error)}") from error
+    except LeaseLost as error:
+        raise SystemExit(f"cgd-operator: {error}") from error
 
 
 def _options() -> argparse.Namespace:
@@ -62,22 +69,45 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
 
     Raises:
         ApiError: CGDRuns cannot be listed at the start.
+        LeaseLost: another operator may act now.
     """
+    health = Health()
+    async with await Cluster.connect(manager=MANAGER) as cluster:
+        if bind := os.environ.get("CGD_HEALTH_BIND"):
+            await health.start(*_address(bind))
+        try:
+            await cluster.list(RUN, namespaces[0] if namespaces else None)
+            if lease := os.environ.get("CGD_LEASE"):
+                namespace, _, name = lease.partition("/")
+                identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+                lock = LeaseLock(cluster, namespace, name, identity)
+                await lead(lock, lambda: _act(cluster, health, namespaces, stop), stop)
+            else:
+                await _act(cluster, health, namespaces, stop)
+        finally:
+            await health.stop()
+
+
+async def _act(cluster: Cluster, health: Health, namespaces: tuple[str, ...], stop: threading.Event | None) -> None:
     key = os.environ.get("CGD_PROGRESS_KEY", "").encode() or secrets.token_bytes(32)
     board = Board()
-    async with await Cluster.connect(manager=MANAGER) as cluster:
-        await cluster.list(RUN, namespaces[0] if namespaces else None)
-        reconciler = Reconciler(cluster, _release(""), board, key, namespaces)
-        server = ProgressServer(board, key, reconciler.progressed)
-        host, _, port = os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080").rpartition(":")
-        await server.start(host, int(port))
-        reconciler.release = _release(os.environ.get("CGD_PROGRESS_URL") or f"http://{host}:{server.port}")
-        reconciler.start()
-        try:
-            await _kopf(reconciler, namespaces, stop)
-        finally:
-            await reconciler.stop()
-            await server.stop()
+    reconciler = Reconciler(cluster, _release(""), board, key, namespaces, health)
+    server = ProgressServer(board, key, reconciler.progressed)
+    host, port = _address(os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080"))
+    await server.start(host, port)
+    reconciler.release = _release(os.environ.get("CGD_PROGRESS_URL") or f"http://{host}:{server.port}")
+    health.lead()
+    reconciler.start()
+    try:
+        await _kopf(reconciler, namespaces, stop)
+    finally:
+        await reconciler.stop()
+        await server.stop()
+
+
+def _address(bind: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    return host, int(port)
 
 
 async def _kopf(reconciler: Reconciler, namespaces: tuple[str, ...], stop: threading.Event | None) -> None:
@@ -88,7 +118,6 @@ async def _kopf(reconciler: Reconciler, namespaces: tuple[str, ...], stop: threa
         clusterwide=not namespaces,
         standalone=True,
         stop_flag=stop,
-        liveness_endpoint=os.environ.get("CGD_LIVENESS") or None,
     )
 
 

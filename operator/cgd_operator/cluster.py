@@ -19,6 +19,8 @@ from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
+from cgd_operator import metrics
+
 log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
@@ -65,6 +67,7 @@ JOB = Kind("batch/v1", "Job", "jobs")
 PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 NODE = Kind("v1", "Node", "nodes", namespaced=False)
 NAMESPACE = Kind("v1", "Namespace", "namespaces", namespaced=False)
 SECRET = Kind("v1", "Secret", "secrets")
@@ -237,6 +240,7 @@ class Cluster:
             method, url, headers=headers, body=body, _request_timeout=timeout
         )
         response: aiohttp.ClientResponse = answer.response
+        metrics.API_REQUESTS.labels(method, str(response.status)).inc()
         return response
 
 

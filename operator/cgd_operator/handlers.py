@@ -7,6 +7,7 @@ from typing import Any
 
 import kopf
 
+from cgd_operator import metrics
 from cgd_operator.api import GROUP, VERSION
 from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL
 from cgd_operator.reconcile import Reconciler
@@ -48,12 +49,8 @@ async def child_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.M
     _poke(memo, namespace, labels[RUN_LABEL])
 
 
-@kopf.on.probe(id="last_sweep")
-def last_sweep(memo: kopf.Memo, **_: Any) -> str:
-    return str(memo.reconciler.last_sweep)
-
-
 def _poke(memo: kopf.Memo, namespace: str | None, name: str | None) -> None:
     reconciler: Reconciler = memo.reconciler
     if namespace and name:
+        metrics.LAST_EVENT.set_to_current_time()
         reconciler.poke(namespace, name)

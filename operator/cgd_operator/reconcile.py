@@ -6,6 +6,7 @@ that it is time to look; a sweep over all runs every 30 seconds looks when no ev
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,10 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator import events, manifests, status
+from cgd_operator import events, manifests, metrics, status
 from cgd_operator.api import CGDRunStatus, InvalidRun
 from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, RUN, SECRET, AlreadyExists, ApiError, Cluster, Kind
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
+from cgd_operator.health import Health
 from cgd_operator.observe import ChildFacts, observe
 from cgd_operator.plan import Child, Run, plan
 from cgd_operator.progress import Board, token
@@ -58,7 +60,7 @@ class Reconciler:
     """Signs the progress tokens."""
     namespaces: tuple[str, ...] = ()
     """Watched namespaces; none: all."""
-    last_sweep: datetime | None = None
+    health: Health = field(default_factory=Health)
     _dirty: set[tuple[str, str]] = field(default_factory=set)
     _progressed: set[tuple[str, str]] = field(default_factory=set)
     _tasks: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
@@ -98,12 +100,17 @@ class Reconciler:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _sweep(self) -> None:
+        states: Counter[str] = Counter()
         for namespace in self.namespaces or (None,):
             runs, _ = await self.cluster.list(RUN, namespace)
             for run in runs:
+                states[run.get("status", {}).get("state") or "New"] += 1
                 if not _settled(run):
                     self.poke(run["metadata"]["namespace"], run["metadata"]["name"])
-        self.last_sweep = datetime.now(UTC)
+        metrics.RUNS.clear()
+        for state, count in states.items():
+            metrics.RUNS.labels(state).set(count)
+        self.health.swept()
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -115,20 +122,25 @@ class Reconciler:
         try:
             while key in self._dirty:
                 self._dirty.discard(key)
+                metrics.QUEUE.set(len(self._tasks))
                 async with self._slots:
-                    await self._guarded(*key)
+                    with metrics.RECONCILE_SECONDS.time():
+                        await self._guarded(*key)
                 await asyncio.sleep(PAUSE_SECONDS)
         finally:
             del self._tasks[key]
+            metrics.QUEUE.set(len(self._tasks))
 
     async def _guarded(self, namespace: str, name: str) -> None:
         """One reconcile; an error is logged and the run looked at again, whatever it was."""
         try:
             await self.reconcile(namespace, name)
         except ApiError as error:
+            metrics.RECONCILE_ERRORS.labels("api").inc()
             log.warning("%s/%s: %s; looking again in %.0f s", namespace, name, error, RETRY_SECONDS)
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self.poke, namespace, name)
         except Exception:
+            metrics.RECONCILE_ERRORS.labels("bug").inc()
             log.exception("%s/%s: reconcile failed; this is a bug of cgd-operator", namespace, name)
 
     async def reconcile(self, namespace: str, name: str) -> None:
@@ -161,6 +173,7 @@ class Reconciler:
         )
         new = status.render(seen)
         await self._tell(manifest, new, events.transitions(run, previous, new, now))
+        _measure(previous, new)
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
 
@@ -245,6 +258,21 @@ class Reconciler:
                 continue
             except ApiError as error:  # an Event is a courtesy: never the reason why a run stands still
                 log.warning("event %s was not posted: %s", body["reason"], error)
+
+
+def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:
+    """Count the stages that have ended since the previous status."""
+    before = {stage.name: stage.state for stage in previous.stages}
+    for stage in new.stages:
+        ended = stage.state in ("Succeeded", "Failed") and before.get(stage.name) != stage.state
+        if ended and stage.start_time and stage.completion_time:
+            kind = stage.name.partition("-")[0]
+            seconds = _seconds(stage.start_time, stage.completion_time)
+            metrics.STAGE_SECONDS.labels(kind, stage.state).observe(seconds)
+
+
+def _seconds(start: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 def _settled(manifest: Object) -> bool:

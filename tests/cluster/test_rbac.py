@@ -9,7 +9,7 @@ import yaml
 from aiohttp import web
 from builders import CHILDREN
 
-from cgd_operator.cluster import PYTORCHJOB, RUN
+from cgd_operator.cluster import NAMESPACE, PYTORCHJOB, RUN
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
@@ -18,22 +18,29 @@ TOKEN = "the-operator"
 VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
 
 
-def rules(namespaces: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The chart's rules by namespace; those of the ClusterRole under ""."""
+def rendered(namespaces: list[str]) -> list[dict[str, Any]]:
+    """The chart's objects."""
     images = {"repository": "registry.example/image"}
     values = {"image": images, "stageImages": {"generate": images, "train": images}, "watchNamespaces": namespaces}
     texts = helm_python.Chart.load(CHART).render(values, name="cgd", namespace="cgd-system")
-    found = [one for text in texts.values() if "Role" in text for one in yaml.safe_load_all(text) if one]
-    return {
-        one["metadata"].get("namespace", ""): one["rules"] for one in found if one["kind"] in {"Role", "ClusterRole"}
-    }
+    return [one for path, text in texts.items() if path.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
+
+
+def environment(objects: list[dict[str, Any]], name: str) -> str:
+    (deployment,) = (one for one in objects if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return str(next(one["value"] for one in container["env"] if one["name"] == name))
 
 
 class Guard:
     """Authorises what comes with the operator's token, as an API server with RBAC does, and lists what it refuses."""
 
-    def __init__(self, namespaces: list[str]) -> None:
-        self.rules = rules(namespaces)
+    def __init__(self, objects: list[dict[str, Any]]) -> None:
+        self.rules: dict[str, list[dict[str, Any]]] = {}
+        """By namespace; those of the ClusterRole under ""."""
+        for one in objects:
+            if one["kind"] in {"Role", "ClusterRole"}:
+                self.rules.setdefault(one["metadata"].get("namespace", ""), []).extend(one["rules"])
         self.denied: list[str] = []
         self.allowed: set[tuple[str, str]] = set()
 
@@ -57,7 +64,10 @@ class Guard:
         verb = VERBS.get(request.method, reading)
         self.allowed.add((verb, resource))
         if any(
-            verb in rule["verbs"] and group in rule["apiGroups"] and resource in rule["resources"]
+            verb in rule["verbs"]
+            and group in rule["apiGroups"]
+            and resource in rule["resources"]
+            and rest[1:2] in [[], *([name] for name in rule.get("resourceNames", rest[1:2]))]
             for scope in {"", namespace}
             for rule in self.rules.get(scope, [])
         ):
@@ -71,12 +81,15 @@ class Guard:
 async def test_no_call_of_a_whole_run_is_denied(
     world: Any, namespaces: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guard = Guard(namespaces)
+    objects = rendered(namespaces)
+    guard = Guard(objects)
     world.embedded.fault = guard
     own = yaml.safe_load(world.kubeconfig.read_text())
     own["users"][0]["user"] = {"token": TOKEN}
     (tmp_path / "operator.yaml").write_text(yaml.safe_dump(own))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "operator.yaml"))
+    monkeypatch.setenv("CGD_LEASE", environment(objects, "CGD_LEASE"))
+    await world.client.create(NAMESPACE, {"metadata": {"name": "cgd-system"}, "apiVersion": "v1", "kind": "Namespace"})
 
     async def started(stage: str) -> bool:
         return stage in await world.children()
@@ -94,5 +107,12 @@ async def test_no_call_of_a_whole_run_is_denied(
         await world.play(*CHILDREN[1:])
         await world.until(lambda: reached("Succeeded"))
     assert guard.denied == []
-    needed = {("create", "events"), ("patch", "secrets"), ("patch", "cgdruns/status"), ("create", PYTORCHJOB.plural)}
+    needed = {
+        ("create", "events"),
+        ("create", "leases"),
+        ("patch", "leases"),
+        ("patch", "secrets"),
+        ("patch", "cgdruns/status"),
+        ("create", PYTORCHJOB.plural),
+    }
     assert needed <= guard.allowed

@@ -1,5 +1,6 @@
 """The chart, rendered by Helm's own engine: what is in it, what its values refuse, and what Kubernetes says of it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+
+from cgd_operator import metrics
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 IMAGES: dict[str, Any] = {
@@ -43,7 +46,9 @@ def test_helm_finds_nothing_to_complain_about() -> None:
     assert not [one for one in told["messages"] if one["severity"] > 1], told
 
 
-@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["team-a", "team-b"], "networkPolicy": {"enabled": False}}])
+@pytest.mark.parametrize(
+    "values", [{}, {"replicas": 2}, {"watchNamespaces": ["team-a", "team-b"], "networkPolicy": {"enabled": False}}]
+)
 def test_every_object_is_one_that_kubernetes_takes(values: dict[str, Any]) -> None:
     for (kind, _, _), one in rendered(values).items():
         if kind != "CustomResourceDefinition":
@@ -53,8 +58,8 @@ def test_every_object_is_one_that_kubernetes_takes(values: dict[str, Any]) -> No
 def test_what_is_installed() -> None:
     kinds = sorted(kind for kind, _, _ in rendered())
     assert kinds == sorted([
-        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Deployment", "NetworkPolicy", "Service",
-        "ServiceAccount",
+        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Deployment", "NetworkPolicy", "Role",
+        "RoleBinding", "Service", "ServiceAccount",
     ])  # fmt: skip
 
 
@@ -98,7 +103,7 @@ def test_chosen_namespaces_need_no_rights_on_others() -> None:
     objects = rendered({"watchNamespaces": ["team-a", "team-b"]})
     roles = {key: one["rules"] for key, one in objects.items() if key[0] in {"Role", "ClusterRole"}}
     assert {(kind, namespace) for kind, namespace, _ in roles} == {
-        ("ClusterRole", ""), ("Role", "team-a"), ("Role", "team-b"),
+        ("ClusterRole", ""), ("Role", "cgd-system"), ("Role", "team-a"), ("Role", "team-b"),
     }  # fmt: skip
     wide = next(rules for (kind, _, _), rules in roles.items() if kind == "ClusterRole")
     assert {verb for rule in wide for verb in rule["verbs"]} == {"list", "watch"}
@@ -112,12 +117,38 @@ def test_no_rule_has_a_wildcard_and_no_secret_can_be_read() -> None:
     assert set(secrets["verbs"]) == {"create", "patch"}
 
 
+def test_two_replicas_have_a_budget_that_lets_one_go() -> None:
+    assert only("PodDisruptionBudget", {"replicas": 2})["spec"]["maxUnavailable"] == 1
+    assert only("Deployment", {"replicas": 2})["spec"]["replicas"] == 2
+
+
+def test_every_alert_has_a_severity_and_a_page_that_exists() -> None:
+    monitoring = {"monitoring": {"rules": True, "serviceMonitor": True, "labels": {"release": "prometheus"}}}
+    rules = only("PrometheusRule", monitoring)
+    runbook = (CHART.parents[1] / "docs/runbook.md").read_text()
+    (group,) = rules["spec"]["groups"]
+    for alert in group["rules"]:
+        assert alert["labels"]["severity"] in {"info", "warning", "critical"}
+        assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
+        assert f"\n## {alert['alert']}\n" in runbook
+    assert rules["metadata"]["labels"]["release"] == "prometheus"
+    assert only("ServiceMonitor", monitoring)["spec"]["endpoints"][0]["port"] == "health"
+
+
+def test_every_metric_of_an_alert_is_one_that_the_operator_has() -> None:
+    (group,) = only("PrometheusRule", {"monitoring": {"rules": True}})["spec"]["groups"]
+    known = {metric.name for metric in metrics.REGISTRY.collect()}
+    for alert in group["rules"]:
+        for name in re.findall(r"cgd_\w+", alert["expr"]):
+            assert name.removesuffix("_total") in known
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"image": {"repository": ""}}, "image.repository is needed"),
         ({"image": {"repository": "x", "digest": "latest"}}, "digest"),
-        ({"replicas": 2}, "replicas"),
+        ({"replicas": 9}, "replicas"),
         ({"watchNamespaces": ["Team A"]}, "watchNamespaces"),
         ({"progress": {"port": 0}}, "port"),
     ],

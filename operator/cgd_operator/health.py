@@ -1,0 +1,69 @@
+"""What probes and Prometheus ask the operator: `/healthz`, `/readyz` and `/metrics`."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from cgd_operator import metrics
+
+log = logging.getLogger(__name__)
+
+STALE_SECONDS = 120.0
+"""A sweep comes every 30 s; an operator that missed four of them hangs."""
+
+
+@dataclass
+class Health:
+    """Whether this operator lives and leads. One that waits for the Lease lives, but is not ready: the progress
+    Service must reach the one that acts."""
+
+    leading_since: float | None = None
+    """On the monotonic clock."""
+    last_sweep: float | None = None
+    """The same; set by every sweep."""
+    port: int = 0
+    _runner: web.AppRunner | None = field(default=None, repr=False)
+
+    def swept(self) -> None:
+        self.last_sweep = time.monotonic()
+        metrics.LAST_SWEEP.set_to_current_time()
+
+    def lead(self) -> None:
+        self.leading_since = time.monotonic()
+        metrics.LEADER.set(1)
+
+    def trouble(self) -> str:
+        """Why this operator should be started anew; "" when all is well."""
+        if self.leading_since is None:
+            return ""
+        silent = time.monotonic() - max(self.leading_since, self.last_sweep or 0.0)
+        return f"no sweep for {silent:.0f} s" if silent > STALE_SECONDS else ""
+
+    async def start(self, host: str, port: int) -> None:
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        self.port = self._runner.addresses[0][1]
+        log.info("probes and metrics are on %s:%d", host, self.port)
+
+    async def stop(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        trouble = self.trouble()
+        return web.Response(text=trouble or "ok", status=503 if trouble else 200)
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        leads = self.leading_since is not None
+        return web.Response(text="leads" if leads else "waits for the Lease", status=200 if leads else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})

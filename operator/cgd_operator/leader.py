@@ -1,0 +1,128 @@
+"""One operator acts at a time: a Lease says which. The election is the Kubernetes client's own, over our connection."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+
+from cgd_operator.cluster import LEASE, ApiError, Cluster, Object
+
+log = logging.getLogger(__name__)
+
+DURATION, RENEW_WITHIN, RETRY = 15, 10, 2
+"""Seconds: a Lease that nobody renewed for so long is free; when a leader gives up; between two tries."""
+
+
+class LeaseLost(Exception):
+    """Another operator may act now: this one must not."""
+
+
+class LeaseLock:
+    """The Lease as the election reads and writes it. A write that someone else was ahead of is refused by version."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str) -> None:
+        self.namespace, self.name, self.identity = namespace, name, identity
+        self._cluster = cluster
+        self._version = ""
+
+    async def get(self, name: str, namespace: str) -> tuple[bool, LeaderElectionRecord | Exception]:
+        try:
+            found = await self._cluster.get(LEASE, name, namespace)
+        except ApiError as error:
+            return False, error
+        if found is None:
+            return False, _not_found()
+        self._version, spec = found["metadata"]["resourceVersion"], found.get("spec", {})
+        duration = spec.get("leaseDurationSeconds")
+        return True, LeaderElectionRecord(
+            spec.get("holderIdentity") or None,
+            duration and str(duration),
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
+
+    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
+        body = {"metadata": {"name": name, "namespace": namespace}, "spec": _spec(election_record)}
+        return await self._written(
+            lambda: self._cluster.create(LEASE, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, **body})
+        )
+
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
+        return await self._written(lambda: self._patch(name, namespace, _spec(updated_record)))
+
+    async def release(self) -> None:
+        """Let the next one act at once, instead of after `DURATION`."""
+        await self._written(lambda: self._patch(self.name, self.namespace, {"holderIdentity": None}))
+
+    async def _patch(self, name: str, namespace: str, spec: Object) -> Object | None:
+        body = {"metadata": {"resourceVersion": self._version}, "spec": spec}
+        return await self._cluster.patch(LEASE, name, namespace, body)
+
+    async def _written(self, write: Callable[[], Awaitable[Object | None]]) -> bool:
+        try:
+            written = await write()
+        except ApiError as error:
+            log.info("the Lease %s/%s was not written: %s", self.namespace, self.name, error)
+            return False
+        if written is not None:
+            self._version = written["metadata"]["resourceVersion"]
+        return written is not None
+
+
+def _not_found() -> ApiException:
+    """What the election must be told before it makes a Lease."""
+    error = ApiException(status=404, reason="NotFound")
+    error.body = '{"code": 404}'
+    return error
+
+
+def _spec(record: LeaderElectionRecord) -> Object:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    acquired = str(record.acquire_time)
+    return {
+        "holderIdentity": record.holder_identity,
+        "leaseDurationSeconds": DURATION,
+        # The election gives a time of its own form to a leader that is new, and ours back to one that goes on.
+        "acquireTime": acquired if acquired.endswith("Z") else now,
+        "renewTime": now,
+    }
+
+
+async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]], stop: threading.Event | None = None) -> None:
+    """Wait for the Lease, then run `work` for as long as it is held; released at the end.
+
+    Raises:
+        LeaseLost: it could not be renewed; `work` was cancelled.
+    """
+    election = LeaderElection(Config(lock, DURATION, RENEW_WITHIN, RETRY, work, None))
+    log.info("%s waits for the Lease %s/%s", lock.identity, lock.namespace, lock.name)
+    if not await _unless(stop, asyncio.create_task(election.acquire())):
+        return
+    log.info("%s leads", lock.identity)
+    renewing, working = asyncio.create_task(election.renew_loop()), asyncio.ensure_future(work())
+    try:
+        await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise LeaseLost(f"the Lease {lock.namespace}/{lock.name} was not renewed within {RENEW_WITHIN} s")
+        working.result()
+    finally:
+        for task in (renewing, working):
+            task.cancel()
+        await asyncio.gather(renewing, working, return_exceptions=True)
+        await lock.release()
+
+
+async def _unless(stop: threading.Event | None, task: asyncio.Task[bool]) -> bool:
+    """Whether the task ended before `stop` was set."""
+    while not task.done():
+        if stop is not None and stop.is_set():
+            task.cancel()
+            return False
+        await asyncio.wait({task}, timeout=0.2)
+    return task.result()

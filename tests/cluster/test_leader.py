@@ -1,0 +1,126 @@
+"""Two operators, one Lease: who acts, what happens when the one that does stops, dies or is cut off."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+from builders import CHILDREN
+
+from cgd_operator import leader
+from cgd_operator.cluster import LEASE, RUN, ApiError, Cluster
+from cgd_operator.leader import LeaseLock, LeaseLost, lead
+
+NAMESPACE, NAME = "default", "cgd-operator"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The election's own minima, in place of the minute that they are on a cluster."""
+    monkeypatch.setattr(leader, "DURATION", 3)
+    monkeypatch.setattr(leader, "RENEW_WITHIN", 2)
+    monkeypatch.setattr(leader, "RETRY", 1)
+
+
+class Candidate:
+    """Somebody who wants to lead, and notes when it does."""
+
+    def __init__(self, world: Any, name: str) -> None:
+        self.lock = LeaseLock(world.client, NAMESPACE, NAME, name)
+        self.leads = asyncio.Event()
+        self.done = asyncio.Event()
+        self.task = asyncio.create_task(lead(self.lock, self._work))
+
+    async def _work(self) -> None:
+        self.leads.set()
+        try:
+            await self.done.wait()
+        finally:
+            self.leads.clear()
+
+    async def dies(self) -> None:
+        """Ends without a word to anyone."""
+        self.lock.release = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+
+async def holder(world: Any) -> str | None:
+    found = await world.client.get(LEASE, NAME, NAMESPACE)
+    return found["spec"].get("holderIdentity") if found else None
+
+
+async def test_one_leads_and_the_other_follows_at_once_when_it_stops(world: Any) -> None:
+    first = Candidate(world, "first")
+    await asyncio.wait_for(first.leads.wait(), 5)
+    second = Candidate(world, "second")
+    await asyncio.sleep(1.5)
+    assert not second.leads.is_set()
+    first.done.set()
+    await first.task
+    assert await holder(world) is None
+    await asyncio.wait_for(second.leads.wait(), 2.5)
+    assert await holder(world) == "second"
+    second.done.set()
+    await second.task
+
+
+async def test_a_leader_that_died_is_followed_when_its_lease_has_run_out(world: Any) -> None:
+    first = Candidate(world, "first")
+    await asyncio.wait_for(first.leads.wait(), 5)
+    await first.dies()
+    second = Candidate(world, "second")
+    await asyncio.sleep(1.5)
+    assert not second.leads.is_set()
+    await asyncio.wait_for(second.leads.wait(), 6)
+    second.done.set()
+    await second.task
+
+
+async def test_a_leader_that_cannot_renew_stops_acting(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Candidate(world, "first")
+    await asyncio.wait_for(first.leads.wait(), 5)
+
+    async def cut_off(*_: Any, **__: Any) -> None:
+        raise ApiError(0, "Unreachable", "the cable is out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cluster, "patch", cut_off)
+        with pytest.raises(LeaseLost, match="default/cgd-operator was not renewed within 2 s"):
+            await asyncio.wait_for(first.task, 10)
+    assert not first.leads.is_set()
+
+
+async def test_an_error_of_the_work_ends_the_lead_with_it_and_frees_the_lease(world: Any) -> None:
+    async def work() -> None:
+        raise ApiError(403, "Forbidden", "no")
+
+    with pytest.raises(ApiError, match="Forbidden"):
+        await lead(LeaseLock(world.client, NAMESPACE, NAME, "first"), work)
+    assert await holder(world) is None
+
+
+async def test_two_operators_take_a_run_to_its_end_and_only_one_acts(
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CGD_LEASE", f"{NAMESPACE}/{NAME}")
+
+    async def succeeded() -> bool:
+        return bool(await world.state() == "Succeeded")
+
+    async def started() -> bool:
+        return "check" in await world.children()
+
+    async with world.operator():
+        await world.until(lambda: holder(world))
+        before = await holder(world)
+        async with world.operator():
+            await world.apply()
+            await world.play(*CHILDREN[:3])
+            await world.until(started)
+            assert await holder(world) == before
+        await world.play(*CHILDREN[3:])
+        await world.until(succeeded)
+    assert await holder(world) is None
+    assert (await world.client.get(RUN, "demo", NAMESPACE))["status"]["state"] == "Succeeded"
