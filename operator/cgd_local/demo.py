@@ -18,11 +18,11 @@ from botocore.exceptions import ClientError
 from rich.console import Console
 from rich.live import Live
 
+from cgd_cli.table import table
 from cgd_local import smollm2
 from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
-from cgd_local.screen import table
 from cgd_operator import yamls
 from cgd_operator.api import InvalidRun, parse_spec
 from cgd_operator.cluster import NODE, RUN, Cluster, Object

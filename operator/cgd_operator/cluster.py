@@ -158,6 +158,14 @@ class Cluster:
             options["gracePeriodSeconds"] = grace
         await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)
 
+    async def log(self, pod: str, namespace: str) -> str:
+        """What a pod has printed so far."""
+        path = POD.path(namespace, pod, "log")
+        async with await self._request("GET", path, None, JSON, REQUEST_TIMEOUT) as response:
+            if response.status >= 300:
+                raise _error(await _body(response))
+            return await response.text()
+
     async def watch(
         self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> AsyncIterator[tuple[str, Object]]:

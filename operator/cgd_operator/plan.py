@@ -118,7 +118,7 @@ def _child(run: Run, work: _Work) -> Child:
     task = contract.StageTask(
         run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
         stage=work.stage,
-        storage=_storage(run.spec.storage),
+        storage=storage_of(run.spec.storage),
         work=work.work,
     )
     training = isinstance(work.work, contract.Train)
@@ -286,7 +286,8 @@ def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
     return contract.Benchmark(**dict(source), name=benchmark.name, instruction=benchmark.instruction)
 
 
-def _storage(storage: api.Storage) -> contract.Storage:
+def storage_of(storage: api.Storage) -> contract.Storage:
+    """The object store as stage programs are told of it."""
     return contract.Storage(
         uri=storage.uri.rstrip("/"),
         endpoint=storage.endpoint,

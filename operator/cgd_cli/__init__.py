@@ -1,0 +1,1 @@
+"""`cgd`, also as `kubectl cgd`: what a user of CGDRuns looks at, from a terminal."""

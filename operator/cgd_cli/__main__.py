@@ -1,0 +1,172 @@
+"""The commands.
+
+`validate` and `render` need a manifest and nothing else. `status`, `watch` and `logs` ask the cluster as kubectl does;
+`rows` and `report` also the run's object store, with the credentials of the environment or, if it has none, those of
+the Secret that the run names.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+from cgd_cli import data
+from cgd_cli.remote import Remote
+from cgd_cli.table import table
+from cgd_operator import yamls
+from cgd_operator.api import InvalidRun
+from cgd_operator.cluster import ApiError
+from cgd_operator.manifests import KINDS, Release, manifest
+from cgd_operator.plan import Run, plan
+from cgd_stages.errors import StageError
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A CGDRun as YAML.")]
+Name = Annotated[str, typer.Argument(help="The run's name.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
+Stage = Annotated[str, typer.Option(help="Stage, as `cgd status` lists them.")]
+
+
+class Wrong(Exception):
+    """What the user must change."""
+
+
+def main() -> None:
+    try:
+        app()
+    except (Wrong, InvalidRun, ApiError, StageError) as error:
+        hint = f"\n{error.hint}" if isinstance(error, StageError) and error.hint else ""
+        raise SystemExit(f"cgd: {error}{hint}") from error
+
+
+@app.command()
+def validate(file: File) -> None:
+    """Check a manifest, without a cluster: its fields, and that a run can be planned from them."""
+    run = _run_of(file)
+    children = plan(run)
+    console.print(f"{file}: valid. {len(children)} children: {', '.join(child.stage for child in children)}")
+
+
+@app.command()
+def render(
+    file: File,
+    generate_image: Annotated[str, typer.Option(help="Image of every stage but training.")] = "cgd-generate:latest",
+    train_image: Annotated[str, typer.Option(help="Image of training.")] = "cgd-train:latest",
+) -> None:
+    """Print every Job and PyTorchJob that the operator would make of a manifest, without a cluster."""
+    run = _run_of(file)
+    release = Release(generate_image, train_image)
+    documents = []
+    for child in plan(run):
+        body = manifest(run, child, release)
+        documents.append(yamls.dump({"apiVersion": KINDS[child.kind].api_version, "kind": child.kind, **body}))
+    print("---\n".join(documents), end="")
+
+
+@app.command()
+def status(name: Name, namespace: Namespace = None) -> None:
+    """Show a run's stages."""
+    console.print(table(_ask(namespace, lambda remote: remote.run(name))))
+
+
+@app.command()
+def watch(name: Name, namespace: Namespace = None) -> None:
+    """Show a run's stages, live, until it has ended. Exit code 1 when it has failed."""
+
+    async def follow(remote: Remote) -> bool:
+        with Live(console=console, auto_refresh=False) as live:
+            async for run in remote.follow(name):
+                live.update(table(run), refresh=True)
+                ended = run.get("status", {}).get("state")
+                if ended in {"Succeeded", "Failed"}:
+                    return bool(ended == "Succeeded")
+        raise Wrong(f"{name} was deleted")
+
+    if not _ask(namespace, follow):
+        raise SystemExit(1)
+
+
+@app.command()
+def logs(
+    name: Name,
+    stage: Annotated[str, typer.Argument(help="Default: the current one.")] = "",
+    namespace: Namespace = None,
+) -> None:
+    """Print the logs of a stage's pods."""
+
+    async def read(remote: Remote) -> list[tuple[str, str]]:
+        return await remote.logs(await remote.run(name), stage)
+
+    for pod, text in _ask(namespace, read):
+        console.rule(pod)
+        print(text, end="" if text.endswith("\n") else "\n")
+
+
+@app.command()
+def rows(
+    name: Name,
+    stage: Stage = "refine",
+    count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many rows to show.")] = 3,
+    row: Annotated[str, typer.Option("--id", help="Only rows whose id begins so.")] = "",
+    rejected: Annotated[bool, typer.Option(help="The rejected rows, with their reasons.")] = False,
+    mask: Annotated[
+        str, typer.Option(help="Show the training example of this objective: what is learned is marked.")
+    ] = "",
+    namespace: Namespace = None,
+) -> None:
+    """Look at rows: prompt, answer, critique, refinement, side by side with their counts."""
+    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    found = data.rows(run, storage, stage=stage, rejected=rejected, prefix=row, count=count)
+    if not found:
+        raise Wrong(f"{stage} of {name} has no such rows")
+    for one in found:
+        console.print(data.example(run, storage, one, mask) if mask else data.panel(one))
+
+
+@app.command()
+def report(
+    name: Name,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to store the page.")] = Path("report.html"),
+    namespace: Namespace = None,
+) -> None:
+    """Fetch a run's report: one HTML page that opens from disk."""
+    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    output.write_bytes(data.report(run, storage))
+    console.print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def _run_of(file: Path) -> Run:
+    try:
+        body = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise Wrong(f"{file} is not YAML: {error}") from error
+    if not isinstance(body, dict) or body.get("kind") != "CGDRun":
+        raise Wrong(f"{file} holds no CGDRun")
+    meta = body.get("metadata") or {}
+    if not meta.get("name"):
+        raise Wrong(f"{file}: metadata.name is missing")
+    # What the API server would give it.
+    body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}
+    return Run.of(body)
+
+
+def _ask(namespace: str | None, question: Any) -> Any:
+    async def ask() -> Any:
+        async with await Remote.connect(namespace) as remote:
+            answer = question(remote)
+            return await answer if isinstance(answer, Coroutine) else answer
+
+    return asyncio.run(ask())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a run has stored, as the commands show it."""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.text import Text
+
+from cgd_operator.plan import Run, plan
+from cgd_stages import contract, models
+from cgd_stages.errors import UserError
+from cgd_stages.examples import IGNORE, Unusable
+from cgd_stages.folders import REJECTED, Row, from_parquet, open_input, read_rows
+from cgd_stages.storage import Bucket
+from cgd_stages.supply import Supply
+
+Manifest = dict[str, Any]
+
+TEXTS = ("prompt", "reference", "answer", "critique", "refinement", "distilled")
+
+
+def _ref(run: Manifest) -> contract.RunRef:
+    meta = run["metadata"]
+    return contract.RunRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
+
+
+def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool, prefix: str, count: int) -> list[Row]:
+    """The first `count` rows of a finished stage whose id begins with `prefix`. Raises StageError."""
+    folder = open_input(Bucket(storage), _ref(run), stage)
+    stored: Iterable[Row] = read_rows(folder)
+    if rejected:
+        stored = (row for part in folder.require().under(REJECTED) for row in from_parquet(folder.read(part)))
+    found: list[Row] = []
+    for row in stored:
+        if len(found) == count:
+            break
+        if row["id"].startswith(prefix):
+            found.append(row)
+    return found
+
+
+def panel(row: Row) -> Panel:
+    """A row: its texts one under another, its counts below."""
+    texts = [Text.assemble((f"{name}\n", "bold cyan"), str(row[name]), "\n") for name in TEXTS if row.get(name)]
+    rest = {key: value for key, value in row.items() if key not in (*TEXTS, "id", "sample") and value not in (None, "")}
+    facts = Text("  ".join(f"{key} {value}" for key, value in rest.items()), style="dim")
+    return Panel(Group(*texts, facts), title=f"{row['id']} / {row['sample']}", title_align="left")
+
+
+def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) -> Panel:
+    """The training example that the run's objective makes of a row: the learned tokens are marked. Raises UserError."""
+    work = _training(run, objective)
+    bucket, reference = Bucket(storage), _ref(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        student = models.fetch(
+            models.pinned(work.student, bucket, reference), bucket, reference, Path(scratch), weights=False
+        )
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(student)
+    wanted = (row["id"], row["sample"])
+    examples = Supply.of(bucket, reference, work).examples(tokenizer)
+    made = next((made for one, made in examples if (one["id"], one["sample"]) == wanted), None)
+    if made is None:
+        raise UserError(f"{wanted[0]}/{wanted[1]} is no row of {objective}", hint="Look with --stage refine.")
+    if isinstance(made, Unusable):
+        return Panel(str(made), title=f"{row['id']}: no example", title_align="left", border_style="red")
+    text = Text()
+    for token, label in zip(made.input_ids, made.labels, strict=True):
+        text.append(tokenizer.decode([token]), style="dim" if label == IGNORE else "bold green")
+    learned = len(made.input_ids) - made.start
+    title = f"{row['id']} / {row['sample']}  {objective}: {learned} of {len(made.input_ids)} tokens learned"
+    return Panel(text, title=title, title_align="left")
+
+
+def _training(run: Manifest, objective: str) -> contract.Train:
+    works = [child.task.work for child in plan(Run.of(run))]
+    found = {work.objective: work for work in works if isinstance(work, contract.Train)}
+    if objective not in found:
+        raise UserError(f"the run does not train {objective}", hint=f"It trains {', '.join(found)}.")
+    return found[objective]
+
+
+def report(run: Manifest, storage: contract.Storage) -> bytes:
+    """The report page. Raises StageError when the run has none yet."""
+    folder = open_input(Bucket(storage), _ref(run), "report")
+    (page,) = (part for part in folder.require().parts if part.key.endswith("report.html"))
+    return folder.read(page)

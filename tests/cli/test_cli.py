@@ -1,0 +1,228 @@
+"""`cgd` as a user runs it: a process, an API server, a real object store."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import SPEC, manifest
+from stage_builders import RUN as REF
+from stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said
+
+from cgd_cli.table import table
+from cgd_local.apiserver import ApiServer
+from cgd_local.cluster import install
+from cgd_operator.cluster import NAMESPACE, POD, RUN, SECRET, Cluster
+from cgd_operator.crd import crd
+
+ROOT = Path(__file__).parents[2]
+
+
+async def cgd(*words: str, **environment: str) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **environment}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cgd_cli", *words,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+# --- without a cluster
+
+
+async def test_the_quick_start_is_valid() -> None:
+    code, out, _ = await cgd("validate", str(ROOT / "examples/quickstart.yaml"))
+    assert code == 0
+    assert "8 children: prepare, answer, teacher, check, train-cgd, evaluate-base, evaluate-cgd, report" in " ".join(
+        out.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("kind: [", "is not YAML"),
+        ("kind: Pod", "holds no CGDRun"),
+        ("kind: CGDRun", "metadata.name is missing"),
+        ("kind: CGDRun\nmetadata: {name: x}\nspec: {}", "student"),
+    ],
+)
+async def test_what_is_wrong_with_a_manifest_is_said_in_a_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    code, _, err = await cgd("validate", str(tmp_path / "run.yaml"))
+    assert code == 1
+    assert err.startswith("cgd: ")
+    assert told in err
+    assert "Traceback" not in err
+
+
+async def test_every_child_of_a_manifest_is_rendered(tmp_path: Path) -> None:
+    body = {"apiVersion": RUN.api_version, "kind": "CGDRun", "metadata": {"name": "demo"}, "spec": SPEC}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(body))
+    code, out, _ = await cgd("render", str(tmp_path / "run.yaml"), "--train-image", "registry.example/train:1")
+    assert code == 0
+    children = list(yaml.safe_load_all(out))
+    assert [child["kind"] for child in children].count("PyTorchJob") == 1
+    assert len(children) == 8
+    (training,) = (child for child in children if child["kind"] == "PyTorchJob")
+    master = training["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert master["containers"][0]["image"] == "registry.example/train:1"
+
+
+# --- with one
+
+
+@pytest.fixture
+async def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    api = ApiServer()
+    await api.start()
+    (tmp_path / "kubeconfig").write_text(api.kubeconfig())
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    async with await Cluster.connect(manager="test") as cluster:
+        await install(cluster, crd())
+        yield cluster
+    await api.stop()
+
+
+async def created(client: Cluster, changes: dict[str, Any] | None = None, status: dict[str, Any] | None = None) -> Any:
+    body = manifest(changes)
+    del body["metadata"]["uid"], body["metadata"]["generation"]
+    run = await client.create(RUN, body)
+    if status:
+        run = await client.patch(RUN, "demo", "default", {"status": status}, subresource="status")
+    return run
+
+
+ENDED = {
+    "state": "Failed",
+    "stage": "answer",
+    "stages": [
+        {"name": "prepare", "state": "Succeeded", "percent": 100, "rows": {"total": 9, "done": 8, "rejected": 1}},
+        {"name": "answer", "state": "Failed", "child": "demo-answer-1"},
+    ],
+    "conditions": [
+        {
+            "type": "Succeeded", "status": "False", "reason": "StageFailed", "message": "answer: out of memory",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+    ],
+}  # fmt: skip
+
+
+async def test_status_shows_every_stage_and_why_a_run_failed(client: Cluster) -> None:
+    await created(client, status=ENDED)
+    code, out, _ = await cgd("status", "demo")
+    assert code == 0
+    assert "CGDRun demo: Failed" in out
+    assert "8/9" in out
+    assert "answer: out of memory" in out
+
+
+async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluster) -> None:
+    await created(client)
+    watching = asyncio.create_task(cgd("watch", "demo"))
+    await asyncio.sleep(1.5)
+    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+    code, out, _ = await asyncio.wait_for(watching, 20)
+    assert code == 1
+    assert "CGDRun demo: Failed" in out
+
+
+@pytest.mark.parametrize("words", [("status",), ("rows",), ("report",), ("logs",), ("watch",)])
+async def test_a_run_that_is_not_there_is_named(client: Cluster, words: tuple[str, ...]) -> None:
+    code, _, err = await cgd(*words, "nobody", "--namespace", "default")
+    assert code == 1
+    assert "there is no CGDRun nobody in namespace default" in err
+
+
+async def test_logs_of_a_stage_without_pods(client: Cluster) -> None:
+    await created(client, status=ENDED)
+    code, _, err = await cgd("logs", "demo")
+    assert code == 1
+    assert "stage answer of demo has no pods" in err
+    assert (await client.list(POD, "default"))[0] == []
+
+
+# --- with a store
+
+
+@pytest.fixture
+async def stored(client: Cluster, storage: Any, bucket: Any, tiny_model: Path, tmp_path: Path) -> str:
+    """A run with quadruples; its name."""
+    changes = {"student.model": str(tiny_model), "teacher.model": str(tiny_model), "storage.uri": storage.uri,
+               "storage.endpoint": storage.endpoint, "storage.pathStyle": True,
+               "storage.credentialsSecretRef": {"name": "keys"}}  # fmt: skip
+    await client.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": REF.namespace}})
+    body = manifest(changes, name=REF.name, namespace=REF.namespace)
+    del body["metadata"]["uid"], body["metadata"]["generation"]
+    run = await client.create(RUN, body)
+    keys = {
+        "AWS_ACCESS_KEY_ID": os.environ["AWS_ACCESS_KEY_ID"],
+        "AWS_SECRET_ACCESS_KEY": os.environ["AWS_SECRET_ACCESS_KEY"],
+    }
+    await client.create(SECRET, {
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "namespace": REF.namespace},
+        "stringData": keys,
+    })  # fmt: skip
+    reference = REF.model_copy(update={"uid": run["metadata"]["uid"]})
+
+    def work() -> None:
+        prepared(bucket, [f"What is {n} + {n}?" for n in range(5)], reference)
+        for role in ("answer", "critique", "refine"):
+            engine = RuleEngine(lambda request, role=role: said(request, f"a {role} of its own"))
+            generate_with(engine, context(storage, generate_work(tiny_model, role), tmp_path, run=reference))
+
+    await asyncio.to_thread(work)
+    return str(REF.name)
+
+
+WITHOUT_KEYS = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+
+
+async def test_rows_are_shown_with_the_keys_of_the_runs_secret(stored: str) -> None:
+    code, out, err = await cgd("rows", stored, "-n", REF.namespace, "--count", "2", **WITHOUT_KEYS)
+    assert (code, err) == (0, "")
+    assert out.count("a critique of its own") == 2
+    assert out.count("refinement_tokens") == 2
+
+
+async def test_a_row_is_chosen_by_its_id(stored: str) -> None:
+    _, out, _ = await cgd("rows", stored, "-n", REF.namespace, "--count", "5")
+    title = next(line for line in out.splitlines() if " / 0" in line)
+    identity = title.split()[1]
+    _, out, _ = await cgd("rows", stored, "-n", REF.namespace, "--id", identity[:8])
+    assert out.count(" / 0") == 1
+    code, _, err = await cgd("rows", stored, "-n", REF.namespace, "--id", "nothing")
+    assert code == 1
+    assert "has no such rows" in err
+
+
+async def test_the_mask_shows_how_much_is_learned(stored: str) -> None:
+    code, out, err = await cgd("rows", stored, "-n", REF.namespace, "--count", "1", "--mask", "CGD")
+    assert (code, err) == (0, "")
+    assert "CGD:" in out
+    assert "tokens learned" in out
+    assert "a critique of its own" in " ".join(out.split())
+
+
+async def test_an_objective_that_is_not_trained_is_refused(stored: str) -> None:
+    code, _, err = await cgd("rows", stored, "-n", REF.namespace, "--mask", "SFT")
+    assert (code, "the run does not train SFT" in err) == (1, True), err
+
+
+async def test_a_report_that_is_not_there_yet(stored: str, tmp_path: Path) -> None:
+    code, _, err = await cgd("report", stored, "-n", REF.namespace, "-o", str(tmp_path / "page.html"))
+    assert code == 1
+    assert "has no output of report" in err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_table_of_a_run_that_has_just_been_applied() -> None:
+    assert table(manifest()).title == "CGDRun demo: Pending"
