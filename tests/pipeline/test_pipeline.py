@@ -9,10 +9,11 @@ import pytest
 import tiny
 
 from cgd_local.demo import upload_model
-from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, Kind
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+MADE = (JOB, PYTORCHJOB, TRAINJOB, TRAININGRUNTIME, POD)
 FIELDS = {"fields": {"prompt": "question", "reference": "answer"}}
 STAGES = ["prepare", "answer", "critique", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 
@@ -27,6 +28,23 @@ async def test_a_run_from_prompts_to_report_through_a_dead_operator_and_lost_pod
     assert killed >= {"answer", "teacher", "check", "train-cgd"}
     assert [(one["name"], one["state"]) for one in status["stages"]] == [(name, "Succeeded") for name in STAGES]
     check_rows(stand)
+    check_artifacts(stand, status["artifacts"])
+    await check_deletion(stand)
+
+
+async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: Any) -> None:
+    stand.start_operator()
+    training = stand.manifest("any")["spec"]["training"] | {"backend": "TrainJob"}
+    await stand.apply("demo", training=training)
+    await stand.kubectl("wait", "cgd/demo", "--for=jsonpath={.status.stages[5].state}=Running", "--timeout=400s")
+    lost = "batch.kubernetes.io/job-completion-index=1,cgd.dev/stage=train-cgd"
+    await stand.kubectl("wait", "pod", "-l", lost, "--for=jsonpath={.status.phase}=Running", "--timeout=60s")
+    await stand.kubectl("delete", "pod", "-l", lost, "--wait=false")
+    status = (await stand.ended("demo"))["status"]
+    assert status["state"] == "Succeeded", status["conditions"]
+    (trained,) = await listed(stand, TRAINJOB)
+    assert trained["status"]["restarts"] == 1
+    assert await listed(stand, PYTORCHJOB) == []
     check_artifacts(stand, status["artifacts"])
     await check_deletion(stand)
 
@@ -85,7 +103,7 @@ async def check_deletion(stand: Any) -> None:
     before = len(stand.stored("default/"))
     await stand.kubectl("delete", "cgd", "demo", "--wait=true")
     for _ in range(300):
-        left = [item for kind in (JOB, PYTORCHJOB, POD) for item in await listed(stand, kind)]
+        left = [item for kind in MADE for item in await listed(stand, kind)]
         secrets = [one["metadata"]["name"] for one in await listed(stand, SECRET)]
         if not left and len(secrets) == 1:
             break
