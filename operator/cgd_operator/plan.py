@@ -213,7 +213,7 @@ def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Trai
     training = spec.training
     return contract.Train.model_validate(
         {
-            **training.model_dump(exclude={"objectives", "critique", "gpus_per_worker"}),
+            **training.model_dump(exclude={"objectives", "critique", "gpus_per_worker", "backend"}),
             "objective": objective,
             "critique": _critique(training.critique) if objective == "CGD" else contract.Critique(),
             "processes_per_worker": training.gpus_per_worker,
