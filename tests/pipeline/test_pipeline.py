@@ -36,9 +36,10 @@ async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: An
     stand.start_operator()
     training = stand.manifest("any")["spec"]["training"] | {"backend": "TrainJob"}
     await stand.apply("demo", training=training)
-    await stand.kubectl("wait", "cgd/demo", "--for=jsonpath={.status.stages[5].state}=Running", "--timeout=400s")
     lost = "batch.kubernetes.io/job-completion-index=1,cgd.dev/stage=train-cgd"
-    await stand.kubectl("wait", "pod", "-l", lost, "--for=jsonpath={.status.phase}=Running", "--timeout=60s")
+    while not [pod for pod in await listed(stand, POD, lost) if pod["status"]["phase"] == "Running"]:
+        assert (await stand.condition("demo", "Succeeded"))["status"] != "False"
+        await asyncio.sleep(0.2)
     await stand.kubectl("delete", "pod", "-l", lost, "--wait=false")
     status = (await stand.ended("demo"))["status"]
     assert status["state"] == "Succeeded", status["conditions"]
@@ -113,8 +114,8 @@ async def check_deletion(stand: Any) -> None:
     assert len(stand.stored("default/")) == before
 
 
-async def listed(stand: Any, kind: Kind) -> list[dict[str, Any]]:
-    items, _ = await stand.cluster.client.list(kind, "default")
+async def listed(stand: Any, kind: Kind, labels: str = "") -> list[dict[str, Any]]:
+    items, _ = await stand.cluster.client.list(kind, "default", labels=labels)
     return items
 
 
