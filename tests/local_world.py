@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cgd_local.cluster import LocalCluster
-from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, Kind, Object
+from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, TRAININGRUNTIME, TRAINJOB, Kind, Object
 
 FAST = 0.05  # seconds of back-off
 PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))
@@ -93,6 +93,23 @@ class World:
         }
         replicas = {kind: {"replicas": 1, "restartPolicy": policy, "template": pod} for kind, pod in pods.items()}
         return await self.make(PYTORCHJOB, name, spec={"pytorchReplicaSpecs": replicas, **spec})
+
+    async def trainjob(self, script: str, nodes: int = 1, restarts: int = 0, name: str = "t", **spec: Any) -> Object:
+        """A TrainJob and its runtime: the Job gives up at its first failure, exit code 3 is final."""
+        pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container(script, "node")]}
+        final = {"action": "FailJob", "onExitCodes": {"containerName": "node", "operator": "In", "values": [3]}}
+        job = {"backoffLimit": 0, "completionMode": "Indexed", "podFailurePolicy": {"rules": [final]}}
+        replicated = {"name": "node", "template": {"spec": job | {"template": {"spec": pod}}}}
+        rule = {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        jobset = {
+            "failurePolicy": {"maxRestarts": restarts, "rules": [rule]},
+            "replicatedJobs": [replicated],
+        }
+        runtime = {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": jobset}}
+        await self.make(TRAININGRUNTIME, name, spec=runtime)
+        trainer = {"numNodes": nodes, "numProcPerNode": 4}
+        reference = {"kind": "TrainingRuntime", "name": name}
+        return await self.make(TRAINJOB, name, spec={"runtimeRef": reference, "trainer": trainer, **spec})
 
     async def until(self, kind: Kind, name: str, true: Callable[[Object], Any]) -> Object:
         """The object, once what is asked of it is true."""

@@ -22,7 +22,7 @@ from typing import Self
 
 import yaml
 
-from cgd_local import jobs, pytorchjobs
+from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.controllers import BACKOFF_SECONDS, Controller, condition
 from cgd_local.garbage import GarbageCollector
@@ -82,7 +82,8 @@ class LocalCluster:
             self._stack.push_async_callback(self.api.stop)
             self.kubeconfig_path.write_text(self.api.kubeconfig())
         self.client = await self._connect("cgd-local")
-        await install(self.client, pytorchjobs.crd())
+        for crd in (pytorchjobs.crd(), *trainjobs.crds()):
+            await install(self.client, crd)
         kubelet, folder = await self._connect("kubelet"), self.folder / "pods"
         self.node = Node(kubelet, folder, environment=self._environment, gpus=self._gpus, backoff=self._backoff)
         self._stack.push_async_callback(self.node.stop)
@@ -90,6 +91,7 @@ class LocalCluster:
         client = await self._connect("job-controller")
         self._run(Controller(client, JOB, partial(jobs.decide, backoff=self._backoff)).run())
         self._run(Controller(await self._connect("pytorchjob-controller"), PYTORCHJOB, pytorchjobs.decide).run())
+        self._run(trainjobs.TrainJobController(await self._connect("trainjob-controller")).run())
         self._run(GarbageCollector(await self._connect("garbage-collector")).run())
 
     async def _connect(self, manager: str) -> Cluster:

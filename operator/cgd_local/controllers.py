@@ -24,7 +24,7 @@ Key = tuple[str, str]  # namespace, name
 
 @dataclass
 class Decision:
-    """What one look at an owner and its pods leads to."""
+    """What one look at an owner and what it controls leads to."""
 
     status: Object
     create: list[Object] = field(default_factory=list)
@@ -44,17 +44,23 @@ class Decision:
 
 
 class Controller:
-    """Looks at objects of one kind, one at a time, whenever they or the pods they control change."""
+    """Looks at objects of one kind, one at a time, whenever they or what they control (`makes`) change."""
 
-    def __init__(self, cluster: Cluster, kind: Kind, decide: Callable[[Object, list[Object], float], Decision]) -> None:
-        self._cluster, self._kind, self._decide = cluster, kind, decide
+    def __init__(
+        self,
+        cluster: Cluster,
+        kind: Kind,
+        decide: Callable[[Object, list[Object], float], Decision],
+        makes: Kind = POD,
+    ) -> None:
+        self._cluster, self._kind, self._decide, self._makes = cluster, kind, decide, makes
         self._name = f"{kind.kind.lower()}-controller"
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for work in (self._watch, self._watch_pods, self._work):
+            for work in (self._watch, self._watch_made, self._work):
                 group.create_task(forever(self._name, work))
 
     async def _watch(self) -> None:
@@ -62,11 +68,11 @@ class Controller:
             if event in ("ADDED", "MODIFIED"):
                 self._look((item["metadata"]["namespace"], item["metadata"]["name"]))
 
-    async def _watch_pods(self) -> None:
-        async for event, pod in self._cluster.watch(POD):
-            owner = controller_of(pod) if event != "SYNCED" else {}
+    async def _watch_made(self) -> None:
+        async for event, item in self._cluster.watch(self._makes):
+            owner = controller_of(item) if event != "SYNCED" else {}
             if owner.get("kind") == self._kind.kind:
-                self._look((pod["metadata"]["namespace"], owner["name"]))
+                self._look((item["metadata"]["namespace"], owner["name"]))
 
     def _look(self, key: Key) -> None:
         if key not in self._queued:
@@ -89,24 +95,30 @@ class Controller:
         owner = await self._cluster.get(self._kind, name, namespace)
         if owner is None or "deletionTimestamp" in owner["metadata"]:
             return None
-        pods, _ = await self._cluster.list(POD, namespace)
-        mine = [pod for pod in pods if controller_of(pod).get("uid") == owner["metadata"]["uid"]]
-        decision = self._decide(owner, mine, time.time())
+        made, _ = await self._cluster.list(self._makes, namespace)
+        mine = [item for item in made if controller_of(item).get("uid") == owner["metadata"]["uid"]]
+        decision = self._decide(await self._complete(owner), mine, time.time())
         await self._act(owner, decision)
         return decision.again
+
+    async def _complete(self, owner: Object) -> Object:
+        """The owner with whatever else is needed to decide."""
+        return owner
 
     async def _act(self, owner: Object, decision: Decision) -> None:
         meta = owner["metadata"]
         name, namespace, uid = meta["name"], meta["namespace"], meta["uid"]
-        for pod in decision.delete:
-            await self._cluster.delete(POD, pod["metadata"]["name"], namespace, uid=pod["metadata"]["uid"])
-            decision.events.append(("Normal", "SuccessfulDelete", f"Deleted pod: {pod['metadata']['name']}"))
-        for pod in decision.create:
+        what, propagation = self._makes.kind.lower(), "Background" if self._makes is POD else "Foreground"
+        for item in decision.delete:
+            made, made_uid = item["metadata"]["name"], item["metadata"]["uid"]
+            await self._cluster.delete(self._makes, made, namespace, uid=made_uid, propagation=propagation)
+            decision.events.append(("Normal", "SuccessfulDelete", f"Deleted {what}: {made}"))
+        for item in decision.create:
             try:
-                await self._cluster.create(POD, pod)
+                await self._cluster.create(self._makes, item)
             except AlreadyExists:  # a namesake is still leaving; its end brings us back
                 continue
-            decision.events.append(("Normal", "SuccessfulCreate", f"Created pod: {pod['metadata']['name']}"))
+            decision.events.append(("Normal", "SuccessfulCreate", f"Created {what}: {item['metadata']['name']}"))
         before = owner.get("status") or {}
         if any(before.get(key) != value for key, value in decision.status.items()):
             await self._cluster.patch(self._kind, name, namespace, {"status": decision.status}, subresource="status")

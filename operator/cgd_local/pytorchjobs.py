@@ -10,7 +10,6 @@ Pods, labels, environment, conditions and reasons are those of the real operator
   without a master, elasticPolicy, gang scheduling.
 """
 
-import zlib
 from copy import deepcopy
 
 from cgd_local.controllers import (
@@ -26,10 +25,10 @@ from cgd_local.controllers import (
     set_condition,
     with_env,
 )
+from cgd_local.kubeflow import LOOSE, definition, port, struct
 from cgd_operator.cluster import PYTORCHJOB, Object
 
 LABEL = "training.kubeflow.org/"
-PORTS = range(27000, 32000)  # below what Linux hands out to clients, above those of `s3`
 UNKNOWN_EXIT = 48879  # what the real operator assumes for a pod that failed without an exit code: retryable
 
 
@@ -147,12 +146,12 @@ def _environment(look: Look, kind: str, index: int) -> list[Object]:
     """What Training Operator 1.9 injects. RANK is the rank of the node (pod), WORLD_SIZE counts processes."""
     nodes = sum(spec.get("replicas", 1) for spec in look.replicas.values())
     processes = look.job["spec"].get("nprocPerNode", "auto")
-    port = str(PORTS[zlib.crc32(look.job["metadata"]["uid"].encode()) % len(PORTS)])
+    meeting = port(look.job)
     address, rank = f"{look.name}-master-0", str(index + (kind == "Worker"))
     env = {
         "PYTHONUNBUFFERED": "1",
-        "MASTER_PORT": port,
-        "PET_MASTER_PORT": port,
+        "MASTER_PORT": meeting,
+        "PET_MASTER_PORT": meeting,
         "MASTER_ADDR": address,
         "PET_MASTER_ADDR": address,
         "WORLD_SIZE": str(nodes * (int(processes) if processes.isdigit() else 1)),
@@ -165,34 +164,14 @@ def _environment(look: Look, kind: str, index: int) -> list[Object]:
 
 
 def crd() -> Object:
-    """A small structural schema: policies and pod templates are taken as they come, the rest is checked."""
-    loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    """Policies and pod templates are taken as they come, the rest is checked."""
     count, policy = {"type": "integer", "minimum": 0}, {"type": "string", "enum": ["OnFailure", "Never", "ExitCode"]}
-    replica = _struct(required=["template"], replicas=count, restartPolicy=policy, template=loose)
-    replicas = _struct(required=["Master"], Master=replica, Worker=replica)
-    processes = {"type": "string"}
-    spec = _struct(
-        required=["pytorchReplicaSpecs"], nprocPerNode=processes, runPolicy=loose, pytorchReplicaSpecs=replicas
+    replica = struct(required=["template"], replicas=count, restartPolicy=policy, template=LOOSE)
+    replicas = struct(required=["Master"], Master=replica, Worker=replica)
+    spec = struct(
+        required=["pytorchReplicaSpecs"],
+        nprocPerNode={"type": "string"},
+        runPolicy=LOOSE,
+        pytorchReplicaSpecs=replicas,
     )
-    version = {
-        "name": "v1",
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": _struct(required=["spec"], spec=spec, status=loose)},
-        "subresources": {"status": {}},
-        "additionalPrinterColumns": [
-            {"name": "State", "type": "string", "jsonPath": ".status.conditions[-1].type"},
-            {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-        ],
-    }
-    names = {"kind": "PyTorchJob", "listKind": "PyTorchJobList", "plural": "pytorchjobs", "singular": "pytorchjob"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": "pytorchjobs.kubeflow.org"},
-        "spec": {"group": "kubeflow.org", "scope": "Namespaced", "names": names, "versions": [version]},
-    }
-
-
-def _struct(required: list[str], **properties: Object) -> Object:
-    return {"type": "object", "required": required, "properties": properties}
+    return definition(PYTORCHJOB, spec)

@@ -298,7 +298,12 @@ class Training(Part):
     warmup_ratio: Fraction = Field("0", description="Share of the steps with a rising learning rate.")
     weight_decay: Fraction = Field("0", description="Of AdamW.")
     max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
-    workers: int = Field(1, ge=1, le=512, description="Pods of the PyTorchJob.")
+    workers: int = Field(1, ge=1, le=512, description="Pods of a training.")
+    backend: Literal["auto", "PyTorchJob", "TrainJob"] = Field(
+        "auto",
+        description="What runs a training: PyTorchJob (Kubeflow Training Operator) or TrainJob (Kubeflow Trainer v2); "
+        "auto takes what the cluster has, PyTorchJob first.",
+    )
     gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
     zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")

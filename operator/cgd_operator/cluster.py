@@ -65,6 +65,8 @@ class Kind:
 RUN = Kind("cgd.dev/v1alpha1", "CGDRun", "cgdruns")
 JOB = Kind("batch/v1", "Job", "jobs")
 PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
+TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "TrainJob", "trainjobs")
+TRAININGRUNTIME = Kind("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", "trainingruntimes")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")

@@ -44,6 +44,7 @@ async def run_changed(namespace: str | None, name: str | None, memo: kopf.Memo, 
 
 @kopf.on.event("batch", "v1", "jobs", labels=OURS)
 @kopf.on.event("kubeflow.org", "v1", "pytorchjobs", labels=OURS)
+@kopf.on.event("trainer.kubeflow.org", "v1alpha1", "trainjobs", labels=OURS)
 @kopf.on.event("", "v1", "pods", labels=OURS)
 async def child_changed(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
     _poke(memo, namespace, labels[RUN_LABEL])

@@ -1,4 +1,4 @@
-"""A child as a Kubernetes manifest: Job or PyTorchJob. Pure.
+"""A child as a Kubernetes manifest: Job, PyTorchJob or TrainJob. Pure.
 
 Every pod passes the `restricted` Pod Security Standard, has no API token, and can write to `/scratch` and `/tmp` only.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgd_operator import api
-from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, Kind
+from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.plan import Child, Run
 from cgd_stages import contract
 
@@ -23,7 +23,8 @@ SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 TERMINATION_LOG = "/dev/termination-log"
 
-KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB}
+TRAINER = "trainer.kubeflow.org"
+KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB, "TrainJob": TRAINJOB}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def manifest(run: Run, child: Child, release: Release) -> Object:
             return _job(run, child, release)
         case "PyTorchJob":
             return _pytorchjob(run, child, release)
+        case "TrainJob":
+            return _trainjob(run, child)
 
 
 def secret_name(run: Run) -> str:
@@ -60,9 +63,44 @@ def progress_secret(run: Run, tokens: dict[str, str]) -> Object:
     }
 
 
+def training_runtime(run: Run, child: Child, release: Release) -> Object:
+    """What a TrainJob refers to and must find: the pod template and what is done when a pod fails.
+
+    The Job gives up at its first failure, and then the JobSet starts all pods anew, `spec.retries` times: a training
+    goes on together or not at all. A permanent error ends the JobSet at once.
+    """
+    job = {
+        "backoffLimit": 0,
+        "completionMode": "Indexed",
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": _pod_failure_policy("node", "FailJob"),
+        "template": _template(run, child, release, "node", restart="Never"),
+    }
+    node = {"metadata": {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}, "spec": job}
+    permanent = {"name": "permanent", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    meta = _meta(run, child.name, child.stage)
+    return {
+        "apiVersion": TRAININGRUNTIME.api_version,
+        "kind": TRAININGRUNTIME.kind,
+        "metadata": {**meta, "labels": {**meta["labels"], f"{TRAINER}/framework": "torch"}},
+        "spec": {
+            "mlPolicy": {"numNodes": child.pods, "torch": {}},
+            "template": {
+                "spec": {
+                    "failurePolicy": {"maxRestarts": run.spec.retries, "rules": [permanent]},
+                    "replicatedJobs": [{"name": "node", "template": node}],
+                }
+            },
+        },
+    }
+
+
+def suspension(kind: str, suspend: bool) -> Object:
+    """The part of a child's spec that holds it or lets it go."""
+    return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
+
+
 def _job(run: Run, child: Child, release: Release) -> Object:
-    permanent = {"containerName": "stage", "operator": "In", "values": [int(contract.Exit.PERMANENT)]}
-    disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
         "apiVersion": JOB.api_version,
         "kind": "Job",
@@ -74,14 +112,21 @@ def _job(run: Run, child: Child, release: Release) -> Object:
             "backoffLimitPerIndex": run.spec.retries,
             "maxFailedIndexes": 0,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "Ignore", "onPodConditions": [disruption]},
-                    {"action": "FailIndex", "onExitCodes": permanent},
-                ]
-            },
+            "podFailurePolicy": _pod_failure_policy("stage", "FailIndex"),
             "template": _template(run, child, release, "stage", restart="Never"),
         },
+    }
+
+
+def _pod_failure_policy(container: str, action: str) -> Object:
+    """A disruption costs nothing; a permanent error takes the action at once."""
+    permanent = {"containerName": container, "operator": "In", "values": [int(contract.Exit.PERMANENT)]}
+    disruption = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [disruption]},
+            {"action": action, "onExitCodes": permanent},
+        ]
     }
 
 
@@ -101,6 +146,19 @@ def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
             "nprocPerNode": str(run.spec.training.gpus_per_worker),
             "pytorchReplicaSpecs": replicas,
             "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": run.spec.retries},
+        },
+    }
+
+
+def _trainjob(run: Run, child: Child) -> Object:
+    """The Trainer adds PET_* to the runtime's container only when `trainer` is there."""
+    return {
+        "apiVersion": TRAINJOB.api_version,
+        "kind": TRAINJOB.kind,
+        "metadata": _meta(run, child.name, child.stage),
+        "spec": {
+            "runtimeRef": {"apiGroup": TRAINER, "kind": TRAININGRUNTIME.kind, "name": child.name},
+            "trainer": {"numNodes": child.pods, "numProcPerNode": run.spec.training.gpus_per_worker},
         },
     }
 

@@ -1,4 +1,4 @@
-"""What has become of each child, read from Jobs, PyTorchJobs and their pods. Pure: objects in, facts out."""
+"""What has become of each child, read from Jobs, PyTorchJobs, TrainJobs and their pods. Pure: objects in, facts out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

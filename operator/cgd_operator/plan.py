@@ -1,7 +1,7 @@
 """The plan of a run: which children it needs, in which order, and what each is told. Pure: a spec in, values out."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,14 +31,19 @@ class Run:
         return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec)
 
 
+Backend = Literal["PyTorchJob", "TrainJob"]
+BACKENDS: tuple[Backend, ...] = ("PyTorchJob", "TrainJob")
+"""What can run a training, in the order in which `auto` takes them."""
+
+
 @dataclass(frozen=True)
 class Child:
-    """One Job or PyTorchJob. It carries out one stage, or several in one pod (a fused teacher)."""
+    """One Job, PyTorchJob or TrainJob. It carries out one stage, or several in one pod (a fused teacher)."""
 
     name: str
     stage: str
     stages: tuple[str, ...]
-    kind: Literal["Job", "PyTorchJob"]
+    kind: Literal["Job"] | Backend
     pool: Literal["cpu", "student", "teacher", "training"]
     image: Literal["generate", "train"]
     pods: int
@@ -49,13 +54,21 @@ class Child:
     task: contract.StageTask
 
 
-def plan(run: Run) -> tuple[Child, ...]:
-    """Every child of the run, in order."""
+def choose_backend(run: Run, served: Collection[Backend], started: Collection[str]) -> Backend | None:
+    """What runs the trainings: what runs one already (`started` holds the children's kinds), else what the run asks
+    for, else the first that is served. None when the cluster does not serve it."""
+    wanted = BACKENDS if run.spec.training.backend == "auto" else (run.spec.training.backend,)
+    adopted = [one for one in BACKENDS if one in started]
+    return next((one for one in (*adopted, *wanted) if one in served), None)
+
+
+def plan(run: Run, backend: Backend = "PyTorchJob") -> tuple[Child, ...]:
+    """Every child of the run, in order; `backend` is the kind of its trainings."""
     works = list(_works(run.spec))
     before_report = tuple(stage for work in works for stage in work.stages)
     report = contract.Report(stages=before_report, spec=_spec_text(run.spec))
     works.append(_Work("report", ("report",), report, "cpu", before_report))
-    return tuple(_child(run, work) for work in works)
+    return tuple(_child(run, work, backend) for work in works)
 
 
 def stage_names(spec: api.CGDRunSpec) -> tuple[str, ...]:
@@ -114,7 +127,7 @@ def _evaluations(spec: api.CGDRunSpec, evaluation: api.Evaluation, trained: tupl
             yield _Work(name, (name,), _evaluate(spec, evaluation, model), "student", (stage,))
 
 
-def _child(run: Run, work: _Work) -> Child:
+def _child(run: Run, work: _Work, backend: Backend) -> Child:
     task = contract.StageTask(
         run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
         stage=work.stage,
@@ -126,7 +139,7 @@ def _child(run: Run, work: _Work) -> Child:
         name=child_name(run, work.stage),
         stage=work.stage,
         stages=work.stages,
-        kind="PyTorchJob" if training else "Job",
+        kind=backend if training else "Job",
         pool=work.pool,
         image="train" if training else "generate",
         pods=_pods(work.work),
@@ -139,9 +152,9 @@ def _child(run: Run, work: _Work) -> Child:
 def child_name(run: Run, stage: str) -> str:
     """Deterministic, so that creating a child twice is creating it once; of a run's uid, so that a run that was
     deleted and applied again does not meet the children of the former one. Of a long run's name so much that its pods'
-    names are labels, which is what a PyTorchJob's Services need."""
+    names are labels (a TrainJob's are the longest: `<child>-node-0-511-xxxxx`), which is what Services need."""
     digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
-    return f"{run.name[:26].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
+    return f"{run.name[:19].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
 
 
 def _pods(work: contract.Work) -> int:
@@ -200,7 +213,7 @@ def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Trai
     training = spec.training
     return contract.Train.model_validate(
         {
-            **training.model_dump(exclude={"objectives", "critique", "gpus_per_worker"}),
+            **training.model_dump(exclude={"objectives", "critique", "gpus_per_worker", "backend"}),
             "objective": objective,
             "critique": _critique(training.critique) if objective == "CGD" else contract.Critique(),
             "processes_per_worker": training.gpus_per_worker,

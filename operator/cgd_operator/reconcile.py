@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from cgd_operator import events, manifests, metrics, status
 from cgd_operator.api import CGDRunStatus, InvalidRun
-from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, RUN, SECRET, AlreadyExists, ApiError, Cluster, Kind
+from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, AlreadyExists, ApiError, Cluster, Kind
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.health import Health
 from cgd_operator.observe import ChildFacts, observe
-from cgd_operator.plan import Child, Run, plan
+from cgd_operator.plan import BACKENDS, Backend, Child, Run, choose_backend, plan
 from cgd_operator.progress import Board, token
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,15 @@ RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
 AT_ONCE = 16
 
-NO_PYTORCHJOB = status.Trouble(
-    "TrainingBackendMissing",
-    "the cluster has no PyTorchJob (kubeflow.org/v1): install the Kubeflow Training Operator; then the run goes on",
-)
+INSTALL: dict[str, str] = {
+    "auto": "the cluster has neither PyTorchJob (kubeflow.org/v1) nor TrainJob (trainer.kubeflow.org/v1alpha1): "
+    "install the Kubeflow Training Operator or Kubeflow Trainer; then the run goes on",
+    "PyTorchJob": "training.backend is PyTorchJob (kubeflow.org/v1), which the cluster has not: install the Kubeflow "
+    "Training Operator; then the run goes on",
+    "TrainJob": "training.backend is TrainJob (trainer.kubeflow.org/v1alpha1), which the cluster has not: install "
+    "Kubeflow Trainer; then the run goes on",
+}
+"""What is missing and who must install it, for each `training.backend`."""
 
 
 @dataclass
@@ -45,8 +50,8 @@ class Children:
 
     objects: list[Object]
     pods: list[Object]
-    trainable: bool
-    """The cluster knows PyTorchJobs."""
+    served: tuple[Backend, ...]
+    """Kinds of trainings that the cluster knows."""
 
 
 @dataclass
@@ -158,10 +163,16 @@ class Reconciler:
         await self._reconcile(run, manifest, previous, now)
 
     async def _reconcile(self, run: Run, manifest: Object, previous: CGDRunStatus, now: datetime) -> None:
-        children = plan(run)
         there = await self._look(run)
+        backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
+        children = plan(run, backend or BACKENDS[0])
         actions = decide(children, observe(there.objects, there.pods), suspend=run.spec.suspend)
-        trouble = await self._act(run, actions, there)
+        if backend is None and any(isinstance(action, Start) for action in actions):
+            trouble: status.Trouble | None = status.Trouble(
+                "TrainingBackendMissing", INSTALL[run.spec.training.backend]
+            )
+        else:
+            trouble = await self._act(run, actions, there)
         seen = status.Seen(
             run=run,
             children=children,
@@ -181,18 +192,20 @@ class Reconciler:
         labels = f"{manifests.UID_LABEL}={run.uid}"
         jobs, _ = await self.cluster.list(JOB, run.namespace, labels=labels)
         pods, _ = await self.cluster.list(POD, run.namespace, labels=labels)
-        try:
-            trainings, _ = await self.cluster.list(PYTORCHJOB, run.namespace, labels=labels)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return Children(jobs, pods, trainable=False)
-        return Children(jobs + trainings, pods, trainable=True)
+        there = Children(jobs, pods, ())
+        for backend in BACKENDS:
+            try:
+                trainings, _ = await self.cluster.list(manifests.KINDS[backend], run.namespace, labels=labels)
+            except ApiError as error:
+                if error.status != 404:  # the cluster does not serve the kind
+                    raise
+                continue
+            there.objects += trainings
+            there.served += (backend,)
+        return there
 
     async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:
         """Carry the actions out; the objects they make or change are put in `there`."""
-        if not there.trainable and any(isinstance(action, Start) for action in actions):
-            return NO_PYTORCHJOB
         await self._equip(run, actions)
         for action in actions:
             try:
@@ -219,6 +232,8 @@ class Reconciler:
 
     async def _start(self, run: Run, child: Child, there: Children) -> None:
         kind, body = manifests.KINDS[child.kind], manifests.manifest(run, child, self.release)
+        if child.kind == "TrainJob":
+            await self.cluster.apply(TRAININGRUNTIME, manifests.training_runtime(run, child, self.release))
         try:
             there.objects.append(await self.cluster.create(kind, body))
             log.info("%s/%s: started %s (%s)", run.namespace, run.name, child.stage, child.name)
@@ -228,10 +243,12 @@ class Reconciler:
 
     async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, there: Children) -> None:
         kind: Kind = manifests.KINDS[facts.kind]
-        policy = {"suspend": suspend} if facts.kind == "Job" else {"runPolicy": {"suspend": suspend}}
         note = {manifests.SUSPENDED_BY_RUN: "true" if suspend else None}
         patched = await self.cluster.patch(
-            kind, facts.name, run.namespace, {"metadata": {"annotations": note}, "spec": policy}
+            kind,
+            facts.name,
+            run.namespace,
+            {"metadata": {"annotations": note}, "spec": manifests.suspension(facts.kind, suspend)},
         )
         if patched is not None:
             there.objects[:] = [patched if one["metadata"]["name"] == facts.name else one for one in there.objects]

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from builders import manifest
 
-from cgd_local import pytorchjobs
+from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install, real_apiserver
 from cgd_operator.__main__ import operate
-from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, Cluster
+from cgd_operator.cluster import RUN, ApiError, Cluster, Kind
 from cgd_operator.crd import crd
-from cgd_operator.manifests import STAGE_LABEL
+from cgd_operator.manifests import KINDS, STAGE_LABEL
 
 Json = dict[str, Any]
 
@@ -66,18 +66,25 @@ class World:
 
     async def children(self) -> dict[str, Json]:
         found: dict[str, Json] = {}
-        for kind in (JOB, PYTORCHJOB):
-            for child in (await self.client.list(kind, "default"))[0]:
+        for kind in KINDS.values():
+            for child in await self._list(kind):
                 stage = child["metadata"]["labels"][STAGE_LABEL]
                 assert stage not in found, f"{stage} has two children"
                 found[stage] = child
         return found
 
+    async def _list(self, kind: Kind) -> list[Json]:
+        try:
+            return (await self.client.list(kind, "default"))[0]
+        except ApiError as error:
+            if error.status != 404:  # the kind is not served
+                raise
+            return []
+
     async def end(self, stage: str, condition: str = "Complete") -> None:
         """Let a child end as its controller would."""
         child = await until(lambda: self._child(stage))
-        kind = PYTORCHJOB if child["kind"] == "PyTorchJob" else JOB
-        status = ended_pytorchjob(condition) if kind is PYTORCHJOB else ended_job(condition)
+        kind, status = KINDS[child["kind"]], ENDS[child["kind"]](condition)
         await self.client.patch(kind, child["metadata"]["name"], "default", {"status": status}, subresource="status")
 
     async def _child(self, stage: str) -> Json | None:
@@ -108,6 +115,13 @@ def ended_job(condition: str) -> Json:
 
 def ended_pytorchjob(condition: str) -> Json:
     return {"conditions": [true("Succeeded" if condition == "Complete" else condition)]}
+
+
+def ended_trainjob(condition: str) -> Json:
+    return {"conditions": [true(condition)]}
+
+
+ENDS = {"Job": ended_job, "PyTorchJob": ended_pytorchjob, "TrainJob": ended_trainjob}
 
 
 def true(kind: str) -> Json:
@@ -145,5 +159,6 @@ async def world(
         monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
         async with await Cluster.connect(str(path), manager="test") as client:
             await install(client, crd())
-            await install(client, pytorchjobs.crd())
+            for definition in (pytorchjobs.crd(), *trainjobs.crds()):
+                await install(client, definition)
             yield World(client, path, embedded)

@@ -9,7 +9,7 @@ from aiohttp import web
 from builders import CHILDREN
 
 from cgd_operator import manifests
-from cgd_operator.cluster import CRD, EVENT, JOB, PYTORCHJOB, RUN, SECRET, Cluster
+from cgd_operator.cluster import CRD, EVENT, JOB, RUN, SECRET, TRAININGRUNTIME, Cluster
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
@@ -100,20 +100,60 @@ async def test_a_spec_that_slipped_past_the_schema_is_refused_in_the_status(worl
     assert await world.children() == {}
 
 
-async def test_without_pytorchjobs_a_run_waits_says_why_and_goes_on_by_itself(world: Any) -> None:
+@pytest.mark.parametrize(
+    ("backend", "missing", "told"),
+    [
+        ("auto", ["pytorchjobs.kubeflow.org", "trainjobs.trainer.kubeflow.org"], "neither PyTorchJob"),
+        ("PyTorchJob", ["pytorchjobs.kubeflow.org"], "install the Kubeflow Training Operator"),
+        ("TrainJob", ["trainjobs.trainer.kubeflow.org"], "install Kubeflow Trainer"),
+    ],
+)
+async def test_without_a_backend_a_run_waits_says_why_and_goes_on_by_itself(
+    world: Any, backend: str, missing: list[str], told: str
+) -> None:
+    definitions = [await world.client.get(CRD, name) for name in missing]
+    for name in missing:
+        await world.client.delete(CRD, name)
+    async with world.operator():
+        await world.apply({"training.backend": backend})
+        await world.until(lambda: is_stalled(world))
+        stalled = conditions(await world.get())["Stalled"]
+        assert stalled["reason"] == "TrainingBackendMissing"
+        assert told in stalled["message"]
+        assert (await world.client.list(JOB, "default"))[0] == []
+        for name, definition in zip(missing, definitions, strict=True):
+            fresh = {key: definition[key] for key in ("apiVersion", "kind", "spec")}
+            await world.client.create(CRD, {**fresh, "metadata": {"name": name}})
+        await world.client.patch(RUN, "demo", "default", {"metadata": {"labels": {"touched": "yes"}}})
+        await world.until(lambda: has_child(world, "prepare"))
+
+
+@pytest.mark.parametrize("backend", ["PyTorchJob", "TrainJob"])
+async def test_a_training_runs_as_what_the_run_asks_for(world: Any, backend: str) -> None:
+    async with world.operator():
+        await world.apply({"training.backend": backend})
+        await world.play(*CHILDREN)
+        await world.until(lambda: succeeded(world))
+    trained = (await world.children())["train-cgd"]
+    assert trained["kind"] == backend
+    runtimes, _ = await world.client.list(TRAININGRUNTIME, "default")
+    names = [one["metadata"]["name"] for one in runtimes]
+    assert names == ([trained["spec"]["runtimeRef"]["name"]] if backend == "TrainJob" else [])
+
+
+async def test_auto_takes_what_is_served_and_a_run_that_trains_stays_with_it(world: Any) -> None:
     definition = await world.client.get(CRD, "pytorchjobs.kubeflow.org")
     await world.client.delete(CRD, "pytorchjobs.kubeflow.org")
     async with world.operator():
-        await world.apply()
-        await world.until(lambda: is_stalled(world))
-        told = conditions(await world.get())["Stalled"]
-        assert told["reason"] == "TrainingBackendMissing"
-        assert "install the Kubeflow Training Operator" in told["message"]
-        assert (await world.client.list(JOB, "default"))[0] == []
+        await world.apply({"training.objectives": ["CGD", "SFT"]})
+        await world.play(*CHILDREN[: CHILDREN.index("train-cgd")])
+        await world.until(lambda: has_child(world, "train-cgd"))
         fresh = {key: definition[key] for key in ("apiVersion", "kind", "spec")}
         await world.client.create(CRD, {**fresh, "metadata": {"name": "pytorchjobs.kubeflow.org"}})
-        await world.client.patch(RUN, "demo", "default", {"metadata": {"labels": {"touched": "yes"}}})
-        await world.until(lambda: has_child(world, "prepare"))
+        await world.play("train-cgd")
+        await world.until(lambda: has_child(world, "train-sft"))
+    children = await world.children()
+    assert [children[stage]["kind"] for stage in ("train-cgd", "train-sft")] == ["TrainJob", "TrainJob"]
 
 
 async def is_stalled(world: Any) -> bool:
@@ -187,8 +227,7 @@ async def test_a_finished_run_stays_finished_when_its_jobs_are_cleaned_up(world:
         await world.play(*CHILDREN)
         await world.until(lambda: succeeded(world))
         for child in (await world.children()).values():
-            kind = PYTORCHJOB if child["kind"] == "PyTorchJob" else JOB
-            await world.client.delete(kind, child["metadata"]["name"], "default")
+            await world.client.delete(manifests.KINDS[child["kind"]], child["metadata"]["name"], "default")
         await world.client.patch(RUN, "demo", "default", {"metadata": {"labels": {"touched": "yes"}}})
         await asyncio.sleep(0.5)
     assert await world.children() == {}

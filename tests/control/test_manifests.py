@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 from builders import RELEASE, run
 
-from cgd_operator.manifests import manifest, progress_secret, secret_name
+from cgd_operator.manifests import manifest, progress_secret, secret_name, training_runtime
 from cgd_operator.plan import plan
 from cgd_stages import contract
 
@@ -94,6 +94,75 @@ def test_a_pool_places_its_pods() -> None:
     assert spec["tolerations"] == [{"operator": "Exists"}]
     assert spec["priorityClassName"] == "high"
     assert "nodeSelector" not in pod_spec(manifests({"placement.training": pool})["answer"])
+
+
+@pytest.fixture
+def trainjob() -> tuple[dict[str, Any], dict[str, Any]]:
+    """A TrainJob of two pods with four processes each, and its runtime."""
+    this = run({"training.workers": 2, "training.gpusPerWorker": 4, "retries": 5})
+    (child,) = [one for one in plan(this, "TrainJob") if one.kind == "TrainJob"]
+    return manifest(this, child, RELEASE), training_runtime(this, child, RELEASE)
+
+
+def node_of(runtime: dict[str, Any]) -> Any:
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    return replicated
+
+
+def test_a_trainjob_refers_to_a_runtime_of_the_run(trainjob: Any) -> None:
+    job, runtime = trainjob
+    wanted = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": runtime["metadata"]["name"]}
+    assert job["spec"]["runtimeRef"] == wanted
+    assert runtime["metadata"]["ownerReferences"] == job["metadata"]["ownerReferences"]
+    assert runtime["metadata"]["namespace"] == job["metadata"]["namespace"]
+
+
+def test_a_trainjob_says_how_many_pods_and_processes_there_are(trainjob: Any) -> None:
+    job, runtime = trainjob
+    assert job["spec"]["trainer"] == {"numNodes": 2, "numProcPerNode": 4}
+    assert runtime["spec"]["mlPolicy"] == {"numNodes": 2, "torch": {}}
+
+
+def test_the_trainer_finds_its_container_by_step_and_name(trainjob: Any) -> None:
+    node = node_of(trainjob[1])
+    assert node["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    (container,) = node["template"]["spec"]["template"]["spec"]["containers"]
+    assert (node["name"], container["name"]) == ("node", "node")
+    assert not [one for one in container["env"] if one["name"].startswith("PET_")]
+
+
+def test_a_runtime_starts_all_pods_anew_except_after_a_permanent_error(trainjob: Any) -> None:
+    policy, job = trainjob[1]["spec"]["template"]["spec"]["failurePolicy"], node_of(trainjob[1])["template"]["spec"]
+    assert policy["maxRestarts"] == 5
+    assert [(one["action"], one["onJobFailureReasons"]) for one in policy["rules"]] == [
+        ("FailJobSet", ["PodFailurePolicy"])
+    ]
+    assert job["backoffLimit"] == 0
+    disruption, permanent = job["podFailurePolicy"]["rules"]
+    assert disruption["action"] == "Ignore"
+    assert permanent["action"] == "FailJob"
+    assert permanent["onExitCodes"] == {"containerName": "node", "operator": "In", "values": [3]}
+
+
+def test_a_runtimes_job_fits_the_published_schema(trainjob: Any) -> None:
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "x"},
+        "spec": node_of(trainjob[1])["template"]["spec"],
+    }
+    kubernetes_validate.validate(job, "1.37", strict=True)
+
+
+def test_pods_are_the_same_for_both_backends_but_for_what_the_controllers_set(trainjob: Any) -> None:
+    own = node_of(trainjob[1])["template"]["spec"]["template"]["spec"]
+    other = pod_spec(manifests({"training.workers": 2, "training.gpusPerWorker": 4, "retries": 5})["train-cgd"])
+    (mine,), (theirs,) = own.pop("containers"), other.pop("containers")
+    assert own.pop("restartPolicy") == "Never"
+    assert own == other
+    assert theirs.pop("ports")
+    assert mine.pop("name") != theirs.pop("name")
+    assert mine == theirs
 
 
 def test_two_workers_are_a_master_and_a_worker() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from builders import ended, job, pod
 
+from cgd_operator.manifests import KINDS, suspension
 from cgd_operator.observe import Fate, observe
 
 
@@ -39,10 +40,23 @@ def test_pods_of_other_stages_say_nothing() -> None:
     assert fate(job("answer"), pod("prepare", "Running")) is Fate.WAITING
 
 
-def test_a_suspended_pytorchjob_is_seen_through_its_run_policy() -> None:
-    child = job("answer", kind="PyTorchJob")
-    child["spec"] = {"runPolicy": {"suspend": True}}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_child_of_any_kind_is_suspended_where_its_kind_says_so(kind: str) -> None:
+    child = job("answer", kind=kind)
+    child["spec"] = suspension(kind, True)
     assert fate(child) is Fate.SUSPENDED
+    child["spec"] = suspension(kind, False)
+    assert fate(child) is Fate.WAITING
+
+
+def test_a_trainjob_that_failed_tells_the_pods_words_and_the_jobsets_reason() -> None:
+    child = job("answer", kind="TrainJob")
+    failed = {"type": "Failed", "status": "True", "reason": "ReachedMaxRestarts", "message": "jobset failed"}
+    child["status"] = {"conditions": [failed], "jobsStatus": [{"name": "node", "failed": 1}]}
+    gone = observe([child], [])["answer"]
+    assert (gone.fate, gone.reason, gone.message) == (Fate.FAILED, "ReachedMaxRestarts", "jobset failed")
+    pods = [pod("answer", "Failed", shard=1, terminated=ended(3, words("no such model", "change it")))]
+    assert observe([child], pods)["answer"].message == "pod demo-answer-1: exit code 3: no such model. change it"
 
 
 def test_a_child_that_leaves_gives_way_to_one_that_stays() -> None:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import pytest
 from builders import run
 
-from cgd_operator.plan import Child, percent, plan, stage_names
+from cgd_operator.plan import Child, choose_backend, percent, plan, stage_names
 from cgd_stages import contract
 
 
@@ -184,8 +184,34 @@ def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
 
 def test_the_longest_run_name_leaves_room_for_pod_names() -> None:
     for child in plan(run({"training.objectives": FIVE}, name="x" * 63)):
-        last = "worker-511" if child.kind == "PyTorchJob" else "1023"
+        last = "node-0-511-xxxxx" if child.image == "train" else "1023-xxxxx"
         assert len(f"{child.name}-{last}") <= 63
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served", "started", "chosen"),
+    [
+        ("auto", ["PyTorchJob", "TrainJob"], [], "PyTorchJob"),
+        ("auto", ["TrainJob"], [], "TrainJob"),
+        ("auto", [], [], None),
+        ("auto", ["PyTorchJob", "TrainJob"], ["Job", "TrainJob"], "TrainJob"),
+        ("TrainJob", ["PyTorchJob", "TrainJob"], [], "TrainJob"),
+        ("TrainJob", ["PyTorchJob"], [], None),
+        ("PyTorchJob", ["TrainJob"], ["Job"], None),
+    ],
+)
+def test_the_backend_is_the_one_that_trains_already_or_is_asked_for_or_served(
+    wanted: str, served: Any, started: list[str], chosen: str | None
+) -> None:
+    assert choose_backend(run({"training.backend": wanted}), served, started) == chosen
+
+
+@pytest.mark.parametrize("backend", ["PyTorchJob", "TrainJob"])
+def test_the_backend_is_the_kind_of_trainings_alone_and_no_part_of_a_task(backend: Any) -> None:
+    this = run()
+    for child, usual in zip(plan(this, backend), plan(this), strict=True):
+        assert child.kind == (backend if child.stage == "train-cgd" else "Job")
+        assert (child.name, child.task) == (usual.name, usual.task)
 
 
 def test_a_task_survives_its_journey_through_the_environment() -> None:

@@ -9,10 +9,11 @@ import pytest
 import tiny
 
 from cgd_local.demo import upload_model
-from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, Kind
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+MADE = (JOB, PYTORCHJOB, TRAINJOB, TRAININGRUNTIME, POD)
 FIELDS = {"fields": {"prompt": "question", "reference": "answer"}}
 STAGES = ["prepare", "answer", "critique", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 
@@ -27,6 +28,23 @@ async def test_a_run_from_prompts_to_report_through_a_dead_operator_and_lost_pod
     assert killed >= {"answer", "teacher", "check", "train-cgd"}
     assert [(one["name"], one["state"]) for one in status["stages"]] == [(name, "Succeeded") for name in STAGES]
     check_rows(stand)
+    check_artifacts(stand, status["artifacts"])
+    await check_deletion(stand)
+
+
+async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: Any) -> None:
+    stand.start_operator()
+    training = stand.manifest("any")["spec"]["training"] | {"backend": "TrainJob"}
+    await stand.apply("demo", training=training)
+    lost = "batch.kubernetes.io/job-completion-index=1,cgd.dev/stage=train-cgd"
+    while not [pod for pod in await listed(stand, POD, lost) if pod["status"]["phase"] == "Running"]:
+        assert (await stand.condition("demo", "Succeeded"))["status"] != "False"
+        await asyncio.sleep(0.2)
+    await stand.kubectl("delete", "pod", "-l", lost, "--wait=false")
+    status = (await stand.ended("demo"))["status"]
+    assert status["state"] == "Succeeded", status["conditions"]
+    assert len(await listed(stand, TRAINJOB)) == 1
+    assert await listed(stand, PYTORCHJOB) == []
     check_artifacts(stand, status["artifacts"])
     await check_deletion(stand)
 
@@ -85,7 +103,7 @@ async def check_deletion(stand: Any) -> None:
     before = len(stand.stored("default/"))
     await stand.kubectl("delete", "cgd", "demo", "--wait=true")
     for _ in range(300):
-        left = [item for kind in (JOB, PYTORCHJOB, POD) for item in await listed(stand, kind)]
+        left = [item for kind in MADE for item in await listed(stand, kind)]
         secrets = [one["metadata"]["name"] for one in await listed(stand, SECRET)]
         if not left and len(secrets) == 1:
             break
@@ -95,8 +113,8 @@ async def check_deletion(stand: Any) -> None:
     assert len(stand.stored("default/")) == before
 
 
-async def listed(stand: Any, kind: Kind) -> list[dict[str, Any]]:
-    items, _ = await stand.cluster.client.list(kind, "default")
+async def listed(stand: Any, kind: Kind, labels: str = "") -> list[dict[str, Any]]:
+    items, _ = await stand.cluster.client.list(kind, "default", labels=labels)
     return items
 
 

@@ -1,0 +1,140 @@
+"""The TrainJob controller (`trainer.kubeflow.org/v1alpha1`) with the semantics of Kubeflow Trainer 2, and its CRDs.
+
+A TrainJob becomes a Job of the TrainingRuntime's template, as it does through a JobSet in a real cluster, and `jobs`
+runs that Job's pods. Environment, names, conditions and reasons are those of the Trainer and of JobSet. Deviations:
+
+- There is no JobSet between the two; `status.restarts`, which is the JobSet's, is the TrainJob's.
+- One machine: PET_MASTER_ADDR is the pod's name as usual, which the node turns into 127.0.0.1; PET_MASTER_PORT is
+  derived from the job's uid, not 29500.
+- A suspended TrainJob's Job is deleted, not suspended.
+- Left out: Services, initializers, patches of the runtime, other policies than `torch`, other jobs than `node`, failure
+  rules that look at anything but a Job's reason, ClusterTrainingRuntimes.
+"""
+
+from copy import deepcopy
+
+from cgd_local.controllers import Controller, Decision, condition, set_condition, with_env
+from cgd_local.jobs import INDEX
+from cgd_local.kubeflow import LOOSE, definition, port, struct
+from cgd_operator.cluster import JOB, TRAININGRUNTIME, TRAINJOB, Cluster, Object
+
+
+class TrainJobController(Controller):
+    """Looks at a TrainJob together with the runtime that it refers to."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster, TRAINJOB, decide, makes=JOB)
+
+    async def _complete(self, owner: Object) -> Object:
+        meta, name = owner["metadata"], owner["spec"]["runtimeRef"]["name"]
+        runtime = await self._cluster.get(TRAININGRUNTIME, name, meta["namespace"])
+        return owner | {"runtime": runtime}
+
+
+def decide(trainjob: Object, jobs: list[Object], _: float) -> Decision:
+    """What is to be done for a TrainJob, which carries its `runtime` (None when there is none)."""
+    status: Object = {"restarts": 0, "conditions": [], **deepcopy(trainjob.get("status") or {})}
+    decision, conditions = Decision(status), status["conditions"]
+    staying = [job for job in jobs if "deletionTimestamp" not in job["metadata"]]
+    status["jobsStatus"] = [_counts(staying)]
+    if condition(conditions, "Complete") or condition(conditions, "Failed"):
+        return decision
+    if trainjob["runtime"] is None:
+        name = trainjob["spec"]["runtimeRef"]["name"]
+        set_condition(conditions, "Failed", "True", "TrainingRuntimeNotSupported", f"there is no runtime {name}")
+    elif trainjob["spec"].get("suspend"):
+        decision.delete = staying
+        set_condition(conditions, "Suspended", "True", "Suspended", "TrainJob is suspended")
+    else:
+        if condition(conditions, "Suspended"):
+            set_condition(conditions, "Suspended", "False", "Resumed", "TrainJob is resumed")
+        if not jobs:  # one that still leaves holds the pods' names and the port
+            decision.create = [_job(trainjob)]
+        for job in staying:
+            _judge(trainjob, job, decision)
+    return decision
+
+
+def _judge(trainjob: Object, job: Object, decision: Decision) -> None:
+    """End with the Job, or delete it to have it created again, as the JobSet's failure policy says."""
+    status, ends = decision.status, job.get("status", {}).get("conditions", [])
+    if condition(ends, "Complete"):
+        set_condition(status["conditions"], "Complete", "True", "AllJobsCompleted", "jobset completed successfully")
+    if failed := condition(ends, "Failed"):
+        policy = _jobset(trainjob).get("failurePolicy") or {}
+        final = [rule for rule in policy.get("rules") or [] if failed["reason"] in rule.get("onJobFailureReasons", [])]
+        if final and final[0]["action"] == "FailJobSet":
+            reason, told = "FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action"
+        elif not policy.get("maxRestarts"):
+            reason, told = "FailedJobs", "jobset failed due to one or more job failures"
+        elif status["restarts"] >= policy["maxRestarts"]:
+            reason, told = "ReachedMaxRestarts", "jobset failed due to reaching max number of restarts"
+        else:
+            status["restarts"] += 1
+            decision.delete.append(job)
+            return
+        told = f"{told} (first failed job: {job['metadata']['name']})"
+        set_condition(status["conditions"], "Failed", "True", reason, told)
+
+
+def _counts(jobs: list[Object]) -> Object:
+    """Of Jobs, not of pods, as the JobSet counts."""
+    ends = [job.get("status", {}).get("conditions", []) for job in jobs]
+    succeeded = sum(condition(end, "Complete") is not None for end in ends)
+    failed = sum(condition(end, "Failed") is not None for end in ends)
+    return {"name": "node", "succeeded": succeeded, "failed": failed, "active": len(jobs) - succeeded - failed}
+
+
+def _jobset(trainjob: Object) -> Object:
+    spec: Object = trainjob["runtime"]["spec"]["template"]["spec"]
+    return spec
+
+
+def _job(trainjob: Object) -> Object:
+    meta, trainer = trainjob["metadata"], trainjob["spec"].get("trainer") or {}
+    (replicated,) = _jobset(trainjob)["replicatedJobs"]
+    nodes = trainer.get("numNodes") or trainjob["runtime"]["spec"]["mlPolicy"].get("numNodes", 1)
+    template = replicated["template"]["spec"]
+    pods = with_env(template["template"], _environment(trainjob, nodes)) if trainer else template["template"]
+    owner = {"apiVersion": TRAINJOB.api_version, "kind": TRAINJOB.kind, "name": meta["name"], "uid": meta["uid"]}
+    return {
+        "apiVersion": JOB.api_version,
+        "kind": JOB.kind,
+        "metadata": {
+            "name": f"{meta['name']}-node-0",
+            "namespace": meta["namespace"],
+            "labels": (replicated["template"].get("metadata") or {}).get("labels", {}),
+            "ownerReferences": [owner | {"controller": True, "blockOwnerDeletion": True}],
+        },
+        "spec": template | {"completions": nodes, "parallelism": nodes, "template": pods},
+    }
+
+
+def _environment(trainjob: Object, nodes: int) -> list[Object]:
+    """What the Trainer's torch plugin injects."""
+    name, processes = trainjob["metadata"]["name"], trainjob["spec"]["trainer"].get("numProcPerNode", "auto")
+    rank = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
+    return [
+        {"name": "PET_NNODES", "value": str(nodes)},
+        {"name": "PET_NPROC_PER_NODE", "value": str(processes)},
+        {"name": "PET_NODE_RANK", "valueFrom": rank},
+        {"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"},
+        {"name": "PET_MASTER_PORT", "value": port(trainjob)},
+    ]
+
+
+def crds() -> list[Object]:
+    """TrainingRuntime and TrainJob."""
+    count, text = {"type": "integer", "minimum": 1}, {"type": "string"}
+    reference = struct(required=["name"], name=text, kind=text, apiGroup=text)
+    trainer = struct(required=[], numNodes=count, numProcPerNode=count)
+    spec = struct(required=["runtimeRef"], runtimeRef=reference, trainer=trainer, suspend={"type": "boolean"})
+    jobs = {
+        "type": "array",
+        "maxItems": 1,
+        "minItems": 1,
+        "items": struct(["name", "template"], name=text, template=LOOSE),
+    }
+    jobset = struct(required=["replicatedJobs"], replicatedJobs=jobs, failurePolicy=LOOSE)
+    runtime = struct(required=["mlPolicy", "template"], mlPolicy=LOOSE, template=struct(["spec"], spec=jobset))
+    return [definition(TRAININGRUNTIME, runtime), definition(TRAINJOB, spec)]
