@@ -21,8 +21,8 @@ from cgd_cli.table import table
 from cgd_operator import yamls
 from cgd_operator.api import InvalidRun
 from cgd_operator.cluster import ApiError
-from cgd_operator.manifests import KINDS, Release, manifest
-from cgd_operator.plan import Run, plan
+from cgd_operator.manifests import Release, manifest, training_runtime
+from cgd_operator.plan import BACKENDS, Run, choose_backend, plan
 from cgd_stages.errors import StageError
 
 T = TypeVar("T")
@@ -62,14 +62,16 @@ def render(
     generate_image: Annotated[str, typer.Option(help="Image of every stage but training.")] = "cgd-generate:latest",
     train_image: Annotated[str, typer.Option(help="Image of training.")] = "cgd-train:latest",
 ) -> None:
-    """Print every Job and PyTorchJob that the operator would make of a manifest, without a cluster."""
-    run = _run_of(file)
-    release = Release(generate_image, train_image)
-    documents = []
-    for child in plan(run):
-        body = manifest(run, child, release)
-        documents.append(yamls.dump({"apiVersion": KINDS[child.kind].api_version, "kind": child.kind, **body}))
-    print("---\n".join(documents), end="")
+    """Print every object that the operator would make of a manifest, without a cluster."""
+    run, release = _run_of(file), Release(generate_image, train_image)
+    backend = choose_backend(run, BACKENDS, ())
+    assert backend is not None
+    objects = []
+    for child in plan(run, backend):
+        if child.kind == "TrainJob":
+            objects.append(training_runtime(run, child, release))
+        objects.append(manifest(run, child, release))
+    print("---\n".join(yamls.dump(one) for one in objects), end="")
 
 
 @app.command()

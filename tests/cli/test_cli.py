@@ -76,6 +76,15 @@ async def test_every_child_of_a_manifest_is_rendered(tmp_path: Path) -> None:
     assert master["containers"][0]["image"] == "registry.example/train:1"
 
 
+async def test_a_trainjob_is_rendered_with_the_runtime_that_it_refers_to(tmp_path: Path) -> None:
+    spec = SPEC | {"training": {"backend": "TrainJob"}}
+    body = {"apiVersion": RUN.api_version, "kind": "CGDRun", "metadata": {"name": "demo"}, "spec": spec}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(body))
+    _, out, _ = await cgd("render", str(tmp_path / "run.yaml"))
+    children = {child["kind"]: child for child in yaml.safe_load_all(out)}
+    assert children["TrainJob"]["spec"]["runtimeRef"]["name"] == children["TrainingRuntime"]["metadata"]["name"]
+
+
 # --- with one
 
 

@@ -9,7 +9,8 @@ import yaml
 from aiohttp import web
 from builders import CHILDREN
 
-from cgd_operator.cluster import NAMESPACE, PYTORCHJOB, RUN
+from cgd_operator.cluster import NAMESPACE, RUN
+from cgd_operator.manifests import KINDS
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
@@ -77,9 +78,9 @@ class Guard:
         return web.json_response(words, status=403)
 
 
-@pytest.mark.parametrize("namespaces", [[], ["default"]])
+@pytest.mark.parametrize(("namespaces", "backend"), [([], "PyTorchJob"), (["default"], "TrainJob")])
 async def test_no_call_of_a_whole_run_is_denied(
-    world: Any, namespaces: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Any, namespaces: list[str], backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = rendered(namespaces)
     guard = Guard(objects)
@@ -98,7 +99,7 @@ async def test_no_call_of_a_whole_run_is_denied(
         return bool(await world.state() == state)
 
     async with world.operator(tuple(namespaces)):
-        await world.apply()
+        await world.apply({"training.backend": backend})
         await world.end("prepare")
         await world.until(lambda: started("answer"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
@@ -113,6 +114,6 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("patch", "leases"),
         ("patch", "secrets"),
         ("patch", "cgdruns/status"),
-        ("create", PYTORCHJOB.plural),
+        ("create", KINDS[backend].plural),
     }
     assert needed <= guard.allowed
