@@ -53,6 +53,7 @@ from cgd_stages.trainjob import (
     STOP,
     Job,
     Outcome,
+    inputs_of,
     read_outcomes,
     read_records,
 )
@@ -144,6 +145,7 @@ class Made:
 
 
 def main(context: Context) -> dict[str, StageFacts]:
+    context.bucket = context.bucket.waiting(context.stop)
     stage = _stage(context)
     if done := stage.folder.done():
         log.info("%s is done already: %s", context.task.stage, stage.folder.uri)
@@ -168,25 +170,7 @@ def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
     supply = Supply.of(context.bucket, task.run, work)
     student = models.pinned(work.student, context.bucket, task.run)
-    resolved = models.resolve(student, context.bucket, task.run)
-    inputs: dict[str, Any] = {
-        "stage": task.stage,
-        **supply.identity(),
-        "student": {"name": resolved.name, "revision": resolved.revision},
-        "training": work.model_dump(
-            by_alias=True,
-            include={
-                "epochs",
-                "global_batch_size",
-                "learning_rate",
-                "warmup_ratio",
-                "weight_decay",
-                "max_sequence_length",
-                "dtype",
-                "seed",
-            },
-        ),
-    }
+    inputs = inputs_of(task.stage, supply, models.resolve(student, context.bucket, task.run))
     folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
     node = Node.from_environment(os.environ, work)
     return Stage(context, work, node, supply, folder, inputs, student)
