@@ -87,9 +87,15 @@ class Checkpoints:
             return newest
         return None
 
-    def download(self, checkpoint: Checkpoint, target: Path, ranks: range) -> bool:
-        """Fetch what the `ranks` need into `target`. A checkpoint that is not what its marker promises is withdrawn:
-        False, and `newest` finds the one before."""
+    def fetch(self, target: Path, ranks: range) -> int:
+        """Download what the `ranks` need of the newest checkpoint that is whole; its steps, 0 when there is none."""
+        while newest := self.newest():
+            if self._download(newest, target, ranks):
+                return newest.step
+        return 0
+
+    def _download(self, checkpoint: Checkpoint, target: Path, ranks: range) -> bool:
+        """Whether it is what its marker promises. If not it is withdrawn: `newest` finds the one before."""
         for part in checkpoint.files:
             path = target / checkpoint.name / part.key
             if not needed_by(part.key, ranks) or (path.is_file() and file_sha256(path) == part.sha256):

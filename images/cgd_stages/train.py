@@ -233,11 +233,8 @@ def _prepare_node(stage: Stage, student: Path, rows: Rows, folder: Path) -> None
         resume=0,
         rows=rows,
     )
-    checkpoints = job.checkpoints(stage.context.bucket)
-    while newest := checkpoints.newest():
-        if checkpoints.download(newest, folder / CHECKPOINTS, job.ranks):
-            job = job.model_copy(update={"resume": newest.step})
-            break
+    resume = job.checkpoints(stage.context.bucket).fetch(folder / CHECKPOINTS, job.ranks)
+    job = job.model_copy(update={"resume": resume})
     (folder / JOB).write_text(job.to_json())
 
 
