@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1000
 """Examples in one record batch of the file that the processes read."""
+LOOP = "cgd_stages.trainloop"
+"""The program that torchrun starts."""
 PATIENCE = 0.2
 """Seconds between two looks at torchrun."""
 ABLATIONS: dict[CritiqueKind, str] = {
@@ -255,9 +257,7 @@ def _torchrun(stage: Stage, folder: Path) -> None:
     environment[LAUNCHER] = str(os.getpid())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // stage.node.processes)))
     # A session of its own: torchrun kills its processes when SIGTERM reaches it, and they have a checkpoint to store.
-    process = subprocess.Popen(
-        [*command, "-m", "cgd_stages.trainloop", str(folder)], env=environment, start_new_session=True
-    )
+    process = subprocess.Popen([*command, "-m", LOOP, str(folder)], env=environment, start_new_session=True)
     try:
         while process.poll() is None:
             if stage.context.stop.is_set():
