@@ -36,7 +36,7 @@ from cgd_stages.storage import Bucket
 ROWS = [quadruple(number) for number in range(20)]
 EPOCHS, BATCH = 6, 4
 STEPS = 30
-SIDE_BY_SIDE = 2
+SIDE_BY_SIDE = 3
 TOLERANCE = 1e-6
 """Of weights and losses, with more than one process."""
 EXPECTED = {-9, Exit.RETRY, Exit.INTERRUPTED}
@@ -153,7 +153,9 @@ class Training:
             )
             for rank, place in enumerate(places(shape.nodes))
         ]
-        ended = [pod.wait() for pod in pods]
+        # All at once: a launcher that was killed is there, for its processes, until somebody has waited for it.
+        with ThreadPoolExecutor(len(pods)) as waiting:
+            ended = list(waiting.map(Program.wait, pods))
         until_gone(folder)
         made = self.steps[before:]
         return ended, made[0]["at"] - started if made else 0.0
