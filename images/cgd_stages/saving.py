@@ -71,12 +71,12 @@ class Saver:
         self._in_a_hurry.set()
 
     def load(self) -> list[Record]:
-        """Go to the step that the job is to go on from; the curve up to there, on rank 0."""
+        """Go to the step that the job is to go on from; the curve up to there."""
         folder = self._local / name_of(self._job.resume)
         path, _ = self._engine.load_checkpoint(str(self._local), tag=folder.name)
         if path is None:
             raise TransientError(f"DeepSpeed does not load the checkpoint {folder}", hint="See the pod's log.")
-        records = read_records(folder / METRICS) if dist.get_rank() == 0 else []
+        records = read_records(folder / METRICS)
         dist.barrier()
         self._remove(folder)
         log.info("going on after step %d", self._job.resume)
