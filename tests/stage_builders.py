@@ -178,7 +178,9 @@ class Ended:
 class Program:
     """A stage program as a process of its own, as a pod runs it."""
 
-    def __init__(self, module: str, task: StageTask, folder: Path, *, shard: int = 0, **env: str) -> None:
+    def __init__(
+        self, module: str, task: StageTask, folder: Path, *, package: str = "cgd_stages", shard: int = 0, **env: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._words = folder / "last-words.json"
         self._log = folder / "log"
@@ -194,7 +196,7 @@ class Program:
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"cgd_stages.{module}"],
+                [sys.executable, "-m", f"{package}.{module}"],
                 env={**os.environ, **given, **env},
                 stdout=log,
                 stderr=log,

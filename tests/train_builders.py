@@ -2,6 +2,8 @@
 
 import json
 import math
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,31 @@ def train_work(model: Path, **changes: Any) -> Train:
 
 def train_task(storage: Storage, work: Train) -> StageTask:
     return StageTask(run=RUN, stage=STAGE, storage=storage, work=work)
+
+
+def places(nodes: int) -> list[dict[str, str]]:
+    """What Kubeflow writes into the environment of each pod of a job; here all are on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {"PET_NNODES": str(nodes), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+    return [job | {"PET_NODE_RANK": str(rank)} for rank in range(nodes)]
+
+
+def until_gone(folder: Path) -> None:
+    """Wait until no process works on the folder any more, though its launcher may have been killed."""
+    for _ in range(100):
+        if not any(str(folder).encode() in _command(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+            return
+        time.sleep(0.2)
+    raise AssertionError("processes of the killed pod live on")
+
+
+def _command(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
 
 
 Plain = tuple[list[float], list[float], dict[str, torch.Tensor]]

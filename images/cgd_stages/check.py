@@ -4,7 +4,8 @@
 
 Examples exist only after refine, so this is the last place before training pods, and their GPUs, are asked for. Counts
 the tokens that each objective learns, the rows that it must leave out and the lengths of its examples; stores these
-figures and the rejected rows, and no example: the training pods make the same ones of the same rows.
+figures and the rejected rows, and no example: the training pods make the same ones of the same rows. Checkpoints that
+are stored already must be such that the training pods can go on from them.
 """
 
 import logging
@@ -17,6 +18,7 @@ from cgd_stages.errors import UserError
 from cgd_stages.folders import REJECTED, REJECTION_SCHEMA, Folder, Part, digest_of, now, write_pointer
 from cgd_stages.program import Context, run
 from cgd_stages.supply import Books, Supply
+from cgd_stages.trainjob import checkpoints_of, inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,10 @@ EVERY = 1000
 def main(context: Context) -> dict[str, StageFacts]:
     work, task, started, clock = context.work_of(Check), context.task, now(), time.monotonic()
     supplies = [Supply.of(context.bucket, task.run, training) for training in work.trainings]
-    inputs = _inputs(context, supplies)
+    students = [models.resolve(_student(context, one), context.bucket, task.run) for one in work.trainings]
+    # Not a part of what is stored: the same rows and settings may be trained in another layout.
+    _refuse_other_layouts(context, supplies, students)
+    inputs = _inputs(task.stage, supplies, students)
     folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
     done = folder.done()
     if done is None:
@@ -39,17 +44,24 @@ def main(context: Context) -> dict[str, StageFacts]:
     return {task.stage: done.facts}
 
 
-def _inputs(context: Context, supplies: list[Supply]) -> dict[str, Any]:
-    trainings = []
-    for supply in supplies:
-        work = supply.work
-        student = models.resolve(_student(context, work), context.bucket, context.task.run)
-        trainings.append(
-            supply.identity()
-            | {"student": {"name": student.name, "revision": student.revision}}
-            | work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
-        )
-    return {"stage": context.task.stage, "trainings": trainings}
+def _refuse_other_layouts(context: Context, supplies: list[Supply], students: list[models.Resolved]) -> None:
+    """Raise UserError when a training is begun, not done, and would not go on from its newest checkpoint."""
+    for supply, student in zip(supplies, students, strict=True):
+        stage = train_stage(supply.work.objective)
+        digest = digest_of(**inputs_of(stage, supply, student))
+        folder = Folder(context.bucket, context.task.run.namespace, stage, digest)
+        if folder.done() is None:
+            checkpoints_of(folder, supply.work).newest()
+
+
+def _inputs(stage: str, supplies: list[Supply], students: list[models.Resolved]) -> dict[str, Any]:
+    trainings = [
+        supply.identity()
+        | {"student": {"name": student.name, "revision": student.revision}}
+        | supply.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
+        for supply, student in zip(supplies, students, strict=True)
+    ]
+    return {"stage": stage, "trainings": trainings}
 
 
 def _student(context: Context, work: Train) -> Model:

@@ -68,23 +68,34 @@ class Checkpoints:
     keep: int
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint. Raises UserError when it is of another layout."""
-        found = self._complete()
-        if not found:
-            return None
-        newest = self._read(found[-1])
-        if newest.layout != self.layout:
-            was, wanted = _words(newest.layout), _words(self.layout)
-            raise UserError(
-                f"{self._uri(newest.step)} was written with {was}; this run has {wanted}",
-                hint="Set spec.training (workers, zeroStage, dtype) as it was, "
-                f"or delete {self._uri()} to train from the start.",
-            )
-        return newest
+        """The newest complete checkpoint. Raises UserError when it is of another layout.
 
-    def download(self, checkpoint: Checkpoint, target: Path, ranks: range) -> bool:
-        """Fetch what the `ranks` need into `target`. A checkpoint that is not what its marker promises is withdrawn:
-        False, and `newest` finds the one before."""
+        One whose marker is damaged is withdrawn: the one before is used.
+        """
+        for step in reversed(self._complete()):
+            newest = self._read(step)
+            if newest is None:
+                self._withdraw(step, DONE)
+                continue
+            if newest.layout != self.layout:
+                was, wanted = _words(newest.layout), _words(self.layout)
+                raise UserError(
+                    f"{self._uri(newest.step)} was written with {was}; this run has {wanted}",
+                    hint="Set spec.training (workers, zeroStage, dtype) as it was, "
+                    f"or delete {self._uri()} to train from the start.",
+                )
+            return newest
+        return None
+
+    def fetch(self, target: Path, ranks: range) -> int:
+        """Download what the `ranks` need of the newest checkpoint that is whole; its steps, 0 when there is none."""
+        while newest := self.newest():
+            if self._download(newest, target, ranks):
+                return newest.step
+        return 0
+
+    def _download(self, checkpoint: Checkpoint, target: Path, ranks: range) -> bool:
+        """Whether it is what its marker promises. If not it is withdrawn: `newest` finds the one before."""
         for part in checkpoint.files:
             path = target / checkpoint.name / part.key
             if not needed_by(part.key, ranks) or (path.is_file() and file_sha256(path) == part.sha256):
@@ -94,8 +105,7 @@ class Checkpoints:
             if present:
                 self.folder.bucket.download(key, path)
             if not present or file_sha256(path) != part.sha256:
-                log.warning("%s is damaged (%s) and is not used", self._uri(checkpoint.step), part.key)
-                self.folder.bucket.delete(self._key(checkpoint.step, DONE))
+                self._withdraw(checkpoint.step, part.key)
                 return False
         return True
 
@@ -133,10 +143,18 @@ class Checkpoints:
         names = (found.key.removeprefix(prefix).split("/", 1) for found in self.folder.bucket.list(prefix))
         return [(int(name.removeprefix("step-")), file) for name, file in names]
 
-    def _read(self, step: int) -> Checkpoint:
+    def _withdraw(self, step: int, damaged: str) -> None:
+        """Take back the promise of a checkpoint with such a damaged file."""
+        log.warning("%s is damaged (%s) and is not used", self._uri(step), damaged)
+        self.folder.bucket.delete(self._key(step, DONE))
+
+    def _read(self, step: int) -> Checkpoint | None:
+        """A marker, None when it is no JSON. Raises UserError when it is one of another version of this program."""
         try:
             return Checkpoint.model_validate_json(self.folder.bucket.get(self._key(step, DONE)) or b"")
         except ValidationError as error:
+            if error.errors()[0]["type"] == "json_invalid":
+                return None
             hint = f"Delete {self._uri(step)} to use the checkpoint before."
             raise UserError(f"{self._uri(step)}/{DONE} is no marker of this format: {error}", hint=hint) from error
 

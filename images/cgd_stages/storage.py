@@ -141,6 +141,9 @@ class Bucket:
 
     def upload(self, path: Path, key: str) -> None:
         """Store a file, in parts when it is large."""
+        self._patiently(lambda: self._upload(path, key))
+
+    def _upload(self, path: Path, key: str) -> None:
         # upload_file would wrap the store's answer into a string; the file object's way keeps the error's code.
         with self._translated(key), path.open("rb") as source:
             self._client.upload_fileobj(source, self._bucket, self._absolute(key))
@@ -160,6 +163,10 @@ class Bucket:
             partial.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        self._patiently(lambda: self._delete(key))
+
+    def _delete(self, key: str) -> None:
         with self._translated(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._absolute(key))
 

@@ -53,6 +53,7 @@ from cgd_stages.trainjob import (
     STOP,
     Job,
     Outcome,
+    inputs_of,
     read_outcomes,
     read_records,
 )
@@ -61,6 +62,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1000
 """Examples in one record batch of the file that the processes read."""
+LOOP = "cgd_stages.trainloop"
+"""The program that torchrun starts."""
 PATIENCE = 0.2
 """Seconds between two looks at torchrun."""
 ABLATIONS: dict[CritiqueKind, str] = {
@@ -144,6 +147,7 @@ class Made:
 
 
 def main(context: Context) -> dict[str, StageFacts]:
+    context.bucket = context.bucket.waiting(context.stop)
     stage = _stage(context)
     if done := stage.folder.done():
         log.info("%s is done already: %s", context.task.stage, stage.folder.uri)
@@ -168,25 +172,7 @@ def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
     supply = Supply.of(context.bucket, task.run, work)
     student = models.pinned(work.student, context.bucket, task.run)
-    resolved = models.resolve(student, context.bucket, task.run)
-    inputs: dict[str, Any] = {
-        "stage": task.stage,
-        **supply.identity(),
-        "student": {"name": resolved.name, "revision": resolved.revision},
-        "training": work.model_dump(
-            by_alias=True,
-            include={
-                "epochs",
-                "global_batch_size",
-                "learning_rate",
-                "warmup_ratio",
-                "weight_decay",
-                "max_sequence_length",
-                "dtype",
-                "seed",
-            },
-        ),
-    }
+    inputs = inputs_of(task.stage, supply, models.resolve(student, context.bucket, task.run))
     folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
     node = Node.from_environment(os.environ, work)
     return Stage(context, work, node, supply, folder, inputs, student)
@@ -249,11 +235,8 @@ def _prepare_node(stage: Stage, student: Path, rows: Rows, folder: Path) -> None
         resume=0,
         rows=rows,
     )
-    checkpoints = job.checkpoints(stage.context.bucket)
-    while newest := checkpoints.newest():
-        if checkpoints.download(newest, folder / CHECKPOINTS, job.ranks):
-            job = job.model_copy(update={"resume": newest.step})
-            break
+    resume = job.checkpoints(stage.context.bucket).fetch(folder / CHECKPOINTS, job.ranks)
+    job = job.model_copy(update={"resume": resume})
     (folder / JOB).write_text(job.to_json())
 
 
@@ -274,9 +257,7 @@ def _torchrun(stage: Stage, folder: Path) -> None:
     environment[LAUNCHER] = str(os.getpid())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // stage.node.processes)))
     # A session of its own: torchrun kills its processes when SIGTERM reaches it, and they have a checkpoint to store.
-    process = subprocess.Popen(
-        [*command, "-m", "cgd_stages.trainloop", str(folder)], env=environment, start_new_session=True
-    )
+    process = subprocess.Popen([*command, "-m", LOOP, str(folder)], env=environment, start_new_session=True)
     try:
         while process.poll() is None:
             if stage.context.stop.is_set():

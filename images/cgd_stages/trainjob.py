@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cgd_stages.checkpoints import Checkpoints, Layout
 from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
 from cgd_stages.folders import Folder
+from cgd_stages.models import Resolved
 from cgd_stages.storage import Bucket
+from cgd_stages.supply import Supply
 
 JOB = "job.json"
 EXAMPLES = "examples.arrow"
@@ -19,6 +22,31 @@ LAUNCHER = "CGD_LAUNCHER_PID"
 
 Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
+
+
+def inputs_of(stage: str, supply: Supply, student: Resolved) -> dict[str, Any]:
+    """All that determines the trained weights: the digest of a training is made of it."""
+    weights = {
+        "epochs",
+        "global_batch_size",
+        "learning_rate",
+        "warmup_ratio",
+        "weight_decay",
+        "max_sequence_length",
+        "dtype",
+        "seed",
+    }
+    return {
+        "stage": stage,
+        **supply.identity(),
+        "student": {"name": student.name, "revision": student.revision},
+        "training": supply.work.model_dump(by_alias=True, include=weights),
+    }
+
+
+def checkpoints_of(folder: Folder, work: Train) -> Checkpoints:
+    """The checkpoints that this training may go on from."""
+    return Checkpoints(folder, Layout.of(work), work.keep_checkpoints)
 
 
 class Job(Contract):
@@ -46,8 +74,7 @@ class Job(Contract):
         return range(self.first_rank, self.first_rank + self.work.processes_per_worker)
 
     def checkpoints(self, bucket: Bucket) -> Checkpoints:
-        folder = Folder(bucket, self.run.namespace, self.stage, self.digest)
-        return Checkpoints(folder, Layout.of(self.work), self.work.keep_checkpoints)
+        return checkpoints_of(Folder(bucket, self.run.namespace, self.stage, self.digest), self.work)
 
 
 class Outcome(Contract):

@@ -10,7 +10,6 @@ ours: negative log-likelihood of the target tokens alone, the mean over all of t
 import logging
 import math
 import os
-import shutil
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -27,14 +27,12 @@ import torch.distributed as dist
 
 from cgd_stages import student
 from cgd_stages.batching import Schedule, learning_rate
-from cgd_stages.checkpoints import METRICS, Checkpoints, name_of
+from cgd_stages.checkpoints import METRICS
 from cgd_stages.contract import Exit
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
-from cgd_stages.folders import Part
 from cgd_stages.progress import Reporter
-from cgd_stages.storage import Bucket
+from cgd_stages.saving import Saver
 from cgd_stages.trainjob import (
-    CHECKPOINTS,
     EXAMPLES,
     JOB,
     LAUNCHER,
@@ -42,7 +40,6 @@ from cgd_stages.trainjob import (
     Job,
     Outcome,
     Record,
-    read_records,
     write_records,
 )
 
@@ -91,7 +88,7 @@ class Trainer:
     folder: Path
     examples: Examples
     schedule: Schedule
-    checkpoints: Checkpoints
+    saver: Saver
     reporter: Reporter
     engine: Any
     loss: student.TargetLoss
@@ -100,20 +97,29 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the step that the checkpoint holds to the last one."""
-        first = self.job.resume
-        for step in range(first, self.schedule.steps):
+        for step in range(self.job.resume, self.schedule.steps):
+            self._seed(step)
             self._step(step)
-            done = step + 1
-            if done == self.schedule.steps:  # the model itself is stored next: no checkpoint, which is larger
-                self._store_metrics()
-            elif done % self.job.work.checkpoint_every_steps == 0:
-                self._save(done)
-            if self._anyone(asked=(self.folder / STOP).exists()) and done < self.schedule.steps:
-                if done % self.job.work.checkpoint_every_steps:
-                    self._save(done)
+            done, last = step + 1, step + 1 == self.schedule.steps
+            stop = self._anyone(asked=(self.folder / STOP).exists())
+            if stop:
+                self.saver.hurry()
+            # After the last step the model itself is stored: no checkpoint, which is larger.
+            if not last and (stop or done % self.job.work.checkpoint_every_steps == 0):
+                self.saver.save(done, self.records)
+            self.saver.go_on()
+            if stop and not last:
+                self.saver.wait()
                 raise Interrupted(
                     f"SIGTERM: stopped after step {done} of {self.schedule.steps}, a checkpoint is stored"
                 )
+        self.saver.wait()
+        if dist.get_rank() == 0:
+            write_records(self.folder / METRICS, self.records)
+
+    def _seed(self, step: int) -> None:
+        """Make what is random in a step (dropout) a function of its number: a checkpoint holds no generator."""
+        torch.manual_seed(Random(f"{self.job.work.seed}/{step}/{dist.get_rank()}").getrandbits(63))  # noqa: S311
 
     def _step(self, step: int) -> None:
         work, started = self.job.work, time.monotonic()
@@ -184,30 +190,6 @@ class Trainer:
         """Whether any process was asked: all of them act on the same answer."""
         return self._sum(float(asked)) > 0
 
-    def _save(self, step: int) -> None:
-        """Store a checkpoint: every node uploads its own files, rank 0 writes the promise when all are there."""
-        local = self.folder / CHECKPOINTS
-        self.engine.save_checkpoint(str(local), tag=name_of(step), save_latest=False)
-        files: list[Part] = []
-        if dist.get_rank() == self.job.first_rank:
-            if dist.get_rank() == 0:
-                write_records(local / name_of(step) / METRICS, self.records)
-            files = self.checkpoints.upload(step, local / name_of(step), self.job.ranks)
-        everyone: list[list[Part]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, files)
-        if dist.get_rank() == 0:
-            self.checkpoints.complete(step, [part for parts in everyone for part in parts])
-            log.info("checkpoint after step %d is stored", step)
-        self._store_metrics()
-        if dist.get_rank() == self.job.first_rank:
-            shutil.rmtree(local / name_of(step))
-        dist.barrier()
-
-    def _store_metrics(self) -> None:
-        if dist.get_rank() == 0:
-            write_records(self.folder / METRICS, self.records)
-            self.checkpoints.folder.bucket.upload(self.folder / METRICS, self.checkpoints.folder.key(METRICS))
-
     def _tell(self) -> None:
         if dist.get_rank() != 0:
             return
@@ -248,28 +230,15 @@ def start(folder: Path) -> Trainer:
         folder=folder,
         examples=examples,
         schedule=Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed),
-        checkpoints=job.checkpoints(Bucket(job.storage)),
+        saver=Saver(engine, job, folder),
         reporter=Reporter.from_environment(0) if dist.get_rank() == 0 else Reporter(),
         engine=engine,
         loss=loss,
         device=device,
     )
     if job.resume:
-        _resume(trainer)
+        trainer.records = trainer.saver.load()
     return trainer
-
-
-def _resume(trainer: Trainer) -> None:
-    local, name = trainer.folder / CHECKPOINTS, name_of(trainer.job.resume)
-    path, _ = trainer.engine.load_checkpoint(str(local), tag=name)
-    if path is None:
-        raise TransientError(f"DeepSpeed does not load the checkpoint {local / name}", hint="See the pod's log.")
-    if dist.get_rank() == 0:
-        trainer.records = read_records(local / name / METRICS)
-    dist.barrier()
-    if dist.get_rank() == trainer.job.first_rank:
-        shutil.rmtree(local / name)
-    log.info("going on after step %d", trainer.job.resume)
 
 
 def _agree(what: str, value: int) -> None:

@@ -1,10 +1,14 @@
-"""A few kills of the interruption suite, so that it stays alive; `make chaos-generate` runs all of it."""
+"""A few kills of the interruption suites, so that they stay alive; `make chaos-generate chaos-train` runs them all."""
 
 import signal
 
 import pytest
 from chaos.generate import Scenario, at_write, away, play, random_kills
 from chaos.proxy import Fault, Moment
+from chaos.rank import Kill
+from chaos.train import Scenario as TrainScenario
+from chaos.train import Shape, student, uninterrupted
+from chaos.train import play as play_train
 from chaos.world import World
 
 SMALL = (
@@ -22,3 +26,16 @@ async def test_no_row_is_lost_or_doubled_or_wrong(tmp_path):
     assert all(result.good for result in results), results
     assert sum(result.verdict.kills for result in results) >= 6
     assert results[-1].faults > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_that_was_killed_ends_with_the_weights_of_one_that_was_not(storage, tmp_path):
+    model = student(tmp_path / "student")
+    shape = Shape(1, 2, 2)
+    expected = uninterrupted(storage, shape, model, tmp_path / "whole")
+    scenario = TrainScenario(shape, (Kill.RANK, Kill.UPLOAD), (5, 15))
+    result = play_train(storage, scenario, model, tmp_path / "killed", expected)
+    assert result.broken == ""
+    assert result.good, result
+    assert result.again >= 2, "the kills came before their steps were stored"

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 from stage_builders import context
-from train_builders import quadruple, refined, train_work
+from train_builders import STAGE, quadruple, refined, train_work
 
 from cgd_stages import check, train
-from cgd_stages.contract import Check, Rows, Storage, Train
+from cgd_stages.contract import Check, Rows, StageFacts, Storage, Train
 from cgd_stages.errors import UserError
-from cgd_stages.folders import REJECTED, Folder, from_parquet, read_pointer
+from cgd_stages.folders import REJECTED, Folder, from_parquet, now, read_pointer
 from cgd_stages.program import Context
 from cgd_stages.storage import Bucket
+from cgd_stages.trainjob import checkpoints_of
 
 ROWS = [quadruple(number, reference="yes" if number else None) for number in range(10)]
 
@@ -94,6 +95,49 @@ def test_training_counts_what_the_check_has_counted(
         made = train._make_examples(stage, Path(work.student.name), tmp_path)
         own = {f"{work.objective.lower()}_{name}": value for name, value in made.books.metrics().items()}
         assert own.items() <= metrics.items()
+
+
+def begun(bucket: Bucket, storage: Storage, scratch: Path, work: Train) -> None:
+    """A training of this layout has stored a checkpoint."""
+    given = context(storage, work, scratch)
+    given.task = given.task.model_copy(update={"stage": STAGE})
+    checkpoints_of(train._stage(given).folder, work).complete(20, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"processes_per_worker": 2}, "2 processes, ZeRO 2"), ({"zero_stage": 3}, "1 processes, ZeRO 3")],
+)
+def test_a_checkpoint_that_the_training_pods_could_not_go_on_from_is_refused(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, change: dict[str, Any], told: str
+) -> None:
+    refined(bucket, ROWS)
+    check.main(checking(storage, tmp_path, train_work(tiny_model)))
+    begun(bucket, storage, tmp_path, train_work(tiny_model))
+    with pytest.raises(UserError, match=rf"step-000020 was written with 1 processes, ZeRO 2 .* has {told}") as caught:
+        check.main(checking(storage, tmp_path, train_work(tiny_model, **change)))
+    assert "to train from the start" in caught.value.hint
+
+
+def test_a_checkpoint_of_this_layout_or_of_another_training_is_no_reason_to_refuse(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    begun(bucket, storage, tmp_path, train_work(tiny_model))
+    begun(bucket, storage, tmp_path, train_work(tiny_model, seed=1, zero_stage=3))
+    assert check.main(checking(storage, tmp_path, train_work(tiny_model)))["check"].rows.done == 10
+
+
+def test_a_training_that_is_done_needs_no_checkpoint_of_its_layout(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model)
+    begun(bucket, storage, tmp_path, work)
+    given = context(storage, work, tmp_path)
+    given.task = given.task.model_copy(update={"stage": STAGE})
+    train._stage(given).folder.finish(facts=StageFacts(), parts=[], started=now(), inputs={})
+    check.main(checking(storage, tmp_path, train_work(tiny_model, zero_stage=3)))
 
 
 def test_importing_the_check_imports_no_torch() -> None:

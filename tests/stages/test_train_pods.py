@@ -1,13 +1,21 @@
 """Training as pods run it: torchrun, two processes, real DeepSpeed, signals; the numbers stay those of a plain loop."""
 
 import signal
-import socket
-import time
 from pathlib import Path
 
 import pytest
 from stage_builders import Ended, Program
-from train_builders import STAGE, plain_training, quadruple, refined, stored_curve, train_task, train_work
+from train_builders import (
+    STAGE,
+    places,
+    plain_training,
+    quadruple,
+    refined,
+    stored_curve,
+    train_task,
+    train_work,
+    until_gone,
+)
 
 from cgd_stages.contract import Exit, Progress, Storage
 from cgd_stages.folders import Folder
@@ -65,13 +73,9 @@ def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
     work = train_work(tiny_model, workers=2, zero_stage=3, **LONG)
 
     def pods(folder: Path) -> list[Program]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        place = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         return [
-            Program("train", train_task(storage, work), folder / str(rank), PET_NODE_RANK=str(rank), **place)
-            for rank in range(2)
+            Program("train", train_task(storage, work), folder / str(rank), OMP_NUM_THREADS="1", **place)
+            for rank, place in enumerate(places(2))
         ]
 
     master, worker = pods(tmp_path / "a")
@@ -80,20 +84,10 @@ def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
     left = worker.wait()
     assert left.code == Exit.RETRY, left.log
     assert "goes on from the newest checkpoint" in left.words.hint
-    assert_gone(tmp_path / "a")
+    until_gone(tmp_path / "a")
 
     ended, other = [pod.wait() for pod in pods(tmp_path / "b")]
     assert other.code == Exit.DONE
     assert other.words.stages == {}, "only the first pod speaks for the stage"
     assert "going on after step" in ended.log
     assert_plain(bucket, ended, losses)
-
-
-def assert_gone(folder: Path) -> None:
-    """No process works on the folder any more, though its launcher was killed."""
-    for _ in range(100):
-        lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-        if not any(str(folder).encode() in line for line in lines):
-            return
-        time.sleep(0.2)
-    raise AssertionError("processes of the killed pod live on")

@@ -1,0 +1,10 @@
+"""The shipped launcher of a training pod; its processes are those of chaos.rank.
+
+CGD_TASK='{...}' CGD_CHAOS='{...}' python -m chaos.trainpod
+"""
+
+from cgd_stages import program, train
+
+if __name__ == "__main__":
+    train.LOOP = "chaos.rank"
+    program.run(train.main)
