@@ -10,7 +10,11 @@ from cgd_stages.storage import Bucket
 
 JOB = "job.json"
 EXAMPLES = "examples.arrow"
+VALIDATION = "validation.arrow"
+"""Examples that are held out; no record in it where none are."""
 MODEL = "model"
+BEST = "best"
+"""The model with the least validation loss so far, on the node of the first process."""
 CHECKPOINTS = "checkpoints"
 STOP = "stop"
 """A file of this name asks every process to store a checkpoint and leave."""

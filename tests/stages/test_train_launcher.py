@@ -46,7 +46,7 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         given.append(folder)
         (folder / MODEL).mkdir()
         (folder / MODEL / "config.json").write_text("{}")
-        figures = {"loss": 2.0, "seconds": 1.0, "tokens": 10.0, "supervised_tokens": 3.0}
+        figures = {"loss": 2.0, "seconds": 1.0, "tokens": 10.0, "supervised_tokens": 3.0, "peak_memory_bytes": 9.0}
         write_records(folder / "metrics.jsonl", [figures | {"step": 1.0}, figures | {"step": 2.0, "loss": 1.0}])
 
     monkeypatch.setattr(train, "_torchrun", run)
