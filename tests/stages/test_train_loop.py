@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 from stage_builders import context
-from train_builders import STAGE, plain_training, quadruple, refined, train_work
+from train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 
 from cgd_stages import heldout, train
 from cgd_stages.contract import Storage, Validation
 from cgd_stages.errors import Interrupted, UserError
-from cgd_stages.examples import row_example
-from cgd_stages.folders import Row
 from cgd_stages.storage import Bucket
 from cgd_stages.trainjob import MODEL, STOP
 
@@ -202,32 +200,14 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_le
     assert min(record["validation_loss"] for record in records[1::2]) == pytest.approx(measured, rel=1e-5)
 
 
-def plain_loss(model: Path, rows: list[Row]) -> float:
-    """Mean loss of a stored model over the target tokens of rows, one by one."""
-    import torch
-    from torch.nn.functional import cross_entropy
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer, made = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model, dtype="float32")
-    total = count = 0.0
-    for row in rows:
-        example = row_example(tokenizer, "CGD", row, max_length=700)
-        labels = torch.tensor(example.labels[1:])
-        with torch.no_grad():
-            logits = made(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-        total += float(cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
-        count += int((labels != -100).sum())
-    return total / count
-
-
 def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the step after this one on, training walks away from what was learned."""
+    """After this step, training walks up the gradient: away from what was learned."""
     from cgd_stages import trainloop
 
     rate = trainloop.learning_rate
 
     def wrong(now: int, **given: Any) -> float:
-        return rate(now, **given) * (1 if now < step else 50)
+        return rate(now, **given) * (1 if now < step else -10)
 
     monkeypatch.setattr(trainloop, "learning_rate", wrong)
 
