@@ -187,6 +187,7 @@ class Trainer:
     def _refuse_unless_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):
             return
+        self._store_metrics()
         rows = ", ".join(self.examples.key(index) for index in self.schedule.batch(step))
         raise UserError(
             f"the {what} is {value} at step {step + 1}; the rows of the batch (id/sample): {rows}",
@@ -200,8 +201,9 @@ class Trainer:
         batches = [self.schedule.batch(int(record["step"]) - 1) for record in high]
         told = [", ".join(self.examples.key(index) for index in batch) for batch in batches]
         losses = ", ".join(f"{record['loss']:.4g}" for record in high)
-        for record, rows in zip(high, told, strict=True):
+        for record, rows in zip(high, told, strict=True) if dist.get_rank() == 0 else ():
             log.error("step %d, loss %.4g, rows: %s", record["step"], record["loss"], rows)
+        self._store_metrics()
         raise UserError(
             f"the loss is far above what it was since step {high[0]['step']:.0f} ({losses}); the rows of the batches "
             f"(id/sample), first to last: {'; '.join(told)}",
@@ -215,9 +217,9 @@ class Trainer:
         if not lengths or (done % validation.every_steps and done < self.schedule.steps):
             return
         started, last = time.monotonic(), self.records[-1]
-        last["validation_loss"] = self._held_out_loss()
-        last["validation_seconds"] = round(time.monotonic() - started, 4)
-        self._refuse_unless_finite("validation loss", last["validation_loss"], done - 1)
+        loss = self._held_out_loss()
+        self._refuse_unless_finite("validation loss", loss, done - 1)
+        last |= {"validation_loss": loss, "validation_seconds": round(time.monotonic() - started, 4)}
         if dist.get_rank() == 0:
             log.info("validation loss %.4f after step %d", last["validation_loss"], done)
         if validation.select == "best" and curves.best(self.records) is last:

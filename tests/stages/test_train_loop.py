@@ -289,6 +289,9 @@ def test_a_loss_that_runs_away_ends_the_run_with_the_rows_of_its_batches(
     with pytest.raises(UserError, match=r"since step \d+ .*first to last: 0+\d/0, .*; .*; .*; .*; 0+\d/0") as caught:
         trained(storage, tmp_path / "on", tiny_model, **given)
     assert "stopOnLossSpike: false" in caught.value.hint
+    kept = [found.key for found in bucket.list(f"team/{STAGE}/") if found.key.endswith("metrics.jsonl")]
+    (curve,) = [key for key in kept if "checkpoints" not in key]
+    assert (bucket.get(curve) or b"").count(b"\n") > 8, "the curve is stored, to be looked at"
     records, _ = trained(storage, tmp_path / "off", tiny_model, stop_on_loss_spike=False, **given)
     assert len(records) == 24
 
