@@ -136,6 +136,21 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
     return losses, norms, {name: tensor.detach() for name, tensor in student.named_parameters()}
 
 
+def plain_loss(model: Path, rows: list[Row]) -> float:
+    """Mean loss of a stored model over the target tokens of rows, taken one by one."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    stored = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    total = count = 0.0
+    for row in rows:
+        example = row_example(tokenizer, "CGD", row, max_length=10_000)
+        labels = torch.tensor(example.labels[1:])
+        with torch.no_grad():
+            logits = stored(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+        total += float(cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
+        count += int((labels != -100).sum())
+    return total / count
+
+
 def stored_curve(bucket: Bucket, folder: Folder) -> list[dict[str, float]]:
     """The lines of the stage's `metrics.jsonl`."""
     data = bucket.get(folder.key("metrics.jsonl"))

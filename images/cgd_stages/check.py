@@ -84,7 +84,7 @@ def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Par
         student = models.fetch(
             _student(context, work), context.bucket, context.task.run, context.scratch, weights=False
         )
-        books = Books(train_stage(work.objective), work.objective)
+        books = Books(train_stage(work.objective), work.objective, supply.held_out())
         for row, found in supply.examples(AutoTokenizer.from_pretrained(student)):
             books.take(row, found)
             if books.rows.total % EVERY == 0:

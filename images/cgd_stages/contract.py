@@ -198,6 +198,14 @@ class Critique(Contract):
     rate: float = 0.0
 
 
+class Validation(Contract):
+    """The loss on prompts that are held out of training. `fraction` None: of large runs only, see heldout.py."""
+
+    fraction: float | None = None
+    every_steps: int = 200
+    select: Literal["best", "last"] = "best"
+
+
 class Train(Contract):
     """Supervised fine-tuning of the student on the stored rows."""
 
@@ -218,6 +226,8 @@ class Train(Contract):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_every_steps: int
     keep_checkpoints: int = 2
+    validation: Validation = Validation()
+    stop_on_loss_spike: bool = True
     seed: int = 0
     max_rejected: float
 

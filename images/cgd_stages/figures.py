@@ -10,12 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from cgd_stages.contract import Contract, RunRef, StageFacts
 
+T = TypeVar("T")
 Z = 1.959963984540054
 """Quantile of the normal distribution for intervals of 95 %."""
 NOISE = 0.05
@@ -53,7 +54,13 @@ class Step(Contract):
     learning_rate: float | None = None
     grad_norm: float | None = None
     supervised_tokens: int | None = None
+    supervised_tokens_per_second: float | None = None
     tokens_per_second: float | None = None
+    validation_loss: float | None = None
+    """Where it was measured: after every so many steps and after the last."""
+    mfu: float | None = None
+    """Share of the devices' peak, a fraction of 1; None where the peak is not known."""
+    peak_memory_bytes: float | None = None
 
 
 class Sample(Contract):
@@ -297,10 +304,20 @@ def moving_mean(values: Sequence[float], reach: int) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for start, end in edges]
 
 
-def thinned(steps: Sequence[Step], most: int) -> list[Step]:
+def thinned(steps: Sequence[T], most: int) -> list[T]:
     """At most about `most` steps, evenly spaced, the last one among them."""
     stride = math.ceil(len(steps) / most) or 1
     return [step for i, step in enumerate(steps) if i % stride == 0 or i == len(steps) - 1]
+
+
+def validations(steps: Sequence[Step]) -> list[Step]:
+    """The steps after which a finite validation loss was measured."""
+    return [step for step in steps if step.validation_loss is not None and math.isfinite(step.validation_loss)]
+
+
+def best_step(steps: Sequence[Step]) -> Step | None:
+    """The step of the least validation loss, the earliest of equals."""
+    return min(validations(steps), key=lambda step: step.validation_loss or 0.0, default=None)
 
 
 def figures(data: ReportData) -> dict[str, Any]:
@@ -312,6 +329,11 @@ def figures(data: ReportData) -> dict[str, Any]:
         "stages": [{**stage.model_dump(by_alias=True, mode="json"), "seconds": stage.seconds} for stage in data.stages],
         "training": {
             stage: [step.model_dump(by_alias=True) for step in steps] for stage, steps in data.training.items()
+        },
+        "best": {
+            stage: best.model_dump(by_alias=True)
+            for stage, steps in data.training.items()
+            if (best := best_step(steps))
         },
         "scores": [score.model_dump(by_alias=True) for score in scores(data)],
         "comparisons": [{**c.model_dump(by_alias=True), "outcome": c.outcome} for c in comparisons(data)],

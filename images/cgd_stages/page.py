@@ -29,6 +29,7 @@ from cgd_stages.figures import (
     StageRecord,
     Step,
     at,
+    best_step,
     changes,
     comparisons,
     finite_or_none,
@@ -37,6 +38,7 @@ from cgd_stages.figures import (
     scores,
     thinned,
     total_of,
+    validations,
 )
 
 HERE = Path(__file__).parent
@@ -404,6 +406,7 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
             "stage": name,
             "objective": objective(records.get(name) or StageRecord(name=name)),
             "chart": _loss_chart(report.training.get(name, ())),
+            "sparks": _sparks(report.training.get(name, ())),
             "metrics": {name: value for name, value in metrics.items() if not name.startswith(LENGTH)},
             "lengths": _lengths(metrics),
         }
@@ -420,14 +423,16 @@ def _lengths(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:
 
 
 def _loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
-    """The loss over steps: two lines (each step, and a moving mean of long logs), axes, and values to hover."""
+    """The loss over steps: lines (each step, a moving mean of long logs, what was held out), axes, values to hover."""
     finite = [step for step in log if math.isfinite(step.loss)]
     if not finite:
         return None
     steps = thinned(finite, CHART_POINTS)
     losses = [step.loss for step in steps]
-    y_ticks = nice_ticks(min(losses), max(losses))
-    low, high = min(y_ticks[0], *losses), max(y_ticks[-1], *losses)
+    held_out = validations(finite)
+    values = [*losses, *(step.validation_loss or 0.0 for step in held_out)]
+    y_ticks = nice_ticks(min(values), max(values))
+    low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
     first, last = steps[0].step, steps[-1].step
     xs = [_scaled(step.step, first, last) for step in steps]
     means = moving_mean(losses, max(2, len(losses) // 24)) if len(losses) > 24 else []
@@ -436,6 +441,7 @@ def _loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
         "mean": _path(xs, [100 - _scaled(mean, low, high) for mean in means]),
         "y_ticks": [(number(tick), 100 - _scaled(tick, low, high)) for tick in y_ticks],
         "x_ticks": _step_ticks(first, last),
+        "validation": _validation(held_out, first, last, low, high),
         "points": embedded([_hover(step, x, low, high) for step, x in zip(steps, xs, strict=True)]),
         "first": losses[0],
         "last": losses[-1],
@@ -446,8 +452,44 @@ def _loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
     }
 
 
+def _validation(steps: Sequence[Step], first: int, last: int, low: float, high: float) -> dict[str, Any] | None:
+    """The line of the validation loss, its points, and the best of them."""
+    best = best_step(steps)
+    if best is None:
+        return None
+    places = [
+        (_scaled(step.step, first, last), 100 - _scaled(step.validation_loss or 0.0, low, high), step is best)
+        for step in steps
+    ]
+    return {
+        "line": _path([x for x, *_ in places], [y for _, y, _ in places]),
+        "places": places,
+        "best": best,
+        "last": steps[-1],
+    }
+
+
+def _sparks(log: Sequence[Step]) -> list[dict[str, Any]]:
+    """Small lines beside the loss: gradient norm and learning rate, from zero to their largest value."""
+    sparks = []
+    for name, title in (("grad_norm", "Gradient norm"), ("learning_rate", "Learning rate")):
+        known = [
+            (step.step, value) for step in log if (value := getattr(step, name)) is not None and math.isfinite(value)
+        ]
+        if not known:
+            continue
+        (first, before), (last, after), most = known[0], known[-1], max(value for _, value in known)
+        shown = thinned(known, CHART_POINTS)
+        xs = [_scaled(step, first, last) for step, _ in shown]
+        line = _path(xs, [100 - _scaled(value, 0.0, most) for _, value in shown])
+        sparks.append({"title": title, "line": line, "first": before, "most": most, "last": after})
+    return sparks
+
+
 def _hover(step: Step, x: float, low: float, high: float) -> list[Any]:
     parts = [f"step {count(step.step)}", f"loss {step.loss:.4f}"]
+    if step.validation_loss is not None and math.isfinite(step.validation_loss):
+        parts.append(f"validation loss {step.validation_loss:.4f}")
     if step.learning_rate is not None:
         parts.append(f"learning rate {number(step.learning_rate)}")
     if step.grad_norm is not None and math.isfinite(step.grad_norm):

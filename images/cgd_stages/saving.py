@@ -21,12 +21,16 @@ from cgd_stages.checkpoints import METRICS, name_of
 from cgd_stages.errors import TransientError
 from cgd_stages.folders import Part
 from cgd_stages.storage import Bucket
-from cgd_stages.trainjob import CHECKPOINTS, Job, Record, read_records, write_records
+from cgd_stages.trainjob import BEST, CHECKPOINTS, Job, Record, read_records, write_records
 
 log = logging.getLogger(__name__)
 
 PAUSE = 0.1
 """Seconds between two looks at an upload that is waited for."""
+
+CARRIED = "best-"
+"""A checkpoint carries the files of the best model so far under their names behind this prefix: a training that goes
+on from it chooses among the same models as one that was never interrupted."""
 
 T = TypeVar("T")
 
@@ -40,7 +44,7 @@ class Saver:
 
     def __init__(self, engine: Any, job: Job, folder: Path) -> None:
         self._engine, self._job = engine, job
-        self._local = folder / CHECKPOINTS
+        self._folder, self._local = folder, folder / CHECKPOINTS
         self._in_a_hurry = threading.Event()
         self._checkpoints = job.checkpoints(Bucket(job.storage).waiting(self._in_a_hurry))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -55,6 +59,7 @@ class Saver:
         self._engine.save_checkpoint(str(self._local), tag=name_of(step), save_latest=False)
         if dist.get_rank() == 0:
             write_records(self._local / name_of(step) / METRICS, records)
+            self._carry_best(self._local / name_of(step))
         self._on_its_way = self._stored(step, self._thread.submit(self._upload, step))
 
     def go_on(self) -> None:
@@ -77,10 +82,29 @@ class Saver:
         if path is None:
             raise TransientError(f"DeepSpeed does not load the checkpoint {folder}", hint="See the pod's log.")
         records = read_records(folder / METRICS)
+        if dist.get_rank() == 0:
+            self._fetch_best(folder)
         dist.barrier()
         self._remove(folder)
         log.info("going on after step %d", self._job.resume)
         return records
+
+    def store_curve(self, records: list[Record]) -> None:
+        """Store the curve alone, of a training that ends without a model."""
+        if dist.get_rank() == 0:
+            write_records(self._folder / METRICS, records)
+            stage = self._checkpoints.folder
+            stage.bucket.upload(self._folder / METRICS, stage.key(METRICS))
+
+    def _carry_best(self, checkpoint: Path) -> None:
+        best = self._folder / BEST
+        for path in best.iterdir() if best.is_dir() else ():
+            (checkpoint / f"{CARRIED}{path.name}").hardlink_to(path)
+
+    def _fetch_best(self, checkpoint: Path) -> None:
+        for path in checkpoint.glob(f"{CARRIED}*"):
+            (self._folder / BEST).mkdir(exist_ok=True)
+            path.rename(self._folder / BEST / path.name.removeprefix(CARRIED))
 
     def _nothing(self) -> Generator[None]:
         yield from ()

@@ -1,6 +1,7 @@
 """The student in training: loaded, given to DeepSpeed, its loss, and stored as transformers and vLLM read it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
+from cgd_stages import flops
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
-from cgd_stages.trainjob import MODEL, Job
+from cgd_stages.trainjob import Job
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
@@ -102,8 +104,25 @@ def grad_norm(model: torch.nn.Module) -> float:
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def export(job: Job, engine: Any, folder: Path) -> None:
-    """Write the trained model as transformers and vLLM read it, in the dtype that the student came in."""
+def cost(model: Any) -> flops.Work | None:
+    """What the student's tokens cost; None for a mixture of experts, where a token meets only some parameters."""
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+
+    def size(module: torch.nn.Module) -> int:  # ZeRO-3 leaves an empty shell of a parameter, with its size beside it
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    body = size(model) - size(table) - (0 if head.weight is table.weight else size(head))
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return flops.Work(body=body, head=size(head), attention=config.num_hidden_layers * width)
+
+
+def export(job: Job, engine: Any, target: Path) -> None:
+    """Write the trained model as transformers and vLLM read it, in the dtype that the student came in, to a folder that
+    holds nothing else."""
     import deepspeed
     from transformers import AutoTokenizer
 
@@ -117,9 +136,10 @@ def export(job: Job, engine: Any, folder: Path) -> None:
     if dist.get_rank() == 0:
         buffers = set(engine.module.state_dict()) & dict(engine.module.named_buffers()).keys()
         state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
-        engine.module.save_pretrained(folder / MODEL, state_dict=state)
+        shutil.rmtree(target, ignore_errors=True)
+        engine.module.save_pretrained(target, state_dict=state)
         # save_pretrained names the dtype that was trained in, whatever the tensors have.
-        config = folder / MODEL / "config.json"
+        config = target / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
-        AutoTokenizer.from_pretrained(job.student).save_pretrained(folder / MODEL)
+        AutoTokenizer.from_pretrained(job.student).save_pretrained(target)
     dist.barrier()

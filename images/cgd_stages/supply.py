@@ -14,6 +14,7 @@ from cgd_stages.contract import LENGTH, Objective, Rows, RunRef, Train
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.examples import TARGETS, Critic, Example, Unusable
 from cgd_stages.folders import Folder, Row, key_of, open_input, read_rows
+from cgd_stages.heldout import held_out
 from cgd_stages.ledger import KEY
 from cgd_stages.outcomes import rejection
 from cgd_stages.storage import Bucket
@@ -54,7 +55,15 @@ class Supply:
             "critique": work.critique.model_dump(by_alias=True),
             "prompts": examples.wording(work.objective, work.critique),
             "upstream": self.refine.digest,
+            "heldOut": work.validation.fraction,
         } | ({"distill": self.distill.digest} if self.distill else {})
+
+    def held_out(self) -> frozenset[str]:
+        """Ids of the prompts that are not learned but measured."""
+        if self.work.validation.fraction == 0:
+            return frozenset()
+        prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
+        return held_out(prompts, self.work.validation.fraction, self.work.seed)
 
     def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable]]:
         """Every row with what becomes of it, in no promised order."""
@@ -86,14 +95,21 @@ class Supply:
 
 @dataclass
 class Books:
-    """What became of a training's rows."""
+    """What became of a training's rows: learned, held out or rejected."""
 
     stage: str
     objective: Objective
+    held_out: frozenset[str] = frozenset()
+    """Ids of the prompts that are not learned."""
     kept: int = 0
+    """Examples, those that are held out among them."""
+    validation: int = 0
+    """Examples that are held out."""
     learned: int = 0
-    """Tokens with a loss, in all examples together."""
+    """Tokens with a loss, in all examples that are learned."""
     tokens: int = 0
+    validation_tokens: int = 0
+    """Tokens that the validation loss is the mean of."""
     longest: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     """Power of two -> examples of at most so many tokens."""
@@ -105,8 +121,12 @@ class Books:
             return
         length = len(found.input_ids)
         self.kept += 1
-        self.learned += length - found.start
-        self.tokens += length
+        if row["id"] in self.held_out:
+            self.validation += 1
+            self.validation_tokens += length - found.start
+        else:
+            self.learned += length - found.start
+            self.tokens += length
         self.longest = max(self.longest, length)
         self.lengths[1 << (length - 1).bit_length()] += 1
 
@@ -115,8 +135,15 @@ class Books:
         return Rows(total=self.kept + len(self.rejected), done=self.kept, rejected=len(self.rejected))
 
     def metrics(self) -> dict[str, float]:
-        """Tokens of one pass over the examples, and the histogram of their lengths."""
-        told = {"example_tokens": self.tokens, "learned_tokens": self.learned, "longest_example": self.longest}
+        """Tokens of one pass over what is learned, what is held out, and the histogram of all examples' lengths."""
+        told = {
+            "example_tokens": self.tokens,
+            "learned_tokens": self.learned,
+            "longest_example": self.longest,
+            "train_examples": self.kept - self.validation,
+            "validation_examples": self.validation,
+            "validation_tokens": self.validation_tokens,
+        }
         return {
             **{name: float(value) for name, value in told.items()},
             **{f"{LENGTH}{most}": float(count) for most, count in sorted(self.lengths.items())},
@@ -127,6 +154,7 @@ class Books:
         if self.rows.total != expected:
             raise RowsLost(f"{self.stage}: {self.rows.total} of the {expected} rows of refine were read")
         if self.kept and len(self.rejected) <= max_rejected * expected:
+            self._refuse_unless_divided()
             return
         reasons = Counter(str(row["reason"]) for row in self.rejected).most_common()
         told = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
@@ -137,3 +165,12 @@ class Books:
             f"({told}). {few}",
             hint=hint.format(target=TARGETS[self.objective], objective=self.objective),
         )
+
+    def _refuse_unless_divided(self) -> None:
+        """Raise UserError when one side has no example though prompts are held out for it."""
+        if self.held_out and not 0 < self.validation < self.kept:
+            nothing = "measure" if self.validation == 0 else "learn"
+            raise UserError(
+                f"{self.objective}: of {self.kept} examples {self.validation} are held out, none is left to {nothing}",
+                hint="Change spec.training.validation.fraction, or spec.training.seed, which says who is held out.",
+            )

@@ -19,14 +19,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages import models
+from cgd_stages import curves, models
 from cgd_stages.checkpoints import METRICS, file_sha256
 from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, Rows, StageFacts, Train
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
@@ -51,8 +52,10 @@ from cgd_stages.trainjob import (
     LAUNCHER,
     MODEL,
     STOP,
+    VALIDATION,
     Job,
     Outcome,
+    Record,
     inputs_of,
     read_outcomes,
     read_records,
@@ -190,22 +193,20 @@ def _clean_folder(stage: Stage) -> Path:
 
 
 def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
-    """Tokenise every row into a file that the processes map, and refuse once more what check would have refused."""
+    """Tokenise every row into the files that the processes map, one for what is learned and one for what is held out,
+    and refuse once more what check would have refused."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student)
-    books = Books(stage.context.task.stage, stage.work.objective)
-    made, chunk = Made(books), list[Row]()
-    with pa.OSFile(str(folder / EXAMPLES), "wb") as sink, pa.ipc.new_file(sink, _EXAMPLES) as file:
+    books = Books(stage.context.task.stage, stage.work.objective, stage.supply.held_out())
+    made = Made(books)
+    with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
         for row, found in stage.supply.examples(tokenizer):
             books.take(row, found)
             if isinstance(found, Unusable):
                 continue
-            chunk.append({"id": row["id"], "sample": row["sample"], "input_ids": found.input_ids, "start": found.start})
-            if len(chunk) == CHUNK:
-                file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
-                chunk = []
-        file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
+            write = measured if row["id"] in books.held_out else learned
+            write({"id": row["id"], "sample": row["sample"], "input_ids": found.input_ids, "start": found.start})
     log.info("%s: %d tokens learned", books.rows, books.learned)
     if books.rejected and stage.node.first:
         made.parts.append(stage.folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
@@ -216,6 +217,25 @@ def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
         stage.context.facts[books.stage] = facts
         raise
     return made
+
+
+@contextmanager
+def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
+    """What writes an example into the file, a chunk of them at a time."""
+    chunk: list[Row] = []
+
+    def flush() -> None:
+        file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
+        chunk.clear()
+
+    def write(row: Row) -> None:
+        chunk.append(row)
+        if len(chunk) == CHUNK:
+            flush()
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _EXAMPLES) as file:
+        yield write
+        flush()
 
 
 # --- checkpoint, job, torchrun ----------------------------------------------------------------------------------
@@ -296,6 +316,8 @@ def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
 
 def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts:
     records = read_records(folder / METRICS)
+    best, select = curves.best(records), stage.work.validation.select
+    exported = best if best and select == "best" else records[-1]
     busy = sum(record["seconds"] for record in records)
     tokens = sum(record["tokens"] for record in records)
     learned = sum(record["supervised_tokens"] for record in records)
@@ -309,11 +331,21 @@ def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts
             "steps": len(records),
             "first_loss": records[0]["loss"],
             "final_loss": records[-1]["loss"],
+            "exported_step": exported["step"],
             "trained_tokens": tokens,
             "supervised_tokens": learned,
             "tokens_per_second": round(tokens / busy, 1),
-        },
+        }
+        | _of_the_exported(exported, records),
     )
+
+
+def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
+    """Figures that not every training has: the validation loss of the model that is stored, memory and MFU."""
+    figures = {"validation_loss": exported["validation_loss"]} if "validation_loss" in exported else {}
+    figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
+    used = [record["mfu"] for record in records if "mfu" in record]
+    return figures | ({"mfu": round(sum(used) / len(used), 4)} if used else {})
 
 
 def _finish(stage: Stage, made: Made, facts: StageFacts, started: str, folder: Path) -> Done:
@@ -337,10 +369,15 @@ def _finish(stage: Stage, made: Made, facts: StageFacts, started: str, folder: P
 def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:
     """The README of the trained model: what it is, what made it, how it went."""
     student = inputs["student"]
-    settings = "\n".join(f"| {name} | {value} |" for name, value in inputs["training"].items())
+    settings = "\n".join(
+        f"| {name} | {value} |" for name, value in inputs["training"].items() if not isinstance(value, dict)
+    )
     figures = "\n".join(
         f"| {name} | {value:g} |" for name, value in facts.metrics.items() if not name.startswith(LENGTH)
     )
+    held_out = facts.metrics.get("validation_examples", 0.0)
+    learned = facts.rows.done - held_out
+    own_answers = f", of the teacher's own answers `{inputs['distill']}`" if "distill" in inputs else ""
     return f"""\
 ---
 library_name: transformers
@@ -350,22 +387,37 @@ tags: [critique-guided-distillation]
 
 # {Path(student["name"]).name}, trained with {work.objective}
 
-Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {facts.rows.done} rows. The context was
+Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
 {CONTEXTS[work.objective]}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
 Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.
+{_selection(work, facts)}
 
 | training | |
 |---|---|
 {settings}
+| rows held out | {held_out:g} of {facts.rows.total} |
 | rows rejected | {facts.rows.rejected} of {facts.rows.total} |
 
 | outcome | |
 |---|---|
 {figures}
 
-Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`. The model keeps the licence of the
-one it was made from; its data carry the licences of their prompts and of the teacher.
+Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`{own_answers}. The model keeps
+the licence of the one it was made from; its data carry the licences of their prompts and of the teacher.
 """
+
+
+def _selection(work: Train, facts: StageFacts) -> str:
+    """How the stored model was chosen, in a sentence."""
+    if not facts.metrics.get("validation_examples"):
+        return "It is the model after the last step; no prompts were held out."
+    of = f"whose loss on {facts.metrics['validation_examples']:g} rows of held-out prompts is"
+    if work.validation.select == "last":
+        return f"It is the model after the last step, {of} {facts.metrics['validation_loss']:.4g}."
+    return (
+        f"It is the model after step {facts.metrics['exported_step']:g} of {facts.metrics['steps']:g}, {of} the least "
+        f"of all that were measured: {facts.metrics['validation_loss']:.4g}. No benchmark had a part in the choice."
+    )
 
 
 if __name__ == "__main__":

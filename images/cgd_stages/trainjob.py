@@ -13,7 +13,11 @@ from cgd_stages.supply import Supply
 
 JOB = "job.json"
 EXAMPLES = "examples.arrow"
+VALIDATION = "validation.arrow"
+"""Examples that are held out; no record in it where none are."""
 MODEL = "model"
+BEST = "best"
+"""The model with the least validation loss so far, on the node of the first process."""
 CHECKPOINTS = "checkpoints"
 STOP = "stop"
 """A file of this name asks every process to store a checkpoint and leave."""
@@ -35,6 +39,7 @@ def inputs_of(stage: str, supply: Supply, student: Resolved) -> dict[str, Any]:
         "max_sequence_length",
         "dtype",
         "seed",
+        "validation",
     }
     return {
         "stage": stage,

@@ -10,6 +10,8 @@ ours: negative log-likelihood of the target tokens alone, the mean over all of t
 import logging
 import math
 import os
+import resource
+import shutil
 import sys
 import threading
 import time
@@ -25,7 +27,7 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from cgd_stages import student
+from cgd_stages import curves, flops, student
 from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.checkpoints import METRICS
 from cgd_stages.contract import Exit
@@ -33,10 +35,13 @@ from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.progress import Reporter
 from cgd_stages.saving import Saver
 from cgd_stages.trainjob import (
+    BEST,
     EXAMPLES,
     JOB,
     LAUNCHER,
+    MODEL,
     STOP,
+    VALIDATION,
     Job,
     Outcome,
     Record,
@@ -44,6 +49,9 @@ from cgd_stages.trainjob import (
 )
 
 log = logging.getLogger(__name__)
+
+TOLD = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu", "peak_memory_bytes")
+"""Figures of a step that the operator is told."""
 
 
 class Examples:
@@ -93,6 +101,10 @@ class Trainer:
     engine: Any
     loss: student.TargetLoss
     device: torch.device
+    held_out: Examples
+    cost: flops.Work | None = None
+    peak: float | None = None
+    """FLOP/s of all processes' devices together, where they are known."""
     records: list[Record] = field(default_factory=list)
 
     def run(self) -> None:
@@ -101,6 +113,8 @@ class Trainer:
             self._seed(step)
             self._step(step)
             done, last = step + 1, step + 1 == self.schedule.steps
+            self._validate(done)
+            self._tell()
             stop = self._anyone(asked=(self.folder / STOP).exists())
             if stop:
                 self.saver.hurry()
@@ -146,9 +160,11 @@ class Trainer:
                 "supervised_tokens": learned,
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(tokens / seconds, 1),
+                "supervised_tokens_per_second": round(learned / seconds, 1),
+                **self._vitals(batch, learned, seconds),
             }
         )
-        self._tell()
+        self._refuse_if_spiked()
 
     def _accumulate(self, step: int, learned: int) -> float:
         """Gradients of the whole batch; this rank's part of the summed loss."""
@@ -175,11 +191,88 @@ class Trainer:
     def _refuse_unless_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):
             return
+        self.saver.store_curve(self.records)
         rows = ", ".join(self.examples.key(index) for index in self.schedule.batch(step))
         raise UserError(
             f"the {what} is {value} at step {step + 1}; the rows of the batch (id/sample): {rows}",
             hint="Lower spec.training.learningRate, or look at these rows for text that is no text.",
         )
+
+    def _refuse_if_spiked(self) -> None:
+        if not self.job.work.stop_on_loss_spike or not curves.spiked([record["loss"] for record in self.records]):
+            return
+        high = self.records[-curves.STREAK :]
+        batches = [self.schedule.batch(int(record["step"]) - 1) for record in high]
+        told = [", ".join(self.examples.key(index) for index in batch) for batch in batches]
+        losses = ", ".join(f"{record['loss']:.4g}" for record in high)
+        for record, rows in zip(high, told, strict=True) if dist.get_rank() == 0 else ():
+            log.error("step %d, loss %.4g, rows: %s", record["step"], record["loss"], rows)
+        self.saver.store_curve(self.records)
+        raise UserError(
+            f"the loss is far above what it was since step {high[0]['step']:.0f} ({losses}); the rows of the batches "
+            f"(id/sample), first to last: {'; '.join(told)}",
+            hint="Lower spec.training.learningRate or raise warmupRatio, or look at these rows; "
+            "stopOnLossSpike: false goes on.",
+        )
+
+    def _validate(self, done: int) -> None:
+        """Measure the loss on what is held out, where it is time for it, and keep the model if none was better."""
+        validation, lengths = self.job.work.validation, self.held_out.lengths
+        if not lengths or (done % validation.every_steps and done < self.schedule.steps):
+            return
+        started, last = time.monotonic(), self.records[-1]
+        loss = self._held_out_loss()
+        self._refuse_unless_finite("validation loss", loss, done - 1)
+        last |= {"validation_loss": loss, "validation_seconds": round(time.monotonic() - started, 4)}
+        if dist.get_rank() == 0:
+            log.info("validation loss %.4f after step %d", last["validation_loss"], done)
+        if validation.select == "best" and curves.best(self.records) is last:
+            if dist.get_rank() == 0:  # not overwritten: a checkpoint on its way may hold the same files
+                shutil.rmtree(self.folder / BEST, ignore_errors=True)
+            student.export(self.job, self.engine, self.folder / BEST)
+
+    def _held_out_loss(self) -> float:
+        """Mean over the learned tokens of all held-out examples, whatever the number of ranks."""
+        lengths, total = self.held_out.lengths, 0.0
+        whole = Schedule(lengths, len(lengths), 1, 0)
+        self.engine.eval()
+        with torch.no_grad():
+            for indices in whole.micro_batches(
+                0, rank=dist.get_rank(), world=dist.get_world_size(), budget=self.job.work.max_sequence_length
+            ):
+                ids, attention, target = (tensor.to(self.device) for tensor in self.held_out.tensors(indices))
+                total += self.loss(self.engine, ids, attention, target).item()
+        self.engine.train()
+        return self._sum(total) / self.held_out.learned(list(range(len(lengths))))
+
+    def export(self) -> None:
+        """Write the model that is the result: the best one, or the last where there is no best."""
+        if self.job.work.validation.select == "last" or curves.best(self.records) is None:
+            student.export(self.job, self.engine, self.folder / MODEL)
+        elif dist.get_rank() == 0:
+            (self.folder / BEST).rename(self.folder / MODEL)
+        dist.barrier()
+
+    def _vitals(self, batch: list[int], learned: int, seconds: float) -> dict[str, float]:
+        """Memory of this process, bytes at most since its start, and the share of the devices' peak (MFU) if known."""
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        vitals = {"peak_memory_bytes": float(memory)}
+        if self.cost and self.peak:
+            asked = self.cost.flops((self.examples.lengths[index] for index in batch), learned)
+            vitals["mfu"] = round(asked / seconds / self.peak, 4)
+        return vitals
+
+    def _eta(self) -> float:
+        """Seconds that the remaining steps and validations take if they go as the latest did."""
+        recent, measured = self.records[-20:], curves.measured(self.records)
+        step, steps, every = int(self.records[-1]["step"]), self.schedule.steps, self.job.work.validation.every_steps
+        eta = (steps - step) * sum(record["seconds"] for record in recent) / len(recent)
+        if measured:
+            eta += (math.ceil(steps / every) - math.ceil(step / every)) * measured[-1]["validation_seconds"]
+        return eta
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -191,13 +284,14 @@ class Trainer:
         return self._sum(float(asked)) > 0
 
     def _tell(self) -> None:
+        last, steps = self.records[-1], self.schedule.steps
+        eta = last["eta_seconds"] = round(self._eta(), 1)
         if dist.get_rank() != 0:
             return
-        last, steps = self.records[-1], self.schedule.steps
         step = int(last["step"])
-        recent = self.records[-20:]
-        eta = (steps - step) * sum(record["seconds"] for record in recent) / len(recent)
-        seen = self.schedule.seen(step) // self.schedule.epochs
+        measured = curves.measured(self.records)
+        held_out = len(self.held_out.lengths) if measured else 0
+        seen = self.schedule.seen(step) // self.schedule.epochs + held_out
         log.info(
             "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %.0f s to go",
             step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"], eta,
@@ -207,7 +301,8 @@ class Trainer:
             self.job.rows.model_copy(update={"done": seen}),
             tokens_per_second=last["tokens_per_second"],
             eta=eta,
-            metrics={name: last[name] for name in ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens")}
+            metrics={name: last[name] for name in TOLD if name in last}
+            | ({"validation_loss": measured[-1]["validation_loss"]} if measured else {})
             | {"steps": float(steps)},
         )
 
@@ -215,7 +310,7 @@ class Trainer:
 def start(folder: Path) -> Trainer:
     """Load the student, hand it to DeepSpeed, and go to the step that the checkpoint holds, if there is one."""
     job = Job.model_validate_json((folder / JOB).read_text())
-    examples = Examples(folder / EXAMPLES)
+    examples, held_out = Examples(folder / EXAMPLES), Examples(folder / VALIDATION)
     _agree("the number of examples", len(examples.lengths))
     _agree("the checkpoint to go on from", job.resume)
     work = job.work
@@ -235,10 +330,20 @@ def start(folder: Path) -> Trainer:
         engine=engine,
         loss=loss,
         device=device,
+        held_out=held_out,
+        cost=student.cost(model),
+        peak=_peak(device, work.dtype),
     )
     if job.resume:
         trainer.records = trainer.saver.load()
     return trainer
+
+
+def _peak(device: torch.device, dtype: str) -> float | None:
+    if device.type != "cuda" or dtype != "bfloat16":
+        return None
+    peak = flops.peak(torch.cuda.get_device_name(device))
+    return peak and peak * dist.get_world_size()
 
 
 def _agree(what: str, value: int) -> None:
@@ -272,7 +377,7 @@ def main(folder: Path) -> Exit:
         join_group()
         trainer = start(folder)
         trainer.run()
-        student.export(trainer.job, trainer.engine, trainer.folder)
+        trainer.export()
         trainer.reporter.close()
     except StageError as error:
         name = type(error).__name__

@@ -70,6 +70,7 @@ class Between:
 Number = Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 Rate = Annotated[Number, Between(0, 1, open_low=True)]
 Fraction = Annotated[Number, Between(0, 1)]
+Half = Annotated[Number, Between(0, 0.5)]
 Temperature = Annotated[Number, Between(0, 2)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -253,6 +254,10 @@ ABLATION_RULE = (
     "self.critique.kind == 'matched' || 'CGD' in self.objectives",
     "only CGD is conditioned on the critique: add CGD to objectives, or leave critique out",
 )
+SELECT_RULE = (
+    "!has(self.select) || self.select == 'last' || !has(self.fraction) || double(self.fraction) > 0.0",
+    "the best model is that of the least validation loss: hold out a fraction above 0, or leave select out",
+)
 REFERENCE_RULE = (
     "!('SFT' in self.training.objectives) || has(self.prompts.fields.reference)",
     "the objective SFT learns the reference answer: set prompts.fields.reference to the column that has it",
@@ -275,6 +280,34 @@ class Critique(Part):
     def _rate_of_corrupted(self) -> "Critique":
         if (self.kind == "corrupted") != (self.rate is not None):
             raise ValueError(RATE_RULE[1])
+        return self
+
+
+class Validation(Part):
+    """Prompts that are held out of training; the loss on them says which model is exported, no benchmark does.
+
+    They are chosen by training.seed, the same for every objective of the run, with all samples of a prompt together.
+    """
+
+    model_config = ConfigDict(json_schema_extra=rules(SELECT_RULE))
+
+    fraction: Half | None = Field(
+        None,
+        description='Share of the prompts, at least one and never all; "0": none. Default: 1 % and at most 1,000 '
+        "prompts in a run of 2,000 or more; none in a smaller run, where a handful of prompts would be lost to "
+        "learning for a loss that is mostly noise.",
+    )
+    every_steps: int = Field(200, ge=1, description="Measured after so many steps, and after the last one.")
+    select: Literal["best", "last"] | None = Field(
+        None,
+        description="The model that is exported: the one with the least validation loss (best), or the one after the "
+        "last step. Default: best where prompts are held out.",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_select_by(self) -> "Validation":
+        if self.select == "best" and self.fraction is not None and float(self.fraction) == 0:
+            raise ValueError(SELECT_RULE[1])
         return self
 
 
@@ -309,8 +342,17 @@ class Training(Part):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
     checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
     keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
+    validation: Validation = Validation()
+    stop_on_loss_spike: bool = Field(
+        True,
+        description="End a training whose loss stays far above what it was for 5 steps in a row: above the median of "
+        "the 50 steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
+    )
     seed: int = Field(
-        0, ge=0, description="Order of the examples; also which critiques are exchanged, for shuffled and corrupted."
+        0,
+        ge=0,
+        description="Order of the examples; also which prompts are held out, and which critiques are exchanged, for "
+        "shuffled and corrupted.",
     )
 
     @model_validator(mode="after")

@@ -213,9 +213,10 @@ def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Trai
     training = spec.training
     return contract.Train.model_validate(
         {
-            **training.model_dump(exclude={"objectives", "critique", "gpus_per_worker", "backend"}),
+            **training.model_dump(exclude={"objectives", "critique", "validation", "gpus_per_worker", "backend"}),
             "objective": objective,
             "critique": _critique(training.critique) if objective == "CGD" else contract.Critique(),
+            "validation": _validation(training.validation),
             "processes_per_worker": training.gpus_per_worker,
             "student": _student(spec),
             "learning_rate": float(training.learning_rate),
@@ -228,6 +229,15 @@ def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Trai
 
 def _critique(critique: api.Critique) -> contract.Critique:
     return contract.Critique(kind=critique.kind, rate=float(critique.rate or 0))
+
+
+def _validation(validation: api.Validation) -> contract.Validation:
+    fraction = validation.fraction
+    return contract.Validation(
+        fraction=None if fraction is None else float(fraction),
+        every_steps=validation.every_steps,
+        select=validation.select or "best",
+    )
 
 
 def _evaluate(spec: api.CGDRunSpec, evaluation: api.Evaluation, model: contract.Model) -> contract.Evaluate:

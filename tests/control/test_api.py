@@ -35,6 +35,8 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.objectives", [], "spec.training.objectives", "at least 1 item"),
         ("training.critique", {"kind": "corrupted"}, "spec.training.critique", "needs a rate"),
         ("training.critique", {"kind": "shuffled", "rate": "0.3"}, "spec.training.critique", "no other kind has one"),
+        ("training.validation", {"fraction": "0", "select": "best"}, "spec.training.validation", "hold out a fraction"),
+        ("training.validation", {"fraction": "0.6"}, "spec.training.validation.fraction", "from 0 to 0.5"),
         ("training.critique", {"kind": "corrupted", "rate": "0"}, "spec.training.critique.rate", "above 0"),
         ("training", {"objectives": ["CFT"], "critique": {"kind": "none"}}, "spec.training", "add CGD to objectives"),
         ("generation.maxRejected", "2", "spec.generation.maxRejected", "%"),

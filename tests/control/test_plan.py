@@ -126,6 +126,19 @@ def test_an_ablation_of_the_critique_is_one_of_cgd_alone() -> None:
     assert works(made, "train-sft", contract.Train).critique == contract.Critique()
 
 
+def test_every_objective_is_measured_on_the_same_held_out_prompts() -> None:
+    given = {"fraction": "0.05", "everySteps": 7}
+    made = children({"training.objectives": ["CGD", "SFT"], "training.validation": given, "training.seed": 3})
+    for stage in ("train-cgd", "train-sft"):
+        work = works(made, stage, contract.Train)
+        assert work.validation == contract.Validation(fraction=0.05, every_steps=7, select="best")
+        assert work.seed == 3
+
+
+def test_how_much_is_held_out_unasked_is_left_to_the_stage_that_knows_the_rows() -> None:
+    assert works(children(), "train-cgd", contract.Train).validation == contract.Validation(fraction=None)
+
+
 W = TypeVar("W")
 
 

@@ -255,6 +255,37 @@ def test_every_point_of_a_loss_curve_lies_in_its_chart(log: tuple[Step, ...]) ->
     assert plotted[0][2].startswith(f"step {log[0].step} · loss {log[0].loss:.4f}")
 
 
+def validated(losses: dict[int, float]) -> tuple[Step, ...]:
+    return tuple(step.model_copy(update={"validation_loss": losses.get(step.step)}) for step in steps(40))
+
+
+def test_the_validation_loss_is_a_line_of_its_own_and_the_best_of_its_points_is_marked() -> None:
+    found = read(training={"train-cgd": validated({10: 1.5, 20: 1.2, 30: 3.5, 40: 1.2})})
+    points = [
+        (str(given["style"]), "best" in str(given["class"]).split())
+        for tag, given in found.elements
+        if tag == "i" and str(given.get("class", "")).startswith("held")
+    ]
+    assert [best for _, best in points] == [False, True, False, False]
+    places = [[float(part) for part in re.findall(r"[\d.]+", style)] for style, _ in points]
+    assert [x for x, _ in places] == [round(100 * (step - 1) / 39, 2) for step in (10, 20, 30, 40)]
+    assert all(0 <= y <= 100 for _, y in places)
+    assert "least 1.2 after step 20 (large point), last 1.2" in found.words
+    (data,) = found.attributes("data-points")
+    assert "validation loss 1.2000" in json.loads(data)[19][2]
+
+
+def test_a_training_without_held_out_prompts_speaks_of_no_validation() -> None:
+    assert "validation" not in read(training={"train-cgd": steps(5)}).words
+
+
+def test_gradient_norm_and_learning_rate_have_small_lines_of_their_own() -> None:
+    words = read(training={"train-cgd": steps(5)}).words
+    assert "Gradient norm: first 1.5, most 1.5, last 1.5" in words
+    assert "Learning rate: first 1.00e-06" in words
+    assert page._sparks([Step(step=1, loss=1.0, grad_norm=math.nan)]) == []
+
+
 def test_a_long_training_is_thinned_and_says_so() -> None:
     found = read(training={"train-cgd": steps(5000)})
     assert len(json.loads(found.attributes("data-points")[0])) <= page.CHART_POINTS + 1

@@ -9,7 +9,7 @@ from tiny import END
 from train_builders import distilled, quadruple, refined, train_work
 from transformers import PreTrainedTokenizerFast
 
-from cgd_stages.contract import Critique, Objective, Rows
+from cgd_stages.contract import Critique, Objective, Rows, Validation
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.examples import IGNORE, Example
 from cgd_stages.folders import Row
@@ -27,7 +27,7 @@ def tokens(tiny_model: Path) -> PreTrainedTokenizerFast:
 def books_of(bucket: Bucket, model: Path, tokens: PreTrainedTokenizerFast, **work: Any) -> Books:
     """The books of a training over what is stored."""
     supply = Supply.of(bucket, RUN, train_work(model, **work))
-    books = Books("train-x", supply.work.objective)
+    books = Books("train-x", supply.work.objective, supply.held_out())
     for row, found in supply.examples(tokens):
         books.take(row, found)
     return books
@@ -139,3 +139,31 @@ def test_as_many_rejected_rows_as_the_limit_allows_are_no_reason_to_refuse() -> 
 def test_books_that_do_not_balance_are_an_error() -> None:
     with pytest.raises(RowsLost, match="9 of the 10 rows"):
         Books("train-x", "CGD", kept=9).refuse_unless_enough(10, 0.2)
+
+
+def test_every_objective_holds_out_the_same_prompts_with_all_their_samples(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, [row | {"sample": sample} for row in ROWS for sample in range(2)])
+    validation = Validation(fraction=0.34)
+    chosen = {
+        objective: Supply.of(bucket, RUN, train_work(tiny_model, objective=objective, validation=validation)).held_out()
+        for objective in ("CGD", "CFT", "SFT", "RefinedSFT")
+    }
+    assert len(set(chosen.values())) == 1
+    assert len(chosen["CGD"]) == 2
+    books = books_of(bucket, tiny_model, tokens, validation=validation)
+    assert books.rows == Rows(total=12, done=12)
+    metrics = books.metrics()
+    assert (metrics["train_examples"], metrics["validation_examples"]) == (8, 4)
+    whole = books_of(bucket, tiny_model, tokens, validation=Validation(fraction=0)).metrics()
+    assert metrics["learned_tokens"] + metrics["validation_tokens"] == whole["learned_tokens"]
+    assert whole["validation_tokens"] == whole["validation_examples"] == 0
+
+
+@pytest.mark.parametrize(("validation", "told"), [(0, "none is left to measure"), (7, "none is left to learn")])
+def test_held_out_prompts_of_which_no_example_is_on_one_side_are_refused(validation: int, told: str) -> None:
+    books = Books("train-x", "CGD", frozenset({"1"}), kept=7, validation=validation)
+    with pytest.raises(UserError, match=told) as caught:
+        books.refuse_unless_enough(7, 0.0)
+    assert "validation.fraction" in caught.value.hint

@@ -12,13 +12,13 @@ from stage_builders import context
 from train_builders import STAGE, distilled, quadruple, refined, train_work
 
 from cgd_stages import train
-from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train
+from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train, Validation
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.folders import Folder, from_parquet, read_pointer
 from cgd_stages.program import Context
 from cgd_stages.storage import Bucket
 from cgd_stages.train import Node, failure, model_card, stored_dtype
-from cgd_stages.trainjob import EXAMPLES, JOB, MODEL, Job, Outcome, write_records
+from cgd_stages.trainjob import EXAMPLES, JOB, MODEL, VALIDATION, Job, Outcome, write_records
 
 KUBEFLOW = {
     "PET_NNODES": "2",
@@ -46,7 +46,7 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         given.append(folder)
         (folder / MODEL).mkdir()
         (folder / MODEL / "config.json").write_text("{}")
-        figures = {"loss": 2.0, "seconds": 1.0, "tokens": 10.0, "supervised_tokens": 3.0}
+        figures = {"loss": 2.0, "seconds": 1.0, "tokens": 10.0, "supervised_tokens": 3.0, "peak_memory_bytes": 9.0}
         write_records(folder / "metrics.jsonl", [figures | {"step": 1.0}, figures | {"step": 2.0, "loss": 1.0}])
 
     monkeypatch.setattr(train, "_torchrun", run)
@@ -180,6 +180,9 @@ def test_what_changes_the_weights_changes_the_digest(
         {"objective": "CFT"},
         {"objective": "SFT"},
         {"objective": "RefinedSFT"},
+        {"validation": Validation(fraction=0.1)},
+        {"validation": Validation(every_steps=7)},
+        {"validation": Validation(select="last")},
         {"critique": Critique(kind="shuffled")},
         {"critique": Critique(kind="generic")},
         {"critique": Critique(kind="none")},
@@ -247,3 +250,50 @@ def test_the_model_card_tells_what_was_learned_and_that_it_was_an_ablation() -> 
     assert "ablation" not in cft
     assert "An ablation: every critique was another prompt's." in shuffled
     assert "length_to" not in shuffled
+
+
+def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path]
+) -> None:
+    refined(bucket, [quadruple(number) for number in range(10)] + [quadruple(10, refinement=" ")])
+    stage = train._stage(training(storage, tmp_path, train_work(tiny_model, validation=Validation(fraction=0.3))))
+    made = train._make_examples(stage, tiny_model, tmp_path)
+    ids = []
+    for name in (EXAMPLES, VALIDATION):
+        with pa.memory_map(str(tmp_path / name)) as source:
+            ids.append(set(pa.ipc.open_file(source).read_all()["id"].to_pylist()))
+    learned, measured = ids
+    assert measured == stage.supply.held_out() - {str(row["id"]) for row in made.books.rejected}
+    assert not learned & measured
+    assert len(learned) + len(measured) + len(made.books.rejected) == made.books.rows.total == 11
+
+
+@pytest.mark.parametrize(
+    ("select", "figures", "told"),
+    [
+        ("best", {}, "after the last step; no prompts were held out"),
+        ("last", {"validation_examples": 2, "validation_loss": 1.5}, "after the last step, whose loss on 2 rows"),
+        (
+            "best",
+            {"validation_examples": 2, "validation_loss": 1.5, "exported_step": 20, "steps": 40},
+            "after step 20 of 40, whose loss on 2 rows of held-out prompts is the least",
+        ),
+    ],
+)
+def test_the_model_card_tells_how_the_model_was_chosen(select: Any, figures: dict[str, float], told: str) -> None:
+    inputs = {"student": {"name": "org/small", "revision": "abc"}, "upstream": "u1", "distill": "d2", "training": {}}
+    facts = StageFacts(rows=Rows(total=9, done=8, rejected=1), metrics=figures)
+    card = model_card(inputs, train_work(Path("x"), validation=Validation(select=select)), facts)
+    assert told in card
+    assert f"on {8 - figures.get('validation_examples', 0)} rows. The context" in card
+    assert "the teacher's own answers `d2`" in card
+
+
+def test_the_facts_are_those_of_the_exported_model() -> None:
+    records: list[dict[str, float]] = [
+        {"step": 1, "validation_loss": 2.0, "peak_memory_bytes": 5, "mfu": 0.4},
+        {"step": 2, "peak_memory_bytes": 7, "mfu": 0.5},
+    ]
+    figures = train._of_the_exported(records[0], records)
+    assert figures == {"validation_loss": 2.0, "peak_memory_bytes": 7, "mfu": 0.45}
+    assert train._of_the_exported({"step": 1}, [{"step": 1, "peak_memory_bytes": 5}]) == {"peak_memory_bytes": 5}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from stage_builders import context
-from train_builders import STAGE, plain_training, quadruple, refined, train_work
+from train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 
-from cgd_stages import train
-from cgd_stages.contract import Storage
+from cgd_stages import heldout, train
+from cgd_stages.contract import Storage, Validation
 from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.storage import Bucket
 from cgd_stages.trainjob import MODEL, STOP
@@ -49,12 +49,12 @@ def group() -> Iterator[None]:
 @pytest.fixture
 def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher runs the loop in this process and lets its errors through; the folder stays."""
-    from cgd_stages import student, trainloop
+    from cgd_stages import trainloop
 
     def run(stage: train.Stage, folder: Path) -> None:
         trainer = trainloop.start(folder)
         trainer.run()
-        student.export(trainer.job, trainer.engine, trainer.folder)
+        trainer.export()
 
     monkeypatch.setattr(train, "_torchrun", run)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
@@ -178,3 +178,133 @@ def test_a_student_with_tied_embeddings_stays_tied(
     assert made.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(model).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     assert not torch.equal(made.lm_head.weight, student.lm_head.weight.to(torch.bfloat16))
+
+
+HELD_OUT = {"validation": Validation(fraction=0.3, every_steps=2)}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_learned(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+) -> None:
+    refined(bucket, ROWS)
+    records, model = trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, **HELD_OUT)
+    held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    learned = [row for row in ROWS if row["id"] not in held_out]
+    assert (len(learned), len(records)) == (7, 4)
+    work = train_work(tiny_model, zero_stage=zero_stage)
+    losses, *_ = plain_training(tiny_model, learned, work)
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert ["validation_loss" in record for record in records] == [False, True, False, True]
+    measured = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
+    assert min(record["validation_loss"] for record in records[1::2]) == pytest.approx(measured, rel=1e-5)
+
+
+def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After this step, training walks up the gradient: away from what was learned."""
+    from cgd_stages import trainloop
+
+    rate = trainloop.learning_rate
+
+    def wrong(now: int, **given: Any) -> float:
+        return rate(now, **given) * (1 if now < step else -10)
+
+    monkeypatch.setattr(trainloop, "learning_rate", wrong)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_the_model_of_the_least_validation_loss_is_exported_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from cgd_stages.trainloop import Trainer
+
+    worsens_after(4, monkeypatch)
+    given = {"zero_stage": zero_stage, "epochs": 4, "warmup_ratio": 0.0, "checkpoint_every_steps": 5, **HELD_OUT}
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
+    for store in (storage, elsewhere):
+        refined(Bucket(store), ROWS)
+    whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **given)
+    losses = {record["step"]: record["validation_loss"] for record in whole if "validation_loss" in record}
+    assert min(losses, key=lambda step: losses[step]) == 4, losses
+    held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    assert plain_loss(expected, [row for row in ROWS if row["id"] in held_out]) == pytest.approx(losses[4], rel=1e-5)
+
+    step = Trainer._step
+
+    def stop_at_the_seventh(self: Trainer, number: int) -> None:
+        step(self, number)
+        if number == 6:
+            (self.folder / STOP).touch()
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_step", stop_at_the_seventh)
+        with pytest.raises(Interrupted, match="after step 7 of 8"):
+            trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    assert {r["step"]: r["validation_loss"] for r in records if "validation_loss" in r} == losses
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, weights(expected)[name]), name
+
+
+def test_the_last_model_is_exported_where_the_run_says_so(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worsens_after(2, monkeypatch)
+    refined(bucket, ROWS)
+    validation = Validation(fraction=0.3, every_steps=2, select="last")
+    records, model = trained(storage, tmp_path, tiny_model, warmup_ratio=0.0, validation=validation)
+    assert records[1]["validation_loss"] < records[3]["validation_loss"]
+    held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    loss = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
+    assert loss == pytest.approx(records[3]["validation_loss"], rel=1e-5)
+
+
+def test_a_loss_that_runs_away_ends_the_run_with_the_rows_of_its_batches(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cgd_stages import curves
+
+    monkeypatch.setattr(curves, "BASELINE", 6)
+    worsens_after(8, monkeypatch)
+    refined(bucket, ROWS)
+    given = {"epochs": 8, "global_batch_size": 4, "warmup_ratio": 0.0, "learning_rate": 1e-2}
+    with pytest.raises(UserError, match=r"since step \d+ .*first to last: 0+\d/0, .*; .*; .*; .*; 0+\d/0") as caught:
+        trained(storage, tmp_path / "on", tiny_model, **given)
+    assert "stopOnLossSpike: false" in caught.value.hint
+    kept = [found.key for found in bucket.list(f"team/{STAGE}/") if found.key.endswith("metrics.jsonl")]
+    (curve,) = [key for key in kept if "checkpoints" not in key]
+    assert (bucket.get(curve) or b"").count(b"\n") > 8, "the curve is stored, to be looked at"
+    records, _ = trained(storage, tmp_path / "off", tiny_model, stop_on_loss_spike=False, **given)
+    assert len(records) == 24
+
+
+def test_every_step_tells_its_speed_memory_and_remaining_time_and_no_share_of_an_unknown_peak(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    records, _ = trained(storage, tmp_path, tiny_model, **HELD_OUT)
+    for record in records:
+        speed = record["supervised_tokens"] / record["seconds"]
+        assert record["supervised_tokens_per_second"] == pytest.approx(speed, rel=0.02)
+        assert record["peak_memory_bytes"] > 1e7
+        assert "mfu" not in record
+    assert records[0]["eta_seconds"] > 0
+    assert records[-1]["eta_seconds"] == 0

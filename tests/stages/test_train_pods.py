@@ -8,6 +8,7 @@ from stage_builders import Ended, Program
 from train_builders import (
     STAGE,
     places,
+    plain_loss,
     plain_training,
     quadruple,
     refined,
@@ -17,8 +18,9 @@ from train_builders import (
     until_gone,
 )
 
-from cgd_stages.contract import Exit, Progress, Storage
+from cgd_stages.contract import Exit, Progress, Storage, Validation
 from cgd_stages.folders import Folder
+from cgd_stages.heldout import held_out
 from cgd_stages.storage import Bucket
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -64,6 +66,27 @@ def test_two_processes_stopped_by_sigterm_go_on_where_they_were(
     ended = Program("train", train_task(storage, work), tmp_path / "b", OMP_NUM_THREADS="1").wait()
     assert "going on after step" in ended.log
     assert_plain(bucket, ended, losses)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_processes_measure_together_what_one_would_alone(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    refined(bucket, ROWS)
+    validation = Validation(fraction=0.3, every_steps=1)
+    work = train_work(tiny_model, processes_per_worker=2, zero_stage=zero_stage, validation=validation)
+    ended = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1").wait()
+    assert ended.code == Exit.DONE, ended.log
+    facts = ended.words.stages[STAGE]
+    folder = Folder(bucket, "team", STAGE, facts.digest)
+    losses = [record["validation_loss"] for record in stored_curve(bucket, folder)]
+    assert facts.metrics["validation_loss"] == min(losses)
+    for part in folder.require().under("model/"):
+        bucket.download(folder.key(part.key), tmp_path / part.key)
+    measured = held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    assert min(losses) == pytest.approx(
+        plain_loss(tmp_path / "model", [row for row in ROWS if row["id"] in measured]), rel=1e-5
+    )
 
 
 def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
