@@ -199,7 +199,9 @@ class Trainer:
         )
 
     def _refuse_if_spiked(self) -> None:
-        if not self.job.work.stop_on_loss_spike or not curves.spiked([record["loss"] for record in self.records]):
+        if not self.job.work.stop_on_loss_spike or not curves.spiked(
+            [record["loss"] for record in self.records[-curves.BASELINE - curves.STREAK :]]
+        ):
             return
         high = self.records[-curves.STREAK :]
         batches = [self.schedule.batch(int(record["step"]) - 1) for record in high]

@@ -34,6 +34,11 @@ def test_the_start_is_never_suspicious() -> None:
     assert fires_at([0.1] * (BASELINE - 1) + [9.0] * STREAK) is None
 
 
+def test_a_curve_without_noise_may_rise_by_less_than_half() -> None:
+    assert fires_at([1.0] * BASELINE + [1.49] * STREAK) is None
+    assert fires_at([1.0] * BASELINE + [1.51] * STREAK) == BASELINE + STREAK
+
+
 def test_an_earlier_outlier_does_not_hide_a_spike() -> None:
     assert fires_at([*CALM[:20], 100.0, *CALM[21:], *[4.0] * STREAK]) == BASELINE + STREAK
 

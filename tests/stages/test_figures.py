@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from report_builders import report_data, sample, samples, steps
 
 from cgd_stages.figures import (
+    best_step,
     changes,
     comparisons,
     figures,
@@ -159,3 +160,13 @@ def test_report_json_holds_scores_comparisons_stages_and_steps() -> None:
     assert told["stages"][1]["seconds"] == 30
     assert len(told["training"]["train-cgd"]) == 30
     assert told["quadruples"] == {"total": 1, "verdicts": {"wrong": 1}}
+
+
+def test_the_best_step_is_the_earliest_of_the_least_finite_validation_losses() -> None:
+    losses = [None, 2.0, math.nan, 1.0, 1.0, 3.0]
+    log = [step.model_copy(update={"validation_loss": loss}) for step, loss in zip(steps(6), losses, strict=True)]
+    chosen = best_step(log)
+    assert chosen is not None
+    assert chosen.step == 4
+    told = figures(report_data(training={"train-cgd": tuple(log), "train-sft": steps(3)}))
+    assert {stage: best["step"] for stage, best in told["best"].items()} == {"train-cgd": 4}
