@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import resource
-import shutil
 import sys
 import threading
 import time
@@ -229,8 +228,6 @@ class Trainer:
         if dist.get_rank() == 0:
             log.info("validation loss %.4f after step %d", last["validation_loss"], done)
         if validation.select == "best" and curves.best(self.records) is last:
-            if dist.get_rank() == 0:  # not overwritten: a checkpoint on its way may hold the same files
-                shutil.rmtree(self.folder / BEST, ignore_errors=True)
             student.export(self.job, self.engine, self.folder / BEST)
 
     def _held_out_loss(self) -> float:
