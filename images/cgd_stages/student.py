@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
@@ -15,6 +16,8 @@ from cgd_stages.trainjob import MODEL, Job
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
+CHUNK = 1024
+"""Positions whose loss is computed at a time, in float32: a row of logits is as wide as the vocabulary."""
 
 
 class TargetLoss:
@@ -35,16 +38,30 @@ class TargetLoss:
         return args if self._target is None else (args[0][self._target],)
 
     def __call__(
-        self, model: Callable[..., Any], ids: torch.Tensor, attention: torch.Tensor, target: torch.Tensor
+        self, model: Callable[..., Any], inputs: dict[str, torch.Tensor], target: torch.Tensor
     ) -> torch.Tensor:
         self._target = target
         try:
-            padded = not bool(attention.all())
-            logits = model(input_ids=ids, attention_mask=attention if padded else None, use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
         finally:
             self._target = None
-        learned = ids[:, 1:][target[:, :-1]]
-        return cross_entropy(logits.float(), learned, reduction="sum")
+        return _summed_loss(logits, inputs["input_ids"][:, 1:][target[:, :-1]])
+
+
+def _summed_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,).
+
+    Float32 copies of the logits live for one chunk at a time: beyond one chunk, backward makes them again.
+    """
+    if len(learned) <= CHUNK:
+        return _float32_loss(logits, learned)
+    chunks = zip(torch.split(logits, CHUNK), torch.split(learned, CHUNK), strict=True)
+    losses = [checkpoint(_float32_loss, rows, tokens, use_reentrant=False) for rows, tokens in chunks]
+    return torch.stack(losses).sum()
+
+
+def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits.float(), learned, reduction="sum")
 
 
 def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
