@@ -1,6 +1,7 @@
 """The student in training: loaded, given to DeepSpeed, its loss, and stored as transformers and vLLM read it."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
 from cgd_stages.trainjob import MODEL, Job
+
+log = logging.getLogger(__name__)
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
@@ -109,6 +112,8 @@ def initialize(model: Any, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around the student."""
     import deepspeed
 
+    if dist.get_rank() == 0:
+        log.info("DeepSpeed's configuration: %s", json.dumps(config))
     engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
     return engine
 
