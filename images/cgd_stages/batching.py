@@ -35,13 +35,13 @@ class Schedule:
         start = position * self.global_batch_size
         return order[start : start + self.global_batch_size]
 
-    def micro_batches(self, step: int, *, rank: int, world: int, budget: int) -> list[list[int]]:
-        """A rank's share of a step, in batches of at most `budget` tokens, padding included.
+    def micro_batches(self, step: int, *, rank: int, world: int, budget: int, packing: bool) -> list[list[int]]:
+        """A rank's share of a step, in batches of at most `budget` tokens, padding included; packed, there is none.
 
         Every rank gets the same number of micro-batches, because each one is a collective operation: the share of a
         rank that has fewer ends with empty ones.
         """
-        shares = [_fill(share, self.lengths, budget) for share in self._shares(step, world)]
+        shares = [_fill(share, self.lengths, budget, packing=packing) for share in self._shares(step, world)]
         mine = shares[rank]
         return mine + [[] for _ in range(max(map(len, shares)) - len(mine))]
 
@@ -56,14 +56,16 @@ class Schedule:
         return [batch[rank::world] for rank in range(world)]
 
 
-def _fill(indices: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Longest first, each batch padded to its first; one example always fits."""
+def _fill(indices: list[int], lengths: Sequence[int], budget: int, *, packing: bool) -> list[list[int]]:
+    """Longest first, each batch padded to its first unless packed; one example always fits."""
     batches: list[list[int]] = []
+    left = 0
     for index in indices:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+        if not batches or lengths[index if packing else batches[-1][0]] > left:
+            batches.append([])
+            left = budget
+        batches[-1].append(index)
+        left -= lengths[index if packing else batches[-1][0]]
     return batches
 
 

@@ -222,6 +222,7 @@ class Train(Contract):
     warmup_ratio: float = 0.0
     weight_decay: float = 0.0
     max_sequence_length: int
+    packing: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 2
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_every_steps: int

@@ -1,6 +1,7 @@
 """The student in training: loaded, given to DeepSpeed, its loss, and stored as transformers and vLLM read it."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from cgd_stages import flops
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
 from cgd_stages.trainjob import Job
 
+log = logging.getLogger(__name__)
+
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
+CHUNK = 1024
+"""Positions whose loss is computed at a time, in float32: a row of logits is as wide as the vocabulary."""
 
 
 class TargetLoss:
@@ -37,16 +43,30 @@ class TargetLoss:
         return args if self._target is None else (args[0][self._target],)
 
     def __call__(
-        self, model: Callable[..., Any], ids: torch.Tensor, attention: torch.Tensor, target: torch.Tensor
+        self, model: Callable[..., Any], inputs: dict[str, torch.Tensor], target: torch.Tensor
     ) -> torch.Tensor:
         self._target = target
         try:
-            padded = not bool(attention.all())
-            logits = model(input_ids=ids, attention_mask=attention if padded else None, use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
         finally:
             self._target = None
-        learned = ids[:, 1:][target[:, :-1]]
-        return cross_entropy(logits.float(), learned, reduction="sum")
+        return _summed_loss(logits, inputs["input_ids"][:, 1:][target[:, :-1]])
+
+
+def _summed_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,).
+
+    Float32 copies of the logits live for one chunk at a time: beyond one chunk, backward makes them again.
+    """
+    if len(learned) <= CHUNK:
+        return _float32_loss(logits, learned)
+    chunks = zip(torch.split(logits, CHUNK), torch.split(learned, CHUNK), strict=True)
+    losses = [checkpoint(_float32_loss, rows, tokens, use_reentrant=False) for rows, tokens in chunks]
+    return torch.stack(losses).sum()
+
+
+def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits.float(), learned, reduction="sum")
 
 
 def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
@@ -94,6 +114,8 @@ def initialize(model: Any, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around the student."""
     import deepspeed
 
+    if dist.get_rank() == 0:
+        log.info("DeepSpeed's configuration: %s", json.dumps(config))
     engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
     return engine
 

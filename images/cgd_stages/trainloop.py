@@ -69,22 +69,39 @@ class Examples:
         """Tokens that the loss of these examples is the mean of."""
         return sum(self.lengths[index] - self.starts[index] for index in indices)
 
-    def tensors(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, attention mask and target mask, each (examples, longest), padded at the right.
+    def tensors(self, indices: list[int], *, packing: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What the model is given, and the target mask: `target[i, t]` says that token t+1 is learned from position t.
 
-        `target[i, t]` says that token t+1 of example i is learned from position t. No example gives one token that
-        nothing is learned from: ranks without work must still take part in every collective operation.
+        Each (examples, longest), padded at the right; packed, (1, tokens): one row, and positions that begin again
+        with every example. No example gives one token that nothing is learned from: ranks without work must still
+        take part in every collective operation.
         """
+        return self._packed(indices) if packing and len(indices) > 1 else self._padded(indices)
+
+    def _padded(self, indices: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         longest = max((self.lengths[index] for index in indices), default=1)
         ids = torch.zeros(max(1, len(indices)), longest, dtype=torch.long)
         attention, target = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-        attention[:, 0] = 1
         for row, index in enumerate(indices):
             length = self.lengths[index]
-            ids[row, :length] = torch.tensor(self._table["input_ids"][index].as_py())
+            ids[row, :length] = self._ids(index)
             attention[row, :length] = 1
             target[row, self.starts[index] - 1 : length - 1] = True
-        return ids, attention, target
+        padded = any(self.lengths[index] < longest for index in indices)
+        return {"input_ids": ids} | ({"attention_mask": attention} if padded else {}), target
+
+    def _packed(self, indices: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Without an attention mask, transformers keeps examples apart wherever positions begin again."""
+        ids = torch.cat([self._ids(index) for index in indices])
+        positions = torch.cat([torch.arange(self.lengths[index]) for index in indices])
+        target, end = torch.zeros_like(ids, dtype=torch.bool), 0
+        for index in indices:
+            begin, end = end, end + self.lengths[index]
+            target[begin + self.starts[index] - 1 : end - 1] = True
+        return {"input_ids": ids[None], "position_ids": positions[None]}, target[None]
+
+    def _ids(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self._table["input_ids"][index].values.to_numpy().astype("int64"))
 
 
 @dataclass
@@ -167,18 +184,23 @@ class Trainer:
 
     def _accumulate(self, step: int, learned: int) -> float:
         """Gradients of the whole batch; this rank's part of the summed loss."""
-        world, rank, total = dist.get_world_size(), dist.get_rank(), 0.0
+        work, world, rank = self.job.work, dist.get_world_size(), dist.get_rank()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         micro_batches = self.schedule.micro_batches(
-            step, rank=rank, world=world, budget=self.job.work.max_sequence_length
+            step, rank=rank, world=world, budget=work.max_sequence_length, packing=work.packing
         )
         for number, indices in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            ids, attention, target = (tensor.to(self.device) for tensor in self.examples.tensors(indices))
-            loss = self.loss(self.engine, ids, attention, target)
+            loss = self._summed_loss(self.examples, indices)
             # DeepSpeed takes the mean over ranks, whatever share of the tokens each one had.
             self.engine.backward(loss * (world / learned), scale_wrt_gas=False)
-            total += loss.item()
-        return total
+            total += loss.detach()  # read once a step: a GPU need not wait for every micro-batch
+        return float(total)
+
+    def _summed_loss(self, examples: Examples, indices: list[int]) -> torch.Tensor:
+        inputs, target = examples.tensors(indices, packing=self.job.work.packing)
+        on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        return self.loss(self.engine, on_device, target.to(self.device))
 
     def _apply(self) -> float:
         """Clip, step, and say what the norm of the gradients was before."""
@@ -232,15 +254,15 @@ class Trainer:
 
     def _held_out_loss(self) -> float:
         """Mean over the learned tokens of all held-out examples, whatever the number of ranks."""
-        lengths, total = self.held_out.lengths, 0.0
+        lengths, work, total = self.held_out.lengths, self.job.work, 0.0
         whole = Schedule(lengths, len(lengths), 1, 0)
         self.engine.eval()
         with torch.no_grad():
             for indices in whole.micro_batches(
-                0, rank=dist.get_rank(), world=dist.get_world_size(), budget=self.job.work.max_sequence_length
-            ):
-                ids, attention, target = (tensor.to(self.device) for tensor in self.held_out.tensors(indices))
-                total += self.loss(self.engine, ids, attention, target).item()
+                0, rank=dist.get_rank(), world=dist.get_world_size(), budget=work.max_sequence_length,
+                packing=work.packing,
+            ):  # fmt: skip
+                total += self._summed_loss(self.held_out, indices).item()
         self.engine.train()
         return self._sum(total) / self.held_out.learned(list(range(len(lengths))))
 

@@ -331,6 +331,11 @@ class Training(Part):
     warmup_ratio: Fraction = Field("0", description="Share of the steps with a rising learning rate.")
     weight_decay: Fraction = Field("0", description="Of AdamW.")
     max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
+    packing: bool = Field(
+        False,
+        description="Several examples in one row of at most maxSequenceLength tokens, each seeing itself alone, rather "
+        "than examples of like length padded to the longest. The losses are the same.",
+    )
     workers: int = Field(1, ge=1, le=512, description="Pods of a training.")
     backend: Literal["auto", "PyTorchJob", "TrainJob"] = Field(
         "auto",

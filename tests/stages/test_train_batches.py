@@ -36,9 +36,10 @@ def test_examples_seen_are_counted_over_epochs() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 16])
 @pytest.mark.parametrize("step", [0, 6])
-def test_any_number_of_ranks_learns_exactly_the_global_batch(world: int, step: int) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+def test_any_number_of_ranks_learns_exactly_the_global_batch(world: int, step: int, packing: bool) -> None:
     plan = schedule()
-    shares = [plan.micro_batches(step, rank=rank, world=world, budget=120) for rank in range(world)]
+    shares = [plan.micro_batches(step, rank=rank, world=world, budget=120, packing=packing) for rank in range(world)]
     dealt = Counter(index for share in shares for batch in share for index in batch)
     assert dealt == Counter(plan.batch(step))
     assert len({len(share) for share in shares}) == 1, "every rank must take part in every micro-batch"
@@ -46,15 +47,24 @@ def test_any_number_of_ranks_learns_exactly_the_global_batch(world: int, step: i
 
 def test_a_micro_batch_fits_the_budget_with_its_padding_and_one_example_always_fits() -> None:
     plan = schedule(global_batch_size=53)
-    for batch in plan.micro_batches(0, rank=0, world=1, budget=120):
+    for batch in plan.micro_batches(0, rank=0, world=1, budget=120, packing=False):
         assert len(batch) * max(LENGTHS[index] for index in batch) <= 120
-    assert all(len(batch) == 1 for batch in plan.micro_batches(0, rank=0, world=1, budget=1))
+    assert all(len(batch) == 1 for batch in plan.micro_batches(0, rank=0, world=1, budget=1, packing=False))
+
+
+def test_a_pack_is_as_full_as_its_next_example_allows_and_one_example_always_fits() -> None:
+    packs = schedule(global_batch_size=53).micro_batches(0, rank=0, world=1, budget=120, packing=True)
+    sizes = [sum(LENGTHS[index] for index in pack) for pack in packs]
+    assert max(sizes) <= 120
+    assert all(size + LENGTHS[after[0]] > 120 for size, after in zip(sizes[:-1], packs[1:], strict=True))
+    alone = schedule().micro_batches(0, rank=0, world=1, budget=1, packing=True)
+    assert all(len(pack) == 1 for pack in alone)
 
 
 def test_the_work_is_dealt_out_evenly() -> None:
     plan = schedule(global_batch_size=40)
     tokens = [
-        sum(LENGTHS[index] for batch in plan.micro_batches(0, rank=rank, world=4, budget=500) for index in batch)
+        sum(LENGTHS[i] for batch in plan.micro_batches(0, rank=rank, world=4, budget=500, packing=False) for i in batch)
         for rank in range(4)
     ]
     assert max(tokens) - min(tokens) <= max(LENGTHS)

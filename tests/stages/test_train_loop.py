@@ -77,15 +77,28 @@ def weights(model: Path) -> dict[str, Any]:
     return dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("zero_stage", "packing"), [(0, False), (1, False), (2, False), (3, False), (0, True), (2, True), (3, True)]
+)
 def test_losses_norms_and_weights_are_those_of_a_plain_loop(
-    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    packing: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
 
+    from cgd_stages import student
+
+    monkeypatch.setattr(student, "CHUNK", 16)
     refined(bucket, ROWS)
-    work = train_work(tiny_model, zero_stage=zero_stage, max_sequence_length=700)
-    records, model = trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, max_sequence_length=700)
+    settings = {"zero_stage": zero_stage, "max_sequence_length": 700, "packing": packing}
+    work = train_work(tiny_model, **settings)
+    records, model = trained(storage, tmp_path, tiny_model, **settings)
     losses, norms, expected = plain_training(tiny_model, ROWS, work)
     assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
     # Adam and clipping hide a wrong scale of the gradients; the norms do not.

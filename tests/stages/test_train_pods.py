@@ -51,11 +51,11 @@ def assert_plain(bucket: Bucket, ended: Ended, losses: list[float]) -> None:
     assert [record["loss"] for record in records] == pytest.approx(losses, rel=2e-3)
 
 
-def test_two_processes_stopped_by_sigterm_go_on_where_they_were(
+def test_two_packing_processes_stopped_by_sigterm_go_on_where_they_were(
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, losses: list[float]
 ) -> None:
     refined(bucket, ROWS)
-    work = train_work(tiny_model, processes_per_worker=2, zero_stage=2, **LONG)
+    work = train_work(tiny_model, processes_per_worker=2, zero_stage=2, packing=True, **LONG)
     first = Program("train", train_task(storage, work), tmp_path / "a", OMP_NUM_THREADS="1")
     first.send_when(past(1), signal.SIGTERM)
     stopped = first.wait()
