@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate chaos-generate chaos-train lint format crds images clean help
+.PHONY: demo test bench bench-generate bench-train chaos-generate chaos-train lint format crds images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -17,10 +17,13 @@ test: .venv/ready ## Run all tests
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 	$(BIN)/pytest -m slow
 
-bench: bench-generate ## Measure against peers, as ratios; on a machine that does nothing else
+bench: bench-generate bench-train ## Measure against peers, as ratios; on a machine that does nothing else
 
 bench-generate: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/generate.py
+
+bench-train: .venv/bench
+	PYTHONPATH=tests $(BIN)/python tests/bench/train.py
 
 chaos-generate: .venv/ready ## Kill generate at random instants and at every write, and break its store (10 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.generate
@@ -55,6 +58,10 @@ images: dist ## Build the three images: make images BUILD="buildah build" REGIST
 dist: .venv/ready
 	@rm -rf dist
 	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python
+
+.venv/bench: .venv/ready constraints/bench.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r constraints/bench.txt
+	@touch $@
 
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo

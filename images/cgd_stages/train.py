@@ -83,7 +83,7 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("input_ids", pa.list_(pa.int32())),
     ("start", pa.int32()),
 ]
-_EXAMPLES = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
+EXAMPLES_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
     chunk: list[Row] = []
 
     def flush() -> None:
-        file.write(pa.RecordBatch.from_pylist(chunk, schema=_EXAMPLES))
+        file.write(pa.RecordBatch.from_pylist(chunk, schema=EXAMPLES_SCHEMA))
         chunk.clear()
 
     def write(row: Row) -> None:
@@ -233,7 +233,7 @@ def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
         if len(chunk) == CHUNK:
             flush()
 
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _EXAMPLES) as file:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, EXAMPLES_SCHEMA) as file:
         yield write
         flush()
 
