@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,8 @@ class Schedule:
     def batch(self, step: int) -> list[int]:
         """Indices of the examples of a step (steps count from 0). Every epoch is shuffled anew, by seed and epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = list(range(len(self.lengths)))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)  # noqa: S311 (an order, not a secret)
         start = position * self.global_batch_size
-        return order[start : start + self.global_batch_size]
+        return list(_order(len(self.lengths), self.seed, epoch)[start : start + self.global_batch_size])
 
     def micro_batches(self, step: int, *, rank: int, world: int, budget: int, packing: bool) -> list[list[int]]:
         """A rank's share of a step, in batches of at most `budget` tokens, padding included; packed, there is none.
@@ -54,6 +53,14 @@ class Schedule:
         """The batch dealt out by length, so that every rank has as much to do."""
         batch = sorted(self.batch(step), key=lambda index: (-self.lengths[index], index))
         return [batch[rank::world] for rank in range(world)]
+
+
+@lru_cache(maxsize=2)
+def _order(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """An epoch's order; kept, because every step of it is asked for several times."""
+    order = list(range(examples))
+    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 (an order, not a secret)
+    return tuple(order)
 
 
 def _fill(indices: list[int], lengths: Sequence[int], budget: int, *, packing: bool) -> list[list[int]]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,23 @@ def weights(model: Path) -> dict[str, Any]:
     return dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
 
 
+@contextmanager
+def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM comes in that step, counted from 1."""
+    from cgd_stages.trainloop import Trainer
+
+    make = Trainer._step
+
+    def stop(self: Trainer, number: int) -> None:
+        make(self, number)
+        if number + 1 == step:
+            (self.folder / STOP).touch()
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_step", stop)
+        yield
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "packing"), [(0, False), (1, False), (2, False), (3, False), (0, True), (2, True), (3, True)]
 )
@@ -133,25 +151,14 @@ def test_a_training_stopped_between_checkpoints_goes_on_as_if_it_had_not_been(
 ) -> None:
     import torch
 
-    from cgd_stages.trainloop import Trainer
-
     refined(bucket, ROWS)
     there = {"zero_stage": zero_stage, "weight_decay": 0.1}
     elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
     refined(Bucket(elsewhere), ROWS)
     whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **there)
 
-    step = Trainer._step
-
-    def stop_at_the_fourth(self: Trainer, number: int) -> None:
-        step(self, number)
-        if number == 3:
-            (self.folder / STOP).touch()
-
-    with monkeypatch.context() as stopping:
-        stopping.setattr(Trainer, "_step", stop_at_the_fourth)
-        with pytest.raises(Interrupted, match="after step 4 of 6, a checkpoint is stored"):
-            trained(storage, tmp_path / "first", tiny_model, **there)
+    with stopped_in(4, monkeypatch), pytest.raises(Interrupted, match="after step 4 of 6, a checkpoint is stored"):
+        trained(storage, tmp_path / "first", tiny_model, **there)
     records, model = trained(storage, tmp_path / "second", tiny_model, **there)
 
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
@@ -237,8 +244,6 @@ def test_the_model_of_the_least_validation_loss_is_exported_also_after_an_interr
 ) -> None:
     import torch
 
-    from cgd_stages.trainloop import Trainer
-
     worsens_after(4, monkeypatch)
     given = {"zero_stage": zero_stage, "epochs": 4, "warmup_ratio": 0.0, "checkpoint_every_steps": 5, **HELD_OUT}
     elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
@@ -250,17 +255,8 @@ def test_the_model_of_the_least_validation_loss_is_exported_also_after_an_interr
     held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
     assert plain_loss(expected, [row for row in ROWS if row["id"] in held_out]) == pytest.approx(losses[4], rel=1e-5)
 
-    step = Trainer._step
-
-    def stop_at_the_seventh(self: Trainer, number: int) -> None:
-        step(self, number)
-        if number == 6:
-            (self.folder / STOP).touch()
-
-    with monkeypatch.context() as stopping:
-        stopping.setattr(Trainer, "_step", stop_at_the_seventh)
-        with pytest.raises(Interrupted, match="after step 7 of 8"):
-            trained(storage, tmp_path / "first", tiny_model, **given)
+    with stopped_in(7, monkeypatch), pytest.raises(Interrupted, match="after step 7 of 8"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
     records, model = trained(storage, tmp_path / "second", tiny_model, **given)
     assert {r["step"]: r["validation_loss"] for r in records if "validation_loss" in r} == losses
     for name, tensor in weights(model).items():
