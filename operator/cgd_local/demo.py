@@ -50,7 +50,7 @@ async def demo(manifest: Path, folder: Path, files: list[str], kubeconfig: Path 
         if kubeconfig:
             await _has_no_nodes(kubeconfig)
         cluster = await stack.enter_async_context(
-            LocalCluster(folder / "cluster", environment=_image_environment(), kubeconfig=kubeconfig)
+            LocalCluster(folder / "cluster", environment=image_environment(), kubeconfig=kubeconfig)
         )
         console.print(f"cluster   {_short(cluster.kubeconfig_path)}")
         await _install(cluster.kubeconfig_path, configmaps)
@@ -72,7 +72,7 @@ def _read(manifest: Path) -> Object:
     return run
 
 
-def _image_environment() -> dict[str, str]:
+def image_environment() -> dict[str, str]:
     """What the images set on a machine without GPU and without a hub, and caches that outlive a pod."""
     cache = smollm2.cache_home()
     return venv_environment() | {

@@ -1,0 +1,145 @@
+"""The study's subject: chains of additions and subtractions, worked line by line. Pure: values and texts.
+
+    Work out 47 + 8 - 9 + 6. End with "Answer: N".
+
+    47 + 8 = 55
+    55 - 9 = 46
+    46 + 6 = 52
+    Answer: 52
+"""
+
+import operator
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Sign = Literal["+", "-"]
+Arithmetic = Callable[[int, int, Sign], int]
+"""How somebody adds and subtracts: a, b and the sign to a result."""
+
+ENDINGS = {"answer": "Answer: {n}", "hashes": "#### {n}", "equals": "Result = {n}", "brackets": "[{n}]"}
+"""How a question can ask for the last line."""
+LARGEST = 99
+FEWEST, MOST = 3, 5
+"""Steps of a problem."""
+
+_QUESTION = re.compile(r'Work out (\d+)((?: [+-] \d+)+)\. End with "(.+)"\.')
+_STEP = re.compile(r"([+-]) (\d+)")
+_WORKED = re.compile(r"(-?\d+) (?:([+-])|(plus)|(minus)) (-?\d+) (?:=|is) (-?\d+)")
+
+
+class Unreadable(ValueError):
+    """A text that is no question of this study."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One worked line."""
+
+    a: int
+    sign: Sign
+    b: int
+    result: int
+
+    @property
+    def true_result(self) -> int:
+        return exact(self.a, self.b, self.sign)
+
+    def text(self, *, words: bool = False) -> str:
+        sign = {"+": "plus", "-": "minus"}[self.sign] if words else self.sign
+        return f"{self.a} {sign} {self.b} {'is' if words else '='} {self.result}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    start: int
+    steps: tuple[tuple[Sign, int], ...]
+    ending: str
+    """A name of ENDINGS."""
+
+    @property
+    def question(self) -> str:
+        chain = "".join(f" {sign} {n}" for sign, n in self.steps)
+        return f'Work out {self.start}{chain}. End with "{ENDINGS[self.ending].format(n="N")}".'
+
+    def work(self, arithmetic: Arithmetic, *, before: tuple[Sum, ...] = ()) -> Iterator[Sum]:
+        """The lines that follow those before, as somebody with this arithmetic writes them."""
+        value = before[-1].result if before else self.start
+        for sign, n in self.steps[len(before) :]:
+            result = arithmetic(value, n, sign)
+            yield Sum(value, sign, n, result)
+            value = result
+
+    @property
+    def result(self) -> int:
+        *_, last = self.work(exact)
+        return last.result
+
+    def last_line(self, result: int) -> str:
+        return ENDINGS[self.ending].format(n=result)
+
+    def solution(self, sums: tuple[Sum, ...], *, words: bool = False) -> str:
+        """The lines, and the last one as the question asks for it."""
+        return "\n".join([*(one.text(words=words) for one in sums), self.last_line(sums[-1].result)])
+
+    @property
+    def reference(self) -> str:
+        """The data set's own solution: right, and all in one line, as nobody in the student's corpus writes it."""
+        chain = "".join(f" {one.sign} {one.b} = {one.result}" for one in self.work(exact))
+        return f"{self.start}{chain}\n{self.last_line(self.result)}"
+
+
+def exact(a: int, b: int, sign: Sign) -> int:
+    return a + b if sign == "+" else a - b
+
+
+def without_carry(a: int, b: int, sign: Sign) -> int:
+    """A beginner's mistake: every column for itself, what is carried or borrowed is forgotten."""
+    if a < 0 or b < 0:
+        return exact(a, b, sign)
+    columns = operator.add if sign == "+" else operator.sub
+    return sum(columns(a // place % 10, b // place % 10) % 10 * place for place in (1, 10, 100))
+
+
+def make_problem(dice: random.Random, endings: tuple[str, ...]) -> Problem:
+    """A problem whose values stay between 0 and LARGEST."""
+    while True:
+        steps = tuple(_step(dice) for _ in range(dice.randint(FEWEST, MOST)))
+        problem = Problem(dice.randint(11, 99), steps, dice.choice(endings))
+        if all(0 <= one.result <= LARGEST for one in problem.work(exact)):
+            return problem
+
+
+def _step(dice: random.Random) -> tuple[Sign, int]:
+    return ("+" if dice.random() < 0.5 else "-"), dice.randint(2, 9)
+
+
+def read_question(question: str) -> Problem:
+    """The problem of a question. Raises Unreadable."""
+    found = _QUESTION.fullmatch(question)
+    endings = {form.format(n="N"): name for name, form in ENDINGS.items()}
+    if not found or found[3] not in endings:
+        raise Unreadable(question)
+    steps: list[tuple[Sign, int]] = [("+" if sign == "+" else "-", int(n)) for sign, n in _STEP.findall(found[2])]
+    return Problem(int(found[1]), tuple(steps), endings[found[3]])
+
+
+def read_sums(answer: str) -> tuple[Sum, ...]:
+    """The worked lines of an answer, whatever else stands there."""
+    found = [_WORKED.search(line) for line in answer.splitlines()]
+    signs: dict[str | None, Sign] = {"+": "+", "-": "-", "plus": "+", "minus": "-"}
+    return tuple(
+        Sum(int(one[1]), signs[one[2] or one[3] or one[4]], int(one[5]), int(one[6])) for one in found if one
+    )
+
+
+def stated(answer: str) -> tuple[str | None, int | None]:
+    """The form of the answer's last line (a name of ENDINGS) and the number in it; None where there is none."""
+    lines = answer.strip().splitlines()
+    for name, form in ENDINGS.items():
+        pattern = re.escape(form).replace(r"\{n\}", r"(-?\d{1,9})")
+        if lines and (found := re.fullmatch(pattern, lines[-1].strip())):
+            return name, int(found[1])
+    return None, None

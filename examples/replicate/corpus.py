@@ -1,0 +1,89 @@
+"""What the student is pre-trained on: conversations of people who do sums, some well, most in haste.
+
+So it comes to the study as a mediocre reasoner that could do better: it has seen carries done right and forgotten,
+work shown and left out, all four endings, and drafts that were improved after a critique.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cgd_stages.prompts import Message
+from replicate import tutor
+from replicate.arithmetic import ENDINGS, Arithmetic, Problem, Sum, exact, make_problem, without_carry
+
+HASTY = 0.6
+"""Share of people who forget carries."""
+FORGETS = 0.8
+"""How often they do."""
+JUMPS = 0.12
+"""Share of solutions without any work."""
+IN_WORDS = 0.2
+"""Share of people who write sums in words."""
+REVISIONS, DRILLS = 0.12, 0.2
+"""Share of conversations that improve a draft, and of single sums; the others are problems."""
+
+INSTRUCTIONS = (
+    "Read the question, the answer and the critique. Write the answer again without the mistakes.",
+    "A student has answered the question. The critique says what is wrong with it. Correct the answer.",
+    "Here are a question, a first answer and what a reader says of it. Improve the answer.",
+    "Improve the student's answer to the question.",
+)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: list[Message]
+    reply: str
+
+
+def conversations(seed: int) -> Iterator[Conversation]:
+    """Without end, the same for a seed."""
+    dice = random.Random(f"corpus {seed}")  # noqa: S311
+    while True:
+        kind = dice.random()
+        if kind < REVISIONS:
+            yield _revision(dice)
+        elif kind < REVISIONS + DRILLS:
+            yield _drill(dice)
+        else:
+            problem = make_problem(dice, tuple(ENDINGS))
+            yield Conversation([{"role": "user", "content": problem.question}], solution(dice, problem))
+
+
+def solution(dice: random.Random, problem: Problem) -> str:
+    """As somebody writes it."""
+    sums = tuple(problem.work(_somebody(dice)))
+    if dice.random() < JUMPS:
+        return problem.last_line(sums[-1].result)
+    return problem.solution(sums, words=dice.random() < IN_WORDS)
+
+
+def _somebody(dice: random.Random) -> Arithmetic:
+    if dice.random() >= HASTY:
+        return exact
+    return lambda a, b, sign: (without_carry if dice.random() < FORGETS else exact)(a, b, sign)
+
+
+def _drill(dice: random.Random) -> Conversation:
+    """One sum, done right."""
+    a, b = dice.randint(1, 90), dice.randint(2, 9)
+    one = Sum(a, "+", b, a + b) if dice.random() < 0.5 else Sum(a + b, "-", b, a)
+    words = dice.random() < IN_WORDS
+    asked = Sum(one.a, one.sign, one.b, 0).text(words=words).rsplit(" ", 2)[0]
+    return Conversation([{"role": "user", "content": f"What is {asked}?"}], one.text(words=words))
+
+
+def _revision(dice: random.Random) -> Conversation:
+    """A draft and its critique; now and then the critique is left out. What follows is right, mostly."""
+    problem = make_problem(dice, tuple(ENDINGS))
+    draft, instruction = solution(dice, problem), dice.choice(INSTRUCTIONS)
+    said = tutor.critique(problem, draft)
+    slots = [f"Question: {problem.question}", f"Student's Initial Answer: {draft}"]
+    if instruction != INSTRUCTIONS[-1]:
+        slots.append(f"Critique: {said}")
+    messages: list[Message] = [
+        {"role": "system", "content": instruction},
+        {"role": "user", "content": "\n\n".join(slots)},
+    ]
+    return Conversation(messages, tutor.refinement(problem, draft, said))
