@@ -22,50 +22,75 @@ log = logging.getLogger(__name__)
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
 CHUNK = 1024
-"""Positions whose loss is computed at a time, in float32: a row of logits is as wide as the vocabulary."""
+"""Positions whose logits and loss exist at a time: a row of logits is as wide as the vocabulary."""
+MARKS = (-64.0, 64.0)
+"""What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
 
 
 class TargetLoss:
-    """Summed loss of a micro-batch, with logits for the positions that count and for no other.
+    """Summed loss of a micro-batch, with logits for the positions that count and for no other, a chunk at a time.
 
-    The output layer's input is narrowed by a hook, so that every architecture's own forward runs unchanged: with a
-    long context and a short target, logits of all positions would cost most of the time and memory.
+    The loss is computed inside the output layer, in place of its forward, so that every architecture's own forward and
+    DeepSpeed's hooks run unchanged: ZeRO-3 gathers the layer's weights once for all chunks. Where a model does
+    something to the logits after the layer (soft-capping, scaling), the logits of all learned positions must exist.
     """
 
     def __init__(self, model: Any) -> None:
-        self._target: torch.Tensor | None = None
+        """`model`: a causal language model or DeepSpeed's engine around one; all ranks at once, it is run once."""
         head = model.get_output_embeddings()
         if head is None:
             raise UserError("the student has no output layer", hint="spec.student must be a causal language model.")
-        head.register_forward_pre_hook(self._narrow)
+        self._model = model
+        self._logits, head.forward = head.forward, self._forward
+        self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._bare = self._returns_the_head_s_output()
 
-    def _narrow(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # noqa: ARG002
-        return args if self._target is None else (args[0][self._target],)
+    def __call__(self, inputs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        learned = inputs["input_ids"][:, 1:][target[:, :-1]]
+        if self._bare:
+            return self._run(inputs, lambda states: _in_chunks(self._head_loss, states[target], learned))
+        logits = self._run(inputs, lambda states: self._logits(states[target]))
+        return _in_chunks(_float32_loss, logits, learned)
 
-    def __call__(
-        self, model: Callable[..., Any], inputs: dict[str, torch.Tensor], target: torch.Tensor
-    ) -> torch.Tensor:
-        self._target = target
+    def _forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The output layer's: of hidden states (examples, positions, hidden)."""
+        made: torch.Tensor = self._logits(states) if self._instead is None else self._instead(states)
+        return made
+
+    def _run(self, inputs: dict[str, torch.Tensor], instead: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the model returns as logits when its output layer returns this instead of them."""
+        self._instead = instead
         try:
-            logits = model(**inputs, use_cache=False).logits
+            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
         finally:
-            self._target = None
-        return _summed_loss(logits, inputs["input_ids"][:, 1:][target[:, :-1]])
+            self._instead = None
+        return logits
+
+    def _returns_the_head_s_output(self) -> bool:
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
+        with torch.no_grad():
+            marks = self._run({"input_ids": token}, lambda states: states.new_tensor(MARKS))
+        return marks.tolist() == list(MARKS)
+
+    def _head_loss(self, states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+        return _float32_loss(self._logits(states), learned)
 
 
-def _summed_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,).
+def _in_chunks(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: torch.Tensor, learned: torch.Tensor
+) -> torch.Tensor:
+    """Sum of `loss` over chunks of `rows` (positions, width) and `learned` (positions,).
 
-    Float32 copies of the logits live for one chunk at a time: beyond one chunk, backward makes them again.
+    What it computes on the way lives for one chunk at a time: beyond one chunk, backward makes it again.
     """
     if len(learned) <= CHUNK:
-        return _float32_loss(logits, learned)
-    chunks = zip(torch.split(logits, CHUNK), torch.split(learned, CHUNK), strict=True)
-    losses = [checkpoint(_float32_loss, rows, tokens, use_reentrant=False) for rows, tokens in chunks]
-    return torch.stack(losses).sum()
+        return loss(rows, learned)
+    chunks = zip(torch.split(rows, CHUNK), torch.split(learned, CHUNK), strict=True)
+    return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,)."""
     return cross_entropy(logits.float(), learned, reduction="sum")
 
 

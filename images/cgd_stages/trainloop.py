@@ -200,7 +200,7 @@ class Trainer:
     def _summed_loss(self, examples: Examples, indices: list[int]) -> torch.Tensor:
         inputs, target = examples.tensors(indices, packing=self.job.work.packing)
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        return self.loss(self.engine, on_device, target.to(self.device))
+        return self.loss(on_device, target.to(self.device))
 
     def _apply(self) -> float:
         """Clip, step, and say what the norm of the gradients was before."""
@@ -339,7 +339,6 @@ def start(folder: Path) -> Trainer:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     config = student.deepspeed_config(work, dist.get_world_size())
     model = student.load(job, config)
-    loss = student.TargetLoss(model)
     engine = student.initialize(model, config)
     trainer = Trainer(
         job=job,
@@ -349,7 +348,7 @@ def start(folder: Path) -> Trainer:
         saver=Saver(engine, job, folder),
         reporter=Reporter.from_environment(0) if dist.get_rank() == 0 else Reporter(),
         engine=engine,
-        loss=loss,
+        loss=student.TargetLoss(engine),
         device=device,
         held_out=held_out,
         cost=student.cost(model),
