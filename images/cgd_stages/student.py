@@ -15,14 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from cgd_stages import flops
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
+from cgd_stages.memory import CHUNK, Shape, decide
 from cgd_stages.trainjob import Job
 
 log = logging.getLogger(__name__)
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
-CHUNK = 1024
-"""Positions whose logits and loss exist at a time: a row of logits is as wide as the vocabulary."""
 MARKS = (-64.0, 64.0)
 """What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
 
@@ -129,10 +128,27 @@ def load(job: Job, config: dict[str, Any]) -> Any:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
     model.train()
-    if torch.cuda.is_available():
-        # Long contexts do not fit otherwise; the price is one more forward pass.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on every rank's GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free = torch.tensor(torch.cuda.mem_get_info(device)[0], device=device)
+    # With ZeRO-3 a recomputation is a collective operation: the ranks must decide alike.
+    dist.all_reduce(free, op=dist.ReduceOp.MIN)
+    return int(free)
+
+
+def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> None:
+    """Make the layers compute their activations again in backward if memory asks for it: the price is one more forward
+    pass. `tokens`: of the largest micro-batch; `free`: see `free_memory`."""
+    decision = decide(work, shape(model), world=dist.get_world_size(), tokens=tokens, free=free)
+    if decision.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if dist.get_rank() == 0:
+        log.info("activation checkpointing %s: %s", "on" if decision.checkpointing else "off", decision.why)
 
 
 def initialize(model: Any, config: dict[str, Any]) -> Any:
@@ -154,17 +170,45 @@ def grad_norm(model: torch.nn.Module) -> float:
 def cost(model: Any) -> flops.Work | None:
     """What the student's tokens cost; None for a mixture of experts, where a token meets only some parameters."""
     config = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if _is_mixture(config):
         return None
-
-    def size(module: torch.nn.Module) -> int:  # ZeRO-3 leaves an empty shell of a parameter, with its size beside it
-        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
-
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    body = size(model) - size(table) - (0 if head.weight is table.weight else size(head))
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return flops.Work(body=body, head=size(head), attention=config.num_hidden_layers * width)
+    body = _size(model) - _size(table) - (0 if head.weight is table.weight else _size(head))
+    heads = config.num_attention_heads * _head_width(config)
+    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
+
+
+def shape(model: Any) -> Shape | None:
+    """The student as its need of memory is estimated; None for a mixture of experts."""
+    config = model.config.get_text_config()
+    if _is_mixture(config):
+        return None
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    queries = heads * _head_width(config)
+    norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
+    return Shape(
+        parameters=_size(model),
+        layers=config.num_hidden_layers,
+        hidden=hidden,
+        queries=queries,
+        keys=(getattr(config, "num_key_value_heads", None) or heads) * _head_width(config),
+        inner=getattr(config, "intermediate_size", None) or 4 * hidden,
+        norms=sum(size if size >= hidden else queries for size in norms),  # small ones: of each head
+        vocabulary=config.vocab_size,
+    )
+
+
+def _is_mixture(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _size(module: torch.nn.Module) -> int:
+    """Parameters of a module. ZeRO-3 leaves an empty shell of each, with its size beside it."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def export(job: Job, engine: Any, target: Path) -> None:

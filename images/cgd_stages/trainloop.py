@@ -337,14 +337,18 @@ def start(folder: Path) -> Trainer:
     work = job.work
     torch.manual_seed(work.seed)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    config = student.deepspeed_config(work, dist.get_world_size())
+    world, free = dist.get_world_size(), student.free_memory(device)
+    schedule = Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed)
+    config = student.deepspeed_config(work, world)
     model = student.load(job, config)
+    tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
+    student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
     trainer = Trainer(
         job=job,
         folder=folder,
         examples=examples,
-        schedule=Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed),
+        schedule=schedule,
         saver=Saver(engine, job, folder),
         reporter=Reporter.from_environment(0) if dist.get_rank() == 0 else Reporter(),
         engine=engine,

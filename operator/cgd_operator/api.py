@@ -345,6 +345,11 @@ class Training(Part):
     gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
     zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
+    activation_checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether layers compute their activations again in backward, which saves memory and costs one more "
+        "forward pass. auto: where the GPU's memory is estimated not to hold them, never on a CPU.",
+    )
     checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
     keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
     validation: Validation = Validation()

@@ -95,6 +95,30 @@ def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_making_activations_again_in_backward_changes_no_figure(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "cgd_stages.student")
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
+    refined(Bucket(elsewhere), ROWS)
+    given = {"zero_stage": zero_stage, "packing": True, "max_sequence_length": 700}
+    without, expected = trained(elsewhere, tmp_path / "without", tiny_model, **given)
+    assert "activation checkpointing off: on a CPU" in caplog.text
+    records, model = trained(storage, tmp_path / "with", tiny_model, activation_checkpointing="always", **given)
+    assert "activation checkpointing on: as training.activationCheckpointing says" in caplog.text
+    assert [record["loss"] for record in records] == [record["loss"] for record in without]
+    for name, tensor in weights(model).items():
+        assert tensor.equal(weights(expected)[name]), name
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "packing"), [(0, False), (1, False), (2, False), (3, False), (0, True), (2, True), (3, True)]
 )
