@@ -7,6 +7,8 @@ Model and optimizer, bytes per parameter (Rajbhandari et al. 2020, ZeRO, section
     optimizer    12        master copy and two moments in float32; partitioned from ZeRO 1 on
     buffers      w for each of 5e8 parameters that are reduced together, and of 1e9 that ZeRO 3 keeps gathered
 
+Offloaded are the optimizer and the summed gradients, or these and the parameters.
+
 Activations, bytes per token, as the layers of transformers keep them for backward (counted as in Korthikanti et al.
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
 matrix of positions; keys and values may be repeated to the number of queries.
@@ -82,6 +84,10 @@ def states(work: Train, shape: Shape, *, world: int) -> int:
     gradients = (4 if width == 4 else 4 + width) * shape.parameters
     optimizer = 12 * shape.parameters
     buffers = width * min(shape.parameters, REDUCED)
+    if work.offload != "none":
+        gradients, optimizer = width * shape.parameters, 0
+    if work.offload == "parameters":
+        parameters = 0
     if work.zero_stage >= 1:
         optimizer //= world
     if work.zero_stage >= 2:

@@ -93,15 +93,17 @@ def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits.float(), learned, reduction="sum")
 
 
-def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
+def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration. Batches and rates are ours (see batching.py), so it is told one example a rank."""
+    host = {"device": "cpu", "pin_memory": gpu}
+    offloaded = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[work.offload]
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
         "gradient_clipping": MAX_GRAD_NORM,
-        "zero_optimization": {"stage": work.zero_stage},
-        # torch's AdamW, because DeepSpeed's own is compiled at start.
+        "zero_optimization": {"stage": work.zero_stage} | {f"offload_{what}": host for what in offloaded},
+        # torch's AdamW, because DeepSpeed's own are compiled at start, also the one for offloading.
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM},

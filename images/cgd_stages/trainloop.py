@@ -339,7 +339,7 @@ def start(folder: Path) -> Trainer:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     world, free = dist.get_world_size(), student.free_memory(device)
     schedule = Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed)
-    config = student.deepspeed_config(work, world)
+    config = student.deepspeed_config(work, world, gpu=device.type == "cuda")
     model = student.load(job, config)
     tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
     student.spare_memory(model, work, tokens=tokens, free=free)

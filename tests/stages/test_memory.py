@@ -72,6 +72,16 @@ def test_each_zero_stage_divides_more_of_a_parameter_s_bytes(
 
 
 @pytest.mark.parametrize(
+    ("offload", "zero_stage", "expected"),
+    [("none", 2, 2 + 6 / 8 + 12 / 8), ("optimizer", 1, 2 + 2), ("optimizer", 2, 2 + 2 / 8), ("parameters", 3, 2 / 8)],
+)
+def test_what_is_offloaded_takes_no_memory_of_the_device(offload: str, zero_stage: int, expected: float) -> None:
+    given = work(offload=offload, zero_stage=zero_stage)
+    buffers = 2 * (5e8 + (1e9 if zero_stage == 3 else 0))
+    assert states(given, QWEN_7B, world=8) == pytest.approx(expected * QWEN_7B.parameters + buffers)
+
+
+@pytest.mark.parametrize(
     ("shape", "world", "tokens", "free", "on"),
     [
         (QWEN_7B, 16, 16384, A100, True),

@@ -119,6 +119,32 @@ def test_making_activations_again_in_backward_changes_no_figure(
         assert tensor.equal(weights(expected)[name]), name
 
 
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+def test_offloading_changes_no_weight_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
+    refined(Bucket(elsewhere), ROWS)
+    given = {"zero_stage": zero_stage, "weight_decay": 0.1}
+    without, expected = trained(elsewhere, tmp_path / "without", tiny_model, **given)
+    with stopped_in(4, monkeypatch), pytest.raises(Interrupted, match="after step 4 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, offload=offload, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, offload=offload, **given)
+    assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in without], rel=1e-6)
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, weights(expected)[name], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "packing"), [(0, False), (1, False), (2, False), (3, False), (0, True), (2, True), (3, True)]
 )
@@ -150,14 +176,18 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"),
+    [(0, "none"), (1, "none"), (2, "none"), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")],
+)
 def test_in_bfloat16_the_loss_falls_and_the_model_keeps_the_student_s_dtype(
-    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int, offload: str
 ) -> None:
     import torch
 
     refined(bucket, ROWS)
-    records, model = trained(storage, tmp_path, tiny_model, dtype="bfloat16", zero_stage=zero_stage, epochs=4)
+    given = {"zero_stage": zero_stage, "offload": offload, "epochs": 4}
+    records, model = trained(storage, tmp_path, tiny_model, dtype="bfloat16", **given)
     assert records[-1]["loss"] < 0.9 * records[0]["loss"]
     assert all(math.isfinite(record["grad_norm"]) and record["grad_norm"] > 0 for record in records)
     assert {tensor.dtype for tensor in weights(model).values()} == {torch.float32}
