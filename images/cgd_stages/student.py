@@ -103,11 +103,7 @@ def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
         "train_batch_size": world,
         "gradient_clipping": MAX_GRAD_NORM,
         "zero_optimization": {"stage": work.zero_stage} | {f"offload_{what}": host for what in offloaded},
-        # torch's AdamW, because DeepSpeed's own are compiled at start, also the one for offloading.
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM},
-        },
+        "optimizer": {"type": "AdamW", "params": _adam(work, gpu=gpu)},
         "checkpoint": {"use_node_local_storage": True},
     }
     if work.dtype == "bfloat16":
@@ -115,6 +111,18 @@ def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
         if work.zero_stage:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def _adam(work: Train, *, gpu: bool) -> dict[str, Any]:
+    """torch's AdamW, because DeepSpeed's own are compiled at start, also the one for offloading. With a GPU in one
+    kernel, which torch has for the CPU as well, where offloaded parameters are."""
+    given = {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM}
+    return given | ({"fused": True} if gpu else {})
+
+
+def flash(work: Train, *, gpu: bool, installed: bool, head: int) -> bool:
+    """Whether FlashAttention 2 can run: its package, a GPU, 16 bits, and heads of at most 256."""
+    return installed and gpu and work.dtype == "bfloat16" and head <= 256
 
 
 def load(job: Job, config: dict[str, Any]) -> Any:
@@ -130,7 +138,20 @@ def load(job: Job, config: dict[str, Any]) -> Any:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
     model.train()
+    _attend(model, job.work)
     return model
+
+
+def _attend(model: Any, work: Train) -> None:
+    """Choose the attention; what transformers has chosen by itself is sdpa, or eager where a model has no other."""
+    from transformers.utils import is_flash_attn_2_available
+
+    head = _head_width(model.config.get_text_config())
+    installed, supported = is_flash_attn_2_available(), model._supports_flash_attn
+    if supported and flash(work, gpu=torch.cuda.is_available(), installed=installed, head=head):
+        model.set_attn_implementation("flash_attention_2")
+    if dist.get_rank() == 0:
+        log.info("attention: %s", model.config._attn_implementation)
 
 
 def free_memory(device: torch.device) -> int | None:

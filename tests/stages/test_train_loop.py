@@ -119,6 +119,43 @@ def test_making_activations_again_in_backward_changes_no_figure(
         assert tensor.equal(weights(expected)[name]), name
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"), [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+)
+def test_the_configuration_for_gpus_trains_with_fused_adam_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch has fused AdamW for the CPU too, and DeepSpeed takes pinned memory for a wish there."""
+    from cgd_stages import student
+
+    make, begin, fused = student.deepspeed_config, student.initialize, []
+
+    def initialize(*given: Any) -> Any:
+        engine = begin(*given)
+        fused.append(engine.basic_optimizer.defaults["fused"])
+        return engine
+
+    monkeypatch.setattr(student, "deepspeed_config", lambda work, world, **_: make(work, world, gpu=True))
+    monkeypatch.setattr(student, "initialize", initialize)
+    refined(bucket, ROWS)
+    given = {"zero_stage": zero_stage, "offload": offload}
+    with stopped_in(3, monkeypatch), pytest.raises(Interrupted, match="after step 3 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    assert fused == [True, True]
+    losses, _, expected = plain_training(tiny_model, ROWS, train_work(tiny_model, **given))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights(model).items():
+        assert tensor.detach().numpy() == pytest.approx(expected[name].numpy(), rel=1e-3, abs=2e-5), name
+
+
 @pytest.mark.parametrize(("zero_stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
 def test_offloading_changes_no_weight_also_after_an_interruption(
     launcher: None,
