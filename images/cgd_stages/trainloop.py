@@ -54,16 +54,18 @@ TOLD = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu"
 
 
 class Examples:
-    """The tokenised examples in the order of their keys, mapped from disk."""
+    """The tokenised examples in the order of their keys, mapped from disk: only the order and lengths are in memory."""
 
     def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._table = table.take(pc.sort_indices(table, [("id", "ascending"), ("sample", "ascending")]))
-        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_numpy().tolist()
-        self.starts: list[int] = self._table["start"].to_numpy().tolist()
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        order = pc.sort_indices(self._table, [("id", "ascending"), ("sample", "ascending")]).to_numpy()
+        self._rows: list[int] = order.tolist()
+        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_numpy()[order].tolist()
+        self.starts: list[int] = self._table["start"].to_numpy()[order].tolist()
 
     def key(self, index: int) -> str:
-        return f"{self._table['id'][index]}/{self._table['sample'][index]}"
+        row = self._rows[index]
+        return f"{self._table['id'][row]}/{self._table['sample'][row]}"
 
     def learned(self, indices: list[int]) -> int:
         """Tokens that the loss of these examples is the mean of."""
@@ -101,7 +103,7 @@ class Examples:
         return {"input_ids": ids[None], "position_ids": positions[None]}, target[None]
 
     def _ids(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self._table["input_ids"][index].values.to_numpy().astype("int64"))
+        return torch.from_numpy(self._table["input_ids"][self._rows[index]].values.to_numpy().astype("int64"))
 
 
 @dataclass
