@@ -291,6 +291,33 @@ def test_a_student_with_tied_embeddings_stays_tied(
     assert not torch.equal(made.lm_head.weight, student.lm_head.weight.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_student_that_scales_its_logits_learns_as_in_a_plain_loop(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GraniteConfig
+
+    from cgd_stages import student
+
+    monkeypatch.setattr(student, "CHUNK", 16)
+    refined(bucket, ROWS)
+    tiny = AutoConfig.from_pretrained(tiny_model).to_dict()
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = GraniteConfig(**{name: tiny[name] for name in same}, num_key_value_heads=2, logits_scaling=0.125)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "granite")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "granite")
+    records, _ = trained(storage, tmp_path, tmp_path / "granite", zero_stage=zero_stage)
+    losses, norms, _ = plain_training(tmp_path / "granite", ROWS, train_work(tmp_path / "granite"))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
+
+
 HELD_OUT = {"validation": Validation(fraction=0.3, every_steps=2)}
 
 
