@@ -44,6 +44,12 @@ class Schedule:
         mine = shares[rank]
         return mine + [[] for _ in range(max(map(len, shares)) - len(mine))]
 
+    def most_tokens(self, *, world: int, budget: int) -> int:
+        """Tokens of a micro-batch at most, padding included, in any step of any rank."""
+        share = math.ceil(self.global_batch_size / world)
+        longest = max(self.lengths)
+        return max(longest, min(budget, share * longest))
+
     def seen(self, steps: int) -> int:
         """Examples learned in the first `steps` steps, over all epochs."""
         epochs, rest = divmod(steps, self.steps_per_epoch)

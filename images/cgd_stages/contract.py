@@ -225,6 +225,9 @@ class Train(Contract):
     packing: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 2
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    activation_checkpointing: Literal["auto", "always", "never"] = "auto"
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What the host's memory holds instead of the GPU's; parameters: both."""
     checkpoint_every_steps: int
     keep_checkpoints: int = 2
     validation: Validation = Validation()

@@ -15,73 +15,95 @@ from torch.utils.checkpoint import checkpoint
 from cgd_stages import flops
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
+from cgd_stages.memory import CHUNK, Shape, decide
 from cgd_stages.trainjob import Job
 
 log = logging.getLogger(__name__)
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
-CHUNK = 1024
-"""Positions whose loss is computed at a time, in float32: a row of logits is as wide as the vocabulary."""
+MARKS = (-64.0, 64.0)
+"""What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
 
 
 class TargetLoss:
-    """Summed loss of a micro-batch, with logits for the positions that count and for no other.
+    """Summed loss of a micro-batch, with logits for the positions that count and for no other, a chunk at a time.
 
-    The output layer's input is narrowed by a hook, so that every architecture's own forward runs unchanged: with a
-    long context and a short target, logits of all positions would cost most of the time and memory.
+    The loss is computed inside the output layer, in place of its forward, so that every architecture's own forward and
+    DeepSpeed's hooks run unchanged: ZeRO-3 gathers the layer's weights once for all chunks. Where a model does
+    something to the logits after the layer (soft-capping, scaling), the logits of all learned positions must exist.
     """
 
     def __init__(self, model: Any) -> None:
-        self._target: torch.Tensor | None = None
+        """`model`: a causal language model or DeepSpeed's engine around one; all ranks at once, it is run once."""
         head = model.get_output_embeddings()
         if head is None:
             raise UserError("the student has no output layer", hint="spec.student must be a causal language model.")
-        head.register_forward_pre_hook(self._narrow)
+        self._model = model
+        self._logits, head.forward = head.forward, self._forward
+        self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._bare = self._returns_the_head_s_output()
 
-    def _narrow(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # noqa: ARG002
-        return args if self._target is None else (args[0][self._target],)
+    def __call__(self, inputs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        learned = inputs["input_ids"][:, 1:][target[:, :-1]]
+        if self._bare:
+            return self._run(inputs, lambda states: _in_chunks(self._head_loss, states[target], learned))
+        logits = self._run(inputs, lambda states: self._logits(states[target]))
+        return _in_chunks(_float32_loss, logits, learned)
 
-    def __call__(
-        self, model: Callable[..., Any], inputs: dict[str, torch.Tensor], target: torch.Tensor
-    ) -> torch.Tensor:
-        self._target = target
+    def _forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The output layer's: of hidden states (examples, positions, hidden)."""
+        made: torch.Tensor = self._logits(states) if self._instead is None else self._instead(states)
+        return made
+
+    def _run(self, inputs: dict[str, torch.Tensor], instead: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the model returns as logits when its output layer returns this instead of them."""
+        self._instead = instead
         try:
-            logits = model(**inputs, use_cache=False).logits
+            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
         finally:
-            self._target = None
-        return _summed_loss(logits, inputs["input_ids"][:, 1:][target[:, :-1]])
+            self._instead = None
+        return logits
+
+    def _returns_the_head_s_output(self) -> bool:
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
+        with torch.no_grad():
+            marks = self._run({"input_ids": token}, lambda states: states.new_tensor(MARKS))
+        return marks.tolist() == list(MARKS)
+
+    def _head_loss(self, states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+        return _float32_loss(self._logits(states), learned)
 
 
-def _summed_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,).
+def _in_chunks(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: torch.Tensor, learned: torch.Tensor
+) -> torch.Tensor:
+    """Sum of `loss` over chunks of `rows` (positions, width) and `learned` (positions,).
 
-    Float32 copies of the logits live for one chunk at a time: beyond one chunk, backward makes them again.
+    What it computes on the way lives for one chunk at a time: beyond one chunk, backward makes it again.
     """
     if len(learned) <= CHUNK:
-        return _float32_loss(logits, learned)
-    chunks = zip(torch.split(logits, CHUNK), torch.split(learned, CHUNK), strict=True)
-    losses = [checkpoint(_float32_loss, rows, tokens, use_reentrant=False) for rows, tokens in chunks]
-    return torch.stack(losses).sum()
+        return loss(rows, learned)
+    chunks = zip(torch.split(rows, CHUNK), torch.split(learned, CHUNK), strict=True)
+    return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,)."""
     return cross_entropy(logits.float(), learned, reduction="sum")
 
 
-def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
+def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration. Batches and rates are ours (see batching.py), so it is told one example a rank."""
+    host = {"device": "cpu", "pin_memory": gpu}
+    offloaded = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[work.offload]
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
         "gradient_clipping": MAX_GRAD_NORM,
-        "zero_optimization": {"stage": work.zero_stage},
-        # torch's AdamW, because DeepSpeed's own is compiled at start.
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM},
-        },
+        "zero_optimization": {"stage": work.zero_stage} | {f"offload_{what}": host for what in offloaded},
+        "optimizer": {"type": "AdamW", "params": _adam(work, gpu=gpu)},
         "checkpoint": {"use_node_local_storage": True},
     }
     if work.dtype == "bfloat16":
@@ -89,6 +111,18 @@ def deepspeed_config(work: Train, world: int) -> dict[str, Any]:
         if work.zero_stage:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def _adam(work: Train, *, gpu: bool) -> dict[str, Any]:
+    """torch's AdamW, because DeepSpeed's own are compiled at start, also the one for offloading. With a GPU in one
+    kernel, which torch has for the CPU as well, where offloaded parameters are."""
+    given = {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM}
+    return given | ({"fused": True} if gpu else {})
+
+
+def flash(work: Train, *, gpu: bool, installed: bool, head: int) -> bool:
+    """Whether FlashAttention 2 can run: its package, a GPU, 16 bits, and heads of at most 256."""
+    return installed and gpu and work.dtype == "bfloat16" and head <= 256
 
 
 def load(job: Job, config: dict[str, Any]) -> Any:
@@ -104,10 +138,40 @@ def load(job: Job, config: dict[str, Any]) -> Any:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
     model.train()
-    if torch.cuda.is_available():
-        # Long contexts do not fit otherwise; the price is one more forward pass.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    _attend(model, job.work)
     return model
+
+
+def _attend(model: Any, work: Train) -> None:
+    """Choose the attention; what transformers has chosen by itself is sdpa, or eager where a model has no other."""
+    from transformers.utils import is_flash_attn_2_available
+
+    head = _head_width(model.config.get_text_config())
+    installed, supported = is_flash_attn_2_available(), model._supports_flash_attn
+    if supported and flash(work, gpu=torch.cuda.is_available(), installed=installed, head=head):
+        model.set_attn_implementation("flash_attention_2")
+    if dist.get_rank() == 0:
+        log.info("attention: %s", model.config._attn_implementation)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on every rank's GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free = torch.tensor(torch.cuda.mem_get_info(device)[0], device=device)
+    # With ZeRO-3 a recomputation is a collective operation: the ranks must decide alike.
+    dist.all_reduce(free, op=dist.ReduceOp.MIN)
+    return int(free)
+
+
+def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> None:
+    """Make the layers compute their activations again in backward if memory asks for it: the price is one more forward
+    pass. `tokens`: of the largest micro-batch; `free`: see `free_memory`."""
+    decision = decide(work, shape(model), world=dist.get_world_size(), tokens=tokens, free=free)
+    if decision.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if dist.get_rank() == 0:
+        log.info("activation checkpointing %s: %s", "on" if decision.checkpointing else "off", decision.why)
 
 
 def initialize(model: Any, config: dict[str, Any]) -> Any:
@@ -129,17 +193,45 @@ def grad_norm(model: torch.nn.Module) -> float:
 def cost(model: Any) -> flops.Work | None:
     """What the student's tokens cost; None for a mixture of experts, where a token meets only some parameters."""
     config = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if _is_mixture(config):
         return None
-
-    def size(module: torch.nn.Module) -> int:  # ZeRO-3 leaves an empty shell of a parameter, with its size beside it
-        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
-
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    body = size(model) - size(table) - (0 if head.weight is table.weight else size(head))
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return flops.Work(body=body, head=size(head), attention=config.num_hidden_layers * width)
+    body = _size(model) - _size(table) - (0 if head.weight is table.weight else _size(head))
+    heads = config.num_attention_heads * _head_width(config)
+    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
+
+
+def shape(model: Any) -> Shape | None:
+    """The student as its need of memory is estimated; None for a mixture of experts."""
+    config = model.config.get_text_config()
+    if _is_mixture(config):
+        return None
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    queries = heads * _head_width(config)
+    norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
+    return Shape(
+        parameters=_size(model),
+        layers=config.num_hidden_layers,
+        hidden=hidden,
+        queries=queries,
+        keys=(getattr(config, "num_key_value_heads", None) or heads) * _head_width(config),
+        inner=getattr(config, "intermediate_size", None) or 4 * hidden,
+        norms=sum(size if size >= hidden else queries for size in norms),  # small ones: of each head
+        vocabulary=config.vocab_size,
+    )
+
+
+def _is_mixture(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _size(module: torch.nn.Module) -> int:
+    """Parameters of a module. ZeRO-3 leaves an empty shell of each, with its size beside it."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def export(job: Job, engine: Any, target: Path) -> None:

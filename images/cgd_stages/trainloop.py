@@ -54,16 +54,18 @@ TOLD = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu"
 
 
 class Examples:
-    """The tokenised examples in the order of their keys, mapped from disk."""
+    """The tokenised examples in the order of their keys, mapped from disk: only the order and lengths are in memory."""
 
     def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._table = table.take(pc.sort_indices(table, [("id", "ascending"), ("sample", "ascending")]))
-        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_numpy().tolist()
-        self.starts: list[int] = self._table["start"].to_numpy().tolist()
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        order = pc.sort_indices(self._table, [("id", "ascending"), ("sample", "ascending")]).to_numpy()
+        self._rows: list[int] = order.tolist()
+        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_numpy()[order].tolist()
+        self.starts: list[int] = self._table["start"].to_numpy()[order].tolist()
 
     def key(self, index: int) -> str:
-        return f"{self._table['id'][index]}/{self._table['sample'][index]}"
+        row = self._rows[index]
+        return f"{self._table['id'][row]}/{self._table['sample'][row]}"
 
     def learned(self, indices: list[int]) -> int:
         """Tokens that the loss of these examples is the mean of."""
@@ -101,7 +103,7 @@ class Examples:
         return {"input_ids": ids[None], "position_ids": positions[None]}, target[None]
 
     def _ids(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self._table["input_ids"][index].values.to_numpy().astype("int64"))
+        return torch.from_numpy(self._table["input_ids"][self._rows[index]].values.to_numpy().astype("int64"))
 
 
 @dataclass
@@ -200,7 +202,7 @@ class Trainer:
     def _summed_loss(self, examples: Examples, indices: list[int]) -> torch.Tensor:
         inputs, target = examples.tensors(indices, packing=self.job.work.packing)
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        return self.loss(self.engine, on_device, target.to(self.device))
+        return self.loss(on_device, target.to(self.device))
 
     def _apply(self) -> float:
         """Clip, step, and say what the norm of the gradients was before."""
@@ -337,19 +339,22 @@ def start(folder: Path) -> Trainer:
     work = job.work
     torch.manual_seed(work.seed)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    config = student.deepspeed_config(work, dist.get_world_size())
+    world, free = dist.get_world_size(), student.free_memory(device)
+    schedule = Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed)
+    config = student.deepspeed_config(work, world, gpu=device.type == "cuda")
     model = student.load(job, config)
-    loss = student.TargetLoss(model)
+    tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
+    student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
     trainer = Trainer(
         job=job,
         folder=folder,
         examples=examples,
-        schedule=Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed),
+        schedule=schedule,
         saver=Saver(engine, job, folder),
         reporter=Reporter.from_environment(0) if dist.get_rank() == 0 else Reporter(),
         engine=engine,
-        loss=loss,
+        loss=student.TargetLoss(engine),
         device=device,
         held_out=held_out,
         cost=student.cost(model),

@@ -246,6 +246,10 @@ BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
     "every GPU needs an example: raise globalBatchSize to at least workers * gpusPerWorker",
 )
+OFFLOAD_RULE = (
+    "self.offload == 'none' || self.zeroStage >= (self.offload == 'parameters' ? 3 : 1)",
+    "only what ZeRO partitions is offloaded: set zeroStage to 3 for parameters, to 1 or more for the optimizer",
+)
 RATE_RULE = (
     "(self.kind == 'corrupted') == has(self.rate)",
     'a corrupted critique needs a rate, such as "0.3", and no other kind has one',
@@ -312,7 +316,7 @@ class Validation(Part):
 
 
 class Training(Part):
-    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, ABLATION_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
 
     objectives: tuple[Objective, ...] = Field(
         ("CGD",),
@@ -345,6 +349,16 @@ class Training(Part):
     gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
     zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
+    activation_checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether layers compute their activations again in backward, which saves memory and costs one more "
+        "forward pass. auto: where the GPU's memory is estimated not to hold them, never on a CPU.",
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="What is kept in the host's memory and costs time for less of the GPU's: the optimizer (12 bytes "
+        "per parameter, divided by the GPUs; AdamW then runs on the CPU), or with zeroStage 3 the parameters as well.",
+    )
     checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
     keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
     validation: Validation = Validation()
@@ -364,6 +378,8 @@ class Training(Part):
     def _consistent(self) -> "Training":
         if self.global_batch_size < self.workers * self.gpus_per_worker:
             raise ValueError(BATCH_RULE[1])
+        if self.offload != "none" and self.zero_stage < (3 if self.offload == "parameters" else 1):
+            raise ValueError(OFFLOAD_RULE[1])
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError("objectives: name each objective once")
         if self.critique.kind != "matched" and "CGD" not in self.objectives:

@@ -62,6 +62,12 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
         ("training.learningRate", "2", "write a number above 0 and at most 1, in quotes"),
         ("training.learningRate", "fast", "spec.training.learningRate in body should match"),
         ("training.globalBatchSize", 4, "raise globalBatchSize to at least workers * gpusPerWorker"),
+        (
+            "training",
+            {"offload": "parameters", "zeroStage": 2},
+            "only what ZeRO partitions is offloaded: set zeroStage",
+        ),
+        ("training", {"offload": "optimizer", "zeroStage": 0}, "only what ZeRO partitions is offloaded: set zeroStage"),
         ("training.zeroStage", 7, "spec.training.zeroStage in body should be less than or equal to 3"),
         ("training.objectives", ["CDG"], 'supported values: "CGD"'),
         ("training.objectives", ["CGD", "CGD"], 'spec.training.objectives[1]: Duplicate value: "CGD"'),
@@ -102,6 +108,14 @@ async def test_an_ablation_is_taken_and_filled_in(world: Any) -> None:
     ablation = {"training.critique": {"kind": "corrupted", "rate": "0.3"}}
     await kubectl(world, "apply", "-f", "-", body=user_manifest(ablation))
     assert (await world.get())["spec"]["training"]["critique"] == {"kind": "corrupted", "rate": "0.3"}
+
+
+@pytest.mark.parametrize(("offload", "zero_stage"), [("optimizer", 1), ("parameters", 3)])
+async def test_offloading_what_zero_partitions_is_taken(world: Any, offload: str, zero_stage: int) -> None:
+    await kubectl(
+        world, "apply", "-f", "-", body=user_manifest({"training": {"offload": offload, "zeroStage": zero_stage}})
+    )
+    assert (await world.get())["spec"]["training"]["offload"] == offload
 
 
 async def test_a_name_that_cannot_be_a_label_is_refused(world: Any) -> None:

@@ -29,6 +29,8 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.epochs", 1.5, "spec.training.epochs", "integer"),
         ("training.epochs", 0, "spec.training.epochs", "greater than or equal to 1"),
         ("training.zeroStage", 4, "spec.training.zeroStage", "less than or equal to 3"),
+        ("training", {"offload": "parameters", "zeroStage": 2}, "spec.training", "set zeroStage to 3 for parameters"),
+        ("training", {"offload": "optimizer", "zeroStage": 0}, "spec.training", "to 1 or more for the optimizer"),
         ("training.globalBatchSize", 4, "spec.training", "raise globalBatchSize"),
         ("training.objectives", ["CDG"], "spec.training.objectives.0", "'CGD'"),
         ("training.objectives", ["CGD", "CGD"], "spec.training", "each objective once"),

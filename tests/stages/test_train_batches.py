@@ -61,6 +61,22 @@ def test_a_pack_is_as_full_as_its_next_example_allows_and_one_example_always_fit
     assert all(len(pack) == 1 for pack in alone)
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("world", "budget"), [(1, 120), (1, 10_000), (4, 120), (16, 120), (4, 80)])
+def test_no_micro_batch_has_more_tokens_than_is_said(world: int, budget: int, packing: bool) -> None:
+    plan = schedule()
+    sizes = [
+        sum(LENGTHS[index] for index in batch) if packing else len(batch) * LENGTHS[batch[0]]
+        for step in range(plan.steps)
+        for rank in range(world)
+        for batch in plan.micro_batches(step, rank=rank, world=world, budget=budget, packing=packing)
+        if batch
+    ]
+    most = plan.most_tokens(world=world, budget=budget)
+    assert max(sizes) <= most <= max(budget, max(LENGTHS))
+    assert most <= 2 * max(sizes)
+
+
 def test_the_work_is_dealt_out_evenly() -> None:
     plan = schedule(global_batch_size=40)
     tokens = [

@@ -95,6 +95,93 @@ def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_making_activations_again_in_backward_changes_no_figure(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "cgd_stages.student")
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
+    refined(Bucket(elsewhere), ROWS)
+    given = {"zero_stage": zero_stage, "packing": True, "max_sequence_length": 700}
+    without, expected = trained(elsewhere, tmp_path / "without", tiny_model, **given)
+    assert "activation checkpointing off: on a CPU" in caplog.text
+    records, model = trained(storage, tmp_path / "with", tiny_model, activation_checkpointing="always", **given)
+    assert "activation checkpointing on: as training.activationCheckpointing says" in caplog.text
+    assert [record["loss"] for record in records] == [record["loss"] for record in without]
+    for name, tensor in weights(model).items():
+        assert tensor.equal(weights(expected)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"), [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+)
+def test_the_configuration_for_gpus_trains_with_fused_adam_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch has fused AdamW for the CPU too, and DeepSpeed takes pinned memory for a wish there."""
+    from cgd_stages import student
+
+    make, begin, fused = student.deepspeed_config, student.initialize, []
+
+    def initialize(*given: Any) -> Any:
+        engine = begin(*given)
+        fused.append(engine.basic_optimizer.defaults["fused"])
+        return engine
+
+    monkeypatch.setattr(student, "deepspeed_config", lambda work, world, **_: make(work, world, gpu=True))
+    monkeypatch.setattr(student, "initialize", initialize)
+    refined(bucket, ROWS)
+    given = {"zero_stage": zero_stage, "offload": offload}
+    with stopped_in(3, monkeypatch), pytest.raises(Interrupted, match="after step 3 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    assert fused == [True, True]
+    losses, _, expected = plain_training(tiny_model, ROWS, train_work(tiny_model, **given))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights(model).items():
+        assert tensor.detach().numpy() == pytest.approx(expected[name].numpy(), rel=1e-3, abs=2e-5), name
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+def test_offloading_changes_no_weight_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
+    refined(Bucket(elsewhere), ROWS)
+    given = {"zero_stage": zero_stage, "weight_decay": 0.1}
+    without, expected = trained(elsewhere, tmp_path / "without", tiny_model, **given)
+    with stopped_in(4, monkeypatch), pytest.raises(Interrupted, match="after step 4 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, offload=offload, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, offload=offload, **given)
+    assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in without], rel=1e-6)
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, weights(expected)[name], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "packing"), [(0, False), (1, False), (2, False), (3, False), (0, True), (2, True), (3, True)]
 )
@@ -126,14 +213,18 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"),
+    [(0, "none"), (1, "none"), (2, "none"), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")],
+)
 def test_in_bfloat16_the_loss_falls_and_the_model_keeps_the_student_s_dtype(
-    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int, offload: str
 ) -> None:
     import torch
 
     refined(bucket, ROWS)
-    records, model = trained(storage, tmp_path, tiny_model, dtype="bfloat16", zero_stage=zero_stage, epochs=4)
+    given = {"zero_stage": zero_stage, "offload": offload, "epochs": 4}
+    records, model = trained(storage, tmp_path, tiny_model, dtype="bfloat16", **given)
     assert records[-1]["loss"] < 0.9 * records[0]["loss"]
     assert all(math.isfinite(record["grad_norm"]) and record["grad_norm"] > 0 for record in records)
     assert {tensor.dtype for tensor in weights(model).values()} == {torch.float32}
@@ -198,6 +289,33 @@ def test_a_student_with_tied_embeddings_stays_tied(
     assert made.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(model).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
     assert not torch.equal(made.lm_head.weight, student.lm_head.weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_student_that_scales_its_logits_learns_as_in_a_plain_loop(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GraniteConfig
+
+    from cgd_stages import student
+
+    monkeypatch.setattr(student, "CHUNK", 16)
+    refined(bucket, ROWS)
+    tiny = AutoConfig.from_pretrained(tiny_model).to_dict()
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = GraniteConfig(**{name: tiny[name] for name in same}, num_key_value_heads=2, logits_scaling=0.125)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "granite")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "granite")
+    records, _ = trained(storage, tmp_path, tmp_path / "granite", zero_stage=zero_stage)
+    losses, norms, _ = plain_training(tmp_path / "granite", ROWS, train_work(tmp_path / "granite"))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
 
 
 HELD_OUT = {"validation": Validation(fraction=0.3, every_steps=2)}

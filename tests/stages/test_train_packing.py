@@ -27,7 +27,7 @@ def learned(model: torch.nn.Module, examples: Examples, batches: list[list[int]]
     model.zero_grad()
     loss_of, total = student.TargetLoss(model), torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        loss = loss_of(model, *examples.tensors(batch, packing=packing))
+        loss = loss_of(*examples.tensors(batch, packing=packing))
         loss.backward()
         total += loss.detach()
     return torch.cat([total[None], *(p.grad.flatten() for p in model.parameters() if p.grad is not None)])

@@ -68,13 +68,14 @@ def test_two_packing_processes_stopped_by_sigterm_go_on_where_they_were(
     assert_plain(bucket, ended, losses)
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize(("zero_stage", "offload"), [(2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")])
 def test_two_processes_measure_together_what_one_would_alone(
-    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int, offload: str
 ) -> None:
     refined(bucket, ROWS)
     validation = Validation(fraction=0.3, every_steps=1)
-    work = train_work(tiny_model, processes_per_worker=2, zero_stage=zero_stage, validation=validation)
+    layout = {"processes_per_worker": 2, "zero_stage": zero_stage, "offload": offload}
+    work = train_work(tiny_model, validation=validation, **layout)
     ended = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1").wait()
     assert ended.code == Exit.DONE, ended.log
     facts = ended.words.stages[STAGE]

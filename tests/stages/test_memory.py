@@ -1,0 +1,182 @@
+"""What is estimated against what torch keeps, and what follows from it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from cgd_stages import student
+from cgd_stages.contract import Model, Train
+from cgd_stages.memory import CHUNK, Shape, activations, decide, states
+
+QWEN_7B = Shape(
+    parameters=7_615_616_512,
+    layers=28,
+    hidden=3584,
+    queries=3584,
+    keys=512,
+    inner=18944,
+    norms=57 * 3584,
+    vocabulary=152_064,
+)
+SMALL = Shape(
+    parameters=134_515_008, layers=30, hidden=576, queries=576, keys=192, inner=1536, norms=61 * 576, vocabulary=49_152
+)
+A100 = 80 * 10**9
+
+
+def work(**changes: Any) -> Train:
+    given: dict[str, Any] = {
+        "student": Model(name="student"),
+        "global_batch_size": 64,
+        "learning_rate": 1e-6,
+        "max_sequence_length": 16384,
+        "checkpoint_every_steps": 100,
+        "max_rejected": 0.1,
+        "zero_stage": 3,
+    }
+    return Train(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero_stage", "world", "expected"),
+    [
+        ("bfloat16", 0, 8, 2 + 6 + 12),
+        ("bfloat16", 1, 8, 2 + 6 + 12 / 8),
+        ("bfloat16", 2, 8, 2 + 6 / 8 + 12 / 8),
+        ("bfloat16", 3, 8, 2 / 8 + 6 / 8 + 12 / 8),
+        ("bfloat16", 3, 1, 2 + 6 + 12),
+        ("float32", 0, 8, 4 + 4 + 12),
+        ("float32", 2, 4, 4 + 4 / 4 + 12 / 4),
+        ("float32", 3, 4, 4 / 4 + 4 / 4 + 12 / 4),
+    ],
+)
+def test_each_zero_stage_divides_more_of_a_parameter_s_bytes(
+    dtype: str, zero_stage: int, world: int, expected: float
+) -> None:
+    given = work(dtype=dtype, zero_stage=zero_stage)
+    buffers = (2 if dtype == "bfloat16" else 4) * (5e8 + (1e9 if zero_stage == 3 else 0))
+    assert states(given, QWEN_7B, world=world) == pytest.approx(expected * QWEN_7B.parameters + buffers)
+
+
+@pytest.mark.parametrize(
+    ("offload", "zero_stage", "expected"),
+    [("none", 2, 2 + 6 / 8 + 12 / 8), ("optimizer", 1, 2 + 2), ("optimizer", 2, 2 + 2 / 8), ("parameters", 3, 2 / 8)],
+)
+def test_what_is_offloaded_takes_no_memory_of_the_device(offload: str, zero_stage: int, expected: float) -> None:
+    given = work(offload=offload, zero_stage=zero_stage)
+    buffers = 2 * (5e8 + (1e9 if zero_stage == 3 else 0))
+    assert states(given, QWEN_7B, world=8) == pytest.approx(expected * QWEN_7B.parameters + buffers)
+
+
+@pytest.mark.parametrize(
+    ("shape", "world", "tokens", "free", "on"),
+    [
+        (QWEN_7B, 16, 16384, A100, True),
+        (QWEN_7B, 16, 4096, A100, False),
+        (QWEN_7B, 16, 4096, A100 // 2, True),
+        (QWEN_7B, 2, 512, A100, True),
+        (QWEN_7B, 8, 512, A100, False),
+        (SMALL, 1, 16384, A100, False),
+        (SMALL, 1, 131072, A100, True),
+        (SMALL, 1, 16384, A100 // 4, True),
+    ],
+)
+def test_activations_are_made_again_where_they_do_not_fit(
+    shape: Shape, world: int, tokens: int, free: int, on: bool
+) -> None:
+    decision = decide(work(), shape, world=world, tokens=tokens, free=free)
+    assert decision.checkpointing is on, decision.why
+
+
+@pytest.mark.parametrize(
+    ("setting", "shape", "free", "on"),
+    [
+        ("auto", SMALL, None, False),
+        ("auto", None, A100, True),
+        ("always", SMALL, None, True),
+        ("always", SMALL, A100, True),
+        ("never", QWEN_7B, 1, False),
+    ],
+)
+def test_the_user_decides_and_a_cpu_never_needs_it(
+    setting: str, shape: Shape | None, free: int | None, on: bool
+) -> None:
+    given = work(activation_checkpointing=setting)
+    assert decide(given, shape, world=1, tokens=512, free=free).checkpointing is on
+
+
+def test_the_decision_tells_its_numbers() -> None:
+    assert decide(work(), QWEN_7B, world=16, tokens=16384, free=A100).why == (
+        "90% of 80.0 GB do not hold 12.5 GB of model and optimizer and 119.3 GB of activations "
+        "(10.2 GB with checkpointing) for 16384 tokens"
+    )
+
+
+CONFIGS = [LlamaConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config]
+TOKENS = 128
+
+
+def model_of(kind: Any, dtype: torch.dtype) -> Any:
+    config = kind(
+        vocab_size=97, hidden_size=64, intermediate_size=176, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").train()
+
+
+def kept_for_backward(model: Any) -> int:
+    """Bytes of all tensors but parameters that the layers of the model save."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model.base_model(input_ids=torch.ones(2, TOKENS // 2, dtype=torch.long), use_cache=False)
+    assert out.last_hidden_state.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in own)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_estimate_of_activations_is_what_torch_keeps(kind: Any, dtype: str, checkpointing: bool) -> None:
+    model = model_of(kind, getattr(torch, dtype))
+    shape = student.shape(model)
+    assert shape is not None
+    given, layers = work(dtype=dtype), replace(shape, vocabulary=0)
+    estimate = activations(given, layers, tokens=TOKENS, checkpointing=checkpointing)
+    if checkpointing:  # the layer at work keeps its activations only in backward
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        estimate -= activations(given, layers, tokens=TOKENS, checkpointing=False) // shape.layers
+    assert 0.9 < estimate / kept_for_backward(model) < 1.4
+
+
+def test_a_chunk_of_logits_is_counted_with_what_float32_makes_of_it() -> None:
+    without = replace(QWEN_7B, vocabulary=0)
+    chunk = [activations(work(), shape, tokens=9000, checkpointing=True) for shape in (QWEN_7B, without)]
+    assert chunk[0] - chunk[1] == CHUNK * 152_064 * (2 + 12)
+
+
+def test_a_mixture_of_experts_has_no_shape() -> None:
+    config = MixtralConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        assert student.shape(AutoModelForCausalLM.from_config(config)) is None
