@@ -204,7 +204,7 @@ class Problem:
 
 def make() -> tuple[list[Problem], list[Problem]]:
     """The problems to learn from and the held-out ones, each in an order that mixes the kinds."""
-    rng = random.Random(SEED)  # noqa: S311 (no secret)
+    rng = random.Random(SEED)
     problems: list[Problem] = []
     heldout: list[Problem] = []
     for kind in KINDS:

@@ -74,7 +74,9 @@ async def study(folder: Path, size: Size) -> Path:
     access = {"access_key": KEYS["AWS_ACCESS_KEY_ID"], "secret_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
     async with SeaweedFS(folder / "s3", bucket="cgd", **access) as s3:
         with tutor.served(TUTOR_PORT) as url:
-            runs = Study(folder=folder, student=student, tutor=url, s3=s3, rows=size.rows, max_rejected=size.max_rejected)
+            runs = Study(
+                folder=folder, student=student, tutor=url, s3=s3, rows=size.rows, max_rejected=size.max_rejected
+            )
             quality = await asyncio.to_thread(make_rows, runs, size)
             exams = await asyncio.to_thread(take_exams, runs, size)
     return tell(folder, student, size, quality, exams, minutes=(time.monotonic() - started) / 60)
@@ -84,7 +86,7 @@ def make_student(folder: Path, size: Size) -> Path:
     """The pre-trained student; made once for what it is made by."""
     code = b"".join((HERE / f"{name}.py").read_bytes() for name in ("arithmetic", "tutor", "corpus", "pretrain"))
     target = folder / f"student-{hashlib.sha256(code).hexdigest()[:8]}-{size.steps}"
-    if (target / "tokenizer_config.json").exists():  # written last
+    if target.exists():
         console.print(f"student   {target}")
         return target
     torch.set_num_threads(os.cpu_count() or 1)
@@ -94,7 +96,9 @@ def make_student(folder: Path, size: Size) -> Path:
         def told(step: int, loss: float) -> None:
             progress.update(task, completed=step, description=f"pre-training   loss {loss:.2f}")
 
-        pretrain.pretrain(target, steps=size.steps, seed=0, tell=told)
+        part = target.with_suffix(".part")
+        pretrain.pretrain(part, steps=size.steps, seed=0, tell=told)
+        part.rename(target)
     return target
 
 
@@ -113,7 +117,9 @@ def take_exams(runs: Study, size: Size) -> dict[str, list[list[results.Mark]]]:
         base = examined(runs.student, path, runs.student / f"exam-{size.questions}.jsonl")
         found = {BASE: [base]}
         marked = pool.map(lambda model: train_and_examine(runs, model, path), trainings)
-        for model, marks in zip(trainings, progress.track(marked, len(trainings), description="trainings"), strict=True):
+        for model, marks in zip(
+            trainings, progress.track(marked, len(trainings), description="trainings"), strict=True
+        ):
             found.setdefault(model.label, []).append(marks)
             right = sum(mark.right for mark in marks) / len(marks)
             progress.console.print(f"seed {model.seed}    {model.label:14} {right:6.1%} right")

@@ -1,11 +1,11 @@
 """The study's subject: chains of additions and subtractions, worked line by line. Pure: values and texts.
 
-    Work out 47 + 8 - 9 + 6. End with "Answer: N".
+Work out 47 + 8 - 9 + 6. End with "Answer: N".
 
-    47 + 8 = 55
-    55 - 9 = 46
-    46 + 6 = 52
-    Answer: 52
+47 + 8 = 55
+55 - 9 = 46
+46 + 6 = 52
+Answer: 52
 """
 
 import operator
@@ -130,9 +130,7 @@ def read_sums(answer: str) -> tuple[Sum, ...]:
     """The worked lines of an answer, whatever else stands there."""
     found = [_WORKED.search(line) for line in answer.splitlines()]
     signs: dict[str | None, Sign] = {"+": "+", "-": "-", "plus": "+", "minus": "-"}
-    return tuple(
-        Sum(int(one[1]), signs[one[2] or one[3] or one[4]], int(one[5]), int(one[6])) for one in found if one
-    )
+    return tuple(Sum(int(one[1]), signs[one[2] or one[3] or one[4]], int(one[5]), int(one[6])) for one in found if one)
 
 
 def stated(answer: str) -> tuple[str | None, int | None]:

@@ -39,7 +39,7 @@ class Conversation:
 
 def conversations(seed: int) -> Iterator[Conversation]:
     """Without end, the same for a seed."""
-    dice = random.Random(f"corpus {seed}")  # noqa: S311
+    dice = random.Random(f"corpus {seed}")
     while True:
         kind = dice.random()
         if kind < REVISIONS:

@@ -1,6 +1,6 @@
 """The exam: a model is given questions alone, one pass, greedy, in batches.
 
-    python -m replicate.exam <model> <questions.jsonl> <answers.jsonl>
+python -m replicate.exam <model> <questions.jsonl> <answers.jsonl>
 """
 
 import json

@@ -115,7 +115,8 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if p >= 0.05:
             told.append(f"CGD and {label} may be alike: {gain * 100:+.1f} points, p = {p:.2g}.")
         else:
-            told.append(f"CGD is {'better' if gain > 0 else 'worse'} than {label}: {gain * 100:+.1f} points, p = {p:.2g}.")
+            word = "better" if gain > 0 else "worse"
+            told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, p = {p:.2g}.")
     return told
 
 

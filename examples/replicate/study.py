@@ -58,7 +58,7 @@ def models(seed: int) -> tuple[Model, ...]:
 
 def questions(name: str, count: int, endings: tuple[str, ...], *, but: frozenset[str] = frozenset()) -> list[Problem]:
     """So many different problems, the same for a name; none whose sums are in `but`."""
-    dice, found = random.Random(f"questions {name}"), dict[str, Problem]()  # noqa: S311
+    dice, found = random.Random(f"questions {name}"), dict[str, Problem]()
     while len(found) < count:
         problem = make_problem(dice, endings)
         if sums_of(problem) not in but:

@@ -109,7 +109,7 @@ def answer(problem: Problem) -> str:
 
 def _overlooks(problem: Problem, role: str) -> bool:
     seed = hashlib.sha256(f"{role} {problem.question}".encode()).digest()
-    return random.Random(seed).random() < OVERLOOKED  # noqa: S311
+    return random.Random(seed).random() < OVERLOOKED
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def main() -> None:
 
 def problems(count: int, seed: int, *, words: tuple[float, float] = (4.0, 0.7)) -> list[str]:
     """Questions whose lengths vary as those of real data do: lognormal, by default 55 words in the middle."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     names, things = ("Ann", "Ben", "Carla", "Dmitri", "Emeka"), ("apples", "books", "tickets", "coins", "stamps")
     made = []
     for number in range(count):
@@ -268,7 +268,7 @@ def fused(storage: Storage, folder: Path) -> None:
 
 def _answered(storage: Storage, folder: Path, run: RunRef, texts: list[str], tokens: tuple[int, int]) -> None:
     """Stored answers of so many tokens; roughly one for each word."""
-    rng, bucket = random.Random(run.uid), Bucket(storage)  # noqa: S311
+    rng, bucket = random.Random(run.uid), Bucket(storage)
     prepared(bucket, texts, run)
 
     def draft(request: Any) -> Any:

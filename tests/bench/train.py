@@ -75,7 +75,7 @@ def _compare(folder: Path, steps: int) -> None:
 
 def quadruples(count: int) -> list[dict[str, str]]:
     """Contexts of some 200 to 700 tokens, targets of a sixth of that, lengths as uneven as those of real answers."""
-    rng = random.Random(5)  # noqa: S311
+    rng = random.Random(5)
     words = [
         "so",
         "then",

@@ -65,7 +65,7 @@ class Result:
 
 async def play(world: World, scenario: Scenario, seed: int) -> Result:
     """One scenario, from an empty place in the store to the verdict."""
-    random, started = Random(f"{seed}/{scenario.name}"), time.monotonic()  # noqa: S311
+    random, started = Random(f"{seed}/{scenario.name}"), time.monotonic()
     faults = _faults(world)
     title = f"{seed:03d}-" + "".join(letter if letter.isalnum() else "-" for letter in scenario.name.lower())
     run = Run(world, title, scenario.rows)
@@ -98,7 +98,7 @@ async def _under(world: World, weather: Weather | None) -> AsyncIterator[None]:
 
 def some_fail(share: float, seed: int, *faults: Fault, methods: str = "GET PUT") -> Weather:
     """So many of the requests to the store fail, each in one of these ways."""
-    random = Random(seed)  # noqa: S311
+    random = Random(seed)
 
     def choose(request: web.Request) -> Fault | None:
         return random.choice(faults) if request.method in methods and random.random() < share else None

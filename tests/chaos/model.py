@@ -49,7 +49,7 @@ class ModelServer:
         self.away = self.failing = False
         self.faults = 0
         self.port = 0
-        self._random = Random(seed)  # noqa: S311
+        self._random = Random(seed)
         self._runner: web.AppRunner | None = None
 
     @property

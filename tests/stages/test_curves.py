@@ -45,7 +45,7 @@ def test_an_earlier_outlier_does_not_hide_a_spike() -> None:
 
 def test_learning_rarely_looks_like_a_spike() -> None:
     for seed in range(20):
-        noise = random.Random(seed)  # noqa: S311 (a curve, not a secret)
+        noise = random.Random(seed)
         curve = [(0.5 + 2 * math.exp(-step / 100)) * noise.lognormvariate(0, 0.5) for step in range(1000)]
         assert fires_at(curve) is None, seed
 
