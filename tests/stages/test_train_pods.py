@@ -4,7 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from stage_builders import Ended, Program
+import torch
+from stage_builders import GREEDY, Ended, Program, generate_work, prepared, stored_rows, task
 from train_builders import (
     STAGE,
     places,
@@ -17,7 +18,9 @@ from train_builders import (
     train_work,
     until_gone,
 )
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cgd_stages import prompts
 from cgd_stages.contract import Exit, Progress, Storage, Validation
 from cgd_stages.folders import Folder
 from cgd_stages.heldout import held_out
@@ -115,3 +118,37 @@ def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
     assert other.words.stages == {}, "only the first pod speaks for the stage"
     assert "going on after step" in ended.log
     assert_plain(bucket, ended, losses)
+
+
+def test_the_stored_model_says_the_same_in_vllm_and_in_transformers(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    refined(bucket, ROWS)
+    training = train_task(storage, train_work(tiny_model, zero_stage=3))
+    trained = Program("train", training, tmp_path / "train", OMP_NUM_THREADS="1").wait()
+    model = download(bucket, Folder(bucket, "team", STAGE, trained.words.stages[STAGE].digest), tmp_path / "model")
+    prepared(bucket, [row["prompt"] for row in ROWS])
+    work = generate_work(model, "answer", max_rejected=1.0)
+    answered = Program("generate", task(storage, work), tmp_path / "generate").wait()
+    assert answered.code == Exit.DONE, answered.log
+
+    said = {row["prompt"]: row["answer"] for row in stored_rows(bucket, "answer")}
+    assert len(said) >= 3
+    assert said == {prompt: greedy(model, prompt) for prompt in said}
+
+
+def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
+    """The trained model's files, as a user would fetch them."""
+    target.mkdir()
+    for stored in bucket.list(folder.key("model/")):
+        bucket.download(stored.key, target / Path(stored.key).name)
+    return target
+
+
+def greedy(model: Path, prompt: str) -> str:
+    """What transformers says to a prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = prompts.token_ids(tokenizer, prompts.render(tokenizer, prompts.answer_messages(prompt)))
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    made = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
+    return prompts.read_reply(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text
