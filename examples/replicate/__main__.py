@@ -9,9 +9,11 @@ ablation of the critique from the same rows; give all of them the same exam. Ctr
 
 import argparse
 import asyncio
+import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,13 +59,27 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path(".demo/replicate"))
     parser.add_argument("--quick", action="store_true", help="small, to see whether it runs")
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, leave)
     try:
         page = asyncio.run(study(given.folder.absolute(), QUICK if given.quick else FULL))
     except StudyError as error:
         console.print(f"[red]{error}")
         return 1
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        console.print(
+            f"[red]port {TUTOR_PORT}, where the tutor listens, is taken: end what uses it, such as another study"
+        )
+        return 1
     console.print(f"\npage      {page}\nfigures   {page.with_name('results.json')}")
     return 0
+
+
+def leave(*_: object) -> None:
+    """At once: threads wait for programs, and every program ends with this process."""
+    console.print("\nstopped; run it again, and it goes on")
+    os._exit(128 + signal.SIGINT)
 
 
 async def study(folder: Path, size: Size) -> Path:

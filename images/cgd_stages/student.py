@@ -21,7 +21,7 @@ from cgd_stages.trainjob import Job
 log = logging.getLogger(__name__)
 
 MAX_GRAD_NORM = 1.0
-ADAM = {"betas": [0.9, 0.999], "eps": 1e-8}
+ADAM = {"torch_adam": True, "fused": True, "betas": [0.9, 0.999], "eps": 1e-8}
 MARKS = (-64.0, 64.0)
 """What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
 
@@ -103,7 +103,11 @@ def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
         "train_batch_size": world,
         "gradient_clipping": MAX_GRAD_NORM,
         "zero_optimization": {"stage": work.zero_stage} | {f"offload_{what}": host for what in offloaded},
-        "optimizer": {"type": "AdamW", "params": _adam(work, gpu=gpu)},
+        # torch's AdamW, because DeepSpeed's own are compiled at start; in one kernel, which torch has for CPUs as well.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, **ADAM},
+        },
         "checkpoint": {"use_node_local_storage": True},
     }
     if work.dtype == "bfloat16":
@@ -111,13 +115,6 @@ def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
         if work.zero_stage:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
-
-
-def _adam(work: Train, *, gpu: bool) -> dict[str, Any]:
-    """torch's AdamW, because DeepSpeed's own are compiled at start, also the one for offloading. With a GPU in one
-    kernel, which torch has for the CPU as well, where offloaded parameters are."""
-    given = {"lr": work.learning_rate, "weight_decay": work.weight_decay, "torch_adam": True, **ADAM}
-    return given | ({"fused": True} if gpu else {})
 
 
 def flash(work: Train, *, gpu: bool, installed: bool, head: int) -> bool:

@@ -122,7 +122,7 @@ def test_making_activations_again_in_backward_changes_no_figure(
 @pytest.mark.parametrize(
     ("zero_stage", "offload"), [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
 )
-def test_the_configuration_for_gpus_trains_with_fused_adam_also_after_an_interruption(
+def test_the_configuration_for_gpus_trains_also_after_an_interruption(
     launcher: None,
     bucket: Bucket,
     storage: Storage,
@@ -132,7 +132,7 @@ def test_the_configuration_for_gpus_trains_with_fused_adam_also_after_an_interru
     offload: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """torch has fused AdamW for the CPU too, and DeepSpeed takes pinned memory for a wish there."""
+    """On a CPU, where DeepSpeed takes pinned memory for a wish."""
     from cgd_stages import student
 
     make, begin, fused = student.deepspeed_config, student.initialize, []
