@@ -1,4 +1,4 @@
-"""What the student is pre-trained on: conversations of people who do sums, some well, most in haste.
+"""What the student is pre-trained on: conversations of people who do sums, some well, some in haste.
 
 So it comes to the study as a mediocre reasoner that could do better: it has seen carries done right and forgotten,
 work shown and left out, all four endings, and drafts that were improved after a critique.
@@ -12,7 +12,7 @@ from cgd_stages.prompts import Message
 from replicate import tutor
 from replicate.arithmetic import ENDINGS, Arithmetic, Problem, Sum, exact, make_problem, without_carry
 
-HASTY = 0.6
+HASTY = 0.35
 """Share of people who forget carries."""
 FORGETS = 0.8
 """How often they do."""
@@ -20,7 +20,7 @@ JUMPS = 0.12
 """Share of solutions without any work."""
 IN_WORDS = 0.2
 """Share of people who write sums in words."""
-REVISIONS, DRILLS = 0.12, 0.2
+REVISIONS, DRILLS = 0.12, 0.25
 """Share of conversations that improve a draft, and of single sums; the others are problems."""
 
 INSTRUCTIONS = (
