@@ -84,7 +84,7 @@ def leave(*_: object) -> None:
 
 async def study(folder: Path, size: Size) -> Path:
     """From nothing to the page; its path."""
-    started = time.monotonic()
+    started, fresh = time.monotonic(), not folder.exists()
     student = make_student(folder, size)
     os.environ.update(KEYS)
     access = {"access_key": KEYS["AWS_ACCESS_KEY_ID"], "secret_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
@@ -95,7 +95,8 @@ async def study(folder: Path, size: Size) -> Path:
             )
             quality = await asyncio.to_thread(make_rows, runs, size)
             exams = await asyncio.to_thread(take_exams, runs, size)
-    return tell(folder, student, size, quality, exams, minutes=(time.monotonic() - started) / 60)
+    minutes = (time.monotonic() - started) / 60 if fresh else None
+    return tell(folder, student, size, quality, exams, minutes=minutes)
 
 
 def make_student(folder: Path, size: Size) -> Path:
@@ -166,9 +167,9 @@ def tell(
     quality: list[dict[str, float]],
     exams: dict[str, list[list[results.Mark]]],
     *,
-    minutes: float,
+    minutes: float | None,
 ) -> Path:
-    """Write results.json and the page; print the result in words."""
+    """Write results.json and the page; print the result in words. `minutes`: of a study that was not interrupted."""
     rows = results.figures(exams)
     said = results.sentences(rows)
     example = next((at for at, mark in enumerate(exams[BASE][0]) if not mark.right), 0)
