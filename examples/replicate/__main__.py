@@ -60,8 +60,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small, to see whether it runs")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, leave)
+    folder = given.folder.absolute()
     try:
-        page = asyncio.run(study(given.folder.absolute(), QUICK if given.quick else FULL))
+        page = asyncio.run(study(folder, QUICK if given.quick else FULL, fresh=not folder.exists()))
     except StudyError as error:
         console.print(f"[red]{error}")
         return 1
@@ -82,9 +83,9 @@ def leave(*_: object) -> None:
     os._exit(128 + signal.SIGINT)
 
 
-async def study(folder: Path, size: Size) -> Path:
-    """From nothing to the page; its path."""
-    started, fresh = time.monotonic(), not folder.exists()
+async def study(folder: Path, size: Size, *, fresh: bool) -> Path:
+    """From nothing, or from what an interrupted study has left, to the page; its path."""
+    started = time.monotonic()
     student = make_student(folder, size)
     os.environ.update(KEYS)
     access = {"access_key": KEYS["AWS_ACCESS_KEY_ID"], "secret_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
