@@ -166,7 +166,9 @@ def apply_patch(schema: Json, live: Json, config: Json, write: Write, now: str) 
     merged = _built({path: value for path, value in before.items() if path not in dropped} | applied)
     left = [e | ({"fieldsV1": encode(fields - lost)} if fields & lost else {}) for e, fields in others if fields - lost]
     kept = own if own and mine == applied.keys() else write.entry(applied, now)
-    return merged | {"metadata": merged["metadata"] | {"managedFields": [kept, *left]}}
+    # in an order of their own: two managers that apply the same in turn change nothing
+    owners = sorted([kept, *left], key=lambda one: (one["operation"], one["time"], one["manager"]))
+    return merged | {"metadata": merged["metadata"] | {"managedFields": owners}}
 
 
 def _taken(before: dict[Path, Any], applied: dict[Path, Any], others: Iterable[tuple[Json, set[Path]]]) -> Taken:

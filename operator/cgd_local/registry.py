@@ -76,6 +76,7 @@ class Registry:
             raise ApiError(409, message, reason="AlreadyExists", details=resource.details(key[1]))
         if write.operation == "Update":
             _set_owners(obj, record_update(resource.schema, None, obj, write, now()))
+        default(resource.schema, obj)  # a status by default comes with reading what is stored: nobody owns it
         return self._stored(resource, key, obj, write)
 
     def _require_namespace(self, resource: Resource, namespace: str) -> None:

@@ -581,7 +581,7 @@ class CGDRunStatus(Part):
     """What the operator saw last. Derived from the spec and the children every time; never an input to a decision."""
 
     observed_generation: int = 0
-    state: str = "Pending"
+    state: str = "New"
     stage: str | None = None
     progress: str | None = None
     eta: str | None = None

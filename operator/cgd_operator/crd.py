@@ -70,7 +70,8 @@ def _root() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural(CGDRunStatus),
+            # So that observedGeneration is there from birth: kstatus takes a run without one for current.
+            "status": structural(CGDRunStatus) | {"default": {}},
         },
         **rules(NAME_RULE),
     }

@@ -151,13 +151,18 @@ class Reconciler:
     async def reconcile(self, namespace: str, name: str) -> None:
         """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed."""
         manifest = await self.cluster.get(RUN, name, namespace)
-        if manifest is None or "deletionTimestamp" in manifest["metadata"] or _settled(manifest):
+        if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return
         previous, now = _previous(manifest), datetime.now(UTC)
+        generation = manifest["metadata"]["generation"]
+        if _settled(manifest):
+            if 0 < previous.observed_generation < generation:  # 0: written by another version, and unreadable
+                await self._tell(manifest, status.unchanged(generation, previous), [])
+            return
         try:
             run = Run.of(manifest)
         except InvalidRun as error:
-            new = status.refused(manifest["metadata"].get("generation", 1), str(error), previous, now)
+            new = status.refused(generation, str(error), previous, now)
             await self._tell(manifest, new, [events.refusal(manifest, str(error), now)])
             return
         await self._reconcile(run, manifest, previous, now)

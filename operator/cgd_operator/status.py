@@ -72,7 +72,7 @@ def render(seen: Seen) -> CGDRunStatus:
         stage=current.name if current else None,
         progress=_progress(stages, current),
         eta=_duration(current.eta_seconds) if current and current.eta_seconds is not None else None,
-        conditions=_conditions(seen, state, stages),
+        conditions=_conditions(seen, state, stages, current),
         stages=stages,
         artifacts=_artifacts(seen.run, stages),
         usage=Usage(gpu_hours=f"{gpu_seconds / 3600:.2f}", tokens=sum(stage.tokens for stage in stages)),
@@ -87,12 +87,19 @@ def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime
         "Stalled": ("True", "InvalidSpec", message),
         "Ready": ("False", "InvalidSpec", message),
         "Succeeded": ("False", "InvalidSpec", message),
+        "Suspended": ("False", "InvalidSpec", ""),
     }
     return CGDRunStatus(
         observed_generation=generation,
         state="Refused",
         conditions=_timed(conditions, previous, generation, now),
     )
+
+
+def unchanged(generation: int, previous: CGDRunStatus) -> CGDRunStatus:
+    """The status of a run that has ended and whose spec was changed since: what it was, and that this was seen."""
+    seen = [one.model_copy(update={"observed_generation": generation}) for one in previous.conditions]
+    return previous.model_copy(update={"observed_generation": generation, "conditions": tuple(seen)})
 
 
 def _stages(seen: Seen) -> Iterable[StageStatus]:
@@ -230,7 +237,9 @@ def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> s
     return f"{current.percent or 0}%"
 
 
-def _conditions(seen: Seen, state: str, stages: tuple[StageStatus, ...]) -> tuple[Condition, ...]:
+def _conditions(
+    seen: Seen, state: str, stages: tuple[StageStatus, ...], current: StageStatus | None
+) -> tuple[Condition, ...]:
     failed = next((stage for stage in stages if stage.state == "Failed"), None)
     waiting = next((stage for stage in stages if stage.state == "Waiting" and stage.message), None)
     accepted = {"Accepted": ("True", "Valid", "")}
@@ -246,7 +255,8 @@ def _conditions(seen: Seen, state: str, stages: tuple[StageStatus, ...]) -> tupl
         case _ if seen.trouble:
             rest = _group("False", "True", "False", "Unknown", seen.trouble.reason, seen.trouble.message)
         case _:
-            message = f"stage {waiting.name} waits: {waiting.message}" if waiting else ""
+            place = f"at stage {current.name}" if current else ""
+            message = f"stage {waiting.name} waits: {waiting.message}" if waiting else place
             rest = _group("True", "False", "False", "Unknown", state, message)
     return _timed({**accepted, **rest, **stopped}, seen.previous, seen.run.generation, seen.now)
 

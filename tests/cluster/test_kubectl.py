@@ -1,6 +1,7 @@
 """What a user sees: kubectl against the generated definition."""
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ async def kubectl(world: Any, *arguments: str, body: dict[str, Any] | None = Non
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    out, _ = await process.communicate(yaml.safe_dump(body).encode() if body else b"")
+    out, _ = await process.communicate(json.dumps(body).encode() if body else b"")
     assert bool(process.returncode) == fails, out.decode()
     return out.decode()
 
@@ -161,3 +162,34 @@ async def test_describe_tells_conditions_and_events(world: Any) -> None:
 async def test_explain_tells_what_a_field_means(world: Any) -> None:
     out = await kubectl(world, "explain", "cgdrun.spec.training.learningRate")
     assert "Peak of the schedule" in out
+
+
+async def test_managers_that_apply_the_same_manifest_do_not_fight_over_defaults(world: Any) -> None:
+    example = yaml.safe_load((Path(__file__).parents[2] / "examples/quickstart.yaml").read_text())
+    example["spec"]["suspend"] = True
+
+    async def apply(manager: str) -> dict[str, Any]:
+        await kubectl(world, "apply", "--server-side", f"--field-manager={manager}", "-f", "-", body=example)
+        found: dict[str, Any] = (await world.get("quickstart"))["metadata"]
+        return found
+
+    async with world.operator():
+        await apply("argocd")
+        await kubectl(world, "wait", "cgd/quickstart", "--for=condition=Suspended", "--timeout=20s")
+        await apply("argocd")
+        both = await apply("flux")
+        again = [await apply(manager) for manager in ("argocd", "flux", "argocd")]
+    assert {one["generation"] for one in (both, *again)} == {1}
+    assert {one["resourceVersion"] for one in again} == {both["resourceVersion"]}
+
+
+async def test_the_operator_owns_the_status_and_nobody_owns_defaults(world: Any) -> None:
+    async with world.operator():
+        await kubectl(world, "apply", "--server-side", "--field-manager=argocd", "-f", "-", body=user_manifest())
+        await world.end("prepare")
+        await kubectl(world, "wait", "cgd/demo", "--for=jsonpath={.status.stage}=answer", "--timeout=20s")
+    owned = {one["manager"]: one["fieldsV1"] for one in (await world.get())["metadata"]["managedFields"]}
+    assert set(owned) == {"argocd", "cgd-operator"}
+    assert set(owned["cgd-operator"]) == {"f:status"}
+    written = {f"f:{name}" for name in user_manifest()["spec"]}
+    assert (set(owned["argocd"]), set(owned["argocd"]["f:spec"])) == ({"f:spec"}, written)

@@ -157,8 +157,8 @@ async def test_auto_takes_what_is_served_and_a_run_that_trains_stays_with_it(wor
 
 
 async def is_stalled(world: Any) -> bool:
-    status = (await world.get()).get("status")
-    return bool(status) and conditions({"status": status})["Stalled"]["status"] == "True"
+    stalled = conditions(await world.get()).get("Stalled")
+    return stalled is not None and bool(stalled["status"] == "True")
 
 
 @embedded_only
@@ -253,6 +253,37 @@ async def stage_is(world: Any, stage: str) -> bool:
     return bool((await world.get()).get("status", {}).get("stage") == stage)
 
 
+async def test_a_run_is_not_observed_until_the_operator_has_looked(world: Any) -> None:
+    await world.apply({"suspend": True})
+    status = (await world.get())["status"]
+    assert (status["observedGeneration"], status["state"], status["conditions"]) == (0, "New", [])
+    async with world.operator():
+        await world.until(lambda: state_is(world, "Suspended"))
+    assert (await world.get())["status"]["observedGeneration"] == 1
+
+
+async def test_a_change_of_a_run_that_has_ended_is_observed_and_starts_nothing(world: Any) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.play(*CHILDREN)
+        await world.until(lambda: succeeded(world))
+        before = await world.get()
+        for name, child in (await world.children()).items():
+            if name != "report":
+                await world.client.delete(manifests.KINDS[child["kind"]], child["metadata"]["name"], "default")
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
+        after = await world.until(lambda: observed(world, 2))
+    assert {name: one["status"] for name, one in conditions(after).items()} == {
+        name: one["status"] for name, one in conditions(before).items()
+    }
+    assert set(await world.children()) == {"report"}
+
+
+async def observed(world: Any, generation: int) -> Any:
+    run = await world.get()
+    return run if run["status"]["observedGeneration"] == generation else None
+
+
 async def test_two_runs_do_not_disturb_each_other(world: Any) -> None:
     async with world.operator():
         await world.apply(name="one")
@@ -334,7 +365,7 @@ async def test_an_operator_that_dies_after_every_write_brings_the_run_to_the_sam
         run["metadata"]["uid"]
     }
     order = [
-        "None",
+        "New",
         "Pending",
         "Preparing",
         "Answering",

@@ -1,6 +1,10 @@
 """The chart, rendered by Helm's own engine: what is in it, what its values refuse, and what Kubernetes says of it."""
 
+import asyncio
+import json
 import re
+import sys
+from asyncio.subprocess import DEVNULL
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +12,11 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from cgd_operator import metrics
+from cgd_operator.api import parse_spec
+from cgd_operator.health import Health
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 IMAGES: dict[str, Any] = {
@@ -35,8 +42,15 @@ def only(kind: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
     return found
 
 
-def container(values: dict[str, Any] | None = None) -> dict[str, Any]:
-    (found,) = only("Deployment", values)["spec"]["template"]["spec"]["containers"]
+def pod_of(kind: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The pod's spec of the Deployment, or of the Pod that `helm test` runs."""
+    spec = only(kind, values)["spec"]
+    found: dict[str, Any] = spec["template"]["spec"] if kind == "Deployment" else spec
+    return found
+
+
+def container(values: dict[str, Any] | None = None, kind: str = "Deployment") -> dict[str, Any]:
+    (found,) = pod_of(kind, values)["containers"]
     assert isinstance(found, dict)
     return found
 
@@ -47,7 +61,12 @@ def test_helm_finds_nothing_to_complain_about() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"replicas": 2}, {"watchNamespaces": ["team-a", "team-b"], "networkPolicy": {"enabled": False}}]
+    "values",
+    [
+        {},
+        {"replicas": 2, "grafana": {"dashboard": {"enabled": True}}},
+        {"watchNamespaces": ["team-a", "team-b"], "networkPolicy": {"enabled": False}},
+    ],
 )
 def test_every_object_is_one_that_kubernetes_takes(values: dict[str, Any]) -> None:
     for (kind, _, _), one in rendered(values).items():
@@ -58,7 +77,7 @@ def test_every_object_is_one_that_kubernetes_takes(values: dict[str, Any]) -> No
 def test_what_is_installed() -> None:
     kinds = sorted(kind for kind, _, _ in rendered())
     assert kinds == sorted([
-        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Deployment", "NetworkPolicy", "Role",
+        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "Deployment", "NetworkPolicy", "Pod", "Role",
         "RoleBinding", "Service", "ServiceAccount",
     ])  # fmt: skip
 
@@ -70,11 +89,12 @@ def test_the_crd_is_the_generated_one_and_stays() -> None:
     assert "CustomResourceDefinition" not in {kind for kind, _, _ in rendered({"crds": {"enabled": False}})}
 
 
-def test_the_pod_passes_the_restricted_standard() -> None:
-    pod = only("Deployment")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("kind", ["Deployment", "Pod"])
+def test_every_pod_passes_the_restricted_standard(kind: str) -> None:
+    pod = pod_of(kind)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container()["securityContext"] == {
+    assert container(kind=kind)["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
@@ -135,12 +155,100 @@ def test_every_alert_has_a_severity_and_a_page_that_exists() -> None:
     assert only("ServiceMonitor", monitoring)["spec"]["endpoints"][0]["port"] == "health"
 
 
-def test_every_metric_of_an_alert_is_one_that_the_operator_has() -> None:
+def test_every_metric_of_alerts_and_dashboard_is_one_that_the_operator_has() -> None:
     (group,) = only("PrometheusRule", {"monitoring": {"rules": True}})["spec"]["groups"]
-    known = {metric.name for metric in metrics.REGISTRY.collect()}
-    for alert in group["rules"]:
-        for name in re.findall(r"cgd_\w+", alert["expr"]):
-            assert name.removesuffix("_total") in known
+    expressions = [alert["expr"] for alert in group["rules"]]
+    expressions += [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    expressions += [one["definition"] for one in dashboard()["templating"]["list"] if one["type"] == "query"]
+    named = {name for one in expressions for name in re.findall(r"cgd_\w+", one)}
+    page = generate_latest(metrics.REGISTRY).decode()
+    offered = {name for kind in re.findall(r"^# TYPE (\w+) (\w+)$", page, re.MULTILINE) for name in series(*kind)}
+    assert named <= offered
+    shown = {name for panel in dashboard()["panels"] for one in panel["targets"] for name in series_of(one["expr"])}
+    assert {base(name) for name in shown} == {base(name) for name in offered if not name.endswith("_created")}
+
+
+def series(name: str, kind: str) -> list[str]:
+    """The names under which a metric of `/metrics` can be asked for."""
+    return [f"{name}_{end}" for end in ("bucket", "sum", "count")] if kind == "histogram" else [name]
+
+
+def series_of(expression: str) -> list[str]:
+    return re.findall(r"cgd_\w+", expression)
+
+
+def base(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard that the chart installs when asked to."""
+    values = {"grafana": {"dashboard": {"enabled": True, "annotations": {"grafana_folder": "ML"}}}}
+    config = only("ConfigMap", values)
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert config["metadata"]["annotations"] == {"grafana_folder": "ML"}
+    found: dict[str, Any] = json.loads(config["data"]["cgd-operator.json"])
+    return found
+
+
+def test_the_panels_of_the_dashboard_lie_side_by_side() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+
+
+async def test_helm_test_asks_the_service_whether_an_operator_leads() -> None:
+    asked = only("Service")
+    (port,) = (one["port"] for one in asked["spec"]["ports"] if one["name"] == "health")
+    python, option, program, url = container(kind="Pod")["command"]
+    assert (python, option) == ("python", "-c")
+    assert url == f"http://{asked['metadata']['name']}.{asked['metadata']['namespace']}.svc:{port}/readyz"
+    health = Health()
+    await health.start("127.0.0.1", 0)
+    codes = []
+    for _ in range(2):
+        here = f"http://127.0.0.1:{health.port}/readyz"
+        process = await asyncio.create_subprocess_exec(sys.executable, option, program, here, stderr=DEVNULL)
+        codes.append(await process.wait())
+        health.lead()
+    await health.stop()
+    assert codes == [1, 0]
+
+
+def test_the_pod_of_helm_test_is_not_taken_for_the_operator() -> None:
+    labels = only("Pod")["metadata"]["labels"]
+    for selector in (only("Service")["spec"]["selector"], only("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]):
+        assert not selector.items() <= labels.items()
+    assert only("Pod")["metadata"]["annotations"]["helm.sh/hook"] == "test"
+
+
+def test_pods_of_the_operator_go_where_the_values_say() -> None:
+    place = {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+    }
+    for kind in ("Deployment", "Pod"):
+        assert place.items() <= pod_of(kind, place).items()
+
+
+def test_what_artifact_hub_shows_is_true() -> None:
+    notes = yaml.safe_load((CHART / "Chart.yaml").read_text())["annotations"]
+    (kind,) = yaml.safe_load(notes["artifacthub.io/crds"])
+    names = only("CustomResourceDefinition")["spec"]
+    assert (kind["kind"], kind["name"]) == (
+        names["names"]["kind"],
+        only("CustomResourceDefinition")["metadata"]["name"],
+    )
+    assert kind["version"] == names["versions"][0]["name"]
+    for example in yaml.safe_load(notes["artifacthub.io/crdsExamples"]):
+        assert parse_spec(example)
+    for change in yaml.safe_load(notes["artifacthub.io/changes"]):
+        assert change["kind"] in {"added", "changed", "deprecated", "removed", "fixed", "security"}
 
 
 @pytest.mark.parametrize(

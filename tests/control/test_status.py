@@ -1,44 +1,18 @@
 """The status: derived anew, moving forward, readable by people and by kstatus."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from builders import ended, job, pod, run
+from builders import CHILDREN, ended, job, pod, run
+from status_builders import NOW, finished, render_of
 
 from cgd_operator.api import CGDRunStatus
 from cgd_operator.events import transitions
-from cgd_operator.observe import observe
-from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
-from cgd_operator.status import Seen, Trouble, refused, render
+from cgd_operator.status import Trouble, refused
 from cgd_stages.contract import Rows
-
-NOW = datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
-ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
-
-
-def render_of(
-    *children: dict[str, Any],
-    pods: tuple[dict[str, Any], ...] = (),
-    previous: CGDRunStatus | None = None,
-    progress: dict[str, StageProgress] | None = None,
-    trouble: Trouble | None = None,
-    changes: dict[str, Any] | None = None,
-    now: datetime = NOW,
-) -> CGDRunStatus:
-    this = run(changes)
-    seen = Seen(
-        run=this,
-        children=plan(this),
-        facts=observe(children, pods),
-        progress=(progress or {}).get,
-        previous=previous or CGDRunStatus(),
-        now=now,
-        trouble=trouble,
-    )
-    return render(seen)
 
 
 def conditions(status: CGDRunStatus) -> dict[str, str]:
@@ -54,10 +28,6 @@ def words(name: str, done: int = 10, rejected: int = 0, **more: Any) -> str:
     return json.dumps({"outcome": "done", "stages": {name: {"rows": rows, **more}}})
 
 
-def finished(*names: str) -> list[dict[str, Any]]:
-    return [job(name, "Complete") for name in names]
-
-
 @pytest.mark.parametrize(
     ("count", "word"),
     [
@@ -71,9 +41,9 @@ def finished(*names: str) -> list[dict[str, Any]]:
     ],
 )
 def test_the_state_is_one_word_for_people(count: int, word: str) -> None:
-    running = [job(name) for name in ORDER[count : count + 1]]
-    pods = tuple(pod(name) for name in ORDER[count : count + 1])
-    assert render_of(*finished(*ORDER[:count]), *running, pods=pods).state == word
+    running = [job(name) for name in CHILDREN[count : count + 1]]
+    pods = tuple(pod(name) for name in CHILDREN[count : count + 1])
+    assert render_of(*finished(*CHILDREN[:count]), *running, pods=pods).state == word
 
 
 def test_a_new_run_lists_every_stage_as_pending() -> None:
@@ -86,7 +56,7 @@ def test_a_new_run_lists_every_stage_as_pending() -> None:
     ("children", "expected"),
     [
         ([job("prepare")], {"Reconciling": "True", "Stalled": "False", "Ready": "False", "Succeeded": "Unknown"}),
-        (finished(*ORDER), {"Reconciling": "False", "Stalled": "False", "Ready": "True", "Succeeded": "True"}),
+        (finished(*CHILDREN), {"Reconciling": "False", "Stalled": "False", "Ready": "True", "Succeeded": "True"}),
         (
             [job("prepare", "Failed")],
             {"Reconciling": "False", "Stalled": "True", "Ready": "False", "Succeeded": "False"},
@@ -171,7 +141,7 @@ def test_the_second_stage_of_a_fused_pod_is_pending_until_it_reports() -> None:
 
 def test_gpu_seconds_are_pod_seconds_times_gpus_and_counted_once_for_a_fused_pod() -> None:
     pods = (pod("teacher", "Succeeded", terminated=ended(0)),)
-    status = render_of(*finished(*ORDER[:3]), pods=pods, changes={"teacher.tensorParallel": 8})
+    status = render_of(*finished(*CHILDREN[:3]), pods=pods, changes={"teacher.tensorParallel": 8})
     assert [stage(status, name).gpu_seconds for name in ("critique", "refine")] == [800, 0]
     assert status.usage.gpu_hours == "0.22"
 
@@ -204,14 +174,14 @@ def test_artifacts_are_listed_when_their_stage_has_succeeded() -> None:
         pod(name, "Succeeded", terminated=ended(0, words(told, outputURI=f"s3://data/{told}")))
         for name, told in [("teacher", "refine"), ("train-cgd", "train-cgd"), ("report", "report")]
     )
-    artifacts = render_of(*finished(*ORDER), pods=pods).artifacts
+    artifacts = render_of(*finished(*CHILDREN), pods=pods).artifacts
     assert artifacts.quadruples == "s3://data/refine"
     assert artifacts.checkpoints == {"CGD": "s3://data/train-cgd"}
     assert artifacts.report == "s3://data/report"
 
 
 def test_every_objective_has_a_checkpoint_under_the_name_that_the_spec_has() -> None:
-    order = [*ORDER[:3], "distill", "check", "train-cgd", "train-distilledsft"]
+    order = [*CHILDREN[:3], "distill", "check", "train-cgd", "train-distilledsft"]
     pods = tuple(
         pod(name, "Succeeded", terminated=ended(0, words(name, outputURI=f"s3://data/{name}"))) for name in order
     )
@@ -224,7 +194,7 @@ def test_every_objective_has_a_checkpoint_under_the_name_that_the_spec_has() -> 
 
 @pytest.mark.parametrize(("count", "word"), [(3, "Distilling"), (4, "Checking"), (6, "Training")])
 def test_a_run_with_several_objectives_says_what_it_does(count: int, word: str) -> None:
-    order = [*ORDER[:3], "distill", "check", "train-cgd", "train-distilledsft"]
+    order = [*CHILDREN[:3], "distill", "check", "train-cgd", "train-distilledsft"]
     status = render_of(
         *finished(*order[:count]),
         job(order[count]),
@@ -235,12 +205,12 @@ def test_a_run_with_several_objectives_says_what_it_does(count: int, word: str) 
 
 
 def test_an_artifact_whose_pod_vanished_unseen_is_named_by_the_runs_pointer() -> None:
-    artifacts = render_of(*finished(*ORDER)).artifacts
+    artifacts = render_of(*finished(*CHILDREN)).artifacts
     assert artifacts.report == "s3://data/runs/default/runs/demo/report.json"
 
 
 def test_a_job_that_was_cleaned_up_keeps_its_stage_succeeded() -> None:
-    before = render_of(*finished(*ORDER[:4]))
+    before = render_of(*finished(*CHILDREN[:4]))
     after = render_of(job("train-cgd"), previous=before)
     assert [one.state for one in after.stages[:5]] == ["Succeeded"] * 5
 
@@ -249,6 +219,7 @@ def test_a_refused_run_is_stalled_and_ended() -> None:
     status = refused(3, "spec.typo: there is no such field", CGDRunStatus(), NOW)
     assert conditions(status) == {
         "Accepted": "False", "Reconciling": "False", "Stalled": "True", "Ready": "False", "Succeeded": "False",
+        "Suspended": "False",
     }  # fmt: skip
     assert status.observed_generation == 3
 
