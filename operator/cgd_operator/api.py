@@ -533,7 +533,12 @@ class StageStatus(Part):
     tokens_per_second: int | None = None
     percent: int | None = None
     eta_seconds: int | None = None
-    gpu_seconds: int = 0
+    gpu_seconds: int = Field(0, description="Of all its pods, from a node's taking one to its end, times its GPUs.")
+    pod_gpu_seconds: dict[str, int] = Field(
+        {},
+        json_schema_extra={"x-kubernetes-map-type": "atomic"},
+        description="The part of gpuSeconds that the pods that are there now make, by their uids.",
+    )
     tokens: int = Field(0, description="Prompt and generated tokens.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
@@ -562,7 +567,11 @@ class Artifacts(Part):
 
 
 class CGDRunStatus(Part):
-    """What the operator saw last. Derived from the spec and the children every time; never an input to a decision."""
+    """What the operator saw last. Derived from the spec and the children every time.
+
+    Two facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, and the GPU
+    seconds of pods that are gone.
+    """
 
     observed_generation: int = 0
     state: str = "Pending"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator import events, manifests, metrics, status
+from cgd_operator import events, manifests, metrics, status, usage
 from cgd_operator.api import CGDRunStatus, InvalidRun
 from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, AlreadyExists, ApiError, Cluster, Kind
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
@@ -173,10 +173,12 @@ class Reconciler:
             )
         else:
             trouble = await self._act(run, actions, there)
+        facts = observe(there.objects, there.pods)
         seen = status.Seen(
             run=run,
             children=children,
-            facts=observe(there.objects, there.pods),
+            facts=facts,
+            used=usage.count(children, facts, previous, now),
             progress=lambda stage: self.board.of(run.uid, stage),
             previous=previous,
             now=now,
@@ -300,6 +302,6 @@ def _settled(manifest: Object) -> bool:
 
 def _previous(manifest: Object) -> CGDRunStatus:
     try:
-        return CGDRunStatus.model_validate(manifest.get("status") or {})
-    except ValidationError:  # of another version of the operator: it only held display values
+        return CGDRunStatus.model_validate(manifest.get("status") or {}, extra="ignore")
+    except ValidationError:  # of another version of the operator: GPU seconds of pods that are gone are lost with it
         return CGDRunStatus()

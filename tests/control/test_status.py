@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from builders import ended, job, pod, run
 
-from cgd_operator.api import CGDRunStatus
+from cgd_operator.api import CGDRunStatus, StageStatus
 from cgd_operator.events import transitions
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
 from cgd_operator.status import Seen, Trouble, refused, render
+from cgd_operator.usage import count
 from cgd_stages.contract import Rows
 
 NOW = datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
@@ -28,13 +29,14 @@ def render_of(
     changes: dict[str, Any] | None = None,
     now: datetime = NOW,
 ) -> CGDRunStatus:
-    this = run(changes)
+    this, facts, previous = run(changes), observe(children, pods), previous or CGDRunStatus()
     seen = Seen(
         run=this,
         children=plan(this),
-        facts=observe(children, pods),
+        facts=facts,
+        used=count(plan(this), facts, previous, now),
         progress=(progress or {}).get,
-        previous=previous or CGDRunStatus(),
+        previous=previous,
         now=now,
         trouble=trouble,
     )
@@ -180,6 +182,14 @@ def test_gpu_seconds_of_a_pod_that_is_gone_are_not_given_back() -> None:
     before = render_of(*finished("prepare", "answer"), pods=(pod("answer", "Succeeded", terminated=ended(0)),))
     after = render_of(*finished("prepare", "answer"), previous=before)
     assert stage(after, "answer").gpu_seconds == 100
+
+
+def test_a_failed_job_that_was_deleted_leaves_its_gpu_seconds_and_nothing_else() -> None:
+    failed = pod("answer", "Failed", terminated=ended(3))
+    before = render_of(*finished("prepare"), job("answer", "Failed"), pods=(failed,))
+    after = render_of(*finished("prepare"), previous=before)
+    assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100)
+    assert after.usage.gpu_hours == before.usage.gpu_hours == "0.03"
 
 
 def test_a_running_pod_changes_the_status_once_a_minute_at_most() -> None:
