@@ -71,6 +71,7 @@ Number = Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?
 Rate = Annotated[Number, Between(0, 1, open_low=True)]
 Fraction = Annotated[Number, Between(0, 1)]
 Half = Annotated[Number, Between(0, 0.5)]
+GpuHours = Annotated[Number, Between(0, 100_000, open_low=True)]
 Temperature = Annotated[Number, Between(0, 2)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -479,6 +480,31 @@ AGAINST_RULE = (
 )
 
 
+LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
+
+
+class Budget(Part):
+    """What a run may use. When it is used up the pods are stopped and the run has failed; what is stored stays, and a
+    new run with a larger budget goes on from there."""
+
+    model_config = ConfigDict(json_schema_extra=rules(LIMIT_RULE))
+
+    gpu_hours: GpuHours | None = Field(
+        None,
+        description="GPU-hours of all pods, as status.usage.gpuHours counts them; running pods in whole minutes. "
+        "Nothing is counted where placement.accelerator is none.",
+    )
+    deadline_seconds: Positive | None = Field(
+        None, description="Seconds from the run's creation to its end, those that it is suspended or in a queue too."
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> "Budget":
+        if self.gpu_hours is None and self.deadline_seconds is None:
+            raise ValueError(LIMIT_RULE[1])
+        return self
+
+
 class CGDRunSpec(Part):
     """One run of Critique-Guided Distillation."""
 
@@ -499,6 +525,7 @@ class CGDRunSpec(Part):
     service_account_name: Name | None = Field(None, description="ServiceAccount of the stage pods.")
     hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
     pod_metadata: PodMetadata = PodMetadata()
+    budget: Budget | None = None
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
 
     @model_validator(mode="after")

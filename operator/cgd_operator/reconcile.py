@@ -19,6 +19,7 @@ from cgd_operator.api import CGDRunStatus, InvalidRun
 from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, AlreadyExists, ApiError, Cluster, Kind
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.health import Health
+from cgd_operator.limits import exceeded
 from cgd_operator.observe import ChildFacts, observe
 from cgd_operator.plan import BACKENDS, Backend, Child, Run, choose_backend, plan
 from cgd_operator.progress import Board, token
@@ -166,23 +167,25 @@ class Reconciler:
         there = await self._look(run)
         backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
         children = plan(run, backend or BACKENDS[0])
-        actions = decide(children, observe(there.objects, there.pods), suspend=run.spec.suspend)
+        facts = observe(there.objects, there.pods)
+        used = usage.count(children, facts, previous, now)
+        limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
+        actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
         if backend is None and any(isinstance(action, Start) for action in actions):
             trouble: status.Trouble | None = status.Trouble(
                 "TrainingBackendMissing", INSTALL[run.spec.training.backend]
             )
         else:
             trouble = await self._act(run, actions, there)
-        facts = observe(there.objects, there.pods)
         seen = status.Seen(
             run=run,
             children=children,
-            facts=facts,
-            used=usage.count(children, facts, previous, now),
+            facts=observe(there.objects, there.pods),
+            used=used,
             progress=lambda stage: self.board.of(run.uid, stage),
             previous=previous,
             now=now,
-            trouble=trouble,
+            trouble=limit or trouble,
         )
         new = status.render(seen)
         await self._tell(manifest, new, events.transitions(run, previous, new, now))
@@ -292,6 +295,10 @@ def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:
 
 def _seconds(start: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def _created(manifest: Object) -> datetime:
+    return datetime.fromisoformat(manifest["metadata"]["creationTimestamp"])
 
 
 def _settled(manifest: Object) -> bool:

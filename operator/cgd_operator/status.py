@@ -228,8 +228,7 @@ def _conditions(seen: Seen, state: str, stages: tuple[StageStatus, ...]) -> tupl
         case "Succeeded":
             rest = _group("False", "False", "True", "True", "Succeeded", "every stage has succeeded")
         case "Failed":
-            message = f"stage {failed.name}: {failed.message or failed.reason}" if failed else _message(seen.trouble)
-            rest = _group("False", "True", "False", "False", "StageFailed", message)
+            rest = _group("False", "True", "False", "False", *_why(seen.trouble, failed))
         case "Suspended":
             rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
         case _ if seen.trouble:
@@ -247,8 +246,12 @@ def _group(
     return {name: (status, reason, message[:2000]) for name, status in statuses.items()}
 
 
-def _message(trouble: Trouble | None) -> str:
-    return trouble.message if trouble else ""
+def _why(trouble: Trouble | None, failed: StageStatus | None) -> tuple[str, str]:
+    """Reason and message of a failure: that of a stage, or a final trouble of the run."""
+    if failed:
+        return "StageFailed", f"stage {failed.name}: {failed.message or failed.reason}"
+    assert trouble
+    return trouble.reason, trouble.message
 
 
 def _timed(

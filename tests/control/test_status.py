@@ -297,3 +297,21 @@ def test_the_same_transition_has_the_same_event_name() -> None:
         for moment in (NOW, NOW + timedelta(minutes=5))
     )
     assert first == again
+
+
+@pytest.mark.parametrize("changes", [{}, {"suspend": True}])
+def test_a_run_at_its_limit_has_failed_and_says_why_once(changes: dict[str, Any]) -> None:
+    children = [*finished("prepare"), job("answer", suspend=True, held=True)]
+    met = Trouble("BudgetExceeded", "too much", final=True)
+    status = render_of(*children, trouble=met, changes=changes)
+    assert status.state == "Failed"
+    assert conditions(status) == {
+        "Accepted": "True", "Reconciling": "False", "Stalled": "True", "Ready": "False", "Succeeded": "False",
+        "Suspended": "False",
+    }  # fmt: skip
+    reasons = {one.type: (one.reason, one.message) for one in status.conditions}
+    assert reasons["Succeeded"] == reasons["Stalled"] == ("BudgetExceeded", "too much")
+    before = render_of(*finished("prepare"), job("answer"))
+    told = list(transitions(run(), before, status, NOW))
+    assert [(event["reason"], event["message"]) for event in told] == [("RunFailed", "too much")]
+    assert list(transitions(run(), status, status, NOW)) == []

@@ -97,6 +97,7 @@ def test_the_count_never_goes_back() -> None:
 def test_a_run_counts_gpus_and_nothing_else(changes: dict[str, Any]) -> None:
     pods = [pod(stage, "Succeeded", terminated=ended(0)) for stage in ("prepare", "answer")]
     counted = count(plan(run(changes)), observe([job("prepare"), job("answer")], pods), CGDRunStatus(), NOW)
+    assert "prepare" not in counted
     assert total(counted) == (0 if "placement.accelerator" in changes else 200)
 
 
