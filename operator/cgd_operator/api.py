@@ -2,7 +2,8 @@
 
 Written once, here: `crds/` is generated from these models (`make crds`), with their defaults, limits and CEL rules.
 There are no floats (a custom resource must compare equal after any number of round trips), so fractions are strings:
-`learningRate: "1e-6"`. Everything but `suspend` is immutable; rows that are stored are reused by the next run.
+`learningRate: "1e-6"`. Everything but `suspend` and `ttlSecondsAfterFinished` is immutable; rows that are stored are
+reused by the next run.
 """
 
 import json
@@ -510,7 +511,8 @@ class CGDRunSpec(Part):
 
     model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
 
-    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend"})
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttl_seconds_after_finished"})
+    """Fields that may change, and have no part in what a run makes."""
 
     suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
     student: Student
@@ -526,6 +528,13 @@ class CGDRunSpec(Part):
     hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
     pod_metadata: PodMetadata = PodMetadata()
     budget: Budget | None = None
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Delete the run, with its Jobs and pods, so long after it has succeeded or failed; what it stored "
+        "stays. Default: never. May be changed at any time.",
+    )
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
 
     @model_validator(mode="after")

@@ -1,11 +1,12 @@
-"""When a run is ended although no stage has failed: its budget is used up, or its time. Pure.
+"""When a run is ended although no stage has failed, its budget or its time being used up, and when it is deleted. Pure.
 
 Derived anew from usage and time at every look, so a run that has met its limit never starts again by itself.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from cgd_operator.api import CGDRunStatus
 from cgd_operator.decide import done_stages
 from cgd_operator.observe import ChildFacts, Fate
 from cgd_operator.plan import Child, Run
@@ -32,6 +33,14 @@ def exceeded(
         late = f"the run did not end within {budget.deadline_seconds} s of its creation (spec.budget.deadlineSeconds)"
         return Trouble("DeadlineExceeded", f"{late}; {MEND}", final=True)
     return None
+
+
+def expired(ttl: int | None, status: CGDRunStatus, now: datetime) -> bool:
+    """Whether the run ended so many seconds ago: succeeded, or failed and was not tried again since."""
+    ends = [one for one in status.conditions if one.type == "Succeeded" and one.status != "Unknown"]
+    if ttl is None or not ends or status.state == "Refused":
+        return False
+    return now >= datetime.fromisoformat(ends[0].last_transition_time) + timedelta(seconds=ttl)
 
 
 def _ended(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) -> bool:

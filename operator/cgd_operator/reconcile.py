@@ -19,7 +19,7 @@ from cgd_operator.api import CGDRunStatus, InvalidRun
 from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, AlreadyExists, ApiError, Cluster, Kind
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.health import Health
-from cgd_operator.limits import exceeded
+from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import ChildFacts, observe
 from cgd_operator.plan import BACKENDS, Backend, Child, Run, choose_backend, plan
 from cgd_operator.progress import Board, token
@@ -111,7 +111,7 @@ class Reconciler:
             runs, _ = await self.cluster.list(RUN, namespace)
             for run in runs:
                 states[run.get("status", {}).get("state") or "New"] += 1
-                if not _settled(run):
+                if not _at_rest(run, datetime.now(UTC)):
                     self.poke(run["metadata"]["namespace"], run["metadata"]["name"])
         metrics.RUNS.clear()
         for state, count in states.items():
@@ -152,9 +152,13 @@ class Reconciler:
     async def reconcile(self, namespace: str, name: str) -> None:
         """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed."""
         manifest = await self.cluster.get(RUN, name, namespace)
-        if manifest is None or "deletionTimestamp" in manifest["metadata"] or _settled(manifest):
+        if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return
         previous, now = _previous(manifest), datetime.now(UTC)
+        if _settled(manifest):
+            await self._tell(manifest, status.acknowledged(previous, manifest["metadata"]["generation"]), ())
+            await self._expire(manifest, previous, now)
+            return
         try:
             run = Run.of(manifest)
         except InvalidRun as error:
@@ -192,6 +196,16 @@ class Reconciler:
         _measure(previous, new)
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
+        await self._expire(manifest, new, now)
+
+    async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
+        """Delete the run when it ended long enough ago; its children go with it."""
+        ttl, meta = _ttl(manifest), manifest["metadata"]
+        if ttl is None or not expired(ttl, new, now):
+            return
+        await self._announce([events.expiry(manifest, ttl, now)])
+        await self.cluster.delete(RUN, meta["name"], meta["namespace"], uid=meta["uid"])
+        log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], ttl)
 
     async def _look(self, run: Run) -> Children:
         labels = f"{manifests.UID_LABEL}={run.uid}"
@@ -305,6 +319,16 @@ def _settled(manifest: Object) -> bool:
     """A run that has succeeded stays so, even when somebody cleans up its Jobs: the one fact that is read back."""
     conditions = manifest.get("status", {}).get("conditions", [])
     return any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
+
+
+def _at_rest(manifest: Object, now: datetime) -> bool:
+    """A settled run whose time to live is not over: only an event can make it worth a look."""
+    return _settled(manifest) and not expired(_ttl(manifest), _previous(manifest), now)
+
+
+def _ttl(manifest: Object) -> int | None:
+    ttl: int | None = manifest["spec"].get("ttlSecondsAfterFinished")
+    return ttl
 
 
 def _previous(manifest: Object) -> CGDRunStatus:

@@ -95,6 +95,12 @@ def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime
     )
 
 
+def acknowledged(settled: CGDRunStatus, generation: int) -> CGDRunStatus:
+    """The status of a run that has succeeded, after a change to what may change: tools wait for its generation."""
+    conditions = [one.model_copy(update={"observed_generation": generation}) for one in settled.conditions]
+    return settled.model_copy(update={"observed_generation": generation, "conditions": tuple(conditions)})
+
+
 def _stages(seen: Seen) -> Iterable[StageStatus]:
     before = {stage.name: stage for stage in seen.previous.stages}
     done = done_stages(seen.children, seen.facts)

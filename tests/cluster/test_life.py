@@ -1,9 +1,10 @@
 """The life of a run that nothing fails in: what ends it, and that it stays ended."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import ended, labels
+from builders import CHILDREN, ended, labels
 
 from cgd_operator import manifests
 from cgd_operator.cluster import EVENT, JOB, POD, RUN
@@ -89,10 +90,14 @@ async def generation_is(world: Any, generation: int) -> bool:
     return bool((await world.get())["status"]["observedGeneration"] == generation)
 
 
-async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_it(world: Any) -> None:
+async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_it(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with world.operator():
-        await world.apply({"budget": {"deadlineSeconds": 1}})
+        await world.apply({"budget": {"deadlineSeconds": 3600}})
         await world.until(lambda: running(world, "prepare"))
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        monkeypatch.setattr("cgd_operator.reconcile._created", lambda _: hour_ago)
         await world.until(lambda: state_is(world, "Failed"))
         assert told(await world.get())["reason"] == "DeadlineExceeded"
         assert await held(world, "prepare")
@@ -101,3 +106,41 @@ async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_i
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
         await world.until(lambda: generation_is(world, 2))
     assert await world.children() == {}
+
+
+async def gone(world: Any) -> bool:
+    return await world.client.get(RUN, "demo", "default") is None
+
+
+async def test_a_run_is_deleted_after_its_time_and_its_end_is_told_before(world: Any) -> None:
+    async with world.operator():
+        await world.apply({"ttlSecondsAfterFinished": 0})
+        await world.play(*CHILDREN)
+        await world.until(lambda: gone(world))
+    reasons = [one["reason"] for one in (await world.client.list(EVENT, "default"))[0]]
+    assert {"RunSucceeded", "Expired"} <= set(reasons)
+
+
+@pytest.mark.parametrize("state", ["Succeeded", "Failed"])
+async def test_a_time_to_live_that_is_not_over_is_waited_for_without_an_event(world: Any, state: str) -> None:
+    async with world.operator():
+        await world.apply({"ttlSecondsAfterFinished": 2})
+        if state == "Failed":
+            await world.end("prepare", "Failed")
+        else:
+            await world.play(*CHILDREN)
+        await world.until(lambda: gone(world))
+    reasons = [one["reason"] for one in (await world.client.list(EVENT, "default"))[0]]
+    assert {f"Run{state}", "Expired"} <= set(reasons)
+
+
+async def test_a_finished_run_takes_a_time_to_live_and_says_that_it_has_seen_it(world: Any) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.play(*CHILDREN)
+        await world.until(lambda: state_is(world, "Succeeded"))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 10**6}})
+        await world.until(lambda: generation_is(world, 2))
+        assert await world.state() == "Succeeded"
+        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 0}})
+        await world.until(lambda: gone(world))

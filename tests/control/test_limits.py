@@ -1,12 +1,13 @@
 """Budgets: what ends a run, what does not, and how it is told."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from builders import CHILDREN, job, run
 
-from cgd_operator.limits import exceeded
+from cgd_operator.api import CGDRunStatus, Condition
+from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.status import Trouble
@@ -67,3 +68,30 @@ def test_the_message_has_the_numbers_and_says_what_to_do(budget: dict[str, Any],
         f"{told}; the pods are stopped, what they stored stays: apply a new run under another name with a larger "
         "budget, and it goes on from there"
     )
+
+
+@pytest.mark.parametrize(
+    ("ttl", "state", "succeeded", "minutes", "expected"),
+    [
+        (3600, "Succeeded", "True", 60, True),
+        (3600, "Succeeded", "True", 59, False),
+        (3600, "Failed", "False", 60, True),
+        (0, "Succeeded", "True", 0, True),
+        (0, "Training", "Unknown", 60, False),
+        (0, "Refused", "False", 60, False),
+        (None, "Succeeded", "True", 10**6, False),
+    ],
+)
+def test_a_run_expires_so_long_after_its_end(
+    ttl: int | None, state: str, succeeded: str, minutes: int, expected: bool
+) -> None:
+    end = datetime(2026, 1, 1, tzinfo=UTC)
+    condition = Condition.model_validate(
+        {"type": "Succeeded", "status": succeeded, "reason": "Any", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    )
+    status = CGDRunStatus(state=state, conditions=(condition,))
+    assert expired(ttl, status, end + timedelta(minutes=minutes)) is expected
+
+
+def test_a_run_that_nobody_has_looked_at_does_not_expire() -> None:
+    assert not expired(0, CGDRunStatus(), datetime(2026, 1, 1, tzinfo=UTC))

@@ -12,7 +12,7 @@ from cgd_operator.events import transitions
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
-from cgd_operator.status import Seen, Trouble, refused, render
+from cgd_operator.status import Seen, Trouble, acknowledged, refused, render
 from cgd_operator.usage import count
 from cgd_stages.contract import Rows
 
@@ -315,3 +315,11 @@ def test_a_run_at_its_limit_has_failed_and_says_why_once(changes: dict[str, Any]
     told = list(transitions(run(), before, status, NOW))
     assert [(event["reason"], event["message"]) for event in told] == [("RunFailed", "too much")]
     assert list(transitions(run(), status, status, NOW)) == []
+
+
+def test_a_finished_run_acknowledges_a_new_generation_and_changes_nothing_else() -> None:
+    before = render_of(*finished(*ORDER))
+    after = acknowledged(before, 7)
+    assert after.observed_generation == 7
+    assert {one.observed_generation for one in after.conditions} == {7}
+    assert acknowledged(after, 1) == before
