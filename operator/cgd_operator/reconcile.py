@@ -154,9 +154,11 @@ class Reconciler:
         manifest = await self.cluster.get(RUN, name, namespace)
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return
-        previous, now = _previous(manifest), datetime.now(UTC)
+        previous, now = previous_status(manifest), datetime.now(UTC)
         if _settled(manifest):
-            await self._tell(manifest, status.acknowledged(previous, manifest["metadata"]["generation"]), ())
+            generation = manifest["metadata"]["generation"]
+            if previous.observed_generation not in (0, generation):  # 0: what is there cannot be read, and stays
+                await self._tell(manifest, status.acknowledged(previous, generation), ())
             await self._expire(manifest, previous, now)
             return
         try:
@@ -323,7 +325,7 @@ def _settled(manifest: Object) -> bool:
 
 def _at_rest(manifest: Object, now: datetime) -> bool:
     """A settled run whose time to live is not over: only an event can make it worth a look."""
-    return _settled(manifest) and not expired(_ttl(manifest), _previous(manifest), now)
+    return _settled(manifest) and not expired(_ttl(manifest), previous_status(manifest), now)
 
 
 def _ttl(manifest: Object) -> int | None:
@@ -331,7 +333,9 @@ def _ttl(manifest: Object) -> int | None:
     return ttl
 
 
-def _previous(manifest: Object) -> CGDRunStatus:
+def previous_status(manifest: Object) -> CGDRunStatus:
+    """The status as it was written last; what another version of the operator wrote there and this one does not know is
+    left out."""
     try:
         return CGDRunStatus.model_validate(manifest.get("status") or {}, extra="ignore")
     except ValidationError:  # of another version of the operator: GPU seconds of pods that are gone are lost with it

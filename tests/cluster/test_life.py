@@ -7,7 +7,9 @@ import pytest
 from builders import CHILDREN, ended, labels
 
 from cgd_operator import manifests
-from cgd_operator.cluster import EVENT, JOB, POD, RUN
+from cgd_operator.cluster import CRD, EVENT, JOB, POD, RUN
+from cgd_operator.progress import Board
+from cgd_operator.reconcile import Reconciler
 
 
 @pytest.fixture(autouse=True)
@@ -144,3 +146,17 @@ async def test_a_finished_run_takes_a_time_to_live_and_says_that_it_has_seen_it(
         assert await world.state() == "Succeeded"
         await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 0}})
         await world.until(lambda: gone(world))
+
+
+async def test_a_finished_run_whose_status_cannot_be_read_is_left_as_it_is(world: Any) -> None:
+    definition = await world.client.get(CRD, "cgdruns.cgd.dev")
+    loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = loose
+    await world.client.patch(CRD, "cgdruns.cgd.dev", None, {"spec": definition["spec"]})
+    await world.apply()
+    other = {"stages": "of another kind", "conditions": [{"type": "Succeeded", "status": "True"}]}
+    await world.client.patch(RUN, "demo", "default", {"status": other}, subresource="status")
+    release = manifests.Release("generate", "train")
+    await Reconciler(world.client, release, Board(), b"key").reconcile("default", "demo")
+    assert (await world.get())["status"] == other
+    assert await world.children() == {}

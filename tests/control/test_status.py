@@ -12,6 +12,7 @@ from cgd_operator.events import transitions
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
+from cgd_operator.reconcile import previous_status
 from cgd_operator.status import Seen, Trouble, acknowledged, refused, render
 from cgd_operator.usage import count
 from cgd_stages.contract import Rows
@@ -182,6 +183,11 @@ def test_gpu_seconds_of_a_pod_that_is_gone_are_not_given_back() -> None:
     before = render_of(*finished("prepare", "answer"), pods=(pod("answer", "Succeeded", terminated=ended(0)),))
     after = render_of(*finished("prepare", "answer"), previous=before)
     assert stage(after, "answer").gpu_seconds == 100
+
+
+def test_gpu_seconds_in_the_status_of_a_newer_operator_are_read_all_the_same() -> None:
+    newer = {"state": "Training", "mood": "fine", "stages": [{"name": "answer", "gpuSeconds": 100, "colour": "red"}]}
+    assert previous_status({"status": newer}).stages == (StageStatus(name="answer", gpu_seconds=100),)
 
 
 def test_a_failed_job_that_was_deleted_leaves_its_gpu_seconds_and_nothing_else() -> None:
