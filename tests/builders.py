@@ -79,6 +79,7 @@ def pod(stage: str, phase: str = "Running", *, shard: int = 0, name: str = "", *
         "kind": "Pod",
         "metadata": {
             "name": name or f"demo-{stage}-{shard}",
+            "uid": f"uid-of-{name or f'demo-{stage}-{shard}'}",
             "labels": labels(stage),
             "annotations": {"batch.kubernetes.io/job-completion-index": str(shard)},
         },

@@ -10,7 +10,8 @@ from cgd_operator.api import CGDRunStatus
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
-from cgd_operator.status import Seen, Trouble, refused, render, unchanged
+from cgd_operator.status import Seen, Trouble, acknowledged, refused, render
+from cgd_operator.usage import count
 from cgd_stages.contract import Rows
 
 NOW = datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
@@ -25,13 +26,14 @@ def render_of(
     changes: dict[str, Any] | None = None,
     now: datetime = NOW,
 ) -> CGDRunStatus:
-    this = run(changes)
+    this, facts, previous = run(changes), observe(children, pods), previous or CGDRunStatus()
     seen = Seen(
         run=this,
         children=plan(this),
-        facts=observe(children, pods),
+        facts=facts,
+        used=count(plan(this), facts, previous, now),
         progress=(progress or {}).get,
-        previous=previous or CGDRunStatus(),
+        previous=previous,
         now=now,
         trouble=trouble,
     )
@@ -84,5 +86,5 @@ def every_state() -> dict[str, Object]:
         "failed and suspended": shown(render_of(job("prepare", "Failed"), changes={"suspend": True}), suspend=True),
         "refused": shown(refused(1, "spec.storage: is required", CGDRunStatus(), NOW)),
         "succeeded": shown(done),
-        "suspended after its end": shown(unchanged(2, done), generation=2, suspend=True),
+        "suspended after its end": shown(acknowledged(done, 2), generation=2, suspend=True),
     }

@@ -2,7 +2,8 @@
 
 Written once, here: `crds/` is generated from these models (`make crds`), with their defaults, limits and CEL rules.
 There are no floats (a custom resource must compare equal after any number of round trips), so fractions are strings:
-`learningRate: "1e-6"`. Everything but `suspend` is immutable; rows that are stored are reused by the next run.
+`learningRate: "1e-6"`. Everything but `suspend` and `ttlSecondsAfterFinished` is immutable; rows that are stored are
+reused by the next run.
 """
 
 import json
@@ -71,6 +72,7 @@ Number = Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?
 Rate = Annotated[Number, Between(0, 1, open_low=True)]
 Fraction = Annotated[Number, Between(0, 1)]
 Half = Annotated[Number, Between(0, 0.5)]
+GpuHours = Annotated[Number, Between(0, 100_000, open_low=True)]
 Temperature = Annotated[Number, Between(0, 2)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -495,12 +497,38 @@ AGAINST_RULE = (
 )
 
 
+LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
+
+
+class Budget(Part):
+    """What a run may use. When it is used up the pods are stopped and the run has failed; what is stored stays, and a
+    new run with a larger budget goes on from there."""
+
+    model_config = ConfigDict(json_schema_extra=rules(LIMIT_RULE))
+
+    gpu_hours: GpuHours | None = Field(
+        None,
+        description="GPU-hours of all pods, as status.usage.gpuHours counts them; running pods in whole minutes. "
+        "Nothing is counted where placement.accelerator is none.",
+    )
+    deadline_seconds: Positive | None = Field(
+        None, description="Seconds from the run's creation to its end, those that it is suspended or in a queue too."
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> "Budget":
+        if self.gpu_hours is None and self.deadline_seconds is None:
+            raise ValueError(LIMIT_RULE[1])
+        return self
+
+
 class CGDRunSpec(Part):
     """One run of Critique-Guided Distillation."""
 
     model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
 
-    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend"})
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttl_seconds_after_finished"})
+    """Fields that may change, and have no part in what a run makes."""
 
     suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
     student: Student
@@ -515,6 +543,14 @@ class CGDRunSpec(Part):
     service_account_name: Name | None = Field(None, description="ServiceAccount of the stage pods.")
     hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
     pod_metadata: PodMetadata = PodMetadata()
+    budget: Budget | None = None
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Delete the run, with its Jobs and pods, so long after it has succeeded or failed; what it stored "
+        "stays. Default: never. May be changed at any time.",
+    )
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
 
     @model_validator(mode="after")
@@ -549,7 +585,12 @@ class StageStatus(Part):
     tokens_per_second: int | None = None
     percent: int | None = None
     eta_seconds: int | None = None
-    gpu_seconds: int = 0
+    gpu_seconds: int = Field(0, description="Of all its pods, from a node's taking one to its end, times its GPUs.")
+    pod_gpu_seconds: dict[str, int] = Field(
+        {},
+        json_schema_extra={"x-kubernetes-map-type": "atomic"},
+        description="The part of gpuSeconds that the pods that are there now make, by their uids.",
+    )
     tokens: int = Field(0, description="Prompt and generated tokens.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
@@ -578,7 +619,11 @@ class Artifacts(Part):
 
 
 class CGDRunStatus(Part):
-    """What the operator saw last. Derived from the spec and the children every time; never an input to a decision."""
+    """What the operator saw last. Derived from the spec and the children every time.
+
+    Two facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, and the GPU
+    seconds of pods that are gone.
+    """
 
     observed_generation: int = 0
     state: str = "New"

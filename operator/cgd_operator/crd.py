@@ -9,6 +9,8 @@ and an object's default becomes `{}`, so that the API server fills in the defaul
 import sys
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION, CGDRunSpec, CGDRunStatus, Part, rules
 
@@ -59,7 +61,8 @@ def crd() -> Schema:
 
 def _root() -> Schema:
     spec = structural(CGDRunSpec)
-    frozen = [_immutable(name) for name in spec["properties"] if name not in CGDRunSpec.MUTABLE]
+    mutable = {to_camel(name) for name in CGDRunSpec.MUTABLE}
+    frozen = [_immutable(name) for name in spec["properties"] if name not in mutable]
     spec["x-kubernetes-validations"] = [*spec["x-kubernetes-validations"], *frozen]
     return {
         "type": "object",

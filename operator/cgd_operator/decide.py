@@ -31,10 +31,11 @@ Action = Start | Hold | Resume
 ACTIVE = (Fate.WAITING, Fate.RUNNING)
 
 
-def decide(children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, suspend: bool) -> tuple[Action, ...]:
-    """The actions of this moment; none when there is only to wait, or nothing more to do."""
+def decide(children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool) -> tuple[Action, ...]:
+    """The actions of this moment; none when there is only to wait, or nothing more to do. `stop`: the run is suspended,
+    or has met a limit."""
     there = [facts[child.stage] for child in children if child.stage in facts]
-    if suspend or any(one.fate is Fate.FAILED for one in there):
+    if stop or any(one.fate is Fate.FAILED for one in there):
         return tuple(Hold(one) for one in there if one.fate in ACTIVE)
     resumed = tuple(Resume(one) for one in there if one.fate is Fate.SUSPENDED and one.held)
     done = done_stages(children, facts)

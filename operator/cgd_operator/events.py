@@ -32,6 +32,12 @@ def refusal(run: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:
     return _event_of(run["metadata"], "Refused", message, warning=True, now=now)
 
 
+def expiry(run: dict[str, Any], ttl: int, now: datetime) -> dict[str, Any]:
+    """The Event of a run that is deleted because it ended so long ago."""
+    message = f"deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); what it stored stays"
+    return _event_of(run["metadata"], "Expired", message, warning=False, now=now)
+
+
 def _stage_text(stage: StageStatus) -> str:
     text = f"stage {stage.name} ({stage.child})"
     if stage.state == "Succeeded" and stage.rows:

@@ -29,8 +29,13 @@ class Fate(Enum):
 @dataclass(frozen=True)
 class PodFacts:
     name: str
+    uid: str
     shard: int
     phase: str
+    leaving: bool
+    """It is being deleted."""
+    taken: datetime | None
+    """When a node took it: from then on its GPUs are its own."""
     start: datetime | None
     end: datetime | None
     exit_code: int | None
@@ -173,15 +178,26 @@ def _pod(pod: Object) -> PodFacts:
     words = _words(ended.get("message", ""))
     return PodFacts(
         name=meta["name"],
+        uid=meta["uid"],
         shard=_shard(meta),
         phase=status.get("phase", "Pending"),
+        leaving="deletionTimestamp" in meta,
+        taken=_time(status.get("startTime")),
         start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
-        end=_time(ended.get("finishedAt")),
+        end=_time(ended.get("finishedAt")) or _given_up(status),
         exit_code=ended.get("exitCode"),
         trouble=_trouble(status, states, ended),
         words=words,
         tail="" if words else ended.get("message", ""),
     )
+
+
+def _given_up(status: Object) -> datetime | None:
+    """When a pod ended that has no word of its container: evicted, or on a node that was lost."""
+    if status.get("phase") not in ("Succeeded", "Failed"):
+        return None
+    moments = [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
+    return max(filter(None, moments), default=None)
 
 
 def _shard(meta: Object) -> int:

@@ -321,7 +321,7 @@ def storage_of(storage: api.Storage) -> contract.Storage:
 
 
 def _spec_text(spec: api.CGDRunSpec) -> str:
-    given = spec.model_dump(by_alias=True, exclude_defaults=True, exclude={"suspend"}, mode="json")
+    given = spec.model_dump(by_alias=True, exclude_defaults=True, exclude=set(spec.MUTABLE), mode="json")
     return yamls.dump(given)
 
 

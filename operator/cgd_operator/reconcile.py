@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator import events, manifests, metrics, status
+from cgd_operator import events, manifests, metrics, status, usage
 from cgd_operator.api import CGDRunStatus, InvalidRun
 from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, AlreadyExists, ApiError, Cluster, Kind
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.health import Health
+from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import ChildFacts, observe
 from cgd_operator.plan import BACKENDS, Backend, Child, Run, choose_backend, plan
 from cgd_operator.progress import Board, token
@@ -110,7 +111,7 @@ class Reconciler:
             runs, _ = await self.cluster.list(RUN, namespace)
             for run in runs:
                 states[run.get("status", {}).get("state") or "New"] += 1
-                if not _settled(run):
+                if not _at_rest(run, datetime.now(UTC)):
                     self.poke(run["metadata"]["namespace"], run["metadata"]["name"])
         metrics.RUNS.clear()
         for state, count in states.items():
@@ -153,11 +154,12 @@ class Reconciler:
         manifest = await self.cluster.get(RUN, name, namespace)
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return
-        previous, now = _previous(manifest), datetime.now(UTC)
-        generation = manifest["metadata"]["generation"]
+        previous, now = previous_status(manifest), datetime.now(UTC)
         if _settled(manifest):
-            if 0 < previous.observed_generation < generation:  # 0: written by another version, and unreadable
-                await self._tell(manifest, status.unchanged(generation, previous), [])
+            generation = manifest["metadata"]["generation"]
+            if previous.observed_generation not in (0, generation):  # 0: what is there cannot be read, and stays
+                await self._tell(manifest, status.acknowledged(previous, generation), ())
+            await self._expire(manifest, previous, now)
             return
         try:
             run = Run.of(manifest)
@@ -171,7 +173,10 @@ class Reconciler:
         there = await self._look(run)
         backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
         children = plan(run, backend or BACKENDS[0])
-        actions = decide(children, observe(there.objects, there.pods), suspend=run.spec.suspend)
+        facts = observe(there.objects, there.pods)
+        used = usage.count(children, facts, previous, now)
+        limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
+        actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
         if backend is None and any(isinstance(action, Start) for action in actions):
             trouble: status.Trouble | None = status.Trouble(
                 "TrainingBackendMissing", INSTALL[run.spec.training.backend]
@@ -182,16 +187,27 @@ class Reconciler:
             run=run,
             children=children,
             facts=observe(there.objects, there.pods),
+            used=used,
             progress=lambda stage: self.board.of(run.uid, stage),
             previous=previous,
             now=now,
-            trouble=trouble,
+            trouble=limit or trouble,
         )
         new = status.render(seen)
         await self._tell(manifest, new, events.transitions(run, previous, new, now))
         _measure(previous, new)
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
+        await self._expire(manifest, new, now)
+
+    async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
+        """Delete the run when it ended long enough ago; its children go with it."""
+        ttl, meta = _ttl(manifest), manifest["metadata"]
+        if ttl is None or not expired(ttl, new, now):
+            return
+        await self._announce([events.expiry(manifest, ttl, now)])
+        await self.cluster.delete(RUN, meta["name"], meta["namespace"], uid=meta["uid"])
+        log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], ttl)
 
     async def _look(self, run: Run) -> Children:
         labels = f"{manifests.UID_LABEL}={run.uid}"
@@ -297,14 +313,30 @@ def _seconds(start: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
+def _created(manifest: Object) -> datetime:
+    return datetime.fromisoformat(manifest["metadata"]["creationTimestamp"])
+
+
 def _settled(manifest: Object) -> bool:
     """A run that has succeeded stays so, even when somebody cleans up its Jobs: the one fact that is read back."""
     conditions = manifest.get("status", {}).get("conditions", [])
     return any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
 
 
-def _previous(manifest: Object) -> CGDRunStatus:
+def _at_rest(manifest: Object, now: datetime) -> bool:
+    """A settled run whose time to live is not over: only an event can make it worth a look."""
+    return _settled(manifest) and not expired(_ttl(manifest), previous_status(manifest), now)
+
+
+def _ttl(manifest: Object) -> int | None:
+    ttl: int | None = manifest["spec"].get("ttlSecondsAfterFinished")
+    return ttl
+
+
+def previous_status(manifest: Object) -> CGDRunStatus:
+    """The status as it was written last; what another version of the operator wrote there and this one does not know is
+    left out."""
     try:
-        return CGDRunStatus.model_validate(manifest.get("status") or {})
-    except ValidationError:  # of another version of the operator: it only held display values
+        return CGDRunStatus.model_validate(manifest.get("status") or {}, extra="ignore")
+    except ValidationError:  # of another version of the operator: GPU seconds of pods that are gone are lost with it
         return CGDRunStatus()

@@ -1,7 +1,6 @@
 """The status of a run, derived anew from the plan and the facts. Pure.
 
-The previous status is read for display only: to keep what a vanished pod once said, and the time at which a condition
-last changed. No decision depends on it.
+The previous status is read to keep what a vanished pod once said, and the time at which a condition last changed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from cgd_operator.decide import done_stages
 from cgd_operator.observe import ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run
 from cgd_operator.progress import StageProgress
+from cgd_operator.usage import Used, hours, total
 from cgd_stages.contract import StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
@@ -54,6 +54,7 @@ class Seen:
     run: Run
     children: tuple[Child, ...]
     facts: Mapping[str, ChildFacts]
+    used: Mapping[str, Used]
     progress: ProgressOf
     previous: CGDRunStatus
     now: datetime
@@ -65,7 +66,6 @@ def render(seen: Seen) -> CGDRunStatus:
     stages = tuple(_stages(seen))
     current = _current(stages)
     state = _state(seen, stages, current)
-    gpu_seconds = sum(stage.gpu_seconds for stage in stages)
     return CGDRunStatus(
         observed_generation=seen.run.generation,
         state=state,
@@ -75,7 +75,7 @@ def render(seen: Seen) -> CGDRunStatus:
         conditions=_conditions(seen, state, stages, current),
         stages=stages,
         artifacts=_artifacts(seen.run, stages),
-        usage=Usage(gpu_hours=f"{gpu_seconds / 3600:.2f}", tokens=sum(stage.tokens for stage in stages)),
+        usage=Usage(gpu_hours=hours(total(seen.used)), tokens=sum(stage.tokens for stage in stages)),
     )
 
 
@@ -96,10 +96,10 @@ def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime
     )
 
 
-def unchanged(generation: int, previous: CGDRunStatus) -> CGDRunStatus:
-    """The status of a run that has ended and whose spec was changed since: what it was, and that this was seen."""
-    seen = [one.model_copy(update={"observed_generation": generation}) for one in previous.conditions]
-    return previous.model_copy(update={"observed_generation": generation, "conditions": tuple(seen)})
+def acknowledged(settled: CGDRunStatus, generation: int) -> CGDRunStatus:
+    """The status of a run that has succeeded, after a change to what may change: tools wait for its generation."""
+    conditions = [one.model_copy(update={"observed_generation": generation}) for one in settled.conditions]
+    return settled.model_copy(update={"observed_generation": generation, "conditions": tuple(conditions)})
 
 
 def _stages(seen: Seen) -> Iterable[StageStatus]:
@@ -109,15 +109,17 @@ def _stages(seen: Seen) -> Iterable[StageStatus]:
         facts = seen.facts.get(child.stage)
         for name in child.stages:
             old = before.get(name, StageStatus(name=name))
+            used = seen.used.get(name, Used(0, {}))
             if facts is not None:
-                yield _stage(seen, child, facts, name, old)
+                yield _stage(seen, child, facts, used, old)
             elif name in done:  # its Job was cleaned up
                 yield old.model_copy(update={"state": "Succeeded"})
             else:
-                yield StageStatus(name=name)
+                yield StageStatus(name=name, gpu_seconds=used.gpu_seconds)
 
 
-def _stage(seen: Seen, child: Child, facts: ChildFacts, name: str, old: StageStatus) -> StageStatus:
+def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageStatus) -> StageStatus:
+    name = old.name
     progress = seen.progress(name)
     told = _told(facts.pods, name)
     state = _stage_state(facts, name, child, progress)
@@ -137,7 +139,8 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, name: str, old: StageSta
         tokens_per_second=_speed(told, progress, old),
         percent=100 if state == "Succeeded" else _highest(progress.percent if progress else None, old.percent),
         eta_seconds=progress.eta_seconds if progress and running else None,
-        gpu_seconds=_gpu_seconds(seen, child, facts, name, old),
+        gpu_seconds=used.gpu_seconds,
+        pod_gpu_seconds=dict(used.pods),
         tokens=sum(one.prompt_tokens + one.generated_tokens for one in told) or old.tokens,
         output_uri=next((one.output_uri for one in told if one.output_uri), None) or old.output_uri,
         digest=next((one.digest for one in told if one.digest), None) or old.digest,
@@ -192,20 +195,6 @@ def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: St
     return round(sum(rates)) if rates else old.tokens_per_second
 
 
-def _gpu_seconds(seen: Seen, child: Child, facts: ChildFacts, name: str, old: StageStatus) -> int:
-    """Pod seconds times GPUs, counted on the child's first stage; of running pods in whole minutes, so that a status
-    does not change every second. Never less than before: a pod that is gone was paid for all the same."""
-    if not child.gpus or name != child.stages[0]:
-        return 0
-    seconds = 0
-    for pod in facts.pods:
-        if pod.start and pod.end:
-            seconds += round((pod.end - pod.start).total_seconds())
-        elif pod.start and pod.phase == "Running":
-            seconds += int((seen.now - pod.start).total_seconds()) // 60 * 60
-    return max(seconds * child.gpus, old.gpu_seconds)
-
-
 def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
     """The stage that people look at: the failed one, else the last that runs, else the first that has not ended."""
     for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
@@ -248,8 +237,7 @@ def _conditions(
         case "Succeeded":
             rest = _group("False", "False", "True", "True", "Succeeded", "every stage has succeeded")
         case "Failed":
-            message = f"stage {failed.name}: {failed.message or failed.reason}" if failed else _message(seen.trouble)
-            rest = _group("False", "True", "False", "False", "StageFailed", message)
+            rest = _group("False", "True", "False", "False", *_why(seen.trouble, failed))
         case "Suspended":
             rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
         case _ if seen.trouble:
@@ -268,8 +256,12 @@ def _group(
     return {name: (status, reason, message[:2000]) for name, status in statuses.items()}
 
 
-def _message(trouble: Trouble | None) -> str:
-    return trouble.message if trouble else ""
+def _why(trouble: Trouble | None, failed: StageStatus | None) -> tuple[str, str]:
+    """Reason and message of a failure: that of a stage, or a final trouble of the run."""
+    if failed:
+        return "StageFailed", f"stage {failed.name}: {failed.message or failed.reason}"
+    assert trouble
+    return trouble.reason, trouble.message
 
 
 def _timed(

@@ -85,6 +85,9 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
             {"url": "http://t/v1", "model": "m"},
             "set exactly one of model (served here) and endpoint",
         ),
+        ("budget", {}, "a budget sets gpuHours, deadlineSeconds or both"),
+        ("budget", {"gpuHours": "0"}, "write a number above 0 and at most 100000, in quotes"),
+        ("budget", {"gpuHours": 400}, 'spec.budget.gpuHours in body must be of type string: "integer"'),
         ("storage.uri", "bucket/prefix", "write s3://bucket/prefix"),
         ("storage.endpoint", "localhost:9000", "write the whole URL: https://host:port"),
         ("storage", None, "spec.storage: Required value"),
@@ -125,7 +128,12 @@ async def test_a_name_that_cannot_be_a_label_is_refused(world: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "field"), [("training.epochs", 2, "training"), ("student.model", "s3://data/other", "student")]
+    ("path", "value", "field"),
+    [
+        ("training.epochs", 2, "training"),
+        ("budget", {"gpuHours": "1"}, "budget"),
+        ("student.model", "s3://data/other", "student"),
+    ],
 )
 async def test_a_running_run_cannot_be_changed(world: Any, path: str, value: Any, field: str) -> None:
     await kubectl(world, "apply", "-f", "-", body=user_manifest())

@@ -98,6 +98,9 @@ async def test_no_call_of_a_whole_run_is_denied(
     async def reached(state: str) -> bool:
         return bool(await world.state() == state)
 
+    async def gone() -> bool:
+        return await world.client.get(RUN, "demo", "default") is None
+
     async with world.operator(tuple(namespaces)):
         await world.apply({"training.backend": backend})
         await world.end("prepare")
@@ -107,6 +110,8 @@ async def test_no_call_of_a_whole_run_is_denied(
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
         await world.play(*CHILDREN[1:])
         await world.until(lambda: reached("Succeeded"))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 0}})
+        await world.until(gone)
     assert guard.denied == []
     needed = {
         ("create", "events"),
@@ -114,6 +119,7 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("patch", "leases"),
         ("patch", "secrets"),
         ("patch", "cgdruns/status"),
+        ("delete", "cgdruns"),
         ("create", KINDS[backend].plural),
     }
     assert needed <= guard.allowed

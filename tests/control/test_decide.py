@@ -13,8 +13,8 @@ ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", 
 DONE = {name: job(name, "Complete", kind="PyTorchJob" if name == "train-cgd" else "Job") for name in ORDER}
 
 
-def decisions(*children: dict[str, Any], pods: list[dict[str, Any]] | None = None, suspend: bool = False) -> list[str]:
-    actions = decide(plan(run()), observe(children, pods or []), suspend=suspend)
+def decisions(*children: dict[str, Any], pods: list[dict[str, Any]] | None = None, stop: bool = False) -> list[str]:
+    actions = decide(plan(run()), observe(children, pods or []), stop=stop)
     named = []
     for action in actions:
         match action:
@@ -75,10 +75,10 @@ def test_a_failure_holds_the_sibling_that_still_runs() -> None:
     assert decisions(*done(*ORDER[:5]), *siblings, pods=[pod("evaluate-cgd")]) == ["hold evaluate-cgd"]
 
 
-def test_a_suspended_run_holds_what_runs_and_starts_nothing() -> None:
-    assert decisions(*done("prepare"), job("answer"), pods=[pod("answer")], suspend=True) == ["hold answer"]
-    assert decisions(suspend=True) == []
-    assert decisions(*done("prepare"), job("answer", suspend=True, held=True), suspend=True) == []
+def test_a_run_that_is_to_stop_holds_what_runs_and_starts_nothing() -> None:
+    assert decisions(*done("prepare"), job("answer"), pods=[pod("answer")], stop=True) == ["hold answer"]
+    assert decisions(stop=True) == []
+    assert decisions(*done("prepare"), job("answer", suspend=True, held=True), stop=True) == []
 
 
 def test_a_run_that_goes_on_resumes_what_it_held() -> None:

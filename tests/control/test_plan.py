@@ -232,12 +232,13 @@ def test_a_task_survives_its_journey_through_the_environment() -> None:
         assert contract.StageTask.model_validate_json(child.task.to_json()) == child.task
 
 
-def test_no_secret_and_no_suspend_is_part_of_a_task() -> None:
-    changes = {"storage.credentialsSecretRef": {"name": "keys"}, "suspend": True}
+def test_no_secret_and_nothing_that_may_change_is_part_of_a_task() -> None:
+    changes = {"storage.credentialsSecretRef": {"name": "keys"}, "suspend": True, "ttlSecondsAfterFinished": 60}
     for child in plan(run(changes)):
         if child.stage != "report":  # which shows the spec, with the Secret's name
             assert "keys" not in child.task.to_json()
         assert "suspend" not in child.task.to_json()
+        assert "ttlSeconds" not in child.task.to_json()
 
 
 @pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0%", 0.0), ("100%", 1.0), ("12.5%", 0.125)])

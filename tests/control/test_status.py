@@ -8,10 +8,11 @@ import pytest
 from builders import CHILDREN, ended, job, pod, run
 from status_builders import NOW, finished, render_of
 
-from cgd_operator.api import CGDRunStatus
+from cgd_operator.api import CGDRunStatus, StageStatus
 from cgd_operator.events import transitions
 from cgd_operator.progress import StageProgress
-from cgd_operator.status import Trouble, refused
+from cgd_operator.reconcile import previous_status
+from cgd_operator.status import Trouble, acknowledged, refused
 from cgd_stages.contract import Rows
 
 
@@ -152,6 +153,19 @@ def test_gpu_seconds_of_a_pod_that_is_gone_are_not_given_back() -> None:
     assert stage(after, "answer").gpu_seconds == 100
 
 
+def test_gpu_seconds_in_the_status_of_a_newer_operator_are_read_all_the_same() -> None:
+    newer = {"state": "Training", "mood": "fine", "stages": [{"name": "answer", "gpuSeconds": 100, "colour": "red"}]}
+    assert previous_status({"status": newer}).stages == (StageStatus(name="answer", gpu_seconds=100),)
+
+
+def test_a_failed_job_that_was_deleted_leaves_its_gpu_seconds_and_nothing_else() -> None:
+    failed = pod("answer", "Failed", terminated=ended(3))
+    before = render_of(*finished("prepare"), job("answer", "Failed"), pods=(failed,))
+    after = render_of(*finished("prepare"), previous=before)
+    assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100)
+    assert after.usage.gpu_hours == before.usage.gpu_hours == "0.03"
+
+
 def test_a_running_pod_changes_the_status_once_a_minute_at_most() -> None:
     children, pods = [*finished("prepare"), job("answer")], (pod("answer"),)
     first = render_of(*children, pods=pods)
@@ -258,3 +272,29 @@ def test_the_same_transition_has_the_same_event_name() -> None:
         for moment in (NOW, NOW + timedelta(minutes=5))
     )
     assert first == again
+
+
+@pytest.mark.parametrize("changes", [{}, {"suspend": True}])
+def test_a_run_at_its_limit_has_failed_and_says_why_once(changes: dict[str, Any]) -> None:
+    children = [*finished("prepare"), job("answer", suspend=True, held=True)]
+    met = Trouble("BudgetExceeded", "too much", final=True)
+    status = render_of(*children, trouble=met, changes=changes)
+    assert status.state == "Failed"
+    assert conditions(status) == {
+        "Accepted": "True", "Reconciling": "False", "Stalled": "True", "Ready": "False", "Succeeded": "False",
+        "Suspended": "False",
+    }  # fmt: skip
+    reasons = {one.type: (one.reason, one.message) for one in status.conditions}
+    assert reasons["Succeeded"] == reasons["Stalled"] == ("BudgetExceeded", "too much")
+    before = render_of(*finished("prepare"), job("answer"))
+    told = list(transitions(run(), before, status, NOW))
+    assert [(event["reason"], event["message"]) for event in told] == [("RunFailed", "too much")]
+    assert list(transitions(run(), status, status, NOW)) == []
+
+
+def test_a_finished_run_acknowledges_a_new_generation_and_changes_nothing_else() -> None:
+    before = render_of(*finished(*CHILDREN))
+    after = acknowledged(before, 7)
+    assert after.observed_generation == 7
+    assert {one.observed_generation for one in after.conditions} == {7}
+    assert acknowledged(after, 1) == before

@@ -1,0 +1,162 @@
+"""The life of a run that nothing fails in: what ends it, and that it stays ended."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from builders import CHILDREN, ended, labels
+
+from cgd_operator import manifests
+from cgd_operator.cluster import CRD, EVENT, JOB, POD, RUN
+from cgd_operator.progress import Board
+from cgd_operator.reconcile import Reconciler
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens without any event is seen in the sweep, every 30 s on a cluster."""
+    monkeypatch.setattr("cgd_operator.reconcile.SWEEP_SECONDS", 0.1)
+
+
+def told(run: dict[str, Any], kind: str = "Succeeded") -> dict[str, Any]:
+    return next(one for one in run["status"]["conditions"] if one["type"] == kind)
+
+
+async def state_is(world: Any, state: str) -> bool:
+    return bool(await world.state() == state)
+
+
+async def add_pod(world: Any, run: dict[str, Any], stage: str, name: str, hours: int) -> None:
+    """A pod of a stage that has ended after so many hours."""
+    meta = {
+        "name": name,
+        "namespace": "default",
+        "labels": labels(stage) | {manifests.UID_LABEL: run["metadata"]["uid"]},
+    }
+    spec = {"containers": [{"name": "stage", "image": "image"}]}
+    await world.client.create(POD, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    terminated = ended(143, end=f"2026-01-01T{hours:02d}:00:00Z")
+    container = {"name": "stage", "image": "image", "imageID": "", "ready": False, "restartCount": 0}
+    status = {
+        "phase": "Failed",
+        "startTime": "2026-01-01T00:00:00Z",
+        "containerStatuses": [{**container, "state": {"terminated": terminated}}],
+    }
+    await world.client.patch(POD, name, "default", {"status": status}, subresource="status")
+
+
+async def gpu_hours_are(world: Any, hours: str) -> bool:
+    return bool((await world.get()).get("status", {}).get("usage", {}).get("gpuHours") == hours)
+
+
+async def running(world: Any, stage: str) -> bool:
+    child = (await world.children()).get(stage)
+    return child is not None and not child["spec"].get("suspend")
+
+
+async def held(world: Any, stage: str) -> bool:
+    return not await running(world, stage)
+
+
+async def test_a_used_up_budget_stops_the_run_and_it_stays_stopped_when_its_pods_and_the_operator_are_gone(
+    world: Any,
+) -> None:
+    async with world.operator():
+        run = await world.apply({"budget": {"gpuHours": "3"}})
+        await world.end("prepare")
+        await world.until(lambda: running(world, "answer"))
+        await add_pod(world, run, "answer", "first", 2)
+        await world.until(lambda: gpu_hours_are(world, "2.00"))
+        await world.client.delete(POD, "first", "default", grace=0)
+        assert await running(world, "answer")
+        await add_pod(world, run, "answer", "second", 1)
+        await world.until(lambda: state_is(world, "Failed"))
+    assert await held(world, "answer")
+    assert told(await world.get())["reason"] == told(await world.get(), "Stalled")["reason"] == "BudgetExceeded"
+    assert "3.00 GPU-hours are used, of 3 in spec.budget.gpuHours" in told(await world.get())["message"]
+    await world.client.delete(POD, "second", "default", grace=0)
+    before = (await world.get())["status"]
+    async with world.operator():
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
+        await world.until(lambda: generation_is(world, 2))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
+        await world.until(lambda: generation_is(world, 3))
+    assert await held(world, "answer")
+    assert (await world.get())["status"]["usage"] == before["usage"]
+    assert await world.state() == "Failed"
+    events = (await world.client.list(EVENT, "default"))[0]
+    assert [one["message"] for one in events if one["reason"] == "RunFailed"] == [told(await world.get())["message"]]
+
+
+async def generation_is(world: Any, generation: int) -> bool:
+    return bool((await world.get())["status"]["observedGeneration"] == generation)
+
+
+async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_it(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.operator():
+        await world.apply({"budget": {"deadlineSeconds": 3600}})
+        await world.until(lambda: running(world, "prepare"))
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        monkeypatch.setattr("cgd_operator.reconcile._created", lambda _: hour_ago)
+        await world.until(lambda: state_is(world, "Failed"))
+        assert told(await world.get())["reason"] == "DeadlineExceeded"
+        assert await held(world, "prepare")
+        name = (await world.children())["prepare"]["metadata"]["name"]
+        await world.client.delete(JOB, name, "default")
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
+        await world.until(lambda: generation_is(world, 2))
+    assert await world.children() == {}
+
+
+async def gone(world: Any) -> bool:
+    return await world.client.get(RUN, "demo", "default") is None
+
+
+async def test_a_run_is_deleted_after_its_time_and_its_end_is_told_before(world: Any) -> None:
+    async with world.operator():
+        await world.apply({"ttlSecondsAfterFinished": 0})
+        await world.play(*CHILDREN)
+        await world.until(lambda: gone(world))
+    reasons = [one["reason"] for one in (await world.client.list(EVENT, "default"))[0]]
+    assert {"RunSucceeded", "Expired"} <= set(reasons)
+
+
+@pytest.mark.parametrize("state", ["Succeeded", "Failed"])
+async def test_a_time_to_live_that_is_not_over_is_waited_for_without_an_event(world: Any, state: str) -> None:
+    async with world.operator():
+        await world.apply({"ttlSecondsAfterFinished": 2})
+        if state == "Failed":
+            await world.end("prepare", "Failed")
+        else:
+            await world.play(*CHILDREN)
+        await world.until(lambda: gone(world))
+    reasons = [one["reason"] for one in (await world.client.list(EVENT, "default"))[0]]
+    assert {f"Run{state}", "Expired"} <= set(reasons)
+
+
+async def test_a_finished_run_takes_a_time_to_live_and_says_that_it_has_seen_it(world: Any) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.play(*CHILDREN)
+        await world.until(lambda: state_is(world, "Succeeded"))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 10**6}})
+        await world.until(lambda: generation_is(world, 2))
+        assert await world.state() == "Succeeded"
+        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 0}})
+        await world.until(lambda: gone(world))
+
+
+async def test_a_finished_run_whose_status_cannot_be_read_is_left_as_it_is(world: Any) -> None:
+    definition = await world.client.get(CRD, "cgdruns.cgd.dev")
+    loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = loose
+    await world.client.patch(CRD, "cgdruns.cgd.dev", None, {"spec": definition["spec"]})
+    await world.apply()
+    other = {"stages": "of another kind", "conditions": [{"type": "Succeeded", "status": "True"}]}
+    await world.client.patch(RUN, "demo", "default", {"status": other}, subresource="status")
+    release = manifests.Release("generate", "train")
+    await Reconciler(world.client, release, Board(), b"key").reconcile("default", "demo")
+    assert (await world.get())["status"] == other
+    assert await world.children() == {}
