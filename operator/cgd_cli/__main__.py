@@ -1,8 +1,8 @@
 """The commands.
 
-`validate` and `render` need a manifest and nothing else. `status`, `watch` and `logs` ask the cluster as kubectl does;
-`rows` and `report` also the run's object store, with the credentials of the environment or, if it has none, those of
-the Secret that the run names.
+`validate`, `render` and `plan` need a manifest and nothing else. `status`, `watch` and `logs` ask the cluster as
+kubectl does; `rows` and `report` also the run's object store, with the credentials of the environment or, if it has
+none, those of the Secret that the run names.
 """
 
 import asyncio
@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.live import Live
 
 from cgd_cli import data
+from cgd_cli.estimate import GPUS, Assumptions, size_in
+from cgd_cli.price import price_json, price_table
 from cgd_cli.remote import Remote
 from cgd_cli.table import table
 from cgd_operator import yamls
@@ -72,6 +74,56 @@ def render(
             objects.append(training_runtime(run, child, release))
         objects.append(manifest(run, child, release))
     print("---\n".join(yamls.dump(one) for one in objects), end="")
+
+
+@app.command("plan")
+def price(
+    file: File,
+    rows: Annotated[int | None, typer.Option(min=1, help="Default: prompts.limit.")] = None,
+    student_params: Annotated[str, typer.Option(help="Such as 8B; default: read off the model's name.")] = "",
+    teacher_params: Annotated[str, typer.Option(help="Such as 70B; default: read off the model's name.")] = "",
+    gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "a100-80gb",
+    gpu_hour: Annotated[float, typer.Option(min=0, help="Price of a GPU-hour.")] = 2.5,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 200,
+    answer: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 700,
+    critique: Annotated[int, typer.Option(min=1, help="Tokens of a critique.")] = 500,
+    refinement: Annotated[int, typer.Option(min=1, help="Tokens of a refinement.")] = 800,
+    input_million: Annotated[float, typer.Option(min=0, help="Price of a million tokens read at the endpoint.")] = 0.0,
+    output_million: Annotated[float, typer.Option(min=0, help="Price of a million written at the endpoint.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
+    run = _run_of(file)
+    if run.spec.placement.accelerator == "none":
+        raise Wrong(f"{file} asks for no GPU (placement.accelerator: none): there is nothing to price")
+    if gpu not in GPUS:
+        raise Wrong(f"--gpu {gpu}: is none of {', '.join(GPUS)}")
+    if (count := rows or run.spec.prompts.limit) is None:
+        raise Wrong("how many rows? Set prompts.limit in the manifest, or say --rows 100000")
+    teacher = run.spec.teacher.model
+    given = Assumptions(
+        rows=count,
+        student=_parameters("student", run.spec.student.model, student_params),
+        teacher=_parameters("teacher", teacher, teacher_params) if teacher else 0.0,
+        gpu=GPUS[gpu],
+        gpu_hour=gpu_hour,
+        prompt=prompt,
+        answer=answer,
+        critique=critique,
+        refinement=refinement,
+        input_million=input_million,
+        output_million=output_million,
+    )
+    if as_json:
+        print(price_json(run, given))
+    else:
+        console.print(price_table(run, given, gpu))
+
+
+def _parameters(role: str, model: str, option: str) -> float:
+    if (found := size_in(option or model)) is None:
+        raise Wrong(f"{option or model} tells no number of parameters: say --{role}-params 8B")
+    return found
 
 
 @app.command()

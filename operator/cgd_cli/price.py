@@ -1,0 +1,72 @@
+"""An estimate as a table for the terminal, and as JSON."""
+
+import json
+from dataclasses import asdict
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from cgd_cli.estimate import READING, WRITING, Assumptions, Cost, costs, fits
+from cgd_operator.plan import Run
+
+
+def price_table(run: Run, given: Assumptions, gpu: str) -> RenderableType:
+    """Stages with tokens, GPUs, time, GPU-hours, price and their share; below, what was assumed and what fits."""
+    found = costs(run, given)
+    hours, money = _hours(found), sum(cost.money for cost in found)
+    shown = Table(
+        title=f"CGDRun {run.name}: about {hours:,.1f} GPU-hours, {money:,.0f}", title_justify="left", box=None
+    )
+    for column in ("stage", "rows", "read", "written", "GPUs", "time", "GPU-hours", "price", ""):
+        shown.add_column(column, justify="left" if column in {"stage", ""} else "right", no_wrap=True)
+    for cost in found:
+        share = cost.money / money if money else 0.0
+        figures = (
+            _count(cost.rows),
+            _count(cost.read),
+            _count(cost.written),
+            str(cost.gpus or ""),
+            _time(cost.seconds),
+        )
+        bar = ProgressBar(total=1.0, completed=share, width=16)
+        shown.add_row(cost.stage, *figures, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", bar)
+    verdicts = [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
+    return Group(shown, "", *verdicts, "", *_assumed(given, gpu))
+
+
+def price_json(run: Run, given: Assumptions) -> str:
+    found = costs(run, given)
+    stages = [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in found]
+    verdicts = [{**asdict(one), "fits": one.fits} for one in fits(run, given)]
+    total = {"gpu_hours": _hours(found), "money": sum(cost.money for cost in found)}
+    return json.dumps({"total": total, "stages": stages, "fits": verdicts, "assumed": asdict(given)}, indent=1)
+
+
+def _hours(found: list[Cost]) -> float:
+    return sum(cost.gpu_hours for cost in found)
+
+
+def _assumed(given: Assumptions, gpu: str) -> list[str]:
+    teacher = f", teacher {given.teacher / 1e9:g} B" if given.teacher else ""
+    told = (
+        f"assumed: student {given.student / 1e9:g} B{teacher} parameters; {gpu} at {given.gpu_hour:g} an hour;",
+        f"tokens: prompt {given.prompt}, answer {given.answer}, critique {given.critique}, "
+        f"refinement {given.refinement};",
+        f"{given.in_flight} rows in flight in an engine; a pod starts in {given.start_minutes:g} min;",
+        f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {given.mfu:.0%}.",
+        "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
+    )
+    return [f"[dim]{line}" for line in told]
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}" if number else ""
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min" if minutes else ""

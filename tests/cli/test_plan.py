@@ -1,0 +1,201 @@
+"""What a run will cost: the arithmetic, and `cgd plan` as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import manifest
+
+from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
+from cgd_cli.price import price_json
+from cgd_operator.plan import Run
+
+A100 = GPUS["a100-80gb"]
+SERVED = {
+    "student": {"model": "org/Student-8B", "shards": 4},
+    "teacher": {"model": "org/Teacher-70B", "tensorParallel": 8},
+    "generation": {role: {"maxTokens": 4096} for role in ("answer", "critique", "refine")},
+}
+TRAINING = {"objectives": ["CGD"], "workers": 2, "gpusPerWorker": 8, "globalBatchSize": 64}
+
+
+def run_of(**changes: Any) -> Run:
+    return Run.of(manifest({**SERVED, "training": TRAINING, **changes}))
+
+
+def assumed(**changes: Any) -> Assumptions:
+    return Assumptions(**{"rows": 1000, "student": 8e9, "teacher": 70e9, "gpu": A100, **changes})
+
+
+def by_stage(run: Run, given: Assumptions) -> dict[str, Cost]:
+    return {cost.stage: cost for cost in costs(run, given)}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8B", 8e9),
+        ("1.7b", 1.7e9),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8e9),
+        ("Qwen/Qwen2.5-Math-7B", 7e9),
+        ("s3://cgd/models/SmolLM2-135M-Instruct", 135e6),
+        ("Llama-3.3-70B", 70e9),
+        ("mistralai/Mixtral-8x7B-v0.1", None),
+        ("org/model-v2", None),
+        ("/models/10BetterThings", None),
+        ("8B-family/model", None),
+    ],
+)
+def test_a_size_is_read_off_a_name_or_not_at_all(text: str, size: float | None) -> None:
+    assert size_in(text) == size
+
+
+def test_every_stage_with_gpus_has_a_cost_and_no_other() -> None:
+    stages = ["answer", "critique", "refine", "train-cgd", "evaluate-base", "evaluate-cgd"]
+    assert list(by_stage(run_of(), assumed())) == stages
+
+
+def test_training_is_eight_flops_for_each_parameter_and_token() -> None:
+    cost = by_stage(run_of(), assumed(start_minutes=0))["train-cgd"]
+    tokens = 1000 * (170 + 200 + 700 + 500 + 800)
+    assert cost.read == tokens
+    assert cost.gpus == 16
+    assert cost.gpu_hours == pytest.approx(8 * 8e9 * tokens / (0.4 * 312e12) / 3600)
+
+
+def test_without_checkpointing_it_is_six() -> None:
+    never = run_of(training={**TRAINING, "activationCheckpointing": "never"})
+    given = assumed(start_minutes=0)
+    assert by_stage(never, given)["train-cgd"].seconds == pytest.approx(
+        by_stage(run_of(), given)["train-cgd"].seconds * 6 / 8
+    )
+
+
+def test_writing_with_few_rows_in_flight_is_bound_by_bandwidth() -> None:
+    given = assumed(start_minutes=0, in_flight=1, prompt=1, critique=1, refinement=1)
+    cost = by_stage(run_of(), given)["answer"]
+    alone = 2 * 8e9 / (0.6 * 2039e9)  # seconds a token: all weights are read for it
+    assert cost.seconds == pytest.approx(1000 * 700 * alone / 4, rel=1e-3)
+
+
+def test_writing_with_many_rows_in_flight_is_bound_by_flops() -> None:
+    few, many = (by_stage(run_of(), assumed(in_flight=n))["answer"].seconds for n in (10_000, 20_000))
+    assert few == many
+
+
+def test_shards_share_the_time_and_not_the_price() -> None:
+    one, four = (
+        by_stage(run_of(student={**SERVED["student"], "shards": n}), assumed(start_minutes=0))["answer"] for n in (1, 4)
+    )
+    assert one.seconds == pytest.approx(4 * four.seconds)
+    assert one.money == pytest.approx(four.money)
+
+
+def test_a_fused_teacher_reads_the_prompt_once_and_starts_once() -> None:
+    fused, apart = (by_stage(run_of(teacher={**SERVED["teacher"], "fused": on}), assumed()) for on in (True, False))
+    assert fused["refine"].read == 1000 * 500
+    assert apart["refine"].read == 1000 * (170 + 200 + 700 + 500)
+    assert apart["refine"].seconds > fused["refine"].seconds + 299
+
+
+def test_no_more_is_written_than_the_manifest_allows() -> None:
+    short = run_of(generation={"answer": {"maxTokens": 64}, "critique": {"maxTokens": 32}, "refine": {"maxTokens": 16}})
+    found = by_stage(short, assumed())
+    assert [found[stage].written for stage in ("answer", "critique", "refine")] == [64_000, 32_000, 16_000]
+
+
+def test_an_endpoint_costs_tokens_and_no_gpu() -> None:
+    endpoint = {"endpoint": {"url": "https://api.example.com/v1", "model": "big"}}
+    found = by_stage(run_of(teacher=endpoint), assumed(teacher=0.0, input_million=3.0, output_million=15.0))
+    assert (found["critique"].gpus, found["critique"].seconds) == (0, 0.0)
+    assert found["critique"].money == pytest.approx((170 + 200 + 700) / 1000 * 3 + 500 / 1000 * 15)
+
+
+def test_money_is_gpu_hours_times_their_price() -> None:
+    cost = by_stage(run_of(), assumed(gpu_hour=2.0))["train-cgd"]
+    assert cost.money == pytest.approx(2 * cost.gpu_hours)
+
+
+def fit_of(what: str, run: Run, given: Assumptions) -> Fit:
+    return next(one for one in fits(run, given) if one.what.startswith(what))
+
+
+@pytest.mark.parametrize(("gpus", "fit"), [(1, False), (2, False), (4, True), (8, True)])
+def test_a_70b_teacher_needs_four_gpus_of_80_gb(gpus: int, fit: bool) -> None:
+    run = run_of(teacher={**SERVED["teacher"], "tensorParallel": gpus})
+    found = fit_of("teacher", run, assumed())
+    assert found.need == 140e9 / gpus
+    assert found.room == pytest.approx(0.92 * 80e9 - RESERVED)
+    assert found.fits is fit
+
+
+@pytest.mark.parametrize(("zero", "workers", "gpus", "fit"), [(3, 2, 8, True), (0, 1, 1, False), (3, 1, 1, False)])
+def test_an_8b_student_trains_on_16_gpus_and_not_on_one(zero: int, workers: int, gpus: int, fit: bool) -> None:
+    run = run_of(training={**TRAINING, "workers": workers, "gpusPerWorker": gpus, "zeroStage": zero})
+    assert fit_of("train-cgd", run, assumed()).fits is fit
+
+
+def test_an_endpoint_must_fit_nowhere() -> None:
+    endpoint = {"endpoint": {"url": "https://api.example.com/v1", "model": "big"}}
+    assert not [one for one in fits(run_of(teacher=endpoint), assumed()) if one.what.startswith("teacher")]
+
+
+def test_the_json_adds_up() -> None:
+    told = json.loads(price_json(run_of(), assumed()))
+    assert told["total"]["gpu_hours"] == pytest.approx(sum(one["gpu_hours"] for one in told["stages"]))
+    assert told["assumed"]["rows"] == 1000
+
+
+# --- as a user runs it
+
+
+def cgd_plan(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cgd_cli", "plan", str(path), *words]
+    env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    body = manifest({**SERVED, "training": TRAINING, **changes})
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+def test_a_table_tells_stages_price_fit_and_assumptions(tmp_path: Path) -> None:
+    told = cgd_plan(written(tmp_path), "--rows", "100000", "--gpu-hour", "2").stdout
+    assert "GPU-hours" in told
+    assert "train-cgd" in told
+    assert "teacher, weights (tensorParallel 8): 17.5 GB" in told
+    assert "student 8 B, teacher 70 B parameters; a100-80gb at 2 an hour" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "told"),
+    [
+        ({}, [], "how many rows? Set prompts.limit in the manifest, or say --rows 100000"),
+        ({}, ["--rows", "5", "--gpu", "abacus"], "--gpu abacus: is none of a100-40gb"),
+        (
+            {"student": {"model": "org/model"}},
+            ["--rows", "5"],
+            "org/model tells no number of parameters: say --student-",
+        ),
+        (
+            {},
+            ["--rows", "5", "--teacher-params", "many"],
+            "many tells no number of parameters: say --teacher-params 8B",
+        ),
+        ({"placement": {"accelerator": "none"}}, ["--rows", "5"], "asks for no GPU"),
+    ],
+)
+def test_what_is_missing_is_said_with_the_mend(
+    tmp_path: Path, changes: dict[str, Any], words: list[str], told: str
+) -> None:
+    ended = cgd_plan(written(tmp_path, **changes), *words)
+    assert ended.returncode == 1
+    assert told in ended.stderr
