@@ -52,7 +52,7 @@ def _assumed(given: Assumptions, gpu: str) -> list[str]:
     told = (
         f"assumed: student {given.student / 1e9:g} B{teacher} parameters; {gpu} at {given.gpu_hour:g} an hour;",
         f"tokens: prompt {given.prompt}, answer {given.answer}, critique {given.critique},",
-        f"refinement {given.refinement}; {given.in_flight} rows in flight in an engine; a pod starts in {given.start_minutes:g} min;",
+        f"refinement {given.refinement}; {given.in_flight} rows in flight; pods start in {given.start_minutes:g} min;",
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {given.mfu:.0%}.",
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
