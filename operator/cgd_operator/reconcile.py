@@ -155,8 +155,8 @@ class Reconciler:
         if manifest is None or "deletionTimestamp" in manifest["metadata"]:
             return
         previous, now = previous_status(manifest), datetime.now(UTC)
+        generation = manifest["metadata"]["generation"]
         if _settled(manifest):
-            generation = manifest["metadata"]["generation"]
             if previous.observed_generation not in (0, generation):  # 0: what is there cannot be read, and stays
                 await self._tell(manifest, status.acknowledged(previous, generation), ())
             await self._expire(manifest, previous, now)
