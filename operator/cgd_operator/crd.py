@@ -73,11 +73,20 @@ def _root() -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            # So that observedGeneration is there from birth: kstatus takes a run without one for current.
-            "status": structural(CGDRunStatus) | {"default": {}},
+            "status": _status(),
         },
         **rules(NAME_RULE),
     }
+
+
+def _status() -> Schema:
+    """With a default, so that observedGeneration is there from birth: kstatus takes a run without one for current. Its
+    lists have none: `kubectl wait` on their first item waits while they are missing, and fails where they are empty."""
+    schema = structural(CGDRunStatus)
+    for field in schema["properties"].values():
+        if field.get("type") == "array":
+            del field["default"]
+    return schema | {"default": {}}
 
 
 def _immutable(name: str) -> dict[str, str]:

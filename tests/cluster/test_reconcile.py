@@ -20,7 +20,7 @@ embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
 
 def conditions(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {one["type"]: one for one in run["status"]["conditions"]}
+    return {one["type"]: one for one in run["status"].get("conditions", [])}
 
 
 async def test_a_run_goes_through_all_its_stages(world: Any) -> None:
@@ -256,7 +256,8 @@ async def stage_is(world: Any, stage: str) -> bool:
 async def test_a_run_is_not_observed_until_the_operator_has_looked(world: Any) -> None:
     await world.apply({"suspend": True})
     status = (await world.get())["status"]
-    assert (status["observedGeneration"], status["state"], status["conditions"]) == (0, "New", [])
+    assert (status["observedGeneration"], status["state"]) == (0, "New")
+    assert not {"conditions", "stages"} & status.keys()  # kubectl waits for what is missing, and fails on an empty list
     async with world.operator():
         await world.until(lambda: state_is(world, "Suspended"))
     assert (await world.get())["status"]["observedGeneration"] == 1
