@@ -247,6 +247,12 @@ class TestResults:
     def test_without_spread_a_difference_is_sure(self, values: list[float], p: float) -> None:
         assert results.paired_p(values) == p
 
+    @pytest.mark.parametrize(
+        ("p", "told"), [(0.0, "p < 0.001"), (0.0004, "p < 0.001"), (0.034, "p = 0.034"), (1, "p = 1")]
+    )
+    def test_no_p_value_is_told_as_nothing(self, p: float, told: str) -> None:
+        assert results.spoken(p) == told
+
     def test_the_figures_compare_the_same_questions(self) -> None:
         better, worse = marks([True] * 30 + [False] * 10), marks([True] * 10 + [False] * 30)
         rows = {row["label"]: row for row in results.figures({"base": [worse], "CGD": [better, better]})}
@@ -283,6 +289,7 @@ class TestResults:
         results.write_page(tmp_path / "page.html", found)
         page = (tmp_path / "page.html").read_text()
         assert "<script>" not in page
+        assert "<td>1</td>" in page
         assert all(f'<th scope="row">{label}</th>' in page for label in exams)
         assert page.count('<th scope="row">CGD</th>') == 2
 

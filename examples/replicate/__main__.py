@@ -56,11 +56,11 @@ QUICK = Size(steps=120, rows=16, seeds=1, questions=20, max_rejected="90%")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(".demo/replicate"))
+    parser.add_argument("--folder", type=Path, help="default: .demo/replicate, and .demo/replicate-quick with --quick")
     parser.add_argument("--quick", action="store_true", help="small, to see whether it runs")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, leave)
-    folder = given.folder.absolute()
+    folder = (given.folder or Path(".demo") / ("replicate-quick" if given.quick else "replicate")).absolute()
     try:
         page = asyncio.run(study(folder, QUICK if given.quick else FULL, fresh=not folder.exists()))
     except StudyError as error:

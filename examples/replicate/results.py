@@ -113,11 +113,16 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         gain, p = row["gain"]["mean"], row["gain"]["p"]
         if p >= 0.05:
-            told.append(f"CGD and {label} may be alike: {gain * 100:+.1f} points, p = {p:.2g}.")
+            told.append(f"CGD and {label} may be alike: {gain * 100:+.1f} points, {spoken(p)}.")
         else:
             word = "better" if gain > 0 else "worse"
-            told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, p = {p:.2g}.")
+            told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, {spoken(p)}.")
     return told
+
+
+def spoken(p: float) -> str:
+    """A p-value in words: none is ever 0."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def write_page(target: Path, found: Mapping[str, Any]) -> None:
@@ -125,4 +130,5 @@ def write_page(target: Path, found: Mapping[str, Any]) -> None:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["spoken"] = spoken
     target.write_text(environment.get_template("page.html.j2").render(found))

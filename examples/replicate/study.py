@@ -7,9 +7,7 @@ two cores has no time for anything else.
 import json
 import random
 import shutil
-import socket
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +142,6 @@ class Study:
             contract.TERMINATION_LOG: str(words),
             "HOME": str(folder),
             "OMP_NUM_THREADS": "1",
-            "PET_NNODES": "1",
-            "PET_NODE_RANK": "0",
-            "PET_MASTER_ADDR": "127.0.0.1",
-            "PET_MASTER_PORT": str(_free_port()),
         }
         command = [sys.executable, "-m", f"cgd_stages.{child.task.work.kind}"]
         code = launch(command, environment, folder, folder / "log").wait()
@@ -193,12 +187,3 @@ def exam_problems(count: int = 400) -> list[Problem]:
     half = count // 2
     seen = questions("exam", half, ASKED)
     return [*seen, *questions("exam others", count - half, others, but=frozenset(map(sums_of, seen)))]
-
-
-_ports = threading.Lock()
-
-
-def _free_port() -> int:
-    with _ports, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
