@@ -113,6 +113,8 @@ def make_student(folder: Path, size: Size) -> Path:
 
         def told(step: int, loss: float) -> None:
             progress.update(task, completed=step, description=f"pre-training   loss {loss:.2f}")
+            if not console.is_terminal and step * 10 % size.steps < 10:  # a bar is shown at its end only
+                console.print(f"pre-training   {step} of {size.steps}   loss {loss:.2f}")
 
         part = target.with_suffix(".part")
         pretrain.pretrain(part, steps=size.steps, seed=0, tell=told)

@@ -34,8 +34,9 @@ async def test_a_run_from_prompts_to_report_through_a_dead_operator_and_lost_pod
 
 async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: Any) -> None:
     stand.start_operator()
-    training = stand.manifest("any")["spec"]["training"] | {"backend": "TrainJob"}
-    await stand.apply("demo", training=training)
+    spec = stand.manifest("any")["spec"]
+    training, student = spec["training"] | {"backend": "TrainJob"}, spec["student"] | {"shards": 1}
+    await stand.apply("demo", training=training, student=student, evaluation=None)
     lost = "batch.kubernetes.io/job-completion-index=1,cgd.dev/stage=train-cgd"
     while not [pod for pod in await listed(stand, POD, lost) if pod["status"]["phase"] == "Running"]:
         assert (await stand.condition("demo", "Succeeded"))["status"] != "False"
