@@ -33,7 +33,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     # Not a part of what is stored: the same rows and settings may be trained in another layout.
     _refuse_other_layouts(context, supplies, students)
     inputs = _inputs(task.stage, supplies, students)
-    folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
+    folder = context.folder(task.stage, inputs)
     done = folder.done()
     if done is None:
         with context.interruptible():

@@ -262,7 +262,13 @@ class Report(Contract):
     spec: str
 
 
-Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Report, Field(discriminator="kind")]
+class Clean(Contract):
+    """Delete what the run has stored and no other run claims."""
+
+    kind: Literal["clean"] = "clean"
+
+
+Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Report | Clean, Field(discriminator="kind")]
 
 
 class StageTask(Contract):

@@ -120,7 +120,7 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
         "sampling": work.sampling.model_dump(by_alias=True),
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
-    return Folder(context.bucket, run_ref.namespace, context.task.stage, digest_of(**inputs)), inputs
+    return context.folder(context.task.stage, inputs), inputs
 
 
 # --- asking -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
     <namespace>/<stage>/<digest>/shards/*.json       one marker a shard, written when the shard has ended
     <namespace>/<stage>/<digest>/DONE.json           the promise, written last; readers trust only what it lists
     <namespace>/runs/<run>/<stage>.json              pointer of a run to the folder of its stage
+    <namespace>/claims/<uid>/<stage>/<digest>        empty: the run of this uid makes or uses the folder
 
 A digest is the hash of everything that determines the output. A folder is therefore never changed once it is done,
 and a changed input never meets stale data.
@@ -283,6 +284,25 @@ class Folder:
         return marker
 
 
+def claim(folder: Folder, run: RunRef) -> None:
+    """Say that the run makes or uses the folder, before it does: see clean.py, which deletes what nobody claims."""
+    folder.bucket.put(_claim_key(run.namespace, run.uid, folder.stage, folder.digest), b"")
+
+
+def read_claims(bucket: Bucket, namespace: str) -> dict[str, set[Folder]]:
+    """The folders of every run that has ever begun one, by the run's uid."""
+    found: dict[str, set[Folder]] = {}
+    for stored in bucket.list(_claim_key(namespace)):
+        uid, stage, digest = stored.key.removeprefix(_claim_key(namespace)).split("/")
+        found.setdefault(uid, set()).add(Folder(bucket, namespace, stage, digest))
+    return found
+
+
+def withdraw(folder: Folder, run: RunRef) -> None:
+    """Take a claim back."""
+    folder.bucket.delete(_claim_key(run.namespace, run.uid, folder.stage, folder.digest))
+
+
 def write_pointer(bucket: Bucket, run: RunRef, done: Done) -> Pointer:
     """Link the run to the folder of one of its stages. Doing it twice is doing it once."""
     pointer = Pointer(
@@ -311,6 +331,14 @@ def open_input(bucket: Bucket, run: RunRef, stage: str) -> Folder:
     return Folder(bucket, run.namespace, stage, read_pointer(bucket, run, stage).digest)
 
 
+def delete_pointers(bucket: Bucket, run: RunRef) -> None:
+    """Delete the run's pointers, not those of another run of its name."""
+    for stored in list(bucket.list(_pointer_key(run))):
+        data = bucket.get(stored.key)
+        if data is not None and Pointer.model_validate_json(data).run_uid == run.uid:
+            bucket.delete(stored.key)
+
+
 def read_rows(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """Every row of a finished folder, one part in memory at a time, in no promised order: sort by (id, sample)."""
     for part in folder.require().under(PARTS):
@@ -321,5 +349,11 @@ def _shard_name(shard: int, shards: int) -> str:
     return f"shards/{shard:05d}-of-{shards:05d}.json"
 
 
-def _pointer_key(run: RunRef, stage: str) -> str:
-    return f"{run.namespace}/runs/{run.name}/{stage}.json"
+def _pointer_key(run: RunRef, stage: str = "") -> str:
+    """Key of a pointer; without a stage, what those of the run begin with."""
+    return f"{run.namespace}/runs/{run.name}/" + (f"{stage}.json" if stage else "")
+
+
+def _claim_key(namespace: str, *rest: str) -> str:
+    """Key of a claim; without the rest, what all keys of claims begin with."""
+    return f"{namespace}/claims/{'/'.join(rest)}"

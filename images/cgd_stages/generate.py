@@ -29,7 +29,6 @@ from cgd_stages.folders import (
     Part,
     Row,
     ShardMarker,
-    digest_of,
     from_parquet,
     now,
     open_input,
@@ -154,7 +153,7 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
         "upstream": source.identity,
     }
-    folder = Folder(context.bucket, context.task.run.namespace, role, digest_of(**inputs))
+    folder = context.folder(role, inputs)
     return Stage(role, sampling, source, folder, inputs, context.shard, work.shards, work.max_rejected)
 
 

@@ -154,7 +154,7 @@ def _folder(
         "context": known[0].context,
         "frame": prompts.fingerprint("answer"),
     }
-    folder = Folder(context.bucket, context.task.run.namespace, STAGE, digest_of(**inputs))
+    folder = context.folder(STAGE, inputs)
     given = [model for model in (work.student, work.teacher) if model]
     pins = {
         model.name: resolved.resolved.revision

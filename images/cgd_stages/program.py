@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -34,6 +34,7 @@ from cgd_stages.contract import (
     Work,
 )
 from cgd_stages.errors import Interrupted, StageError, UserError
+from cgd_stages.folders import Folder, claim, digest_of
 from cgd_stages.progress import Reporter
 from cgd_stages.storage import Bucket
 
@@ -70,6 +71,12 @@ class Context:
         if not isinstance(self.task.work, kind):
             raise UserError(f"this program does {kind.__name__} work, the task is {self.task.work.kind!r}")
         return self.task.work
+
+    def folder(self, stage: str, inputs: dict[str, Any]) -> Folder:
+        """Where the output of a stage goes that these inputs determine; claimed for the run."""
+        folder = Folder(self.bucket, self.task.run.namespace, stage, digest_of(**inputs))
+        claim(folder, self.task.run)
+        return folder
 
     def check(self) -> None:
         """Raise Interrupted when SIGTERM has come. Call it where everything finished is stored."""

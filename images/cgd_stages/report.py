@@ -21,7 +21,6 @@ from cgd_stages.folders import (
     Done,
     Folder,
     Row,
-    digest_of,
     from_parquet,
     now,
     open_input,
@@ -47,7 +46,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         "spec": work.spec,
         "page": page.fingerprint(),
     }
-    folder = Folder(context.bucket, context.task.run.namespace, context.task.stage, digest_of(**inputs))
+    folder = context.folder(context.task.stage, inputs)
     done = folder.done()
     if done is None:
         data = read_run(context.task.run, work, outputs)

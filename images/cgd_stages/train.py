@@ -39,7 +39,6 @@ from cgd_stages.folders import (
     Folder,
     Part,
     Row,
-    digest_of,
     now,
     write_pointer,
 )
@@ -176,7 +175,7 @@ def _stage(context: Context) -> Stage:
     supply = Supply.of(context.bucket, task.run, work)
     student = models.pinned(work.student, context.bucket, task.run)
     inputs = inputs_of(task.stage, supply, models.resolve(student, context.bucket, task.run))
-    folder = Folder(context.bucket, task.run.namespace, task.stage, digest_of(**inputs))
+    folder = context.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
     return Stage(context, work, node, supply, folder, inputs, student)
 

@@ -2,8 +2,8 @@
 
 Written once, here: `crds/` is generated from these models (`make crds`), with their defaults, limits and CEL rules.
 There are no floats (a custom resource must compare equal after any number of round trips), so fractions are strings:
-`learningRate: "1e-6"`. Everything but `suspend` and `ttlSecondsAfterFinished` is immutable; rows that are stored are
-reused by the next run.
+`learningRate: "1e-6"`. Everything but `suspend`, `ttlSecondsAfterFinished` and `deletionPolicy` is immutable; rows that
+are stored are reused by the next run.
 """
 
 import json
@@ -527,7 +527,7 @@ class CGDRunSpec(Part):
 
     model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
 
-    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttl_seconds_after_finished"})
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttl_seconds_after_finished", "deletion_policy"})
     """Fields that may change, and have no part in what a run makes."""
 
     suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
@@ -549,7 +549,12 @@ class CGDRunSpec(Part):
         ge=0,
         le=2**31 - 1,
         description="Delete the run, with its Jobs and pods, so long after it has succeeded or failed; what it stored "
-        "stays. Default: never. May be changed at any time.",
+        "stays or goes by deletionPolicy. Default: never. May be changed at any time.",
+    )
+    deletion_policy: Literal["Retain", "Delete"] = Field(
+        "Retain",
+        description="Delete: when the run is deleted, so is what it stored and no other run claims. "
+        "May be changed at any time.",
     )
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
 

@@ -34,8 +34,19 @@ def refusal(run: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:
 
 def expiry(run: dict[str, Any], ttl: int, now: datetime) -> dict[str, Any]:
     """The Event of a run that is deleted because it ended so long ago."""
-    message = f"deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); what it stored stays"
+    fate = "goes with it" if run["spec"].get("deletionPolicy") == "Delete" else "stays"
+    message = f"deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); what it stored {fate}"
     return _event_of(run["metadata"], "Expired", message, warning=False, now=now)
+
+
+def cleaned(run: dict[str, Any], trouble: str, now: datetime) -> dict[str, Any]:
+    """The Event of a run whose stored data were deleted, or not: then `trouble` says why."""
+    meta, uri = run["metadata"], run["spec"]["storage"]["uri"]
+    if trouble:
+        message = f"what the run stored below {uri}/{meta['namespace']} was not deleted: {trouble}"
+        return _event_of(meta, "NotCleaned", message, warning=True, now=now)
+    message = f"what the run stored below {uri}/{meta['namespace']} and no other run claims is deleted"
+    return _event_of(meta, "Cleaned", message, warning=False, now=now)
 
 
 def _stage_text(stage: StageStatus) -> str:

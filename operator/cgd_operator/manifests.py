@@ -17,6 +17,8 @@ Object = dict[str, Any]
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "cgd-operator"
 RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
+FINALIZER = "cgd.dev/clean"
+"""On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
 SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
 """Annotation on a child that the operator suspended: only such a child is resumed by it (a queue suspends, too)."""
 
@@ -46,6 +48,14 @@ def manifest(run: Run, child: Child, release: Release) -> Object:
             return _pytorchjob(run, child, release)
         case "TrainJob":
             return _trainjob(run, child)
+
+
+def cleaning_job(run: Run, child: Child, release: Release) -> Object:
+    """The Job that deletes what a run has stored. The run does not own it: it must live while the run is going, also
+    when a foreground deletion takes all that the run owns."""
+    job = _job(run, child, release)
+    del job["metadata"]["ownerReferences"]
+    return job
 
 
 def secret_name(run: Run) -> str:

@@ -71,6 +71,15 @@ def plan(run: Run, backend: Backend = "PyTorchJob") -> tuple[Child, ...]:
     return tuple(_child(run, work, backend) for work in works)
 
 
+CLEAN = "clean"
+"""Stage of the child that deletes what a run has stored. No part of the plan: it comes when the run is deleted."""
+
+
+def cleaning(run: Run) -> Child:
+    """The child that deletes what the run has stored."""
+    return _child(run, _Work(CLEAN, (CLEAN,), contract.Clean(), "cpu", ()), BACKENDS[0])
+
+
 def stage_names(spec: api.CGDRunSpec) -> tuple[str, ...]:
     """The stages of a run, in order, as the status lists them."""
     return (*(stage for work in _works(spec) for stage in work.stages), "report")

@@ -20,8 +20,8 @@ from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, 
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.health import Health
 from cgd_operator.limits import exceeded, expired
-from cgd_operator.observe import ChildFacts, observe
-from cgd_operator.plan import BACKENDS, Backend, Child, Run, choose_backend, plan
+from cgd_operator.observe import ChildFacts, Fate, observe
+from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
 from cgd_operator.progress import Board, token
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ PROGRESS_SECONDS = 2.0
 RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
 AT_ONCE = 16
+CLEAN_SECONDS = 1800
+"""A deleted run stays at most so long for what it stored to be deleted."""
 
 INSTALL: dict[str, str] = {
     "auto": "the cluster has neither PyTorchJob (kubeflow.org/v1) nor TrainJob (trainer.kubeflow.org/v1alpha1): "
@@ -152,8 +154,12 @@ class Reconciler:
     async def reconcile(self, namespace: str, name: str) -> None:
         """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed."""
         manifest = await self.cluster.get(RUN, name, namespace)
-        if manifest is None or "deletionTimestamp" in manifest["metadata"]:
+        if manifest is None:
             return
+        if "deletionTimestamp" in manifest["metadata"]:
+            await self._clean(manifest, datetime.now(UTC))
+            return
+        await self._finalize(manifest, wanted=manifest["spec"].get("deletionPolicy") == "Delete")
         previous, now = previous_status(manifest), datetime.now(UTC)
         generation = manifest["metadata"]["generation"]
         if _settled(manifest):
@@ -208,6 +214,65 @@ class Reconciler:
         await self._announce([events.expiry(manifest, ttl, now)])
         await self.cluster.delete(RUN, meta["name"], meta["namespace"], uid=meta["uid"])
         log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], ttl)
+
+    async def _clean(self, manifest: Object, now: datetime) -> None:
+        """Bring the deletion of a run with `deletionPolicy: Delete` one step on: its children go, then a Job deletes
+        what they stored, then the run may go. Whatever fails, the run goes after `CLEAN_SECONDS`."""
+        if manifests.FINALIZER not in manifest["metadata"].get("finalizers", []):
+            return
+        try:
+            run = Run.of(manifest)
+        except InvalidRun:  # it has never started anything
+            await self._finalize(manifest, wanted=False)
+            return
+        there = await self._look(run)
+        jobs = [one for one in there.objects if one["metadata"]["labels"][manifests.STAGE_LABEL] == CLEAN]
+        children = [one for one in there.objects if one not in jobs]
+        deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
+        late, trouble = (now - deleted).total_seconds() > CLEAN_SECONDS, None
+        if (facts := observe(jobs, there.pods).get(CLEAN)) and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
+            trouble = facts.message if facts.fate is Fate.FAILED else ""
+        elif late:
+            trouble = f"it took more than {CLEAN_SECONDS} s; {facts.message if facts else 'pods of the run still run'}"
+        elif children:
+            await self._delete(children)
+        elif not jobs and not there.pods:
+            trouble = await self._start_cleaning(run)
+        if trouble is not None:
+            await self._announce([events.cleaned(manifest, trouble, now)])
+            await self._delete(jobs)
+            await self._finalize(manifest, wanted=False)
+            log.info("%s/%s: %s", run.namespace, run.name, trouble or "what it stored is deleted")
+
+    async def _delete(self, objects: Iterable[Object]) -> None:
+        for one in objects:
+            meta = one["metadata"]
+            if "deletionTimestamp" not in meta:
+                kind = manifests.KINDS[one["kind"]]
+                await self.cluster.delete(kind, meta["name"], meta["namespace"], uid=meta["uid"])
+
+    async def _start_cleaning(self, run: Run) -> str | None:
+        """Create the Job that deletes what the run has stored; why there can be none, such as a namespace that goes."""
+        child = cleaning(run)
+        try:
+            await self.cluster.create(JOB, manifests.cleaning_job(run, child, self.release))
+        except AlreadyExists:
+            return None
+        except ApiError as error:
+            if error.status not in (400, 403, 404, 422):
+                raise
+            return f"the API server refused the Job for it: {error.message}"
+        log.info("%s/%s: %s deletes what it stored", run.namespace, run.name, child.name)
+        return None
+
+    async def _finalize(self, manifest: Object, *, wanted: bool) -> None:
+        """Have our finalizer on the run, or not. Of a run that has changed meanwhile, the next look takes care."""
+        meta = manifest["metadata"]
+        others = [one for one in meta.get("finalizers", []) if one != manifests.FINALIZER]
+        if wanted != (manifests.FINALIZER in meta.get("finalizers", [])):
+            finalizers = [*others, manifests.FINALIZER] if wanted else others
+            body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": finalizers}}
+            await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
 
     async def _look(self, run: Run) -> Children:
         labels = f"{manifests.UID_LABEL}={run.uid}"
@@ -325,6 +390,8 @@ def _settled(manifest: Object) -> bool:
 
 def _at_rest(manifest: Object, now: datetime) -> bool:
     """A settled run whose time to live is not over: only an event can make it worth a look."""
+    if "deletionTimestamp" in manifest["metadata"]:
+        return False
     return _settled(manifest) and not expired(_ttl(manifest), previous_status(manifest), now)
 
 

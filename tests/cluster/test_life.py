@@ -7,7 +7,7 @@ import pytest
 from builders import CHILDREN, ended, labels
 
 from cgd_operator import manifests
-from cgd_operator.cluster import CRD, EVENT, JOB, POD, RUN
+from cgd_operator.cluster import CRD, EVENT, JOB, POD, RUN, ApiError, Cluster, Kind
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
@@ -160,3 +160,110 @@ async def test_a_finished_run_whose_status_cannot_be_read_is_left_as_it_is(world
     await Reconciler(world.client, release, Board(), b"key").reconcile("default", "demo")
     assert (await world.get())["status"] == other
     assert await world.children() == {}
+
+
+DELETE = {"deletionPolicy": "Delete"}
+
+
+async def has_finalizer(world: Any) -> bool:
+    return manifests.FINALIZER in (await world.get())["metadata"].get("finalizers", [])
+
+
+async def cleaning(world: Any) -> bool:
+    """Whether the Job that cleans is the only child."""
+    return list(await world.children()) == ["clean"]
+
+
+async def notes(world: Any) -> dict[str, str]:
+    return {one["reason"]: one["message"] for one in (await world.client.list(EVENT, "default"))[0]}
+
+
+async def test_a_deleted_run_takes_what_it_stored_with_it(world: Any) -> None:
+    async with world.operator():
+        run = await world.apply(DELETE)
+        await world.play("prepare")
+        await world.until(lambda: running(world, "answer"))
+        assert await has_finalizer(world)
+        await add_pod(world, run, "answer", "leaving", 1)
+        await world.client.delete(RUN, "demo", "default")
+        await world.until(lambda: without_children(world))
+        assert await world.client.get(RUN, "demo", "default")
+        await world.client.delete(POD, "leaving", "default", grace=0)
+        await world.until(lambda: cleaning(world))
+        job = (await world.children())["clean"]
+        assert "ownerReferences" not in job["metadata"]
+        assert job["metadata"]["labels"][manifests.UID_LABEL] == run["metadata"]["uid"]
+        await world.end("clean")
+        await world.until(lambda: gone(world))
+        await world.until(lambda: without_children(world))
+    told_of = await notes(world)
+    assert "is deleted" in told_of["Cleaned"]
+    assert "NotCleaned" not in told_of
+
+
+async def without_children(world: Any) -> bool:
+    return await world.children() == {}
+
+
+async def test_a_run_whose_cleaning_fails_goes_nevertheless_and_says_what_stays(world: Any) -> None:
+    async with world.operator():
+        await world.apply(DELETE)
+        await world.until(lambda: running(world, "prepare"))
+        await world.client.delete(RUN, "demo", "default")
+        await world.until(lambda: cleaning(world))
+        await world.end("clean", "Failed")
+        await world.until(lambda: gone(world))
+    assert "was not deleted" in (await notes(world))["NotCleaned"]
+    assert "Cleaned" not in await notes(world)
+
+
+async def test_a_run_that_cannot_be_cleaned_in_time_goes_nevertheless(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_operator.reconcile.CLEAN_SECONDS", 1)
+    async with world.operator():
+        await world.apply(DELETE)
+        await world.until(lambda: running(world, "prepare"))
+        await world.client.delete(RUN, "demo", "default")
+        await world.until(lambda: gone(world))
+        await world.until(lambda: without_children(world))
+    assert "it took more than 1 s" in (await notes(world))["NotCleaned"]
+
+
+async def test_a_run_in_a_namespace_that_takes_no_job_any_more_goes(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Cluster.create
+
+    async def refuse(self: Cluster, kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
+        if body["metadata"].get("labels", {}).get(manifests.STAGE_LABEL) == "clean":
+            raise ApiError(403, "Forbidden", "namespace default is being terminated")
+        return await create(self, kind, body)
+
+    async with world.operator():
+        await world.apply(DELETE)
+        await world.until(lambda: running(world, "prepare"))
+        monkeypatch.setattr(Cluster, "create", refuse)
+        await world.client.delete(RUN, "demo", "default")
+        await world.until(lambda: gone(world))
+    assert "being terminated" in (await notes(world))["NotCleaned"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+async def test_the_policy_may_change_at_any_time_and_other_finalizers_stay(world: Any, finished: bool) -> None:
+    async with world.operator():
+        run = await world.apply()
+        meta = {"finalizers": ["example.org/other"]}
+        await world.client.patch(RUN, "demo", "default", {"metadata": meta})
+        await world.play(*CHILDREN if finished else CHILDREN[:1])
+        await world.client.patch(RUN, "demo", "default", {"spec": DELETE})
+        await world.until(lambda: has_finalizer(world))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"deletionPolicy": "Retain"}})
+        await world.until(lambda: let_go(world))
+        await world.client.delete(RUN, "demo", "default", uid=run["metadata"]["uid"])
+        assert (await world.get())["metadata"]["finalizers"] == ["example.org/other"]
+    assert "clean" not in await world.children()
+
+
+async def let_go(world: Any) -> bool:
+    return not await has_finalizer(world)

@@ -110,7 +110,9 @@ async def test_no_call_of_a_whole_run_is_denied(
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
         await world.play(*CHILDREN[1:])
         await world.until(lambda: reached("Succeeded"))
-        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 0}})
+        away = {"ttlSecondsAfterFinished": 0, "deletionPolicy": "Delete"}
+        await world.client.patch(RUN, "demo", "default", {"spec": away})
+        await world.end("clean")
         await world.until(gone)
     assert guard.denied == []
     needed = {
@@ -120,6 +122,8 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("patch", "secrets"),
         ("patch", "cgdruns/status"),
         ("delete", "cgdruns"),
+        ("patch", "cgdruns"),
+        ("delete", KINDS[backend].plural),
         ("create", KINDS[backend].plural),
     }
     assert needed <= guard.allowed

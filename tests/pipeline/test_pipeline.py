@@ -47,7 +47,9 @@ async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: An
     assert len(await listed(stand, TRAINJOB)) == 1
     assert await listed(stand, PYTORCHJOB) == []
     check_artifacts(stand, status["artifacts"])
-    await check_deletion(stand)
+    await stand.kubectl("patch", "cgd", "demo", "--type=merge", "-p", '{"spec": {"deletionPolicy": "Delete"}}')
+    await stand.kubectl("wait", "cgd/demo", "--for=jsonpath={.metadata.finalizers[0]}=cgd.dev/clean", "--timeout=30s")
+    await check_deletion(stand, stays=False)
 
 
 async def disturb(stand: Any) -> set[str]:
@@ -99,8 +101,8 @@ def folder_of(stand: Any, uri: str) -> dict[str, bytes]:
     return found
 
 
-async def check_deletion(stand: Any) -> None:
-    """Deleting the run removes its children, and what is stored stays."""
+async def check_deletion(stand: Any, *, stays: bool = True) -> None:
+    """Deleting the run removes its children; what is stored stays, or goes as its deletionPolicy wants."""
     before = len(stand.stored("default/"))
     await stand.kubectl("delete", "cgd", "demo", "--wait=true")
     for _ in range(300):
@@ -111,7 +113,7 @@ async def check_deletion(stand: Any) -> None:
         await asyncio.sleep(0.1)
     assert left == []
     assert secrets == ["keys"]
-    assert len(stand.stored("default/")) == before
+    assert len(stand.stored("default/")) == (before if stays else 0)
 
 
 async def listed(stand: Any, kind: Kind, labels: str = "") -> list[dict[str, Any]]:
