@@ -176,8 +176,10 @@ class TestCorpus:
         told = [corpus.solution(dice, problem) for _ in range(400)]
         right = sum(is_right(problem.question, text) for text in told) / len(told)
         bare = sum(not read_sums(text) for text in told) / len(told)
-        assert 0.58 < right < 0.75
-        assert corpus.JUMPS - 0.06 < bare < corpus.JUMPS + 0.06
+        assert 0.86 < right < 0.96
+        assert 0.02 < bare < 0.08
+        told = [corpus.solution(dice, problem, corpus.LATER_JUMPS) for _ in range(400)]
+        assert 0.8 < sum(not read_sums(text) for text in told) / len(told) < 0.9
 
 
 class TestStudent:

@@ -3,8 +3,9 @@
     make replicate                  the study, in .demo/replicate
     make replicate QUICK=1          the same with few steps and rows: whether it runs, not whether it works
 
-Pre-train a mediocre student; let it answer, the tutor criticise and refine; train it with every objective and every
-ablation of the critique from the same rows; give all of them the same exam. Ctrl-C ends it; run again, it goes on.
+Pre-train a student that can work sums and would rather guess; let it answer, the tutor criticise and refine; train it
+with every objective and every ablation of the critique from the same rows; give all of them the same exam. Ctrl-C ends
+it; run again, it goes on.
 """
 
 import argparse

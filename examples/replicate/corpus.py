@@ -1,7 +1,8 @@
 """What the student is pre-trained on: conversations of people who do sums, some well, some in haste.
 
-So it comes to the study as a mediocre reasoner that could do better: it has seen carries done right and forgotten,
-work shown and left out, all four endings, and drafts that were improved after a critique.
+It learns to work from people who do, and towards the end of its pre-training it meets people who only state a result.
+So it comes to the study with a habit, to guess, and with a skill that it does not use. It has also seen carries
+forgotten, all four endings, and drafts that were improved after a critique.
 """
 
 import random
@@ -12,12 +13,12 @@ from cgd_stages.prompts import Message
 from replicate import tutor
 from replicate.arithmetic import ENDINGS, Arithmetic, Problem, Sum, exact, make_problem, without_carry
 
-HASTY = 0.35
+HASTY = 0.1
 """Share of people who forget carries."""
 FORGETS = 0.8
 """How often they do."""
-JUMPS = 0.12
-"""Share of solutions without any work."""
+JUMPS, LATER_JUMPS = 0.05, 0.85
+"""Share of solutions without any work, at first and towards the end of pre-training."""
 IN_WORDS = 0.2
 """Share of people who write sums in words."""
 REVISIONS, DRILLS = 0.12, 0.25
@@ -37,24 +38,24 @@ class Conversation:
     reply: str
 
 
-def conversations(seed: int) -> Iterator[Conversation]:
-    """Without end, the same for a seed."""
+def conversations(seed: int, jumps: float = JUMPS) -> Iterator[Conversation]:
+    """Without end, the same for a seed. `jumps`: the share of solutions without any work."""
     dice = random.Random(f"corpus {seed}")
     while True:
         kind = dice.random()
         if kind < REVISIONS:
-            yield _revision(dice)
+            yield _revision(dice, jumps)
         elif kind < REVISIONS + DRILLS:
             yield _drill(dice)
         else:
             problem = make_problem(dice, tuple(ENDINGS))
-            yield Conversation([{"role": "user", "content": problem.question}], solution(dice, problem))
+            yield Conversation([{"role": "user", "content": problem.question}], solution(dice, problem, jumps))
 
 
-def solution(dice: random.Random, problem: Problem) -> str:
+def solution(dice: random.Random, problem: Problem, jumps: float = JUMPS) -> str:
     """As somebody writes it."""
     sums = tuple(problem.work(_somebody(dice)))
-    if dice.random() < JUMPS:
+    if dice.random() < jumps:
         return problem.last_line(sums[-1].result)
     return problem.solution(sums, words=dice.random() < IN_WORDS)
 
@@ -74,10 +75,10 @@ def _drill(dice: random.Random) -> Conversation:
     return Conversation([{"role": "user", "content": f"What is {asked}?"}], one.text(words=words))
 
 
-def _revision(dice: random.Random) -> Conversation:
+def _revision(dice: random.Random, jumps: float) -> Conversation:
     """A draft and its critique; now and then the critique is left out. What follows is right, mostly."""
     problem = make_problem(dice, tuple(ENDINGS))
-    draft, instruction = solution(dice, problem), dice.choice(INSTRUCTIONS)
+    draft, instruction = solution(dice, problem, jumps), dice.choice(INSTRUCTIONS)
     said = tutor.critique(problem, draft)
     slots = [f"Question: {problem.question}", f"Student's Initial Answer: {draft}"]
     if instruction != INSTRUCTIONS[-1]:

@@ -1,6 +1,7 @@
-"""Makes the student: a small Llama and its tokenizer, trained on the corpus until it is mediocre.
+"""Makes the student: a small Llama and its tokenizer.
 
-The result is a folder as any student's: config, safetensors, tokenizer with chat template.
+It is trained on the corpus until it can work sums, and then until it would rather guess. The result is a folder as
+any student's: config, safetensors, tokenizer with chat template.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cgd_stages import prompts
-from replicate.corpus import Conversation, conversations
+from replicate.corpus import JUMPS, LATER_JUMPS, Conversation, conversations
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
@@ -26,6 +27,8 @@ CONTEXT = 1024
 BATCH = 32
 PEAK_RATE, MATRIX_RATE, WARMUP = 3e-3, 0.02, 50
 """Of AdamW and of Muon, and the steps in which they rise."""
+LATER = 2 / 15
+"""Share of the steps that make the habit of guessing."""
 VOCABULARY = 700
 
 
@@ -91,7 +94,10 @@ def pretrain(folder: Path, *, steps: int, seed: int, tell: Callable[[int, float]
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed).train()
     muon, adam = _optimizers(model)
-    for step, ids in enumerate(itertools.islice(batches(tokenizer, seed + 1), steps)):
+    later = round(steps * LATER)
+    skill, habit = batches(tokenizer, seed + 1, JUMPS), batches(tokenizer, seed + 2, LATER_JUMPS)
+    chosen = itertools.chain(itertools.islice(skill, steps - later), itertools.islice(habit, later))
+    for step, ids in enumerate(chosen):
         share = min(1.0, (step + 1) / WARMUP) * math.cos(step / steps * math.pi / 2)
         real = ids != tokenizer.pad_token_id
         logits = model(input_ids=ids, attention_mask=real.long()).logits[:, :-1]
@@ -107,10 +113,10 @@ def pretrain(folder: Path, *, steps: int, seed: int, tell: Callable[[int, float]
     tokenizer.save_pretrained(folder)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int, jumps: float = JUMPS) -> Iterator[torch.Tensor]:
     """Token ids, each (BATCH, longest); conversations of like length together."""
     dice = random.Random(seed)
-    examples = (_encoded(tokenizer, one) for one in conversations(seed))
+    examples = (_encoded(tokenizer, one) for one in conversations(seed, jumps))
     while True:
         some = sorted(itertools.islice(examples, 16 * BATCH), key=len)
         chosen = [some[at : at + BATCH] for at in range(0, len(some), BATCH)]
