@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cgd_stages.contract import LENGTH
+from cgd_stages.contract import LENGTH, Critique
 from cgd_stages.figures import (
     NOISE,
     Comparison,
@@ -40,15 +40,9 @@ from cgd_stages.figures import (
     total_of,
     validations,
 )
+from cgd_stages.tables import MEAN, NAMES, Point, Table, name_of, robustness, table_of
 
 HERE = Path(__file__).parent
-OBJECTIVES = {
-    "cgd": "CGD",
-    "cft": "CFT",
-    "distilledsft": "Distilled SFT",
-    "sft": "SFT",
-    "refinedsft": "Refined SFT",
-}
 THIN = "\u202f"
 """Narrow space that does not break: between a number and its unit, and between thousands."""
 CHART_POINTS = 600
@@ -62,33 +56,43 @@ TEXT_LIMIT = 4000
 
 def render(report: ReportData) -> str:
     """The page. The same data give the same bytes."""
-    script = _own("report.js")
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            run=report.run,
-            spec=report.spec,
-            style=_own("report.css"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            head=_head(report),
-            results=_results(report),
-            timeline=_timeline(report.stages),
-            funnel=_funnel(report.stages),
-            trainings=_trainings(report),
-            quadruples=report.quadruples,
-            changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
-            stages=report.stages,
-            embedded=embedded(_browser(report)),
-        )
+    return _page(
+        "report.html.j2",
+        title=f"{report.run.name} \u00b7 CGD run report",
+        run=report.run,
+        spec=report.spec,
+        head=_head(report),
+        table=table_of(report),
+        results=_results(report),
+        timeline=_timeline(report.stages),
+        funnel=_funnel(report.stages),
+        trainings=_trainings(report),
+        quadruples=report.quadruples,
+        changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
+        stages=report.stages,
+        embedded=embedded(_browser(report)),
     )
+
+
+def render_comparison(table: Table) -> str:
+    """The page of several runs: their table, and accuracy over corrupted critiques where some runs corrupted them."""
+    runs = list(dict.fromkeys(run for line in table.lines for run in line.runs))
+    curve = _robustness_chart(robustness(table))
+    return _page("compare.html.j2", title="CGD runs compared", table=table, runs=runs, curve=curve)
+
+
+def _page(template: str, **values: Any) -> str:
+    script = _own("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shell = {"style": _own("report.css"), "script": script, "script_hash": digest}
+    return _environment().get_template(template).render(**shell, **values)
 
 
 def fingerprint() -> str:
     """Hash of everything that makes a page of data: a report made by another page is another report."""
-    files = ("page.py", "figures.py", "report.html.j2", "report.css", "report.js")
-    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in files)).hexdigest()
+    files = ("page.py", "figures.py", "tables.py", "shell.html.j2", "table.html.j2", "report.html.j2")
+    own = (*files, "report.css", "report.js")
+    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in own)).hexdigest()
 
 
 def _own(name: str) -> Markup:
@@ -117,6 +121,7 @@ def _environment() -> Environment:
         label=label,
         cut=cut,
         probability=probability,
+        heading=heading,
         pretty=lambda value: json.dumps(finite_or_none(value), indent=2, ensure_ascii=False, default=str),
     )
     return environment
@@ -146,8 +151,9 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points, signed."""
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+    """A difference of two shares in percentage points, signed; of none it is plus or minus."""
+    text = f"{100 * difference:+.1f}"
+    return "\u00b10.0" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def probability(p: float) -> str:
@@ -172,19 +178,18 @@ def short_name(model: str) -> str:
 
 def label(model: str) -> str:
     """How people write the label of an evaluated model or an objective."""
-    return OBJECTIVES.get(model, model)
+    return NAMES.get(model, model)
 
 
 def objective(stage: StageRecord) -> str:
     """What a training learned, with the ablation of its critiques if it had one."""
-    name, critique = label(stage.name.removeprefix("train-")), stage.inputs.get("critique", {})
-    match critique.get("kind", "matched"):
-        case "matched":
-            return name
-        case "corrupted":
-            return f"{name} ({percent(critique['rate'])} of the critiques corrupted)"
-        case kind:
-            return f"{name} (critique: {kind})"
+    critique = Critique.model_validate(stage.inputs.get("critique", {}))
+    return name_of(stage.name.removeprefix("train-"), critique)
+
+
+def heading(column: str, table: Table) -> str:
+    """A column of the comparison: the benchmark, or how many benchmarks the mean is over."""
+    return f"mean of {len(table.averaged)}" if column == MEAN else column
 
 
 def cut(text: str, most: int = TEXT_LIMIT) -> str:
@@ -233,7 +238,7 @@ def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
         "outcome": "better" if better and not worse else "worse" if worse and not better else "noise",
         "claim": f"{trained} {percent(after)}, base {percent(before)}: the mean of {len(group)} benchmarks",
         "detail": f"Better than chance explains on {better}, worse on {worse}, within noise on "
-        f"{len(group) - better - worse} (each at p < {NOISE}, not corrected for the number of tests)",
+        f"{len(group) - better - worse} (p < {NOISE} each)",
     }
 
 
@@ -308,6 +313,46 @@ def _results(report: ReportData) -> list[dict[str, Any]]:
             }
         )
     return blocks
+
+
+def _robustness_chart(points: Sequence[Point]) -> dict[str, Any] | None:
+    """Accuracy over the share of corrupted critiques: a line, each point with its interval, in percent of the plot."""
+    if not points:
+        return None
+    ticks = nice_ticks(min(one.low for one in points), max(one.high for one in points))
+    low, high, most = ticks[0], ticks[-1], max(one.rate for one in points) or 1.0
+
+    def y(share: float) -> float:
+        return 100 - _scaled(share, low, high)
+
+    xs = [_scaled(one.rate, 0.0, most) for one in points]
+    rates = {one.rate: [other.accuracy for other in points if other.rate == one.rate] for one in points}
+    told = [
+        f"{100 * one.rate:g}{THIN}% corrupted \u00b7 accuracy {percent(one.accuracy)} "
+        f"({percent(one.low)} to {percent(one.high)}) \u00b7 {one.run}"
+        for one in points
+    ]
+    return {
+        "line": _path(
+            [_scaled(rate, 0.0, most) for rate in rates],
+            [y(math.fsum(found) / len(found)) for found in rates.values()],
+        ),
+        "bars": [(x, y(one.low), y(one.high)) for x, one in zip(xs, points, strict=True)],
+        "places": [(x, y(one.accuracy)) for x, one in zip(xs, points, strict=True)],
+        "y_ticks": [(percent(tick), y(tick)) for tick in ticks],
+        "x_ticks": [(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(rates, most / 12)],
+        "points": embedded([[x, y(one.accuracy), text] for x, one, text in zip(xs, points, told, strict=True)]),
+        "told": told,
+    }
+
+
+def _apart(values: Iterable[float], distance: float) -> list[float]:
+    """Of rising values those that are far enough from the one before to be written."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value - kept[-1] >= distance:
+            kept.append(value)
+    return kept
 
 
 # --- timeline ----------------------------------------------------------------------------------------------------

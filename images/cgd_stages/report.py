@@ -30,6 +30,7 @@ from cgd_stages.folders import (
 )
 from cgd_stages.program import Context, run
 from cgd_stages.storage import Bucket
+from cgd_stages.tables import table_of
 
 SHOWN = 200
 """Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
@@ -159,7 +160,8 @@ def quadruple(row: Row) -> Quadruple:
 
 
 def to_json(data: ReportData) -> bytes:
-    return json.dumps(finite_or_none(figures(data)), indent=1, ensure_ascii=False, allow_nan=False).encode()
+    told = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
+    return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _known(row: Row, kind: type[Step] | type[Sample]) -> Row:

@@ -14,6 +14,7 @@ from report_builders import HOSTILE, quadruple, report_data, sample, samples, st
 from cgd_stages import page
 from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
 from cgd_stages.page import count, duration, nice_ticks, number, percent, points, probability, render
+from cgd_stages.tables import joined, table_of
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
 
@@ -140,11 +141,31 @@ def test_the_head_names_every_objective() -> None:
     [
         ({"kind": "matched", "rate": 0.0}, "CGD"),
         ({"kind": "shuffled", "rate": 0.0}, "CGD (critique: shuffled)"),
-        ({"kind": "corrupted", "rate": 0.3}, "CGD (30.0 % of the critiques corrupted)"),
+        ({"kind": "corrupted", "rate": 0.3}, "CGD (30 % of critiques corrupted)"),
     ],
 )
 def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: str) -> None:
-    assert page.objective(stage("train-cgd", inputs={"critique": critique})).replace(page.THIN, " ") == told
+    assert page.objective(stage("train-cgd", inputs={"critique": critique})) == told
+
+
+def test_several_models_are_one_table_with_the_best_of_a_column_marked_in_words() -> None:
+    found = read(evaluations={"base": samples("-" * 9), "cgd": samples("+" * 9), "sft": samples("+" + "-" * 8)})
+    words = found.words.replace(page.THIN, " ")
+    assert "Modelsums9 questions base 0.0 %0.0 \u2013 29.9 SFT 11.1 %" in words
+    assert "CGD ★best: 100.0 %70.1 \u2013 100.0▲ +100.0 better" in words
+    assert "≈ +11.1 noise" in words
+    assert "sums: intervals, cut outputs, fixed and broken questions" in words
+
+
+def test_one_pair_of_models_on_one_benchmark_needs_no_table_of_tables() -> None:
+    assert "compared" not in read().attributes("class")
+
+
+def test_a_page_of_several_runs_has_no_curve_where_no_critique_was_corrupted() -> None:
+    runs = {"a": table_of(report_data()), "b": table_of(report_data(evaluations={"base": samples("+" * 8)}))}
+    found = Read(page.render_comparison(joined(runs)))
+    assert "2 runs compared a, b" in found.words
+    assert "Robustness" not in found.words
 
 
 def test_the_lengths_of_examples_are_bars_in_order_and_not_figures() -> None:
@@ -351,6 +372,7 @@ def test_the_same_data_give_the_same_bytes() -> None:
         (percent(math.nan), "\u2013"),
         (points(-0.0425), "\u22124.2"),
         (points(0.1), "+10.0"),
+        (points(-1e-9), "\u00b10.0"),
         (duration(None), "\u2013"),
         (duration(59.4), "59\u202fs"),
         (duration(61), "1\u202fmin 01\u202fs"),
