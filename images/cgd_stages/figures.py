@@ -98,6 +98,9 @@ class Quadruple(Contract):
     """right, wrong or missing."""
     tokens: dict[str, int]
     """Text -> its tokens."""
+    draft_right: bool | None = None
+    """What the grader says of the answer; None where there is no reference to hold it against, or no decision."""
+    refinement_right: bool | None = None
 
 
 class Quadruples(Contract):

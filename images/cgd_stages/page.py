@@ -40,11 +40,12 @@ from cgd_stages.figures import (
     total_of,
     validations,
 )
+from cgd_stages.quality import Quality, Share
+from cgd_stages.quality import cautions as cautions_of
 from cgd_stages.tables import MEAN, NAMES, Point, Table, name_of, robustness, table_of
+from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
 HERE = Path(__file__).parent
-THIN = "\u202f"
-"""Narrow space that does not break: between a number and its unit, and between thousands."""
 CHART_POINTS = 600
 SENTENCES = 3
 """More comparisons than this are summed up, one sentence a model."""
@@ -54,7 +55,7 @@ TEXT_LIMIT = 4000
 """Characters of a text that the page carries."""
 
 
-def render(report: ReportData) -> str:
+def render(report: ReportData, quality: Quality | None = None) -> str:
     """The page. The same data give the same bytes."""
     return _page(
         "report.html.j2",
@@ -62,6 +63,8 @@ def render(report: ReportData) -> str:
         run=report.run,
         spec=report.spec,
         head=_head(report),
+        data_cautions=cautions_of(quality) if quality else [],
+        quality=_quality(quality, report) if quality and quality.rows else None,
         table=table_of(report),
         results=_results(report),
         timeline=_timeline(report.stages),
@@ -90,7 +93,7 @@ def _page(template: str, **values: Any) -> str:
 
 def fingerprint() -> str:
     """Hash of everything that makes a page of data: a report made by another page is another report."""
-    files = ("page.py", "figures.py", "tables.py", "shell.html.j2", "table.html.j2", "report.html.j2")
+    files = ("page.py", "figures.py", "tables.py", "quality.py", "shell.html.j2", "table.html.j2", "report.html.j2")
     own = (*files, "report.css", "report.js")
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in own)).hexdigest()
 
@@ -127,48 +130,7 @@ def _environment() -> Environment:
     return environment
 
 
-# --- words and numbers -------------------------------------------------------------------------------------------
-
-
-def count(value: float) -> str:
-    """A whole number with its thousands apart."""
-    return f"{round(value):,}".replace(",", THIN) if math.isfinite(value) else "\u2013"
-
-
-def number(value: float | None) -> str:
-    """A quantity to three or four digits; a dash for what is not known or not finite."""
-    if value is None or not math.isfinite(value):
-        return "\u2013"
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.2e}"
-    if float(value).is_integer() or abs(value) >= 1000:
-        return count(value)
-    return f"{value:.3f}".rstrip("0") if abs(value) < 10 else f"{value:.1f}"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}{THIN}%" if math.isfinite(share) else "\u2013"
-
-
-def points(difference: float) -> str:
-    """A difference of two shares in percentage points, signed; of none it is plus or minus."""
-    text = f"{100 * difference:+.1f}"
-    return "\u00b10.0" if float(text) == 0 else text.replace("-", "\u2212")
-
-
-def probability(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None or not math.isfinite(seconds):
-        return "\u2013"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}{THIN}s"
-    if whole < 3600:
-        return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s"
-    return f"{count(whole // 3600)}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
+# --- names -------------------------------------------------------------------------------------------------------
 
 
 def short_name(model: str) -> str:
@@ -435,6 +397,48 @@ def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
             }
         )
     return funnel
+
+
+# --- data quality ------------------------------------------------------------------------------------------------
+
+
+def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
+    """Measures as (name, share, what it is of, what it means), lengths scaled to the longest, and what was graded."""
+    everything = [
+        ("Critiques without a verdict", quality.missing, "all rows", "not named right or wrong"),
+        ("Refinement is the answer", quality.unchanged, "all rows", "nothing to learn but the critique's praise"),
+        ("Near-duplicate prompts", quality.near_duplicates, "all prompts",
+         "equal to an earlier one but for numbers, case and punctuation"),
+    ]  # fmt: skip
+    prepare = next((stage.rejections for stage in report.stages if stage.name == "prepare"), {})
+    top = max((one.high for one in quality.lengths.values()), default=0) or 1
+    return {
+        "rows": quality.rows,
+        "measures": everything + _graded_measures(quality),
+        "graded": quality.graded,
+        "lengths": [
+            (text, one, {"low": one.low, "high": one.high, "accuracy": one.median})
+            for text, one in quality.lengths.items()
+        ],
+        "top": top,
+        "removed": {reason: prepare[reason] for reason in ("duplicate", "contaminated") if reason in prepare},
+    }
+
+
+def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
+    graded = quality.graded
+    if graded is None:
+        return []
+    return [
+        ("Right drafts", graded.drafts_right, "graded rows", "the student's answer has the reference's result"),
+        ("Right refinements", graded.refinements_right, "graded rows", "what the student learns to say"),
+        ("Mended drafts", graded.mended, "wrong drafts", "the refinement is right"),
+        ("Broken drafts", graded.broken, "right drafts", "the refinement is wrong"),
+        ("Right verdicts", graded.verdicts_right, "verdicts given",
+         f"the same verdict for every draft would have {percent(graded.constant)}"),
+        ("Leaked answers", graded.leaks, "drafts without the reference's answer",
+         f"the critique tells it; a critique of another row does by chance in {percent(graded.chance.share)}"),
+    ]  # fmt: skip
 
 
 # --- training ----------------------------------------------------------------------------------------------------

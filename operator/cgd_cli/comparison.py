@@ -12,7 +12,8 @@ from rich.text import Text
 from cgd_stages import tables
 from cgd_stages.contract import RunRef
 from cgd_stages.errors import UserError
-from cgd_stages.page import count, heading, percent, points
+from cgd_stages.page import heading
+from cgd_stages.words import count, percent, points
 
 STYLES = {"better": "green", "worse": "red", "noise": "dim"}
 NOTE = (

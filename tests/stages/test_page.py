@@ -13,8 +13,10 @@ from report_builders import HOSTILE, quadruple, report_data, sample, samples, st
 
 from cgd_stages import page
 from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
-from cgd_stages.page import count, duration, nice_ticks, number, percent, points, probability, render
+from cgd_stages.page import nice_ticks, render
+from cgd_stages.quality import Graded, Lengths, Quality, share
 from cgd_stages.tables import joined, table_of
+from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
 
@@ -88,9 +90,7 @@ def hostile() -> ReportData:
 
 def test_the_headline_says_both_accuracies_and_that_the_difference_is_noise() -> None:
     words = read().words
-    assert f"Trained 50.0{page.THIN}%, base 25.0{page.THIN}% on sums".replace(page.THIN, " ") in words.replace(
-        page.THIN, " "
-    )
+    assert f"Trained 50.0{THIN}%, base 25.0{THIN}% on sums".replace(THIN, " ") in words.replace(THIN, " ")
     assert "8 questions, 3 fixed and 1 broken: a difference within noise (p = 0.62)" in words
 
 
@@ -150,7 +150,7 @@ def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: st
 
 def test_several_models_are_one_table_with_the_best_of_a_column_marked_in_words() -> None:
     found = read(evaluations={"base": samples("-" * 9), "cgd": samples("+" * 9), "sft": samples("+" + "-" * 8)})
-    words = found.words.replace(page.THIN, " ")
+    words = found.words.replace(THIN, " ")
     assert "Modelsums9 questions base 0.0 %0.0 \u2013 29.9 SFT 11.1 %" in words
     assert "CGD ★best: 100.0 %70.1 \u2013 100.0▲ +100.0 better" in words
     assert "≈ +11.1 noise" in words
@@ -184,7 +184,7 @@ def test_many_comparisons_are_summed_up_one_sentence_a_model() -> None:
         return tuple(one for i, mark in enumerate(marks) for one in samples(mark, benchmark=f"bench{i}"))
 
     base, after = outputs("-" * 8, "-" * 8, "+-", "+-"), outputs("+" * 8, "+" * 8, "+-", "-+")
-    words = read(evaluations={"base": base, "cgd": after}).words.replace(page.THIN, " ")
+    words = read(evaluations={"base": base, "cgd": after}).words.replace(THIN, " ")
     assert "Trained 75.0 %, base 25.0 %: the mean of 4 benchmarks" in words
     assert "Better than chance explains on 2, worse on 0, within noise on 2" in words
 
@@ -337,6 +337,62 @@ def test_rows_are_told_with_the_reasons_of_rejection() -> None:
 def test_books_that_do_not_balance_are_named() -> None:
     lost = stage("answer", facts={"rows": {"total": 10, "done": 5, "rejected": 1}})
     assert "These counts do not balance" in read(stages=(lost,)).words
+
+
+GRADED = Graded(
+    sampled=30,
+    rows=20,
+    undecided=1,
+    confusion={
+        "right": {"right": 4, "wrong": 6},
+        "wrong": {"right": 1, "wrong": 7},
+        "missing": {"right": 0, "wrong": 2},
+    },
+    drafts_right=share(5, 20),
+    refinements_right=share(13, 20),
+    broken=share(0, 5),
+    mended=share(8, 15),
+    verdicts_right=share(11, 18),
+    constant=13 / 18,
+    leaks=share(6, 15),
+    chance=share(3, 15),
+)
+QUALITY = Quality(
+    rows=40,
+    missing=share(2, 40),
+    unchanged=share(4, 40),
+    near_duplicates=share(0, 40),
+    lengths={text: Lengths(low=10, median=20, high=40, most=90) for text in ("prompt", "answer")},
+    graded=GRADED,
+)
+
+
+def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
+    words = Read(render(report_data(), QUALITY)).words.replace(THIN, " ")
+    assert "Right refinements65.0 %13 of 20of graded rows: what the student learns to say" in words
+    assert "Right verdicts61.1 %11 of 18of verdicts given: the same verdict for every draft would have 72.2 %" in words
+    assert "a critique of another row does by chance in 20.0 %" in words
+    assert "on 20 rows: of an even sample of 30 (of 40) those whose reference ends on an answer, without 1" in words
+    assert "right4 ✓agrees6 wrong17 ✓agrees missing02" in words
+    assert "answer20" in words
+
+
+def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:
+    found = Read(render(report_data(), QUALITY))
+    assert "35.0 % of 20 refinements are wrong" in found.words
+    assert found.attributes("href").count("#quality") == 2
+
+
+def test_rows_that_cannot_be_graded_are_told_what_they_lack() -> None:
+    words = Read(render(report_data(), QUALITY.model_copy(update={"graded": None}))).words
+    assert "no row of the sample has a reference that ends on an answer" in words
+    assert "Verdicts against drafts" not in words
+
+
+def test_what_prepare_has_removed_is_told_beside_the_duplicates_that_are_left() -> None:
+    cleaned = stage("prepare", rejections={"duplicate": 3, "contaminated": 2, "empty": 1})
+    words = Read(render(report_data(stages=(cleaned,)), QUALITY)).words
+    assert "removed 3 exact duplicates and 2 prompts that share words with a benchmark." in words
 
 
 def test_a_very_long_text_is_cut_with_a_note() -> None:
