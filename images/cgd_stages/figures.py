@@ -110,6 +110,18 @@ class Quadruples(Contract):
     shown: tuple[Quadruple, ...]
 
 
+class Rejected(Contract):
+    """A row that a stage could not use."""
+
+    id: str
+    sample: int
+    stage: str
+    reason: str
+    detail: str
+    prompt: str = ""
+    """Empty where the row has none, as some that prepare has read."""
+
+
 class ReportData(Contract):
     """Everything that the report is made of."""
 
@@ -121,6 +133,8 @@ class ReportData(Contract):
     evaluations: dict[str, tuple[Sample, ...]] = Field(default_factory=dict)
     """Label of the model (`base`, `cgd`) -> its graded outputs."""
     quadruples: Quadruples | None = None
+    rejected: tuple[Rejected, ...] = ()
+    """Some of the rejected rows of each stage and reason."""
 
 
 class Score(Contract):

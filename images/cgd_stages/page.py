@@ -71,6 +71,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         funnel=_funnel(report.stages),
         trainings=_trainings(report),
         quadruples=report.quadruples,
+        rejected=report.rejected,
         changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
         stages=report.stages,
         embedded=embedded(_browser(report)),
@@ -576,8 +577,9 @@ def _path(xs: Sequence[float], ys: Sequence[float]) -> str:
 
 
 def _browser(report: ReportData) -> list[dict[str, Any]]:
-    shown = report.quadruples.shown if report.quadruples else ()
+    """The quadruples that the page carries, and after them the rejected rows; only these have a stage."""
+    rows = (*(report.quadruples.shown if report.quadruples else ()), *report.rejected)
     return [
         {name: cut(value) if isinstance(value, str) else value for name, value in row.model_dump().items()}
-        for row in shown
+        for row in rows
     ]

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 
 from cgd_stages import page
 from cgd_stages.contract import Contract, Report, RunRef, StageFacts
-from cgd_stages.figures import Quadruple, Quadruples, ReportData, Sample, StageRecord, Step, figures, finite_or_none
+from cgd_stages.figures import (
+    Quadruple,
+    Quadruples,
+    Rejected,
+    ReportData,
+    Sample,
+    StageRecord,
+    Step,
+    figures,
+    finite_or_none,
+)
 from cgd_stages.folders import (
     REJECTED,
     Done,
@@ -37,6 +47,8 @@ from cgd_stages.tables import table_of
 
 SHOWN = 200
 """Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
+REJECTIONS = 5
+"""Rejected rows of a stage and reason that the page carries."""
 TRAINING_LOG = "metrics.jsonl"
 LOOKED = "quality.json"
 GRADERS = 2
@@ -104,7 +116,42 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
             name.removeprefix("evaluate-"): tuple(read_samples(output.folder)) for name, output in evaluations.items()
         },
         quadruples=quadruples,
+        rejected=tuple(read_rejected(outputs)),
     )
+
+
+def read_rejected(outputs: dict[str, Output]) -> list[Rejected]:
+    """The first `REJECTIONS` rows by id that each stage has rejected for each reason, with their prompts."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for name, output in outputs.items():
+        for part in output.done.under(REJECTED):
+            for row in from_parquet(output.folder.read(part)):
+                groups.setdefault((name, row["reason"]), []).append(row)
+    chosen = [
+        (stage, reason, row)
+        for (stage, reason), rows in sorted(groups.items())
+        for row in heapq.nsmallest(REJECTIONS, rows, key=lambda row: (row["id"], row["sample"]))
+    ]
+    prompts = read_prompts(outputs, {row["id"] for _, _, row in chosen})
+    return [
+        Rejected(
+            id=row["id"],
+            sample=row["sample"],
+            stage=stage,
+            reason=reason,
+            detail=row["detail"] or "",
+            prompt=prompts.get(row["id"], ""),
+        )
+        for stage, reason, row in chosen
+    ]
+
+
+def read_prompts(outputs: dict[str, Output], ids: set[str]) -> dict[str, str]:
+    """Prompts by id, of those that prepare has kept."""
+    if not ids or "prepare" not in outputs:
+        return {}
+    rows = read_rows(outputs["prepare"].folder, ["id", "prompt"])
+    return {row["id"]: row["prompt"] for row in rows if row["id"] in ids}
 
 
 def stage_record(name: str, output: Output | None) -> StageRecord:

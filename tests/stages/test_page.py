@@ -9,12 +9,11 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_builders import HOSTILE, quadruple, report_data, sample, samples, stage, steps
+from report_builders import HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages import page
 from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
 from cgd_stages.page import nice_ticks, render
-from cgd_stages.quality import Graded, Lengths, Quality, share
 from cgd_stages.tables import joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
@@ -337,34 +336,6 @@ def test_rows_are_told_with_the_reasons_of_rejection() -> None:
 def test_books_that_do_not_balance_are_named() -> None:
     lost = stage("answer", facts={"rows": {"total": 10, "done": 5, "rejected": 1}})
     assert "These counts do not balance" in read(stages=(lost,)).words
-
-
-GRADED = Graded(
-    sampled=30,
-    rows=20,
-    undecided=1,
-    confusion={
-        "right": {"right": 4, "wrong": 6},
-        "wrong": {"right": 1, "wrong": 7},
-        "missing": {"right": 0, "wrong": 2},
-    },
-    drafts_right=share(5, 20),
-    refinements_right=share(13, 20),
-    broken=share(0, 5),
-    mended=share(8, 15),
-    verdicts_right=share(11, 18),
-    constant=13 / 18,
-    leaks=share(6, 15),
-    chance=share(3, 15),
-)
-QUALITY = Quality(
-    rows=40,
-    missing=share(2, 40),
-    unchanged=share(4, 40),
-    near_duplicates=share(0, 40),
-    lengths={text: Lengths(low=10, median=20, high=40, most=90) for text in ("prompt", "answer")},
-    graded=GRADED,
-)
 
 
 def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:

@@ -151,6 +151,34 @@ def test_the_rows_are_counted_and_graded_and_their_marks_are_shown(
     assert page.count('"draft_right":true') == 120
 
 
+def test_of_each_stage_and_reason_some_rejected_rows_are_shown_with_their_prompts(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    def rejecting(stage: str, *rows: tuple[int, str]) -> Any:
+        rejected = [
+            {"id": f"{i:020x}", "sample": 0, "stage": stage, "reason": reason, "detail": f"{reason} {i}"}
+            for i, reason in rows
+        ]
+        return lambda folder: [folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA)]
+
+    def prompts(folder: Folder) -> list[Part]:
+        rows = [{"id": f"{i:020x}", "sample": 0, "prompt": f"Prompt {i}", "prompt_tokens": 1} for i in range(9)]
+        return [folder.put_rows(PARTS, rows, row_schema("prepare")), *rejecting("prepare", (99, "empty"))(folder)]
+
+    finish(bucket, "prepare", prompts)
+    finish(bucket, "answer", rejecting("answer", *((i, "truncated") for i in reversed(range(8))), (8, "empty")))
+    outputs = report.find_outputs(bucket, RUN, ("prepare", "answer"))
+    shown = report.read_rejected(outputs)
+    assert [(one.stage, one.reason, one.prompt) for one in shown] == [
+        ("answer", "empty", "Prompt 8"),
+        *(("answer", "truncated", f"Prompt {i}") for i in range(report.REJECTIONS)),
+        ("prepare", "empty", ""),
+    ]
+    assert shown[1].detail == "truncated 0"
+    report.main(context(storage, Report(stages=("prepare", "answer"), spec=""), tmp_path))
+    assert "7 rejected rows, some for each stage and reason. The rest:" in files(bucket)[0]
+
+
 def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(
     whole_run: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
