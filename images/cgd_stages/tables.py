@@ -48,6 +48,10 @@ class Cell(Contract):
     high: float
     difference: Difference | None = None
     """None for the base, and where the base was not asked."""
+    tokens: float
+    """Of an output, on average."""
+    longer: float | None = None
+    """How many times as long as the base's outputs; None as `difference`, or where the base said nothing."""
 
 
 class Line(Contract):
@@ -108,7 +112,7 @@ def table_of(data: ReportData) -> Table:
     lines = []
     for model in data.evaluations:
         cells = {
-            name: cell(found[model, name], pairs.get((model, name)))
+            name: cell(found[model, name], pairs.get((model, name)), found.get((BASE, name)))
             for name in benchmarks(data)
             if (model, name) in found
         }
@@ -117,9 +121,17 @@ def table_of(data: ReportData) -> Table:
     return assembled(lines, {name: asked(data, name) for name in benchmarks(data)})
 
 
-def cell(score: Score, pair: Comparison | None) -> Cell:
+def cell(score: Score, pair: Comparison | None, base: Score | None) -> Cell:
     difference = pair and Difference(value=pair.difference, low=pair.low, high=pair.high, outcome=_outcome(pair))
-    return Cell(n=score.n, accuracy=score.accuracy, low=score.low, high=score.high, difference=difference)
+    return Cell(
+        n=score.n,
+        accuracy=score.accuracy,
+        low=score.low,
+        high=score.high,
+        difference=difference,
+        tokens=score.mean_tokens,
+        longer=score.mean_tokens / base.mean_tokens if pair and base and base.mean_tokens else None,
+    )
 
 
 def _outcome(pair: Comparison) -> Outcome:
@@ -190,7 +202,17 @@ def mean(cells: Sequence[Cell]) -> Cell:
         value, least, most = _mean([(one.value, one.low, one.high) for one in differences])
         outcome: Outcome = "better" if least > 0 else "worse" if most < 0 else "noise"
         difference = Difference(value=value, low=least, high=most, outcome=outcome)
-    return Cell(n=sum(one.n for one in cells), accuracy=accuracy, low=low, high=high, difference=difference)
+    bases = [one.tokens / one.longer for one in cells if one.longer]
+    tokens = math.fsum(one.tokens for one in cells)
+    return Cell(
+        n=sum(one.n for one in cells),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        difference=difference,
+        tokens=tokens / len(cells),
+        longer=tokens / math.fsum(bases) if len(bases) == len(cells) else None,
+    )
 
 
 def _mean(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

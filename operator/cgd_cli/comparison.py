@@ -61,8 +61,9 @@ def _results(table: tables.Table) -> Table:
     for column in table.columns:
         asked = table.questions.get(column)
         shown.add_column(heading(column, table) + (f"\nn = {count(asked.n)}" if asked else ""), justify="right")
+    shown.add_column("tokens", justify="right")
     for line in table.lines:
-        cells = [_cell(table, line, column) for column in table.columns]
+        cells = [*(_cell(table, line, column) for column in table.columns), _tokens(line)]
         shown.add_row(Text(line.name, style="bold"), ", ".join(line.runs), *cells)
     return shown
 
@@ -78,6 +79,13 @@ def _cell(table: tables.Table, line: tables.Line, column: str) -> Text:
         told = f"\n{points(difference.value)} {difference.outcome}"
         text.append(told, style=f"not bold {STYLES[difference.outcome]}")
     return text.append("\n")
+
+
+def _tokens(line: tables.Line) -> Text:
+    if line.mean is None:
+        return Text("-", style="dim")
+    text = Text(count(line.mean.tokens))
+    return text.append(f"\n{line.mean.longer:.2f} x base", style="dim") if line.mean.longer else text
 
 
 def _curve(curve: list[tables.Point]) -> Table:

@@ -150,8 +150,8 @@ def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: st
 def test_several_models_are_one_table_with_the_best_of_a_column_marked_in_words() -> None:
     found = read(evaluations={"base": samples("-" * 9), "cgd": samples("+" * 9), "sft": samples("+" + "-" * 8)})
     words = found.words.replace(THIN, " ")
-    assert "Modelsums9 questions base 0.0 %0.0 \u2013 29.9 SFT 11.1 %" in words
-    assert "CGD ★best: 100.0 %70.1 \u2013 100.0▲ +100.0 better" in words
+    assert "Modelsums9 questionsTokens base 0.0 %0.0 \u2013 29.9 10 SFT 11.1 %" in words
+    assert "CGD ★best: 100.0 %70.1 \u2013 100.0▲ +100.0 better 101.00 \u00d7 base" in words
     assert "≈ +11.1 noise" in words
     assert "sums: intervals, cut outputs, fixed and broken questions" in words
 
@@ -340,8 +340,8 @@ def test_books_that_do_not_balance_are_named() -> None:
 
 def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
     words = Read(render(report_data(), QUALITY)).words.replace(THIN, " ")
-    assert "Right refinements65.0 %13 of 20of graded rows: what the student learns to say" in words
-    assert "Right verdicts61.1 %11 of 18of verdicts given: the same verdict for every draft would have 72.2 %" in words
+    assert "Right refinementsof graded rows: what the student learns to say65.0 %13 of 20" in words
+    assert "Right verdictsof verdicts given: the same verdict for every draft would have 72.2 %61.1 %11 of 18" in words
     assert "a critique of another row does by chance in 20.0 %" in words
     assert "on 20 rows: of an even sample of 30 (of 40) those whose reference ends on an answer, without 1" in words
     assert "right4 ✓agrees6 wrong17 ✓agrees missing02" in words

@@ -85,6 +85,22 @@ def test_the_mean_of_equal_benchmarks_is_as_certain_as_their_number_says() -> No
     assert one.high - one.low == pytest.approx(2 * (four.high - four.low))
 
 
+def test_how_much_longer_the_outputs_are_than_the_bases() -> None:
+    def written(first: int, second: int) -> tuple[Sample, ...]:
+        return samples("++", benchmark="bench0", tokens=first) + samples("+", benchmark="bench1", tokens=second)
+
+    base, trained = table(base=written(100, 300), cgd=written(400, 400)).lines
+    assert base.mean is not None
+    assert trained.mean is not None
+    assert (base.mean.tokens, base.mean.longer) == (200, None)
+    assert (trained.cells["bench0"].longer, trained.mean.tokens, trained.mean.longer) == (4, 400, 2)
+
+
+def test_outputs_of_a_silent_base_are_not_any_times_as_long() -> None:
+    _, trained = table(base=samples("-", tokens=0), cgd=samples("+")).lines
+    assert trained.cells["sums"].longer is None
+
+
 def test_a_column_of_means_is_there_where_it_says_more_than_its_benchmark() -> None:
     assert table(base=outputs("+")).columns == ("bench0",)
     assert table(base=outputs("+", "-")).columns == ("bench0", "bench1", MEAN)
