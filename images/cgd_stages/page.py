@@ -33,6 +33,8 @@ from cgd_stages.figures import (
     changes,
     comparisons,
     finite_or_none,
+    gpu_hours,
+    gpus,
     models,
     moving_mean,
     scores,
@@ -94,7 +96,16 @@ def _page(template: str, **values: Any) -> str:
 
 def fingerprint() -> str:
     """Hash of everything that makes a page of data: a report made by another page is another report."""
-    files = ("page.py", "figures.py", "tables.py", "quality.py", "shell.html.j2", "table.html.j2", "report.html.j2")
+    files = (
+        "page.py",
+        "figures.py",
+        "tables.py",
+        "quality.py",
+        "words.py",
+        "shell.html.j2",
+        "table.html.j2",
+        "report.html.j2",
+    )
     own = (*files, "report.css", "report.js")
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in own)).hexdigest()
 
@@ -126,6 +137,7 @@ def _environment() -> Environment:
         cut=cut,
         probability=probability,
         heading=heading,
+        gpus=gpus,
         pretty=lambda value: json.dumps(finite_or_none(value), indent=2, ensure_ascii=False, default=str),
     )
     return environment
@@ -180,6 +192,8 @@ def _head(report: ReportData) -> dict[str, Any]:
         "prompt_tokens": total_of(report.stages, "prompt_tokens"),
         "generated_tokens": total_of(report.stages, "generated_tokens"),
         "seconds": total_of(report.stages, "seconds"),
+        "gpu_hours": (hours := gpu_hours(report.stages)),
+        "all_gpu_hours": math.fsum(hours.values()),
     }
 
 

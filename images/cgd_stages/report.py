@@ -26,6 +26,7 @@ from cgd_stages.figures import (
     Step,
     figures,
     finite_or_none,
+    gpu_hours,
 )
 from cgd_stages.folders import (
     REJECTED,
@@ -241,6 +242,7 @@ def quadruple(row: Row, marks: Marks) -> Quadruple:
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     told = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
+    told["gpuHours"] = gpu_hours(data.stages)
     told["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
     return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()
 

@@ -42,7 +42,7 @@ class Cell(Contract):
     """A model on a benchmark, or its mean over several. Shares are fractions of 1, the interval one of 95 %."""
 
     n: int
-    """Outputs."""
+    """Questions."""
     accuracy: float
     low: float
     high: float

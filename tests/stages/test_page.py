@@ -379,6 +379,17 @@ def test_the_sample_of_quadruples_says_of_how_many_it_is() -> None:
     ).text.replace("\n", " ")
 
 
+def test_gpu_hours_are_told_at_the_top_and_stage_by_stage() -> None:
+    engine = {"device": "cuda", "tensorParallel": 8, "shards": 1}
+    found = read(stages=(stage("prepare", 0, 10), stage("answer", 10, 910, settings=engine)))
+    assert "GPU-hours2 Results" in found.words
+    assert "prepare10020010\u2013\u2013 answer10020090082" in found.words.replace(THIN, "")
+
+
+def test_a_run_on_cpus_speaks_of_no_gpu() -> None:
+    assert "GPU" not in read().words
+
+
 def test_the_same_data_give_the_same_bytes() -> None:
     assert render(report_data()) == render(report_data())
 
