@@ -43,7 +43,7 @@ from cgd_stages.figures import (
     validations,
 )
 from cgd_stages.quality import Quality, Share
-from cgd_stages.quality import cautions as cautions_of
+from cgd_stages.quality import cautions as data_cautions
 from cgd_stages.tables import MEAN, NAMES, Point, Table, name_of, robustness, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
@@ -51,6 +51,8 @@ HERE = Path(__file__).parent
 CHART_POINTS = 600
 SENTENCES = 3
 """More comparisons than this are summed up, one sentence a model."""
+CAUTIONS = 5
+"""More of them are folded."""
 EXAMPLES = 60
 """Fixed and broken questions that the page carries, about."""
 TEXT_LIMIT = 4000
@@ -64,8 +66,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         title=f"{report.run.name} \u00b7 CGD run report",
         run=report.run,
         spec=report.spec,
-        head=_head(report),
-        data_cautions=cautions_of(quality) if quality else [],
+        head=_head(report, quality),
         quality=_quality(quality, report) if quality and quality.rows else None,
         table=table_of(report),
         results=_results(report),
@@ -179,12 +180,14 @@ def moment(time: str, *, with_day: bool = True) -> str:
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
-def _head(report: ReportData) -> dict[str, Any]:
+def _head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
     names = models(report)
     objectives = [objective(stage) for stage in report.stages if stage.name.startswith("train-")]
     return {
         "verdicts": verdicts(comparisons(report)) or [_without_comparison(report)],
+        "data_cautions": data_cautions(quality) if quality else [],
         "cautions": cautions(report),
+        "shown": CAUTIONS,
         "student": names.get("student", ""),
         "teacher": names.get("teacher", ""),
         "objectives": ", ".join(objectives),
@@ -316,7 +319,7 @@ def _robustness_chart(points: Sequence[Point]) -> dict[str, Any] | None:
         ),
         "bars": [(x, y(one.low), y(one.high)) for x, one in zip(xs, points, strict=True)],
         "places": [(x, y(one.accuracy)) for x, one in zip(xs, points, strict=True)],
-        "y_ticks": [(percent(tick), y(tick)) for tick in ticks],
+        "y_ticks": [(f"{100 * tick:g}{THIN}%", y(tick)) for tick in ticks],
         "x_ticks": [(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(rates, most / 12)],
         "points": embedded([[x, y(one.accuracy), text] for x, one, text in zip(xs, points, told, strict=True)]),
         "told": told,
@@ -418,10 +421,10 @@ def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
 
 
 def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
-    """Measures as (name, share, what it is of, what it means), lengths scaled to the longest, and what was graded."""
+    """Measures as (name, share, what it is of, what it means), those of no rows left out; lengths; what was graded."""
     everything = [
         ("Critiques without a verdict", quality.missing, "all rows", "not named right or wrong"),
-        ("Refinement is the answer", quality.unchanged, "all rows", "nothing to learn but the critique's praise"),
+        ("Refinement is the answer", quality.unchanged, "all rows", "the same words, but for white space"),
         ("Near-duplicate prompts", quality.near_duplicates, "all prompts",
          "equal to an earlier one but for numbers, case and punctuation"),
     ]  # fmt: skip
@@ -444,7 +447,7 @@ def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
     graded = quality.graded
     if graded is None:
         return []
-    return [
+    measures = [
         ("Right drafts", graded.drafts_right, "graded rows", "the student's answer has the reference's result"),
         ("Right refinements", graded.refinements_right, "graded rows", "what the student learns to say"),
         ("Mended drafts", graded.mended, "wrong drafts", "the refinement is right"),
@@ -454,6 +457,7 @@ def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
         ("Leaked answers", graded.leaks, "drafts without the reference's answer",
          f"the critique tells it; a critique of another row does by chance in {percent(graded.chance.share)}"),
     ]  # fmt: skip
+    return [measure for measure in measures if measure[1].n]
 
 
 # --- training ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from cgd_stages.contract import Contract, Critique
 from cgd_stages.errors import UserError
 from cgd_stages.figures import Comparison, ReportData, Score, benchmarks, comparisons, scores
 from cgd_stages.folders import digest_of
+from cgd_stages.words import THIN
 
 BASE = "base"
 NAMES = {
@@ -154,7 +155,7 @@ def name_of(model: str, critique: Critique) -> str:
         case "matched":
             return name
         case "corrupted":
-            return f"{name} ({100 * critique.rate:g} % of critiques corrupted)"
+            return f"{name} ({100 * critique.rate:g}{THIN}% of critiques corrupted)"
         case kind:
             return f"{name} (critique: {kind})"
 

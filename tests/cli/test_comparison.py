@@ -7,7 +7,7 @@ from report_builders import RUN, report_data, samples, stage
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cgd_cli.__main__ import app
+from cgd_cli.__main__ import Wrong, app
 from cgd_cli.comparison import joined_reports, shown
 from cgd_stages.errors import UserError
 from cgd_stages.report import to_json
@@ -78,3 +78,9 @@ def test_the_command_refuses_other_questions(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", *map(str, files)])
     assert isinstance(result.exception, UserError)
     assert "sums: 8 in a, 2 others in b" in str(result.exception)
+
+
+def test_a_report_is_a_page_or_its_figures() -> None:
+    result = CliRunner().invoke(app, ["report", "demo", "-o", "report.pdf"])
+    assert isinstance(result.exception, Wrong)
+    assert "ends in .html or .json" in str(result.exception)

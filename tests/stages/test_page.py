@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_builders import HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
+from report_builders import GRADED, HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages import page
 from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
 from cgd_stages.page import nice_ticks, render
+from cgd_stages.quality import share
 from cgd_stages.tables import joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
@@ -140,7 +141,7 @@ def test_the_head_names_every_objective() -> None:
     [
         ({"kind": "matched", "rate": 0.0}, "CGD"),
         ({"kind": "shuffled", "rate": 0.0}, "CGD (critique: shuffled)"),
-        ({"kind": "corrupted", "rate": 0.3}, "CGD (30 % of critiques corrupted)"),
+        ({"kind": "corrupted", "rate": 0.3}, "CGD (30\u202f% of critiques corrupted)"),
     ],
 )
 def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: str) -> None:
@@ -352,6 +353,20 @@ def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:
     found = Read(render(report_data(), QUALITY))
     assert "35.0 % of 20 refinements are wrong" in found.words
     assert found.attributes("href").count("#quality") == 2
+
+
+def test_of_many_cautions_the_first_are_shown_and_the_others_folded() -> None:
+    outputs = {name: samples("+-", finish_reason="length") for name in ("base", "cgd", "cft", "sft")}
+    words = Read(render(report_data(evaluations=outputs), QUALITY)).words
+    assert (
+        words.index("35.0 % of 20 refinements") < words.index("Base on sums: 100.0 %") < words.index("1 more caution")
+    )
+    assert words.index("1 more caution") < words.index("sums has only 2 questions")
+
+
+def test_without_a_verdict_nothing_is_said_of_calling_all_the_same() -> None:
+    silent = QUALITY.model_copy(update={"graded": GRADED.model_copy(update={"verdicts_right": share(0, 0)})})
+    assert "the same verdict" not in Read(render(report_data(), silent)).words
 
 
 def test_rows_that_cannot_be_graded_are_told_what_they_lack() -> None:

@@ -33,7 +33,7 @@ def test_models_come_in_the_order_of_the_papers_table() -> None:
     ("critique", "name"),
     [
         ({"kind": "shuffled", "rate": 0.0}, "CGD (critique: shuffled)"),
-        ({"kind": "corrupted", "rate": 0.25}, "CGD (25 % of critiques corrupted)"),
+        ({"kind": "corrupted", "rate": 0.25}, "CGD (25\u202f% of critiques corrupted)"),
     ],
 )
 def test_an_ablation_is_named(critique: dict[str, Any], name: str) -> None:
