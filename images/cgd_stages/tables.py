@@ -261,11 +261,11 @@ def _same_base(one: Line, other: Line) -> bool:
 
 
 def robustness(table: Table) -> list[Point]:
-    """Mean accuracy of CGD over the rate of corrupted critiques, by rate; empty where no run corrupted any."""
+    """Mean accuracy of CGD by the rate of corrupted critiques, as the lines are; empty where no run corrupted any."""
     chosen = [line for line in table.lines if line.model == "cgd" and line.critique.kind in {"matched", "corrupted"}]
     if all(line.critique.kind == "matched" for line in chosen):
         return []
-    points = [
+    return [
         Point(
             rate=line.critique.rate if line.critique.kind == "corrupted" else 0.0,
             run=", ".join(line.runs),
@@ -276,4 +276,3 @@ def robustness(table: Table) -> list[Point]:
         for line in chosen
         if line.mean
     ]
-    return sorted(points, key=lambda point: point.rate)

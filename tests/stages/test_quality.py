@@ -146,15 +146,16 @@ def test_drafts_refinements_and_verdicts_are_held_against_the_reference(grader: 
         row(answer="4", refinement="It is 7.", verdict="right"),  # broken
         row(answer="4", refinement="4", verdict="wrong"),
         row(refinement="It is 6.", verdict=None),
+        row(refinement="It is 6.", verdict=None),
     )
     assert found.confusion == {
-        "right": {"right": 1, "wrong": 0}, "wrong": {"right": 1, "wrong": 1}, "missing": {"right": 0, "wrong": 1},
+        "right": {"right": 1, "wrong": 0}, "wrong": {"right": 1, "wrong": 1}, "missing": {"right": 0, "wrong": 2},
     }  # fmt: skip
     counts = {name: (getattr(found, name).count, getattr(found, name).n) for name in Graded.model_fields
               if hasattr(getattr(found, name), "count") and hasattr(getattr(found, name), "n")}  # fmt: skip
     assert counts == {
-        "drafts_right": (2, 4), "refinements_right": (2, 4), "broken": (1, 2), "mended": (1, 2),
-        "verdicts_right": (2, 3), "leaks": (0, 2), "chance": (0, 2),
+        "drafts_right": (2, 5), "refinements_right": (2, 5), "broken": (1, 2), "mended": (1, 3),
+        "verdicts_right": (2, 3), "leaks": (0, 3), "chance": (0, 3),
     }  # fmt: skip
     assert found.constant == pytest.approx(2 / 3)
 

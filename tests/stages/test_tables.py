@@ -69,6 +69,14 @@ def test_in_the_mean_every_benchmark_has_the_same_weight() -> None:
     assert mean.difference.outcome == "better"
 
 
+def test_a_mean_that_gained_a_little_is_noise() -> None:
+    mean = table(base=outputs("+---", "+---"), cgd=outputs("++--", "++--")).lines[1].mean
+    assert mean is not None
+    assert mean.difference is not None
+    assert mean.difference.value == 0.25
+    assert mean.difference.outcome == "noise"
+
+
 def test_the_interval_of_a_mean_holds_the_benchmarks_uncertainty_also_where_all_is_right_or_wrong() -> None:
     line = table(cgd=outputs("++++", "----")).lines[0]
     mean, first, second = line.mean, line.cells["bench0"], line.cells["bench1"]
