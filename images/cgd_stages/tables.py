@@ -17,6 +17,7 @@ from cgd_stages.words import THIN
 BASE = "base"
 NAMES = {
     BASE: "base",
+    "selfrefine": "Self-Refine",
     "sft": "SFT",
     "distilledsft": "Distilled SFT",
     "refinedsft": "Refined SFT",
