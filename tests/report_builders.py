@@ -5,9 +5,38 @@ from typing import Any
 
 from cgd_stages.contract import Rows, RunRef, StageFacts
 from cgd_stages.figures import Quadruple, Quadruples, ReportData, Sample, StageRecord, Step
+from cgd_stages.quality import Graded, Lengths, Quality, share
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
+
+
+GRADED = Graded(
+    sampled=30,
+    rows=20,
+    undecided=1,
+    confusion={
+        "right": {"right": 4, "wrong": 6},
+        "wrong": {"right": 1, "wrong": 7},
+        "missing": {"right": 0, "wrong": 2},
+    },
+    drafts_right=share(5, 20),
+    refinements_right=share(13, 20),
+    broken=share(0, 5),
+    mended=share(8, 15),
+    verdicts_right=share(11, 18),
+    constant=13 / 18,
+    leaks=share(6, 15),
+    chance=share(3, 15),
+)
+QUALITY = Quality(
+    rows=40,
+    missing=share(2, 40),
+    unchanged=share(4, 40),
+    near_duplicates=share(0, 40),
+    lengths={text: Lengths(low=10, median=20, high=40, most=90) for text in ("prompt", "answer")},
+    graded=GRADED,
+)
 
 
 def sample(identity: str = "q1", *, correct: bool, **changes: Any) -> Sample:

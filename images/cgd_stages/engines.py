@@ -130,6 +130,7 @@ class VllmEngine:
         self._refused: list[Outcome] = []
         self.settings = {
             "engine": "vllm",
+            "device": config.device_config.device_type,
             "dtype": str(config.model_config.dtype),
             "maxModelLen": self._limit,
             "maxNumSeqs": config.scheduler_config.max_num_seqs,

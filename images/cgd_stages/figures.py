@@ -98,6 +98,9 @@ class Quadruple(Contract):
     """right, wrong or missing."""
     tokens: dict[str, int]
     """Text -> its tokens."""
+    draft_right: bool | None = None
+    """What the grader says of the answer; None where there is no reference to hold it against, or no decision."""
+    refinement_right: bool | None = None
 
 
 class Quadruples(Contract):
@@ -105,6 +108,18 @@ class Quadruples(Contract):
     verdicts: dict[str, int]
     """Over all rows, not only those shown."""
     shown: tuple[Quadruple, ...]
+
+
+class Rejected(Contract):
+    """A row that a stage could not use."""
+
+    id: str
+    sample: int
+    stage: str
+    reason: str
+    detail: str
+    prompt: str = ""
+    """Empty where the row has none, as some that prepare has read."""
 
 
 class ReportData(Contract):
@@ -118,6 +133,8 @@ class ReportData(Contract):
     evaluations: dict[str, tuple[Sample, ...]] = Field(default_factory=dict)
     """Label of the model (`base`, `cgd`) -> its graded outputs."""
     quadruples: Quadruples | None = None
+    rejected: tuple[Rejected, ...] = ()
+    """Some of the rejected rows of each stage and reason."""
 
 
 class Score(Contract):
@@ -366,3 +383,33 @@ def finite_or_none(value: Any) -> Any:
 def total_of(records: Iterable[StageRecord], name: str) -> float:
     """Sum of one of the facts over the stages that have it."""
     return math.fsum(getattr(record.facts, name) for record in records if record.facts)
+
+
+def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
+    """GPU-hours of the stages that ran on GPUs: from the start of a stage to its promise, times its GPUs.
+
+    A run is on GPUs when one of its engines says so; a training does not tell. Refinements that came while critiques
+    were still being written are those of a fused teacher: only what was left after the critiques is counted for them.
+    Nothing is told of a stage that found everything done by an earlier attempt and started no engine.
+    """
+    devices = {stage.settings["device"] for stage in stages if "device" in stage.settings}
+    if not devices - {"cpu"}:
+        return {}
+    critique = next((stage for stage in stages if stage.name == "critique" and stage.seconds is not None), None)
+    hours = {}
+    for stage in stages:
+        count, seconds = gpus(stage), stage.seconds
+        if not count or seconds is None:
+            continue
+        if stage.name == "refine" and critique and at(critique.completed) > at(stage.started):
+            seconds = max(0.0, at(stage.completed) - at(critique.completed))
+        hours[stage.name] = count * seconds / 3600
+    return hours
+
+
+def gpus(stage: StageRecord) -> int:
+    """GPUs of all pods of a stage, if it ran on GPUs; 0 where its settings name none."""
+    given = stage.settings
+    if stage.name.startswith("train-"):
+        return int(given.get("workers", 0) * given.get("processes", 0))
+    return int(given.get("tensorParallel", 0) * given.get("shards", 1))

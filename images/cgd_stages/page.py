@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cgd_stages.contract import LENGTH
+from cgd_stages.contract import LENGTH, Critique
 from cgd_stages.figures import (
     NOISE,
     Comparison,
@@ -33,6 +33,8 @@ from cgd_stages.figures import (
     changes,
     comparisons,
     finite_or_none,
+    gpu_hours,
+    gpus,
     models,
     moving_mean,
     scores,
@@ -40,55 +42,73 @@ from cgd_stages.figures import (
     total_of,
     validations,
 )
+from cgd_stages.quality import Quality, Share
+from cgd_stages.quality import cautions as data_cautions
+from cgd_stages.tables import MEAN, NAMES, Point, Table, name_of, robustness, table_of
+from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
 HERE = Path(__file__).parent
-OBJECTIVES = {
-    "cgd": "CGD",
-    "cft": "CFT",
-    "distilledsft": "Distilled SFT",
-    "sft": "SFT",
-    "refinedsft": "Refined SFT",
-}
-THIN = "\u202f"
-"""Narrow space that does not break: between a number and its unit, and between thousands."""
 CHART_POINTS = 600
 SENTENCES = 3
 """More comparisons than this are summed up, one sentence a model."""
+CAUTIONS = 5
+"""More of them are folded."""
 EXAMPLES = 60
 """Fixed and broken questions that the page carries, about."""
 TEXT_LIMIT = 4000
 """Characters of a text that the page carries."""
 
 
-def render(report: ReportData) -> str:
+def render(report: ReportData, quality: Quality | None = None) -> str:
     """The page. The same data give the same bytes."""
-    script = _own("report.js")
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            run=report.run,
-            spec=report.spec,
-            style=_own("report.css"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            head=_head(report),
-            results=_results(report),
-            timeline=_timeline(report.stages),
-            funnel=_funnel(report.stages),
-            trainings=_trainings(report),
-            quadruples=report.quadruples,
-            changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
-            stages=report.stages,
-            embedded=embedded(_browser(report)),
-        )
+    return _page(
+        "report.html.j2",
+        title=f"{report.run.name} \u00b7 CGD run report",
+        run=report.run,
+        spec=report.spec,
+        head=_head(report, quality),
+        quality=_quality(quality, report) if quality and quality.rows else None,
+        table=table_of(report),
+        results=_results(report),
+        timeline=_timeline(report.stages),
+        funnel=_funnel(report.stages),
+        trainings=_trainings(report),
+        quadruples=report.quadruples,
+        rejected=report.rejected,
+        changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
+        stages=report.stages,
+        embedded=embedded(_browser(report)),
     )
+
+
+def render_comparison(table: Table) -> str:
+    """The page of several runs: their table, and accuracy over corrupted critiques where some runs corrupted them."""
+    runs = list(dict.fromkeys(run for line in table.lines for run in line.runs))
+    curve = _robustness_chart(robustness(table))
+    return _page("compare.html.j2", title="CGD runs compared", table=table, runs=runs, curve=curve)
+
+
+def _page(template: str, **values: Any) -> str:
+    script = _own("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shell = {"style": _own("report.css"), "script": script, "script_hash": digest}
+    return _environment().get_template(template).render(**shell, **values)
 
 
 def fingerprint() -> str:
     """Hash of everything that makes a page of data: a report made by another page is another report."""
-    files = ("page.py", "figures.py", "report.html.j2", "report.css", "report.js")
-    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in files)).hexdigest()
+    files = (
+        "page.py",
+        "figures.py",
+        "tables.py",
+        "quality.py",
+        "words.py",
+        "shell.html.j2",
+        "table.html.j2",
+        "report.html.j2",
+    )
+    own = (*files, "report.css", "report.js")
+    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in own)).hexdigest()
 
 
 def _own(name: str) -> Markup:
@@ -117,52 +137,14 @@ def _environment() -> Environment:
         label=label,
         cut=cut,
         probability=probability,
+        heading=heading,
+        gpus=gpus,
         pretty=lambda value: json.dumps(finite_or_none(value), indent=2, ensure_ascii=False, default=str),
     )
     return environment
 
 
-# --- words and numbers -------------------------------------------------------------------------------------------
-
-
-def count(value: float) -> str:
-    """A whole number with its thousands apart."""
-    return f"{round(value):,}".replace(",", THIN) if math.isfinite(value) else "\u2013"
-
-
-def number(value: float | None) -> str:
-    """A quantity to three or four digits; a dash for what is not known or not finite."""
-    if value is None or not math.isfinite(value):
-        return "\u2013"
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.2e}"
-    if float(value).is_integer() or abs(value) >= 1000:
-        return count(value)
-    return f"{value:.3f}".rstrip("0") if abs(value) < 10 else f"{value:.1f}"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}{THIN}%" if math.isfinite(share) else "\u2013"
-
-
-def points(difference: float) -> str:
-    """A difference of two shares in percentage points, signed."""
-    return f"{100 * difference:+.1f}".replace("-", "\u2212")
-
-
-def probability(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None or not math.isfinite(seconds):
-        return "\u2013"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}{THIN}s"
-    if whole < 3600:
-        return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s"
-    return f"{count(whole // 3600)}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
+# --- names -------------------------------------------------------------------------------------------------------
 
 
 def short_name(model: str) -> str:
@@ -172,19 +154,18 @@ def short_name(model: str) -> str:
 
 def label(model: str) -> str:
     """How people write the label of an evaluated model or an objective."""
-    return OBJECTIVES.get(model, model)
+    return NAMES.get(model, model)
 
 
 def objective(stage: StageRecord) -> str:
     """What a training learned, with the ablation of its critiques if it had one."""
-    name, critique = label(stage.name.removeprefix("train-")), stage.inputs.get("critique", {})
-    match critique.get("kind", "matched"):
-        case "matched":
-            return name
-        case "corrupted":
-            return f"{name} ({percent(critique['rate'])} of the critiques corrupted)"
-        case kind:
-            return f"{name} (critique: {kind})"
+    critique = Critique.model_validate(stage.inputs.get("critique", {}))
+    return name_of(stage.name.removeprefix("train-"), critique)
+
+
+def heading(column: str, table: Table) -> str:
+    """A column of the comparison: the benchmark, or how many benchmarks the mean is over."""
+    return f"mean of {len(table.averaged)}" if column == MEAN else column
 
 
 def cut(text: str, most: int = TEXT_LIMIT) -> str:
@@ -199,12 +180,14 @@ def moment(time: str, *, with_day: bool = True) -> str:
 # --- the head ----------------------------------------------------------------------------------------------------
 
 
-def _head(report: ReportData) -> dict[str, Any]:
+def _head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
     names = models(report)
     objectives = [objective(stage) for stage in report.stages if stage.name.startswith("train-")]
     return {
         "verdicts": verdicts(comparisons(report)) or [_without_comparison(report)],
+        "data_cautions": data_cautions(quality) if quality else [],
         "cautions": cautions(report),
+        "shown": CAUTIONS,
         "student": names.get("student", ""),
         "teacher": names.get("teacher", ""),
         "objectives": ", ".join(objectives),
@@ -212,6 +195,8 @@ def _head(report: ReportData) -> dict[str, Any]:
         "prompt_tokens": total_of(report.stages, "prompt_tokens"),
         "generated_tokens": total_of(report.stages, "generated_tokens"),
         "seconds": total_of(report.stages, "seconds"),
+        "gpu_hours": (hours := gpu_hours(report.stages)),
+        "all_gpu_hours": math.fsum(hours.values()),
     }
 
 
@@ -233,7 +218,7 @@ def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
         "outcome": "better" if better and not worse else "worse" if worse and not better else "noise",
         "claim": f"{trained} {percent(after)}, base {percent(before)}: the mean of {len(group)} benchmarks",
         "detail": f"Better than chance explains on {better}, worse on {worse}, within noise on "
-        f"{len(group) - better - worse} (each at p < {NOISE}, not corrected for the number of tests)",
+        f"{len(group) - better - worse} (p < {NOISE} each)",
     }
 
 
@@ -308,6 +293,46 @@ def _results(report: ReportData) -> list[dict[str, Any]]:
             }
         )
     return blocks
+
+
+def _robustness_chart(points: Sequence[Point]) -> dict[str, Any] | None:
+    """Accuracy over the share of corrupted critiques: a line, each point with its interval, in percent of the plot."""
+    if not points:
+        return None
+    ticks = nice_ticks(min(one.low for one in points), max(one.high for one in points))
+    low, high, most = ticks[0], ticks[-1], max(one.rate for one in points) or 1.0
+
+    def y(share: float) -> float:
+        return 100 - _scaled(share, low, high)
+
+    xs = [_scaled(one.rate, 0.0, most) for one in points]
+    rates = {one.rate: [other.accuracy for other in points if other.rate == one.rate] for one in points}
+    told = [
+        f"{100 * one.rate:g}{THIN}% corrupted \u00b7 accuracy {percent(one.accuracy)} "
+        f"({percent(one.low)} to {percent(one.high)}) \u00b7 {one.run}"
+        for one in points
+    ]
+    return {
+        "line": _path(
+            [_scaled(rate, 0.0, most) for rate in rates],
+            [y(math.fsum(found) / len(found)) for found in rates.values()],
+        ),
+        "bars": [(x, y(one.low), y(one.high)) for x, one in zip(xs, points, strict=True)],
+        "places": [(x, y(one.accuracy)) for x, one in zip(xs, points, strict=True)],
+        "y_ticks": [(f"{100 * tick:g}{THIN}%", y(tick)) for tick in ticks],
+        "x_ticks": [(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(rates, most / 12)],
+        "points": embedded([[x, y(one.accuracy), text] for x, one, text in zip(xs, points, told, strict=True)]),
+        "told": told,
+    }
+
+
+def _apart(values: Iterable[float], distance: float) -> list[float]:
+    """Of rising values those that are far enough from the one before to be written."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value - kept[-1] >= distance:
+            kept.append(value)
+    return kept
 
 
 # --- timeline ----------------------------------------------------------------------------------------------------
@@ -390,6 +415,49 @@ def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
             }
         )
     return funnel
+
+
+# --- data quality ------------------------------------------------------------------------------------------------
+
+
+def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
+    """Measures as (name, share, what it is of, what it means), those of no rows left out; lengths; what was graded."""
+    everything = [
+        ("Critiques without a verdict", quality.missing, "all rows", "not named right or wrong"),
+        ("Refinement is the answer", quality.unchanged, "all rows", "the same words, but for white space"),
+        ("Near-duplicate prompts", quality.near_duplicates, "all prompts",
+         "equal to an earlier one but for numbers, case and punctuation"),
+    ]  # fmt: skip
+    prepare = next((stage.rejections for stage in report.stages if stage.name == "prepare"), {})
+    top = max((one.high for one in quality.lengths.values()), default=0) or 1
+    return {
+        "rows": quality.rows,
+        "measures": everything + _graded_measures(quality),
+        "graded": quality.graded,
+        "lengths": [
+            (text, one, {"low": one.low, "high": one.high, "accuracy": one.median})
+            for text, one in quality.lengths.items()
+        ],
+        "top": top,
+        "removed": {reason: prepare[reason] for reason in ("duplicate", "contaminated") if reason in prepare},
+    }
+
+
+def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
+    graded = quality.graded
+    if graded is None:
+        return []
+    measures = [
+        ("Right drafts", graded.drafts_right, "graded rows", "the student's answer has the reference's result"),
+        ("Right refinements", graded.refinements_right, "graded rows", "what the student learns to say"),
+        ("Mended drafts", graded.mended, "wrong drafts", "the refinement is right"),
+        ("Broken drafts", graded.broken, "right drafts", "the refinement is wrong"),
+        ("Right verdicts", graded.verdicts_right, "verdicts given",
+         f"the same verdict for every draft would have {percent(graded.constant)}"),
+        ("Leaked answers", graded.leaks, "drafts without the reference's answer",
+         f"the critique tells it; a critique of another row does by chance in {percent(graded.chance.share)}"),
+    ]  # fmt: skip
+    return [measure for measure in measures if measure[1].n]
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -527,8 +595,9 @@ def _path(xs: Sequence[float], ys: Sequence[float]) -> str:
 
 
 def _browser(report: ReportData) -> list[dict[str, Any]]:
-    shown = report.quadruples.shown if report.quadruples else ()
+    """The quadruples that the page carries, and after them the rejected rows; only these have a stage."""
+    rows = (*(report.quadruples.shown if report.quadruples else ()), *report.rejected)
     return [
         {name: cut(value) if isinstance(value, str) else value for name, value in row.model_dump().items()}
-        for row in shown
+        for row in rows
     ]

@@ -4,18 +4,30 @@
 
 Reads what the run's stages have stored and writes both files beside a marker, as every stage does. A stage without
 output is shown as missing. The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
+Beside them stands what was found out about the rows, `quality.json`.
 """
 
 import heapq
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cgd_stages import page
-from cgd_stages.contract import Report, RunRef, StageFacts
-from cgd_stages.figures import Quadruple, Quadruples, ReportData, Sample, StageRecord, Step, figures, finite_or_none
+from cgd_stages.contract import Contract, Report, RunRef, StageFacts
+from cgd_stages.figures import (
+    Quadruple,
+    Quadruples,
+    Rejected,
+    ReportData,
+    Sample,
+    StageRecord,
+    Step,
+    figures,
+    finite_or_none,
+    gpu_hours,
+)
 from cgd_stages.folders import (
     REJECTED,
     Done,
@@ -27,12 +39,20 @@ from cgd_stages.folders import (
     read_rows,
     write_pointer,
 )
+from cgd_stages.grading import Grader
 from cgd_stages.program import Context, run
+from cgd_stages.quality import SAMPLED, Marks, Quality, Tally, cautions, grade_rows
 from cgd_stages.storage import Bucket
+from cgd_stages.tables import table_of
 
 SHOWN = 200
 """Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
+REJECTIONS = 5
+"""Rejected rows of a stage and reason that the page carries."""
 TRAINING_LOG = "metrics.jsonl"
+LOOKED = "quality.json"
+GRADERS = 2
+GRADE_SECONDS = 10.0
 
 
 def main(context: Context) -> dict[str, StageFacts]:
@@ -49,11 +69,14 @@ def main(context: Context) -> dict[str, StageFacts]:
     folder = context.folder(context.task.stage, inputs)
     done = folder.done()
     if done is None:
-        data = read_run(context.task.run, work, outputs)
+        looked = look_at_rows(folder, outputs["refine"].folder, context.check) if "refine" in outputs else None
+        quadruples, quality = (looked.quadruples, looked.quality) if looked else (None, None)
+        data = read_run(context.task.run, work, outputs, quadruples)
         context.check()
         parts = [
-            folder.put("report.html", page.render(data).encode()),
-            folder.put("report.json", to_json(data)),
+            folder.put("report.html", page.render(data, quality).encode()),
+            folder.put("report.json", to_json(data, quality)),
+            *([folder.put(LOOKED, looked.to_json().encode())] if looked else []),
         ]
         facts = StageFacts(seconds=round(time.monotonic() - clock, 3), metrics={"stages": float(len(outputs))})
         done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs)
@@ -80,7 +103,7 @@ def find_outputs(bucket: Bucket, run: RunRef, stages: tuple[str, ...]) -> dict[s
     return {stage: Output(folder, folder.require()) for stage, folder in folders.items()}
 
 
-def read_run(run: RunRef, work: Report, outputs: dict[str, Output]) -> ReportData:
+def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: Quadruples | None = None) -> ReportData:
     """Everything the report is made of, in an order that does not depend on how parts are named."""
     trainings = {name: output for name, output in outputs.items() if name.startswith("train-")}
     evaluations = {name: output for name, output in outputs.items() if name.startswith("evaluate-")}
@@ -92,8 +115,43 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output]) -> ReportDat
         evaluations={
             name.removeprefix("evaluate-"): tuple(read_samples(output.folder)) for name, output in evaluations.items()
         },
-        quadruples=read_quadruples(outputs["refine"].folder) if "refine" in outputs else None,
+        quadruples=quadruples,
+        rejected=tuple(read_rejected(outputs)),
     )
+
+
+def read_rejected(outputs: dict[str, Output]) -> list[Rejected]:
+    """The first `REJECTIONS` rows by id that each stage has rejected for each reason, with their prompts."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for name, output in outputs.items():
+        for part in output.done.under(REJECTED):
+            for row in from_parquet(output.folder.read(part)):
+                groups.setdefault((name, row["reason"]), []).append(row)
+    chosen = [
+        (stage, reason, row)
+        for (stage, reason), rows in sorted(groups.items())
+        for row in heapq.nsmallest(REJECTIONS, rows, key=lambda row: (row["id"], row["sample"]))
+    ]
+    prompts = read_prompts(outputs, {row["id"] for _, _, row in chosen})
+    return [
+        Rejected(
+            id=row["id"],
+            sample=row["sample"],
+            stage=stage,
+            reason=reason,
+            detail=row["detail"] or "",
+            prompt=prompts.get(row["id"], ""),
+        )
+        for stage, reason, row in chosen
+    ]
+
+
+def read_prompts(outputs: dict[str, Output], ids: set[str]) -> dict[str, str]:
+    """Prompts by id, of those that prepare has kept."""
+    if not ids or "prepare" not in outputs:
+        return {}
+    rows = read_rows(outputs["prepare"].folder, ["id", "prompt"])
+    return {row["id"]: row["prompt"] for row in rows if row["id"] in ids}
 
 
 def stage_record(name: str, output: Output | None) -> StageRecord:
@@ -130,20 +188,42 @@ def read_samples(folder: Folder) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.key)
 
 
-def read_quadruples(folder: Folder, most: int = SHOWN) -> Quadruples:
-    """All rows counted, the first `most` kept; one part in memory at a time."""
-    verdicts: Counter[str] = Counter()
+class Looked(Contract):
+    """What the report says of the rows."""
+
+    quadruples: Quadruples
+    quality: Quality
+
+
+def look_at_rows(report: Folder, rows: Folder, check: Callable[[], None]) -> Looked:
+    """Count and grade the rows of `refine`. What an attempt that broke off has stored stands: a deadline that the
+    grader missed then may be met now, and the same stored rows shall give the same report."""
+    stored = report.bucket.get(report.key(LOOKED))
+    if stored is not None:
+        return Looked.model_validate_json(stored)
+    with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
+        looked = read_quadruples(rows, grader, check)
+    report.put(LOOKED, looked.to_json().encode())
+    return looked
+
+
+def read_quadruples(folder: Folder, grader: Grader, check: Callable[[], None], *, shown: int = SHOWN) -> Looked:
+    """All rows counted, a sample graded, the first `shown` kept; one part and the sample in memory at a time."""
+    tally = Tally()
 
     def counted() -> Iterator[Row]:
         for row in read_rows(folder):
-            verdicts[row["verdict"] or "missing"] += 1
+            tally.add(row)
             yield row
 
-    shown = heapq.nsmallest(most, counted(), key=lambda row: (row["id"], row["sample"]))
-    return Quadruples(total=verdicts.total(), verdicts=dict(verdicts), shown=tuple(quadruple(row) for row in shown))
+    sample = heapq.nsmallest(max(SAMPLED, shown), counted(), key=lambda row: (row["id"], row["sample"]))
+    graded, marks = grade_rows(sample, grader, check)
+    kept = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
+    quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=kept)
+    return Looked(quadruples=quadruples, quality=tally.quality(graded))
 
 
-def quadruple(row: Row) -> Quadruple:
+def quadruple(row: Row, marks: Marks) -> Quadruple:
     return Quadruple(
         id=row["id"],
         sample=row["sample"],
@@ -154,11 +234,16 @@ def quadruple(row: Row) -> Quadruple:
         refinement=row["refinement"],
         verdict=row["verdict"] or "missing",
         tokens={text: row[f"{text}_tokens"] for text in ("answer", "critique", "refinement")},
+        draft_right=marks.draft,
+        refinement_right=marks.refinement,
     )
 
 
-def to_json(data: ReportData) -> bytes:
-    return json.dumps(finite_or_none(figures(data)), indent=1, ensure_ascii=False, allow_nan=False).encode()
+def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
+    told = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
+    told["gpuHours"] = gpu_hours(data.stages)
+    told["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
+    return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _known(row: Row, kind: type[Step] | type[Sample]) -> Row:

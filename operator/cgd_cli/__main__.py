@@ -2,7 +2,7 @@
 
 `validate`, `render` and `plan` need a manifest and nothing else. `status`, `watch` and `logs` ask the cluster as
 kubectl does; `rows` and `report` also the run's object store, with the credentials of the environment or, if it has
-none, those of the Secret that the run names.
+none, those of the Secret that the run names. `compare` reads reports, in files or in the stores of their runs.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.live import Live
 
-from cgd_cli import data
+from cgd_cli import comparison, data
 from cgd_cli.estimate import GPUS, Assumptions, size_in
 from cgd_cli.price import price_json, price_table
 from cgd_cli.remote import Remote
@@ -26,6 +26,7 @@ from cgd_operator.cluster import ApiError
 from cgd_operator.manifests import Release, manifest, training_runtime
 from cgd_operator.plan import BACKENDS, Run, choose_backend, plan
 from cgd_stages.errors import StageError
+from cgd_stages.page import render_comparison
 
 T = TypeVar("T")
 
@@ -192,10 +193,33 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to store the page.")] = Path("report.html"),
     namespace: Namespace = None,
 ) -> None:
-    """Fetch a run's report: one HTML page that opens from disk."""
+    """Fetch a run's report: one HTML page that opens from disk, or with `-o report.json` every figure on it."""
+    kind = output.suffix.removeprefix(".")
+    if kind not in {"html", "json"}:
+        raise Wrong(f"{output}: a report is written to a file that ends in .html or .json")
     run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
-    output.write_bytes(data.report(run, storage))
+    output.write_bytes(data.report(run, storage, kind))
     console.print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or files that `cgd report -o x.json` has written.")],
+    html: Annotated[Path | None, typer.Option(help="Write the table to a page as well.")] = None,
+    namespace: Namespace = None,
+) -> None:
+    """Compare runs: accuracy of every model on every benchmark, and over the rate of corrupted critiques."""
+    reports = [Path(one).read_bytes() if Path(one).is_file() else _report_of(one, namespace) for one in runs]
+    table = comparison.joined_reports(dict(zip(runs, reports, strict=True)))
+    console.print(*comparison.shown(table), sep="\n")
+    if html:
+        html.write_text(render_comparison(table))
+        console.print(f"{html}: {html.stat().st_size:,} bytes")
+
+
+def _report_of(name: str, namespace: str | None) -> bytes:
+    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    return data.report(run, storage, "json")
 
 
 def _run_of(file: Path) -> Run:

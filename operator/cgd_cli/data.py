@@ -84,8 +84,8 @@ def _training(run: Manifest, objective: str) -> contract.Train:
     return found[objective]
 
 
-def report(run: Manifest, storage: contract.Storage) -> bytes:
-    """The report page. Raises StageError when the run has none yet."""
+def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> bytes:
+    """The report of a run: its page, or with "json" every figure on it. Raises StageError when it has none yet."""
     folder = open_input(Bucket(storage), _ref(run), "report")
-    (page,) = (part for part in folder.require().parts if part.key.endswith("report.html"))
-    return folder.read(page)
+    (file,) = (part for part in folder.require().parts if part.key == f"report.{kind}")
+    return folder.read(file)

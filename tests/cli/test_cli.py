@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from builders import SPEC, manifest
+from report_builders import report_data
 from stage_builders import RUN as REF
 from stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said
 
@@ -18,6 +19,8 @@ from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.cluster import NAMESPACE, POD, RUN, SECRET, Cluster
 from cgd_operator.crd import crd
+from cgd_stages import report
+from cgd_stages.contract import Report
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,6 +234,21 @@ async def test_a_report_that_is_not_there_yet(stored: str, tmp_path: Path) -> No
     assert code == 1
     assert "has no output of report" in err
     assert not (tmp_path / "page.html").exists()
+
+
+async def test_a_run_is_compared_by_its_name_with_a_report_in_a_file(
+    stored: str, client: Cluster, storage: Any, bucket: Any, tmp_path: Path
+) -> None:
+    run = await client.get(RUN, stored, REF.namespace)
+    assert run is not None
+    reference = REF.model_copy(update={"uid": run["metadata"]["uid"]})
+    work = Report(stages=("refine",), spec="")
+    await asyncio.to_thread(report.main, context(storage, work, tmp_path, run=reference))
+    (tmp_path / "other.json").write_bytes(report.to_json(report_data()))
+    words = ("compare", stored, str(tmp_path / "other.json"), "-n", REF.namespace)
+    code, out, err = await cgd(*words, **WITHOUT_KEYS)
+    assert (code, err) == (0, "")
+    assert f"base {report_data().run.name}" in " ".join(out.split())
 
 
 def test_the_table_of_a_run_that_has_just_been_applied() -> None:

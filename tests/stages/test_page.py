@@ -9,11 +9,14 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_builders import HOSTILE, quadruple, report_data, sample, samples, stage, steps
+from report_builders import GRADED, HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages import page
 from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
-from cgd_stages.page import count, duration, nice_ticks, number, percent, points, probability, render
+from cgd_stages.page import nice_ticks, render
+from cgd_stages.quality import share
+from cgd_stages.tables import joined, table_of
+from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
 
@@ -87,9 +90,7 @@ def hostile() -> ReportData:
 
 def test_the_headline_says_both_accuracies_and_that_the_difference_is_noise() -> None:
     words = read().words
-    assert f"Trained 50.0{page.THIN}%, base 25.0{page.THIN}% on sums".replace(page.THIN, " ") in words.replace(
-        page.THIN, " "
-    )
+    assert f"Trained 50.0{THIN}%, base 25.0{THIN}% on sums".replace(THIN, " ") in words.replace(THIN, " ")
     assert "8 questions, 3 fixed and 1 broken: a difference within noise (p = 0.62)" in words
 
 
@@ -140,11 +141,31 @@ def test_the_head_names_every_objective() -> None:
     [
         ({"kind": "matched", "rate": 0.0}, "CGD"),
         ({"kind": "shuffled", "rate": 0.0}, "CGD (critique: shuffled)"),
-        ({"kind": "corrupted", "rate": 0.3}, "CGD (30.0 % of the critiques corrupted)"),
+        ({"kind": "corrupted", "rate": 0.3}, "CGD (30\u202f% of critiques corrupted)"),
     ],
 )
 def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: str) -> None:
-    assert page.objective(stage("train-cgd", inputs={"critique": critique})).replace(page.THIN, " ") == told
+    assert page.objective(stage("train-cgd", inputs={"critique": critique})) == told
+
+
+def test_several_models_are_one_table_with_the_best_of_a_column_marked_in_words() -> None:
+    found = read(evaluations={"base": samples("-" * 9), "cgd": samples("+" * 9), "sft": samples("+" + "-" * 8)})
+    words = found.words.replace(THIN, " ")
+    assert "Modelsums9 questionsTokens base 0.0 %0.0 \u2013 29.9 10 SFT 11.1 %" in words
+    assert "CGD ★best: 100.0 %70.1 \u2013 100.0▲ +100.0 better 101.00 \u00d7 base" in words
+    assert "≈ +11.1 noise" in words
+    assert "sums: intervals, cut outputs, fixed and broken questions" in words
+
+
+def test_one_pair_of_models_on_one_benchmark_needs_no_table_of_tables() -> None:
+    assert "compared" not in read().attributes("class")
+
+
+def test_a_page_of_several_runs_has_no_curve_where_no_critique_was_corrupted() -> None:
+    runs = {"a": table_of(report_data()), "b": table_of(report_data(evaluations={"base": samples("+" * 8)}))}
+    found = Read(page.render_comparison(joined(runs)))
+    assert "2 runs compared a, b" in found.words
+    assert "Robustness" not in found.words
 
 
 def test_the_lengths_of_examples_are_bars_in_order_and_not_figures() -> None:
@@ -163,7 +184,7 @@ def test_many_comparisons_are_summed_up_one_sentence_a_model() -> None:
         return tuple(one for i, mark in enumerate(marks) for one in samples(mark, benchmark=f"bench{i}"))
 
     base, after = outputs("-" * 8, "-" * 8, "+-", "+-"), outputs("+" * 8, "+" * 8, "+-", "-+")
-    words = read(evaluations={"base": base, "cgd": after}).words.replace(page.THIN, " ")
+    words = read(evaluations={"base": base, "cgd": after}).words.replace(THIN, " ")
     assert "Trained 75.0 %, base 25.0 %: the mean of 4 benchmarks" in words
     assert "Better than chance explains on 2, worse on 0, within noise on 2" in words
 
@@ -318,6 +339,48 @@ def test_books_that_do_not_balance_are_named() -> None:
     assert "These counts do not balance" in read(stages=(lost,)).words
 
 
+def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
+    words = Read(render(report_data(), QUALITY)).words.replace(THIN, " ")
+    assert "Right refinementsof graded rows: what the student learns to say65.0 %13 of 20" in words
+    assert "Right verdictsof verdicts given: the same verdict for every draft would have 72.2 %61.1 %11 of 18" in words
+    assert "a critique of another row does by chance in 20.0 %" in words
+    assert "on 20 rows: of an even sample of 30 (of 40) those whose reference ends on an answer, without 1" in words
+    assert "right4 ✓agrees6 wrong17 ✓agrees missing02" in words
+    assert "answer20" in words
+
+
+def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:
+    found = Read(render(report_data(), QUALITY))
+    assert "35.0 % of 20 refinements are wrong" in found.words
+    assert found.attributes("href").count("#quality") == 2
+
+
+def test_of_many_cautions_the_first_are_shown_and_the_others_folded() -> None:
+    outputs = {name: samples("+-", finish_reason="length") for name in ("base", "cgd", "cft", "sft")}
+    words = Read(render(report_data(evaluations=outputs), QUALITY)).words
+    assert (
+        words.index("35.0 % of 20 refinements") < words.index("Base on sums: 100.0 %") < words.index("1 more caution")
+    )
+    assert words.index("1 more caution") < words.index("sums has only 2 questions")
+
+
+def test_without_a_verdict_nothing_is_said_of_calling_all_the_same() -> None:
+    silent = QUALITY.model_copy(update={"graded": GRADED.model_copy(update={"verdicts_right": share(0, 0)})})
+    assert "the same verdict" not in Read(render(report_data(), silent)).words
+
+
+def test_rows_that_cannot_be_graded_are_told_what_they_lack() -> None:
+    words = Read(render(report_data(), QUALITY.model_copy(update={"graded": None}))).words
+    assert "no row of the sample has a reference that ends on an answer" in words
+    assert "Verdicts against drafts" not in words
+
+
+def test_what_prepare_has_removed_is_told_beside_the_duplicates_that_are_left() -> None:
+    cleaned = stage("prepare", rejections={"duplicate": 3, "contaminated": 2, "empty": 1})
+    words = Read(render(report_data(stages=(cleaned,)), QUALITY)).words
+    assert "removed 3 exact duplicates and 2 prompts that share words with a benchmark." in words
+
+
 def test_a_very_long_text_is_cut_with_a_note() -> None:
     long = Quadruples(total=1, verdicts={}, shown=(quadruple(critique="x" * 50_000),))
     (row,) = read(quadruples=long).rows
@@ -329,6 +392,17 @@ def test_the_sample_of_quadruples_says_of_how_many_it_is() -> None:
     assert "1 of 3\u202f000 rows, an even sample" in read(
         quadruples=Quadruples(total=3000, verdicts={"wrong": 3000}, shown=(quadruple(),))
     ).text.replace("\n", " ")
+
+
+def test_gpu_hours_are_told_at_the_top_and_stage_by_stage() -> None:
+    engine = {"device": "cuda", "tensorParallel": 8, "shards": 1}
+    found = read(stages=(stage("prepare", 0, 10), stage("answer", 10, 910, settings=engine)))
+    assert "GPU-hours2 Results" in found.words
+    assert "prepare10020010\u2013\u2013 answer10020090082" in found.words.replace(THIN, "")
+
+
+def test_a_run_on_cpus_speaks_of_no_gpu() -> None:
+    assert "GPU" not in read().words
 
 
 def test_the_same_data_give_the_same_bytes() -> None:
@@ -351,6 +425,7 @@ def test_the_same_data_give_the_same_bytes() -> None:
         (percent(math.nan), "\u2013"),
         (points(-0.0425), "\u22124.2"),
         (points(0.1), "+10.0"),
+        (points(-1e-9), "\u00b10.0"),
         (duration(None), "\u2013"),
         (duration(59.4), "59\u202fs"),
         (duration(61), "1\u202fmin 01\u202fs"),

@@ -27,6 +27,7 @@ from cgd_stages.folders import (
     row_schema,
     write_pointer,
 )
+from cgd_stages.grading import Grader
 from cgd_stages.storage import Bucket
 
 STAGES = ("prepare", "refine", "train-cgd", "evaluate-base", "evaluate-cgd")
@@ -42,7 +43,7 @@ def finish(bucket: Bucket, stage: str, put: Any, run: RunRef = RUN, **facts: Any
     return folder
 
 
-def quadruples(folder: Folder, count: int = 250) -> list[Part]:
+def quadruples(folder: Folder, count: int = 250, **changes: Any) -> list[Part]:
     rows: list[Row] = [
         {
             **dict.fromkeys(row_schema("refine").names),
@@ -56,6 +57,7 @@ def quadruples(folder: Folder, count: int = 250) -> list[Part]:
             "refinement": "r",
             "refinement_tokens": 3,
             "verdict": "wrong" if i % 2 else None,
+            **changes,
         }
         for i in reversed(range(count))
     ]
@@ -109,7 +111,7 @@ def whole_run(bucket: Bucket) -> Bucket:
 
 def files(bucket: Bucket) -> tuple[str, dict[str, Any]]:
     folder = open_input(bucket, RUN, "report")
-    page, figures = (folder.read(part) for part in folder.require().parts)
+    page, figures, *_ = (folder.read(part) for part in folder.require().parts)
     return page.decode(), json.loads(figures)
 
 
@@ -129,8 +131,66 @@ def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
 
 
 def test_the_quadruples_shown_are_the_first_by_id_whatever_part_they_are_in(whole_run: Bucket) -> None:
-    shown = report.read_quadruples(open_input(whole_run, RUN, "refine"), most=30).shown
-    assert [row.id for row in shown] == [f"{i:020x}" for i in range(30)]
+    with Grader() as grader:
+        looked = report.read_quadruples(open_input(whole_run, RUN, "refine"), grader, lambda: None, shown=30)
+    assert [row.id for row in looked.quadruples.shown] == [f"{i:020x}" for i in range(30)]
+
+
+def test_the_rows_are_counted_and_graded_and_their_marks_are_shown(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    finish(bucket, "refine", lambda folder: quadruples(folder, 120, reference="#### 4", answer="4", refinement="4"))
+    report.main(context(storage, Report(stages=("refine",), spec=""), tmp_path))
+    page, figures = files(bucket)
+    graded = figures["quality"]["graded"]
+    assert (graded["sampled"], graded["rows"], graded["draftsRight"]["count"]) == (120, 120, 120)
+    assert graded["confusion"]["wrong"] == {"right": 60, "wrong": 0}
+    assert figures["quality"]["unchanged"]["share"] == 1
+    assert figures["quality"]["lengths"]["critique"]["median"] == 2
+    assert any("repeat the student's answer" in caution for caution in figures["quality"]["cautions"])
+    assert page.count('"draft_right":true') == 120
+
+
+def test_of_each_stage_and_reason_some_rejected_rows_are_shown_with_their_prompts(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    def rejecting(stage: str, *rows: tuple[int, str]) -> Any:
+        rejected = [
+            {"id": f"{i:020x}", "sample": 0, "stage": stage, "reason": reason, "detail": f"{reason} {i}"}
+            for i, reason in rows
+        ]
+        return lambda folder: [folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA)]
+
+    def prompts(folder: Folder) -> list[Part]:
+        rows = [{"id": f"{i:020x}", "sample": 0, "prompt": f"Prompt {i}", "prompt_tokens": 1} for i in range(9)]
+        return [folder.put_rows(PARTS, rows, row_schema("prepare")), *rejecting("prepare", (99, "empty"))(folder)]
+
+    finish(bucket, "prepare", prompts)
+    finish(bucket, "answer", rejecting("answer", *((i, "truncated") for i in reversed(range(8))), (8, "empty")))
+    outputs = report.find_outputs(bucket, RUN, ("prepare", "answer"))
+    shown = report.read_rejected(outputs)
+    assert [(one.stage, one.reason, one.prompt) for one in shown] == [
+        ("answer", "empty", "Prompt 8"),
+        *(("answer", "truncated", f"Prompt {i}") for i in range(report.REJECTIONS)),
+        ("prepare", "empty", ""),
+    ]
+    assert shown[1].detail == "truncated 0"
+    report.main(context(storage, Report(stages=("prepare", "answer"), spec=""), tmp_path))
+    assert "7 rejected rows, some for each stage and reason. The rest:" in files(bucket)[0]
+
+
+def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    report.main(context(storage, WORK, tmp_path))
+    folder = open_input(whole_run, RUN, "report")
+    found = report.Looked.model_validate_json(whole_run.get(folder.key(report.LOOKED)) or b"")
+    for name in ("DONE.json", "report.html", "report.json"):
+        whole_run.delete(folder.key(name))
+    other = found.model_copy(update={"quality": found.quality.model_copy(update={"rows": 7})})
+    whole_run.put(folder.key(report.LOOKED), other.to_json().encode())
+    report.main(context(storage, WORK, tmp_path))
+    assert files(whole_run)[1]["quality"]["rows"] == 7
 
 
 def test_a_second_attempt_finds_the_report_done(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Numbers as people read them. Pure."""
+
+import math
+
+THIN = "\u202f"
+"""Narrow space that does not break: between a number and its unit, and between thousands."""
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{round(value):,}".replace(",", THIN) if math.isfinite(value) else "\u2013"
+
+
+def number(value: float | None) -> str:
+    """A quantity to three or four digits; a dash for what is not known or not finite."""
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.2e}"
+    if float(value).is_integer() or abs(value) >= 1000:
+        return count(value)
+    return f"{value:.3f}".rstrip("0") if abs(value) < 10 else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}{THIN}%" if math.isfinite(share) else "\u2013"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points, signed; of none it is plus or minus."""
+    text = f"{100 * difference:+.1f}"
+    return "\u00b10.0" if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def probability(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return "\u2013"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{THIN}s"
+    if whole < 3600:
+        return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s"
+    return f"{count(whole // 3600)}{THIN}h {whole % 3600 // 60:02d}{THIN}min"

@@ -1,0 +1,86 @@
+"""`cgd compare` over reports in files, as a process and in its parts."""
+
+from pathlib import Path
+
+import pytest
+from report_builders import RUN, report_data, samples, stage
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cgd_cli.__main__ import Wrong, app
+from cgd_cli.comparison import joined_reports, shown
+from cgd_stages.errors import UserError
+from cgd_stages.report import to_json
+
+
+def report(name: str, *, rate: float | None = None, after: str = "+-+++---", base: str = "++------") -> bytes:
+    critique = {"kind": "matched"} if rate is None else {"kind": "corrupted", "rate": rate}
+    return to_json(
+        report_data(
+            run=RUN.model_copy(update={"name": name}),
+            stages=(stage("train-cgd", inputs={"critique": critique}),),
+            evaluations={"base": samples(base), "cgd": samples(after)},
+        )
+    )
+
+
+def told(reports: dict[str, bytes]) -> str:
+    console = Console(width=120, no_color=True)
+    with console.capture() as capture:
+        console.print(*shown(joined_reports(reports)), sep="\n")
+    return " ".join(capture.get().replace("\u202f", " ").split())
+
+
+def test_runs_are_compared_in_one_table_with_their_curve() -> None:
+    words = told({"a.json": report("clean"), "b.json": report("noisy", rate=0.5, after="+-------")})
+    assert "model run n = 8" in words
+    assert "base clean, noisy 25.0 %" in words
+    assert "CGD clean * 50.0 %" in words
+    assert "+25.0 noise" in words
+    assert "CGD (50 % of critiques corrupted) noisy 12.5 %" in words
+    assert "CGD over corrupted critiques" in words
+    assert "0.0 % 50.0 %" in words
+
+
+def test_runs_of_one_name_are_told_apart_by_where_they_came_from() -> None:
+    words = told({"old.json": report("same"), "new.json": report("same", after="++++++++")})
+    assert "CGD old.json" in words
+    assert "CGD new.json" in words
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"{}", b'{"run": {}}'])
+def test_a_report_of_another_version_is_refused_with_its_name(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"old\.json: the report has no table"):
+        joined_reports({"new.json": report("a"), "old.json": data})
+
+
+def test_one_run_alone_is_nothing_to_compare() -> None:
+    with pytest.raises(UserError, match=r"nothing to compare a\.json with"):
+        joined_reports({"a.json": report("a")})
+
+
+def test_the_command_writes_a_page_beside_the_table(tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    files[0].write_bytes(report("clean"))
+    files[1].write_bytes(report("noisy", rate=0.3))
+    result = CliRunner().invoke(app, ["compare", *map(str, files), "--html", str(tmp_path / "page.html")])
+    assert (result.exit_code, result.exception) == (0, None)
+    page = (tmp_path / "page.html").read_text()
+    assert "2 runs compared" in page
+    assert "Robustness against wrong critiques" in page
+    assert "30\u202f% corrupted" in page
+
+
+def test_the_command_refuses_other_questions(tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    files[0].write_bytes(report("a"))
+    files[1].write_bytes(report("b", base="++", after="++"))
+    result = CliRunner().invoke(app, ["compare", *map(str, files)])
+    assert isinstance(result.exception, UserError)
+    assert "sums: 8 in a, 2 others in b" in str(result.exception)
+
+
+def test_a_report_is_a_page_or_its_figures() -> None:
+    result = CliRunner().invoke(app, ["report", "demo", "-o", "report.pdf"])
+    assert isinstance(result.exception, Wrong)
+    assert "ends in .html or .json" in str(result.exception)
