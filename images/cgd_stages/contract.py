@@ -125,6 +125,8 @@ class Benchmark(Source):
 
     name: str
     instruction: str = ""
+    samples: int = 1
+    """Outputs of every question; more than one need a temperature."""
 
 
 class Sampling(Contract):

@@ -3,8 +3,8 @@
     CGD_TASK='{...}' python -m cgd_stages.evaluate
 
 The model sees the question, and the benchmark's instruction after a blank line; no draft, no critique, no reference.
-Every question ends as one row with the output, what was taken as the answer, and the verdict. Interrupt it at any
-moment: the next attempt asks only for what is not stored.
+Every question ends as one row for each of the benchmark's samples, with the output, what was taken as the answer, and
+the verdict. Interrupt it at any moment: the next attempt asks only for what is not stored.
 """
 
 import logging
@@ -48,6 +48,8 @@ FLUSH_ROWS = 512
 REPORT_SECONDS = 3.0
 GRADERS = 2
 GRADE_SECONDS = 10.0
+COUNTED = ("accuracy", "low", "high", "n", "outputs", "truncated", "unparsed", "ungraded", "refused", "mean_tokens")
+"""Figures of a benchmark's score that the stage tells."""
 _COLUMNS: list[tuple[str, Any]] = [
     ("benchmark", pa.string()),
     ("id", pa.string()),
@@ -78,7 +80,7 @@ def main(context: Context) -> dict[str, StageFacts]:
             settings = _ask(context, work, questions, book)
         facts = context.facts[stage] = _facts(book, len(questions), time.monotonic() - clock)
         if len(questions) != len(book.rows):
-            raise RowsLost(f"{stage}: {len(questions)} questions, {len(book.rows)} graded")
+            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.rows)} graded")
         done = folder.finish(facts=facts, parts=book.parts, started=started, inputs=inputs, settings=settings)
     else:
         log.info("%s is done already: %s", stage, folder.uri)
@@ -89,19 +91,21 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def _questions(context: Context, work: Evaluate) -> list[Row]:
-    """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given."""
+    """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given, once for each
+    sample of its benchmark."""
     stored = read_benchmarks(open_input(context.bucket, context.task.run, "prepare"))
-    instructions = {benchmark.name: benchmark.instruction for benchmark in work.benchmarks}
-    missing = instructions.keys() - {row["benchmark"] for row in stored}
+    benchmarks = {benchmark.name: benchmark for benchmark in work.benchmarks}
+    missing = benchmarks.keys() - {row["benchmark"] for row in stored}
     if missing:
         raise UserError(
             f"prepare has stored no questions of {', '.join(sorted(missing))}",
             hint="Delete the run and apply it again: its evaluation does not belong to its preparation.",
         )
     return [
-        row | {"sample": 0, "prompt": asked(row["prompt"], instructions[row["benchmark"]])}
+        row | {"sample": sample, "prompt": asked(row["prompt"], benchmark.instruction)}
         for row in stored
-        if row["benchmark"] in instructions
+        if (benchmark := benchmarks.get(row["benchmark"]))
+        for sample in range(benchmark.samples)
     ]
 
 
@@ -129,7 +133,7 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
 def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -> dict[str, Any]:
     """Ask whatever is not stored, and store what comes, until all is there or SIGTERM. The engine's settings."""
     waiting = [question for question in questions if key_of(question) not in book.keys]
-    log.info("%d questions, %d to ask", len(questions), len(waiting))
+    log.info("%d outputs wanted, %d to ask for", len(questions), len(waiting))
     try:
         if not waiting:
             return {}
@@ -257,7 +261,8 @@ def _facts(book: Book, total: int, seconds: float) -> StageFacts:
 
 
 def metrics(rows: list[Row]) -> dict[str, float]:
-    """Figures of each benchmark; `low` and `high` bound the accuracy with 95 % (Wilson)."""
+    """Figures of each benchmark; `low` and `high` bound the accuracy with 95 %, `pass_k` is the chance that one of k
+    outputs is right."""
     told: dict[str, float] = {}
     for benchmark in sorted({row["benchmark"] for row in rows}):
         chosen = [row for row in rows if row["benchmark"] == benchmark]
@@ -265,11 +270,9 @@ def metrics(rows: list[Row]) -> dict[str, float]:
             figures.Sample(**{name: row[name] for name in figures.Sample.model_fields if name in row}) for row in chosen
         ]
         score = figures.score("", benchmark, samples)
-        counted = ("accuracy", "low", "high", "n", "truncated", "unparsed", "ungraded", "mean_tokens")
-        told |= {f"{benchmark}_{name}": round(float(getattr(score, name)), 6) for name in counted}
-        told[f"{benchmark}_refused"] = float(
-            sum(row["finish_reason"] not in {"stop", *figures.UNFINISHED} for row in chosen)
-        )
+        values = {name: getattr(score, name) for name in COUNTED}
+        values |= {f"pass_{one.k}": one.share for one in score.pass_at if one.k > 1}
+        told |= {f"{benchmark}_{name}": round(float(value), 6) for name, value in values.items()}
     return told
 
 
@@ -292,7 +295,7 @@ class Pace:
         done = len(self._book.keys)
         seconds = time.monotonic() - self._started
         speed, eta = self._tokens / seconds, (self._total - done) * seconds / max(1, done - self._before)
-        log.info("%d of %d questions, %.0f tokens/s, %.0f s to go", done, self._total, speed, eta)
+        log.info("%d of %d outputs, %.0f tokens/s, %.0f s to go", done, self._total, speed, eta)
         rows = Rows(total=self._total, done=done)
         self._context.progress.report(self._context.task.stage, rows, tokens_per_second=speed, eta=eta)
 

@@ -87,7 +87,7 @@ def render(report: ReportData) -> str:
 
 def fingerprint() -> str:
     """Hash of everything that makes a page of data: a report made by another page is another report."""
-    files = ("page.py", "figures.py", "report.html.j2", "report.css", "report.js")
+    files = ("page.py", "figures.py", "stats.py", "report.html.j2", "report.css", "report.js")
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in files)).hexdigest()
 
 
@@ -226,8 +226,8 @@ def verdicts(compared: Sequence[Comparison]) -> list[dict[str, str]]:
 
 def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
     """What a model's comparisons on several benchmarks come to; every benchmark weighs the same."""
-    after = math.fsum((one.both + one.fixed) / one.n for one in group) / len(group)
-    before = math.fsum((one.both + one.broken) / one.n for one in group) / len(group)
+    after = math.fsum(one.after for one in group) / len(group)
+    before = math.fsum(one.before for one in group) / len(group)
     better, worse = (sum(one.outcome == outcome for one in group) for outcome in ("better", "worse"))
     return {
         "outcome": "better" if better and not worse else "worse" if worse and not better else "noise",
@@ -239,7 +239,6 @@ def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
 
 def sentence(one: Comparison, trained: str) -> dict[str, str]:
     """What a comparison comes to, in words that claim no more than its numbers do; `trained` names the model."""
-    after, before = (one.both + one.fixed) / one.n, (one.both + one.broken) / one.n
     judgement = {
         "better": f"better than chance explains ({probability(one.p)})",
         "worse": f"worse than chance explains ({probability(one.p)})",
@@ -250,7 +249,7 @@ def sentence(one: Comparison, trained: str) -> dict[str, str]:
     questions = "question" if one.n == 1 else "questions"
     return {
         "outcome": one.outcome,
-        "claim": f"{trained} {percent(after)}, base {percent(before)} on {one.benchmark}",
+        "claim": f"{trained} {percent(one.after)}, base {percent(one.before)} on {one.benchmark}",
         "detail": f"{count(one.n)} {questions}, {one.fixed} fixed and {one.broken} broken: {judgement}",
     }
 
@@ -266,10 +265,10 @@ def cautions(report: ReportData) -> list[str]:
     found = []
     for one in scores(report):
         who = f"{label(one.model).capitalize() if one.model == 'base' else label(one.model)} on {one.benchmark}"
-        if one.truncated > one.n / 20:
-            found.append(f"{who}: {percent(one.truncated / one.n)} of the outputs were cut by the token limit.")
-        if one.unparsed > one.n / 20:
-            found.append(f"{who}: no answer was found in {percent(one.unparsed / one.n)} of the outputs.")
+        if one.truncated > one.outputs / 20:
+            found.append(f"{who}: {percent(one.truncated / one.outputs)} of the outputs were cut by the token limit.")
+        if one.unparsed > one.outputs / 20:
+            found.append(f"{who}: no answer was found in {percent(one.unparsed / one.outputs)} of the outputs.")
         if one.refused:
             found.append(f"{who}: {one.refused} questions were never answered; they count as not correct.")
         if one.ungraded:

@@ -399,6 +399,13 @@ class Benchmark(Source):
     )
     name: BenchmarkName
     instruction: str = Field("", max_length=2000, description="Follows every question after a blank line.")
+    samples: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Outputs of every question: accuracy is their mean, and Pass@k is told for k up to this. More than "
+        "1 need evaluation.sampling.temperature above 0.",
+    )
 
     @model_validator(mode="after")
     def _graded(self) -> "Benchmark":
@@ -407,7 +414,15 @@ class Benchmark(Source):
         return self
 
 
+SAMPLES_RULE = (
+    "double(self.sampling.temperature) > 0.0 || self.benchmarks.all(one, one.samples == 1)",
+    "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
+)
+
+
 class Evaluation(Part):
+    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE))
+
     benchmarks: tuple[Benchmark, ...] = Field(
         min_length=1,
         max_length=32,
@@ -417,6 +432,12 @@ class Evaluation(Part):
         ("base", "trained"), min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}
     )
     sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "Evaluation":
+        if float(self.sampling.temperature) == 0 and any(one.samples > 1 for one in self.benchmarks):
+            raise ValueError(SAMPLES_RULE[1])
+        return self
 
 
 class Storage(Part):

@@ -306,7 +306,9 @@ def _source(given: api.Source) -> contract.Source:
 
 def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
     source = _source(benchmark)
-    return contract.Benchmark(**dict(source), name=benchmark.name, instruction=benchmark.instruction)
+    return contract.Benchmark(
+        **dict(source), name=benchmark.name, instruction=benchmark.instruction, samples=benchmark.samples
+    )
 
 
 def storage_of(storage: api.Storage) -> contract.Storage:

@@ -12,6 +12,7 @@ import yaml
 from builders import manifest
 
 KUBECTL = str(Path(sys.executable).parent / "kubectl")
+SAMPLED = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "samples": 2}
 
 
 async def kubectl(world: Any, *arguments: str, body: dict[str, Any] | None = None, fails: bool = False) -> str:
@@ -80,6 +81,7 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
         ("prompts.source", "hf://datasets/owner/name", "hf://datasets/owner/name/path"),
         ("prompts.seed", 1, "seed says how the limit rows are drawn: set limit as well"),
         ("prompts.decontaminate", {"against": ["sums"]}, "takes names of evaluation.benchmarks"),
+        ("evaluation", {"benchmarks": [SAMPLED]}, "greedy decoding gives the same output every time"),
         (
             "teacher.endpoint",
             {"url": "http://t/v1", "model": "m"},

@@ -92,6 +92,16 @@ def test_a_benchmark_is_not_sampled() -> None:
         parse_spec(manifest({"evaluation.benchmarks": [sampled]}))
 
 
+def test_several_outputs_of_a_question_need_a_temperature() -> None:
+    benchmark = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"reference": "a"}, "samples": 4}
+    several: dict[str, Any] = {"evaluation.benchmarks": [benchmark]}
+    with pytest.raises(InvalidRun, match=r"spec\.evaluation: greedy decoding .* set sampling\.temperature above 0"):
+        parse_spec(manifest(several))
+    spec = parse_spec(manifest(several | {"evaluation.sampling": {"temperature": "0.7"}}))
+    assert spec.evaluation
+    assert spec.evaluation.benchmarks[0].samples == 4
+
+
 def test_decontamination_needs_benchmarks() -> None:
     with pytest.raises(InvalidRun, match="and there must be some"):
         parse_spec(manifest({"prompts.decontaminate": {}, "evaluation": None}))

@@ -36,11 +36,13 @@ def prepared(bucket: Bucket, questions: list[Row]) -> None:
     write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
 
 
-def work_for(model: Path, *benchmarks: str, max_tokens: int = 16) -> Evaluate:
+def work_for(model: Path, *benchmarks: str, samples: int = 1) -> Evaluate:
     return Evaluate(
         model=Model(name=str(model)),
-        benchmarks=tuple(Benchmark(name=name, source="", instruction=BOX) for name in benchmarks or ("sums",)),
-        sampling=Sampling(max_tokens=max_tokens),
+        benchmarks=tuple(
+            Benchmark(name=name, source="", instruction=BOX, samples=samples) for name in benchmarks or ("sums",)
+        ),
+        sampling=Sampling(max_tokens=16, temperature=0.0 if samples == 1 else 0.7),
         engine=EngineSettings(dtype="float32"),
     )
 
@@ -109,6 +111,30 @@ def test_the_model_is_given_the_question_and_the_instruction_and_nothing_else(
     assert request.messages == [{"role": "user", "content": f"What is 7 + 1?\n\n{BOX}"}]
     assert request.sampling.temperature == 0
     assert evaluate.asked("What?", "") == "What?"
+
+
+def test_several_samples_are_a_row_each_and_drawn_with_seeds_of_their_own(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    prepared(bucket, [question(0), question(1)])
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model, samples=3)))[STAGE]
+    rows = [(row["id"][-1], row["sample"]) for row in stored(bucket, facts)]
+    assert sorted(rows) == [(which, sample) for which in "01" for sample in range(3)]
+    assert len({request.sampling.seed for request in engine.asked}) == 6
+    told = {name: facts.metrics[f"sums_{name}"] for name in ("n", "outputs", "accuracy", "pass_2", "pass_3")}
+    assert told == {"n": 2, "outputs": 6, "accuracy": 0.5, "pass_2": 0.5, "pass_3": 0.5}
+
+
+def test_base_and_trained_draw_with_the_same_seeds(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    prepared(bucket, [question(0)])
+    for stage in ("evaluate-base", "evaluate-cgd"):
+        made = program(storage, tmp_path, work_for(tiny_model, samples=2))
+        made.task = made.task.model_copy(update={"stage": stage})
+        evaluate.main(made)
+    seeds = [request.sampling.seed for request in engine.asked]
+    assert seeds[:2] == seeds[2:]
 
 
 def test_an_evaluation_stopped_early_asks_only_for_the_rest(
