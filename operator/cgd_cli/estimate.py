@@ -103,7 +103,7 @@ def _child(child: Child, given: Assumptions) -> Iterator[Cost]:
         case contract.Train() as work:
             yield _trained(child, work, given)
         case contract.Evaluate() as work:
-            outputs = sum((one.limit or given.questions) * one.samples for one in work.benchmarks)
+            outputs = sum((one.limit or one.questions or given.questions) * one.samples for one in work.benchmarks)
             written = min(given.answer, work.sampling.max_tokens)
             yield _generated(child, child.stage, outputs, given.prompt, written, given.student, given, warm=False)
         case _:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cgd_operator import api, yamls
+from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION
 from cgd_stages import contract
 
 
@@ -305,10 +306,21 @@ def _source(given: api.Source) -> contract.Source:
 
 
 def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
-    source = _source(benchmark)
-    return contract.Benchmark(
-        **dict(source), name=benchmark.name, instruction=benchmark.instruction, samples=benchmark.samples
+    """The benchmark with what is known of its name where the spec says nothing."""
+    known = BENCHMARKS.get(benchmark.name)
+    given = benchmark.model_dump(exclude_none=True)
+    filled = (
+        {
+            "source": known.source,
+            "fields": known.fields,
+            "instruction": INSTRUCTION,
+            "tolerance": known.tolerance,
+            "questions": known.questions,
+        }
+        if known
+        else {}
     )
+    return contract.Benchmark.model_validate(filled | given)
 
 
 def storage_of(storage: api.Storage) -> contract.Storage:
