@@ -56,6 +56,7 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("sample", pa.int32()),
     ("prompt", pa.string()),
     ("reference", pa.string()),
+    ("tolerance", pa.string()),
     ("output", pa.string()),
     ("finish_reason", pa.string()),
     ("prompt_tokens", pa.int32()),
@@ -63,6 +64,7 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("extracted", pa.string()),
     ("answer_source", pa.string()),
     ("correct", pa.bool_()),
+    ("rule", pa.string()),
     ("grade_error", pa.string()),
 ]
 SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
@@ -244,7 +246,7 @@ def grade(grader: Grader, row: Row) -> Grade:
     text = read_reply(row["output"]).text
     if row["finish_reason"] in figures.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)
-    return grader.grade(row["reference"], text)
+    return grader.grade(row["reference"], text, row["tolerance"] or "")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------

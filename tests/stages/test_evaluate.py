@@ -27,6 +27,7 @@ def question(number: int, benchmark: str = "sums") -> Row:
         "id": f"{number:020x}",
         "prompt": f"What is {number} + 1?",
         "reference": f"So {number} + 1.\n#### {number + 1}",
+        "tolerance": None,
     }
 
 
@@ -88,14 +89,15 @@ def test_every_question_ends_as_a_row_that_says_how(
     facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
     assert facts.rows == Rows(total=5, done=5)
     told = [
-        (row["finish_reason"], row["answer_source"], row["extracted"], row["correct"]) for row in stored(bucket, facts)
+        (row["finish_reason"], row["answer_source"], row["extracted"], row["correct"], row["rule"])
+        for row in stored(bucket, facts)
     ]
     assert told == [
-        ("stop", "boxed", "1.0", True),
-        ("stop", "none", "", False),
-        ("length", "none", "", False),
-        ("too_long", "none", "", False),
-        ("stop", "boxed", "6", False),
+        ("stop", "boxed", "1.0", True, "value"),
+        ("stop", "none", "", False, ""),
+        ("length", "none", "", False, ""),
+        ("too_long", "none", "", False, ""),
+        ("stop", "boxed", "6", False, "value"),
     ]
     expected = {"accuracy": 0.2, "n": 5, "truncated": 1, "refused": 1, "unparsed": 3, "ungraded": 0}
     assert {name: facts.metrics[f"sums_{name}"] for name in expected} == expected
@@ -171,6 +173,18 @@ def test_only_the_benchmarks_of_the_task_are_asked_and_each_has_its_own_figures(
         evaluate.main(program(storage, tmp_path, work_for(tiny_model, "missing")))
 
 
+def test_the_tolerance_of_a_question_is_the_graders(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    close = question(0) | {"reference": "1.1", "tolerance": "0.2"}
+    prepared(bucket, [close, question(5) | {"reference": "6.1"}])
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    assert [(row["tolerance"], row["correct"], row["rule"]) for row in stored(bucket, facts)] == [
+        ("0.2", True, "tolerance"),
+        (None, False, "value"),
+    ]
+
+
 def test_rows_that_two_pods_have_stored_count_once(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
 ) -> None:
@@ -178,7 +192,13 @@ def test_rows_that_two_pods_have_stored_count_once(
     work = work_for(tiny_model)
     made = program(storage, tmp_path, work)
     folder, _ = evaluate._folder(made, work, evaluate._questions(made, work))
-    verdict: dict[str, Any] = {"extracted": "1", "answer_source": "boxed", "correct": True, "grade_error": ""}
+    verdict: dict[str, Any] = {
+        "extracted": "1",
+        "answer_source": "boxed",
+        "correct": True,
+        "rule": "",
+        "grade_error": "",
+    }
     done = {"sample": 0, "output": "1", "finish_reason": "stop", "prompt_tokens": 1, "tokens": 1, **verdict}
     for numbers in ((0,), (0, 1)):
         folder.put_rows("parts/", [question(number) | done for number in numbers], evaluate.SCHEMA)
@@ -202,7 +222,9 @@ def test_a_cut_output_counts_only_with_its_box_and_thinking_never(
     output: str, finish_reason: str, source: str, correct: bool
 ) -> None:
     with Grader(workers=1) as grader:
-        found = evaluate.grade(grader, {"reference": "3", "output": output, "finish_reason": finish_reason})
+        found = evaluate.grade(
+            grader, {"reference": "3", "tolerance": None, "output": output, "finish_reason": finish_reason}
+        )
     assert (found.answer_source, found.correct) == (source, correct)
 
 
