@@ -86,6 +86,7 @@ RULES = [
     ("word", "True", ["true", "Yes"], ["False", "no", "1"]),
     ("several", "1, 2", ["2 and 1", r"\{2, 1\}", "x=1 or x=2", r"2\text{ and }1"], ["1", "2", "1, 2, 3", "1, 3"]),
     ("several", "2, 1", ["1; 2", "2, 1, 1"], ["2; 2", "2, 2"]),
+    ("several", r"2, \ldots, 9", [r"2,\dots,9.0"], [r"2,\dots,8", "2, 9"]),
     ("several", "1, 1, 2", ["2, 1, 1.0"], ["1, 2, 2"]),
     ("several", r"1 \pm \sqrt{2}", [r"1+\sqrt2, 1-\sqrt2"], [r"1+\sqrt2", r"1+\sqrt2, 1+\sqrt3"]),
     ("several", "x = 1, y = 2", ["y=2, x=1", "2, 1"], ["x=2, y=1"]),

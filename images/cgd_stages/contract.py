@@ -265,13 +265,15 @@ class Check(Contract):
 
 
 class Evaluate(Contract):
-    """Give a model every benchmark question alone, in one pass, and grade what it says."""
+    """Give a model every benchmark question alone, and grade what it says."""
 
     kind: Literal["evaluate"] = "evaluate"
     model: Model
     benchmarks: tuple[Benchmark, ...]
     sampling: Sampling
     engine: Engine = Engine()
+    self_refine: int = 0
+    """Rounds of critique and refinement by the model itself, after its answer."""
 
 
 class Report(Contract):

@@ -70,6 +70,7 @@ _SPELLINGS = tuple(
         (r"\u00b1", r"\\pm "),
         (r"(?<!\\)\\[,;: ]|~|\\(?:displaystyle|limits|qquad|quad)(?![a-zA-Z])", " "),
         (r"\\[dtc]frac", r"\\frac"),
+        (r"\\[lc]?dots(?![a-zA-Z])", r"\\dots"),
         (r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr)(?![a-zA-Z])", ""),
         (r"_\{(\w+)\}", r"_\1"),
         (r"\\%|\s+percent\b", "%"),

@@ -1,24 +1,24 @@
-"""Give a model every benchmark question alone, in one pass, and grade what it says.
+"""Give a model every benchmark question alone, and grade what it says.
 
     CGD_TASK='{...}' python -m cgd_stages.evaluate
 
 The model sees the question, and the benchmark's instruction after a blank line; no draft, no critique, no reference.
 Every question ends as one row for each of the benchmark's samples, with the output, what was taken as the answer, and
-the verdict. Interrupt it at any moment: the next attempt asks only for what is not stored.
+the verdict. Self-Refine lets the model then criticise and improve its own answer. Interrupt it at any moment: the next
+attempt asks only for what is not stored.
 """
 
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages import figures, models
+from cgd_stages import figures, models, prompts
 from cgd_stages.contract import Evaluate, Rows, StageFacts
-from cgd_stages.engines import Completion, Engine, Outcome, Request, VllmEngine, drive, each
+from cgd_stages.engines import Completion, Engine, Outcome, VllmEngine, drive
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.folders import (
     PARTS,
@@ -33,10 +33,10 @@ from cgd_stages.folders import (
     write_pointer,
 )
 from cgd_stages.grading import Grade, Grader, find_answer
-from cgd_stages.outcomes import row_sampling
 from cgd_stages.prepare import read_benchmarks
 from cgd_stages.program import Context, run
 from cgd_stages.prompts import answer_messages, read_reply
+from cgd_stages.selfrefine import Dialogue, Dialogues
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("finish_reason", pa.string()),
     ("prompt_tokens", pa.int32()),
     ("tokens", pa.int32()),
+    ("passes", pa.int32()),
     ("extracted", pa.string()),
     ("answer_source", pa.string()),
     ("correct", pa.bool_()),
@@ -126,6 +127,9 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
         "sampling": work.sampling.model_dump(by_alias=True),
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
+    if work.self_refine:
+        wording = [prompts.fingerprint("critique"), prompts.fingerprint("refine")]
+        inputs["selfRefine"] = {"rounds": work.self_refine, "prompts": wording}
     return Folder(context.bucket, run_ref.namespace, context.task.stage, digest_of(**inputs)), inputs
 
 
@@ -140,10 +144,12 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
         if not waiting:
             return {}
         engine = _engine(context, work)
-        under_way = {name_of(question): question for question in waiting}
+        named = ((name_of(question), question) for question in waiting)
+        dialogues = Dialogues(named, work.sampling, work.self_refine)
         pace = Pace(context, len(questions), book)
-        for outcome in drive(engine, each(_requests(work, waiting)), context.stop):
-            book.take(under_way.pop(outcome.name), outcome)
+        for outcome in drive(engine, dialogues.take, context.stop):
+            if ended := dialogues.note(outcome):
+                book.take(ended)
             pace.note(outcome)
         engine.close()
         return engine.settings
@@ -156,13 +162,6 @@ def _engine(context: Context, work: Evaluate) -> Engine:
     with context.interruptible():
         model = models.pinned(work.model, context.bucket, context.task.run)
         return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
-
-
-def _requests(work: Evaluate, questions: list[Row]) -> Iterator[Request]:
-    for question in questions:
-        # Not the stage's name: base and trained model shall draw with the same seeds.
-        sampling = row_sampling(work.sampling, "evaluate", question)
-        yield Request(name_of(question), answer_messages(question["prompt"]), sampling)
 
 
 def key_of(row: Row) -> Key:
@@ -194,9 +193,9 @@ class Book:
         for found in self.folder.bucket.list(self.folder.key(PARTS)):
             self._take_part(found.key)
 
-    def take(self, question: Row, outcome: Outcome) -> None:
-        """Have one outcome graded, and store it with the next part. A question refused is a question not solved."""
-        row = question | _said(outcome)
+    def take(self, dialogue: Dialogue) -> None:
+        """Have one answer graded, and store it with the next part. A question refused is a question not solved."""
+        row = dialogue.question | _said(dialogue.outcome) | {"passes": dialogue.passes}
         self.keys.add(key_of(row))
         self._grading.append((row, self._threads.submit(grade, self.grader, row)))
         if len(self._grading) >= FLUSH_ROWS or time.monotonic() - self._stored_at >= FLUSH_SECONDS:

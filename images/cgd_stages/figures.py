@@ -20,6 +20,8 @@ from cgd_stages.contract import Contract, RunRef, StageFacts
 T = TypeVar("T")
 NOISE = 0.05
 """A p-value from here on is called noise."""
+RIVALS = ("selfrefine",)
+"""Labels of what is no trained model but the base with more passes at inference."""
 UNFINISHED = ("length", "repetition")
 """Finish reasons of an output without an end."""
 
@@ -196,7 +198,7 @@ class Comparison(Contract):
     low: float
     high: float
     token_ratio: float | None
-    """Mean tokens of the trained model's outputs over those of the base; None where the base said nothing."""
+    """Mean tokens that the trained model spends on an output over those of the base; None where it spends none."""
 
     @property
     def outcome(self) -> str:
@@ -350,7 +352,7 @@ def changes(data: ReportData, base: str = "base", *, most: int = 6) -> list[Chan
     found: list[Change] = []
     taken: Counter[tuple[str, str, str]] = Counter()
     for model in data.evaluations:
-        for pairs in paired(data, base, model) if model != base else ():
+        for pairs in paired(data, base, model) if model not in (base, *RIVALS) else ():
             gain = sum(after.correct - before.correct for before, after in pairs)
             kind = "fixed" if gain > 0 else "broken"
             group = (pairs[0][0].benchmark, model, kind)

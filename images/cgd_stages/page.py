@@ -23,6 +23,7 @@ from markupsafe import Markup
 from cgd_stages.contract import LENGTH
 from cgd_stages.figures import (
     NOISE,
+    RIVALS,
     Comparison,
     ReportData,
     Score,
@@ -48,6 +49,7 @@ OBJECTIVES = {
     "distilledsft": "Distilled SFT",
     "sft": "SFT",
     "refinedsft": "Refined SFT",
+    "selfrefine": "Self-Refine",
 }
 THIN = "\u202f"
 """Narrow space that does not break: between a number and its unit, and between thousands."""
@@ -218,7 +220,9 @@ def _head(report: ReportData) -> dict[str, Any]:
 def verdicts(compared: Sequence[Comparison]) -> list[dict[str, str]]:
     """One for each comparison, or for each trained model where that would be many."""
     groups = {one.trained: [other for other in compared if other.trained == one.trained] for one in compared}
-    named = {model: f"{label(model)}-trained" if len(groups) > 1 else "Trained" for model in groups}
+    trained = [model for model in groups if model not in RIVALS]
+    named = {model: label(model) for model in groups}
+    named |= {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
     if len(compared) <= SENTENCES:
         return [sentence(one, named[one.trained]) for one in compared]
     return [summary(group, named[model]) for model, group in groups.items()]

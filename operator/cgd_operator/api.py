@@ -448,6 +448,15 @@ class Benchmark(Part):
         return self
 
 
+class Rival(Part):
+    """A method that spends more at inference instead of training, on the base model, to compare with."""
+
+    kind: Literal["SelfRefine"] = Field(
+        description="The student criticises its own answer and improves it, in the words that the teacher is asked in."
+    )
+    rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
+
+
 SAMPLES_RULE = (
     "double(self.sampling.temperature) > 0.0 || self.benchmarks.all(one, one.samples == 1)",
     "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
@@ -464,6 +473,12 @@ class Evaluation(Part):
     )
     models: tuple[Literal["base", "trained"], ...] = Field(
         ("base", "trained"), min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+    rivals: tuple[Rival, ...] = Field(
+        (),
+        max_length=1,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["kind"]},
+        description="Evaluated like a model, each in a stage of its own; the tokens of all passes are counted.",
     )
     sampling: Sampling = Sampling()
 

@@ -121,6 +121,10 @@ def _evaluations(spec: api.CGDRunSpec, evaluation: api.Evaluation, trained: tupl
     if "base" in evaluation.models:
         model = _student(spec)
         yield _Work("evaluate-base", ("evaluate-base",), _evaluate(spec, evaluation, model), "student", trained)
+    for rival in evaluation.rivals:
+        name = f"evaluate-{rival.kind.lower()}"
+        work = _evaluate(spec, evaluation, _student(spec)).model_copy(update={"self_refine": rival.rounds})
+        yield _Work(name, (name,), work, "student", trained)
     if "trained" in evaluation.models:
         for stage in trained:
             name = stage.replace("train-", "evaluate-")

@@ -37,7 +37,7 @@ def prepared(bucket: Bucket, questions: list[Row]) -> None:
     write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
 
 
-def work_for(model: Path, *benchmarks: str, samples: int = 1) -> Evaluate:
+def work_for(model: Path, *benchmarks: str, samples: int = 1, self_refine: int = 0) -> Evaluate:
     return Evaluate(
         model=Model(name=str(model)),
         benchmarks=tuple(
@@ -45,6 +45,7 @@ def work_for(model: Path, *benchmarks: str, samples: int = 1) -> Evaluate:
         ),
         sampling=Sampling(max_tokens=16, temperature=0.0 if samples == 1 else 0.7),
         engine=EngineSettings(dtype="float32"),
+        self_refine=self_refine,
     )
 
 
@@ -137,6 +138,26 @@ def test_base_and_trained_draw_with_the_same_seeds(
         evaluate.main(made)
     seeds = [request.sampling.seed for request in engine.asked]
     assert seeds[:2] == seeds[2:]
+
+
+def test_self_refine_is_graded_by_its_last_answer_and_pays_for_all_passes(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(request: Request) -> Outcome:
+        asked = request.messages[-1]["content"]
+        if asked.endswith("Write the critique."):
+            return said(request, "Add again.\nConclusion: wrong")
+        return said(request, r"\boxed{1}" if asked.endswith("Write the improved answer.") else r"\boxed{2}")
+
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: RuleEngine(rule))
+    prepared(bucket, [question(0)])
+    alone = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    refined = evaluate.main(program(storage, tmp_path, work_for(tiny_model, self_refine=1)))[STAGE]
+    told = [
+        (row["correct"], row["passes"], row["tokens"]) for facts in (alone, refined) for row in stored(bucket, facts)
+    ]
+    assert told == [(False, 1, 1), (True, 3, 1 + 4 + 1)]
+    assert alone.digest != refined.digest
 
 
 def test_an_evaluation_stopped_early_asks_only_for_the_rest(

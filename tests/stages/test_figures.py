@@ -160,3 +160,10 @@ def test_the_best_step_is_the_earliest_of_the_least_finite_validation_losses() -
     assert chosen.step == 4
     told = figures(report_data(training={"train-cgd": tuple(log), "train-sft": steps(3)}))
     assert {stage: best["step"] for stage, best in told["best"].items()} == {"train-cgd": 4}
+
+
+def test_a_rival_is_compared_but_fixes_nothing_by_training() -> None:
+    data = report_data(evaluations={"base": samples("+-"), "selfrefine": samples("++", tokens=30)})
+    (one,) = comparisons(data)
+    assert (one.trained, one.difference, one.token_ratio) == ("selfrefine", 0.5, 3.0)
+    assert changes(data) == []
