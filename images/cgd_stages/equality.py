@@ -142,7 +142,6 @@ _OPENING, _CLOSING = "([{", ")]}"
 _AND = re.compile(
     rf"\s*(?:{_WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
-_NAME = re.compile(r"\s*([a-zA-Z](?:_\w+)?)\s*=(?!=)\s*(.+)", re.DOTALL)
 _NAMES = re.compile(r"\s*\(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\)\s*=\s*")
 _MEMBER = re.compile(r"\s*[a-zA-Z]\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
 
@@ -194,7 +193,7 @@ def _distinct(values: Sequence[str]) -> list[str]:
     """The values without those that were said before in other words: `1/2 or 0.5` is one."""
     found: list[str] = []
     for value in values:
-        if not any(_equal_items(value, other, "") for other in found):
+        if not any(_equal(value, other, "") for other in found):
             found.append(value)
     return found
 
@@ -203,24 +202,21 @@ def _all_there(references: Sequence[str], answers: Sequence[str], tolerances: Se
     left = list(answers)
     each = tolerances if len(tolerances) == len(references) else [tolerances[0]] * len(references)
     for reference, tolerance in zip(references, each, strict=True):
-        match = next((answer for answer in left if _equal_items(reference, answer, tolerance)), None)
+        match = next((answer for answer in left if _equal(reference, answer, tolerance)), None)
         if match is None:
             return False
         left.remove(match)
     return not left
 
 
-def _equal_items(reference: str, answer: str, tolerance: str) -> bool:
-    """Two values of several; those that are named must have the same name: x=1, y=2 is not x=2, y=1."""
-    names = _NAME.fullmatch(reference), _NAME.fullmatch(answer)
-    if names[0] and names[1] and names[0][1] != names[1][1]:
-        return False
+def _equal(reference: str, answer: str, tolerance: str) -> bool:
+    """Whether two values of several are equal; x=1 and y=1 are not."""
     return same_spelling(reference, answer) or _one(reference, answer, tolerance).equal
 
 
 def _in_order(references: Sequence[str], answers: Sequence[str], tolerance: str) -> bool:
     return len(references) == len(answers) and all(
-        same_spelling(*pair) or _one(*pair, tolerance).equal for pair in zip(references, answers, strict=True)
+        _equal(*pair, tolerance) for pair in zip(references, answers, strict=True)
     )
 
 
