@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,6 +144,12 @@ class RuleEngine:
 
     def close(self) -> None:
         self._waiting.clear()
+
+
+def each(requests: Iterable[Request]) -> Callable[[], Request | None]:
+    """Requests that are all known before, for `drive`."""
+    waiting = iter(requests)
+    return lambda: next(waiting, None)
 
 
 def said(request: Request, text: str, finish_reason: str = "stop") -> Completion:

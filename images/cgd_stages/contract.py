@@ -95,6 +95,20 @@ class Fields(Contract):
     prompt: str = "prompt"
     reference: str | None = None
 
+    @property
+    def columns(self) -> list[str]:
+        """All that are named."""
+        return list(self.model_dump(exclude_none=True).values())
+
+
+class BenchmarkFields(Fields):
+    """The columns of a benchmark. Rows may lack the last two."""
+
+    context: str | None = None
+    """Text that stands before the question."""
+    tolerance: str | None = None
+    """How far an answer may be off, as a number or text."""
+
 
 class Source(Contract):
     """Rows in JSON lines or Parquet: `s3://bucket/key`, `hf://datasets/owner/name@revision/path` (in both, `*` is
@@ -124,7 +138,14 @@ class Benchmark(Source):
     """Questions with reference answers. `instruction` follows the question after a blank line."""
 
     name: str
+    fields: BenchmarkFields = BenchmarkFields()
     instruction: str = ""
+    tolerance: str | None = None
+    """How far answers to decimal references may be off: `0.01`, or `4%` of the reference. None: not at all."""
+    questions: int | None = None
+    """How many the benchmark is known to have."""
+    samples: int = 1
+    """Outputs of every question; more than one need a temperature."""
 
 
 class Sampling(Contract):
@@ -244,13 +265,15 @@ class Check(Contract):
 
 
 class Evaluate(Contract):
-    """Give a model every benchmark question alone, in one pass, and grade what it says."""
+    """Give a model every benchmark question alone, and grade what it says."""
 
     kind: Literal["evaluate"] = "evaluate"
     model: Model
     benchmarks: tuple[Benchmark, ...]
     sampling: Sampling
     engine: Engine = Engine()
+    self_refine: int = 0
+    """Rounds of critique and refinement by the model itself, after its answer."""
 
 
 class Report(Contract):

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -90,12 +90,6 @@ class Engine(Protocol):
         them, and what is its own, such as `preemptions`."""
 
     def close(self) -> None: ...
-
-
-def each(requests: Iterable[Request]) -> Callable[[], Request | None]:
-    """Requests that are all known before, for `drive`."""
-    waiting = iter(requests)
-    return lambda: next(waiting, None)
 
 
 def drive(

@@ -1,24 +1,24 @@
-"""Give a model every benchmark question alone, in one pass, and grade what it says.
+"""Give a model every benchmark question alone, and grade what it says.
 
     CGD_TASK='{...}' python -m cgd_stages.evaluate
 
 The model sees the question, and the benchmark's instruction after a blank line; no draft, no critique, no reference.
-Every question ends as one row with the output, what was taken as the answer, and the verdict. Interrupt it at any
-moment: the next attempt asks only for what is not stored.
+Every question ends as one row for each of the benchmark's samples, with the output, what was taken as the answer, and
+the verdict. Self-Refine lets the model then criticise and improve its own answer. Interrupt it at any moment: the next
+attempt asks only for what is not stored.
 """
 
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages import figures, models
+from cgd_stages import figures, models, prompts
 from cgd_stages.contract import Evaluate, Rows, StageFacts
-from cgd_stages.engines import Completion, Engine, Outcome, Request, VllmEngine, drive, each
+from cgd_stages.engines import Completion, Engine, Outcome, VllmEngine, drive
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.folders import (
     PARTS,
@@ -33,10 +33,10 @@ from cgd_stages.folders import (
     write_pointer,
 )
 from cgd_stages.grading import Grade, Grader, find_answer
-from cgd_stages.outcomes import row_sampling
 from cgd_stages.prepare import read_benchmarks
 from cgd_stages.program import Context, run
 from cgd_stages.prompts import answer_messages, read_reply
+from cgd_stages.selfrefine import Dialogue, Dialogues
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +48,24 @@ FLUSH_ROWS = 512
 REPORT_SECONDS = 3.0
 GRADERS = 2
 GRADE_SECONDS = 10.0
+COUNTED = ("accuracy", "low", "high", "n", "outputs", "truncated", "unparsed", "ungraded", "refused", "mean_tokens")
+"""Figures of a benchmark's score that the stage tells."""
 _COLUMNS: list[tuple[str, Any]] = [
     ("benchmark", pa.string()),
     ("id", pa.string()),
     ("sample", pa.int32()),
     ("prompt", pa.string()),
     ("reference", pa.string()),
+    ("tolerance", pa.string()),
     ("output", pa.string()),
     ("finish_reason", pa.string()),
     ("prompt_tokens", pa.int32()),
     ("tokens", pa.int32()),
+    ("passes", pa.int32()),
     ("extracted", pa.string()),
     ("answer_source", pa.string()),
     ("correct", pa.bool_()),
+    ("rule", pa.string()),
     ("grade_error", pa.string()),
 ]
 SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
@@ -78,7 +83,7 @@ def main(context: Context) -> dict[str, StageFacts]:
             settings = _ask(context, work, questions, book)
         facts = context.facts[stage] = _facts(book, len(questions), time.monotonic() - clock)
         if len(questions) != len(book.rows):
-            raise RowsLost(f"{stage}: {len(questions)} questions, {len(book.rows)} graded")
+            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.rows)} graded")
         done = folder.finish(facts=facts, parts=book.parts, started=started, inputs=inputs, settings=settings)
     else:
         log.info("%s is done already: %s", stage, folder.uri)
@@ -89,19 +94,21 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def _questions(context: Context, work: Evaluate) -> list[Row]:
-    """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given."""
+    """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given, once for each
+    sample of its benchmark."""
     stored = read_benchmarks(open_input(context.bucket, context.task.run, "prepare"))
-    instructions = {benchmark.name: benchmark.instruction for benchmark in work.benchmarks}
-    missing = instructions.keys() - {row["benchmark"] for row in stored}
+    benchmarks = {benchmark.name: benchmark for benchmark in work.benchmarks}
+    missing = benchmarks.keys() - {row["benchmark"] for row in stored}
     if missing:
         raise UserError(
             f"prepare has stored no questions of {', '.join(sorted(missing))}",
             hint="Delete the run and apply it again: its evaluation does not belong to its preparation.",
         )
     return [
-        row | {"sample": 0, "prompt": asked(row["prompt"], instructions[row["benchmark"]])}
+        row | {"sample": sample, "prompt": asked(row["prompt"], benchmark.instruction)}
         for row in stored
-        if row["benchmark"] in instructions
+        if (benchmark := benchmarks.get(row["benchmark"]))
+        for sample in range(benchmark.samples)
     ]
 
 
@@ -120,6 +127,9 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
         "sampling": work.sampling.model_dump(by_alias=True),
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
+    if work.self_refine:
+        wording = [prompts.fingerprint("critique"), prompts.fingerprint("refine")]
+        inputs["selfRefine"] = {"rounds": work.self_refine, "prompts": wording}
     return context.folder(context.task.stage, inputs), inputs
 
 
@@ -129,15 +139,17 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
 def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -> dict[str, Any]:
     """Ask whatever is not stored, and store what comes, until all is there or SIGTERM. The engine's settings."""
     waiting = [question for question in questions if key_of(question) not in book.keys]
-    log.info("%d questions, %d to ask", len(questions), len(waiting))
+    log.info("%d outputs wanted, %d to ask for", len(questions), len(waiting))
     try:
         if not waiting:
             return {}
         engine = _engine(context, work)
-        under_way = {name_of(question): question for question in waiting}
+        named = ((name_of(question), question) for question in waiting)
+        dialogues = Dialogues(named, work.sampling, work.self_refine)
         pace = Pace(context, len(questions), book)
-        for outcome in drive(engine, each(_requests(work, waiting)), context.stop):
-            book.take(under_way.pop(outcome.name), outcome)
+        for outcome in drive(engine, dialogues.take, context.stop):
+            if ended := dialogues.note(outcome):
+                book.take(ended)
             pace.note(outcome)
         engine.close()
         return engine.settings
@@ -150,13 +162,6 @@ def _engine(context: Context, work: Evaluate) -> Engine:
     with context.interruptible():
         model = models.pinned(work.model, context.bucket, context.task.run)
         return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
-
-
-def _requests(work: Evaluate, questions: list[Row]) -> Iterator[Request]:
-    for question in questions:
-        # Not the stage's name: base and trained model shall draw with the same seeds.
-        sampling = row_sampling(work.sampling, "evaluate", question)
-        yield Request(name_of(question), answer_messages(question["prompt"]), sampling)
 
 
 def key_of(row: Row) -> Key:
@@ -188,9 +193,9 @@ class Book:
         for found in self.folder.bucket.list(self.folder.key(PARTS)):
             self._take_part(found.key)
 
-    def take(self, question: Row, outcome: Outcome) -> None:
-        """Have one outcome graded, and store it with the next part. A question refused is a question not solved."""
-        row = question | _said(outcome)
+    def take(self, dialogue: Dialogue) -> None:
+        """Have one answer graded, and store it with the next part. A question refused is a question not solved."""
+        row = dialogue.question | _said(dialogue.outcome) | {"passes": dialogue.passes}
         self.keys.add(key_of(row))
         self._grading.append((row, self._threads.submit(grade, self.grader, row)))
         if len(self._grading) >= FLUSH_ROWS or time.monotonic() - self._stored_at >= FLUSH_SECONDS:
@@ -240,7 +245,7 @@ def grade(grader: Grader, row: Row) -> Grade:
     text = read_reply(row["output"]).text
     if row["finish_reason"] in figures.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)
-    return grader.grade(row["reference"], text)
+    return grader.grade(row["reference"], text, row["tolerance"] or "")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------
@@ -257,7 +262,8 @@ def _facts(book: Book, total: int, seconds: float) -> StageFacts:
 
 
 def metrics(rows: list[Row]) -> dict[str, float]:
-    """Figures of each benchmark; `low` and `high` bound the accuracy with 95 % (Wilson)."""
+    """Figures of each benchmark; `low` and `high` bound the accuracy with 95 %, `pass_k` is the chance that one of k
+    outputs is right."""
     told: dict[str, float] = {}
     for benchmark in sorted({row["benchmark"] for row in rows}):
         chosen = [row for row in rows if row["benchmark"] == benchmark]
@@ -265,11 +271,9 @@ def metrics(rows: list[Row]) -> dict[str, float]:
             figures.Sample(**{name: row[name] for name in figures.Sample.model_fields if name in row}) for row in chosen
         ]
         score = figures.score("", benchmark, samples)
-        counted = ("accuracy", "low", "high", "n", "truncated", "unparsed", "ungraded", "mean_tokens")
-        told |= {f"{benchmark}_{name}": round(float(getattr(score, name)), 6) for name in counted}
-        told[f"{benchmark}_refused"] = float(
-            sum(row["finish_reason"] not in {"stop", *figures.UNFINISHED} for row in chosen)
-        )
+        values = {name: getattr(score, name) for name in COUNTED}
+        values |= {f"pass_{one.k}": one.share for one in score.pass_at if one.k > 1}
+        told |= {f"{benchmark}_{name}": round(float(value), 6) for name, value in values.items()}
     return told
 
 
@@ -292,7 +296,7 @@ class Pace:
         done = len(self._book.keys)
         seconds = time.monotonic() - self._started
         speed, eta = self._tokens / seconds, (self._total - done) * seconds / max(1, done - self._before)
-        log.info("%d of %d questions, %.0f tokens/s, %.0f s to go", done, self._total, speed, eta)
+        log.info("%d of %d outputs, %.0f tokens/s, %.0f s to go", done, self._total, speed, eta)
         rows = Rows(total=self._total, done=done)
         self._context.progress.report(self._context.task.stage, rows, tokens_per_second=speed, eta=eta)
 

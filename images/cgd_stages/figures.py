@@ -1,8 +1,7 @@
 """What the report says, as values: everything read of a run, and every figure computed from it. Pure.
 
-Intervals and tests are exact or conservative where the samples are small, because small benchmarks are the rule:
-Wilson's interval for a proportion, McNemar's exact test for pairs, and the adjusted Wald interval of Bonett and Price
-(2012) for the difference of paired proportions.
+A question may have several outputs; it counts once, with the share of them that is right. Which interval and which test
+goes with how many outputs is told in `stats`.
 """
 
 import itertools
@@ -10,17 +9,19 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from statistics import median
 from typing import Any, TypeVar
 
 from pydantic import Field
 
+from cgd_stages import stats
 from cgd_stages.contract import Contract, RunRef, StageFacts
 
 T = TypeVar("T")
-Z = 1.959963984540054
-"""Quantile of the normal distribution for intervals of 95 %."""
 NOISE = 0.05
 """A p-value from here on is called noise."""
+RIVALS = ("selfrefine",)
+"""Labels of what is no trained model but the base with more passes at inference."""
 UNFINISHED = ("length", "repetition")
 """Finish reasons of an output without an end."""
 
@@ -83,6 +84,14 @@ class Sample(Contract):
     def key(self) -> tuple[str, str, int]:
         return self.benchmark, self.id, self.sample
 
+    @property
+    def question(self) -> tuple[str, str]:
+        return self.benchmark, self.id
+
+
+Pair = tuple[Sample, Sample]
+"""Outputs of two models on the same question."""
+
 
 class Quadruple(Contract):
     """A row that training learns from; texts may have been cut for display."""
@@ -137,14 +146,31 @@ class ReportData(Contract):
     """Some of the rejected rows of each stage and reason."""
 
 
+class PassAt(Contract):
+    """Chance that at least one of k outputs is right: the mean over the questions of the unbiased estimate."""
+
+    k: int
+    share: float
+    low: float
+    high: float
+    tokens: float
+    """What k outputs cost: generated tokens, on average over all outputs."""
+
+
 class Score(Contract):
     """One model on one benchmark. Shares are fractions of 1."""
 
     model: str
     benchmark: str
     n: int
+    """Questions."""
+    samples: int
+    """Outputs of a question; of unequal numbers the smallest."""
+    outputs: int
+    """Of all questions together."""
     correct: int
     accuracy: float
+    """Mean over the questions of the share of right outputs."""
     low: float
     high: float
     truncated: int
@@ -156,31 +182,47 @@ class Score(Contract):
     refused: int
     """Questions that were never answered: too long for the context, or refused by the engine."""
     mean_tokens: float
+    median_tokens: float
+    p90_tokens: float
+    """Nine of ten outputs are at most as long."""
+    pass_at: tuple[PassAt, ...]
+    """For k of 1, 2, 4, ... and `samples`."""
 
 
 class Comparison(Contract):
-    """Two models on the same questions. `difference` is trained minus base, a fraction of 1."""
+    """Two models on the same questions. `difference` is trained minus base, a fraction of 1.
+
+    Every question is one of four: solved more often than before (fixed), less often (broken), or as often, in at least
+    half of its outputs (both) or in fewer (neither).
+    """
 
     benchmark: str
     base: str
     trained: str
     n: int
+    """Questions that both have outputs for."""
+    samples: int
+    """Outputs of each on a question; of unequal numbers the smallest."""
+    before: float
+    """Accuracy of the base on these questions."""
+    after: float
     both: int
     neither: int
     fixed: int
-    """Wrong before, right now."""
     broken: int
     p: float
     difference: float
     low: float
     high: float
+    token_ratio: float | None
+    """Mean tokens that the trained model spends on an output over those of the base; None where it spends none."""
 
     @property
     def outcome(self) -> str:
         """better, worse or noise."""
         if self.p >= NOISE:
             return "noise"
-        return "better" if self.fixed > self.broken else "worse"
+        return "better" if self.difference > 0 else "worse"
 
 
 class Change(Contract):
@@ -199,35 +241,6 @@ def at(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (E. B. Wilson, 1927); (0, 1) when nothing was tried."""
-    if n == 0:
-        return 0.0, 1.0
-    share, z2 = successes / n, Z * Z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    low = 0.0 if successes == 0 else middle - half
-    high = 1.0 if successes == n else middle + half
-    return max(0.0, low), min(1.0, high)
-
-
-def mcnemar(fixed: int, broken: int) -> float:
-    """Two-sided exact p-value that as many questions were fixed as broken but for chance."""
-    changed = fixed + broken
-    tail = ways = 1
-    for i in range(min(fixed, broken)):
-        ways = ways * (changed - i) // (i + 1)
-        tail += ways
-    return min(1.0, 2 * tail / (1 << changed))
-
-
-def paired_interval(fixed: int, broken: int, n: int) -> tuple[float, float]:
-    """95 % interval of the difference of two proportions over the same n questions (Bonett and Price, 2012)."""
-    up, down = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)
-    half = Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return max(-1.0, up - down - half), min(1.0, up - down + half)
-
-
 def benchmarks(data: ReportData) -> list[str]:
     """Names of the benchmarks, in the order in which they were met."""
     return list(dict.fromkeys(sample.benchmark for samples in data.evaluations.values() for sample in samples))
@@ -243,73 +256,126 @@ def scores(data: ReportData) -> list[Score]:
     ]
 
 
-def score(model: str, benchmark: str, samples: Sequence[Sample]) -> Score:
-    n, correct = len(samples), sum(sample.correct for sample in samples)
-    low, high = wilson(correct, n)
+def score(model: str, benchmark: str, outputs: Sequence[Sample]) -> Score:
+    groups = by_question(outputs)
+    tries = [(len(group), sum(one.correct for one in group)) for group in groups]
+    samples, correct = min(n for n, _ in tries), sum(right for _, right in tries)
+    mean_tokens = sum(one.tokens for one in outputs) / len(outputs)
+    ladder = tuple(pass_at(k, tries, k * mean_tokens) for k in ks(samples))
     return Score(
         model=model,
         benchmark=benchmark,
-        n=n,
+        n=len(tries),
+        samples=samples,
+        outputs=len(outputs),
         correct=correct,
-        accuracy=correct / n,
-        low=low,
-        high=high,
-        truncated=sum(sample.finish_reason in UNFINISHED for sample in samples),
-        unparsed=sum(sample.answer_source == "none" for sample in samples),
-        ungraded=sum(bool(sample.grade_error) for sample in samples),
-        refused=sum(sample.finish_reason not in {"stop", *UNFINISHED} for sample in samples),
-        mean_tokens=sum(sample.tokens for sample in samples) / n,
+        accuracy=ladder[0].share,
+        low=ladder[0].low,
+        high=ladder[0].high,
+        truncated=sum(one.finish_reason in UNFINISHED for one in outputs),
+        unparsed=sum(one.answer_source == "none" for one in outputs),
+        ungraded=sum(bool(one.grade_error) for one in outputs),
+        refused=sum(any(one.finish_reason not in {"stop", *UNFINISHED} for one in group) for group in groups),
+        mean_tokens=mean_tokens,
+        median_tokens=median(one.tokens for one in outputs),
+        p90_tokens=quantile([one.tokens for one in outputs], 0.9),
+        pass_at=ladder,
     )
+
+
+def pass_at(k: int, tries: Sequence[tuple[int, int]], tokens: float) -> PassAt:
+    """Of questions as (outputs, right ones), each with at least k outputs."""
+    shares = [stats.pass_at_k(n, right, k) for n, right in tries]
+    single = all(n == 1 for n, _ in tries)
+    low, high = stats.wilson(math.fsum(shares), len(shares)) if single else stats.share_interval(shares)
+    return PassAt(k=k, share=math.fsum(shares) / len(shares), low=low, high=high, tokens=tokens)
+
+
+def ks(samples: int) -> list[int]:
+    """1, 2, 4, ... and the number of samples itself."""
+    return sorted({1 << power for power in range(samples.bit_length())} | {samples})
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[math.ceil(share * len(ordered)) - 1]
+
+
+def by_question(outputs: Iterable[Sample]) -> list[list[Sample]]:
+    """The outputs of each question together, in the order in which the questions were met."""
+    groups: dict[tuple[str, str], list[Sample]] = {}
+    for output in outputs:
+        groups.setdefault(output.question, []).append(output)
+    return list(groups.values())
 
 
 def comparisons(data: ReportData, base: str = "base") -> list[Comparison]:
     """Every trained model against the base, on the questions that both have outputs for."""
     found = []
     for model in data.evaluations:
-        groups: dict[str, list[tuple[Sample, Sample]]] = {}
-        for pair in paired(data, base, model) if model != base else ():
-            groups.setdefault(pair[0].benchmark, []).append(pair)
+        groups: dict[str, list[list[Pair]]] = {}
+        for pairs in paired(data, base, model) if model != base else ():
+            groups.setdefault(pairs[0][0].benchmark, []).append(pairs)
         found += [compare(name, base, model, groups[name]) for name in benchmarks(data) if name in groups]
     return found
 
 
-def compare(benchmark: str, base: str, trained: str, pairs: Sequence[tuple[Sample, Sample]]) -> Comparison:
-    cells = Counter((before.correct, after.correct) for before, after in pairs)
-    n, fixed, broken = len(pairs), cells[False, True], cells[True, False]
-    low, high = paired_interval(fixed, broken, n)
+def compare(benchmark: str, base: str, trained: str, questions: Sequence[Sequence[Pair]]) -> Comparison:
+    """Two models by the pairs of their outputs on each question."""
+    rights = [(sum(one.correct for one, _ in pairs), sum(one.correct for _, one in pairs)) for pairs in questions]
+    gains = [after - before for before, after in rights]
+    counts = [len(pairs) for pairs in questions]
+    n, fixed, broken = len(questions), sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    both = sum(after == before and 2 * before >= of for (before, after), of in zip(rights, counts, strict=True))
+    shares = [gain / of for gain, of in zip(gains, counts, strict=True)]
+    single = max(counts) == 1
+    low, high = stats.paired_interval(fixed, broken, n) if single else stats.difference_interval(shares)
+    tokens = [sum(pair[which].tokens for pairs in questions for pair in pairs) for which in (0, 1)]
     return Comparison(
         benchmark=benchmark,
         base=base,
         trained=trained,
         n=n,
-        both=cells[True, True],
-        neither=cells[False, False],
+        samples=min(counts),
+        before=math.fsum(before / of for (before, _), of in zip(rights, counts, strict=True)) / n,
+        after=math.fsum(after / of for (_, after), of in zip(rights, counts, strict=True)) / n,
+        both=both,
+        neither=n - both - fixed - broken,
         fixed=fixed,
         broken=broken,
-        p=mcnemar(fixed, broken),
-        difference=(fixed - broken) / n,
+        p=stats.sign_flip(gains),
+        difference=math.fsum(shares) / n,
         low=low,
         high=high,
+        token_ratio=tokens[1] / tokens[0] if tokens[0] else None,
     )
 
 
-def paired(data: ReportData, base: str, trained: str) -> list[tuple[Sample, Sample]]:
-    """Outputs of both models on the same questions, in the order of the questions' keys."""
+def paired(data: ReportData, base: str, trained: str) -> list[list[Pair]]:
+    """For each question that both models answered, in the order of their keys, the pairs of outputs."""
     before = {sample.key: sample for sample in data.evaluations.get(base, ())}
     after = {sample.key: sample for sample in data.evaluations.get(trained, ())}
-    return [(before[key], after[key]) for key in sorted(before.keys() & after.keys())]
+    keys = sorted(before.keys() & after.keys())
+    return [
+        [(before[key], after[key]) for key in group]
+        for _, group in itertools.groupby(keys, key=lambda key: before[key].question)
+    ]
 
 
 def changes(data: ReportData, base: str = "base", *, most: int = 6) -> list[Change]:
-    """Questions that a training fixed or broke: at most `most` of each kind, benchmark and model."""
+    """Questions that a training fixed or broke, each with the first pair of outputs that shows it: at most `most` of
+    each kind, benchmark and model."""
     found: list[Change] = []
     taken: Counter[tuple[str, str, str]] = Counter()
     for model in data.evaluations:
-        for before, after in paired(data, base, model) if model != base else ():
-            kind = "fixed" if after.correct else "broken"
-            group = (before.benchmark, model, kind)
-            if before.correct != after.correct and taken[group] < most:
+        for pairs in paired(data, base, model) if model not in (base, *RIVALS) else ():
+            gain = sum(after.correct - before.correct for before, after in pairs)
+            kind = "fixed" if gain > 0 else "broken"
+            group = (pairs[0][0].benchmark, model, kind)
+            if gain and taken[group] < most:
                 taken[group] += 1
+                before, after = next(pair for pair in pairs if (pair[1].correct - pair[0].correct) * gain > 0)
                 found.append(Change(benchmark=before.benchmark, trained=model, kind=kind, base=before, after=after))
     return sorted(found, key=lambda change: (change.trained, change.benchmark, change.kind == "broken"))
 

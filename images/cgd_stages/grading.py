@@ -1,13 +1,12 @@
 """Grade free text against a reference answer: exactly, out loud, and never for ever.
 
-Finding the answer is ours and pure (`find_answer`, `reference_answer`); deciding whether two expressions are equal
-is math-verify's, which parses LaTeX into sympy. Decimals become exact fractions before the comparison, so that
-0.333 is not 1/3. Sympy can hang or eat all memory on a hostile expression, and math-verify's own time-outs use
+Finding the answer is pure (`find_answer`, `reference_answer`); whether it is the reference's is `equality`'s to say.
+That ends in sympy, which can hang or eat all memory on a hostile expression, and math-verify's own time-outs use
 `signal.alarm`, which works in main threads only: `Grader` compares in worker processes with a deadline of its own.
 A deadline missed or a worker lost is an outcome of its own (`Grade.grade_error`), never a wrong answer.
 """
 
-import itertools
+import json
 import logging
 import multiprocessing
 import queue
@@ -18,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Literal, Self
+from typing import Literal, Self
+
+from cgd_stages.equality import Verdict, compare, same_spelling, same_value
 
 AnswerSource = Literal["boxed", "text", "none"]
 
@@ -26,6 +27,8 @@ WORKER_MEMORY = 8 << 30
 """Bytes of address space that a worker may take: an answer such as 9^{9^{9}} must not take the machine."""
 START_SECONDS = 120.0
 """A worker imports sympy before its first comparison: seconds, more on a busy machine. No deadline counts them."""
+
+UNDECIDED = Verdict(False, "")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Grade:
     extracted: str
     answer_source: AnswerSource
     correct: bool
+    rule: str = ""
+    """What decided: see `equality`. Empty where there was nothing to compare, or the grader failed."""
     grade_error: str = ""
 
 
@@ -50,8 +55,9 @@ class Grade:
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d\-])")
 _BETWEEN_BOXES = re.compile(r"[\s$.]*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?[\s$\\(\[]*", re.IGNORECASE)
+_BETWEEN_VALUES = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*", re.IGNORECASE)
 _ANNOUNCED = re.compile(
-    r"(?:answer|result|solution)\s*(?:to [^.:\n]{1,80}?)?(?:\s+is|\s+are|\s*:|\s*=)[\s:]*(?=(?P<answer>[^\n]+))",
+    r"(?:answer|result|solution)s?\s*(?:to [^.:\n]{1,80}?)?(?:\s+is|\s+are|\s*:|\s*=)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 _FINAL_MARK = re.compile(r"####\s*(?P<answer>[^\n]+)")
@@ -79,12 +85,26 @@ def find_answer(output: str) -> Found:
 
 
 def reference_answer(reference: str) -> str:
-    r"""The value in a reference: its last `\boxed{}`, what follows `####`, or the whole text."""
+    r"""The value in a reference: its last `\boxed{}`, what follows `####`, or the whole text. A JSON list of texts, as
+    data sets on the hub have it, is several values."""
+    if listed := _json_texts(reference):
+        return ", ".join(listed)
     if boxes := _last_boxes(reference):
         return ", ".join(boxes)
     if marks := list(_FINAL_MARK.finditer(reference)):
         return str(marks[-1]["answer"]).strip()
     return reference.strip()
+
+
+def _json_texts(reference: str) -> list[str]:
+    """The members of a JSON list of nothing but texts; `[1, 2]` is an interval."""
+    if not re.match(r"\s*\[\s*\"", reference):
+        return []
+    try:
+        found = json.loads(reference)
+    except ValueError:
+        return []
+    return found if all(isinstance(one, str) for one in found) else []
 
 
 def _last_boxes(text: str) -> list[str]:
@@ -130,142 +150,52 @@ def _closing_brace(text: str, opening: int) -> int | None:
 
 
 def _leading_value(sentence: str) -> str:
-    """The value in what follows "the answer is": its first formula, else its first number, else its words."""
+    """The value in what follows "the answer is": its first formula, else its first number, with those that "and" or a
+    comma join to it; else its words."""
     sentence = sentence.replace("**", "").strip()
-    formula, numbers = _MATH.search(sentence), _numbers(sentence)
-    if formula:
-        return next(group for group in formula.groups() if group).strip()
-    return numbers[0] if numbers else re.split(r"[.!?](?:\s|$)", sentence)[0].strip(" :`\"'")
+    if formulas := _joined(list(_MATH.finditer(sentence)), sentence):
+        return ", ".join(next(group for group in match.groups() if group).strip() for match in formulas)
+    if numbers := _joined(list(_NUMBER.finditer(sentence)), sentence):
+        return ", ".join(_plain(match) for match in numbers)
+    return re.split(r"[.!?](?:\s|$)", sentence)[0].strip(" :`\"'")
+
+
+def _joined(matches: list[re.Match[str]], sentence: str) -> list[re.Match[str]]:
+    """The first match and those that follow it with only a conjunction between."""
+    found = matches[:1]
+    for match in matches[1:]:
+        if not _BETWEEN_VALUES.fullmatch(sentence, found[-1].end(), match.start()):
+            break
+        found.append(match)
+    return found
 
 
 def _numbers(text: str) -> list[str]:
-    return [match["number"].replace("\u2212", "-").strip() for match in _NUMBER.finditer(text)]
+    return [_plain(match) for match in _NUMBER.finditer(text)]
 
 
-# --- one spelling for one value ---------------------------------------------------------------------------------
-
-_WORDS = r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|operatorname)"
-_SPELLINGS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r",\s*\\!\s*(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\!", ""),
-        (r"\{,\}", ","),
-        (r",\s*\\[,;:]\s*(?=\d{3}(?!\d))", ","),
-        (r"\\\$|\$|\\\(|\\\)|\\\[|\\\]|[\u20ac\u00a3]", ""),
-        (r"\u2212", "-"),
-        (r"(?<!\\)\\[,;: ]|~|\\(?:displaystyle|limits|qquad|quad)(?![a-zA-Z])", " "),
-        (r"\\[dt]frac", r"\\frac"),
-        (r"\\(?:left|right)(?![a-zA-Z])", ""),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|\u00b0", ""),
-        (rf"(?<=\d)\s*{_WORDS}\{{\s*(?:and|or)\s*\}}|(?<=[\d\}})])\s+(?:and|or)\s+(?=[\\\d(\-])", ", "),
-        (r",\s*,", ","),
-        (rf"(?<=[\d\}})])\s*{_WORDS}\s*\{{[a-zA-Z. ]+\}}(?:\s*\^\s*\{{?[23]\}}?)?\s*$", ""),
-        (r"_\{(\w+)\}", r"_\1"),
-        (r"\\%|\s+percent\b", "%"),
-        (r"\s+", " "),
-    )
-)
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_PLAIN_UNIT = re.compile(r"(?P<value>[-+]?\d+(?:\.\d+)?(?:/\d+)?) ?[a-zA-Z][a-zA-Z ./\-]+(?:\^\{?[23]\}?)?")
-_CHOICE = re.compile(rf"(?:{_WORDS}\{{)?\s*\(?(?P<letter>[A-Z])\)?\s*\}}?")
-
-
-def spell(expression: str) -> str:
-    """One spelling of an answer: no dollar signs, spacing commands, degree signs, thousands commas or trailing unit."""
-    for pattern, replacement in _SPELLINGS:
-        expression = pattern.sub(replacement, expression)
-    expression = expression.strip().rstrip(".,;:").strip()
-    if not re.search(r"[(\[{]", expression):  # inside brackets a comma separates: (3,100) is a point
-        expression = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression)
-    unit = _PLAIN_UNIT.fullmatch(expression)
-    return unit["value"] if unit else expression
-
-
-def same_spelling(reference: str, answer: str) -> bool:
-    """Whether two answers are the same text but for spacing, text commands and the brackets of a lettered choice."""
-    choices = _CHOICE.fullmatch(reference.strip()), _CHOICE.fullmatch(answer.strip())
-    if choices[0] and choices[1]:
-        return choices[0]["letter"] == choices[1]["letter"]
-    return _bare(reference) == _bare(answer) != ""
-
-
-def _bare(expression: str) -> str:
-    return re.sub(r"\s", "", re.sub(rf"{_WORDS}\s*\{{([^{{}}]*)\}}", r"\1", spell(expression)))
+def _plain(match: re.Match[str]) -> str:
+    return match["number"].replace("\u2212", "-").strip()
 
 
 # --- comparing, in a worker process -----------------------------------------------------------------------------
 
 
-def equal(reference: str, answer: str) -> bool:
-    """Whether two expressions have exactly the same value. Slow, and sometimes endless: `Grader` sets the deadline.
-
-    A percentage equals both its number and its fraction (25% = 25 = 0.25), because references are written either
-    way; nothing else is rounded or scaled.
-
-    Raises:
-        Exception: whatever sympy or math-verify make of an expression that they cannot handle.
-    """
-    if same_spelling(reference, answer):
-        return True
-    references, answers = _readings(reference), _readings(answer)
-    if len(references) == len(answers):
-        return _verify(references[0], answers[0])
-    return any(_verify(*pair) for pair in itertools.product(references, answers))
-
-
-def _readings(expression: str) -> list[str]:
-    """An expression as math-verify shall read it; a percentage as its number, then as its fraction."""
-    expression = spell(expression)
-    if not expression.endswith("%"):
-        return [expression]
-    number = expression.removesuffix("%").strip()
-    return [number, rf"\frac{{{number}}}{{100}}"]
-
-
-def _verify(reference: str, answer: str) -> bool:
-    import math_verify
-
-    # The time-outs are None because signal.alarm belongs to main threads; the errors are raised, not swallowed.
-    parsed = [
-        [
-            _exact(value)
-            for value in math_verify.parse(
-                f"${text}$", fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True
-            )
-        ]
-        for text in (reference, answer)
-    ]
-    return bool(
-        math_verify.verify(
-            parsed[0], parsed[1], allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
-        )
-    )
-
-
-def _exact(value: Any) -> Any:
-    """A sympy value without floats: math-verify rounds floats to six decimals before it compares them."""
-    import sympy  # type: ignore[import-untyped]
-
-    floats = value.atoms(sympy.Float) if hasattr(value, "atoms") else set()
-    return value.xreplace({number: sympy.Rational(str(number)) for number in floats}) if floats else value
-
-
 def _serve(pipe: Connection) -> None:
-    """Life of a worker: a pair of expressions in, `(equal, error)` out, until the pipe closes."""
+    """Life of a worker: reference, answer and tolerance in, verdict and error out, until the pipe closes."""
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    _verify("1", "1.0")
+    same_value("1", "1.0")
     pipe.send("ready")
     while True:
         try:
-            reference, answer = pipe.recv()
+            question = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send((equal(reference, answer), ""))
+            pipe.send((compare(*question), ""))
         except Exception as error:  # noqa: BLE001 - any failure of the grader is an outcome to be told
-            pipe.send((False, f"{type(error).__name__}: {error}"[:200]))
+            pipe.send((UNDECIDED, f"{type(error).__name__}: {error}"[:200]))
 
 
 class _Worker:
@@ -276,17 +206,17 @@ class _Worker:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def ask(self, reference: str, answer: str) -> tuple[bool, str]:
+    def ask(self, reference: str, answer: str, tolerance: str) -> tuple[Verdict, str]:
         try:
             pipe = self._pipe or self._start()
-            pipe.send((reference, answer))
+            pipe.send((reference, answer, tolerance))
             if not pipe.poll(self._seconds):
                 self.stop()
-                return False, "timeout"
-            verdict: tuple[bool, str] = pipe.recv()
+                return UNDECIDED, "timeout"
+            verdict: tuple[Verdict, str] = pipe.recv()
         except (EOFError, OSError):
             self.stop()
-            return False, "crash"
+            return UNDECIDED, "crash"
         return verdict
 
     def _start(self) -> Connection:
@@ -325,19 +255,19 @@ class Grader:
         for worker in self._workers:
             worker.stop()
 
-    def grade(self, reference: str, output: str) -> Grade:
-        """Grade one output. Safe to call from several threads."""
+    def grade(self, reference: str, output: str, tolerance: str = "") -> Grade:
+        """Grade one output. `tolerance` as `equality.compare` has it. Safe to call from several threads."""
         found, expected = find_answer(output), reference_answer(reference)
         if found.source == "none":
             return Grade("", "none", correct=False)
         if same_spelling(expected, found.text):
-            return Grade(found.text, found.source, correct=True)
+            return Grade(found.text, found.source, correct=True, rule="spelling")
         worker = self._idle.get()
         try:
-            correct, error = worker.ask(expected, found.text)
+            verdict, error = worker.ask(expected, found.text, tolerance)
         finally:
             self._idle.put(worker)
-        return Grade(found.text, found.source, correct, error)
+        return Grade(found.text, found.source, verdict.equal, verdict.rule, error)
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list[Grade]:
         """Grade `(reference, output)` pairs, in their order."""

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from cgd_stages.contract import LENGTH, Critique
 from cgd_stages.figures import (
     NOISE,
+    RIVALS,
     Comparison,
     ReportData,
     Score,
@@ -100,6 +101,7 @@ def fingerprint() -> str:
     files = (
         "page.py",
         "figures.py",
+        "stats.py",
         "tables.py",
         "quality.py",
         "words.py",
@@ -203,7 +205,9 @@ def _head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
 def verdicts(compared: Sequence[Comparison]) -> list[dict[str, str]]:
     """One for each comparison, or for each trained model where that would be many."""
     groups = {one.trained: [other for other in compared if other.trained == one.trained] for one in compared}
-    named = {model: f"{label(model)}-trained" if len(groups) > 1 else "Trained" for model in groups}
+    trained = [model for model in groups if model not in RIVALS]
+    named = {model: label(model) for model in groups}
+    named |= {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
     if len(compared) <= SENTENCES:
         return [sentence(one, named[one.trained]) for one in compared]
     return [summary(group, named[model]) for model, group in groups.items()]
@@ -211,8 +215,8 @@ def verdicts(compared: Sequence[Comparison]) -> list[dict[str, str]]:
 
 def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
     """What a model's comparisons on several benchmarks come to; every benchmark weighs the same."""
-    after = math.fsum((one.both + one.fixed) / one.n for one in group) / len(group)
-    before = math.fsum((one.both + one.broken) / one.n for one in group) / len(group)
+    after = math.fsum(one.after for one in group) / len(group)
+    before = math.fsum(one.before for one in group) / len(group)
     better, worse = (sum(one.outcome == outcome for one in group) for outcome in ("better", "worse"))
     return {
         "outcome": "better" if better and not worse else "worse" if worse and not better else "noise",
@@ -224,7 +228,6 @@ def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
 
 def sentence(one: Comparison, trained: str) -> dict[str, str]:
     """What a comparison comes to, in words that claim no more than its numbers do; `trained` names the model."""
-    after, before = (one.both + one.fixed) / one.n, (one.both + one.broken) / one.n
     judgement = {
         "better": f"better than chance explains ({probability(one.p)})",
         "worse": f"worse than chance explains ({probability(one.p)})",
@@ -235,7 +238,7 @@ def sentence(one: Comparison, trained: str) -> dict[str, str]:
     questions = "question" if one.n == 1 else "questions"
     return {
         "outcome": one.outcome,
-        "claim": f"{trained} {percent(after)}, base {percent(before)} on {one.benchmark}",
+        "claim": f"{trained} {percent(one.after)}, base {percent(one.before)} on {one.benchmark}",
         "detail": f"{count(one.n)} {questions}, {one.fixed} fixed and {one.broken} broken: {judgement}",
     }
 
@@ -251,10 +254,10 @@ def cautions(report: ReportData) -> list[str]:
     found = []
     for one in scores(report):
         who = f"{label(one.model).capitalize() if one.model == 'base' else label(one.model)} on {one.benchmark}"
-        if one.truncated > one.n / 20:
-            found.append(f"{who}: {percent(one.truncated / one.n)} of the outputs were cut by the token limit.")
-        if one.unparsed > one.n / 20:
-            found.append(f"{who}: no answer was found in {percent(one.unparsed / one.n)} of the outputs.")
+        if one.truncated > one.outputs / 20:
+            found.append(f"{who}: {percent(one.truncated / one.outputs)} of the outputs were cut by the token limit.")
+        if one.unparsed > one.outputs / 20:
+            found.append(f"{who}: no answer was found in {percent(one.unparsed / one.outputs)} of the outputs.")
         if one.refused:
             found.append(f"{who}: {one.refused} questions were never answered; they count as not correct.")
         if one.ungraded:

@@ -32,7 +32,7 @@ from cgd_stages.folders import (
 from cgd_stages.program import Context, run
 from cgd_stages.reading import STAGE, Reading, row_of
 from cgd_stages.sampling import Sample
-from cgd_stages.sources import File, open_source, read_lines, row_id
+from cgd_stages.sources import File, Line, open_source, read_lines, row_id
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ _BENCHMARK: list[tuple[str, Any]] = [
     ("id", pa.string()),
     ("prompt", pa.string()),
     ("reference", pa.string()),
+    ("tolerance", pa.string()),
 ]
 BENCHMARK_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _BENCHMARK])
 
@@ -77,7 +78,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def read_benchmarks(folder: Folder) -> list[Row]:
-    """The questions that prepare has stored: benchmark, id, prompt, reference."""
+    """The questions that prepare has stored: benchmark, id, prompt, reference, tolerance."""
     (part,) = folder.require().under(BENCHMARKS)
     return from_parquet(folder.read(part))
 
@@ -205,11 +206,31 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
+        row = _in_context(row, line, benchmark)
         repeated, seen[row["id"]] = seen[row["id"]], seen[row["id"]] + 1
         identity = row_id(f"{row['prompt']} #{repeated}") if repeated else row["id"]
-        yield {"benchmark": benchmark.name, "id": identity, "prompt": row["prompt"], "reference": row["reference"]}
+        tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
+        row |= {"benchmark": benchmark.name, "id": identity, "tolerance": tolerance}
+        yield {column: row[column] for column in BENCHMARK_SCHEMA.names}
     if not count:
         raise UserError(f"the benchmark {benchmark.name} has no questions", hint=f"Check the source of {where}.")
+    if benchmark.limit is None and benchmark.questions not in (None, count):
+        log.warning("%s has %d questions, %s are published", benchmark.name, count, benchmark.questions)
+
+
+def _in_context(row: Row, line: Line, benchmark: Benchmark) -> Row:
+    """The row with the text that belongs before its question, if there is one."""
+    context = _cell(line, benchmark.fields.context)
+    if not context:
+        return row
+    prompt = f"{context}\n\n{row['prompt']}"
+    return row | {"id": row_id(prompt), "prompt": prompt}
+
+
+def _cell(line: Line, column: str | None) -> str:
+    """The text of an optional column; empty where there is none."""
+    value = line.value.get(column) if line.value and column else None
+    return "" if value is None else str(value).strip()
 
 
 def _facts(reading: Reading, questions: list[Row]) -> StageFacts:

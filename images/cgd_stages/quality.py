@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from cgd_stages.contamination import words_of
 from cgd_stages.contract import Contract
-from cgd_stages.figures import wilson
+from cgd_stages.equality import spell
 from cgd_stages.folders import Row
-from cgd_stages.grading import Grader, reference_answer, spell
+from cgd_stages.grading import Grader, reference_answer
 from cgd_stages.reading import Ids
+from cgd_stages.stats import wilson
 from cgd_stages.words import percent
 
 SAMPLED = 2000

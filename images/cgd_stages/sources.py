@@ -174,7 +174,7 @@ def _file(name: str, path: Path) -> File:
 def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
     number = 0
     with pq.ParquetFile(file.path) as table:
-        wanted = [fields.prompt, fields.reference] if fields.reference else [fields.prompt]
+        wanted = fields.columns
         # A file that lacks one is read whole, so that what it has instead can be told.
         columns = wanted if set(wanted) <= set(table.schema_arrow.names) else None
         for batch in table.iter_batches(batch_size=1000, columns=columns):

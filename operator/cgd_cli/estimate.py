@@ -103,9 +103,12 @@ def _child(child: Child, given: Assumptions) -> Iterator[Cost]:
         case contract.Train() as work:
             yield _trained(child, work, given)
         case contract.Evaluate() as work:
-            questions = sum(one.limit or given.questions for one in work.benchmarks)
-            written = min(given.answer, work.sampling.max_tokens)
-            yield _generated(child, child.stage, questions, given.prompt, written, given.student, given, warm=False)
+            outputs = sum((one.limit or one.questions or given.questions) * one.samples for one in work.benchmarks)
+            answer, critique = (min(most, work.sampling.max_tokens) for most in (given.answer, given.critique))
+            # Self-Refine, if all its rounds are needed: a critique and an answer more, both of them with their context.
+            written = answer + work.self_refine * (critique + answer)
+            read = given.prompt + work.self_refine * (2 * (INSTRUCTION + given.prompt + answer) + critique)
+            yield _generated(child, child.stage, outputs, read, written, given.student, given, warm=False)
         case _:
             return
 

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from cgd_operator.benchmarks import BENCHMARKS
 from cgd_stages.contract import CritiqueKind, Objective
 
 GROUP, VERSION = "cgd.dev", "v1alpha1"
@@ -78,7 +79,7 @@ Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Percent = Annotated[str, Field(max_length=8, pattern=r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$")]
 Positive = Annotated[int, Field(ge=1)]
-BenchmarkName = Annotated[str, Field(max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+BenchmarkName = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$")]
 
 SOURCE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$"
 SOURCE_RULE = (
@@ -389,25 +390,82 @@ class Training(Part):
         return self
 
 
-class Benchmark(Source):
-    """Questions with reference answers; the model sees the question (and the instruction) alone."""
+class BenchmarkFields(Fields):
+    """Names of the columns; rows may lack the last two."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            ("has(self.fields) && has(self.fields.reference)", "a benchmark needs fields.reference")
-        )
-    )
+    context: Name | None = Field(None, description="Text that stands before the question.")
+    tolerance: Name | None = Field(None, description="How far a numeric answer may be off.")
+
+
+_KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
+SOURCELESS_RULE = (
+    f"has(self.source) || {_KNOWN_NAME}",
+    f"a benchmark needs a source, or one of the names that are known: {', '.join(BENCHMARKS)}",
+)
+GRADED_RULE = (f"has(self.fields) ? has(self.fields.reference) : {_KNOWN_NAME}", "a benchmark needs fields.reference")
+
+
+class Benchmark(Part):
+    """Questions with reference answers; the model sees the question (and the instruction) alone.
+
+    Of a benchmark that is known by its name (MATH-500, GSM8K, Minerva, OlympiadBench, AMC23, AIME24, AIME25, TheoremQA)
+    whatever is left out is filled in: a mirror needs no more than its source.
+    """
+
+    model_config = ConfigDict(json_schema_extra=rules(SOURCELESS_RULE, GRADED_RULE))
+
     name: BenchmarkName
-    instruction: str = Field("", max_length=2000, description="Follows every question after a blank line.")
+    source: SourceUri | None = Field(
+        None, json_schema_extra=rules(SOURCE_RULE), description="Default: the hub, if the name is known."
+    )
+    fields: BenchmarkFields | None = Field(None, description="Default: the known benchmark's.")
+    limit: Positive | None = Field(None, description="Take at most so many questions: the first ones.")
+    instruction: str | None = Field(
+        None,
+        max_length=2000,
+        description="Follows every question after a blank line. Default: where the name is known, to put the final "
+        "answer into \\boxed{}; else nothing.",
+    )
+    tolerance: Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?%?$")] | None = Field(
+        None,
+        description='How far answers to decimal references may be off: "0.01", or "4%" of the reference. Default: the '
+        "known benchmark's, else not at all.",
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Outputs of every question: accuracy is their mean, and Pass@k is told for k up to this. More than "
+        "1 need evaluation.sampling.temperature above 0.",
+    )
 
     @model_validator(mode="after")
-    def _graded(self) -> "Benchmark":
-        if self.fields.reference is None:
-            raise ValueError("a benchmark needs fields.reference")
+    def _known_or_whole(self) -> "Benchmark":
+        if self.source is None and self.name not in BENCHMARKS:
+            raise ValueError(SOURCELESS_RULE[1])
+        if self.fields.reference is None if self.fields else self.name not in BENCHMARKS:
+            raise ValueError(GRADED_RULE[1])
         return self
 
 
+class Rival(Part):
+    """A method that spends more at inference instead of training, on the base model, to compare with."""
+
+    kind: Literal["SelfRefine"] = Field(
+        description="The student criticises its own answer and improves it, in the words that the teacher is asked in."
+    )
+    rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
+
+
+SAMPLES_RULE = (
+    "double(self.sampling.temperature) > 0.0 || self.benchmarks.all(one, one.samples == 1)",
+    "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
+)
+
+
 class Evaluation(Part):
+    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE))
+
     benchmarks: tuple[Benchmark, ...] = Field(
         min_length=1,
         max_length=32,
@@ -416,7 +474,19 @@ class Evaluation(Part):
     models: tuple[Literal["base", "trained"], ...] = Field(
         ("base", "trained"), min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}
     )
+    rivals: tuple[Rival, ...] = Field(
+        (),
+        max_length=1,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["kind"]},
+        description="Evaluated like a model, each in a stage of its own; the tokens of all passes are counted.",
+    )
     sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "Evaluation":
+        if float(self.sampling.temperature) == 0 and any(one.samples > 1 for one in self.benchmarks):
+            raise ValueError(SAMPLES_RULE[1])
+        return self
 
 
 class Storage(Part):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cgd_operator import api, yamls
+from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION
 from cgd_stages import contract
 
 
@@ -129,6 +130,10 @@ def _evaluations(spec: api.CGDRunSpec, evaluation: api.Evaluation, trained: tupl
     if "base" in evaluation.models:
         model = _student(spec)
         yield _Work("evaluate-base", ("evaluate-base",), _evaluate(spec, evaluation, model), "student", trained)
+    for rival in evaluation.rivals:
+        name = f"evaluate-{rival.kind.lower()}"
+        work = _evaluate(spec, evaluation, _student(spec)).model_copy(update={"self_refine": rival.rounds})
+        yield _Work(name, (name,), work, "student", trained)
     if "trained" in evaluation.models:
         for stage in trained:
             name = stage.replace("train-", "evaluate-")
@@ -314,8 +319,21 @@ def _source(given: api.Source) -> contract.Source:
 
 
 def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
-    source = _source(benchmark)
-    return contract.Benchmark(**dict(source), name=benchmark.name, instruction=benchmark.instruction)
+    """The benchmark with what is known of its name where the spec says nothing."""
+    known = BENCHMARKS.get(benchmark.name)
+    given = benchmark.model_dump(exclude_none=True)
+    filled = (
+        {
+            "source": known.source,
+            "fields": known.fields,
+            "instruction": INSTRUCTION,
+            "tolerance": known.tolerance,
+            "questions": known.questions,
+        }
+        if known
+        else {}
+    )
+    return contract.Benchmark.model_validate(filled | given)
 
 
 def storage_of(storage: api.Storage) -> contract.Storage:

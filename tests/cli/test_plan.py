@@ -68,6 +68,20 @@ def test_training_is_eight_flops_for_each_parameter_and_token() -> None:
     assert cost.gpu_hours == pytest.approx(8 * 8e9 * tokens / (0.4 * 312e12) / 3600)
 
 
+def test_every_sample_of_a_benchmark_is_paid_for() -> None:
+    benchmark = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "limit": 10}
+    sampled = {"benchmarks": [{**benchmark, "samples": 4}], "sampling": {"temperature": "0.7"}}
+    assert by_stage(run_of(evaluation=sampled), assumed())["evaluate-cgd"].rows == 40
+
+
+def test_the_rounds_of_self_refine_are_paid_for() -> None:
+    benchmark = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "limit": 10}
+    rivals = {"benchmarks": [benchmark], "rivals": [{"kind": "SelfRefine", "rounds": 2}]}
+    given = assumed()
+    cost = by_stage(run_of(evaluation=rivals), given)["evaluate-selfrefine"]
+    assert cost.written == 10 * (3 * given.answer + 2 * given.critique)
+
+
 def test_without_checkpointing_it_is_six() -> None:
     never = run_of(training={**TRAINING, "activationCheckpointing": "never"})
     given = assumed(start_minutes=0)

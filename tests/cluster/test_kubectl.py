@@ -12,6 +12,7 @@ import yaml
 from builders import manifest
 
 KUBECTL = str(Path(sys.executable).parent / "kubectl")
+SAMPLED = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "samples": 2}
 
 
 async def kubectl(world: Any, *arguments: str, body: dict[str, Any] | None = None, fails: bool = False) -> str:
@@ -54,6 +55,12 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
     assert (await world.get())["spec"]["prompts"]["decontaminate"] == {"against": [], "ngram": 13}
 
 
+async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> None:
+    changes = {"evaluation": {"benchmarks": [{"name": "MATH-500"}, {"name": "AIME24", "source": "s3://data/a.jsonl"}]}}
+    await kubectl(world, "apply", "-f", "-", body=user_manifest(changes))
+    assert (await world.get())["spec"]["evaluation"]["benchmarks"][0] == {"name": "MATH-500", "samples": 1}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
@@ -80,6 +87,9 @@ async def test_prompts_of_the_hub_sampled_and_decontaminated_are_accepted(world:
         ("prompts.source", "hf://datasets/owner/name", "hf://datasets/owner/name/path"),
         ("prompts.seed", 1, "seed says how the limit rows are drawn: set limit as well"),
         ("prompts.decontaminate", {"against": ["sums"]}, "takes names of evaluation.benchmarks"),
+        ("evaluation", {"benchmarks": [{"name": "math-500"}]}, "one of the names that are known: MATH-500, GSM8K"),
+        ("evaluation", {"benchmarks": [{"name": "GSM8K", "fields": {}}]}, "a benchmark needs fields.reference"),
+        ("evaluation", {"benchmarks": [SAMPLED]}, "greedy decoding gives the same output every time"),
         (
             "teacher.endpoint",
             {"url": "http://t/v1", "model": "m"},

@@ -86,10 +86,29 @@ def test_a_benchmark_without_reference_answers_cannot_be_graded() -> None:
         parse_spec(manifest({"evaluation.benchmarks": [bare]}))
 
 
+def test_a_benchmark_without_a_source_must_be_known_by_its_name() -> None:
+    known = parse_spec(manifest({"evaluation.benchmarks": [{"name": "MATH-500"}, {"name": "AIME25", "samples": 1}]}))
+    assert known.evaluation
+    with pytest.raises(InvalidRun, match="one of the names that are known: MATH-500, GSM8K, Minerva"):
+        parse_spec(manifest({"evaluation.benchmarks": [{"name": "math-500", "fields": {"reference": "a"}}]}))
+    with pytest.raises(InvalidRun, match=r"a benchmark needs fields\.reference"):
+        parse_spec(manifest({"evaluation.benchmarks": [{"name": "MATH-500", "fields": {"prompt": "q"}}]}))
+
+
 def test_a_benchmark_is_not_sampled() -> None:
     sampled = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"reference": "a"}, "limit": 3, "seed": 1}
     with pytest.raises(InvalidRun, match=r"spec\.evaluation\.benchmarks\.0\.seed: there is no such field"):
         parse_spec(manifest({"evaluation.benchmarks": [sampled]}))
+
+
+def test_several_outputs_of_a_question_need_a_temperature() -> None:
+    benchmark = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"reference": "a"}, "samples": 4}
+    several: dict[str, Any] = {"evaluation.benchmarks": [benchmark]}
+    with pytest.raises(InvalidRun, match=r"spec\.evaluation: greedy decoding .* set sampling\.temperature above 0"):
+        parse_spec(manifest(several))
+    spec = parse_spec(manifest(several | {"evaluation.sampling": {"temperature": "0.7"}}))
+    assert spec.evaluation
+    assert spec.evaluation.benchmarks[0].samples == 4
 
 
 def test_decontamination_needs_benchmarks() -> None:

@@ -244,3 +244,13 @@ def test_no_secret_and_nothing_that_may_change_is_part_of_a_task() -> None:
 @pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0%", 0.0), ("100%", 1.0), ("12.5%", 0.125)])
 def test_percent(text: str, value: float) -> None:
     assert percent(text) == value
+
+
+def test_a_rival_is_the_base_model_with_more_passes_in_a_stage_of_its_own() -> None:
+    made = children({"evaluation.rivals": [{"kind": "SelfRefine", "rounds": 3}]})
+    base, rival = made["evaluate-base"].task.work, made["evaluate-selfrefine"].task.work
+    assert isinstance(base, contract.Evaluate)
+    assert rival == base.model_copy(update={"self_refine": 3})
+    assert base.self_refine == 0
+    assert made["evaluate-selfrefine"].after == made["evaluate-base"].after
+    assert "evaluate-selfrefine" in made["report"].after

@@ -9,11 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from stage_builders import each
 
 from cgd_stages import prompts
 from cgd_stages.contract import Endpoint, Sampling
 from cgd_stages.endpoint import EndpointEngine, Patience, probe
-from cgd_stages.engines import Completion, Outcome, Refused, Request, drive, each
+from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
 from cgd_stages.errors import TransientError, UserError
 
 QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)

@@ -3,9 +3,9 @@
 import threading
 
 import pytest
-from stage_builders import GREEDY, RuleEngine
+from stage_builders import GREEDY, RuleEngine, each
 
-from cgd_stages.engines import Request, cpu_dtype, drive, each
+from cgd_stages.engines import Request, cpu_dtype, drive
 from cgd_stages.prompts import answer_messages
 
 

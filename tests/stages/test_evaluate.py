@@ -27,6 +27,7 @@ def question(number: int, benchmark: str = "sums") -> Row:
         "id": f"{number:020x}",
         "prompt": f"What is {number} + 1?",
         "reference": f"So {number} + 1.\n#### {number + 1}",
+        "tolerance": None,
     }
 
 
@@ -36,12 +37,15 @@ def prepared(bucket: Bucket, questions: list[Row]) -> None:
     write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
 
 
-def work_for(model: Path, *benchmarks: str, max_tokens: int = 16) -> Evaluate:
+def work_for(model: Path, *benchmarks: str, samples: int = 1, self_refine: int = 0) -> Evaluate:
     return Evaluate(
         model=Model(name=str(model)),
-        benchmarks=tuple(Benchmark(name=name, source="", instruction=BOX) for name in benchmarks or ("sums",)),
-        sampling=Sampling(max_tokens=max_tokens),
+        benchmarks=tuple(
+            Benchmark(name=name, source="", instruction=BOX, samples=samples) for name in benchmarks or ("sums",)
+        ),
+        sampling=Sampling(max_tokens=16, temperature=0.0 if samples == 1 else 0.7),
         engine=EngineSettings(dtype="float32"),
+        self_refine=self_refine,
     )
 
 
@@ -86,14 +90,15 @@ def test_every_question_ends_as_a_row_that_says_how(
     facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
     assert facts.rows == Rows(total=5, done=5)
     told = [
-        (row["finish_reason"], row["answer_source"], row["extracted"], row["correct"]) for row in stored(bucket, facts)
+        (row["finish_reason"], row["answer_source"], row["extracted"], row["correct"], row["rule"])
+        for row in stored(bucket, facts)
     ]
     assert told == [
-        ("stop", "boxed", "1.0", True),
-        ("stop", "none", "", False),
-        ("length", "none", "", False),
-        ("too_long", "none", "", False),
-        ("stop", "boxed", "6", False),
+        ("stop", "boxed", "1.0", True, "value"),
+        ("stop", "none", "", False, ""),
+        ("length", "none", "", False, ""),
+        ("too_long", "none", "", False, ""),
+        ("stop", "boxed", "6", False, "value"),
     ]
     expected = {"accuracy": 0.2, "n": 5, "truncated": 1, "refused": 1, "unparsed": 3, "ungraded": 0}
     assert {name: facts.metrics[f"sums_{name}"] for name in expected} == expected
@@ -109,6 +114,50 @@ def test_the_model_is_given_the_question_and_the_instruction_and_nothing_else(
     assert request.messages == [{"role": "user", "content": f"What is 7 + 1?\n\n{BOX}"}]
     assert request.sampling.temperature == 0
     assert evaluate.asked("What?", "") == "What?"
+
+
+def test_several_samples_are_a_row_each_and_drawn_with_seeds_of_their_own(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    prepared(bucket, [question(0), question(1)])
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model, samples=3)))[STAGE]
+    rows = [(row["id"][-1], row["sample"]) for row in stored(bucket, facts)]
+    assert sorted(rows) == [(which, sample) for which in "01" for sample in range(3)]
+    assert len({request.sampling.seed for request in engine.asked}) == 6
+    told = {name: facts.metrics[f"sums_{name}"] for name in ("n", "outputs", "accuracy", "pass_2", "pass_3")}
+    assert told == {"n": 2, "outputs": 6, "accuracy": 0.5, "pass_2": 0.5, "pass_3": 0.5}
+
+
+def test_base_and_trained_draw_with_the_same_seeds(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    prepared(bucket, [question(0)])
+    for stage in ("evaluate-base", "evaluate-cgd"):
+        made = program(storage, tmp_path, work_for(tiny_model, samples=2))
+        made.task = made.task.model_copy(update={"stage": stage})
+        evaluate.main(made)
+    seeds = [request.sampling.seed for request in engine.asked]
+    assert seeds[:2] == seeds[2:]
+
+
+def test_self_refine_is_graded_by_its_last_answer_and_pays_for_all_passes(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(request: Request) -> Outcome:
+        asked = request.messages[-1]["content"]
+        if asked.endswith("Write the critique."):
+            return said(request, "Add again.\nConclusion: wrong")
+        return said(request, r"\boxed{1}" if asked.endswith("Write the improved answer.") else r"\boxed{2}")
+
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: RuleEngine(rule))
+    prepared(bucket, [question(0)])
+    alone = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    refined = evaluate.main(program(storage, tmp_path, work_for(tiny_model, self_refine=1)))[STAGE]
+    told = [
+        (row["correct"], row["passes"], row["tokens"]) for facts in (alone, refined) for row in stored(bucket, facts)
+    ]
+    assert told == [(False, 1, 1), (True, 3, 1 + 4 + 1)]
+    assert alone.digest != refined.digest
 
 
 def test_an_evaluation_stopped_early_asks_only_for_the_rest(
@@ -145,6 +194,18 @@ def test_only_the_benchmarks_of_the_task_are_asked_and_each_has_its_own_figures(
         evaluate.main(program(storage, tmp_path, work_for(tiny_model, "missing")))
 
 
+def test_the_tolerance_of_a_question_is_the_graders(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    close = question(0) | {"reference": "1.1", "tolerance": "0.2"}
+    prepared(bucket, [close, question(5) | {"reference": "6.1"}])
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    assert [(row["tolerance"], row["correct"], row["rule"]) for row in stored(bucket, facts)] == [
+        ("0.2", True, "tolerance"),
+        (None, False, "value"),
+    ]
+
+
 def test_rows_that_two_pods_have_stored_count_once(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
 ) -> None:
@@ -152,7 +213,13 @@ def test_rows_that_two_pods_have_stored_count_once(
     work = work_for(tiny_model)
     made = program(storage, tmp_path, work)
     folder, _ = evaluate._folder(made, work, evaluate._questions(made, work))
-    verdict: dict[str, Any] = {"extracted": "1", "answer_source": "boxed", "correct": True, "grade_error": ""}
+    verdict: dict[str, Any] = {
+        "extracted": "1",
+        "answer_source": "boxed",
+        "correct": True,
+        "rule": "",
+        "grade_error": "",
+    }
     done = {"sample": 0, "output": "1", "finish_reason": "stop", "prompt_tokens": 1, "tokens": 1, **verdict}
     for numbers in ((0,), (0, 1)):
         folder.put_rows("parts/", [question(number) | done for number in numbers], evaluate.SCHEMA)
@@ -176,7 +243,9 @@ def test_a_cut_output_counts_only_with_its_box_and_thinking_never(
     output: str, finish_reason: str, source: str, correct: bool
 ) -> None:
     with Grader(workers=1) as grader:
-        found = evaluate.grade(grader, {"reference": "3", "output": output, "finish_reason": finish_reason})
+        found = evaluate.grade(
+            grader, {"reference": "3", "tolerance": None, "output": output, "finish_reason": finish_reason}
+        )
     assert (found.answer_source, found.correct) == (source, correct)
 
 

@@ -1,82 +1,23 @@
-"""The report's figures: intervals and tests against closed forms, counts against hand-made runs."""
+"""The report's figures, against hand-made runs."""
 
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from report_builders import report_data, sample, samples, steps
 
+from cgd_stages import stats
 from cgd_stages.figures import (
+    Sample,
     best_step,
     changes,
     comparisons,
     figures,
     finite_or_none,
-    mcnemar,
     models,
     moving_mean,
-    paired_interval,
     scores,
     thinned,
-    wilson,
 )
-
-COUNTS = st.integers(0, 60)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (10, 10, 0.72247, 1.0), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilson_gives_the_published_values(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
-
-
-def test_wilson_of_nothing_is_everything() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_wilson_covers_the_truth_95_times_in_100_on_average() -> None:
-    n, truths = 32, [i / 100 for i in range(1, 100)]
-
-    def coverage(truth: float) -> float:
-        return math.fsum(
-            math.comb(n, k) * truth**k * (1 - truth) ** (n - k)
-            for k in range(n + 1)
-            if wilson(k, n)[0] <= truth <= wilson(k, n)[1]
-        )
-
-    assert math.fsum(map(coverage, truths)) / len(truths) == pytest.approx(0.95, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("fixed", "broken", "p"), [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (10, 1, 24 / 2048), (3, 1, 0.625)]
-)
-def test_mcnemar_is_the_two_sided_binomial_tail(fixed: int, broken: int, p: float) -> None:
-    assert mcnemar(fixed, broken) == pytest.approx(p)
-
-
-def test_mcnemar_bears_thousands_of_changes() -> None:
-    assert 0 <= mcnemar(5000, 3000) < 1e-50
-
-
-@given(COUNTS, COUNTS)
-def test_mcnemar_does_not_care_which_way_and_is_a_probability(fixed: int, broken: int) -> None:
-    assert 0 < mcnemar(fixed, broken) == mcnemar(broken, fixed) <= 1
-
-
-@given(COUNTS, COUNTS, COUNTS)
-def test_the_paired_interval_turns_with_the_models(fixed: int, broken: int, same: int) -> None:
-    n = fixed + broken + same
-    low, high = paired_interval(fixed, broken, n)
-    turned = paired_interval(broken, fixed, n)
-    assert (low, high) == pytest.approx((-turned[1], -turned[0]))
-    assert -1 <= low <= high <= 1
-
-
-def test_the_paired_interval_of_an_example_computed_by_hand() -> None:
-    assert paired_interval(10, 1, 32) == pytest.approx((0.0769, 0.4525), abs=1e-4)
 
 
 def test_a_score_counts_what_was_cut_not_found_and_not_graded_apart() -> None:
@@ -88,7 +29,56 @@ def test_a_score_counts_what_was_cut_not_found_and_not_graded_apart() -> None:
     )
     (score,) = scores(report_data(evaluations={"base": outputs}))
     assert (score.n, score.correct, score.truncated, score.unparsed, score.ungraded) == (4, 1, 1, 1, 1)
-    assert (score.accuracy, score.mean_tokens) == (0.25, 20.0)
+    assert (score.accuracy, score.mean_tokens, score.median_tokens, score.p90_tokens) == (0.25, 20.0, 20.0, 30.0)
+    assert (score.low, score.high) == stats.wilson(1, 4)
+    assert [at.k for at in score.pass_at] == [1]
+
+
+def tries(*marks: str) -> tuple[Sample, ...]:
+    """For each question its outputs: + is right, - is wrong; each costs as many tokens as its number says."""
+    return tuple(
+        sample(f"q{i:02d}", correct=mark == "+", sample=number, tokens=number + 1)
+        for i, question in enumerate(marks)
+        for number, mark in enumerate(question)
+    )
+
+
+def test_several_outputs_count_as_shares_of_their_question() -> None:
+    (score,) = scores(report_data(evaluations={"base": tries("+++++", "+----", "-----")}))
+    assert (score.n, score.samples, score.outputs, score.correct) == (3, 5, 15, 6)
+    assert score.accuracy == pytest.approx(0.4)
+    assert (score.low, score.high) == stats.share_interval([1, 0.2, 0])
+    assert [(at.k, at.share, at.tokens) for at in score.pass_at] == [
+        (1, pytest.approx(0.4), 3.0),
+        (2, pytest.approx(1.4 / 3), 6.0),
+        (4, pytest.approx(1.8 / 3), 12.0),
+        (5, pytest.approx(2 / 3), 15.0),
+    ]
+
+
+def test_models_with_several_outputs_are_compared_question_by_question() -> None:
+    before, after = tries("++--", "----", "+++-", "++--", "----"), tries("+++-", "++++", "++--", "+--+", "----")
+    (one,) = comparisons(report_data(evaluations={"base": before, "cgd": after}))
+    assert (one.n, one.samples, one.fixed, one.broken, one.both, one.neither) == (5, 4, 2, 1, 1, 1)
+    assert (one.before, one.after, one.difference) == pytest.approx((0.35, 0.55, 0.2))
+    assert (one.low, one.high) == stats.difference_interval([0.25, 1, -0.25, 0, 0])
+    assert one.p == stats.sign_flip([1, 4, -1, 0, 0])
+    assert one.outcome == "noise"
+
+
+def test_a_comparison_tells_how_much_longer_the_outputs_are() -> None:
+    longer = {"base": samples("++", tokens=100), "cgd": samples("++", tokens=440)}
+    assert [one.token_ratio for one in comparisons(report_data(evaluations=longer))] == [4.4]
+    silent = {"base": samples("++", tokens=0), "cgd": samples("++")}
+    assert [one.token_ratio for one in comparisons(report_data(evaluations=silent))] == [None]
+
+
+def test_a_question_that_changed_is_shown_once_with_outputs_that_show_it() -> None:
+    data = report_data(evaluations={"base": tries("+---", "++-+", "+-"), "cgd": tries("-+++", "+-+-", "-+")})
+    shown = [
+        (one.kind, one.base.question[1], one.base.sample, one.base.correct, one.after.correct) for one in changes(data)
+    ]
+    assert shown == [("fixed", "q00", 1, False, True), ("broken", "q01", 1, True, False)]
 
 
 def test_a_comparison_counts_pairs_on_the_same_question() -> None:
@@ -170,3 +160,10 @@ def test_the_best_step_is_the_earliest_of_the_least_finite_validation_losses() -
     assert chosen.step == 4
     told = figures(report_data(training={"train-cgd": tuple(log), "train-sft": steps(3)}))
     assert {stage: best["step"] for stage, best in told["best"].items()} == {"train-cgd": 4}
+
+
+def test_a_rival_is_compared_but_fixes_nothing_by_training() -> None:
+    data = report_data(evaluations={"base": samples("+-"), "selfrefine": samples("++", tokens=30)})
+    (one,) = comparisons(data)
+    assert (one.trained, one.difference, one.token_ratio) == ("selfrefine", 0.5, 3.0)
+    assert changes(data) == []

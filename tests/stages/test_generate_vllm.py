@@ -11,6 +11,7 @@ from stage_builders import (
     GREEDY,
     Program,
     context,
+    each,
     generate_with,
     generate_work,
     prepared,
@@ -21,7 +22,7 @@ from stage_builders import (
 
 from cgd_stages import contract, prompts
 from cgd_stages.contract import Progress
-from cgd_stages.engines import Completion, Request, VllmEngine, drive, each
+from cgd_stages.engines import Completion, Request, VllmEngine, drive
 from cgd_stages.errors import UserError
 
 # vLLM and torch warn about themselves while they are imported.

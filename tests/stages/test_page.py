@@ -124,6 +124,23 @@ def test_every_objective_has_a_row_of_scores_and_a_comparison_with_the_base() ->
         assert f"{name} minus base" in words
 
 
+def test_a_rival_is_not_called_trained() -> None:
+    words = Read(
+        render(report_data(evaluations={"base": samples("+-"), "cgd": samples("++"), "selfrefine": samples("+-")}))
+    ).words
+    assert "Trained 100.0 %" in words
+    assert "Self-Refine 50.0 %" in words
+
+
+def test_several_outputs_of_a_question_are_told_with_pass_at_k_and_the_tokens_spent() -> None:
+    tries = tuple(sample("q1", correct=mark == "+", sample=number, tokens=10) for number, mark in enumerate("+-"))
+    longer = tuple(one.model_copy(update={"tokens": 30}) for one in tries)
+    words = Read(render(report_data(evaluations={"base": tries, "cgd": longer}))).words
+    assert "Pass@1 50.0 % for 10 tokens, Pass@2 100.0 % for 20 tokens." in words
+    assert "exact sign-flip test over questions" in words
+    assert "It spends 3 times the tokens." in words
+
+
 def test_every_training_is_told_under_its_own_name_with_its_figures() -> None:
     trained = tuple(stage(f"train-{name}", facts={"metrics": {"final_loss": float(n)}}) for n, name in enumerate(FIVE))
     blocks = page._trainings(report_data(stages=trained, training={one.name: steps(3) for one in trained}))

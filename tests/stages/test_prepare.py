@@ -15,7 +15,7 @@ import zstandard
 from stage_builders import RUN, context, prepare_work
 
 from cgd_stages import prepare
-from cgd_stages.contract import Benchmark, Decontaminate, Endpoint, Engine, Fields, Model, Prompts, Storage
+from cgd_stages.contract import Benchmark, BenchmarkFields, Decontaminate, Endpoint, Engine, Model, Prompts, Storage
 from cgd_stages.errors import RowsLost, TransientError, UserError
 from cgd_stages.folders import REJECTED, from_parquet, open_input, read_rows
 from cgd_stages.sources import row_id
@@ -204,7 +204,7 @@ def test_benchmark_questions_are_stored_and_contamination_is_counted(bucket, sto
     bench = put(
         bucket, "in/b.jsonl", lines([{"q": QUESTIONS[3]["question"], "a": 3}, {"q": "2 + 2?", "a": [4, "four"]}])
     )
-    benchmark = Benchmark(name="sums", source=bench, fields=Fields(prompt="q", reference="a"))
+    benchmark = Benchmark(name="sums", source=bench, fields=BenchmarkFields(prompt="q", reference="a"))
     found = Prepared(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path)
     stored = prepare.read_benchmarks(found.folder)
     assert [(row["benchmark"], row["reference"]) for row in stored] == [("sums", "3"), ("sums", '[4, "four"]')]
@@ -219,7 +219,7 @@ LEAK = "In the end, Ann   has 3 APPLES; how many?"
 def held_out(bucket: Bucket, *questions: str, name: str = "sums") -> Benchmark:
     rows: list[object] = [{"q": question, "a": 1} for question in questions]
     source = put(bucket, f"in/{name}.jsonl", lines(rows))
-    return Benchmark(name=name, source=source, fields=Fields(prompt="q", reference="a"))
+    return Benchmark(name=name, source=source, fields=BenchmarkFields(prompt="q", reference="a"))
 
 
 def test_prompts_that_share_words_with_a_benchmark_are_removed_and_listed(bucket, storage, tiny_model, tmp_path):
@@ -291,7 +291,7 @@ def test_rows_lost_between_reading_and_storing_are_noticed(bucket, storage, tiny
 
 def test_a_benchmark_without_references_is_refused(bucket, storage, tiny_model, tmp_path):
     source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
-    benchmark = Benchmark(name="sums", source=source, fields=Fields(prompt="question"))
+    benchmark = Benchmark(name="sums", source=source, fields=BenchmarkFields(prompt="question"))
     with pytest.raises(UserError, match="line 1: there is no reference"):
         prepare.main(context(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path))
 

@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub import constants
 from stage_builders import context, prepare_work
 
+from cgd_operator.benchmarks import BENCHMARKS
 from cgd_stages import prepare
-from cgd_stages.contract import Benchmark, Fields, Source
+from cgd_stages.contract import Benchmark, BenchmarkFields, Source
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.folders import open_input, read_rows
 from cgd_stages.sources import File, open_source
@@ -24,8 +25,9 @@ ROWS = b'{"question": "Why is the sky blue?", "answer": "It scatters."}\n'
 
 @dataclass
 class Hub:
-    """One data set, `team/sums`, with these files at two commits; what a path of `refused` is answered with."""
+    """One data set with these files at two commits; what a path of `refused` is answered with."""
 
+    repository: str = "team/sums"
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     older: dict[str, bytes] = field(default_factory=dict)
@@ -39,14 +41,14 @@ class Hub:
             if path.startswith(start):
                 return status, {"X-Error-Code": code, "X-Error-Message": message}, b""
         revisions = {"main": COMMIT, "refs%2Fconvert%2Fparquet": COMMIT, "v1": OLDER}
-        match path.partition("?")[0].strip("/").split("/", 5):
-            case ["api", "datasets", "team", "sums", "revision", name] if name in revisions:
-                return 200, {}, json.dumps({"id": "team/sums", "sha": revisions[name], "siblings": []}).encode()
-            case ["api", "datasets", "team", "sums", "revision", _]:
+        match path.partition("?")[0].replace(self.repository, "it", 1).strip("/").split("/", 4):
+            case ["api", "datasets", "it", "revision", name] if name in revisions:
+                return 200, {}, json.dumps({"id": self.repository, "sha": revisions[name], "siblings": []}).encode()
+            case ["api", "datasets", "it", "revision", _]:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            case ["api", "datasets", "team", "sums", "tree", commit]:
+            case ["api", "datasets", "it", "tree", commit]:
                 return 200, {}, json.dumps([entry(*item) for item in self.at(commit).items()]).encode()
-            case ["datasets", "team", "sums", "resolve", commit, name] if name in self.at(commit):
+            case ["datasets", "it", "resolve", commit, name] if name in self.at(commit):
                 data = self.at(commit)[name]
                 return 200, {"ETag": f'"{blob(data)}"', "X-Repo-Commit": commit}, data
             case _:
@@ -207,9 +209,19 @@ def test_prompts_and_benchmarks_of_the_hub_are_prepared_and_their_commits_record
 ):
     hub.files, hub.older = {"p.jsonl": ROWS}, {"b.jsonl": ROWS}
     prompts, questions = "hf://datasets/team/sums/p.jsonl", "hf://datasets/team/sums@v1/b.jsonl"
-    benchmark = Benchmark(name="b", source=questions, fields=Fields(prompt="question", reference="answer"))
+    benchmark = Benchmark(name="b", source=questions, fields=BenchmarkFields(prompt="question", reference="answer"))
     given = context(storage, prepare_work(tiny_model, prompts, benchmarks=(benchmark,)), tmp_path)
     prepare.main(given)
     folder = open_input(bucket, given.task.run, "prepare")
     assert [row["prompt"] for row in read_rows(folder)] == ["Why is the sky blue?"]
     assert folder.require().inputs["pins"] == {prompts: COMMIT, questions: OLDER}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_known_by_name_is_found_where_the_hub_keeps_its_own_conversion(hub, fetch, name):
+    known = BENCHMARKS[name]
+    hub.repository = known.repository
+    hub.files = {f"{known.config}/{known.split}/0000.parquet": b"rows", f"{known.config}/other/0000.parquet": b"no"}
+    (file,) = fetch(known.source)
+    assert file.path.read_bytes() == b"rows"
+    assert file.revision == COMMIT
