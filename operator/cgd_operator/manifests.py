@@ -10,6 +10,7 @@ from typing import Any
 from cgd_operator import api
 from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.plan import Child, Run
+from cgd_operator.queues import QUEUE_LABELS
 from cgd_stages import contract
 
 Object = dict[str, Any]
@@ -17,8 +18,6 @@ Object = dict[str, Any]
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "cgd-operator"
 RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
-SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
-"""Annotation on a child that the operator suspended: only such a child is resumed by it (a queue suspends, too)."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 TERMINATION_LOG = "/dev/termination-log"
@@ -104,7 +103,7 @@ def _job(run: Run, child: Child, release: Release) -> Object:
     return {
         "apiVersion": JOB.api_version,
         "kind": "Job",
-        "metadata": _meta(run, child.name, child.stage),
+        "metadata": _child_meta(run, child),
         "spec": {
             "completionMode": "Indexed",
             "completions": child.pods,
@@ -141,7 +140,7 @@ def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": "PyTorchJob",
-        "metadata": _meta(run, child.name, child.stage),
+        "metadata": _child_meta(run, child),
         "spec": {
             "nprocPerNode": str(run.spec.training.gpus_per_worker),
             "pytorchReplicaSpecs": replicas,
@@ -155,12 +154,19 @@ def _trainjob(run: Run, child: Child) -> Object:
     return {
         "apiVersion": TRAINJOB.api_version,
         "kind": TRAINJOB.kind,
-        "metadata": _meta(run, child.name, child.stage),
+        "metadata": _child_meta(run, child),
         "spec": {
             "runtimeRef": {"apiGroup": TRAINER, "kind": TRAININGRUNTIME.kind, "name": child.name},
             "trainer": {"numNodes": child.pods, "numProcPerNode": run.spec.training.gpus_per_worker},
         },
     }
+
+
+def _child_meta(run: Run, child: Child) -> Object:
+    """Kueue reads queue and priority from the object that it suspends; its pods and their Jobs follow their owner."""
+    meta = _meta(run, child.name, child.stage)
+    queue = {label: run.labels[label] for label in QUEUE_LABELS if label in run.labels}
+    return {**meta, "labels": {**queue, **meta["labels"]}}
 
 
 def _meta(run: Run, name: str, stage: str = "") -> Object:

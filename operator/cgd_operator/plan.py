@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cgd_operator import api, yamls
@@ -18,6 +18,7 @@ class Run:
     uid: str
     generation: int
     spec: api.CGDRunSpec
+    labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: dict[str, Any]) -> "Run":
@@ -28,7 +29,8 @@ class Run:
         """
         meta = manifest["metadata"]
         spec = api.parse_spec(manifest)
-        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec)
+        labels = meta.get("labels") or {}
+        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec, labels)
 
 
 Backend = Literal["PyTorchJob", "TrainJob"]
