@@ -464,6 +464,33 @@ class Pool(Part):
     priority_class_name: Name | None = None
 
 
+VOLCANO_RULE = (
+    "!has(self.queue) || self.gang == 'volcano'",
+    "schedulingPolicy.queue is a queue of Volcano; leave it out for coscheduling, or set gang: volcano",
+)
+
+
+class SchedulingPolicy(Part):
+    """The pods of a training start together or not at all. For a scheduler that the cluster has beside its own, and
+    that the training's controller was set up for."""
+
+    model_config = ConfigDict(json_schema_extra=rules(VOLCANO_RULE))
+
+    gang: Literal["volcano", "coscheduling"] = Field(
+        description="Whose PodGroups: those of Volcano, or of coscheduling in scheduler-plugins."
+    )
+    scheduler_name: Name | None = Field(
+        None, description="Of the training's pods; default: volcano, or scheduler-plugins-scheduler."
+    )
+    queue: Name | None = Field(None, description="Queue of Volcano; default: its own.")
+
+    @model_validator(mode="after")
+    def _queue_is_volcanos(self) -> "SchedulingPolicy":
+        if self.queue and self.gang != "volcano":
+            raise ValueError(VOLCANO_RULE[1])
+        return self
+
+
 class Placement(Part):
     accelerator: str = Field(
         "nvidia.com/gpu",
@@ -474,6 +501,14 @@ class Placement(Part):
     teacher: Pool = Pool()
     training: Pool = Pool()
     cpu: Pool = Field(Pool(), description="prepare and report, and a teacher behind an endpoint.")
+    scheduling_policy: SchedulingPolicy | None = Field(
+        None, description="Gang scheduling of the trainings; minAvailable is all of a training's pods."
+    )
+    topology_key: Name | None = Field(
+        None,
+        description="Label of nodes, such as topology.kubernetes.io/zone or a rack's: all pods of a training run where "
+        "its value is the same.",
+    )
 
 
 class Images(Part):
