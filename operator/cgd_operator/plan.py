@@ -154,9 +154,11 @@ def _child(run: Run, work: _Work, backend: Backend) -> Child:
 def child_name(run: Run, stage: str) -> str:
     """Deterministic, so that creating a child twice is creating it once; of a run's uid, so that a run that was
     deleted and applied again does not meet the children of the former one. Of a long run's name so much that its pods'
-    names are labels (a TrainJob's are the longest: `<child>-node-0-511-xxxxx`), which is what Services need."""
+    names are labels (a TrainJob's are the longest: `<child>-node-0-511-xxxxx`), which is what Services need. It begins
+    with a letter (RFC 1035), or the controllers of trainings, which make Services, would refuse it."""
+    start = run.name if run.name[0].isalpha() else f"run-{run.name}"
     digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
-    return f"{run.name[:19].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
+    return f"{start[:19].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
 
 
 def _pods(work: contract.Work) -> int:

@@ -1,5 +1,6 @@
 """The plan: stages, their order, who does what with which model."""
 
+import re
 from typing import Any, TypeVar
 
 import pytest
@@ -195,10 +196,17 @@ def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
     assert not {child.name for child in plan(run())} & {child.name for child in plan(run(name="other"))}
 
 
-def test_the_longest_run_name_leaves_room_for_pod_names() -> None:
-    for child in plan(run({"training.objectives": FIVE}, name="x" * 63)):
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 63, "9" * 63, "9", "x", "1st", "1.2.3", "a.b", f"{'x' * 18}.y", f"{'1' * 14}-.y", f"{'x' * 17}--y", "x-9"],
+)
+def test_a_childs_name_is_one_that_services_and_pods_can_have(name: str) -> None:
+    children = plan(run({"training.objectives": FIVE}, name=name))
+    for child in children:
         last = "node-0-511-xxxxx" if child.image == "train" else "1023-xxxxx"
+        assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", child.name)
         assert len(f"{child.name}-{last}") <= 63
+    assert len({child.name for child in children}) == len(children)
 
 
 @pytest.mark.parametrize(
