@@ -77,6 +77,7 @@ Temperature = Annotated[Number, Between(0, 2)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 Percent = Annotated[str, Field(max_length=8, pattern=r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$")]
+Memory = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,4}(Gi|G)$")]
 Positive = Annotated[int, Field(ge=1)]
 BenchmarkName = Annotated[str, Field(max_length=40, pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
@@ -491,11 +492,24 @@ class SchedulingPolicy(Part):
         return self
 
 
+GPU_MEMORY_RULE = (
+    "!has(self.gpuMemory) || self.accelerator != 'none'",
+    "placement.gpuMemory is of GPUs, and accelerator is none: leave one of them out",
+)
+
+
 class Placement(Part):
+    model_config = ConfigDict(json_schema_extra=rules(GPU_MEMORY_RULE))
+
     accelerator: str = Field(
         "nvidia.com/gpu",
         max_length=253,
         description="Resource name of a GPU; none: run on CPU and ask for no GPU.",
+    )
+    gpu_memory: Memory | None = Field(
+        None,
+        description="Memory of a GPU, of the smallest where pools differ, such as 80Gi. With it prepare refuses models "
+        "and trainings that do not fit, with the arithmetic.",
     )
     student: Pool = Pool()
     teacher: Pool = Pool()
@@ -509,6 +523,12 @@ class Placement(Part):
         description="Label of nodes, such as topology.kubernetes.io/zone or a rack's: all pods of a training run where "
         "its value is the same.",
     )
+
+    @model_validator(mode="after")
+    def _memory_is_of_gpus(self) -> "Placement":
+        if self.gpu_memory and self.accelerator == "none":
+            raise ValueError(GPU_MEMORY_RULE[1])
+        return self
 
 
 class Images(Part):
@@ -673,6 +693,12 @@ class CGDRunStatus(Part):
     )
     artifacts: Artifacts = Artifacts()
     usage: Usage = Usage()
+
+
+def bytes_of(memory: str) -> int:
+    """`80Gi` -> 85899345920"""
+    binary = memory.endswith("i")
+    return int(memory.rstrip("Gi")) * (2**30 if binary else 10**9)
 
 
 def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:

@@ -196,7 +196,16 @@ def _prepare(spec: api.CGDRunSpec) -> contract.Prepare:
         teacher_engine=_engine(spec.teacher),
         endpoint=_endpoint(spec),
         max_rejected=percent(spec.generation.max_rejected),
+        gpus=_gpu_memory(spec),
     )
+
+
+def _gpu_memory(spec: api.CGDRunSpec) -> contract.Gpus | None:
+    memory = spec.placement.gpu_memory
+    if memory is None:
+        return None
+    training = _train(spec, spec.training.objectives[0])  # all are laid out alike
+    return contract.Gpus(memory=api.bytes_of(memory), training=training)
 
 
 def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contract.Generate:

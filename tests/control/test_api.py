@@ -58,6 +58,9 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("budget.gpuHours", 400, "spec.budget.gpuHours", 'write it in quotes: "400"'),
         ("budget.gpuHours", "0", "spec.budget.gpuHours", "above 0"),
         ("budget.deadlineSeconds", 0, "spec.budget.deadlineSeconds", "greater than or equal to 1"),
+        ("placement.gpuMemory", "80GB", "spec.placement.gpuMemory", "pattern"),
+        ("placement.gpuMemory", "0Gi", "spec.placement.gpuMemory", "pattern"),
+        ("placement", {"gpuMemory": "80Gi", "accelerator": "none"}, "spec.placement", "leave one of them out"),
         ("placement.schedulingPolicy", {}, "spec.placement.schedulingPolicy.gang", "is required"),
         ("placement.schedulingPolicy", {"gang": "yes"}, "spec.placement.schedulingPolicy.gang", "'volcano'"),
         (

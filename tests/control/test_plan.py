@@ -186,6 +186,21 @@ def test_a_cpu_run_asks_for_no_gpu_at_all() -> None:
     assert {child.gpus for child in plan(run({"placement.accelerator": "none"}))} == {0}
 
 
+@pytest.mark.parametrize(("memory", "size"), [("80Gi", 80 * 2**30), ("24G", 24 * 10**9)])
+def test_prepare_is_told_how_large_the_gpus_are_and_what_they_train(memory: str, size: int) -> None:
+    changes = {"placement.gpuMemory": memory, "training.workers": 2, "training.objectives": FIVE}
+    work = children(changes)["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.gpus
+    assert (work.gpus.memory, work.gpus.training) == (size, children(changes)["train-cgd"].task.work)
+
+
+def test_prepare_checks_no_gpu_whose_size_it_does_not_know() -> None:
+    work = children()["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.gpus is None
+
+
 def test_shards_become_pods() -> None:
     assert children({"student.shards": 8})["answer"].pods == 8
     assert children({"training.workers": 2})["train-cgd"].pods == 2
