@@ -25,8 +25,9 @@ def render_of(
     trouble: Trouble | None = None,
     changes: dict[str, Any] | None = None,
     now: datetime = NOW,
+    workloads: tuple[dict[str, Any], ...] = (),
 ) -> CGDRunStatus:
-    this, facts, previous = run(changes), observe(children, pods), previous or CGDRunStatus()
+    this, facts, previous = run(changes), observe(children, pods, workloads), previous or CGDRunStatus()
     seen = Seen(
         run=this,
         children=plan(this),

@@ -182,21 +182,6 @@ CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
 """What stands in the critique's place when CGD is trained: see `examples.critic`."""
 
 
-class Prepare(Contract):
-    """Read, check and store the prompts; refuse here what would fail on a GPU later."""
-
-    kind: Literal["prepare"] = "prepare"
-    prompts: Prompts
-    benchmarks: tuple[Benchmark, ...] = ()
-    student: Model
-    student_engine: Engine
-    teacher: Model | None = None
-    """None when the teacher is an endpoint."""
-    teacher_engine: Engine = Engine()
-    endpoint: Endpoint | None = None
-    max_rejected: float
-
-
 class Generate(Contract):
     """Ask a model for what its roles are. Several roles share one warm engine, in this order."""
 
@@ -255,6 +240,31 @@ class Train(Contract):
     stop_on_loss_spike: bool = True
     seed: int = 0
     max_rejected: float
+
+
+class Gpus(Contract):
+    """The GPUs that a run is going to ask for, and what it trains on them."""
+
+    memory: int
+    """Bytes of one."""
+    training: Train
+
+
+class Prepare(Contract):
+    """Read, check and store the prompts; refuse here what would fail on a GPU later."""
+
+    kind: Literal["prepare"] = "prepare"
+    prompts: Prompts
+    benchmarks: tuple[Benchmark, ...] = ()
+    student: Model
+    student_engine: Engine
+    teacher: Model | None = None
+    """None when the teacher is an endpoint."""
+    teacher_engine: Engine = Engine()
+    endpoint: Endpoint | None = None
+    max_rejected: float
+    gpus: Gpus | None = None
+    """None: the run does not say how large its GPUs are, or has none."""
 
 
 class Check(Contract):

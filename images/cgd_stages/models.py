@@ -6,6 +6,7 @@ of the files for folders, a digest for stages.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
 _SAMPLE = 1 << 20
 _NEEDED = "config.json"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 _WEIGHTS = ["*.safetensors"]
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
@@ -68,6 +70,58 @@ def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path, *, weights: 
     if _is_path(model.name):
         return _folder(model.name)
     return _hub(model.name, lambda: _snapshot(model, _SMALL + _WEIGHTS if weights else _SMALL))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a model's weights: `dtype` as safetensors call it, `size` in bytes."""
+
+    dtype: str
+    parameters: int
+    size: int
+
+
+def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
+    """Every tensor, from the headers of the model's safetensors alone; None when there are none to read.
+
+    Raises TransientError when the store or the hub is out of reach.
+    """
+    from huggingface_hub import HfApi, constants, errors, get_local_safetensors_metadata
+
+    try:
+        if model.name.startswith("s3://"):
+            found = get_local_safetensors_metadata(_stored_headers(model.name, bucket, scratch))
+        elif _is_path(model.name):
+            found = get_local_safetensors_metadata(_folder(model.name))
+        elif constants.HF_HUB_OFFLINE:
+            found = get_local_safetensors_metadata(_hub(model.name, lambda: _snapshot(model, _SMALL)))
+        else:
+            found = _hub(model.name, lambda: HfApi().get_safetensors_metadata(model.name, revision=model.revision))
+    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, FileNotFoundError) as error:
+        log.warning("the weights of %s cannot be read: %s", model.name, error)
+        return None
+    files = found.files_metadata.values()
+    return [
+        Tensor(one.dtype, one.parameter_count, one.data_offsets[1] - one.data_offsets[0])
+        for file in files
+        for one in file.tensors.values()
+    ]
+
+
+def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
+    """A folder with the beginnings of a stored model's safetensors, as far as they tell the tensors."""
+    source, folder = bucket.at(uri), scratch / "headers" / _stored_fingerprint(uri, bucket)
+    names = {found.key for found in source.list()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if _WHOLE not in names and _INDEX in names:
+        source.download(_INDEX, folder / _INDEX)
+        names &= set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
+    else:
+        names &= {_WHOLE}
+    for name in names:
+        length = int.from_bytes(source.beginning(name, 8), "little")
+        (folder / name).write_bytes(source.beginning(name, 8 + length))
+    return folder
 
 
 def is_hub(model: Model) -> bool:
@@ -161,13 +215,14 @@ def _snapshot(model: Model, patterns: list[str]) -> Path:
 
 
 def _hub(name: str, ask: Callable[[], T]) -> T:
+    import httpx2
     from huggingface_hub import constants, errors
 
     try:
         return ask()
     except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise UserError(f"there is no model {name} on the hub: {error}", hint=_hint(name)) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (httpx2.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         hint = f"{_hint(name)} The hub may be out of reach from this pod, or want a token (HF_TOKEN)."
         if constants.HF_HUB_OFFLINE:
             raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from jinja2.exceptions import TemplateError
 
-from cgd_stages import endpoint, models, prompts
+from cgd_stages import endpoint, fit, models, prompts
 from cgd_stages.contamination import Questions
 from cgd_stages.contract import Benchmark, Engine, Model, Prepare, StageFacts
 from cgd_stages.errors import UserError
@@ -56,6 +56,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         student = check_model(context, work.student, work.student_engine, "spec.student")
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
         _compare_contexts(student, teacher)
+        if work.gpus:
+            fit.refuse_misfits(context, work.gpus, [one.served for one in (student, teacher) if one])
         files = open_source(context, work.prompts, "spec.prompts")
         held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
         questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
@@ -85,11 +87,16 @@ def read_benchmarks(folder: Folder) -> list[Row]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that has been looked at: its exact identity, tokenizer, and context in tokens."""
+    """A model that has been looked at: its exact identity, tokenizer, and how it is to be served."""
 
     resolved: models.Resolved
     tokenizer: Any
-    context: int
+    served: fit.Served
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and reply may have together."""
+        return self.served.context
 
 
 def check_model(context: Context, model: Model, engine: Engine, where: str) -> Checked:
@@ -105,7 +112,8 @@ def check_model(context: Context, model: Model, engine: Engine, where: str) -> C
     except (OSError, ValueError, KeyError) as error:
         hint = f"Correct {where}.model: config and tokenizer must load in transformers."
         raise UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint) from error
-    checked = Checked(resolved, tokenizer, _context_length(config, engine, model, where))
+    length = _context_length(config, engine, model, where)
+    checked = Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
     _try_template(checked, model, where)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, checked.context)
     return checked

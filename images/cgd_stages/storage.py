@@ -128,6 +128,15 @@ class Bucket:
         """The object's bytes; None when there is no such object."""
         return self._patiently(lambda: self._get(key))
 
+    def beginning(self, key: str, size: int) -> bytes:
+        """The first `size` bytes of an object that is there, or all when it has fewer."""
+        return self._patiently(lambda: self._beginning(key, size))
+
+    def _beginning(self, key: str, size: int) -> bytes:
+        with self._translated(key):
+            found = self._client.get_object(Bucket=self._bucket, Key=self._absolute(key), Range=f"bytes=0-{size - 1}")
+            return found["Body"].read()
+
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Store bytes; with `if_absent`, False when an object was there already (it stays as it is).
 

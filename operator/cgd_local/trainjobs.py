@@ -136,5 +136,7 @@ def crds() -> list[Object]:
         "items": struct(["name", "template"], name=text, template=LOOSE),
     }
     jobset = struct(required=["replicatedJobs"], replicatedJobs=jobs, failurePolicy=LOOSE)
-    runtime = struct(required=["mlPolicy", "template"], mlPolicy=LOOSE, template=struct(["spec"], spec=jobset))
+    runtime = struct(
+        required=["mlPolicy", "template"], mlPolicy=LOOSE, podGroupPolicy=LOOSE, template=struct(["spec"], spec=jobset)
+    )
     return [definition(TRAININGRUNTIME, runtime), definition(TRAINJOB, spec)]

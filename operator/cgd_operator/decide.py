@@ -36,11 +36,16 @@ def decide(children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop
     or has met a limit."""
     there = [facts[child.stage] for child in children if child.stage in facts]
     if stop or any(one.fate is Fate.FAILED for one in there):
-        return tuple(Hold(one) for one in there if one.fate in ACTIVE)
-    resumed = tuple(Resume(one) for one in there if one.fate is Fate.SUSPENDED and one.held)
+        return tuple(Hold(one) for one in there if one.fate in ACTIVE and not _deactivated(one))
+    resumed = tuple(Resume(one) for one in there if _deactivated(one) or (one.fate is Fate.SUSPENDED and one.held))
     done = done_stages(children, facts)
     ready = (child for child in children if child.stage not in facts and _may_start(child, done))
     return resumed + tuple(Start(child) for child in ready)
+
+
+def _deactivated(facts: ChildFacts) -> bool:
+    """The operator has deactivated its Workload; Kueue may not have stopped it yet."""
+    return facts.workload is not None and facts.workload.held
 
 
 def _may_start(child: Child, done: frozenset[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from cgd_operator import api
 from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.plan import Child, Run
+from cgd_operator.queues import QUEUE_LABELS
 from cgd_stages import contract
 
 Object = dict[str, Any]
@@ -19,13 +20,15 @@ MANAGER = "cgd-operator"
 RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
 FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
-SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
-"""Annotation on a child that the operator suspended: only such a child is resumed by it (a queue suspends, too)."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 TERMINATION_LOG = "/dev/termination-log"
 
 TRAINER = "trainer.kubeflow.org"
+VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
+"""Annotation of a TrainingRuntime's template that Kubeflow Trainer reads."""
+SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
+"""Names under which the gang schedulers' own charts install them."""
 KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB, "TrainJob": TRAINJOB}
 
 
@@ -87,6 +90,8 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
         "template": _template(run, child, release, "node", restart="Never"),
     }
     node = {"metadata": {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}, "spec": job}
+    gang = run.spec.placement.scheduling_policy
+    queue = {VOLCANO_QUEUE: gang.queue} if gang and gang.queue else {}
     permanent = {"name": "permanent", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     meta = _meta(run, child.name, child.stage)
     return {
@@ -95,11 +100,13 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
         "metadata": {**meta, "labels": {**meta["labels"], f"{TRAINER}/framework": "torch"}},
         "spec": {
             "mlPolicy": {"numNodes": child.pods, "torch": {}},
+            **({"podGroupPolicy": {gang.gang: {}}} if gang else {}),
             "template": {
+                **({"metadata": {"annotations": queue}} if queue else {}),
                 "spec": {
                     "failurePolicy": {"maxRestarts": run.spec.retries, "rules": [permanent]},
                     "replicatedJobs": [{"name": "node", "template": node}],
-                }
+                },
             },
         },
     }
@@ -114,7 +121,7 @@ def _job(run: Run, child: Child, release: Release) -> Object:
     return {
         "apiVersion": JOB.api_version,
         "kind": "Job",
-        "metadata": _meta(run, child.name, child.stage),
+        "metadata": _child_meta(run, child),
         "spec": {
             "completionMode": "Indexed",
             "completions": child.pods,
@@ -151,13 +158,22 @@ def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": "PyTorchJob",
-        "metadata": _meta(run, child.name, child.stage),
+        "metadata": _child_meta(run, child),
         "spec": {
             "nprocPerNode": str(run.spec.training.gpus_per_worker),
             "pytorchReplicaSpecs": replicas,
-            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": run.spec.retries},
+            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": run.spec.retries, **_gang(run, child)},
         },
     }
+
+
+def _gang(run: Run, child: Child) -> Object:
+    """The PodGroup that the Training Operator makes; the TrainJob's is told by its runtime."""
+    gang, priority = run.spec.placement.scheduling_policy, run.spec.placement.training.priority_class_name
+    if gang is None:
+        return {}
+    given = {"queue": gang.queue, "priorityClass": priority}
+    return {"schedulingPolicy": {"minAvailable": child.pods, **{key: one for key, one in given.items() if one}}}
 
 
 def _trainjob(run: Run, child: Child) -> Object:
@@ -165,12 +181,19 @@ def _trainjob(run: Run, child: Child) -> Object:
     return {
         "apiVersion": TRAINJOB.api_version,
         "kind": TRAINJOB.kind,
-        "metadata": _meta(run, child.name, child.stage),
+        "metadata": _child_meta(run, child),
         "spec": {
             "runtimeRef": {"apiGroup": TRAINER, "kind": TRAININGRUNTIME.kind, "name": child.name},
             "trainer": {"numNodes": child.pods, "numProcPerNode": run.spec.training.gpus_per_worker},
         },
     }
+
+
+def _child_meta(run: Run, child: Child) -> Object:
+    """Kueue reads queue and priority from the object that it suspends; its pods and their Jobs follow their owner."""
+    meta = _meta(run, child.name, child.stage)
+    queue = {label: run.labels[label] for label in QUEUE_LABELS if label in run.labels}
+    return {**meta, "labels": {**queue, **meta["labels"]}}
 
 
 def _meta(run: Run, name: str, stage: str = "") -> Object:
@@ -212,7 +235,8 @@ def _template(run: Run, child: Child, release: Release, container: str, restart:
         },
         "nodeSelector": pool.node_selector,
         "tolerations": pool.tolerations,
-        "affinity": pool.affinity,
+        "affinity": _affinity(run, child, pool),
+        "schedulerName": _scheduler(run, child),
         "priorityClassName": pool.priority_class_name,
         "containers": [_container(run, child, release, container, pool)],
         "volumes": list(_volumes(run, child)),
@@ -224,6 +248,25 @@ def _template(run: Run, child: Child, release: Release, container: str, restart:
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
     }
+
+
+def _scheduler(run: Run, child: Child) -> str | None:
+    gang = run.spec.placement.scheduling_policy
+    return (gang.scheduler_name or SCHEDULERS[gang.gang]) if gang and child.pool == "training" else None
+
+
+def _affinity(run: Run, child: Child, pool: api.Pool) -> Object:
+    """The pool's own, and for a training the others of its pods: where the first one runs decides for all."""
+    key = run.spec.placement.topology_key
+    if key is None or child.pool != "training" or child.pods == 1:
+        return pool.affinity
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    together = {
+        "topologyKey": key,
+        "labelSelector": {"matchLabels": {UID_LABEL: run.uid, STAGE_LABEL: child.stage}},
+    }
+    own = pool.affinity.get("podAffinity", {})
+    return {**pool.affinity, "podAffinity": {**own, required: [*own.get(required, []), together]}}
 
 
 def _container(run: Run, child: Child, release: Release, name: str, pool: api.Pool) -> Object:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator.manifests import STAGE_LABEL, SUSPENDED_BY_RUN
+from cgd_operator.manifests import STAGE_LABEL
+from cgd_operator.queues import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_stages.contract import LastWords
 
 Object = dict[str, Any]
@@ -60,17 +61,35 @@ class ChildFacts:
     end: datetime | None = None
     attempts: int = 0
     pods: tuple[PodFacts, ...] = ()
+    workload: Workload | None = None
+    """What Kueue has for it; None: Kueue has no part in it."""
 
 
-def observe(children: Iterable[Object], pods: Iterable[Object]) -> dict[str, ChildFacts]:
+def queued(children: Iterable[Object]) -> tuple[str, ...]:
+    """The uids of the children that Kueue may have a Workload for: not ended, and in a queue or suspended by somebody
+    else (Kueue may queue what names no queue)."""
+    return tuple(child["metadata"]["uid"] for child in children if _may_be_queued(child))
+
+
+def _may_be_queued(child: Object) -> bool:
+    facts = _child(child, (), None)
+    stopped_by_others = facts.fate is Fate.SUSPENDED and not facts.held
+    named = QUEUE_LABEL in child["metadata"].get("labels", {})
+    return stopped_by_others or (named and facts.fate in (Fate.SUSPENDED, Fate.WAITING))
+
+
+def observe(
+    children: Iterable[Object], pods: Iterable[Object], workloads: Iterable[Object] = ()
+) -> dict[str, ChildFacts]:
     """The facts of every child there is, by its stage. Of two children of one stage the one that stays counts."""
+    by_owner = {one["metadata"]["labels"][JOB_UID_LABEL]: workload(one) for one in workloads}
     by_stage: dict[str, list[PodFacts]] = {}
     for pod in pods:
         by_stage.setdefault(_stage(pod), []).append(_pod(pod))
     facts: dict[str, ChildFacts] = {}
     for child in sorted(children, key=lambda one: "deletionTimestamp" not in one["metadata"]):
         own = sorted(by_stage.get(_stage(child), []), key=_age)
-        facts[_stage(child)] = _child(child, tuple(own))
+        facts[_stage(child)] = _child(child, tuple(own), by_owner.get(child["metadata"].get("uid", "")))
     return facts
 
 
@@ -82,9 +101,9 @@ def _age(pod: PodFacts) -> tuple[float, str]:
     return (pod.start.timestamp() if pod.start else float("inf"), pod.name)
 
 
-def _child(child: Object, pods: tuple[PodFacts, ...]) -> ChildFacts:
+def _child(child: Object, pods: tuple[PodFacts, ...], queue: Workload | None) -> ChildFacts:
     meta, spec, status = child["metadata"], child.get("spec", {}), child.get("status", {})
-    fate, reason, message = _fate(meta, spec, status, pods)
+    fate, reason, message = _fate(meta, spec, status, pods, queue)
     return ChildFacts(
         name=meta["name"],
         stage=_stage(child),
@@ -97,10 +116,13 @@ def _child(child: Object, pods: tuple[PodFacts, ...]) -> ChildFacts:
         end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
         attempts=_attempts(pods),
         pods=pods,
+        workload=queue,
     )
 
 
-def _fate(meta: Object, spec: Object, status: Object, pods: tuple[PodFacts, ...]) -> tuple[Fate, str, str]:
+def _fate(
+    meta: Object, spec: Object, status: Object, pods: tuple[PodFacts, ...], queue: Workload | None
+) -> tuple[Fate, str, str]:
     true = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
     if "deletionTimestamp" in meta:
         return Fate.LEAVING, "Deleted", "is being deleted"
@@ -109,10 +131,16 @@ def _fate(meta: Object, spec: Object, status: Object, pods: tuple[PodFacts, ...]
     if "Failed" in true:
         return Fate.FAILED, *_failure(true["Failed"], pods)
     if spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"):
-        return Fate.SUSPENDED, "Suspended", ""
+        return _suspended(meta, queue)
     if any(pod.phase == "Running" for pod in pods):
         return Fate.RUNNING, "", _retrying(pods)
     return Fate.WAITING, *_waiting(pods)
+
+
+def _suspended(meta: Object, queue: Workload | None) -> tuple[Fate, str, str]:
+    if queue is None or queue.held or SUSPENDED_BY_RUN in meta.get("annotations", {}):
+        return Fate.SUSPENDED, "Suspended", ""
+    return Fate.WAITING if queue.active else Fate.SUSPENDED, queue.reason, queue.message
 
 
 def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> tuple[str, str]:

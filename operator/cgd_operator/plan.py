@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cgd_operator import api, yamls
@@ -19,6 +19,7 @@ class Run:
     uid: str
     generation: int
     spec: api.CGDRunSpec
+    labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: dict[str, Any]) -> "Run":
@@ -29,7 +30,8 @@ class Run:
         """
         meta = manifest["metadata"]
         spec = api.parse_spec(manifest)
-        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec)
+        labels = meta.get("labels") or {}
+        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec, labels)
 
 
 Backend = Literal["PyTorchJob", "TrainJob"]
@@ -166,9 +168,11 @@ def _child(run: Run, work: _Work, backend: Backend) -> Child:
 def child_name(run: Run, stage: str) -> str:
     """Deterministic, so that creating a child twice is creating it once; of a run's uid, so that a run that was
     deleted and applied again does not meet the children of the former one. Of a long run's name so much that its pods'
-    names are labels (a TrainJob's are the longest: `<child>-node-0-511-xxxxx`), which is what Services need."""
+    names are labels (a TrainJob's are the longest: `<child>-node-0-511-xxxxx`), which is what Services need. It begins
+    with a letter (RFC 1035), or the controllers of trainings, which make Services, would refuse it."""
+    start = run.name if run.name[0].isalpha() else f"run-{run.name}"
     digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
-    return f"{run.name[:19].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
+    return f"{start[:19].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
 
 
 def _pods(work: contract.Work) -> int:
@@ -206,7 +210,16 @@ def _prepare(spec: api.CGDRunSpec) -> contract.Prepare:
         teacher_engine=_engine(spec.teacher),
         endpoint=_endpoint(spec),
         max_rejected=percent(spec.generation.max_rejected),
+        gpus=_gpu_memory(spec),
     )
+
+
+def _gpu_memory(spec: api.CGDRunSpec) -> contract.Gpus | None:
+    memory = spec.placement.gpu_memory
+    if memory is None:
+        return None
+    training = _train(spec, spec.training.objectives[0])  # all are laid out alike
+    return contract.Gpus(memory=api.bytes_of(memory), training=training)
 
 
 def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contract.Generate:

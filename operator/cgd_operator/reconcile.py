@@ -16,13 +16,26 @@ from pydantic import ValidationError
 
 from cgd_operator import events, manifests, metrics, status, usage
 from cgd_operator.api import CGDRunStatus, InvalidRun
-from cgd_operator.cluster import EVENT, JOB, POD, RUN, SECRET, TRAININGRUNTIME, AlreadyExists, ApiError, Cluster, Kind
+from cgd_operator.cluster import (
+    EVENT,
+    JOB,
+    POD,
+    RUN,
+    SECRET,
+    TRAININGRUNTIME,
+    WORKLOAD,
+    AlreadyExists,
+    ApiError,
+    Cluster,
+    Kind,
+)
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.health import Health
 from cgd_operator.limits import exceeded, expired
-from cgd_operator.observe import ChildFacts, Fate, observe
+from cgd_operator.observe import ChildFacts, Fate, observe, queued
 from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
 from cgd_operator.progress import Board, token
+from cgd_operator.queues import JOB_UID_LABEL, SUSPENDED_BY_RUN, workload_suspension
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +68,11 @@ class Children:
     pods: list[Object]
     served: tuple[Backend, ...]
     """Kinds of trainings that the cluster knows."""
+    workloads: list[Object]
+    """What Kueue has for those that have not ended."""
+
+    def observe(self) -> dict[str, ChildFacts]:
+        return observe(self.objects, self.pods, self.workloads)
 
 
 @dataclass
@@ -179,7 +197,7 @@ class Reconciler:
         there = await self._look(run)
         backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
         children = plan(run, backend or BACKENDS[0])
-        facts = observe(there.objects, there.pods)
+        facts = there.observe()
         used = usage.count(children, facts, previous, now)
         limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
         actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
@@ -192,7 +210,7 @@ class Reconciler:
         seen = status.Seen(
             run=run,
             children=children,
-            facts=observe(there.objects, there.pods),
+            facts=there.observe(),
             used=used,
             progress=lambda stage: self.board.of(run.uid, stage),
             previous=previous,
@@ -230,7 +248,7 @@ class Reconciler:
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
         late, trouble = (now - deleted).total_seconds() > CLEAN_SECONDS, None
-        if (facts := observe(jobs, there.pods).get(CLEAN)) and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
+        if (facts := observe(jobs, there.pods, there.workloads).get(CLEAN)) and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
             trouble = facts.message if facts.fate is Fate.FAILED else ""
         elif late:
             trouble = f"it took more than {CLEAN_SECONDS} s; {facts.message if facts else 'pods of the run still run'}"
@@ -278,17 +296,25 @@ class Reconciler:
         labels = f"{manifests.UID_LABEL}={run.uid}"
         jobs, _ = await self.cluster.list(JOB, run.namespace, labels=labels)
         pods, _ = await self.cluster.list(POD, run.namespace, labels=labels)
-        there = Children(jobs, pods, ())
+        there = Children(jobs, pods, (), [])
         for backend in BACKENDS:
-            try:
-                trainings, _ = await self.cluster.list(manifests.KINDS[backend], run.namespace, labels=labels)
-            except ApiError as error:
-                if error.status != 404:  # the cluster does not serve the kind
-                    raise
-                continue
-            there.objects += trainings
-            there.served += (backend,)
+            trainings = await self._list_if_served(manifests.KINDS[backend], run.namespace, labels)
+            if trainings is not None:
+                there.objects += trainings
+                there.served += (backend,)
+        if uids := queued(there.objects):
+            owned = f"{JOB_UID_LABEL} in ({','.join(uids)})"
+            there.workloads += await self._list_if_served(WORKLOAD, run.namespace, owned) or []
         return there
+
+    async def _list_if_served(self, kind: Kind, namespace: str, labels: str) -> list[Object] | None:
+        """The objects, None when the cluster does not serve the kind."""
+        try:
+            return (await self.cluster.list(kind, namespace, labels=labels))[0]
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
 
     async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:
         """Carry the actions out; the objects they make or change are put in `there`."""
@@ -328,16 +354,21 @@ class Reconciler:
                 there.objects.append(found)
 
     async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, there: Children) -> None:
+        """Hold a child or let it go: where Kueue has it, by its Workload, else by itself."""
+        if facts.workload and (suspend or not facts.held):
+            body = workload_suspension(suspend)
+            patched = await self.cluster.patch(WORKLOAD, facts.workload.name, run.namespace, body)
+            there.workloads[:] = _replaced(there.workloads, patched)
+            return
         kind: Kind = manifests.KINDS[facts.kind]
-        note = {manifests.SUSPENDED_BY_RUN: "true" if suspend else None}
+        note = {SUSPENDED_BY_RUN: "true" if suspend else None}
         patched = await self.cluster.patch(
             kind,
             facts.name,
             run.namespace,
             {"metadata": {"annotations": note}, "spec": manifests.suspension(facts.kind, suspend)},
         )
-        if patched is not None:
-            there.objects[:] = [patched if one["metadata"]["name"] == facts.name else one for one in there.objects]
+        there.objects[:] = _replaced(there.objects, patched)
 
     async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> None:
         """Write the status if it changed. Events go first: their names make them safe to post again, and a status
@@ -361,6 +392,12 @@ class Reconciler:
                 continue
             except ApiError as error:  # an Event is a courtesy: never the reason why a run stands still
                 log.warning("event %s was not posted: %s", body["reason"], error)
+
+
+def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:
+    """The objects, with the new state of one of them; none: it is gone, which a later look tells."""
+    uid = new["metadata"]["uid"] if new else ""
+    return [new if new and one["metadata"]["uid"] == uid else one for one in objects]
 
 
 def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:

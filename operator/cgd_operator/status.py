@@ -230,7 +230,7 @@ def _conditions(
     seen: Seen, state: str, stages: tuple[StageStatus, ...], current: StageStatus | None
 ) -> tuple[Condition, ...]:
     failed = next((stage for stage in stages if stage.state == "Failed"), None)
-    waiting = next((stage for stage in stages if stage.state == "Waiting" and stage.message), None)
+    waiting = next((stage for stage in stages if stage.state in ("Waiting", "Suspended") and stage.message), None)
     accepted = {"Accepted": ("True", "Valid", "")}
     stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
     match state:

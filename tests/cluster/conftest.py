@@ -51,8 +51,11 @@ class World:
         assert self._embedded is not None
         return self._embedded
 
-    async def apply(self, changes: Json | None = None, name: str = "demo") -> Json:
+    async def apply(
+        self, changes: Json | None = None, name: str = "demo", labels: dict[str, str] | None = None
+    ) -> Json:
         body = manifest(changes, name=name)
+        body["metadata"]["labels"] = labels or {}
         del body["metadata"]["uid"], body["metadata"]["generation"]
         return await self.client.create(RUN, body)
 

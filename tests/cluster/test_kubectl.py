@@ -132,6 +132,21 @@ async def test_offloading_what_zero_partitions_is_taken(world: Any, offload: str
     assert (await world.get())["spec"]["training"]["offload"] == offload
 
 
+async def test_the_memory_of_gpus_that_a_run_does_not_use_is_refused(world: Any) -> None:
+    body = user_manifest({"placement": {"accelerator": "none", "gpuMemory": "80Gi"}})
+    assert "leave one of them out" in await kubectl(world, "apply", "-f", "-", body=body, fails=True)
+    body = user_manifest({"placement": {"gpuMemory": "80Gi"}})
+    await kubectl(world, "apply", "-f", "-", body=body)
+
+
+async def test_a_queue_of_volcano_is_not_one_of_coscheduling(world: Any) -> None:
+    policy = {"gang": "coscheduling", "queue": "research"}
+    body = user_manifest({"placement.schedulingPolicy": policy})
+    assert "leave it out for coscheduling" in await kubectl(world, "apply", "-f", "-", body=body, fails=True)
+    body = user_manifest({"placement.schedulingPolicy": policy | {"gang": "volcano"}})
+    await kubectl(world, "apply", "-f", "-", body=body)
+
+
 async def test_a_name_that_cannot_be_a_label_is_refused(world: Any) -> None:
     out = await kubectl(world, "apply", "-f", "-", body=user_manifest(name="x" * 64), fails=True)
     assert "at most 63 characters" in out

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from aiohttp import web
 from builders import CHILDREN
+from kueue_player import QUEUE, Kueue
 
 from cgd_operator.cluster import NAMESPACE, RUN
 from cgd_operator.manifests import KINDS
@@ -101,8 +102,8 @@ async def test_no_call_of_a_whole_run_is_denied(
     async def gone() -> bool:
         return await world.client.get(RUN, "demo", "default") is None
 
-    async with world.operator(tuple(namespaces)):
-        await world.apply({"training.backend": backend})
+    async with Kueue(world).at_work(), world.operator(tuple(namespaces)):
+        await world.apply({"training.backend": backend}, labels=QUEUE)
         await world.end("prepare")
         await world.until(lambda: started("answer"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
@@ -124,6 +125,8 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("delete", "cgdruns"),
         ("patch", "cgdruns"),
         ("delete", KINDS[backend].plural),
+        ("list", "workloads"),
+        ("patch", "workloads"),
         ("create", KINDS[backend].plural),
     }
     assert needed <= guard.allowed

@@ -8,7 +8,7 @@ import pytest
 from builders import RELEASE, run
 
 from cgd_operator.manifests import manifest, progress_secret, secret_name, training_runtime
-from cgd_operator.plan import plan
+from cgd_operator.plan import BACKENDS, plan
 from cgd_stages import contract
 
 STAGES = [child.stage for child in plan(run())]
@@ -94,6 +94,62 @@ def test_a_pool_places_its_pods() -> None:
     assert spec["tolerations"] == [{"operator": "Exists"}]
     assert spec["priorityClassName"] == "high"
     assert "nodeSelector" not in pod_spec(manifests({"placement.training": pool})["answer"])
+
+
+GANG = {"training.workers": 2, "placement.schedulingPolicy": {"gang": "volcano", "queue": "research"}}
+
+
+def test_a_pytorchjob_is_scheduled_as_a_gang_of_all_its_pods() -> None:
+    made = manifests(GANG | {"placement.training": {"priorityClassName": "high"}})
+    policy = made["train-cgd"]["spec"]["runPolicy"]["schedulingPolicy"]
+    assert policy == {"minAvailable": 2, "queue": "research", "priorityClass": "high"}
+    for replica in ("Master", "Worker"):
+        assert pod_spec(made["train-cgd"], replica)["schedulerName"] == "volcano"
+    assert [stage for stage, body in made.items() if "schedulerName" in pod_spec(body)] == ["train-cgd"]
+
+
+def test_a_runtime_tells_the_trainer_whose_pod_group_to_make() -> None:
+    this = run(GANG)
+    (child,) = [one for one in plan(this, "TrainJob") if one.kind == "TrainJob"]
+    runtime = training_runtime(this, child, RELEASE)
+    assert runtime["spec"]["podGroupPolicy"] == {"volcano": {}}
+    assert runtime["spec"]["template"]["metadata"] == {"annotations": {"scheduling.volcano.sh/queue-name": "research"}}
+    assert node_of(runtime)["template"]["spec"]["template"]["spec"]["schedulerName"] == "volcano"
+
+
+@pytest.mark.parametrize(("named", "scheduler"), [({}, "scheduler-plugins-scheduler"), ({"schedulerName": "s"}, "s")])
+def test_coscheduling_needs_a_scheduler_and_no_queue(named: dict[str, str], scheduler: str) -> None:
+    this = run({"placement.schedulingPolicy": {"gang": "coscheduling", **named}})
+    old, new = (next(one for one in plan(this, kind) if one.pool == "training") for kind in BACKENDS)
+    job, runtime = manifest(this, old, RELEASE), training_runtime(this, new, RELEASE)
+    assert job["spec"]["runPolicy"]["schedulingPolicy"] == {"minAvailable": 1}
+    assert pod_spec(job)["schedulerName"] == scheduler
+    assert runtime["spec"]["podGroupPolicy"] == {"coscheduling": {}}
+    assert "metadata" not in runtime["spec"]["template"]
+
+
+def test_without_a_policy_nothing_is_said_of_gangs(trainjob: Any) -> None:
+    policy = manifests()["train-cgd"]["spec"]["runPolicy"]
+    assert "schedulingPolicy" not in policy
+    assert not {"podGroupPolicy", "metadata"} & {*trainjob[1]["spec"], *trainjob[1]["spec"]["template"]}
+
+
+def test_the_pods_of_a_training_share_a_topology_beside_the_pools_own_affinity() -> None:
+    term = {"topologyKey": "host", "labelSelector": {"matchLabels": {"app": "cache"}}}
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    own = {"nodeAffinity": {}, "podAffinity": {required: [term]}}
+    changes = {"training.workers": 2, "placement.topologyKey": "rack", "placement.training": {"affinity": own}}
+    affinity = pod_spec(manifests(changes)["train-cgd"])["affinity"]
+    selector = {"matchLabels": {"cgd.dev/run-uid": run().uid, "cgd.dev/stage": "train-cgd"}}
+    assert affinity == {
+        "nodeAffinity": {},
+        "podAffinity": {required: [term, {"topologyKey": "rack", "labelSelector": selector}]},
+    }
+    template = manifests(changes)["train-cgd"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert "affinity" not in pod_spec(manifests(changes)["answer"])
+    assert pod_spec(manifests(changes | {"training.workers": 1})["train-cgd"])["affinity"] == own
+    assert "affinity" not in pod_spec(manifests({"training.workers": 2})["train-cgd"])
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The plan: stages, their order, who does what with which model."""
 
+import re
 from typing import Any, TypeVar
 
 import pytest
@@ -185,6 +186,21 @@ def test_a_cpu_run_asks_for_no_gpu_at_all() -> None:
     assert {child.gpus for child in plan(run({"placement.accelerator": "none"}))} == {0}
 
 
+@pytest.mark.parametrize(("memory", "size"), [("80Gi", 80 * 2**30), ("24G", 24 * 10**9)])
+def test_prepare_is_told_how_large_the_gpus_are_and_what_they_train(memory: str, size: int) -> None:
+    changes = {"placement.gpuMemory": memory, "training.workers": 2, "training.objectives": FIVE}
+    work = children(changes)["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.gpus
+    assert (work.gpus.memory, work.gpus.training) == (size, children(changes)["train-cgd"].task.work)
+
+
+def test_prepare_checks_no_gpu_whose_size_it_does_not_know() -> None:
+    work = children()["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.gpus is None
+
+
 def test_shards_become_pods() -> None:
     assert children({"student.shards": 8})["answer"].pods == 8
     assert children({"training.workers": 2})["train-cgd"].pods == 2
@@ -195,10 +211,17 @@ def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
     assert not {child.name for child in plan(run())} & {child.name for child in plan(run(name="other"))}
 
 
-def test_the_longest_run_name_leaves_room_for_pod_names() -> None:
-    for child in plan(run({"training.objectives": FIVE}, name="x" * 63)):
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 63, "9" * 63, "9", "x", "1st", "1.2.3", "a.b", f"{'x' * 18}.y", f"{'1' * 14}-.y", f"{'x' * 17}--y", "x-9"],
+)
+def test_a_childs_name_is_one_that_services_and_pods_can_have(name: str) -> None:
+    children = plan(run({"training.objectives": FIVE}, name=name))
+    for child in children:
         last = "node-0-511-xxxxx" if child.image == "train" else "1023-xxxxx"
+        assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", child.name)
         assert len(f"{child.name}-{last}") <= 63
+    assert len({child.name for child in children}) == len(children)
 
 
 @pytest.mark.parametrize(
