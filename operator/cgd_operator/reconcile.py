@@ -248,7 +248,8 @@ class Reconciler:
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
         late, trouble = (now - deleted).total_seconds() > CLEAN_SECONDS, None
-        if (facts := observe(jobs, there.pods, there.workloads).get(CLEAN)) and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
+        facts = there.observe().get(CLEAN)
+        if facts and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
             trouble = facts.message if facts.fate is Fate.FAILED else ""
         elif late:
             trouble = f"it took more than {CLEAN_SECONDS} s; {facts.message if facts else 'pods of the run still run'}"
