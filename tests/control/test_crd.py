@@ -52,11 +52,12 @@ def test_objects_default_to_empty_so_that_their_fields_default() -> None:
     assert NODES[".spec.generation.answer"]["properties"]["maxTokens"]["default"] == 16384
 
 
-def test_everything_but_suspend_and_time_to_live_is_immutable() -> None:
+def test_everything_but_suspend_and_what_happens_after_the_end_is_immutable() -> None:
     frozen = {rule["fieldPath"] for rule in NODES[".spec"]["x-kubernetes-validations"] if "oldSelf" in rule["rule"]}
     assert frozen == {f".{name}" for name in NODES[".spec"]["properties"]} - {
         ".suspend",
         ".ttlSecondsAfterFinished",
+        ".deletionPolicy",
     }
 
 
