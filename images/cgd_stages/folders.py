@@ -286,7 +286,9 @@ class Folder:
 
 def claim(folder: Folder, run: RunRef) -> None:
     """Say that the run makes or uses the folder, before it does: see clean.py, which deletes what nobody claims."""
-    folder.bucket.put(_claim_key(run.namespace, run.uid, folder.stage, folder.digest), b"")
+    key = _claim_key(run.namespace, run.uid, folder.stage, folder.digest)
+    if folder.bucket.get(key) is None:
+        folder.bucket.put(key, b"")
 
 
 def read_claims(bucket: Bucket, namespace: str) -> dict[str, set[Folder]]:

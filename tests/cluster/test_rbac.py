@@ -10,7 +10,7 @@ from aiohttp import web
 from builders import CHILDREN
 from kueue_player import QUEUE, Kueue
 
-from cgd_operator.cluster import NAMESPACE, RUN
+from cgd_operator.cluster import NAMESPACE, RUN, WORKLOAD
 from cgd_operator.manifests import KINDS
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -93,8 +93,11 @@ async def test_no_call_of_a_whole_run_is_denied(
     monkeypatch.setenv("CGD_LEASE", environment(objects, "CGD_LEASE"))
     await world.client.create(NAMESPACE, {"metadata": {"name": "cgd-system"}, "apiVersion": "v1", "kind": "Namespace"})
 
-    async def started(stage: str) -> bool:
-        return stage in await world.children()
+    async def queued(stage: str) -> bool:
+        child = (await world.children()).get(stage)
+        workloads = (await world.client.list(WORKLOAD, "default"))[0]
+        jobs = [one["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] for one in workloads]
+        return child is not None and child["metadata"]["uid"] in jobs
 
     async def reached(state: str) -> bool:
         return bool(await world.state() == state)
@@ -105,7 +108,7 @@ async def test_no_call_of_a_whole_run_is_denied(
     async with Kueue(world).at_work(), world.operator(tuple(namespaces)):
         await world.apply({"training.backend": backend}, labels=QUEUE)
         await world.end("prepare")
-        await world.until(lambda: started("answer"))
+        await world.until(lambda: queued("answer"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
         await world.until(lambda: reached("Suspended"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
