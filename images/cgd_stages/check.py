@@ -4,8 +4,9 @@
 
 Examples exist only after refine, so this is the last place before training pods, and their GPUs, are asked for. Counts
 the tokens that each objective learns, the rows that it must leave out and the lengths of its examples; stores these
-figures and the rejected rows, and no example: the training pods make the same ones of the same rows. Checkpoints that
-are stored already must be such that the training pods can go on from them.
+figures and the rejected rows, and no example: the training pods make the same ones of the same rows. Says what the rows
+are like, and refuses those that are worse than the run allows. Checkpoints that are stored already must be such that
+the training pods can go on from them.
 """
 
 import logging
@@ -17,8 +18,11 @@ from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_sta
 from cgd_stages.errors import UserError
 from cgd_stages.folders import REJECTED, REJECTION_SCHEMA, Folder, Part, digest_of, now, write_pointer
 from cgd_stages.program import Context, run
+from cgd_stages.quality import SAMPLED, cautions
+from cgd_stages.review import review_rows
 from cgd_stages.supply import Books, Supply
 from cgd_stages.trainjob import checkpoints_of, inputs_of
+from cgd_stages.words import percent
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,15 @@ def main(context: Context) -> dict[str, StageFacts]:
     if done is None:
         with context.interruptible():
             parts = _check(context, folder, supplies)
-        facts = context.facts[task.stage].model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
-        done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs)
+        review, part = review_rows(folder, supplies[0].refine, context.check)
+        facts = context.facts[task.stage]
+        seconds, metrics = round(time.monotonic() - clock, 3), facts.metrics | review.quality.metrics()
+        facts = facts.model_copy(update={"seconds": seconds, "metrics": metrics})
+        done = folder.finish(facts=facts, parts=[*parts, part], started=started, inputs=inputs)
+        for caution in cautions(review.quality):
+            log.warning("%s", caution)
+    context.facts[task.stage] = done.facts
+    _refuse_bad_rows(done.facts.metrics, work.min_right_refinements)
     write_pointer(context.bucket, task.run, done)
     return {task.stage: done.facts}
 
@@ -54,6 +65,25 @@ def _refuse_other_layouts(context: Context, supplies: list[Supply], students: li
             checkpoints_of(folder, supply.work).newest()
 
 
+def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
+    """Raise UserError when fewer refinements are right than the run allows. No part of what is stored: another limit
+    is held against the same figures."""
+    if least is None:
+        return
+    right = metrics.get("right_refinements")
+    if right is None:
+        raise UserError(
+            "spec.generation.minRightRefinements is set, but no reference ends on an answer to grade refinements by",
+            hint="Name the column of the references in spec.prompts.fields.reference, or leave the limit out.",
+        )
+    if right < least:
+        raise UserError(
+            f"{percent(right)} of {metrics['graded']:.0f} graded refinements are right, less than the "
+            f"{percent(least)} of spec.generation.minRightRefinements",
+            hint="`cgd rows` shows them: use a better teacher or other prompts, or lower the limit.",
+        )
+
+
 def _inputs(stage: str, supplies: list[Supply], students: list[models.Resolved]) -> dict[str, Any]:
     trainings = [
         supply.identity()
@@ -61,7 +91,7 @@ def _inputs(stage: str, supplies: list[Supply], students: list[models.Resolved])
         | supply.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
         for supply, student in zip(supplies, students, strict=True)
     ]
-    return {"stage": stage, "trainings": trainings}
+    return {"stage": stage, "trainings": trainings, "graded": SAMPLED}
 
 
 def _student(context: Context, work: Train) -> Model:

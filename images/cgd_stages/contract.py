@@ -272,6 +272,8 @@ class Check(Contract):
 
     kind: Literal["check"] = "check"
     trainings: tuple[Train, ...]
+    min_right_refinements: float | None = None
+    """Fraction of the graded refinements that must be right."""
 
 
 class Evaluate(Contract):

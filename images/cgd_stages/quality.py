@@ -90,6 +90,14 @@ class Quality(Contract):
     graded: Graded | None = None
     """None when no row of the sample has a reference with an answer."""
 
+    def metrics(self) -> dict[str, float]:
+        """The figures that a limit can be set on: shares, and the rows that they are of; nothing without references."""
+        if self.graded is None:
+            return {}
+        shares = {"drafts": self.graded.drafts_right, "refinements": self.graded.refinements_right}
+        told = {f"right_{name}": round(one.share, 6) for name, one in shares.items()}
+        return {**told, "right_verdicts": round(self.graded.verdicts_right.share, 6), "graded": float(self.graded.rows)}
+
 
 @dataclass(frozen=True)
 class Marks:

@@ -4,20 +4,17 @@
 
 Reads what the run's stages have stored and writes both files beside a marker, as every stage does. A stage without
 output is shown as missing. The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
-Beside them stands what was found out about the rows, `quality.json`.
 """
 
 import heapq
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cgd_stages import page
-from cgd_stages.contract import Contract, Report, RunRef, StageFacts
+from cgd_stages.contract import Report, RunRef, StageFacts
 from cgd_stages.figures import (
-    Quadruple,
     Quadruples,
     Rejected,
     ReportData,
@@ -39,20 +36,15 @@ from cgd_stages.folders import (
     read_rows,
     write_pointer,
 )
-from cgd_stages.grading import Grader
 from cgd_stages.program import Context, run
-from cgd_stages.quality import SAMPLED, Marks, Quality, Tally, cautions, grade_rows
+from cgd_stages.quality import Quality, cautions
+from cgd_stages.review import REVIEW, Review
 from cgd_stages.storage import Bucket
 from cgd_stages.tables import table_of
 
-SHOWN = 200
-"""Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
 REJECTIONS = 5
 """Rejected rows of a stage and reason that the page carries."""
 TRAINING_LOG = "metrics.jsonl"
-LOOKED = "quality.json"
-GRADERS = 2
-GRADE_SECONDS = 10.0
 
 
 def main(context: Context) -> dict[str, StageFacts]:
@@ -69,14 +61,13 @@ def main(context: Context) -> dict[str, StageFacts]:
     folder = context.folder(context.task.stage, inputs)
     done = folder.done()
     if done is None:
-        looked = look_at_rows(folder, outputs["refine"].folder, context.check) if "refine" in outputs else None
-        quadruples, quality = (looked.quadruples, looked.quality) if looked else (None, None)
+        review = read_review(outputs)
+        quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
         data = read_run(context.task.run, work, outputs, quadruples)
         context.check()
         parts = [
             folder.put("report.html", page.render(data, quality).encode()),
             folder.put("report.json", to_json(data, quality)),
-            *([folder.put(LOOKED, looked.to_json().encode())] if looked else []),
         ]
         facts = StageFacts(seconds=round(time.monotonic() - clock, 3), metrics={"stages": float(len(outputs))})
         done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs)
@@ -188,55 +179,12 @@ def read_samples(folder: Folder) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.key)
 
 
-class Looked(Contract):
-    """What the report says of the rows."""
-
-    quadruples: Quadruples
-    quality: Quality
-
-
-def look_at_rows(report: Folder, rows: Folder, check: Callable[[], None]) -> Looked:
-    """Count and grade the rows of `refine`. What an attempt that broke off has stored stands: a deadline that the
-    grader missed then may be met now, and the same stored rows shall give the same report."""
-    stored = report.bucket.get(report.key(LOOKED))
-    if stored is not None:
-        return Looked.model_validate_json(stored)
-    with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
-        looked = read_quadruples(rows, grader, check)
-    report.put(LOOKED, looked.to_json().encode())
-    return looked
-
-
-def read_quadruples(folder: Folder, grader: Grader, check: Callable[[], None], *, shown: int = SHOWN) -> Looked:
-    """All rows counted, a sample graded, the first `shown` kept; one part and the sample in memory at a time."""
-    tally = Tally()
-
-    def counted() -> Iterator[Row]:
-        for row in read_rows(folder):
-            tally.add(row)
-            yield row
-
-    sample = heapq.nsmallest(max(SAMPLED, shown), counted(), key=lambda row: (row["id"], row["sample"]))
-    graded, marks = grade_rows(sample, grader, check)
-    kept = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
-    quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=kept)
-    return Looked(quadruples=quadruples, quality=tally.quality(graded))
-
-
-def quadruple(row: Row, marks: Marks) -> Quadruple:
-    return Quadruple(
-        id=row["id"],
-        sample=row["sample"],
-        prompt=row["prompt"],
-        reference=row.get("reference") or "",
-        answer=row["answer"],
-        critique=row["critique"],
-        refinement=row["refinement"],
-        verdict=row["verdict"] or "missing",
-        tokens={text: row[f"{text}_tokens"] for text in ("answer", "critique", "refinement")},
-        draft_right=marks.draft,
-        refinement_right=marks.refinement,
-    )
+def read_review(outputs: dict[str, Output]) -> Review | None:
+    """What the check has found out about the rows; None where it has not ended."""
+    if "check" not in outputs:
+        return None
+    (part,) = outputs["check"].done.under(REVIEW)
+    return Review.model_validate_json(outputs["check"].folder.read(part))
 
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:

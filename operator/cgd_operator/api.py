@@ -244,6 +244,11 @@ class Generation(Part):
     refine: Sampling = Sampling()
     distill: Sampling = Field(Sampling(), description="The teacher's own answers, for the objective DistilledSFT.")
     max_rejected: Percent = Field("2%", description="A stage that rejects more of its rows fails, loudly.")
+    min_right_refinements: Percent | None = Field(
+        None,
+        description="Before a training GPU is asked for, an even sample of refinements is graded by the references; "
+        "when fewer are right, the run fails. Needs references that end on an answer. Default: no limit.",
+    )
 
 
 BATCH_RULE = (

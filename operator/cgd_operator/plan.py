@@ -120,7 +120,7 @@ def _works(spec: api.CGDRunSpec) -> Iterator[_Work]:
 def _trainings(spec: api.CGDRunSpec, generated: tuple[str, ...]) -> Iterator[_Work]:
     """A check on a CPU, then one training after another: they want the same GPUs."""
     works = tuple(_train(spec, objective) for objective in spec.training.objectives)
-    yield _Work("check", ("check",), contract.Check(trainings=works), "cpu", generated)
+    yield _Work("check", ("check",), _check(spec, works), "cpu", generated)
     before: tuple[str, ...] = ("check",)
     for work in works:
         stage = contract.train_stage(work.objective)
@@ -234,6 +234,11 @@ def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contrac
         shards=served.shards,
         max_rejected=percent(spec.generation.max_rejected),
     )
+
+
+def _check(spec: api.CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
+    least = spec.generation.min_right_refinements
+    return contract.Check(trainings=trainings, min_right_refinements=percent(least) if least else None)
 
 
 def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Train:

@@ -277,3 +277,11 @@ def test_a_rival_is_the_base_model_with_more_passes_in_a_stage_of_its_own() -> N
     assert base.self_refine == 0
     assert made["evaluate-selfrefine"].after == made["evaluate-base"].after
     assert "evaluate-selfrefine" in made["report"].after
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, None), ("70%", 0.7), ("0%", 0.0)])
+def test_the_check_is_told_how_many_refinements_must_be_right(given: str | None, told: float | None) -> None:
+    children = plan(run({"generation.minRightRefinements": given}))
+    (work,) = (child.task.work for child in children if child.stage == "check")
+    assert isinstance(work, contract.Check)
+    assert work.min_right_refinements == told

@@ -11,13 +11,14 @@ from train_builders import STAGE, quadruple, refined, train_work
 
 from cgd_stages import check, train
 from cgd_stages.contract import Check, Rows, StageFacts, Storage, Train
-from cgd_stages.errors import UserError
+from cgd_stages.errors import TransientError, UserError
 from cgd_stages.folders import REJECTED, Folder, from_parquet, now, read_pointer
 from cgd_stages.program import Context
 from cgd_stages.storage import Bucket
 from cgd_stages.trainjob import checkpoints_of
 
-ROWS = [quadruple(number, reference="yes" if number else None) for number in range(10)]
+PROSE = "Nobody grades this reference: it ends on no answer, and it is long."
+ROWS = [quadruple(number, reference=PROSE if number else None) for number in range(10)]
 
 
 def checking(storage: Storage, scratch: Path, *trainings: Train) -> Context:
@@ -37,7 +38,7 @@ def test_rows_and_tokens_of_every_objective_are_told(
     facts = check.main(given)["check"]
     assert facts.rows == Rows(total=20, done=19, rejected=1)
     assert (facts.metrics["cgd_rejected"], facts.metrics["sft_rejected"]) == (0, 1)
-    assert 0 < facts.metrics["sft_learned_tokens"] < facts.metrics["cgd_learned_tokens"]
+    assert 0 < facts.metrics["cgd_learned_tokens"] < facts.metrics["sft_learned_tokens"]
     assert sum(value for name, value in facts.metrics.items() if name.startswith("sft_length_to_")) == 9
     assert read_pointer(bucket, given.task.run, "check").digest == facts.digest
 
@@ -143,3 +144,47 @@ def test_a_training_that_is_done_needs_no_checkpoint_of_its_layout(
 def test_importing_the_check_imports_no_torch() -> None:
     code = "import sys, cgd_stages.check; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def answered(right: int) -> list[dict[str, Any]]:
+    """Rows with references that end on an answer; the first refinements are right."""
+    return [
+        quadruple(number, reference=f"#### {number}", answer="0", refinement=str(number if number <= right else 0))
+        for number in range(1, 11)
+    ]
+
+
+@pytest.mark.parametrize(("right", "least"), [(7, 0.7), (10, 1.0), (0, 0.0)])
+def test_refinements_that_are_right_often_enough_are_trained_on(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, right: int, least: float
+) -> None:
+    refined(bucket, answered(right))
+    work = Check(trainings=(train_work(tiny_model),), min_right_refinements=least)
+    metrics = check.main(context(storage, work, tmp_path))["check"].metrics
+    assert (metrics["right_refinements"], metrics["graded"]) == (right / 10, 10)
+
+
+def test_refinements_that_are_wrong_too_often_are_refused_also_when_they_were_checked_before(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, answered(6))
+    trainings = (train_work(tiny_model),)
+    strict, loose = (Check(trainings=trainings, min_right_refinements=least) for least in (0.7, 0.6))
+    told = r"60\.0.% of 10 graded refinements are right, less than the 70\.0.% of spec.generation.minRightRefinements"
+    for _ in range(2):
+        given = context(storage, strict, tmp_path)
+        with pytest.raises(UserError, match=told):
+            check.main(given)
+        assert given.facts["check"].metrics["right_refinements"] == 0.6
+        with pytest.raises(TransientError, match="has no output of check"):
+            read_pointer(bucket, given.task.run, "check")
+    assert check.main(context(storage, loose, tmp_path))["check"].metrics["right_refinements"] == 0.6
+
+
+def test_a_limit_without_references_to_grade_by_is_refused(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    work = Check(trainings=(train_work(tiny_model),), min_right_refinements=0.5)
+    with pytest.raises(UserError, match="no reference ends on an answer"):
+        check.main(context(storage, work, tmp_path))

@@ -28,9 +28,10 @@ from cgd_stages.folders import (
     write_pointer,
 )
 from cgd_stages.grading import Grader
+from cgd_stages.review import REVIEW, Review, read_quadruples, review_rows
 from cgd_stages.storage import Bucket
 
-STAGES = ("prepare", "refine", "train-cgd", "evaluate-base", "evaluate-cgd")
+STAGES = ("prepare", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd")
 WORK = Report(stages=STAGES, spec="student: {}\n")
 
 
@@ -98,11 +99,17 @@ def graded(folder: Folder, correct: bool) -> list[Part]:
     return [folder.put_rows(PARTS, rows, pa.Table.from_pylist(rows).schema)]
 
 
+def reviewed(folder: Folder) -> list[Part]:
+    """What the check stores about the rows of refine."""
+    return [review_rows(folder, open_input(folder.bucket, RUN, "refine"), lambda: None)[1]]
+
+
 @pytest.fixture
 def whole_run(bucket: Bucket) -> Bucket:
     """Every stage of a run, as small as it gets."""
     finish(bucket, "prepare", lambda folder: [])
     finish(bucket, "refine", quadruples, rows=Rows(total=252, done=250, rejected=2))
+    finish(bucket, "check", reviewed)
     finish(bucket, "train-cgd", training_log)
     finish(bucket, "evaluate-base", lambda folder: graded(folder, correct=False))
     finish(bucket, "evaluate-cgd", lambda folder: graded(folder, correct=True))
@@ -132,15 +139,16 @@ def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
 
 def test_the_quadruples_shown_are_the_first_by_id_whatever_part_they_are_in(whole_run: Bucket) -> None:
     with Grader() as grader:
-        looked = report.read_quadruples(open_input(whole_run, RUN, "refine"), grader, lambda: None, shown=30)
-    assert [row.id for row in looked.quadruples.shown] == [f"{i:020x}" for i in range(30)]
+        review = read_quadruples(open_input(whole_run, RUN, "refine"), grader, lambda: None, shown=30)
+    assert [row.id for row in review.quadruples.shown] == [f"{i:020x}" for i in range(30)]
 
 
 def test_the_rows_are_counted_and_graded_and_their_marks_are_shown(
     bucket: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
     finish(bucket, "refine", lambda folder: quadruples(folder, 120, reference="#### 4", answer="4", refinement="4"))
-    report.main(context(storage, Report(stages=("refine",), spec=""), tmp_path))
+    finish(bucket, "check", reviewed)
+    report.main(context(storage, Report(stages=("refine", "check"), spec=""), tmp_path))
     page, figures = files(bucket)
     graded = figures["quality"]["graded"]
     assert (graded["sampled"], graded["rows"], graded["draftsRight"]["count"]) == (120, 120, 120)
@@ -179,18 +187,23 @@ def test_of_each_stage_and_reason_some_rejected_rows_are_shown_with_their_prompt
     assert "7 rejected rows, some for each stage and reason. The rest:" in files(bucket)[0]
 
 
-def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(
-    whole_run: Bucket, storage: Storage, tmp_path: Path
+def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(whole_run: Bucket) -> None:
+    folder, rows = Folder(whole_run, "team", "check", "anew"), open_input(whole_run, RUN, "refine")
+    first, part = review_rows(folder, rows, lambda: None)
+    assert Review.model_validate_json(folder.read(part)) == first
+    other = first.model_copy(update={"quality": first.quality.model_copy(update={"rows": 7})})
+    whole_run.put(folder.key(REVIEW), other.to_json().encode())
+    again, part = review_rows(folder, rows, lambda: None)
+    assert again.quality.rows == 7
+    assert Review.model_validate_json(folder.read(part)) == other
+
+
+def test_a_run_whose_check_has_not_ended_has_a_report_without_rows(
+    bucket: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
+    finish(bucket, "refine", quadruples)
     report.main(context(storage, WORK, tmp_path))
-    folder = open_input(whole_run, RUN, "report")
-    found = report.Looked.model_validate_json(whole_run.get(folder.key(report.LOOKED)) or b"")
-    for name in ("DONE.json", "report.html", "report.json"):
-        whole_run.delete(folder.key(name))
-    other = found.model_copy(update={"quality": found.quality.model_copy(update={"rows": 7})})
-    whole_run.put(folder.key(report.LOOKED), other.to_json().encode())
-    report.main(context(storage, WORK, tmp_path))
-    assert files(whole_run)[1]["quality"]["rows"] == 7
+    assert files(bucket)[1]["quality"] is None
 
 
 def test_a_second_attempt_finds_the_report_done(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
@@ -229,7 +242,7 @@ def test_stages_without_output_are_missing_in_the_report_and_no_crash(
     finish(bucket, "prepare", lambda folder: [])
     report.main(context(storage, WORK, tmp_path))
     page, figures = files(bucket)
-    assert "no output of refine, train-cgd, evaluate-base, evaluate-cgd" in page
+    assert "no output of refine, check, train-cgd, evaluate-base, evaluate-cgd" in page
     assert [stage["name"] for stage in figures["stages"] if stage["facts"] is None] == list(STAGES[1:])
 
 
