@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate bench-grade bench-train chaos-generate chaos-train fuzz replicate lint format crds images clean help
+.PHONY: demo test bench bench-generate bench-grade bench-train chaos-generate chaos-train chaos-operator fuzz replicate lint format crds images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -33,6 +33,9 @@ chaos-generate: .venv/ready ## Kill generate at random instants and at every wri
 
 chaos-train: .venv/ready ## Kill training at every 5th step and in uploads; its weights must not change (10 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.train
+
+chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a run; it must end the same (10 minutes)
+	@PYTHONPATH=tests $(BIN)/python -m crash
 
 fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (10 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz

@@ -99,3 +99,28 @@ def ended(exit_code: int, message: str = "", end: str = "2026-01-01T00:01:40Z") 
         "finishedAt": end,
         "message": message,
     }
+
+
+ENDED = "2026-01-01T00:00:00Z"
+
+
+def ended_job(condition: str) -> Object:
+    """The status of a finished Job, with all that a real API server insists on."""
+    interim = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[condition]
+    status: Object = {"startTime": ENDED, "conditions": [true(interim), true(condition)]}
+    return status | ({"completionTime": ENDED} if condition == "Complete" else {})
+
+
+def ended_pytorchjob(condition: str) -> Object:
+    return {"conditions": [true("Succeeded" if condition == "Complete" else condition)]}
+
+
+def ended_trainjob(condition: str) -> Object:
+    return {"conditions": [true(condition)]}
+
+
+ENDS = {"Job": ended_job, "PyTorchJob": ended_pytorchjob, "TrainJob": ended_trainjob}
+
+
+def true(kind: str) -> Object:
+    return {"type": kind, "status": "True", "reason": "Played", "lastTransitionTime": ENDED}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import manifest
+from builders import ENDS, manifest
 
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
@@ -26,7 +26,6 @@ from cgd_operator.manifests import KINDS, STAGE_LABEL
 Json = dict[str, Any]
 
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
-ENDED = "2026-01-01T00:00:00Z"
 
 
 async def until(true: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
@@ -107,28 +106,6 @@ class World:
         finally:
             stop.set()
             await thread
-
-
-def ended_job(condition: str) -> Json:
-    """The status of a finished Job, with all that a real API server insists on."""
-    interim = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[condition]
-    status: Json = {"startTime": ENDED, "conditions": [true(interim), true(condition)]}
-    return status | ({"completionTime": ENDED} if condition == "Complete" else {})
-
-
-def ended_pytorchjob(condition: str) -> Json:
-    return {"conditions": [true("Succeeded" if condition == "Complete" else condition)]}
-
-
-def ended_trainjob(condition: str) -> Json:
-    return {"conditions": [true(condition)]}
-
-
-ENDS = {"Job": ended_job, "PyTorchJob": ended_pytorchjob, "TrainJob": ended_trainjob}
-
-
-def true(kind: str) -> Json:
-    return {"type": kind, "status": "True", "reason": "Played", "lastTransitionTime": ENDED}
 
 
 @asynccontextmanager
