@@ -72,6 +72,9 @@ class History:
         generation = 0
         for status in self.statuses:
             for stage in status["stages"]:
+                if stage["state"] not in ORDER:
+                    found.append(f"{stage['name']} is {stage['state']}")
+                    continue
                 rank = ORDER.index(stage["state"])
                 if rank < reached.get(stage["name"], 0):
                     found.append(f"{stage['name']} went back to {stage['state']}")

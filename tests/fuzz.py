@@ -1,10 +1,11 @@
 """Wrong and strange manifests against the operator: `make fuzz`, and a few of them in tests/cluster/test_fuzz.py.
 
-    PYTHONPATH=tests python tests/fuzz.py --count 10000 --seed 0
+    PYTHONPATH=tests python -m fuzz --count 10000 --seed 0
 
 Each manifest is one of ours with one to four changes: something left out, doubled, renamed, put elsewhere, or replaced
 by a value of another kind or size. It is applied to an API server with the project's definitions; what that takes is
-reconciled once. Every manifest must end in a fate of `FATES`; what ends in none is a bug, and its manifest is printed.
+reconciled once, and the children of its later stages are put to the server as well. Every manifest must end in a fate
+of `FATES`; what ends in none is a bug, and its manifest is printed.
 """
 
 import argparse
@@ -27,8 +28,11 @@ from rich.table import Table
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import JOB, RUN, ApiError, Cluster
+from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, AlreadyExists, ApiError, Cluster
 from cgd_operator.crd import crd
+from cgd_operator.manifests import KINDS
+from cgd_operator.manifests import manifest as child_manifest
+from cgd_operator.plan import Run, plan
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
@@ -39,7 +43,7 @@ FATES = {
     "refused": "the operator refuses it: InvalidSpec, with the field and the mend",
     "child refused": "the API server refuses a child, and the run's condition says so",
     "suspended": "it waits, as it asks for",
-    "started": "its first stage is there",
+    "started": "its first stage is there, and the server takes its other children",
 }
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RICH: Json = {
@@ -128,14 +132,16 @@ async def fate(client: Cluster, reconciler: Reconciler, run: Json) -> str:
         return "not taken" if error.status in (400, 422) and error.message else f"the API server failed: {error}"
     try:
         await reconciler.reconcile("default", "run")
-        return await _seen(client)
+        found = await _seen(client)
+        return await _later(client) if found == "started" else found
     except Exception as error:  # noqa: BLE001 (to find them is what this is for)
         return f"{type(error).__name__}: {error}"
     finally:
         await client.patch(RUN, "run", "default", {"metadata": {"finalizers": None}})
         await client.delete(RUN, "run", "default")
-        for job in (await client.list(JOB, "default"))[0]:
-            await client.delete(JOB, job["metadata"]["name"], "default")
+        for kind in (JOB, PYTORCHJOB):
+            for child in (await client.list(kind, "default"))[0]:
+                await client.delete(kind, child["metadata"]["name"], "default")
 
 
 async def _seen(client: Cluster) -> str:
@@ -152,6 +158,21 @@ async def _seen(client: Cluster) -> str:
         case _ if jobs:
             return "started"
     return f"stuck: {json.dumps(status)[:500]}"
+
+
+async def _later(client: Cluster) -> str:
+    """The fate of a run whose first child is there, when all others are put to the server."""
+    run = Run.of(await client.get(RUN, "run", "default") or {})
+    for child in plan(run):
+        try:
+            await client.create(KINDS[child.kind], child_manifest(run, child, RELEASE))
+        except AlreadyExists:
+            continue
+        except ApiError as error:
+            return (
+                "child refused" if error.status in (400, 422) and error.message else f"the API server failed: {error}"
+            )
+    return "started"
 
 
 async def fates(count: int, seed: int, kubeconfig: str) -> dict[str, list[Json]]:

@@ -40,6 +40,7 @@ def status(*states: str, generation: int = 1) -> dict[str, Any]:
         ([status("Pending", "Pending"), status("Running", "Pending"), status("Succeeded", "Running")], []),
         ([status("Running"), status("Waiting")], ["stage-0 went back to Waiting"]),
         ([status("Succeeded"), status("Pending")], ["stage-0 went back to Pending"]),
+        ([status("Failed")], ["stage-0 is Failed"]),
         ([status("Running", generation=2), status("Running")], ["observedGeneration fell"]),
     ],
 )
