@@ -6,7 +6,7 @@ from typing import Any
 
 from builders import CHILDREN, Object, ended, job, manifest, pod, run
 
-from cgd_operator.api import CGDRunStatus
+from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress

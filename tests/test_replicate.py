@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from cgd_operator import api
+from cgd_operator.api.spec import parse_spec
 from cgd_stages import prompts
 from replicate import corpus, exam, pretrain, results, tutor
 from replicate.arithmetic import (
@@ -206,7 +206,7 @@ class TestStudent:
 
 class TestStudy:
     def test_its_manifest_is_a_cgdrun(self) -> None:
-        assert api.parse_spec(Study.manifest()).training.objectives == OBJECTIVES
+        assert parse_spec(Study.manifest()).training.objectives == OBJECTIVES
 
     def test_every_objective_and_ablation_is_trained_of_a_seed(self) -> None:
         labels = [model.label for model in models(0)]

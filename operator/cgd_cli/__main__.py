@@ -21,7 +21,7 @@ from cgd_cli.price import price_json, price_table
 from cgd_cli.remote import Remote
 from cgd_cli.table import table
 from cgd_operator import yamls
-from cgd_operator.api import InvalidRun
+from cgd_operator.api.spec import InvalidRun
 from cgd_operator.cluster import ApiError
 from cgd_operator.manifests import Release, manifest, training_runtime
 from cgd_operator.plan import BACKENDS, Run, choose_backend, plan

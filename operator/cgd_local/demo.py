@@ -24,7 +24,7 @@ from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator import yamls
-from cgd_operator.api import InvalidRun, parse_spec
+from cgd_operator.api.spec import InvalidRun, parse_spec
 from cgd_operator.cluster import NODE, RUN, Cluster, Object
 
 BUCKET, SECRET = "cgd", "quickstart-s3"

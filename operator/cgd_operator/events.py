@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from cgd_operator.api import CGDRunStatus, StageStatus
+from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.cluster import RUN
 from cgd_operator.manifests import MANAGER
 from cgd_operator.plan import Run

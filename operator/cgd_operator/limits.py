@@ -6,7 +6,7 @@ Derived anew from usage and time at every look, so a run that has met its limit 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from cgd_operator.api import CGDRunStatus
+from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.decide import done_stages
 from cgd_operator.observe import ChildFacts, Fate
 from cgd_operator.plan import Child, Run

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cgd_operator import api
+from cgd_operator.api.placement import Pool
 from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.plan import Child, Run
 from cgd_operator.queues import QUEUE_LABELS
@@ -220,7 +220,7 @@ def _labels(run: Run, stage: str) -> dict[str, str]:
 
 
 def _template(run: Run, child: Child, release: Release, container: str, restart: str | None = None) -> Object:
-    pool: api.Pool = getattr(run.spec.placement, child.pool)
+    pool: Pool = getattr(run.spec.placement, child.pool)
     metadata = run.spec.pod_metadata
     spec = {
         "restartPolicy": restart,
@@ -255,7 +255,7 @@ def _scheduler(run: Run, child: Child) -> str | None:
     return (gang.scheduler_name or SCHEDULERS[gang.gang]) if gang and child.pool == "training" else None
 
 
-def _affinity(run: Run, child: Child, pool: api.Pool) -> Object:
+def _affinity(run: Run, child: Child, pool: Pool) -> Object:
     """The pool's own, and for a training the others of its pods: where the first one runs decides for all."""
     key = run.spec.placement.topology_key
     if key is None or child.pool != "training" or child.pods == 1:
@@ -269,7 +269,7 @@ def _affinity(run: Run, child: Child, pool: api.Pool) -> Object:
     return {**pool.affinity, "podAffinity": {**own, required: [*own.get(required, []), together]}}
 
 
-def _container(run: Run, child: Child, release: Release, name: str, pool: api.Pool) -> Object:
+def _container(run: Run, child: Child, release: Release, name: str, pool: Pool) -> Object:
     own = getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image")
     container: Object = {
         "name": name,
@@ -294,7 +294,7 @@ def _container(run: Run, child: Child, release: Release, name: str, pool: api.Po
     return container
 
 
-def _resources(run: Run, child: Child, pool: api.Pool) -> Object:
+def _resources(run: Run, child: Child, pool: Pool) -> Object:
     resources = {key: dict(value) if isinstance(value, dict) else value for key, value in pool.resources.items()}
     if child.gpus:
         resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}

@@ -5,7 +5,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cgd_operator import api, yamls
+from cgd_operator import yamls
+from cgd_operator.api.evaluation import Benchmark, Evaluation
+from cgd_operator.api.fields import bytes_of
+from cgd_operator.api.generation import Sampling, ServedModel, Source
+from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec
+from cgd_operator.api.training import Critique, Validation
 from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION
 from cgd_stages import contract
 
@@ -18,7 +23,7 @@ class Run:
     name: str
     uid: str
     generation: int
-    spec: api.CGDRunSpec
+    spec: CGDRunSpec
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -26,10 +31,10 @@ class Run:
         """Parse a resource as the API server returns it.
 
         Raises:
-            api.InvalidRun: the spec cannot be run.
+            InvalidRun: the spec cannot be run.
         """
         meta = manifest["metadata"]
-        spec = api.parse_spec(manifest)
+        spec = parse_spec(manifest)
         labels = meta.get("labels") or {}
         return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec, labels)
 
@@ -83,7 +88,7 @@ def cleaning(run: Run) -> Child:
     return _child(run, _Work(CLEAN, (CLEAN,), contract.Clean(), "cpu", ()), BACKENDS[0])
 
 
-def stage_names(spec: api.CGDRunSpec) -> tuple[str, ...]:
+def stage_names(spec: CGDRunSpec) -> tuple[str, ...]:
     """The stages of a run, in order, as the status lists them."""
     return (*(stage for work in _works(spec) for stage in work.stages), "report")
 
@@ -97,7 +102,7 @@ class _Work:
     after: tuple[str, ...]
 
 
-def _works(spec: api.CGDRunSpec) -> Iterator[_Work]:
+def _works(spec: CGDRunSpec) -> Iterator[_Work]:
     yield _Work("prepare", ("prepare",), _prepare(spec), "cpu", ())
     yield _Work("answer", ("answer",), _generate(spec, ("answer",)), "student", ("prepare",))
     pool: Literal["cpu", "teacher"] = "teacher" if spec.teacher.model else "cpu"
@@ -117,7 +122,7 @@ def _works(spec: api.CGDRunSpec) -> Iterator[_Work]:
         yield from _evaluations(spec, spec.evaluation, trained)
 
 
-def _trainings(spec: api.CGDRunSpec, generated: tuple[str, ...]) -> Iterator[_Work]:
+def _trainings(spec: CGDRunSpec, generated: tuple[str, ...]) -> Iterator[_Work]:
     """A check on a CPU, then one training after another: they want the same GPUs."""
     works = tuple(_train(spec, objective) for objective in spec.training.objectives)
     yield _Work("check", ("check",), _check(spec, works), "cpu", generated)
@@ -128,7 +133,7 @@ def _trainings(spec: api.CGDRunSpec, generated: tuple[str, ...]) -> Iterator[_Wo
         before = ("check", stage)
 
 
-def _evaluations(spec: api.CGDRunSpec, evaluation: api.Evaluation, trained: tuple[str, ...]) -> Iterator[_Work]:
+def _evaluations(spec: CGDRunSpec, evaluation: Evaluation, trained: tuple[str, ...]) -> Iterator[_Work]:
     if "base" in evaluation.models:
         model = _student(spec)
         yield _Work("evaluate-base", ("evaluate-base",), _evaluate(spec, evaluation, model), "student", trained)
@@ -185,7 +190,7 @@ def _pods(work: contract.Work) -> int:
             return 1
 
 
-def _gpus(spec: api.CGDRunSpec, work: _Work) -> int:
+def _gpus(spec: CGDRunSpec, work: _Work) -> int:
     if spec.placement.accelerator == "none":
         return 0
     match work.pool:
@@ -199,7 +204,7 @@ def _gpus(spec: api.CGDRunSpec, work: _Work) -> int:
             return 0
 
 
-def _prepare(spec: api.CGDRunSpec) -> contract.Prepare:
+def _prepare(spec: CGDRunSpec) -> contract.Prepare:
     evaluation = spec.evaluation
     return contract.Prepare(
         prompts=_prompts(spec),
@@ -214,15 +219,15 @@ def _prepare(spec: api.CGDRunSpec) -> contract.Prepare:
     )
 
 
-def _gpu_memory(spec: api.CGDRunSpec) -> contract.Gpus | None:
+def _gpu_memory(spec: CGDRunSpec) -> contract.Gpus | None:
     memory = spec.placement.gpu_memory
     if memory is None:
         return None
     training = _train(spec, spec.training.objectives[0])  # all are laid out alike
-    return contract.Gpus(memory=api.bytes_of(memory), training=training)
+    return contract.Gpus(memory=bytes_of(memory), training=training)
 
 
-def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contract.Generate:
+def _generate(spec: CGDRunSpec, roles: tuple[contract.Role, ...]) -> contract.Generate:
     own = roles == ("answer",)
     served = spec.student if own else spec.teacher
     return contract.Generate(
@@ -236,12 +241,12 @@ def _generate(spec: api.CGDRunSpec, roles: tuple[contract.Role, ...]) -> contrac
     )
 
 
-def _check(spec: api.CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
+def _check(spec: CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
     least = spec.generation.min_right_refinements
     return contract.Check(trainings=trainings, min_right_refinements=percent(least) if least else None)
 
 
-def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Train:
+def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
     training = spec.training
     return contract.Train.model_validate(
         {
@@ -259,11 +264,11 @@ def _train(spec: api.CGDRunSpec, objective: contract.Objective) -> contract.Trai
     )
 
 
-def _critique(critique: api.Critique) -> contract.Critique:
+def _critique(critique: Critique) -> contract.Critique:
     return contract.Critique(kind=critique.kind, rate=float(critique.rate or 0))
 
 
-def _validation(validation: api.Validation) -> contract.Validation:
+def _validation(validation: Validation) -> contract.Validation:
     fraction = validation.fraction
     return contract.Validation(
         fraction=None if fraction is None else float(fraction),
@@ -272,7 +277,7 @@ def _validation(validation: api.Validation) -> contract.Validation:
     )
 
 
-def _evaluate(spec: api.CGDRunSpec, evaluation: api.Evaluation, model: contract.Model) -> contract.Evaluate:
+def _evaluate(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) -> contract.Evaluate:
     return contract.Evaluate(
         model=model,
         benchmarks=tuple(_benchmark(one) for one in evaluation.benchmarks),
@@ -281,24 +286,24 @@ def _evaluate(spec: api.CGDRunSpec, evaluation: api.Evaluation, model: contract.
     )
 
 
-def _student(spec: api.CGDRunSpec) -> contract.Model:
+def _student(spec: CGDRunSpec) -> contract.Model:
     return contract.Model(name=spec.student.model, revision=spec.student.revision)
 
 
-def _teacher(spec: api.CGDRunSpec) -> contract.Model | None:
+def _teacher(spec: CGDRunSpec) -> contract.Model | None:
     if spec.teacher.model is None:
         return None
     return contract.Model(name=spec.teacher.model, revision=spec.teacher.revision)
 
 
-def _endpoint(spec: api.CGDRunSpec) -> contract.Endpoint | None:
+def _endpoint(spec: CGDRunSpec) -> contract.Endpoint | None:
     endpoint = spec.teacher.endpoint
     if endpoint is None:
         return None
     return contract.Endpoint(url=endpoint.url, model=endpoint.model, max_concurrency=endpoint.max_concurrency)
 
 
-def _engine(served: api.ServedModel) -> contract.Engine:
+def _engine(served: ServedModel) -> contract.Engine:
     return contract.Engine(
         max_model_len=served.max_model_len,
         tensor_parallel=served.tensor_parallel,
@@ -309,7 +314,7 @@ def _engine(served: api.ServedModel) -> contract.Engine:
     )
 
 
-def _sampling(sampling: api.Sampling) -> contract.Sampling:
+def _sampling(sampling: Sampling) -> contract.Sampling:
     return contract.Sampling(
         max_tokens=sampling.max_tokens,
         temperature=float(sampling.temperature),
@@ -318,12 +323,12 @@ def _sampling(sampling: api.Sampling) -> contract.Sampling:
     )
 
 
-def _prompts(spec: api.CGDRunSpec) -> contract.Prompts:
+def _prompts(spec: CGDRunSpec) -> contract.Prompts:
     source = _source(spec.prompts)
     return contract.Prompts(**dict(source), seed=spec.prompts.seed, decontaminate=_decontaminate(spec))
 
 
-def _decontaminate(spec: api.CGDRunSpec) -> contract.Decontaminate | None:
+def _decontaminate(spec: CGDRunSpec) -> contract.Decontaminate | None:
     wanted, evaluation = spec.prompts.decontaminate, spec.evaluation
     if wanted is None or evaluation is None:
         return None
@@ -331,12 +336,12 @@ def _decontaminate(spec: api.CGDRunSpec) -> contract.Decontaminate | None:
     return contract.Decontaminate(against=against, ngram=wanted.ngram)
 
 
-def _source(given: api.Source) -> contract.Source:
+def _source(given: Source) -> contract.Source:
     fields = contract.Fields(prompt=given.fields.prompt, reference=given.fields.reference)
     return contract.Source(source=given.source, fields=fields, limit=given.limit)
 
 
-def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
+def _benchmark(benchmark: Benchmark) -> contract.Benchmark:
     """The benchmark with what is known of its name where the spec says nothing."""
     known = BENCHMARKS.get(benchmark.name)
     given = benchmark.model_dump(exclude_none=True)
@@ -354,7 +359,7 @@ def _benchmark(benchmark: api.Benchmark) -> contract.Benchmark:
     return contract.Benchmark.model_validate(filled | given)
 
 
-def storage_of(storage: api.Storage) -> contract.Storage:
+def storage_of(storage: Storage) -> contract.Storage:
     """The object store as stage programs are told of it."""
     return contract.Storage(
         uri=storage.uri.rstrip("/"),
@@ -365,7 +370,7 @@ def storage_of(storage: api.Storage) -> contract.Storage:
     )
 
 
-def _spec_text(spec: api.CGDRunSpec) -> str:
+def _spec_text(spec: CGDRunSpec) -> str:
     given = spec.model_dump(by_alias=True, exclude_defaults=True, exclude=set(spec.MUTABLE), mode="json")
     return yamls.dump(given)
 

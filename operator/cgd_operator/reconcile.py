@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from cgd_operator import events, manifests, metrics, status, usage
-from cgd_operator.api import CGDRunStatus, InvalidRun
+from cgd_operator.api.spec import InvalidRun
+from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.cluster import (
     EVENT,
     JOB,

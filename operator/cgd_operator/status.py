@@ -7,15 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cgd_operator.api import (
-    Artifacts,
-    CGDRunStatus,
-    Condition,
-    Rows,
-    StageState,
-    StageStatus,
-    Usage,
-)
+from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
 from cgd_operator.decide import done_stages
 from cgd_operator.observe import ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from cgd_operator.api import CGDRunStatus, StageStatus
+from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.observe import ChildFacts, PodFacts
 from cgd_operator.plan import Child
 

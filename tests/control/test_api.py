@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from builders import manifest
 
-from cgd_operator.api import CGDRunSpec, InvalidRun, parse_spec
+from cgd_operator.api.spec import CGDRunSpec, InvalidRun, parse_spec
 
 
 def test_a_short_manifest_gets_the_papers_defaults() -> None:

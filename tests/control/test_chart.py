@@ -15,7 +15,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from cgd_operator import metrics
-from cgd_operator.api import parse_spec
+from cgd_operator.api.spec import parse_spec
 from cgd_operator.health import Health
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"

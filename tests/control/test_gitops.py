@@ -9,7 +9,7 @@ import helm_python
 import pytest
 import yaml
 
-from cgd_operator.api import parse_spec
+from cgd_operator.api.spec import parse_spec
 
 ROOT = Path(__file__).parents[2]
 GITOPS = ROOT / "examples/gitops"

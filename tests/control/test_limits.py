@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from builders import CHILDREN, job, run
 
-from cgd_operator.api import CGDRunStatus, Condition
+from cgd_operator.api.status import CGDRunStatus, Condition
 from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan

@@ -8,7 +8,7 @@ import pytest
 from builders import CHILDREN, ended, job, pod, run
 from status_builders import NOW, finished, render_of
 
-from cgd_operator.api import CGDRunStatus, StageStatus
+from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.events import transitions
 from cgd_operator.progress import StageProgress
 from cgd_operator.reconcile import previous_status

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from builders import ended, job, pod, run
 
-from cgd_operator.api import CGDRunStatus, StageStatus
+from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 from cgd_operator.usage import Used, count, hours, total

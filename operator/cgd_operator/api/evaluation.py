@@ -1,0 +1,109 @@
+"""What the trained student is measured on, and against what."""
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, rules
+from cgd_operator.api.generation import SOURCE_RULE, Fields, Sampling, SourceUri
+from cgd_operator.benchmarks import BENCHMARKS
+
+
+class BenchmarkFields(Fields):
+    """Names of the columns; rows may lack the last two."""
+
+    context: Name | None = Field(None, description="Text that stands before the question.")
+    tolerance: Name | None = Field(None, description="How far a numeric answer may be off.")
+
+
+_KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
+SOURCELESS_RULE = (
+    f"has(self.source) || {_KNOWN_NAME}",
+    f"a benchmark needs a source, or one of the names that are known: {', '.join(BENCHMARKS)}",
+)
+GRADED_RULE = (f"has(self.fields) ? has(self.fields.reference) : {_KNOWN_NAME}", "a benchmark needs fields.reference")
+
+
+class Benchmark(Part):
+    """Questions with reference answers; the model sees the question (and the instruction) alone.
+
+    Of a benchmark that is known by its name (MATH-500, GSM8K, Minerva, OlympiadBench, AMC23, AIME24, AIME25, TheoremQA)
+    whatever is left out is filled in: a mirror needs no more than its source.
+    """
+
+    model_config = ConfigDict(json_schema_extra=rules(SOURCELESS_RULE, GRADED_RULE))
+
+    name: BenchmarkName
+    source: SourceUri | None = Field(
+        None, json_schema_extra=rules(SOURCE_RULE), description="Default: the hub, if the name is known."
+    )
+    fields: BenchmarkFields | None = Field(None, description="Default: the known benchmark's.")
+    limit: Positive | None = Field(None, description="Take at most so many questions: the first ones.")
+    instruction: str | None = Field(
+        None,
+        max_length=2000,
+        description="Follows every question after a blank line. Default: where the name is known, to put the final "
+        "answer into \\boxed{}; else nothing.",
+    )
+    tolerance: Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?%?$")] | None = Field(
+        None,
+        description='How far answers to decimal references may be off: "0.01", or "4%" of the reference. Default: the '
+        "known benchmark's, else not at all.",
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Outputs of every question: accuracy is their mean, and Pass@k is told for k up to this. More than "
+        "1 need evaluation.sampling.temperature above 0.",
+    )
+
+    @model_validator(mode="after")
+    def _known_or_whole(self) -> "Benchmark":
+        if self.source is None and self.name not in BENCHMARKS:
+            raise ValueError(SOURCELESS_RULE[1])
+        if self.fields.reference is None if self.fields else self.name not in BENCHMARKS:
+            raise ValueError(GRADED_RULE[1])
+        return self
+
+
+class Rival(Part):
+    """A method that spends more at inference instead of training, on the base model, to compare with."""
+
+    kind: Literal["SelfRefine"] = Field(
+        description="The student criticises its own answer and improves it, in the words that the teacher is asked in."
+    )
+    rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
+
+
+SAMPLES_RULE = (
+    "double(self.sampling.temperature) > 0.0 || self.benchmarks.all(one, one.samples == 1)",
+    "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
+)
+
+
+class Evaluation(Part):
+    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE))
+
+    benchmarks: tuple[Benchmark, ...] = Field(
+        min_length=1,
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    models: tuple[Literal["base", "trained"], ...] = Field(
+        ("base", "trained"), min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+    rivals: tuple[Rival, ...] = Field(
+        (),
+        max_length=1,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["kind"]},
+        description="Evaluated like a model, each in a stage of its own; the tokens of all passes are counted.",
+    )
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "Evaluation":
+        if float(self.sampling.temperature) == 0 and any(one.samples > 1 for one in self.benchmarks):
+            raise ValueError(SAMPLES_RULE[1])
+        return self

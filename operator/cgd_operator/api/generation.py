@@ -1,0 +1,158 @@
+"""How the rows are made: the two models, the prompts, the decoding."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from cgd_operator.api.fields import BenchmarkName, KeyRef, Name, Part, Percent, Positive, Rate, Temperature, Uri, rules
+
+
+class ServedModel(Part):
+    """How vLLM serves a model. One independent engine per shard, tensor parallel inside it."""
+
+    shards: int = Field(1, ge=1, le=1024, description="Pods that share the rows of a stage, each with its own engine.")
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine.")
+    max_model_len: int | None = Field(None, ge=32, description="Context in tokens; default: the model's own.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_num_seqs: int | None = Field(
+        None, ge=1, le=8192, description="Rows in flight in one engine; default on GPU: 512."
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=64, le=1048576, description="Tokens of one engine step; default on GPU: 16384."
+    )
+    gpu_memory_utilization: Rate | None = Field(None, description='Share of a GPU\'s memory; default: "0.92".')
+
+
+class Student(ServedModel):
+    model: Uri = Field(description="Hub id, s3:// folder, or a path in the image.")
+    revision: Name | None = Field(None, description="Branch, tag or commit on the hub; pinned to a commit by prepare.")
+
+
+class Endpoint(Part):
+    """Any OpenAI-compatible server."""
+
+    url: Uri = Field(
+        description="Base URL, such as https://api.example.com/v1.",
+        json_schema_extra=rules(("self.matches('^https?://.+')", "write the whole base URL: https://host/v1")),
+    )
+    model: Uri
+    api_key_secret_ref: KeyRef | None = None
+    max_concurrency: int = Field(64, ge=1, le=4096)
+
+
+class Teacher(ServedModel):
+    """The model that criticises and refines: served here (`model`) or elsewhere (`endpoint`), never both."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("has(self.model) != has(self.endpoint)", "set exactly one of model (served here) and endpoint"),
+            ("!has(self.revision) || has(self.model)", "revision belongs to model: remove it or set model"),
+        )
+    )
+    model: Uri | None = Field(None, description="Hub id, s3:// folder, or a path in the image.")
+    revision: Name | None = None
+    endpoint: Endpoint | None = None
+    fused: bool = Field(True, description="Critique and refine in one pod with one warm engine: one model load.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Teacher":
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("set exactly one of model (served here) and endpoint")
+        if self.revision and not self.model:
+            raise ValueError("revision belongs to model: remove it or set model")
+        return self
+
+
+class Fields(Part):
+    """Names of the columns."""
+
+    prompt: Name = "prompt"
+    reference: Name | None = Field(
+        None, description="Reference answer; needed by benchmarks and the objective SFT, never shown to the teacher."
+    )
+
+
+SOURCE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$"
+SOURCE_RULE = (
+    f"self.matches('{SOURCE}')",
+    "write s3://bucket/key or hf://datasets/owner/name/path (* allowed in the last part), or configmap://name/key",
+)
+
+
+def _source(text: str) -> str:
+    if not re.match(SOURCE, text):
+        raise ValueError(SOURCE_RULE[1])
+    return text
+
+
+SourceUri = Annotated[Uri, AfterValidator(_source)]
+
+
+class Source(Part):
+    """Rows to read: JSON lines (plain, .gz, .zst) or Parquet."""
+
+    source: SourceUri = Field(json_schema_extra=rules(SOURCE_RULE))
+    fields: Fields = Fields()
+    limit: Positive | None = Field(None, description="Take at most so many usable rows: the first ones.")
+
+
+class Decontaminate(Part):
+    """Remove prompts that share words with benchmark questions; each is listed with what it matched."""
+
+    against: tuple[BenchmarkName, ...] = Field(
+        (),
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Names of spec.evaluation.benchmarks; default: all of them.",
+    )
+    ngram: int = Field(
+        13,
+        ge=5,
+        le=100,
+        description="Words in a row that make a match, without case and punctuation. A question of fewer words is "
+        "matched as a whole; one of fewer than 5 only by a prompt that is the same text.",
+    )
+
+
+SEED_RULE = ("!has(self.seed) || has(self.limit)", "seed says how the limit rows are drawn: set limit as well")
+
+
+class Prompts(Source):
+    """What is learned from."""
+
+    model_config = ConfigDict(json_schema_extra=rules(SEED_RULE))
+
+    limit: Positive | None = Field(
+        None, description="Take at most so many usable rows: the first ones or, with a seed, an even sample of all."
+    )
+    seed: int | None = Field(None, ge=0, description="Of the sample; the order of rows and files does not change it.")
+    decontaminate: Decontaminate | None = Field(None, description="{}: against all benchmarks.")
+
+    @model_validator(mode="after")
+    def _sample(self) -> "Prompts":
+        if self.seed is not None and self.limit is None:
+            raise ValueError(SEED_RULE[1])
+        return self
+
+
+class Sampling(Part):
+    """Decoding of one stage. The paper's: greedy, at most 16,384 new tokens."""
+
+    max_tokens: int = Field(16384, ge=1, description="New tokens at most; a longer text is rejected as truncated.")
+    temperature: Temperature = Field("0", description="0: greedy.")
+    top_p: Rate = Field("1", description="Nucleus sampling; only with a temperature above 0.")
+    seed: int = Field(0, ge=0, description="Of a row's own seed, with the row's key.")
+
+
+class Generation(Part):
+    answer: Sampling = Sampling()
+    critique: Sampling = Sampling()
+    refine: Sampling = Sampling()
+    distill: Sampling = Field(Sampling(), description="The teacher's own answers, for the objective DistilledSFT.")
+    max_rejected: Percent = Field("2%", description="A stage that rejects more of its rows fails, loudly.")
+    min_right_refinements: Percent | None = Field(
+        None,
+        description="Before a training GPU is asked for, an even sample of refinements is graded by the references; "
+        "when fewer are right, the run fails. Needs references that end on an answer. Default: no limit.",
+    )

@@ -1,0 +1,173 @@
+"""The whole `spec`, and how a manifest is read."""
+
+import json
+import re
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from cgd_operator.api.evaluation import Evaluation
+from cgd_operator.api.fields import GpuHours, KeyRef, Name, NameRef, Part, Positive, Uri, rules
+from cgd_operator.api.generation import Generation, Prompts, Student, Teacher
+from cgd_operator.api.placement import Placement
+from cgd_operator.api.training import Training
+
+
+class InvalidRun(ValueError):
+    """A manifest that cannot be run; each line of the text names a field and what to change."""
+
+
+class Storage(Part):
+    """An S3 bucket. Credentials: the ServiceAccount's cloud identity, or a Secret with the two AWS keys."""
+
+    uri: Uri = Field(
+        description="s3://bucket/prefix",
+        json_schema_extra=rules(
+            ("self.matches('^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$')", "write s3://bucket/prefix")
+        ),
+    )
+    endpoint: Uri | None = Field(
+        None,
+        description="URL of an S3-compatible server; default: AWS.",
+        json_schema_extra=rules(("self.matches('^https?://.+')", "write the whole URL: https://host:port")),
+    )
+    region: Name | None = None
+    path_style: bool = Field(False, description="https://host/bucket/key instead of https://bucket.host/key.")
+    credentials_secret_ref: NameRef | None = Field(
+        None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_SESSION_TOKEN."
+    )
+    ca_bundle_config_map_ref: KeyRef | None = Field(None, description="ConfigMap key with the server's CA, as PEM.")
+
+    @model_validator(mode="after")
+    def _urls(self) -> "Storage":
+        if not re.match(r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", self.uri):
+            raise ValueError("uri: write s3://bucket/prefix")
+        if self.endpoint and not re.match(r"^https?://.+", self.endpoint):
+            raise ValueError("endpoint: write the whole URL: https://host:port")
+        return self
+
+
+class Images(Part):
+    """Images of the stage programs; default: those that the operator was released with."""
+
+    generate: Uri | None = None
+    train: Uri | None = None
+
+
+class PodMetadata(Part):
+    """Labels and annotations for every pod, such as those a cost report or a mesh reads."""
+
+    labels: dict[str, str] = Field({})
+    annotations: dict[str, str] = Field({})
+
+
+REFERENCE_RULE = (
+    "!('SFT' in self.training.objectives) || has(self.prompts.fields.reference)",
+    "the objective SFT learns the reference answer: set prompts.fields.reference to the column that has it",
+)
+
+
+_KNOWN = "self.prompts.decontaminate.against.all(name, self.evaluation.benchmarks.exists(one, one.name == name))"
+AGAINST_RULE = (
+    f"!has(self.prompts.decontaminate) || (has(self.evaluation) && {_KNOWN})",
+    "prompts.decontaminate.against: takes names of evaluation.benchmarks, and there must be some",
+)
+
+
+LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
+
+
+class Budget(Part):
+    """What a run may use. When it is used up the pods are stopped and the run has failed; what is stored stays, and a
+    new run with a larger budget goes on from there."""
+
+    model_config = ConfigDict(json_schema_extra=rules(LIMIT_RULE))
+
+    gpu_hours: GpuHours | None = Field(
+        None,
+        description="GPU-hours of all pods, as status.usage.gpuHours counts them; running pods in whole minutes. "
+        "Nothing is counted where placement.accelerator is none.",
+    )
+    deadline_seconds: Positive | None = Field(
+        None, description="Seconds from the run's creation to its end, those that it is suspended or in a queue too."
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> "Budget":
+        if self.gpu_hours is None and self.deadline_seconds is None:
+            raise ValueError(LIMIT_RULE[1])
+        return self
+
+
+class CGDRunSpec(Part):
+    """One run of Critique-Guided Distillation."""
+
+    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
+
+    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttl_seconds_after_finished", "deletion_policy"})
+    """Fields that may change, and have no part in what a run makes."""
+
+    suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
+    student: Student
+    teacher: Teacher
+    prompts: Prompts
+    generation: Generation = Generation()
+    training: Training = Training()
+    evaluation: Evaluation | None = None
+    storage: Storage
+    placement: Placement = Placement()
+    images: Images = Images()
+    service_account_name: Name | None = Field(None, description="ServiceAccount of the stage pods.")
+    hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
+    pod_metadata: PodMetadata = PodMetadata()
+    budget: Budget | None = None
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Delete the run, with its Jobs and pods, so long after it has succeeded or failed; what it stored "
+        "stays or goes by deletionPolicy. Default: never. May be changed at any time.",
+    )
+    deletion_policy: Literal["Retain", "Delete"] = Field(
+        "Retain",
+        description="Delete: when the run is deleted, so is what it stored and no other run claims. "
+        "May be changed at any time.",
+    )
+    retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
+
+    @model_validator(mode="after")
+    def _across_fields(self) -> "CGDRunSpec":
+        known = {benchmark.name for benchmark in self.evaluation.benchmarks} if self.evaluation else set()
+        if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
+            raise ValueError(AGAINST_RULE[1])
+        if "SFT" in self.training.objectives and self.prompts.fields.reference is None:
+            raise ValueError(REFERENCE_RULE[1])
+        return self
+
+
+def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
+    """The spec of a manifest.
+
+    Raises:
+        InvalidRun: a line for every wrong field, with its path and what to change.
+    """
+    try:
+        return CGDRunSpec.model_validate_json(json.dumps(manifest.get("spec", {})), strict=True)
+    except ValidationError as error:
+        raise InvalidRun("\n".join(_mend(one) for one in error.errors())) from error
+
+
+def _mend(error: Any) -> str:
+    path = ".".join(["spec", *(str(part) for part in error["loc"])])
+    match error["type"]:
+        case "extra_forbidden":
+            parent = path.rsplit(".", 1)[0]
+            return f"{path}: there is no such field; `kubectl explain cgdrun.{parent}` lists those there are"
+        case "missing":
+            return f"{path}: is required"
+        case "string_type" if isinstance(error["input"], int | float):
+            return f'{path}: is a number; write it in quotes: "{error["input"]:g}"'
+        case "value_error":
+            return f"{path}: {error['ctx']['error']}"
+        case _:
+            return f"{path}: {error['msg']} (it is {error['input']!r})"

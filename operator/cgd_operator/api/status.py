@@ -1,0 +1,84 @@
+"""`status`: what the operator answers."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cgd_operator.api.fields import Part
+
+
+class Rows(Part):
+    total: int = 0
+    done: int = 0
+    rejected: int = 0
+
+
+StageState = Literal["Pending", "Waiting", "Running", "Suspended", "Succeeded", "Failed"]
+
+
+class StageStatus(Part):
+    name: str
+    state: StageState = "Pending"
+    reason: str | None = None
+    message: str | None = None
+    child: str | None = None
+    start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    attempts: int = 0
+    rows: Rows | None = None
+    tokens_per_second: int | None = None
+    percent: int | None = None
+    eta_seconds: int | None = None
+    gpu_seconds: int = Field(0, description="Of all its pods, from a node's taking one to its end, times its GPUs.")
+    pod_gpu_seconds: dict[str, int] = Field(
+        {},
+        json_schema_extra={"x-kubernetes-map-type": "atomic"},
+        description="The part of gpuSeconds that the pods that are there now make, by their uids.",
+    )
+    tokens: int = Field(0, description="Prompt and generated tokens.")
+    output_uri: str | None = Field(None, alias="outputURI")
+    digest: str | None = None
+
+
+class Condition(Part):
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    last_transition_time: str = Field(json_schema_extra={"format": "date-time"})
+    observed_generation: int = 0
+
+
+class Usage(Part):
+    gpu_hours: str = "0"
+    tokens: int = 0
+
+
+class Artifacts(Part):
+    """S3 URIs of what the run has made."""
+
+    quadruples: str | None = None
+    checkpoints: dict[str, str] = Field({})
+    report: str | None = None
+
+
+class CGDRunStatus(Part):
+    """What the operator saw last. Derived from the spec and the children every time.
+
+    Two facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, and the GPU
+    seconds of pods that are gone.
+    """
+
+    observed_generation: int = 0
+    state: str = "New"
+    stage: str | None = None
+    progress: str | None = None
+    eta: str | None = None
+    conditions: tuple[Condition, ...] = Field(
+        (), json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    )
+    stages: tuple[StageStatus, ...] = Field(
+        (), json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    )
+    artifacts: Artifacts = Artifacts()
+    usage: Usage = Usage()
