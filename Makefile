@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate bench-grade bench-train chaos-generate chaos-train chaos-operator fuzz replicate lint format crds images clean help
+.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator fuzz replicate lint format crds images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -17,13 +17,18 @@ test: .venv/ready ## Run all tests
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 	$(BIN)/pytest -m slow
 
-bench: bench-generate bench-grade bench-train ## Measure against peers, as ratios; on a machine that does nothing else
+bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 
 bench-generate: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/generate.py
 
 bench-grade: .venv/bench ## Compare the grader with others: make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"
 	@PYTHONPATH=tests $(BIN)/python tests/bench/grade.py $(DATA)
+
+RUNS ?= 1000
+
+bench-operator: .venv/ready ## 1,000 CGDRuns with played children: latency, memory, writes (20 minutes): make bench-operator RUNS=1000
+	@PYTHONPATH=tests $(BIN)/python tests/bench/scale.py --runs $(RUNS)
 
 bench-train: .venv/bench
 	PYTHONPATH=tests $(BIN)/python tests/bench/train.py

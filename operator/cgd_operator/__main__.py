@@ -27,6 +27,7 @@ from cgd_operator import handlers
 from cgd_operator.cluster import RUN, ApiError, Cluster
 from cgd_operator.health import Health
 from cgd_operator.leader import LeaseLock, LeaseLost, lead
+from cgd_operator.loop import Loop
 from cgd_operator.manifests import MANAGER, Release
 from cgd_operator.progress import Board, ProgressServer
 from cgd_operator.reconcile import Reconciler
@@ -91,17 +92,18 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
 async def _act(cluster: Cluster, health: Health, namespaces: tuple[str, ...], stop: threading.Event | None) -> None:
     key = os.environ.get("CGD_PROGRESS_KEY", "").encode() or secrets.token_bytes(32)
     board = Board()
-    reconciler = Reconciler(cluster, _release(""), board, key, namespaces, health)
-    server = ProgressServer(board, key, reconciler.progressed)
+    reconciler = Reconciler(cluster, _release(""), board, key)
+    loop = Loop(reconciler, namespaces, health)
+    server = ProgressServer(board, key, loop.later)
     host, port = _address(os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080"))
     await server.start(host, port)
     reconciler.release = _release(os.environ.get("CGD_PROGRESS_URL") or f"http://{host}:{server.port}")
     health.lead()
-    reconciler.start()
+    loop.start()
     try:
-        await _kopf(reconciler, namespaces, stop)
+        await _kopf(loop, stop)
     finally:
-        await reconciler.stop()
+        await loop.stop()
         await server.stop()
 
 
@@ -110,12 +112,12 @@ def _address(bind: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _kopf(reconciler: Reconciler, namespaces: tuple[str, ...], stop: threading.Event | None) -> None:
+async def _kopf(loop: Loop, stop: threading.Event | None) -> None:
     assert handlers.configure  # importing the module registers the handlers
     await kopf.operator(
-        memo=kopf.Memo(reconciler=reconciler),
-        namespaces=namespaces,
-        clusterwide=not namespaces,
+        memo=kopf.Memo(loop=loop),
+        namespaces=loop.namespaces,
+        clusterwide=not loop.namespaces,
         standalone=True,
         stop_flag=stop,
     )

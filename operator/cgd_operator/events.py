@@ -9,22 +9,30 @@ from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.cluster import RUN
 from cgd_operator.manifests import MANAGER
 from cgd_operator.plan import Run
+from cgd_operator.status import duration, seconds_between
 
-TOLD = {"Running": "StageStarted", "Succeeded": "StageSucceeded", "Failed": "StageFailed", "Waiting": "StageWaiting"}
+UNTOLD = ("NoPods", "Starting")
+"""Reasons to wait that every stage has for some seconds."""
 
 
 def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -> Iterator[dict[str, Any]]:
-    """One Event for every stage whose state changed, and one for the end of the run."""
+    """What is worth an Event: stages that ended well (in one Event, as one pod or one look may end several), a stage
+    that failed, one that has to wait and why, and the end of the run, which tells its last stages too."""
     before = {stage.name: stage for stage in old.stages}
-    for stage in new.stages:
-        was = before.get(stage.name, StageStatus(name=stage.name))
-        if stage.state == was.state and stage.reason == was.reason:
-            continue
-        if stage.state in TOLD and not (stage.state == "Waiting" and stage.reason in ("NoPods", "Starting")):
-            yield _event(run, TOLD[stage.state], _stage_text(stage), stage.state == "Failed", now)
-    if new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended"):
-        message = next((one.message for one in new.conditions if one.type == "Succeeded"), "")
-        yield _event(run, f"Run{new.state}", message or new.state, new.state == "Failed", now)
+    news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
+    ended = ", ".join(_ended(stage) for stage in news if stage.state == "Succeeded")
+    over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")
+    if ended and not (over and new.state == "Succeeded"):
+        yield _event(run, "StageSucceeded", ended, now)
+    for stage in news:
+        if stage.state == "Failed":
+            yield _event(run, "StageFailed", _trouble(stage), now, warning=True)
+        elif stage.state == "Waiting" and stage.reason not in UNTOLD:
+            yield _event(run, "StageWaiting", _trouble(stage), now)
+    if over:
+        message = next((one.message for one in new.conditions if one.type == "Succeeded"), "") or new.state
+        last = f"{ended}; " if ended and new.state == "Succeeded" else ""
+        yield _event(run, f"Run{new.state}", last + message, now, warning=new.state == "Failed")
 
 
 def refusal(run: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:
@@ -49,14 +57,24 @@ def cleaned(run: dict[str, Any], trouble: str, now: datetime) -> dict[str, Any]:
     return _event_of(meta, "Cleaned", message, warning=False, now=now)
 
 
-def _stage_text(stage: StageStatus) -> str:
+def _state(stage: StageStatus) -> tuple[str, str | None]:
+    return stage.state, stage.reason
+
+
+def _ended(stage: StageStatus) -> str:
+    """`answer (290 rows, 10 rejected, 1h02m)`"""
+    facts = [f"{stage.rows.done} rows, {stage.rows.rejected} rejected"] if stage.rows and stage.rows.total else []
+    if stage.start_time and stage.completion_time:
+        facts.append(duration(round(seconds_between(stage.start_time, stage.completion_time))))
+    return f"{stage.name} ({', '.join(facts)})" if facts else stage.name
+
+
+def _trouble(stage: StageStatus) -> str:
     text = f"stage {stage.name} ({stage.child})"
-    if stage.state == "Succeeded" and stage.rows:
-        text += f": {stage.rows.done} rows, {stage.rows.rejected} rejected"
     return f"{text}: {stage.message}" if stage.message else text
 
 
-def _event(run: Run, reason: str, message: str, warning: bool, now: datetime) -> dict[str, Any]:
+def _event(run: Run, reason: str, message: str, now: datetime, *, warning: bool = False) -> dict[str, Any]:
     meta = {"name": run.name, "namespace": run.namespace, "uid": run.uid}
     return _event_of(meta, reason, message, warning=warning, now=now)
 

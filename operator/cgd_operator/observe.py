@@ -1,6 +1,6 @@
 """What has become of each child, read from Jobs, PyTorchJobs, TrainJobs and their pods. Pure: objects in, facts out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -76,6 +76,15 @@ def _may_be_queued(child: Object) -> bool:
     stopped_by_others = facts.fate is Fate.SUSPENDED and not facts.held
     named = QUEUE_LABEL in child["metadata"].get("labels", {})
     return stopped_by_others or (named and facts.fate in (Fate.SUSPENDED, Fate.WAITING))
+
+
+ENDS = frozenset({"Complete", "Succeeded", "Failed"})
+"""Types of the conditions with which Jobs, PyTorchJobs and TrainJobs end."""
+
+
+def has_ended(child: Mapping[str, Any]) -> bool:
+    conditions = child.get("status", {}).get("conditions", [])
+    return any(one["type"] in ENDS and one["status"] == "True" for one in conditions)
 
 
 def observe(

@@ -7,6 +7,7 @@ needed for the outcome of a run: a lost report costs a number on a screen.
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from cgd_stages.contract import Progress, Rows
 log = logging.getLogger(__name__)
 
 BODY_LIMIT = 64 * 1024
+LEAST_PATIENCE, MOST_PATIENCE = 2.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,37 @@ class StageProgress:
 
 
 @dataclass
+class Reports:
+    """Of one stage."""
+
+    since: float
+    """When the first came, on the monotonic clock."""
+    last: dict[int, Progress] = field(default_factory=dict)
+    """By shard."""
+
+
+@dataclass
 class Board:
     """The last report of every shard, by run uid and stage."""
 
-    reports: dict[tuple[str, str], dict[int, Progress]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Reports]] = field(default_factory=dict)
 
     def put(self, uid: str, stage: str, report: Progress) -> None:
-        self.reports.setdefault((uid, stage), {})[report.shard] = report
+        stages = self.runs.setdefault(uid, {})
+        stages.setdefault(stage, Reports(time.monotonic())).last[report.shard] = report
 
     def of(self, uid: str, stage: str) -> StageProgress | None:
-        shards = self.reports.get((uid, stage))
-        return _sum(tuple(shards.values())) if shards else None
+        reports = self.runs.get(uid, {}).get(stage)
+        return _sum(tuple(reports.last.values())) if reports else None
+
+    def patience(self, uid: str, stage: str) -> float:
+        """Seconds that a report may wait to be shown: a hundredth of the stage's age, from 2 to 30. Where many runs
+        report, a tenth of a second for each, so that no more than ten statuses a second are written for it."""
+        age = time.monotonic() - self.runs[uid][stage].since
+        return max(LEAST_PATIENCE, min(age / 100, MOST_PATIENCE), 0.1 * len(self.runs))
 
     def forget(self, uid: str) -> None:
-        for key in [key for key in self.reports if key[0] == uid]:
-            del self.reports[key]
+        self.runs.pop(uid, None)
 
 
 def _sum(reports: tuple[Progress, ...]) -> StageProgress:
@@ -78,10 +96,11 @@ def token(key: bytes, uid: str, stage: str) -> str:
 
 
 class ProgressServer:
-    """Takes `POST /progress/<namespace>/<run>/<uid>/<child's stage>`; calls `changed(namespace, run)` after each."""
+    """Takes `POST /progress/<namespace>/<run>/<uid>/<child's stage>`; after each it calls `later(namespace, run,
+    seconds)`: within so many seconds the run's status should show it."""
 
-    def __init__(self, board: Board, key: bytes, changed: Callable[[str, str], None]) -> None:
-        self._board, self._key, self._changed = board, key, changed
+    def __init__(self, board: Board, key: bytes, later: Callable[[str, str, float], None]) -> None:
+        self._board, self._key, self._later = board, key, later
         app = web.Application(client_max_size=BODY_LIMIT)
         app.router.add_post("/progress/{namespace}/{run}/{uid}/{stage}", self._take)
         self._runner = web.AppRunner(app, access_log=None)
@@ -106,6 +125,7 @@ class ProgressServer:
             report = Progress.model_validate_json(await request.read())
         except ValidationError as error:
             return web.json_response({"message": str(error)}, status=422)
-        self._board.put(uid, report.stage or stage, report)
-        self._changed(request.match_info["namespace"], request.match_info["run"])
+        stage = report.stage or stage
+        self._board.put(uid, stage, report)
+        self._later(request.match_info["namespace"], request.match_info["run"], self._board.patience(uid, stage))
         return web.json_response({})

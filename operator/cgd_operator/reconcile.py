@@ -1,13 +1,11 @@
-"""The reconcile loop: look at a run and its children, decide, act, write the status once.
+"""One look at a run: read it and its children, decide, act, write the status once.
 
-Level-based: a reconcile starts from what exists and needs nothing that an earlier one remembered. Watch events only say
-that it is time to look; a sweep over all runs every 30 seconds looks when no event came.
+Level-based: a reconcile starts from what exists and needs nothing that an earlier one remembered. `loop` says when.
 """
 
-import asyncio
 import logging
-from collections import Counter
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +29,6 @@ from cgd_operator.cluster import (
     Kind,
 )
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
-from cgd_operator.health import Health
 from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import ChildFacts, Fate, observe, queued
 from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
@@ -42,11 +39,10 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-SWEEP_SECONDS = 30.0
-PROGRESS_SECONDS = 2.0
-RETRY_SECONDS = 2.0
-PAUSE_SECONDS = 0.1
-AT_ONCE = 16
+SETTLE_SECONDS = 3.0
+"""A child that was started is told of when it had so long to get its pod: mostly one write instead of two."""
+ABSENT_SECONDS = 30.0
+"""A kind that the cluster did not serve is asked for again after so long."""
 CLEAN_SECONDS = 1800
 """A deleted run stays at most so long for what it stored to be deleted."""
 
@@ -76,108 +72,75 @@ class Children:
         return observe(self.objects, self.pods, self.workloads)
 
 
+@dataclass(frozen=True)
+class View:
+    """A run at one moment, and what is to be done."""
+
+    run: Run
+    there: Children
+    previous: CGDRunStatus
+    now: datetime
+    backend: Backend | None
+    children: tuple[Child, ...]
+    used: Mapping[str, usage.Used]
+    limit: status.Trouble | None
+    actions: tuple[Action, ...]
+
+    @classmethod
+    def of(cls, run: Run, manifest: Object, there: Children, now: datetime) -> "View":
+        previous = previous_status(manifest)
+        backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
+        children = plan(run, backend or BACKENDS[0])
+        facts = there.observe()
+        used = usage.count(children, facts, previous, now)
+        limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
+        actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
+        return cls(run, there, previous, now, backend, children, used, limit, actions)
+
+    @property
+    def starts(self) -> bool:
+        return any(isinstance(action, Start) for action in self.actions)
+
+    def status(self, board: Board, trouble: status.Trouble | None) -> CGDRunStatus:
+        """Of what is there now."""
+        seen = status.Seen(
+            run=self.run,
+            children=self.children,
+            facts=self.there.observe(),
+            used=self.used,
+            progress=lambda stage: board.of(self.run.uid, stage),
+            previous=self.previous,
+            now=self.now,
+            trouble=self.limit or trouble,
+        )
+        return status.render(seen)
+
+
 @dataclass
 class Reconciler:
-    """Reconciles every run that it is poked about, one at a time for each run, `AT_ONCE` at a time in all."""
+    """Brings runs one step on."""
 
     cluster: Cluster
     release: manifests.Release
     board: Board
     key: bytes
     """Signs the progress tokens."""
-    namespaces: tuple[str, ...] = ()
-    """Watched namespaces; none: all."""
-    health: Health = field(default_factory=Health)
-    _dirty: set[tuple[str, str]] = field(default_factory=set)
-    _progressed: set[tuple[str, str]] = field(default_factory=set)
-    _tasks: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
-    _loops: list[asyncio.Task[None]] = field(default_factory=list)
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     _equipped: set[str] = field(default_factory=set)
+    _absent: dict[Kind, float] = field(default_factory=dict)
+    """When the cluster was found not to serve a kind, on the monotonic clock."""
 
-    def poke(self, namespace: str, name: str) -> None:
-        """Say that a run needs a look, now."""
-        key = (namespace, name)
-        self._dirty.add(key)
-        if key not in self._tasks:
-            self._tasks[key] = asyncio.create_task(self._drain(key), name=f"reconcile {namespace}/{name}")
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed.
 
-    def progressed(self, namespace: str, name: str) -> None:
-        """Say that a run's display changed: it is looked at within `PROGRESS_SECONDS`."""
-        self._progressed.add((namespace, name))
-
-    def start(self) -> None:
-        """Sweep and tick until `stop`."""
-        for work in (self._sweep_for_ever(), self._tick_for_ever()):
-            self._loops.append(asyncio.create_task(work))
-
-    async def stop(self) -> None:
-        """End the loops and the reconciles under way; whatever they left undone is seen at the next start."""
-        tasks = [*self._loops, *self._tasks.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            try:
-                await self._sweep()
-            except ApiError as error:
-                log.warning("sweep failed: %s", error)
-            await asyncio.sleep(SWEEP_SECONDS)
-
-    async def _sweep(self) -> None:
-        states: Counter[str] = Counter()
-        for namespace in self.namespaces or (None,):
-            runs, _ = await self.cluster.list(RUN, namespace)
-            for run in runs:
-                states[run.get("status", {}).get("state") or "New"] += 1
-                if not _at_rest(run, datetime.now(UTC)):
-                    self.poke(run["metadata"]["namespace"], run["metadata"]["name"])
-        metrics.RUNS.clear()
-        for state, count in states.items():
-            metrics.RUNS.labels(state).set(count)
-        self.health.swept()
-
-    async def _tick_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            while self._progressed:
-                self.poke(*self._progressed.pop())
-
-    async def _drain(self, key: tuple[str, str]) -> None:
-        try:
-            while key in self._dirty:
-                self._dirty.discard(key)
-                metrics.QUEUE.set(len(self._tasks))
-                async with self._slots:
-                    with metrics.RECONCILE_SECONDS.time():
-                        await self._guarded(*key)
-                await asyncio.sleep(PAUSE_SECONDS)
-        finally:
-            del self._tasks[key]
-            metrics.QUEUE.set(len(self._tasks))
-
-    async def _guarded(self, namespace: str, name: str) -> None:
-        """One reconcile; an error is logged and the run looked at again, whatever it was."""
-        try:
-            await self.reconcile(namespace, name)
-        except ApiError as error:
-            metrics.RECONCILE_ERRORS.labels("api").inc()
-            log.warning("%s/%s: %s; looking again in %.0f s", namespace, name, error, RETRY_SECONDS)
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self.poke, namespace, name)
-        except Exception:
-            metrics.RECONCILE_ERRORS.labels("bug").inc()
-            log.exception("%s/%s: reconcile failed; this is a bug of cgd-operator", namespace, name)
-
-    async def reconcile(self, namespace: str, name: str) -> None:
-        """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed."""
+        Returns:
+            Seconds after which to look again, if something is left to be told.
+        """
         manifest = await self.cluster.get(RUN, name, namespace)
         if manifest is None:
-            return
+            return None
         if "deletionTimestamp" in manifest["metadata"]:
             await self._clean(manifest, datetime.now(UTC))
-            return
+            return None
         await self._finalize(manifest, wanted=manifest["spec"].get("deletionPolicy") == "Delete")
         previous, now = previous_status(manifest), datetime.now(UTC)
         generation = manifest["metadata"]["generation"]
@@ -185,45 +148,47 @@ class Reconciler:
             if previous.observed_generation not in (0, generation):  # 0: what is there cannot be read, and stays
                 await self._tell(manifest, status.acknowledged(previous, generation), ())
             await self._expire(manifest, previous, now)
-            return
+            return None
         try:
             run = Run.of(manifest)
         except InvalidRun as error:
             new = status.refused(generation, str(error), previous, now)
             await self._tell(manifest, new, [events.refusal(manifest, str(error), now)])
-            return
-        await self._reconcile(run, manifest, previous, now)
+            return None
+        there = (await self.look(namespace, [run.uid]))[run.uid]
+        return await self._reconcile(View.of(run, manifest, there, now), manifest)
 
-    async def _reconcile(self, run: Run, manifest: Object, previous: CGDRunStatus, now: datetime) -> None:
-        there = await self._look(run)
-        backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
-        children = plan(run, backend or BACKENDS[0])
-        facts = there.observe()
-        used = usage.count(children, facts, previous, now)
-        limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
-        actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
-        if backend is None and any(isinstance(action, Start) for action in actions):
-            trouble: status.Trouble | None = status.Trouble(
-                "TrainingBackendMissing", INSTALL[run.spec.training.backend]
-            )
+    async def _reconcile(self, view: View, manifest: Object) -> float | None:
+        run, previous, now = view.run, view.previous, view.now
+        trouble: status.Trouble | None = None
+        if view.backend is None and view.starts:
+            trouble = status.Trouble("TrainingBackendMissing", INSTALL[run.spec.training.backend])
         else:
-            trouble = await self._act(run, actions, there)
-        seen = status.Seen(
-            run=run,
-            children=children,
-            facts=there.observe(),
-            used=used,
-            progress=lambda stage: self.board.of(run.uid, stage),
-            previous=previous,
-            now=now,
-            trouble=limit or trouble,
-        )
-        new = status.render(seen)
-        await self._tell(manifest, new, events.transitions(run, previous, new, now))
-        _measure(previous, new)
+            trouble = await self._act(run, view.actions, view.there)
+        if view.starts and not trouble and previous.observed_generation == run.generation:
+            return SETTLE_SECONDS
+        new = view.status(self.board, trouble)
+        if await self._tell(manifest, new, events.transitions(run, previous, new, now)):
+            _measure(previous, new)
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
         await self._expire(manifest, new, now)
+        return None
+
+    def is_behind(self, manifest: Object, there: Children) -> bool:
+        """Whether a look would do something, or have something to tell."""
+        if "deletionTimestamp" in manifest["metadata"]:
+            return True
+        previous, now, generation = previous_status(manifest), datetime.now(UTC), manifest["metadata"]["generation"]
+        if _settled(manifest):
+            return previous.observed_generation not in (0, generation) or expired(_ttl(manifest), previous, now)
+        try:
+            run = Run.of(manifest)
+        except InvalidRun:
+            return previous.state != "Refused" or previous.observed_generation != generation
+        view = View.of(run, manifest, there, now)
+        new = view.status(self.board, None)
+        return bool(view.actions) or _says_more(_body(new), manifest) or expired(_ttl(manifest), new, now)
 
     async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
         """Delete the run when it ended long enough ago; its children go with it."""
@@ -244,7 +209,7 @@ class Reconciler:
         except InvalidRun:  # it has never started anything
             await self._finalize(manifest, wanted=False)
             return
-        there = await self._look(run)
+        there = (await self.look(run.namespace, [run.uid]))[run.uid]
         jobs = [one for one in there.objects if one["metadata"]["labels"][manifests.STAGE_LABEL] == CLEAN]
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
@@ -294,28 +259,41 @@ class Reconciler:
             body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": finalizers}}
             await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
 
-    async def _look(self, run: Run) -> Children:
-        labels = f"{manifests.UID_LABEL}={run.uid}"
-        jobs, _ = await self.cluster.list(JOB, run.namespace, labels=labels)
-        pods, _ = await self.cluster.list(POD, run.namespace, labels=labels)
-        there = Children(jobs, pods, (), [])
-        for backend in BACKENDS:
-            trainings = await self._list_if_served(manifests.KINDS[backend], run.namespace, labels)
-            if trainings is not None:
-                there.objects += trainings
-                there.served += (backend,)
-        if uids := queued(there.objects):
-            owned = f"{JOB_UID_LABEL} in ({','.join(uids)})"
-            there.workloads += await self._list_if_served(WORKLOAD, run.namespace, owned) or []
+    async def look(self, namespace: str | None, uids: list[str]) -> dict[str, Children]:
+        """What there is of some runs, by their uids, in a namespace or (None) in all."""
+        labels = f"{manifests.UID_LABEL} in ({','.join(uids)})"
+        jobs, _ = await self.cluster.list(JOB, namespace, labels=labels)
+        pods, _ = await self.cluster.list(POD, namespace, labels=labels)
+        trainings = {
+            kind: found
+            for kind in BACKENDS
+            if (found := await self._list_if_served(manifests.KINDS[kind], namespace, labels)) is not None
+        }
+        objects = [*jobs, *(one for found in trainings.values() for one in found)]
+        workloads: list[Object] = []
+        if owners := queued(objects):
+            owned = f"{JOB_UID_LABEL} in ({','.join(owners)})"
+            workloads = await self._list_if_served(WORKLOAD, namespace, owned) or []
+        run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
+        there = {uid: Children([], [], tuple(trainings), []) for uid in uids}
+        for one in objects:
+            there[_run_uid(one)].objects.append(one)
+        for pod in pods:
+            there[_run_uid(pod)].pods.append(pod)
+        for one in workloads:
+            there[run_of[one["metadata"]["labels"][JOB_UID_LABEL]]].workloads.append(one)
         return there
 
-    async def _list_if_served(self, kind: Kind, namespace: str, labels: str) -> list[Object] | None:
+    async def _list_if_served(self, kind: Kind, namespace: str | None, labels: str) -> list[Object] | None:
         """The objects, None when the cluster does not serve the kind."""
+        if time.monotonic() - self._absent.get(kind, -ABSENT_SECONDS) < ABSENT_SECONDS:
+            return None
         try:
             return (await self.cluster.list(kind, namespace, labels=labels))[0]
         except ApiError as error:
             if error.status != 404:
                 raise
+            self._absent[kind] = time.monotonic()
             return None
 
     async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:
@@ -372,12 +350,12 @@ class Reconciler:
         )
         there.objects[:] = _replaced(there.objects, patched)
 
-    async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> None:
-        """Write the status if it changed. Events go first: their names make them safe to post again, and a status
-        that was written is no reason for news any more."""
-        body = new.model_dump(by_alias=True, exclude_none=True, mode="json")
-        if body == manifest.get("status"):
-            return
+    async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> bool:
+        """Write the status if it says more; whether it does. Events go first: their names make them safe to post
+        again, and a status that was written is no reason for news any more."""
+        body = _body(new)
+        if not _says_more(body, manifest):
+            return False
         await self._announce(news)
         meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid")}
         try:
@@ -385,6 +363,7 @@ class Reconciler:
         except ApiError as error:
             if error.status != 404:  # deleted meanwhile
                 raise
+        return True
 
     async def _announce(self, bodies: Iterable[Object]) -> None:
         for body in bodies:
@@ -402,6 +381,28 @@ def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:
     return [new if new and one["metadata"]["uid"] == uid else one for one in objects]
 
 
+def _run_uid(thing: Object) -> str:
+    return str(thing["metadata"]["labels"][manifests.UID_LABEL])
+
+
+def _body(new: CGDRunStatus) -> Object:
+    return new.model_dump(by_alias=True, exclude_none=True, mode="json")
+
+
+def _says_more(body: Object, manifest: Object) -> bool:
+    """Whether a status differs from that which is there by more than GPU time, which grows by itself."""
+    return _timeless(body) != _timeless(manifest.get("status", {}))
+
+
+def _timeless(body: Object) -> Object:
+    stages = [
+        {name: value for name, value in stage.items() if name not in ("gpuSeconds", "podGpuSeconds")}
+        for stage in body.get("stages", [])
+    ]
+    rest = {name: value for name, value in body.items() if name not in ("stages", "usage")}
+    return rest | {"stages": stages, "tokens": body.get("usage", {}).get("tokens")}
+
+
 def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:
     """Count the stages that have ended since the previous status."""
     before = {stage.name: stage.state for stage in previous.stages}
@@ -409,12 +410,8 @@ def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:
         ended = stage.state in ("Succeeded", "Failed") and before.get(stage.name) != stage.state
         if ended and stage.start_time and stage.completion_time:
             kind = stage.name.partition("-")[0]
-            seconds = _seconds(stage.start_time, stage.completion_time)
+            seconds = status.seconds_between(stage.start_time, stage.completion_time)
             metrics.STAGE_SECONDS.labels(kind, stage.state).observe(seconds)
-
-
-def _seconds(start: str, end: str) -> float:
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 def _created(manifest: Object) -> datetime:
@@ -427,7 +424,7 @@ def _settled(manifest: Object) -> bool:
     return any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
 
 
-def _at_rest(manifest: Object, now: datetime) -> bool:
+def at_rest(manifest: Object, now: datetime) -> bool:
     """A settled run whose time to live is not over: only an event can make it worth a look."""
     if "deletionTimestamp" in manifest["metadata"]:
         return False

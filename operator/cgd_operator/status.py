@@ -63,7 +63,7 @@ def render(seen: Seen) -> CGDRunStatus:
         state=state,
         stage=current.name if current else None,
         progress=_progress(stages, current),
-        eta=_duration(current.eta_seconds) if current and current.eta_seconds is not None else None,
+        eta=duration(current.eta_seconds) if current and current.eta_seconds is not None else None,
         conditions=_conditions(seen, state, stages, current),
         stages=stages,
         artifacts=_artifacts(seen.run, stages),
@@ -296,7 +296,13 @@ def _text(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 
-def _duration(seconds: int) -> str:
+def seconds_between(start: str, end: str) -> float:
+    """Of two times in a status."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def duration(seconds: int) -> str:
+    """`1h02m`, `4m10s`, `7s`"""
     minutes, seconds = divmod(max(0, seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

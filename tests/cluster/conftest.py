@@ -137,6 +137,8 @@ async def world(
     async with SERVERS[request.param](tmp_path) as (path, embedded):
         monkeypatch.setenv("KUBECONFIG", str(path))
         monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
+        monkeypatch.setattr("cgd_operator.reconcile.SETTLE_SECONDS", 0.1)
+        monkeypatch.setattr("cgd_operator.reconcile.ABSENT_SECONDS", 0.1)
         async with await Cluster.connect(str(path), manager="test") as client:
             await install(client, crd())
             for definition in (pytorchjobs.crd(), *trainjobs.crds()):

@@ -15,7 +15,7 @@ from cgd_operator.reconcile import Reconciler
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens without any event is seen in the sweep, every 30 s on a cluster."""
-    monkeypatch.setattr("cgd_operator.reconcile.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
 
 
 def told(run: dict[str, Any], kind: str = "Succeeded") -> dict[str, Any]:

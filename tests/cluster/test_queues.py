@@ -12,7 +12,7 @@ from cgd_operator.cluster import RUN, WORKLOAD
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Workload's reason is seen in the sweep, every 30 s on a cluster."""
-    monkeypatch.setattr("cgd_operator.reconcile.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
 
 
 async def runs(world: Any, stage: str) -> bool:

@@ -382,7 +382,7 @@ async def test_an_operator_that_dies_after_every_write_brings_the_run_to_the_sam
 @embedded_only
 @pytest.mark.parametrize("code", [409, 429, 500, 503])
 async def test_api_faults_are_waited_out(world: Any, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_operator.reconcile.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
     count = 0
 
     def every_third(request: web.Request) -> web.Response | None:

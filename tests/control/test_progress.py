@@ -20,7 +20,7 @@ def report(shard: int = 0, percent: int | None = None, rows: Rows | None = None,
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[ProgressServer, Board, list[tuple[str, str]]]]:
     board, changed = Board(), []
-    server = ProgressServer(board, KEY, lambda namespace, run: changed.append((namespace, run)))
+    server = ProgressServer(board, KEY, lambda namespace, run, _: changed.append((namespace, run)))
     await server.start("127.0.0.1", 0)
     yield server, board, changed
     await server.stop()

@@ -13,7 +13,7 @@ from cgd_operator.events import transitions
 from cgd_operator.progress import StageProgress
 from cgd_operator.reconcile import previous_status
 from cgd_operator.status import Trouble, acknowledged, refused
-from cgd_stages.contract import Rows
+from cgd_stages.contract import LastWords, Rows, StageFacts
 
 
 def conditions(status: CGDRunStatus) -> dict[str, str]:
@@ -251,9 +251,45 @@ def reasons(old: CGDRunStatus, new: CGDRunStatus) -> list[str]:
 def test_events_tell_transitions_and_nothing_else() -> None:
     started = render_of(job("prepare"), pods=(pod("prepare"),))
     ended_ = render_of(*finished("prepare"))
-    assert reasons(CGDRunStatus(), started) == ["StageStarted"]
-    assert reasons(started, started) == []
+    assert reasons(CGDRunStatus(), started) == []
     assert reasons(started, ended_) == ["StageSucceeded"]
+    assert reasons(ended_, ended_) == []
+
+
+TEACHER = {"critique": 35, "refine": 30}
+
+
+def test_stages_that_end_together_are_one_event_with_their_rows_and_times() -> None:
+    told = {name: StageFacts(rows=Rows(total=40, done=done, rejected=40 - done)) for name, done in TEACHER.items()}
+    last = LastWords(outcome="done", stages=told).model_dump_json(by_alias=True)
+    before = render_of(*finished("prepare", "answer"))
+    pods = (pod("teacher", "Succeeded", terminated=ended(0, last)),)
+    after = render_of(*finished("prepare", "answer", "teacher"), pods=pods)
+    (event,) = transitions(run(), before, after, NOW)
+    assert event["reason"] == "StageSucceeded"
+    assert event["message"] == "critique (35 rows, 5 rejected, 1m40s), refine (30 rows, 10 rejected, 1m40s)"
+
+
+def test_the_last_stage_is_told_with_the_end_of_the_run() -> None:
+    before, after = render_of(*finished(*CHILDREN[:-1])), render_of(*finished(*CHILDREN))
+    (event,) = transitions(run(), before, after, NOW)
+    assert event["reason"] == "RunSucceeded"
+    assert event["message"].startswith("report")
+    assert event["message"].endswith("; every stage has succeeded")
+
+
+def test_what_a_stage_waits_for_is_told_unless_every_stage_does() -> None:
+    unschedulable = pod("answer", "Pending")
+    unschedulable["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU is free"}
+    ]
+    before = render_of(*finished("prepare"))
+    waiting = render_of(*finished("prepare"), job("answer"), pods=(unschedulable,))
+    (event,) = transitions(run(), before, waiting, NOW)
+    assert (event["reason"], event["type"]) == ("StageWaiting", "Normal")
+    assert "no GPU is free" in event["message"]
+    starting = render_of(*finished("prepare"), job("answer"), pods=(pod("answer", "Pending"),))
+    assert reasons(before, starting) == []
 
 
 def test_the_end_of_a_run_is_told_with_its_reason() -> None:
@@ -266,9 +302,9 @@ def test_the_end_of_a_run_is_told_with_its_reason() -> None:
 
 
 def test_the_same_transition_has_the_same_event_name() -> None:
-    started = render_of(job("prepare"), pods=(pod("prepare"),))
+    ended_ = render_of(*finished("prepare"))
     first, again = (
-        [event["metadata"]["name"] for event in transitions(run(), CGDRunStatus(), started, moment)]
+        [event["metadata"]["name"] for event in transitions(run(), CGDRunStatus(), ended_, moment)]
         for moment in (NOW, NOW + timedelta(minutes=5))
     )
     assert first == again

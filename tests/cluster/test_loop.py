@@ -1,0 +1,293 @@
+"""When runs are looked at: at once, soon, or by the sweep; and how little a cluster in which nothing happens costs."""
+
+import asyncio
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+from builders import CHILDREN, RELEASE, labels, manifest
+
+from cgd_operator.cluster import JOB, POD, RUN, ApiError
+from cgd_operator.loop import TOGETHER, Loop
+from cgd_operator.progress import Board, ProgressServer, token
+from cgd_operator.reconcile import Reconciler
+from cgd_stages.contract import Progress, TrainerStatus
+
+
+class Looked(Reconciler):
+    """Writes down which runs it was asked to look at."""
+
+    seen: list[str]
+    answer: float | None = None
+
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        self.seen.append(name)
+        return self.answer
+
+
+@pytest.fixture
+def loop(world: Any) -> Loop:
+    reconciler = Looked(world.client, RELEASE, Board(), b"key")
+    reconciler.seen = []
+    return Loop(reconciler)
+
+
+async def settle(loop: Loop) -> list[str]:
+    """What was looked at until nothing is left to do at once."""
+    while loop._tasks:
+        await asyncio.gather(*loop._tasks.values())
+    seen: list[str] = loop.reconciler.seen  # type: ignore[attr-defined]
+    told, seen[:] = list(seen), []
+    return told
+
+
+def embedded_only(world: Any) -> None:
+    if world._embedded is None:
+        pytest.skip("counts the embedded server's requests")
+
+
+def requests(world: Any, since: int) -> list[str]:
+    return [f"{method} {path}" for method, path in list(world.embedded.requests)[since:]]
+
+
+async def test_pokes_that_come_together_are_one_look_and_one_that_comes_during_it_another(loop: Loop) -> None:
+    for _ in range(5):
+        loop.poke("default", "a")
+    assert await settle(loop) == ["a"]
+
+
+async def test_a_later_look_is_made_once_and_by_the_earliest_time(loop: Loop) -> None:
+    loop.later("default", "a", 60)
+    loop.later("default", "a", 0.05)
+    loop.later("default", "a", 30)
+    await asyncio.sleep(0.1)
+    assert await settle(loop) == ["a"]
+    await asyncio.sleep(0.1)
+    assert await settle(loop) == []
+
+
+async def test_an_earlier_look_serves_those_that_were_to_come(loop: Loop) -> None:
+    loop.later("default", "a", 0.05)
+    loop.poke("default", "a")
+    await asyncio.sleep(0.2)
+    assert await settle(loop) == ["a"]
+
+
+async def test_a_look_may_ask_for_the_next(loop: Loop) -> None:
+    loop.reconciler.answer = 0.01  # type: ignore[attr-defined]
+    loop.poke("default", "a")
+    await asyncio.sleep(0.4)
+    loop.reconciler.answer = None  # type: ignore[attr-defined]
+    assert len(await settle(loop)) >= 2
+    await asyncio.sleep(0.2)
+    await settle(loop)
+    await asyncio.sleep(0.1)
+    assert await settle(loop) == []
+
+
+async def create_runs(world: Any, count: int) -> None:
+    for number in range(count):
+        body = manifest(name=f"run-{number}")
+        del body["metadata"]["uid"], body["metadata"]["generation"]
+        await world.client.create(RUN, body)
+
+
+async def test_a_sweep_asks_for_the_children_of_many_runs_at_once(world: Any, loop: Loop) -> None:
+    embedded_only(world)
+    await create_runs(world, TOGETHER + 5)
+    since = len(world.embedded.requests)
+    await loop._sweep()
+    calls = requests(world, since)
+    assert len(calls) == 1 + 2 * 4  # the runs; Jobs, pods, PyTorchJobs and TrainJobs of 50 and of 5
+    assert len(await settle(loop)) == TOGETHER + 5
+
+
+async def test_a_sweep_looks_only_at_runs_that_are_behind(world: Any, loop: Loop) -> None:
+    await create_runs(world, 3)
+    real = Reconciler(world.client, RELEASE, Board(), b"key")
+    for name in ("run-0", "run-1", "run-2"):
+        await real.reconcile("default", name)
+    await loop._sweep()
+    assert await settle(loop) == []
+    run = await world.client.get(RUN, "run-1", "default")
+    (child,) = (await world.client.list(JOB, "default", labels=f"cgd.dev/run-uid={run['metadata']['uid']}"))[0]
+    await world.client.delete(JOB, child["metadata"]["name"], "default")
+    await loop._sweep()
+    assert await settle(loop) == ["run-1"]
+
+
+async def test_a_run_that_cannot_be_looked_over_holds_up_no_other(
+    world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_runs(world, 3)
+    whole = Reconciler.is_behind
+
+    def broken(self: Reconciler, manifest: Any, there: Any) -> bool:
+        if manifest["metadata"]["name"] == "run-1":
+            raise RuntimeError("a bug")
+        return whole(self, manifest, there)
+
+    monkeypatch.setattr(Reconciler, "is_behind", broken)
+    await loop._sweep()
+    assert sorted(await settle(loop)) == ["run-0", "run-1", "run-2"]
+
+
+async def test_gpu_time_alone_is_no_reason_to_write(world: Any) -> None:
+    """A pod that holds a GPU costs no write a minute."""
+    await create_runs(world, 1)
+    real = Reconciler(world.client, RELEASE, Board(), b"key")
+    await real.reconcile("default", "run-0")
+    await world.play("prepare")
+    await real.reconcile("default", "run-0")
+    run = await world.client.get(RUN, "run-0", "default")
+    own = labels("answer") | {"cgd.dev/run": "run-0", "cgd.dev/run-uid": run["metadata"]["uid"]}
+    made = {
+        "metadata": {"name": "pod", "namespace": "default", "labels": own},
+        "spec": {"nodeName": "node", "containers": [{"name": "stage", "image": "x"}]},
+    }
+    await world.client.create(POD, made)
+    (job,) = (one for one in (await world.client.list(JOB, "default"))[0] if "conditions" not in one.get("status", {}))
+    begun = {"status": {"active": 1, "startTime": "2026-01-01T00:00:00Z"}}
+    await world.client.patch(JOB, job["metadata"]["name"], "default", begun, subresource="status")
+    status = {"phase": "Running", "startTime": "2026-01-01T00:00:00Z"}
+    await world.client.patch(POD, "pod", "default", {"status": status}, subresource="status")
+    await real.reconcile("default", "run-0")
+    told = await world.client.get(RUN, "run-0", "default")
+    assert float(told["status"]["usage"]["gpuHours"]) > 1000
+    status["startTime"] = "2025-01-01T00:00:00Z"
+    await world.client.patch(POD, "pod", "default", {"status": status}, subresource="status")
+    await real.reconcile("default", "run-0")
+    after = await world.client.get(RUN, "run-0", "default")
+    assert after["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+
+
+async def test_a_whole_run_costs_few_writes_and_nothing_while_it_stands_still(world: Any) -> None:
+    """Children end as soon as they are there."""
+    embedded_only(world)
+    async with world.operator():
+        since = len(world.embedded.requests)
+        await world.apply()
+        await world.play(*CHILDREN[:-1])
+        await world.until(lambda: is_told(world, "report"))
+        await asyncio.sleep(0.5)
+        quiet = len(world.embedded.requests)
+        await asyncio.sleep(1.5)
+        assert [one for one in requests(world, quiet) if "watch=true" not in one] == []
+        await world.play("report")
+        await world.until(lambda: has_ended(world))
+        writes = [one for one in requests(world, since) if "fieldManager=cgd-operator" in one]
+    children = sum("/jobs?" in one or "/pytorchjobs?" in one for one in writes)
+    events, statuses = (sum(word in one for one in writes) for word in ("/events?", "/status?"))
+    assert children == len(CHILDREN)
+    assert events <= len(CHILDREN)
+    assert statuses <= 2 * len(CHILDREN)
+    assert len(writes) == children + events + statuses + 1  # the Secret with the tokens
+
+
+async def has_ended(world: Any) -> bool:
+    return bool(await world.state() == "Succeeded")
+
+
+async def is_told(world: Any, stage: str) -> bool:
+    stages = (await world.get())["status"].get("stages", [])
+    return any(one["name"] == stage and one["state"] == "Waiting" for one in stages)
+
+
+async def test_the_operators_own_status_is_no_news(world: Any) -> None:
+    """After a status is written, nobody asks for the run's children again."""
+    embedded_only(world)
+    async with world.operator():
+        await world.apply()
+        await world.until(lambda: is_told(world, "prepare"))
+        await asyncio.sleep(0.5)
+        since = len(world.embedded.requests)
+        run = await world.get()
+        patch = {"status": {"progress": "1%"}}
+        await world.client.patch(RUN, "demo", "default", patch, subresource="status")
+        await asyncio.sleep(0.5)
+        calls = [one for one in requests(world, since) if "run-uid" in one and "watch" not in one]
+    assert calls == []
+    assert run["status"]["observedGeneration"] == 1
+
+
+def test_the_first_reports_are_shown_at_once_and_those_of_a_long_stage_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    board = Board()
+    report = _report()
+    board.put("uid", "answer", report)
+    assert board.patience("uid", "answer") == 2
+    clock[0] += 1000
+    assert board.patience("uid", "answer") == 10
+    clock[0] += 100_000
+    assert board.patience("uid", "answer") == 30
+
+
+def test_where_many_runs_report_each_is_shown_more_rarely() -> None:
+    board = Board()
+    for number in range(500):
+        board.put(f"uid-{number}", "answer", _report())
+    assert board.patience("uid-7", "answer") == 50
+    for number in range(490):
+        board.forget(f"uid-{number}")
+    assert board.patience("uid-495", "answer") == 2
+
+
+def _report() -> Any:
+    return Progress(trainer_status=TrainerStatus())
+
+
+async def test_a_report_reaches_the_status_of_its_run(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CGD_PROGRESS_KEY", "key of the test")
+    monkeypatch.setattr("cgd_operator.progress.LEAST_PATIENCE", 0.1)
+    ports: list[int] = []
+    start = ProgressServer.start
+
+    async def noted(self: ProgressServer, host: str, port: int) -> None:
+        await start(self, host, port)
+        ports.append(self.port)
+
+    monkeypatch.setattr(ProgressServer, "start", noted)
+    async with world.operator():
+        await world.apply()
+        await world.until(lambda: is_told(world, "prepare"))
+        run = await world.get()
+        uid = run["metadata"]["uid"]
+        url = f"http://127.0.0.1:{ports[0]}/progress/default/demo/{uid}/prepare"
+        bearer = {"Authorization": f"Bearer {token(b'key of the test', uid, 'prepare')}"}
+        body = {"trainerStatus": {}, "rows": {"total": 50, "done": 20}}
+        async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=bearer) as answer:
+            assert answer.status == 200
+
+        async def shown() -> bool:
+            stages = (await world.get())["status"]["stages"]
+            return stages[0].get("rows", {}).get("done") == 20
+
+        await world.until(shown)
+
+
+async def test_a_retry_is_made_by_itself(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
+    await create_runs(world, 1)
+    failing = Failing(world.client, RELEASE, Board(), b"key")
+    failing.left = 3
+    loop = Loop(failing)
+    loop.poke("default", "run-0")
+
+    async def made() -> bool:
+        return bool((await world.client.list(JOB, "default"))[0])
+
+    await world.until(made)
+    assert failing.left == 0
+    await loop.stop()
+
+
+class Failing(Reconciler):
+    left: int
+
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        if self.left:
+            self.left -= 1
+            raise ApiError(500, "InternalError", "as the test wants it")
+        return await super().reconcile(namespace, name)
