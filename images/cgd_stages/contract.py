@@ -178,6 +178,7 @@ def train_stage(objective: Objective) -> str:
     return f"train-{objective.lower()}"
 
 
+RivalKind = Literal["SelfRefine", "Reflexion"]
 CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
 """What stands in the critique's place when CGD is trained: see `examples.critic`."""
 
@@ -276,6 +277,13 @@ class Check(Contract):
     """Fraction of the graded refinements that must be right."""
 
 
+class Rival(Contract):
+    """A method that lets the base model make more than one pass."""
+
+    kind: RivalKind
+    rounds: int = Field(ge=1)
+
+
 class Evaluate(Contract):
     """Give a model every benchmark question alone, and grade what it says."""
 
@@ -284,8 +292,8 @@ class Evaluate(Contract):
     benchmarks: tuple[Benchmark, ...]
     sampling: Sampling
     engine: Engine = Engine()
-    self_refine: int = 0
-    """Rounds of critique and refinement by the model itself, after its answer."""
+    rival: Rival | None = None
+    """None: one pass."""
 
 
 class Report(Contract):

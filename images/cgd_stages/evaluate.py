@@ -4,7 +4,7 @@
 
 The model sees the question, and the benchmark's instruction after a blank line; no draft, no critique, no reference.
 Every question ends as one row for each of the benchmark's samples, with the output, what was taken as the answer, and
-the verdict. Self-Refine lets the model then criticise and improve its own answer. Interrupt it at any moment: the next
+the verdict. A rival lets the model then criticise its own answer and give another. Interrupt it at any moment: the next
 attempt asks only for what is not stored.
 """
 
@@ -36,7 +36,7 @@ from cgd_stages.grading import Grade, Grader, find_answer
 from cgd_stages.prepare import read_benchmarks
 from cgd_stages.program import Context, run
 from cgd_stages.prompts import answer_messages, read_reply
-from cgd_stages.selfrefine import Dialogue, Dialogues
+from cgd_stages.rivals import Dialogue, Dialogues
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,11 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
         "sampling": work.sampling.model_dump(by_alias=True),
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
-    if work.self_refine:
-        wording = [prompts.fingerprint("critique"), prompts.fingerprint("refine")]
-        inputs["selfRefine"] = {"rounds": work.self_refine, "prompts": wording}
+    if work.rival:
+        again = (
+            prompts.retry_messages("{x}", ["{c}"]) if work.rival.kind == "Reflexion" else prompts.fingerprint("refine")
+        )
+        inputs["rival"] = work.rival.model_dump() | {"prompts": [prompts.fingerprint("critique"), again]}
     return context.folder(context.task.stage, inputs), inputs
 
 
@@ -145,7 +147,7 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
             return {}
         engine = _engine(context, work)
         named = ((name_of(question), question) for question in waiting)
-        dialogues = Dialogues(named, work.sampling, work.self_refine)
+        dialogues = Dialogues(named, work.sampling, work.rival)
         pace = Pace(context, len(questions), book)
         for outcome in drive(engine, dialogues.take, context.stop):
             if ended := dialogues.note(outcome):

@@ -20,7 +20,7 @@ from cgd_stages.contract import Contract, RunRef, StageFacts
 T = TypeVar("T")
 NOISE = 0.05
 """A p-value from here on is called noise."""
-RIVALS = ("selfrefine",)
+RIVALS = ("selfrefine", "reflexion")
 """Labels of what is no trained model but the base with more passes at inference."""
 UNFINISHED = ("length", "repetition")
 """Finish reasons of an output without an end."""

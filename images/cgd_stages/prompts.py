@@ -7,6 +7,7 @@ instruction that speaks of the teacher's critique.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -49,6 +50,11 @@ The answer may hold mistakes, or leave out steps that it needs. Go through it li
 every calculation, correct what is wrong and complete what is missing."""
 """The placeholder that stands for every critique in the ablation `generic`. It has no verdict."""
 
+REFLEXION = """\
+You have tried to answer the question below before, and your answer was wrong. You are given your reflections on what \
+you tried. Answer the question anew, from the beginning, and avoid the mistakes that they name. Reply with the answer \
+alone; do not mention the reflections."""
+
 END_OF_THINKING = "</think>"
 _START_OF_THINKING = "<think>"
 _VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
@@ -67,6 +73,11 @@ def critique_messages(prompt: str, answer: str) -> list[Message]:
 def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
     """x, y' and c, and the task to write the improved answer."""
     return _told(TEACHER, *_slots(prompt, answer, critique), REFINE)
+
+
+def retry_messages(prompt: str, reflections: Sequence[str]) -> list[Message]:
+    """x and what the model thinks of its earlier answers, which it does not see, and the task to answer anew."""
+    return _told(REFLEXION, f"Question: {prompt}", *(f"Reflection: {text}" for text in reflections))
 
 
 def training_context(prompt: str, answer: str, critique: str | None) -> list[Message]:

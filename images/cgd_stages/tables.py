@@ -18,6 +18,7 @@ BASE = "base"
 NAMES = {
     BASE: "base",
     "selfrefine": "Self-Refine",
+    "reflexion": "Reflexion",
     "sft": "SFT",
     "distilledsft": "Distilled SFT",
     "refinedsft": "Refined SFT",

@@ -105,9 +105,10 @@ def _child(child: Child, given: Assumptions) -> Iterator[Cost]:
         case contract.Evaluate() as work:
             outputs = sum((one.limit or one.questions or given.questions) * one.samples for one in work.benchmarks)
             answer, critique = (min(most, work.sampling.max_tokens) for most in (given.answer, given.critique))
-            # Self-Refine, if all its rounds are needed: a critique and an answer more, both of them with their context.
-            written = answer + work.self_refine * (critique + answer)
-            read = given.prompt + work.self_refine * (2 * (INSTRUCTION + given.prompt + answer) + critique)
+            # A rival, if all its rounds are needed: a critique and an answer more, both of them with their context.
+            rounds = work.rival.rounds if work.rival else 0
+            written = answer + rounds * (critique + answer)
+            read = given.prompt + rounds * (2 * (INSTRUCTION + given.prompt + answer) + critique)
             yield _generated(child, child.stage, outputs, read, written, given.student, given, warm=False)
         case _:
             return

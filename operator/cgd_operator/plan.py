@@ -139,7 +139,8 @@ def _evaluations(spec: CGDRunSpec, evaluation: Evaluation, trained: tuple[str, .
         yield _Work("evaluate-base", ("evaluate-base",), _evaluate(spec, evaluation, model), "student", trained)
     for rival in evaluation.rivals:
         name = f"evaluate-{rival.kind.lower()}"
-        work = _evaluate(spec, evaluation, _student(spec)).model_copy(update={"self_refine": rival.rounds})
+        method = contract.Rival(kind=rival.kind, rounds=rival.rounds)
+        work = _evaluate(spec, evaluation, _student(spec)).model_copy(update={"rival": method})
         yield _Work(name, (name,), work, "student", trained)
     if "trained" in evaluation.models:
         for stage in trained:

@@ -270,11 +270,12 @@ def test_percent(text: str, value: float) -> None:
 
 
 def test_a_rival_is_the_base_model_with_more_passes_in_a_stage_of_its_own() -> None:
-    made = children({"evaluation.rivals": [{"kind": "SelfRefine", "rounds": 3}]})
+    made = children({"evaluation.rivals": [{"kind": "SelfRefine", "rounds": 3}, {"kind": "Reflexion"}]})
     base, rival = made["evaluate-base"].task.work, made["evaluate-selfrefine"].task.work
     assert isinstance(base, contract.Evaluate)
-    assert rival == base.model_copy(update={"self_refine": 3})
-    assert base.self_refine == 0
+    assert rival == base.model_copy(update={"rival": contract.Rival(kind="SelfRefine", rounds=3)})
+    assert made["evaluate-reflexion"].task.work.rival == contract.Rival(kind="Reflexion", rounds=1)
+    assert base.rival is None
     assert made["evaluate-selfrefine"].after == made["evaluate-base"].after
     assert "evaluate-selfrefine" in made["report"].after
 

@@ -7,7 +7,7 @@ import pytest
 from stage_builders import RUN, Program, RuleEngine, context, said, stop_after
 
 from cgd_stages import evaluate
-from cgd_stages.contract import Benchmark, Evaluate, Model, Rows, Sampling, StageFacts, StageTask, Storage
+from cgd_stages.contract import Benchmark, Evaluate, Model, Rival, Rows, Sampling, StageFacts, StageTask, Storage
 from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.engines import Outcome, Refused, Request
 from cgd_stages.errors import Interrupted, UserError
@@ -37,7 +37,7 @@ def prepared(bucket: Bucket, questions: list[Row]) -> None:
     write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
 
 
-def work_for(model: Path, *benchmarks: str, samples: int = 1, self_refine: int = 0) -> Evaluate:
+def work_for(model: Path, *benchmarks: str, samples: int = 1, rival: Rival | None = None) -> Evaluate:
     return Evaluate(
         model=Model(name=str(model)),
         benchmarks=tuple(
@@ -45,7 +45,7 @@ def work_for(model: Path, *benchmarks: str, samples: int = 1, self_refine: int =
         ),
         sampling=Sampling(max_tokens=16, temperature=0.0 if samples == 1 else 0.7),
         engine=EngineSettings(dtype="float32"),
-        self_refine=self_refine,
+        rival=rival,
     )
 
 
@@ -152,7 +152,8 @@ def test_self_refine_is_graded_by_its_last_answer_and_pays_for_all_passes(
     monkeypatch.setattr(evaluate, "_engine", lambda *_: RuleEngine(rule))
     prepared(bucket, [question(0)])
     alone = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
-    refined = evaluate.main(program(storage, tmp_path, work_for(tiny_model, self_refine=1)))[STAGE]
+    rival = Rival(kind="SelfRefine", rounds=1)
+    refined = evaluate.main(program(storage, tmp_path, work_for(tiny_model, rival=rival)))[STAGE]
     told = [
         (row["correct"], row["passes"], row["tokens"]) for facts in (alone, refined) for row in stored(bucket, facts)
     ]

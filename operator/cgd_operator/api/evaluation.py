@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, rules
 from cgd_operator.api.generation import SOURCE_RULE, Fields, Sampling, SourceUri
 from cgd_operator.benchmarks import BENCHMARKS
+from cgd_stages.contract import RivalKind
 
 
 class BenchmarkFields(Fields):
@@ -71,8 +72,9 @@ class Benchmark(Part):
 class Rival(Part):
     """A method that spends more at inference instead of training, on the base model, to compare with."""
 
-    kind: Literal["SelfRefine"] = Field(
-        description="The student criticises its own answer and improves it, in the words that the teacher is asked in."
+    kind: RivalKind = Field(
+        description="The student criticises its own answer, in the words that the teacher is asked in, and improves it "
+        "(SelfRefine) or answers anew with its critiques in view (Reflexion)."
     )
     rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
 
@@ -96,7 +98,7 @@ class Evaluation(Part):
     )
     rivals: tuple[Rival, ...] = Field(
         (),
-        max_length=1,
+        max_length=2,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["kind"]},
         description="Evaluated like a model, each in a stage of its own; the tokens of all passes are counted.",
     )

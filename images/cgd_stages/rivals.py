@@ -1,20 +1,25 @@
-"""Self-Refine (Madaan et al., 2023): a model criticises its own answer and improves it, round by round.
+"""What the base model can do with more passes instead of training: Self-Refine and Reflexion.
 
-The rival of a trained student at inference: the same model, more passes. It is asked for critique and refinement in the
-words that the teacher is asked in. A round ends the dialogue where the critique finds the answer right, or where a pass
-comes to nothing; the last answer that has an end is what is graded, and the tokens of all passes are its cost. With no
-rounds this is the single pass of every other model.
+Self-Refine (Madaan et al., 2023): the model criticises its own answer and improves it, round by round. Reflexion (Shinn
+et al., 2023): it reflects on its answer and answers anew, with its last three reflections in view and the answers out
+of it. The critique of the one is the reflection of the other, asked for in the words that the teacher is asked in, and
+its verdict is the only signal: no reference is looked at. A round ends the dialogue where the critique finds the answer
+right, or where a pass comes to nothing; the last answer that has an end is what is graded, and the tokens of all passes
+are its cost. Without a rival this is the single pass of every other model.
 """
 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cgd_stages.contract import Role, Sampling
+from cgd_stages.contract import Rival, Role, Sampling
 from cgd_stages.engines import Completion, Outcome, Request
 from cgd_stages.folders import Row
 from cgd_stages.outcomes import row_sampling
-from cgd_stages.prompts import read_reply, role_messages, verdict
+from cgd_stages.prompts import Message, read_reply, retry_messages, role_messages, verdict
+
+MEMORY = 3
+"""Reflections that the next attempt sees, as in the paper."""
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Dialogue:
     answer: Outcome | None = None
     texts: Row = field(default_factory=dict)
     """`answer` and `critique`, as the next pass is given them."""
+    reflections: list[str] = field(default_factory=list)
     passes: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
@@ -41,12 +47,13 @@ class Dialogue:
 
 
 class Dialogues:
-    """Dialogues of at most so many rounds; `take` is for `engines.drive`."""
+    """Dialogues as the rival has them; `take` is for `engines.drive`."""
 
-    def __init__(self, questions: Iterable[tuple[str, Row]], sampling: Sampling, rounds: int) -> None:
+    def __init__(self, questions: Iterable[tuple[str, Row]], sampling: Sampling, rival: Rival | None) -> None:
         self._waiting = deque(Dialogue(name, question) for name, question in questions)
         self._under_way: dict[str, Dialogue] = {}
-        self._sampling, self._rounds = sampling, rounds
+        self._sampling, self._kind = sampling, rival.kind if rival else None
+        self._passes = 1 + 2 * rival.rounds if rival else 1
 
     def take(self) -> Request | None:
         if not self._waiting:
@@ -75,16 +82,21 @@ class Dialogues:
         """Prepare the next pass, if there is one."""
         if dialogue.role == "critique":
             dialogue.texts["critique"], dialogue.role = text, "refine"
+            dialogue.reflections.append(text)
             return verdict(text) != "right"
         dialogue.texts["answer"], dialogue.role = text, "critique"
-        return dialogue.passes < 1 + 2 * self._rounds
+        return dialogue.passes < self._passes
 
     def _request(self, dialogue: Dialogue) -> Request:
         # Not the stage's name: base, trained model and rival shall draw their first answers with the same seeds.
         purpose = f"evaluate-{dialogue.passes}" if dialogue.passes else "evaluate"
         sampling = row_sampling(self._sampling, purpose, dialogue.question)
-        messages = role_messages(dialogue.role, dialogue.question | dialogue.texts)
-        return Request(f"{dialogue.name}#{dialogue.passes}", messages, sampling)
+        return Request(f"{dialogue.name}#{dialogue.passes}", self._messages(dialogue), sampling)
+
+    def _messages(self, dialogue: Dialogue) -> list[Message]:
+        if dialogue.role == "refine" and self._kind == "Reflexion":
+            return retry_messages(dialogue.question["prompt"], dialogue.reflections[-MEMORY:])
+        return role_messages(dialogue.role, dialogue.question | dialogue.texts)
 
 
 def _text(outcome: Outcome) -> str:

@@ -1,4 +1,5 @@
-"""Self-Refine: the same model answers, criticises and improves; what counts as its answer, and what it costs."""
+"""Self-Refine and Reflexion: the same model answers, criticises and answers again; what counts as its answer, and what
+it costs."""
 
 import threading
 from collections.abc import Callable
@@ -6,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from stage_builders import RuleEngine, said
 
-from cgd_stages.contract import Sampling
+from cgd_stages.contract import Rival, RivalKind, Sampling
 from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
 from cgd_stages.folders import Row
-from cgd_stages.prompts import answer_messages, critique_messages, refine_messages
-from cgd_stages.selfrefine import Dialogue, Dialogues
+from cgd_stages.prompts import answer_messages, critique_messages, refine_messages, retry_messages
+from cgd_stages.rivals import Dialogue, Dialogues
 
 QUESTION = "What is 1 + 1?"
 WRONG, RIGHT = "Look again.\nConclusion: wrong", "Fine.\nConclusion: right"
@@ -39,9 +40,11 @@ def replies(*given: Reply) -> Callable[[Request], Outcome]:
     return rule
 
 
-def play(engine: RuleEngine, rounds: int, questions: int = 1) -> list[Dialogue]:
+def play(engine: RuleEngine, rounds: int, questions: int = 1, kind: RivalKind = "SelfRefine") -> list[Dialogue]:
     named = [(f"q{number}", question(number)) for number in range(questions)]
-    dialogues = Dialogues(named, Sampling(max_tokens=8, temperature=0.5), rounds)
+    dialogues = Dialogues(
+        named, Sampling(max_tokens=8, temperature=0.5), Rival(kind=kind, rounds=rounds) if rounds else None
+    )
     outcomes = drive(engine, dialogues.take, threading.Event())
     return [ended for outcome in outcomes if (ended := dialogues.note(outcome))]
 
@@ -59,11 +62,30 @@ def test_the_model_sees_its_own_answer_and_critique_in_the_teachers_words() -> N
     assert (ended.outcome.name, text_of(ended), ended.passes) == ("q0", "three", 5)
 
 
+def test_reflexion_answers_anew_with_its_last_three_reflections_and_without_its_answers() -> None:
+    thoughts = [f"Thought {number}.\nConclusion: wrong" for number in range(1, 5)]
+    engine = RuleEngine(
+        replies("one", thoughts[0], "two", thoughts[1], "three", thoughts[2], "four", thoughts[3], "five")
+    )
+    (ended,) = play(engine, rounds=4, kind="Reflexion")
+    assert [request.messages for request in engine.asked[:3]] == [
+        answer_messages(QUESTION),
+        critique_messages(QUESTION, "one"),
+        retry_messages(QUESTION, thoughts[:1]),
+    ]
+    last = engine.asked[-1].messages[-1]["content"]
+    assert engine.asked[-1].messages == retry_messages(QUESTION, thoughts[1:])
+    assert "four" not in last
+    assert thoughts[0] not in last
+    assert (text_of(ended), ended.passes) == ("five", 9)
+
+
 def text_of(dialogue: Dialogue) -> str:
     assert isinstance(dialogue.outcome, Completion)
     return dialogue.outcome.text
 
 
+@pytest.mark.parametrize("kind", ["SelfRefine", "Reflexion"])
 @pytest.mark.parametrize(
     ("given", "text", "passes"),
     [
@@ -79,9 +101,9 @@ def text_of(dialogue: Dialogue) -> str:
     ],
 )
 def test_a_dialogue_ends_where_nothing_is_wrong_or_a_pass_comes_to_nothing(
-    given: list[Reply], text: str, passes: int
+    given: list[Reply], text: str, passes: int, kind: RivalKind
 ) -> None:
-    (ended,) = play(RuleEngine(replies(*given)), rounds=3)
+    (ended,) = play(RuleEngine(replies(*given)), rounds=3, kind=kind)
     assert (text_of(ended), ended.passes) == (text, passes)
 
 
