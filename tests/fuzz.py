@@ -41,7 +41,7 @@ Json = dict[str, Any]
 FATES = {
     "not taken": "the API server refuses it, and says which field",
     "refused": "the operator refuses it: InvalidSpec, with the field and the mend",
-    "child refused": "the API server refuses a child, and the run's condition says so",
+    "child refused": "the API server would refuse a child; nothing is started and the run's condition says so",
     "suspended": "it waits, as it asks for",
     "started": "its first stage is there, and the server takes its other children",
 }
@@ -169,9 +169,7 @@ async def _later(client: Cluster) -> str:
         except AlreadyExists:
             continue
         except ApiError as error:
-            return (
-                "child refused" if error.status in (400, 422) and error.message else f"the API server failed: {error}"
-            )
+            return f"a later child is refused: {error}"
     return "started"
 
 

@@ -47,7 +47,8 @@ class Shelf:
 
     def within(self, namespace: str) -> list[Json]:
         """The objects of a namespace ("" for all), in the order of their names, as etcd lists them."""
-        return [self.objects[key] for key in sorted(self.objects) if namespace in ("", key[0])]
+        keys = (key for key in self.objects if key[0] == namespace) if namespace else self.objects
+        return [self.objects[key] for key in sorted(keys)]
 
     def end(self) -> None:
         for feed in self.feeds:

@@ -119,8 +119,10 @@ class Cluster:
         items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
         return items, body["metadata"]["resourceVersion"]
 
-    async def create(self, kind: Kind, body: Object) -> Object:
-        path = kind.path(body["metadata"].get("namespace")) + _query(fieldManager=self._manager)
+    async def create(self, kind: Kind, body: Object, *, dry_run: bool = False) -> Object:
+        """Create; a dry run is admitted and validated, and nothing comes of it."""
+        query = _query(fieldManager=self._manager, dryRun="All" if dry_run else "")
+        path = kind.path(body["metadata"].get("namespace")) + query
         created = await self._call("POST", path, body)
         assert created is not None
         return created

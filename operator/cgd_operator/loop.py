@@ -151,3 +151,4 @@ class Loop:
                 behind = True
             if behind:
                 self.poke(meta["namespace"], meta["name"])
+            await asyncio.sleep(0)  # a child that has ended goes first

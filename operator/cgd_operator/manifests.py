@@ -295,7 +295,7 @@ def _container(run: Run, child: Child, release: Release, name: str, pool: Pool) 
 
 
 def _resources(run: Run, child: Child, pool: Pool) -> Object:
-    resources = {key: dict(value) if isinstance(value, dict) else value for key, value in pool.resources.items()}
+    resources: Object = pool.resources.model_dump(exclude_defaults=True)
     if child.gpus:
         resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}
     return resources

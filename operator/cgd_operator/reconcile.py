@@ -164,7 +164,8 @@ class Reconciler:
         if view.backend is None and view.starts:
             trouble = status.Trouble("TrainingBackendMissing", INSTALL[run.spec.training.backend])
         else:
-            trouble = await self._act(run, view.actions, view.there)
+            refusal = await self._rehearse(view) if view.starts and not view.there.objects else None
+            trouble = refusal or await self._act(run, view.actions, view.there)
         if view.starts and not trouble and previous.observed_generation == run.generation:
             return SETTLE_SECONDS
         new = view.status(self.board, trouble)
@@ -296,6 +297,22 @@ class Reconciler:
             self._absent[kind] = time.monotonic()
             return None
 
+    async def _rehearse(self, view: View) -> status.Trouble | None:
+        """Before the first child of a run is made, have the API server judge all of them: some of their fields go into
+        the run as they are, and a training that it refuses must not be found out when the teacher's GPUs were used."""
+        for child in view.children:
+            body = manifests.manifest(view.run, child, self.release)
+            try:
+                await self.cluster.create(manifests.KINDS[child.kind], body, dry_run=True)
+            except AlreadyExists:
+                continue
+            except ApiError as error:
+                if error.status in (400, 422):
+                    return _refused(child, error)
+                if error.status not in (403, 404):  # a quota that is used up now, say, or a kind not served
+                    raise
+        return None
+
     async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:
         """Carry the actions out; the objects they make or change are put in `there`."""
         await self._equip(run, actions)
@@ -311,7 +328,7 @@ class Reconciler:
             except ApiError as error:
                 if error.status not in (400, 403, 404, 422):
                     raise
-                return status.Trouble("ChildRefused", f"the API server refused a child: {error.message}")
+                return _refused(action.child if isinstance(action, Start) else action.facts, error)
         return None
 
     async def _equip(self, run: Run, actions: tuple[Action, ...]) -> None:
@@ -373,6 +390,10 @@ class Reconciler:
                 continue
             except ApiError as error:  # an Event is a courtesy: never the reason why a run stands still
                 log.warning("event %s was not posted: %s", body["reason"], error)
+
+
+def _refused(child: Child | ChildFacts, error: ApiError) -> status.Trouble:
+    return status.Trouble("ChildRefused", f"the API server refused the child of stage {child.stage}: {error.message}")
 
 
 def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """PyYAML reads YAML 1.1, where 1e-6 is a string; kubectl reads 1.2, where it is a float: quote what has a digit."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:

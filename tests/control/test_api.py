@@ -61,6 +61,10 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("placement.gpuMemory", "80GB", "spec.placement.gpuMemory", "pattern"),
         ("placement.gpuMemory", "0Gi", "spec.placement.gpuMemory", "pattern"),
         ("placement", {"gpuMemory": "80Gi", "accelerator": "none"}, "spec.placement", "leave one of them out"),
+        ("placement.cpu.resources", {"limits": {"cpu": "a lot"}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
+        ("placement.cpu.resources", {"limits": {"cpu": -1}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
+        ("placement.cpu.resources", {"limits": "all"}, "spec.placement.cpu.resources.limits", "an object"),
+        ("placement.cpu.resources", {"limit": {}}, "spec.placement.cpu.resources.limit", "no such field"),
         ("placement.schedulingPolicy", {}, "spec.placement.schedulingPolicy.gang", "is required"),
         ("placement.schedulingPolicy", {"gang": "yes"}, "spec.placement.schedulingPolicy.gang", "'volcano'"),
         (

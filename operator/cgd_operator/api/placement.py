@@ -1,12 +1,36 @@
 """Where the pods run."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from cgd_operator.api.fields import Memory, Name, Part, rules
 
 FREE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+
+
+QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
+
+
+def _quantity(value: str | int) -> str | int:
+    if not re.match(QUANTITY, str(value)):
+        raise ValueError('write a quantity, such as 4, "500m" or 64Gi')
+    return value
+
+
+Quantity = Annotated[
+    str | int,
+    AfterValidator(_quantity),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY}),
+]
+
+
+class Resources(Part):
+    """Of a container, as Kubernetes has them."""
+
+    limits: dict[str, Quantity] = Field({})
+    requests: dict[str, Quantity] = Field({})
 
 
 class Pool(Part):
@@ -15,9 +39,7 @@ class Pool(Part):
     node_selector: dict[str, str] = Field({})
     tolerations: list[dict[str, Any]] = Field([], max_length=64)
     affinity: dict[str, Any] = Field({}, json_schema_extra=FREE)
-    resources: dict[str, Any] = Field(
-        {}, json_schema_extra=FREE, description="Added to the GPUs that the run asks for."
-    )
+    resources: Resources = Field(Resources(), description="Added to the GPUs that the run asks for.")
     priority_class_name: Name | None = None
 
 
