@@ -6,7 +6,7 @@
 
 It is kube-apiserver and etcd and nothing else: no garbage collection, no controllers, no kubelet. It listens on
 loopback, asks nobody who they are, and keeps everything in memory: `stop` and `start` of one object is a restart. It
-speaks JSON only, and lists come whole (`limit` is ignored).
+speaks JSON only, and every page of a list shows what is there when it is asked for.
 """
 
 from __future__ import annotations
@@ -143,9 +143,11 @@ class ApiServer:
             return await self._watch(target)
         chosen, version = target.chosen(), str(self.registry.store.version)
         objects = [obj for obj in self.registry.shelf(target.resource).within(target.namespace) if chosen(obj)]
+        objects, more = target.page(objects)
+        metadata = {"resourceVersion": version, **more}
         kind = {"kind": f"{target.resource.kind}List", "apiVersion": target.resource.api_version}
-        whole = kind | {"metadata": {"resourceVersion": version}, "items": objects}
-        return _answer(target.table(objects, version) or whole)
+        rows = target.table(objects, version)
+        return _answer(rows | {"metadata": metadata} if rows else kind | {"metadata": metadata, "items": objects})
 
     async def _watch(self, target: Target) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

@@ -65,7 +65,7 @@ class Controller:
 
     async def _watch(self) -> None:
         async for event, item in self._cluster.watch(self._kind):
-            if event in ("ADDED", "MODIFIED"):
+            if event in ("LISTED", "ADDED", "MODIFIED"):
                 self._look((item["metadata"]["namespace"], item["metadata"]["name"]))
 
     async def _watch_made(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,24 @@ class Target:
             raise bad_request(f'{name}: Invalid value: "{text}": must be a number')
         return int(text)
 
+    def page(self, objects: list[Json]) -> tuple[list[Json], Json]:
+        """The part of a list that is asked for, and what its metadata says of the rest.
+
+        Raises:
+            ApiError: 400 for a token that is not ours.
+        """
+        size = self.number("limit")
+        if token := self.text("continue"):
+            try:
+                after = tuple(json.loads(base64.urlsafe_b64decode(token)))
+            except ValueError as error:
+                raise bad_request("continue key is not valid") from error
+            objects = [obj for obj in objects if _place(obj) > after]
+        if not size or len(objects) <= size:
+            return objects, {}
+        last = base64.urlsafe_b64encode(json.dumps(_place(objects[size - 1])).encode()).decode()
+        return objects[:size], {"continue": last, "remainingItemCount": len(objects) - size}
+
     def chosen(self) -> Test:
         return selection(self.text("labelSelector"), self.text("fieldSelector"))
 
@@ -91,3 +110,8 @@ class Target:
             return json.loads(await self.request.text())
         except ValueError as error:
             raise bad_request(f"error decoding the body: {error}") from error
+
+
+def _place(obj: Json) -> Key:
+    """Where an object stands in a list."""
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]

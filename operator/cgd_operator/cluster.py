@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+PAGE = 50
+"""Objects that are read at once where there may be very many."""
 WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
 MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
@@ -119,6 +121,24 @@ class Cluster:
         items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
         return items, body["metadata"]["resourceVersion"]
 
+    async def pages(
+        self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> AsyncIterator[tuple[Sequence[Object], str]]:
+        """All objects of a kind, `PAGE` at a time so that memory for those is enough, and the version of each page.
+
+        Raises:
+            Gone: between two pages, when the first is too long ago: start over.
+        """
+        token = ""
+        while True:
+            query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE), "continue": token}
+            body = await self._call("GET", kind.path(namespace) + _query(**query))
+            assert body is not None
+            items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
+            yield items, body["metadata"]["resourceVersion"]
+            if not (token := body["metadata"].get("continue", "")):
+                return
+
     async def create(self, kind: Kind, body: Object, *, dry_run: bool = False) -> Object:
         """Create; a dry run is admitted and validated, and nothing comes of it."""
         query = _query(fieldManager=self._manager, dryRun="All" if dry_run else "")
@@ -174,18 +194,20 @@ class Cluster:
     async def watch(
         self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> AsyncIterator[tuple[str, Object]]:
-        """Every object there is as ADDED, then ("SYNCED", {}), then changes, for ever.
+        """Every object there is as LISTED, then ("SYNCED", {}), then changes, for ever.
 
         A lost connection goes on from the last version seen; a version that is too old (410) starts over from the
-        list, so that a consumer sees ADDED and SYNCED again and must treat both as "look again".
+        list, so that a consumer sees LISTED and SYNCED again and must treat both as "look again".
         """
         while True:
-            items, version = await self.list(kind, namespace, labels=labels, fields=fields)
-            for item in items:
-                yield "ADDED", item
-            yield "SYNCED", {}
+            since = ""
             try:
-                async for event, item in self._changes(kind, namespace, labels, fields, version):
+                async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
+                    since = since or version
+                    for item in items:
+                        yield "LISTED", item
+                yield "SYNCED", {}
+                async for event, item in self._changes(kind, namespace, labels, fields, since):
                     yield event, item
             except Gone:
                 log.info("watch of %s is too old; listing again", kind.plural)
@@ -219,8 +241,11 @@ class Cluster:
         async with response:
             if response.status >= 300:
                 raise _error(await _body(response))
-            async for line in response.content:
-                yield line
+            rest = b""
+            async for data in response.content.iter_any():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in filter(None, lines):
+                    yield line
 
     async def _call(
         self,

@@ -1,7 +1,8 @@
-"""The doors: what Kopf calls. Each says when to look at which run; everything else happens in `reconcile`.
+"""The door: what Kopf calls. It says when to look at which run; everything else happens in `loop` and `reconcile`.
 
-Only `on.event` handlers are used: they put no finalizer and no annotation on anything. The objects that a watch begins
-with have no event type; they ask for a sweep, which looks at all of them together.
+Only an `on.event` handler is used: it puts no finalizer and no annotation on anything. The runs that a watch begins
+with have no event type; they ask for a sweep, which looks at all of them together. Children are watched by `loop`: Kopf
+reads all objects of a kind at once and remembers each, which at a thousand runs is hundreds of megabytes.
 """
 
 from typing import Any
@@ -11,10 +12,6 @@ import kopf
 from cgd_operator import metrics
 from cgd_operator.api import GROUP, VERSION
 from cgd_operator.loop import Loop
-from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL
-from cgd_operator.observe import has_ended
-
-OURS: dict[str, Any] = {MANAGED_BY: MANAGER, RUN_LABEL: kopf.PRESENT}
 
 
 @kopf.on.startup()
@@ -42,31 +39,10 @@ def login(**everything: Any) -> kopf.ConnectionInfo | None:
 @kopf.on.event(GROUP, VERSION, "cgdruns")
 async def run_changed(event: kopf.RawEvent, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
     """At once if the user changed something; our own writes of the status are no news."""
-    unseen = body.get("status", {}).get("observedGeneration", 0) != body.metadata["generation"]
-    if event["type"] is None or unseen or "deletionTimestamp" in body.metadata:
-        _look(memo, event, body.metadata["name"], at_once=True)
-
-
-@kopf.on.event("batch", "v1", "jobs", labels=OURS)
-@kopf.on.event("kubeflow.org", "v1", "pytorchjobs", labels=OURS)
-@kopf.on.event("trainer.kubeflow.org", "v1alpha1", "trainjobs", labels=OURS)
-async def child_changed(event: kopf.RawEvent, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
-    over = event["type"] == "DELETED" or has_ended(body)
-    _look(memo, event, body.metadata["labels"][RUN_LABEL], at_once=over)
-
-
-@kopf.on.event("", "v1", "pods", labels=OURS)
-async def pod_changed(event: kopf.RawEvent, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
-    _look(memo, event, body.metadata["labels"][RUN_LABEL], at_once=False)
-
-
-def _look(memo: kopf.Memo, event: kopf.RawEvent, name: str, *, at_once: bool) -> None:
     loop: Loop = memo.loop
     metrics.LAST_EVENT.set_to_current_time()
-    namespace = event["object"]["metadata"]["namespace"]
+    unseen = body.get("status", {}).get("observedGeneration", 0) != body.metadata["generation"]
     if event["type"] is None:
         loop.sweep_soon()
-    elif at_once:
-        loop.poke(namespace, name)
-    else:
-        loop.soon(namespace, name)
+    elif unseen or "deletionTimestamp" in body.metadata:
+        loop.poke(body.metadata["namespace"], body.metadata["name"])

@@ -8,12 +8,15 @@ starts, or starts again, only asks for a sweep.
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cgd_operator import metrics, reconcile
-from cgd_operator.cluster import RUN, ApiError, Object
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, RUN, TRAINJOB, ApiError, Kind, Object
 from cgd_operator.health import Health
+from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL
+from cgd_operator.observe import has_ended
 from cgd_operator.reconcile import Reconciler, at_rest
 
 log = logging.getLogger(__name__)
@@ -23,8 +26,8 @@ RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
 """Between two looks at a run, and before a sweep that watches ask for: they come in bursts."""
 AT_ONCE = 16
-TOGETHER = 50
-"""Runs whose children a sweep asks for at once."""
+CHILDREN = (JOB, PYTORCHJOB, TRAINJOB, POD)
+OURS = f"{MANAGED_BY}={MANAGER},{RUN_LABEL}"
 
 Key = tuple[str, str]
 """Namespace and name of a run."""
@@ -41,19 +44,21 @@ class Loop:
     _dirty: set[Key] = field(default_factory=set)
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
-    _sweeps: asyncio.Task[None] | None = None
+    _standing: list[asyncio.Task[None]] = field(default_factory=list)
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def start(self) -> None:
-        """Sweep until `stop`."""
-        self._sweeps = asyncio.create_task(self._sweep_for_ever(), name="sweeps")
+        """Sweep and watch the runs' children until `stop`."""
+        works = [self._sweep_for_ever()]
+        works += [self._watch(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)]
+        self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """End the sweeps and the looks under way; whatever they left undone is seen at the next start."""
+        """End everything under way; whatever that leaves undone is seen at the next start."""
         for timer in self._timers.values():
             timer.cancel()
-        tasks = [*self._tasks.values(), *([self._sweeps] if self._sweeps else [])]
+        tasks = [*self._tasks.values(), *self._standing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,6 +117,29 @@ class Loop:
             log.exception("%s/%s: reconcile failed; this is a bug of cgd-operator", namespace, name)
             return None
 
+    async def _watch(self, kind: Kind, namespace: str | None) -> None:
+        """Look at once at a run whose child has ended or is gone, soon where anything else happened to one. What is
+        there when the watch begins, or begins anew, is the sweep's."""
+        while True:
+            try:
+                async for event, item in self.reconciler.cluster.watch(kind, namespace, labels=OURS):
+                    if event == "SYNCED":
+                        self.sweep_soon()
+                    elif event != "LISTED":
+                        self._happened(kind, event, item)
+            except ApiError as error:
+                if error.status != 404:
+                    log.warning("watch of %s failed: %s", kind.plural, error)
+                await asyncio.sleep(RETRY_SECONDS if error.status != 404 else reconcile.ABSENT_SECONDS)
+
+    def _happened(self, kind: Kind, event: str, item: Object) -> None:
+        metrics.LAST_EVENT.set_to_current_time()
+        run = (item["metadata"]["namespace"], item["metadata"]["labels"][RUN_LABEL])
+        if kind is not POD and (event == "DELETED" or has_ended(item)):
+            self.poke(*run)
+        else:
+            self.soon(*run)
+
     async def _sweep_for_ever(self) -> None:
         while True:
             self._wanted.clear()
@@ -130,17 +158,16 @@ class Loop:
         """Poke every run that is behind."""
         states: Counter[str] = Counter()
         for namespace in self.namespaces or (None,):
-            runs, _ = await self.reconciler.cluster.list(RUN, namespace)
-            states.update(run.get("status", {}).get("state") or "New" for run in runs)
-            awake = [run for run in runs if not at_rest(run, datetime.now(UTC))]
-            for first in range(0, len(awake), TOGETHER):
-                await self._sweep_over(namespace, awake[first : first + TOGETHER])
+            async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
+                states.update(run.get("status", {}).get("state") or "New" for run in runs)
+                if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
+                    await self._sweep_over(namespace, awake)
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)
         self.health.swept()
 
-    async def _sweep_over(self, namespace: str | None, runs: list[Object]) -> None:
+    async def _sweep_over(self, namespace: str | None, runs: Sequence[Object]) -> None:
         there = await self.reconciler.look(namespace, [run["metadata"]["uid"] for run in runs])
         for run in runs:
             meta = run["metadata"]

@@ -299,18 +299,16 @@ class Reconciler:
 
     async def _rehearse(self, view: View) -> status.Trouble | None:
         """Before the first child of a run is made, have the API server judge all of them: some of their fields go into
-        the run as they are, and a training that it refuses must not be found out when the teacher's GPUs were used."""
+        the run as they are, and a training that it refuses must not be found out when the teacher's GPUs were used.
+        Whatever else comes in the way, such as a quota that is used up now, is met again when the child is made."""
         for child in view.children:
             body = manifests.manifest(view.run, child, self.release)
             try:
                 await self.cluster.create(manifests.KINDS[child.kind], body, dry_run=True)
-            except AlreadyExists:
-                continue
             except ApiError as error:
                 if error.status in (400, 422):
                     return _refused(child, error)
-                if error.status not in (403, 404):  # a quota that is used up now, say, or a kind not served
-                    raise
+                log.info("%s/%s: %s was not judged: %s", view.run.namespace, view.run.name, child.stage, error)
         return None
 
     async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from builders import CHILDREN, RELEASE, labels, manifest
 
-from cgd_operator.cluster import JOB, POD, RUN, ApiError
-from cgd_operator.loop import TOGETHER, Loop
+from cgd_operator.cluster import JOB, PAGE, POD, RUN, ApiError
+from cgd_operator.loop import Loop
 from cgd_operator.progress import Board, ProgressServer, token
 from cgd_operator.reconcile import Reconciler
 from cgd_stages.contract import Progress, TrainerStatus
@@ -93,12 +93,12 @@ async def create_runs(world: Any, count: int) -> None:
 
 @embedded_only
 async def test_a_sweep_asks_for_the_children_of_many_runs_at_once(world: Any, loop: Loop) -> None:
-    await create_runs(world, TOGETHER + 5)
+    await create_runs(world, PAGE + 5)
     since = len(world.embedded.requests)
     await loop._sweep()
     calls = requests(world, since)
-    assert len(calls) == 1 + 2 * 4  # the runs; Jobs, pods, PyTorchJobs and TrainJobs of 50 and of 5
-    assert len(await settle(loop)) == TOGETHER + 5
+    assert len(calls) == 2 * 5  # runs, Jobs, pods, PyTorchJobs and TrainJobs: of 50 runs and of 5
+    assert len(await settle(loop)) == PAGE + 5
 
 
 async def test_a_sweep_looks_only_at_runs_that_are_behind(world: Any, loop: Loop) -> None:

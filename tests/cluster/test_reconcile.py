@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from typing import Any, ClassVar
 
 import pytest
@@ -383,18 +384,14 @@ async def test_an_operator_that_dies_after_every_write_brings_the_run_to_the_sam
 @pytest.mark.parametrize("code", [409, 429, 500, 503])
 async def test_api_faults_are_waited_out(world: Any, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
-    count = 0
+    dice = random.Random(5)
 
-    def every_third(request: web.Request) -> web.Response | None:
-        nonlocal count
-        if "fieldManager=cgd-operator" not in request.path_qs:
-            return None
-        count += 1
-        if count % 3:
+    def a_third(request: web.Request) -> web.Response | None:
+        if "fieldManager=cgd-operator" not in request.path_qs or dice.random() > 1 / 3:
             return None
         return web.json_response({"code": code, "reason": "Fault", "message": "injected"}, status=code)
 
-    world.embedded.fault = every_third
+    world.embedded.fault = a_third
     async with world.operator():
         await world.apply()
         await world.play(*CHILDREN)

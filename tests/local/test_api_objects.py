@@ -206,6 +206,34 @@ async def test_a_list_over_all_namespaces_sees_all(widgets, make):
     assert len((await widgets.get("/apis/demo.example.com/v1/widgets"))["items"]) == 2
 
 
+async def test_a_list_comes_in_pages_that_hold_every_object_once(widgets, make):
+    for number in range(7):
+        await widgets.post(WIDGETS, make.widget(f"w{number}"))
+        await widgets.post(WIDGETS.replace("default", "kube-system"), make.widget(f"w{number}"))
+    seen, token, left = [], "", []
+    while True:
+        page = await widgets.get(f"/apis/demo.example.com/v1/widgets?limit=4&continue={token}")
+        seen += [(one["metadata"]["namespace"], one["metadata"]["name"]) for one in page["items"]]
+        left.append(page["metadata"].get("remainingItemCount", 0))
+        if not (token := page["metadata"].get("continue")):
+            break
+    assert seen == sorted({(space, f"w{number}") for space in ("default", "kube-system") for number in range(7)})
+    assert left == [10, 6, 2, 0]
+
+
+async def test_what_is_created_behind_a_page_is_on_the_next(widgets, make):
+    for name in ("a", "b", "d"):
+        await widgets.post(WIDGETS, make.widget(name))
+    token = (await widgets.get(f"{WIDGETS}?limit=2"))["metadata"]["continue"]
+    await widgets.post(WIDGETS, make.widget("c"))
+    await widgets.delete(f"{WIDGETS}/a")
+    assert await _names(widgets, f"limit=2&continue={token}") == ["c", "d"]
+
+
+async def test_a_token_that_is_not_the_servers_is_a_bad_request(widgets):
+    assert (await widgets.get(f"{WIDGETS}?limit=2&continue=nonsense"))["code"] == 400
+
+
 async def test_two_writers_with_one_version_have_one_winner(widgets, make):
     made = await widgets.post(WIDGETS, make.widget())
 
