@@ -231,7 +231,7 @@ async def test_what_is_created_behind_a_page_is_on_the_next(widgets, make):
 
 
 async def test_a_token_that_is_not_the_servers_is_a_bad_request(widgets):
-    assert (await widgets.get(f"{WIDGETS}?limit=2&continue=nonsense"))["code"] == 400
+    await widgets.get(f"{WIDGETS}?limit=2&continue=nonsense", code=400)
 
 
 async def test_two_writers_with_one_version_have_one_winner(widgets, make):

@@ -1,0 +1,119 @@
+"""The operator's own client: lists in pages, watches that go on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cgd_operator.cluster import CONFIGMAP, PAGE, Cluster
+
+embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
+
+
+async def create(client: Cluster, name: str, data: str = "") -> None:
+    await client.create(CONFIGMAP, {"metadata": {"name": name, "namespace": "default"}, "data": {"text": data}})
+
+
+class Listener:
+    """Somebody who watches, and reads one event after the other."""
+
+    def __init__(self, client: Cluster) -> None:
+        self._events: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self._task = asyncio.create_task(self._listen(client))
+
+    async def _listen(self, client: Cluster) -> None:
+        async for event, item in client.watch(CONFIGMAP, "default"):
+            self._events.put_nowait((event, item.get("metadata", {}).get("name", "")))
+
+    async def read(self, count: int) -> list[tuple[str, str]]:
+        async with asyncio.timeout(20):
+            return [await self._events.get() for _ in range(count)]
+
+
+@pytest.fixture
+async def listener(world: Any) -> AsyncIterator[Callable[[], Listener]]:
+    listeners: list[Listener] = []
+
+    def listen() -> Listener:
+        listeners.append(Listener(world.client))
+        return listeners[-1]
+
+    yield listen
+    for one in listeners:
+        one._task.cancel()
+
+
+async def test_pages_hold_every_object_once_and_no_page_more_than_its_size(world: Any) -> None:
+    names = sorted(f"c{number:03}" for number in range(2 * PAGE + 7))
+    for name in names:
+        await create(world.client, name)
+    pages = [items async for items, _ in world.client.pages(CONFIGMAP, "default")]
+    own = [item["metadata"]["name"] for items in pages for item in items if item["metadata"]["name"] in names]
+    assert own == names
+    assert max(len(items) for items in pages) == PAGE
+    assert {item["kind"] for items in pages for item in items} == {"ConfigMap"}
+
+
+async def test_a_watch_lists_then_tells_changes(world: Any, listener: Callable[[], Listener]) -> None:
+    await create(world.client, "here")
+    mine = listener()
+    assert await mine.read(2) == [("LISTED", "here"), ("SYNCED", "")]
+    await create(world.client, "new")
+    assert await mine.read(1) == [("ADDED", "new")]
+
+
+async def test_an_object_of_hundreds_of_kilobytes_is_one_event(world: Any, listener: Callable[[], Listener]) -> None:
+    mine = listener()
+    await mine.read(1)
+    await create(world.client, "large", "x" * 700_000)
+    assert await mine.read(1) == [("ADDED", "large")]
+
+
+@embedded_only
+async def test_a_watch_that_is_told_its_version_is_gone_lists_again_and_tells_nothing_as_new(
+    world: Any, listener: Callable[[], Listener]
+) -> None:
+    await create(world.client, "here")
+    refused = []
+
+    def once(request: web.Request) -> web.Response | None:
+        if refused or "watch=true" not in request.query_string:
+            return None
+        refused.append(request.path_qs)
+        return web.json_response({"code": 410, "reason": "Expired", "message": "too old"}, status=410)
+
+    world.embedded.fault = once
+    seen = await listener().read(4)
+    assert seen[:4] == [("LISTED", "here"), ("SYNCED", ""), ("LISTED", "here"), ("SYNCED", "")]
+
+
+@embedded_only
+async def test_a_list_whose_token_is_gone_starts_over(world: Any, listener: Callable[[], Listener]) -> None:
+    for number in range(PAGE + 1):
+        await create(world.client, f"c{number:03}")
+    refused = []
+
+    def once(request: web.Request) -> web.Response | None:
+        if refused or "continue" not in request.query:
+            return None
+        refused.append(request.path_qs)
+        return web.json_response({"code": 410, "reason": "Expired", "message": "token too old"}, status=410)
+
+    world.embedded.fault = once
+    seen = await listener().read(2 * PAGE + 2)
+    assert seen.count(("SYNCED", "")) == 1
+    assert seen.count(("LISTED", "c000")) == 2
+    assert seen.count(("LISTED", f"c{PAGE:03}")) == 1
+
+
+@embedded_only
+async def test_a_watch_whose_connection_is_cut_goes_on_where_it_was(
+    world: Any, listener: Callable[[], Listener]
+) -> None:
+    mine = listener()
+    assert await mine.read(1) == [("SYNCED", "")]
+    world.embedded.registry.store.end_watches()
+    await create(world.client, "meanwhile")
+    assert await mine.read(1) == [("ADDED", "meanwhile")]
