@@ -32,8 +32,11 @@ class Listener:
             return [await self._events.get() for _ in range(count)]
 
 
+Listen = Callable[[], Listener]
+
+
 @pytest.fixture
-async def listener(world: Any) -> AsyncIterator[Callable[[], Listener]]:
+async def listener(world: Any) -> AsyncIterator[Listen]:
     listeners: list[Listener] = []
 
     def listen() -> Listener:
@@ -56,7 +59,7 @@ async def test_pages_hold_every_object_once_and_no_page_more_than_its_size(world
     assert {item["kind"] for items in pages for item in items} == {"ConfigMap"}
 
 
-async def test_a_watch_lists_then_tells_changes(world: Any, listener: Callable[[], Listener]) -> None:
+async def test_a_watch_lists_then_tells_changes(world: Any, listener: Listen) -> None:
     await create(world.client, "here")
     mine = listener()
     assert await mine.read(2) == [("LISTED", "here"), ("SYNCED", "")]
@@ -64,7 +67,7 @@ async def test_a_watch_lists_then_tells_changes(world: Any, listener: Callable[[
     assert await mine.read(1) == [("ADDED", "new")]
 
 
-async def test_an_object_of_hundreds_of_kilobytes_is_one_event(world: Any, listener: Callable[[], Listener]) -> None:
+async def test_an_object_of_hundreds_of_kilobytes_is_one_event(world: Any, listener: Listen) -> None:
     mine = listener()
     await mine.read(1)
     await create(world.client, "large", "x" * 700_000)
@@ -90,7 +93,7 @@ async def test_a_watch_that_is_told_its_version_is_gone_lists_again_and_tells_no
 
 
 @embedded_only
-async def test_a_list_whose_token_is_gone_starts_over(world: Any, listener: Callable[[], Listener]) -> None:
+async def test_a_list_whose_token_is_gone_starts_over(world: Any, listener: Listen) -> None:
     for number in range(PAGE + 1):
         await create(world.client, f"c{number:03}")
     refused = []
