@@ -296,6 +296,38 @@ class Evaluate(Contract):
     """None: one pass."""
 
 
+class HarnessTask(Contract):
+    """A task of lm-eval. `name` is what the report calls it; `metric` is right or wrong (1 or 0) for every document,
+    with the filter that it is read through after a comma, if there is one."""
+
+    name: str
+    task: str
+    metric: str
+    few_shot: int | None = None
+    """None: as many as the task has by itself."""
+    limit: int | None = None
+    """Documents of every part of the task."""
+
+    @property
+    def measure(self) -> str:
+        return self.metric.partition(",")[0]
+
+    @property
+    def filter(self) -> str:
+        return self.metric.partition(",")[2]
+
+
+class Harness(Contract):
+    """Evaluate a model on tasks of lm-eval."""
+
+    kind: Literal["harness"] = "harness"
+    model: Model
+    tasks: tuple[HarnessTask, ...]
+    data: str | None = None
+    """s3:// folder with a copy of an HF_HOME; None: the hub."""
+    engine: Engine = Engine()
+
+
 class Report(Contract):
     """Tell the whole run on one page. `spec` is the run's own, as YAML, for display."""
 
@@ -311,7 +343,7 @@ class Clean(Contract):
     kind: Literal["clean"] = "clean"
 
 
-Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Report | Clean, Field(discriminator="kind")]
+Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Harness | Report | Clean, Field(discriminator="kind")]
 
 
 class StageTask(Contract):

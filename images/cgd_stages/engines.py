@@ -205,15 +205,12 @@ def _completion(output: Any) -> Completion:
     )
 
 
-def _start_vllm(model: Path, engine: contract.Engine) -> Any:
-    started = time.monotonic()
+def vllm_arguments(model: Path, engine: contract.Engine) -> dict[str, Any]:
+    """What vLLM is started with for a model on this machine, its environment variables set."""
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
-        from vllm import EngineArgs
         from vllm.platforms import current_platform
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.llm_engine import LLMEngine
 
     arguments: dict[str, Any] = {
         "model": str(model),
@@ -230,6 +227,16 @@ def _start_vllm(model: Path, engine: contract.Engine) -> Any:
         for name in ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
         if (value := getattr(engine, name)) is not None
     }
+    return arguments
+
+
+def _start_vllm(model: Path, engine: contract.Engine) -> Any:
+    started, arguments = time.monotonic(), vllm_arguments(model, engine)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        from vllm import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
     try:
         llm = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (ValueError, NotImplementedError) as error:

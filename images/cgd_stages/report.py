@@ -97,15 +97,17 @@ def find_outputs(bucket: Bucket, run: RunRef, stages: tuple[str, ...]) -> dict[s
 def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: Quadruples | None = None) -> ReportData:
     """Everything the report is made of, in an order that does not depend on how parts are named."""
     trainings = {name: output for name, output in outputs.items() if name.startswith("train-")}
-    evaluations = {name: output for name, output in outputs.items() if name.startswith("evaluate-")}
+    evaluations: dict[str, tuple[Sample, ...]] = {}
+    for name, output in outputs.items():
+        kind, _, model = name.partition("-")
+        if kind in ("evaluate", "harness"):
+            evaluations[model] = (*evaluations.get(model, ()), *read_samples(output.folder))
     return ReportData(
         run=run,
         spec=work.spec,
         stages=tuple(stage_record(name, outputs.get(name)) for name in work.stages),
         training={name: tuple(read_log(output)) for name, output in trainings.items()},
-        evaluations={
-            name.removeprefix("evaluate-"): tuple(read_samples(output.folder)) for name, output in evaluations.items()
-        },
+        evaluations=evaluations,
         quadruples=quadruples,
         rejected=tuple(read_rejected(outputs)),
     )

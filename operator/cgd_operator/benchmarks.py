@@ -58,3 +58,24 @@ BENCHMARKS = {
     ),
 }
 """Name -> entry."""
+
+
+@dataclass(frozen=True)
+class Harnessed:
+    """A general benchmark as lm-eval has it; `few_shot` None: what the task itself says."""
+
+    task: str
+    metric: str
+    few_shot: int | None = None
+
+
+TASKS = {
+    "IFEval": Harnessed("ifeval", "prompt_level_strict_acc"),
+    "IFEval-loose": Harnessed("ifeval", "prompt_level_loose_acc"),
+    "GPQA-Diamond": Harnessed("gpqa_diamond_cot_zeroshot", "exact_match,flexible-extract"),
+    "MMLU-Pro": Harnessed("mmlu_pro", "exact_match,custom-extract", 5),
+    "MuSR": Harnessed("leaderboard_musr", "acc_norm"),
+    "TruthfulQA": Harnessed("truthfulqa_mc1", "acc"),
+    "BBH": Harnessed("bbh_cot_fewshot", "exact_match,get-answer", 3),
+}
+"""Name -> task of lm-eval 0.4.13, and the metric that is right or wrong for every question."""

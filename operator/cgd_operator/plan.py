@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cgd_operator import yamls
-from cgd_operator.api.evaluation import Benchmark, Evaluation
+from cgd_operator.api.evaluation import Benchmark, Evaluation, Task
 from cgd_operator.api.fields import bytes_of
 from cgd_operator.api.generation import Sampling, ServedModel, Source
 from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec
 from cgd_operator.api.training import Critique, Validation
-from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION
+from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION, TASKS
 from cgd_stages import contract
 
 
@@ -137,6 +137,9 @@ def _evaluations(spec: CGDRunSpec, evaluation: Evaluation, trained: tuple[str, .
     if "base" in evaluation.models:
         model = _student(spec)
         yield _Work("evaluate-base", ("evaluate-base",), _evaluate(spec, evaluation, model), "student", trained)
+    if "base" in evaluation.models and evaluation.tasks:
+        general = _harness(spec, evaluation, _student(spec))
+        yield _Work("harness-base", ("harness-base",), general, "student", trained)
     for rival in evaluation.rivals:
         name = f"evaluate-{rival.kind.lower()}"
         method = contract.Rival(kind=rival.kind, rounds=rival.rounds)
@@ -147,6 +150,9 @@ def _evaluations(spec: CGDRunSpec, evaluation: Evaluation, trained: tuple[str, .
             name = stage.replace("train-", "evaluate-")
             model = contract.Model(name=f"stage://{stage}")
             yield _Work(name, (name,), _evaluate(spec, evaluation, model), "student", (stage,))
+            if evaluation.tasks:
+                name = stage.replace("train-", "harness-")
+                yield _Work(name, (name,), _harness(spec, evaluation, model), "student", (stage,))
 
 
 def _child(run: Run, work: _Work, backend: Backend) -> Child:
@@ -285,6 +291,24 @@ def _evaluate(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) -
         sampling=_sampling(evaluation.sampling),
         engine=_engine(spec.student),
     )
+
+
+def _harness(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) -> contract.Harness:
+    return contract.Harness(
+        model=model,
+        tasks=tuple(_task(one) for one in evaluation.tasks),
+        data=evaluation.task_data,
+        engine=_engine(spec.student),
+    )
+
+
+def _task(task: Task) -> contract.HarnessTask:
+    """A task of lm-eval; what the manifest leaves out of one that is known by its name is filled in."""
+    known = TASKS.get(task.name)
+    metric = task.metric or (known.metric if known else "")
+    few_shot = known.few_shot if known and task.few_shot is None else task.few_shot
+    name = known.task if known else task.name
+    return contract.HarnessTask(name=task.name, task=name, metric=metric, few_shot=few_shot, limit=task.limit)
 
 
 def _student(spec: CGDRunSpec) -> contract.Model:

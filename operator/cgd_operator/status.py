@@ -26,6 +26,7 @@ WORDS = {
     "check": "Checking",
     "train": "Training",
     "evaluate": "Evaluating",
+    "harness": "Evaluating",
     "report": "Reporting",
 }
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, rules
+from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, Uri, rules
 from cgd_operator.api.generation import SOURCE_RULE, Fields, Sampling, SourceUri
-from cgd_operator.benchmarks import BENCHMARKS
+from cgd_operator.benchmarks import BENCHMARKS, TASKS
 from cgd_stages.contract import RivalKind
 
 
@@ -69,6 +69,34 @@ class Benchmark(Part):
         return self
 
 
+TASK_RULE = (
+    f"self.name in {json.dumps(list(TASKS))} || has(self.metric)",
+    f"a task of lm-eval needs a metric, or one of the names that are known: {', '.join(TASKS)}",
+)
+
+
+class Task(Part):
+    """A task of lm-eval, asked and graded by its own code: by a name that is known (IFEval, IFEval-loose, GPQA-Diamond,
+    MMLU-Pro, MuSR, TruthfulQA, BBH), or any other by lm-eval's own name and a metric."""
+
+    model_config = ConfigDict(json_schema_extra=rules(TASK_RULE))
+
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    metric: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
+        None,
+        description="One that is right or wrong for every document, with the filter it is read through after a comma: "
+        "exact_match,strict-match. Default: the known task's.",
+    )
+    few_shot: int | None = Field(None, ge=0, le=64, description="Examples before each question; default: the task's.")
+    limit: Positive | None = Field(None, description="Take at most so many documents of every part: the first ones.")
+
+    @model_validator(mode="after")
+    def _known_or_measured(self) -> "Task":
+        if self.metric is None and self.name not in TASKS:
+            raise ValueError(TASK_RULE[1])
+        return self
+
+
 class Rival(Part):
     """A method that spends more at inference instead of training, on the base model, to compare with."""
 
@@ -103,6 +131,19 @@ class Evaluation(Part):
         description="Evaluated like a model, each in a stage of its own; the tokens of all passes are counted.",
     )
     sampling: Sampling = Sampling()
+    tasks: tuple[Task, ...] = Field(
+        (),
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="General benchmarks, such as instruction following, beside those that are distilled for. Each of "
+        "the models gets a stage more for them.",
+    )
+    task_data: Uri | None = Field(
+        None,
+        description="s3:// folder with a copy of the HF_HOME of a machine on which the tasks have run once, for "
+        "clusters without the hub. Default: the hub.",
+        json_schema_extra=rules(("self.matches('^s3://[^/]+/.+')", "write s3://bucket/folder")),
+    )
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "Evaluation":

