@@ -22,7 +22,7 @@ bench: bench-generate bench-grade bench-train bench-operator ## Measure against 
 bench-generate: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/generate.py
 
-bench-grade: .venv/bench ## Compare the grader with others: make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"
+bench-grade: .venv/ready ## Compare the grader with others: make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"
 	@PYTHONPATH=tests $(BIN)/python tests/bench/grade.py $(DATA)
 
 RUNS ?= 1000

@@ -64,6 +64,8 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("placement.cpu.resources", {"limits": {"cpu": "a lot"}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
         ("placement.cpu.resources", {"limits": {"cpu": -1}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
         ("placement.cpu.resources", {"limits": "all"}, "spec.placement.cpu.resources.limits", "an object"),
+        ("evaluation.tasks", [{"name": "gsm8k"}], "spec.evaluation.tasks.0", "needs a metric, or one of the names"),
+        ("evaluation.tasks", [{"name": "a b", "metric": "m"}], "spec.evaluation.tasks.0.name", "pattern"),
         ("placement.cpu.resources", {"limit": {}}, "spec.placement.cpu.resources.limit", "no such field"),
         ("placement.schedulingPolicy", {}, "spec.placement.schedulingPolicy.gang", "is required"),
         ("placement.schedulingPolicy", {"gang": "yes"}, "spec.placement.schedulingPolicy.gang", "'volcano'"),

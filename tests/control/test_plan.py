@@ -286,3 +286,25 @@ def test_the_check_is_told_how_many_refinements_must_be_right(given: str | None,
     (work,) = (child.task.work for child in children if child.stage == "check")
     assert isinstance(work, contract.Check)
     assert work.min_right_refinements == told
+
+
+def test_tasks_of_lm_eval_are_a_stage_of_every_model_with_what_is_known_filled_in() -> None:
+    tasks = [{"name": "IFEval"}, {"name": "MMLU-Pro", "limit": 10}, {"name": "gsm8k", "metric": "m,f", "fewShot": 3}]
+    made = children({"evaluation.tasks": tasks, "evaluation.taskData": "s3://data/mirror"})
+    base, trained = made["harness-base"], made["harness-cgd"]
+    assert base.task.work.tasks == (
+        contract.HarnessTask(name="IFEval", task="ifeval", metric="prompt_level_strict_acc"),
+        contract.HarnessTask(
+            name="MMLU-Pro", task="mmlu_pro", metric="exact_match,custom-extract", few_shot=5, limit=10
+        ),
+        contract.HarnessTask(name="gsm8k", task="gsm8k", metric="m,f", few_shot=3),
+    )
+    assert base.task.work.data == "s3://data/mirror"
+    assert trained.task.work == base.task.work.model_copy(update={"model": contract.Model(name="stage://train-cgd")})
+    assert (base.after, trained.after) == (made["evaluate-base"].after, ("train-cgd",))
+    assert {"harness-base", "harness-cgd"} <= set(made["report"].after)
+
+
+def test_tasks_are_asked_of_the_models_that_are_evaluated() -> None:
+    made = children({"evaluation.tasks": [{"name": "IFEval"}], "evaluation.models": ["trained"]})
+    assert [name for name in made if name.startswith("harness")] == ["harness-cgd"]
