@@ -33,9 +33,15 @@
     };
     const hide = () => { cursor.hidden = tip.hidden = true; };
     const nearest = (event) => {
-      const box = plot.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * 100;
+      const box = plot.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width * 100, y = (event.clientY - box.top) / box.height * 100;
+      // By columns first: of several points above each other the nearest in height.
+      const away = ([left, top]) => [Math.abs(left - x), Math.abs(top - y)];
       let best = 0;
-      points.forEach((point, index) => { if (Math.abs(point[0] - x) < Math.abs(points[best][0] - x)) best = index; });
+      points.forEach((point, index) => {
+        const [across, along] = away(point), [leastAcross, leastAlong] = away(points[best]);
+        if (across < leastAcross || (across === leastAcross && along < leastAlong)) best = index;
+      });
       show(best);
     };
     chart.addEventListener("pointermove", nearest);

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from report_builders import GRADED, HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
-from cgd_stages import page
+from cgd_stages import page, plots
 from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
-from cgd_stages.page import nice_ticks, render
+from cgd_stages.headline import objective
+from cgd_stages.page import render
+from cgd_stages.plots import nice_ticks
 from cgd_stages.quality import share
 from cgd_stages.tables import joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
@@ -136,7 +138,9 @@ def test_several_outputs_of_a_question_are_told_with_pass_at_k_and_the_tokens_sp
     tries = tuple(sample("q1", correct=mark == "+", sample=number, tokens=10) for number, mark in enumerate("+-"))
     longer = tuple(one.model_copy(update={"tokens": 30}) for one in tries)
     words = Read(render(report_data(evaluations={"base": tries, "cgd": longer}))).words
-    assert "Pass@1 50.0 % for 10 tokens, Pass@2 100.0 % for 20 tokens." in words
+    assert "ModelPass@1Pass@2" in words
+    assert "base50.0 %5.5 \u2013 94.510 tokens100.0 %20.7 \u2013 100.020 tokens" in words
+    assert "CGD50.0 %5.5 \u2013 94.530 tokens100.0 %20.7 \u2013 100.060 tokens" in words
     assert "exact sign-flip test over questions" in words
     assert "It spends 3 times the tokens." in words
 
@@ -162,7 +166,7 @@ def test_the_head_names_every_objective() -> None:
     ],
 )
 def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: str) -> None:
-    assert page.objective(stage("train-cgd", inputs={"critique": critique})) == told
+    assert objective(stage("train-cgd", inputs={"critique": critique})) == told
 
 
 def test_several_models_are_one_table_with_the_best_of_a_column_marked_in_words() -> None:
@@ -321,12 +325,12 @@ def test_gradient_norm_and_learning_rate_have_small_lines_of_their_own() -> None
     words = read(training={"train-cgd": steps(5)}).words
     assert "Gradient norm: first 1.5, most 1.5, last 1.5" in words
     assert "Learning rate: first 1.00e-06" in words
-    assert page._sparks([Step(step=1, loss=1.0, grad_norm=math.nan)]) == []
+    assert plots.sparks([Step(step=1, loss=1.0, grad_norm=math.nan)]) == []
 
 
 def test_a_long_training_is_thinned_and_says_so() -> None:
     found = read(training={"train-cgd": steps(5000)})
-    assert len(json.loads(found.attributes("data-points")[0])) <= page.CHART_POINTS + 1
+    assert len(json.loads(found.attributes("data-points")[0])) <= plots.CHART_POINTS + 1
     assert "the log has all" in found.words
 
 
