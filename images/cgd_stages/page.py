@@ -24,7 +24,6 @@ from cgd_stages.figures import (
     Score,
     StageRecord,
     at,
-    changes,
     comparisons,
     finite_or_none,
     gpus,
@@ -37,8 +36,6 @@ from cgd_stages.tables import MEAN, Table, robustness, table_of
 from cgd_stages.words import count, duration, number, percent, points, probability
 
 HERE = Path(__file__).parent
-EXAMPLES = 60
-"""Fixed and broken questions that the page carries, about."""
 TEXT_LIMIT = 4000
 """Characters of a text that the page carries."""
 
@@ -60,7 +57,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         trainings=_trainings(report),
         quadruples=report.quadruples,
         rejected=report.rejected,
-        changes=changes(report, most=max(1, min(6, EXAMPLES // (2 * len(comparisons(report)) or 1)))),
+        changes=report.changes,
         stages=report.stages,
         embedded=embedded(_browser(report)),
     )
@@ -107,7 +104,7 @@ def _own(name: str) -> Markup:
 
 def embedded(value: Any) -> Markup:
     """JSON for a `<script type="application/json">`: no text in it can end the element or open a comment."""
-    text = json.dumps(finite_or_none(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite_or_none(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
 
 

@@ -5,18 +5,20 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_builders import GRADED, HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
+from report_builders import GRADED, HOSTILE, QUALITY, change, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages import page, plots
-from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
+from cgd_stages.figures import EXAMPLES, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
 from cgd_stages.headline import objective
-from cgd_stages.page import render
+from cgd_stages.page import TEXT_LIMIT, render
 from cgd_stages.plots import nice_ticks
 from cgd_stages.quality import share
+from cgd_stages.review import SHOWN
 from cgd_stages.tables import joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
@@ -74,7 +76,7 @@ def read(**changes: Any) -> Read:
 
 def hostile() -> ReportData:
     """A run in which every text tries to break out."""
-    said = {"prompt": HOSTILE, "reference": HOSTILE, "output": HOSTILE, "extracted": HOSTILE, "benchmark": HOSTILE}
+    said = Said(output=HOSTILE, extracted=HOSTILE, correct=False)
     row = quadruple(prompt=HOSTILE, answer=HOSTILE, critique=HOSTILE, refinement=HOSTILE, reference=HOSTILE)
     one = stage(
         "answer",
@@ -85,7 +87,8 @@ def hostile() -> ReportData:
     return report_data(
         spec=HOSTILE,
         stages=(one,),
-        evaluations={"base": (sample(correct=False, **said),), "cgd": (sample(correct=True, **said),)},
+        evaluations={name: samples("+-", benchmark=HOSTILE) for name in ("base", "cgd")},
+        changes=(change(benchmark=HOSTILE, prompt=HOSTILE, reference=HOSTILE, base=said, after=said),),
         quadruples=Quadruples(total=1, verdicts={"wrong": 1}, shown=(row,)),
     )
 
@@ -136,7 +139,7 @@ def test_a_rival_is_not_called_trained() -> None:
 
 def test_several_outputs_of_a_question_are_told_with_pass_at_k_and_the_tokens_spent() -> None:
     tries = tuple(sample("q1", correct=mark == "+", sample=number, tokens=10) for number, mark in enumerate("+-"))
-    longer = tuple(one.model_copy(update={"tokens": 30}) for one in tries)
+    longer = tuple(replace(one, tokens=30) for one in tries)
     words = Read(render(report_data(evaluations={"base": tries, "cgd": longer}))).words
     assert "ModelPass@1Pass@2" in words
     assert "base50.0 %5.5 \u2013 94.510 tokens100.0 %20.7 \u2013 100.020 tokens" in words
@@ -262,7 +265,7 @@ def test_every_link_leads_to_a_section_and_no_id_comes_twice() -> None:
 def test_a_run_without_any_output_is_told_and_not_a_crash() -> None:
     names = ("prepare", "answer", "train-cgd", "evaluate-base")
     empty = report_data(
-        stages=tuple(StageRecord(name=name) for name in names), training={}, evaluations={}, quadruples=None
+        stages=tuple(StageRecord(name=name) for name in names), training={}, evaluations={}, changes=(), quadruples=None
     )
     words = Read(render(empty)).words
     assert "No comparison of base and trained model" in words
@@ -271,7 +274,7 @@ def test_a_run_without_any_output_is_told_and_not_a_crash() -> None:
 
 
 def test_a_run_of_no_stages_has_a_page_too() -> None:
-    assert Read(render(report_data(stages=(), training={}, evaluations={}, quadruples=None))).words
+    assert Read(render(report_data(stages=(), training={}, evaluations={}, changes=(), quadruples=None))).words
 
 
 def test_no_page_shows_nan_or_infinity() -> None:
@@ -405,8 +408,24 @@ def test_what_prepare_has_removed_is_told_beside_the_duplicates_that_are_left() 
 def test_a_very_long_text_is_cut_with_a_note() -> None:
     long = Quadruples(total=1, verdicts={}, shown=(quadruple(critique="x" * 50_000),))
     (row,) = read(quadruples=long).rows
-    assert len(row["critique"]) < page.TEXT_LIMIT + 100
+    assert len(row["critique"]) < TEXT_LIMIT + 100
     assert "[cut here: 46\u202f000 more characters]" in row["critique"]
+
+
+def test_however_long_the_texts_are_the_page_is_small() -> None:
+    text = "\u6578" * 100_000
+    row = dict.fromkeys(("prompt", "reference", "answer", "critique", "refinement"), text)
+    said = Said(output=text, extracted=text, correct=True)
+    shown = tuple(quadruple(f"{i}", **row) for i in range(SHOWN))
+    html = render(
+        report_data(
+            quadruples=Quadruples(total=100_000, verdicts={"wrong": 100_000}, shown=shown),
+            changes=(change(prompt=text, reference=text, base=said, after=said),) * EXAMPLES,
+            rejected=(Rejected(id="a", sample=0, stage="answer", reason="empty", detail=text, prompt=text),) * 40,
+        )
+    )
+    # Three bytes a character.
+    assert len(html.encode()) < 3 * TEXT_LIMIT * (5 * SHOWN + 4 * EXAMPLES + 2 * 40) + 500_000 < 17_000_000
 
 
 def test_the_sample_of_quadruples_says_of_how_many_it_is() -> None:
