@@ -5,7 +5,7 @@ from typing import Any
 
 from cgd_stages.contract import Rows, RunRef, StageFacts
 from cgd_stages.figures import Change, Quadruple, Quadruples, ReportData, Said, Sample, StageRecord, Step
-from cgd_stages.quality import Graded, Lengths, Quality, share
+from cgd_stages.quality import Alike, Graded, Lengths, Quality, share
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
@@ -33,7 +33,8 @@ QUALITY = Quality(
     rows=40,
     missing=share(2, 40),
     unchanged=share(4, 40),
-    near_duplicates=share(0, 40),
+    near_duplicates=share(2, 40),
+    alike=(Alike(size=3, examples=("Sue has 3 apples.", "Ann has 5 apples.")),),
     lengths={text: Lengths(low=10, median=20, high=40, most=90) for text in ("prompt", "answer")},
     graded=GRADED,
 )

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cgd_stages.alike import ALIKE
 from cgd_stages.contract import LENGTH
 from cgd_stages.figures import (
     ReportData,
@@ -33,7 +34,7 @@ from cgd_stages.headline import head, label, objective
 from cgd_stages.plots import loss_chart, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.quality import Quality, Share
 from cgd_stages.tables import MEAN, Table, robustness, table_of
-from cgd_stages.words import count, duration, number, percent, points, probability
+from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
 HERE = Path(__file__).parent
 TEXT_LIMIT = 4000
@@ -87,6 +88,7 @@ def fingerprint() -> str:
         "stats.py",
         "tables.py",
         "quality.py",
+        "alike.py",
         "words.py",
         "shell.html.j2",
         "table.html.j2",
@@ -275,7 +277,7 @@ def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
         ("Critiques without a verdict", quality.missing, "all rows", "not named right or wrong"),
         ("Refinement is the answer", quality.unchanged, "all rows", "the same words, but for white space"),
         ("Near-duplicate prompts", quality.near_duplicates, "all prompts",
-         "equal to an earlier one but for numbers, case and punctuation"),
+         f"{100 * ALIKE:g}{THIN}% of the word triples shared with another, numbers, case and punctuation aside"),
     ]  # fmt: skip
     prepare = next((stage.rejections for stage in report.stages if stage.name == "prepare"), {})
     top = max((one.high for one in quality.lengths.values()), default=0) or 1
@@ -283,6 +285,7 @@ def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
         "rows": quality.rows,
         "measures": everything + _graded_measures(quality),
         "graded": quality.graded,
+        "alike": quality.alike,
         "lengths": [
             (text, one, {"low": one.low, "high": one.high, "accuracy": one.median})
             for text, one in quality.lengths.items()

@@ -373,6 +373,14 @@ def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
     assert "answer20" in words
 
 
+def test_the_largest_groups_of_near_duplicates_are_shown_with_two_of_each() -> None:
+    words = Read(render(report_data(), QUALITY)).words
+    assert "The largest group of near-duplicate prompts 3 prompts, two of them" in words
+    assert "Sue has 3 apples.Ann has 5 apples." in words
+    alone = QUALITY.model_copy(update={"alike": ()})
+    assert "of near-duplicate prompts" not in Read(render(report_data(), alone)).words
+
+
 def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:
     found = Read(render(report_data(), QUALITY))
     assert "35.0 % of 20 refinements are wrong" in found.words

@@ -158,6 +158,9 @@ def test_the_rows_are_counted_and_graded_and_their_marks_are_shown(
     assert graded["confusion"]["wrong"] == {"right": 60, "wrong": 0}
     assert figures["quality"]["unchanged"]["share"] == 1
     assert figures["quality"]["lengths"]["critique"]["median"] == 2
+    # "Prompt 1", "Prompt 2", ...
+    assert figures["quality"]["nearDuplicates"]["count"] == 119
+    assert figures["quality"]["alike"] == [{"size": 120, "examples": ["Prompt 0", "Prompt 1"]}]
     assert any("repeat the student's answer" in caution for caution in figures["quality"]["cautions"])
     assert page.count('"draft_right":true') == 120
 
