@@ -4,12 +4,12 @@ Two prompts are alike when the sets of their word triples have a Jaccard similar
 It is estimated by MinHash (Broder, 1997): the share of `HASHES` hash functions with the same least value over both
 sets. Its standard error at a similarity s is the root of s (1 - s) / HASHES, 3.5 points at 0.8: of pairs at 0.7 one in
 200 is called alike, of pairs at 0.9 one in 2,800 is not. Pairs are looked for among those that agree in one of `BANDS`
-groups of hash functions (at 0.8 all but one in 20 million do), and of these only among neighbours when sorted, so that
-a text that all prompts share costs no more than another.
+groups of hash functions (at 0.8 all but one in 20 million do), and of these only among those that follow each other, so
+that a text that all prompts share costs no more than another.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,22 +93,17 @@ def signature(words: Iterable[str]) -> npt.NDArray[np.uint32]:
 def alike(signatures: npt.NDArray[np.uint32]) -> list[Pair]:
     """Places of signatures that agree in the share `ALIKE` or more, each pair once, sorted."""
     size = HASHES // BANDS
-    bands = [_mixed(signatures[:, start : start + size].astype(np.uint64)) for start in range(0, HASHES, size)]
     found: set[Pair] = set()
-    for number, band in enumerate(bands):
-        # Within a band by the next ones: of many that agree here, those that agree elsewhere become neighbours.
-        order = np.lexsort((bands[(number + 2) % BANDS], bands[(number + 1) % BANDS], band))
+    for first in range(0, HASHES, size):
+        band = _mixed(signatures[:, first : first + size].astype(np.uint64))
+        order = np.argsort(band, kind="stable")  # the first of a pair stays the first
         meet = np.flatnonzero(band[order[1:]] == band[order[:-1]])
         for start in range(0, len(meet), 4096):
             places = meet[start : start + 4096]
             one, other = order[places], order[places + 1]
             enough = (signatures[one] == signatures[other]).mean(axis=1) >= ALIKE
-            found.update(_sorted(one[enough], other[enough]))
+            found.update(zip(one[enough].tolist(), other[enough].tolist(), strict=True))
     return sorted(found)
-
-
-def _sorted(one: npt.NDArray[np.intp], other: npt.NDArray[np.intp]) -> Iterator[Pair]:
-    return zip(np.minimum(one, other).tolist(), np.maximum(one, other).tolist(), strict=True)
 
 
 def _mixed(rows: Words64) -> Words64:

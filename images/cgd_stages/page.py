@@ -8,7 +8,6 @@ import base64
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +30,7 @@ from cgd_stages.figures import (
     scores,
 )
 from cgd_stages.headline import head, label, objective
-from cgd_stages.plots import loss_chart, pass_charts, rank, robustness_chart, sparks
+from cgd_stages.plots import loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.quality import Quality, Share
 from cgd_stages.tables import MEAN, Table, robustness, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
@@ -160,13 +159,11 @@ def _results(report: ReportData) -> list[dict[str, Any]]:
     blocks = []
     for benchmark, group in itertools.groupby(all_scores, key=lambda one: one.benchmark):
         members: list[Score] = list(group)
-        top = min(1.0, math.ceil(max(one.high for one in members) * 10) / 10)
         blocks.append(
             {
                 "benchmark": benchmark,
                 "scores": members,
-                "top": top,
-                "ticks": [top * i / 4 for i in range(5)],
+                "ticks": nice_ticks(0.0, max(one.high for one in members)),
                 "comparisons": [one for one in all_comparisons if one.benchmark == benchmark],
             }
         )

@@ -14,7 +14,13 @@
     root.dataset.theme = dark ? "light" : "dark";
   });
 
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((fold) => { fold.open = true; }));
+  // Paper has no folds; what was closed is closed again afterwards.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((fold) => { fold.open = true; });
+  });
+  addEventListener("afterprint", () => closed.forEach((fold) => { fold.open = false; }));
 
   // --- charts: the value nearest to the pointer, or to where the arrow keys have walked --------------------------
   for (const chart of document.querySelectorAll(".chart")) {
@@ -170,6 +176,7 @@
     draw();
   };
   const turn = (step) => { if (found.length) { at = (at + step + found.length) % found.length; draw(); } };
+  if (rows.every((row) => row.stage)) choice.value = "rejected";
   search.addEventListener("input", filter);
   choice.addEventListener("change", filter);
   order.addEventListener("change", filter);

@@ -74,12 +74,15 @@ def compared() -> str:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Addresses of the pages, on disk as a reader has them."""
     folder = tmp_path_factory.mktemp("pages")
-    files = {
-        "report": render(several(), QUALITY),
-        "one": render(report_data()),
-        "tries": render(tried()),
-        "compare": compared(),
+    nothing = Quadruples(total=0, verdicts={}, shown=())
+    reports = {
+        "one": report_data(),
+        "tries": tried(),
+        "rejected": report_data(quadruples=nothing, rejected=REJECTED, training={}, evaluations={}, changes=()),
+        "long": report_data(evaluations={name: samples("+-") for name in ("base", "cgd", "own_name" * 15)}),
     }
+    files = {"report": render(several(), QUALITY), "compare": compared()}
+    files |= {name: render(data) for name, data in reports.items()}
     for name, html in files.items():
         (folder / f"{name}.html").write_text(html)
     return {name: (folder / f"{name}.html").as_uri() for name in files}
@@ -236,6 +239,39 @@ def test_no_plot_is_empty_and_a_curve_tells_its_values(visit: Visit) -> None:
     assert visit.page.locator(".tip").first.inner_text().startswith("step 1 · loss 2.0000")
 
 
+def test_where_every_row_was_rejected_these_are_shown_first(browser: Browser, pages: dict[str, str]) -> None:
+    visit = Visit(browser, pages["rejected"])
+    assert visit.position == "1 of 1"
+    assert visit.page.input_value("#choice") == "rejected"
+    assert "Rejected in answer" in visit.row
+    assert visit.faults == []
+    visit.close()
+
+
+def test_on_a_telephone_a_long_name_leaves_room_for_its_figures(browser: Browser, pages: dict[str, str]) -> None:
+    visit = Visit(browser, pages["long"], width=390)
+    boxes = [name.bounding_box() for name in visit.page.locator(".compared tbody th").all()]
+    assert max(box["width"] for box in boxes if box is not None) < 390 / 2
+    visit.close()
+
+
+def test_paper_is_light_whole_and_without_folds(visit: Visit) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    folds = "[...document.querySelectorAll('details')].map((fold) => fold.open)"
+    visit.page.click("#theme")
+    before = visit.page.evaluate(folds)
+    visit.page.set_viewport_size({"width": 718, "height": 900})  # A4 without its margins
+    visit.page.emulate_media(media="print")
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert visit.page.evaluate(colour) == "rgb(255, 255, 255)"
+    assert visit.page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 36, 40)"
+    assert all(visit.page.evaluate(folds))
+    widths = "[...document.querySelectorAll('table')].map((table) => table.getBoundingClientRect().right)"
+    assert max(visit.page.evaluate(widths)) <= 718
+    visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert visit.page.evaluate(folds) == before
+
+
 def test_the_button_turns_light_into_dark_and_back(visit: Visit) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light = visit.page.evaluate(colour)
@@ -252,6 +288,8 @@ def test_the_button_turns_light_into_dark_and_back(visit: Visit) -> None:
         ("report", 390, "dark"),
         ("one", 390, "light"),
         ("tries", 390, "dark"),
+        ("rejected", 1440, "light"),
+        ("long", 390, "light"),
         ("compare", 1440, "dark"),
     ],
 )
