@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from cgd_stages.contract import Rows, RunRef, StageFacts
-from cgd_stages.figures import Quadruple, Quadruples, ReportData, Sample, StageRecord, Step
-from cgd_stages.quality import Graded, Lengths, Quality, share
+from cgd_stages.figures import Change, Quadruple, Quadruples, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.quality import Alike, Graded, Lengths, Quality, share
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
@@ -33,7 +33,8 @@ QUALITY = Quality(
     rows=40,
     missing=share(2, 40),
     unchanged=share(4, 40),
-    near_duplicates=share(0, 40),
+    near_duplicates=share(2, 40),
+    alike=(Alike(size=3, examples=("Sue has 3 apples.", "Ann has 5 apples.")),),
     lengths={text: Lengths(low=10, median=20, high=40, most=90) for text in ("prompt", "answer")},
     graded=GRADED,
 )
@@ -43,16 +44,30 @@ def sample(identity: str = "q1", *, correct: bool, **changes: Any) -> Sample:
     given: dict[str, Any] = {
         "benchmark": "sums",
         "id": identity,
+        "sample": 0,
         "prompt": f"What is {identity}?",
         "reference": "#### 4",
-        "output": "It is 4." if correct else "It is 5.",
         "finish_reason": "stop",
         "tokens": 10,
-        "extracted": "4" if correct else "5",
         "answer_source": "text",
         "correct": correct,
+        "grade_error": "",
     }
-    return Sample(**(given | changes))
+    return Sample.of(given | changes)
+
+
+def change(**changes: Any) -> Change:
+    given: dict[str, Any] = {
+        "benchmark": "sums",
+        "id": "q1",
+        "trained": "cgd",
+        "kind": "fixed",
+        "prompt": "What is q1?",
+        "reference": "#### 4",
+        "base": Said(output="It is 5.", extracted="5", correct=False),
+        "after": Said(output="It is 4.", extracted="4", correct=True),
+    }
+    return Change(**(given | changes))
 
 
 def samples(marks: str, **changes: Any) -> tuple[Sample, ...]:
@@ -115,6 +130,7 @@ def report_data(**changes: Any) -> ReportData:
         ),
         "training": {"train-cgd": steps(30)},
         "evaluations": {"base": samples("++------"), "cgd": samples("+-+++---")},
+        "changes": (change(), change(id="q2", kind="broken")),
         "quadruples": Quadruples(total=1, verdicts={"wrong": 1}, shown=(quadruple(),)),
     }
     return ReportData(**(given | changes))

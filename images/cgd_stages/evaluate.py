@@ -10,6 +10,7 @@ attempt asks only for what is not stored.
 
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,8 +83,8 @@ def main(context: Context) -> dict[str, StageFacts]:
             book = Book(folder, grader)
             settings = _ask(context, work, questions, book)
         facts = context.facts[stage] = _facts(book, len(questions), time.monotonic() - clock)
-        if len(questions) != len(book.rows):
-            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.rows)} graded")
+        if len(questions) != len(book.samples):
+            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.samples)} graded")
         done = folder.finish(facts=facts, parts=book.parts, started=started, inputs=inputs, settings=settings)
     else:
         log.info("%s is done already: %s", stage, folder.uri)
@@ -104,12 +105,10 @@ def _questions(context: Context, work: Evaluate) -> list[Row]:
             f"prepare has stored no questions of {', '.join(sorted(missing))}",
             hint="Delete the run and apply it again: its evaluation does not belong to its preparation.",
         )
-    return [
-        row | {"sample": sample, "prompt": asked(row["prompt"], benchmark.instruction)}
-        for row in stored
-        if (benchmark := benchmarks.get(row["benchmark"]))
-        for sample in range(benchmark.samples)
-    ]
+    chosen = [(row, benchmark) for row in stored if (benchmark := benchmarks.get(row["benchmark"]))]
+    # The samples of a question share the text of its prompt.
+    questions = [(row | {"prompt": asked(row["prompt"], one.instruction)}, one.samples) for row, one in chosen]
+    return [row | {"sample": sample} for row, samples in questions for sample in range(samples)]
 
 
 def asked(question: str, instruction: str) -> str:
@@ -179,11 +178,13 @@ def name_of(row: Row) -> str:
 
 @dataclass
 class Book:
-    """What is stored, what is being graded, and what that cost. Opening it reads everything stored so far."""
+    """What is stored, what is being graded, and what that cost. Opening it reads everything stored so far. Texts are
+    held until they are stored."""
 
     folder: Folder
     grader: Grader
-    rows: list[Row] = field(default_factory=list)
+    samples: list[figures.Sample] = field(default_factory=list)
+    prompt_tokens: int = 0
     parts: list[Part] = field(default_factory=list)
     keys: set[Key] = field(default_factory=set)
 
@@ -214,9 +215,14 @@ class Book:
         self._stored_at = time.monotonic()
 
     def _add(self, row: Row) -> None:
-        self.keys.add(key_of(row))
-        self.rows.append(row)
+        self._count(row)
         self._fresh.append(row)
+
+    def _count(self, row: Row) -> None:
+        sample = figures.Sample.of(row)
+        self.keys.add(sample.key)
+        self.samples.append(sample)
+        self.prompt_tokens += row["prompt_tokens"]
 
     def _take_part(self, key: str) -> None:
         """Count a stored part in. Of one that another pod has stored at the same time, only what is new is kept."""
@@ -228,8 +234,8 @@ class Book:
                 self._add(row)
             return
         self.parts.append(Part(key=key.removeprefix(self.folder.key()), sha256=sha256(data), rows=len(rows)))
-        self.rows += rows
-        self.keys.update(key_of(row) for row in rows)
+        for row in rows:
+            self._count(row)
 
 
 def _said(outcome: Outcome) -> Row:
@@ -255,24 +261,20 @@ def grade(grader: Grader, row: Row) -> Grade:
 
 def _facts(book: Book, total: int, seconds: float) -> StageFacts:
     return StageFacts(
-        rows=Rows(total=total, done=len(book.rows)),
-        prompt_tokens=sum(row["prompt_tokens"] for row in book.rows),
-        generated_tokens=sum(row["tokens"] for row in book.rows),
+        rows=Rows(total=total, done=len(book.samples)),
+        prompt_tokens=book.prompt_tokens,
+        generated_tokens=sum(sample.tokens for sample in book.samples),
         seconds=round(seconds, 3),
-        metrics=metrics(book.rows),
+        metrics=metrics(book.samples),
     )
 
 
-def metrics(rows: list[Row]) -> dict[str, float]:
+def metrics(samples: Sequence[figures.Sample]) -> dict[str, float]:
     """Figures of each benchmark; `low` and `high` bound the accuracy with 95 %, `pass_k` is the chance that one of k
     outputs is right."""
     told: dict[str, float] = {}
-    for benchmark in sorted({row["benchmark"] for row in rows}):
-        chosen = [row for row in rows if row["benchmark"] == benchmark]
-        samples = [
-            figures.Sample(**{name: row[name] for name in figures.Sample.model_fields if name in row}) for row in chosen
-        ]
-        score = figures.score("", benchmark, samples)
+    for benchmark in sorted({sample.benchmark for sample in samples}):
+        score = figures.score("", benchmark, [sample for sample in samples if sample.benchmark == benchmark])
         values = {name: getattr(score, name) for name in COUNTED}
         values |= {f"pass_{one.k}": one.share for one in score.pass_at if one.k > 1}
         told |= {f"{benchmark}_{name}": round(float(value), 6) for name, value in values.items()}

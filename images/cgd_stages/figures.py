@@ -4,12 +4,15 @@ A question may have several outputs; it counts once, with the share of them that
 goes with how many outputs is told in `stats`.
 """
 
+import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
+from sys import intern
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -22,6 +25,8 @@ NOISE = 0.05
 """A p-value from here on is called noise."""
 RIVALS = ("selfrefine", "reflexion")
 """Labels of what is no trained model but the base with more passes at inference."""
+EXAMPLES = 60
+"""Fixed and broken questions that the page carries, about."""
 UNFINISHED = ("length", "repetition")
 """Finish reasons of an output without an end."""
 
@@ -64,24 +69,43 @@ class Step(Contract):
     peak_memory_bytes: float | None = None
 
 
-class Sample(Contract):
-    """One graded output of an evaluated model."""
+Key = tuple[str, str, int]
+"""Of an output: benchmark, id of the question, sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One graded output of an evaluated model, without its texts: of these there may be hundreds of thousands."""
 
     benchmark: str
     id: str
-    sample: int = 0
-    prompt: str
-    reference: str
-    output: str
+    sample: int
+    asked: str
+    """Hash of the prompt and the reference."""
     finish_reason: str
     tokens: int
-    extracted: str
     answer_source: str
     correct: bool
     grade_error: str = ""
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Sample":
+        """Of a row that evaluate has stored. Strings that come again and again are kept once."""
+        asked = hashlib.sha256(f"{row['prompt']}\0{row['reference']}".encode()).hexdigest()[:32]
+        return cls(
+            benchmark=intern(row["benchmark"]),
+            id=intern(row["id"]),
+            sample=row["sample"],
+            asked=intern(asked),
+            finish_reason=intern(row["finish_reason"]),
+            tokens=row["tokens"],
+            answer_source=intern(row["answer_source"]),
+            correct=row["correct"],
+            grade_error=intern(row["grade_error"]),
+        )
+
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         return self.benchmark, self.id, self.sample
 
     @property
@@ -89,6 +113,8 @@ class Sample(Contract):
         return self.benchmark, self.id
 
 
+Evaluations = dict[str, tuple[Sample, ...]]
+"""Label of the model (`base`, `cgd`) -> its graded outputs."""
 Pair = tuple[Sample, Sample]
 """Outputs of two models on the same question."""
 
@@ -119,6 +145,28 @@ class Quadruples(Contract):
     shown: tuple[Quadruple, ...]
 
 
+class Said(Contract):
+    """What a model said, and what the grader took as its answer."""
+
+    output: str
+    extracted: str
+    correct: bool
+
+
+class Change(Contract):
+    """A question that training fixed or broke, with outputs that show it."""
+
+    benchmark: str
+    id: str
+    trained: str
+    kind: str
+    """fixed or broken."""
+    prompt: str
+    reference: str
+    base: Said
+    after: Said
+
+
 class Rejected(Contract):
     """A row that a stage could not use."""
 
@@ -139,8 +187,9 @@ class ReportData(Contract):
     stages: tuple[StageRecord, ...]
     training: dict[str, tuple[Step, ...]] = Field(default_factory=dict)
     """Stage -> its log, in order of steps."""
-    evaluations: dict[str, tuple[Sample, ...]] = Field(default_factory=dict)
-    """Label of the model (`base`, `cgd`) -> its graded outputs."""
+    evaluations: Evaluations = Field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+    """Some of the questions that training fixed or broke, in the order of `changed`."""
     quadruples: Quadruples | None = None
     rejected: tuple[Rejected, ...] = ()
     """Some of the rejected rows of each stage and reason."""
@@ -225,10 +274,10 @@ class Comparison(Contract):
         return "better" if self.difference > 0 else "worse"
 
 
-class Change(Contract):
-    """A question that training fixed or broke."""
+@dataclass(frozen=True)
+class Changed:
+    """A question that training fixed or broke: the first pair of outputs that shows it."""
 
-    benchmark: str
     trained: str
     kind: str
     """fixed or broken."""
@@ -315,7 +364,7 @@ def comparisons(data: ReportData, base: str = "base") -> list[Comparison]:
     found = []
     for model in data.evaluations:
         groups: dict[str, list[list[Pair]]] = {}
-        for pairs in paired(data, base, model) if model != base else ():
+        for pairs in paired(data.evaluations, base, model) if model != base else ():
             groups.setdefault(pairs[0][0].benchmark, []).append(pairs)
         found += [compare(name, base, model, groups[name]) for name in benchmarks(data) if name in groups]
     return found
@@ -352,10 +401,10 @@ def compare(benchmark: str, base: str, trained: str, questions: Sequence[Sequenc
     )
 
 
-def paired(data: ReportData, base: str, trained: str) -> list[list[Pair]]:
+def paired(evaluations: Evaluations, base: str, trained: str) -> list[list[Pair]]:
     """For each question that both models answered, in the order of their keys, the pairs of outputs."""
-    before = {sample.key: sample for sample in data.evaluations.get(base, ())}
-    after = {sample.key: sample for sample in data.evaluations.get(trained, ())}
+    before = {sample.key: sample for sample in evaluations.get(base, ())}
+    after = {sample.key: sample for sample in evaluations.get(trained, ())}
     keys = sorted(before.keys() & after.keys())
     return [
         [(before[key], after[key]) for key in group]
@@ -363,21 +412,25 @@ def paired(data: ReportData, base: str, trained: str) -> list[list[Pair]]:
     ]
 
 
-def changes(data: ReportData, base: str = "base", *, most: int = 6) -> list[Change]:
-    """Questions that a training fixed or broke, each with the first pair of outputs that shows it: at most `most` of
-    each kind, benchmark and model."""
-    found: list[Change] = []
+def changed(evaluations: Evaluations, base: str = "base", *, most: int | None = None) -> list[Changed]:
+    """Questions that a training fixed or broke: at most `most` of each kind, benchmark and model; without it as many as
+    make about `EXAMPLES` of all."""
+    pairings = {model: paired(evaluations, base, model) for model in evaluations if model not in (base, *RIVALS)}
+    if most is None:
+        groups = {(model, pairs[0][0].benchmark) for model, questions in pairings.items() for pairs in questions}
+        most = max(1, min(6, EXAMPLES // (2 * len(groups) or 1)))
+    found: list[Changed] = []
     taken: Counter[tuple[str, str, str]] = Counter()
-    for model in data.evaluations:
-        for pairs in paired(data, base, model) if model not in (base, *RIVALS) else ():
+    for model, questions in pairings.items():
+        for pairs in questions:
             gain = sum(after.correct - before.correct for before, after in pairs)
             kind = "fixed" if gain > 0 else "broken"
             group = (pairs[0][0].benchmark, model, kind)
             if gain and taken[group] < most:
                 taken[group] += 1
                 before, after = next(pair for pair in pairs if (pair[1].correct - pair[0].correct) * gain > 0)
-                found.append(Change(benchmark=before.benchmark, trained=model, kind=kind, base=before, after=after))
-    return sorted(found, key=lambda change: (change.trained, change.benchmark, change.kind == "broken"))
+                found.append(Changed(trained=model, kind=kind, base=before, after=after))
+    return sorted(found, key=lambda one: (one.trained, one.base.benchmark, one.kind == "broken"))
 
 
 def moving_mean(values: Sequence[float], reach: int) -> list[float]:

@@ -23,6 +23,7 @@ from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
 from cgd_stages.engines import vllm_arguments
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.evaluate import SCHEMA, metrics
+from cgd_stages.figures import Sample
 from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha256, write_pointer
 from cgd_stages.program import Context, run
 
@@ -45,8 +46,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         ended = dict(_stored(folder, work))
         if len(ended) < len(work.tasks):
             _evaluate(context, work, folder, ended)
-        rows = [row for task in ended.values() for row in task.rows]
-        facts = context.facts[stage] = _facts(rows, time.monotonic() - clock)
+        facts = context.facts[stage] = _facts(ended, time.monotonic() - clock)
         parts = [part for task in ended.values() for part in task.parts]
         settings = {name: task.told for name, task in ended.items()}
         done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs, settings=settings)
@@ -74,9 +74,16 @@ def _folder(context: Context, work: Harness) -> tuple[Folder, dict[str, Any]]:
 class Ended:
     """A task that is stored."""
 
-    rows: list[Row]
+    samples: list[Sample]
+    prompt_tokens: int
+    tokens: int
     told: dict[str, Any]
     parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, rows: list[Row], told: dict[str, Any], *parts: Part) -> "Ended":
+        samples = [Sample.of(row) for row in rows]
+        return cls(samples, sum(row["prompt_tokens"] for row in rows), sum(row["tokens"] for row in rows), told, parts)
 
 
 def _stored(folder: Folder, work: Harness) -> Iterator[tuple[str, Ended]]:
@@ -86,21 +93,22 @@ def _stored(folder: Folder, work: Harness) -> Iterator[tuple[str, Ended]]:
         if record is not None:
             said = json.loads(record)
             part = Part.model_validate(said["part"])
-            parts = (part, Part(key=_record_name(task), sha256=sha256(record)))
-            yield task.name, Ended(from_parquet(folder.read(part)), said["told"], parts)
+            itself = Part(key=_record_name(task), sha256=sha256(record))
+            yield task.name, Ended.of(from_parquet(folder.read(part)), said["told"], part, itself)
 
 
 def _record_name(task: HarnessTask) -> str:
     return f"{TASKS}{task.name}.json"
 
 
-def _facts(rows: list[Row], seconds: float) -> StageFacts:
+def _facts(ended: dict[str, Ended], seconds: float) -> StageFacts:
+    samples = [sample for task in ended.values() for sample in task.samples]
     return StageFacts(
-        rows=Rows(total=len(rows), done=len(rows)),
-        prompt_tokens=sum(row["prompt_tokens"] for row in rows),
-        generated_tokens=sum(row["tokens"] for row in rows),
+        rows=Rows(total=len(samples), done=len(samples)),
+        prompt_tokens=sum(task.prompt_tokens for task in ended.values()),
+        generated_tokens=sum(task.tokens for task in ended.values()),
         seconds=round(seconds, 3),
-        metrics=metrics(rows),
+        metrics=metrics(samples),
     )
 
 
@@ -129,8 +137,9 @@ def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, 
         part = folder.put_rows(PARTS, rows, SCHEMA)
         told = told_of(task, results)
         record = json.dumps({"part": part.model_dump(by_alias=True), "told": told}, sort_keys=True).encode()
-        ended[task.name] = Ended(rows, told, (part, folder.put(_record_name(task), record)))
-        log.info("%s: %d documents, %s", task.name, len(rows), metrics(rows).get(f"{task.name}_accuracy"))
+        ended[task.name] = Ended.of(rows, told, part, folder.put(_record_name(task), record))
+        accuracy = sum(row["correct"] for row in rows) / len(rows)
+        log.info("%s: %d documents, accuracy %.3f", task.name, len(rows), accuracy)
         counts = Rows(total=len(work.tasks), done=len(ended))
         context.progress.report(context.task.stage, counts, tokens_per_second=None, eta=None)
         context.check()

@@ -5,19 +5,18 @@ at the rows of an even sample that have one. A leak is told with its rate by cha
 many texts.
 """
 
-import hashlib
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from cgd_stages.alike import Signatures
 from cgd_stages.contamination import words_of
 from cgd_stages.contract import Contract
 from cgd_stages.equality import spell
 from cgd_stages.folders import Row
 from cgd_stages.grading import Grader, reference_answer
-from cgd_stages.reading import Ids
 from cgd_stages.stats import wilson
 from cgd_stages.words import percent
 
@@ -25,6 +24,8 @@ SAMPLED = 2000
 """Rows that are graded at most: with so many the interval of a share is at most 4.4 points wide."""
 AT_ONCE = 100
 """Rows that are graded between two looks at whether to stop."""
+GROUPS = 5
+"""Groups of near-duplicates that are shown."""
 SHORT = 40
 """Characters of a reference that is an answer as a whole, though nothing marks it as one."""
 TEXTS = ("prompt", "answer", "critique", "refinement")
@@ -78,6 +79,13 @@ class Graded(Contract):
     """The same with the critique of another row."""
 
 
+class Alike(Contract):
+    """A group of prompts that nearly repeat each other, and two of them."""
+
+    size: int
+    examples: tuple[str, ...]
+
+
 class Quality(Contract):
     rows: int
     missing: Share
@@ -85,7 +93,10 @@ class Quality(Contract):
     unchanged: Share
     """Refinements that are the student's answer, but for white space."""
     near_duplicates: Share
-    """Prompts that equal an earlier one but for numbers, case and punctuation."""
+    """Prompts that nearly repeat another one, all but one of each group: see `alike`. Numbers, case and punctuation
+    count for nothing."""
+    alike: tuple[Alike, ...] = ()
+    """The largest groups of such prompts."""
     lengths: dict[str, Lengths]
     graded: Graded | None = None
     """None when no row of the sample has a reference with an answer."""
@@ -117,13 +128,12 @@ def share(count: int, n: int) -> Share:
 
 @dataclass
 class Tally:
-    """Counts over all rows, one at a time; of each row there remain 4 integers and a fingerprint of its prompt."""
+    """Counts over all rows, one at a time; there remain 4 integers of a row, an id and half a kilobyte of a prompt."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     _unchanged: int = 0
-    _prompts: int = 0
-    _alike: int = 0
-    _seen: Ids = field(default_factory=Ids)
+    _prompts: set[str] = field(default_factory=set)
+    _signatures: Signatures = field(default_factory=Signatures)
     _lengths: dict[str, "array[int]"] = field(default_factory=lambda: {text: array("I") for text in TEXTS})
 
     def add(self, row: Row) -> None:
@@ -131,17 +141,23 @@ class Tally:
         self._unchanged += row["answer"].split() == row["refinement"].split()
         for text, lengths in self._lengths.items():
             lengths.append(row[f"{text}_tokens"] or 0)
-        if row["sample"] == 0:
-            self._prompts += 1
-            self._alike += not self._seen.add(hashlib.sha256(outline(row["prompt"]).encode()).hexdigest())
+        if row["id"] not in self._prompts:
+            self._prompts.add(row["id"])
+            self._signatures.add(row["id"], outline(row["prompt"]).split(" "))
 
-    def quality(self, graded: Graded | None) -> Quality:
-        rows = self.verdicts.total()
+    def quality(self, graded: Graded | None, prompts_of: Callable[[set[str]], dict[str, str]]) -> Quality:
+        """`prompts_of` gives the prompts of some ids."""
+        rows, groups = self.verdicts.total(), self._signatures.groups()
+        largest = groups[:GROUPS]
+        prompts = prompts_of({one for group in largest for one in group.pair})
         return Quality(
             rows=rows,
             missing=share(self.verdicts["missing"], rows),
             unchanged=share(self._unchanged, rows),
-            near_duplicates=share(self._alike, self._prompts),
+            near_duplicates=share(sum(len(group.ids) - 1 for group in groups), len(self._prompts)),
+            alike=tuple(
+                Alike(size=len(group.ids), examples=tuple(prompts[one] for one in group.pair)) for group in largest
+            ),
             lengths={text: quantiles(lengths) for text, lengths in self._lengths.items()} if rows else {},
             graded=graded,
         )
@@ -149,7 +165,7 @@ class Tally:
 
 def outline(prompt: str) -> str:
     """A prompt without numbers, case and punctuation. One of no words stands for itself."""
-    return " ".join(re.sub(r"\d+", "0", word) for word in words_of(prompt)) or prompt
+    return re.sub(r"\d+", "0", " ".join(words_of(prompt))) or prompt
 
 
 def quantiles(values: Sequence[int]) -> Lengths:
@@ -242,7 +258,7 @@ def cautions(quality: Quality) -> list[str]:
         found.append(f"{percent(quality.unchanged.share)} of the refinements repeat the student's answer.")
     if quality.near_duplicates.share > 0.2:
         told = percent(quality.near_duplicates.share)
-        found.append(f"{told} of the prompts equal an earlier one but for numbers, case and punctuation.")
+        found.append(f"{told} of the prompts nearly repeat another one.")
     if quality.graded:
         found += _graded_cautions(quality.graded)
     return found

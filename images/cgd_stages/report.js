@@ -14,7 +14,13 @@
     root.dataset.theme = dark ? "light" : "dark";
   });
 
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((fold) => { fold.open = true; }));
+  // Paper has no folds; what was closed is closed again afterwards.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((fold) => { fold.open = true; });
+  });
+  addEventListener("afterprint", () => closed.forEach((fold) => { fold.open = false; }));
 
   // --- charts: the value nearest to the pointer, or to where the arrow keys have walked --------------------------
   for (const chart of document.querySelectorAll(".chart")) {
@@ -33,9 +39,15 @@
     };
     const hide = () => { cursor.hidden = tip.hidden = true; };
     const nearest = (event) => {
-      const box = plot.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * 100;
+      const box = plot.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width * 100, y = (event.clientY - box.top) / box.height * 100;
+      // By columns first: of several points above each other the nearest in height.
+      const away = ([left, top]) => [Math.abs(left - x), Math.abs(top - y)];
       let best = 0;
-      points.forEach((point, index) => { if (Math.abs(point[0] - x) < Math.abs(points[best][0] - x)) best = index; });
+      points.forEach((point, index) => {
+        const [across, along] = away(point), [leastAcross, leastAlong] = away(points[best]);
+        if (across < leastAcross || (across === leastAcross && along < leastAlong)) best = index;
+      });
       show(best);
     };
     chart.addEventListener("pointermove", nearest);
@@ -164,6 +176,7 @@
     draw();
   };
   const turn = (step) => { if (found.length) { at = (at + step + found.length) % found.length; draw(); } };
+  if (rows.every((row) => row.stage)) choice.value = "rejected";
   search.addEventListener("input", filter);
   choice.addEventListener("change", filter);
   order.addEventListener("change", filter);

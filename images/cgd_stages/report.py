@@ -2,25 +2,32 @@
 
     CGD_TASK='{...}' python -m cgd_stages.report
 
-Reads what the run's stages have stored and writes both files beside a marker, as every stage does. A stage without
-output is shown as missing. The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
+Reads what the run's stages have stored, a part at a time, and writes both files beside a marker, as every stage does.
+Of an output there remain a few numbers; texts are kept of what is shown. A stage without output is shown as missing.
+The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
 """
 
-import heapq
+import bisect
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 
 from cgd_stages import page
 from cgd_stages.contract import Report, RunRef, StageFacts
 from cgd_stages.figures import (
+    Change,
+    Changed,
+    Key,
     Quadruples,
     Rejected,
     ReportData,
+    Said,
     Sample,
     StageRecord,
     Step,
+    changed,
     figures,
     finite_or_none,
     gpu_hours,
@@ -97,20 +104,61 @@ def find_outputs(bucket: Bucket, run: RunRef, stages: tuple[str, ...]) -> dict[s
 def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: Quadruples | None = None) -> ReportData:
     """Everything the report is made of, in an order that does not depend on how parts are named."""
     trainings = {name: output for name, output in outputs.items() if name.startswith("train-")}
-    evaluations: dict[str, tuple[Sample, ...]] = {}
+    folders: dict[str, list[Folder]] = {}
     for name, output in outputs.items():
         kind, _, model = name.partition("-")
         if kind in ("evaluate", "harness"):
-            evaluations[model] = (*evaluations.get(model, ()), *read_samples(output.folder))
+            folders.setdefault(model, []).append(output.folder)
+    evaluations = {model: read_samples(found) for model, found in folders.items()}
     return ReportData(
         run=run,
         spec=work.spec,
         stages=tuple(stage_record(name, outputs.get(name)) for name in work.stages),
         training={name: tuple(read_log(output)) for name, output in trainings.items()},
         evaluations=evaluations,
+        changes=tuple(read_changes(folders, changed(evaluations))),
         quadruples=quadruples,
         rejected=tuple(read_rejected(outputs)),
     )
+
+
+def read_samples(folders: Iterable[Folder]) -> tuple[Sample, ...]:
+    """A model's graded outputs without their texts, ordered by benchmark, id and sample."""
+    columns = [*(field.name for field in fields(Sample) if field.name != "asked"), "prompt", "reference"]
+    rows = (row for folder in folders for row in read_rows(folder, columns))
+    return tuple(sorted(map(Sample.of, rows), key=lambda sample: sample.key))
+
+
+def read_changes(folders: dict[str, list[Folder]], found: list[Changed]) -> Iterator[Change]:
+    """The texts of the questions that training has changed, from the folders of base and trained model."""
+    models = {one.trained for one in found} | ({"base"} if found else set())
+    wanted = {one.base.key for one in found}
+    texts = {(model, *key): row for model in sorted(models) for key, row in read_texts(folders[model], wanted)}
+    for one in found:
+        base, after = texts["base", *one.base.key], texts[one.trained, *one.after.key]
+        yield Change(
+            benchmark=one.base.benchmark,
+            id=one.base.id,
+            trained=one.trained,
+            kind=one.kind,
+            prompt=base["prompt"],
+            reference=base["reference"],
+            base=said(base),
+            after=said(after),
+        )
+
+
+def read_texts(folders: Iterable[Folder], wanted: set[Key]) -> Iterator[tuple[Key, Row]]:
+    """The rows of some outputs, by their keys."""
+    columns = ["benchmark", "id", "sample", "prompt", "reference", *Said.model_fields]
+    for row in (row for folder in folders for row in read_rows(folder, columns)):
+        key = row["benchmark"], row["id"], row["sample"]
+        if key in wanted:
+            yield key, row
+
+
+def said(row: Row) -> Said:
+    return Said(output=row["output"], extracted=row["extracted"], correct=row["correct"])
 
 
 def read_rejected(outputs: dict[str, Output]) -> list[Rejected]:
@@ -119,12 +167,10 @@ def read_rejected(outputs: dict[str, Output]) -> list[Rejected]:
     for name, output in outputs.items():
         for part in output.done.under(REJECTED):
             for row in from_parquet(output.folder.read(part)):
-                groups.setdefault((name, row["reason"]), []).append(row)
-    chosen = [
-        (stage, reason, row)
-        for (stage, reason), rows in sorted(groups.items())
-        for row in heapq.nsmallest(REJECTIONS, rows, key=lambda row: (row["id"], row["sample"]))
-    ]
+                kept = groups.setdefault((name, row["reason"]), [])
+                bisect.insort(kept, row, key=lambda row: (row["id"], row["sample"]))
+                del kept[REJECTIONS:]
+    chosen = [(stage, reason, row) for (stage, reason), rows in sorted(groups.items()) for row in rows]
     prompts = read_prompts(outputs, {row["id"] for _, _, row in chosen})
     return [
         Rejected(
@@ -170,15 +216,9 @@ def read_log(output: Output) -> list[Step]:
     steps: dict[int, Step] = {}
     for part in output.done.under(TRAINING_LOG):
         for line in output.folder.read(part).decode().splitlines():
-            step = Step.model_validate(_known(json.loads(line), Step))
+            step = Step.model_validate(_known(json.loads(line)))
             steps[step.step] = step
     return [steps[number] for number in sorted(steps)]
-
-
-def read_samples(folder: Folder) -> list[Sample]:
-    """A model's graded outputs, ordered by benchmark and id."""
-    samples = [Sample.model_validate(_known(row, Sample)) for row in read_rows(folder, list(Sample.model_fields))]
-    return sorted(samples, key=lambda sample: sample.key)
 
 
 def read_review(outputs: dict[str, Output]) -> Review | None:
@@ -196,9 +236,9 @@ def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _known(row: Row, kind: type[Step] | type[Sample]) -> Row:
-    """The fields that the report knows; whatever else the writer has told stays in its own files."""
-    return {name: row[name] for name in kind.model_fields if row.get(name) is not None}
+def _known(line: Row) -> Row:
+    """The fields of a step that the report knows; whatever else the writer has told stays in its own files."""
+    return {name: line[name] for name in Step.model_fields if line.get(name) is not None}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from cgd_stages.quality import SAMPLED, Marks, Quality, Tally, grade_rows
 
 SHOWN = 200
 """Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
+PROMPT_LIMIT = 1000
+"""Characters of a prompt that is shown as a near-duplicate."""
 REVIEW = "review.json"
 GRADERS = 2
 GRADE_SECONDS = 10.0
@@ -48,7 +50,13 @@ def read_quadruples(folder: Folder, grader: Grader, check: Callable[[], None], *
     graded, marks = grade_rows(sample, grader, check)
     kept = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
     quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=kept)
-    return Review(quadruples=quadruples, quality=tally.quality(graded))
+    return Review(quadruples=quadruples, quality=tally.quality(graded, lambda ids: read_prompts(folder, ids)))
+
+
+def read_prompts(folder: Folder, ids: set[str]) -> dict[str, str]:
+    """Prompts by id, cut to `PROMPT_LIMIT`; nothing is read for no id."""
+    rows = read_rows(folder, ["id", "prompt"]) if ids else iter(())
+    return {row["id"]: row["prompt"][:PROMPT_LIMIT] for row in rows if row["id"] in ids}
 
 
 def quadruple(row: Row, marks: Marks) -> Quadruple:

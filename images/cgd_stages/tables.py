@@ -165,7 +165,7 @@ def name_of(model: str, critique: Critique) -> str:
 def asked(data: ReportData, benchmark: str) -> Asked:
     """What the models of a run were asked in a benchmark; how often each question was sampled does not matter."""
     questions = {
-        (sample.id, sample.prompt, sample.reference)
+        (sample.id, sample.asked)
         for samples in data.evaluations.values()
         for sample in samples
         if sample.benchmark == benchmark

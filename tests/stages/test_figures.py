@@ -9,7 +9,7 @@ from cgd_stages import stats
 from cgd_stages.figures import (
     Sample,
     best_step,
-    changes,
+    changed,
     comparisons,
     figures,
     finite_or_none,
@@ -76,7 +76,8 @@ def test_a_comparison_tells_how_much_longer_the_outputs_are() -> None:
 def test_a_question_that_changed_is_shown_once_with_outputs_that_show_it() -> None:
     data = report_data(evaluations={"base": tries("+---", "++-+", "+-"), "cgd": tries("-+++", "+-+-", "-+")})
     shown = [
-        (one.kind, one.base.question[1], one.base.sample, one.base.correct, one.after.correct) for one in changes(data)
+        (one.kind, one.base.question[1], one.base.sample, one.base.correct, one.after.correct)
+        for one in changed(data.evaluations)
     ]
     assert shown == [("fixed", "q00", 1, False, True), ("broken", "q01", 1, True, False)]
 
@@ -113,13 +114,13 @@ def test_each_benchmark_and_each_trained_model_is_compared() -> None:
 
 
 def test_changes_list_what_was_fixed_before_what_was_broken_and_not_too_many() -> None:
-    assert [(change.kind, change.base.id) for change in changes(report_data())] == [
+    assert [(one.kind, one.base.id) for one in changed(report_data().evaluations)] == [
         ("fixed", "q02"),
         ("fixed", "q03"),
         ("fixed", "q04"),
         ("broken", "q01"),
     ]
-    assert len(changes(report_data(), most=1)) == 2
+    assert len(changed(report_data().evaluations, most=1)) == 2
 
 
 def test_student_and_teacher_are_named_by_the_stages_that_asked_them() -> None:
@@ -166,4 +167,4 @@ def test_a_rival_is_compared_but_fixes_nothing_by_training() -> None:
     data = report_data(evaluations={"base": samples("+-"), "selfrefine": samples("++", tokens=30)})
     (one,) = comparisons(data)
     assert (one.trained, one.difference, one.token_ratio) == ("selfrefine", 0.5, 3.0)
-    assert changes(data) == []
+    assert changed(data.evaluations) == []

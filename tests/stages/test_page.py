@@ -5,16 +5,20 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_builders import GRADED, HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
+from report_builders import GRADED, HOSTILE, QUALITY, change, quadruple, report_data, sample, samples, stage, steps
 
-from cgd_stages import page
-from cgd_stages.figures import Quadruples, ReportData, Sample, StageRecord, Step
-from cgd_stages.page import nice_ticks, render
+from cgd_stages import page, plots
+from cgd_stages.figures import EXAMPLES, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.headline import objective
+from cgd_stages.page import TEXT_LIMIT, render
+from cgd_stages.plots import nice_ticks
 from cgd_stages.quality import share
+from cgd_stages.review import SHOWN
 from cgd_stages.tables import joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
@@ -72,7 +76,7 @@ def read(**changes: Any) -> Read:
 
 def hostile() -> ReportData:
     """A run in which every text tries to break out."""
-    said = {"prompt": HOSTILE, "reference": HOSTILE, "output": HOSTILE, "extracted": HOSTILE, "benchmark": HOSTILE}
+    said = Said(output=HOSTILE, extracted=HOSTILE, correct=False)
     row = quadruple(prompt=HOSTILE, answer=HOSTILE, critique=HOSTILE, refinement=HOSTILE, reference=HOSTILE)
     one = stage(
         "answer",
@@ -83,7 +87,8 @@ def hostile() -> ReportData:
     return report_data(
         spec=HOSTILE,
         stages=(one,),
-        evaluations={"base": (sample(correct=False, **said),), "cgd": (sample(correct=True, **said),)},
+        evaluations={name: samples("+-", benchmark=HOSTILE) for name in ("base", "cgd")},
+        changes=(change(benchmark=HOSTILE, prompt=HOSTILE, reference=HOSTILE, base=said, after=said),),
         quadruples=Quadruples(total=1, verdicts={"wrong": 1}, shown=(row,)),
     )
 
@@ -134,9 +139,11 @@ def test_a_rival_is_not_called_trained() -> None:
 
 def test_several_outputs_of_a_question_are_told_with_pass_at_k_and_the_tokens_spent() -> None:
     tries = tuple(sample("q1", correct=mark == "+", sample=number, tokens=10) for number, mark in enumerate("+-"))
-    longer = tuple(one.model_copy(update={"tokens": 30}) for one in tries)
+    longer = tuple(replace(one, tokens=30) for one in tries)
     words = Read(render(report_data(evaluations={"base": tries, "cgd": longer}))).words
-    assert "Pass@1 50.0 % for 10 tokens, Pass@2 100.0 % for 20 tokens." in words
+    assert "ModelPass@1Pass@2" in words
+    assert "base50.0 %5.5 \u2013 94.510 tokens100.0 %20.7 \u2013 100.020 tokens" in words
+    assert "CGD50.0 %5.5 \u2013 94.530 tokens100.0 %20.7 \u2013 100.060 tokens" in words
     assert "exact sign-flip test over questions" in words
     assert "It spends 3 times the tokens." in words
 
@@ -162,7 +169,7 @@ def test_the_head_names_every_objective() -> None:
     ],
 )
 def test_an_ablation_of_the_critique_is_named(critique: dict[str, Any], told: str) -> None:
-    assert page.objective(stage("train-cgd", inputs={"critique": critique})) == told
+    assert objective(stage("train-cgd", inputs={"critique": critique})) == told
 
 
 def test_several_models_are_one_table_with_the_best_of_a_column_marked_in_words() -> None:
@@ -258,7 +265,7 @@ def test_every_link_leads_to_a_section_and_no_id_comes_twice() -> None:
 def test_a_run_without_any_output_is_told_and_not_a_crash() -> None:
     names = ("prepare", "answer", "train-cgd", "evaluate-base")
     empty = report_data(
-        stages=tuple(StageRecord(name=name) for name in names), training={}, evaluations={}, quadruples=None
+        stages=tuple(StageRecord(name=name) for name in names), training={}, evaluations={}, changes=(), quadruples=None
     )
     words = Read(render(empty)).words
     assert "No comparison of base and trained model" in words
@@ -267,7 +274,7 @@ def test_a_run_without_any_output_is_told_and_not_a_crash() -> None:
 
 
 def test_a_run_of_no_stages_has_a_page_too() -> None:
-    assert Read(render(report_data(stages=(), training={}, evaluations={}, quadruples=None))).words
+    assert Read(render(report_data(stages=(), training={}, evaluations={}, changes=(), quadruples=None))).words
 
 
 def test_no_page_shows_nan_or_infinity() -> None:
@@ -321,12 +328,12 @@ def test_gradient_norm_and_learning_rate_have_small_lines_of_their_own() -> None
     words = read(training={"train-cgd": steps(5)}).words
     assert "Gradient norm: first 1.5, most 1.5, last 1.5" in words
     assert "Learning rate: first 1.00e-06" in words
-    assert page._sparks([Step(step=1, loss=1.0, grad_norm=math.nan)]) == []
+    assert plots.sparks([Step(step=1, loss=1.0, grad_norm=math.nan)]) == []
 
 
 def test_a_long_training_is_thinned_and_says_so() -> None:
     found = read(training={"train-cgd": steps(5000)})
-    assert len(json.loads(found.attributes("data-points")[0])) <= page.CHART_POINTS + 1
+    assert len(json.loads(found.attributes("data-points")[0])) <= plots.CHART_POINTS + 1
     assert "the log has all" in found.words
 
 
@@ -366,6 +373,14 @@ def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
     assert "answer20" in words
 
 
+def test_the_largest_groups_of_near_duplicates_are_shown_with_two_of_each() -> None:
+    words = Read(render(report_data(), QUALITY)).words
+    assert "The largest group of near-duplicate prompts 3 prompts, two of them" in words
+    assert "Sue has 3 apples.Ann has 5 apples." in words
+    alone = QUALITY.model_copy(update={"alike": ()})
+    assert "of near-duplicate prompts" not in Read(render(report_data(), alone)).words
+
+
 def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:
     found = Read(render(report_data(), QUALITY))
     assert "35.0 % of 20 refinements are wrong" in found.words
@@ -401,8 +416,24 @@ def test_what_prepare_has_removed_is_told_beside_the_duplicates_that_are_left() 
 def test_a_very_long_text_is_cut_with_a_note() -> None:
     long = Quadruples(total=1, verdicts={}, shown=(quadruple(critique="x" * 50_000),))
     (row,) = read(quadruples=long).rows
-    assert len(row["critique"]) < page.TEXT_LIMIT + 100
+    assert len(row["critique"]) < TEXT_LIMIT + 100
     assert "[cut here: 46\u202f000 more characters]" in row["critique"]
+
+
+def test_however_long_the_texts_are_the_page_is_small() -> None:
+    text = "\u6578" * 100_000
+    row = dict.fromkeys(("prompt", "reference", "answer", "critique", "refinement"), text)
+    said = Said(output=text, extracted=text, correct=True)
+    shown = tuple(quadruple(f"{i}", **row) for i in range(SHOWN))
+    html = render(
+        report_data(
+            quadruples=Quadruples(total=100_000, verdicts={"wrong": 100_000}, shown=shown),
+            changes=(change(prompt=text, reference=text, base=said, after=said),) * EXAMPLES,
+            rejected=(Rejected(id="a", sample=0, stage="answer", reason="empty", detail=text, prompt=text),) * 40,
+        )
+    )
+    # Three bytes a character.
+    assert len(html.encode()) < 3 * TEXT_LIMIT * (5 * SHOWN + 4 * EXAMPLES + 2 * 40) + 500_000 < 17_000_000
 
 
 def test_the_sample_of_quadruples_says_of_how_many_it_is() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
-from report_builders import HOSTILE, QUALITY, quadruple, report_data, samples, stage, steps
+from report_builders import HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
-from cgd_stages.figures import Quadruples, Rejected, ReportData
+from cgd_stages.figures import Quadruples, Rejected, ReportData, Sample
 from cgd_stages.page import render, render_comparison
 from cgd_stages.tables import joined, table_of
 
@@ -46,6 +46,21 @@ def several() -> ReportData:
     )
 
 
+def tried() -> ReportData:
+    """A run whose models answered each of three questions four times, the trained one in half the tokens."""
+
+    def outputs(tokens: int, *marks: str) -> tuple[Sample, ...]:
+        return tuple(
+            sample(f"q{question}", sample=number, correct=mark == "+", tokens=tokens)
+            for question, tries in enumerate(marks)
+            for number, mark in enumerate(tries)
+        )
+
+    return report_data(
+        evaluations={"base": outputs(400, "+---", "----", "-+--"), "cgd": outputs(200, "++--", "+---", "++++")}
+    )
+
+
 def compared() -> str:
     def corrupted(rate: float) -> ReportData:
         critique = {"critique": {"kind": "corrupted", "rate": rate}}
@@ -59,7 +74,15 @@ def compared() -> str:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Addresses of the pages, on disk as a reader has them."""
     folder = tmp_path_factory.mktemp("pages")
-    files = {"report": render(several(), QUALITY), "one": render(report_data()), "compare": compared()}
+    nothing = Quadruples(total=0, verdicts={}, shown=())
+    reports = {
+        "one": report_data(),
+        "tries": tried(),
+        "rejected": report_data(quadruples=nothing, rejected=REJECTED, training={}, evaluations={}, changes=()),
+        "long": report_data(evaluations={name: samples("+-") for name in ("base", "cgd", "own_name" * 15)}),
+    }
+    files = {"report": render(several(), QUALITY), "compare": compared()}
+    files |= {name: render(data) for name, data in reports.items()}
     for name, html in files.items():
         (folder / f"{name}.html").write_text(html)
     return {name: (folder / f"{name}.html").as_uri() for name in files}
@@ -216,6 +239,39 @@ def test_no_plot_is_empty_and_a_curve_tells_its_values(visit: Visit) -> None:
     assert visit.page.locator(".tip").first.inner_text().startswith("step 1 · loss 2.0000")
 
 
+def test_where_every_row_was_rejected_these_are_shown_first(browser: Browser, pages: dict[str, str]) -> None:
+    visit = Visit(browser, pages["rejected"])
+    assert visit.position == "1 of 1"
+    assert visit.page.input_value("#choice") == "rejected"
+    assert "Rejected in answer" in visit.row
+    assert visit.faults == []
+    visit.close()
+
+
+def test_on_a_telephone_a_long_name_leaves_room_for_its_figures(browser: Browser, pages: dict[str, str]) -> None:
+    visit = Visit(browser, pages["long"], width=390)
+    boxes = [name.bounding_box() for name in visit.page.locator(".compared tbody th").all()]
+    assert max(box["width"] for box in boxes if box is not None) < 390 / 2
+    visit.close()
+
+
+def test_paper_is_light_whole_and_without_folds(visit: Visit) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    folds = "[...document.querySelectorAll('details')].map((fold) => fold.open)"
+    visit.page.click("#theme")
+    before = visit.page.evaluate(folds)
+    visit.page.set_viewport_size({"width": 718, "height": 900})  # A4 without its margins
+    visit.page.emulate_media(media="print")
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert visit.page.evaluate(colour) == "rgb(255, 255, 255)"
+    assert visit.page.evaluate("getComputedStyle(document.body).color") == "rgb(31, 36, 40)"
+    assert all(visit.page.evaluate(folds))
+    widths = "[...document.querySelectorAll('table')].map((table) => table.getBoundingClientRect().right)"
+    assert max(visit.page.evaluate(widths)) <= 718
+    visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert visit.page.evaluate(folds) == before
+
+
 def test_the_button_turns_light_into_dark_and_back(visit: Visit) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     light = visit.page.evaluate(colour)
@@ -231,6 +287,9 @@ def test_the_button_turns_light_into_dark_and_back(visit: Visit) -> None:
         ("report", 1440, "light"),
         ("report", 390, "dark"),
         ("one", 390, "light"),
+        ("tries", 390, "dark"),
+        ("rejected", 1440, "light"),
+        ("long", 390, "light"),
         ("compare", 1440, "dark"),
     ],
 )
@@ -242,6 +301,28 @@ def test_a_page_fits_its_window_and_passes_the_accessibility_audit(
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     found = Axe().run(visit.page).response["violations"]
     assert [f"{one['id']}: {node['html']} {node['failureSummary']}" for one in found for node in one["nodes"]] == []
+    assert visit.faults == []
+    visit.close()
+
+
+def test_pass_at_k_is_drawn_over_k_and_over_tokens_and_the_pointer_tells_models_apart(
+    browser: Browser, pages: dict[str, str]
+) -> None:
+    visit = Visit(browser, pages["tries"])
+    over_k, over_tokens = visit.page.locator(".tries .chart").all()
+    for chart in (over_k, over_tokens):
+        colours = chart.locator("path.line").evaluate_all("(all) => all.map((one) => getComputedStyle(one).stroke)")
+        assert len(set(colours)) == 2
+        assert chart.locator("i.point").count() == 2 * 3
+    over_k.scroll_into_view_if_needed()
+    box = over_k.locator(".plot").bounding_box()
+    assert box is not None
+    told = []
+    for height in (0.0, 1.0):
+        visit.page.mouse.move(box["x"] + 1, box["y"] + height * (box["height"] - 1))
+        told.append(over_k.locator(".tip").inner_text())
+    assert [text.partition(" (")[0] for text in told] == ["CGD · Pass@1 58.3\u202f%", "base · Pass@1 16.7\u202f%"]
+    assert [text.rpartition(" · ")[2] for text in told] == ["200 tokens", "400 tokens"]
     assert visit.faults == []
     visit.close()
 

@@ -53,7 +53,8 @@ def tallied(*rows: Row) -> Quality:
     tally = Tally()
     for one in rows:
         tally.add(one)
-    return tally.quality(None)
+    prompts = {one["id"]: one["prompt"] for one in rows}
+    return tally.quality(None, lambda ids: {one: prompts[one] for one in ids})
 
 
 # --- over all rows
@@ -74,7 +75,23 @@ def test_verdicts_and_refinements_that_change_nothing_are_counted() -> None:
     ],
 )
 def test_prompts_that_differ_in_numbers_case_and_punctuation_are_near_duplicates(prompt: str, alike: int) -> None:
-    assert tallied(row(), row(prompt=prompt)).near_duplicates.count == alike
+    assert tallied(row(), row(id="1", prompt=prompt)).near_duplicates.count == alike
+
+
+STORY = "She sells each of them at the market on the first day of every month and spends half of what she gets on bread"
+
+
+def test_prompts_that_differ_in_a_few_words_are_near_duplicates_and_the_largest_groups_are_shown() -> None:
+    trio = [
+        ("a", f"Sue has 3 apples. {STORY}"),
+        ("b", f"Sue has 12 apples! {STORY}"),
+        ("c", f"Ann has 3 apples. {STORY}"),
+    ]
+    others = [(f"d{n}", f"How many letters has the word {n * 3}, and how many of them come twice?") for n in "vwxyz"]
+    found = tallied(*(row(id=name, prompt=prompt) for name, prompt in trio + others), row(id="c", sample=1))
+    assert (found.near_duplicates.count, found.near_duplicates.n) == (2, 8)
+    (group,) = found.alike
+    assert (group.size, group.examples) == (3, (trio[0][1], trio[1][1]))
 
 
 def test_samples_of_one_prompt_are_no_duplicates_of_each_other() -> None:
@@ -232,7 +249,7 @@ def test_good_rows_are_not_cautioned_against() -> None:
     [
         ({"missing": share(11, 100)}, "11.0 % of the critiques end without a verdict"),
         ({"unchanged": share(21, 100)}, "21.0 % of the refinements repeat the student's answer"),
-        ({"near_duplicates": share(21, 100)}, "21.0 % of the prompts equal an earlier one"),
+        ({"near_duplicates": share(21, 100)}, "21.0 % of the prompts nearly repeat another one"),
         ({"verdicts_right": share(59, 100)}, "right in only 59.0 % of 100 drafts"),
         ({"refinements_right": share(69, 100)}, "31.0 % of 100 refinements are wrong"),
         ({"refinements_right": share(80, 100), "drafts_right": share(81, 100)}, "right less often (80.0 %)"),

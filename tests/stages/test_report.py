@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,15 @@ def training_log(folder: Folder) -> list[Part]:
     return [folder.put("metrics.jsonl", text.encode(), rows=4)]
 
 
-def graded(folder: Folder, correct: bool) -> list[Part]:
+def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "") -> list[Part]:
     rows = [
         {
             "benchmark": "sums",
             "id": f"{i:020x}",
+            "sample": 0,
             "prompt": f"Question {i}",
             "reference": "4",
-            "output": "4 </script>",
+            "output": f"4 </script>{more}",
             "finish_reason": "stop",
             "tokens": 5,
             "extracted": "4",
@@ -94,9 +96,10 @@ def graded(folder: Folder, correct: bool) -> list[Part]:
             "grade_error": "",
             "more": 1,
         }
-        for i in range(8)
+        for i in range(8 * parts)
     ]
-    return [folder.put_rows(PARTS, rows, pa.Table.from_pylist(rows).schema)]
+    schema = pa.Table.from_pylist(rows[:1]).schema
+    return [folder.put_rows(PARTS, rows[8 * part : 8 * part + 8], schema) for part in range(parts)]
 
 
 def reviewed(folder: Folder) -> list[Part]:
@@ -155,6 +158,9 @@ def test_the_rows_are_counted_and_graded_and_their_marks_are_shown(
     assert graded["confusion"]["wrong"] == {"right": 60, "wrong": 0}
     assert figures["quality"]["unchanged"]["share"] == 1
     assert figures["quality"]["lengths"]["critique"]["median"] == 2
+    # "Prompt 1", "Prompt 2", ...
+    assert figures["quality"]["nearDuplicates"]["count"] == 119
+    assert figures["quality"]["alike"] == [{"size": 120, "examples": ["Prompt 0", "Prompt 1"]}]
     assert any("repeat the student's answer" in caution for caution in figures["quality"]["cautions"])
     assert page.count('"draft_right":true') == 120
 
@@ -185,6 +191,25 @@ def test_of_each_stage_and_reason_some_rejected_rows_are_shown_with_their_prompt
     assert shown[1].detail == "truncated 0"
     report.main(context(storage, Report(stages=("prepare", "answer"), spec=""), tmp_path))
     assert "7 rejected rows, some for each stage and reason. The rest:" in files(bucket)[0]
+
+
+def test_outputs_are_read_part_by_part_and_only_the_texts_that_are_shown_are_kept(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    text, parts = "x" * 30_000, 16
+    for name, correct in (("evaluate-base", False), ("evaluate-cgd", True)):
+        finish(bucket, name, lambda folder, correct=correct: graded(folder, correct, parts=parts, more=text))
+    outputs = report.find_outputs(bucket, RUN, ("evaluate-base", "evaluate-cgd"))
+    tracemalloc.start()
+    data = report.read_run(RUN, WORK, outputs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(map(len, data.evaluations.values())) == 2 * 8 * parts
+    # Both texts of what is shown, and those of a part; all of them together are 32 parts.
+    shown, part = 2 * len(data.changes) * len(text), 8 * len(text)
+    assert 0 < shown < 2 * part
+    assert peak < shown + 3 * part < 2 * parts * part / 5
+    assert {one.after.output for one in data.changes} == {f"4 </script>{text}"}
 
 
 def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(whole_run: Bucket) -> None:
