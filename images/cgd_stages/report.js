@@ -8,14 +8,6 @@
     return element;
   };
 
-  by("theme").addEventListener("click", () => {
-    const root = document.documentElement;
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-  });
-
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((fold) => { fold.open = true; }));
-
   // --- charts: the value nearest to the pointer, or to where the arrow keys have walked --------------------------
   for (const chart of document.querySelectorAll(".chart")) {
     const points = JSON.parse(chart.dataset.points);
