@@ -7,11 +7,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from kubernetes.aio import config as kubeconfigs
+from kubernetes.aio.config.config_exception import ConfigException
 
 from cgd_operator.cluster import POD, RUN, SECRET, ApiError, Cluster, Object
 from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
 from cgd_operator.plan import Run, storage_of
 from cgd_stages.contract import Storage
+from cgd_stages.errors import UserError
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -24,8 +26,13 @@ class Remote:
 
     @classmethod
     async def connect(cls, namespace: str | None) -> Self:
-        cluster = await Cluster.connect(manager="cgd")
-        return cls(cluster, namespace or _context_namespace())
+        """Raises UserError when no kubeconfig names a cluster."""
+        try:
+            cluster = await Cluster.connect(manager="cgd")
+            return cls(cluster, namespace or _context_namespace())
+        except ConfigException as error:
+            hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
+            raise UserError(f"no cluster is configured: {error}", hint=hint) from error
 
     async def __aenter__(self) -> Self:
         return self
