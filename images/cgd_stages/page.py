@@ -71,10 +71,25 @@ def render_comparison(table: Table) -> str:
 
 
 def _page(template: str, **values: Any) -> str:
-    script = _own("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shell = {"style": _own("report.css"), "script": script, "script_hash": digest}
-    return _environment().get_template(template).render(**shell, **values)
+    html, _ = page(HERE / template, HERE / "report.js", **values)
+    return html
+
+
+def page(template: Path, script: Path, *styles: Path, connect: str = "'none'", **values: Any) -> tuple[str, str]:
+    """A page in our design, and its Content-Security-Policy: nothing is fetched, no script runs but ours.
+
+    `template` extends `shell.html.j2`; `styles` go on from the report's; `connect` is where the script may ask for
+    data, in the policy's words.
+    """
+    style = Markup("").join(_text(one) for one in (HERE / "report.css", *styles))
+    scripts = _text(HERE / "shell.js") + _text(script)
+    digest = base64.b64encode(hashlib.sha256(scripts.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
+    )
+    shell = {"style": style, "script": scripts, "policy": Markup(policy)}  # noqa: S704
+    return _environment(template.parent).get_template(template.name).render(**shell, **values), policy
 
 
 def fingerprint() -> str:
@@ -94,13 +109,13 @@ def fingerprint() -> str:
         "plot.html.j2",
         "report.html.j2",
     )
-    own = (*files, "report.css", "report.js")
+    own = (*files, "report.css", "shell.js", "report.js")
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in own)).hexdigest()
 
 
-def _own(name: str) -> Markup:
-    """A file that stands beside this one, put into the page as it is."""
-    return Markup((HERE / name).read_text())  # noqa: S704
+def _text(file: Path) -> Markup:
+    """A file of ours, put into the page as it is."""
+    return Markup(file.read_text())  # noqa: S704
 
 
 def embedded(value: Any) -> Markup:
@@ -110,9 +125,10 @@ def embedded(value: Any) -> Markup:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path) -> Environment:
+    loader = FileSystemLoader([folder, HERE])
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
         percent=percent,

@@ -8,12 +8,6 @@
     return element;
   };
 
-  by("theme").addEventListener("click", () => {
-    const root = document.documentElement;
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-  });
-
   // Paper has no folds; what was closed is closed again afterwards.
   let closed = [];
   addEventListener("beforeprint", () => {

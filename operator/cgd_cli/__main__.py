@@ -1,11 +1,14 @@
 """The commands.
 
-`validate`, `render` and `plan` need a manifest and nothing else. `status`, `watch` and `logs` ask the cluster as
+`validate`, `render` and `plan` need a manifest and nothing else. `status`, `watch`, `ui` and `logs` ask the cluster as
 kubectl does; `rows` and `report` also the run's object store, with the credentials of the environment or, if it has
 none, those of the Secret that the run names. `compare` reads reports, in files or in the stores of their runs.
 """
 
 import asyncio
+import errno
+import signal
+import webbrowser
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,6 +23,7 @@ from cgd_cli.estimate import GPUS, Assumptions, size_in
 from cgd_cli.price import price_json, price_table
 from cgd_cli.remote import Remote
 from cgd_cli.table import table
+from cgd_cli.ui import serving
 from cgd_operator import yamls
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.cluster import ApiError
@@ -148,6 +152,35 @@ def watch(name: Name, namespace: Namespace = None) -> None:
 
     if not _ask(namespace, follow):
         raise SystemExit(1)
+
+
+@app.command()
+def ui(
+    namespace: Namespace = None,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8765,
+    browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
+) -> None:
+    """Show runs in a browser, live and read-only, until Ctrl-C."""
+    if namespace and everywhere:
+        raise Wrong("--namespace and --all-namespaces: say one of them")
+
+    async def serve(remote: Remote) -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            async with serving(remote.cluster, None if everywhere else remote.namespace, port) as address:
+                console.print(f"{address} shows the runs, to this machine alone. Ctrl-C ends it.")
+                if browser:
+                    webbrowser.open(address)
+                await stop.wait()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise Wrong(f"port {port} is taken: say --port {port + 1}, or --port 0 for a free one") from error
+
+    _ask(namespace, serve)
 
 
 @app.command()

@@ -7,11 +7,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from kubernetes.aio import config as kubeconfigs
+from kubernetes.aio.config.config_exception import ConfigException
 
 from cgd_operator.cluster import POD, RUN, SECRET, ApiError, Cluster, Object
 from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
 from cgd_operator.plan import Run, storage_of
 from cgd_stages.contract import Storage
+from cgd_stages.errors import UserError
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -20,12 +22,17 @@ class Remote:
     """A connection to the cluster of the kubeconfig, looking at one namespace."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
-        self._cluster, self._namespace = cluster, namespace
+        self.cluster, self.namespace = cluster, namespace
 
     @classmethod
     async def connect(cls, namespace: str | None) -> Self:
-        cluster = await Cluster.connect(manager="cgd")
-        return cls(cluster, namespace or _context_namespace())
+        """Raises UserError when no kubeconfig names a cluster."""
+        try:
+            cluster = await Cluster.connect(manager="cgd")
+            return cls(cluster, namespace or _context_namespace())
+        except ConfigException as error:
+            hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
+            raise UserError(f"no cluster is configured: {error}", hint=hint) from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -33,19 +40,19 @@ class Remote:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._cluster.close()
+        await self.cluster.close()
 
     async def run(self, name: str) -> Object:
         """The CGDRun. Raises ApiError (404) when there is none of that name."""
-        found = await self._cluster.get(RUN, name, self._namespace)
+        found = await self.cluster.get(RUN, name, self.namespace)
         if found is None:
-            raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self._namespace}")
+            raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self.namespace}")
         return found
 
     async def follow(self, name: str) -> AsyncIterator[Object]:
         """The run now and after every change, until it is deleted."""
         yield await self.run(name)
-        async for event, item in self._cluster.watch(RUN, self._namespace, fields=f"metadata.name={name}"):
+        async for event, item in self.cluster.watch(RUN, self.namespace, fields=f"metadata.name={name}"):
             if event == "DELETED":
                 return
             if event != "SYNCED":
@@ -56,14 +63,14 @@ class Remote:
         status = run.get("status", {})
         wanted = stage or str(status.get("stage") or "")
         child = next((one.get("child") for one in status.get("stages", []) if one["name"] == wanted), None)
-        pods, _ = await self._cluster.list(
-            POD, self._namespace, labels=f"{UID_LABEL}={run['metadata']['uid']},{STAGE_LABEL}"
+        pods, _ = await self.cluster.list(
+            POD, self.namespace, labels=f"{UID_LABEL}={run['metadata']['uid']},{STAGE_LABEL}"
         )
         mine = [pod for pod in pods if child and pod["metadata"]["name"].startswith(child)]
         if not mine:
             raise ApiError(404, "NotFound", f"stage {wanted or '(none)'} of {run['metadata']['name']} has no pods")
         names = sorted(pod["metadata"]["name"] for pod in mine)
-        return [(name, await self._cluster.log(name, self._namespace)) for name in names]
+        return [(name, await self.cluster.log(name, self.namespace)) for name in names]
 
     async def run_and_storage(self, name: str) -> tuple[Object, Storage]:
         """The run, and its object store; the environment has credentials for it afterwards, if the run has any."""
@@ -71,9 +78,9 @@ class Remote:
         spec = Run.of(run).spec
         reference = spec.storage.credentials_secret_ref
         if reference and not os.environ.get(KEYS[0]):
-            secret = await self._cluster.get(SECRET, reference.name, self._namespace)
+            secret = await self.cluster.get(SECRET, reference.name, self.namespace)
             if secret is None:
-                raise ApiError(404, "NotFound", f"there is no Secret {reference.name} in namespace {self._namespace}")
+                raise ApiError(404, "NotFound", f"there is no Secret {reference.name} in namespace {self.namespace}")
             held: dict[str, str] = secret.get("data", {})
             os.environ |= {key: base64.b64decode(held[key]).decode() for key in KEYS if key in held}
         # The path of the CA is that of the pods; here AWS_CA_BUNDLE says where it is.

@@ -8,10 +8,10 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlencode
 
 import aiohttp
@@ -30,6 +30,8 @@ PAGE = 50
 """Objects that are read at once where there may be very many."""
 WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
+Link = Literal["listing", "linked", "lost"]
+"""A watch lists from the start, has an answer of the server, has none any more."""
 MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
 
 
@@ -192,14 +194,22 @@ class Cluster:
             return await response.text()
 
     async def watch(
-        self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        link: Callable[[Link], None] = lambda _: None,
     ) -> AsyncIterator[tuple[str, Object]]:
         """Every object there is as LISTED, then ("SYNCED", {}), then changes, for ever.
 
         A lost connection goes on from the last version seen; a version that is too old (410) starts over from the
-        list, so that a consumer sees LISTED and SYNCED again and must treat both as "look again".
+        list, so that a consumer sees LISTED and SYNCED again and must treat both as "look again". `link` is told of
+        the connection, of which the changes say nothing.
         """
         while True:
+            link("listing")
             since = ""
             try:
                 async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
@@ -207,13 +217,19 @@ class Cluster:
                     for item in items:
                         yield "LISTED", item
                 yield "SYNCED", {}
-                async for event, item in self._changes(kind, namespace, labels, fields, since):
+                async for event, item in self._changes(kind, namespace, labels, fields, since, link):
                     yield event, item
             except Gone:
                 log.info("watch of %s is too old; listing again", kind.plural)
 
     async def _changes(
-        self, kind: Kind, namespace: str | None, labels: str, fields: str, version: str
+        self,
+        kind: Kind,
+        namespace: str | None,
+        labels: str,
+        fields: str,
+        version: str,
+        link: Callable[[Link], None],
     ) -> AsyncIterator[tuple[str, Object]]:
         while True:
             query = _query(
@@ -225,7 +241,7 @@ class Cluster:
                 fieldSelector=fields,
             )
             try:
-                async for line in self._lines(kind.path(namespace) + query):
+                async for line in self._lines(kind.path(namespace) + query, link):
                     event = json.loads(line)
                     if event["type"] == "ERROR":
                         raise _error(event["object"])
@@ -234,13 +250,15 @@ class Cluster:
                         yield event["type"], event["object"]
             except (aiohttp.ClientError, TimeoutError) as error:
                 log.info("watch of %s was interrupted (%s); going on", kind.plural, type(error).__name__)
+                link("lost")
                 await asyncio.sleep(0.2)
 
-    async def _lines(self, path: str) -> AsyncIterator[bytes]:
+    async def _lines(self, path: str, link: Callable[[Link], None]) -> AsyncIterator[bytes]:
         response = await self._request("GET", path, None, JSON, WATCH_TIMEOUT)
         async with response:
             if response.status >= 300:
                 raise _error(await _body(response))
+            link("linked")
             rest = b""
             async for data in response.content.iter_any():
                 *lines, rest = (rest + data).split(b"\n")

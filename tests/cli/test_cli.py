@@ -154,6 +154,14 @@ async def test_a_run_that_is_not_there_is_named(client: Cluster, words: tuple[st
     assert "there is no CGDRun nobody in namespace default" in err
 
 
+async def test_a_kubeconfig_that_is_not_there_is_told_with_what_to_do(tmp_path: Path) -> None:
+    code, _, err = await cgd("status", "demo", KUBECONFIG=str(tmp_path / "nowhere"))
+    assert code == 1
+    assert "\ncgd: no cluster is configured: " in f"\n{err}"
+    assert "Traceback" not in err
+    assert err.endswith("Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it.\n")
+
+
 async def test_logs_of_a_stage_without_pods(client: Cluster) -> None:
     await created(client, status=ENDED)
     code, _, err = await cgd("logs", "demo")
