@@ -292,7 +292,8 @@ class Reconciler:
         if wanted != (manifests.FINALIZER in meta.get("finalizers", [])):
             finalizers = [*others, manifests.FINALIZER] if wanted else others
             body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": finalizers}}
-            await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
+            patched = await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
+            manifest["metadata"] = patched["metadata"] if patched else meta
 
     async def _look(self, run: Run) -> Children:
         labels = f"{manifests.UID_LABEL}={run.uid}"
@@ -373,13 +374,14 @@ class Reconciler:
         there.objects[:] = _replaced(there.objects, patched)
 
     async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> None:
-        """Write the status if it changed. Events go first: their names make them safe to post again, and a status
-        that was written is no reason for news any more."""
+        """Write the status if it changed, and nobody has changed the run since it was read: what was read may have been
+        old already. Events go first: their names make them safe to post again, and a status that was written is no
+        reason for news any more."""
         body = new.model_dump(by_alias=True, exclude_none=True, mode="json")
         if body == manifest.get("status"):
             return
         await self._announce(news)
-        meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid")}
+        meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid", "resourceVersion")}
         try:
             await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
         except ApiError as error:
