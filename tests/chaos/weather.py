@@ -1,6 +1,6 @@
 """The operator's process in bad weather: the second half of `make chaos-operator`, a little of it in tests/cluster.
 
-    PYTHONPATH=tests python -m chaos.operator
+    PYTHONPATH=tests python -m chaos.weather
 
 A real `python -m cgd_operator` goes through a run; whatever ends its process, it is started anew at once. In the middle
 of the run a child ends, and at that moment something breaks: the process, its watches, or the API server's answers.
@@ -455,5 +455,5 @@ async def main(chosen: list[str]) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("faults", nargs="*", choices=[[], *FAULTS], help="default: all")
-    raise SystemExit(min(1, asyncio.run(main(parser.parse_args().faults or list(FAULTS)[1:]))))
+    parser.add_argument("--fault", action="append", choices=FAULTS, help="this one only (repeatable)")
+    raise SystemExit(min(1, asyncio.run(main(parser.parse_args().fault or list(FAULTS)[1:]))))
