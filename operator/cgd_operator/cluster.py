@@ -30,7 +30,7 @@ WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
 TRIES = 4
 RETRY_AFTER_SECONDS = 10.0
-"""The longest that one answer's Retry-After is obeyed: a Lease must be renewed within 10 s."""
+"""The longest that one answer's Retry-After is obeyed."""
 MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
 
 

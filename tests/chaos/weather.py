@@ -12,6 +12,7 @@ the next child, the fault's own time included.
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import sys
@@ -335,7 +336,8 @@ async def play(back: ApiServer, client: Cluster, folder: Path, faults: dict[str,
     Raises:
         TimeoutError: the run does not end, or a child does not come.
     """
-    weather, since, recovery = Weather(back, folder), back.registry.store.version, {}
+    weather, since = Weather(back, folder), back.registry.store.version
+    recovery: dict[str, float] = {}
     body = manifest()
     del body["metadata"]["uid"], body["metadata"]["generation"]
     async with weather.operator(), asyncio.timeout(END_SECONDS):
@@ -429,6 +431,7 @@ async def server() -> AsyncIterator[tuple[ApiServer, Cluster, Path]]:
 
 async def main(chosen: list[str]) -> int:
     console, table = Console(highlight=False), Table("fault", "recovered in s", "starts", "calls", "ended otherwise")
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # it mourns the connections that are cut
     wanted: Json = {}
     wrong: list[str] = []
     for name in track(["nothing", *chosen], description="faults", transient=True):
