@@ -46,6 +46,8 @@ Choose = Callable[[web.Request], Awaitable[Answer]]
 
 AWAY_SECONDS = 10.0
 """Longer than the operator waits before it looks again, shorter than Kopf's patience."""
+QUIET_SECONDS = 1.0
+"""The operator has nothing left to do when the weather breaks: no look of an earlier event may help it."""
 END_SECONDS = 240.0
 PLACE = "answer"
 """The child at whose end the weather breaks; others are before it and after it."""
@@ -349,6 +351,7 @@ async def play(back: ApiServer, client: Cluster, folder: Path, faults: dict[str,
                 recovery[before] = time.monotonic() - ended
                 await _until(partial(_told, back, child))
                 weather.remember()
+                await asyncio.sleep(QUIET_SECONDS if stage in faults else 0)
                 breaking = asyncio.create_task(faults.get(stage, nothing)(weather))
                 await asyncio.sleep(0)
                 kind, status = KINDS[child["kind"]], ENDS[child["kind"]]("Complete")
