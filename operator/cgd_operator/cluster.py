@@ -32,11 +32,14 @@ WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
 Link = Literal["listing", "linked", "lost"]
 """A watch lists from the start, has an answer of the server, has none any more."""
+TRIES = 4
+RETRY_AFTER_SECONDS = 10.0
+"""The longest that one answer's Retry-After is obeyed."""
 MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
 
 
 class ApiError(Exception):
-    """The API server refused a request; `status` is the HTTP code, 0 when the server could not be reached."""
+    """The API server refused a request; `status` is the HTTP code, 0 when there is no answer, or none to be trusted."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -88,6 +91,8 @@ class Cluster:
     def __init__(self, configuration: Configuration, *, manager: str) -> None:
         self._client = ApiClient(configuration)
         self._manager = manager
+        self._versions: dict[Kind, int] = {}
+        """Of each kind, the newest version that a list was read at."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
@@ -116,10 +121,19 @@ class Cluster:
     async def list(
         self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> tuple[list[Object], str]:
-        """All objects of a kind (their `kind` and `apiVersion` filled in) and the version the list was read at."""
-        query = _query(labelSelector=labels, fieldSelector=fields)
+        """All objects of a kind (their `kind` and `apiVersion` filled in) and the version the list was read at.
+
+        Raises:
+            ApiError: among others, the list is older than one that was read before this one was asked for, as from a
+                server that lags behind: what it tells may be undone already.
+        """
+        query, newest = _query(labelSelector=labels, fieldSelector=fields), self._versions.get(kind, 0)
         body = await self._call("GET", kind.path(namespace) + query)
         assert body is not None
+        version = int(body["metadata"]["resourceVersion"])
+        if version < newest:
+            raise ApiError(0, "Stale", f"{kind.plural} were listed at version {version}, after {newest} was seen")
+        self._versions[kind] = max(version, self._versions.get(kind, 0))
         items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
         return items, body["metadata"]["resourceVersion"]
 
@@ -274,12 +288,19 @@ class Cluster:
         content_type: str = JSON,
         absent_is_none: bool = False,
     ) -> Object | None:
-        try:
-            response = await self._request(method, path, body, content_type, REQUEST_TIMEOUT)
-            async with response:
-                answer = await _body(response)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+        """The answer's body. A server that names a time to come back (Retry-After, as for 429) is asked again then,
+        `TRIES` times in all: what is written bears names or versions, so that writing it twice is harmless."""
+        for left in reversed(range(TRIES)):
+            try:
+                response = await self._request(method, path, body, content_type, REQUEST_TIMEOUT)
+                async with response:
+                    answer = await _body(response)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+            pause = _retry_after(response)
+            if pause is None or not left:
+                break
+            await asyncio.sleep(pause)
         if response.status == 404 and absent_is_none:
             return None
         if response.status >= 300:
@@ -303,6 +324,14 @@ class Cluster:
 def _query(**parameters: str) -> str:
     given = {name: value for name, value in parameters.items() if value}
     return "?" + urlencode(given) if given else ""
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds after which the server wants to be asked again, None when it does not."""
+    text = response.headers.get("Retry-After", "")
+    if (response.status != 429 and response.status < 500) or not text.isdecimal():
+        return None
+    return min(float(text), RETRY_AFTER_SECONDS)
 
 
 async def _body(response: aiohttp.ClientResponse) -> Object:

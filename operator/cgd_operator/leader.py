@@ -15,8 +15,9 @@ from cgd_operator.cluster import LEASE, ApiError, Cluster, Object
 
 log = logging.getLogger(__name__)
 
-DURATION, RENEW_WITHIN, RETRY = 15, 10, 2
-"""Seconds: a Lease that nobody renewed for so long is free; when a leader gives up; between two tries."""
+DURATION, RENEW_WITHIN, RETRY, ANSWER = 15, 10, 2, 2
+"""Seconds: a Lease that nobody renewed for so long is free; when a leader gives up; between two tries; for a read or a
+write of the Lease. A last try that hangs must be over before the Lease is free: the election does not look."""
 
 
 class LeaseLost(Exception):
@@ -33,8 +34,9 @@ class LeaseLock:
 
     async def get(self, name: str, namespace: str) -> tuple[bool, LeaderElectionRecord | Exception]:
         try:
-            found = await self._cluster.get(LEASE, name, namespace)
-        except ApiError as error:
+            async with asyncio.timeout(ANSWER):
+                found = await self._cluster.get(LEASE, name, namespace)
+        except (ApiError, TimeoutError) as error:
             return False, error
         if found is None:
             return False, _not_found()
@@ -66,9 +68,10 @@ class LeaseLock:
 
     async def _written(self, write: Callable[[], Awaitable[Object | None]]) -> bool:
         try:
-            written = await write()
-        except ApiError as error:
-            log.info("the Lease %s/%s was not written: %s", self.namespace, self.name, error)
+            async with asyncio.timeout(ANSWER):
+                written = await write()
+        except (ApiError, TimeoutError) as error:
+            log.info("the Lease %s/%s was not written: %s", self.namespace, self.name, error or "no answer")
             return False
         if written is not None:
             self._version = written["metadata"]["resourceVersion"]

@@ -258,7 +258,8 @@ class Reconciler:
         if wanted != (manifests.FINALIZER in meta.get("finalizers", [])):
             finalizers = [*others, manifests.FINALIZER] if wanted else others
             body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": finalizers}}
-            await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
+            patched = await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
+            manifest["metadata"] = patched["metadata"] if patched else meta
 
     async def look(self, namespace: str | None, uids: list[str]) -> dict[str, Children]:
         """What there is of some runs, by their uids, in a namespace or (None) in all."""
@@ -366,13 +367,14 @@ class Reconciler:
         there.objects[:] = _replaced(there.objects, patched)
 
     async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> bool:
-        """Write the status if it says more; whether it does. Events go first: their names make them safe to post
-        again, and a status that was written is no reason for news any more."""
+        """Write the status if it says more, and nobody has changed the run since it was read: what was read may have
+        been old already. Whether it said more. Events go first: their names make them safe to post again, and a status
+        that was written is no reason for news any more."""
         body = _body(new)
         if not _says_more(body, manifest):
             return False
         await self._announce(news)
-        meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid")}
+        meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid", "resourceVersion")}
         try:
             await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
         except ApiError as error:

@@ -78,11 +78,16 @@ async def test_a_leader_that_died_is_followed_when_its_lease_has_run_out(world: 
     await second.task
 
 
-async def test_a_leader_that_cannot_renew_stops_acting(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_leader_that_cannot_renew_stops_acting(
+    world: Any, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
     first = Candidate(world, "first")
     await asyncio.wait_for(first.leads.wait(), 5)
 
     async def cut_off(*_: Any, **__: Any) -> None:
+        if hangs:
+            await asyncio.sleep(3600)
         raise ApiError(0, "Unreachable", "the cable is out")
 
     with monkeypatch.context() as patch:
