@@ -92,6 +92,11 @@ def costs(run: Run, given: Assumptions) -> list[Cost]:
     return [cost for child in plan(run) for cost in _child(child, given)]
 
 
+def unpriced(run: Run) -> tuple[str, ...]:
+    """Stages that use GPUs and cannot be estimated: how long the questions of lm-eval's tasks are is not known here."""
+    return tuple(child.stage for child in plan(run) if isinstance(child.task.work, contract.Harness))
+
+
 def _child(child: Child, given: Assumptions) -> Iterator[Cost]:
     match child.task.work:
         case contract.Generate() as work:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cgd_cli.estimate import READING, WRITING, Assumptions, Cost, costs, fits
+from cgd_cli.estimate import READING, WRITING, Assumptions, Cost, costs, fits, unpriced
 from cgd_operator.plan import Run
 
 
@@ -32,7 +32,8 @@ def price_table(run: Run, given: Assumptions, gpu: str) -> RenderableType:
         bar = ProgressBar(total=1.0, completed=share, width=16)
         shown.add_row(cost.stage, *figures, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", bar)
     verdicts = [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
-    return Group(shown, "", *verdicts, "", *_assumed(given, gpu))
+    missing = [f"[yellow]not in it: {', '.join(stages)}, the tasks of lm-eval"] if (stages := unpriced(run)) else []
+    return Group(shown, "", *missing, *verdicts, "", *_assumed(given, gpu))
 
 
 def price_json(run: Run, given: Assumptions) -> str:
@@ -40,7 +41,8 @@ def price_json(run: Run, given: Assumptions) -> str:
     stages = [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in found]
     verdicts = [{**asdict(one), "fits": one.fits} for one in fits(run, given)]
     total = {"gpu_hours": _hours(found), "money": sum(cost.money for cost in found)}
-    return json.dumps({"total": total, "stages": stages, "fits": verdicts, "assumed": asdict(given)}, indent=1)
+    told = {"total": total, "stages": stages, "unpriced": unpriced(run), "fits": verdicts, "assumed": asdict(given)}
+    return json.dumps(told, indent=1)
 
 
 def _hours(found: list[Cost]) -> float:

@@ -195,8 +195,8 @@ def schema_causes(schema: Json, path: str) -> Iterator[Cause]:
 
 
 def _broken(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]:
-    """The CEL rules that a value breaks; a transition rule runs only where a former value is known. What has not changed
-    is not judged again, as the real server's ratcheting has it."""
+    """The CEL rules that a value breaks; a transition rule runs only where a former value is known. What has not
+    changed is not judged again, as the real server's ratcheting has it."""
     if old is not None and value == old:
         return
     for rule in schema.get("x-kubernetes-validations", []) if value is not None else []:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from builders import manifest
+from rich.console import Console
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
-from cgd_cli.price import price_json
+from cgd_cli.price import price_json, price_table
 from cgd_operator.plan import Run
 
 A100 = GPUS["a100-80gb"]
@@ -80,6 +81,17 @@ def test_the_rounds_of_self_refine_are_paid_for() -> None:
     given = assumed()
     cost = by_stage(run_of(evaluation=rivals), given)["evaluate-selfrefine"]
     assert cost.written == 10 * (3 * given.answer + 2 * given.critique)
+
+
+def test_tasks_of_lm_eval_are_named_as_not_priced() -> None:
+    benchmark = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "limit": 10}
+    run = run_of(evaluation={"benchmarks": [benchmark], "tasks": [{"name": "IFEval"}]})
+    assert json.loads(price_json(run, assumed()))["unpriced"] == ["harness-base", "harness-cgd"]
+    assert "harness-base" not in by_stage(run, assumed())
+    console = Console(width=120, record=True)
+    with console.capture() as shown:
+        console.print(price_table(run, assumed(), "a100"))
+    assert "not in it: harness-base, harness-cgd, the tasks of lm-eval" in shown.get()
 
 
 def test_without_checkpointing_it_is_six() -> None:

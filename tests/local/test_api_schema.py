@@ -105,6 +105,19 @@ async def test_a_transition_rule_guards_a_field_that_was_set(widgets, make):
     await widgets.patch(W, {"spec": {"size": 9}})
 
 
+async def test_what_has_not_changed_is_not_judged_again(client, make):
+    """As with the real server's ratcheting: a rule that came later does not block changes of something else."""
+    await client.post(CRDS, make.crd())
+    await client.post(WIDGETS, make.widget(model="old"))
+    name = f"{CRDS}/widgets.demo.example.com"
+    stored = await client.get(name)
+    root = stored["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    root["properties"]["model"]["x-kubernetes-validations"] = [{"rule": "self != 'old'", "message": "too old"}]
+    await client.put(name, stored)
+    await client.patch(W, {"spec": {"note": "x"}})
+    assert "too old" in (await client.post(WIDGETS, make.widget("other", model="old"), code=422))["message"]
+
+
 async def test_a_status_write_is_validated(widgets, make):
     await widgets.post(WIDGETS, make.widget())
     bad = {"status": {"conditions": [{"type": "Ready", "status": "Maybe"}]}}
