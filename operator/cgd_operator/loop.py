@@ -162,10 +162,10 @@ class Loop:
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
                     await self._sweep_over(namespace, awake)
+                self.health.swept()  # page by page: a sweep over very many runs is no hang
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)
-        self.health.swept()
 
     async def _sweep_over(self, namespace: str | None, runs: Sequence[Object]) -> None:
         there = await self.reconciler.look(namespace, [run["metadata"]["uid"] for run in runs])
