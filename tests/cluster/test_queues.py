@@ -73,8 +73,8 @@ async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(w
         await world.apply(labels=QUEUE)
         await world.until(lambda: runs(world, "prepare"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
-        await world.until(lambda: stage_is(world, "Suspended"))
-        assert not await runs(world, "prepare")
+        await world.until(lambda: state_is(world, "Suspended"))
+        await world.until(lambda: is_stopped(world, "prepare"))
         (held,) = await workloads(world)
         assert held["spec"]["active"] is False
         kueue.full = "taken by others meanwhile"
@@ -89,6 +89,10 @@ async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(w
         assert free["spec"]["active"] is True
         assert "cgd.dev/suspended-by-run" not in free["metadata"].get("annotations", {})
     assert kueue.evicted == 1
+
+
+async def is_stopped(world: Any, stage: str) -> bool:
+    return not await runs(world, stage)
 
 
 async def stage_is(world: Any, state: str) -> bool:

@@ -25,13 +25,13 @@ def heights(plot: Plot, style: str) -> list[float]:
 def test_pass_at_k_rises_with_k_and_lies_in_its_plot_with_its_interval() -> None:
     charts = pass_charts([tried("base", "+---", "----"), tried("cgd", "++--", "+---")])
     for plot in (charts["k"], charts["tokens"]):
-        for style in ("s0", "s6"):
+        for style in ("s0", "s7"):
             ys = heights(plot, style)
             assert ys == sorted(ys, reverse=True)
             assert len(ys) == 3
         assert all(0 <= x <= 100 and 0 <= y <= 100 for _, x, y in plot["places"])
         assert len(plot["lines"]) == len(plot["bands"]) == 2
-    assert charts["names"] == [("s0", "base"), ("s6", "CGD")]
+    assert charts["names"] == [("s0", "base"), ("s7", "CGD")]
     assert [text for text, _ in charts["k"]["x_ticks"]] == ["1", "2", "4"]
 
 
@@ -59,7 +59,7 @@ def test_a_model_with_one_output_of_a_question_is_a_point_without_a_line() -> No
 
 
 def test_a_label_of_its_own_has_a_colour_too() -> None:
-    assert pass_charts([tried("mine", "+-")])["names"] == [("s7", "mine")]
+    assert pass_charts([tried("mine", "+-")])["names"] == [("s8", "mine")]
 
 
 @pytest.mark.parametrize(
