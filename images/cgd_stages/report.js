@@ -8,14 +8,6 @@
     return element;
   };
 
-  // Paper has no folds; what was closed is closed again afterwards.
-  let closed = [];
-  addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
-    closed.forEach((fold) => { fold.open = true; });
-  });
-  addEventListener("afterprint", () => closed.forEach((fold) => { fold.open = false; }));
-
   // --- charts: the value nearest to the pointer, or to where the arrow keys have walked --------------------------
   for (const chart of document.querySelectorAll(".chart")) {
     const points = JSON.parse(chart.dataset.points);
