@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from stage_builders import RUN, context, prepared
 
+from cgd_operator.benchmarks import TASKS
 from cgd_stages import harness
 from cgd_stages.contract import Engine, Harness, HarnessTask, Model, Rows, StageFacts, Storage
 from cgd_stages.errors import Interrupted, TransientError, UserError
@@ -267,8 +268,10 @@ def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
     told = Folder(bucket, RUN.namespace, STAGE, facts.digest).require().settings
     assert told["sums"]["versions"] == {"sums": 3.0}
     assert told["choices"]["documents"] == {"choices": 2}
+    known = harness.known_tasks(None)
+    assert {one.task for one in TASKS.values()} <= set(known.all_tasks)
     with pytest.raises(UserError, match="has no task 'no_such_task'"):
-        harness.ask(Asker(), HarnessTask(name="x", task="no_such_task", metric="acc"), harness.known_tasks(None))
+        harness.ask(Asker(), HarnessTask(name="x", task="no_such_task", metric="acc"), known)
 
 
 def test_data_that_cannot_be_read_are_tried_again_and_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
