@@ -1,9 +1,12 @@
-"""What the tests of the stages share: a real S3 server, and the tiny model."""
+"""What many tests share: a real S3 server, the tiny model, a real browser."""
 
 import asyncio
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
@@ -12,6 +15,9 @@ from stage_builders import bucket_of
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Storage
 from cgd_stages.storage import Bucket
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +48,19 @@ def bucket(storage: Storage) -> Bucket:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model: context of 2,048 tokens, a chat template, replies of 1 to 20 tokens."""
     return tiny.make(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A real Chromium; where there is none, CI fails and others go without. Not for longer than a module: its driver
+    keeps a loop running, and asyncio's tests want none."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        message = "there is no Chromium on the PATH: apt-get install chromium fonts-dejavu-core"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield started
+        started.close()

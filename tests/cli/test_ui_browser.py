@@ -1,8 +1,6 @@
 """`cgd ui` in a real Chromium: what changes on a page when the cluster does, and what an audit says of it."""
 
 import asyncio
-import os
-import shutil
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
@@ -10,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from builders import manifest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from report_builders import HOSTILE
 from status_builders import every_state
 
@@ -83,18 +81,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         live.create(case.replace(" ", "-"), case)
     yield live
     live.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        message = "there is no Chromium on the PATH: apt-get install chromium fonts-dejavu-core"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield started
-        started.close()
 
 
 class Visit:

@@ -1,14 +1,12 @@
 """The pages in a real Chromium: what a reader does with them, and what an accessibility audit says of them."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from report_builders import HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages.figures import Quadruples, Rejected, ReportData, Sample
@@ -86,18 +84,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, html in files.items():
         (folder / f"{name}.html").write_text(html)
     return {name: (folder / f"{name}.html").as_uri() for name in files}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        message = "there is no Chromium on the PATH: apt-get install chromium fonts-dejavu-core"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield started
-        started.close()
 
 
 class Visit:
