@@ -75,6 +75,8 @@ class Asked(Contract):
 
     n: int
     digest: str
+    general: bool = False
+    """A task of lm-eval, beside what the run distils for: its own column, and no part of the mean."""
 
 
 class Table(Contract):
@@ -82,7 +84,8 @@ class Table(Contract):
     questions: dict[str, Asked]
     """Benchmark -> its questions, in the order of the columns."""
     averaged: tuple[str, ...]
-    """The benchmarks that every model was asked: `mean` is over these, each with the same weight."""
+    """The benchmarks, general ones apart, that every model was asked: `mean` is over these, each with the same
+    weight."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -170,7 +173,13 @@ def asked(data: ReportData, benchmark: str) -> Asked:
         for sample in samples
         if sample.benchmark == benchmark
     }
-    return Asked(n=len(questions), digest=digest_of(questions=sorted(questions)))
+    return Asked(n=len(questions), digest=digest_of(questions=sorted(questions)), general=benchmark in general(data))
+
+
+def general(data: ReportData) -> set[str]:
+    """What the run's models were asked by lm-eval."""
+    stages = (stage for stage in data.stages if stage.name.startswith("harness-"))
+    return {task["name"] for stage in stages for task in stage.inputs.get("tasks", ())}
 
 
 def assembled(lines: Iterable[Line], questions: dict[str, Asked]) -> Table:
@@ -185,7 +194,8 @@ def assembled(lines: Iterable[Line], questions: dict[str, Asked]) -> Table:
             line.critique.rate,
         ),
     )
-    averaged = tuple(name for name in questions if all(name in line.cells for line in ordered))
+    special = (name for name, asked in questions.items() if not asked.general)
+    averaged = tuple(name for name in special if all(name in line.cells for line in ordered))
     return Table(
         lines=tuple(
             line.model_copy(update={"mean": mean([line.cells[name] for name in averaged]) if averaged else None})

@@ -8,6 +8,7 @@ from report_builders import report_data, samples, stage
 
 from cgd_stages.errors import UserError
 from cgd_stages.figures import Sample
+from cgd_stages.page import render
 from cgd_stages.tables import MEAN, Table, joined, robustness, table_of
 
 
@@ -67,6 +68,19 @@ def test_in_the_mean_every_benchmark_has_the_same_weight() -> None:
     assert mean.difference is not None
     assert mean.difference.value == 0.5
     assert mean.difference.outcome == "better"
+
+
+def test_general_tasks_have_a_column_and_no_part_of_the_mean() -> None:
+    data = report_data(
+        stages=(stage("harness-base", inputs={"tasks": [{"name": "bench2", "task": "ifeval"}]}),),
+        evaluations={"base": outputs("++", "++", "++"), "cgd": outputs("++", "++", "--")},
+    )
+    found = table_of(data)
+    assert found.columns == ("bench0", "bench1", "bench2", "mean")
+    assert found.averaged == ("bench0", "bench1")
+    assert [line.mean.accuracy for line in found.lines if line.mean] == [1, 1]
+    assert [name for name, asked in found.questions.items() if asked.general] == ["bench2"]
+    assert "general tasks, asked and graded by lm-eval, are not in it" in render(data)
 
 
 def test_a_mean_that_gained_a_little_is_noise() -> None:
