@@ -154,9 +154,15 @@ async def test_all_tabs_share_the_watches(ui: Ui) -> None:
     for tab in tabs:
         async with tab:
             await tab.next()
-    watches = [path for method, path in ui.api.requests if method == "GET" and "watch=true" in path]
-    assert len(watches) == 2
-    assert sum("cgdruns" in path for path in watches) == 1
+
+    def watches() -> list[str]:
+        return [path for method, path in ui.api.requests if method == "GET" and "watch=true" in path]
+
+    async with asyncio.timeout(20):
+        while len(watches()) < 2:  # noqa: ASYNC110  that of Events may come after the first tab
+            await asyncio.sleep(0.01)
+    assert len(watches()) == 2
+    assert sum("cgdruns" in path for path in watches()) == 1
 
 
 async def test_a_namespace_may_be_all_that_is_shown(api: ApiServer, ui: Ui) -> None:

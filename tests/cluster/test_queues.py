@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from builders import CHILDREN
-from kueue_player import QUEUE, Kueue, conditions, suspended
+from kueue_player import QUEUE, Kueue, conditions, is_true, suspended
 
 from cgd_operator.cluster import RUN, WORKLOAD
 
@@ -71,7 +71,7 @@ async def says(world: Any, message: str) -> bool:
 async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(world: Any) -> None:
     async with Kueue(world).at_work() as kueue, world.operator():
         await world.apply(labels=QUEUE)
-        await world.until(lambda: runs(world, "prepare"))
+        await world.until(lambda: is_admitted(world, "prepare"))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
         await world.until(lambda: state_is(world, "Suspended"))
         await world.until(lambda: is_stopped(world, "prepare"))
@@ -89,6 +89,11 @@ async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(w
         assert free["spec"]["active"] is True
         assert "cgd.dev/suspended-by-run" not in free["metadata"].get("annotations", {})
     assert kueue.evicted == 1
+
+
+async def is_admitted(world: Any, stage: str) -> bool:
+    """Kueue has seen the child, and lets it run."""
+    return any(is_true(one, "Admitted") for one in await workloads(world)) and await runs(world, stage)
 
 
 async def is_stopped(world: Any, stage: str) -> bool:
