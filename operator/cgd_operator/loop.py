@@ -131,6 +131,10 @@ class Loop:
                 if error.status != 404:
                     log.warning("watch of %s failed: %s", kind.plural, error)
                 await asyncio.sleep(RETRY_SECONDS if error.status != 404 else reconcile.ABSENT_SECONDS)
+            except Exception:  # without its watch the operator would only sweep, and nobody would know
+                metrics.RECONCILE_ERRORS.labels("bug").inc()
+                log.exception("watch of %s broke; this is a bug of cgd-operator", kind.plural)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _happened(self, kind: Kind, event: str, item: Object) -> None:
         metrics.LAST_EVENT.set_to_current_time()

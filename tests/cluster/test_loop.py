@@ -289,3 +289,27 @@ class Failing(Reconciler):
             self.left -= 1
             raise ApiError(500, "InternalError", "as the test wants it")
         return await super().reconcile(namespace, name)
+
+
+async def test_a_watch_that_breaks_begins_anew(world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
+    seen: list[str] = []
+
+    def broken_once(self: Loop, kind: Any, event: str, item: Any) -> None:
+        seen.append(item["metadata"]["name"])
+        if len(seen) == 1:
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Loop, "_happened", broken_once)
+    await create_runs(world, 1)
+    loop.start()
+    await asyncio.sleep(0.5)
+    child = {"metadata": {"namespace": "default", "labels": labels("answer")}, "spec": {"containers": [POD_OF_NOTHING]}}
+    for name in ("first", "second"):
+        await world.client.create(POD, {**child, "metadata": {**child["metadata"], "name": name}})
+        await asyncio.sleep(0.5)
+    await loop.stop()
+    assert seen == ["first", "second"]
+
+
+POD_OF_NOTHING = {"name": "stage", "image": "x"}
