@@ -107,9 +107,15 @@ class Target:
         if self.request.content_type == "application/vnd.kubernetes.protobuf":
             raise ApiError(415, "protobuf is not spoken here: use a file and `kubectl apply -f`")
         try:
-            return json.loads(await self.request.text())
+            return json.loads(await self.request.text(), parse_int=_integer)
         except ValueError as error:
             raise bad_request(f"error decoding the body: {error}") from error
+
+
+def _integer(digits: str) -> int | float:
+    """A number without a point, which is no integer where 64 bits do not hold it."""
+    number = int(digits)
+    return number if -(2**63) <= number < 2**63 else float(number)
 
 
 def _place(obj: Json) -> Key:

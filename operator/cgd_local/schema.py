@@ -104,11 +104,14 @@ def prune(schema: Json, value: Any, path: str = "") -> list[str]:
 
 
 def default(schema: Json, value: Any) -> None:
-    """Fill in the schema's defaults in place, outer ones first so that inner ones see them."""
+    """Fill in the schema's defaults in place, outer ones first so that inner ones see them. A null where none may be
+    is a field that is left out."""
     if isinstance(value, dict):
+        for name in [name for name, item in value.items() if item is None]:
+            if not (child(schema, name) or {"nullable": True}).get("nullable"):
+                del value[name]
         for name, raw in schema.get("properties", {}).items():
-            unset = name not in value or (value[name] is None and not raw.get("nullable"))
-            if unset and "default" in raw:
+            if name not in value and "default" in raw:
                 value[name] = copy.deepcopy(raw["default"])
     for _, part, item, _ in _parts(schema, value, ""):
         default(part, item)
@@ -122,7 +125,7 @@ def validate(schema: Json, value: Any, old: Any = None) -> list[Cause]:
 def _misshapen(schema: Json, value: Any, path: str) -> Iterator[Cause]:
     if value is None and schema.get("nullable"):
         return
-    kind, allowed = _TYPES[type(value)], _types(schema)
+    kind, allowed = _type(value), _types(schema)
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
         told = f'Invalid value: "{kind}": {path} in body must be of type {" or ".join(sorted(allowed))}: "{kind}"'
         yield Cause(path, "FieldValueTypeInvalid", told)
@@ -130,6 +133,12 @@ def _misshapen(schema: Json, value: Any, path: str) -> Iterator[Cause]:
     yield from _out_of_bounds(schema, value, "number" if kind == "integer" else kind, path)
     for _, part, item, where in _parts(schema, value, path):
         yield from _misshapen(part, item, where)
+
+
+def _type(value: Any) -> str:
+    """The name of a value's type; 2.0 is an integer, as far as a float tells integers apart."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return "integer" if whole else _TYPES[type(value)]
 
 
 def _types(schema: Json) -> set[str]:
@@ -176,7 +185,8 @@ def program(expression: str) -> cel.Program:
 
 
 def schema_causes(schema: Json, path: str) -> Iterator[Cause]:
-    """What is wrong with a schema: a structural one names a type everywhere, and its rules compile."""
+    """What is wrong with a schema: a structural one names a type everywhere, its rules compile, and its defaults keep
+    them as they stand, before the defaults of their parts are filled in."""
     if not (schema.get("type") or schema.get("x-kubernetes-int-or-string") or schema.get(PRESERVE)):
         yield required(f"{path}.type", "must not be empty for specified object fields")
     for word in schema.keys() & {"allOf", "anyOf", "oneOf", "not"}:
@@ -187,6 +197,9 @@ def schema_causes(schema: Json, path: str) -> Iterator[Cause]:
         except ValueError as error:
             where = f"{path}.x-kubernetes-validations[{index}].rule"
             yield wrong(where, rule["rule"], f"compilation failed: {error}")
+    if "default" in schema:
+        for cause in validate(schema, schema["default"]):
+            yield cause._replace(field=f"{path}.default")
     parts = {f"properties[{name}]": part for name, part in schema.get("properties", {}).items()}
     parts |= {word: schema.get(word) for word in ("items", "additionalProperties")}
     for word, part in parts.items():

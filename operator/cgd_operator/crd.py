@@ -3,7 +3,8 @@
     python -m cgd_operator.crd > crds/cgdruns.yaml
 
 Pydantic's JSON schema is not a structural schema: references are inlined, `anyOf` with null becomes an optional field,
-and an object's default becomes `{}`, so that the API server fills in the defaults of its fields.
+and a default has no nulls. Defaults of objects are whole: the API server judges each by the rules of its schema, before
+it fills in anything, and refuses a CRD with one that breaks them.
 """
 
 import sys
@@ -137,12 +138,21 @@ def _fields(node: Schema, refs: Schema) -> Schema:
             case "const":
                 shaped["enum"] = [value]
             case "default" | "enum" | "required" | "x-kubernetes-validations":
-                shaped[key] = {} if key == "default" and isinstance(value, dict) else value
+                shaped[key] = _present(value)
             case _:
                 shaped[key] = _shape(value, refs)
     if isinstance(shaped.get("description"), str):
         shaped["description"] = " ".join(shaped["description"].split())
     return shaped
+
+
+def _present(value: Any) -> Any:
+    """Without what is null: such a field is one that is not there."""
+    if isinstance(value, list):
+        return [_present(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _present(item) for name, item in value.items() if item is not None}
+    return value
 
 
 def to_yaml() -> str:

@@ -54,7 +54,8 @@ def _default(field: Schema, required: bool) -> str:
     if required:
         return "**required**"
     default = field.get("default")
-    return "" if default in (None, {}, [], "") else f"`{json.dumps(default)}`"
+    told_by_its_fields = isinstance(default, dict)
+    return "" if told_by_its_fields or default in (None, [], "") else f"`{json.dumps(default)}`"
 
 
 def _meaning(*schemas: Schema) -> str:

@@ -12,6 +12,10 @@ class _Dumper(yaml.CSafeDumper):
         style = "'" if text[:1].isdigit() else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
+    def ignore_aliases(self, _data: Any) -> bool:
+        """What is there twice is written twice."""
+        return True
+
 
 _Dumper.add_representer(str, _Dumper.represent_text)
 

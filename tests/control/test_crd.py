@@ -1,5 +1,6 @@
 """The generated CustomResourceDefinition: complete, structural, without traps."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cgd_local.schema import default
 from cgd_operator.crd import crd, to_yaml
 from cgd_operator.manual import manual
 
@@ -48,9 +50,12 @@ def test_the_default_learning_rate_is_a_string_for_every_yaml_reader() -> None:
     assert "default: '1e-6'" in to_yaml()
 
 
-def test_objects_default_to_empty_so_that_their_fields_default() -> None:
-    assert NODES[".spec.generation"]["default"] == {}
-    assert NODES[".spec.generation.answer"]["properties"]["maxTokens"]["default"] == 16384
+@pytest.mark.parametrize("path", [path for path, node in NODES.items() if "default" in node])
+def test_a_default_is_whole_so_that_the_rules_of_its_schema_can_be_judged_by_it(path: str) -> None:
+    node = NODES[path]
+    filled = copy.deepcopy(node["default"])
+    default({"type": "object", "properties": {"it": node}}, wrapped := {"it": filled})
+    assert wrapped["it"] == node["default"] or path == ".status"
 
 
 def test_everything_but_suspend_and_what_happens_after_the_end_is_immutable() -> None:
