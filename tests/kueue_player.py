@@ -7,7 +7,7 @@ from typing import Any
 
 from cgd_local.cluster import install
 from cgd_local.kubeflow import definition, struct
-from cgd_operator.cluster import WORKLOAD
+from cgd_operator.cluster import WORKLOADS, Kind
 from cgd_operator.manifests import KINDS, suspension
 
 QUEUE = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "urgent"}
@@ -18,8 +18,8 @@ class Kueue:
     """Kueue's rules for `suspend`: what is not admitted does not run, what is admitted does, an inactive Workload is
     evicted. Quota is what the test says."""
 
-    def __init__(self, world: Any) -> None:
-        self.world = world
+    def __init__(self, world: Any, served: Kind = WORKLOADS[0]) -> None:
+        self.world, self.served = world, served
         self.full = ""
         """Why there is no quota; empty: there is enough."""
         self.evicted = 0
@@ -28,7 +28,7 @@ class Kueue:
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator["Kueue"]:
-        await install(self.world.client, definition(WORKLOAD, SPEC))
+        await install(self.world.client, definition(self.served, SPEC))
         work = asyncio.create_task(self._loop())
         try:
             yield self
@@ -48,10 +48,10 @@ class Kueue:
     async def _reconcile(self, child: dict[str, Any]) -> None:
         meta = child["metadata"]
         name = f"{child['kind'].lower()}-{meta['name']}"
-        if await self.world.client.get(WORKLOAD, name, "default") is None:
+        if await self.world.client.get(self.served, name, "default") is None:
             await self._suspend(child, True)
             await self._create(name, meta)
-        found = await self.world.client.get(WORKLOAD, name, "default")
+        found = await self.world.client.get(self.served, name, "default")
         active, admitted = found["spec"]["active"], is_true(found, "Admitted")
         if admitted and (not active or self.full):
             self.evicted += 1
@@ -59,7 +59,7 @@ class Kueue:
             await self._tell(name, False, self.full or "deactivated", evicted=reason)
         elif not admitted and active:
             await self._tell(name, not self.full, self.full)
-        admitted = is_true(await self.world.client.get(WORKLOAD, name, "default"), "Admitted")
+        admitted = is_true(await self.world.client.get(self.served, name, "default"), "Admitted")
         if suspended(child) == admitted:
             self.stopped += not admitted
             await self._suspend(child, not admitted)
@@ -67,12 +67,12 @@ class Kueue:
     async def _create(self, name: str, meta: dict[str, Any]) -> None:
         labels = {"kueue.x-k8s.io/job-uid": meta["uid"]}
         body = {
-            "apiVersion": WORKLOAD.api_version,
+            "apiVersion": self.served.api_version,
             "kind": "Workload",
             "metadata": {"name": name, "namespace": "default", "labels": labels},
             "spec": {"queueName": meta["labels"]["kueue.x-k8s.io/queue-name"]},
         }
-        await self.world.client.create(WORKLOAD, body)
+        await self.world.client.create(self.served, body)
 
     async def _tell(self, name: str, admitted: bool, message: str, evicted: str = "") -> None:
         kinds = {"QuotaReserved": admitted, "Admitted": admitted} | ({"Evicted": True} if evicted else {})
@@ -80,7 +80,9 @@ class Kueue:
             {"type": kind, "status": str(true), "reason": evicted or "Pending", "message": message}
             for kind, true in kinds.items()
         ]
-        await self.world.client.patch(WORKLOAD, name, "default", {"status": {"conditions": told}}, subresource="status")
+        await self.world.client.patch(
+            self.served, name, "default", {"status": {"conditions": told}}, subresource="status"
+        )
 
     async def _suspend(self, child: dict[str, Any], suspend: bool) -> None:
         body = {"spec": suspension(child["kind"], suspend)}

@@ -8,11 +8,12 @@ import asyncio
 import json
 import logging
 import os
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 from kubernetes.aio import config as kubeconfigs
@@ -74,7 +75,8 @@ JOB = Kind("batch/v1", "Job", "jobs")
 PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
 TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "TrainJob", "trainjobs")
 TRAININGRUNTIME = Kind("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", "trainingruntimes")
-WORKLOAD = Kind("kueue.x-k8s.io/v1beta2", "Workload", "workloads")
+WORKLOADS = tuple(Kind(f"kueue.x-k8s.io/{version}", "Workload", "workloads") for version in ("v1beta2", "v1beta1"))
+"""Kueue serves the first since 0.15, and the other until 0.19: what the operator reads and writes is alike in both."""
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
@@ -102,6 +104,9 @@ class Cluster:
             await kubeconfigs.load_kube_config(path, client_configuration=configuration)
         else:
             await kubeconfigs.load_config(client_configuration=configuration)
+        # Else the client reads the environment and ~/.netrc before every request.
+        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         return cls(configuration, manager=manager)
 
     async def close(self) -> None:
@@ -319,6 +324,12 @@ class Cluster:
         response: aiohttp.ClientResponse = answer.response
         metrics.API_REQUESTS.labels(method, str(response.status)).inc()
         return response
+
+
+def _proxy(url: str) -> str | None:
+    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say of a server."""
+    parts = urlsplit(url)
+    return None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
 
 
 def _query(**parameters: str) -> str:

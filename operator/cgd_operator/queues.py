@@ -21,6 +21,7 @@ SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
 
 @dataclass(frozen=True)
 class Workload:
+    api_version: str
     name: str
     active: bool
     held: bool
@@ -35,7 +36,7 @@ def workload(found: Object) -> Workload:
     active = bool(found["spec"].get("active", True))
     reason, message = _waiting(found.get("status", {})) if active else _deactivated(found)
     held = not active and SUSPENDED_BY_RUN in found["metadata"].get("annotations", {})
-    return Workload(found["metadata"]["name"], active, held, reason, message)
+    return Workload(found["apiVersion"], found["metadata"]["name"], active, held, reason, message)
 
 
 def workload_suspension(suspend: bool) -> Object:

@@ -22,7 +22,7 @@ from cgd_operator.cluster import (
     RUN,
     SECRET,
     TRAININGRUNTIME,
-    WORKLOAD,
+    WORKLOADS,
     AlreadyExists,
     ApiError,
     Cluster,
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-SETTLE_SECONDS = 3.0
+SETTLE_SECONDS = 5.0
 """A child that was started is told of when it had so long to get its pod: mostly one write instead of two."""
 ABSENT_SECONDS = 30.0
 """A kind that the cluster did not serve is asked for again after so long."""
@@ -275,7 +275,7 @@ class Reconciler:
         workloads: list[Object] = []
         if owners := queued(objects):
             owned = f"{JOB_UID_LABEL} in ({','.join(owners)})"
-            workloads = await self._list_if_served(WORKLOAD, namespace, owned) or []
+            workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
         there = {uid: Children([], [], tuple(trainings), []) for uid in uids}
         for one in objects:
@@ -285,6 +285,12 @@ class Reconciler:
         for one in workloads:
             there[run_of[one["metadata"]["labels"][JOB_UID_LABEL]]].workloads.append(one)
         return there
+
+    async def _workloads(self, namespace: str | None, labels: str) -> list[Object]:
+        for kind in WORKLOADS:
+            if (found := await self._list_if_served(kind, namespace, labels)) is not None:
+                return found
+        return []
 
     async def _list_if_served(self, kind: Kind, namespace: str | None, labels: str) -> list[Object] | None:
         """The objects, None when the cluster does not serve the kind."""
@@ -352,8 +358,9 @@ class Reconciler:
     async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, there: Children) -> None:
         """Hold a child or let it go: where Kueue has it, by its Workload, else by itself."""
         if facts.workload and (suspend or not facts.held):
+            served = next(kind for kind in WORKLOADS if kind.api_version == facts.workload.api_version)
             body = workload_suspension(suspend)
-            patched = await self.cluster.patch(WORKLOAD, facts.workload.name, run.namespace, body)
+            patched = await self.cluster.patch(served, facts.workload.name, run.namespace, body)
             there.workloads[:] = _replaced(there.workloads, patched)
             return
         kind: Kind = manifests.KINDS[facts.kind]

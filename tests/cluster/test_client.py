@@ -1,13 +1,15 @@
 """The operator's own client: lists in pages, watches that go on."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from cgd_operator.cluster import CONFIGMAP, PAGE, Cluster
+from cgd_operator.cluster import CONFIGMAP, PAGE, ApiError, Cluster
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
@@ -120,3 +122,30 @@ async def test_a_watch_whose_connection_is_cut_goes_on_where_it_was(
     world.embedded.registry.store.end_watches()
     await create(world.client, "meanwhile")
     assert await mine.read(1) == [("ADDED", "meanwhile")]
+
+
+async def test_the_proxy_that_the_environment_names_is_asked_but_not_for_what_it_excepts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(request.headers["Host"])
+        return web.json_response({"metadata": {"name": "a"}})
+
+    proxy = await asyncio.get_running_loop().create_server(web.Server(answer), "127.0.0.1", 0)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+    parts = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://behind.example"}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    }
+    (path := tmp_path / "kubeconfig").write_text(json.dumps({"current-context": "x", **parts}))
+    async with proxy, await Cluster.connect(str(path), manager="test") as client:
+        assert await client.get(CONFIGMAP, "a", "default") == {"metadata": {"name": "a"}}
+        assert asked == ["behind.example"]
+        monkeypatch.setenv("NO_PROXY", ".example")
+        async with await Cluster.connect(str(path), manager="test") as direct:
+            with pytest.raises(ApiError, match=r"behind\.example"):
+                await direct.get(CONFIGMAP, "a", "default")
+    assert asked == ["behind.example"]

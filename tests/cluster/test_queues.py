@@ -6,7 +6,7 @@ import pytest
 from builders import CHILDREN
 from kueue_player import QUEUE, Kueue, conditions, is_true, suspended
 
-from cgd_operator.cluster import RUN, WORKLOAD
+from cgd_operator.cluster import RUN, WORKLOADS, Kind
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,8 @@ async def state_is(world: Any, state: str) -> bool:
     return bool(await world.state() == state)
 
 
-async def workloads(world: Any) -> list[dict[str, Any]]:
-    return list((await world.client.list(WORKLOAD, "default"))[0])
+async def workloads(world: Any, served: Kind = WORKLOADS[0]) -> list[dict[str, Any]]:
+    return list((await world.client.list(served, "default"))[0])
 
 
 @pytest.mark.parametrize("backend", ["PyTorchJob", "TrainJob"])
@@ -68,14 +68,15 @@ async def says(world: Any, message: str) -> bool:
     return any(message in str(one.get("message")) for one in conditions(await world.get()))
 
 
-async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(world: Any) -> None:
-    async with Kueue(world).at_work() as kueue, world.operator():
+@pytest.mark.parametrize("served", WORKLOADS, ids=lambda kind: kind.api_version)
+async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(world: Any, served: Kind) -> None:
+    async with Kueue(world, served).at_work() as kueue, world.operator():
         await world.apply(labels=QUEUE)
-        await world.until(lambda: is_admitted(world, "prepare"))
+        await world.until(lambda: is_admitted(world, "prepare", served))
         await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
         await world.until(lambda: state_is(world, "Suspended"))
         await world.until(lambda: is_stopped(world, "prepare"))
-        (held,) = await workloads(world)
+        (held,) = await workloads(world, served)
         assert held["spec"]["active"] is False
         kueue.full = "taken by others meanwhile"
         stopped = kueue.stopped
@@ -85,15 +86,15 @@ async def test_a_suspended_run_leaves_the_queue_and_comes_back_only_with_quota(w
         assert kueue.stopped == stopped
         kueue.full = ""
         await world.until(lambda: runs(world, "prepare"))
-        (free,) = await workloads(world)
+        (free,) = await workloads(world, served)
         assert free["spec"]["active"] is True
         assert "cgd.dev/suspended-by-run" not in free["metadata"].get("annotations", {})
     assert kueue.evicted == 1
 
 
-async def is_admitted(world: Any, stage: str) -> bool:
+async def is_admitted(world: Any, stage: str, served: Kind) -> bool:
     """Kueue has seen the child, and lets it run."""
-    return any(is_true(one, "Admitted") for one in await workloads(world)) and await runs(world, stage)
+    return any(is_true(one, "Admitted") for one in await workloads(world, served)) and await runs(world, stage)
 
 
 async def is_stopped(world: Any, stage: str) -> bool:

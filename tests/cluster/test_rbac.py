@@ -10,7 +10,7 @@ from aiohttp import web
 from builders import CHILDREN
 from kueue_player import QUEUE, Kueue
 
-from cgd_operator.cluster import NAMESPACE, RUN, WORKLOAD
+from cgd_operator.cluster import NAMESPACE, RUN, WORKLOADS
 from cgd_operator.manifests import KINDS
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -95,7 +95,7 @@ async def test_no_call_of_a_whole_run_is_denied(
 
     async def queued(stage: str) -> bool:
         child = (await world.children()).get(stage)
-        workloads = (await world.client.list(WORKLOAD, "default"))[0]
+        workloads = (await world.client.list(WORKLOADS[0], "default"))[0]
         jobs = [one["metadata"]["labels"]["kueue.x-k8s.io/job-uid"] for one in workloads]
         return child is not None and child["metadata"]["uid"] in jobs
 

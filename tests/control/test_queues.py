@@ -35,7 +35,8 @@ def workload(
         "labels": {"kueue.x-k8s.io/job-uid": "uid-of-answer"},
         "annotations": {"cgd.dev/suspended-by-run": "true"} if held else {},
     }
-    return {"metadata": meta, "spec": {"active": active}, "status": {"conditions": told, **status}}
+    head = {"apiVersion": "kueue.x-k8s.io/v1beta2", "metadata": meta}
+    return {**head, "spec": {"active": active}, "status": {"conditions": told, **status}}
 
 
 def facts(child: dict[str, Any], *workloads: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> ChildFacts:
