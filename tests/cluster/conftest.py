@@ -45,6 +45,10 @@ class World:
         self.until = until
 
     @property
+    def is_embedded(self) -> bool:
+        return self._embedded is not None
+
+    @property
     def embedded(self) -> ApiServer:
         """The embedded server with its faults and its list of requests: for tests with `embedded_only`."""
         assert self._embedded is not None
