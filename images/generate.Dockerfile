@@ -13,7 +13,7 @@ LABEL org.opencontainers.image.title="cgd-generate" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Triton compiles kernels at start.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev libseccomp2 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/cgd /opt/cgd
 # Libraries ask for the name of the user, whom no passwd file knows.
 ENV PATH=/opt/cgd/bin:$PATH HOME=/tmp USER=cgd PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

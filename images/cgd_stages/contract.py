@@ -307,6 +307,8 @@ class HarnessTask(Contract):
     """None: as many as the task has by itself."""
     limit: int | None = None
     """Documents of every part of the task."""
+    executes: bool = False
+    """What the model writes is a program, which is right when it ends well with the task's tests."""
 
     @property
     def measure(self) -> str:

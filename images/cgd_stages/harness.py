@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgd_stages import models
+from cgd_stages import models, sandbox
 from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
 from cgd_stages.engines import vllm_arguments
 from cgd_stages.errors import StageError, TransientError, UserError
@@ -29,6 +29,8 @@ from cgd_stages.program import Context, run
 
 log = logging.getLogger(__name__)
 
+PASSED = "pass@1"
+"""The metric of a task that executes what the model writes."""
 TASKS = "tasks/"
 """Below it what lm-eval says of each task: its version, shots, metrics and their standard errors, as JSON."""
 DATA_HINT = (
@@ -117,6 +119,8 @@ def _facts(ended: dict[str, Ended], seconds: float) -> StageFacts:
 
 def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, Ended]) -> None:
     """Evaluate whatever is not stored, and store each task as it ends."""
+    if any(task.executes for task in work.tasks):
+        sandbox.require()
     model = models.pinned(work.model, context.bucket, context.task.run)
     with context.interruptible():
         path = models.fetch(model, context.bucket, context.task.run, context.scratch)
@@ -132,7 +136,7 @@ def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, 
         if question not in answered:
             with context.interruptible():
                 answered[question] = ask(asker, task, manager)
-        results = answered[question]
+        results = judged(task, answered[question]) if task.executes else answered[question]
         rows = to_rows(task, results, asker.tokenizer)
         part = folder.put_rows(PARTS, rows, SCHEMA)
         told = told_of(task, results)
@@ -215,7 +219,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     try:
         results: dict[str, Any] | None = lm_eval.simple_evaluate(
             model=asker,
-            tasks=[task.task],
+            tasks=[_without_execution(task.task, manager) if task.executes else task.task],
             num_fewshot=task.few_shot,
             limit=task.limit,
             log_samples=True,
@@ -229,13 +233,51 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
         if "unsafe" not in str(error).lower():
             raise
         raise UserError(
-            f"the task {task.task} executes code that the model writes, which no stage does: {error}",
+            f"the task {task.task} executes code that the model writes, which is done for HumanEval alone: {error}",
             hint="Leave it out of spec.evaluation.tasks.",
         ) from error
     except OSError as error:  # whatever the hub's libraries raise where data are missing is one
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
     return results
+
+
+def _without_execution(name: str, manager: Any) -> dict[str, Any]:
+    """A task's definition whose outputs are only kept: its own metric would execute them in this process."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    definition = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
+    kept = {key: value for key, value in definition.items() if key not in ("filter_list", "unsafe_code")}
+    return kept | {"task": name, "metric_list": [{"metric": "bypass"}]}
+
+
+def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
+    """The results with the verdict on every document: its head, what the model wrote up to the end of the code, and
+    the document's tests are one program, which passes when it ends well within its time.
+
+    Raises:
+        UserError: the task has no such metric, or programs cannot be locked in here.
+    """
+    if task.metric != PASSED:
+        raise UserError(
+            f"{task.task} has no metric {task.metric!r}, only {PASSED}",
+            hint=f"Correct the metric of {task.name} in spec.evaluation.tasks.",
+        )
+    samples = {name: list(given) for name, given in results["samples"].items()}
+    programs = [_program(sample) for name in samples for sample in samples[name]]
+    verdicts = iter(sandbox.execute_all(programs))
+    told = {name: [sample | _told(next(verdicts)) for sample in given] for name, given in samples.items()}
+    return results | {"samples": told}
+
+
+def _program(sample: dict[str, Any]) -> str:
+    written = _first(sample["resps"]).partition("```")[0]
+    return f"{sample['doc']['prompt']}{written}\n{sample['target']}\n"
+
+
+def _told(verdict: sandbox.Verdict) -> dict[str, Any]:
+    how = "passed" if verdict.passed else "timed out" if verdict.timed_out else verdict.error.partition(":")[0]
+    return {PASSED: int(verdict.passed), "rule": f"sandbox: {how}"}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -286,7 +328,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "extracted": _first(sample["filtered_resps"]) if generated else "",
         "answer_source": "text" if generated else "none",
         "correct": bool(value),
-        "rule": f"lm-eval {task.metric}",
+        "rule": sample.get("rule", f"lm-eval {task.metric}"),
         "grade_error": "",
     }
 

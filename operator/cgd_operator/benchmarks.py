@@ -77,5 +77,9 @@ TASKS = {
     "MuSR": Harnessed("leaderboard_musr", "acc_norm"),
     "TruthfulQA": Harnessed("truthfulqa_mc1", "acc"),
     "BBH": Harnessed("bbh_cot_fewshot", "exact_match,get-answer", 3),
+    "HumanEval": Harnessed("humaneval_instruct", "pass@1"),
 }
 """Name -> task of lm-eval 0.4.13, and the metric that is right or wrong for every question."""
+
+EXECUTED = ("humaneval", "humaneval_instruct")
+"""Tasks of lm-eval whose documents are the head of a Python function and tests of it."""

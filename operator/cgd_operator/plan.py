@@ -11,7 +11,7 @@ from cgd_operator.api.fields import bytes_of
 from cgd_operator.api.generation import Sampling, ServedModel, Source
 from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec
 from cgd_operator.api.training import Critique, Validation
-from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION, TASKS
+from cgd_operator.benchmarks import BENCHMARKS, EXECUTED, INSTRUCTION, TASKS
 from cgd_stages import contract
 
 
@@ -308,7 +308,9 @@ def _task(task: Task) -> contract.HarnessTask:
     metric = task.metric or (known.metric if known else "")
     few_shot = known.few_shot if known and task.few_shot is None else task.few_shot
     name = known.task if known else task.name
-    return contract.HarnessTask(name=task.name, task=name, metric=metric, few_shot=few_shot, limit=task.limit)
+    return contract.HarnessTask(
+        name=task.name, task=name, metric=metric, few_shot=few_shot, limit=task.limit, executes=name in EXECUTED
+    )
 
 
 def _student(spec: CGDRunSpec) -> contract.Model:

@@ -89,6 +89,7 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
         ("prompts.decontaminate", {"against": ["sums"]}, "takes names of evaluation.benchmarks"),
         ("evaluation", {"benchmarks": [{"name": "math-500"}]}, "one of the names that are known: MATH-500, GSM8K"),
         ("evaluation", {"benchmarks": [{"name": "GSM8K", "fields": {}}]}, "a benchmark needs fields.reference"),
+        ("evaluation.tasks", [{"name": "HumanEval"}], "set executeCode to true to have it done, in a sandbox"),
         ("evaluation", {"benchmarks": [SAMPLED]}, "greedy decoding gives the same output every time"),
         (
             "teacher.endpoint",

@@ -118,6 +118,16 @@ def test_a_benchmark_is_not_sampled() -> None:
         parse_spec(manifest({"evaluation.benchmarks": [sampled]}))
 
 
+@pytest.mark.parametrize("task", [{"name": "HumanEval"}, {"name": "humaneval", "metric": "pass@1"}])
+def test_what_a_model_writes_is_executed_only_where_that_is_allowed(task: dict[str, Any]) -> None:
+    tasks: dict[str, Any] = {"evaluation.tasks": [{"name": "IFEval"}, task]}
+    with pytest.raises(InvalidRun, match=r"spec\.evaluation: HumanEval executes .* set executeCode to true"):
+        parse_spec(manifest(tasks))
+    spec = parse_spec(manifest(tasks | {"evaluation.executeCode": True}))
+    assert spec.evaluation
+    assert spec.evaluation.execute_code
+
+
 def test_several_outputs_of_a_question_need_a_temperature() -> None:
     benchmark = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"reference": "a"}, "samples": 4}
     several: dict[str, Any] = {"evaluation.benchmarks": [benchmark]}

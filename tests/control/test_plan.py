@@ -290,7 +290,8 @@ def test_the_check_is_told_how_many_refinements_must_be_right(given: str | None,
 
 def test_tasks_of_lm_eval_are_a_stage_of_every_model_with_what_is_known_filled_in() -> None:
     tasks = [{"name": "IFEval"}, {"name": "MMLU-Pro", "limit": 10}, {"name": "gsm8k", "metric": "m,f", "fewShot": 3}]
-    made = children({"evaluation.tasks": tasks, "evaluation.taskData": "s3://data/mirror"})
+    code = {"evaluation.tasks": [*tasks, {"name": "HumanEval"}], "evaluation.executeCode": True}
+    made = children(code | {"evaluation.taskData": "s3://data/mirror"})
     base, trained = made["harness-base"], made["harness-cgd"]
     assert base.task.work.tasks == (
         contract.HarnessTask(name="IFEval", task="ifeval", metric="prompt_level_strict_acc"),
@@ -298,6 +299,7 @@ def test_tasks_of_lm_eval_are_a_stage_of_every_model_with_what_is_known_filled_i
             name="MMLU-Pro", task="mmlu_pro", metric="exact_match,custom-extract", few_shot=5, limit=10
         ),
         contract.HarnessTask(name="gsm8k", task="gsm8k", metric="m,f", few_shot=3),
+        contract.HarnessTask(name="HumanEval", task="humaneval_instruct", metric="pass@1", executes=True),
     )
     assert base.task.work.data == "s3://data/mirror"
     assert trained.task.work == base.task.work.model_copy(update={"model": contract.Model(name="stage://train-cgd")})

@@ -2,14 +2,15 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stage_builders import RUN, context, prepared
 
-from cgd_operator.benchmarks import TASKS
-from cgd_stages import harness
+from cgd_operator.benchmarks import EXECUTED, TASKS
+from cgd_stages import harness, sandbox
 from cgd_stages.contract import Engine, Harness, HarnessTask, Model, Rows, StageFacts, Storage
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.folders import Folder, Row, read_rows
@@ -43,6 +44,28 @@ doc_to_target: 1
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 metadata: {version: 1.0}
 """
+
+
+PROGRAMS = """\
+task: humaneval
+dataset_path: json
+dataset_kwargs: {data_files: {test: programs.jsonl}}
+test_split: test
+unsafe_code: true
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{test}}\\ncheck({{entry_point}})"
+generation_kwargs: {until: ["\\ndef"], max_gen_toks: 8, do_sample: false}
+metric_list: [{metric: !function no_such_module.execute, aggregation: mean, higher_is_better: true}]
+filter_list: [{name: made, filter: [{function: custom, filter_fn: !function no_such_module.build}]}]
+metadata: {version: 1.0}
+"""
+HUMANEVAL = HarnessTask(name="HumanEval", task="humaneval", metric="pass@1", executes=True)
+ADD = {
+    "prompt": "def add(a, b):\n",
+    "test": "def check(candidate):\n    assert candidate(2, 3) == 5",
+    "entry_point": "add",
+}
 
 
 class Words:
@@ -223,6 +246,60 @@ def test_choices_have_no_text_and_pay_for_every_choice() -> None:
     )  # fmt: skip
 
 
+# --- programs ---------------------------------------------------------------------------------------------------
+
+
+def written(number: int, reply: str) -> dict[str, Any]:
+    """A document of HumanEval and a reply to it."""
+    more = {"doc": ADD, "resps": [[reply]], "filtered_resps": [reply], "metrics": ["bypass"]}
+    return sample(number, right=999.0, metric="bypass", **more) | {"target": f"{ADD['test']}\ncheck(add)"}
+
+
+def test_what_a_model_writes_is_right_when_it_passes_the_tests_and_every_row_says_how_it_ended() -> None:
+    replies = {
+        "    return a + b\n": "sandbox: passed",
+        "    return a + b\n```\nThis adds them.": "sandbox: passed",
+        "    return a - b\n": "sandbox: AssertionError",
+        "    return a +\n": "sandbox: SyntaxError",
+        "    open('/etc/passwd')\n    return a + b\n": "sandbox: PermissionError",
+        "    raise SystemExit\n": "sandbox: SystemExit",
+        "    import os; os._exit(0)\n": "sandbox: ended without a verdict",
+    }
+    asked = results("humaneval", *(written(number, reply) for number, reply in enumerate(replies)))
+    rows = harness.to_rows(HUMANEVAL, harness.judged(HUMANEVAL, asked), Words())
+    assert [row["rule"] for row in rows] == list(replies.values())
+    assert [row["correct"] for row in rows] == [True, True, *[False] * 5]
+    assert rows[0]["output"] == "    return a + b\n"
+
+
+def test_a_program_that_does_not_end_is_a_class_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_stages.sandbox.execute_all", partial(sandbox.execute_all, seconds=0.5))
+    asked = results("humaneval", written(0, "    while True: pass\n"))
+    (row,) = harness.to_rows(HUMANEVAL, harness.judged(HUMANEVAL, asked), Words())
+    assert (row["rule"], row["correct"]) == ("sandbox: timed out", False)
+
+
+def test_a_task_of_programs_has_one_metric() -> None:
+    other = HUMANEVAL.model_copy(update={"metric": "pass@10"})
+    with pytest.raises(UserError, match="humaneval has no metric 'pass@10', only pass@1"):
+        harness.judged(other, results("humaneval", written(0, "")))
+
+
+def test_a_pod_that_cannot_lock_programs_in_asks_no_model(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (lame := tmp_path / "lame.py").write_text("import sys; print(sys.argv[1], 'unavailable no Landlock', end='')")
+    monkeypatch.setattr("cgd_stages.sandbox.JAIL", lame)
+    with pytest.raises(UserError, match="cannot be locked in here: no Landlock"):
+        harness.main(program(storage, tmp_path, work_for(tiny_model, HUMANEVAL)))
+    assert asked == []
+
+
 # --- lm-eval itself ---------------------------------------------------------------------------------------------
 
 
@@ -241,6 +318,8 @@ def mirror(storage: Storage, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tm
     there = bucket.at(uri)
     there.put("tasks/sums.yaml", DEFINITION.encode())
     there.put("tasks/choices.yaml", CHOICES.encode())
+    there.put("tasks/humaneval.yaml", PROGRAMS.encode())
+    there.put("programs.jsonl", (json.dumps(ADD) + "\n").encode())
     rows = [{"question": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(3)]
     there.put("sums.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return uri
@@ -260,8 +339,11 @@ def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, mirror: str
 ) -> None:
     choices = HarnessTask(name="choices", task="choices", metric="acc", limit=2)
-    facts = harness.main(program(storage, tmp_path, work_for(tiny_model, SUMS, choices, data=mirror)))[STAGE]
-    rows = stored(bucket, facts)
+    work = work_for(tiny_model, SUMS, choices, HUMANEVAL, data=mirror)
+    facts = harness.main(program(storage, tmp_path, work))[STAGE]
+    wrote, *rows = stored(bucket, facts)
+    assert (wrote["benchmark"], wrote["correct"]) == ("HumanEval", False)
+    assert (wrote["reference"], wrote["rule"][:9]) == (f"{ADD['test']}\ncheck(add)", "sandbox: ")
     assert [row["benchmark"] for row in rows] == ["choices"] * 2 + ["sums"] * 3
     assert [row["reference"] for row in rows[2:]] == ["1", "2", "3"]
     assert all(row["output"] and "<|im_start|>user\nWhat is" in row["prompt"] for row in rows[2:])
@@ -272,6 +354,12 @@ def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
     assert {one.task for one in TASKS.values()} <= set(known.all_tasks)
     with pytest.raises(UserError, match="has no task 'no_such_task'"):
         harness.ask(Asker(), HarnessTask(name="x", task="no_such_task", metric="acc"), known)
+    for name in EXECUTED:
+        stock = harness._without_execution(name, known)
+        assert (stock["dataset_path"], stock["metric_list"]) == ("openai/openai_humaneval", [{"metric": "bypass"}])
+        assert not {"filter_list", "unsafe_code"} & stock.keys()
+        assert "{{test}}\ncheck({{entry_point}})" in stock["doc_to_target"]
+        assert "!function" not in str(stock)
 
 
 def test_data_that_cannot_be_read_are_tried_again_and_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

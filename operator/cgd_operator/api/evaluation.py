@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, Uri, rules
 from cgd_operator.api.generation import SOURCE_RULE, Fields, Sampling, SourceUri
-from cgd_operator.benchmarks import BENCHMARKS, TASKS
+from cgd_operator.benchmarks import BENCHMARKS, EXECUTED, TASKS
 from cgd_stages.contract import RivalKind
 
 
@@ -77,7 +77,7 @@ TASK_RULE = (
 
 class Task(Part):
     """A task of lm-eval, asked and graded by its own code: by a name that is known (IFEval, IFEval-loose, GPQA-Diamond,
-    MMLU-Pro, MuSR, TruthfulQA, BBH), or any other by lm-eval's own name and a metric."""
+    MMLU-Pro, MuSR, TruthfulQA, BBH, HumanEval), or any other by lm-eval's own name and a metric."""
 
     model_config = ConfigDict(json_schema_extra=rules(TASK_RULE))
 
@@ -112,9 +112,15 @@ SAMPLES_RULE = (
     "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
 )
 
+_EXECUTED_NAMES = [*EXECUTED, *(name for name, known in TASKS.items() if known.task in EXECUTED)]
+EXECUTION_RULE = (
+    f"self.executeCode || self.tasks.all(one, !(one.name in {json.dumps(_EXECUTED_NAMES)}))",
+    "HumanEval executes what the model writes: set executeCode to true to have it done, in a sandbox",
+)
+
 
 class Evaluation(Part):
-    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE, EXECUTION_RULE))
 
     benchmarks: tuple[Benchmark, ...] = Field(
         min_length=1,
@@ -138,6 +144,11 @@ class Evaluation(Part):
         description="General benchmarks, such as instruction following, beside those that are distilled for. Each of "
         "the models gets a stage more for them.",
     )
+    execute_code: bool = Field(
+        False,
+        description="Allow tasks that execute what the model writes (HumanEval): in the stage's pod, without network, "
+        "files, environment or other processes. Needs nodes with Landlock (Linux 5.13 or newer).",
+    )
     task_data: Uri | None = Field(
         None,
         description="s3:// folder with a copy of the HF_HOME of a machine on which the tasks have run once, for "
@@ -149,4 +160,6 @@ class Evaluation(Part):
     def _samples_differ(self) -> "Evaluation":
         if float(self.sampling.temperature) == 0 and any(one.samples > 1 for one in self.benchmarks):
             raise ValueError(SAMPLES_RULE[1])
+        if not self.execute_code and any(one.name in _EXECUTED_NAMES for one in self.tasks):
+            raise ValueError(EXECUTION_RULE[1])
         return self

