@@ -41,12 +41,15 @@ class Loop:
     namespaces: tuple[str, ...] = ()
     """Watched namespaces; none: all."""
     health: Health = field(default_factory=Health)
-    _dirty: set[Key] = field(default_factory=set)
+    _first: dict[Key, None] = field(default_factory=dict)
+    _waiting: dict[Key, None] = field(default_factory=dict)
+    """Runs that need a look, in their order; none of the second while there is one of the first."""
+    _resting: set[Key] = field(default_factory=set)
+    """Runs that were looked at a moment ago."""
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _standing: list[asyncio.Task[None]] = field(default_factory=list)
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
-    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
@@ -58,17 +61,22 @@ class Loop:
         """End everything under way; whatever that leaves undone is seen at the next start."""
         for timer in self._timers.values():
             timer.cancel()
+        self._first.clear()
+        self._waiting.clear()
         tasks = [*self._tasks.values(), *self._standing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def poke(self, namespace: str, name: str) -> None:
-        """Say that a run needs a look, now."""
+    def poke(self, namespace: str, name: str, *, first: bool = False) -> None:
+        """Say that a run needs a look, now; `first`: before others, for its next stage may begin."""
         key = (namespace, name)
-        self._dirty.add(key)
-        if key not in self._tasks:
-            self._tasks[key] = asyncio.create_task(self._drain(key), name=f"reconcile {namespace}/{name}")
+        if first:
+            self._waiting.pop(key, None)
+            self._first[key] = None
+        elif key not in self._first:
+            self._waiting[key] = None
+        self._begin()
 
     def later(self, namespace: str, name: str, seconds: float) -> None:
         """Say that a run needs a look within so many seconds; one that comes earlier will do."""
@@ -87,22 +95,39 @@ class Loop:
         """Say that any run may need a look."""
         self._wanted.set()
 
-    async def _drain(self, key: Key) -> None:
+    def _begin(self) -> None:
+        """Look at what waits, `AT_ONCE` at a time."""
+        while len(self._tasks) < AT_ONCE and (key := self._next()):
+            self._tasks[key] = asyncio.create_task(self._attend(key), name=f"reconcile {key[0]}/{key[1]}")
+        metrics.QUEUE.set(len(self._first) + len(self._waiting) + len(self._tasks))
+
+    def _next(self) -> Key | None:
+        for queue in (self._first, self._waiting):
+            for key in queue:
+                if key not in self._tasks and key not in self._resting:
+                    del queue[key]
+                    return key
+        return None
+
+    async def _attend(self, key: Key) -> None:
+        self._first.pop(key, None)
+        self._waiting.pop(key, None)
         try:
-            while key in self._dirty:
-                self._dirty.discard(key)
-                metrics.QUEUE.set(len(self._tasks))
-                async with self._slots:
-                    if timer := self._timers.pop(key, None):
-                        timer.cancel()
-                    with metrics.RECONCILE_SECONDS.time():
-                        again = await self._look(*key)
-                if again is not None:
-                    self.later(*key, again)
-                await asyncio.sleep(PAUSE_SECONDS)
+            if timer := self._timers.pop(key, None):
+                timer.cancel()
+            with metrics.RECONCILE_SECONDS.time():
+                again = await self._look(*key)
+            if again is not None:
+                self.later(*key, again)
         finally:
             del self._tasks[key]
-            metrics.QUEUE.set(len(self._tasks))
+            self._resting.add(key)
+            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._rested, key)
+            self._begin()
+
+    def _rested(self, key: Key) -> None:
+        self._resting.discard(key)
+        self._begin()
 
     async def _look(self, namespace: str, name: str) -> float | None:
         """One reconcile; the seconds to the next, if one is due. An error is logged, whatever it was."""
@@ -140,7 +165,7 @@ class Loop:
         metrics.LAST_EVENT.set_to_current_time()
         run = (item["metadata"]["namespace"], item["metadata"]["labels"][RUN_LABEL])
         if kind is not POD and (event == "DELETED" or has_ended(item)):
-            self.poke(*run)
+            self.poke(*run, first=True)
         else:
             self.soon(*run)
 
