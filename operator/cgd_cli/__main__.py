@@ -8,6 +8,7 @@ none, those of the Secret that the run names. `compare` reads reports, in files 
 import asyncio
 import errno
 import signal
+import sys
 import webbrowser
 from collections.abc import Coroutine
 from pathlib import Path
@@ -37,10 +38,19 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False)
 
-File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A CGDRun as YAML.")]
+STDIN = Path("-")
+File = Annotated[Path, typer.Argument(help="A CGDRun as YAML; - reads standard input.")]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
 Stage = Annotated[str, typer.Option(help="Stage, as `cgd status` lists them.")]
+
+
+MENDS = {
+    0: "Is the server of the kubeconfig's context the right one, and does it run?",
+    401: "Log in to the cluster again: it does not know the kubeconfig's user.",
+    403: "The cluster's administrators can allow it.",
+}
+"""What to do about an answer of the API server, by its code; 0: there is none."""
 
 
 class Wrong(Exception):
@@ -51,8 +61,8 @@ def main() -> None:
     try:
         app()
     except (Wrong, InvalidRun, ApiError, StageError) as error:
-        hint = f"\n{error.hint}" if isinstance(error, StageError) and error.hint else ""
-        raise SystemExit(f"cgd: {error}{hint}") from error
+        hint = MENDS.get(error.status) if isinstance(error, ApiError) else getattr(error, "hint", "")
+        raise SystemExit(f"cgd: {error}" + (f"\n{hint}" if hint else "")) from error
 
 
 @app.command()
@@ -257,13 +267,17 @@ def _report_of(name: str, namespace: str | None) -> bytes:
 
 def _run_of(file: Path) -> Run:
     try:
-        body = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        documents = list(yaml.safe_load_all(sys.stdin.read() if file == STDIN else file.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Wrong(f"{file} is not YAML: {error}") from error
-    if not isinstance(body, dict) or body.get("kind") != "CGDRun":
-        raise Wrong(f"{file} holds no CGDRun")
-    meta = body.get("metadata") or {}
-    if not meta.get("name"):
+    except OSError as error:
+        raise Wrong(f"{file} cannot be read: {error.strerror}") from error
+    runs = [one for one in documents if isinstance(one, dict) and one.get("kind") == "CGDRun"]
+    if len(runs) != 1:
+        raise Wrong(f"{file} holds {len(runs) or 'no'} CGDRun{'s: give each a file of its own' if runs else ''}")
+    (body,) = runs
+    meta = body.get("metadata")
+    if not isinstance(meta, dict) or not meta.get("name"):
         raise Wrong(f"{file}: metadata.name is missing")
     # What the API server would give it.
     body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}

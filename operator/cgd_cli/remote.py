@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.config.config_exception import ConfigException
 
@@ -30,7 +31,7 @@ class Remote:
         try:
             cluster = await Cluster.connect(manager="cgd")
             return cls(cluster, namespace or _context_namespace())
-        except ConfigException as error:
+        except (ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:  # as the client reads it
             hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
             raise UserError(f"no cluster is configured: {error}", hint=hint) from error
 
@@ -43,11 +44,20 @@ class Remote:
         await self.cluster.close()
 
     async def run(self, name: str) -> Object:
-        """The CGDRun. Raises ApiError (404) when there is none of that name."""
+        """The CGDRun. Raises ApiError (404) when there is none of that name, UserError when there is no such kind."""
         found = await self.cluster.get(RUN, name, self.namespace)
         if found is None:
+            await self._require_kind()
             raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self.namespace}")
         return found
+
+    async def _require_kind(self) -> None:
+        try:
+            await self.cluster.list(RUN, self.namespace)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            raise UserError("the cluster knows no CGDRuns", hint="Install cgd-operator, as README.md says.") from error
 
     async def follow(self, name: str) -> AsyncIterator[Object]:
         """The run now and after every change, until it is deleted."""

@@ -43,7 +43,7 @@ class ApiError(Exception):
     """The API server refused a request; `status` is the HTTP code, 0 when there is no answer, or none to be trusted."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(f"{status} {reason}: {message}")
+        super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
         self.status, self.reason, self.message = status, reason, message
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 from builders import SPEC, manifest
 from report_builders import report_data
 from stage_builders import RUN as REF
@@ -17,7 +18,7 @@ from stage_builders import RuleEngine, context, generate_with, generate_work, pr
 from cgd_cli.table import table
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import NAMESPACE, POD, RUN, SECRET, Cluster
+from cgd_operator.cluster import CRD, NAMESPACE, POD, RUN, SECRET, Cluster
 from cgd_operator.crd import crd
 from cgd_stages import report
 from cgd_stages.contract import Report
@@ -25,14 +26,14 @@ from cgd_stages.contract import Report
 ROOT = Path(__file__).parents[2]
 
 
-async def cgd(*words: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, output and errors."""
+async def cgd(*words: str, text: str = "", **environment: str) -> tuple[int, str, str]:
+    """Exit code, output and errors; `text` is the standard input."""
     env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **environment}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cgd_cli", *words,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=env,
     )  # fmt: skip
-    out, err = await process.communicate()
+    out, err = await process.communicate(text.encode())
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
@@ -54,16 +55,43 @@ async def test_the_quick_start_is_valid() -> None:
         ("kind: [", "is not YAML"),
         ("kind: Pod", "holds no CGDRun"),
         ("kind: CGDRun", "metadata.name is missing"),
+        ("kind: CGDRun\nmetadata: [name]", "metadata.name is missing"),
+        ("kind: CGDRun\n---\nkind: CGDRun", "holds 2 CGDRuns: give each a file of its own"),
+        ("a:\n\t- b", "is not YAML"),
+        (b"\xff\xfe\x00", "is not YAML: 'utf-8' codec can't decode"),
+        ("", "holds no CGDRun"),
         ("kind: CGDRun\nmetadata: {name: x}\nspec: {}", "student"),
     ],
 )
-async def test_what_is_wrong_with_a_manifest_is_said_in_a_line(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "run.yaml").write_text(text)
+async def test_what_is_wrong_with_a_manifest_is_said_in_a_line(tmp_path: Path, text: str | bytes, told: str) -> None:
+    (tmp_path / "run.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     code, _, err = await cgd("validate", str(tmp_path / "run.yaml"))
     assert code == 1
     assert err.startswith("cgd: ")
     assert told in err
     assert "Traceback" not in err
+
+
+async def test_a_manifest_may_come_on_standard_input_and_stand_among_others(tmp_path: Path) -> None:
+    among = "kind: Namespace\n---\n" + yaml.safe_dump({"kind": "CGDRun", "metadata": {"name": "demo"}, "spec": SPEC})
+    code, out, err = await cgd("validate", "-", text=among)
+    assert (code, err) == (0, "")
+    assert out.startswith("-: valid. 8 children")
+
+
+@pytest.mark.parametrize("held", [None, b"", b"\xff\xfe", b"a:\n\t- b", b"clusters: 3"], ids=repr)
+async def test_a_kubeconfig_that_names_no_cluster_is_said_in_two_lines(tmp_path: Path, held: bytes | None) -> None:
+    path = tmp_path / "kubeconfig"
+    path.mkdir() if held is None else path.write_bytes(held)
+    code, _, err = await cgd("status", "demo", KUBECONFIG=str(path))
+    assert code == 1
+    assert err.startswith("cgd: no cluster is configured: ")
+    assert err.endswith("Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it.\n")
+
+
+async def test_a_file_that_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "none.yaml", "No such file or directory")):
+        assert await cgd("validate", str(path)) == (1, "", f"cgd: {path} cannot be read: {why}\n")
 
 
 async def test_every_child_of_a_manifest_is_rendered(tmp_path: Path) -> None:
@@ -92,15 +120,20 @@ async def test_a_trainjob_is_rendered_with_the_runtime_that_it_refers_to(tmp_pat
 
 
 @pytest.fixture
-async def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    api = ApiServer()
-    await api.start()
+async def api() -> AsyncIterator[ApiServer]:
+    server = ApiServer()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def client(api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     (tmp_path / "kubeconfig").write_text(api.kubeconfig())
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     async with await Cluster.connect(manager="test") as cluster:
         await install(cluster, crd())
         yield cluster
-    await api.stop()
 
 
 async def created(client: Cluster, changes: dict[str, Any] | None = None, status: dict[str, Any] | None = None) -> Any:
@@ -126,6 +159,32 @@ ENDED = {
         }
     ],
 }  # fmt: skip
+
+
+async def test_a_server_that_is_not_there_is_said_in_two_lines(client: Cluster, api: ApiServer) -> None:
+    await api.stop()
+    code, _, err = await cgd("status", "demo")
+    assert code == 1
+    assert err.startswith("cgd: Unreachable: GET /apis/cgd.dev/v1alpha1/namespaces/default/cgdruns/demo: Cannot ")
+    assert err.endswith("Is the server of the kubeconfig's context the right one, and does it run?\n")
+
+
+async def test_a_cluster_without_the_operator_is_told_apart_from_one_without_the_run(client: Cluster) -> None:
+    code, _, err = await cgd("status", "demo")
+    assert (code, err) == (1, "cgd: 404 NotFound: there is no CGDRun demo in namespace default\n")
+    await client.delete(CRD, "cgdruns.cgd.dev")
+    code, _, err = await cgd("status", "demo")
+    assert (code, err) == (1, "cgd: the cluster knows no CGDRuns\nInstall cgd-operator, as README.md says.\n")
+
+
+@pytest.mark.parametrize(("code", "mend"), [(401, "Log in to the cluster again"), (403, "administrators can allow it")])
+async def test_who_must_act_when_the_server_refuses(api: ApiServer, client: Cluster, code: int, mend: str) -> None:
+    refusal = {"kind": "Status", "code": code, "reason": "Refused", "message": "not you"}
+    api.fault = lambda _: web.json_response(refusal, status=code)
+    status, _, err = await cgd("status", "demo")
+    assert status == 1
+    assert err.startswith(f"cgd: {code} Refused: not you\n")
+    assert mend in err
 
 
 async def test_status_shows_every_stage_and_why_a_run_failed(client: Cluster) -> None:
