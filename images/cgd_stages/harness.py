@@ -284,7 +284,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
         "passes": len(asked),
         "extracted": _first(sample["filtered_resps"]) if generated else "",
-        "answer_source": "text" if generated else "none",
+        "answer_source": "text" if generated else "likelihood",
         "correct": bool(value),
         "rule": f"lm-eval {task.metric}",
         "grade_error": "",

@@ -97,6 +97,7 @@ def fingerprint() -> str:
     files = (
         "page.py",
         "headline.py",
+        "drift.py",
         "plots.py",
         "figures.py",
         "stats.py",

@@ -43,6 +43,7 @@ from cgd_stages.folders import (
     read_rows,
     write_pointer,
 )
+from cgd_stages.headline import verdicts
 from cgd_stages.program import Context, run
 from cgd_stages.quality import Quality, cautions
 from cgd_stages.review import REVIEW, Review
@@ -231,6 +232,7 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     told = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
+    told["summary"] = verdicts(data)
     told["gpuHours"] = gpu_hours(data.stages)
     told["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
     return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()
