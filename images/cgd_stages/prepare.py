@@ -57,7 +57,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
         _compare_contexts(student, teacher)
         if work.gpus:
-            fit.refuse_misfits(context, work.gpus, [one.served for one in (student, teacher) if one])
+            served = [one.served for one in (student, teacher) if one]
+            fit.refuse_misfits(context.bucket, context.scratch, work.gpus, served)
         files = open_source(context, work.prompts, "spec.prompts")
         held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
         questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
