@@ -59,14 +59,42 @@ class Misfit:
     hint: str
 
 
+def read_config(folder: Path, model: Model, where: str) -> Any:
+    """The model's config in transformers. Raises UserError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        hint = f"Correct {where}.model: its config must load in transformers."
+        raise UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint) from error
+
+
+def context_length(config: Any, engine: Engine, model: Model, where: str) -> int:
+    """Tokens that prompt and reply may have together. Raises UserError when the run wants more than the model takes."""
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if own is None or (engine.max_model_len or 0) <= own:
+        return int(engine.max_model_len or own or 0)
+    if (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("factor", 1) != 1:
+        log.warning("%s: maxModelLen %d needs the model's rope scaling (%d)", where, engine.max_model_len, own)
+        return int(engine.max_model_len or own)
+    message = f"maxModelLen is {engine.max_model_len}, but {model.name} takes {own} tokens"
+    raise UserError(message, hint=f"Lower {where}.maxModelLen to {own}, or take another {where}.model.")
+
+
 def refuse_misfits(bucket: Bucket, scratch: Path, gpus: Gpus, served: Sequence[Served]) -> None:
     """Raise one UserError for all that does not fit; the student comes first among the served."""
+    if misfits := find_misfits(bucket, scratch, gpus, served):
+        hints = " ".join(one.hint for one in misfits)
+        raise UserError("; ".join(one.message for one in misfits), hint=f"{hints} Or take larger GPUs: {_SAY}.")
+
+
+def find_misfits(bucket: Bucket, scratch: Path, gpus: Gpus, served: Sequence[Served]) -> list[Misfit]:
+    """All that does not fit; the student comes first among the served."""
     weights = [models.tensors(one.model, bucket, scratch) for one in served]
     found = [_served(gpus, one, tensors) for one, tensors in zip(served, weights, strict=True)]
     found.append(trained(gpus, served[0].config, weights[0]))
-    if misfits := [one for one in found if one]:
-        hints = " ".join(one.hint for one in misfits)
-        raise UserError("; ".join(one.message for one in misfits), hint=f"{hints} Or take larger GPUs: {_SAY}.")
+    return [one for one in found if one]
 
 
 _SAY = "spec.placement.gpuMemory says how large they are"

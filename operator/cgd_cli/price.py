@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -21,10 +22,12 @@ from cgd_cli.estimate import (
     unpriced,
 )
 from cgd_operator.plan import Run
+from cgd_stages.fit import Misfit
 
 
-def price_table(run: Run, given: Assumptions, gpu: str) -> RenderableType:
-    """Stages with tokens, GPUs, time, GPU-hours, price and their share; below, what was assumed and what fits."""
+def price_table(run: Run, given: Assumptions, gpu: str, misfits: list[Misfit] | None = None) -> RenderableType:
+    """Stages with tokens, GPUs, time, GPU-hours, price and their share; below, what was assumed and what fits: by the
+    sizes that were given, or by the models themselves where `misfits` tells what they were found to be."""
     found = costs(run, given)
     hours, money = _hours(found), sum(cost.money for cost in found)
     shown = Table(
@@ -43,11 +46,25 @@ def price_table(run: Run, given: Assumptions, gpu: str) -> RenderableType:
         )
         bar = ProgressBar(total=1.0, completed=share, width=16)
         shown.add_row(cost.stage, *figures, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", bar)
-    verdicts = [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
-    return Group(shown, "", *_missing(run, given), *verdicts, "", *_assumed(given, gpu), *_tasks(run, given))
+    return Group(
+        shown,
+        "",
+        *_missing(run, given),
+        *_verdicts(run, given, misfits),
+        "",
+        *_assumed(given, gpu),
+        *_tasks(run, given),
+    )
 
 
-def price_json(run: Run, given: Assumptions) -> str:
+def _verdicts(run: Run, given: Assumptions, misfits: list[Misfit] | None) -> list[str]:
+    if misfits is None:
+        return [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
+    told = [f"[bold red]{escape(one.message)}[/]\n{escape(one.hint)}" for one in misfits]
+    return told or ["[green]prepare would refuse none of its models: as far as their files tell, they fit"]
+
+
+def price_json(run: Run, given: Assumptions, misfits: list[Misfit] | None = None) -> str:
     found = costs(run, given)
     stages = [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in found]
     verdicts = [{**asdict(one), "fits": one.fits} for one in fits(run, given)]
@@ -58,6 +75,7 @@ def price_json(run: Run, given: Assumptions) -> str:
         "unpriced": unpriced(run, given),
         "tasks": [asdict(one) for one in _asked(run, given)],
         "fits": verdicts,
+        "misfits": None if misfits is None else [asdict(one) for one in misfits],
         "assumed": asdict(given),
     }
     return json.dumps(told, indent=1)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,18 @@ import pytest
 import yaml
 from builders import manifest
 from rich.console import Console
+from stage_builders import context
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
+from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
 from cgd_operator.benchmarks import EXTENTS, TASKS
-from cgd_operator.plan import Run
+from cgd_operator.plan import Run, plan
+from cgd_stages import prepare
+from cgd_stages.contract import Storage
+from cgd_stages.errors import UserError
+from cgd_stages.fit import Misfit
+from cgd_stages.storage import Bucket
 
 A100 = GPUS["a100-80gb"]
 SERVED = {
@@ -90,10 +99,10 @@ def with_tasks(*tasks: dict[str, Any]) -> Run:
     return run_of(evaluation={"benchmarks": [benchmark], "tasks": list(tasks)})
 
 
-def shown(run: Run) -> str:
+def shown(run: Run, misfits: list[Misfit] | None = None) -> str:
     console = Console(width=120, record=True)
     with console.capture() as told:
-        console.print(price_table(run, assumed(), "a100"))
+        console.print(price_table(run, assumed(), "a100", misfits))
     return told.get()
 
 
@@ -289,3 +298,59 @@ def test_what_is_missing_is_said_with_the_mend(
     ended = cgd_plan(written(tmp_path, **changes), *words)
     assert ended.returncode == 1
     assert told in ended.stderr
+
+
+# --- what the models' own files tell
+
+
+@pytest.fixture
+def large(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model, but for a header that tells 3 billion parameters; their data is not there."""
+    folder = tmp_path / "large"
+    shutil.copytree(tiny_model, folder)
+    tensor = {"dtype": "BF16", "shape": [50_000, 60_000], "data_offsets": [0, 6_000_000_000]}
+    header = json.dumps({"model.layers.0.mlp.up_proj.weight": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return folder
+
+
+def stored_run(model: str, storage: Storage, **placement: str) -> Run:
+    place = {"uri": storage.uri, "endpoint": storage.endpoint, "pathStyle": True}
+    return run_of(student={"model": model}, teacher={"model": model}, storage=place, placement=placement)
+
+
+@pytest.mark.parametrize("where", ["folder", "S3"])
+def test_prepare_refuses_in_the_words_of_the_plan(
+    where: str, bucket: Bucket, storage: Storage, large: Path, tmp_path: Path
+) -> None:
+    model = str(large) if where == "folder" else bucket.uri("model")
+    for path in large.iterdir():
+        bucket.upload(path, f"model/{path.name}")
+    run = stored_run(model, storage, gpuMemory="1G")
+    found = misfits(run, A100.memory)
+    assert [one.message.partition(":")[0] for one in found] == ["spec.student", "spec.teacher", "spec.training"]
+    with pytest.raises(UserError) as refused:
+        prepare.main(context(storage, plan(run)[0].task.work, tmp_path))
+    assert refused.value.message == "; ".join(one.message for one in found)
+    assert json.loads(price_json(run, assumed(), found))["misfits"][0]["hint"] == found[0].hint
+
+
+def test_without_gpu_memory_the_plan_s_gpu_counts(storage: Storage, tiny_model: Path) -> None:
+    run = stored_run(str(tiny_model), storage)
+    assert misfits(run, A100.memory) == []
+    assert [one.message.partition(":")[0] for one in misfits(run, 1e5)][-1] == "spec.training"
+    assert "they fit" in shown(run, [])
+    assert json.loads(price_json(run, assumed()))["misfits"] is None
+
+
+def test_models_are_read_where_there_is_no_torch(tmp_path: Path, large: Path) -> None:
+    model = {"model": str(large)}
+    path = written(tmp_path, student=model, teacher=model, placement={"gpuMemory": "1G"})
+    start = "import sys; sys.modules['torch'] = None; from cgd_cli.__main__ import main; main()"
+    sizes = ["--student-params", "1M", "--teacher-params", "1M"]
+    command = [sys.executable, "-c", start, "plan", str(path), "--rows", "5", "--read-models", *sizes]
+    env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "spec.training: each of 16 GPUs needs" in " ".join(ended.stdout.split())
+    assert "or lower maxSequenceLength" in " ".join(ended.stdout.split())
