@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cgd_cli.extents import EXTENTS
 from cgd_operator.api.generation import ServedModel
-from cgd_operator.benchmarks import EXTENTS
 from cgd_operator.plan import Child, Run, plan
 from cgd_stages import contract
 from cgd_stages.memory import Shape, states

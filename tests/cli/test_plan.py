@@ -17,9 +17,10 @@ from rich.console import Console
 from stage_builders import context
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
+from cgd_cli.extents import EXTENTS
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
-from cgd_operator.benchmarks import EXTENTS, TASKS
+from cgd_operator.benchmarks import TASKS
 from cgd_operator.plan import Run, plan
 from cgd_stages import prepare
 from cgd_stages.contract import Storage
@@ -127,7 +128,7 @@ def test_the_parts_of_a_task_add_up_to_what_is_published(name: str, documents: i
 
 
 def test_every_known_task_has_an_extent() -> None:
-    assert {one.task for one in TASKS.values()} == EXTENTS.keys()
+    assert {one.task for one in TASKS.values()} <= EXTENTS.keys()
 
 
 def test_choices_are_read_one_by_one_and_write_a_token_each() -> None:
