@@ -7,7 +7,8 @@ that were asked cannot show any.
 
 from collections.abc import Mapping, Sequence
 
-from cgd_stages.figures import NOISE, RIVALS, Comparison, ReportData, comparisons
+from cgd_stages.figures import NOISE, RIVALS, Comparison, comparisons
+from cgd_stages.records import ReportData
 from cgd_stages.tables import Difference, Table, lm_eval_tasks, table_of
 from cgd_stages.words import count, points, probability
 

@@ -7,21 +7,10 @@ from typing import Any
 
 from cgd_stages.contract import Critique
 from cgd_stages.drift import Sentence, drifts
-from cgd_stages.figures import (
-    NOISE,
-    RIVALS,
-    Comparison,
-    ReportData,
-    StageRecord,
-    at,
-    comparisons,
-    gpu_hours,
-    models,
-    scores,
-    total_of,
-)
+from cgd_stages.figures import NOISE, RIVALS, Comparison, comparisons, gpu_hours, models, scores, total_of
 from cgd_stages.quality import Quality
 from cgd_stages.quality import cautions as data_cautions
+from cgd_stages.records import ReportData, StageRecord, at
 from cgd_stages.tables import NAMES, lm_eval_tasks, name_of
 from cgd_stages.words import count, percent, probability
 

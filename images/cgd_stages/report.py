@@ -16,22 +16,7 @@ from dataclasses import dataclass, fields
 
 from cgd_stages import page
 from cgd_stages.contract import Report, RunRef, StageFacts
-from cgd_stages.figures import (
-    Change,
-    Changed,
-    Key,
-    Quadruples,
-    Rejected,
-    ReportData,
-    Said,
-    Sample,
-    StageRecord,
-    Step,
-    changed,
-    figures,
-    finite_or_none,
-    gpu_hours,
-)
+from cgd_stages.figures import Changed, changed, figures, finite_or_none, gpu_hours
 from cgd_stages.folders import (
     REJECTED,
     Done,
@@ -46,6 +31,7 @@ from cgd_stages.folders import (
 from cgd_stages.headline import verdicts
 from cgd_stages.program import Context, run
 from cgd_stages.quality import Quality, cautions
+from cgd_stages.records import Change, Key, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
 from cgd_stages.review import REVIEW, Review
 from cgd_stages.storage import Bucket
 from cgd_stages.tables import table_of

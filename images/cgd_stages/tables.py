@@ -10,8 +10,9 @@ from typing import Literal
 
 from cgd_stages.contract import Contract, Critique
 from cgd_stages.errors import UserError
-from cgd_stages.figures import Comparison, ReportData, Score, benchmarks, comparisons, scores
+from cgd_stages.figures import Comparison, Score, benchmarks, comparisons, scores
 from cgd_stages.folders import digest_of
+from cgd_stages.records import ReportData
 from cgd_stages.words import THIN
 
 BASE = "base"

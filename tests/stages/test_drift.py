@@ -6,9 +6,9 @@ import pytest
 from report_builders import report_data, samples, stage
 
 from cgd_stages.drift import Sentence
-from cgd_stages.figures import ReportData, Sample
 from cgd_stages.headline import verdicts
 from cgd_stages.page import render
+from cgd_stages.records import ReportData, Sample
 from cgd_stages.report import to_json
 
 TASKS = {"IFEval": "ifeval", "IFEval-loose": "ifeval", "BBH": "bbh_cot_fewshot"}
