@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages import figures, models, prompts
+from cgd_stages import figures, models, prompts, records
 from cgd_stages.contract import Evaluate, Rows, StageFacts
 from cgd_stages.engines import Completion, Engine, Outcome, VllmEngine, drive
 from cgd_stages.errors import RowsLost, UserError
@@ -183,7 +183,7 @@ class Book:
 
     folder: Folder
     grader: Grader
-    samples: list[figures.Sample] = field(default_factory=list)
+    samples: list[records.Sample] = field(default_factory=list)
     prompt_tokens: int = 0
     parts: list[Part] = field(default_factory=list)
     keys: set[Key] = field(default_factory=set)
@@ -219,7 +219,7 @@ class Book:
         self._fresh.append(row)
 
     def _count(self, row: Row) -> None:
-        sample = figures.Sample.of(row)
+        sample = records.Sample.of(row)
         self.keys.add(sample.key)
         self.samples.append(sample)
         self.prompt_tokens += row["prompt_tokens"]
@@ -269,7 +269,7 @@ def _facts(book: Book, total: int, seconds: float) -> StageFacts:
     )
 
 
-def metrics(samples: Sequence[figures.Sample]) -> dict[str, float]:
+def metrics(samples: Sequence[records.Sample]) -> dict[str, float]:
     """Figures of each benchmark; `low` and `high` bound the accuracy with 95 %, `pass_k` is the chance that one of k
     outputs is right."""
     told: dict[str, float] = {}

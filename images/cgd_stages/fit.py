@@ -7,20 +7,23 @@ For a GPU that serves the least is counted that must be there, so a refusal is c
 
 within gpuMemoryUtilization of its memory; vLLM wants room for activations and CUDA graphs besides. For a GPU that
 trains it is the estimate in `memory`, with a micro-batch of maxSequenceLength tokens, the largest there may be. Sizes
-come from config.json and the headers of the safetensors, never from names. What cannot be known gets no verdict, and
-the log says so: other formats, latent attention (MLA), mixtures of experts in training.
+come from config.json and the headers of the safetensors, never from a model's name, and no model is made: `cgd plan`
+says the same where there is no torch. What cannot be known gets no verdict, and the log says so: other formats, latent
+attention (MLA), quantized students and mixtures of experts in training.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cgd_stages import memory, models
 from cgd_stages.contract import Engine, Gpus, Model, Train
 from cgd_stages.engines import ON_GPU
 from cgd_stages.errors import UserError
-from cgd_stages.program import Context
+from cgd_stages.storage import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +59,48 @@ class Misfit:
     hint: str
 
 
-def refuse_misfits(context: Context, gpus: Gpus, served: Iterable[Served]) -> None:
+def read_config(folder: Path, model: Model, where: str) -> Any:
+    """The model's config in transformers. Raises UserError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        hint = f"Correct {where}.model: its config must load in transformers."
+        raise UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint) from error
+
+
+def context_length(config: Any, engine: Engine, model: Model, where: str) -> int:
+    """Tokens that prompt and reply may have together. Raises UserError when the run wants more than the model takes."""
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if own is None or (engine.max_model_len or 0) <= own:
+        return int(engine.max_model_len or own or 0)
+    if (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("factor", 1) != 1:
+        log.warning("%s: maxModelLen %d needs the model's rope scaling (%d)", where, engine.max_model_len, own)
+        return int(engine.max_model_len or own)
+    message = f"maxModelLen is {engine.max_model_len}, but {model.name} takes {own} tokens"
+    raise UserError(message, hint=f"Lower {where}.maxModelLen to {own}, or take another {where}.model.")
+
+
+def refuse_misfits(bucket: Bucket, scratch: Path, gpus: Gpus, served: Sequence[Served]) -> None:
     """Raise one UserError for all that does not fit; the student comes first among the served."""
-    given = list(served)
-    found = [misfit for one in given if (misfit := _served(context, gpus, one))]
-    if misfit := trained(gpus, given[0].config):
-        found.append(misfit)
-    if found:
-        hints = " ".join(one.hint for one in found)
-        raise UserError("; ".join(one.message for one in found), hint=f"{hints} Or take larger GPUs: {_SAY}.")
+    if misfits := find_misfits(bucket, scratch, gpus, served):
+        hints = " ".join(one.hint for one in misfits)
+        raise UserError("; ".join(one.message for one in misfits), hint=f"{hints} Or take larger GPUs: {_SAY}.")
+
+
+def find_misfits(bucket: Bucket, scratch: Path, gpus: Gpus, served: Sequence[Served]) -> list[Misfit]:
+    """All that does not fit; the student comes first among the served."""
+    weights = [models.tensors(one.model, bucket, scratch) for one in served]
+    found = [_served(gpus, one, tensors) for one, tensors in zip(served, weights, strict=True)]
+    found.append(trained(gpus, served[0].config, weights[0]))
+    return [one for one in found if one]
 
 
 _SAY = "spec.placement.gpuMemory says how large they are"
 
 
-def _served(context: Context, gpus: Gpus, one: Served) -> Misfit | None:
-    tensors = models.tensors(one.model, context.bucket, context.scratch)
+def _served(gpus: Gpus, one: Served, tensors: Sequence[models.Tensor] | None) -> Misfit | None:
     if tensors is None:
         log.warning("%s: the size of %s is not known; whether it fits is not checked", one.where, one.model.name)
         return None
@@ -161,9 +190,9 @@ def _width(engine: Engine) -> int:
     return 4 if engine.dtype == "float32" else 2
 
 
-def trained(gpus: Gpus, config: Any) -> Misfit | None:
+def trained(gpus: Gpus, config: Any, tensors: Sequence[models.Tensor] | None) -> Misfit | None:
     """Whether the training fits, with activations made again in backward unless the run says never."""
-    shape = shape_of(config)
+    shape = shape_of(config, tensors) if tensors else None
     if shape is None:
         log.warning("spec.training: a training of this student is not estimated; whether it fits is not checked")
         return None
@@ -193,22 +222,25 @@ def trained(gpus: Gpus, config: Any) -> Misfit | None:
 _CAMEL = {"activation_checkpointing": "activationCheckpointing", "zero_stage": "zeroStage", "offload": "offload"}
 
 
-def shape_of(config: Any) -> memory.Shape | None:
-    """The student in numbers, from its config alone: it is made without memory. None: not estimated."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from cgd_stages import student
-
+def shape_of(config: Any, tensors: Sequence[models.Tensor]) -> memory.Shape | None:
+    """The student in numbers, as `student.shape` has it of the model itself. None: not estimated."""
     text = config.get_text_config()
     if getattr(text, "kv_lora_rank", None) or not getattr(text, "num_attention_heads", None):
         return None
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError:  # no causal language model of this kind in transformers
+    if any(one.dtype not in FLOATS for one in tensors):
         return None
-    return student.shape(model)
+    tied = bool(getattr(text, "tie_word_embeddings", False))
+    own = [one for one in tensors if not (tied and one.name.endswith("lm_head.weight"))]
+    norms: dict[str, int] = {}
+    for one in own:
+        module = one.name.rpartition(".")[0]
+        if _NORM.search(module):
+            norms[module] = norms.get(module, 0) + one.parameters
+    return memory.shape_of(config, sum(one.parameters for one in own), norms.values())
+
+
+_NORM = re.compile(r"(norm|\bln_)[^.]*$", re.IGNORECASE)
+"""Modules that are norms, as the models of transformers call them."""
 
 
 def _trains(work: Train, shape: memory.Shape, world: int) -> tuple[int, int]:

@@ -23,9 +23,9 @@ from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
 from cgd_stages.engines import vllm_arguments
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.evaluate import SCHEMA, metrics
-from cgd_stages.figures import Sample
 from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha256, write_pointer
 from cgd_stages.program import Context, run
+from cgd_stages.records import Sample
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +326,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
         "passes": len(asked),
         "extracted": _first(sample["filtered_resps"]) if generated else "",
-        "answer_source": "text" if generated else "none",
+        "answer_source": "text" if generated else "likelihood",
         "correct": bool(value),
         "rule": sample.get("rule", f"lm-eval {task.metric}"),
         "grade_error": "",

@@ -1,27 +1,17 @@
 """What the report says first: the outcome in words, what to beware of, and the facts of the run. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from cgd_stages.contract import Critique
-from cgd_stages.figures import (
-    NOISE,
-    RIVALS,
-    Comparison,
-    ReportData,
-    StageRecord,
-    at,
-    comparisons,
-    gpu_hours,
-    models,
-    scores,
-    total_of,
-)
+from cgd_stages.drift import Sentence, drifts
+from cgd_stages.figures import NOISE, RIVALS, Comparison, comparisons, gpu_hours, models, scores, total_of
 from cgd_stages.quality import Quality
 from cgd_stages.quality import cautions as data_cautions
-from cgd_stages.tables import NAMES, name_of
+from cgd_stages.records import ReportData, StageRecord, at
+from cgd_stages.tables import NAMES, lm_eval_tasks, name_of
 from cgd_stages.words import count, percent, probability
 
 SENTENCES = 3
@@ -34,7 +24,7 @@ def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
     names = models(report)
     objectives = [objective(stage) for stage in report.stages if stage.name.startswith("train-")]
     return {
-        "verdicts": verdicts(comparisons(report)) or [_without_comparison(report)],
+        "verdicts": verdicts(report),
         "data_cautions": data_cautions(quality) if quality else [],
         "cautions": cautions(report),
         "shown": CAUTIONS,
@@ -50,18 +40,32 @@ def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
     }
 
 
-def verdicts(compared: Sequence[Comparison]) -> list[dict[str, str]]:
+def verdicts(report: ReportData) -> list[Sentence]:
+    """What the run's comparisons come to; with tasks of lm-eval beside the benchmarks, what became of these besides."""
+    compared, general = comparisons(report), lm_eval_tasks(report)
+    special = [one for one in compared if one.benchmark not in general]
+    named = names_in_sentences(list(dict.fromkeys(one.trained for one in compared)))
+    if not special:
+        return outcomes(compared, named) or [_without_comparison(report)]
+    return outcomes(special, named) + drifts(report, named)
+
+
+def names_in_sentences(models: Sequence[str]) -> dict[str, str]:
+    """How sentences name the models that are compared with the base."""
+    trained = [model for model in models if model not in RIVALS]
+    named = {model: label(model) for model in models}
+    return named | {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
+
+
+def outcomes(compared: Sequence[Comparison], named: Mapping[str, str]) -> list[Sentence]:
     """One for each comparison, or for each trained model where that would be many."""
-    groups = {one.trained: [other for other in compared if other.trained == one.trained] for one in compared}
-    trained = [model for model in groups if model not in RIVALS]
-    named = {model: label(model) for model in groups}
-    named |= {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
     if len(compared) <= SENTENCES:
         return [sentence(one, named[one.trained]) for one in compared]
+    groups = {one.trained: [other for other in compared if other.trained == one.trained] for one in compared}
     return [summary(group, named[model]) for model, group in groups.items()]
 
 
-def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
+def summary(group: Sequence[Comparison], trained: str) -> Sentence:
     """What a model's comparisons on several benchmarks come to; every benchmark weighs the same."""
     after = math.fsum(one.after for one in group) / len(group)
     before = math.fsum(one.before for one in group) / len(group)
@@ -74,7 +78,7 @@ def summary(group: Sequence[Comparison], trained: str) -> dict[str, str]:
     }
 
 
-def sentence(one: Comparison, trained: str) -> dict[str, str]:
+def sentence(one: Comparison, trained: str) -> Sentence:
     """What a comparison comes to, in words that claim no more than its numbers do; `trained` names the model."""
     judgement = {
         "better": f"better than chance explains ({probability(one.p)})",
@@ -91,7 +95,7 @@ def sentence(one: Comparison, trained: str) -> dict[str, str]:
     }
 
 
-def _without_comparison(report: ReportData) -> dict[str, str]:
+def _without_comparison(report: ReportData) -> Sentence:
     missing = [stage.name for stage in report.stages if stage.facts is None]
     detail = f"no output of {', '.join(missing)}" if missing else "the run evaluates no pair of models"
     return {"outcome": "noise", "claim": "No comparison of base and trained model", "detail": detail}

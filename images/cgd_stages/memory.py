@@ -24,7 +24,9 @@ to 1.4 times as much for Llama, Qwen, Gemma, Mistral and Phi; layers without a g
 than is estimated.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from cgd_stages.contract import Train
 
@@ -48,6 +50,34 @@ class Shape:
     inner: int
     norms: int
     vocabulary: int
+
+
+def shape_of(config: Any, parameters: int, norms: Iterable[int]) -> Shape | None:
+    """A student by its config in transformers, all its parameters, and those of each norm; None for a mixture of
+    experts."""
+    text = config.get_text_config()
+    if is_mixture(text):
+        return None
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    queries = heads * head_width(text)
+    return Shape(
+        parameters=parameters,
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        queries=queries,
+        keys=(getattr(text, "num_key_value_heads", None) or heads) * head_width(text),
+        inner=getattr(text, "intermediate_size", None) or 4 * hidden,
+        norms=sum(size if size >= hidden else queries for size in norms),  # small ones: of each head
+        vocabulary=text.vocab_size,
+    )
+
+
+def is_mixture(text: Any) -> bool:
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def head_width(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 @dataclass(frozen=True)

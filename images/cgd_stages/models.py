@@ -76,6 +76,7 @@ def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path, *, weights: 
 class Tensor:
     """A tensor of a model's weights: `dtype` as safetensors call it, `size` in bytes."""
 
+    name: str
     dtype: str
     parameters: int
     size: int
@@ -102,9 +103,9 @@ def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
         return None
     files = found.files_metadata.values()
     return [
-        Tensor(one.dtype, one.parameter_count, one.data_offsets[1] - one.data_offsets[0])
+        Tensor(name, one.dtype, one.parameter_count, one.data_offsets[1] - one.data_offsets[0])
         for file in files
-        for one in file.tensors.values()
+        for name, one in file.tensors.items()
     ]
 
 

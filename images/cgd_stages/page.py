@@ -19,19 +19,11 @@ from markupsafe import Markup
 
 from cgd_stages.alike import ALIKE
 from cgd_stages.contract import LENGTH
-from cgd_stages.figures import (
-    ReportData,
-    Score,
-    StageRecord,
-    at,
-    comparisons,
-    finite_or_none,
-    gpus,
-    scores,
-)
+from cgd_stages.figures import Score, comparisons, finite_or_none, gpus, scores
 from cgd_stages.headline import head, label, objective
 from cgd_stages.plots import loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.quality import Quality, Share
+from cgd_stages.records import ReportData, StageRecord, at
 from cgd_stages.tables import MEAN, Table, robustness, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
@@ -97,7 +89,9 @@ def fingerprint() -> str:
     files = (
         "page.py",
         "headline.py",
+        "drift.py",
         "plots.py",
+        "records.py",
         "figures.py",
         "stats.py",
         "tables.py",

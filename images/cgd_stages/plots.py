@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from cgd_stages.figures import PassAt, Score, Step, best_step, moving_mean, thinned, validations
+from cgd_stages.figures import PassAt, Score, best_step, moving_mean, thinned, validations
+from cgd_stages.records import Step
 from cgd_stages.tables import NAMES, Point
 from cgd_stages.words import THIN, count, number, percent
 

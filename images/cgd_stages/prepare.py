@@ -57,7 +57,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
         _compare_contexts(student, teacher)
         if work.gpus:
-            fit.refuse_misfits(context, work.gpus, [one.served for one in (student, teacher) if one])
+            served = [one.served for one in (student, teacher) if one]
+            fit.refuse_misfits(context.bucket, context.scratch, work.gpus, served)
         files = open_source(context, work.prompts, "spec.prompts")
         held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
         questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
@@ -101,34 +102,22 @@ class Checked:
 
 def check_model(context: Context, model: Model, engine: Engine, where: str) -> Checked:
     """Load all but the weights. Raises UserError when the model is not there or does not suit the spec."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     resolved = models.resolve(model, context.bucket, context.task.run)
     exact = model.model_copy(update={"revision": resolved.revision}) if models.is_hub(model) else model
     folder = models.fetch(exact, context.bucket, context.task.run, context.scratch, weights=False)
+    config = fit.read_config(folder, model, where)
     try:
-        config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        hint = f"Correct {where}.model: config and tokenizer must load in transformers."
+        hint = f"Correct {where}.model: its tokenizer must load in transformers."
         raise UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint) from error
-    length = _context_length(config, engine, model, where)
+    length = fit.context_length(config, engine, model, where)
     checked = Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
     _try_template(checked, model, where)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, checked.context)
     return checked
-
-
-def _context_length(config: Any, engine: Engine, model: Model, where: str) -> int:
-    """Tokens that prompt and reply may have together."""
-    own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if own is None or (engine.max_model_len or 0) <= own:
-        return int(engine.max_model_len or own or 0)
-    if (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("factor", 1) != 1:
-        log.warning("%s: maxModelLen %d needs the model's rope scaling (%d)", where, engine.max_model_len, own)
-        return int(engine.max_model_len or own)
-    message = f"maxModelLen is {engine.max_model_len}, but {model.name} takes {own} tokens"
-    raise UserError(message, hint=f"Lower {where}.maxModelLen to {own}, or take another {where}.model.")
 
 
 def _try_template(checked: Checked, model: Model, where: str) -> None:

@@ -16,22 +16,7 @@ from dataclasses import dataclass, fields
 
 from cgd_stages import page
 from cgd_stages.contract import Report, RunRef, StageFacts
-from cgd_stages.figures import (
-    Change,
-    Changed,
-    Key,
-    Quadruples,
-    Rejected,
-    ReportData,
-    Said,
-    Sample,
-    StageRecord,
-    Step,
-    changed,
-    figures,
-    finite_or_none,
-    gpu_hours,
-)
+from cgd_stages.figures import Changed, changed, figures, finite_or_none, gpu_hours
 from cgd_stages.folders import (
     REJECTED,
     Done,
@@ -43,8 +28,10 @@ from cgd_stages.folders import (
     read_rows,
     write_pointer,
 )
+from cgd_stages.headline import verdicts
 from cgd_stages.program import Context, run
 from cgd_stages.quality import Quality, cautions
+from cgd_stages.records import Change, Key, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
 from cgd_stages.review import REVIEW, Review
 from cgd_stages.storage import Bucket
 from cgd_stages.tables import table_of
@@ -231,6 +218,7 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     told = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
+    told["summary"] = verdicts(data)
     told["gpuHours"] = gpu_hours(data.stages)
     told["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
     return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()

@@ -4,10 +4,10 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from cgd_stages.contract import Contract
-from cgd_stages.figures import Quadruple, Quadruples
 from cgd_stages.folders import Folder, Part, Row, read_rows
 from cgd_stages.grading import Grader
 from cgd_stages.quality import SAMPLED, Marks, Quality, Tally, grade_rows
+from cgd_stages.records import Quadruple, Quadruples
 
 SHOWN = 200
 """Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""

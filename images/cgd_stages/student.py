@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from cgd_stages import flops
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
-from cgd_stages.memory import CHUNK, Shape, decide
+from cgd_stages.memory import CHUNK, Shape, decide, head_width, is_mixture, shape_of
 from cgd_stages.trainjob import Job
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _attend(model: Any, work: Train) -> None:
     """Choose the attention; what transformers has chosen by itself is sdpa, or eager where a model has no other."""
     from transformers.utils import is_flash_attn_2_available
 
-    head = _head_width(model.config.get_text_config())
+    head = head_width(model.config.get_text_config())
     installed, supported = is_flash_attn_2_available(), model._supports_flash_attn
     if supported and flash(work, gpu=torch.cuda.is_available(), installed=installed, head=head):
         model.set_attn_implementation("flash_attention_2")
@@ -190,40 +190,18 @@ def grad_norm(model: torch.nn.Module) -> float:
 def cost(model: Any) -> flops.Work | None:
     """What the student's tokens cost; None for a mixture of experts, where a token meets only some parameters."""
     config = model.config.get_text_config()
-    if _is_mixture(config):
+    if is_mixture(config):
         return None
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     body = _size(model) - _size(table) - (0 if head.weight is table.weight else _size(head))
-    heads = config.num_attention_heads * _head_width(config)
+    heads = config.num_attention_heads * head_width(config)
     return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
 
 
 def shape(model: Any) -> Shape | None:
     """The student as its need of memory is estimated; None for a mixture of experts."""
-    config = model.config.get_text_config()
-    if _is_mixture(config):
-        return None
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    queries = heads * _head_width(config)
     norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
-    return Shape(
-        parameters=_size(model),
-        layers=config.num_hidden_layers,
-        hidden=hidden,
-        queries=queries,
-        keys=(getattr(config, "num_key_value_heads", None) or heads) * _head_width(config),
-        inner=getattr(config, "intermediate_size", None) or 4 * hidden,
-        norms=sum(size if size >= hidden else queries for size in norms),  # small ones: of each head
-        vocabulary=config.vocab_size,
-    )
-
-
-def _is_mixture(config: Any) -> bool:
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-
-
-def _head_width(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return shape_of(model.config, _size(model), norms)
 
 
 def _size(module: torch.nn.Module) -> int:

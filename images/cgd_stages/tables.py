@@ -10,8 +10,9 @@ from typing import Literal
 
 from cgd_stages.contract import Contract, Critique
 from cgd_stages.errors import UserError
-from cgd_stages.figures import Comparison, ReportData, Score, benchmarks, comparisons, scores
+from cgd_stages.figures import Comparison, Score, benchmarks, comparisons, scores
 from cgd_stages.folders import digest_of
+from cgd_stages.records import ReportData
 from cgd_stages.words import THIN
 
 BASE = "base"
@@ -173,13 +174,15 @@ def asked(data: ReportData, benchmark: str) -> Asked:
         for sample in samples
         if sample.benchmark == benchmark
     }
-    return Asked(n=len(questions), digest=digest_of(questions=sorted(questions)), general=benchmark in general(data))
+    return Asked(
+        n=len(questions), digest=digest_of(questions=sorted(questions)), general=benchmark in lm_eval_tasks(data)
+    )
 
 
-def general(data: ReportData) -> set[str]:
-    """What the run's models were asked by lm-eval."""
+def lm_eval_tasks(data: ReportData) -> dict[str, str]:
+    """What the run's models were asked by lm-eval: the benchmark's name -> the task behind it."""
     stages = (stage for stage in data.stages if stage.name.startswith("harness-"))
-    return {task["name"] for stage in stages for task in stage.inputs.get("tasks", ())}
+    return {task["name"]: task["task"] for stage in stages for task in stage.inputs.get("tasks", ())}
 
 
 def assembled(lines: Iterable[Line], questions: dict[str, Asked]) -> Table:

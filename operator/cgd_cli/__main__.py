@@ -1,8 +1,9 @@
 """The commands.
 
-`validate`, `render` and `plan` need a manifest and nothing else. `status`, `watch`, `ui` and `logs` ask the cluster as
-kubectl does; `rows` and `report` also the run's object store, with the credentials of the environment or, if it has
-none, those of the Secret that the run names. `compare` reads reports, in files or in the stores of their runs.
+`validate`, `render` and `plan` need a manifest and nothing else, `plan --read-models` the models' small files too.
+`status`, `watch`, `ui` and `logs` ask the cluster as kubectl does; `rows` and `report` also the run's object store,
+with the credentials of the environment or, if it has none, those of the Secret that the run names. `compare` reads
+reports, in files or in the stores of their runs.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import yaml
 from rich.console import Console
 from rich.live import Live
 
-from cgd_cli import comparison, data
+from cgd_cli import comparison, data, models
 from cgd_cli.estimate import GPUS, Assumptions, size_in
 from cgd_cli.price import price_json, price_table
 from cgd_cli.remote import Remote
@@ -105,6 +106,13 @@ def price(
     refinement: Annotated[int, typer.Option(min=1, help="Tokens of a refinement.")] = 800,
     input_million: Annotated[float, typer.Option(min=0, help="Price of a million tokens read at the endpoint.")] = 0.0,
     output_million: Annotated[float, typer.Option(min=0, help="Price of a million written at the endpoint.")] = 0.0,
+    read_models: Annotated[
+        bool,
+        typer.Option(
+            "--read-models",
+            help="Read the models' config.json and headers (a folder, S3, the hub): what prepare would refuse.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
@@ -129,10 +137,11 @@ def price(
         input_million=input_million,
         output_million=output_million,
     )
+    found = models.misfits(run, given.gpu.memory) if read_models else None
     if as_json:
-        print(price_json(run, given))
+        print(price_json(run, given, found))
     else:
-        console.print(price_table(run, given, gpu))
+        console.print(price_table(run, given, gpu, found))
 
 
 def _parameters(role: str, model: str, option: str) -> float:

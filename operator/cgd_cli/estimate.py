@@ -7,10 +7,12 @@ once a step for all of them (the roofline of Williams et al. 2009). What the KV 
 contexts take longer than this says.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cgd_cli.extents import EXTENTS
 from cgd_operator.api.generation import ServedModel
 from cgd_operator.plan import Child, Run, plan
 from cgd_stages import contract
@@ -22,6 +24,8 @@ READING, WRITING = 0.5, 0.6
 """Shares of peak FLOP/s and of peak bandwidth that engines reach."""
 INSTRUCTION = 170
 """Tokens of the teacher's instruction."""
+CHARACTERS = 4
+"""Of a token, in English."""
 RESERVED = 4e9
 """Bytes of a served GPU that hold neither weights nor cache: CUDA, graphs, activations."""
 
@@ -92,9 +96,58 @@ def costs(run: Run, given: Assumptions) -> list[Cost]:
     return [cost for child in plan(run) for cost in _child(child, given)]
 
 
-def unpriced(run: Run) -> tuple[str, ...]:
-    """Stages that use GPUs and cannot be estimated: how long the questions of lm-eval's tasks are is not known here."""
-    return tuple(child.stage for child in plan(run) if isinstance(child.task.work, contract.Harness))
+@dataclass(frozen=True)
+class Asked:
+    """What a task of lm-eval asks a model: `requests` of so many tokens each; most are read, few are written."""
+
+    task: str
+    documents: int
+    requests: int
+    read: int
+    written: int
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of all requests: read, written."""
+        return self.requests * self.read, self.requests * self.written
+
+    @property
+    def text(self) -> str:
+        of = f" ({self.documents} documents)" if self.requests != self.documents else ""
+        return f"{self.task}: {self.requests} requests{of}, each {self.read} tokens read and {self.written} written"
+
+
+def asked(task: contract.HarnessTask, given: Assumptions) -> Asked | None:
+    """By the published extent of a known task. Of another one only its limit is known: it is taken for one part whose
+    questions, answers and examples are as long as those of the run. None: nothing tells how many documents it has."""
+    extent = EXTENTS.get(task.task)
+    shots = task.few_shot or 0
+    if extent is None:
+        if task.limit is None:
+            return None
+        read = given.prompt + shots * (given.prompt + given.answer)
+        return Asked(task.name, task.limit, task.limit, read, given.answer)
+    documents = extent.documents(task.limit)
+    read = math.ceil((extent.characters + shots * (extent.shot or extent.characters)) / CHARACTERS)
+    return Asked(task.name, documents, documents * (extent.choices or 1), read, min(given.answer, extent.most))
+
+
+def all_asked(work: contract.Harness, given: Assumptions) -> list[Asked]:
+    """What is known of the tasks of a stage. Several metrics of one task are one question to the model."""
+    once = {(task.task, task.few_shot, task.limit): task for task in reversed(work.tasks)}
+    return [found for task in reversed(once.values()) if (found := asked(task, given))]
+
+
+def harness_of(run: Run) -> contract.Harness | None:
+    """What a run's models are asked by lm-eval, the same for each."""
+    works = (child.task.work for child in plan(run))
+    return next((work for work in works if isinstance(work, contract.Harness)), None)
+
+
+def unpriced(run: Run, given: Assumptions) -> tuple[str, ...]:
+    """Tasks of lm-eval that cannot be estimated."""
+    work = harness_of(run)
+    return tuple(task.name for task in work.tasks if asked(task, given) is None) if work else ()
 
 
 def _child(child: Child, given: Assumptions) -> Iterator[Cost]:
@@ -115,6 +168,11 @@ def _child(child: Child, given: Assumptions) -> Iterator[Cost]:
             written = answer + rounds * (critique + answer)
             read = given.prompt + rounds * (2 * (INSTRUCTION + given.prompt + answer) + critique)
             yield _generated(child, child.stage, outputs, read, written, given.student, given, warm=False)
+        case contract.Harness() as work:
+            known = all_asked(work, given)
+            read, written = sum(one.tokens[0] for one in known), sum(one.tokens[1] for one in known)
+            whole = Cost(child.stage, sum(one.documents for one in known), read, written)
+            yield _served(whole, child, given.student, given)
         case _:
             return
 
@@ -140,6 +198,11 @@ def _generated(
     if not child.gpus:  # an endpoint's tokens
         money = whole.read / 1e6 * given.input_million + whole.written / 1e6 * given.output_million
         return Cost(stage, rows, whole.read, whole.written, money=money)
+    return _served(whole, child, parameters, given, warm=warm)
+
+
+def _served(whole: Cost, child: Child, parameters: float, given: Assumptions, *, warm: bool = False) -> Cost:
+    """The tokens of a stage on its own GPUs. Warm: its engine is running already."""
     flops, bandwidth = child.gpus * given.gpu.flops, child.gpus * given.gpu.bandwidth
     for_flops = 2 * parameters / (READING * flops)
     for_weights = SERVED_WIDTH * parameters / (WRITING * bandwidth * given.in_flight)

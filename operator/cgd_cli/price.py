@@ -4,15 +4,30 @@ import json
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from cgd_cli.estimate import READING, WRITING, Assumptions, Cost, costs, fits, unpriced
+from cgd_cli.estimate import (
+    CHARACTERS,
+    READING,
+    WRITING,
+    Asked,
+    Assumptions,
+    Cost,
+    all_asked,
+    costs,
+    fits,
+    harness_of,
+    unpriced,
+)
 from cgd_operator.plan import Run
+from cgd_stages.fit import Misfit
 
 
-def price_table(run: Run, given: Assumptions, gpu: str) -> RenderableType:
-    """Stages with tokens, GPUs, time, GPU-hours, price and their share; below, what was assumed and what fits."""
+def price_table(run: Run, given: Assumptions, gpu: str, misfits: list[Misfit] | None = None) -> RenderableType:
+    """Stages with tokens, GPUs, time, GPU-hours, price and their share; below, what was assumed and what fits: by the
+    sizes that were given, or by the models themselves where `misfits` tells what they were found to be."""
     found = costs(run, given)
     hours, money = _hours(found), sum(cost.money for cost in found)
     shown = Table(
@@ -31,17 +46,38 @@ def price_table(run: Run, given: Assumptions, gpu: str) -> RenderableType:
         )
         bar = ProgressBar(total=1.0, completed=share, width=16)
         shown.add_row(cost.stage, *figures, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", bar)
-    verdicts = [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
-    missing = [f"[yellow]not in it: {', '.join(stages)}, the tasks of lm-eval"] if (stages := unpriced(run)) else []
-    return Group(shown, "", *missing, *verdicts, "", *_assumed(given, gpu))
+    return Group(
+        shown,
+        "",
+        *_missing(run, given),
+        *_verdicts(run, given, misfits),
+        "",
+        *_assumed(given, gpu),
+        *_tasks(run, given),
+    )
 
 
-def price_json(run: Run, given: Assumptions) -> str:
+def _verdicts(run: Run, given: Assumptions, misfits: list[Misfit] | None) -> list[str]:
+    if misfits is None:
+        return [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
+    told = [f"[bold red]{escape(one.message)}[/]\n{escape(one.hint)}" for one in misfits]
+    return told or ["[green]prepare would refuse none of its models: as far as their files tell, they fit"]
+
+
+def price_json(run: Run, given: Assumptions, misfits: list[Misfit] | None = None) -> str:
     found = costs(run, given)
     stages = [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in found]
     verdicts = [{**asdict(one), "fits": one.fits} for one in fits(run, given)]
     total = {"gpu_hours": _hours(found), "money": sum(cost.money for cost in found)}
-    told = {"total": total, "stages": stages, "unpriced": unpriced(run), "fits": verdicts, "assumed": asdict(given)}
+    told = {
+        "total": total,
+        "stages": stages,
+        "unpriced": unpriced(run, given),
+        "tasks": [asdict(one) for one in _asked(run, given)],
+        "fits": verdicts,
+        "misfits": None if misfits is None else [asdict(one) for one in misfits],
+        "assumed": asdict(given),
+    }
     return json.dumps(told, indent=1)
 
 
@@ -59,6 +95,24 @@ def _assumed(given: Assumptions, gpu: str) -> list[str]:
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
     return [f"[dim]{line}" for line in told]
+
+
+def _asked(run: Run, given: Assumptions) -> list[Asked]:
+    work = harness_of(run)
+    return all_asked(work, given) if work else []
+
+
+def _missing(run: Run, given: Assumptions) -> list[str]:
+    """What the sum leaves out."""
+    names = unpriced(run, given)
+    why = "how many documents lm-eval has of it is not known here; a limit would tell"
+    return [f"[yellow]not in it: {', '.join(names)}: {why}"] if names else []
+
+
+def _tasks(run: Run, given: Assumptions) -> list[str]:
+    """What is assumed of lm-eval's tasks, for every model."""
+    lines = [f"[dim]  {one.text}" for one in _asked(run, given)]
+    return [f"[dim]lm-eval asks every model ({CHARACTERS} characters a token):", *lines] if lines else []
 
 
 def _count(number: float) -> str:

@@ -1,7 +1,10 @@
 """What a run will cost: the arithmetic, and `cgd plan` as a user runs it."""
 
 import json
+import math
 import os
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +14,19 @@ import pytest
 import yaml
 from builders import manifest
 from rich.console import Console
+from stage_builders import context
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
+from cgd_cli.extents import EXTENTS
+from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
-from cgd_operator.plan import Run
+from cgd_operator.benchmarks import TASKS
+from cgd_operator.plan import Run, plan
+from cgd_stages import prepare
+from cgd_stages.contract import Storage
+from cgd_stages.errors import UserError
+from cgd_stages.fit import Misfit
+from cgd_stages.storage import Bucket
 
 A100 = GPUS["a100-80gb"]
 SERVED = {
@@ -83,15 +95,77 @@ def test_the_rounds_of_self_refine_are_paid_for() -> None:
     assert cost.written == 10 * (3 * given.answer + 2 * given.critique)
 
 
-def test_tasks_of_lm_eval_are_named_as_not_priced() -> None:
+def with_tasks(*tasks: dict[str, Any]) -> Run:
     benchmark = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "limit": 10}
-    run = run_of(evaluation={"benchmarks": [benchmark], "tasks": [{"name": "IFEval"}]})
-    assert json.loads(price_json(run, assumed()))["unpriced"] == ["harness-base", "harness-cgd"]
-    assert "harness-base" not in by_stage(run, assumed())
+    return run_of(evaluation={"benchmarks": [benchmark], "tasks": list(tasks)})
+
+
+def shown(run: Run, misfits: list[Misfit] | None = None) -> str:
     console = Console(width=120, record=True)
-    with console.capture() as shown:
-        console.print(price_table(run, assumed(), "a100"))
-    assert "not in it: harness-base, harness-cgd, the tasks of lm-eval" in shown.get()
+    with console.capture() as told:
+        console.print(price_table(run, assumed(), "a100", misfits))
+    return told.get()
+
+
+def test_a_task_of_lm_eval_is_priced_for_every_model_by_its_documents() -> None:
+    found = by_stage(with_tasks({"name": "IFEval"}), assumed())
+    assert found["harness-base"].rows == 541
+    assert found["harness-base"].read == 541 * 53  # 211 characters
+    assert found["harness-base"].written == 541 * 700
+    assert found["harness-cgd"].money == found["harness-base"].money > 0
+
+
+def test_a_limit_holds_for_every_part_of_a_task() -> None:
+    limited = with_tasks({"name": "MMLU-Pro", "limit": 400}, {"name": "BBH", "limit": 180})
+    assert by_stage(limited, assumed())["harness-cgd"].rows == (13 * 400 + 381) + (25 * 180 + 146 + 178)
+
+
+@pytest.mark.parametrize(
+    ("name", "documents"), [("MMLU-Pro", 12_032), ("BBH", 6_511), ("MuSR", 756), ("TruthfulQA", 817)]
+)
+def test_the_parts_of_a_task_add_up_to_what_is_published(name: str, documents: int) -> None:
+    assert by_stage(with_tasks({"name": name}), assumed())["harness-base"].rows == documents
+
+
+def test_every_known_task_has_an_extent() -> None:
+    assert {one.task for one in TASKS.values()} <= EXTENTS.keys()
+
+
+def test_choices_are_read_one_by_one_and_write_a_token_each() -> None:
+    cost = by_stage(with_tasks({"name": "MuSR", "limit": 1}), assumed())["harness-base"]
+    assert (cost.rows, cost.read, cost.written) == (3, 9 * 1223, 9)
+
+
+def test_shots_are_read_and_no_more_is_written_than_the_task_allows() -> None:
+    none, five = (
+        by_stage(with_tasks({"name": "MMLU-Pro", "limit": 1, "fewShot": n}), assumed())["harness-base"] for n in (0, 5)
+    )
+    assert (none.read, five.read) == (14 * 150, 14 * math.ceil((600 + 5 * 870) / 4))
+    assert by_stage(with_tasks({"name": "GPQA-Diamond", "limit": 1}), assumed())["harness-base"].written == 256
+
+
+def test_two_metrics_of_a_task_are_asked_once() -> None:
+    both = with_tasks({"name": "IFEval"}, {"name": "IFEval-loose"})
+    assert by_stage(both, assumed()) == by_stage(with_tasks({"name": "IFEval"}), assumed())
+
+
+def test_an_own_task_is_priced_by_its_limit_and_named_as_unpriced_without() -> None:
+    own = {"name": "own", "metric": "acc", "fewShot": 2}
+    limited = by_stage(with_tasks(own | {"limit": 10}), assumed())["harness-base"]
+    assert (limited.rows, limited.read, limited.written) == (10, 10 * (200 + 2 * 900), 7000)
+    run = with_tasks(own, {"name": "IFEval"})
+    assert json.loads(price_json(run, assumed()))["unpriced"] == ["own"]
+    assert by_stage(run, assumed())["harness-base"].rows == 541
+    assert "not in it: own: how many documents lm-eval has of it is not known here" in shown(run)
+
+
+def test_what_is_assumed_of_a_task_is_told() -> None:
+    run = with_tasks({"name": "IFEval"}, {"name": "MuSR"})
+    words = shown(run)
+    assert "how many documents" not in words
+    assert "IFEval: 541 requests, each 53 tokens read and 700 written" in words
+    assert "MuSR: 2268 requests (756 documents), each 1223 tokens read and 1 written" in words
+    assert [one["requests"] for one in json.loads(price_json(run, assumed()))["tasks"]] == [541, 2268]
 
 
 def test_without_checkpointing_it_is_six() -> None:
@@ -225,3 +299,59 @@ def test_what_is_missing_is_said_with_the_mend(
     ended = cgd_plan(written(tmp_path, **changes), *words)
     assert ended.returncode == 1
     assert told in ended.stderr
+
+
+# --- what the models' own files tell
+
+
+@pytest.fixture
+def large(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model, but for a header that tells 3 billion parameters; their data is not there."""
+    folder = tmp_path / "large"
+    shutil.copytree(tiny_model, folder)
+    tensor = {"dtype": "BF16", "shape": [50_000, 60_000], "data_offsets": [0, 6_000_000_000]}
+    header = json.dumps({"model.layers.0.mlp.up_proj.weight": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return folder
+
+
+def stored_run(model: str, storage: Storage, **placement: str) -> Run:
+    place = {"uri": storage.uri, "endpoint": storage.endpoint, "pathStyle": True}
+    return run_of(student={"model": model}, teacher={"model": model}, storage=place, placement=placement)
+
+
+@pytest.mark.parametrize("where", ["folder", "S3"])
+def test_prepare_refuses_in_the_words_of_the_plan(
+    where: str, bucket: Bucket, storage: Storage, large: Path, tmp_path: Path
+) -> None:
+    model = str(large) if where == "folder" else bucket.uri("model")
+    for path in large.iterdir():
+        bucket.upload(path, f"model/{path.name}")
+    run = stored_run(model, storage, gpuMemory="1G")
+    found = misfits(run, A100.memory)
+    assert [one.message.partition(":")[0] for one in found] == ["spec.student", "spec.teacher", "spec.training"]
+    with pytest.raises(UserError) as refused:
+        prepare.main(context(storage, plan(run)[0].task.work, tmp_path))
+    assert refused.value.message == "; ".join(one.message for one in found)
+    assert json.loads(price_json(run, assumed(), found))["misfits"][0]["hint"] == found[0].hint
+
+
+def test_without_gpu_memory_the_plan_s_gpu_counts(storage: Storage, tiny_model: Path) -> None:
+    run = stored_run(str(tiny_model), storage)
+    assert misfits(run, A100.memory) == []
+    assert [one.message.partition(":")[0] for one in misfits(run, 1e5)][-1] == "spec.training"
+    assert "they fit" in shown(run, [])
+    assert json.loads(price_json(run, assumed()))["misfits"] is None
+
+
+def test_models_are_read_where_there_is_no_torch(tmp_path: Path, large: Path) -> None:
+    model = {"model": str(large)}
+    path = written(tmp_path, student=model, teacher=model, placement={"gpuMemory": "1G"})
+    start = "import sys; sys.modules['torch'] = None; from cgd_cli.__main__ import main; main()"
+    sizes = ["--student-params", "1M", "--teacher-params", "1M"]
+    command = [sys.executable, "-c", start, "plan", str(path), "--rows", "5", "--read-models", *sizes]
+    env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "spec.training: each of 16 GPUs needs" in " ".join(ended.stdout.split())
+    assert "or lower maxSequenceLength" in " ".join(ended.stdout.split())

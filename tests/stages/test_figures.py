@@ -7,7 +7,6 @@ from report_builders import report_data, sample, samples, steps
 
 from cgd_stages import stats
 from cgd_stages.figures import (
-    Sample,
     best_step,
     changed,
     comparisons,
@@ -18,6 +17,7 @@ from cgd_stages.figures import (
     scores,
     thinned,
 )
+from cgd_stages.records import Sample
 
 
 def test_a_score_counts_what_was_cut_not_found_and_not_graded_apart() -> None:

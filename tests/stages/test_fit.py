@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from stage_builders import context, prepare_work
-from transformers import AutoConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from cgd_stages import fit, models, prepare
+from cgd_stages import fit, models, prepare, student
 from cgd_stages.contract import Engine, Gpus, Model, Train
 from cgd_stages.errors import TransientError, UserError
 
@@ -29,6 +41,7 @@ LLAMA = {
 }
 """Llama 3.1 8B, in numbers."""
 PARAMETERS = 8_030_261_248
+CONFIGS = [LlamaConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config, GPT2Config]
 GIB = 2**30
 
 
@@ -67,6 +80,13 @@ def weights(folder: Path, tensors: dict[str, tuple[str, list[int], int]], name: 
     (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
 
 
+def tensors_of(found: Any) -> list[models.Tensor]:
+    """What the headers would tell of a model with this config."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(found)
+    return [models.Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
+
+
 def served(found: Any, context: int = 8192, **engine: Any) -> fit.Served:
     return fit.Served("spec.teacher", Model(name="team/model"), Engine(**engine), found, context)
 
@@ -103,7 +123,7 @@ def test_layers_with_a_window_keep_no_more_than_it(tmp_path: Path) -> None:
 def test_latent_attention_gets_no_verdict(tmp_path: Path) -> None:
     latent = config(tmp_path, model_type="deepseek_v3", kv_lora_rank=512)
     assert fit.cache_bytes(latent, Engine()) is None
-    assert fit.trained(gpus(0.1), latent) is None
+    assert fit.trained(gpus(0.1), latent, tensors_of(config(tmp_path))) is None
 
 
 def test_floating_weights_take_the_engines_dtype_and_quantized_ones_stay(tmp_path: Path) -> None:
@@ -222,11 +242,14 @@ def test_a_model_for_which_no_number_of_gpus_is_enough_wants_another_model(tmp_p
 
 
 def test_the_papers_training_fits_its_gpus(tmp_path: Path) -> None:
-    assert fit.trained(gpus(80), config(tmp_path)) is None
+    llama = config(tmp_path)
+    assert fit.trained(gpus(80), llama, tensors_of(llama)) is None
 
 
 def test_a_training_that_does_not_fit_is_told_with_what_would(tmp_path: Path) -> None:
-    found = fit.trained(gpus(40, zero_stage=1), config(tmp_path))
+    llama = config(tmp_path)
+    weights = tensors_of(llama)
+    found = fit.trained(gpus(40, zero_stage=1), llama, weights)
     assert found
     assert "each of 16 GPUs needs" in found.message
     assert "(zeroStage 1, offload none)" in found.message
@@ -236,11 +259,12 @@ def test_a_training_that_does_not_fit_is_told_with_what_would(tmp_path: Path) ->
         "maxSequenceLength."
     )
     for stage in (2, 3):
-        assert fit.trained(gpus(40, zero_stage=stage), config(tmp_path)) is None
+        assert fit.trained(gpus(40, zero_stage=stage), llama, weights) is None
 
 
 def test_a_training_that_keeps_its_activations_is_told_to_make_them_again(tmp_path: Path) -> None:
-    found = fit.trained(gpus(80, activation_checkpointing="never"), config(tmp_path))
+    llama = config(tmp_path)
+    found = fit.trained(gpus(80, activation_checkpointing="never"), llama, tensors_of(llama))
     assert found
     assert ", kept, for 16384 tokens" in found.message
     assert "set activationCheckpointing to auto" in found.hint
@@ -248,7 +272,32 @@ def test_a_training_that_keeps_its_activations_is_told_to_make_them_again(tmp_pa
 
 def test_a_mixture_of_experts_in_training_gets_no_verdict(tmp_path: Path) -> None:
     mixture = config(tmp_path, model_type="mixtral", num_local_experts=8, num_hidden_layers=2)
-    assert fit.trained(gpus(0.1), mixture) is None
+    assert fit.trained(gpus(0.1), mixture, tensors_of(mixture)) is None
+
+
+def test_a_student_of_unknown_size_or_in_few_bits_gets_no_verdict(tmp_path: Path) -> None:
+    llama = config(tmp_path)
+    assert fit.trained(gpus(0.1), llama, None) is None
+    packed = models.Tensor("model.layers.0.mlp.up_proj.weight", "I32", 100, 400)
+    assert fit.trained(gpus(0.1), llama, [*tensors_of(llama), packed]) is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_headers_tell_the_same_shape_as_the_model_itself(kind: Any, tied: bool, tmp_path: Path) -> None:
+    found = kind(
+        vocab_size=97, hidden_size=64, intermediate_size=176, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(found)
+    model.save_pretrained(tmp_path)
+    read = AutoConfig.from_pretrained(tmp_path)
+    stored = models.tensors(Model(name=str(tmp_path)), None, tmp_path)  # type: ignore[arg-type]
+    assert stored
+    assert fit.shape_of(read, stored) == student.shape(model)
+    if tied:  # some checkpoints store the output layer all the same
+        again = models.Tensor("lm_head.weight", "F32", 97 * 64, 4 * 97 * 64)
+        assert fit.shape_of(read, [*stored, again]) == student.shape(model)
 
 
 LINES = b'{"question": "1 + 1?", "answer": "2"}\n'

@@ -2,7 +2,8 @@
 
 from report_builders import stage
 
-from cgd_stages.figures import StageRecord, gpu_hours
+from cgd_stages.figures import gpu_hours
+from cgd_stages.records import StageRecord
 
 TRAINED = {"workers": 1, "processes": 1}
 ENGINE = {"engine": "vllm", "device": "cuda", "tensorParallel": 2, "shards": 4}

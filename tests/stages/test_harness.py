@@ -242,7 +242,7 @@ def test_choices_have_no_text_and_pay_for_every_choice() -> None:
     one = sample(7, right=1, metric="acc", arguments=asked, resps=likelihoods, filtered_resps=[(-1.5, True)])
     (row,) = harness.to_rows(OTHERS, results("others", one), Words())
     assert (row["output"], row["answer_source"], row["tokens"], row["prompt_tokens"], row["passes"]) == (
-        "", "none", 0, 8, 2,
+        "", "likelihood", 0, 8, 2,
     )  # fmt: skip
 
 

@@ -13,11 +13,12 @@ import pytest
 from report_builders import GRADED, HOSTILE, QUALITY, change, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages import page, plots
-from cgd_stages.figures import EXAMPLES, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.figures import EXAMPLES
 from cgd_stages.headline import objective
 from cgd_stages.page import TEXT_LIMIT, render
 from cgd_stages.plots import nice_ticks
 from cgd_stages.quality import share
+from cgd_stages.records import Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
 from cgd_stages.review import SHOWN
 from cgd_stages.tables import joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability

@@ -7,8 +7,8 @@ import pytest
 from report_builders import report_data, samples, stage
 
 from cgd_stages.errors import UserError
-from cgd_stages.figures import Sample
 from cgd_stages.page import render
+from cgd_stages.records import Sample
 from cgd_stages.tables import MEAN, Table, joined, robustness, table_of
 
 

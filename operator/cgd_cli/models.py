@@ -1,0 +1,32 @@
+"""Whether a run's models fit into its GPUs, in the words of the stage `prepare`, which refuses what does not.
+
+Read are config.json and the headers of the safetensors, from a folder, from S3 with the environment's credentials, or
+from the hub.
+"""
+
+import tempfile
+from pathlib import Path
+
+from cgd_operator.plan import Run, plan
+from cgd_stages import contract, fit, models
+from cgd_stages.storage import Bucket
+
+
+def misfits(run: Run, memory: float) -> list[fit.Misfit]:
+    """What does not fit; `memory`: bytes of a GPU where the run does not say. Raises StageError."""
+    tasks = [child.task for child in plan(run)]
+    training = next(task.work for task in tasks if isinstance(task.work, contract.Train))
+    task, work = next((task, task.work) for task in tasks if isinstance(task.work, contract.Prepare))
+    gpus = work.gpus or contract.Gpus(memory=int(memory), training=training)
+    bucket = Bucket(task.storage.model_copy(update={"ca_bundle": None}))  # a path in a pod
+    given = [("spec.student", work.student, work.student_engine)]
+    if work.teacher:
+        given.append(("spec.teacher", work.teacher, work.teacher_engine))
+    with tempfile.TemporaryDirectory() as scratch:
+        served = []
+        for where, model, engine in given:
+            folder = models.fetch(model, bucket, task.run, Path(scratch), weights=False)
+            config = fit.read_config(folder, model, where)
+            context = fit.context_length(config, engine, model, where)
+            served.append(fit.Served(where, model, engine, config, context))
+        return fit.find_misfits(bucket, Path(scratch), gpus, served)
