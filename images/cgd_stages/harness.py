@@ -29,6 +29,8 @@ from cgd_stages.records import Sample
 
 log = logging.getLogger(__name__)
 
+UNTOLD_TOKENS = 4096
+"""Output tokens at most, of tasks that do not tell; lm-eval's 256 would cut the reasoning that GPQA-Diamond asks for."""
 PASSED = "pass@1"
 """The metric of a task that executes what the model writes."""
 TASKS = "tasks/"
@@ -192,7 +194,9 @@ def start(model: Path, work: Harness) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
 
     arguments = vllm_arguments(model, work.engine)
-    return VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
+    asker = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
+    asker._max_gen_toks = min(UNTOLD_TOKENS, asker.max_length // 2)  # what is left of the context holds the question
+    return asker
 
 
 def known_tasks(own: Path | None) -> Any:

@@ -26,10 +26,10 @@ class Extent:
 # lm-eval's preamble, counted, with a guess at question and choice; HumanEval's are the heads of its functions, which
 # the task for chat models tells twice. No published mean of the choices was found: MuSR has 2 and 3 in two of its
 # parts, and 3 is a guess for all, as 5 is for TruthfulQA. `most` stands in lm-eval's files; GPQA names none and gets
-# the 256 that lm-eval's vLLM backend has by default.
+# what the stage gives such tasks.
 EXTENTS = {
     "ifeval": Extent(parts=(541,), characters=211, most=1280),
-    "gpqa_diamond_cot_zeroshot": Extent(parts=(198,), characters=841, most=256),
+    "gpqa_diamond_cot_zeroshot": Extent(parts=(198,), characters=841, most=4096),
     "mmlu_pro": Extent(
         parts=(717, 789, 1132, 410, 844, 969, 818, 381, 1101, 1351, 924, 499, 1299, 798),
         characters=600,

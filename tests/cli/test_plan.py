@@ -1,6 +1,7 @@
 """What a run will cost: the arithmetic, and `cgd plan` as a user runs it."""
 
 import json
+import dataclasses
 import math
 import os
 import shutil
@@ -141,7 +142,8 @@ def test_shots_are_read_and_no_more_is_written_than_the_task_allows() -> None:
         by_stage(with_tasks({"name": "MMLU-Pro", "limit": 1, "fewShot": n}), assumed())["harness-base"] for n in (0, 5)
     )
     assert (none.read, five.read) == (14 * 150, 14 * math.ceil((600 + 5 * 870) / 4))
-    assert by_stage(with_tasks({"name": "GPQA-Diamond", "limit": 1}), assumed())["harness-base"].written == 256
+    long = dataclasses.replace(assumed(), answer=9000)
+    assert by_stage(with_tasks({"name": "GPQA-Diamond", "limit": 1}), long)["harness-base"].written == 4096
 
 
 def test_two_metrics_of_a_task_are_asked_once() -> None:
