@@ -30,7 +30,7 @@ from cgd_stages.records import Sample
 log = logging.getLogger(__name__)
 
 UNTOLD_TOKENS = 4096
-"""Output tokens at most, of tasks that do not tell; lm-eval's 256 would cut the reasoning that GPQA-Diamond asks for."""
+"""Output tokens at most, of tasks that do not tell; lm-eval's 256 would cut the reasoning of GPQA-Diamond."""
 PASSED = "pass@1"
 """The metric of a task that executes what the model writes."""
 TASKS = "tasks/"

@@ -1,7 +1,7 @@
 """What a run will cost: the arithmetic, and `cgd plan` as a user runs it."""
 
-import json
 import dataclasses
+import json
 import math
 import os
 import shutil
