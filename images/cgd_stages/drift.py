@@ -46,7 +46,9 @@ def _form(found: Sequence[Comparison], gained: Difference, table: Table, who: st
     outcomes = {one.outcome for one in found}
     outcome = next((one for one in ("worse", "better") if one in outcomes), "noise")
     detail = f"95 % intervals: {'; '.join(told)}"
-    return {"outcome": outcome, "claim": f"{who} against base, in points: {', '.join(moved)}", "detail": detail}
+    drifted = ", and the format drifted" if outcome == "worse" else ""
+    claim = f"{who} against base, in points: {', '.join(moved)}{drifted}"
+    return {"outcome": outcome, "claim": claim, "detail": detail}
 
 
 def _judged(one: Comparison) -> str:

@@ -32,7 +32,7 @@ def told(**evaluations: tuple[Sample, ...]) -> list[Sentence]:
 def test_a_significant_loss_on_ifeval_is_called_drift_beside_what_mathematics_gained() -> None:
     (one,) = told(base=asked(sums="-" * 20, IFEval="+" * 20), cgd=asked(sums="+" * 20, IFEval="-" * 12 + "+" * 8))
     assert one["outcome"] == "worse"
-    assert one["claim"] == "Trained against base, in points: sums +100.0, IFEval \u221260.0"
+    assert one["claim"] == "Trained against base, in points: sums +100.0, IFEval \u221260.0, and the format drifted"
     mathematics, form = one["detail"].split("; ")
     assert mathematics.startswith("95 % intervals: sums +")
     assert form == "IFEval \u221278.9 to \u221230.2 (p < 0.001): the format drifted"
