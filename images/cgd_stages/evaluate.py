@@ -37,12 +37,10 @@ from cgd_stages.grading import Grade, Grader, find_answer
 from cgd_stages.prepare import read_benchmarks
 from cgd_stages.program import Context, run
 from cgd_stages.prompts import answer_messages, read_reply
+from cgd_stages.records import Key
 from cgd_stages.rivals import Dialogue, Dialogues
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, str, int]
-"""Benchmark, id of the question, sample."""
 
 FLUSH_SECONDS = 60.0
 FLUSH_ROWS = 512
