@@ -24,8 +24,8 @@ from cgd_stages.headline import head, label, objective
 from cgd_stages.plots import loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.quality import Quality, Share
 from cgd_stages.records import ReportData, StageRecord, at
-from cgd_stages.tables import MEAN, Table, robustness, table_of
-from cgd_stages.words import THIN, count, duration, number, percent, points, probability
+from cgd_stages.tables import MEAN, Table, over_seeds, robustness, table_of
+from cgd_stages.words import THIN, count, duration, number, percent, points, probability, spread
 
 HERE = Path(__file__).parent
 TEXT_LIMIT = 4000
@@ -56,10 +56,12 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
 
 
 def render_comparison(table: Table) -> str:
-    """The page of several runs: their table, and accuracy over corrupted critiques where some runs corrupted them."""
+    """The page of several runs: their table, what differs by the seed alone taken together, and accuracy over corrupted
+    critiques where some runs corrupted them."""
     runs = list(dict.fromkeys(run for line in table.lines for run in line.runs))
     curve = robustness_chart(robustness(table))
-    return _page("compare.html.j2", title="CGD runs compared", table=table, runs=runs, curve=curve)
+    seeds = over_seeds(table)
+    return _page("compare.html.j2", title="CGD runs compared", table=table, runs=runs, curve=curve, seeds=seeds)
 
 
 def _page(template: str, **values: Any) -> str:
@@ -134,6 +136,7 @@ def _environment(folder: Path) -> Environment:
         label=label,
         cut=cut,
         probability=probability,
+        spread=spread,
         heading=heading,
         embedded=embedded,
         gpus=gpus,

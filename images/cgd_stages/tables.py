@@ -5,8 +5,9 @@ is always to the base of the same run, question by question.
 """
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from cgd_stages.contract import Contract, Critique
 from cgd_stages.errors import UserError
@@ -64,6 +65,9 @@ class Line(Contract):
     name: str
     """The same for people, with the ablation of the critiques if there is one."""
     critique: Critique = Critique()
+    recipe: str = ""
+    """A hash of all that the training was made of but its seed; empty where nothing was trained."""
+    seed: int | None = None
     runs: tuple[str, ...] = ()
     """The runs that it comes from; none in the table of one run."""
     cells: dict[str, Cell]
@@ -102,6 +106,22 @@ class Table(Contract):
         return max(found) if len(set(found)) > 1 else math.nan
 
 
+class Spread(Contract):
+    """Accuracies of several trainings: their mean and sample standard deviation, fractions of 1."""
+
+    mean: float
+    deviation: float
+
+
+class Seeds(Contract):
+    """Trainings that differ in their seed alone, taken together."""
+
+    name: str
+    runs: tuple[str, ...]
+    columns: dict[str, Spread]
+    """Benchmark, or the mean of several -> accuracies; what all of the trainings were asked."""
+
+
 class Point(Contract):
     """What a training reached with a share `rate` of its critiques corrupted."""
 
@@ -123,8 +143,8 @@ def table_of(data: ReportData) -> Table:
             for name in benchmarks(data)
             if (model, name) in found
         }
-        critique = critique_of(data, model)
-        lines.append(Line(model=model, name=name_of(model, critique), critique=critique, cells=cells))
+        critique, made = critique_of(data, model), recipe_of(data, model)
+        lines.append(Line(model=model, name=name_of(model, critique), critique=critique, cells=cells, **made))
     return assembled(lines, {name: asked(data, name) for name in benchmarks(data)})
 
 
@@ -150,8 +170,20 @@ def _outcome(pair: Comparison) -> Outcome:
 
 def critique_of(data: ReportData, model: str) -> Critique:
     """What stood in the critique's place when the model was trained."""
-    told = next((stage.inputs.get("critique") for stage in data.stages if stage.name == f"train-{model}"), None)
-    return Critique.model_validate(told or {})
+    return Critique.model_validate(_trained_from(data, model).get("critique") or {})
+
+
+def recipe_of(data: ReportData, model: str) -> dict[str, Any]:
+    """A line's `recipe` and `seed`."""
+    inputs = _trained_from(data, model)
+    if not (training := inputs.get("training")):
+        return {}
+    rest = {name: value for name, value in training.items() if name != "seed"}
+    return {"recipe": digest_of(**inputs | {"training": rest}), "seed": training.get("seed")}
+
+
+def _trained_from(data: ReportData, model: str) -> dict[str, Any]:
+    return next((stage.inputs for stage in data.stages if stage.name == f"train-{model}"), {})
 
 
 def name_of(model: str, critique: Critique) -> str:
@@ -273,6 +305,26 @@ def joined(tables: Mapping[str, Table]) -> Table:
 
 def _same_base(one: Line, other: Line) -> bool:
     return one.model == other.model == BASE and one.cells == other.cells
+
+
+def over_seeds(table: Table) -> list[Seeds]:
+    """Mean and deviation of every recipe that was trained with several seeds, in the order of the lines."""
+    groups: dict[str, dict[int | None, Line]] = {}
+    for line in table.lines:
+        if line.recipe:
+            groups.setdefault(line.recipe, {}).setdefault(line.seed, line)
+    return [_together(table, list(group.values())) for group in groups.values() if len(group) > 1]
+
+
+def _together(table: Table, lines: Sequence[Line]) -> Seeds:
+    found = {column: [cell for line in lines if (cell := table.cell(line, column))] for column in table.columns}
+    spreads = {
+        column: Spread(mean=statistics.fmean(values), deviation=statistics.stdev(values))
+        for column, cells in found.items()
+        if len(values := [cell.accuracy for cell in cells]) == len(lines)
+    }
+    runs = dict.fromkeys(run for line in lines for run in line.runs)
+    return Seeds(name=lines[0].name, runs=tuple(runs), columns=spreads)
 
 
 def robustness(table: Table) -> list[Point]:

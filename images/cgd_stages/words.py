@@ -26,6 +26,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}{THIN}%" if math.isfinite(share) else "\u2013"
 
 
+def spread(mean: float, deviation: float) -> str:
+    """Mean and standard deviation of some shares, in percent."""
+    return f"{100 * mean:.1f} \u00b1 {100 * deviation:.1f}"
+
+
 def points(difference: float) -> str:
     """A difference of two shares in percentage points, signed; of none it is plus or minus."""
     text = f"{100 * difference:+.1f}"

@@ -13,7 +13,7 @@ from cgd_stages import tables
 from cgd_stages.contract import RunRef
 from cgd_stages.errors import UserError
 from cgd_stages.page import heading
-from cgd_stages.words import count, percent, points
+from cgd_stages.words import count, percent, points, spread
 
 STYLES = {"better": "green", "worse": "red", "noise": "dim"}
 NOTE = (
@@ -47,8 +47,11 @@ def _read(source: str, data: bytes) -> tuple[str, tables.Table]:
 
 
 def shown(table: tables.Table) -> list[RenderableType]:
-    """The table, its legend, and accuracy over corrupted critiques where there is such a curve."""
+    """The table and its legend; what differs by the seed alone taken together, and accuracy over corrupted critiques,
+    where there are such runs."""
     parts: list[RenderableType] = [_results(table), Text(NOTE, style="dim")]
+    if seeds := tables.over_seeds(table):
+        parts += ["", _seeds(table, seeds)]
     if curve := tables.robustness(table):
         parts += ["", _curve(curve)]
     return parts
@@ -86,6 +89,20 @@ def _tokens(line: tables.Line) -> Text:
         return Text("-", style="dim")
     text = Text(count(line.mean.tokens))
     return text.append(f"\n{line.mean.longer:.2f} x base", style="dim") if line.mean.longer else text
+
+
+def _seeds(table: tables.Table, seeds: list[tables.Seeds]) -> Table:
+    title = "Over seeds: mean accuracy and standard deviation, in %"
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown.add_column("model", no_wrap=True)
+    shown.add_column("runs")
+    for column in table.columns:
+        shown.add_column(heading(column, table), justify="right")
+    for one in seeds:
+        found = [one.columns.get(column) for column in table.columns]
+        cells = [spread(each.mean, each.deviation) if each else "-" for each in found]
+        shown.add_row(one.name, ", ".join(one.runs), *cells)
+    return shown
 
 
 def _curve(curve: list[tables.Point]) -> Table:

@@ -1,6 +1,7 @@
 """`cgd compare` over reports in files, as a process and in its parts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_builders import RUN, report_data, samples, stage
@@ -13,12 +14,14 @@ from cgd_stages.errors import UserError
 from cgd_stages.report import to_json
 
 
-def report(name: str, *, rate: float | None = None, after: str = "+-+++---", base: str = "++------") -> bytes:
+def report(
+    name: str, *, rate: float | None = None, after: str = "+-+++---", base: str = "++------", **training: Any
+) -> bytes:
     critique = {"kind": "matched"} if rate is None else {"kind": "corrupted", "rate": rate}
     return to_json(
         report_data(
             run=RUN.model_copy(update={"name": name}),
-            stages=(stage("train-cgd", inputs={"critique": critique}),),
+            stages=(stage("train-cgd", inputs={"critique": critique, "training": training}),),
             evaluations={"base": samples(base), "cgd": samples(after)},
         )
     )
@@ -40,6 +43,14 @@ def test_runs_are_compared_in_one_table_with_their_curve() -> None:
     assert "CGD (50 % of critiques corrupted) noisy 12.5 %" in words
     assert "CGD over corrupted critiques" in words
     assert "0.0 % 50.0 %" in words
+
+
+def test_runs_that_differ_in_their_seed_alone_are_taken_together() -> None:
+    words = told({"a.json": report("one", seed=1), "b.json": report("two", seed=2, after="+" * 8)})
+    assert (
+        "Over seeds: mean accuracy and standard deviation, in % model runs sums CGD one, two 75.0 \u00b1 35.4" in words
+    )
+    assert "Over seeds" not in told({"a.json": report("one", seed=1, epochs=1), "b.json": report("two", seed=2)})
 
 
 def test_runs_of_one_name_are_told_apart_by_where_they_came_from() -> None:

@@ -20,7 +20,7 @@ from cgd_stages.plots import nice_ticks
 from cgd_stages.quality import share
 from cgd_stages.records import Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
 from cgd_stages.review import SHOWN
-from cgd_stages.tables import joined, table_of
+from cgd_stages.tables import Table, joined, table_of
 from cgd_stages.words import THIN, count, duration, number, percent, points, probability
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
@@ -191,6 +191,16 @@ def test_a_page_of_several_runs_has_no_curve_where_no_critique_was_corrupted() -
     found = Read(page.render_comparison(joined(runs)))
     assert "2 runs compared a, b" in found.words
     assert "Robustness" not in found.words
+
+
+def test_seeds_are_taken_together_on_a_page_of_several_runs() -> None:
+    def trained(seed: int, marks: str) -> Table:
+        inputs = {"training": {"seed": seed}}
+        evaluations = {"base": samples("+---"), "cgd": samples(marks)}
+        return table_of(report_data(stages=(stage("train-cgd", inputs=inputs),), evaluations=evaluations))
+
+    found = Read(page.render_comparison(joined({"a": trained(0, "++--"), "b": trained(1, "++++")})))
+    assert "Over seeds Modelsums CGDa, b75.0 \u00b1 35.4" in found.words
 
 
 def test_the_lengths_of_examples_are_bars_in_order_and_not_figures() -> None:

@@ -9,7 +9,7 @@ from report_builders import report_data, samples, stage
 from cgd_stages.errors import UserError
 from cgd_stages.page import render
 from cgd_stages.records import Sample
-from cgd_stages.tables import MEAN, Table, joined, robustness, table_of
+from cgd_stages.tables import MEAN, Spread, Table, joined, over_seeds, robustness, table_of
 
 
 def outputs(*marks: str) -> tuple[Sample, ...]:
@@ -182,6 +182,37 @@ def test_a_benchmark_of_one_run_alone_is_a_column_but_not_in_the_mean() -> None:
     found = joined({"a": table(base=outputs("+", "-")), "b": table(base=outputs("+"))})
     assert tuple(found.questions) == ("bench0", "bench1")
     assert found.averaged == ("bench0",)
+
+
+def seeded(seed: int, after: str, rate: str = "1e-6", **more: Any) -> Table:
+    inputs = {"objective": "CGD", "training": {"learningRate": rate, "seed": seed}, **more}
+    evaluations = {"base": samples("+---"), "cgd": samples(after)}
+    return table_of(report_data(stages=(stage("train-cgd", inputs=inputs),), evaluations=evaluations))
+
+
+def test_trainings_that_differ_in_their_seed_alone_are_taken_together() -> None:
+    runs = {"a": seeded(0, "++--"), "b": seeded(1, "+++-"), "c": seeded(2, "++++")}
+    (one,) = over_seeds(joined(runs))
+    assert (one.name, one.runs) == ("CGD", ("a", "b", "c"))
+    assert one.columns["sums"] == Spread(mean=0.75, deviation=0.25)
+
+
+def test_what_differs_in_more_than_the_seed_or_not_even_in_it_is_not() -> None:
+    rates = {"a": seeded(0, "++--"), "b": seeded(1, "+++-", rate="1e-5")}
+    rows = {"a": seeded(0, "++--", upstream="x"), "b": seeded(1, "++--", upstream="y")}
+    again = {"a": seeded(0, "++--"), "b": seeded(0, "++--")}
+    assert [over_seeds(joined(runs)) for runs in (rates, rows, again, {"a": run(), "b": run()})] == [[], [], [], []]
+
+
+def test_a_benchmark_that_one_of_the_seeds_was_not_asked_has_no_spread() -> None:
+    one, other = seeded(0, "++--"), seeded(1, "+++-")
+    more = table_of(
+        report_data(
+            stages=(stage("train-cgd", inputs={"objective": "CGD", "training": {"learningRate": "1e-6", "seed": 2}}),),
+            evaluations={"cgd": samples("++--") + samples("+", benchmark="more")},
+        )
+    )
+    assert [found.columns.keys() for found in over_seeds(joined({"a": one, "b": other, "c": more}))] == [{"sums"}]
 
 
 def test_the_robustness_curve_has_the_uncorrupted_run_at_zero() -> None:
