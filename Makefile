@@ -39,11 +39,11 @@ chaos-generate: .venv/ready ## Kill generate at random instants and at every wri
 chaos-train: .venv/ready ## Kill training at every 5th step and in uploads; its weights must not change (10 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.train
 
-chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a run, break its watches; it must end the same (10 minutes)
+chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a run, break its watches; it must end the same (17 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m crash
 	@PYTHONPATH=tests $(BIN)/python -m chaos.weather
 
-fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (10 minutes)
+fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz
 
 replicate: .venv/ready ## Does the method work? Pre-train, distil and compare on this machine (QUICK=1: only whether it runs)
