@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator.manifests import STAGE_LABEL
+from cgd_operator.manifests import REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
 from cgd_operator.queues import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_stages.contract import LastWords
 
@@ -32,6 +32,7 @@ class PodFacts:
     name: str
     uid: str
     shard: int
+    """Which of its child's pods it is: its number."""
     phase: str
     leaving: bool
     """It is being deleted."""
@@ -241,9 +242,9 @@ def _shard(meta: Object) -> int:
     labels, notes = meta.get("labels", {}), meta.get("annotations", {})
     if (index := notes.get("batch.kubernetes.io/job-completion-index")) is not None:
         return int(index)
-    if labels.get("training.kubeflow.org/replica-type") == "worker":
-        return 1 + int(labels.get("training.kubeflow.org/replica-index", 0))
-    return 0
+    if labels.get(REPLICA_TYPE) == "master":  # of a PyTorchJob that an older operator has made
+        return -1
+    return int(labels.get(REPLICA_INDEX, 0))
 
 
 def _trouble(status: Object, states: list[Object], ended: Object) -> str:
