@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from cgd_local.controllers import (
     Decision,
+    containers_of,
     end_of,
     is_active,
     now,
@@ -29,7 +30,6 @@ from cgd_local.kubeflow import LOOSE, definition, port, struct
 from cgd_operator.cluster import PYTORCHJOB, Object
 
 LABEL = "training.kubeflow.org/"
-UNKNOWN_EXIT = 48879  # what the real operator assumes for a pod that failed without an exit code: retryable
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _reconcile_pods(look: Look, kind: str) -> None:
         if pod is None:
             look.decision.create.append(_pod(look, kind, index))
             continue
-        if code := end_of(pod).get("exitCode"):
+        if code := _exit_code(pod):
             place = f"{pod['metadata']['namespace']}.{pod['metadata']['name']}"
             look.decision.events.append(("Normal", "ExitedWithCode", f"Pod: {place} exited with code {code}"))
         if phase(pod) == "Failed":
@@ -216,12 +216,19 @@ def _reconcile_pods(look: Look, kind: str) -> None:
 
 def _judge(look: Look, kind: str, pod: Object) -> None:
     """Delete a failed pod to have it made again, or fail the job, as the restart policy says."""
-    code, policy = end_of(pod).get("exitCode", UNKNOWN_EXIT), look.replicas[kind].get("restartPolicy", "OnFailure")
-    if policy in ("OnFailure", "Always") or (policy == "ExitCode" and code >= 128):
+    code, policy = _exit_code(pod), look.replicas[kind].get("restartPolicy", "OnFailure")
+    if policy in ("OnFailure", "Always") or (policy == "ExitCode" and (code is None or code >= 128)):
         look.decision.delete += [] if "deletionTimestamp" in pod["metadata"] else [pod]
         look.say("Restarting", f"job {look.name} is restarting because {kind} replica(s) failed.")
     elif policy == "ExitCode" and look.release.ends_for_permanent:
         look.say("Failed", f'job "{look.name}" is failing because "{kind}" replica(s) failed.')
+
+
+def _exit_code(pod: Object) -> int | None:
+    """Of the container that the real operator looks at; a pod that failed without one counts as retryable."""
+    ends = [end_of(one) for one in containers_of(pod) if one["name"] == "pytorch"]
+    code: int | None = ends[0].get("exitCode") if ends else None
+    return code
 
 
 def _conclude(look: Look, kind: str) -> None:
