@@ -105,7 +105,7 @@ def test_a_first_pod_that_is_never_found_is_a_reason_to_try_again(
     second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "is_known", lambda host: False)
-    with pytest.raises(TransientError, match="was not found in 0.2 s: 127.0.0.1 has no address"):
+    with pytest.raises(TransientError, match=r"was not found in 0\.2 s: 127\.0\.0\.1 has no address"):
         train._find_first_pod(second_of_two)
 
 
@@ -144,7 +144,7 @@ def test_another_pod_stays_until_the_first_one_has_stored_the_model(
 def test_a_first_pod_that_stores_nothing_is_taken_for_lost_and_both_are_tried_again(
     second_of_two: train.Stage, no_torchrun: Any
 ) -> None:
-    with pytest.raises(TransientError, match="the first pod has stored nothing more of the model for 0.2 s"):
+    with pytest.raises(TransientError, match="the first pod has stored nothing more of the model"):
         train.main(second_of_two.context)
 
 
