@@ -20,6 +20,8 @@ MANAGER = "cgd-operator"
 RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
 FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
+GIVEN_UP = "cgd.dev/given-up"
+"""On a PyTorchJob that the operator has ended: why."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 TERMINATION_LOG = "/dev/termination-log"
@@ -119,6 +121,11 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
 def suspension(kind: str, suspend: bool) -> Object:
     """The part of a child's spec that holds it or lets it go."""
     return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
+
+
+def giving_up(why: str) -> Object:
+    """The patch that ends a PyTorchJob: its own controller fails it, by a deadline that is over."""
+    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
 
 
 def _job(run: Run, child: Child, release: Release) -> Object:

@@ -1,5 +1,6 @@
 """What has become of each child, read from Jobs, PyTorchJobs, TrainJobs and their pods. Pure: objects in, facts out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,11 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator.manifests import REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
+from cgd_operator.manifests import GIVEN_UP, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
 from cgd_operator.queues import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_stages.contract import LastWords
 
 Object = dict[str, Any]
+
+RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
+"""Label of a JobSet's pods."""
 
 
 class Fate(Enum):
@@ -34,8 +38,12 @@ class PodFacts:
     shard: int
     """Which of its child's pods it is: its number."""
     phase: str
+    restarts: int
+    """How often a JobSet had begun all of its pods anew when it made this one."""
     leaving: bool
     """It is being deleted."""
+    disrupted: bool
+    """The cluster wanted its place, or lost it: no failure of its own."""
     taken: datetime | None
     """When a node took it: from then on its GPUs are its own."""
     start: datetime | None
@@ -56,8 +64,11 @@ class ChildFacts:
     fate: Fate
     reason: str = ""
     message: str = ""
+    suspended: bool = False
     held: bool = False
     """Suspended by the operator, not by a queue."""
+    given_up: str = ""
+    """Why the operator has ended it."""
     start: datetime | None = None
     end: datetime | None = None
     attempts: int = 0
@@ -114,6 +125,7 @@ def _age(pod: PodFacts) -> tuple[float, str]:
 def _child(child: Object, pods: tuple[PodFacts, ...], queue: Workload | None) -> ChildFacts:
     meta, spec, status = child["metadata"], child.get("spec", {}), child.get("status", {})
     fate, reason, message = _fate(meta, spec, status, pods, queue)
+    notes = meta.get("annotations", {})
     return ChildFacts(
         name=meta["name"],
         stage=_stage(child),
@@ -121,7 +133,9 @@ def _child(child: Object, pods: tuple[PodFacts, ...], queue: Workload | None) ->
         fate=fate,
         reason=reason,
         message=message,
-        held=SUSPENDED_BY_RUN in meta.get("annotations", {}),
+        suspended=_is_suspended(spec),
+        held=SUSPENDED_BY_RUN in notes,
+        given_up=notes.get(GIVEN_UP, ""),
         start=_time(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
         end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
         attempts=_attempts(pods),
@@ -139,12 +153,18 @@ def _fate(
     if "Complete" in true or "Succeeded" in true:
         return Fate.SUCCEEDED, "", ""
     if "Failed" in true:
+        if why := meta.get("annotations", {}).get(GIVEN_UP):
+            return Fate.FAILED, "GivenUp", why
         return Fate.FAILED, *_failure(true["Failed"], pods)
-    if spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"):
+    if _is_suspended(spec):
         return _suspended(meta, queue)
     if any(pod.phase == "Running" for pod in pods):
         return Fate.RUNNING, "", _retrying(pods)
     return Fate.WAITING, *_waiting(pods)
+
+
+def _is_suspended(spec: Object) -> bool:
+    return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
 
 def _suspended(meta: Object, queue: Workload | None) -> tuple[Fate, str, str]:
@@ -197,10 +217,8 @@ def _waiting(pods: tuple[PodFacts, ...]) -> tuple[str, str]:
 
 
 def _attempts(pods: tuple[PodFacts, ...]) -> int:
-    by_shard: dict[int, int] = {}
-    for pod in pods:
-        by_shard[pod.shard] = by_shard.get(pod.shard, 0) + 1
-    return max(by_shard.values(), default=0)
+    begun = Counter((pod.shard, pod.restarts) for pod in pods)
+    return max((restarts + count for (_, restarts), count in begun.items()), default=0)
 
 
 def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
@@ -212,6 +230,7 @@ def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
 def _pod(pod: Object) -> PodFacts:
     meta, status = pod["metadata"], pod.get("status", {})
     states = [one.get("state", {}) for one in status.get("containerStatuses", [])]
+    conditions = status.get("conditions", [])
     ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
     words = _words(ended.get("message", ""))
     return PodFacts(
@@ -219,7 +238,9 @@ def _pod(pod: Object) -> PodFacts:
         uid=meta["uid"],
         shard=_shard(meta),
         phase=status.get("phase", "Pending"),
+        restarts=int(meta.get("labels", {}).get(RESTARTS, 0)),
         leaving="deletionTimestamp" in meta,
+        disrupted=any(one["type"] == "DisruptionTarget" and one["status"] == "True" for one in conditions),
         taken=_time(status.get("startTime")),
         start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
         end=_time(ended.get("finishedAt")) or _given_up(status),
