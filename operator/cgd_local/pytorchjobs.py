@@ -1,6 +1,6 @@
 """The PyTorchJob controller (`kubeflow.org/v1`) with the semantics of the Training Operator, and its CRD. Pure.
 
-It plays 1.9 unless it is told to play 1.7 or 1.8, whose differences that matter to us are in `Release`. Pods, labels,
+It plays 1.9.4 unless it is told to play 1.7 or 1.8, whose differences that matter to us are in `Release`. Pods, labels,
 environment, init container, conditions and reasons are those of the real operator, and its oddities too: a failed pod
 is made again without end (`backoffLimit` counts restarts of containers in their pods, and refuses a failed pod only
 where it is 0), and 1.7 does not end a job for a permanent exit code. Deviations:
@@ -43,7 +43,7 @@ class Release:
     ends_for_permanent: bool = True
     """A pod's permanent exit code fails the job."""
     cleans_as_told: bool = True
-    """`cleanPodPolicy` holds for a job that has met a limit, too: earlier releases delete all its pods."""
+    """`cleanPodPolicy` holds for a job that has met a limit, too: before 1.9.4 all its pods are deleted."""
 
 
 V1_9 = Release()

@@ -87,6 +87,14 @@ def test_each_worker_knows_its_place_and_is_told_everything_once(release: Releas
 
 
 @RELEASES
+def test_they_meet_at_the_first_worker_whose_service_has_its_pods_name(release: Release) -> None:
+    pods = Played(release, workers=3).pods
+    for pod in pods.values():
+        [address] = [one for one in pod["spec"]["containers"][0]["env"] if one["name"] == "PET_MASTER_ADDR"]
+        assert pods[address["value"]]["metadata"]["labels"]["training.kubeflow.org/replica-index"] == "0"
+
+
+@RELEASES
 @pytest.mark.parametrize("first", [0, 1])
 def test_it_succeeds_when_all_workers_have_and_cuts_none_off(release: Release, first: int) -> None:
     played = Played(release)
