@@ -6,6 +6,7 @@ The previous status is read to keep what a vanished pod once said, and the time 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
 from cgd_operator.decide import done_stages
@@ -103,12 +104,13 @@ def _stages(seen: Seen) -> Iterable[StageStatus]:
         for name in child.stages:
             old = before.get(name, StageStatus(name=name))
             used = seen.used.get(name, Used(0, {}))
+            paid: Any = {"gpu_seconds": used.gpu_seconds, "pod_gpu_seconds": dict(used.pods)}
             if facts is not None:
                 yield _stage(seen, child, facts, used, old)
             elif name in done:  # its Job was cleaned up
-                yield old.model_copy(update={"state": "Succeeded"})
+                yield old.model_copy(update={"state": "Succeeded", **paid})
             else:
-                yield StageStatus(name=name, gpu_seconds=used.gpu_seconds)
+                yield StageStatus(name=name, **paid)
 
 
 def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageStatus) -> StageStatus:

@@ -13,10 +13,14 @@ from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.observe import LOST, PodFacts
 from cgd_operator.plan import Child
 
+MOST_LEFT = 200
+"""Of so many pods that are gone a stage remembers what each has used: the news that one was deleted may come after a
+list without it, and it must not be counted twice."""
+
 
 @dataclass(frozen=True)
 class Used:
-    """GPU seconds of a stage: all of them, and those of each pod that is there or was seen to go, by its uid."""
+    """GPU seconds of a stage: all of them, and those of each pod, by its uid."""
 
     gpu_seconds: int
     pods: Mapping[str, int]
@@ -47,7 +51,9 @@ def hours(gpu_seconds: int) -> str:
 def _count(child: Child, pods: tuple[PodFacts, ...], old: StageStatus, now: datetime) -> Used:
     known = old.pod_gpu_seconds
     held = {pod.uid: max(_held(pod, now) * child.gpus, known.get(pod.uid, 0)) for pod in pods}
-    return Used(old.gpu_seconds + sum(seconds - known.get(uid, 0) for uid, seconds in held.items()), held)
+    more = sum(seconds - known.get(uid, 0) for uid, seconds in held.items())
+    left = {uid: seconds for uid, seconds in known.items() if uid not in held}
+    return Used(old.gpu_seconds + more, {**held, **(left if len(left) <= MOST_LEFT else {})})
 
 
 def _held(pod: PodFacts, now: datetime) -> int:

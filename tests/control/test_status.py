@@ -195,7 +195,17 @@ def test_a_failed_job_that_was_deleted_leaves_its_gpu_seconds_and_nothing_else()
     failed = pod("answer", "Failed", terminated=ended(3))
     before = render_of(*finished("prepare"), job("answer", "Failed"), pods=(failed,))
     after = render_of(*finished("prepare"), previous=before)
-    assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100)
+    spent = {failed["metadata"]["uid"]: 100}
+    assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100, pod_gpu_seconds=spent)
+
+
+def test_pods_that_end_after_their_job_was_deleted_are_counted_once() -> None:
+    before = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),))
+    assert stage(before, "answer").gpu_seconds == 600
+    leaving = pod("answer", "Failed", terminated=ended(143, end="2026-01-01T00:10:30Z"))
+    after = render_of(*finished("prepare"), pods=(leaving,), previous=before)
+    assert stage(after, "answer").gpu_seconds == 630
+    assert stage(render_of(*finished("prepare"), pods=(leaving,), previous=after), "answer").gpu_seconds == 630
     assert after.usage.gpu_hours == before.usage.gpu_hours == "0.03"
 
 

@@ -68,7 +68,7 @@ def test_an_evicted_pod_counts_until_its_conditions_last_changed() -> None:
 
 def test_a_pod_that_is_gone_counts_what_it_counted_and_the_next_one_comes_on_top() -> None:
     first = used(ended_pod("a"))
-    assert used(before=first) == Used(100, {})
+    assert used(before=first) == first
     both = used(ended_pod("b"), before=first)
     assert both.gpu_seconds == 200
     assert used(ended_pod("b"), before=both) == both, "counted once, however often it is looked at"
@@ -89,7 +89,16 @@ def test_a_pod_counts_to_its_last_second_when_its_deletion_is_seen() -> None:
     seen = used(gone=(last_state(left, NOW),), before=running)
     assert seen == Used(463, {"uid-of-a": 463})
     assert used(gone=(last_state(left, NOW),), before=seen) == seen, "counted once, however often it is looked at"
-    assert used(before=seen) == Used(463, {})
+    assert used(before=seen) == seen
+
+
+def test_a_deletion_that_is_told_after_a_list_without_the_pod_is_not_counted_twice() -> None:
+    unseen = used(before=used(ended_pod("a")))
+    assert used(gone=(last_state(ended_pod("a"), NOW),), before=unseen).gpu_seconds == 100
+
+
+def test_what_each_of_many_pods_that_are_gone_has_used_is_forgotten_and_their_sum_is_kept() -> None:
+    assert used(before=Used(5000, {str(number): 10 for number in range(500)})) == Used(5000, {})
 
 
 def test_a_pod_that_was_deleted_by_force_counts_until_then() -> None:
