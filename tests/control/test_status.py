@@ -197,6 +197,7 @@ def test_a_failed_job_that_was_deleted_leaves_its_gpu_seconds_and_nothing_else()
     after = render_of(*finished("prepare"), previous=before)
     spent = {failed["metadata"]["uid"]: 100}
     assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100, pod_gpu_seconds=spent)
+    assert after.usage.gpu_hours == before.usage.gpu_hours == "0.03"
 
 
 def test_pods_that_end_after_their_job_was_deleted_are_counted_once() -> None:
@@ -206,7 +207,6 @@ def test_pods_that_end_after_their_job_was_deleted_are_counted_once() -> None:
     after = render_of(*finished("prepare"), pods=(leaving,), previous=before)
     assert stage(after, "answer").gpu_seconds == 630
     assert stage(render_of(*finished("prepare"), pods=(leaving,), previous=after), "answer").gpu_seconds == 630
-    assert after.usage.gpu_hours == before.usage.gpu_hours == "0.03"
 
 
 def test_a_running_pod_changes_the_status_once_a_minute_at_most() -> None:
