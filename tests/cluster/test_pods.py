@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import ended, labels
+from builders import ended
+from pod_player import InAnHour, ago, make_pod, tell_pod
 
 from cgd_operator.cluster import EVENT, POD, RUN
-from cgd_operator.manifests import UID_LABEL
 
 WORDS = '{"outcome": "failed", "message": "no such bucket", "hint": "create it"}'
 HELD = "batch.kubernetes.io/job-tracking"
@@ -20,30 +20,6 @@ HELD = "batch.kubernetes.io/job-tracking"
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens without any event is seen in the sweep, every 30 s on a cluster."""
     monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
-
-
-def ago(seconds: float) -> str:
-    return (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-async def make_pod(world: Any, run: dict[str, Any], *finalizers: str, **status: Any) -> None:
-    """A pod of the stage answer on a node."""
-    meta = {
-        "name": "pod",
-        "namespace": "default",
-        "labels": labels("answer") | {UID_LABEL: run["metadata"]["uid"]},
-        "finalizers": list(finalizers),
-    }
-    spec = {"nodeName": "gpu-7", "containers": [{"name": "stage", "image": "image"}]}
-    await world.client.create(POD, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
-    await tell_pod(world, **status)
-
-
-async def tell_pod(world: Any, **status: Any) -> None:
-    """Write its status as its kubelet would."""
-    container = {"name": "stage", "image": "image", "imageID": "", "ready": False, "restartCount": 0}
-    status["containerStatuses"] = [{**container, "state": status.pop("state", {})}]
-    await world.client.patch(POD, "pod", "default", {"status": status}, subresource="status")
 
 
 async def stage(world: Any, name: str = "answer") -> dict[str, Any]:
@@ -118,14 +94,6 @@ async def test_a_pod_that_fails_and_is_gone_before_anybody_looks_has_its_last_wo
 
         await world.until(has_seen_it)
     assert (await stage(world))["message"] == "pod pod: exit code 3: no such bucket. create it"
-
-
-class InAnHour(datetime):
-    """A clock that is ahead."""
-
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        return datetime.now(tz) + timedelta(hours=1)
 
 
 async def test_the_pod_of_a_lost_node_is_told_and_made_again_if_the_run_asks_for_it(
