@@ -83,6 +83,7 @@ def pod(stage: str, phase: str = "Running", *, shard: int = 0, name: str = "", *
             "labels": labels(stage),
             "annotations": {"batch.kubernetes.io/job-completion-index": str(shard)},
         },
+        "spec": {"nodeName": "gpu-7", "containers": [{"name": "stage"}]},
         "status": {
             "phase": phase,
             "startTime": "2026-01-01T00:00:00Z",

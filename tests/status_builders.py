@@ -7,7 +7,7 @@ from typing import Any
 from builders import CHILDREN, Object, ended, job, manifest, pod, run
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.observe import observe
+from cgd_operator.observe import Gone, observe, pods_by_stage
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
 from cgd_operator.status import Seen, Trouble, acknowledged, refused, render
@@ -26,13 +26,15 @@ def render_of(
     changes: dict[str, Any] | None = None,
     now: datetime = NOW,
     workloads: tuple[dict[str, Any], ...] = (),
+    gone: tuple[Gone, ...] = (),
 ) -> CGDRunStatus:
-    this, facts, previous = run(changes), observe(children, pods, workloads), previous or CGDRunStatus()
+    this, previous = run(changes), previous or CGDRunStatus()
+    facts = observe(children, pods, workloads, now=now, gone=gone)
     seen = Seen(
         run=this,
         children=plan(this),
         facts=facts,
-        used=count(plan(this), facts, previous, now),
+        used=count(plan(this), pods_by_stage(pods, gone, now), previous, now),
         progress=(progress or {}).get,
         previous=previous,
         now=now,

@@ -27,7 +27,8 @@ STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 
 class Node:
-    """`environment` is what a container image would bring: PATH first of all. `folder` holds the pods' folders."""
+    """`environment` is what a container image would bring: PATH first of all. `folder` holds the pods' folders. Of
+    several nodes any takes a pod that fits."""
 
     def __init__(
         self,
@@ -35,10 +36,11 @@ class Node:
         folder: Path,
         *,
         environment: dict[str, str],
+        name: str = NAME,
         gpus: int = 0,
         backoff: float = BACKOFF_SECONDS,
     ) -> None:
-        self.cluster, self.folder = cluster, folder
+        self.cluster, self.folder, self.name = cluster, folder, name
         self._environment, self._backoff = environment, backoff
         self._capacity = {"cpu": float(os.cpu_count() or 1), GPU: float(gpus)}
         self._runners: dict[str, PodRunner] = {}
@@ -86,12 +88,12 @@ class Node:
     async def _delete_leftovers(self) -> None:
         """Pods of a former node process have no processes any more; their controllers replace them."""
         for pod in (await self.cluster.list(POD))[0]:
-            if pod["spec"].get("nodeName") == NAME and phase(pod) not in ("Succeeded", "Failed"):
+            if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
                 await self._remove(pod)
 
     async def _register(self, port: int) -> None:
         with contextlib.suppress(AlreadyExists):  # from a former process; what it said of itself is replaced
-            await self.cluster.create(NODE, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME}})
+            await self.cluster.create(NODE, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
         capacity = {name: f"{number:g}" for name, number in self._capacity.items() if number} | {"pods": "110"}
         conditions: list[Object] = []
         set_condition(conditions, "Ready", "True", "KubeletReady", "the local node runs pods as processes")
@@ -102,7 +104,7 @@ class Node:
             "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
         }
-        await self.cluster.patch(NODE, NAME, None, {"status": status}, subresource="status")
+        await self.cluster.patch(NODE, self.name, None, {"status": status}, subresource="status")
 
     async def _watch_pods(self) -> None:
         listed: set[str] = set()
@@ -121,6 +123,9 @@ class Node:
 
     async def _seen(self, pod: Object) -> None:
         meta, runner = pod["metadata"], self._runners.get(pod["metadata"]["uid"])
+        if pod["spec"].get("nodeName", self.name) != self.name:
+            self._waiting.pop(meta["uid"], None)
+            return
         if "deletionTimestamp" in meta:
             self._waiting.pop(meta["uid"], None)
             if runner and not runner.over:
@@ -153,7 +158,7 @@ class Node:
             await self._say_unschedulable(pod, f"Insufficient {short}")
             return
         del self._waiting[meta["uid"]]
-        target = {"apiVersion": "v1", "kind": "Node", "name": NAME}
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
         names = {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": names, "target": target}
         try:

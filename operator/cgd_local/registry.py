@@ -24,7 +24,10 @@ _CRDS = "customresourcedefinitions.apiextensions.k8s.io"
 
 
 def now(later: int = 0) -> str:
-    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=later)
+    return text_of(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=later))
+
+
+def text_of(moment: dt.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -284,8 +287,11 @@ def _marked(resource: Resource, old: Json, options: Json) -> Json:
         finalizers = own + _GC_FINALIZERS[policy]
     metadata |= {"finalizers": finalizers} if finalizers else {}
     first, grace = "deletionTimestamp" not in metadata, _grace(resource, old, options)
-    if first or grace < metadata["deletionGracePeriodSeconds"]:
+    if first:
         metadata |= {"deletionTimestamp": now(grace), "deletionGracePeriodSeconds": grace}
+    elif (shorter := metadata["deletionGracePeriodSeconds"] - grace) > 0:
+        due = dt.datetime.fromisoformat(metadata["deletionTimestamp"]) - dt.timedelta(seconds=shorter)
+        metadata |= {"deletionTimestamp": text_of(due), "deletionGracePeriodSeconds": grace}
     if first and resource.counted:
         metadata["generation"] += 1
     terminating = {"status": {"phase": "Terminating"}} if resource.full_name == "namespaces" else {}

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from cgd_operator.observe import ChildFacts, Fate
+from cgd_operator.observe import LOST, ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child
 
 
@@ -34,7 +35,15 @@ class GiveUp:
     why: str
 
 
-Action = Start | Hold | Resume | GiveUp
+@dataclass(frozen=True)
+class Replace:
+    """Have the pod of a lost node made again: it is declared failed, and deleted without its node's word."""
+
+    stage: str
+    pod: PodFacts
+
+
+Action = Start | Hold | Resume | GiveUp | Replace
 
 ACTIVE = (Fate.WAITING, Fate.RUNNING)
 
@@ -53,6 +62,14 @@ def decide(
     done = done_stages(children, facts)
     ready = (child for child in children if child.stage not in facts and _may_start(child, done))
     return resumed + tuple(Start(child) for child in ready)
+
+
+def replacements(facts: Mapping[str, ChildFacts], patience: int | None, now: datetime) -> tuple[Replace, ...]:
+    """The pods of lost nodes that should have been gone for `patience` seconds; None: they are left alone."""
+    if patience is None:
+        return ()
+    pods = [(one.stage, pod) for one in facts.values() for pod in one.pods if pod.phase == LOST and pod.due]
+    return tuple(Replace(stage, pod) for stage, pod in pods if pod.due and now - pod.due >= timedelta(seconds=patience))
 
 
 def _deactivated(facts: ChildFacts) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.cluster import RUN
 from cgd_operator.manifests import MANAGER
+from cgd_operator.observe import PodFacts
 from cgd_operator.plan import Run
 from cgd_operator.status import duration, seconds_between
 
@@ -45,6 +46,12 @@ def expiry(run: dict[str, Any], ttl: int, now: datetime) -> dict[str, Any]:
     fate = "goes with it" if run["spec"].get("deletionPolicy") == "Delete" else "stays"
     message = f"deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); what it stored {fate}"
     return _event_of(run["metadata"], "Expired", message, warning=False, now=now)
+
+
+def replaced(run: Run, stage: str, pod: PodFacts, now: datetime) -> dict[str, Any]:
+    """The Event of a pod that is made again because its node is lost."""
+    message = f"stage {stage}: pod {pod.name} is made again, its node {pod.node} is lost (replaceLostPodsAfterSeconds)"
+    return _event(run, "PodReplaced", message, now, warning=True)
 
 
 def cleaned(run: dict[str, Any], trouble: str, now: datetime) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Every pod passes the `restricted` Pod Security Standard, has no API token, and c
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cgd_operator.api.placement import Pool
@@ -18,6 +19,8 @@ Object = dict[str, Any]
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "cgd-operator"
 RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
+POOL_LABEL = "cgd.dev/pool"
+"""On pods: the part of spec.placement that they have their resources from."""
 FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
 GIVEN_UP = "cgd.dev/given-up"
@@ -36,6 +39,8 @@ VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
 """Names under which the gang schedulers' own charts install them."""
 KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB, "TrainJob": TRAINJOB}
+CONTAINERS = {"Job": "stage", "PyTorchJob": "pytorch", "TrainJob": "node"}
+"""What our container is called in the pods of each kind; others were put beside it by somebody else."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
         "backoffLimit": 0,
         "completionMode": "Indexed",
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": _pod_failure_policy("node", "FailJob"),
-        "template": _template(run, child, release, "node", restart="Never"),
+        "podFailurePolicy": _pod_failure_policy(child, "FailJob"),
+        "template": _template(run, child, release, restart="Never"),
     }
     node = {"metadata": {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}, "spec": job}
     gang = run.spec.placement.scheduling_policy
@@ -128,6 +133,20 @@ def giving_up(why: str) -> Object:
     return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
 
 
+def disruption(status: Object, now: datetime) -> Object:
+    """The patch of a pod's status that says that it has failed with its node, by no fault of its own; `status` is what
+    it says now."""
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "NodeLost",
+        "message": "its node has not ended it in time (spec.replaceLostPodsAfterSeconds)",
+        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    others = [one for one in status.get("conditions", []) if one["type"] != condition["type"]]
+    return {"status": {"phase": "Failed", "conditions": [*others, condition]}}
+
+
 def _job(run: Run, child: Child, release: Release) -> Object:
     return {
         "apiVersion": JOB.api_version,
@@ -140,15 +159,16 @@ def _job(run: Run, child: Child, release: Release) -> Object:
             "backoffLimitPerIndex": run.spec.retries,
             "maxFailedIndexes": 0,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": _pod_failure_policy("stage", "FailIndex"),
-            "template": _template(run, child, release, "stage", restart="Never"),
+            "podFailurePolicy": _pod_failure_policy(child, "FailIndex"),
+            "template": _template(run, child, release, restart="Never"),
         },
     }
 
 
-def _pod_failure_policy(container: str, action: str) -> Object:
+def _pod_failure_policy(child: Child, action: str) -> Object:
     """A disruption costs nothing; a permanent error takes the action at once."""
-    permanent = {"containerName": container, "operator": "In", "values": [int(contract.Exit.PERMANENT)]}
+    codes = [int(contract.Exit.PERMANENT)]
+    permanent = {"containerName": CONTAINERS[child.kind], "operator": "In", "values": codes}
     disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
         "rules": [
@@ -168,7 +188,7 @@ def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
     worker = {
         "replicas": child.pods,
         "restartPolicy": "ExitCode",
-        "template": _template(run, child, release, "pytorch"),
+        "template": _template(run, child, release),
     }
     return {
         "apiVersion": PYTORCHJOB.api_version,
@@ -234,7 +254,7 @@ def _labels(run: Run, stage: str) -> dict[str, str]:
     return {**labels, STAGE_LABEL: stage} if stage else labels
 
 
-def _template(run: Run, child: Child, release: Release, container: str, restart: str | None = None) -> Object:
+def _template(run: Run, child: Child, release: Release, restart: str | None = None) -> Object:
     pool: Pool = getattr(run.spec.placement, child.pool)
     metadata = run.spec.pod_metadata
     spec = {
@@ -253,12 +273,12 @@ def _template(run: Run, child: Child, release: Release, container: str, restart:
         "affinity": _affinity(run, child, pool),
         "schedulerName": _scheduler(run, child),
         "priorityClassName": pool.priority_class_name,
-        "containers": [_container(run, child, release, container, pool)],
+        "containers": [_container(run, child, release, pool)],
         "volumes": list(_volumes(run, child)),
     }
     return {
         "metadata": {
-            "labels": {**metadata.labels, **_labels(run, child.stage)},
+            "labels": {**metadata.labels, **_labels(run, child.stage), POOL_LABEL: child.pool},
             "annotations": dict(metadata.annotations),
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
@@ -284,10 +304,10 @@ def _affinity(run: Run, child: Child, pool: Pool) -> Object:
     return {**pool.affinity, "podAffinity": {**own, required: [*own.get(required, []), together]}}
 
 
-def _container(run: Run, child: Child, release: Release, name: str, pool: Pool) -> Object:
+def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
     own = getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image")
     container: Object = {
-        "name": name,
+        "name": CONTAINERS[child.kind],
         "image": own,
         "command": ["python", "-m", f"cgd_stages.{child.task.work.kind}"],
         "env": list(_env(run, child, release)),

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator.manifests import GIVEN_UP, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
+from cgd_operator.manifests import CONTAINERS, GIVEN_UP, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
 from cgd_operator.queues import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_stages.contract import LastWords
 
@@ -17,6 +17,14 @@ Object = dict[str, Any]
 
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 """Label of a JobSet's pods."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+LOST = "Lost"
+"""Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
+LOST_AFTER = timedelta(minutes=1)
+"""What a node that is well may take for that after the grace period."""
+KEPT_AFTER = timedelta(seconds=30)
+"""What others in a pod may take to end after our container."""
+RETRYING = "trying again after "
 
 
 class Fate(Enum):
@@ -38,10 +46,11 @@ class PodFacts:
     shard: int
     """Which of its child's pods it is: its number."""
     phase: str
+    """Kubernetes's, or LOST."""
     restarts: int
     """How often a JobSet had begun all of its pods anew when it made this one."""
-    leaving: bool
-    """It is being deleted."""
+    due: datetime | None
+    """It is being deleted, and its grace period ends then."""
     disrupted: bool
     """The cluster wanted its place, or lost it: no failure of its own."""
     taken: datetime | None
@@ -49,11 +58,16 @@ class PodFacts:
     start: datetime | None
     end: datetime | None
     exit_code: int | None
+    node: str
     trouble: str
-    """Why it waits, or how it ended: the kubelet's reason and message."""
+    """Why it waits, is kept, or how it ended: reason and message."""
     words: LastWords | None
     tail: str
     """The termination message when it is not ours: the last lines of the log."""
+
+    @property
+    def failed(self) -> bool:
+        return self.phase == "Failed" or (self.exit_code or 0) > 0
 
 
 @dataclass(frozen=True)
@@ -73,8 +87,18 @@ class ChildFacts:
     end: datetime | None = None
     attempts: int = 0
     pods: tuple[PodFacts, ...] = ()
+    gone: tuple[PodFacts, ...] = ()
+    """Pods that were deleted, as they were last, until the status has it."""
     workload: Workload | None = None
     """What Kueue has for it; None: Kueue has no part in it."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A pod that was deleted, as it was last."""
+
+    stage: str
+    pod: PodFacts
 
 
 def queued(children: Iterable[Object]) -> tuple[str, ...]:
@@ -84,12 +108,14 @@ def queued(children: Iterable[Object]) -> tuple[str, ...]:
 
 
 def _may_be_queued(child: Object) -> bool:
-    facts = _child(child, (), None)
+    facts = _child(child, (), (), None)
     stopped_by_others = facts.fate is Fate.SUSPENDED and not facts.held
     named = QUEUE_LABEL in child["metadata"].get("labels", {})
     return stopped_by_others or (named and facts.fate in (Fate.SUSPENDED, Fate.WAITING))
 
 
+OURS = frozenset(CONTAINERS.values())
+OUT_OF_MEMORY = "OOMKilled"
 ENDS = frozenset({"Complete", "Succeeded", "Failed"})
 """Types of the conditions with which Jobs, PyTorchJobs and TrainJobs end."""
 
@@ -100,18 +126,39 @@ def has_ended(child: Mapping[str, Any]) -> bool:
 
 
 def observe(
-    children: Iterable[Object], pods: Iterable[Object], workloads: Iterable[Object] = ()
+    children: Iterable[Object],
+    pods: Iterable[Object],
+    workloads: Iterable[Object] = (),
+    now: datetime = LONG_AGO,
+    gone: Iterable[Gone] = (),
 ) -> dict[str, ChildFacts]:
-    """The facts of every child there is, by its stage. Of two children of one stage the one that stays counts."""
+    """The facts of every child there is, by its stage. Of two children of one stage the one that stays counts.
+
+    By `now` is judged what takes too long; without it nothing does. `gone` are pods that were deleted lately.
+    """
     by_owner = {one["metadata"]["labels"][JOB_UID_LABEL]: workload(one) for one in workloads}
     by_stage: dict[str, list[PodFacts]] = {}
     for pod in pods:
-        by_stage.setdefault(_stage(pod), []).append(_pod(pod))
+        by_stage.setdefault(_stage(pod), []).append(_pod(pod, now))
     facts: dict[str, ChildFacts] = {}
     for child in sorted(children, key=lambda one: "deletionTimestamp" not in one["metadata"]):
-        own = sorted(by_stage.get(_stage(child), []), key=_age)
-        facts[_stage(child)] = _child(child, tuple(own), by_owner.get(child["metadata"].get("uid", "")))
+        own = tuple(sorted(by_stage.get(_stage(child), []), key=_age))
+        left = tuple(one.pod for one in gone if one.stage == _stage(child))
+        facts[_stage(child)] = _child(child, own, left, by_owner.get(child["metadata"].get("uid", "")))
     return facts
+
+
+def last_state(pod: Object, now: datetime) -> Gone:
+    """Of a pod that was deleted, just now: it ended when its container did, or else by now, when it had to go."""
+    facts = _pod(pod, LONG_AGO)
+    end = facts.end or min(filter(None, (now, facts.due)))
+    return Gone(_stage(pod), replace(facts, end=end, phase="Succeeded" if facts.phase == "Succeeded" else "Failed"))
+
+
+def pods_by_stage(pods: Iterable[Object], gone: Iterable[Gone], now: datetime) -> dict[str, tuple[PodFacts, ...]]:
+    """All pods that there are or were lately, whether or not their child is there."""
+    every = [*(Gone(_stage(pod), _pod(pod, now)) for pod in pods), *gone]
+    return {stage: tuple(one.pod for one in every if one.stage == stage) for stage in {one.stage for one in every}}
 
 
 def _stage(thing: Object) -> str:
@@ -122,9 +169,9 @@ def _age(pod: PodFacts) -> tuple[float, str]:
     return (pod.start.timestamp() if pod.start else float("inf"), pod.name)
 
 
-def _child(child: Object, pods: tuple[PodFacts, ...], queue: Workload | None) -> ChildFacts:
+def _child(child: Object, pods: tuple[PodFacts, ...], gone: tuple[PodFacts, ...], queue: Workload | None) -> ChildFacts:
     meta, spec, status = child["metadata"], child.get("spec", {}), child.get("status", {})
-    fate, reason, message = _fate(meta, spec, status, pods, queue)
+    fate, reason, message = _fate(meta, spec, status, pods, gone, queue)
     notes = meta.get("annotations", {})
     return ChildFacts(
         name=meta["name"],
@@ -140,12 +187,18 @@ def _child(child: Object, pods: tuple[PodFacts, ...], queue: Workload | None) ->
         end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
         attempts=_attempts(pods),
         pods=pods,
+        gone=gone,
         workload=queue,
     )
 
 
 def _fate(
-    meta: Object, spec: Object, status: Object, pods: tuple[PodFacts, ...], queue: Workload | None
+    meta: Object,
+    spec: Object,
+    status: Object,
+    pods: tuple[PodFacts, ...],
+    gone: tuple[PodFacts, ...],
+    queue: Workload | None,
 ) -> tuple[Fate, str, str]:
     true = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
     if "deletionTimestamp" in meta:
@@ -155,12 +208,12 @@ def _fate(
     if "Failed" in true:
         if why := meta.get("annotations", {}).get(GIVEN_UP):
             return Fate.FAILED, "GivenUp", why
-        return Fate.FAILED, *_failure(true["Failed"], pods)
+        return Fate.FAILED, *_failure(true["Failed"], gone + pods)
     if _is_suspended(spec):
         return _suspended(meta, queue)
     if any(pod.phase == "Running" for pod in pods):
-        return Fate.RUNNING, "", _retrying(pods)
-    return Fate.WAITING, *_waiting(pods)
+        return Fate.RUNNING, *(_troubled(pods, "Running", LOST) or ("", _retrying(pods)))
+    return Fate.WAITING, *(_troubled(pods, "Pending", LOST) or _waiting(pods))
 
 
 def _is_suspended(spec: Object) -> bool:
@@ -174,7 +227,7 @@ def _suspended(meta: Object, queue: Workload | None) -> tuple[Fate, str, str]:
 
 
 def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> tuple[str, str]:
-    failed = [pod for pod in pods if pod.phase == "Failed" or (pod.exit_code or 0) > 0]
+    failed = [pod for pod in pods if pod.failed]
     reason = str(condition.get("reason") or "Failed")
     if not failed:
         return reason, str(condition.get("message") or "failed; its pods are gone")
@@ -185,14 +238,11 @@ def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> tuple[str, str]:
 
 def account(pod: PodFacts) -> str:
     """How a pod ended, for people: where, exit code, what it said and what to change."""
-    parts = [f"pod {pod.name}"]
-    if pod.exit_code is not None:
-        parts.append(f"exit code {pod.exit_code}")
+    code = "" if pod.exit_code is None else f"exit code {pod.exit_code}"
+    said = pod.tail.strip().rpartition("\n")[2]
     if pod.words and pod.words.message:
-        parts.append(" ".join(filter(None, [_sentence(pod.words.message), pod.words.hint])))
-    else:
-        parts.extend(filter(None, [pod.trouble, pod.tail.strip().rpartition("\n")[2]]))
-    return ": ".join(parts)
+        said = " ".join(filter(None, [_sentence(pod.words.message), pod.words.hint]))
+    return ": ".join(filter(None, [f"pod {pod.name}", code, pod.trouble, said]))
 
 
 def _sentence(text: str) -> str:
@@ -201,14 +251,18 @@ def _sentence(text: str) -> str:
 
 def _retrying(pods: tuple[PodFacts, ...]) -> str:
     failed = [pod for pod in pods if pod.phase == "Failed"]
-    return f"trying again after {account(failed[-1])}" if failed else ""
+    return RETRYING + account(failed[-1]) if failed else ""
+
+
+def _troubled(pods: tuple[PodFacts, ...], *phases: str) -> tuple[str, str] | None:
+    for pod in pods:
+        if pod.phase in phases and pod.trouble:
+            reason, _, _ = pod.trouble.partition(":")
+            return reason, f"pod {pod.name}: {pod.trouble}"
+    return None
 
 
 def _waiting(pods: tuple[PodFacts, ...]) -> tuple[str, str]:
-    for pod in pods:
-        if pod.phase == "Pending" and pod.trouble:
-            reason, _, _ = pod.trouble.partition(":")
-            return reason, f"pod {pod.name}: {pod.trouble}"
     if any(pod.phase == "Pending" for pod in pods):
         return "Starting", "the pod is being started"
     if trouble := _retrying(pods):
@@ -227,36 +281,75 @@ def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
     return _time(status.get("completionTime")) or max(ends, default=None) or max(filter(None, conditions), default=None)
 
 
-def _pod(pod: Object) -> PodFacts:
+def _pod(pod: Object, now: datetime) -> PodFacts:
     meta, status = pod["metadata"], pod.get("status", {})
-    states = [one.get("state", {}) for one in status.get("containerStatuses", [])]
-    conditions = status.get("conditions", [])
-    ended: Object = next((state["terminated"] for state in states if "terminated" in state), {})
+    phase, due = status.get("phase", "Pending"), _time(meta.get("deletionTimestamp"))
+    states = {one["name"]: one.get("state", {}) for one in status.get("containerStatuses", [])}
+    ended: Object = next((one.get("terminated", {}) for name, one in states.items() if name in OURS), {})
     words = _words(ended.get("message", ""))
+    if due and phase in ("Pending", "Running") and now > due + LOST_AFTER:
+        phase, trouble = LOST, f"NodeLost: {_lost(pod, due)}"
+    else:
+        trouble = _kept(states, ended, now) or _trouble(pod, status, list(states.values()), ended)
     return PodFacts(
         name=meta["name"],
         uid=meta["uid"],
         shard=_shard(meta),
-        phase=status.get("phase", "Pending"),
+        phase=phase,
+        due=due,
         restarts=int(meta.get("labels", {}).get(RESTARTS, 0)),
-        leaving="deletionTimestamp" in meta,
-        disrupted=any(one["type"] == "DisruptionTarget" and one["status"] == "True" for one in conditions),
+        disrupted=_is_disrupted(status),
         taken=_time(status.get("startTime")),
         start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
-        end=_time(ended.get("finishedAt")) or _given_up(status),
+        end=_pod_end(phase, status, due),
         exit_code=ended.get("exitCode"),
-        trouble=_trouble(status, states, ended),
+        node=pod.get("spec", {}).get("nodeName", ""),
+        trouble=trouble,
         words=words,
-        tail="" if words else ended.get("message", ""),
+        tail="" if words or ended.get("reason") == OUT_OF_MEMORY else ended.get("message", ""),
     )
 
 
-def _given_up(status: Object) -> datetime | None:
-    """When a pod ended that has no word of its container: evicted, or on a node that was lost."""
-    if status.get("phase") not in ("Succeeded", "Failed"):
+def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | None:
+    """When the last container of a pod that is over ended. Of one that has no word of them, when it was given up, which
+    its node did by the end of the grace period, if it was there."""
+    if phase == LOST:
+        return due
+    if phase not in ("Succeeded", "Failed"):
         return None
+    ended = [one.get("state", {}).get("terminated", {}) for one in status.get("containerStatuses", [])]
+    if ends := [end for one in ended if (end := _time(one.get("finishedAt")))]:
+        return max(ends)
     moments = [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
-    return max(filter(None, moments), default=None)
+    given_up = max(filter(None, moments), default=None)
+    return min(filter(None, (given_up, due)), default=None)
+
+
+def _lost(pod: Object, due: datetime) -> str:
+    node = pod["spec"].get("nodeName", "")
+    return (
+        f"its node {node} should have ended it by {due:%Y-%m-%dT%H:%M:%SZ} and has not, and the stage waits for it: "
+        "bring the node back. If the machine is certainly off, have an admin say so (kubectl taint nodes "
+        f"{node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute) or delete the Node; or set "
+        "spec.replaceLostPodsAfterSeconds of the run"
+    )
+
+
+def _kept(states: Mapping[str, Object], ended: Object, now: datetime) -> str:
+    """That others keep a pod, if they do: our container has ended, and one that somebody has put beside it has not."""
+    end = _time(ended.get("finishedAt"))
+    others = [name for name, state in states.items() if "running" in state and name not in OURS]
+    if end is None or now - end < KEPT_AFTER or not others:
+        return ""
+    return (
+        f"SidecarRuns: the stage has ended (exit code {ended['exitCode']}), but container {others[0]} still runs and "
+        "keeps the pod: make it a native sidecar (an init container with restartPolicy: Always), or keep it out of the "
+        "pod by a label or annotation in spec.podMetadata that its injector knows"
+    )
+
+
+def _is_disrupted(status: Object) -> bool:
+    return any(one["type"] == "DisruptionTarget" and one["status"] == "True" for one in status.get("conditions", []))
 
 
 def _shard(meta: Object) -> int:
@@ -268,7 +361,7 @@ def _shard(meta: Object) -> int:
     return int(labels.get(REPLICA_INDEX, 0))
 
 
-def _trouble(status: Object, states: list[Object], ended: Object) -> str:
+def _trouble(pod: Object, status: Object, states: list[Object], ended: Object) -> str:
     if status.get("reason"):  # Evicted, NodeLost, ...
         return _colon(status["reason"], status.get("message"))
     for state in states:
@@ -279,7 +372,20 @@ def _trouble(status: Object, states: list[Object], ended: Object) -> str:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return _colon(condition.get("reason", ""), condition.get("message"))
     reason = ended.get("reason", "")
+    if reason == OUT_OF_MEMORY:
+        return f"{reason}: {_out_of_memory(pod)}"
     return "" if reason in ("Error", "Completed") else str(reason)
+
+
+def _out_of_memory(pod: Object) -> str:
+    """What to raise: the pool's limit, or what it asks for where it has none and the node had too little."""
+    ours: Object = next((one for one in pod["spec"].get("containers", []) if one["name"] in OURS), {})
+    limit = ours.get("resources", {}).get("limits", {}).get("memory")
+    where = f"spec.placement.{pod['metadata']['labels'].get(POOL_LABEL, '<pool>')}.resources"
+    mend = "in a new run, which goes on from what is stored"
+    if limit:
+        return f"its memory reached the limit of {limit}; raise {where}.limits.memory {mend}"
+    return f"the node had no more memory, and the pod has no limit; set {where}.requests.memory to its need {mend}"
 
 
 def _colon(reason: str, message: str | None) -> str:

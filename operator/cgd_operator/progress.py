@@ -85,9 +85,14 @@ def _sum(reports: tuple[Progress, ...]) -> StageProgress:
 
 
 def _percent(rows: Rows, reported: list[int]) -> int | None:
-    if reported:
-        return min(100, max(0, sum(reported) // len(reported)))
-    return 100 * (rows.done + rows.rejected) // rows.total if rows.total else None
+    """From the rows where there are some: what is shown beside them must not say otherwise."""
+    if rows.total:
+        return percent_of(rows.done + rows.rejected, rows.total)
+    return min(100, max(0, sum(reported) // len(reported))) if reported else None
+
+
+def percent_of(done: int, total: int) -> int:
+    return min(100, 100 * done // total)
 
 
 def token(key: bytes, uid: str, stage: str) -> str:

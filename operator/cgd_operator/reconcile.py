@@ -28,9 +28,10 @@ from cgd_operator.cluster import (
     Cluster,
     Kind,
 )
-from cgd_operator.decide import Action, GiveUp, Hold, Resume, Start, decide
+from cgd_operator.decide import Action, GiveUp, Hold, Replace, Resume, Start, decide, replacements
+from cgd_operator.departed import Departed
 from cgd_operator.limits import exceeded, expired
-from cgd_operator.observe import ChildFacts, Fate, observe, queued
+from cgd_operator.observe import ChildFacts, Fate, Gone, PodFacts, observe, pods_by_stage, queued
 from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
 from cgd_operator.progress import Board, token
 from cgd_operator.queues import JOB_UID_LABEL, SUSPENDED_BY_RUN, workload_suspension
@@ -67,9 +68,11 @@ class Children:
     """Kinds of trainings that the cluster knows."""
     workloads: list[Object]
     """What Kueue has for those that have not ended."""
+    gone: tuple[Gone, ...] = ()
+    """Pods that were deleted, which no status tells yet."""
 
-    def observe(self) -> dict[str, ChildFacts]:
-        return observe(self.objects, self.pods, self.workloads)
+    def observe(self, now: datetime) -> dict[str, ChildFacts]:
+        return observe(self.objects, self.pods, self.workloads, now, self.gone)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,12 @@ class View:
         previous = previous_status(manifest)
         backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
         children = plan(run, backend or BACKENDS[0])
-        facts = there.observe()
-        used = usage.count(children, facts, previous, now)
+        facts = there.observe(now)
+        used = usage.count(children, pods_by_stage(there.pods, there.gone, now), previous, now)
         limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
         enough = retries.enough(facts.values(), previous, run.spec.retries)
         actions = decide(children, facts, stop=run.spec.suspend or limit is not None, enough=enough)
+        actions += replacements(facts, run.spec.replace_lost_pods_after_seconds, now)
         return cls(run, there, previous, now, backend, children, used, limit, actions)
 
     @property
@@ -107,7 +111,7 @@ class View:
         seen = status.Seen(
             run=self.run,
             children=self.children,
-            facts=self.there.observe(),
+            facts=self.there.observe(self.now),
             used=self.used,
             progress=lambda stage: board.of(self.run.uid, stage),
             previous=self.previous,
@@ -126,6 +130,7 @@ class Reconciler:
     board: Board
     key: bytes
     """Signs the progress tokens."""
+    departed: Departed = field(default_factory=Departed)
     _equipped: set[str] = field(default_factory=set)
     _absent: dict[Kind, float] = field(default_factory=dict)
     """When the cluster was found not to serve a kind, on the monotonic clock."""
@@ -146,6 +151,7 @@ class Reconciler:
         previous, now = previous_status(manifest), datetime.now(UTC)
         generation = manifest["metadata"]["generation"]
         if _settled(manifest):
+            self.departed.told(uid := manifest["metadata"]["uid"], self.departed.of(uid))
             if previous.observed_generation not in (0, generation):  # 0: what is there cannot be read, and stays
                 await self._tell(manifest, status.acknowledged(previous, generation), ())
             await self._expire(manifest, previous, now)
@@ -171,6 +177,7 @@ class Reconciler:
             return SETTLE_SECONDS
         new = view.status(self.board, trouble)
         if await self._tell(manifest, new, events.transitions(run, previous, new, now)):
+            self.departed.told(run.uid, view.there.gone)
             _measure(previous, new)
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
@@ -216,7 +223,7 @@ class Reconciler:
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
         late, trouble = (now - deleted).total_seconds() > CLEAN_SECONDS, None
-        facts = there.observe().get(CLEAN)
+        facts = there.observe(now).get(CLEAN)
         if facts and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
             trouble = facts.message if facts.fate is Fate.FAILED else ""
         elif late:
@@ -278,11 +285,13 @@ class Reconciler:
             owned = f"{JOB_UID_LABEL} in ({','.join(owners)})"
             workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
-        there = {uid: Children([], [], tuple(trainings), []) for uid in uids}
+        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in uids}
         for one in objects:
             there[_run_uid(one)].objects.append(one)
         for pod in pods:
-            there[_run_uid(pod)].pods.append(pod)
+            children = there[_run_uid(pod)]
+            if not any(one.pod.uid == pod["metadata"]["uid"] for one in children.gone):  # the list is older
+                children.pods.append(pod)
         for one in workloads:
             there[run_of[one["metadata"]["labels"][JOB_UID_LABEL]]].workloads.append(one)
         return there
@@ -334,9 +343,13 @@ class Reconciler:
                     case GiveUp(facts, why):
                         log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
                         await self._change(run, facts, manifests.giving_up(why), there)
+                    case Replace(stage, pod):
+                        await self._replace(run, stage, pod, there)
             except ApiError as error:
                 if error.status not in (400, 403, 404, 422):
                     raise
+                if isinstance(action, Replace):
+                    return _not_replaced(action, error)
                 return _refused(action.child if isinstance(action, Start) else action.facts, error)
         return None
 
@@ -375,6 +388,16 @@ class Reconciler:
         patched = await self.cluster.patch(manifests.KINDS[facts.kind], facts.name, run.namespace, patch)
         there.objects[:] = _replaced(there.objects, patched)
 
+    async def _replace(self, run: Run, stage: str, pod: PodFacts, there: Children) -> None:
+        """What the cluster's own pod garbage collector does when it knows that a node is out of service. The Job
+        controller holds a pod until it has failed, and counts no failure of one that was disrupted."""
+        now = datetime.now(UTC)
+        body = manifests.disruption(next(one for one in there.pods if one["metadata"]["uid"] == pod.uid)["status"], now)
+        await self.cluster.delete(POD, pod.name, run.namespace, uid=pod.uid, grace=0)
+        await self.cluster.patch(POD, pod.name, run.namespace, body, subresource="status")
+        await self._announce([events.replaced(run, stage, pod, now)])
+        log.info("%s/%s: pod %s of the lost node %s is replaced", run.namespace, run.name, pod.name, pod.node)
+
     async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> bool:
         """Write the status if it says more, and nobody has changed the run since it was read: what was read may have
         been old already. Whether it said more. Events go first: their names make them safe to post again, and a status
@@ -403,6 +426,11 @@ class Reconciler:
 
 def _refused(child: Child | ChildFacts, error: ApiError) -> status.Trouble:
     return status.Trouble("ChildRefused", f"the API server refused the child of stage {child.stage}: {error.message}")
+
+
+def _not_replaced(action: Replace, error: ApiError) -> status.Trouble:
+    told = f"pod {action.pod.name} of stage {action.stage} is on a lost node and cannot be replaced: {error.message}"
+    return status.Trouble("NodeLost", f"{told}; lostPods.replace=true in the operator's chart gives it the right")
 
 
 def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:

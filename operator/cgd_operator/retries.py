@@ -15,17 +15,21 @@ def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
     """By the name of a pod, how often it was made. One that follows a suspension or a disruption is no new attempt."""
     if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
         return ()
-    known = {one.name: one for one in old.pod_attempts}
     if facts.suspended:
-        return tuple(one.model_copy(update={"uid": ""}) for one in known.values())
+        return tuple(_without_pod(one) for one in old.pod_attempts)
+    disrupted = {pod.uid for pod in (*facts.gone, *facts.pods) if pod.disrupted}
+    known = {one.name: _without_pod(one) if one.uid in disrupted else one for one in old.pod_attempts}
     for pod in facts.pods:
-        if pod.leaving and pod.name not in known:  # of a job that was deleted and made again
-            continue
         before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
-        again = before.uid not in ("", pod.uid)
-        uid = "" if pod.disrupted else pod.uid
-        known[pod.name] = PodAttempts(name=pod.name, uid=uid, attempts=before.attempts + again)
+        if before.uid or not (pod.due or pod.disrupted):  # else it is not the one that comes next
+            again = before.uid not in ("", pod.uid)
+            known[pod.name] = PodAttempts(name=pod.name, uid=pod.uid, attempts=before.attempts + again)
     return tuple(known[name] for name in sorted(known))
+
+
+def _without_pod(counted: PodAttempts) -> PodAttempts:
+    """So that the next pod is no new attempt."""
+    return counted.model_copy(update={"uid": ""})
 
 
 def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:
@@ -43,5 +47,6 @@ def _enough(facts: ChildFacts, old: StageStatus, retries: int) -> str:
     most = max(attempts(facts, old), key=lambda one: one.attempts, default=None)
     if most is None or most.attempts <= retries + 1:
         return ""
-    told = facts.message or old.message or "its log and the PyTorchJob's Events may tell why"
-    return f"pod {most.name} was tried {most.attempts - 1} times, and spec.retries is {retries}: {told}"
+    failed = [pod for pod in (*facts.gone, *facts.pods) if pod.failed]
+    told = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
+    return f"pod {most.name} was tried {most.attempts - 1} times, and spec.retries is {retries}; {told}"

@@ -6,12 +6,13 @@ The previous status is read to keep what a vanished pod once said, and the time 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
 from cgd_operator.decide import done_stages
-from cgd_operator.observe import ChildFacts, Fate, PodFacts
+from cgd_operator.observe import RETRYING, ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run
-from cgd_operator.progress import StageProgress
+from cgd_operator.progress import StageProgress, percent_of
 from cgd_operator.retries import attempts
 from cgd_operator.usage import Used, hours, total
 from cgd_stages.contract import StageFacts, train_stage
@@ -104,28 +105,29 @@ def _stages(seen: Seen) -> Iterable[StageStatus]:
         for name in child.stages:
             old = before.get(name, StageStatus(name=name))
             used = seen.used.get(name, Used(0, {}))
+            paid: Any = {"gpu_seconds": used.gpu_seconds, "pod_gpu_seconds": dict(used.pods)}
             if facts is not None:
                 yield _stage(seen, child, facts, used, old)
             elif name in done:  # its Job was cleaned up
-                yield old.model_copy(update={"state": "Succeeded"})
+                yield old.model_copy(update={"state": "Succeeded", **paid})
             else:
-                yield StageStatus(name=name, gpu_seconds=used.gpu_seconds)
+                yield StageStatus(name=name, **paid)
 
 
 def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageStatus) -> StageStatus:
     name = old.name
     progress = seen.progress(name)
-    told = _told(facts.pods, name)
+    told = _told(facts.gone + facts.pods, name)
     state = _stage_state(facts, name, child, progress)
-    rows = _rows(told, progress, old)
     ended = state in ("Succeeded", "Failed")
+    rows = _rows(told, progress, old, ended)
     running = state == "Running"
     made = attempts(facts, old)
     return StageStatus(
         name=name,
         state=state,
         reason=facts.reason or None,
-        message=facts.message[:1000] or None,
+        message=_message(facts, old)[:1000] or None,
         child=facts.name,
         start_time=_text(facts.start) or old.start_time,
         completion_time=(_text(facts.end) or old.completion_time) if ended else None,
@@ -133,14 +135,24 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         pod_attempts=made,
         rows=rows,
         tokens_per_second=_speed(told, progress, old),
-        percent=100 if state == "Succeeded" else _highest(progress.percent if progress else None, old.percent),
-        eta_seconds=progress.eta_seconds if progress and running else None,
+        percent=100 if state == "Succeeded" else _percent(rows, progress, old),
+        eta_seconds=progress.eta_seconds if progress and running and not _complete(rows) else None,
         gpu_seconds=used.gpu_seconds,
         pod_gpu_seconds=dict(used.pods),
         tokens=sum(one.prompt_tokens + one.generated_tokens for one in told) or old.tokens,
         output_uri=next((one.output_uri for one in told if one.output_uri), None) or old.output_uri,
         digest=next((one.digest for one in told if one.digest), None) or old.digest,
     )
+
+
+def _message(facts: ChildFacts, old: StageStatus) -> str:
+    """A failure whose pods are gone is told in what they said when they were last seen: their controller says less."""
+    if facts.fate is not Fate.FAILED or any(pod.failed for pod in facts.gone + facts.pods):
+        return facts.message
+    if old.state == "Failed" and old.message:
+        return old.message
+    _, _, before = (old.message or "").partition(RETRYING)
+    return f"{facts.message}; {before}" if before else facts.message
 
 
 def _stage_state(facts: ChildFacts, name: str, child: Child, progress: StageProgress | None) -> StageState:
@@ -172,16 +184,29 @@ def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:
     return tuple(last.values())
 
 
-def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> Rows | None:
-    if told:
-        return Rows(
-            total=sum(one.rows.total for one in told),
-            done=sum(one.rows.done for one in told),
-            rejected=sum(one.rows.rejected for one in told),
-        )
-    if progress and progress.rows:
-        return Rows(**dict(progress.rows))
-    return old.rows
+def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus, ended: bool) -> Rows | None:
+    """What the pods said last, once all have. Before that whichever has got furthest: some shards have said their last
+    and others report, and an operator that has just started has no report yet."""
+    said = Rows(
+        total=sum(one.rows.total for one in told),
+        done=sum(one.rows.done for one in told),
+        rejected=sum(one.rows.rejected for one in told),
+    )
+    if told and ended:
+        return said
+    reported = Rows(**dict(progress.rows)) if progress and progress.rows else None
+    known = [rows for rows in (said if told else None, reported, old.rows) if rows]
+    return max(known, key=lambda rows: rows.done + rows.rejected, default=None)
+
+
+def _percent(rows: Rows | None, progress: StageProgress | None, old: StageStatus) -> int | None:
+    if rows and rows.total:
+        return percent_of(rows.done + rows.rejected, rows.total)
+    return _highest(progress.percent if progress else None, old.percent)
+
+
+def _complete(rows: Rows | None) -> bool:
+    return rows is not None and 0 < rows.total <= rows.done + rows.rejected
 
 
 def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:

@@ -68,6 +68,7 @@ async def test_attempts_grow_and_end_at_the_retries(world: Any, training: str) -
     told = await stage(world)
     assert (told["attempts"], told["reason"]) == (3, "GivenUp")
     assert told["message"].startswith(f"pod {training}-worker-0 was tried 2 times, and spec.retries is 1")
+    assert told["message"].endswith(f"pod {training}-worker-0: exit code 201: no peer")
     job = (await world.children())["train-cgd"]
     assert {one["type"] for one in job["status"]["conditions"] if one["status"] == "True"} >= {"Failed"}
 

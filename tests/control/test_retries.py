@@ -91,8 +91,8 @@ def test_a_pod_has_as_many_tries_as_retries_allow_and_the_last_words_are_kept() 
     again = facts(worker(0, "0"), worker(1, "x", "Failed", terminated=ended(201, "no peer")))
     told = verdict(2, *tries[:-1], again, facts(worker(0, "9")))
     assert told is not None
-    assert told.startswith("pod t-worker-0 was tried 4 times, and spec.retries is 2: ")
-    assert told.endswith("trying again after pod t-worker-1: exit code 201: no peer")
+    assert told.startswith("pod t-worker-0 was tried 4 times, and spec.retries is 2; ")
+    assert told.endswith("pod t-worker-1: exit code 201: no peer")
 
 
 def test_no_retries_mean_one_try() -> None:
@@ -100,7 +100,7 @@ def test_no_retries_mean_one_try() -> None:
     told = verdict(0, facts(worker(0, "a")), facts(worker(0, "b")))
     assert (
         told
-        == "pod t-worker-0 was tried 1 times, and spec.retries is 0: its log and the PyTorchJob's Events may tell why"
+        == "pod t-worker-0 was tried 1 times, and spec.retries is 0; its log and the PyTorchJob's Events may tell why"
     )
 
 

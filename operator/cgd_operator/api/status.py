@@ -45,7 +45,7 @@ class StageStatus(Part):
     pod_gpu_seconds: dict[str, int] = Field(
         {},
         json_schema_extra={"x-kubernetes-map-type": "atomic"},
-        description="The part of gpuSeconds that the pods that are there now make, by their uids.",
+        description="The parts of gpuSeconds, by the uids of the pods; those of many that are gone are left out.",
     )
     tokens: int = Field(0, description="Prompt and generated tokens.")
     output_uri: str | None = Field(None, alias="outputURI")
