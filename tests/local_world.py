@@ -169,4 +169,4 @@ class World:
         return found[0]
 
     def log(self, name: str = "p") -> str:
-        return "".join(path.read_text() for path in sorted(self.folder(name).glob("logs/*.log")))
+        return "".join(path.read_text() for path in sorted(self.folder(name).glob("logs/*/*.log")))

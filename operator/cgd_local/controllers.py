@@ -223,14 +223,19 @@ def is_active(pod: Object) -> bool:
     return not is_leaving(pod) and phase(pod) not in ("Succeeded", "Failed")
 
 
+def containers_of(pod: Object) -> list[Object]:
+    """The statuses of its containers; none before there is any."""
+    return pod.get("status", {}).get("containerStatuses") or []
+
+
 def container_of(pod: Object) -> Object:
-    """The status of its container; empty before there is any."""
-    return next(iter(pod.get("status", {}).get("containerStatuses") or []), {})
+    """The status of its first container; empty before there is any."""
+    return next(iter(containers_of(pod)), {})
 
 
-def end_of(pod: Object) -> Object:
-    """How its container ended; empty when it did not, or never began."""
-    end: Object = container_of(pod).get("state", {}).get("terminated", {})
+def end_of(container: Object) -> Object:
+    """How a container ended, by its status; empty when it did not, or never began."""
+    end: Object = container.get("state", {}).get("terminated", {})
     return end
 
 

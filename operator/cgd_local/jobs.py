@@ -14,7 +14,7 @@ from cgd_local.controllers import (
     BACKOFF_SECONDS,
     Decision,
     condition,
-    container_of,
+    containers_of,
     end_of,
     is_active,
     is_leaving,
@@ -127,11 +127,12 @@ class View:
 def _matches(rule: Object, pod: Object) -> str:
     """Why a rule matches a failed pod; empty when it does not."""
     name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    container, code = container_of(pod).get("name"), end_of(pod).get("exitCode")
     wanted = rule.get("onExitCodes") or {"operator": "In", "values": []}
-    meant = code and wanted.get("containerName") in (None, container)
-    if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
-        return f"Container {container} for pod {name} failed with exit code {code}"
+    for container in containers_of(pod) + (pod.get("status", {}).get("initContainerStatuses") or []):
+        code, called = end_of(container).get("exitCode"), container["name"]
+        meant = code and wanted.get("containerName") in (None, called)
+        if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
+            return f"Container {called} for pod {name} failed with exit code {code}"
     for pattern in rule.get("onPodConditions") or []:
         if condition(pod["status"].get("conditions") or [], pattern["type"]):
             return f"Pod {name} has condition {pattern['type']}"
@@ -216,8 +217,9 @@ def _pod(view: View, index: Index) -> Object:
 
 
 def finished_at(pod: Object) -> float:
-    """When its container ended; one that was evicted before it had any counts from its creation."""
-    return seconds(end_of(pod).get("finishedAt") or pod["metadata"]["creationTimestamp"])
+    """When its last container ended; one that was evicted before it had any counts from its creation."""
+    ends = [end_of(container)["finishedAt"] for container in containers_of(pod) if end_of(container)]
+    return seconds(max(ends, default=pod["metadata"]["creationTimestamp"]))
 
 
 def index_of(pod: Object) -> Index:

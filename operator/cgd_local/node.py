@@ -18,7 +18,7 @@ from pathlib import Path
 from aiohttp import web
 
 from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, set_condition
-from cgd_local.pods import PodRunner, Verdict
+from cgd_local.pods import Container, PodRunner, Verdict
 from cgd_local.sandbox import Sandbox
 from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Kind, Object
 
@@ -66,9 +66,16 @@ class Node:
         for runner in self._runners.values():
             runner.end(STOP_GRACE_SECONDS, verdict)
         if tasks := [runner.task for runner in self._runners.values()]:
-            _, late = await asyncio.wait(tasks, timeout=STOP_GRACE_SECONDS + STOP_SECONDS)
-            for task in late:  # its status cannot be written: the API is away
-                task.cancel()
+            await asyncio.wait(tasks, timeout=STOP_GRACE_SECONDS + STOP_SECONDS)
+        await self.crash()  # statuses that could not be written: the API is away
+
+    async def crash(self) -> None:
+        """Lose power: every process is gone, and nothing is seen or said any more."""
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        for runner in self._runners.values():
+            await runner.crash()
         await self._server.cleanup()
 
     def evict(self, namespace: str, name: str) -> None:
@@ -182,23 +189,25 @@ class Node:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         namespace, name, container = (request.match_info[key] for key in ("namespace", "pod", "container"))
         runner = self._runner(namespace, name)
-        files = sorted(runner.sandbox.logs.iterdir(), key=lambda path: int(path.stem)) if runner else []
+        source = runner.container(container) if runner else None
+        folder = runner.sandbox.logs(container) if runner and source else None
+        files = sorted(folder.iterdir(), key=lambda path: int(path.stem)) if folder else []
         previous = request.query.get("previous") == "true"
-        if runner is None or len(files) <= previous:
+        if len(files) <= previous:
             problem = "has no previous run" if previous else "is waiting to start: ContainerCreating"
             raise web.HTTPBadRequest(text=f'container "{container}" in pod "{name}" {problem}')
         response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
         await response.prepare(request)
         follow = request.query.get("follow") == "true" and not previous
         tail = int(request.query.get("tailLines", -1))
-        async for chunk in _read(files[-2 if previous else -1], tail, runner if follow else None):
+        async for chunk in _read(files[-2 if previous else -1], tail, source if follow else None):
             await response.write(chunk)
         await response.write_eof()
         return response
 
 
-async def _read(path: Path, tail: int, follow: PodRunner | None) -> AsyncIterator[bytes]:
-    """A log's last lines (all if negative), and what is added to it until the pod that is followed is over."""
+async def _read(path: Path, tail: int, follow: Container | None) -> AsyncIterator[bytes]:
+    """A log's last lines (all if negative), and what is added to it until the container that is followed is over."""
     with path.open("rb") as log_file:
         lines = log_file.read().splitlines(keepends=True)
         yield b"".join(lines if tail < 0 else lines[len(lines) - tail :])
@@ -213,10 +222,22 @@ async def _read(path: Path, tail: int, follow: PodRunner | None) -> AsyncIterato
 
 
 def requests_of(pod: Object) -> dict[str, float]:
-    """GPUs and cores a pod asks for; a limit stands for a request that is not there, as in Kubernetes."""
-    resources = pod["spec"]["containers"][0].get("resources") or {}
-    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: cores(str(asked.get(name, 0))) for name in ("cpu", GPU)}
+    """GPUs and cores that a pod asks for: of the containers and sidecars together, or of the init container that wants
+    most, whichever is more."""
+    init = pod["spec"].get("initContainers") or []
+    sidecars = [one for one in init if one.get("restartPolicy") == "Always"]
+    together = [*pod["spec"]["containers"], *sidecars]
+    return {
+        name: max(sum(asked(one, name) for one in together), *(asked(one, name) for one in init), 0.0)
+        for name in ("cpu", GPU)
+    }
+
+
+def asked(container: Object, name: str) -> float:
+    """What a container asks for; a limit stands for a request that is not there, as in Kubernetes."""
+    resources = container.get("resources") or {}
+    both = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return cores(str(both.get(name, 0)))
 
 
 def cores(quantity: str) -> float:

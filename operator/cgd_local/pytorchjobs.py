@@ -102,7 +102,7 @@ def _advance(look: Look) -> None:
 
 def _replace(look: Look, kind: str, pod: Object) -> None:
     """Delete a failed pod to have it created again, or give the job up, as the restart policy says."""
-    code = end_of(pod).get("exitCode", UNKNOWN_EXIT)
+    code = end_of(container_of(pod)).get("exitCode", UNKNOWN_EXIT)
     policy, name = look.replicas[kind].get("restartPolicy", "OnFailure"), pod["metadata"]["name"]
     look.decision.events.append(("Normal", "ExitedWithCode", f"Pod: {name} exited with code {code}"))
     if policy == "Never" or (policy == "ExitCode" and code < 128):

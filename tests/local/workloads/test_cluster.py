@@ -11,7 +11,6 @@ import pytest
 from local_world import FAST, IMAGE, World, alive, container, eventually, number_in, phase
 
 from cgd_local.cluster import LocalCluster, venv_environment
-from cgd_local.node import Node
 from cgd_operator.cluster import JOB, POD, Object
 
 STUBBORN = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; echo $$$$ > pid; sleep 60; sleep 60' & wait; sleep 60"
@@ -64,7 +63,7 @@ async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost
         world = World(first, "default")
         await world.job("sleep 60", backoffLimit=0)
         [pod] = await world.when_pods(lambda pods: [pod for pod in pods if phase(pod) == "Running"])
-        await silence(first.node)
+        await first.node.crash()
         async with LocalCluster(tmp_path / "second", kubeconfig=first.kubeconfig_path, backoff=FAST):
             await world.when_pods(lambda pods: [p for p in pods if is_new(p, pod) and phase(p) == "Running"])
             assert (await world.until(JOB, "j", bool))["status"]["failed"] == 0
@@ -72,14 +71,6 @@ async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost
 
 def is_new(pod: Object, old: Object) -> bool:
     return bool(pod["metadata"]["uid"] != old["metadata"]["uid"])
-
-
-async def silence(node: Node) -> None:
-    """As if its process were killed: it sees nothing, says nothing, and its containers are gone."""
-    assert node._watch is not None
-    for task in (node._watch, *(runner.task for runner in node._runners.values())):
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def test_containers_find_this_venvs_programs_first():

@@ -144,7 +144,7 @@ async def test_a_command_that_does_not_exist_is_named_in_the_last_words(world):
 async def test_a_container_without_a_command_waits_and_says_why(world):
     await world.pod(containers=[{"name": "main", "image": "local"}])
     pod = await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
-    assert "which names its command" in waiting(pod)["message"]
+    assert "containers that name their command" in waiting(pod)["message"]
 
 
 async def test_the_last_words_come_from_the_file(world):
@@ -178,6 +178,126 @@ async def test_a_running_pod_is_ready_and_a_finished_one_is_not(world):
     assert pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
     (world.folder() / "end").touch()
     assert condition(await world.ended(), "Ready")["reason"] == "PodCompleted"
+
+
+# --- several containers
+
+
+def state(pod: Object, name: str) -> Object:
+    """The state of one of its containers, as soon as there is any."""
+    statuses = [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
+    return next((one["state"] for one in statuses if one["name"] == name), {})
+
+
+def exit_codes(pod: Object, which: str = "containerStatuses") -> dict[str, int]:
+    return {one["name"]: one["state"]["terminated"]["exitCode"] for one in pod["status"][which]}
+
+
+async def test_init_containers_run_one_after_another_before_the_others(world):
+    say = 'sleep 0.1; echo "$0" >> $HOME/order'
+    first = [{**container(""), "name": name, "command": ["sh", "-c", say, name]} for name in ("a", "b")]
+    await world.pod('echo main >> $HOME/order; cat "$HOME/order"', initContainers=first)
+    pod = await world.ended()
+    assert (world.folder() / "order").read_text() == "a\nb\nmain\n"
+    assert exit_codes(pod, "initContainerStatuses") == {"a": 0, "b": 0}
+
+
+async def test_a_pod_waits_for_its_init_containers(world):
+    await world.pod(initContainers=[container(UNTIL_END, "first")])
+    pod = await world.until(POD, "p", lambda pod: "running" in state(pod, "first"))
+    assert (pod["status"]["phase"], waiting(pod)["reason"]) == ("Pending", "PodInitializing")
+    (world.folder() / "end").touch()
+    assert (await world.ended())["status"]["phase"] == "Succeeded"
+
+
+async def test_an_init_container_that_fails_fails_a_pod_that_is_not_restarted(world):
+    await world.pod("touch $HOME/ran", initContainers=[container("exit 7", "first"), container("true", "second")])
+    pod = await world.ended()
+    assert pod["status"]["phase"] == "Failed"
+    assert state(pod, "first")["terminated"]["exitCode"] == 7
+    assert waiting(pod)["reason"] == "PodInitializing"
+    assert not (world.folder() / "ran").exists()
+
+
+async def test_an_init_container_that_fails_is_tried_again_where_the_pod_is_restarted(world):
+    first = container('[ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', "first")
+    await world.pod(initContainers=[first], restartPolicy="OnFailure")
+    pod = await world.ended()
+    assert (pod["status"]["phase"], pod["status"]["initContainerStatuses"][0]["restartCount"]) == ("Succeeded", 1)
+
+
+async def test_a_native_sidecar_runs_beside_the_container_and_ends_after_it(world):
+    serve = "trap 'echo served > $HOME/bye; exit 0' TERM; touch $HOME/up; while :; do sleep 0.02; done"
+    sidecar = container(serve, "proxy", restartPolicy="Always")
+    await world.pod('until [ -e "$HOME/up" ]; do sleep 0.02; done; exit 3', initContainers=[sidecar])
+    pod = await world.ended()
+    assert exit_codes(pod) == {"main": 3}
+    assert exit_codes(pod, "initContainerStatuses") == {"proxy": 0}
+    assert (world.folder() / "bye").read_text() == "served\n"
+
+
+async def test_a_native_sidecar_that_ends_is_started_again(world):
+    sidecar = container('echo again >> "$HOME/starts"', "proxy", restartPolicy="Always")
+    main = 'until [ "$(grep -c again $HOME/starts)" -gt 1 ]; do sleep 0.02; done'
+    await world.pod(main, initContainers=[sidecar])
+    pod = await world.ended()
+    assert pod["status"]["phase"] == "Succeeded"
+    assert pod["status"]["initContainerStatuses"][0]["restartCount"] > 0
+
+
+async def test_a_sidecar_among_the_containers_keeps_the_pod(world):
+    await world.pod(containers=[container(UNTIL_END, "proxy"), container("exit 3")])
+    pod = await world.until(POD, "p", lambda pod: "terminated" in state(pod, "main"))
+    assert (pod["status"]["phase"], list(state(pod, "proxy"))) == ("Running", ["running"])
+    (world.folder() / "end").touch()
+    pod = await world.ended()
+    assert (pod["status"]["phase"], exit_codes(pod)) == ("Failed", {"proxy": 0, "main": 3})
+
+
+async def test_a_deleted_pod_ends_its_sidecars_too(world):
+    sidecar = container("echo $$$$ > $HOME/pid; sleep 60 & wait", "proxy", restartPolicy="Always")
+    await world.pod("sleep 60 & wait", initContainers=[sidecar])
+    file = await world.written("pid")
+    pid = await eventually(lambda: number_in(file), "process")
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+    await eventually(lambda: not alive(pid), "end of the process")
+
+
+async def test_kubectl_shows_the_log_of_the_container_that_is_asked_for(world):
+    await world.pod(containers=[container("echo ours"), container("echo theirs", "proxy")])
+    await world.ended()
+    out, _ = await (await kubectl_logs(world, "p", "-c", "proxy")).communicate()
+    assert out == b"theirs\n"
+
+
+@pytest.mark.parametrize(
+    ("image", "pod_rule", "rule", "refusal"),
+    [
+        ("docker.io/library/alpine:3.10", {"runAsNonRoot": True}, {}, "image will run as root"),
+        ("alpine", {}, {"runAsNonRoot": True}, "image will run as root"),
+        ("alpine", {"runAsNonRoot": True}, {"runAsUser": 0}, "runAsUser breaks non-root policy"),
+        ("alpine", {"runAsNonRoot": True}, {"runAsUser": 1000}, ""),
+        ("alpine", {"runAsNonRoot": True}, {"runAsNonRoot": False}, ""),
+        ("alpine", {}, {}, ""),
+        ("ghcr.io/example/cgd-train:1", {"runAsNonRoot": True}, {}, ""),
+    ],
+)
+async def test_root_is_refused_where_a_pod_forbids_it(world, image, pod_rule, rule, refusal):
+    first = container("true", "init-pytorch", image=image, securityContext=rule)
+    made = await world.pod(initContainers=[first], securityContext=pod_rule)
+
+    def refused(pod: Object) -> Object:
+        return state(pod, "init-pytorch").get("waiting", {})
+
+    if not refusal:
+        assert (await world.ended())["status"]["phase"] == "Succeeded"
+        return
+    pod = await world.until(POD, "p", lambda pod: refused(pod).get("reason") == "CreateContainerConfigError")
+    place = f'(pod: "p_{world.namespace}({made["metadata"]["uid"]})", container: init-pytorch)'
+    assert refusal in refused(pod)["message"]
+    assert refused(pod)["message"].endswith(place)
+    assert pod["status"]["phase"] == "Pending"
 
 
 # --- how pods are ended
@@ -327,6 +447,15 @@ async def test_only_whole_mount_paths_are_rewritten():
 async def test_a_limit_stands_for_a_request_that_is_not_there(resources, cpu):
     pod = {"spec": {"containers": [{"resources": resources}]}}
     assert requests_of(pod) == {"cpu": cpu, "nvidia.com/gpu": 0.0}
+
+
+async def test_containers_and_sidecars_add_up_and_the_largest_init_container_counts():
+    def asks(cpu: str, **more: str) -> Object:
+        return {"resources": {"requests": {"cpu": cpu}}, **more}
+
+    main, sidecar = [asks("1"), asks("500m")], asks("250m", restartPolicy="Always")
+    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("1")]}})["cpu"] == 1.75
+    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("3")]}})["cpu"] == 3.0
 
 
 async def test_variables_expand_as_the_kubelet_does():
