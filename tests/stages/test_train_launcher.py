@@ -109,15 +109,6 @@ def test_a_first_pod_that_is_never_found_is_a_reason_to_try_again(
         train._find_first_pod(second_of_two)
 
 
-def test_a_pod_that_waits_for_the_first_one_ends_at_sigterm(
-    second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "is_known", lambda host: False)
-    second_of_two.context.stop.set()
-    with pytest.raises(Interrupted):
-        train._find_first_pod(second_of_two)
-
-
 def test_names_that_dns_does_not_know_are_told_from_those_it_knows() -> None:
     assert train.is_known("127.0.0.1")
     assert not train.is_known("a name with blanks is nobody's")
