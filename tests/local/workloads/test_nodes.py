@@ -1,16 +1,19 @@
 """Nodes that lose their power: their pods stay until somebody says that the machine is off."""
 
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from builders import job, labels
 from local_world import FAST, IMAGE, World, condition, phase
 
 from cgd_local.cluster import LocalCluster
 from cgd_local.node import Node
 from cgd_local.nodes import OUT_OF_SERVICE, declare_unreachable, taint
 from cgd_operator.cluster import NODE, POD, Object
+from cgd_operator.observe import observe
 
 FOREVER = {"podReplacementPolicy": "Failed", "completions": 1}
 
@@ -65,3 +68,15 @@ async def test_a_node_leaves_the_pods_of_others_alone(world: World) -> None:
     (pod,) = await world.pods()
     await world.client.delete(POD, pod["metadata"]["name"], "default")
     await world.when_pods(lambda pods: is_replaced(pod, pods))
+
+
+async def test_the_operator_knows_a_lost_node_from_its_pod_alone(world: World) -> None:
+    lost = await lose(world)
+    lost = await world.until(POD, lost["metadata"]["name"], lambda pod: "deletionTimestamp" in pod["metadata"])
+    lost["metadata"]["labels"] = labels("answer")
+    due = datetime.fromisoformat(lost["metadata"]["deletionTimestamp"])
+
+    def reason(after: float) -> str:
+        return observe([job("answer")], [lost], now=due + timedelta(seconds=after))["answer"].reason
+
+    assert [reason(after) for after in (-1, 59, 61)] == ["", "", "NodeLost"]
