@@ -58,6 +58,10 @@ class PodFacts:
     """The termination message when it is not ours: the last lines of the log."""
 
     @property
+    def leaving(self) -> bool:
+        return self.due is not None
+
+    @property
     def failed(self) -> bool:
         return self.phase == "Failed" or (self.exit_code or 0) > 0
 

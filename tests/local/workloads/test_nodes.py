@@ -1,7 +1,8 @@
 """Nodes that lose their power: their pods stay until somebody says that the machine is off."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from builders import job, labels
 from local_world import FAST, IMAGE, World, condition, phase
 
 from cgd_local.cluster import LocalCluster
+from cgd_local.jobs import TRACKED
 from cgd_local.node import Node
 from cgd_local.nodes import OUT_OF_SERVICE, declare_unreachable, taint
-from cgd_operator.cluster import NODE, POD, Object
+from cgd_operator.cluster import JOB, NODE, POD, Object
+from cgd_operator.manifests import disruption
 from cgd_operator.observe import observe
 
 FOREVER = {"podReplacementPolicy": "Failed", "completions": 1}
@@ -62,6 +65,23 @@ async def test_a_node_that_is_said_to_be_off_lets_go_of_its_pods(world: World, w
         await world.client.delete(NODE, "local")
     pods = await world.when_pods(lambda pods: is_replaced(lost, pods))
     assert [pod["spec"]["nodeName"] for pod in pods] == ["other"]
+
+
+async def test_deletion_by_force_frees_a_pod_of_a_job_only_when_it_is_said_to_have_failed(world: World) -> None:
+    lost = await lose(world)
+    name = lost["metadata"]["name"]
+    await world.client.delete(POD, name, "default", grace=0)
+    held = await world.until(POD, name, lambda pod: pod["metadata"].get("deletionGracePeriodSeconds") == 0)
+    assert held["metadata"]["finalizers"] == [TRACKED]
+    await asyncio.sleep(0.3)
+    assert [phase(pod) for pod in await world.pods()] == ["Running"], "it is neither gone nor replaced"
+    said = disruption(held["status"], datetime.now(UTC))
+    await world.client.patch(POD, name, "default", said, subresource="status")
+    await world.when_pods(lambda pods: is_replaced(lost, pods))
+    await world.gone(POD, name)
+    job = await world.client.get(JOB, "j", "default")
+    assert job is not None
+    assert job["status"]["failed"] == 0, "a disruption costs no try"
 
 
 async def test_a_node_leaves_the_pods_of_others_alone(world: World) -> None:
