@@ -312,6 +312,23 @@ async def test_deletion_lets_the_program_say_goodbye(world):
     await eventually(lambda: not list(world.cluster.node.folder.glob(f"{world.namespace}_p_*")), "end of its folder")
 
 
+async def test_the_news_of_a_deletion_has_the_pods_last_state(world):
+    await world.pod("trap 'exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done")
+    await world.written("up")
+
+    async def deleted() -> Object:
+        async for event, pod in world.client.watch(POD, world.namespace):
+            if event == "LISTED":
+                await world.client.delete(POD, "p", world.namespace)
+            elif event == "DELETED":
+                return pod
+        raise AssertionError("the watch has ended")
+
+    pod = await asyncio.wait_for(deleted(), 20)
+    assert (pod["status"]["phase"], ended(pod)["exitCode"]) == ("Failed", 143)
+    assert ended(pod)["finishedAt"] >= ended(pod)["startedAt"]
+
+
 async def test_who_does_not_listen_is_killed_after_the_grace_period_with_all_its_children(world):
     script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$$$ > $HOME/pid; sleep 60; sleep 60' & wait"
     await world.pod(script, terminationGracePeriodSeconds=1)
