@@ -84,14 +84,24 @@ class World:
         template = {"spec": {"restartPolicy": policy, "containers": [container(script)]}}
         return await self.make(JOB, name, spec={"template": template, **spec})
 
-    async def pytorchjob(self, master: str, worker: str | None = None, name: str = "t", **spec: Any) -> Object:
-        policy = spec.pop("restartPolicy", "ExitCode")
-        scripts = {"Master": master} | ({"Worker": worker} if worker is not None else {})
+    async def pytorchjob(
+        self, script: str, workers: int = 1, master: str | None = None, name: str = "t", **spec: Any
+    ) -> Object:
+        """A PyTorchJob of Workers, which find their number in NUMBER; with `master`, a Master beside them. What the
+        pods have in common is in `pod`."""
+        policy, shared = spec.pop("restartPolicy", "ExitCode"), spec.pop("pod", {})
+        number = {"fieldRef": {"fieldPath": "metadata.labels['training.kubeflow.org/replica-index']"}}
+        shared = {"terminationGracePeriodSeconds": 1, **shared}
         pods = {
-            kind: {"spec": {"terminationGracePeriodSeconds": 1, "containers": [container(script, "pytorch")]}}
-            for kind, script in scripts.items()
+            kind: {"spec": {"containers": [container(text, "pytorch", env=[{"name": "NUMBER", "valueFrom": number}])]}}
+            for kind, text in {"Master": master, "Worker": script}.items()
+            if text is not None
         }
-        replicas = {kind: {"replicas": 1, "restartPolicy": policy, "template": pod} for kind, pod in pods.items()}
+        counts = {"Master": 1, "Worker": workers}
+        replicas = {
+            kind: {"replicas": counts[kind], "restartPolicy": policy, "template": {"spec": pod["spec"] | shared}}
+            for kind, pod in pods.items()
+        }
         return await self.make(PYTORCHJOB, name, spec={"pytorchReplicaSpecs": replicas, **spec})
 
     async def trainjob(self, script: str, nodes: int = 1, restarts: int = 0, name: str = "t", **spec: Any) -> Object:

@@ -18,6 +18,8 @@ from cgd_local.jobs import INDEX
 from cgd_local.kubeflow import LOOSE, definition, port, struct
 from cgd_operator.cluster import JOB, TRAININGRUNTIME, TRAINJOB, Cluster, Object
 
+RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
+
 
 class TrainJobController(Controller):
     """Looks at a TrainJob together with the runtime that it refers to."""
@@ -96,6 +98,9 @@ def _job(trainjob: Object) -> Object:
     nodes = trainer.get("numNodes") or trainjob["runtime"]["spec"]["mlPolicy"].get("numNodes", 1)
     template = replicated["template"]["spec"]
     pods = with_env(template["template"], _environment(trainjob, nodes)) if trainer else template["template"]
+    given = pods.get("metadata") or {}
+    attempt = {RESTARTS: str((trainjob.get("status") or {}).get("restarts", 0))}
+    pods = pods | {"metadata": given | {"labels": {**(given.get("labels") or {}), **attempt}}}
     owner = {"apiVersion": TRAINJOB.api_version, "kind": TRAINJOB.kind, "name": meta["name"], "uid": meta["uid"]}
     return {
         "apiVersion": JOB.api_version,

@@ -28,6 +28,14 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class GiveUp:
+    """End a child that its controller would try for ever: it has failed."""
+
+    facts: ChildFacts
+    why: str
+
+
+@dataclass(frozen=True)
 class Replace:
     """Have the pod of a lost node made again: it is declared failed, and deleted without its node's word."""
 
@@ -35,17 +43,21 @@ class Replace:
     pod: PodFacts
 
 
-Action = Start | Hold | Resume | Replace
+Action = Start | Hold | Resume | GiveUp | Replace
 
 ACTIVE = (Fate.WAITING, Fate.RUNNING)
 
 
-def decide(children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool) -> tuple[Action, ...]:
+def decide(
+    children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool, enough: Mapping[str, str]
+) -> tuple[Action, ...]:
     """The actions of this moment; none when there is only to wait, or nothing more to do. `stop`: the run is suspended,
-    or has met a limit."""
+    or has met a limit. `enough`: the stages whose child was tried often enough, and why."""
     there = [facts[child.stage] for child in children if child.stage in facts]
     if stop or any(one.fate is Fate.FAILED for one in there):
         return tuple(Hold(one) for one in there if one.fate in ACTIVE and not _deactivated(one))
+    if hopeless := [one for one in there if one.stage in enough and one.fate in ACTIVE]:
+        return tuple(GiveUp(one, enough[one.stage]) for one in hopeless)
     resumed = tuple(Resume(one) for one in there if _deactivated(one) or (one.fate is Fate.SUSPENDED and one.held))
     done = done_stages(children, facts)
     ready = (child for child in children if child.stage not in facts and _may_start(child, done))

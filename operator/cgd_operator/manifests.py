@@ -23,10 +23,16 @@ POOL_LABEL = "cgd.dev/pool"
 """On pods: the part of spec.placement that they have their resources from."""
 FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
+GIVEN_UP = "cgd.dev/given-up"
+"""On a PyTorchJob that the operator has ended: why."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 TERMINATION_LOG = "/dev/termination-log"
 
+REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
+"""Labels with which the Training Operator numbers the pods of a PyTorchJob."""
+MEETING_PORT = 23456
+"""Where the processes of a PyTorchJob meet, on its first worker."""
 TRAINER = "trainer.kubeflow.org"
 VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 """Annotation of a TrainingRuntime's template that Kubeflow Trainer reads."""
@@ -122,6 +128,11 @@ def suspension(kind: str, suspend: bool) -> Object:
     return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
 
 
+def giving_up(why: str) -> Object:
+    """The patch that ends a PyTorchJob: its own controller fails it, by a deadline that is over."""
+    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
+
+
 def disruption(status: Object, now: datetime) -> Object:
     """The patch of a pod's status that says that it has failed with its node, by no fault of its own; `status` is what
     it says now."""
@@ -168,21 +179,25 @@ def _pod_failure_policy(child: Child, action: str) -> Object:
 
 
 def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
-    replica = {
+    """Workers alone: beside a Master the Training Operator gives every Worker an init container that runs as root,
+    which our pods refuse, as does a namespace that enforces `restricted`. The job succeeds when all have.
+
+    It has no `backoffLimit`: that counts restarts of containers in their pods, a sidecar's too, and never the pods that
+    are made again, see `retries`.
+    """
+    worker = {
+        "replicas": child.pods,
         "restartPolicy": "ExitCode",
         "template": _template(run, child, release),
     }
-    replicas: Object = {"Master": {"replicas": 1, **replica}}
-    if child.pods > 1:
-        replicas["Worker"] = {"replicas": child.pods - 1, **replica}
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": "PyTorchJob",
         "metadata": _child_meta(run, child),
         "spec": {
             "nprocPerNode": str(run.spec.training.gpus_per_worker),
-            "pytorchReplicaSpecs": replicas,
-            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": run.spec.retries, **_gang(run, child)},
+            "pytorchReplicaSpecs": {"Worker": worker},
+            "runPolicy": {"cleanPodPolicy": "Running", **_gang(run, child)},
         },
     }
 
@@ -310,7 +325,7 @@ def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
         ],
     }
     if child.kind == "PyTorchJob":
-        container["ports"] = [{"name": "pytorchjob-port", "containerPort": 23456}]
+        container["ports"] = [{"name": "pytorchjob-port", "containerPort": MEETING_PORT}]
     return container
 
 
@@ -333,7 +348,17 @@ def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
         url = f"{release.progress_url.rstrip('/')}/progress/{run.namespace}/{run.name}/{run.uid}/{child.stage}"
         yield {"name": contract.PROGRESS_URL, "value": url}
         yield {"name": contract.PROGRESS_TOKEN, "value": f"{PROGRESS}/token"}
+    if child.kind == "PyTorchJob":
+        yield from _meeting_place(child)
     yield from _credentials(run, child)
+
+
+def _meeting_place(child: Child) -> Iterator[Object]:
+    """Where the pods meet and which of them this is; how many there are the Training Operator adds. Each worker has a
+    Service of its pod's name."""
+    yield {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX}']"}}}
+    yield {"name": "PET_MASTER_ADDR", "value": f"{child.name}-worker-0"}
+    yield {"name": "PET_MASTER_PORT", "value": str(MEETING_PORT)}
 
 
 def _credentials(run: Run, child: Child) -> Iterator[Object]:

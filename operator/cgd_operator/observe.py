@@ -1,5 +1,6 @@
 """What has become of each child, read from Jobs, PyTorchJobs, TrainJobs and their pods. Pure: objects in, facts out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -8,12 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator.manifests import CONTAINERS, POOL_LABEL, STAGE_LABEL
+from cgd_operator.manifests import CONTAINERS, GIVEN_UP, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
 from cgd_operator.queues import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_stages.contract import LastWords
 
 Object = dict[str, Any]
 
+RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
+"""Label of a JobSet's pods."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LOST = "Lost"
 """Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
@@ -41,10 +44,15 @@ class PodFacts:
     name: str
     uid: str
     shard: int
+    """Which of its child's pods it is: its number."""
     phase: str
     """Kubernetes's, or LOST."""
+    restarts: int
+    """How often a JobSet had begun all of its pods anew when it made this one."""
     due: datetime | None
     """It is being deleted, and its grace period ends then."""
+    disrupted: bool
+    """The cluster wanted its place, or lost it: no failure of its own."""
     taken: datetime | None
     """When a node took it: from then on its GPUs are its own."""
     start: datetime | None
@@ -56,10 +64,6 @@ class PodFacts:
     words: LastWords | None
     tail: str
     """The termination message when it is not ours: the last lines of the log."""
-
-    @property
-    def leaving(self) -> bool:
-        return self.due is not None
 
     @property
     def failed(self) -> bool:
@@ -74,8 +78,11 @@ class ChildFacts:
     fate: Fate
     reason: str = ""
     message: str = ""
+    suspended: bool = False
     held: bool = False
     """Suspended by the operator, not by a queue."""
+    given_up: str = ""
+    """Why the operator has ended it."""
     start: datetime | None = None
     end: datetime | None = None
     attempts: int = 0
@@ -165,6 +172,7 @@ def _age(pod: PodFacts) -> tuple[float, str]:
 def _child(child: Object, pods: tuple[PodFacts, ...], gone: tuple[PodFacts, ...], queue: Workload | None) -> ChildFacts:
     meta, spec, status = child["metadata"], child.get("spec", {}), child.get("status", {})
     fate, reason, message = _fate(meta, spec, status, pods, gone, queue)
+    notes = meta.get("annotations", {})
     return ChildFacts(
         name=meta["name"],
         stage=_stage(child),
@@ -172,7 +180,9 @@ def _child(child: Object, pods: tuple[PodFacts, ...], gone: tuple[PodFacts, ...]
         fate=fate,
         reason=reason,
         message=message,
-        held=SUSPENDED_BY_RUN in meta.get("annotations", {}),
+        suspended=_is_suspended(spec),
+        held=SUSPENDED_BY_RUN in notes,
+        given_up=notes.get(GIVEN_UP, ""),
         start=_time(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
         end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
         attempts=_attempts(pods),
@@ -196,12 +206,18 @@ def _fate(
     if "Complete" in true or "Succeeded" in true:
         return Fate.SUCCEEDED, "", ""
     if "Failed" in true:
+        if why := meta.get("annotations", {}).get(GIVEN_UP):
+            return Fate.FAILED, "GivenUp", why
         return Fate.FAILED, *_failure(true["Failed"], gone + pods)
-    if spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"):
+    if _is_suspended(spec):
         return _suspended(meta, queue)
     if any(pod.phase == "Running" for pod in pods):
         return Fate.RUNNING, *(_troubled(pods, "Running", LOST) or ("", _retrying(pods)))
     return Fate.WAITING, *(_troubled(pods, "Pending", LOST) or _waiting(pods))
+
+
+def _is_suspended(spec: Object) -> bool:
+    return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
 
 def _suspended(meta: Object, queue: Workload | None) -> tuple[Fate, str, str]:
@@ -255,10 +271,8 @@ def _waiting(pods: tuple[PodFacts, ...]) -> tuple[str, str]:
 
 
 def _attempts(pods: tuple[PodFacts, ...]) -> int:
-    by_shard: dict[int, int] = {}
-    for pod in pods:
-        by_shard[pod.shard] = by_shard.get(pod.shard, 0) + 1
-    return max(by_shard.values(), default=0)
+    begun = Counter((pod.shard, pod.restarts) for pod in pods)
+    return max((restarts + count for (_, restarts), count in begun.items()), default=0)
 
 
 def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
@@ -283,6 +297,8 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
         shard=_shard(meta),
         phase=phase,
         due=due,
+        restarts=int(meta.get("labels", {}).get(RESTARTS, 0)),
+        disrupted=_is_disrupted(status),
         taken=_time(status.get("startTime")),
         start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
         end=_pod_end(phase, status, due),
@@ -332,13 +348,17 @@ def _kept(states: Mapping[str, Object], ended: Object, now: datetime) -> str:
     )
 
 
+def _is_disrupted(status: Object) -> bool:
+    return any(one["type"] == "DisruptionTarget" and one["status"] == "True" for one in status.get("conditions", []))
+
+
 def _shard(meta: Object) -> int:
     labels, notes = meta.get("labels", {}), meta.get("annotations", {})
     if (index := notes.get("batch.kubernetes.io/job-completion-index")) is not None:
         return int(index)
-    if labels.get("training.kubeflow.org/replica-type") == "worker":
-        return 1 + int(labels.get("training.kubeflow.org/replica-index", 0))
-    return 0
+    if labels.get(REPLICA_TYPE) == "master":  # of a PyTorchJob that an older operator has made
+        return -1
+    return int(labels.get(REPLICA_INDEX, 0))
 
 
 def _trouble(pod: Object, status: Object, states: list[Object], ended: Object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator import events, manifests, metrics, status, usage
+from cgd_operator import events, manifests, metrics, retries, status, usage
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.cluster import (
@@ -28,7 +28,7 @@ from cgd_operator.cluster import (
     Cluster,
     Kind,
 )
-from cgd_operator.decide import Action, Hold, Replace, Resume, Start, decide, replacements
+from cgd_operator.decide import Action, GiveUp, Hold, Replace, Resume, Start, decide, replacements
 from cgd_operator.departed import Departed
 from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import ChildFacts, Fate, Gone, PodFacts, observe, pods_by_stage, queued
@@ -97,7 +97,8 @@ class View:
         facts = there.observe(now)
         used = usage.count(children, pods_by_stage(there.pods, there.gone, now), previous, now)
         limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
-        actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
+        enough = retries.enough(facts.values(), previous, run.spec.retries)
+        actions = decide(children, facts, stop=run.spec.suspend or limit is not None, enough=enough)
         actions += replacements(facts, run.spec.replace_lost_pods_after_seconds, now)
         return cls(run, there, previous, now, backend, children, used, limit, actions)
 
@@ -339,6 +340,9 @@ class Reconciler:
                         await self._suspend(run, facts, True, there)
                     case Resume(facts):
                         await self._suspend(run, facts, False, there)
+                    case GiveUp(facts, why):
+                        log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
+                        await self._change(run, facts, manifests.giving_up(why), there)
                     case Replace(stage, pod):
                         await self._replace(run, stage, pod, there)
             except ApiError as error:
@@ -376,14 +380,12 @@ class Reconciler:
             patched = await self.cluster.patch(served, facts.workload.name, run.namespace, body)
             there.workloads[:] = _replaced(there.workloads, patched)
             return
-        kind: Kind = manifests.KINDS[facts.kind]
         note = {SUSPENDED_BY_RUN: "true" if suspend else None}
-        patched = await self.cluster.patch(
-            kind,
-            facts.name,
-            run.namespace,
-            {"metadata": {"annotations": note}, "spec": manifests.suspension(facts.kind, suspend)},
-        )
+        suspension = manifests.suspension(facts.kind, suspend)
+        await self._change(run, facts, {"metadata": {"annotations": note}, "spec": suspension}, there)
+
+    async def _change(self, run: Run, facts: ChildFacts, patch: Object, there: Children) -> None:
+        patched = await self.cluster.patch(manifests.KINDS[facts.kind], facts.name, run.namespace, patch)
         there.objects[:] = _replaced(there.objects, patched)
 
     async def _replace(self, run: Run, stage: str, pod: PodFacts, there: Children) -> None:

@@ -13,6 +13,7 @@ from cgd_operator.decide import done_stages
 from cgd_operator.observe import RETRYING, ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run
 from cgd_operator.progress import StageProgress, percent_of
+from cgd_operator.retries import attempts
 from cgd_operator.usage import Used, hours, total
 from cgd_stages.contract import StageFacts, train_stage
 
@@ -121,6 +122,7 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
     ended = state in ("Succeeded", "Failed")
     rows = _rows(told, progress, old, ended)
     running = state == "Running"
+    made = attempts(facts, old)
     return StageStatus(
         name=name,
         state=state,
@@ -129,7 +131,8 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         child=facts.name,
         start_time=_text(facts.start) or old.start_time,
         completion_time=(_text(facts.end) or old.completion_time) if ended else None,
-        attempts=max(facts.attempts, old.attempts),
+        attempts=max(facts.attempts, old.attempts, *(one.attempts for one in made)),
+        pod_attempts=made,
         rows=rows,
         tokens_per_second=_speed(told, progress, old),
         percent=100 if state == "Succeeded" else _percent(rows, progress, old),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from builders import ended, job, pod
 
-from cgd_operator.manifests import KINDS, suspension
+from cgd_operator.manifests import KINDS, REPLICA_INDEX, REPLICA_TYPE, suspension
 from cgd_operator.observe import Fate, last_state, observe
 
 
@@ -218,6 +218,36 @@ def test_a_second_try_tells_about_the_first() -> None:
 def test_attempts_are_counted_by_shard() -> None:
     pods = [pod("answer", "Running", shard=shard) for shard in range(8)]
     assert observe([job("answer")], pods)["answer"].attempts == 1
+
+
+def numbered(kind: str, index: int) -> dict[str, Any]:
+    """A pod of a PyTorchJob."""
+    made = pod("answer", name=f"t-{kind}-{index}")
+    made["metadata"]["annotations"] = {}
+    made["metadata"]["labels"] |= {REPLICA_TYPE: kind, REPLICA_INDEX: str(index)}
+    return made
+
+
+@pytest.mark.parametrize("first", ["master", "worker"], ids=["of an older operator", "of this one"])
+def test_the_pods_of_a_pytorchjob_are_told_apart(first: str) -> None:
+    pods = [numbered(first, 0), *(numbered("worker", index) for index in range(first == "worker", 3))]
+    facts = observe([job("answer", kind="PyTorchJob")], pods)["answer"]
+    assert len({one.shard for one in facts.pods}) == len(pods)
+    assert facts.attempts == 1
+
+
+def test_pods_that_a_jobset_has_begun_anew_are_another_attempt() -> None:
+    pods = [pod("answer", shard=shard) for shard in range(2)]
+    for one in pods:
+        one["metadata"]["labels"]["jobset.sigs.k8s.io/restart-attempt"] = "2"
+    assert observe([job("answer", kind="TrainJob")], pods)["answer"].attempts == 3
+
+
+def test_a_child_that_was_given_up_tells_why() -> None:
+    child = job("answer", "Failed", kind="PyTorchJob")
+    child["metadata"]["annotations"] = {"cgd.dev/given-up": "tried 4 times"}
+    facts = observe([child], [])["answer"]
+    assert (facts.fate, facts.reason, facts.message) == (Fate.FAILED, "GivenUp", "tried 4 times")
 
 
 def test_json_in_a_log_is_not_taken_for_last_words() -> None:

@@ -97,7 +97,7 @@ def test_a_workload_that_somebody_deactivated_says_how_to_go_on_and_is_left_alon
     assert (found.fate, found.reason) == (Fate.SUSPENDED, "Deactivated")
     assert "job-answer-1 was deactivated (The workload is deactivated); set the Workload's spec.active" in found.message
     for stop in (True, False):
-        assert decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop) == ()
+        assert decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop, enough={}) == ()
 
 
 def done() -> ChildFacts:
@@ -105,7 +105,10 @@ def done() -> ChildFacts:
 
 
 def decided(found: ChildFacts, *, stop: bool) -> list[type]:
-    return [type(one) for one in decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop)]
+    return [
+        type(one)
+        for one in decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop, enough={})
+    ]
 
 
 def test_a_child_that_waits_in_a_queue_is_left_to_the_queue_until_the_run_stops() -> None:
