@@ -141,7 +141,7 @@ def who(run: Object, status: CGDRunStatus) -> str:
             return "The operator: it has not looked at this run yet. If that lasts, see whether it runs."
         case _ if stalled:
             return _stalled(stalled)
-        case _ if stage and stage.state in ("Waiting", "Suspended"):
+        case _ if stage and (stage.state in ("Waiting", "Suspended") or stage.reason):
             return _waits(stage)
     return "Nobody: it is at work."
 
@@ -162,6 +162,8 @@ def _waits(stage: StageStatus) -> str:
             return "Nobody, if the queue moves: it starts when there is quota. Else the queue's administrator."
         case "Unschedulable":
             return "The cluster's administrator or autoscaler: no node takes the pod. Or you: ask for less."
+        case "NodeLost":
+            return "The cluster's administrator: bring the node back, or say that it is off. The message says how."
         case "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName":
             return "The operator's administrator: the image cannot be pulled."
     return "You: do what the message says." if stage.message else "Nobody: its pods are being started."

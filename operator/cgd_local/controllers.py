@@ -29,6 +29,8 @@ class Decision:
     status: Object
     create: list[Object] = field(default_factory=list)
     delete: list[Object] = field(default_factory=list)
+    release: list[Object] = field(default_factory=list)
+    """What has the controller's finalizer and need not have it any more."""
     events: list[tuple[str, str, str]] = field(default_factory=list)
     """Type (Normal or Warning), reason and message."""
     again: float | None = None
@@ -52,8 +54,11 @@ class Controller:
         kind: Kind,
         decide: Callable[[Object, list[Object], float], Decision],
         makes: Kind = POD,
+        finalizer: str = "",
     ) -> None:
         self._cluster, self._kind, self._decide, self._makes = cluster, kind, decide, makes
+        self._finalizer = finalizer
+        """With which it holds what it makes."""
         self._name = f"{kind.kind.lower()}-controller"
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
@@ -65,7 +70,7 @@ class Controller:
 
     async def _watch(self) -> None:
         async for event, item in self._cluster.watch(self._kind):
-            if event in ("LISTED", "ADDED", "MODIFIED"):
+            if event != "SYNCED":
                 self._look((item["metadata"]["namespace"], item["metadata"]["name"]))
 
     async def _watch_made(self) -> None:
@@ -93,9 +98,11 @@ class Controller:
 
     async def _reconcile(self, namespace: str, name: str) -> float | None:
         owner = await self._cluster.get(self._kind, name, namespace)
-        if owner is None or "deletionTimestamp" in owner["metadata"]:
-            return None
         made, _ = await self._cluster.list(self._makes, namespace)
+        if owner is None or "deletionTimestamp" in owner["metadata"]:
+            named = (self._kind.kind, name)
+            await self._release(one for one in made if _controller_name(one) == named)
+            return None
         mine = [item for item in made if controller_of(item).get("uid") == owner["metadata"]["uid"]]
         decision = self._decide(await self._complete(owner), mine, time.time())
         await self._act(owner, decision)
@@ -113,6 +120,7 @@ class Controller:
             made, made_uid = item["metadata"]["name"], item["metadata"]["uid"]
             await self._cluster.delete(self._makes, made, namespace, uid=made_uid, propagation=propagation)
             decision.events.append(("Normal", "SuccessfulDelete", f"Deleted {what}: {made}"))
+        await self._release(decision.release)
         for item in decision.create:
             try:
                 await self._cluster.create(self._makes, item)
@@ -126,6 +134,14 @@ class Controller:
             await record(self._cluster, owner, *event, component=self._name)
         if decision.expired:
             await self._cluster.delete(self._kind, name, namespace, uid=uid, propagation="Foreground")
+
+    async def _release(self, items: Iterable[Object]) -> None:
+        for item in items:
+            meta = item["metadata"]
+            if self._finalizer and self._finalizer in (meta.get("finalizers") or []):
+                left = [one for one in meta["finalizers"] if one != self._finalizer]
+                body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": left}}
+                await self._cluster.patch(self._makes, meta["name"], meta["namespace"], body)
 
 
 async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -208,6 +224,11 @@ def controller_of(item: Object) -> Object:
     """The owner reference of the controller; empty when there is none."""
     references: list[Object] = item["metadata"].get("ownerReferences") or []
     return next((r for r in references if r.get("controller")), {})
+
+
+def _controller_name(item: Object) -> tuple[str, str]:
+    owner = controller_of(item)
+    return owner.get("kind", ""), owner.get("name", "")
 
 
 def phase(pod: Object) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from aiohttp import web
 
 from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, set_condition
+from cgd_local.nodes import disrupt
 from cgd_local.pods import Container, PodRunner, Verdict
 from cgd_local.sandbox import Sandbox
 from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Kind, Object
@@ -89,6 +90,7 @@ class Node:
         """Pods of a former node process have no processes any more; their controllers replace them."""
         for pod in (await self.cluster.list(POD))[0]:
             if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
+                await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
                 await self._remove(pod)
 
     async def _register(self, port: int) -> None:

@@ -22,7 +22,7 @@ async def declare_unreachable(cluster: Cluster, name: str) -> None:
     await cluster.patch(NODE, name, None, {"status": {"conditions": conditions}}, subresource="status")
     await taint(cluster, name, UNREACHABLE, "NoExecute")
     for pod in await _pods_on(cluster, name):
-        await _disrupt(cluster, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+        await disrupt(cluster, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
         meta = pod["metadata"]
         await cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"])
 
@@ -60,7 +60,7 @@ class PodCollector:
             if leaving and "deletionTimestamp" not in meta:
                 continue
             if phase(pod) not in ("Succeeded", "Failed"):
-                await _disrupt(self._cluster, pod, "DeletionByPodGC", why, phase="Failed")
+                await disrupt(self._cluster, pod, "DeletionByPodGC", why, phase="Failed")
             await self._cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
 
 
@@ -73,7 +73,7 @@ async def _pods_on(cluster: Cluster, node: str) -> list[Object]:
     return [pod for pod in (await cluster.list(POD))[0] if pod["spec"].get("nodeName") == node]
 
 
-async def _disrupt(cluster: Cluster, pod: Object, reason: str, message: str, **more: str) -> None:
+async def disrupt(cluster: Cluster, pod: Object, reason: str, message: str, **more: str) -> None:
     """Write into a pod's status that it is ended by no fault of its own."""
     conditions = list(pod.get("status", {}).get("conditions") or [])
     set_condition(conditions, "DisruptionTarget", "True", reason, message)

@@ -343,8 +343,8 @@ def _kept(states: Mapping[str, Object], ended: Object, now: datetime) -> str:
         return ""
     return (
         f"SidecarRuns: the stage has ended (exit code {ended['exitCode']}), but container {others[0]} still runs and "
-        "keeps the pod: make it a native sidecar (an init container with restartPolicy: Always), or keep it out of the "
-        "pod by a label or annotation in spec.podMetadata that its injector knows"
+        "keeps the pod: end it there to go on. For other runs have it injected as a native sidecar (an init container "
+        "with restartPolicy: Always), or not at all, by what its injector reads in spec.podMetadata"
     )
 
 

@@ -142,6 +142,13 @@ def test_a_failure_keeps_what_its_pods_said_when_they_are_gone() -> None:
     )
 
 
+def test_words_that_a_kubelet_tells_after_the_failure_are_told() -> None:
+    before = render_of(job("prepare", "Failed"), pods=(pod("prepare", running={}),))
+    late = pod("prepare", "Failed", terminated=ended(3, FAILURE))
+    after = render_of(job("prepare", "Failed"), pods=(late,), previous=before)
+    assert stage(after, "prepare").message == "pod demo-prepare-0: exit code 3: no such bucket. create it"
+
+
 def test_a_failure_that_was_never_seen_tells_what_the_try_before_said() -> None:
     failed = pod("prepare", "Failed", name="a", terminated=ended(201, FAILURE))
     before = render_of(job("prepare"), pods=(failed, pod("prepare", name="b")))

@@ -77,8 +77,8 @@ class Artifacts(Part):
 class CGDRunStatus(Part):
     """What the operator saw last. Derived from the spec and the children every time.
 
-    Three facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU
-    seconds of pods that are gone, and how often the pods of a PyTorchJob were made.
+    Four facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds
+    of pods that are gone, the last words of a failed stage, and how often the pods of a PyTorchJob were made.
     """
 
     observed_generation: int = 0

@@ -317,6 +317,23 @@ async def test_deletion_lets_the_program_say_goodbye(world):
     await eventually(lambda: not list(world.cluster.node.folder.glob(f"{world.namespace}_p_*")), "end of its folder")
 
 
+async def test_the_news_of_a_deletion_has_the_pods_last_state(world):
+    await world.pod("trap 'exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done")
+    await world.written("up")
+
+    async def deleted() -> Object:
+        async for event, pod in world.client.watch(POD, world.namespace):
+            if event == "LISTED":
+                await world.client.delete(POD, "p", world.namespace)
+            elif event == "DELETED":
+                return pod
+        raise AssertionError("the watch has ended")
+
+    pod = await asyncio.wait_for(deleted(), 20)
+    assert (pod["status"]["phase"], ended(pod)["exitCode"]) == ("Failed", 143)
+    assert ended(pod)["finishedAt"] >= ended(pod)["startedAt"]
+
+
 async def test_a_deleted_pod_gets_sigterm_when_its_hook_is_over(world):
     hook = {"preStop": {"exec": {"command": ["sh", "-c", "sleep 0.2; echo hook >> $HOME/../order"]}}}
     script = "trap 'echo SIGTERM >> $HOME/../order; exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done"

@@ -1,16 +1,22 @@
 """Nodes that lose their power: their pods stay until somebody says that the machine is off."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from builders import job, labels
 from local_world import FAST, IMAGE, World, condition, phase
 
 from cgd_local.cluster import LocalCluster
+from cgd_local.jobs import TRACKED
 from cgd_local.node import Node
 from cgd_local.nodes import OUT_OF_SERVICE, declare_unreachable, taint
-from cgd_operator.cluster import NODE, POD, Object
+from cgd_operator.cluster import JOB, NODE, POD, Object
+from cgd_operator.manifests import disruption
+from cgd_operator.observe import observe
 
 FOREVER = {"podReplacementPolicy": "Failed", "completions": 1}
 
@@ -61,7 +67,36 @@ async def test_a_node_that_is_said_to_be_off_lets_go_of_its_pods(world: World, w
     assert [pod["spec"]["nodeName"] for pod in pods] == ["other"]
 
 
+async def test_deletion_by_force_frees_a_pod_of_a_job_only_when_it_is_said_to_have_failed(world: World) -> None:
+    lost = await lose(world)
+    name = lost["metadata"]["name"]
+    await world.client.delete(POD, name, "default", grace=0)
+    held = await world.until(POD, name, lambda pod: pod["metadata"].get("deletionGracePeriodSeconds") == 0)
+    assert held["metadata"]["finalizers"] == [TRACKED]
+    await asyncio.sleep(0.3)
+    assert [phase(pod) for pod in await world.pods()] == ["Running"], "it is neither gone nor replaced"
+    said = disruption(held["status"], datetime.now(UTC))
+    await world.client.patch(POD, name, "default", said, subresource="status")
+    await world.when_pods(lambda pods: is_replaced(lost, pods))
+    await world.gone(POD, name)
+    job = await world.client.get(JOB, "j", "default")
+    assert job is not None
+    assert job["status"]["failed"] == 0, "a disruption costs no try"
+
+
 async def test_a_node_leaves_the_pods_of_others_alone(world: World) -> None:
     (pod,) = await world.pods()
     await world.client.delete(POD, pod["metadata"]["name"], "default")
     await world.when_pods(lambda pods: is_replaced(pod, pods))
+
+
+async def test_the_operator_knows_a_lost_node_from_its_pod_alone(world: World) -> None:
+    lost = await lose(world)
+    lost = await world.until(POD, lost["metadata"]["name"], lambda pod: "deletionTimestamp" in pod["metadata"])
+    lost["metadata"]["labels"] = labels("answer")
+    due = datetime.fromisoformat(lost["metadata"]["deletionTimestamp"])
+
+    def reason(after: float) -> str:
+        return observe([job("answer")], [lost], now=due + timedelta(seconds=after))["answer"].reason
+
+    assert [reason(after) for after in (-1, 59, 61)] == ["", "", "NodeLost"]
