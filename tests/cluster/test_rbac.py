@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ RIGHTS = {
 }
 
 
-def rendered(namespaces: list[str], **more: Any) -> list[dict[str, Any]]:
-    """The chart's objects."""
+def rendered(namespaces: list[str], pods: bool = True, **more: Any) -> list[dict[str, Any]]:
+    """The chart's objects; `pods`: whether the operator may create some as a dry run."""
     images = {"repository": "registry.example/image"}
     values = {
         "image": images,
         "stageImages": {"generate": images, "train": images},
         "watchNamespaces": namespaces,
+        "rehearsal": {"pods": pods},
         **more,
     }
     texts = helm_python.Chart.load(CHART).render(values, name="cgd", namespace="cgd-system")
@@ -148,7 +150,8 @@ async def confine(
     own["users"][0]["user"] = {"token": token}
     (folder / "operator.yaml").write_text(yaml.safe_dump(own))
     monkeypatch.setenv("KUBECONFIG", str(folder / "operator.yaml"))
-    monkeypatch.setenv("CGD_LEASE", environment(objects, "CGD_LEASE"))
+    for name in ("CGD_LEASE", "CGD_REHEARSE_PODS", "CGD_STALLED_AFTER_SECONDS"):
+        monkeypatch.setenv(name, environment(objects, name))
     return guard
 
 
@@ -178,18 +181,25 @@ async def test_pods_of_lost_nodes_are_deleted_only_with_the_right_that_the_chart
 
 
 @pytest.mark.parametrize(
-    ("namespaces", "backend", "queue"),
-    [([], "PyTorchJob", QUEUE), (["default"], "TrainJob", QUEUE), (["default"], "PyTorchJob", {})],
+    ("namespaces", "backend", "queue", "pods"),
+    [
+        ([], "PyTorchJob", QUEUE, True),
+        (["default"], "TrainJob", QUEUE, True),
+        (["default"], "PyTorchJob", {}, True),
+        (["default"], "TrainJob", {}, False),
+    ],
 )
 async def test_no_call_of_a_whole_run_is_denied(
     world: Any,
     namespaces: list[str],
     backend: str,
     queue: dict[str, str],
+    pods: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    guard = await confine(world, rendered(namespaces), tmp_path, monkeypatch)
+    monkeypatch.setattr("cgd_operator.observe.QUIET", timedelta(minutes=-1))
+    guard = await confine(world, rendered(namespaces, pods), tmp_path, monkeypatch)
 
     async def queued(stage: str) -> bool:
         child = (await world.children()).get(stage)
@@ -200,11 +210,15 @@ async def test_no_call_of_a_whole_run_is_denied(
     async def reached(state: str) -> bool:
         return bool(await world.state() == state)
 
+    async def has_asked_why() -> bool:
+        return ("list", "events") in guard.allowed
+
     async def gone() -> bool:
         return await world.client.get(RUN, "demo", "default") is None
 
     async with Kueue(world).at_work() if queue else nullcontext(), world.operator(tuple(namespaces)):
         await world.apply({"training.backend": backend}, labels=queue)
+        await world.until(has_asked_why)
         await world.end("prepare")
         if queue:
             await world.until(lambda: queued("answer"))
@@ -230,3 +244,4 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("create", KINDS[backend].plural),
     } | ({("list", "workloads"), ("patch", "workloads")} if queue else set())
     assert needed <= guard.allowed
+    assert (("create", "pods") in guard.allowed) == pods
