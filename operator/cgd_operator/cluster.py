@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class Cluster:
 
     def __init__(self, configuration: Configuration, *, manager: str) -> None:
         self._client = ApiClient(configuration)
+        self._session: aiohttp.ClientSession | None = None
         self._manager = manager
         self._versions: dict[Kind, int] = {}
         """Of each kind, the newest version that a list was read at."""
@@ -104,12 +106,12 @@ class Cluster:
             await kubeconfigs.load_kube_config(path, client_configuration=configuration)
         else:
             await kubeconfigs.load_config(client_configuration=configuration)
-        # Else the client reads the environment and ~/.netrc before every request.
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
-        configuration.client_session_kwargs = {"trust_env": False}
         return cls(configuration, manager=manager)
 
     async def close(self) -> None:
+        if self._session:
+            await self._session.close()
         await self._client.close()
 
     async def __aenter__(self) -> Self:
@@ -316,14 +318,44 @@ class Cluster:
         self, method: str, path: str, body: Object | None, content_type: str, timeout: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": JSON, "Content-Type": content_type}
+        configuration = self._client.configuration
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        url = self._client.configuration.host + path
-        answer = await self._client.rest_client.request(
-            method, url, headers=headers, body=body, _request_timeout=timeout
+        response = await self._connections().request(
+            method,
+            configuration.host + path,
+            headers=headers,
+            data=None if body is None else encoded(body),
+            timeout=timeout,
+            proxy=configuration.proxy,
+            proxy_headers=configuration.proxy_headers,
+            server_hostname=configuration.tls_server_name,
         )
-        response: aiohttp.ClientResponse = answer.response
         metrics.API_REQUESTS.labels(method, str(response.status)).inc()
         return response
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """With the client's TLS. Its own session is not used: it writes every body in ASCII, which an apply must not
+        be, and reads the environment and ~/.netrc before every request."""
+        if self._session is None:
+            rest = self._client.rest_client
+            connector = aiohttp.TCPConnector(limit=rest.maxsize, ssl=rest.ssl_context)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=2**21)
+        return self._session
+
+
+_NOT_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def encoded(body: Object) -> bytes:
+    """A request's body: JSON that the API server's YAML reader, which takes what is applied, reads alike.
+
+    It refuses characters above U+FFFF as the pair of escapes that JSON has for them, and control characters (C0, C1 and
+    a few more) as they are; some of those it takes for line breaks. Half of a pair is no character in either: U+FFFD.
+    """
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    whole = _SURROGATE.sub("\ufffd", text)
+    return _NOT_AS_IT_IS.sub(lambda found: f"\\u{ord(found[0]):04x}", whole).encode()
 
 
 def _proxy(url: str) -> str | None:
