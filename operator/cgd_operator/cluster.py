@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import urllib.request
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Literal, Self
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
+from aiohttp.connector import Connection
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -338,9 +340,29 @@ class Cluster:
         be, and reads the environment and ~/.netrc before every request."""
         if self._session is None:
             rest = self._client.rest_client
-            connector = aiohttp.TCPConnector(limit=rest.maxsize, ssl=rest.ssl_context)
+            connector = Connector(limit=rest.maxsize, ssl=rest.ssl_context)
             self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=2**21)
         return self._session
+
+
+class Connector(aiohttp.TCPConnector):
+    """Has no connection left when it is closed. aiohttp's own forgets those that were let go in the middle of an answer
+    as every watch is: with TLS they would wait for the server's farewell, in a loop that may be over."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+
+    async def connect(self, *request: Any, **options: Any) -> Connection:
+        connection = await super().connect(*request, **options)
+        if connection.transport:
+            self._transports.add(connection.transport)
+        return connection
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        await super().close(abort_ssl=abort_ssl)
+        for transport in self._transports:
+            transport.abort()
 
 
 _NOT_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
