@@ -13,6 +13,7 @@ import urllib.request
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlencode, urlsplit
@@ -102,12 +103,14 @@ class Cluster:
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
-        """Connect with a kubeconfig file; without one, with `$KUBECONFIG`, or the pod's service account."""
+        """Connect with a kubeconfig file; without one, with `$KUBECONFIG` (which the client reads at import only),
+        ~/.kube/config, or the pod's service account."""
         configuration = Configuration()
-        if path := kubeconfig or os.environ.get("KUBECONFIG"):  # the client reads the variable at import only
+        usual = Path.home() / ".kube/config"
+        if path := kubeconfig or os.environ.get("KUBECONFIG") or (usual.exists() and str(usual)):
             await kubeconfigs.load_kube_config(path, client_configuration=configuration)
         else:
-            await kubeconfigs.load_config(client_configuration=configuration)
+            kubeconfigs.load_incluster_config(client_configuration=configuration)
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
         return cls(configuration, manager=manager)
 

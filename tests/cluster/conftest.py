@@ -18,10 +18,10 @@ from builders import ENDS, manifest
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install, real_apiserver
-from cgd_operator.__main__ import operate
 from cgd_operator.cluster import EVENT, RUN, ApiError, Cluster, Kind
 from cgd_operator.crd import crd
 from cgd_operator.manifests import KINDS, STAGE_LABEL
+from cgd_operator.process import operate
 
 Json = dict[str, Any]
 
