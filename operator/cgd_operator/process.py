@@ -25,6 +25,7 @@ import threading
 import uuid
 
 import kopf
+from kubernetes.aio.config.config_exception import ConfigException
 
 from cgd_operator import handlers
 from cgd_operator.cluster import RUN, ApiError, Cluster
@@ -49,7 +50,7 @@ def main() -> None:
             asyncio.run(_until_told_to_stop(tuple(options.namespace)))
     except ApiError as error:
         raise SystemExit(f"cgd-operator: {error}\n{_hint(error)}") from error
-    except LeaseLost as error:
+    except (ConfigException, LeaseLost) as error:
         raise SystemExit(f"cgd-operator: {error}") from error
 
 

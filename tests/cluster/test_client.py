@@ -3,12 +3,14 @@
 import asyncio
 import json
 import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.config import incluster_config
 
 from cgd_operator.cluster import CONFIGMAP, PAGE, ApiError, Cluster
 
@@ -125,10 +127,32 @@ async def test_a_watch_whose_connection_is_cut_goes_on_where_it_was(
     assert await mine.read(1) == [("ADDED", "meanwhile")]
 
 
-async def test_a_watch_that_is_let_go_leaves_no_connection_to_a_server_that_says_no_goodbye(tmp_path: Path) -> None:
-    key, certificate, config = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "kubeconfig"
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
     making = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=127.0.0.1"
-    await (await asyncio.create_subprocess_exec("openssl", *making.split(), stderr=asyncio.subprocess.DEVNULL)).wait()
+    subprocess.run(["openssl", *making.split()], check=True, capture_output=True)
+    return key, certificate
+
+
+async def test_a_pod_uses_its_service_account_without_a_word_about_kubeconfigs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning would fail the test."""
+    _, certificate = make_certificate(tmp_path)
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    async with await Cluster.connect(manager="test") as client:
+        assert client._client.configuration.host == "https://10.0.0.1:443"
+
+
+async def test_a_watch_that_is_let_go_leaves_no_connection_to_a_server_that_says_no_goodbye(tmp_path: Path) -> None:
+    key, certificate = make_certificate(tmp_path)
+    config = tmp_path / "kubeconfig"
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     served: list[asyncio.StreamWriter] = []
