@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from cgd_operator.cluster import LEASE
 from cgd_operator.progress import token
@@ -98,6 +99,28 @@ async def test_sigterm_ends_process_1_whatever_it_does_and_leaves_no_lease(
     assert process.returncode == 0, told.decode()
     assert b"Traceback" not in told
     assert await holder(world) == ("another" if waits else None)
+
+
+@embedded_only
+async def test_one_that_is_told_to_go_before_it_hears_that_it_leads_gives_the_lease_back(world: Any) -> None:
+    written = asyncio.Event()
+
+    async def late(request: web.Request) -> web.StreamResponse | None:
+        if request.method != "POST" or not request.path.endswith("/leases"):
+            return None
+        answer: web.StreamResponse = await world.embedded._route(request)
+        written.set()
+        await asyncio.sleep(0.5)
+        return answer
+
+    world.embedded.fault = late
+    process = await asyncio.create_subprocess_exec(*PROGRAM, env=environment(world), stderr=subprocess.PIPE)
+    await asyncio.wait_for(written.wait(), 30)
+    process.terminate()
+    _, told = await asyncio.wait_for(process.communicate(), 10)
+    assert process.returncode == 0, told.decode()
+    assert b" leads" not in told
+    assert (await world.client.get(LEASE, NAME, "default"))["spec"].get("holderIdentity") is None
 
 
 def test_sigterm_is_heard_before_anything_is_imported() -> None:
