@@ -10,7 +10,7 @@ from aiohttp import web
 from builders import CHILDREN
 
 from cgd_operator import manifests
-from cgd_operator.cluster import CRD, EVENT, JOB, RUN, SECRET, TRAININGRUNTIME, Cluster
+from cgd_operator.cluster import CRD, JOB, RUN, SECRET, TRAININGRUNTIME, Cluster
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
@@ -71,12 +71,12 @@ async def test_events_tell_the_story(world: Any) -> None:
         await world.end("answer", "Failed")
         await world.until(lambda: state_is(world, "Failed"))
         await world.until(lambda: has_event(world, "RunFailed"))
-    reasons = [event["reason"] for event in (await world.client.list(EVENT, "default"))[0]]
+    reasons = [event["reason"] for event in await world.events()]
     assert sorted(reasons) == ["RunFailed", "StageFailed", "StageSucceeded"]
 
 
 async def has_event(world: Any, reason: str) -> bool:
-    return any(event["reason"] == reason for event in (await world.client.list(EVENT, "default"))[0])
+    return any(event["reason"] == reason for event in await world.events())
 
 
 async def state_is(world: Any, state: str) -> bool:
