@@ -26,6 +26,8 @@ COPY --from=build /opt/cgd /opt/cgd
 # Libraries ask for the name of the user, whom no passwd file knows.
 ENV PATH=/opt/cgd/bin:$PATH HOME=/tmp USER=cgd PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+# vLLM takes FlashInfer's sampler for granted, which is compiled at its first use, by a whole CUDA toolkit; ours is none.
+ENV VLLM_USE_FLASHINFER_SAMPLER=0
 # GKE puts the driver there and tells nobody; NVIDIA's container toolkit needs no help.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 USER 65532:65532

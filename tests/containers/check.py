@@ -22,6 +22,7 @@ from pathlib import Path
 
 import tiny
 import yaml
+from local_world import eventually
 from rich.console import Console
 from rich.table import Table
 from stage_builders import generate_work, prepare_work, task
@@ -39,7 +40,6 @@ from cgd_stages.storage import Bucket
 HERE = Path(__file__).parent
 ROOM = 45
 """GB of disk: while the layer of generate is made, its venv is there four times."""
-PATIENCE = 120.0
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 CERTIFICATES, MOUNTED = Path("/etc/ssl/certs/ca-certificates.crt"), "/run/ca-certificates.crt"
 PROGRAMS = [f"cgd_stages.{name}" for name in ("prepare", "generate", "check", "evaluate", "harness", "report", "clean")]
@@ -229,8 +229,8 @@ def try_operator(image: Image, _: SeaweedFS) -> list[str]:
 
     try:
         return [asyncio.run(_first_job(image.scratch / "kubeconfig", crd, run, operator))]
-    except TimeoutError as error:
-        raise Broken(f"the operator made no Job:\n{log.read_text()}") from error
+    except AssertionError as error:
+        raise Broken(f"{error}\n{log.read_text()}") from error
 
 
 async def _first_job(
@@ -239,17 +239,20 @@ async def _first_job(
     """What the operator makes of the quick start on the local API server, which has no node."""
     api = ApiServer()
     await api.start()
-    kubeconfig.write_text(api.kubeconfig())
+    await asyncio.to_thread(kubeconfig.write_text, api.kubeconfig())
     async with await Cluster.connect(str(kubeconfig), manager="check") as client:
         for definition in (pytorchjobs.crd(), crd):
             await install(client, definition)
         await client.create(RUN, run | {"metadata": run["metadata"] | {"namespace": "default"}})
         with operator():
-            async with asyncio.timeout(PATIENCE):
-                while not (jobs := (await client.list(JOB, "default"))[0]):
-                    await asyncio.sleep(0.2)
+            job = await eventually(lambda: _job(client), "Job of the operator's")
     await api.stop()
-    return f"operator: made the Job {jobs[0]['metadata']['name']}"
+    return f"operator: made the Job {job['metadata']['name']}"
+
+
+async def _job(client: Cluster) -> Object | None:
+    jobs, _ = await client.list(JOB, "default")
+    return next(iter(jobs), None)
 
 
 TRIES: dict[str, Callable[[Image, SeaweedFS], list[str]]] = {
