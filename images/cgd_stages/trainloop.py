@@ -396,7 +396,7 @@ def take_gpu() -> bool:
 
     Raises TransientError where it is built for GPUs and cannot have one: it would go on, on the CPU, for weeks.
     """
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return False
     try:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -1,6 +1,6 @@
 """Build the three images on a Debian made by debootstrap, and try in them everything that needs no GPU.
 
-    make check-images IMAGES="operator train" FOLDER=/large/disk MIRROR=...
+    make check-images IMAGES="operator train" FOLDER=/large/disk MIRROR=... COMPRESSED=yes
 
 No Docker, no registry of images: root, buildah and debootstrap. What is built is what ships: the same Dockerfiles on
 the same release of Debian. Programs run as pods run them (likeapod.sh), on a real S3 server and a local API server.
@@ -90,8 +90,8 @@ class Workshop:
         self._run(["make", "images", f"BUILD={' '.join(build)}", "REGISTRY=localhost", "TAG=check", f"IMAGES={name}"])
         container = self.buildah("from", f"localhost/cgd-{name}:check")
         root = Path(self.buildah("mount", container))
-        settings = json.loads(self.buildah("inspect", "--format", "{{json .OCIv1.Config.Env}}", container))
-        return Image(name, root, settings, self.folder / "scratch", time.monotonic() - started)
+        settings = json.loads(self.buildah("inspect", container))["OCIv1"]["config"]
+        return Image(name, root, settings["Env"], self.folder / "scratch", time.monotonic() - started)
 
     def compressed(self, name: str) -> int:
         """Bytes of the image as a registry holds it."""
@@ -145,7 +145,7 @@ class Image:
     def clean_scratch(self) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        for file in ("imports.py", "compile_kernels.py"):
+        for file in ("imports.py", "owners.py", "compile_kernels.py"):
             shutil.copy(HERE / file, self.scratch)
         shutil.copy(Path(sys.executable).with_name("uv"), self.scratch)
         tiny.make(self.scratch / "model")
@@ -173,7 +173,7 @@ class Image:
 
 
 def megabytes(path: Path) -> int:
-    return int(subprocess.check_output(["du", "-smx", str(path)]).split()[0])
+    return int(subprocess.check_output(["du", "-sxB", "1000000", str(path)]).split()[0])
 
 
 def ends_well(image: Image, storage: Storage, work: Work) -> None:
@@ -269,12 +269,13 @@ async def check(workshop: Workshop, names: list[str], console: Console) -> Table
             image = await asyncio.to_thread(workshop.make, name)
             image.clean_scratch()
             console.print(image.passes("/scratch/uv", "pip", "check", "--python", "/opt/cgd/bin/python") or "pip check")
+            console.print(image.passes("python", "/scratch/owners.py"))
             console.print(image.passes("python", "/scratch/imports.py", *IMPORTS[name]))
             for line in await asyncio.to_thread(TRIES[name], image, s3):
                 console.print(line)
-            gigabytes = megabytes(image.root) / 1000, workshop.compressed(name) / 1e9
             largest = ", ".join(f"{package} {size}" for size, package in image.sizes())
-            table.add_row(name, f"{image.seconds:.0f} s", *(f"{size:.2f}" for size in gigabytes), largest)
+            compressed = f"{workshop.compressed(name) / 1e9:.2f}" if os.environ.get("COMPRESSED") else ""
+            table.add_row(name, f"{image.seconds:.0f} s", f"{megabytes(image.root) / 1000:.2f}", compressed, largest)
             workshop.forget(name)
     return table
 
