@@ -220,7 +220,8 @@ def try_operator(image: Image, _: SeaweedFS) -> list[str]:
 
     @contextmanager
     def operator() -> Iterator[None]:
-        command = image.command("python", "-m", "cgd_operator", KUBECONFIG="/scratch/kubeconfig")
+        given = {"KUBECONFIG": "/scratch/kubeconfig", "CGD_PROGRESS_BIND": "127.0.0.1:0"}
+        command = image.command("python", "-m", "cgd_operator", **given)
         with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
             try:
                 yield
@@ -268,7 +269,8 @@ async def check(workshop: Workshop, names: list[str], console: Console) -> Table
         for name in names:
             image = await asyncio.to_thread(workshop.make, name)
             image.clean_scratch()
-            console.print(image.passes("/scratch/uv", "pip", "check", "--python", "/opt/cgd/bin/python") or "pip check")
+            image.passes("/scratch/uv", "pip", "check", "--python", "/opt/cgd/bin/python")
+            console.print("every package has what it requires")
             console.print(image.passes("python", "/scratch/owners.py"))
             console.print(image.passes("python", "/scratch/imports.py", *IMPORTS[name]))
             for line in await asyncio.to_thread(TRIES[name], image, s3):
@@ -281,6 +283,8 @@ async def check(workshop: Workshop, names: list[str], console: Console) -> Table
 
 
 def main() -> None:
+    if os.geteuid() or not all(map(shutil.which, ("buildah", "debootstrap"))):
+        raise SystemExit("root is needed, and: apt-get install buildah debootstrap")
     os.environ |= KEYS
     names = os.environ.get("IMAGES", "operator generate train").split()
     free = shutil.disk_usage(os.environ.get("FOLDER") or tempfile.gettempdir()).free / 1e9
