@@ -344,10 +344,11 @@ def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
     ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
     silent = sorted(set(ranks) - {outcome.rank for outcome in outcomes})
     told = "; ".join(f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code)
+    hints = [outcome.hint for outcome in outcomes if outcome.code and outcome.hint]
     lost = f"rank {', '.join(map(str, silent))} was killed or ended without a word" if silent else ""
     return TransientError(
         f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(filter(None, [lost, told]))}"[:1500],
-        hint="It goes on from the newest checkpoint when it is tried again.",
+        hint=hints[0] if hints else "It goes on from the newest checkpoint when it is tried again.",
     )
 
 

@@ -15,7 +15,7 @@ from train_builders import STAGE, distilled, quadruple, refined, train_work
 
 from cgd_stages import train
 from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train, Validation
-from cgd_stages.errors import Interrupted, TransientError, UserError
+from cgd_stages.errors import GPU_HINT, Interrupted, TransientError, UserError
 from cgd_stages.folders import Folder, from_parquet, read_pointer
 from cgd_stages.program import Context
 from cgd_stages.storage import Bucket
@@ -172,6 +172,11 @@ def test_a_process_that_was_killed_is_named_and_the_training_tried_again() -> No
     assert isinstance(error, TransientError)
     assert "rank 0 was killed or ended without a word" in error.message
     assert "rank 1: RuntimeError: connection closed by peer" in error.message
+
+
+def test_what_a_process_knows_to_be_done_is_told() -> None:
+    blind = Outcome(rank=0, code=Exit.RETRY, error="TransientError", message="no GPU can be used", hint=GPU_HINT)
+    assert failure([blind], 1, Node(rank=0, nodes=1, processes=1, master="", port="")).hint == GPU_HINT
 
 
 @pytest.mark.parametrize(
