@@ -33,6 +33,7 @@ from cgd_operator.departed import Departed
 from cgd_operator.limits import exceeded, expired
 from cgd_operator.observe import (
     LONG_AGO,
+    QUIET,
     ChildFacts,
     Fate,
     Gone,
@@ -206,7 +207,10 @@ class Reconciler:
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
         await self._expire(manifest, new, now)
-        return SETTLE_SECONDS if trouble and trouble.reason == WEBHOOK_DOWN.reason else None
+        if trouble and trouble.reason == WEBHOOK_DOWN.reason:
+            return SETTLE_SECONDS
+        podless = any(stage.reason == "NoPods" for stage in new.stages)
+        return QUIET.total_seconds() + 1 if podless else None  # by then Events say why
 
     def is_behind(self, manifest: Object, there: Children) -> bool:
         """Whether a look would do something, or have something to tell."""
