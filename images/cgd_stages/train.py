@@ -12,6 +12,11 @@ Learned are all parameters, with AdamW, gradients clipped to norm 1, a linear wa
 step for each `globalBatchSize` examples whatever the number of processes; the last batch of an epoch holds the rest.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import json
 import logging
 import os
@@ -47,6 +52,7 @@ from cgd_stages.folders import (
 from cgd_stages.program import Context, run
 from cgd_stages.supply import Books, Supply
 from cgd_stages.trainjob import (
+    BEGUN,
     CHECKPOINTS,
     EXAMPLES,
     JOB,
@@ -168,16 +174,16 @@ def main(context: Context) -> dict[str, StageFacts]:
     student = models.fetch(stage.student, context.bucket, context.task.run, context.scratch)
     made = _make_examples(stage, student, node_folder)
     _prepare_node(stage, student, made.books.rows, node_folder)
-    context.check()
     _find_first_pod(stage)
-    _torchrun(stage, node_folder)
-    if not stage.node.first:
-        _await_promise(stage)
-        log.info("pod %d has ended well", stage.node.rank)
-        return {}
-    facts = _facts(stage, made, node_folder, time.monotonic() - clock)
-    done = _finish(stage, made, facts, started, node_folder)
-    return {context.task.stage: done.facts}
+    with context.holding():
+        _torchrun(stage, node_folder)
+        if stage.node.first:
+            facts = _facts(stage, made, node_folder, time.monotonic() - clock)
+            done = _finish(stage, made, facts, started, node_folder)
+            return {context.task.stage: done.facts}
+    _await_promise(stage)
+    log.info("pod %d has ended well", stage.node.rank)
+    return {}
 
 
 def _stage(context: Context) -> Stage:
@@ -290,8 +296,7 @@ def _find_first_pod(stage: Stage) -> None:
                 "Service. It is tried again.",
             )
         log.info("waiting for the first pod, %s", node.master)
-        stage.context.stop.wait(LOOK_SECONDS)
-        stage.context.check()
+        time.sleep(LOOK_SECONDS)
 
 
 def is_known(host: str) -> bool:
@@ -303,7 +308,8 @@ def is_known(host: str) -> bool:
 
 
 def _torchrun(stage: Stage, folder: Path) -> None:
-    """Run this pod's processes to their end. Raises what they ended on."""
+    """Run this pod's processes to their end. Raises what they ended on. After SIGTERM they have their time to store a
+    checkpoint, if they have begun."""
     command = [sys.executable, "-m", "torch.distributed.run", *stage.node.torchrun()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     environment[LAUNCHER] = str(os.getpid())
@@ -313,6 +319,8 @@ def _torchrun(stage: Stage, folder: Path) -> None:
     try:
         while process.poll() is None:
             if stage.context.stop.is_set():
+                if not (folder / BEGUN).exists():
+                    raise Interrupted("SIGTERM: no step was begun")
                 (folder / STOP).touch()
             time.sleep(PATIENCE)
     finally:

@@ -7,6 +7,11 @@ model, `metrics.jsonl` and one `outcome-<rank>.json` per process come out. DeepS
 ours: negative log-likelihood of the target tokens alone, the mean over all of them in the global batch.
 """
 
+from cgd_stages.supervisor import die_with_the_parent
+
+if __name__ == "__main__":
+    die_with_the_parent()  # before the other imports: torchrun, when it is killed, cannot end its processes
+
 import logging
 import math
 import os
@@ -34,6 +39,7 @@ from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.progress import Reporter
 from cgd_stages.saving import Saver
 from cgd_stages.trainjob import (
+    BEGUN,
     BEST,
     EXAMPLES,
     JOB,
@@ -127,6 +133,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the step that the checkpoint holds to the last one."""
+        (self.folder / BEGUN).touch()
         for step in range(self.job.resume, self.schedule.steps):
             self._seed(step)
             self._step(step)

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from builders import RELEASE
 
 from cgd_local.controllers import Controller
 from cgd_local.pytorchjobs import decide
 from cgd_operator.cluster import POD, PYTORCHJOB
+from cgd_operator.manifests import manifest
+from cgd_operator.plan import Run, plan
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
@@ -88,6 +91,23 @@ async def test_a_training_that_was_given_up_is_tried_again_when_its_job_is_delet
     await world.until(lambda: has_seen(world, new["metadata"]["uid"]))
     assert not await failed(world)
     assert [one["attempts"] for one in (await stage(world))["podAttempts"]] == [1]
+
+
+async def test_a_training_with_a_master_of_an_older_operator_is_finished_as_it_is(world: Any) -> None:
+    run = Run.of(await world.apply())
+    (child,) = [one for one in plan(run) if one.kind == "PyTorchJob"]
+    job = manifest(run, child, RELEASE)
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    replicas["Master"] = replicas.pop("Worker")
+    made = await world.client.create(PYTORCHJOB, job)
+    async with world.operator():
+        await world.play("train-cgd")
+        await world.until(lambda: has_child(world, "evaluate-cgd"))
+    assert (await world.children())["train-cgd"]["metadata"]["uid"] == made["metadata"]["uid"]
+
+
+async def has_child(world: Any, stage: str) -> bool:
+    return stage in await world.children()
 
 
 async def is_bare(world: Any) -> bool:

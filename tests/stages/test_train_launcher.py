@@ -109,15 +109,6 @@ def test_a_first_pod_that_is_never_found_is_a_reason_to_try_again(
         train._find_first_pod(second_of_two)
 
 
-def test_a_pod_that_waits_for_the_first_one_ends_at_sigterm(
-    second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "is_known", lambda host: False)
-    second_of_two.context.stop.set()
-    with pytest.raises(Interrupted):
-        train._find_first_pod(second_of_two)
-
-
 def test_names_that_dns_does_not_know_are_told_from_those_it_knows() -> None:
     assert train.is_known("127.0.0.1")
     assert not train.is_known("a name with blanks is nobody's")
@@ -127,16 +118,13 @@ def test_another_pod_stays_until_the_first_one_has_stored_the_model(
     second_of_two: train.Stage, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_torchrun: Any
 ) -> None:
     monkeypatch.setattr(train, "LOOK_SECONDS", 0.01)
-    context = second_of_two.context
     with ThreadPoolExecutor() as pool:
-        other = pool.submit(train.main, context)
-        while not no_torchrun:
-            time.sleep(0.01)
+        other = pool.submit(train._await_promise, second_of_two)
         with pytest.raises(TimeoutError):
             other.result(timeout=0.5)
         monkeypatch.setenv("PET_NODE_RANK", "0")
         first = train.main(training(storage, tmp_path / "first", second_of_two.work))
-        assert other.result(timeout=60) == {}
+        other.result(timeout=60)
     assert first.keys() == {STAGE}
 
 
