@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgd_local.controllers import now, record, set_condition
+from cgd_local.controllers import now, record, set_condition, stop_task
 from cgd_local.sandbox import NotMounted, NotReady, Sandbox
 from cgd_operator.cluster import POD, ApiError, Cluster, Object
 
@@ -194,10 +194,8 @@ class PodRunner:
 
     async def crash(self) -> None:
         """The pod of a node that has lost its power: its processes are gone, and its status stays as it was."""
-        tasks = [self.task, *self._sidecars]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        for task in (self.task, *self._sidecars):
+            await stop_task(task)
         for container in self._all:
             await container.vanish()
 
