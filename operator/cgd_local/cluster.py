@@ -91,7 +91,8 @@ class LocalCluster:
         await self.node.start()
         client = await self._connect("job-controller")
         self._run(Controller(client, JOB, partial(jobs.decide, backoff=self._backoff)).run())
-        self._run(Controller(await self._connect("pytorchjob-controller"), PYTORCHJOB, pytorchjobs.decide).run())
+        client = await self._connect("pytorchjob-controller")
+        self._run(Controller(client, PYTORCHJOB, pytorchjobs.decide, refusal="FailedCreatePod").run())
         self._run(trainjobs.TrainJobController(await self._connect("trainjob-controller")).run())
         self._run(GarbageCollector(await self._connect("garbage-collector")).run())
 

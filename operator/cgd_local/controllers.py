@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 10.0
 """The default wait before what has failed is tried again."""
+REFUSED_SECONDS = 1.0
+"""The wait before what the API server has refused is tried again."""
 Key = tuple[str, str]  # namespace, name
 
 
@@ -36,6 +38,12 @@ class Decision:
     expired: bool = False
     """The owner itself is to go."""
 
+    def refused(self, count: int) -> None:
+        """So many of `create` could not be made: they are tried again."""
+        self.again = min(self.again or REFUSED_SECONDS, REFUSED_SECONDS)
+        if "active" in self.status:
+            self.status["active"] -= count
+
     def expire(self, ended: Object, ttl: int | None, time_now: float) -> None:
         """Let the owner go when its time to live after the condition `ended` is over."""
         if ttl is not None:
@@ -52,8 +60,11 @@ class Controller:
         kind: Kind,
         decide: Callable[[Object, list[Object], float], Decision],
         makes: Kind = POD,
+        refusal: str = "FailedCreate",
     ) -> None:
         self._cluster, self._kind, self._decide, self._makes = cluster, kind, decide, makes
+        self._refusal = refusal
+        """Reason of the Event that tells a refused creation."""
         self._name = f"{kind.kind.lower()}-controller"
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
@@ -113,11 +124,17 @@ class Controller:
             made, made_uid = item["metadata"]["name"], item["metadata"]["uid"]
             await self._cluster.delete(self._makes, made, namespace, uid=made_uid, propagation=propagation)
             decision.events.append(("Normal", "SuccessfulDelete", f"Deleted {what}: {made}"))
-        for item in decision.create:
+        for count, item in enumerate(decision.create):
             try:
                 await self._cluster.create(self._makes, item)
             except AlreadyExists:  # a namesake is still leaving; its end brings us back
                 continue
+            except ApiError as error:
+                if error.status not in (400, 403, 422):
+                    raise
+                await self._tell_refusal(owner, error)
+                decision.refused(len(decision.create) - count)
+                break
             decision.events.append(("Normal", "SuccessfulCreate", f"Created {what}: {item['metadata']['name']}"))
         before = owner.get("status") or {}
         if any(before.get(key) != value for key, value in decision.status.items()):
@@ -126,6 +143,10 @@ class Controller:
             await record(self._cluster, owner, *event, component=self._name)
         if decision.expired:
             await self._cluster.delete(self._kind, name, namespace, uid=uid, propagation="Foreground")
+
+    async def _tell_refusal(self, owner: Object, error: ApiError) -> None:
+        message = f"Error creating: {error.message}"
+        await record(self._cluster, owner, "Warning", self._refusal, message, component=self._name)
 
 
 async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -141,15 +162,15 @@ async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def record(cluster: Cluster, about: Object, kind: str, reason: str, message: str, *, component: str) -> None:
-    """Write an Event (`kind` Normal or Warning) once. It is a courtesy: nothing fails because it cannot be written."""
+    """Write an Event (`kind` Normal or Warning), or that it was seen again. Nothing fails because it cannot be written."""
     meta = about["metadata"]
     digest = hashlib.sha256(f"{meta['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
-    reference = {name: about[name] for name in ("apiVersion", "kind")}
+    name, reference = f"{meta['name'][:200]}.{digest}", {name: about[name] for name in ("apiVersion", "kind")}
     reference |= {name: meta[name] for name in ("name", "namespace", "uid")}
     body = {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta['name'][:200]}.{digest}", "namespace": meta["namespace"]},
+        "metadata": {"name": name, "namespace": meta["namespace"]},
         "involvedObject": reference,
         "type": kind,
         "reason": reason,
@@ -161,9 +182,10 @@ async def record(cluster: Cluster, about: Object, kind: str, reason: str, messag
     }
     try:
         await cluster.create(EVENT, body)
+    except AlreadyExists:
+        await cluster.patch(EVENT, name, meta["namespace"], {"lastTimestamp": now()})
     except ApiError as error:
-        if not isinstance(error, AlreadyExists):
-            log.warning("no event %s for %s: %s", reason, meta["name"], error)
+        log.warning("no event %s for %s: %s", reason, meta["name"], error)
 
 
 def set_condition(conditions: list[Object], kind: str, status: str, reason: str, message: str) -> bool:

@@ -9,6 +9,8 @@ Environment:
     CGD_PROGRESS_KEY                     signs the progress tokens; default: a new one at every start, which costs the
                                          stages that run at that moment their display
     CGD_HEALTH_BIND                      host:port of /healthz, /readyz and /metrics; default: none of them
+    CGD_REHEARSE_PODS                    false: the operator may not create pods, and tries none as a dry run
+    CGD_STALLED_AFTER_SECONDS            so long a person has to mend something before a run is Stalled; default: 300
     CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
 """
 
@@ -20,6 +22,7 @@ import secrets
 import socket
 import threading
 import uuid
+from datetime import timedelta
 
 import kopf
 
@@ -92,7 +95,9 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
 async def _act(cluster: Cluster, health: Health, namespaces: tuple[str, ...], stop: threading.Event | None) -> None:
     key = os.environ.get("CGD_PROGRESS_KEY", "").encode() or secrets.token_bytes(32)
     board = Board()
-    reconciler = Reconciler(cluster, _release(""), board, key)
+    patience = timedelta(seconds=float(os.environ.get("CGD_STALLED_AFTER_SECONDS", "300")))
+    rehearse = os.environ.get("CGD_REHEARSE_PODS") != "false"
+    reconciler = Reconciler(cluster, _release(""), board, key, rehearse_pods=rehearse, stalled_after=patience)
     loop = Loop(reconciler, namespaces, health)
     server = ProgressServer(board, key, loop.later)
     host, port = _address(os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgd_operator.api.placement import Pool
-from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.plan import Child, Run
 from cgd_operator.queues import QUEUE_LABELS
 from cgd_stages import contract
@@ -110,6 +110,22 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
             },
         },
     }
+
+
+def rehearsals(run: Run, child: Child, release: Release, *, pods: bool) -> Iterator[tuple[Kind, Object]]:
+    """What the API server is to judge before a run begins, for a child: its pod as a pod, where admission judges it,
+    and as a Job's, where its fields are checked; the training, whose own check sees neither. A TrainJob is refused
+    without its runtime, so it is the runtime."""
+    template = _template(run, child, release, "stage", restart="Never")
+    meta = _meta(run, child.name, child.stage)
+    if pods:
+        labelled = {"labels": template["metadata"]["labels"], "annotations": template["metadata"]["annotations"]}
+        yield POD, {"apiVersion": "v1", "kind": "Pod", "metadata": {**meta, **labelled}, "spec": template["spec"]}
+    yield JOB, _job(run, child, release)
+    if child.kind == "PyTorchJob":
+        yield PYTORCHJOB, _pytorchjob(run, child, release)
+    if child.kind == "TrainJob":
+        yield TRAININGRUNTIME, training_runtime(run, child, release)
 
 
 def suspension(kind: str, suspend: bool) -> Object:

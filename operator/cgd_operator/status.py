@@ -5,17 +5,21 @@ The previous status is read to keep what a vanished pod once said, and the time 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
 from cgd_operator.decide import done_stages
-from cgd_operator.observe import ChildFacts, Fate, PodFacts
+from cgd_operator.observe import BEGINNING, LONG_AGO, ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run
 from cgd_operator.progress import StageProgress
+from cgd_operator.queues import WAITS
 from cgd_operator.usage import Used, hours, total
 from cgd_stages.contract import StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
+
+STALLED_AFTER = timedelta(minutes=5)
+"""What a person must mend has so long before the run is called stalled, which alarms people."""
 
 WORDS = {
     "prepare": "Preparing",
@@ -38,6 +42,8 @@ class Trouble:
     reason: str
     message: str
     final: bool = False
+    since: datetime | None = LONG_AGO
+    """Since when a person has had to mend it; None: it may pass by itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Seen:
     previous: CGDRunStatus
     now: datetime
     trouble: Trouble | None = None
+    stalled_after: timedelta = STALLED_AFTER
 
 
 def render(seen: Seen) -> CGDRunStatus:
@@ -207,6 +214,8 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
         return "Suspended"
     if seen.trouble or all(stage.state == "Pending" for stage in stages):
         return "Pending"
+    if current.state == "Waiting" and current.reason not in BEGINNING:
+        return "Queued" if current.reason in WAITS else "Waiting"
     return WORDS[current.name.partition("-")[0]]
 
 
@@ -216,6 +225,8 @@ def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> s
     if current.rows and current.rows.total:
         done = current.rows.done + current.rows.rejected
         return f"{current.percent or 0}% ({done}/{current.rows.total})"
+    if current.percent is None and current.state != "Running":
+        return f"{sum(stage.state == 'Succeeded' for stage in stages)}/{len(stages)} stages"
     return f"{current.percent or 0}%"
 
 
@@ -223,7 +234,7 @@ def _conditions(
     seen: Seen, state: str, stages: tuple[StageStatus, ...], current: StageStatus | None
 ) -> tuple[Condition, ...]:
     failed = next((stage for stage in stages if stage.state == "Failed"), None)
-    waiting = next((stage for stage in stages if stage.state in ("Waiting", "Suspended") and stage.message), None)
+    held = seen.trouble or _wait(seen, stages)
     accepted = {"Accepted": ("True", "Valid", "")}
     stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
     match state:
@@ -233,13 +244,29 @@ def _conditions(
             rest = _group("False", "True", "False", "False", *_why(seen.trouble, failed))
         case "Suspended":
             rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
-        case _ if seen.trouble:
-            rest = _group("False", "True", "False", "Unknown", seen.trouble.reason, seen.trouble.message)
+        case _ if held and _is_overdue(held, seen):
+            rest = _group("False", "True", "False", "Unknown", held.reason, held.message)
+        case _ if held:
+            rest = _group("True", "False", "False", "Unknown", held.reason, held.message)
         case _:
-            place = f"at stage {current.name}" if current else ""
-            message = f"stage {waiting.name} waits: {waiting.message}" if waiting else place
-            rest = _group("True", "False", "False", "Unknown", state, message)
+            rest = _group("True", "False", "False", "Unknown", state, f"at stage {current.name}" if current else "")
     return _timed({**accepted, **rest, **stopped}, seen.previous, seen.run.generation, seen.now)
+
+
+def _wait(seen: Seen, stages: tuple[StageStatus, ...]) -> Trouble | None:
+    """What a stage waits for, before others what a person must mend."""
+    waits = [
+        Trouble(stage.reason, f"stage {stage.name} waits: {stage.message}", since=seen.facts[child.stage].stuck)
+        for child in seen.children
+        for stage in stages
+        if stage.name in child.stages and stage.reason and stage.message
+        if stage.state in ("Waiting", "Suspended", "Running")
+    ]
+    return next((one for one in waits if one.since), None) or next(iter(waits), None)
+
+
+def _is_overdue(trouble: Trouble, seen: Seen) -> bool:
+    return trouble.since is not None and seen.now - trouble.since >= seen.stalled_after
 
 
 def _group(
