@@ -65,6 +65,8 @@ def job(stage: str, *conditions: str, kind: str = "Job", suspend: bool = False, 
         "kind": kind,
         "metadata": {
             "name": f"demo-{stage}",
+            "namespace": "default",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
             "labels": labels(stage),
             "annotations": {"cgd.dev/suspended-by-run": "true"} if held else {},
         },

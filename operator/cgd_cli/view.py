@@ -149,7 +149,7 @@ def who(run: Object, status: CGDRunStatus) -> str:
 def _stalled(condition: Condition) -> str:
     if condition.reason == "TrainingBackendMissing":
         return "The cluster's administrator: install what the message names."
-    return "You or the cluster's administrator: the API server says in the message what it does not allow."
+    return "You or the cluster's administrator: the message says what is missing or not allowed."
 
 
 def _waits(stage: StageStatus) -> str:
@@ -162,6 +162,8 @@ def _waits(stage: StageStatus) -> str:
             return "Nobody, if the queue moves: it starts when there is quota. Else the queue's administrator."
         case "Unschedulable":
             return "The cluster's administrator or autoscaler: no node takes the pod. Or you: ask for less."
+        case "NotStarted" | "PodsMissing" | "WebhookUnavailable" | "FailedCreatePodSandBox":
+            return "The cluster's administrator: see to what the message names."
         case "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName":
             return "The operator's administrator: the image cannot be pulled."
     return "You: do what the message says." if stage.message else "Nobody: its pods are being started."

@@ -56,7 +56,7 @@ def _containers(pod: Json) -> list[Json]:
 
 
 def _service_account(registry: Registry, pod: Json) -> str:
-    namespace, name = pod["metadata"]["namespace"], pod["spec"].setdefault("serviceAccountName", "default")
+    namespace, name = pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName", "default")
     known = {"default"} | {one["metadata"]["name"] for one in _there(registry, "serviceaccounts", namespace)}
     missing = f'error looking up service account {namespace}/{name}: serviceaccount "{name}" not found'
     return "" if name in known else missing

@@ -162,7 +162,7 @@ async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def record(cluster: Cluster, about: Object, kind: str, reason: str, message: str, *, component: str) -> None:
-    """Write an Event (`kind` Normal or Warning), or that it was seen again. Nothing fails because it cannot be written."""
+    """Write an Event (`kind` Normal or Warning), or that it was seen again. A courtesy: nothing fails without it."""
     meta = about["metadata"]
     digest = hashlib.sha256(f"{meta['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
     name, reference = f"{meta['name'][:200]}.{digest}", {name: about[name] for name in ("apiVersion", "kind")}

@@ -296,8 +296,10 @@ def _unmade(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice, ..
     own = [one for one in own if one.last >= since and now - one.last < FRESH]
     if own:
         last = max(own, key=lambda one: one.last)
-        stuck = None if judge(last.message).passing else max(since, last.first)
-        yield Why(last.reason, f"no pod can be made: {explain(last.message)}", stuck)
+        words = explain(last.message)
+        first = min(one.first for one in own if explain(one.message) == words)  # each try names another pod
+        stuck = None if judge(last.message).passing else max(since, first)
+        yield Why(last.reason, f"no pod can be made: {words}", stuck)
     elif now - since > SILENT and not any(pod.phase == "Failed" for pod in pods):
         quiet = "a pod is missing for more than a minute, and no Event says why"
         yield Why("PodsMissing", f"{quiet}: see whether {MAKERS[child['kind']]}")

@@ -45,7 +45,7 @@ POLICY = Refusal(
 OTHER = Refusal("Refused", "")
 
 VERDICTS = (
-    (r"exceeded quota:", QUOTA_FULL),
+    (r"exceeded quota", QUOTA_FULL),
     (
         r"failed quota:|must specify ",
         Refusal("ResourcesRequired", f"set what the ResourceQuota asks for in resources of {POOL}, in a new run"),

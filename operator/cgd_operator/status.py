@@ -214,9 +214,14 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
         return "Suspended"
     if seen.trouble or all(stage.state == "Pending" for stage in stages):
         return "Pending"
-    if current.state == "Waiting" and current.reason not in BEGINNING:
+    if _is_held_up(current):
         return "Queued" if current.reason in WAITS else "Waiting"
     return WORDS[current.name.partition("-")[0]]
+
+
+def _is_held_up(stage: StageStatus) -> bool:
+    """It waits, and not for its pods' usual beginning."""
+    return stage.state == "Waiting" and stage.reason not in BEGINNING
 
 
 def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> str:
@@ -225,7 +230,7 @@ def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> s
     if current.rows and current.rows.total:
         done = current.rows.done + current.rows.rejected
         return f"{current.percent or 0}% ({done}/{current.rows.total})"
-    if current.percent is None and current.state != "Running":
+    if current.percent is None and _is_held_up(current):
         return f"{sum(stage.state == 'Succeeded' for stage in stages)}/{len(stages)} stages"
     return f"{current.percent or 0}%"
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ RIGHTS = {
 }
 
 
-def rendered(namespaces: list[str]) -> list[dict[str, Any]]:
-    """The chart's objects."""
+def rendered(namespaces: list[str], pods: bool = True) -> list[dict[str, Any]]:
+    """The chart's objects; `pods`: whether the operator may create some as a dry run."""
     images = {"repository": "registry.example/image"}
     values = {"image": images, "stageImages": {"generate": images, "train": images}, "watchNamespaces": namespaces}
+    values["rehearsal"] = {"pods": pods}
     texts = helm_python.Chart.load(CHART).render(values, name="cgd", namespace="cgd-system")
     return [one for path, text in texts.items() if path.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
 
@@ -133,25 +135,33 @@ async def restricted(world: Any, objects: list[dict[str, Any]]) -> tuple[Guard |
 
 
 @pytest.mark.parametrize(
-    ("namespaces", "backend", "queue"),
-    [([], "PyTorchJob", QUEUE), (["default"], "TrainJob", QUEUE), (["default"], "PyTorchJob", {})],
+    ("namespaces", "backend", "queue", "pods"),
+    [
+        ([], "PyTorchJob", QUEUE, True),
+        (["default"], "TrainJob", QUEUE, True),
+        (["default"], "PyTorchJob", {}, True),
+        (["default"], "TrainJob", {}, False),
+    ],
 )
 async def test_no_call_of_a_whole_run_is_denied(
     world: Any,
     namespaces: list[str],
     backend: str,
     queue: dict[str, str],
+    pods: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    objects = rendered(namespaces)
+    monkeypatch.setattr("cgd_operator.observe.QUIET", timedelta(minutes=-1))
+    objects = rendered(namespaces, pods)
     await world.client.create(NAMESPACE, {"metadata": {"name": "cgd-system"}, "apiVersion": "v1", "kind": "Namespace"})
     guard, token = await restricted(world, objects)
     own = yaml.safe_load(world.kubeconfig.read_text())
     own["users"][0]["user"] = {"token": token}
     (tmp_path / "operator.yaml").write_text(yaml.safe_dump(own))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "operator.yaml"))
-    monkeypatch.setenv("CGD_LEASE", environment(objects, "CGD_LEASE"))
+    for name in ("CGD_LEASE", "CGD_REHEARSE_PODS", "CGD_STALLED_AFTER_SECONDS"):
+        monkeypatch.setenv(name, environment(objects, name))
 
     async def queued(stage: str) -> bool:
         child = (await world.children()).get(stage)
@@ -162,11 +172,15 @@ async def test_no_call_of_a_whole_run_is_denied(
     async def reached(state: str) -> bool:
         return bool(await world.state() == state)
 
+    async def has_asked_why() -> bool:
+        return ("list", "events") in guard.allowed
+
     async def gone() -> bool:
         return await world.client.get(RUN, "demo", "default") is None
 
     async with Kueue(world).at_work() if queue else nullcontext(), world.operator(tuple(namespaces)):
         await world.apply({"training.backend": backend}, labels=queue)
+        await world.until(has_asked_why)
         await world.end("prepare")
         if queue:
             await world.until(lambda: queued("answer"))
@@ -192,3 +206,4 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("create", KINDS[backend].plural),
     } | ({("list", "workloads"), ("patch", "workloads")} if queue else set())
     assert needed <= guard.allowed
+    assert (("create", "pods") in guard.allowed) == pods

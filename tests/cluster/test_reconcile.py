@@ -168,18 +168,22 @@ async def test_a_refused_child_is_told_and_tried_again(world: Any) -> None:
 
     def fault(request: web.Request) -> web.Response | None:
         if refuse and request.method == "POST" and request.path.endswith("/jobs"):
-            body = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "exceeded quota: gpus"}
+            body = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "jobs are not allowed here"}
             return web.json_response(body, status=403)
         return None
 
     world.embedded.fault = fault
     async with world.operator():
         await world.apply()
-        await world.until(lambda: is_stalled(world))
-        assert "exceeded quota: gpus" in conditions(await world.get())["Stalled"]["message"]
+        await world.until(lambda: is_refused(world))
+        assert "jobs are not allowed here" in conditions(await world.get())["Stalled"]["message"]
         refuse = False
         await world.client.patch(RUN, "demo", "default", {"metadata": {"labels": {"touched": "yes"}}})
         await world.until(lambda: has_child(world, "prepare"))
+
+
+async def is_refused(world: Any) -> bool:
+    return conditions(await world.get()).get("Stalled", {}).get("reason") == "ChildRefused"
 
 
 async def test_suspend_holds_the_child_and_resume_lets_it_go(world: Any) -> None:
