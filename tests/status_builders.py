@@ -1,7 +1,7 @@
 """Statuses as the operator makes them, of runs in every state there is."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from builders import CHILDREN, Object, ended, job, manifest, pod, run
@@ -60,6 +60,7 @@ def every_state() -> dict[str, Object]:
     unscheduled["status"]["conditions"] = [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
     ]
+    imageless = pod("prepare", "Pending", waiting={"reason": "ImagePullBackOff", "message": "no such image"})
     done = render_of(*finished(*CHILDREN))
     running = {
         f"running {stage}": shown(render_of(*finished(*CHILDREN[:count]), job(stage), pods=(pod(stage),)))
@@ -70,6 +71,10 @@ def every_state() -> dict[str, Object]:
         "changed since it was looked at": shown(render_of(job("prepare"), pods=(pod("prepare"),)), generation=2),
         "just begun": shown(render_of()),
         "pod without a node": shown(render_of(job("prepare"), pods=(unscheduled,))),
+        "cannot pull its image": shown(render_of(job("prepare"), pods=(imageless,))),
+        "pod without its image for a minute": shown(
+            render_of(job("prepare"), pods=(imageless,), now=NOW - timedelta(minutes=9))
+        ),
         "between two stages": shown(render_of(*finished("prepare"))),
         "half of the answers": shown(
             render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),), progress=halfway)

@@ -137,6 +137,20 @@ def test_no_rule_has_a_wildcard_and_no_secret_can_be_read() -> None:
     assert set(secrets["verbs"]) == {"create", "patch"}
 
 
+@pytest.mark.parametrize(("pods", "verbs"), [(True, {"list", "watch", "create"}), (False, {"list", "watch"})])
+def test_pods_are_created_as_a_dry_run_or_not_at_all(pods: bool, verbs: set[str]) -> None:
+    values = {"rehearsal": {"pods": pods}}
+    (rule,) = (rule for rule in only("ClusterRole", values)["rules"] if "pods" in rule["resources"])
+    assert set(rule["verbs"]) == verbs
+    env = {one["name"]: one.get("value") for one in container(values)["env"]}
+    assert env["CGD_REHEARSE_PODS"] == str(pods).lower()
+
+
+def test_the_time_that_people_have_is_the_values() -> None:
+    env = {one["name"]: one.get("value") for one in container({"stalledAfterSeconds": 3_000_000})["env"]}
+    assert env["CGD_STALLED_AFTER_SECONDS"] == "3000000"
+
+
 def test_two_replicas_have_a_budget_that_lets_one_go() -> None:
     assert only("PodDisruptionBudget", {"replicas": 2})["spec"]["maxUnavailable"] == 1
     assert only("Deployment", {"replicas": 2})["spec"]["replicas"] == 2
@@ -259,6 +273,8 @@ def test_what_artifact_hub_shows_is_true() -> None:
         ({"replicas": 9}, "replicas"),
         ({"watchNamespaces": ["Team A"]}, "watchNamespaces"),
         ({"progress": {"port": 0}}, "port"),
+        ({"rehearsal": {"pods": "no"}}, "pods"),
+        ({"stalledAfterSeconds": -1}, "stalledAfterSeconds"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], told: str) -> None:
