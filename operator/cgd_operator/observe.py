@@ -107,6 +107,11 @@ class Notice:
     first: datetime
     last: datetime
 
+    @property
+    def tells_of_creation(self) -> bool:
+        """`FailedCreate`, `FailedCreatePod`, `JobCreationFailed`, ...; not that a controller restarts something."""
+        return "FailedCreate" in self.reason or "CreationFailed" in self.reason
+
 
 @dataclass(frozen=True)
 class Why:
@@ -170,10 +175,8 @@ def unexplained(children: Iterable[Object], pods: Collection[Object], now: datet
     for child in children:
         if has_ended(child):
             continue
-        namespace, own = (
-            child["metadata"]["namespace"],
-            tuple(_pod(pod) for pod in pods if _stage(pod) == _stage(child)),
-        )
+        namespace = child["metadata"]["namespace"]
+        own = tuple(_pod(pod) for pod in pods if _stage(pod) == _stage(child))
         if any(_is_mute(pod) and now - (pod.taken or now) > QUIET for pod in own):
             for reason in MUTE:
                 yield namespace, f"involvedObject.kind=Pod,reason={reason}"
@@ -281,7 +284,7 @@ def _incomplete(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice
 
 def _troubled(pods: tuple[PodFacts, ...]) -> Iterator[Why]:
     for pod in pods:
-        if pod.phase == "Pending" and pod.trouble:
+        if pod.phase == "Pending" and pod.trouble and not pod.leaving:
             reason, _, _ = pod.trouble.partition(":")
             stuck = pod.taken if reason in MENDED_BY_PEOPLE else None
             yield Why(reason, f"pod {pod.name}: {pod.trouble}", stuck)
@@ -293,7 +296,7 @@ def _unmade(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice, ..
         return
     name, since = child["metadata"]["name"], _since(child, pods)
     own = [one for one in notices if one.kind in VOICES[child["kind"]] and one.about in (name, f"{name}-node-0")]
-    own = [one for one in own if one.last >= since and now - one.last < FRESH]
+    own = [one for one in own if one.tells_of_creation and one.last >= since and now - one.last < FRESH]
     if own:
         last = max(own, key=lambda one: one.last)
         words = explain(last.message)
@@ -302,7 +305,8 @@ def _unmade(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice, ..
         yield Why(last.reason, f"no pod can be made: {words}", stuck)
     elif now - since > SILENT and not any(pod.phase == "Failed" for pod in pods):
         quiet = "a pod is missing for more than a minute, and no Event says why"
-        yield Why("PodsMissing", f"{quiet}: see whether {MAKERS[child['kind']]}")
+        gang = ", and what its PodGroup waits for" if child["spec"].get("runPolicy", {}).get("schedulingPolicy") else ""
+        yield Why("PodsMissing", f"{quiet}: see whether {MAKERS[child['kind']]}{gang}")
 
 
 def _live(pods: tuple[PodFacts, ...]) -> int:

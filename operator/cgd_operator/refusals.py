@@ -74,7 +74,7 @@ VERDICTS = (
     (r"does not support dry run", UNJUDGED),
     (r"failed calling webhook", WEBHOOK_DOWN),
     (r"because it is being terminated", NAMESPACE_GOES),
-    (r"admission webhook .* denied|ValidatingAdmissionPolicy|[Pp]olicy", POLICY),
+    (r"admission webhook .* denied|ValidatingAdmissionPolicy|security context constraint", POLICY),
 )
 
 

@@ -84,6 +84,24 @@ def test_events_of_another_child_or_of_a_former_one_of_that_name_say_nothing() -
     assert found.reason == "PodsMissing"
 
 
+def test_a_controllers_warning_of_something_else_is_not_why_a_pod_is_missing() -> None:
+    restarts = event("is restarting", kind="PyTorchJob", reason="PyTorchJobRestarting")
+    assert facts(of=child("PyTorchJob"), events=(restarts,)).reason == "PodsMissing"
+
+
+def test_each_try_with_another_pod_name_is_the_same_wait() -> None:
+    tries = [event(ABSENT.replace("x7k2p", name), last=f"2026-01-01T00:0{n}:00Z") for n, name in enumerate("bcd", 1)]
+    for n, one in enumerate(tries, 1):
+        one["firstTimestamp"] = f"2026-01-01T00:0{n}:00Z"
+    assert facts(events=tuple(tries)).stuck == NOW - timedelta(minutes=9)
+
+
+def test_a_gang_that_gets_no_pods_is_told_where_to_look() -> None:
+    gang = child("PyTorchJob")
+    gang["spec"]["runPolicy"] = {"schedulingPolicy": {"minAvailable": 2}}
+    assert facts(of=gang).message.endswith("runs, and what its PodGroup waits for")
+
+
 def test_an_event_of_an_hour_ago_is_not_why_a_pod_is_missing_now() -> None:
     assert facts(events=(event(ABSENT),), now=NOW + timedelta(hours=1)).reason == "PodsMissing"
 
