@@ -73,9 +73,9 @@ def test_a_child_without_pods_says_what_its_controller_was_answered(kind: str, t
 def test_an_event_of_the_newer_recorders_is_read_by_its_series() -> None:
     told = event(ABSENT, kind="JobSet", reason="JobCreationFailed")
     told |= {"firstTimestamp": None, "lastTimestamp": None, "eventTime": "2026-01-01T00:01:00.000000Z"}
-    told["series"] = {"count": 9, "lastObservedTime": "2026-01-01T00:09:00.000000Z"}
-    found = facts(of=child("TrainJob"), events=(told,))
-    assert found.stuck == NOW - timedelta(minutes=9)
+    told["series"] = {"count": 9, "lastObservedTime": "2026-01-01T00:39:00.000000Z"}
+    found = facts(of=child("TrainJob"), events=(told,), now=NOW + timedelta(minutes=30))
+    assert (found.reason, found.stuck) == ("JobCreationFailed", NOW - timedelta(minutes=9))
 
 
 def test_events_of_another_child_or_of_a_former_one_of_that_name_say_nothing() -> None:
