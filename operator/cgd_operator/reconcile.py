@@ -30,7 +30,7 @@ from cgd_operator.cluster import (
 )
 from cgd_operator.decide import Action, Hold, Resume, Start, decide
 from cgd_operator.limits import exceeded, expired
-from cgd_operator.observe import LONG_AGO, ChildFacts, Fate, observe, queued, unexplained
+from cgd_operator.observe import LONG_AGO, QUIET, ChildFacts, Fate, observe, queued, unexplained
 from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
 from cgd_operator.progress import Board, token
 from cgd_operator.queues import JOB_UID_LABEL, SUSPENDED_BY_RUN, workload_suspension
@@ -188,7 +188,10 @@ class Reconciler:
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
         await self._expire(manifest, new, now)
-        return SETTLE_SECONDS if trouble and trouble.reason == WEBHOOK_DOWN.reason else None
+        if trouble and trouble.reason == WEBHOOK_DOWN.reason:
+            return SETTLE_SECONDS
+        podless = any(stage.reason == "NoPods" for stage in new.stages)
+        return QUIET.total_seconds() + 1 if podless else None  # by then Events say why
 
     def is_behind(self, manifest: Object, there: Children) -> bool:
         """Whether a look would do something, or have something to tell."""

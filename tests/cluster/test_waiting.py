@@ -13,7 +13,9 @@ from builders import CHILDREN
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.controllers import Controller, Decision
 from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, Kind
-from cgd_operator.manifests import STAGE_LABEL
+from cgd_operator.manifests import STAGE_LABEL, Release
+from cgd_operator.progress import Board
+from cgd_operator.reconcile import Reconciler
 
 QUOTA = Kind("v1", "ResourceQuota", "resourcequotas")
 ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
@@ -117,6 +119,14 @@ async def test_what_a_person_must_mend_stalls_the_run_in_time_until_it_is_mended
         assert "RunStalled" in told
         await make(world, ACCOUNT, "trainer")
         await world.until(lambda: is_stalled(world, "False"))
+
+
+async def test_a_child_without_a_pod_is_looked_at_again_when_its_events_say_why(world: Any) -> None:
+    reconciler = Reconciler(world.client, Release("generate", "train"), Board(), b"key")
+    await world.apply()
+    assert await reconciler.reconcile("default", "demo") == 11
+    await world.end("prepare", "Failed")
+    assert await reconciler.reconcile("default", "demo") is None
 
 
 async def test_a_full_quota_is_told_and_stalls_nothing(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
