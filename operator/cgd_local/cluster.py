@@ -25,7 +25,7 @@ import yaml
 
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
-from cgd_local.controllers import BACKOFF_SECONDS, Controller, condition
+from cgd_local.controllers import BACKOFF_SECONDS, Controller, condition, stop_task
 from cgd_local.garbage import GarbageCollector
 from cgd_local.node import Node
 from cgd_local.nodes import PodCollector
@@ -103,12 +103,7 @@ class LocalCluster:
         return await self._stack.enter_async_context(await Cluster.connect(str(self.kubeconfig_path), manager=manager))
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
-        self._stack.push_async_callback(_cancel, asyncio.create_task(work))
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+        self._stack.push_async_callback(stop_task, asyncio.create_task(work))
 
 
 async def install(client: Cluster, crd: Object) -> None:

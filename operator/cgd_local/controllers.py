@@ -177,6 +177,14 @@ async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(1.0)
 
 
+async def stop_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended: a client whose time-out is over at that moment takes the first cancellation for
+    its own, and goes on."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+
+
 async def record(cluster: Cluster, about: Object, kind: str, reason: str, message: str, *, component: str) -> None:
     """Write an Event (`kind` Normal or Warning), or that it was seen again. A courtesy: nothing fails without it."""
     meta = about["metadata"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, set_condition
+from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, set_condition, stop_task
 from cgd_local.nodes import disrupt
 from cgd_local.pods import Container, PodRunner, Verdict
 from cgd_local.sandbox import Sandbox
@@ -63,8 +63,7 @@ class Node:
     async def stop(self) -> None:
         """End every process; pods report a node shutdown, as with a kubelet."""
         if self._watch:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
+            await stop_task(self._watch)
         verdict = Verdict("Terminated", "Pod was terminated in response to imminent node shutdown.")
         for runner in self._runners.values():
             runner.end(STOP_GRACE_SECONDS, verdict)
@@ -75,8 +74,7 @@ class Node:
     async def crash(self) -> None:
         """Lose power: every process is gone, and nothing is seen or said any more."""
         if self._watch:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
+            await stop_task(self._watch)
         for runner in self._runners.values():
             await runner.crash()
         await self._server.cleanup()

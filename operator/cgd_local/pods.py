@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from cgd_local.controllers import now, record, set_condition
+from cgd_local.controllers import now, record, set_condition, stop_task
 from cgd_local.sandbox import NotMounted, NotReady, Sandbox
 from cgd_operator.cluster import POD, ApiError, Cluster, Object
 
@@ -214,10 +214,8 @@ class PodRunner:
 
     async def crash(self) -> None:
         """The pod of a node that has lost its power: its processes are gone, and its status stays as it was."""
-        tasks = [self.task, *self._sidecars]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        for task in (self.task, *self._sidecars):
+            await stop_task(task)
         for container in self._all:
             await container.vanish()
 

@@ -1,6 +1,7 @@
 """The whole: it starts, it stops, and however it ends no process of a pod is left."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 from local_world import FAST, IMAGE, World, container, containers_below, eventually, phase
 
 from cgd_local.cluster import LocalCluster, venv_environment
+from cgd_local.controllers import stop_task
 from cgd_operator.cluster import JOB, POD, Object
 
 STUBBORN = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; touch up; sleep 60; sleep 60' & wait; sleep 60"
@@ -82,3 +84,15 @@ async def test_a_failed_start_leaves_nothing_running(tmp_path):
         async with LocalCluster(tmp_path, kubeconfig=tmp_path / "nowhere"):
             pass
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_task_that_takes_a_cancellation_for_its_own_time_out_is_cancelled_again():
+    async def deaf_once() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(deaf_once())
+    await asyncio.sleep(0)
+    await stop_task(task)
+    assert task.cancelled()
