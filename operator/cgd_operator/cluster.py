@@ -230,8 +230,8 @@ class Cluster:
         """
         while True:
             link("listing")
-            since = "" if listing else await self._version(kind, namespace)
             try:
+                since = "" if listing else await self._version(kind, namespace)
                 if listing:
                     async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
                         since = since or version
