@@ -29,6 +29,8 @@ SWEEP_RATE = 50.0
 RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
 """Between two looks at a run, and before a sweep that watches ask for: they come in bursts."""
+OPENING_SECONDS = 2.0
+"""So long the first sweep waits for the watches, so that one will do."""
 AT_ONCE = 16
 CHILDREN = (JOB, PYTORCHJOB, TRAINJOB, POD)
 OURS = f"{MANAGED_BY}={MANAGER},{RUN_LABEL}"
@@ -54,11 +56,13 @@ class Loop:
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _standing: list[asyncio.Task[None]] = field(default_factory=list)
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    _opening: set[tuple[Kind, str | None]] = field(default_factory=set)
+    """Watches that have neither begun nor failed yet."""
 
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
-        works = [self._sweep_for_ever()]
-        works += [self._watch(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)]
+        self._opening = {(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)}
+        works = [self._sweep_for_ever(), *(self._watch(*one) for one in self._opening)]
         self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
@@ -153,17 +157,25 @@ class Loop:
             try:
                 async for event, item in self.reconciler.cluster.watch(kind, namespace, labels=OURS, listing=False):
                     if event == "SYNCED":
-                        self.sweep_soon()
+                        self._opened(kind, namespace)
                     else:
                         self._happened(kind, event, item)
             except ApiError as error:
                 if error.status != 404:
                     log.warning("watch of %s failed: %s", kind.plural, error)
+                if (kind, namespace) in self._opening:
+                    self._opened(kind, namespace)
                 await asyncio.sleep(RETRY_SECONDS if error.status != 404 else reconcile.ABSENT_SECONDS)
             except Exception:  # without its watch the operator would only sweep, and nobody would know
                 metrics.RECONCILE_ERRORS.labels("bug").inc()
                 log.exception("watch of %s broke; this is a bug of cgd-operator", kind.plural)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _opened(self, kind: Kind, namespace: str | None) -> None:
+        """Have all runs looked over, once for all watches that begin together."""
+        self._opening.discard((kind, namespace))
+        if not self._opening:
+            self.sweep_soon()
 
     def _happened(self, kind: Kind, event: str, item: Object) -> None:
         metrics.LAST_EVENT.set_to_current_time()
@@ -174,7 +186,7 @@ class Loop:
             self.soon(*run)
 
     async def _sweep_for_ever(self) -> None:
-        self.sweep_soon()
+        await self._unless_wanted(OPENING_SECONDS)
         while True:
             begun = time.monotonic()
             if wanted := self._wanted.is_set():
