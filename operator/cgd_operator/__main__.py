@@ -14,6 +14,7 @@ Environment:
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -41,6 +42,9 @@ def main() -> None:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
         os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
+    # Pages of JSON make the collector walk over all that was imported, again and again: more work than reading them.
+    gc.freeze()
+    gc.set_threshold(50_000)
     try:
         asyncio.run(operate(tuple(options.namespace)))
     except ApiError as error:

@@ -193,9 +193,10 @@ class Reconciler:
         except InvalidRun:
             return previous.state != "Refused" or previous.observed_generation != generation
         view = View.of(run, manifest, there, now)
+        if view.actions:
+            return True
         new = view.status(self.board, None)
-        news = _says_more(_body(new), manifest, without=COUNTS)
-        return bool(view.actions) or news or expired(_ttl(manifest), new, now)
+        return _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
 
     async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
         """Delete the run when it ended long enough ago; its children go with it."""
