@@ -27,8 +27,8 @@ bench-grade: .venv/ready ## Compare the grader with others: make bench-grade DAT
 
 RUNS ?= 1000
 
-bench-operator: .venv/ready ## 1,000 CGDRuns with played children: latency, memory, writes (20 minutes): make bench-operator RUNS=1000
-	@PYTHONPATH=tests $(BIN)/python tests/bench/scale.py --runs $(RUNS)
+bench-operator: .venv/ready ## 1,000 CGDRuns with played children: latency, memory, writes (15 minutes); also another commit's: make bench-operator RUNS=1000 BASE=<commit>
+	@PYTHONPATH=tests $(BIN)/python tests/bench/scale.py --runs $(RUNS) $(if $(BASE),--base $(BASE))
 
 bench-train: .venv/bench
 	PYTHONPATH=tests $(BIN)/python tests/bench/train.py

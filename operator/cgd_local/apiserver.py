@@ -141,9 +141,8 @@ class ApiServer:
     async def _list(self, target: Target) -> web.StreamResponse:
         if target.flag("watch"):
             return await self._watch(target)
-        chosen, version = target.chosen(), str(self.registry.store.version)
-        objects = [obj for obj in self.registry.shelf(target.resource).within(target.namespace) if chosen(obj)]
-        objects, more = target.page(objects)
+        version = str(self.registry.store.version)
+        objects, more = target.page(target.objects(self.registry.shelf(target.resource)))
         metadata = {"resourceVersion": version, **more}
         kind = {"kind": f"{target.resource.kind}List", "apiVersion": target.resource.api_version}
         rows = target.table(objects, version)

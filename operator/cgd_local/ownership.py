@@ -86,6 +86,10 @@ def _leaves(schema: Json, value: Any, path: Path = ()) -> dict[Path, Any]:
     return found
 
 
+def _without(body: Json, words: set[str]) -> Json:
+    return {word: value for word, value in body.items() if word not in words}
+
+
 def _owned(schema: Json, body: Json, subresource: str = "") -> dict[Path, Any]:
     """The places of an object that clients own: no identity, and a subresource writes its own part only."""
     metadata = {key: value for key, value in body["metadata"].items() if key not in _SERVER_OWNED}
@@ -126,13 +130,14 @@ def _value(tree: Any) -> Any:
 
 def record_update(schema: Json, old: Json | None, new: Json, write: Write, now: str) -> list[Json]:
     """managedFields after a plain write: the writer owns what it changed, nobody owns what is gone."""
-    there, before = _owned(schema, new), _owned(schema, old) if old else {}
-    mine = _owned(schema, new, write.subresource)
+    same = {word for word in new if old and new[word] is old.get(word)}
+    there, before = _owned(schema, _without(new, same)), _owned(schema, _without(old, same)) if old else {}
+    mine = _owned(schema, _without(new, same), write.subresource)
     changed = {path for path, value in mine.items() if path not in before or before[path] != value}
     entries = []
     for entry in new["metadata"].get("managedFields", []):
         fields = decode(entry["fieldsV1"])
-        left = fields & there.keys()
+        left = {path for path in fields if path in there or path[0][2:] in same}
         if write.wrote(entry):
             left, changed = left | changed, set()
         else:
@@ -157,7 +162,8 @@ def apply_patch(schema: Json, live: Json, config: Json, write: Write, now: str) 
     own = next((entry for entry in entries if write.wrote(entry)), None)
     mine = decode(own["fieldsV1"]) if own else set()
     others = [(entry, decode(entry["fieldsV1"])) for entry in entries if entry is not own]
-    before = _leaves(schema, live)
+    part, rest = _at(live, write.subresource)
+    before = _leaves(schema, part) if part else {}
     taken = _taken(before, applied, others)
     if taken and not write.force:
         raise _conflict(taken)
@@ -168,7 +174,16 @@ def apply_patch(schema: Json, live: Json, config: Json, write: Write, now: str) 
     kept = own if own and mine == applied.keys() else write.entry(applied, now)
     # in an order of their own: two managers that apply the same in turn change nothing
     owners = sorted([kept, *left], key=lambda one: (one["operation"], one["time"], one["manager"]))
+    merged = rest | merged
     return merged | {"metadata": merged["metadata"] | {"managedFields": owners}}
+
+
+def _at(live: Json, subresource: str) -> tuple[Json, Json]:
+    """The part of an object that a subresource writes, and the rest."""
+    if not subresource:
+        return live, {}
+    rest = _without(live, {subresource})
+    return _without(live, set(rest)), rest
 
 
 def _taken(before: dict[Path, Any], applied: dict[Path, Any], others: Iterable[tuple[Json, set[Path]]]) -> Taken:

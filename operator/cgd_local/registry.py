@@ -103,9 +103,11 @@ class Registry:
     # --- changing
 
     def update(self, resource: Resource, key: Key, change: Callable[[Json], Json], write: Write) -> Json:
-        """Replace a stored object by what `change` makes of a copy; nothing is written if nothing changes."""
+        """Replace a stored object by what `change` makes of it; nothing is written if nothing changes.
+
+        `change` must leave its argument as it is. The parts that it passes on are not read again."""
         old = self.get(resource, key)
-        new = _decoded(resource, change(copy.deepcopy(old)), write)
+        new = _decoded(resource, change(old), write, old)
         if "managedFields" not in new["metadata"]:  # a client that leaves them out keeps them; an empty list resets
             _set_owners(new, old["metadata"].get("managedFields", []))
         _require_same(resource, key, old["metadata"], new["metadata"])
@@ -194,11 +196,13 @@ class Registry:
 # --- what a client sends, judged and completed
 
 
-def _decoded(resource: Resource, body: Json, write: Write) -> Json:
-    """A client's object, stripped to what the schema knows, with defaults."""
+def _decoded(resource: Resource, body: Json, write: Write, old: Json | None = None) -> Json:
+    """A client's object, stripped to what the schema knows, with defaults; what is the stored object's own is both."""
     if not isinstance(body, dict) or not isinstance(body.get("metadata", {}), dict):
         raise bad_request("the body of the request is not an object with metadata")
-    obj = copy.deepcopy(body) if resource.custom else drop_nulls(body)
+    kept = {word: value for word, value in body.items() if old and word != "metadata" and value is old.get(word)}
+    told = {word: value for word, value in body.items() if word not in kept}
+    obj = copy.deepcopy(told) if resource.custom else drop_nulls(told)
     for word, expected in (("apiVersion", resource.api_version), ("kind", resource.kind)):
         if (said := obj.setdefault(word, expected)) != expected:
             raise bad_request(f"{word} in the data ({said}) does not match the expected one ({expected})")
@@ -208,7 +212,7 @@ def _decoded(resource: Resource, body: Json, write: Write) -> Json:
         _require_known(resource, unknown)
     fill_in(resource, obj)
     default(resource.schema, obj)
-    return obj
+    return obj | kept
 
 
 def _require_known(resource: Resource, unknown: list[str]) -> None:

@@ -13,9 +13,9 @@ from cgd_local.bodies import read_apply, read_json
 from cgd_local.kinds import Resource
 from cgd_local.ownership import Write
 from cgd_local.registry import Registry
-from cgd_local.selection import Test, selection
+from cgd_local.selection import Test, selection, wanted
 from cgd_local.statuses import ApiError, Json, bad_request
-from cgd_local.store import Key
+from cgd_local.store import Key, Shelf
 from cgd_local.tables import table
 
 
@@ -83,6 +83,11 @@ class Target:
 
     def chosen(self) -> Test:
         return selection(self.text("labelSelector"), self.text("fieldSelector"))
+
+    def objects(self, shelf: Shelf) -> list[Json]:
+        """What the selectors choose."""
+        chosen = self.chosen()
+        return [obj for obj in shelf.within(self.namespace, wanted(self.text("labelSelector"))) if chosen(obj)]
 
     def table(self, objects: list[Json], version: str) -> Json | None:
         """The objects as rows to print, if the client wants them so."""

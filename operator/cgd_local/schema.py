@@ -118,12 +118,15 @@ def default(schema: Json, value: Any) -> None:
 
 
 def validate(schema: Json, value: Any, old: Any = None) -> list[Cause]:
-    """Everything wrong with a value; CEL rules run only on a value whose shape is right, as in the real server."""
-    return list(_misshapen(schema, value, "")) or list(_broken(schema, value, old, ""))
+    """Everything wrong with a value; CEL rules run only on a value whose shape is right, as in the real server. Parts
+    that are the former value's own are right."""
+    return list(_misshapen(schema, value, old, "")) or list(_broken(schema, value, old, ""))
 
 
-def _misshapen(schema: Json, value: Any, path: str) -> Iterator[Cause]:
+def _misshapen(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]:
     if value is None and schema.get("nullable"):
+        return
+    if value is old and isinstance(old, dict):
         return
     kind, allowed = _type(value), _types(schema)
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
@@ -131,8 +134,8 @@ def _misshapen(schema: Json, value: Any, path: str) -> Iterator[Cause]:
         yield Cause(path, "FieldValueTypeInvalid", told)
         return
     yield from _out_of_bounds(schema, value, "number" if kind == "integer" else kind, path)
-    for _, part, item, where in _parts(schema, value, path):
-        yield from _misshapen(part, item, where)
+    for name, part, item, where in _parts(schema, value, path):
+        yield from _misshapen(part, item, old.get(name) if isinstance(old, dict) else None, where)
 
 
 def _type(value: Any) -> str:

@@ -28,19 +28,37 @@ def selection(labels: str, fields: str) -> Test:
     return lambda obj: all(test(obj) for test in tests)
 
 
+def wanted(labels: str) -> dict[str, set[str]]:
+    """The labels that a selector asks to have one of some values; an object without is never chosen.
+
+    Raises:
+        ApiError: 400 for a selector that cannot be read.
+    """
+    found = [_read(part) for part in _split(labels)]
+    return {one["key"]: _values(one) for one in found if one["sign"] in ("=", "==") or one["set"] == "in"}
+
+
 def _split(text: str) -> list[str]:
     """The requirements of a selector, at commas outside brackets."""
     return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
 
 
+def _read(part: str) -> re.Match[str]:
+    if found := _REQUIREMENT.fullmatch(part):
+        return found
+    raise bad_request(f"unable to parse requirement: found '{part}', expected: identifier, '!', 'in', '='")
+
+
+def _values(found: re.Match[str]) -> set[str]:
+    return {found["value"]} if found["sign"] else {value.strip() for value in found["values"].split(",")}
+
+
 def _test(part: str, read: Callable[[Json, str], str | None]) -> Test:
-    found = _REQUIREMENT.fullmatch(part)
-    if not found:
-        raise bad_request(f"unable to parse requirement: found '{part}', expected: identifier, '!', 'in', '='")
+    found = _read(part)
     key, sign = found["key"], found["sign"] or found["set"]
     if not sign:
         return lambda obj: (read(obj, key) is None) == bool(found["absent"])
-    values = {found["value"]} if found["sign"] else {value.strip() for value in found["values"].split(",")}
+    values = _values(found)
     return lambda obj: (read(obj, key) in values) != (sign in ("!=", "notin"))
 
 

@@ -6,8 +6,8 @@ Stored objects are never changed, only replaced: a reader may keep and send one 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cgd_local.statuses import ApiError, Json
 
 Key = tuple[str, str]  # namespace ("" for cluster-scoped objects), name
+Wanted = Mapping[str, Collection[str]]  # labels, and the values of which each must have one
 
 
 class Change(NamedTuple):
@@ -37,6 +38,18 @@ class Shelf:
     objects: dict[Key, Json] = field(default_factory=dict)
     feeds: set[Feed] = field(default_factory=set)
     forgotten: int = 0  # the newest version that the history no longer tells
+    labelled: dict[tuple[str, str], set[Key]] = field(default_factory=lambda: defaultdict(set))  # by label and value
+
+    def replace(self, key: Key, new: Json | None) -> Json | None:
+        """Put an object in the place of another, or (None) take that away; the other."""
+        old = self.objects.pop(key, None) if new is None else self.objects.get(key)
+        for label in _labels(old):
+            self.labelled[label].discard(key)
+        if new is not None:
+            self.objects[key] = new
+        for label in _labels(new):
+            self.labelled[label].add(key)
+        return old
 
     def record(self, change: Change) -> None:
         if len(self.history) == self.history.maxlen:
@@ -45,10 +58,13 @@ class Shelf:
         for feed in self.feeds:
             feed.put_nowait(change)
 
-    def within(self, namespace: str) -> list[Json]:
-        """The objects of a namespace ("" for all), in the order of their names, as etcd lists them."""
-        keys = (key for key in self.objects if key[0] == namespace) if namespace else self.objects
-        return [self.objects[key] for key in sorted(keys)]
+    def within(self, namespace: str, wanted: Wanted | None = None) -> list[Json]:
+        """The objects of a namespace ("" for all) with such labels, in the order of their names, as etcd lists them."""
+        keys: Collection[Key] = self.objects
+        for name, values in (wanted or {}).items():
+            named = set().union(*(self.labelled.get((name, value), ()) for value in values))
+            keys = named if keys is self.objects else named.intersection(keys)
+        return [self.objects[key] for key in sorted(keys) if not namespace or key[0] == namespace]
 
     def end(self) -> None:
         for feed in self.feeds:
@@ -87,14 +103,15 @@ class Store:
 
     def put(self, shelf: Shelf, key: Key, obj: Json) -> Json:
         """Store an object under the next version, which it then carries."""
-        old, new = shelf.objects.get(key), self._stamped(obj)
-        shelf.objects[key] = new
+        new = self._stamped(obj)
+        old = shelf.replace(key, new)
         shelf.record(Change(self.version, new, old, deleted=False))
         return new
 
     def remove(self, shelf: Shelf, key: Key, last: Json) -> Json:
         """Take an object away; `last` is its state at the end, which its deletion event carries."""
-        old, last = shelf.objects.pop(key), self._stamped(last)
+        last = self._stamped(last)
+        old = shelf.replace(key, None)
         shelf.record(Change(self.version, last, old, deleted=True))
         return last
 
@@ -105,3 +122,8 @@ class Store:
     def end_watches(self) -> None:
         for shelf in self._shelves.values():
             shelf.end()
+
+
+def _labels(obj: Json | None) -> Collection[tuple[str, str]]:
+    labels: Json = (obj or {"metadata": {}})["metadata"].get("labels", {})
+    return labels.items()

@@ -21,11 +21,10 @@ async def events(store: Store, target: Target, bookmark_seconds: float) -> Async
     since, initial = target.number("resourceVersion"), target.flag("sendInitialEvents")
     if since > current:
         raise ApiError(504, f"Too large resource version: {since}, current: {current}")
-    present = shelf.within(target.namespace) if initial or not since else []
+    present = target.objects(shelf) if initial or not since else []
     with shelf.changes(current if initial or not since else since) as feed:
         for obj in present:
-            if chosen(obj):
-                yield _event(target, "ADDED", obj)
+            yield _event(target, "ADDED", obj)
         if initial:
             yield _bookmark(target, current, {"k8s.io/initial-events-end": "true"})
         pause = bookmark_seconds if target.flag("allowWatchBookmarks") else None

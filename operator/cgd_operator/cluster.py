@@ -226,9 +226,10 @@ class Cluster:
         *,
         labels: str = "",
         fields: str = "",
+        listing: bool = True,
         link: Callable[[Link], None] = lambda _: None,
     ) -> AsyncIterator[tuple[str, Object]]:
-        """Every object there is as LISTED, then ("SYNCED", {}), then changes, for ever.
+        """Every object there is as LISTED (unless `listing` is false), then ("SYNCED", {}), then changes, for ever.
 
         A lost connection goes on from the last version seen; a version that is too old (410) starts over from the
         list, so that a consumer sees LISTED and SYNCED again and must treat both as "look again". `link` is told of
@@ -236,17 +237,24 @@ class Cluster:
         """
         while True:
             link("listing")
-            since = ""
             try:
-                async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
-                    since = since or version
-                    for item in items:
-                        yield "LISTED", item
+                since = "" if listing else await self._version(kind, namespace)
+                if listing:
+                    async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
+                        since = since or version
+                        for item in items:
+                            yield "LISTED", item
                 yield "SYNCED", {}
                 async for event, item in self._changes(kind, namespace, labels, fields, since, link):
                     yield event, item
             except Gone:
                 log.info("watch of %s is too old; listing again", kind.plural)
+
+    async def _version(self, kind: Kind, namespace: str | None) -> str:
+        """From where a watch tells what happens next."""
+        body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
+        assert body is not None
+        return str(body["metadata"]["resourceVersion"])
 
     async def _changes(
         self,

@@ -12,15 +12,19 @@ from cgd_operator.observe import BEGINNING, PodFacts
 from cgd_operator.plan import Run
 from cgd_operator.status import duration, seconds_between
 
+MAKERS = ("answer", "critique", "refine", "distill", "train")
+"""Kinds of stages that make rows or a model. The good end of another is in the status, and starts the next."""
+
 
 def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -> Iterator[dict[str, Any]]:
-    """What is worth an Event: stages that ended well (in one Event, as one pod or one look may end several), a stage
-    that failed, one that has to wait and why, a run that a person must look after, and the end of the run, which tells
-    its last stages too."""
+    """What is worth an Event: stages that have made rows or a model (in one Event, as one pod or one look may end
+    several), a stage that failed, one that has to wait and why, a run that a person must look after, and the end of
+    the run, which tells its last stages too."""
     before = {stage.name: stage for stage in old.stages}
     news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
-    ended = ", ".join(_ended(stage) for stage in news if stage.state == "Succeeded")
     over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")
+    told = [stage for stage in news if stage.state == "Succeeded" and (over or stage.name.split("-")[0] in MAKERS)]
+    ended = ", ".join(_ended(stage) for stage in told)
     if ended and not (over and new.state == "Succeeded"):
         yield _event(run, "StageSucceeded", ended, now)
     for stage in news:

@@ -1,8 +1,7 @@
 """The door: what Kopf calls. It says when to look at which run; everything else happens in `loop` and `reconcile`.
 
-Only an `on.event` handler is used: it puts no finalizer and no annotation on anything. The runs that a watch begins
-with have no event type; they ask for a sweep, which looks at all of them together. Children are watched by `loop`: Kopf
-reads all objects of a kind at once and remembers each, which at a thousand runs is hundreds of megabytes.
+Only an `on.event` handler is used: it puts no finalizer and no annotation on anything. Children are watched by `loop`:
+Kopf reads all objects of a kind at once and remembers each, which at a thousand runs is hundreds of megabytes.
 """
 
 from typing import Any
@@ -14,9 +13,23 @@ from cgd_operator.api import GROUP, VERSION
 from cgd_operator.loop import Loop
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Kopf copies and compares every object that a watch tells of, for handlers of changes: there are none."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise NotImplementedError
+
+
 @kopf.on.startup()
 async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.posting.enabled = False  # Events are our own: transitions, not log lines
+    settings.persistence.diffbase_storage = NoDiffs()
     settings.networking.connect_timeout = 5
     settings.networking.request_timeout = 30
     settings.watching.connect_timeout = 5
@@ -37,12 +50,11 @@ def login(**everything: Any) -> kopf.ConnectionInfo | None:
 
 
 @kopf.on.event(GROUP, VERSION, "cgdruns")
-async def run_changed(event: kopf.RawEvent, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
-    """At once if the user changed something; our own writes of the status are no news."""
+async def run_changed(body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
+    """At once if the user changed something; our own writes of the status are no news, nor is a run that the watch
+    begins with: the sweep looks at all of them."""
     loop: Loop = memo.loop
     metrics.LAST_EVENT.set_to_current_time()
     unseen = body.get("status", {}).get("observedGeneration", 0) != body.metadata["generation"]
-    if event["type"] is None:
-        loop.sweep_soon()
-    elif unseen or "deletionTimestamp" in body.metadata:
+    if unseen or "deletionTimestamp" in body.metadata:
         loop.poke(body.metadata["namespace"], body.metadata["name"])

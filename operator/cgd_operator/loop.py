@@ -7,8 +7,10 @@ starts, or starts again, only asks for a sweep.
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -22,9 +24,13 @@ from cgd_operator.reconcile import Reconciler, at_rest
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 30.0
+SWEEP_RATE = 50.0
+"""Runs a second that a sweep looks over which nobody asked for: five thousand runs take it 100 s, not a whole core."""
 RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
 """Between two looks at a run, and before a sweep that watches ask for: they come in bursts."""
+OPENING_SECONDS = 2.0
+"""So long the first sweep waits for the watches, so that one will do."""
 AT_ONCE = 16
 CHILDREN = (JOB, PYTORCHJOB, TRAINJOB, POD)
 OURS = f"{MANAGED_BY}={MANAGER},{RUN_LABEL}"
@@ -50,11 +56,13 @@ class Loop:
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _standing: list[asyncio.Task[None]] = field(default_factory=list)
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    _opening: set[tuple[Kind, str | None]] = field(default_factory=set)
+    """Watches that have neither begun nor failed yet."""
 
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
-        works = [self._sweep_for_ever()]
-        works += [self._watch(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)]
+        self._opening = {(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)}
+        works = [self._sweep_for_ever(), *(self._watch(*one) for one in self._opening)]
         self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
@@ -144,22 +152,30 @@ class Loop:
 
     async def _watch(self, kind: Kind, namespace: str | None) -> None:
         """Look at once at a run whose child has ended or is gone, soon where anything else happened to one. What is
-        there when the watch begins, or begins anew, is the sweep's."""
+        there when the watch begins, or begins anew, is the sweep's: nobody lists it here."""
         while True:
             try:
-                async for event, item in self.reconciler.cluster.watch(kind, namespace, labels=OURS):
+                async for event, item in self.reconciler.cluster.watch(kind, namespace, labels=OURS, listing=False):
                     if event == "SYNCED":
-                        self.sweep_soon()
-                    elif event != "LISTED":
+                        self._opened(kind, namespace)
+                    else:
                         self._happened(kind, event, item)
             except ApiError as error:
                 if error.status != 404:
                     log.warning("watch of %s failed: %s", kind.plural, error)
+                if (kind, namespace) in self._opening:
+                    self._opened(kind, namespace)
                 await asyncio.sleep(RETRY_SECONDS if error.status != 404 else reconcile.ABSENT_SECONDS)
             except Exception:  # without its watch the operator would only sweep, and nobody would know
                 metrics.RECONCILE_ERRORS.labels("bug").inc()
                 log.exception("watch of %s broke; this is a bug of cgd-operator", kind.plural)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _opened(self, kind: Kind, namespace: str | None) -> None:
+        """Have all runs looked over, once for all watches that begin together."""
+        self._opening.discard((kind, namespace))
+        if not self._opening:
+            self.sweep_soon()
 
     def _happened(self, kind: Kind, event: str, item: Object) -> None:
         metrics.LAST_EVENT.set_to_current_time()
@@ -172,21 +188,30 @@ class Loop:
             self.soon(*run)
 
     async def _sweep_for_ever(self) -> None:
+        await self._unless_wanted(OPENING_SECONDS)
         while True:
-            self._wanted.clear()
+            begun = time.monotonic()
+            if wanted := self._wanted.is_set():
+                await asyncio.sleep(PAUSE_SECONDS)
+                self._wanted.clear()
             try:
-                await self._sweep()
+                await self._sweep(0 if wanted else 1 / SWEEP_RATE)
             except ApiError as error:
                 log.warning("sweep failed: %s", error)
-            try:
-                async with asyncio.timeout(SWEEP_SECONDS):
-                    await self._wanted.wait()
-            except TimeoutError:
-                continue
-            await asyncio.sleep(PAUSE_SECONDS)
+            await self._unless_wanted(begun + SWEEP_SECONDS - time.monotonic())
 
-    async def _sweep(self) -> None:
-        """Poke every run that is behind."""
+    async def _unless_wanted(self, seconds: float) -> None:
+        """Wait so long, or until somebody asks for a sweep."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0, seconds)):
+                await self._wanted.wait()
+
+    async def _sweep(self, pause: float = 0) -> None:
+        """Poke every run that is behind.
+
+        Args:
+            pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
+        """
         states: Counter[str] = Counter()
         for namespace in self.namespaces or (None,):
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
@@ -194,6 +219,7 @@ class Loop:
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
                     await self._sweep_over(namespace, awake)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
+                await self._unless_wanted(pause * len(runs))
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)

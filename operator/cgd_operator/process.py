@@ -18,6 +18,7 @@ Environment:
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -48,6 +49,9 @@ def main() -> None:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
         os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
+    # Pages of JSON make the collector walk over all that was imported, again and again: more work than reading them.
+    gc.freeze()
+    gc.set_threshold(50_000)
     try:
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.run(_until_told_to_stop(tuple(options.namespace)))

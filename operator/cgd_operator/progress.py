@@ -36,6 +36,11 @@ class StageProgress:
     tokens_per_second: int | None
     eta_seconds: int | None
 
+    @property
+    def all_done(self) -> bool:
+        rows = self.rows
+        return bool(rows and rows.total and rows.done + rows.rejected >= rows.total)
+
 
 @dataclass
 class Reports:
@@ -53,13 +58,21 @@ class Board:
 
     runs: dict[str, dict[str, Reports]] = field(default_factory=dict)
 
-    def put(self, uid: str, stage: str, report: Progress) -> None:
+    def put(self, uid: str, stage: str, report: Progress) -> bool:
+        """Take a report; whether it is the stage's first, or the first to say that all rows are done."""
+        before = self._is_done(uid, stage)
         stages = self.runs.setdefault(uid, {})
         stages.setdefault(stage, Reports(time.monotonic())).last[report.shard] = report
+        return before != self._is_done(uid, stage)
 
     def of(self, uid: str, stage: str) -> StageProgress | None:
         reports = self.runs.get(uid, {}).get(stage)
         return _sum(tuple(reports.last.values())) if reports else None
+
+    def _is_done(self, uid: str, stage: str) -> bool | None:
+        """None: nothing is known of it."""
+        progress = self.of(uid, stage)
+        return progress.all_done if progress else None
 
     def patience(self, uid: str, stage: str) -> float:
         """Seconds that a report may wait to be shown: a hundredth of the stage's age, from 2 to 30. Where many runs
@@ -123,9 +136,11 @@ class Desk:
             report = Progress.model_validate_json(await request.read())
         except ValidationError as error:
             return web.json_response({"message": str(error)}, status=422)
-        stage = report.stage or stage
-        self.board.put(uid, stage, report)
-        self.later(request.match_info["namespace"], request.match_info["run"], self.board.patience(uid, stage))
+        child, stage = stage, report.stage or stage
+        turned = self.board.put(uid, stage, report)
+        # stages that share a pod begin and end by what they report: such a change is not to wait for its turn
+        patience = LEAST_PATIENCE if turned and stage != child else self.board.patience(uid, stage)
+        self.later(request.match_info["namespace"], request.match_info["run"], patience)
         return web.json_response({})
 
 

@@ -5,7 +5,7 @@ Level-based: a reconcile starts from what exists and needs nothing that an earli
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -58,6 +58,10 @@ ABSENT_SECONDS = 30.0
 """A kind that the cluster did not serve is asked for again after so long."""
 CLEAN_SECONDS = 1800
 """A deleted run stays at most so long for what it stored to be deleted."""
+
+GPU_TIME = ("gpuSeconds", "podGpuSeconds")
+COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta")
+"""Fields of a status that say how far a stage is."""
 
 INSTALL: dict[str, str] = {
     "auto": "the cluster has neither PyTorchJob (kubeflow.org/v1) nor TrainJob (trainer.kubeflow.org/v1alpha1): "
@@ -213,7 +217,8 @@ class Reconciler:
         return QUIET.total_seconds() + 1 if podless else None  # by then Events say why
 
     def is_behind(self, manifest: Object, there: Children) -> bool:
-        """Whether a look would do something, or have something to tell."""
+        """Whether a look would do something, or have something to tell but how far a stage is: for that its reports
+        come, no more often than the operator can write."""
         if "deletionTimestamp" in manifest["metadata"]:
             return True
         previous, now, generation = previous_status(manifest), datetime.now(UTC), manifest["metadata"]["generation"]
@@ -224,8 +229,10 @@ class Reconciler:
         except InvalidRun:
             return previous.state != "Refused" or previous.observed_generation != generation
         view = View.of(run, manifest, there, now)
+        if view.actions:
+            return True
         new = view.status(self.board, None, self.stalled_after)
-        return bool(view.actions) or _says_more(_body(new), manifest) or expired(_ttl(manifest), new, now)
+        return _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
 
     async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
         """Delete the run when it ended long enough ago; its children go with it."""
@@ -507,18 +514,21 @@ def _body(new: CGDRunStatus) -> Object:
     return new.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
-def _says_more(body: Object, manifest: Object) -> bool:
-    """Whether a status differs from that which is there by more than GPU time, which grows by itself."""
-    return _timeless(body) != _timeless(manifest.get("status", {}))
+def _says_more(body: Object, manifest: Object, *, without: Collection[str] = ()) -> bool:
+    """Whether a status differs from that which is there by more than these fields, and GPU time, which grows by
+    itself."""
+    unasked = (*GPU_TIME, *without)
+    return _only(body, unasked) != _only(manifest.get("status", {}), unasked)
 
 
-def _timeless(body: Object) -> Object:
-    stages = [
-        {name: value for name, value in stage.items() if name not in ("gpuSeconds", "podGpuSeconds")}
-        for stage in body.get("stages", [])
-    ]
-    rest = {name: value for name, value in body.items() if name not in ("stages", "usage")}
+def _only(body: Object, unasked: Collection[str]) -> Object:
+    stages = [_less(stage, unasked) for stage in body.get("stages", [])]
+    rest = _less(body, ("stages", "usage", *unasked))
     return rest | {"stages": stages, "tokens": body.get("usage", {}).get("tokens")}
+
+
+def _less(part: Object, names: Collection[str]) -> Object:
+    return {name: value for name, value in part.items() if name not in names}
 
 
 def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:

@@ -181,8 +181,7 @@ def _stage_state(facts: ChildFacts, name: str, child: Child, progress: StageProg
 def _shared_pod_state(name: str, child: Child, progress: StageProgress | None) -> StageState:
     if progress is None or progress.rows is None:
         return "Running" if name == child.stages[0] else "Pending"
-    rows = progress.rows
-    return "Succeeded" if rows.total and rows.done + rows.rejected >= rows.total else "Running"
+    return "Succeeded" if progress.all_done else "Running"
 
 
 def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:

@@ -1,29 +1,35 @@
 """The operator at scale: CGDRuns by the thousand, whose children start and end as told here: `make bench-operator`.
 
-    PYTHONPATH=tests python tests/bench/scale.py [--runs 1000] [--stage-seconds 100]
+    PYTHONPATH=tests python tests/bench/scale.py [--runs 1000] [--stage-seconds 100] [--base COMMIT]
 
 The operator is a process of its own against the embedded API server, which with the player of the controllers has the
 other core. Every child of a run gets a pod that is pulled, runs, says its last words and ends, with the writes that
-kubelet and Job controller make meanwhile. Four phases: all runs are created at once; they live, each stage for a random
-time; all stand still while their stages run and report; the operator is killed, stages end, and it is started again.
-Nothing here is a test.
+kubelet and Job controller make meanwhile. All runs are created at once; they live, each stage for a random time; all
+stand still; they go on and report; the operator is killed, stages end, and it is started again, then once more with a
+Lease that it releases; they live until most have ended. More than a thousand runs have stages that are longer in
+proportion, so that as many end in a second, and are watched until half of them have had their second child.
+
+With a commit the operator of that commit is measured by the same harness and server afterwards. Nothing here is a test.
 """
 
 import argparse
 import asyncio
 import json
+import logging
 import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +52,25 @@ from cgd_operator.progress import token
 
 Json = dict[str, Any]
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=140)
+logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # that a client was killed is no news here
 NAMESPACES = 10
 RUNS, STAGE_SECONDS = 1000, 100.0
+"""For more runs the seconds grow in proportion."""
 PULL_SECONDS = (1.0, 4.0)
-STILL_SECONDS = 65.0
-"""Two sweeps."""
+STILL_SECONDS = 40.0
+"""More than a sweep."""
 REPORT_SECONDS = 3.0
-"""As often as the stage programs report."""
+"""As often as the stage programs report; for more than a thousand runs in proportion, for the sender's sake."""
+ENDED_SHARE = 0.8
+"""Of the runs, when the measurement ends: the slowest would take as long again as they all wait for."""
+RESTART_ENDS = 100
 KEY = "key of the benchmark"
-AIMS = {"memory": "250", "latency": "1.00", "writes": "25", "still": "0"}
-OTHERS = ("reads", "watches", "dry runs")
-"""Calls that write nothing."""
+LEASE = "default/cgd-operator"
+OTHERS = ("reads", "watches", "dry runs", "leases")
+"""Calls that write nothing of a run."""
+COUNTS = {"rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta", "gpuSeconds", "podGpuSeconds", "usage"}
+"""Fields of a status that may be older than the rest."""
 CHILD_KINDS = {"Job": "jobs.batch", "PyTorchJob": "pytorchjobs.kubeflow.org"}
 NEEDED = {child.stage: child.after for child in plan(run())}
 """For each child the stages that must have ended."""
@@ -93,6 +106,10 @@ class Player:
     latencies: list[float] = field(default_factory=list)
     """Seconds from the end of the last child that a child waits for to its creation."""
     born: Counter[str] = field(default_factory=Counter)
+    made: set[tuple[str, str]] = field(default_factory=set)
+    """Run's uid and stage of every child."""
+    running: dict[tuple[str, str], float] = field(default_factory=dict)
+    """When the pod of each child began to run."""
     broken: BaseException | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -126,6 +143,7 @@ class Player:
         labels = child["metadata"]["labels"]
         uid, stage = labels[UID_LABEL], labels[STAGE_LABEL]
         self.born[stage] += 1
+        self.made.add((uid, stage))
         if waited := [self.ended[uid, one] for one in NEEDED[stage]]:
             self.latencies.append(time.monotonic() - max(waited))
         life = self.lives[uid, stage] = Life(child, self._pod(child))
@@ -133,6 +151,8 @@ class Player:
         self._set_status("pods", life.pod, {"phase": "Running", "startTime": _now()})
         self._active(life, ready=1)
         life.running = True
+        for name in GIVEN[stage]:
+            self.running[uid, name] = time.monotonic()
         await asyncio.sleep(self.stage_seconds * self.rng.uniform(0.5, 1.5))
         if self.paused:
             self.held.append(life)
@@ -149,6 +169,8 @@ class Player:
     def end(self, life: Life) -> None:
         labels = life.child["metadata"]["labels"]
         uid, stage = labels[UID_LABEL], labels[STAGE_LABEL]
+        if not self.lives.pop((uid, stage), None):  # a restart has ended it before its time
+            return
         facts = {"rows": {"total": 100, "done": 99, "rejected": 1}, "promptTokens": 9000, "generatedTokens": 8000}
         told = facts | {"seconds": self.stage_seconds}
         words = json.dumps({"outcome": "done", "stages": dict.fromkeys(GIVEN[stage], told)})
@@ -160,7 +182,6 @@ class Player:
             self.ended[uid, name] = time.monotonic()
         kind = life.child["kind"]
         self._set_status(CHILD_KINDS[kind], _key(life.child), ENDS[kind]("Complete"))
-        del self.lives[uid, stage]
 
     def _pod(self, child: Json) -> tuple[str, str]:
         """Make the child's pod, on a node already."""
@@ -198,6 +219,44 @@ def _now() -> str:
 
 
 @dataclass
+class Reader:
+    """Reads every status that is written, as a user who watches would."""
+
+    api: ApiServer
+    player: Player
+    lags: list[float] = field(default_factory=list)
+    """Seconds from a stage's beginning to run, or its end, to a status that says so."""
+    news: Counter[str] = field(default_factory=Counter)
+    """By run's uid: statuses that say more than row counts."""
+    counts: int = 0
+    """Statuses that say nothing else."""
+
+    async def read(self) -> None:
+        registry = self.api.registry
+        with registry.shelf(registry.resources["cgdruns.cgd.dev"]).changes(registry.store.version) as feed:
+            while change := await feed.get():
+                if change.old and "status" in change.new:
+                    self._compare(change.new["metadata"]["uid"], change.old.get("status", {}), change.new["status"])
+
+    def _compare(self, uid: str, old: Json, new: Json) -> None:
+        before = {stage["name"]: stage["state"] for stage in old.get("stages", [])}
+        begun = {"Running": self.player.running, "Succeeded": self.player.ended}
+        for stage in new["stages"]:
+            name, state = stage["name"], stage["state"]
+            if state in begun and before.get(name) != state and (uid, name) in begun[state]:
+                self.lags.append(time.monotonic() - begun[state][uid, name])
+        if _without_counts(old) == _without_counts(new):
+            self.counts += 1
+        else:
+            self.news[uid] += 1
+
+
+def _without_counts(status: Json) -> Json:
+    stages = [{name: value for name, value in one.items() if name not in COUNTS} for one in status.get("stages", [])]
+    return {name: value for name, value in status.items() if name not in COUNTS} | {"stages": stages}
+
+
+@dataclass
 class Calls:
     """The operator's requests, by what they are for. Nobody else uses HTTP here."""
 
@@ -228,6 +287,8 @@ class Mark:
 
     seconds: float
     cpu: float
+    own_cpu: float
+    """Of the API server and the player."""
     calls: Counter[str]
 
 
@@ -237,13 +298,18 @@ class Operator:
 
     kubeconfig: Path
     log: Path
+    source: Path | None = None
+    """Of another commit."""
     process: asyncio.subprocess.Process | None = None
     port: int = 0
     cpu_before: float = 0.0
     peak_mb: float = 0.0
 
-    async def start(self) -> None:
-        environment = os.environ | {"CGD_PROGRESS_BIND": "127.0.0.1:0", "CGD_PROGRESS_KEY": KEY}
+    async def start(self, lease: str = "") -> None:
+        environment = os.environ | {"CGD_PROGRESS_BIND": "127.0.0.1:0", "CGD_PROGRESS_KEY": KEY, "CGD_LEASE": lease}
+        if self.source:
+            environment["PYTHONPATH"] = f"{self.source / 'operator'}:{self.source / 'images'}"
+        told = len(self.log.read_bytes()) if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -252,16 +318,15 @@ class Operator:
                 stdout=log,
                 stderr=log,
             )
-        told = len(self.log.read_bytes())
         while "progress server listens on" not in (text := self.log.read_text()[told:]):  # noqa: ASYNC110  a file
             await asyncio.sleep(0.05)
         self.port = int(text.split("progress server listens on 127.0.0.1:")[1].split()[0])
 
-    async def kill(self) -> None:
+    async def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         assert self.process
         self.look()
         self.cpu_before += self._cpu()
-        self.process.send_signal(signal.SIGKILL)
+        self.process.send_signal(number)
         await self.process.wait()
 
     def look(self) -> float:
@@ -282,19 +347,32 @@ class Operator:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table at the end."""
+
+    name: str
+    value: float
+    text: str
+    aim: str = ""
+
+
 @dataclass
 class Bench:
     api: ApiServer
     player: Player
+    reader: Reader
     operator: Operator
     calls: Calls
     runs: int
     table: Table = field(
-        default_factory=lambda: Table("phase", "seconds", "reads/s", "writes/s", "CPU", "MB", title_justify="left")
+        default_factory=lambda: Table(
+            "phase", "seconds", "reads/s", "writes/s", "operator's CPU", "server's CPU", "MB", title_justify="left"
+        )
     )
 
     def mark(self) -> Mark:
-        return Mark(time.monotonic(), self.operator.cpu(), Counter(self.calls.counts))
+        return Mark(time.monotonic(), self.operator.cpu(), time.process_time(), Counter(self.calls.counts))
 
     def phase(self, name: str, since: Mark) -> Counter[str]:
         """Put a phase into the table; the calls of it."""
@@ -306,6 +384,7 @@ class Bench:
             f"{calls.reads() / seconds:.1f}",
             f"{calls.writes() / seconds:.2f}",
             f"{100 * (now.cpu - since.cpu) / seconds:.0f} %",
+            f"{100 * (now.own_cpu - since.own_cpu) / seconds:.0f} %",
             f"{self.operator.look():.0f}",
         )
         return calls.counts
@@ -326,54 +405,61 @@ class Bench:
 
     async def live(self, stage: str, share: float) -> None:
         """Until such a share of the runs has such a child."""
+        since = self.mark()
         await self.until(lambda: self.player.born[stage], int(self.runs * share), stage)
+        self.phase(f"life, to {stage}", since)
 
     async def stand_still(self) -> int:
-        """Nothing changes for two sweeps; writes meanwhile."""
+        """Nothing changes for more than a sweep; writes meanwhile."""
         self.player.paused = True
         lives = self.player.lives
         await self.until(lambda: sum(life.running for life in lives.values()), len(lives), "pods")
-        await asyncio.sleep(15)
+        await asyncio.sleep(10)
         since = self.mark()
         await asyncio.sleep(STILL_SECONDS)
-        return Calls(self.phase("standing still", since)).writes()
+        writes = Calls(self.phase("standing still", since)).writes()
+        self.player.go_on(self.player.stage_seconds)
+        return writes
 
-    async def report(self) -> None:
-        """Every running stage reports its progress, as often as the programs do."""
-        since = self.mark()
-        url, start = f"http://127.0.0.1:{self.operator.port}/progress", time.monotonic()
+    async def report(self) -> float:
+        """Every running stage reports, as often as the programs do; statuses a second that tell row counts alone."""
+        since, before, start = self.mark(), self.reader.counts, time.monotonic()
+        pause = REPORT_SECONDS * max(1, self.runs / RUNS)
         runs = {one["metadata"]["uid"]: one["metadata"] for one in self._runs()}
         async with aiohttp.ClientSession() as session:
-            while time.monotonic() - start < STILL_SECONDS:
+            while (done := time.monotonic() - start) < STILL_SECONDS:
                 for uid, stage in list(self.player.lives):
-                    meta = runs[uid]
-                    done = int(time.monotonic() - start)
-                    body = {"trainerStatus": {}, "rows": {"total": 1000, "done": done}, "tokensPerSecond": 1000 + done}
-                    bearer = {"Authorization": f"Bearer {token(KEY.encode(), uid, stage)}"}
-                    place = f"{url}/{meta['namespace']}/{meta['name']}/{uid}/{stage}"
-                    async with session.post(place, json=body, headers=bearer) as answer:
-                        assert answer.status == 200, await answer.text()
-                await asyncio.sleep(REPORT_SECONDS)
-        self.phase("stages report", since)
+                    await self._post(session, runs[uid], stage, int(done))
+                await asyncio.sleep(start + done + pause - time.monotonic())
+        self.phase("life, stages report", since)
+        return (self.reader.counts - before) / (time.monotonic() - start)
 
-    async def restart(self) -> float:
-        """The operator is killed, a tenth of the running stages ends, and it starts again; seconds to catch up."""
-        await self.operator.kill()
-        ending = list(self.player.lives.values())[: max(1, self.runs // 10)]
-        before = self.player.born.total()
+    async def _post(self, session: aiohttp.ClientSession, meta: Json, stage: str, done: int) -> None:
+        body = {"trainerStatus": {}, "rows": {"total": 1000, "done": done}, "tokensPerSecond": 1000 + done}
+        uid = meta["uid"]
+        bearer = {"Authorization": f"Bearer {token(KEY.encode(), uid, stage)}"}
+        place = f"/progress/{meta['namespace']}/{meta['name']}/{uid}/{stage}"
+        async with session.post(f"http://127.0.0.1:{self.operator.port}{place}", json=body, headers=bearer) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def restart(self, name: str, number: signal.Signals, lease: str = "") -> float:
+        """The operator is ended, stages end, and it starts again; seconds from then to the last child that may start
+        now. Ends meanwhile are no part of the other figures."""
+        kept = self.player.latencies, self.reader.lags
+        await self.operator.stop(number)
+        ending = [life for life in self.player.lives.values() if life.running and life not in self.player.held]
+        ending = ending[: min(RESTART_ENDS, max(1, self.runs // 10))]
         for life in ending:
-            if life in self.player.held:
-                self.player.held.remove(life)
             self.player.end(life)
-        wanted = before + len({one for life in ending for one in self._unlocked(life)})
-        start, since = time.monotonic(), Mark(time.monotonic(), self.operator.cpu_before, Counter(self.calls.counts))
-        self.player.latencies, kept = [], self.player.latencies
-        await self.operator.start()
-        await self.until(self.player.born.total, wanted, "children after the restart")
+        wanted = {one for life in ending for one in self._unlocked(life)}
+        start, own_cpu = time.monotonic(), time.process_time()
+        since = Mark(start, self.operator.cpu_before, own_cpu, Counter(self.calls.counts))
+        await self.operator.start(lease)
+        await self.until(lambda: len(wanted & self.player.made), len(wanted), "children after the restart")
         seconds = time.monotonic() - start
-        self.player.latencies = kept
-        await asyncio.sleep(5)
-        self.phase("restart", since)
+        await asyncio.sleep(10)
+        self.player.latencies, self.reader.lags = kept
+        self.phase(name, since)
         return seconds
 
     def _unlocked(self, life: Life) -> Iterator[tuple[str, str]]:
@@ -391,6 +477,18 @@ class Bench:
     def states(self) -> Counter[str]:
         return Counter(one.get("status", {}).get("state", "New") for one in self._runs())
 
+    def writes(self) -> dict[str, float]:
+        """Of a run that has ended, on average, without those for row counts; a Secret also after each restart."""
+        ended = {one["metadata"]["uid"] for one in self._runs() if one["status"]["state"] == "Succeeded"}
+        events = self.api.registry.shelf(self.api.registry.resources["events"]).objects.values()
+        written = {
+            "children": len(ended) * len(CHILDREN),
+            "events": sum(one["involvedObject"]["uid"] in ended for one in events),
+            "statuses": sum(self.reader.news[uid] for uid in ended),
+        }
+        of_each = {name: count / len(ended) for name, count in written.items()}
+        return of_each | {"secrets": self.calls.counts["secrets"] / self.runs}
+
     async def until(self, count: Any, wanted: int, what: str) -> None:
         with Progress(console=console, transient=True) as shown:
             task = shown.add_task(what, total=wanted)
@@ -400,11 +498,11 @@ class Bench:
                     raise self.player.broken
                 if self.operator.process is None or self.operator.process.returncode is not None:
                     raise SystemExit(f"the operator has ended: {self.operator.log.read_text()[-2000:]}")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
-async def bench(runs: int, stage_seconds: float, folder: Path) -> AsyncIterator[Bench]:
+async def bench(runs: int, stage_seconds: float, folder: Path, source: Path | None = None) -> AsyncIterator[Bench]:
     """A cluster with its player and the operator in it."""
     calls = Calls()
     api = ApiServer(fault=calls.note)
@@ -417,73 +515,103 @@ async def bench(runs: int, stage_seconds: float, folder: Path) -> AsyncIterator[
     for number in range(NAMESPACES):
         body = {"metadata": {"name": f"team-{number}"}}
         api.registry.create(api.registry.resources["namespaces"], "", body, Write(manager="bench", api_version="v1"))
-    player, operator = Player(api, random.Random(7), stage_seconds), Operator(kubeconfig, folder / "operator.log")
+    player = Player(api, random.Random(7), stage_seconds)
+    operator, reader = Operator(kubeconfig, folder / "operator.log", source), Reader(api, player)
     player.start()
+    reading = asyncio.create_task(reader.read())
     await operator.start()
     calls.counts.clear()
     try:
-        yield Bench(api, player, operator, calls, runs)
+        yield Bench(api, player, reader, operator, calls, runs)
     finally:
-        await operator.kill()
+        await operator.stop()
         await player.stop()
+        reading.cancel()
         await api.stop()
 
 
-async def measure(runs: int, stage_seconds: float, folder: Path) -> None:
-    async with bench(runs, stage_seconds, folder) as here:
-        start = here.mark()
-        await here.create()
-        since = here.mark()
-        await here.live("train-cgd", 0.5)
-        here.phase("life, to training", since)
-        still = await here.stand_still()
-        before = Counter(here.calls.counts)
-        await here.report()
-        reporting = Counter(here.calls.counts) - before
-        caught_up = await here.restart()
-        here.player.go_on(stage_seconds)
-        since = here.mark()
-        await here.until(lambda: here.states()["Succeeded"] + here.states()["Failed"], runs, "runs ended")
-        here.phase("life, to the end", since)
-        assert here.states() == {"Succeeded": runs}, here.states()
-        _print(here, here.mark(), start, still, caught_up, reporting)
+async def measure(runs: int, stage_seconds: float, source: Path | None = None) -> list[Figure]:
+    """The figures of an operator, this tree's or that of another source."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with bench(runs, stage_seconds, Path(folder), source) as here:
+            start, many = here.mark(), runs > RUNS
+            await here.create()
+            await here.live(CHILDREN[1] if many else "train-cgd", 0.5)
+            still = None if many else await here.stand_still()
+            reported = await here.report()
+            killed = await here.restart("kill -9, restart", signal.SIGKILL)
+            here.table.title = f"{runs} CGDRuns, stages of {stage_seconds:.0f} s on average"
+            if still is None:
+                return [*_figures(here, start, reported, killed)]
+            await here.operator.stop(signal.SIGTERM)
+            await here.operator.start(LEASE)
+            leased = await here.restart("SIGTERM, restart with a Lease", signal.SIGTERM, LEASE)
+            since = here.mark()
+            await here.until(lambda: here.states()["Succeeded"], int(ENDED_SHARE * runs), "runs ended")
+            here.phase("life, to the end", since)
+            assert not here.states()["Failed"]
+            return [*_figures(here, start, reported, killed), *_of_whole_runs(here, still, leased)]
 
 
-def _print(here: Bench, now: Mark, start: Mark, still: int, caught_up: float, reporting: Counter[str]) -> None:
-    runs, latencies = here.runs, sorted(here.player.latencies)
-    here.table.title = f"{runs} CGDRuns, {here.player.born.total()} children, {NAMESPACES} namespaces"
+def _figures(here: Bench, start: Mark, reported: float, killed: float) -> Iterator[Figure]:
     console.print(here.table)
-    counts = now.calls - start.calls - reporting
-    writes = {name: count for name, count in sorted(counts.items()) if name not in OTHERS}
-    cuts = statistics.quantiles(latencies, n=100)
-    per_run = ", ".join(f"{name} {count / runs:.1f}" for name, count in writes.items())
-    figures = [
-        ("memory, peak", f"{here.operator.peak_mb:.0f} MB", f"under {AIMS['memory']} MB"),
-        ("CPU, in all", f"{now.cpu - start.cpu:.0f} s, {1000 * (now.cpu - start.cpu) / runs:.0f} ms a run", ""),
-        (
-            "a child's end to the next child",
-            f"p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s, most {latencies[-1]:.2f} s",
-            f"p99 under {AIMS['latency']} s",
-        ),
-        ("writes of a run", f"{sum(writes.values()) / runs:.1f} ({per_run})", f"at most {AIMS['writes']}"),
-        ("reads of a run", f"{counts['reads'] / runs:.1f}, and {counts['dry runs'] / runs:.1f} dry runs", ""),
-        ("writes while nothing changes", str(still), AIMS["still"]),
-        ("status writes while all report", f"{reporting['status'] / STILL_SECONDS:.1f} a second", ""),
-        ("caught up after a restart", f"{caught_up:.1f} s for {max(1, runs // 10)} ended children", ""),
-    ]
-    shown = Table("figure", "measured", "aim")
-    for row in figures:
-        shown.add_row(*row)
+    now, latencies, lags = here.mark(), sorted(here.player.latencies), sorted(here.reader.lags)
+    cpu, ends = now.cpu - start.cpu, len(here.player.ended)
+    yield Figure("memory, peak", here.operator.peak_mb, f"{here.operator.peak_mb:.0f} MB", "under 200 MB at 1,000 runs")
+    yield Figure("CPU of an end and what follows", 1000 * cpu / ends, f"{1000 * cpu / ends:.0f} ms of {ends}")
+    cuts, shown = statistics.quantiles(latencies, n=100), statistics.quantiles(lags, n=100)
+    text = f"p50 {cuts[49]:.2f} s, p99 {cuts[98]:.2f} s, most {latencies[-1]:.2f} s"
+    yield Figure("a child's end to the next child", cuts[98], text, "p99 under 1 s")
+    text = f"p50 {shown[49]:.1f} s, p99 {shown[98]:.1f} s, most {lags[-1]:.1f} s"
+    yield Figure("a stage's start or end to the status", lags[-1], text, "10 s")
+    yield Figure("row counts while all report", reported, f"{reported:.1f} statuses a second", "at most 10")
+    yield Figure("caught up after kill -9", killed, f"{killed:.1f} s from the process's start", "under 5 s")
+
+
+def _of_whole_runs(here: Bench, still: int, leased: float) -> Iterator[Figure]:
+    yield Figure("caught up after SIGTERM, with a Lease", leased, f"{leased:.1f} s from the process's start", "5 s")
+    writes = here.writes()
+    of_each = ", ".join(f"{name} {count:.1f}" for name, count in writes.items())
+    total = sum(writes.values())
+    yield Figure("writes of a run", total, f"{total:.1f} ({of_each})", "at most 25")
+    yield Figure("writes while nothing changes", still, str(still), "0")
+    reads, dry_runs = (here.calls.counts[name] / here.runs for name in ("reads", "dry runs"))
+    yield Figure("reads of a run, until now", reads, f"{reads:.1f}, and {dry_runs:.1f} dry runs")
+
+
+def show(ours: list[Figure], others: list[Figure], base: str) -> None:
+    shown = Table("figure", "measured", *([base, "ratio"] if base else []), "aim")
+    for figure, other in zip_longest(ours, others):
+        ratio = f"{figure.value / other.value:.2f}" if other and other.value else ""
+        shown.add_row(figure.name, figure.text, *([other.text, ratio] if base else []), figure.aim)
     console.print(shown)
+
+
+@contextmanager
+def source_of(commit: str) -> Iterator[Path]:
+    """The files of a commit, in a worktree that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--stage-seconds", type=float, default=STAGE_SECONDS, help="how long a stage takes, on average")
+    parser.add_argument("--stage-seconds", type=float, help="how long a stage takes, on average")
+    parser.add_argument("--base", default="", help="a commit whose operator is measured as well")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(options.runs, options.stage_seconds, Path(folder)))
+    seconds = options.stage_seconds or STAGE_SECONDS * max(1, options.runs / RUNS)
+    ours = asyncio.run(measure(options.runs, seconds))
+    others: list[Figure] = []
+    if options.base:
+        with source_of(options.base) as tree:
+            others = asyncio.run(measure(options.runs, seconds, tree))
+    show(ours, others, options.base)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ async def create(client: Cluster, name: str, data: str = "") -> None:
 class Listener:
     """Somebody who watches, and reads one event after the other."""
 
-    def __init__(self, client: Cluster) -> None:
+    def __init__(self, client: Cluster, *, listing: bool = True) -> None:
         self._events: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
-        self._task = asyncio.create_task(self._listen(client))
+        self._task = asyncio.create_task(self._listen(client, listing))
 
-    async def _listen(self, client: Cluster) -> None:
-        async for event, item in client.watch(CONFIGMAP, "default"):
+    async def _listen(self, client: Cluster, listing: bool) -> None:
+        async for event, item in client.watch(CONFIGMAP, "default", listing=listing):
             self._events.put_nowait((event, item.get("metadata", {}).get("name", "")))
 
     async def read(self, count: int) -> list[tuple[str, str]]:
@@ -37,15 +37,15 @@ class Listener:
             return [await self._events.get() for _ in range(count)]
 
 
-Listen = Callable[[], Listener]
+Listen = Callable[..., Listener]
 
 
 @pytest.fixture
 async def listener(world: Any) -> AsyncIterator[Listen]:
     listeners: list[Listener] = []
 
-    def listen() -> Listener:
-        listeners.append(Listener(world.client))
+    def listen(*, listing: bool = True) -> Listener:
+        listeners.append(Listener(world.client, listing=listing))
         return listeners[-1]
 
     yield listen
@@ -68,6 +68,14 @@ async def test_a_watch_lists_then_tells_changes(world: Any, listener: Listen) ->
     await create(world.client, "here")
     mine = listener()
     assert await mine.read(2) == [("LISTED", "here"), ("SYNCED", "")]
+    await create(world.client, "new")
+    assert await mine.read(1) == [("ADDED", "new")]
+
+
+async def test_a_watch_that_lists_nothing_tells_what_happens_from_now_on(world: Any, listener: Listen) -> None:
+    await create(world.client, "here")
+    mine = listener(listing=False)
+    assert await mine.read(1) == [("SYNCED", "")]
     await create(world.client, "new")
     assert await mine.read(1) == [("ADDED", "new")]
 

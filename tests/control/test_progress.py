@@ -121,3 +121,17 @@ def test_the_board_forgets_a_run_that_has_ended() -> None:
     board.forget("u")
     assert board.of("u", "answer") is None
     assert board.of("v", "answer") is not None
+
+
+async def test_a_stage_that_shares_its_pod_is_shown_at_once_when_it_begins_or_is_through() -> None:
+    board, shown = Board(), list[float]()
+    for number in range(1000):
+        board.put(f"u{number}", "answer", report())
+    server = ProgressServer(board, KEY, lambda _, __, seconds: shown.append(seconds))
+    await server.start("127.0.0.1", 0)
+    bearer = token(KEY, "uid-1", "teacher")
+    for done in (1, 2, 10, 10):
+        body = {"trainerStatus": {}, "stage": "critique", "rows": {"total": 10, "done": done}}
+        await post(server, body, bearer, "teacher")
+    await server.stop()
+    assert [round(seconds) for seconds in shown] == [2, 100, 2, 100]

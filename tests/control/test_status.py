@@ -299,11 +299,19 @@ def reasons(old: CGDRunStatus, new: CGDRunStatus) -> list[str]:
 
 
 def test_events_tell_transitions_and_nothing_else() -> None:
-    started = render_of(job("prepare"), pods=(pod("prepare"),))
-    ended_ = render_of(*finished("prepare"))
-    assert reasons(CGDRunStatus(), started) == []
+    started = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),))
+    ended_ = render_of(*finished("prepare", "answer"))
+    assert reasons(CGDRunStatus(), render_of(job("prepare"), pods=(pod("prepare"),))) == []
     assert reasons(started, ended_) == ["StageSucceeded"]
     assert reasons(ended_, ended_) == []
+
+
+@pytest.mark.parametrize("stage", ["prepare", "check", "evaluate-base"])
+def test_a_stage_that_makes_no_rows_and_no_model_ends_well_without_an_event(stage: str) -> None:
+    before = CHILDREN[: CHILDREN.index(stage)]
+    running = render_of(*finished(*before), job(stage), pods=(pod(stage),))
+    assert reasons(running, render_of(*finished(*before, stage))) == []
+    assert reasons(running, render_of(*finished(*before), job(stage, "Failed"))) == ["StageFailed", "RunFailed"]
 
 
 TEACHER = {"critique": 35, "refine": 30}

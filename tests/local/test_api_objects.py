@@ -189,6 +189,16 @@ async def test_label_selectors_in_all_their_forms(widgets, make):
     assert {text: await _names(widgets, f"labelSelector={text}") for text in expected} == expected
 
 
+async def test_an_object_is_chosen_by_the_labels_that_it_has_now(widgets, make):
+    for name in ("a", "b"):
+        body = make.widget(name)
+        body["metadata"]["labels"] = {"x": "1", "y": "1"}
+        await widgets.post(WIDGETS, body)
+    await widgets.patch(f"{WIDGETS}/a", {"metadata": {"labels": {"x": "2"}}})
+    await widgets.delete(f"{WIDGETS}/b")
+    assert [await _names(widgets, f"labelSelector={text}") for text in ("x=1", "x=2", "x=2,y=1")] == [[], ["a"], ["a"]]
+
+
 async def test_a_selector_that_cannot_be_read_is_a_bad_request(widgets):
     await widgets.get(WIDGETS + "?labelSelector=x in 1", code=400)
     await widgets.get(WIDGETS + "?fieldSelector==1", code=400)
