@@ -6,17 +6,20 @@ alone, not while that loads a library or the weights of a model. So each program
 where it holds nothing (see `Context.holding`) it has no handler, and the kernel ends it whatever it is at. No exception
 is raised for a signal, which foreign code could take for an error of its own.
 
-Nothing may be imported here that takes time: the programs call this before all their other imports.
+What Python itself takes to start, some 30 ms, remains. So nothing is imported here that takes time, and the programs
+call this before all their other imports.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
-from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+HELD_NOTHING = "SIGTERM: nothing was finished that is not stored"
+WORDS = f'{{"outcome": "interrupted", "error": "Interrupted", "message": "{HELD_NOTHING}"}}'
+TERMINATION_LOG = "CGD_TERMINATION_LOG"
+"""As in `contract`, whose import takes longer than a container that must go should."""
 SIGNALLED = 128
 """An exit code above it tells the signal that ended a process, as shells and containers have it."""
 
@@ -48,6 +51,8 @@ def supervise() -> None:
 
 def die_with_the_parent() -> None:
     """Have the kernel kill this process when the one that started it ends, however it ends."""
+    import ctypes
+
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -61,11 +66,7 @@ def _end_of(child: int) -> int:
 
 def _say_interrupted() -> None:
     """The last words of a child that the signal has ended. One that stored something before has said its own."""
-    from cgd_stages.contract import TERMINATION_LOG, LastWords
-
-    said = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
-    message = "SIGTERM: it held nothing that was not stored"
-    print(message, file=sys.stderr, flush=True)
-    words = LastWords(outcome="interrupted", error="Interrupted", message=message)
-    with contextlib.suppress(OSError):  # the exit code tells it too
-        said.write_text(words.to_json())
+    print(HELD_NOTHING, file=sys.stderr, flush=True)
+    file = os.environ.get(TERMINATION_LOG) or "/dev/termination-log"
+    with contextlib.suppress(OSError), open(file, "w") as said:  # noqa: PTH123  pathlib takes long to import
+        said.write(WORDS)

@@ -5,7 +5,7 @@ import base64
 from pathlib import Path
 
 import pytest
-from local_world import KUBECTL, alive, condition, container, eventually, number_in
+from local_world import KUBECTL, condition, container, containers_below, eventually
 
 from cgd_local.node import requests_of
 from cgd_local.sandbox import expand, rewrite
@@ -124,7 +124,11 @@ async def test_a_missing_volume_is_told_and_waited_for(world):
 
 @pytest.mark.parametrize(
     ("script", "phase", "code", "reason"),
-    [("true", "Succeeded", 0, "Completed"), ("exit 3", "Failed", 3, "Error"), ("kill -9 $$$$", "Failed", 137, "Error")],
+    [
+        ("true", "Succeeded", 0, "Completed"),
+        ("exit 3", "Failed", 3, "Error"),
+        ("sh -c 'kill -9 $$$$'; exit $?", "Failed", 137, "Error"),
+    ],
 )
 async def test_exit_codes_are_reported(world, script, phase, code, reason):
     await world.pod(script)
@@ -255,13 +259,12 @@ async def test_a_sidecar_among_the_containers_keeps_the_pod(world):
 
 
 async def test_a_deleted_pod_ends_its_sidecars_too(world):
-    sidecar = container("echo $$$$ > $HOME/pid; sleep 60 & wait", "proxy", restartPolicy="Always")
+    sidecar = container("touch $HOME/up; sleep 60 & wait", "proxy", restartPolicy="Always")
     await world.pod("sleep 60 & wait", initContainers=[sidecar])
-    file = await world.written("pid")
-    pid = await eventually(lambda: number_in(file), "process")
+    up = await world.written("up")
     await world.client.delete(POD, "p", world.namespace)
     await world.gone(POD, "p")
-    await eventually(lambda: not alive(pid), "end of the process")
+    await eventually(lambda: not containers_below(up.parent), "end of the process")
 
 
 async def test_kubectl_shows_the_log_of_the_container_that_is_asked_for(world):
@@ -313,28 +316,26 @@ async def test_deletion_lets_the_program_say_goodbye(world):
 
 
 async def test_who_does_not_listen_is_killed_after_the_grace_period_with_all_its_children(world):
-    script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$$$ > $HOME/pid; sleep 60; sleep 60' & wait"
+    script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; touch $HOME/up; sleep 60; sleep 60' & wait"
     await world.pod(script, terminationGracePeriodSeconds=1)
-    file = await world.written("pid")
-    pid = await eventually(lambda: number_in(file), "process")
-    assert alive(pid)
+    up = await world.written("up")
+    assert containers_below(up.parent)
     await world.client.delete(POD, "p", world.namespace)
     await world.gone(POD, "p")
-    assert not alive(pid)
+    assert not containers_below(up.parent)
 
 
 async def test_a_container_is_over_only_when_all_its_processes_are(world):
-    await world.pod('setsid sleep 60 & echo $! > "$HOME/pid"')
+    await world.pod("setsid sleep 60 &")
     assert (await world.ended())["status"]["phase"] == "Succeeded"
-    assert not alive(int((world.folder() / "pid").read_text()))
+    assert not containers_below(world.folder())
 
 
 async def test_a_forced_deletion_kills_at_once(world):
-    await world.pod("trap '' TERM; echo $$$$ > $HOME/pid; while :; do sleep 0.02; done")
-    file = await world.written("pid")
-    pid = await eventually(lambda: number_in(file), "process")
+    await world.pod("trap '' TERM; touch $HOME/up; while :; do sleep 0.02; done")
+    up = await world.written("up")
     await world.client.delete(POD, "p", world.namespace, grace=0)
-    await eventually(lambda: not alive(pid), "end of the process")
+    await eventually(lambda: not containers_below(up.parent), "end of the process")
 
 
 async def test_an_evicted_pod_is_marked_as_disrupted(world):
@@ -391,7 +392,7 @@ async def test_kubectl_follows_a_log_to_its_end(world):
 
 async def test_kubectl_shows_the_tail_of_a_log_and_that_of_the_container_before(world):
     await world.pod(
-        'echo a; echo $$$$; [ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', restartPolicy="OnFailure"
+        'echo a; date +%s%N; [ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', restartPolicy="OnFailure"
     )
     await world.ended()
     tail, _ = await (await kubectl_logs(world, "p", "--tail=1")).communicate()
