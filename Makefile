@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator fuzz replicate lint format crds images clean help
+.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -42,6 +42,9 @@ chaos-train: .venv/ready ## Kill training at every 5th step and in uploads; its 
 chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a run, break its watches; it must end the same (17 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m crash
 	@PYTHONPATH=tests $(BIN)/python -m chaos.weather
+
+chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PID 1 (root, 45 minutes): make chaos-signals PROGRAMS="prepare report" INSTANTS=50 SEED=1
+	@PYTHONPATH=tests $(BIN)/python -m chaos.signals $(if $(PROGRAMS),--programs $(PROGRAMS)) $(if $(INSTANTS),--instants $(INSTANTS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz

@@ -217,6 +217,9 @@ class Program:
                 return
         raise AssertionError(f"it ended before the signal:\n{self._log.read_text()}")
 
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def wait(self) -> Ended:
         code = self._process.wait()
         self.progress.close()

@@ -1,6 +1,7 @@
 """One pod's life as processes: volumes, init containers, containers, sidecars, its end, and its status all along.
 
-Each container is a process tree below `launcher.py`, so that ending it ends all of it. Init containers run one after
+Each container is a process tree below `launcher.py`, so that ending it ends all of it; its command is PID 1 of a
+namespace of its own where this machine allows that, and a process like any other elsewhere. Init containers run one after
 another; one with `restartPolicy: Always` is a sidecar, which runs on beside what follows and is ended after it. The
 containers run together, and the pod is over when all of them are: one that somebody has put beside ours keeps it.
 

@@ -142,9 +142,15 @@ class Attempt:
             self._unshare.kill()
             code = self._unshare.wait()
         took = time.monotonic() - asked
-        orphans = sum(str(self._folder).encode() in _environment(path) for path in Path("/proc").glob("[0-9]*/environ"))
+        orphans = len(left_of(self._folder))
         log = self._log.read_text(errors="replace")
         return Ended(code, asked - self._started, took, first_line, self._deaf, log, orphans)
+
+
+def left_of(folder: Path) -> list[int]:
+    """Processes that were started with this folder in their environment, and live."""
+    mark, paths = str(folder).encode(), Path("/proc").glob("[0-9]*/environ")
+    return [int(path.parent.name) for path in paths if mark in _environment(path)]
 
 
 def _environment(path: Path) -> bytes:
@@ -208,7 +214,8 @@ class World:
 
 
 def instants(random: Random, count: int, first_line: float, end: float) -> list[float]:
-    """Seconds after the start, half of them before the first log line, in no order."""
+    """Seconds after the start, half of them before the first log line, in no order. A program that has nothing to say
+    is asked at any time."""
     early = [random.uniform(0.0, first_line) for _ in range((count + 1) // 2)]
     late = [random.uniform(first_line, end) for _ in range(count // 2)]
     return random.sample(early + late, count)
@@ -219,11 +226,11 @@ def play(world: World, program: Program, count: int, seed: int) -> Result:
     end."""
     result, started = Result(program), time.monotonic()
     whole = next(world.attempts(program)).leave_alone()
-    if whole.code != Exit.DONE or whole.first_line is None:
+    if whole.code != Exit.DONE:
         result.faults.append(f"{program.name}: exit code {whole.code} without any signal\n{whole.log[-2000:]}")
         return result
     attempts = world.attempts(program)
-    for after in instants(Random(f"{seed}/{program.name}"), count, whole.first_line, whole.asked):
+    for after in instants(Random(f"{seed}/{program.name}"), count, whole.first_line or whole.asked, whole.asked):
         ended = next(attempts).ask(after)
         result.add(ended)
         if ended.code == Exit.DONE:
