@@ -1,11 +1,11 @@
 """One pod's life as processes: volumes, init containers, containers, sidecars, its end, and its status all along.
 
 Each container is a process tree below `launcher.py`, so that ending it ends all of it; its command is PID 1 of a
-namespace of its own where this machine allows that, and a process like any other elsewhere. Init containers run one after
-another; one with `restartPolicy: Always` is a sidecar, which runs on beside what follows and is ended after it. The
-containers run together, and the pod is over when all of them are: one that somebody has put beside ours keeps it.
+namespace of its own where this machine allows that, and a process like any other elsewhere. Init containers run one
+after another; one with `restartPolicy: Always` is a sidecar, which runs on beside what follows and is ended after it.
+The containers run together, and the pod is over when all of them are: one that somebody has put beside ours keeps it.
 
-Left out: probes, lifecycle hooks, deadlines, limits (memory is neither reserved nor enforced, CPU only in whole cores),
+Left out: probes, postStart hooks, deadlines, limits (memory is neither reserved nor enforced, CPU only in whole cores),
 growing pauses between restarts, the end of sidecars one after another.
 """
 
@@ -60,6 +60,8 @@ class Container:
         self.last_state: Object = {}
         self._restarts = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._env: dict[str, str] = {}
+        self._goodbye: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
         self._sandbox, self._publish = sandbox, publish
 
@@ -91,9 +93,19 @@ class Container:
 
     def terminate(self) -> None:
         """Ask it to end, which is no failure to begin again after."""
-        if not self._ending.is_set():
-            self.signal(signal.SIGTERM)
+        if not self._ending.is_set() and self._process:
+            self._goodbye = asyncio.create_task(self._ask(self._process))
         self._ending.set()
+
+    async def _ask(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGTERM, once the preStop hook is over."""
+        hook = self.spec.get("lifecycle", {}).get("preStop", {}).get("exec")
+        if hook and (inside := await entrance(process)):
+            ran = await asyncio.create_subprocess_exec(
+                *inside, *hook["command"], env=self._env, cwd=self._sandbox.folder
+            )
+            await ran.wait()
+        process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self._ending.set()
@@ -138,6 +150,7 @@ class Container:
         began, log_file = now(), self._sandbox.logs(self.name) / f"{self._restarts}.log"
         message_file = self._sandbox.termination_file(self.name)
         message_file.write_bytes(b"")
+        self._env = env
         self._process = launch(command, env, self._sandbox.folder, log_file, namespace=pod_namespace())
         confine(self._process, self.spec)
         self.state = {"running": {"startedAt": began}}
@@ -353,6 +366,24 @@ def confine(process: subprocess.Popen[bytes], container: Object) -> None:
         first = next(_turn) * int(limit)
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.sched_setaffinity(process.pid, {cores[(first + n) % len(cores)] for n in range(int(limit))})
+
+
+async def entrance(process: subprocess.Popen[bytes]) -> list[str] | None:
+    """What runs a command beside a container's, in its namespaces; None where it has none of its own, or has ended."""
+    while pod_namespace() == "own" and process.poll() is None:
+        if first := first_process(process.pid):
+            return ["nsenter", "--target", first, "--pid", "--mount"]
+        await asyncio.sleep(EXIT_SECONDS)
+    return None
+
+
+def first_process(launcher: int) -> str | None:
+    """PID 1 of a container as we number it, once it has its own /proc."""
+    with contextlib.suppress(OSError, IndexError):
+        first = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[0]
+        if Path(f"/proc/{first}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink():
+            return first
+    return None
 
 
 async def exited(process: subprocess.Popen[bytes]) -> int:

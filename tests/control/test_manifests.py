@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 from builders import RELEASE, run
 
-from cgd_operator.manifests import manifest, progress_secret, secret_name, training_runtime
+from cgd_operator.manifests import LISTENS, manifest, progress_secret, secret_name, training_runtime
 from cgd_operator.plan import BACKENDS, plan
 from cgd_stages import contract
 
@@ -35,6 +35,12 @@ def test_a_child_fits_the_published_schema(stage: str) -> None:
     if body["kind"] == "PyTorchJob":  # its pod template is what the schemas know
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod_spec(body)}
     kubernetes_validate.validate(body, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_pod_gets_sigterm_before_its_first_process_has_a_handler(stage: str) -> None:
+    (container,) = pod_spec(manifests()[stage])["containers"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == LISTENS
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,8 +8,10 @@ import pytest
 from local_world import KUBECTL, condition, container, containers_below, eventually
 
 from cgd_local.node import requests_of
+from cgd_local.pods import pod_namespace
 from cgd_local.sandbox import expand, rewrite
 from cgd_operator.cluster import CONFIGMAP, NODE, POD, SECRET, ApiError, Object
+from cgd_operator.manifests import LISTENS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -313,6 +315,27 @@ async def test_deletion_lets_the_program_say_goodbye(world):
     await world.gone(POD, "p")
     assert (world.cluster.node.folder / "bye").read_text() == "bye\n"
     await eventually(lambda: not list(world.cluster.node.folder.glob(f"{world.namespace}_p_*")), "end of its folder")
+
+
+async def test_a_deleted_pod_gets_sigterm_when_its_hook_is_over(world):
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", "sleep 0.2; echo hook >> $HOME/../order"]}}}
+    script = "trap 'echo SIGTERM >> $HOME/../order; exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done"
+    await world.pod(containers=[container(script, lifecycle=hook)], terminationGracePeriodSeconds=30)
+    await world.written("up")
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+    assert (world.cluster.node.folder / "order").read_text() == "hook\nSIGTERM\n"
+
+
+@pytest.mark.skipif(pod_namespace() != "own", reason="only root can make a container's command PID 1")
+async def test_a_program_that_is_to_go_before_it_has_a_handler_gets_sigterm_when_it_has_one(world):
+    script = "import signal, sys, time; time.sleep(1); signal.signal(15, lambda *_: sys.exit(143)); time.sleep(60)"
+    hook = {"preStop": {"exec": {"command": LISTENS}}}
+    late = container("", lifecycle=hook) | {"command": ["python3", "-c", script]}
+    await world.pod(containers=[late], terminationGracePeriodSeconds=60)
+    await world.running()
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
 
 
 async def test_who_does_not_listen_is_killed_after_the_grace_period_with_all_its_children(world):
