@@ -117,6 +117,7 @@ def _evaluate(place: Place) -> Work:
 
 
 def _harness(place: Place) -> Work:
+    prepared(place.bucket, TEXTS[:1])
     uri = f"{place.storage.uri}-mirror"
     mirror = place.bucket.at(uri)
     mirror.put("tasks/sums.yaml", SUMS.encode())

@@ -127,20 +127,42 @@ def test_sigterm_where_something_is_held_ends_with_143_and_what_is_known(tmp_pat
     assert words.stages["answer"].rows.done == 2
 
 
+SOON = "import threading; threading.Timer(0.3, print, ['ready'], {'flush': True}).start()"
+"""It says so when it is in the midst of what follows."""
 SWALLOWED = """
 while True:
     try:
-        print('ready', flush=True)
         time.sleep(60)
     except BaseException:
         pass
 """
-IN_C = "print('ready', flush=True)\nsum(range(10 ** 12))"
+IN_C = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2 ** 31 - 1)"
+VALIDATED = """
+from pydantic import BaseModel, field_validator
+
+class Config(BaseModel):
+    model: str
+
+    @field_validator("model")
+    def read(cls, value):
+        try:
+            time.sleep(60)
+        except Exception as error:
+            raise ValueError(f"no such model: {error}") from error
+
+try:
+    Config(model="m")
+except ValueError as error:
+    raise UserError(str(error)) from error
+"""
+"""As vLLM reads a model's config, and as we translate what it says."""
 
 
-@pytest.mark.parametrize("body", ["print('ready', flush=True)\ntime.sleep(60)", SWALLOWED, IN_C])
+@pytest.mark.parametrize(
+    "body", ["time.sleep(60)", SWALLOWED, IN_C, VALIDATED], ids=["asleep", "swallowed", "in C", "in a validator"]
+)
 def test_sigterm_where_nothing_is_held_ends_with_143_at_once_whatever_runs(tmp_path, body):
-    started = Started(tmp_path, body)
+    started = Started(tmp_path, f"{SOON}\n{body}")
     started.interrupt("ready")
     code, words, log = started.end()
     assert (code, words.outcome, words.error) == (143, "interrupted", "Interrupted"), log
