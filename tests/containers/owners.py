@@ -1,5 +1,5 @@
-"""Fails where a file of a package in the venv was installed by two packages with different contents: one of them is broken, though
-no check of dependencies says so."""
+"""Fails where two packages have installed one file with different contents: one of them is broken, though no check of
+dependencies says so."""
 
 from collections import defaultdict
 from importlib.metadata import distributions
