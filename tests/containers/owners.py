@@ -1,5 +1,5 @@
-"""Fails where a file of the venv was installed by two packages with different contents: one of them is broken, though
-no check of dependencies says so."""
+"""Fails where two packages have installed one file with different contents: one of them is broken, though no check of
+dependencies says so."""
 
 from collections import defaultdict
 from importlib.metadata import distributions
@@ -7,7 +7,7 @@ from importlib.metadata import distributions
 owners = defaultdict(dict)
 for package in distributions():
     for file in package.files or ():
-        if file.hash and ".dist-info" not in str(file):
+        if file.hash and len(file.parts) > 1 and ".dist-info" not in file.parts[0]:
             owners[str(file)][package.name] = file.hash.value
 torn = {file: sorted(by) for file, by in owners.items() if len(set(by.values())) > 1}
 for file, names in sorted(torn.items()):
