@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import tiny
 from stage_builders import bucket_of
@@ -18,6 +19,10 @@ from cgd_stages.storage import Bucket
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# The same examples in every run, however busy the machine is.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 from cgd_operator import metrics
 from cgd_operator.api.spec import parse_spec
 from cgd_operator.health import Health
+from cgd_operator.manifests import LISTENS
 from cgd_operator.progress import Board, Desk, ProgressServer
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
@@ -56,6 +57,10 @@ def container(values: dict[str, Any] | None = None, kind: str = "Deployment") ->
     (found,) = pod_of(kind, values)["containers"]
     assert isinstance(found, dict)
     return found
+
+
+def test_sigterm_waits_until_the_operator_can_hear_it() -> None:
+    assert container()["lifecycle"] == {"preStop": {"exec": {"command": LISTENS}}}
 
 
 def test_helm_finds_nothing_to_complain_about() -> None:

@@ -127,7 +127,8 @@ async def test_a_stage_that_shares_its_pod_is_shown_at_once_when_it_begins_or_is
     board, shown = Board(), list[float]()
     for number in range(1000):
         board.put(f"u{number}", "answer", report())
-    server = ProgressServer(board, KEY, lambda _, __, seconds: shown.append(seconds))
+    server = ProgressServer()
+    server.lead(Desk(board, KEY, lambda _, __, seconds: shown.append(seconds)))
     await server.start("127.0.0.1", 0)
     bearer = token(KEY, "uid-1", "teacher")
     for done in (1, 2, 10, 10):
