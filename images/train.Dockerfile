@@ -19,10 +19,10 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="cgd-train" \
       org.opencontainers.image.description="Stage programs of cgd-operator that train, with DeepSpeed" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Triton and DeepSpeed compile at start, against Python's headers.
+# Triton and DeepSpeed compile at start, against Python's headers. NCCL finds InfiniBand by libibverbs, or else takes TCP.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates g++ libc6-dev libpython3-dev python3 \
+    && apt-get install -y --no-install-recommends ca-certificates g++ ibverbs-providers libc6-dev libibverbs1 libpython3-dev python3 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/cgd /opt/cgd
 # Libraries ask for the name of the user, whom no passwd file knows.

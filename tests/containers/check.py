@@ -44,7 +44,7 @@ PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 CERTIFICATES, MOUNTED = Path("/etc/ssl/certs/ca-certificates.crt"), "/run/ca-certificates.crt"
 PROGRAMS = [f"cgd_stages.{name}" for name in ("prepare", "generate", "check", "evaluate", "harness", "report", "clean")]
 IMPORTS = {
-    "operator": ["cgd_operator.__main__", "cgd_operator.handlers"],
+    "operator": ["cgd_operator.process"],
     "generate": [*PROGRAMS, "vllm", "vllm.v1.engine.llm_engine", "vllm.entrypoints.llm", "lm_eval", "math_verify"],
     "train": ["cgd_stages.train", "cgd_stages.trainloop", "cgd_stages.student", "deepspeed", "accelerate", "triton"],
 }
