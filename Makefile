@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator fuzz replicate lint format crds images clean help
+.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds images check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -43,6 +43,9 @@ chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a ru
 	@PYTHONPATH=tests $(BIN)/python -m crash
 	@PYTHONPATH=tests $(BIN)/python -m chaos.weather
 
+chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PID 1 (root, 45 minutes): make chaos-signals PROGRAMS="prepare report" INSTANTS=50 SEED=1
+	@PYTHONPATH=tests $(BIN)/python -m chaos.signals $(if $(PROGRAMS),--programs $(PROGRAMS)) $(if $(INSTANTS),--instants $(INSTANTS)) $(if $(SEED),--seed $(SEED))
+
 fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz
 
@@ -67,10 +70,14 @@ crds: .venv/ready ## Generate crds/, the chart's copy and docs/api.md from the m
 BUILD ?= docker build
 REGISTRY ?= cgd
 TAG ?= 0.1.0
+IMAGES ?= operator generate train
 
 images: dist ## Build the three images: make images BUILD="buildah build" REGISTRY=ghcr.io/you TAG=0.1.0
-	for name in operator generate train; do \
+	for name in $(IMAGES); do \
 	  $(BUILD) -f images/$$name.Dockerfile -t $(REGISTRY)/cgd-$$name:$(TAG) . || exit 1; done
+
+check-images: .venv/ready ## Build the three images with buildah on debootstrap's Debian and try them without a GPU (root, 45 GB of disk)
+	@PYTHONPATH=tests IMAGES="$(IMAGES)" $(BIN)/python -m containers.check
 
 .PHONY: dist
 dist: .venv/ready

@@ -1,16 +1,24 @@
 # The operator. From the repository's root: make images
-ARG PYTHON=docker.io/library/python:3.12-slim-bookworm
+ARG BASE=docker.io/library/debian:trixie-slim
 
-FROM ${PYTHON} AS build
+FROM ${BASE} AS build
+# Where pip looks and whom it trusts, if not as by default: they stay in this stage, which is not shipped.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_CERT
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-venv && rm -rf /var/lib/apt/lists/*
 COPY constraints/operator.txt /build/
 COPY dist/*.whl /build/
-RUN python -m venv --without-pip /opt/cgd \
-    && python -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/operator.txt /build/*.whl
+RUN python3 -m venv --without-pip /opt/cgd \
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/operator.txt /build/*.whl
 
-FROM ${PYTHON}
+FROM ${BASE}
 LABEL org.opencontainers.image.title="cgd-operator" \
       org.opencontainers.image.description="Operator for Critique-Guided Distillation" \
       org.opencontainers.image.licenses="Apache-2.0"
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/cgd /opt/cgd
 # Libraries ask for the name of the user, whom no passwd file knows.
 ENV PATH=/opt/cgd/bin:$PATH HOME=/tmp USER=cgd PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

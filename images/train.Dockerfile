@@ -1,23 +1,34 @@
 # train. PyTorch and DeepSpeed for CUDA.
-ARG PYTHON=docker.io/library/python:3.12-slim-bookworm
+ARG BASE=docker.io/library/debian:trixie-slim
 
-FROM ${PYTHON} AS build
+FROM ${BASE} AS build
+# Where pip looks and whom it trusts, if not as by default: they stay in this stage, which is not shipped.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_CERT
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-venv && rm -rf /var/lib/apt/lists/*
 COPY constraints/train.txt /build/
 COPY dist/*.whl /build/
 # DeepSpeed comes as source: its operators are compiled where they are used, not here.
 ENV DS_BUILD_OPS=0
-RUN python -m venv --without-pip /opt/cgd \
-    && python -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/train.txt /build/*.whl
+RUN python3 -m venv --without-pip /opt/cgd \
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/train.txt /build/*.whl
 
-FROM ${PYTHON}
+FROM ${BASE}
 LABEL org.opencontainers.image.title="cgd-train" \
       org.opencontainers.image.description="Stage programs of cgd-operator that train, with DeepSpeed" \
       org.opencontainers.image.licenses="Apache-2.0"
+# Triton and DeepSpeed compile at start, against Python's headers.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends g++ libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates g++ libc6-dev libpython3-dev python3 \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/cgd /opt/cgd
 # Libraries ask for the name of the user, whom no passwd file knows.
 ENV PATH=/opt/cgd/bin:$PATH HOME=/tmp USER=cgd PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# GKE puts the driver there and tells nobody; NVIDIA's container toolkit needs no help.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 USER 65532:65532
 WORKDIR /tmp
 CMD ["python", "-m", "cgd_stages.train"]

@@ -65,6 +65,8 @@ def job(stage: str, *conditions: str, kind: str = "Job", suspend: bool = False, 
         "kind": kind,
         "metadata": {
             "name": f"demo-{stage}",
+            "namespace": "default",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
             "labels": labels(stage),
             "annotations": {"cgd.dev/suspended-by-run": "true"} if held else {},
         },
@@ -83,6 +85,7 @@ def pod(stage: str, phase: str = "Running", *, shard: int = 0, name: str = "", *
             "labels": labels(stage),
             "annotations": {"batch.kubernetes.io/job-completion-index": str(shard)},
         },
+        "spec": {"nodeName": "gpu-7", "containers": [{"name": "stage"}]},
         "status": {
             "phase": phase,
             "startTime": "2026-01-01T00:00:00Z",

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from cgd_local.cluster import install
+from cgd_local.controllers import now
 from cgd_local.kubeflow import definition, struct
 from cgd_operator.cluster import WORKLOADS, Kind
 from cgd_operator.manifests import KINDS, suspension
@@ -22,6 +23,8 @@ class Kueue:
         self.world, self.served = world, served
         self.full = ""
         """Why there is no quota; empty: there is enough."""
+        self.webhook_down = False
+        """What it has admitted cannot be started: the change of `suspend` is refused."""
         self.evicted = 0
         self.stopped = 0
         """How often a child ran without being admitted."""
@@ -60,7 +63,7 @@ class Kueue:
         elif not admitted and active:
             await self._tell(name, not self.full, self.full)
         admitted = is_true(await self.world.client.get(self.served, name, "default"), "Admitted")
-        if suspended(child) == admitted:
+        if suspended(child) == admitted and not (admitted and self.webhook_down):
             self.stopped += not admitted
             await self._suspend(child, not admitted)
 
@@ -75,9 +78,10 @@ class Kueue:
         await self.world.client.create(self.served, body)
 
     async def _tell(self, name: str, admitted: bool, message: str, evicted: str = "") -> None:
+        since = {"lastTransitionTime": now()}
         kinds = {"QuotaReserved": admitted, "Admitted": admitted} | ({"Evicted": True} if evicted else {})
         told = [
-            {"type": kind, "status": str(true), "reason": evicted or "Pending", "message": message}
+            {"type": kind, "status": str(true), "reason": evicted or "Pending", "message": message, **since}
             for kind, true in kinds.items()
         ]
         await self.world.client.patch(

@@ -14,6 +14,8 @@ from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, TRAININGRUNTIME, T
 FAST = 0.05  # seconds of back-off
 PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
+GRACE = {"terminationGracePeriodSeconds": 1}
+"""A shell is PID 1 of its container, and ignores SIGTERM unless it has a trap for it."""
 IMAGE = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -42,12 +44,18 @@ def alive(pid: int) -> bool:
         return False
 
 
-def number_in(path: Path) -> int | None:
-    """The number a program has written to a file, None before."""
+def containers_below(folder: Path) -> list[int]:
+    """Processes of pods whose folders are there. Their own numbers say little: each container counts from 1."""
+    home = f"HOME={folder}".encode()
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if home in _environment(pid) and alive(pid)]
+
+
+def _environment(pid: int) -> bytes:
     try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
 
 
 async def eventually(look: Callable[[], Any], what: str) -> Any:
@@ -76,27 +84,37 @@ class World:
 
     async def pod(self, script: str = "true", name: str = "p", **spec: Any) -> Object:
         meta = spec.pop("metadata", {})
-        spec = {"restartPolicy": "Never", "containers": [container(script)]} | spec
+        spec = {"restartPolicy": "Never", "containers": [container(script)]} | GRACE | spec
         return await self.make(POD, name, spec=spec, metadata=meta)
 
     async def job(self, script: str = "true", name: str = "j", **spec: Any) -> Object:
         policy = spec.pop("restartPolicy", "Never")
-        template = {"spec": {"restartPolicy": policy, "containers": [container(script)]}}
+        template = {"spec": {"restartPolicy": policy, "containers": [container(script)]} | GRACE}
         return await self.make(JOB, name, spec={"template": template, **spec})
 
-    async def pytorchjob(self, master: str, worker: str | None = None, name: str = "t", **spec: Any) -> Object:
-        policy = spec.pop("restartPolicy", "ExitCode")
-        scripts = {"Master": master} | ({"Worker": worker} if worker is not None else {})
+    async def pytorchjob(
+        self, script: str, workers: int = 1, master: str | None = None, name: str = "t", **spec: Any
+    ) -> Object:
+        """A PyTorchJob of Workers, which find their number in NUMBER; with `master`, a Master beside them. What the
+        pods have in common is in `pod`."""
+        policy, shared = spec.pop("restartPolicy", "ExitCode"), spec.pop("pod", {})
+        number = {"fieldRef": {"fieldPath": "metadata.labels['training.kubeflow.org/replica-index']"}}
+        shared = {**GRACE, **shared}
         pods = {
-            kind: {"spec": {"terminationGracePeriodSeconds": 1, "containers": [container(script, "pytorch")]}}
-            for kind, script in scripts.items()
+            kind: {"spec": {"containers": [container(text, "pytorch", env=[{"name": "NUMBER", "valueFrom": number}])]}}
+            for kind, text in {"Master": master, "Worker": script}.items()
+            if text is not None
         }
-        replicas = {kind: {"replicas": 1, "restartPolicy": policy, "template": pod} for kind, pod in pods.items()}
+        counts = {"Master": 1, "Worker": workers}
+        replicas = {
+            kind: {"replicas": counts[kind], "restartPolicy": policy, "template": {"spec": pod["spec"] | shared}}
+            for kind, pod in pods.items()
+        }
         return await self.make(PYTORCHJOB, name, spec={"pytorchReplicaSpecs": replicas, **spec})
 
     async def trainjob(self, script: str, nodes: int = 1, restarts: int = 0, name: str = "t", **spec: Any) -> Object:
         """A TrainJob and its runtime: the Job gives up at its first failure, exit code 3 is final."""
-        pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container(script, "node")]}
+        pod = {"restartPolicy": "Never", "containers": [container(script, "node")], **GRACE}
         final = {"action": "FailJob", "onExitCodes": {"containerName": "node", "operator": "In", "values": [3]}}
         job = {"backoffLimit": 0, "completionMode": "Indexed", "podFailurePolicy": {"rules": [final]}}
         replicated = {"name": "node", "template": {"spec": job | {"template": {"spec": pod}}}}
@@ -169,4 +187,4 @@ class World:
         return found[0]
 
     def log(self, name: str = "p") -> str:
-        return "".join(path.read_text() for path in sorted(self.folder(name).glob("logs/*.log")))
+        return "".join(path.read_text() for path in sorted(self.folder(name).glob("logs/*/*.log")))

@@ -217,6 +217,9 @@ class Program:
                 return
         raise AssertionError(f"it ended before the signal:\n{self._log.read_text()}")
 
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def wait(self) -> Ended:
         code = self._process.wait()
         self.progress.close()
@@ -262,7 +265,7 @@ class ProgressServer:
 def generate_with(engine: Engine, given: Context) -> dict[str, StageFacts]:
     """The generate program on an engine of the test's."""
     work = given.work_of(Generate)
-    return generate.generate(given, work, generate.WarmEngine(given, lambda: engine))
+    return generate.generate(given, work, generate.WarmEngine(lambda: engine))
 
 
 def stored_rows(bucket: Bucket, stage: str, run: RunRef = RUN) -> list[Row]:

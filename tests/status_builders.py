@@ -1,13 +1,13 @@
 """Statuses as the operator makes them, of runs in every state there is."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from builders import CHILDREN, Object, ended, job, manifest, pod, run
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.observe import observe
+from cgd_operator.observe import Gone, observe, pods_by_stage
 from cgd_operator.plan import plan
 from cgd_operator.progress import StageProgress
 from cgd_operator.status import Seen, Trouble, acknowledged, refused, render
@@ -26,13 +26,15 @@ def render_of(
     changes: dict[str, Any] | None = None,
     now: datetime = NOW,
     workloads: tuple[dict[str, Any], ...] = (),
+    gone: tuple[Gone, ...] = (),
 ) -> CGDRunStatus:
-    this, facts, previous = run(changes), observe(children, pods, workloads), previous or CGDRunStatus()
+    this, previous = run(changes), previous or CGDRunStatus()
+    facts = observe(children, pods, workloads, now=now, gone=gone)
     seen = Seen(
         run=this,
         children=plan(this),
         facts=facts,
-        used=count(plan(this), facts, previous, now),
+        used=count(plan(this), pods_by_stage(pods, gone, now), previous, now),
         progress=(progress or {}).get,
         previous=previous,
         now=now,
@@ -60,6 +62,7 @@ def every_state() -> dict[str, Object]:
     unscheduled["status"]["conditions"] = [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
     ]
+    imageless = pod("prepare", "Pending", waiting={"reason": "ImagePullBackOff", "message": "no such image"})
     done = render_of(*finished(*CHILDREN))
     running = {
         f"running {stage}": shown(render_of(*finished(*CHILDREN[:count]), job(stage), pods=(pod(stage),)))
@@ -70,6 +73,10 @@ def every_state() -> dict[str, Object]:
         "changed since it was looked at": shown(render_of(job("prepare"), pods=(pod("prepare"),)), generation=2),
         "just begun": shown(render_of()),
         "pod without a node": shown(render_of(job("prepare"), pods=(unscheduled,))),
+        "cannot pull its image": shown(render_of(job("prepare"), pods=(imageless,))),
+        "pod without its image for a minute": shown(
+            render_of(job("prepare"), pods=(imageless,), now=NOW - timedelta(minutes=9))
+        ),
         "between two stages": shown(render_of(*finished("prepare"))),
         "half of the answers": shown(
             render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),), progress=halfway)

@@ -90,10 +90,24 @@ def places(nodes: int) -> list[dict[str, str]]:
 def until_gone(folder: Path) -> None:
     """Wait until no process works on the folder any more, though its launcher may have been killed."""
     for _ in range(100):
-        if not any(str(folder).encode() in _command(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        if not commands(folder):
             return
         time.sleep(0.2)
     raise AssertionError("processes of the killed pod live on")
+
+
+def until_torchrun_has_started_processes(folder: Path) -> None:
+    for _ in range(600):
+        if any(b"torch.distributed.run" not in command for command in commands(folder)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("torchrun has started no process")
+
+
+def commands(folder: Path) -> list[bytes]:
+    """Of the processes that work on the folder."""
+    found = map(_command, Path("/proc").glob("[0-9]*/cmdline"))
+    return [command for command in found if str(folder).encode() in command]
 
 
 def _command(path: Path) -> bytes:

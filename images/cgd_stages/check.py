@@ -9,6 +9,11 @@ are like, and refuses those that are worse than the run allows. Checkpoints that
 the training pods can go on from them.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import logging
 import time
 from typing import Any
@@ -40,9 +45,8 @@ def main(context: Context) -> dict[str, StageFacts]:
     folder = context.folder(task.stage, inputs)
     done = folder.done()
     if done is None:
-        with context.interruptible():
-            parts = _check(context, folder, supplies)
-        review, part = review_rows(folder, supplies[0].refine, context.check)
+        parts = _check(context, folder, supplies)
+        review, part = review_rows(folder, supplies[0].refine)
         facts = context.facts[task.stage]
         seconds, metrics = round(time.monotonic() - clock, 3), facts.metrics | review.quality.metrics()
         facts = facts.model_copy(update={"seconds": seconds, "metrics": metrics})

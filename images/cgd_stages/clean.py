@@ -7,6 +7,11 @@ none that is gone and whose data were to stay. The promise of a folder goes firs
 The claims go last: an interrupted attempt is made again.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import logging
 import time
 
@@ -43,7 +48,6 @@ def _delete(context: Context, folder: Folder) -> int:
     keys = [stored.key for stored in context.bucket.list(folder.key())]
     context.bucket.delete(folder.key(DONE))
     for key in keys:
-        context.check()
         context.bucket.delete(key)
     log.info("%s: %d objects deleted", folder.uri, len(keys))
     return len(keys)

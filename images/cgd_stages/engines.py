@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
 from cgd_stages.contract import Sampling
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.errors import GPU_HINT, TransientError, UserError
 from cgd_stages.prompts import Message, render, token_ids
 
 log = logging.getLogger(__name__)
@@ -206,12 +206,17 @@ def _completion(output: Any) -> Completion:
 
 
 def vllm_arguments(model: Path, engine: contract.Engine) -> dict[str, Any]:
-    """What vLLM is started with for a model on this machine, its environment variables set."""
+    """What vLLM is started with for a model on this machine, its environment variables set.
+
+    Raises TransientError where this vLLM has no device to run on.
+    """
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm.platforms import current_platform
 
+    if current_platform.is_unspecified():
+        raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
     arguments: dict[str, Any] = {
         "model": str(model),
         "dtype": engine.dtype,

@@ -4,6 +4,12 @@ from typing import ClassVar
 
 from cgd_stages.contract import Exit
 
+GPU_HINT = (
+    "An admin must look at the node's NVIDIA driver (the images have CUDA 13, which needs 580 or newer) and its device "
+    "plugin. Where spec.placement.accelerator is none, spec.images must name images that are built for CPUs."
+)
+"""What to do where a pod has no GPU that can be used. Another node may have one: it is tried again."""
+
 
 class StageError(Exception):
     """The root: a failure that a program understands. `message` says what happened, `hint` what to change and where."""

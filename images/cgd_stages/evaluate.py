@@ -8,6 +8,11 @@ the verdict. A rival lets the model then criticise its own answer and give anoth
 attempt asks only for what is not stored.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import logging
 import time
 from collections.abc import Sequence
@@ -139,28 +144,28 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
     """Ask whatever is not stored, and store what comes, until all is there or SIGTERM. The engine's settings."""
     waiting = [question for question in questions if key_of(question) not in book.keys]
     log.info("%d outputs wanted, %d to ask for", len(questions), len(waiting))
-    try:
-        if not waiting:
-            return {}
-        engine = _engine(context, work)
-        named = ((name_of(question), question) for question in waiting)
-        dialogues = Dialogues(named, work.sampling, work.rival)
-        pace = Pace(context, len(questions), book)
-        for outcome in drive(engine, dialogues.take, context.stop):
-            if ended := dialogues.note(outcome):
-                book.take(ended)
-            pace.note(outcome)
-        engine.close()
-        return engine.settings
-    finally:
-        book.flush()
-        context.check()
+    if not waiting:
+        return {}
+    engine = _engine(context, work)
+    named = ((name_of(question), question) for question in waiting)
+    dialogues = Dialogues(named, work.sampling, work.rival)
+    pace = Pace(context, len(questions), book)
+    with context.holding():
+        try:
+            for outcome in drive(engine, dialogues.take, context.stop):
+                if ended := dialogues.note(outcome):
+                    book.take(ended)
+                pace.note(outcome)
+        finally:
+            book.flush()
+    context.check()
+    engine.close()
+    return engine.settings
 
 
 def _engine(context: Context, work: Evaluate) -> Engine:
-    with context.interruptible():
-        model = models.pinned(work.model, context.bucket, context.task.run)
-        return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
+    model = models.pinned(work.model, context.bucket, context.task.run)
+    return VllmEngine(models.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
 
 
 def key_of(row: Row) -> Key:

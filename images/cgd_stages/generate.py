@@ -7,6 +7,11 @@ finish. Interrupt it at any moment: the next attempt asks only for the rest. Sev
 hand in hand: a row's refinement is asked for as soon as its critique is there.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import logging
 import sys
 import time
@@ -55,7 +60,7 @@ HINTS = {
 
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Generate)
-    return generate(context, work, WarmEngine(context, lambda: start_engine(context, work)))
+    return generate(context, work, WarmEngine(lambda: start_engine(context, work)))
 
 
 def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
@@ -106,14 +111,13 @@ class Stage:
 class WarmEngine:
     """The engine, started when the first row needs it, and shared by every role of this process."""
 
-    def __init__(self, context: Context, start: Callable[[], Engine]) -> None:
-        self._context, self._start = context, start
+    def __init__(self, start: Callable[[], Engine]) -> None:
+        self._start = start
         self._engine: Engine | None = None
 
     def get(self) -> Engine:
         if self._engine is None:
-            with self._context.interruptible():
-                self._engine = self._start()
+            self._engine = self._start()
         return self._engine
 
     def close(self) -> None:
@@ -329,7 +333,6 @@ def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
             pace = Pace(context, shards, engine)
             _ask(context, shards, questions, engine, pace)
     finally:
-        _flush(shards, last_words=isinstance(sys.exception(), UserError))
         context.facts |= {shard.stage.role: shard.facts(pace) for shard in shards}
     context.check()
     for shard in shards:
@@ -337,15 +340,19 @@ def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
 
 
 def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, pace: "Pace") -> None:
-    """Give the engine every question and the books every outcome, until all are there or `stop`."""
+    """Give the engine every question and the books every outcome, until all are there or `stop`. All are stored."""
 
     def after_step() -> None:
         if any(shard.ledger.due for shard in shards):
             all(shard.ledger.try_flush() for shard in shards)
         pace.tell()
 
-    for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
-        questions.answered(outcome)
+    with context.holding():
+        try:
+            for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
+                questions.answered(outcome)
+        finally:
+            _flush(shards, last_words=isinstance(sys.exception(), UserError))
 
 
 def _flush(shards: Sequence[Shard], *, last_words: bool) -> None:

@@ -7,6 +7,11 @@ document ends as a row with the columns of an evaluation, so the report puts a t
 stored when it has ended: an attempt that is interrupted asks again for the one that was under way.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import importlib.metadata
 import json
 import logging
@@ -124,11 +129,10 @@ def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, 
     if any(task.executes for task in work.tasks):
         sandbox.require()
     model = models.pinned(work.model, context.bucket, context.task.run)
-    with context.interruptible():
-        path = models.fetch(model, context.bucket, context.task.run, context.scratch)
-        own = _use_mirror(context, work.data)
-        _name_vllm(context.scratch)
-        asker, manager = start(path, work), known_tasks(own)
+    path = models.fetch(model, context.bucket, context.task.run, context.scratch)
+    own = _use_mirror(context, work.data)
+    _name_vllm(context.scratch)
+    asker, manager = start(path, work), known_tasks(own)
     answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
     """Two metrics of one task are one question to the model."""
     for task in work.tasks:
@@ -136,19 +140,23 @@ def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, 
             continue
         question = (task.task, task.few_shot, task.limit)
         if question not in answered:
-            with context.interruptible():
-                answered[question] = ask(asker, task, manager)
-        results = judged(task, answered[question]) if task.executes else answered[question]
-        rows = to_rows(task, results, asker.tokenizer)
-        part = folder.put_rows(PARTS, rows, SCHEMA)
-        told = told_of(task, results)
-        record = json.dumps({"part": part.model_dump(by_alias=True), "told": told}, sort_keys=True).encode()
-        ended[task.name] = Ended.of(rows, told, part, folder.put(_record_name(task), record))
-        accuracy = sum(row["correct"] for row in rows) / len(rows)
-        log.info("%s: %d documents, accuracy %.3f", task.name, len(rows), accuracy)
+            answered[question] = ask(asker, task, manager)
+        with context.holding():
+            ended[task.name] = _store(folder, task, answered[question], asker.tokenizer)
         counts = Rows(total=len(work.tasks), done=len(ended))
         context.progress.report(context.task.stage, counts, tokens_per_second=None, eta=None)
         context.check()
+
+
+def _store(folder: Folder, task: HarnessTask, answered: dict[str, Any], tokenizer: Any) -> Ended:
+    results = judged(task, answered) if task.executes else answered
+    rows = to_rows(task, results, tokenizer)
+    part = folder.put_rows(PARTS, rows, SCHEMA)
+    told = told_of(task, results)
+    record = json.dumps({"part": part.model_dump(by_alias=True), "told": told}, sort_keys=True).encode()
+    accuracy = sum(row["correct"] for row in rows) / len(rows)
+    log.info("%s: %d documents, accuracy %.3f", task.name, len(rows), accuracy)
+    return Ended.of(rows, told, part, folder.put(_record_name(task), record))
 
 
 def _use_mirror(context: Context, uri: str | None) -> Path | None:

@@ -6,6 +6,11 @@ Probes the store, the endpoint, both models, tokenizers and templates. Then read
 used becomes a row (unless it is not drawn for a sample), what cannot becomes a rejection with its reason.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -49,34 +54,33 @@ BENCHMARK_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _BENCHM
 
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Prepare)
-    with context.interruptible():
-        log.info("storage: %s as %s", context.task.storage.uri, context.bucket.probe())
-        if work.endpoint:
-            log.info("teacher: %s", endpoint.probe(work.endpoint))
-        student = check_model(context, work.student, work.student_engine, "spec.student")
-        teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
-        _compare_contexts(student, teacher)
-        if work.gpus:
-            served = [one.served for one in (student, teacher) if one]
-            fit.refuse_misfits(context.bucket, context.scratch, work.gpus, served)
-        files = open_source(context, work.prompts, "spec.prompts")
-        held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
-        questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
-        folder, inputs = _folder(context, work, files, questions, [student, teacher])
-        inputs["pins"] |= _commits(files, *held_out.values())
-        done = folder.done()
-        if done is None:
-            started = now()
-            reading = _open_reading(context, work, student, folder, questions)
-            reading.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
-            log.info("%s", reading.told())
-            reading.check()
-            facts = _facts(reading, questions)
-            benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
-            done = folder.finish(facts=facts, parts=[*reading.parts, benchmarks], started=started, inputs=inputs)
-        else:
-            log.info("the prompts are prepared already: %s", folder.uri)
-        write_pointer(context.bucket, context.task.run, done)
+    log.info("storage: %s as %s", context.task.storage.uri, context.bucket.probe())
+    if work.endpoint:
+        log.info("teacher: %s", endpoint.probe(work.endpoint))
+    student = check_model(context, work.student, work.student_engine, "spec.student")
+    teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
+    _compare_contexts(student, teacher)
+    if work.gpus:
+        served = [one.served for one in (student, teacher) if one]
+        fit.refuse_misfits(context.bucket, context.scratch, work.gpus, served)
+    files = open_source(context, work.prompts, "spec.prompts")
+    held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
+    questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
+    folder, inputs = _folder(context, work, files, questions, [student, teacher])
+    inputs["pins"] |= _commits(files, *held_out.values())
+    done = folder.done()
+    if done is None:
+        started = now()
+        reading = _open_reading(context, work, student, folder, questions)
+        reading.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
+        log.info("%s", reading.told())
+        reading.check()
+        facts = _facts(reading, questions)
+        benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+        done = folder.finish(facts=facts, parts=[*reading.parts, benchmarks], started=started, inputs=inputs)
+    else:
+        log.info("the prompts are prepared already: %s", folder.uri)
+    write_pointer(context.bucket, context.task.run, done)
     return {STAGE: done.facts}
 
 

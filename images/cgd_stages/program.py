@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
@@ -57,10 +56,9 @@ class Context:
     inputs: Path | None = None
     shard: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set by SIGTERM: store what is finished and leave, see `check`."""
+    """Set by SIGTERM where something is held: store it and leave, see `holding` and `check`."""
     facts: dict[str, StageFacts] = field(default_factory=dict)
     """Told in the last words when the program fails: what is known of each stage so far."""
-    _raise_at_once: bool = False
 
     @property
     def work(self) -> Work:
@@ -84,21 +82,16 @@ class Context:
             raise Interrupted("SIGTERM: stopped early, everything finished is stored")
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Inside, SIGTERM raises Interrupted at once: for long calls that hold nothing worth storing."""
-        self.check()
-        self._raise_at_once = True
+    def holding(self) -> Iterator[None]:
+        """Inside, something finished is not stored yet: SIGTERM sets `stop`, and the program leaves by `check`.
+
+        Everywhere else SIGTERM ends the program at once, as SIGKILL may: it has no handler, see `supervisor`.
+        """
+        former = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         try:
             yield
         finally:
-            self._raise_at_once = False
-        self.check()
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (the signature of a handler)
-        self.stop.set()
-        if self._raise_at_once:
-            self._raise_at_once = False
-            self.check()
+            signal.signal(signal.SIGTERM, former)
 
 
 Main = Callable[[Context], dict[str, StageFacts]]
@@ -111,15 +104,23 @@ def run(main: Main) -> NoReturn:
     context: Context | None = None
     try:
         context = _context()
-        signal.signal(signal.SIGTERM, context.on_signal)
         words, code = LastWords(outcome="done", stages=main(context)), Exit.DONE
     except Exception as error:  # noqa: BLE001 (the rim: every failure becomes last words and a code)
-        words, code = _failure(error, context.facts if context else {})
+        words, code = _failure(_first_of_all(error, context), context.facts if context else {})
     if context:
         context.progress.close()
     _say(words)
+    sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    os._exit(code)  # not sys.exit: threads of a library may wait for an answer, and fail when they are torn down
+
+
+def _first_of_all(error: Exception, context: Context | None) -> Exception:
+    """What to tell of an error: that the program was interrupted, if it was. What fails then, fails of that, or will
+    fail again when it is tried again."""
+    if context is None or not context.stop.is_set() or isinstance(error, Interrupted):
+        return error
+    return Interrupted(f"SIGTERM: stopped early, on {type(error).__name__}: {error}")
 
 
 def _context() -> Context:

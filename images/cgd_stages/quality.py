@@ -22,8 +22,6 @@ from cgd_stages.words import percent
 
 SAMPLED = 2000
 """Rows that are graded at most: with so many the interval of a share is at most 4.4 points wide."""
-AT_ONCE = 100
-"""Rows that are graded between two looks at whether to stop."""
 GROUPS = 5
 """Groups of near-duplicates that are shown."""
 SHORT = 40
@@ -185,17 +183,14 @@ def final_answer(reference: str) -> str | None:
     return told if told and (marked or (len(told) <= SHORT and "\n" not in told)) else None
 
 
-def grade_rows(rows: Sequence[Row], grader: Grader, check: Callable[[], None]) -> tuple[Graded | None, list[Marks]]:
-    """Figures of a sample, and the marks of each of its rows. `check` is called now and then, and may raise."""
+def grade_rows(rows: Sequence[Row], grader: Grader) -> tuple[Graded | None, list[Marks]]:
+    """Figures of a sample, and the marks of each of its rows."""
     usable = [index for index, row in enumerate(rows) if final_answer(row.get("reference") or "") is not None]
     marks = [Marks()] * len(rows)
-    for start in range(0, len(usable), AT_ONCE):
-        check()
-        batch = usable[start : start + AT_ONCE]
-        texts = [(rows[i]["reference"], rows[i][text]) for i in batch for text in ("answer", "refinement")]
-        grades = [None if grade.grade_error else grade.correct for grade in grader.grade_all(texts)]
-        for place, index in enumerate(batch):
-            marks[index] = Marks(*grades[2 * place : 2 * place + 2])
+    texts = [(rows[i]["reference"], rows[i][text]) for i in usable for text in ("answer", "refinement")]
+    grades = [None if grade.grade_error else grade.correct for grade in grader.grade_all(texts)]
+    for place, index in enumerate(usable):
+        marks[index] = Marks(*grades[2 * place : 2 * place + 2])
     return (_graded(rows, marks, usable) if usable else None), marks
 
 

@@ -7,6 +7,11 @@ Of an output there remain a few numbers; texts are kept of what is shown. A stag
 The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
 """
 
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
 import bisect
 import json
 import time
@@ -58,7 +63,6 @@ def main(context: Context) -> dict[str, StageFacts]:
         review = read_review(outputs)
         quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
         data = read_run(context.task.run, work, outputs, quadruples)
-        context.check()
         parts = [
             folder.put("report.html", page.render(data, quality).encode()),
             folder.put("report.json", to_json(data, quality)),

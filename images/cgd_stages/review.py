@@ -1,7 +1,7 @@
 """What the rows that a run learns from are like: counted and graded by `check`, shown by `report`."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from cgd_stages.contract import Contract
 from cgd_stages.folders import Folder, Part, Row, read_rows
@@ -25,7 +25,7 @@ class Review(Contract):
     quality: Quality
 
 
-def review_rows(folder: Folder, rows: Folder, check: Callable[[], None]) -> tuple[Review, Part]:
+def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
     """Count and grade the rows of `refine`, and store the outcome in the folder. What an attempt that broke off has
     stored stands: a deadline that the grader missed then may be met now, and the same rows shall give the same."""
     stored = folder.bucket.get(folder.key(REVIEW))
@@ -33,11 +33,11 @@ def review_rows(folder: Folder, rows: Folder, check: Callable[[], None]) -> tupl
         review = Review.model_validate_json(stored)
     else:
         with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
-            review = read_quadruples(rows, grader, check)
+            review = read_quadruples(rows, grader)
     return review, folder.put(REVIEW, stored or review.to_json().encode())
 
 
-def read_quadruples(folder: Folder, grader: Grader, check: Callable[[], None], *, shown: int = SHOWN) -> Review:
+def read_quadruples(folder: Folder, grader: Grader, *, shown: int = SHOWN) -> Review:
     """All rows counted, a sample graded, the first `shown` kept; one part and the sample in memory at a time."""
     tally = Tally()
 
@@ -47,7 +47,7 @@ def read_quadruples(folder: Folder, grader: Grader, check: Callable[[], None], *
             yield row
 
     sample = heapq.nsmallest(max(SAMPLED, shown), counted(), key=lambda row: (row["id"], row["sample"]))
-    graded, marks = grade_rows(sample, grader, check)
+    graded, marks = grade_rows(sample, grader)
     kept = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
     quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=kept)
     return Review(quadruples=quadruples, quality=tally.quality(graded, lambda ids: read_prompts(folder, ids)))

@@ -49,10 +49,11 @@ LONGEST_PAUSE = 15.0
 """Seconds between two tries of those who wait."""
 
 CREDENTIALS_HINT = (
-    "Check the Secret of spec.storage.credentialsSecretRef (accessKeyId, secretAccessKey), "
+    "Check the Secret of spec.storage.credentialsSecretRef (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), "
     "or the cloud identity of spec.serviceAccountName."
 )
-_WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "UnrecognizedClientException"}
+_WRONG_KEY = {"InvalidAccessKeyId", "InvalidSecurity", "UnrecognizedClientException"}
+_WRONG_SECRET = {"SignatureDoesNotMatch"}
 _DENIED = {"AccessDenied", "403", "AllAccessDisabled", "AccountProblem"}
 _WRONG_PLACE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 # The SDK tries a request again, but not the reading of an answer's body.
@@ -293,6 +294,9 @@ class Bucket:
         what = f"{self.uri(key)}: {error}"
         if code in _WRONG_KEY:
             raise UserError(f"S3 does not know the access key: {what}", hint=CREDENTIALS_HINT) from error
+        if code in _WRONG_SECRET:
+            message = f"S3 knows the access key, but the secret key does not belong to it: {what}"
+            raise UserError(message, hint=CREDENTIALS_HINT) from error
         if code in _DENIED:
             raise UserError(f"S3 denies access: {what}", hint=CREDENTIALS_HINT) from error
         if code in {"NoSuchBucket", "InvalidBucketName"}:

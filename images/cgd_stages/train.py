@@ -4,18 +4,25 @@
 
 Every pod of a training runs this program. It is the launcher: it makes the examples, fetches the student and the
 newest checkpoint, starts torchrun on trainloop.py as the job's environment says, passes SIGTERM on, and turns the end
-of its processes into last words and an exit code. The first pod also stores the model and the promise. Nothing here
-imports torch: a training that is done already, or that cannot work, ends at once.
+of its processes into last words and an exit code. The first pod also stores the model and the promise, and the others
+stay until it has: a pod that has ended well is never made again, and training goes on only with all of them. Nothing
+here imports torch: a training that is done already, or that cannot work, ends at once.
 
 Learned are all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero, one
 step for each `globalBatchSize` examples whatever the number of processes; the last batch of an epoch holds the rest.
 """
+
+from cgd_stages.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
 
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +52,7 @@ from cgd_stages.folders import (
 from cgd_stages.program import Context, run
 from cgd_stages.supply import Books, Supply
 from cgd_stages.trainjob import (
+    BEGUN,
     CHECKPOINTS,
     EXAMPLES,
     JOB,
@@ -68,6 +76,12 @@ LOOP = "cgd_stages.trainloop"
 """The program that torchrun starts."""
 PATIENCE = 0.2
 """Seconds between two looks at torchrun."""
+LOOK_SECONDS = 2.0
+"""Between two looks for another pod, or for what it stores."""
+ABSENT_SECONDS = 600.0
+"""A first pod that cannot be found for so long is not waited for any more."""
+SILENT_SECONDS = 600.0
+"""A first pod that has stored nothing more for so long, and the promise not at all, is taken for lost."""
 ABLATIONS: dict[CritiqueKind, str] = {
     "matched": "",
     "shuffled": " An ablation: every critique was another prompt's.",
@@ -87,7 +101,7 @@ EXAMPLES_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
 
 @dataclass(frozen=True)
 class Node:
-    """This pod's place among the pods of the job, as Kubeflow writes it into the environment."""
+    """This pod's place among the pods of the job, as operator and Kubeflow write it into the environment."""
 
     rank: int
     nodes: int
@@ -97,13 +111,13 @@ class Node:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], work: Train) -> "Node":
-        """Read `PET_*`, as torchrun itself would; RANK is the pod's number too, but WORLD_SIZE counts processes."""
+        """Read `PET_*`, as torchrun itself would; a pod that is alone needs none."""
         return cls(
-            rank=int(environment.get("PET_NODE_RANK") or environment.get("RANK") or 0),
+            rank=int(environment.get("PET_NODE_RANK", "0")),
             nodes=_nodes(environment, work),
             processes=work.processes_per_worker,
-            master=environment.get("PET_MASTER_ADDR") or environment.get("MASTER_ADDR") or "127.0.0.1",
-            port=environment.get("PET_MASTER_PORT") or environment.get("MASTER_PORT") or "29500",
+            master=environment.get("PET_MASTER_ADDR", "127.0.0.1"),
+            port=environment.get("PET_MASTER_PORT", "29500"),
         )
 
     @property
@@ -160,14 +174,16 @@ def main(context: Context) -> dict[str, StageFacts]:
     student = models.fetch(stage.student, context.bucket, context.task.run, context.scratch)
     made = _make_examples(stage, student, node_folder)
     _prepare_node(stage, student, made.books.rows, node_folder)
-    context.check()
-    _torchrun(stage, node_folder)
-    if not stage.node.first:
-        log.info("the processes of pod %d have ended well", stage.node.rank)
-        return {}
-    facts = _facts(stage, made, node_folder, time.monotonic() - clock)
-    done = _finish(stage, made, facts, started, node_folder)
-    return {context.task.stage: done.facts}
+    _find_first_pod(stage)
+    with context.holding():
+        _torchrun(stage, node_folder)
+        if stage.node.first:
+            facts = _facts(stage, made, node_folder, time.monotonic() - clock)
+            done = _finish(stage, made, facts, started, node_folder)
+            return {context.task.stage: done.facts}
+    _await_promise(stage)
+    log.info("pod %d has ended well", stage.node.rank)
+    return {}
 
 
 def _stage(context: Context) -> Stage:
@@ -269,8 +285,31 @@ def stored_dtype(model: Path) -> str:
     return "float32"
 
 
+def _find_first_pod(stage: Stage) -> None:
+    """Wait until DNS knows the pod where the processes meet: its Service names it only while it runs."""
+    node, deadline = stage.node, time.monotonic() + ABSENT_SECONDS
+    while node.nodes > 1 and not is_known(node.master):
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"the training's first pod was not found in {ABSENT_SECONDS:g} s: {node.master} has no address",
+                hint="That pod does not run (`kubectl describe pod` says why), or the cluster's DNS does not know its "
+                "Service. It is tried again.",
+            )
+        log.info("waiting for the first pod, %s", node.master)
+        time.sleep(LOOK_SECONDS)
+
+
+def is_known(host: str) -> bool:
+    """Whether DNS, or this machine, has an address for a name."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
 def _torchrun(stage: Stage, folder: Path) -> None:
-    """Run this pod's processes to their end. Raises what they ended on."""
+    """Run this pod's processes to their end. Raises what they ended on. After SIGTERM they have their time to store a
+    checkpoint, if they have begun."""
     command = [sys.executable, "-m", "torch.distributed.run", *stage.node.torchrun()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     environment[LAUNCHER] = str(os.getpid())
@@ -280,6 +319,8 @@ def _torchrun(stage: Stage, folder: Path) -> None:
     try:
         while process.poll() is None:
             if stage.context.stop.is_set():
+                if not (folder / BEGUN).exists():
+                    raise Interrupted("SIGTERM: no step was begun")
                 (folder / STOP).touch()
             time.sleep(PATIENCE)
     finally:
@@ -303,14 +344,32 @@ def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
     ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
     silent = sorted(set(ranks) - {outcome.rank for outcome in outcomes})
     told = "; ".join(f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code)
+    hints = [outcome.hint for outcome in outcomes if outcome.code and outcome.hint]
     lost = f"rank {', '.join(map(str, silent))} was killed or ended without a word" if silent else ""
     return TransientError(
         f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(filter(None, [lost, told]))}"[:1500],
-        hint="It goes on from the newest checkpoint when it is tried again.",
+        hint=hints[0] if hints else "It goes on from the newest checkpoint when it is tried again.",
     )
 
 
 # --- the end ----------------------------------------------------------------------------------------------------
+
+
+def _await_promise(stage: Stage) -> None:
+    """Stay until the first pod has stored the model. Fails when that pod seems lost, so that both are made again."""
+    bucket, folder = stage.context.bucket, stage.folder
+    stored, since = 0, time.monotonic()
+    while folder.done() is None:
+        now_stored = len(list(bucket.list(folder.key())))
+        if now_stored != stored:
+            stored, since = now_stored, time.monotonic()
+        if time.monotonic() - since > SILENT_SECONDS:
+            raise TransientError(
+                f"all steps are made, but the first pod has stored nothing more of the model for {SILENT_SECONDS:g} s",
+                hint="The training goes on from the newest checkpoint when its pods are tried again.",
+            )
+        stage.context.stop.wait(LOOK_SECONDS)
+        stage.context.check()
 
 
 def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts:

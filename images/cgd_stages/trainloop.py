@@ -7,6 +7,11 @@ model, `metrics.jsonl` and one `outcome-<rank>.json` per process come out. DeepS
 ours: negative log-likelihood of the target tokens alone, the mean over all of them in the global batch.
 """
 
+from cgd_stages.supervisor import die_with_the_parent
+
+if __name__ == "__main__":
+    die_with_the_parent()  # before the other imports: torchrun, when it is killed, cannot end its processes
+
 import logging
 import math
 import os
@@ -30,10 +35,11 @@ from cgd_stages import curves, flops, student
 from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.checkpoints import METRICS
 from cgd_stages.contract import Exit
-from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
+from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
 from cgd_stages.progress import Reporter
 from cgd_stages.saving import Saver
 from cgd_stages.trainjob import (
+    BEGUN,
     BEST,
     EXAMPLES,
     JOB,
@@ -127,6 +133,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the step that the checkpoint holds to the last one."""
+        (self.folder / BEGUN).touch()
         for step in range(self.job.resume, self.schedule.steps):
             self._seed(step)
             self._step(step)
@@ -382,15 +389,27 @@ def _agree(what: str, value: int) -> None:
 
 def join_group() -> None:
     """Join the process group that torchrun has announced in the environment."""
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    gpu = take_gpu()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed would compile a shared-memory all-reduce at every first start on a CPU; it serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if gpu else "gloo", verbose=False)
+
+
+def take_gpu() -> bool:
+    """Take this process's GPU; False where torch is built for CPUs alone.
+
+    Raises TransientError where it is built for GPUs and cannot have one: it would go on, on the CPU, for weeks.
+    """
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    except RuntimeError as error:
+        raise TransientError(f"no GPU can be used: {str(error).splitlines()[0]}", hint=GPU_HINT) from error
+    return True
 
 
 def main(folder: Path) -> Exit:

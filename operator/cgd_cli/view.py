@@ -139,9 +139,9 @@ def who(run: Object, status: CGDRunStatus) -> str:
             return "You: set spec.suspend to false when it is to go on."
         case "New":
             return "The operator: it has not looked at this run yet. If that lasts, see whether it runs."
-        case _ if stalled:
+        case _ if stalled and (stage is None or stage.reason != stalled.reason):
             return _stalled(stalled)
-        case _ if stage and stage.state in ("Waiting", "Suspended"):
+        case _ if stage and (stage.state in ("Waiting", "Suspended") or stage.reason):
             return _waits(stage)
     return "Nobody: it is at work."
 
@@ -149,7 +149,7 @@ def who(run: Object, status: CGDRunStatus) -> str:
 def _stalled(condition: Condition) -> str:
     if condition.reason == "TrainingBackendMissing":
         return "The cluster's administrator: install what the message names."
-    return "You or the cluster's administrator: the API server says in the message what it does not allow."
+    return "You or the cluster's administrator: the message says what is missing or not allowed."
 
 
 def _waits(stage: StageStatus) -> str:
@@ -162,6 +162,10 @@ def _waits(stage: StageStatus) -> str:
             return "Nobody, if the queue moves: it starts when there is quota. Else the queue's administrator."
         case "Unschedulable":
             return "The cluster's administrator or autoscaler: no node takes the pod. Or you: ask for less."
+        case "NodeLost":
+            return "The cluster's administrator: bring the node back, or say that it is off. The message says how."
+        case "NotStarted" | "PodsMissing" | "WebhookUnavailable" | "FailedCreatePodSandBox":
+            return "The cluster's administrator: see to what the message names."
         case "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName":
             return "The operator's administrator: the image cannot be pulled."
     return "You: do what the message says." if stage.message else "Nobody: its pods are being started."

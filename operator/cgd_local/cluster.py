@@ -28,6 +28,7 @@ from cgd_local.apiserver import ApiServer
 from cgd_local.controllers import BACKOFF_SECONDS, Controller, condition
 from cgd_local.garbage import GarbageCollector
 from cgd_local.node import Node
+from cgd_local.nodes import PodCollector
 from cgd_local.pods import exited, launch
 from cgd_operator.cluster import CRD, JOB, NAMESPACE, PYTORCHJOB, AlreadyExists, ApiError, Cluster, Object
 
@@ -90,9 +91,12 @@ class LocalCluster:
         self._stack.push_async_callback(self.node.stop)
         await self.node.start()
         client = await self._connect("job-controller")
-        self._run(Controller(client, JOB, partial(jobs.decide, backoff=self._backoff)).run())
-        self._run(Controller(await self._connect("pytorchjob-controller"), PYTORCHJOB, pytorchjobs.decide).run())
+        decide = partial(jobs.decide, backoff=self._backoff)
+        self._run(Controller(client, JOB, decide, finalizer=jobs.TRACKED).run())
+        client = await self._connect("pytorchjob-controller")
+        self._run(Controller(client, PYTORCHJOB, pytorchjobs.decide, refusal="FailedCreatePod").run())
         self._run(trainjobs.TrainJobController(await self._connect("trainjob-controller")).run())
+        self._run(PodCollector(await self._connect("pod-garbage-collector")).run())
         self._run(GarbageCollector(await self._connect("garbage-collector")).run())
 
     async def _connect(self, manager: str) -> Cluster:

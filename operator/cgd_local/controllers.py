@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 10.0
 """The default wait before what has failed is tried again."""
+REFUSED_SECONDS = 1.0
+"""The wait before what the API server has refused is tried again."""
 Key = tuple[str, str]  # namespace, name
 
 
@@ -29,12 +31,20 @@ class Decision:
     status: Object
     create: list[Object] = field(default_factory=list)
     delete: list[Object] = field(default_factory=list)
+    release: list[Object] = field(default_factory=list)
+    """What has the controller's finalizer and need not have it any more."""
     events: list[tuple[str, str, str]] = field(default_factory=list)
     """Type (Normal or Warning), reason and message."""
     again: float | None = None
     """Seconds after which to look again even if nothing changes."""
     expired: bool = False
     """The owner itself is to go."""
+
+    def refused(self, count: int) -> None:
+        """So many of `create` could not be made: they are tried again."""
+        self.again = min(self.again or REFUSED_SECONDS, REFUSED_SECONDS)
+        if "active" in self.status:
+            self.status["active"] -= count
 
     def expire(self, ended: Object, ttl: int | None, time_now: float) -> None:
         """Let the owner go when its time to live after the condition `ended` is over."""
@@ -52,8 +62,14 @@ class Controller:
         kind: Kind,
         decide: Callable[[Object, list[Object], float], Decision],
         makes: Kind = POD,
+        finalizer: str = "",
+        refusal: str = "FailedCreate",
     ) -> None:
         self._cluster, self._kind, self._decide, self._makes = cluster, kind, decide, makes
+        self._finalizer = finalizer
+        """With which it holds what it makes."""
+        self._refusal = refusal
+        """Reason of the Event that tells a refused creation."""
         self._name = f"{kind.kind.lower()}-controller"
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
@@ -65,7 +81,7 @@ class Controller:
 
     async def _watch(self) -> None:
         async for event, item in self._cluster.watch(self._kind):
-            if event in ("LISTED", "ADDED", "MODIFIED"):
+            if event != "SYNCED":
                 self._look((item["metadata"]["namespace"], item["metadata"]["name"]))
 
     async def _watch_made(self) -> None:
@@ -93,9 +109,11 @@ class Controller:
 
     async def _reconcile(self, namespace: str, name: str) -> float | None:
         owner = await self._cluster.get(self._kind, name, namespace)
-        if owner is None or "deletionTimestamp" in owner["metadata"]:
-            return None
         made, _ = await self._cluster.list(self._makes, namespace)
+        if owner is None or "deletionTimestamp" in owner["metadata"]:
+            named = (self._kind.kind, name)
+            await self._release(one for one in made if _controller_name(one) == named)
+            return None
         mine = [item for item in made if controller_of(item).get("uid") == owner["metadata"]["uid"]]
         decision = self._decide(await self._complete(owner), mine, time.time())
         await self._act(owner, decision)
@@ -113,11 +131,18 @@ class Controller:
             made, made_uid = item["metadata"]["name"], item["metadata"]["uid"]
             await self._cluster.delete(self._makes, made, namespace, uid=made_uid, propagation=propagation)
             decision.events.append(("Normal", "SuccessfulDelete", f"Deleted {what}: {made}"))
-        for item in decision.create:
+        await self._release(decision.release)
+        for count, item in enumerate(decision.create):
             try:
                 await self._cluster.create(self._makes, item)
             except AlreadyExists:  # a namesake is still leaving; its end brings us back
                 continue
+            except ApiError as error:
+                if error.status not in (400, 403, 422):
+                    raise
+                await self._tell_refusal(owner, error)
+                decision.refused(len(decision.create) - count)
+                break
             decision.events.append(("Normal", "SuccessfulCreate", f"Created {what}: {item['metadata']['name']}"))
         before = owner.get("status") or {}
         if any(before.get(key) != value for key, value in decision.status.items()):
@@ -126,6 +151,18 @@ class Controller:
             await record(self._cluster, owner, *event, component=self._name)
         if decision.expired:
             await self._cluster.delete(self._kind, name, namespace, uid=uid, propagation="Foreground")
+
+    async def _release(self, items: Iterable[Object]) -> None:
+        for item in items:
+            meta = item["metadata"]
+            if self._finalizer and self._finalizer in (meta.get("finalizers") or []):
+                left = [one for one in meta["finalizers"] if one != self._finalizer]
+                body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": left}}
+                await self._cluster.patch(self._makes, meta["name"], meta["namespace"], body)
+
+    async def _tell_refusal(self, owner: Object, error: ApiError) -> None:
+        message = f"Error creating: {error.message}"
+        await record(self._cluster, owner, "Warning", self._refusal, message, component=self._name)
 
 
 async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -141,15 +178,15 @@ async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def record(cluster: Cluster, about: Object, kind: str, reason: str, message: str, *, component: str) -> None:
-    """Write an Event (`kind` Normal or Warning) once. It is a courtesy: nothing fails because it cannot be written."""
+    """Write an Event (`kind` Normal or Warning), or that it was seen again. A courtesy: nothing fails without it."""
     meta = about["metadata"]
     digest = hashlib.sha256(f"{meta['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
-    reference = {name: about[name] for name in ("apiVersion", "kind")}
+    name, reference = f"{meta['name'][:200]}.{digest}", {name: about[name] for name in ("apiVersion", "kind")}
     reference |= {name: meta[name] for name in ("name", "namespace", "uid")}
     body = {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta['name'][:200]}.{digest}", "namespace": meta["namespace"]},
+        "metadata": {"name": name, "namespace": meta["namespace"]},
         "involvedObject": reference,
         "type": kind,
         "reason": reason,
@@ -161,9 +198,10 @@ async def record(cluster: Cluster, about: Object, kind: str, reason: str, messag
     }
     try:
         await cluster.create(EVENT, body)
+    except AlreadyExists:
+        await cluster.patch(EVENT, name, meta["namespace"], {"lastTimestamp": now()})
     except ApiError as error:
-        if not isinstance(error, AlreadyExists):
-            log.warning("no event %s for %s: %s", reason, meta["name"], error)
+        log.warning("no event %s for %s: %s", reason, meta["name"], error)
 
 
 def set_condition(conditions: list[Object], kind: str, status: str, reason: str, message: str) -> bool:
@@ -210,6 +248,11 @@ def controller_of(item: Object) -> Object:
     return next((r for r in references if r.get("controller")), {})
 
 
+def _controller_name(item: Object) -> tuple[str, str]:
+    owner = controller_of(item)
+    return owner.get("kind", ""), owner.get("name", "")
+
+
 def phase(pod: Object) -> str:
     return str(pod.get("status", {}).get("phase") or "Pending")
 
@@ -223,14 +266,19 @@ def is_active(pod: Object) -> bool:
     return not is_leaving(pod) and phase(pod) not in ("Succeeded", "Failed")
 
 
+def containers_of(pod: Object) -> list[Object]:
+    """The statuses of its containers; none before there is any."""
+    return pod.get("status", {}).get("containerStatuses") or []
+
+
 def container_of(pod: Object) -> Object:
-    """The status of its container; empty before there is any."""
-    return next(iter(pod.get("status", {}).get("containerStatuses") or []), {})
+    """The status of its first container; empty before there is any."""
+    return next(iter(containers_of(pod)), {})
 
 
-def end_of(pod: Object) -> Object:
-    """How its container ended; empty when it did not, or never began."""
-    end: Object = container_of(pod).get("state", {}).get("terminated", {})
+def end_of(container: Object) -> Object:
+    """How a container ended, by its status; empty when it did not, or never began."""
+    end: Object = container.get("state", {}).get("terminated", {})
     return end
 
 

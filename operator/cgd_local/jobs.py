@@ -3,8 +3,11 @@
 The decisions (which pods count as failed, which indexes are done, whether the Job is over) are those of the real
 controller; so are the names of conditions, reasons, labels and annotations.
 
-Deviations: a pod that is deleted never counts as failed, and is replaced once it is gone, as with
-`podReplacementPolicy: Failed`; ranges of indexes are not abbreviated. Left out: work queues (no `completions`),
+A pod is held (`TRACKED`) until it has succeeded or failed: one that is deleted by force and never says so stays, where
+the Job's `podReplacementPolicy` is Failed.
+
+Deviations: a pod that is deleted never counts as failed, and is replaced once it is gone; ranges of indexes are not
+abbreviated. Left out: work queues (no `completions`),
 restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism` downwards.
 """
 
@@ -14,7 +17,7 @@ from cgd_local.controllers import (
     BACKOFF_SECONDS,
     Decision,
     condition,
-    container_of,
+    containers_of,
     end_of,
     is_active,
     is_leaving,
@@ -28,7 +31,7 @@ from cgd_local.controllers import (
 from cgd_operator.cluster import JOB, Object
 
 PREFIX = "batch.kubernetes.io/"
-INDEX = PREFIX + "job-completion-index"
+INDEX, TRACKED = PREFIX + "job-completion-index", PREFIX + "job-tracking"
 BACKOFF_LIMIT_SECONDS = 600.0
 
 COMPLETE = "CompletionsReached"
@@ -60,6 +63,13 @@ class View:
         self.counted = [pod for pod in self.failed if self.rule(pod)[0] != "Ignore"]
         self.given_up = {index for index in map(index_of, self.counted) if self._is_spent(index)}
         self.given_up |= parse_indexes(self.status.get("failedIndexes"))
+
+        self.counted_out = [pod for pod in pods if self._is_counted_out(pod)]
+
+    def _is_counted_out(self, pod: Object) -> bool:
+        """Nothing more will be learned from a pod."""
+        unheard = "deletionTimestamp" in pod["metadata"] and self.spec.get("podReplacementPolicy") != "Failed"
+        return unheard or phase(pod) in ("Succeeded", "Failed")
 
     def rule(self, pod: Object) -> tuple[str, str]:
         """The action of the first matching rule of the failure policy (Count when none does), and why it matches."""
@@ -127,11 +137,12 @@ class View:
 def _matches(rule: Object, pod: Object) -> str:
     """Why a rule matches a failed pod; empty when it does not."""
     name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    container, code = container_of(pod).get("name"), end_of(pod).get("exitCode")
     wanted = rule.get("onExitCodes") or {"operator": "In", "values": []}
-    meant = code and wanted.get("containerName") in (None, container)
-    if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
-        return f"Container {container} for pod {name} failed with exit code {code}"
+    for container in containers_of(pod) + (pod.get("status", {}).get("initContainerStatuses") or []):
+        code, called = end_of(container).get("exitCode"), container["name"]
+        meant = code and wanted.get("containerName") in (None, called)
+        if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
+            return f"Container {called} for pod {name} failed with exit code {code}"
     for pattern in rule.get("onPodConditions") or []:
         if condition(pod["status"].get("conditions") or [], pattern["type"]):
             return f"Pod {name} has condition {pattern['type']}"
@@ -142,8 +153,9 @@ def decide(job: Object, pods: list[Object], time_now: float, backoff: float = BA
     """What is to be done for a Job; `backoff` is the wait before an index's first retry."""
     view = View(job, pods)
     conditions = [dict(c) for c in view.status.get("conditions") or []]
-    decision = Decision({"conditions": conditions})
+    decision = Decision({"conditions": conditions}, release=view.counted_out)
     if ended := condition(conditions, "Complete") or condition(conditions, "Failed"):
+        decision.release = pods
         decision.expire(ended, view.spec.get("ttlSecondsAfterFinished"), time_now)
         return decision
     verdict = view.verdict(time_now)
@@ -212,12 +224,15 @@ def _pod(view: View, index: Index) -> Object:
         name, labels[INDEX], notes[INDEX] = f"{name}-{index}", str(index), str(index)
         source = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
         template = with_env(template, [{"name": "JOB_COMPLETION_INDEX", "valueFrom": source}])
-    return pod_of(JOB, view.job, template, f"{name}-{uuid.uuid4().hex[:5]}", labels, notes)
+    pod = pod_of(JOB, view.job, template, f"{name}-{uuid.uuid4().hex[:5]}", labels, notes)
+    pod["metadata"]["finalizers"] = [TRACKED]
+    return pod
 
 
 def finished_at(pod: Object) -> float:
-    """When its container ended; one that was evicted before it had any counts from its creation."""
-    return seconds(end_of(pod).get("finishedAt") or pod["metadata"]["creationTimestamp"])
+    """When its last container ended; one that was evicted before it had any counts from its creation."""
+    ends = [end_of(container)["finishedAt"] for container in containers_of(pod) if end_of(container)]
+    return seconds(max(ends, default=pod["metadata"]["creationTimestamp"]))
 
 
 def index_of(pod: Object) -> Index:

@@ -20,6 +20,9 @@ v1 ConfigMap configmaps namespaced cm -
 v1 Secret secrets namespaced - -
 v1 Event events namespaced ev -
 v1 ServiceAccount serviceaccounts namespaced sa -
+v1 ResourceQuota resourcequotas namespaced quota status
+v1 LimitRange limitranges namespaced limits -
+scheduling.k8s.io/v1 PriorityClass priorityclasses cluster pc -
 apps/v1 Deployment deployments namespaced deploy all,status,counted
 batch/v1 Job jobs namespaced - all,status,counted
 coordination.k8s.io/v1 Lease leases namespaced - -

@@ -1,13 +1,16 @@
 """The first process of a container: nothing it starts outlives it, and it does not outlive its node.
 
-    python -I -S launcher.py NODE_PID COMMAND [ARGUMENT...]
+    python -I -S launcher.py NODE_PID own|shared COMMAND [ARGUMENT...]
 
 Run by `cgd_local.pods`, one per container. The launcher is a subreaper: processes that leave their session (torchrun
 gives each worker one of its own) come back to it when their parent dies. It ends with the command's exit code, or
 128 + signal, after every other process is gone, as a container does.
 
-SIGTERM is passed on to the command's process group. SIGUSR1 kills everything at once; the kernel sends the same signal
-when the node dies, however it dies.
+With "own" the command is PID 1 of a namespace of its own, as it is in a container: the kernel keeps every signal from
+it that it has no handler for. That takes root, see `pods.pod_namespace`.
+
+SIGTERM is passed on to the command, and to nothing that it has started. SIGUSR1 kills everything at once; the kernel
+sends the same signal when the node dies, however it dies.
 """
 
 import contextlib
@@ -18,23 +21,27 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-prctl = ctypes.CDLL(None, use_errno=True).prctl
+CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
-    node, command = int(sys.argv[1]), sys.argv[2:]
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    node, own, command = int(sys.argv[1]), sys.argv[2] == "own", sys.argv[3:]
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signals = {signal.SIGUSR1, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may arrive before the child is known
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
-    prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
     if os.getppid() != node:  # it died before the line above
         return 128 + signal.SIGKILL
+    if own:
+        succeed(libc.unshare(CLONE_NEWPID))
     child = os.fork()
     if child == 0:
-        become(command)
+        become(command, own=own)
     signal.signal(signal.SIGUSR1, lambda *_: kill())
-    signal.signal(signal.SIGTERM, lambda *_: terminate(child))
+    signal.signal(signal.SIGTERM, lambda *_: send(child, signal.SIGTERM))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = reap(child)
     kill()
@@ -50,13 +57,6 @@ def reap(pid: int) -> int:
     except ChildProcessError:
         return -1
     return code if code >= 0 else 128 - code
-
-
-def terminate(child: int) -> None:
-    try:
-        os.killpg(child, signal.SIGTERM)
-    except ProcessLookupError:  # not yet in a session of its own; or gone, which `reap` is about to see
-        send(child, signal.SIGTERM)
 
 
 def kill() -> None:
@@ -82,10 +82,14 @@ def descendants(root: int) -> list[int]:
     return found[1:]
 
 
-def become(command: list[str]) -> None:
+def become(command: list[str], *, own: bool) -> None:
     try:
+        if own:  # its /proc shows the processes of its namespace, and nobody else sees what it mounts
+            succeed(libc.unshare(CLONE_NEWNS))
+            succeed(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+            succeed(libc.mount(b"proc", b"/proc", b"proc", 0, None))
         os.setsid()
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         # As the node gave it. Not `os.environ`: Python adds LC_CTYPE to that when the locale is C.
@@ -96,6 +100,11 @@ def become(command: list[str]) -> None:
         print(f"exec {command[0]!r}: {error.strerror}", file=sys.stderr, flush=True)
     finally:
         os._exit(128)
+
+
+def succeed(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 if __name__ == "__main__":

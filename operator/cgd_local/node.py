@@ -18,7 +18,8 @@ from pathlib import Path
 from aiohttp import web
 
 from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, set_condition
-from cgd_local.pods import PodRunner, Verdict
+from cgd_local.nodes import disrupt
+from cgd_local.pods import Container, PodRunner, Verdict
 from cgd_local.sandbox import Sandbox
 from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Kind, Object
 
@@ -27,7 +28,8 @@ STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 
 class Node:
-    """`environment` is what a container image would bring: PATH first of all. `folder` holds the pods' folders."""
+    """`environment` is what a container image would bring: PATH first of all. `folder` holds the pods' folders. Of
+    several nodes any takes a pod that fits."""
 
     def __init__(
         self,
@@ -35,10 +37,11 @@ class Node:
         folder: Path,
         *,
         environment: dict[str, str],
+        name: str = NAME,
         gpus: int = 0,
         backoff: float = BACKOFF_SECONDS,
     ) -> None:
-        self.cluster, self.folder = cluster, folder
+        self.cluster, self.folder, self.name = cluster, folder, name
         self._environment, self._backoff = environment, backoff
         self._capacity = {"cpu": float(os.cpu_count() or 1), GPU: float(gpus)}
         self._runners: dict[str, PodRunner] = {}
@@ -66,9 +69,16 @@ class Node:
         for runner in self._runners.values():
             runner.end(STOP_GRACE_SECONDS, verdict)
         if tasks := [runner.task for runner in self._runners.values()]:
-            _, late = await asyncio.wait(tasks, timeout=STOP_GRACE_SECONDS + STOP_SECONDS)
-            for task in late:  # its status cannot be written: the API is away
-                task.cancel()
+            await asyncio.wait(tasks, timeout=STOP_GRACE_SECONDS + STOP_SECONDS)
+        await self.crash()  # statuses that could not be written: the API is away
+
+    async def crash(self) -> None:
+        """Lose power: every process is gone, and nothing is seen or said any more."""
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        for runner in self._runners.values():
+            await runner.crash()
         await self._server.cleanup()
 
     def evict(self, namespace: str, name: str) -> None:
@@ -79,12 +89,13 @@ class Node:
     async def _delete_leftovers(self) -> None:
         """Pods of a former node process have no processes any more; their controllers replace them."""
         for pod in (await self.cluster.list(POD))[0]:
-            if pod["spec"].get("nodeName") == NAME and phase(pod) not in ("Succeeded", "Failed"):
+            if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
+                await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
                 await self._remove(pod)
 
     async def _register(self, port: int) -> None:
         with contextlib.suppress(AlreadyExists):  # from a former process; what it said of itself is replaced
-            await self.cluster.create(NODE, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME}})
+            await self.cluster.create(NODE, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
         capacity = {name: f"{number:g}" for name, number in self._capacity.items() if number} | {"pods": "110"}
         conditions: list[Object] = []
         set_condition(conditions, "Ready", "True", "KubeletReady", "the local node runs pods as processes")
@@ -95,7 +106,7 @@ class Node:
             "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
         }
-        await self.cluster.patch(NODE, NAME, None, {"status": status}, subresource="status")
+        await self.cluster.patch(NODE, self.name, None, {"status": status}, subresource="status")
 
     async def _watch_pods(self) -> None:
         listed: set[str] = set()
@@ -114,6 +125,9 @@ class Node:
 
     async def _seen(self, pod: Object) -> None:
         meta, runner = pod["metadata"], self._runners.get(pod["metadata"]["uid"])
+        if pod["spec"].get("nodeName", self.name) != self.name:
+            self._waiting.pop(meta["uid"], None)
+            return
         if "deletionTimestamp" in meta:
             self._waiting.pop(meta["uid"], None)
             if runner and not runner.over:
@@ -146,7 +160,7 @@ class Node:
             await self._say_unschedulable(pod, f"Insufficient {short}")
             return
         del self._waiting[meta["uid"]]
-        target = {"apiVersion": "v1", "kind": "Node", "name": NAME}
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
         names = {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": names, "target": target}
         try:
@@ -182,23 +196,25 @@ class Node:
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         namespace, name, container = (request.match_info[key] for key in ("namespace", "pod", "container"))
         runner = self._runner(namespace, name)
-        files = sorted(runner.sandbox.logs.iterdir(), key=lambda path: int(path.stem)) if runner else []
+        source = runner.container(container) if runner else None
+        folder = runner.sandbox.logs(container) if runner and source else None
+        files = sorted(folder.iterdir(), key=lambda path: int(path.stem)) if folder else []
         previous = request.query.get("previous") == "true"
-        if runner is None or len(files) <= previous:
+        if len(files) <= previous:
             problem = "has no previous run" if previous else "is waiting to start: ContainerCreating"
             raise web.HTTPBadRequest(text=f'container "{container}" in pod "{name}" {problem}')
         response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
         await response.prepare(request)
         follow = request.query.get("follow") == "true" and not previous
         tail = int(request.query.get("tailLines", -1))
-        async for chunk in _read(files[-2 if previous else -1], tail, runner if follow else None):
+        async for chunk in _read(files[-2 if previous else -1], tail, source if follow else None):
             await response.write(chunk)
         await response.write_eof()
         return response
 
 
-async def _read(path: Path, tail: int, follow: PodRunner | None) -> AsyncIterator[bytes]:
-    """A log's last lines (all if negative), and what is added to it until the pod that is followed is over."""
+async def _read(path: Path, tail: int, follow: Container | None) -> AsyncIterator[bytes]:
+    """A log's last lines (all if negative), and what is added to it until the container that is followed is over."""
     with path.open("rb") as log_file:
         lines = log_file.read().splitlines(keepends=True)
         yield b"".join(lines if tail < 0 else lines[len(lines) - tail :])
@@ -213,10 +229,22 @@ async def _read(path: Path, tail: int, follow: PodRunner | None) -> AsyncIterato
 
 
 def requests_of(pod: Object) -> dict[str, float]:
-    """GPUs and cores a pod asks for; a limit stands for a request that is not there, as in Kubernetes."""
-    resources = pod["spec"]["containers"][0].get("resources") or {}
-    asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: cores(str(asked.get(name, 0))) for name in ("cpu", GPU)}
+    """GPUs and cores that a pod asks for: of the containers and sidecars together, or of the init container that wants
+    most, whichever is more."""
+    init = pod["spec"].get("initContainers") or []
+    sidecars = [one for one in init if one.get("restartPolicy") == "Always"]
+    together = [*pod["spec"]["containers"], *sidecars]
+    return {
+        name: max(sum(asked(one, name) for one in together), *(asked(one, name) for one in init), 0.0)
+        for name in ("cpu", GPU)
+    }
+
+
+def asked(container: Object, name: str) -> float:
+    """What a container asks for; a limit stands for a request that is not there, as in Kubernetes."""
+    resources = container.get("resources") or {}
+    both = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return cores(str(both.get(name, 0)))
 
 
 def cores(quantity: str) -> float:

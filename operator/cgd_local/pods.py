@@ -1,8 +1,12 @@
-"""One pod's life as processes: volumes, its container, restarts, its end, and its status all along.
+"""One pod's life as processes: volumes, init containers, containers, sidecars, its end, and its status all along.
 
-The container is a process tree below `launcher.py`, so that ending it ends all of it. Left out: further containers of
-any sort, probes, lifecycle hooks, deadlines, limits (memory is neither reserved nor enforced, CPU only in whole cores),
-growing pauses between restarts.
+Each container is a process tree below `launcher.py`, so that ending it ends all of it; its command is PID 1 of a
+namespace of its own where this machine allows that, and a process like any other elsewhere. Init containers run one
+after another; one with `restartPolicy: Always` is a sidecar, which runs on beside what follows and is ended after it.
+The containers run together, and the pod is over when all of them are: one that somebody has put beside ours keeps it.
+
+Left out: probes, postStart hooks, deadlines, limits (memory is neither reserved nor enforced, CPU only in whole cores),
+growing pauses between restarts, the end of sidecars one after another.
 """
 
 import asyncio
@@ -13,8 +17,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from cgd_local.controllers import now, record, set_condition
 from cgd_local.sandbox import NotMounted, NotReady, Sandbox
@@ -25,7 +32,11 @@ log = logging.getLogger(__name__)
 LAUNCHER = Path(__file__).with_name("launcher.py")
 MESSAGE_BYTES, LOG_MESSAGE_BYTES, LOG_MESSAGE_LINES = 4096, 2048, 80
 EXIT_SECONDS = 0.03
+OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+"""Succeeds where a process may be PID 1 of a namespace of its own, for which one must be root."""
 PASSING = (0, 409, 429, 500, 503)  # what an API server answers, or does not, while it is in trouble
+Namespace = Literal["own", "shared"]
+"""Of a command's process ids, see `launcher`."""
 _turn = itertools.count()
 
 
@@ -37,6 +48,131 @@ class Verdict:
     message: str
 
 
+class Container:
+    """One container of a pod: its process, its restarts, and what the status says of it."""
+
+    def __init__(self, spec: Object, sandbox: Sandbox, publish: Callable[[], Awaitable[None]], waits: str) -> None:
+        self.spec, self.name = spec, str(spec["name"])
+        self.started = asyncio.Event()
+        """It runs, or never will."""
+        self.over = False
+        self.state: Object = {"waiting": {"reason": waits}}
+        self.last_state: Object = {}
+        self._restarts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._env: dict[str, str] = {}
+        self._goodbye: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
+        self._sandbox, self._publish = sandbox, publish
+
+    @property
+    def exit_code(self) -> int | None:
+        code: int | None = self.state.get("terminated", {}).get("exitCode")
+        return code
+
+    @property
+    def is_sidecar(self) -> bool:
+        return self.spec.get("restartPolicy") == "Always"
+
+    @property
+    def never_ran(self) -> bool:
+        return "waiting" in self.state and not self.last_state
+
+    async def live(self, policy: str, image: dict[str, str], backoff: float) -> None:
+        """Run, and again as the restart policy says, until it is done or is ended."""
+        try:
+            while ready := await self._prepared(image, backoff):
+                await self._execute(*ready)
+                if policy == "Never" or (policy == "OnFailure" and self.exit_code == 0):
+                    return
+                if not self._ending.is_set():
+                    await self._back_off(backoff)
+        finally:
+            self.over = True
+            self.started.set()
+
+    def terminate(self) -> None:
+        """Ask it to end, which is no failure to begin again after."""
+        if not self._ending.is_set() and self._process:
+            self._goodbye = asyncio.create_task(self._ask(self._process))
+        self._ending.set()
+
+    async def _ask(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGTERM, once the preStop hook is over."""
+        hook = self.spec.get("lifecycle", {}).get("preStop", {}).get("exec")
+        if hook and (inside := await entrance(process)):
+            ran = await asyncio.create_subprocess_exec(
+                *inside, *hook["command"], env=self._env, cwd=self._sandbox.folder
+            )
+            await ran.wait()
+        process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._ending.set()
+        self.signal(signal.SIGUSR1)
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._process:
+            self._process.send_signal(number)
+
+    async def vanish(self) -> None:
+        """Gone at once, and nothing is said of it."""
+        self.kill()
+        if self._process:
+            await exited(self._process)
+
+    def status(self) -> Object:
+        return {
+            "name": self.name,
+            "image": self.spec.get("image", ""),
+            "imageID": "",
+            "ready": "running" in self.state,
+            "restartCount": self._restarts,
+            "state": self.state,
+            "lastState": self.last_state,
+        }
+
+    async def _prepared(self, image: dict[str, str], backoff: float) -> tuple[list[str], dict[str, str]] | None:
+        """Command and environment, once all they refer to is there; None when it is ended first."""
+        while not self._ending.is_set():
+            try:
+                env = await self._sandbox.environment(self.spec, image)
+                self._sandbox.refuse_root(self.spec)
+                command = self._sandbox.command(self.spec, env)
+            except NotReady as error:
+                await self._wait("CreateContainerConfigError", str(error))
+            else:
+                return None if self._ending.is_set() else (command, env)
+            await pause(self._ending, backoff)
+        return None
+
+    async def _execute(self, command: list[str], env: dict[str, str]) -> None:
+        began, log_file = now(), self._sandbox.logs(self.name) / f"{self._restarts}.log"
+        message_file = self._sandbox.termination_file(self.name)
+        message_file.write_bytes(b"")
+        self._env = env
+        self._process = launch(command, env, self._sandbox.folder, log_file, namespace=pod_namespace())
+        confine(self._process, self.spec)
+        self.state = {"running": {"startedAt": began}}
+        self.started.set()
+        await self._publish()
+        code = await exited(self._process)
+        self._process = None
+        message = last_words(self.spec, message_file, log_file, code)
+        end = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
+        self.state = {"terminated": {**end, "startedAt": began, "finishedAt": now()}}
+        await self._publish()
+
+    async def _back_off(self, backoff: float) -> None:
+        self.last_state, self._restarts = self.state, self._restarts + 1
+        await self._wait("CrashLoopBackOff", f"back-off {backoff:g}s restarting failed container")
+        await pause(self._ending, backoff)
+
+    async def _wait(self, reason: str, message: str) -> None:
+        self.state = {"waiting": {"reason": reason, "message": message}}
+        await self._publish()
+
+
 class PodRunner:
     """Runs one pod that is bound to this node, from its volumes to its last status."""
 
@@ -46,95 +182,110 @@ class PodRunner:
         self.pod, self.sandbox, self.over = pod, sandbox, False
         self.namespace, self.name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self._cluster, self._image, self._backoff = cluster, image, backoff
-        self._container: Object = pod["spec"]["containers"][0]
-        self._state: Object = {"waiting": {"reason": "ContainerCreating"}}
-        self._last_state: Object = {}
-        self._restarts = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        first = pod["spec"].get("initContainers") or []
+        waits = "PodInitializing" if first else "ContainerCreating"
+        self._init = [Container(one, sandbox, self._publish, waits) for one in first]
+        self._main = [Container(one, sandbox, self._publish, waits) for one in pod["spec"]["containers"]]
+        self._sidecars: list[asyncio.Task[None]] = []
         self._conditions: list[Object] = []
         self._start_time = now()
         self._ending = asyncio.Event()
         self._verdict: Verdict | None = None
+        self._writing = asyncio.Lock()
         self.task = asyncio.create_task(self._run(), name=f"pod {self.name}")
 
+    def container(self, name: str) -> Container | None:
+        return next((one for one in self._all if one.name == name), None)
+
+    @property
+    def _all(self) -> list[Container]:
+        return [*self._init, *self._main]
+
     def end(self, grace: float, verdict: Verdict | None = None) -> None:
-        """SIGTERM now, SIGKILL after the grace period. Asked again, the earlier end wins."""
+        """SIGTERM now, SIGKILL after the grace period. Asked again, the earlier end wins. Sidecars have theirs when
+        the others are over."""
         self._verdict = self._verdict or verdict
         if not self._ending.is_set() and grace > 0:
-            self._signal(signal.SIGTERM)
+            for container in self._all:
+                if not container.is_sidecar:
+                    container.terminate()
         self._ending.set()
-        asyncio.get_running_loop().call_later(grace, self._signal, signal.SIGUSR1)
+        asyncio.get_running_loop().call_later(grace, self._kill)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process:
-            self._process.send_signal(number)
+    async def crash(self) -> None:
+        """The pod of a node that has lost its power: its processes are gone, and its status stays as it was."""
+        tasks = [self.task, *self._sidecars]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for container in self._all:
+            await container.vanish()
+
+    def _kill(self) -> None:
+        for container in self._all:
+            container.kill()
 
     async def _run(self) -> None:
         try:
             await self._publish()
-            await self._live()
+            if await self._mounted() and await self._initialize():
+                await asyncio.gather(*(self._live(one, self._policy) for one in self._main))
+            await self._end_sidecars()
         except Exception:
             log.exception("pod %s/%s failed in the node itself", self.namespace, self.name)
         finally:
-            self._signal(signal.SIGUSR1)
+            self._kill()
         self.over = True
         await self._publish()
 
-    async def _live(self) -> None:
-        """Run the container, and again as the restart policy says, until it is done or the pod ends."""
-        policy = self.pod["spec"].get("restartPolicy", "Always")
-        while ready := await self._prepared():
-            await self._execute(*ready)
-            if policy == "Never" or (policy == "OnFailure" and self._exit_code == 0):
-                return
-            if not self._ending.is_set():
-                await self._back_off()
+    @property
+    def _policy(self) -> str:
+        return str(self.pod["spec"].get("restartPolicy", "Always"))
 
-    async def _prepared(self) -> tuple[list[str], dict[str, str]] | None:
-        """Command and environment, once all they refer to is there; None when the pod ends first."""
+    async def _live(self, container: Container, policy: str) -> None:
+        await container.live(policy, self._image, self._backoff)
+
+    async def _mounted(self) -> bool:
+        """Whether the volumes are there, for which it waits; not when the pod ends first."""
         while not self._ending.is_set():
             try:
                 await self.sandbox.mount()
-                env = await self.sandbox.environment(self._image)
-                command = self.sandbox.command(env)
             except NotMounted as error:
                 await record(self._cluster, self.pod, "Warning", "FailedMount", str(error), component="kubelet")
-            except NotReady as error:
-                await self._wait("CreateContainerConfigError", str(error))
+                await pause(self._ending, self._backoff)
             else:
-                return None if self._ending.is_set() else (command, env)
-            await self._pause()
-        return None
+                return not self._ending.is_set()
+        return False
 
-    async def _execute(self, command: list[str], env: dict[str, str]) -> None:
-        began, log_file = now(), self.sandbox.logs / f"{self._restarts}.log"
-        self.sandbox.termination_file.write_bytes(b"")
-        self._process = launch(command, env, self.sandbox.folder, log_file)
-        confine(self._process, self._container)
-        self._state = {"running": {"startedAt": began}}
-        await self._publish()
-        code = await exited(self._process)
-        self._process = None
-        message = last_words(self._container, self.sandbox.termination_file, log_file, code)
-        end = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
-        self._state = {"terminated": {**end, "startedAt": began, "finishedAt": now()}}
-        await self._publish()
+    async def _initialize(self) -> bool:
+        """Run the init containers one after another, sidecars beside what follows. Whether the others may start."""
+        for container in self._init:
+            if self._ending.is_set():
+                return False
+            if container.is_sidecar:
+                self._sidecars.append(asyncio.create_task(self._live(container, "Always")))
+                await container.started.wait()
+            else:
+                await self._live(container, "Never" if self._policy == "Never" else "OnFailure")
+                if container.exit_code != 0:
+                    return False
+        return not self._ending.is_set()
 
-    async def _back_off(self) -> None:
-        self._last_state, self._restarts = self._state, self._restarts + 1
-        await self._wait("CrashLoopBackOff", f"back-off {self._backoff:g}s restarting failed container")
-        await self._pause()
-
-    async def _wait(self, reason: str, message: str) -> None:
-        self._state = {"waiting": {"reason": reason, "message": message}}
-        await self._publish()
-
-    async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ending.wait(), self._backoff)
+    async def _end_sidecars(self) -> None:
+        grace = float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
+        for container in self._init:
+            if container.is_sidecar:
+                container.terminate()
+        if self._sidecars:
+            asyncio.get_running_loop().call_later(grace, self._kill)
+            await asyncio.gather(*self._sidecars)
 
     async def _publish(self) -> None:
         """Write the status. The pod lives on while the API is away; it ends when the API says the pod is gone."""
+        async with self._writing:  # what is older must not be written later
+            await self._write()
+
+    async def _write(self) -> None:
         while True:
             body = {"status": self._status()}
             try:
@@ -149,44 +300,52 @@ class PodRunner:
                     self.end(0)
                 return
 
-    @property
-    def _exit_code(self) -> int | None:
-        code: int | None = self._state.get("terminated", {}).get("exitCode")
-        return code
-
     def _phase(self) -> str:
         if self.over:
-            return "Succeeded" if self._verdict is None and self._exit_code == 0 else "Failed"
-        return "Pending" if "waiting" in self._state and not self._last_state else "Running"
+            done = self._verdict is None and all(one.exit_code == 0 for one in self._main)
+            return "Succeeded" if done else "Failed"
+        return "Pending" if any(one.never_ran for one in self._main) else "Running"
 
     def _status(self) -> Object:
-        phase, ready = self._phase(), "running" in self._state
+        phase = self._phase()
+        ready = all("running" in one.state for one in self._main)
         reason = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
         set_condition(self._conditions, "PodScheduled", "True", "", "")
         set_condition(self._conditions, "Ready", str(ready), "" if ready else reason, "")
         if self._verdict:
             set_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", self._verdict.message)
-        container = {
-            "name": self._container["name"],
-            "image": self._container.get("image", ""),
-            "imageID": "",
-            "ready": ready,
-            "restartCount": self._restarts,
-            "state": self._state,
-            "lastState": self._last_state,
-        }
+        init = {"initContainerStatuses": [one.status() for one in self._init]} if self._init else {}
         return {
             "phase": phase,
             "podIP": "127.0.0.1",
             "startTime": self._start_time,
             "conditions": self._conditions,
-            "containerStatuses": [container],
+            **init,
+            "containerStatuses": [one.status() for one in self._main],
         } | (vars(self._verdict) if self.over and self._verdict else {})
 
 
-def launch(command: list[str], env: dict[str, str], folder: Path, log_file: Path) -> subprocess.Popen[bytes]:
+async def pause(ending: asyncio.Event, seconds: float) -> None:
+    """So long, unless the end comes first."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(ending.wait(), seconds)
+
+
+@lru_cache
+def pod_namespace() -> Namespace:
+    """A container's command is PID 1 where this machine lets it, and else a process like any other."""
+    try:
+        allowed = not subprocess.run(OWN_NAMESPACE, stderr=subprocess.DEVNULL, check=False).returncode
+    except FileNotFoundError:
+        return "shared"
+    return "own" if allowed else "shared"
+
+
+def launch(
+    command: list[str], env: dict[str, str], folder: Path, log_file: Path, *, namespace: Namespace = "shared"
+) -> subprocess.Popen[bytes]:
     """Start a process that ends with this one. SIGTERM reaches the command; SIGUSR1 kills all that it has started."""
-    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
+    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), namespace]
     with log_file.open("ab") as output:
         return subprocess.Popen(
             launcher + command,
@@ -207,6 +366,24 @@ def confine(process: subprocess.Popen[bytes], container: Object) -> None:
         first = next(_turn) * int(limit)
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.sched_setaffinity(process.pid, {cores[(first + n) % len(cores)] for n in range(int(limit))})
+
+
+async def entrance(process: subprocess.Popen[bytes]) -> list[str] | None:
+    """What runs a command beside a container's, in its namespaces; None where it has none of its own, or has ended."""
+    while pod_namespace() == "own" and process.poll() is None:
+        if first := first_process(process.pid):
+            return ["nsenter", "--target", first, "--pid", "--mount"]
+        await asyncio.sleep(EXIT_SECONDS)
+    return None
+
+
+def first_process(launcher: int) -> str | None:
+    """PID 1 of a container as we number it, once it has its own /proc."""
+    with contextlib.suppress(OSError, IndexError):
+        first = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[0]
+        if Path(f"/proc/{first}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink():
+            return first
+    return None
 
 
 async def exited(process: subprocess.Popen[bytes]) -> int:

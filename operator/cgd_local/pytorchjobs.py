@@ -1,27 +1,28 @@
-"""The PyTorchJob controller (`kubeflow.org/v1`) with the semantics of Training Operator 1.9, and its CRD. Pure.
+"""The PyTorchJob controller (`kubeflow.org/v1`) with the semantics of the Training Operator, and its CRD. Pure.
 
-Pods, labels, environment, conditions and reasons are those of the real operator. Deviations:
+It plays 1.9.4 unless it is told to play 1.7 or 1.8, whose differences that matter to us are in `Release`. Pods, labels,
+environment, init container, conditions and reasons are those of the real operator, and its oddities too: a failed pod
+is made again without end (`backoffLimit` counts restarts of containers in their pods, and refuses a failed pod only
+where it is 0), and 1.7 does not end a job for a permanent exit code. Deviations:
 
-- One machine: MASTER_ADDR is the master's pod name as usual, which the node turns into 127.0.0.1; MASTER_PORT is
+- One machine: the address of the first pod is its name as usual, which the node turns into 127.0.0.1; the port is
   derived from the job's uid, whatever port the spec names, so that two jobs do not meet.
-- `runPolicy.backoffLimit` counts container restarts and pods created again (`status.restarts` remembers them); the real
-  operator loses count of the latter.
-- Left out: Services (nothing resolves names here), the workers' init container that waits for the master's name, jobs
-  without a master, elasticPolicy, gang scheduling.
+- There is no DNS: the init container that waits for the Master's name finds it at once.
+- Left out: Services, elasticPolicy, gang scheduling, replicas beyond the number asked for.
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 
 from cgd_local.controllers import (
     Decision,
-    condition,
-    container_of,
+    containers_of,
     end_of,
     is_active,
-    is_leaving,
     now,
     phase,
     pod_of,
+    seconds,
     set_condition,
     with_env,
 )
@@ -29,149 +30,302 @@ from cgd_local.kubeflow import LOOSE, definition, port, struct
 from cgd_operator.cluster import PYTORCHJOB, Object
 
 LABEL = "training.kubeflow.org/"
-UNKNOWN_EXIT = 48879  # what the real operator assumes for a pod that failed without an exit code: retryable
+
+
+@dataclass(frozen=True)
+class Release:
+    """What differs between releases of the Training Operator."""
+
+    tells_processes: bool = True
+    """PET_NPROC_PER_NODE without a Master, too."""
+    names_first_worker: bool = True
+    """Worker 0 has the role of the master when there is none."""
+    ends_for_permanent: bool = True
+    """A pod's permanent exit code fails the job."""
+    cleans_as_told: bool = True
+    """`cleanPodPolicy` holds for a job that has met a limit, too: before 1.9.4 all its pods are deleted."""
+
+
+V1_9 = Release()
+V1_8 = Release(cleans_as_told=False)
+V1_7 = Release(tells_processes=False, names_first_worker=False, ends_for_permanent=False, cleans_as_told=False)
 
 
 class Look:
     """One look at a job: what is there, and the decision as it grows."""
 
-    def __init__(self, job: Object, pods: list[Object]) -> None:
-        self.job, self.pods, self.name = job, pods, job["metadata"]["name"]
+    def __init__(self, job: Object, pods: list[Object], time_now: float, release: Release) -> None:
+        self.job, self.pods, self.name, self.release = job, pods, job["metadata"]["name"], release
+        self.time_now = time_now
         self.policy: Object = job["spec"].get("runPolicy") or {}
         self.replicas: dict[str, Object] = job["spec"]["pytorchReplicaSpecs"]
-        self.status: Object = {"restarts": 0, "conditions": [], **deepcopy(job.get("status") or {})}
+        self.status: Object = {"conditions": [], "replicaStatuses": {}, **deepcopy(job.get("status") or {})}
         self.conditions: list[Object] = self.status["conditions"]
         self.decision = Decision(self.status)
 
+    def is_true(self, kind: str) -> bool:
+        return any(one["type"] == kind and one["status"] == "True" for one in self.conditions)
+
     @property
-    def ended(self) -> Object | None:
-        return condition(self.conditions, "Succeeded") or condition(self.conditions, "Failed")
+    def ended(self) -> bool:
+        return self.is_true("Succeeded") or self.is_true("Failed")
+
+    @property
+    def total(self) -> int:
+        return sum(count(spec) for spec in self.replicas.values())
 
     def say(self, kind: str, message: str, *, status: str = "True", reason: str = "") -> None:
-        """Set a condition with the real operator's reason; an Event goes with each change."""
-        reason, message = f"PyTorchJob{reason or kind}", f"PyTorchJob {self.name} {message}"
+        """Set a condition with the real operator's reason; an Event goes with each change. A failed job stays so."""
+        if self.is_true("Failed"):
+            return
+        reason = f"PyTorchJob{reason or kind}"
         other = {"Running": "Restarting", "Restarting": "Running"}.get(kind)
-        self.conditions[:] = [c for c in self.conditions if c["type"] != other]
-        if kind in ("Succeeded", "Failed", "Suspended") and condition(self.conditions, "Running"):
-            set_condition(self.conditions, "Running", "False", reason, message)
+        self.conditions[:] = [one for one in self.conditions if one["type"] != other]
+        if kind in ("Succeeded", "Failed"):
+            for running in (one for one in self.conditions if one["type"] == "Running"):
+                running["status"] = "False"
         if set_condition(self.conditions, kind, status, reason, message):
-            severity = "Warning" if kind in ("Failed", "Restarting") else "Normal"
+            severity = "Warning" if kind == "Restarting" else "Normal"
             self.decision.events.append((severity, reason, message))
+            self.conditions.sort(key=lambda one: one["type"] == kind)  # the newest is the last one
 
     def pods_of(self, kind: str) -> dict[int, Object]:
         mine = [pod for pod in self.pods if pod["metadata"]["labels"][LABEL + "replica-type"] == kind.lower()]
         return {int(pod["metadata"]["labels"][LABEL + "replica-index"]): pod for pod in mine}
 
-    def counts(self, kind: str) -> dict[str, int]:
-        phases = [phase(pod) for pod in self.pods_of(kind).values()]
-        words = {"active": "Running", "succeeded": "Succeeded", "failed": "Failed"}
-        return {name: phases.count(word) for name, word in words.items()}
+    def clean(self) -> None:
+        """Delete the pods that a job that has ended, or is suspended, does not keep."""
+        policy = self.policy.get("cleanPodPolicy", "None") if self.ended else "All"
+        phases = {"All": ("Pending", "Running", "Succeeded", "Failed"), "Running": ("Pending", "Running"), "None": ()}
+        staying = (pod for pod in self.pods if "deletionTimestamp" not in pod["metadata"])
+        self.decision.delete = [pod for pod in staying if phase(pod) in phases[policy]]
 
 
-def decide(job: Object, pods: list[Object], time_now: float) -> Decision:
+def count(replica: Object) -> int:
+    return int(replica.get("replicas", 1))
+
+
+def decide(job: Object, pods: list[Object], time_now: float, release: Release = V1_9) -> Decision:
     """What is to be done for a PyTorchJob."""
-    look = Look(job, pods)
+    look = Look(job, pods, time_now, release)
     if not look.conditions:
-        look.say("Created", "is created.")
+        look.say("Created", f"PyTorchJob {look.name} is created.")
     if look.ended:
-        if look.policy.get("cleanPodPolicy") == "Running":
-            look.decision.delete = [pod for pod in pods if is_active(pod)]
-        look.decision.expire(look.ended, look.policy.get("ttlSecondsAfterFinished"), time_now)
+        _settle(look)
     elif look.policy.get("suspend"):
-        look.decision.delete = [pod for pod in pods if not is_leaving(pod)]
-        look.say("Suspended", "is suspended.")
+        look.clean()
+        _suspend(look)
     else:
-        _advance(look)
-    look.status["replicaStatuses"] = {kind: look.counts(kind) for kind in look.replicas}
+        _resume(look)
+        if message := _limit(look):
+            _give_up(look, message)
+        else:
+            _advance(look)
     return look.decision
 
 
-def _advance(look: Look) -> None:
-    if condition(look.conditions, "Suspended"):
-        look.say("Suspended", "is resumed.", status="False", reason="Resumed")
+def _settle(look: Look) -> None:
+    """Clean up after an end. Those still active when the job succeeded count as succeeded."""
+    look.clean()
+    if look.is_true("Succeeded"):
+        for counts in look.status["replicaStatuses"].values():
+            counts["succeeded"] += counts.pop("active")
+            counts["active"] = 0
+    if "completionTime" in look.status:
+        ended = {"lastTransitionTime": look.status["completionTime"]}
+        look.decision.expire(ended, look.policy.get("ttlSecondsAfterFinished"), look.time_now)
+
+
+def _suspend(look: Look) -> None:
+    message = f"PyTorchJob {look.name} is suspended."
+    for counts in look.status["replicaStatuses"].values():
+        counts["active"] = 0
+    if look.is_true("Running"):
+        look.say("Running", message, status="False", reason="Suspended")
+    look.say("Suspended", message)
+
+
+def _resume(look: Look) -> None:
+    if look.is_true("Suspended"):
+        look.say("Suspended", f"PyTorchJob {look.name} is resumed.", status="False", reason="Resumed")
         look.status["startTime"] = now()
+
+
+def _limit(look: Look) -> str:
+    """Why the job is given up. A new failure counts only where not all pods are active, and as the first one ever."""
+    failed = sum(phase(pod) == "Failed" for pod in look.pods)
+    known = sum(counts["failed"] for counts in look.status["replicaStatuses"].values())
+    active = sum(is_active(pod) for pod in look.pods)
+    restarts = sum(_restarts(pod) for pod in look.pods if phase(pod) == "Running")
+    backoff, deadline = look.policy.get("backoffLimit"), look.policy.get("activeDeadlineSeconds")
+    if backoff is not None and (
+        (failed > known and active != look.total and backoff == 0) or restarts >= max(1, int(backoff))
+    ):
+        return f"Job {look.name} has failed because it has reached the specified backoff limit"
+    start = look.status.get("startTime")
+    if deadline is not None and start:
+        left = seconds(start) + float(deadline) - look.time_now
+        if left <= 0:
+            return f"Job {look.name} has failed because it was active longer than specified deadline"
+        look.decision.again = left
+    return ""
+
+
+def _restarts(pod: Object) -> int:
+    status = pod.get("status", {})
+    statuses = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+    return sum(int(one.get("restartCount", 0)) for one in statuses)
+
+
+def _give_up(look: Look, message: str) -> None:
+    look.status.setdefault("completionTime", now())
+    if not look.release.cleans_as_told:
+        look.clean()
+    look.say("Failed", message)
+    if look.release.cleans_as_told:
+        look.clean()
+
+
+def _advance(look: Look) -> None:
+    for kind in look.replicas:
+        _reconcile_pods(look, kind)
     look.status.setdefault("startTime", now())
-    for kind, spec in look.replicas.items():
-        pods, wanted = look.pods_of(kind), range(spec.get("replicas", 1))
-        look.decision.create += [_pod(look, kind, index) for index in wanted if index not in pods]
-        for pod in pods.values():
-            if phase(pod) == "Failed" and not is_leaving(pod):
-                _replace(look, kind, pod)
-    _conclude(look)
+    for kind in look.replicas:
+        _conclude(look, kind)
 
 
-def _replace(look: Look, kind: str, pod: Object) -> None:
-    """Delete a failed pod to have it created again, or give the job up, as the restart policy says."""
-    code = end_of(pod).get("exitCode", UNKNOWN_EXIT)
-    policy, name = look.replicas[kind].get("restartPolicy", "OnFailure"), pod["metadata"]["name"]
-    look.decision.events.append(("Normal", "ExitedWithCode", f"Pod: {name} exited with code {code}"))
-    if policy == "Never" or (policy == "ExitCode" and code < 128):
-        look.say("Failed", f"is failed because {look.counts(kind)['failed']} {kind} replica(s) failed.")
-    else:
-        look.decision.delete.append(pod)
-        look.status["restarts"] += 1
-        look.say("Restarting", f"is restarting because {kind} replica(s) failed.")
+def _reconcile_pods(look: Look, kind: str) -> None:
+    """Make the pods that are missing, delete those that are to be made again, and count."""
+    pods, counts = look.pods_of(kind), {"active": 0, "succeeded": 0, "failed": 0}
+    for index in range(count(look.replicas[kind])):
+        pod = pods.get(index)
+        if pod is None:
+            look.decision.create.append(_pod(look, kind, index))
+            continue
+        if code := _exit_code(pod):
+            place = f"{pod['metadata']['namespace']}.{pod['metadata']['name']}"
+            look.decision.events.append(("Normal", "ExitedWithCode", f"Pod: {place} exited with code {code}"))
+        if phase(pod) == "Failed":
+            _judge(look, kind, pod)
+        leaving = "deletionTimestamp" in pod["metadata"]
+        words = {"Running": "failed" if leaving else "active", "Succeeded": "succeeded", "Failed": "failed"}
+        if phase(pod) in words:
+            counts[words[phase(pod)]] += 1
+    look.status["replicaStatuses"][kind] = counts
 
 
-def _conclude(look: Look) -> None:
-    limit, master = look.policy.get("backoffLimit"), look.counts("Master")
-    restarts = look.status["restarts"] + sum(container_of(pod).get("restartCount", 0) for pod in look.pods)
-    if not look.ended and limit is not None and restarts > limit:
-        look.say("Failed", "has failed because it has reached the specified backoff limit")
-    elif not look.ended and master["succeeded"]:
-        look.say("Succeeded", "is successfully completed.")
-    elif not look.ended and master["active"] and not look.decision.delete:
-        look.say("Running", "is running.")
-    if look.ended:
-        look.decision.create = []
-        look.status["completionTime"] = now()
+def _judge(look: Look, kind: str, pod: Object) -> None:
+    """Delete a failed pod to have it made again, or fail the job, as the restart policy says."""
+    code, policy = _exit_code(pod), look.replicas[kind].get("restartPolicy", "OnFailure")
+    if policy in ("OnFailure", "Always") or (policy == "ExitCode" and (code is None or code >= 128)):
+        look.decision.delete += [] if "deletionTimestamp" in pod["metadata"] else [pod]
+        look.say("Restarting", f"job {look.name} is restarting because {kind} replica(s) failed.")
+    elif policy == "ExitCode" and look.release.ends_for_permanent:
+        look.say("Failed", f'job "{look.name}" is failing because "{kind}" replica(s) failed.')
+
+
+def _exit_code(pod: Object) -> int | None:
+    """Of the container that the real operator looks at; a pod that failed without one counts as retryable."""
+    ends = [end_of(one) for one in containers_of(pod) if one["name"] == "pytorch"]
+    code: int | None = ends[0].get("exitCode") if ends else None
+    return code
+
+
+def _conclude(look: Look, kind: str) -> None:
+    """With a Master the job does what it does; without one it has succeeded when all Workers have."""
+    counts, replica = look.status["replicaStatuses"][kind], look.replicas[kind]
+    leads = kind == "Master" or "Master" not in look.replicas
+    whole = look.name if kind == "Master" else f"{look.job['metadata']['namespace']}/{look.name}"
+    if leads and counts["succeeded"] == count(replica):
+        look.status.setdefault("completionTime", now())
+        end = "is successfully completed." if kind == "Master" else "successfully completed."
+        look.say("Succeeded", f"PyTorchJob {whole} {end}")
+        return
+    if leads and counts["active"]:
+        look.say("Running", f"PyTorchJob {whole} is running.")
+    if counts["failed"] and count(replica) > counts["succeeded"] + counts["active"]:
+        why = f"because {counts['failed']} {kind} replica(s) failed."
+        if replica.get("restartPolicy", "OnFailure") == "Never":
+            look.status.setdefault("completionTime", now())
+            look.say("Failed", f"PyTorchJob {look.name} is failed {why}")
+        else:
+            look.say("Restarting", f"PyTorchJob {look.name} is restarting {why}")
 
 
 def _pod(look: Look, kind: str, index: int) -> Object:
-    spec = look.replicas[kind]
+    spec, has_master = look.replicas[kind], "Master" in look.replicas
     policy = spec.get("restartPolicy", "OnFailure")
-    template = with_env(spec["template"], _environment(look, kind, index))
+    template = with_env(_at_own_port(look.job, spec["template"]), _environment(look, kind, index))
     template["spec"]["restartPolicy"] = "Never" if policy == "ExitCode" else policy
+    if has_master and kind == "Worker":
+        template["spec"]["initContainers"] = [*template["spec"].get("initContainers", []), init_container(look.name)]
+    first = kind == "Master" or (not has_master and index == 0 and look.release.names_first_worker)
     labels = {
         "job-name": look.name,
         "operator-name": "pytorchjob-controller",
         "replica-type": kind.lower(),
         "replica-index": str(index),
-    } | ({"job-role": "master"} if kind == "Master" else {})
+    } | ({"job-role": "master"} if first else {})
     labels = {LABEL + key: value for key, value in labels.items()}
     return pod_of(PYTORCHJOB, look.job, template, f"{look.name}-{kind.lower()}-{index}", labels, {})
 
 
-def _environment(look: Look, kind: str, index: int) -> list[Object]:
-    """What Training Operator 1.9 injects. RANK is the rank of the node (pod), WORLD_SIZE counts processes."""
-    nodes = sum(spec.get("replicas", 1) for spec in look.replicas.values())
-    processes = look.job["spec"].get("nprocPerNode", "auto")
-    meeting = port(look.job)
-    address, rank = f"{look.name}-master-0", str(index + (kind == "Worker"))
-    env = {
-        "PYTHONUNBUFFERED": "1",
-        "MASTER_PORT": meeting,
-        "PET_MASTER_PORT": meeting,
-        "MASTER_ADDR": address,
-        "PET_MASTER_ADDR": address,
-        "WORLD_SIZE": str(nodes * (int(processes) if processes.isdigit() else 1)),
-        "RANK": rank,
-        "PET_NODE_RANK": rank,
-        "PET_NPROC_PER_NODE": processes,
-        "PET_NNODES": str(nodes),
+def init_container(job: str) -> Object:
+    """What waits in a Worker for the name of the Master. It says nothing of its user, so it is its image's: root."""
+    return {
+        "name": "init-pytorch",
+        "image": "alpine:3.10",
+        "imagePullPolicy": "IfNotPresent",
+        "resources": {"limits": {"cpu": "100m", "memory": "20Mi"}, "requests": {"cpu": "50m", "memory": "10Mi"}},
+        "command": ["sh", "-c", f"echo {job}-master-0 is this machine"],
     }
+
+
+def _at_own_port(job: Object, template: Object) -> Object:
+    """The template with the job's own port wherever it names one: here all jobs are on one machine."""
+    containers = [
+        container | {"env": [one | {"value": port(job)} if _names_port(one) else one for one in container["env"]]}
+        if "env" in container
+        else container
+        for container in template["spec"]["containers"]
+    ]
+    return template | {"spec": template["spec"] | {"containers": containers}}
+
+
+def _names_port(entry: Object) -> bool:
+    return entry["name"] in ("MASTER_PORT", "PET_MASTER_PORT")
+
+
+def _environment(look: Look, kind: str, index: int) -> list[Object]:
+    """What the Training Operator adds. RANK is the rank of the node (pod), WORLD_SIZE counts processes; without a
+    Master it tells neither, nor where to meet."""
+    processes = look.job["spec"].get("nprocPerNode", "auto")
+    env = {"PYTHONUNBUFFERED": "1"}
+    if "Master" in look.replicas:
+        address, rank = f"{look.name}-master-0", str(index + (kind == "Worker"))
+        env |= {
+            "MASTER_PORT": port(look.job),
+            "PET_MASTER_PORT": port(look.job),
+            "MASTER_ADDR": address,
+            "PET_MASTER_ADDR": address,
+            "WORLD_SIZE": str(look.total * (int(processes) if processes.isdigit() else 1)),
+            "RANK": rank,
+            "PET_NODE_RANK": rank,
+        }
+    if "Master" in look.replicas or look.release.tells_processes:
+        env["PET_NPROC_PER_NODE"] = processes
+    env["PET_NNODES"] = str(look.total)
     return [{"name": name, "value": value} for name, value in env.items()]
 
 
 def crd() -> Object:
     """Policies and pod templates are taken as they come, the rest is checked."""
-    count, policy = {"type": "integer", "minimum": 0}, {"type": "string", "enum": ["OnFailure", "Never", "ExitCode"]}
-    replica = struct(required=["template"], replicas=count, restartPolicy=policy, template=LOOSE)
-    replicas = struct(required=["Master"], Master=replica, Worker=replica)
+    number, policy = {"type": "integer", "minimum": 0}, {"type": "string", "enum": ["OnFailure", "Never", "ExitCode"]}
+    replica = struct(required=["template"], replicas=number, restartPolicy=policy, template=LOOSE)
     spec = struct(
         required=["pytorchReplicaSpecs"],
         nprocPerNode={"type": "string"},
         runPolicy=LOOSE,
-        pytorchReplicaSpecs=replicas,
+        pytorchReplicaSpecs=struct(required=[], Master=replica, Worker=replica),
     )
     return definition(PYTORCHJOB, spec)

@@ -11,6 +11,7 @@ import random
 import uuid
 from collections.abc import Callable
 
+from cgd_local.admission import admit
 from cgd_local.kinds import Resource, begin, builtin_resources, custom_resource, fill_in
 from cgd_local.ownership import Write, apply_patch, record_update
 from cgd_local.schema import default, drop_nulls, prune, schema_causes, validate
@@ -24,7 +25,10 @@ _CRDS = "customresourcedefinitions.apiextensions.k8s.io"
 
 
 def now(later: int = 0) -> str:
-    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=later)
+    return text_of(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=later))
+
+
+def text_of(moment: dt.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -62,7 +66,8 @@ class Registry:
         """Store a new object and return it as stored.
 
         Raises:
-            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 409 if it exists, 422 if invalid.
+            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 403 if a pod is not admitted,
+                409 if it exists, 422 if invalid.
         """
         obj = _decoded(resource, body, write)
         if resource.namespaced:
@@ -70,6 +75,8 @@ class Registry:
         obj["metadata"] = metadata = _named(resource, namespace, obj["metadata"])
         begin(resource, obj, now())
         _require_valid(resource, obj, None)
+        if resource.full_name == "pods":
+            admit(self, obj)
         key = (namespace, metadata["name"])
         if key in self.shelf(resource).objects:
             message = f'{resource.full_name} "{key[1]}" already exists'
@@ -288,8 +295,11 @@ def _marked(resource: Resource, old: Json, options: Json) -> Json:
         finalizers = own + _GC_FINALIZERS[policy]
     metadata |= {"finalizers": finalizers} if finalizers else {}
     first, grace = "deletionTimestamp" not in metadata, _grace(resource, old, options)
-    if first or grace < metadata["deletionGracePeriodSeconds"]:
+    if first:
         metadata |= {"deletionTimestamp": now(grace), "deletionGracePeriodSeconds": grace}
+    elif (shorter := metadata["deletionGracePeriodSeconds"] - grace) > 0:
+        due = dt.datetime.fromisoformat(metadata["deletionTimestamp"]) - dt.timedelta(seconds=shorter)
+        metadata |= {"deletionTimestamp": text_of(due), "deletionGracePeriodSeconds": grace}
     if first and resource.counted:
         metadata["generation"] += 1
     terminating = {"status": {"phase": "Terminating"}} if resource.full_name == "namespaces" else {}

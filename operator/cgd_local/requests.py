@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from cgd_local.bodies import read_apply, read_json
 from cgd_local.kinds import Resource
 from cgd_local.ownership import Write
 from cgd_local.registry import Registry
@@ -108,19 +109,19 @@ class Target:
         )
 
     async def body(self) -> Any:
-        """The body, which must be JSON."""
+        """The body, which must be JSON.
+
+        Raises:
+            ApiError: 400, it is none, or none that the real server would read.
+        """
         if self.request.content_type == "application/vnd.kubernetes.protobuf":
             raise ApiError(415, "protobuf is not spoken here: use a file and `kubectl apply -f`")
         try:
-            return json.loads(await self.request.text(), parse_int=_integer)
-        except ValueError as error:
+            text = (await self.request.read()).decode()
+        except UnicodeDecodeError as error:
             raise bad_request(f"error decoding the body: {error}") from error
-
-
-def _integer(digits: str) -> int | float:
-    """A number without a point, which is no integer where 64 bits do not hold it."""
-    number = int(digits)
-    return number if -(2**63) <= number < 2**63 else float(number)
+        applies = self.request.content_type == "application/apply-patch+yaml"
+        return read_apply(text) if applies else read_json(text)
 
 
 def _place(obj: Json) -> Key:

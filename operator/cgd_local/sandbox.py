@@ -1,10 +1,13 @@
-"""What a container finds when it starts: its volumes, its environment, its command line.
+"""What a container finds when it starts: its volumes, its environment, its command line, and whose user it would be.
 
 **The local deviation.** There are no mounts and no image: a container is a process of this machine. Each volume is a
 folder below the pod's own folder, and every environment value, command word or argument that *is* a mount path or lies
 under one is rewritten to the real folder. The same holds for `terminationMessagePath`. Paths inside longer texts such
 as options or JSON, or compiled into programs are not rewritten: pass them by environment. A literal MASTER_ADDR becomes
-127.0.0.1, because no DNS answers for the name of a pod.
+127.0.0.1, because no DNS answers for the name of a pod. HOME is the pod's folder, for all of its containers.
+
+Every process runs as the user of this one. Whom an image would run as counts where a pod forbids root: `ROOT_IMAGES`
+run as root, all others, ours among them, as somebody else.
 
 Volumes are ConfigMaps, Secrets, projections of them, and emptyDir without a limit.
 """
@@ -16,6 +19,8 @@ from pathlib import Path
 from cgd_operator.cluster import CONFIGMAP, SECRET, Cluster, Object
 
 TERMINATION_LOG = "/dev/termination-log"
+ROOT_IMAGES = frozenset({"alpine", "busybox", "debian", "python", "ubuntu"})
+"""Last parts of the names of public images that name no user, which means root."""
 
 
 class NotReady(Exception):
@@ -32,13 +37,16 @@ class Sandbox:
     def __init__(self, cluster: Cluster, pod: Object, folder: Path) -> None:
         self._cluster, self._pod, self.folder = cluster, pod, folder
         self._namespace: str = pod["metadata"]["namespace"]
-        self._container: Object = pod["spec"]["containers"][0]
-        self.logs, self.termination_file = folder / "logs", folder / "termination-log"
-        for path in (folder / "tmp", self.logs):
-            path.mkdir(parents=True)
-        self._mounts = {self._container.get("terminationMessagePath", TERMINATION_LOG): self.termination_file}
-        for entry in self._container.get("volumeMounts") or []:
-            self._mounts[entry["mountPath"].rstrip("/")] = folder / "volumes" / entry["name"]
+        (folder / "tmp").mkdir(parents=True)
+        for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
+            self.logs(container["name"]).mkdir(parents=True)
+
+    def logs(self, container: str) -> Path:
+        """The folder of a container's logs: a file for each time it ran."""
+        return self.folder / "logs" / container
+
+    def termination_file(self, container: str) -> Path:
+        return self.folder / "logs" / f"{container}.last-words"
 
     async def mount(self) -> None:
         """Make and fill every volume; raises NotMounted for the first that cannot be."""
@@ -50,23 +58,45 @@ class Sandbox:
             except NotReady as error:
                 raise NotMounted(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
 
-    def command(self, env: dict[str, str]) -> list[str]:
-        words = [*(self._container.get("command") or []), *(self._container.get("args") or [])]
-        if not words or len(self._pod["spec"]["containers"]) > 1:
-            raise NotReady("the local node runs pods of one container, which names its command: there is no image")
-        return [rewrite(expand(str(word), env), self._mounts) for word in words]
+    def refuse_root(self, container: Object) -> None:
+        """Raises NotReady when the container would run as root and its pod, or itself, forbids that."""
+        pod = self._pod["spec"].get("securityContext") or {}
+        rules = pod | {key: one for key, one in container.get("securityContext", {}).items() if one is not None}
+        if not rules.get("runAsNonRoot"):
+            return
+        meta = self._pod["metadata"]
+        place = f'(pod: "{meta["name"]}_{meta["namespace"]}({meta["uid"]})", container: {container["name"]})'
+        if rules.get("runAsUser") == 0:
+            raise NotReady(f"container's runAsUser breaks non-root policy {place}")
+        if rules.get("runAsUser") is None and image_name(container.get("image", "")) in ROOT_IMAGES:
+            raise NotReady(f"container has runAsNonRoot and image will run as root {place}")
 
-    async def environment(self, image: dict[str, str]) -> dict[str, str]:
+    def command(self, container: Object, env: dict[str, str]) -> list[str]:
+        words = [*(container.get("command") or []), *(container.get("args") or [])]
+        if not words:
+            raise NotReady("the local node runs containers that name their command: there is no image")
+        mounts = self._mounts(container)
+        return [rewrite(expand(str(word), env), mounts) for word in words]
+
+    def _mounts(self, container: Object) -> dict[str, Path]:
+        last_words = self.termination_file(container["name"])
+        mounts = {container.get("terminationMessagePath", TERMINATION_LOG): last_words}
+        for entry in container.get("volumeMounts") or []:
+            mounts[entry["mountPath"].rstrip("/")] = self.folder / "volumes" / entry["name"]
+        return mounts
+
+    async def environment(self, container: Object, image: dict[str, str]) -> dict[str, str]:
         """The image's environment, then `envFrom`, then `env`; later entries win and may use `$(EARLIER)`."""
         env = {"HOSTNAME": self._pod["metadata"]["name"], "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
         env |= image
-        for source in self._container.get("envFrom") or []:
+        mounts = self._mounts(container)
+        for source in container.get("envFrom") or []:
             data = await self._data(source)
             env |= {source.get("prefix", "") + key: value.decode() for key, value in data.items()}
-        for entry in self._container.get("env") or []:
+        for entry in container.get("env") or []:
             value = await self._value(entry, env)
             if value is not None:
-                env[entry["name"]] = rewrite(value, self._mounts)
+                env[entry["name"]] = rewrite(value, mounts)
         return env
 
     async def _value(self, entry: Object, env: dict[str, str]) -> str | None:
@@ -112,6 +142,11 @@ class Sandbox:
                     target.write_bytes(data[item["key"]])
                 elif not reference.get("optional"):
                     raise NotReady(f"references non-existent key: {item['key']}")
+
+
+def image_name(image: str) -> str:
+    """`docker.io/library/alpine:3.10` is `alpine`."""
+    return image.rpartition("/")[2].partition("@")[0].partition(":")[0]
 
 
 def expand(text: str, env: dict[str, str]) -> str:

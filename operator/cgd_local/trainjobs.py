@@ -12,11 +12,14 @@ runs that Job's pods. Environment, names, conditions and reasons are those of th
 """
 
 from copy import deepcopy
+from datetime import UTC, datetime
 
 from cgd_local.controllers import Controller, Decision, condition, set_condition, with_env
 from cgd_local.jobs import INDEX
 from cgd_local.kubeflow import LOOSE, definition, port, struct
-from cgd_operator.cluster import JOB, TRAININGRUNTIME, TRAINJOB, Cluster, Object
+from cgd_operator.cluster import EVENT, JOB, TRAININGRUNTIME, TRAINJOB, ApiError, Cluster, Object
+
+RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 
 
 class TrainJobController(Controller):
@@ -29,6 +32,26 @@ class TrainJobController(Controller):
         meta, name = owner["metadata"], owner["spec"]["runtimeRef"]["name"]
         runtime = await self._cluster.get(TRAININGRUNTIME, name, meta["namespace"])
         return owner | {"runtime": runtime}
+
+    async def _tell_refusal(self, owner: Object, error: ApiError) -> None:
+        """On the JobSet, in the form of the newer recorders: a time and a series, no first and last."""
+        meta, moment = owner["metadata"], datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        message = f'job "{meta["name"]}-node-0" creation failed with error: {error.message}'
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]},
+            "involvedObject": {"kind": "JobSet", "name": meta["name"], "namespace": meta["namespace"]},
+            "type": "Warning",
+            "reason": "JobCreationFailed",
+            "action": "JobCreationFailed",
+            "message": message,
+            "eventTime": moment,
+            "series": {"count": 2, "lastObservedTime": moment},
+            "reportingComponent": "jobset-controller",
+            "reportingInstance": "jobset-controller-0",
+        }
+        await self._cluster.create(EVENT, body)
 
 
 def decide(trainjob: Object, jobs: list[Object], _: float) -> Decision:
@@ -96,6 +119,9 @@ def _job(trainjob: Object) -> Object:
     nodes = trainer.get("numNodes") or trainjob["runtime"]["spec"]["mlPolicy"].get("numNodes", 1)
     template = replicated["template"]["spec"]
     pods = with_env(template["template"], _environment(trainjob, nodes)) if trainer else template["template"]
+    given = pods.get("metadata") or {}
+    attempt = {RESTARTS: str((trainjob.get("status") or {}).get("restarts", 0))}
+    pods = pods | {"metadata": given | {"labels": {**(given.get("labels") or {}), **attempt}}}
     owner = {"apiVersion": TRAINJOB.api_version, "kind": TRAINJOB.kind, "name": meta["name"], "uid": meta["uid"]}
     return {
         "apiVersion": JOB.api_version,

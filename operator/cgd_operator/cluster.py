@@ -8,14 +8,18 @@ import asyncio
 import json
 import logging
 import os
+import re
 import urllib.request
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
+from aiohttp.connector import Connection
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -92,24 +96,27 @@ class Cluster:
 
     def __init__(self, configuration: Configuration, *, manager: str) -> None:
         self._client = ApiClient(configuration)
+        self._session: aiohttp.ClientSession | None = None
         self._manager = manager
         self._versions: dict[Kind, int] = {}
         """Of each kind, the newest version that a list was read at."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
-        """Connect with a kubeconfig file; without one, with `$KUBECONFIG`, or the pod's service account."""
+        """Connect with a kubeconfig file; without one, with `$KUBECONFIG` (which the client reads at import only),
+        ~/.kube/config, or the pod's service account."""
         configuration = Configuration()
-        if path := kubeconfig or os.environ.get("KUBECONFIG"):  # the client reads the variable at import only
+        usual = Path.home() / ".kube/config"
+        if path := kubeconfig or os.environ.get("KUBECONFIG") or (usual.exists() and str(usual)):
             await kubeconfigs.load_kube_config(path, client_configuration=configuration)
         else:
-            await kubeconfigs.load_config(client_configuration=configuration)
-        # Else the client reads the environment and ~/.netrc before every request.
+            kubeconfigs.load_incluster_config(client_configuration=configuration)
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
-        configuration.client_session_kwargs = {"trust_env": False}
         return cls(configuration, manager=manager)
 
     async def close(self) -> None:
+        if self._session:
+            await self._session.close()
         await self._client.close()
 
     async def __aenter__(self) -> Self:
@@ -159,6 +166,12 @@ class Cluster:
             yield items, body["metadata"]["resourceVersion"]
             if not (token := body["metadata"].get("continue", "")):
                 return
+
+    async def version(self, kind: Kind, namespace: str | None) -> str:
+        """Now, of a kind: from there a watch tells what happens next. Reads no more than one object."""
+        body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
+        assert body is not None
+        return str(body["metadata"]["resourceVersion"])
 
     async def create(self, kind: Kind, body: Object, *, dry_run: bool = False) -> Object:
         """Create; a dry run is admitted and validated, and nothing comes of it."""
@@ -231,7 +244,7 @@ class Cluster:
         while True:
             link("listing")
             try:
-                since = "" if listing else await self._version(kind, namespace)
+                since = "" if listing else await self.version(kind, namespace)
                 if listing:
                     async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
                         since = since or version
@@ -242,12 +255,6 @@ class Cluster:
                     yield event, item
             except Gone:
                 log.info("watch of %s is too old; listing again", kind.plural)
-
-    async def _version(self, kind: Kind, namespace: str | None) -> str:
-        """From where a watch tells what happens next."""
-        body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
-        assert body is not None
-        return str(body["metadata"]["resourceVersion"])
 
     async def _changes(
         self,
@@ -324,14 +331,64 @@ class Cluster:
         self, method: str, path: str, body: Object | None, content_type: str, timeout: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         headers = {"Accept": JSON, "Content-Type": content_type}
+        configuration = self._client.configuration
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        url = self._client.configuration.host + path
-        answer = await self._client.rest_client.request(
-            method, url, headers=headers, body=body, _request_timeout=timeout
+        response = await self._connections().request(
+            method,
+            configuration.host + path,
+            headers=headers,
+            data=None if body is None else encoded(body),
+            timeout=timeout,
+            proxy=configuration.proxy,
+            proxy_headers=configuration.proxy_headers,
+            server_hostname=configuration.tls_server_name,
         )
-        response: aiohttp.ClientResponse = answer.response
         metrics.API_REQUESTS.labels(method, str(response.status)).inc()
         return response
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """With the client's TLS. Its own session is not used: it writes every body in ASCII, which an apply must not
+        be, and reads the environment and ~/.netrc before every request."""
+        if self._session is None:
+            rest = self._client.rest_client
+            connector = Connector(limit=rest.maxsize, ssl=rest.ssl_context)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=2**21)
+        return self._session
+
+
+class Connector(aiohttp.TCPConnector):
+    """Has no connection left when it is closed. aiohttp's own forgets those that were let go in the middle of an answer
+    as every watch is: with TLS they would wait for the server's farewell, in a loop that may be over."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+
+    async def connect(self, *request: Any, **options: Any) -> Connection:
+        connection = await super().connect(*request, **options)
+        if connection.transport:
+            self._transports.add(connection.transport)
+        return connection
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        await super().close(abort_ssl=abort_ssl)
+        for transport in self._transports:
+            transport.abort()
+
+
+_NOT_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def encoded(body: Object) -> bytes:
+    """A request's body: JSON that the API server's YAML reader, which takes what is applied, reads alike.
+
+    It refuses characters above U+FFFF as the pair of escapes that JSON has for them, and control characters (C0, C1 and
+    a few more) as they are; some of those it takes for line breaks. Half of a pair is no character in either: U+FFFD.
+    """
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    whole = _SURROGATE.sub("\ufffd", text)
+    return _NOT_AS_IT_IS.sub(lambda found: f"\\u{ord(found[0]):04x}", whole).encode()
 
 
 def _proxy(url: str) -> str | None:

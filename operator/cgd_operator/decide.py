@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from cgd_operator.observe import ChildFacts, Fate
+from cgd_operator.observe import LOST, ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child
 
 
@@ -26,21 +27,49 @@ class Resume:
     facts: ChildFacts
 
 
-Action = Start | Hold | Resume
+@dataclass(frozen=True)
+class GiveUp:
+    """End a child that its controller would try for ever: it has failed."""
+
+    facts: ChildFacts
+    why: str
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Have the pod of a lost node made again: it is declared failed, and deleted without its node's word."""
+
+    stage: str
+    pod: PodFacts
+
+
+Action = Start | Hold | Resume | GiveUp | Replace
 
 ACTIVE = (Fate.WAITING, Fate.RUNNING)
 
 
-def decide(children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool) -> tuple[Action, ...]:
+def decide(
+    children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool, enough: Mapping[str, str]
+) -> tuple[Action, ...]:
     """The actions of this moment; none when there is only to wait, or nothing more to do. `stop`: the run is suspended,
-    or has met a limit."""
+    or has met a limit. `enough`: the stages whose child was tried often enough, and why."""
     there = [facts[child.stage] for child in children if child.stage in facts]
     if stop or any(one.fate is Fate.FAILED for one in there):
         return tuple(Hold(one) for one in there if one.fate in ACTIVE and not _deactivated(one))
+    if hopeless := [one for one in there if one.stage in enough and one.fate in ACTIVE]:
+        return tuple(GiveUp(one, enough[one.stage]) for one in hopeless)
     resumed = tuple(Resume(one) for one in there if _deactivated(one) or (one.fate is Fate.SUSPENDED and one.held))
     done = done_stages(children, facts)
     ready = (child for child in children if child.stage not in facts and _may_start(child, done))
     return resumed + tuple(Start(child) for child in ready)
+
+
+def replacements(facts: Mapping[str, ChildFacts], patience: int | None, now: datetime) -> tuple[Replace, ...]:
+    """The pods of lost nodes that should have been gone for `patience` seconds; None: they are left alone."""
+    if patience is None:
+        return ()
+    pods = [(one.stage, pod) for one in facts.values() for pod in one.pods if pod.phase == LOST and pod.due]
+    return tuple(Replace(stage, pod) for stage, pod in pods if pod.due and now - pod.due >= timedelta(seconds=patience))
 
 
 def _deactivated(facts: ChildFacts) -> bool:

@@ -8,11 +8,9 @@ from typing import Any
 from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.cluster import RUN
 from cgd_operator.manifests import MANAGER
+from cgd_operator.observe import BEGINNING, PodFacts
 from cgd_operator.plan import Run
 from cgd_operator.status import duration, seconds_between
-
-UNTOLD = ("NoPods", "Starting")
-"""Reasons to wait that every stage has for some seconds."""
 
 MAKERS = ("answer", "critique", "refine", "distill", "train")
 """Kinds of stages that make rows or a model. The good end of another is in the status, and starts the next."""
@@ -20,7 +18,8 @@ MAKERS = ("answer", "critique", "refine", "distill", "train")
 
 def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -> Iterator[dict[str, Any]]:
     """What is worth an Event: stages that have made rows or a model (in one Event, as one pod or one look may end
-    several), a stage that failed, one that has to wait and why, and the end of the run, which tells its last stages."""
+    several), a stage that failed, one that has to wait and why, a run that a person must look after, and the end of the
+    run, which tells its last stages too."""
     before = {stage.name: stage for stage in old.stages}
     news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
     over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")
@@ -31,12 +30,19 @@ def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -
     for stage in news:
         if stage.state == "Failed":
             yield _event(run, "StageFailed", _trouble(stage), now, warning=True)
-        elif stage.state == "Waiting" and stage.reason not in UNTOLD:
+        elif stage.state in ("Waiting", "Running") and stage.reason and stage.reason not in BEGINNING:
             yield _event(run, "StageWaiting", _trouble(stage), now)
+    if not over and (stalled := _stalled(new)) and not _stalled(old):
+        yield _event(run, "RunStalled", stalled, now, warning=True)
     if over:
         message = next((one.message for one in new.conditions if one.type == "Succeeded"), "") or new.state
         last = f"{ended}; " if ended and new.state == "Succeeded" else ""
         yield _event(run, f"Run{new.state}", last + message, now, warning=new.state == "Failed")
+
+
+def _stalled(status: CGDRunStatus) -> str:
+    """Why a run is stalled; empty: it is not."""
+    return next((one.message for one in status.conditions if one.type == "Stalled" and one.status == "True"), "")
 
 
 def refusal(run: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:
@@ -49,6 +55,12 @@ def expiry(run: dict[str, Any], ttl: int, now: datetime) -> dict[str, Any]:
     fate = "goes with it" if run["spec"].get("deletionPolicy") == "Delete" else "stays"
     message = f"deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); what it stored {fate}"
     return _event_of(run["metadata"], "Expired", message, warning=False, now=now)
+
+
+def replaced(run: Run, stage: str, pod: PodFacts, now: datetime) -> dict[str, Any]:
+    """The Event of a pod that is made again because its node is lost."""
+    message = f"stage {stage}: pod {pod.name} is made again, its node {pod.node} is lost (replaceLostPodsAfterSeconds)"
+    return _event(run, "PodReplaced", message, now, warning=True)
 
 
 def cleaned(run: dict[str, Any], trouble: str, now: datetime) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What probes and Prometheus ask the operator: `/healthz`, `/readyz` and `/metrics`."""
+"""What probes, Prometheus and `helm test` ask the operator: `/healthz`, `/readyz`, `/leaderz` and `/metrics`."""
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -17,9 +18,12 @@ STALE_SECONDS = 120.0
 
 @dataclass
 class Health:
-    """Whether this operator lives and leads. One that waits for the Lease lives, but is not ready: the progress
-    Service must reach the one that acts."""
+    """Whether this operator lives, and could lead or does. One that waits for the Lease is ready: it can take over, and
+    passes on what is for the one that leads."""
 
+    leader_answers: Callable[[], Awaitable[bool]] | None = None
+    """Whether any operator leads, as this one sees it."""
+    ready: bool = False
     leading_since: float | None = None
     """On the monotonic clock."""
     last_sweep: float | None = None
@@ -31,7 +35,11 @@ class Health:
         self.last_sweep = time.monotonic()
         metrics.LAST_SWEEP.set_to_current_time()
 
+    def could_lead(self) -> None:
+        self.ready = True
+
     def lead(self) -> None:
+        self.ready = True
         self.leading_since = time.monotonic()
         metrics.LEADER.set(1)
 
@@ -46,8 +54,9 @@ class Health:
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/leaderz", self._leaderz)
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
         self.port = self._runner.addresses[0][1]
@@ -62,8 +71,13 @@ class Health:
         return web.Response(text=trouble or "ok", status=503 if trouble else 200)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        leads = self.leading_since is not None
-        return web.Response(text="leads" if leads else "waits for the Lease", status=200 if leads else 503)
+        waits = "waits for the Lease" if self.ready else "has not reached the API server"
+        text = waits if self.leading_since is None else "leads"
+        return web.Response(text=text, status=200 if self.ready else 503)
+
+    async def _leaderz(self, _: web.Request) -> web.Response:
+        leads = self.leader_answers is not None and await self.leader_answers()
+        return web.Response(text="an operator leads" if leads else "no operator leads", status=200 if leads else 503)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -179,6 +179,8 @@ class Loop:
 
     def _happened(self, kind: Kind, event: str, item: Object) -> None:
         metrics.LAST_EVENT.set_to_current_time()
+        if kind is POD and event == "DELETED":
+            self.reconciler.departed.add(item, datetime.now(UTC))
         run = (item["metadata"]["namespace"], item["metadata"]["labels"][RUN_LABEL])
         if kind is not POD and (event == "DELETED" or has_ended(item)):
             self.poke(*run, first=True)

@@ -5,10 +5,11 @@ Every pod passes the `restricted` Pod Security Standard, has no API token, and c
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cgd_operator.api.placement import Pool
-from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_operator.cluster import JOB, POD, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.plan import Child, Run
 from cgd_operator.queues import QUEUE_LABELS
 from cgd_stages import contract
@@ -18,18 +19,28 @@ Object = dict[str, Any]
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "cgd-operator"
 RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
+POOL_LABEL = "cgd.dev/pool"
+"""On pods: the part of spec.placement that they have their resources from."""
 FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
+GIVEN_UP = "cgd.dev/given-up"
+"""On a PyTorchJob that the operator has ended: why."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 TERMINATION_LOG = "/dev/termination-log"
 
+REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
+"""Labels with which the Training Operator numbers the pods of a PyTorchJob."""
+MEETING_PORT = 23456
+"""Where the processes of a PyTorchJob meet, on its first worker."""
 TRAINER = "trainer.kubeflow.org"
 VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 """Annotation of a TrainingRuntime's template that Kubeflow Trainer reads."""
 SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
 """Names under which the gang schedulers' own charts install them."""
 KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB, "TrainJob": TRAINJOB}
+CONTAINERS = {"Job": "stage", "PyTorchJob": "pytorch", "TrainJob": "node"}
+"""What our container is called in the pods of each kind; others were put beside it by somebody else."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,8 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
         "backoffLimit": 0,
         "completionMode": "Indexed",
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": _pod_failure_policy("node", "FailJob"),
-        "template": _template(run, child, release, "node", restart="Never"),
+        "podFailurePolicy": _pod_failure_policy(child, "FailJob"),
+        "template": _template(run, child, release, restart="Never"),
     }
     node = {"metadata": {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}, "spec": job}
     gang = run.spec.placement.scheduling_policy
@@ -112,9 +123,44 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
     }
 
 
+def rehearsals(run: Run, child: Child, release: Release, *, pods: bool) -> Iterator[tuple[Kind, Object]]:
+    """What the API server is to judge before a run begins, for a child: its pod as a pod, where admission judges it,
+    and as a Job's, where its fields are checked; the training, whose own check sees neither. A TrainJob is refused
+    without its runtime, so it is the runtime."""
+    template = _template(run, child, release, restart="Never")
+    meta = _meta(run, child.name, child.stage)
+    if pods:
+        labelled = {"labels": template["metadata"]["labels"], "annotations": template["metadata"]["annotations"]}
+        yield POD, {"apiVersion": "v1", "kind": "Pod", "metadata": {**meta, **labelled}, "spec": template["spec"]}
+    yield JOB, _job(run, child, release)
+    if child.kind == "PyTorchJob":
+        yield PYTORCHJOB, _pytorchjob(run, child, release)
+    if child.kind == "TrainJob":
+        yield TRAININGRUNTIME, training_runtime(run, child, release)
+
+
 def suspension(kind: str, suspend: bool) -> Object:
     """The part of a child's spec that holds it or lets it go."""
     return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
+
+
+def giving_up(why: str) -> Object:
+    """The patch that ends a PyTorchJob: its own controller fails it, by a deadline that is over."""
+    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
+
+
+def disruption(status: Object, now: datetime) -> Object:
+    """The patch of a pod's status that says that it has failed with its node, by no fault of its own; `status` is what
+    it says now."""
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "NodeLost",
+        "message": "its node has not ended it in time (spec.replaceLostPodsAfterSeconds)",
+        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    others = [one for one in status.get("conditions", []) if one["type"] != condition["type"]]
+    return {"status": {"phase": "Failed", "conditions": [*others, condition]}}
 
 
 def _job(run: Run, child: Child, release: Release) -> Object:
@@ -129,15 +175,16 @@ def _job(run: Run, child: Child, release: Release) -> Object:
             "backoffLimitPerIndex": run.spec.retries,
             "maxFailedIndexes": 0,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": _pod_failure_policy("stage", "FailIndex"),
-            "template": _template(run, child, release, "stage", restart="Never"),
+            "podFailurePolicy": _pod_failure_policy(child, "FailIndex"),
+            "template": _template(run, child, release, restart="Never"),
         },
     }
 
 
-def _pod_failure_policy(container: str, action: str) -> Object:
+def _pod_failure_policy(child: Child, action: str) -> Object:
     """A disruption costs nothing; a permanent error takes the action at once."""
-    permanent = {"containerName": container, "operator": "In", "values": [int(contract.Exit.PERMANENT)]}
+    codes = [int(contract.Exit.PERMANENT)]
+    permanent = {"containerName": CONTAINERS[child.kind], "operator": "In", "values": codes}
     disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
         "rules": [
@@ -148,21 +195,25 @@ def _pod_failure_policy(container: str, action: str) -> Object:
 
 
 def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
-    replica = {
+    """Workers alone: beside a Master the Training Operator gives every Worker an init container that runs as root,
+    which our pods refuse, as does a namespace that enforces `restricted`. The job succeeds when all have.
+
+    It has no `backoffLimit`: that counts restarts of containers in their pods, a sidecar's too, and never the pods that
+    are made again, see `retries`.
+    """
+    worker = {
+        "replicas": child.pods,
         "restartPolicy": "ExitCode",
-        "template": _template(run, child, release, "pytorch"),
+        "template": _template(run, child, release),
     }
-    replicas: Object = {"Master": {"replicas": 1, **replica}}
-    if child.pods > 1:
-        replicas["Worker"] = {"replicas": child.pods - 1, **replica}
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": "PyTorchJob",
         "metadata": _child_meta(run, child),
         "spec": {
             "nprocPerNode": str(run.spec.training.gpus_per_worker),
-            "pytorchReplicaSpecs": replicas,
-            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": run.spec.retries, **_gang(run, child)},
+            "pytorchReplicaSpecs": {"Worker": worker},
+            "runPolicy": {"cleanPodPolicy": "Running", **_gang(run, child)},
         },
     }
 
@@ -219,7 +270,7 @@ def _labels(run: Run, stage: str) -> dict[str, str]:
     return {**labels, STAGE_LABEL: stage} if stage else labels
 
 
-def _template(run: Run, child: Child, release: Release, container: str, restart: str | None = None) -> Object:
+def _template(run: Run, child: Child, release: Release, restart: str | None = None) -> Object:
     pool: Pool = getattr(run.spec.placement, child.pool)
     metadata = run.spec.pod_metadata
     spec = {
@@ -238,12 +289,12 @@ def _template(run: Run, child: Child, release: Release, container: str, restart:
         "affinity": _affinity(run, child, pool),
         "schedulerName": _scheduler(run, child),
         "priorityClassName": pool.priority_class_name,
-        "containers": [_container(run, child, release, container, pool)],
+        "containers": [_container(run, child, release, pool)],
         "volumes": list(_volumes(run, child)),
     }
     return {
         "metadata": {
-            "labels": {**metadata.labels, **_labels(run, child.stage)},
+            "labels": {**metadata.labels, **_labels(run, child.stage), POOL_LABEL: child.pool},
             "annotations": dict(metadata.annotations),
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
@@ -269,10 +320,15 @@ def _affinity(run: Run, child: Child, pool: Pool) -> Object:
     return {**pool.affinity, "podAffinity": {**own, required: [*own.get(required, []), together]}}
 
 
-def _container(run: Run, child: Child, release: Release, name: str, pool: Pool) -> Object:
+LISTENS = ["sh", "-c", "until grep -qE '^SigCgt:.*[4-7c-f][0-9a-f]{3}$' /proc/1/status; do sleep 0.05; done"]
+"""Ends when PID 1 has a handler for SIGTERM (bit 14 of those it catches). Before, while Python starts, the kernel would
+drop the one SIGTERM that a pod gets."""
+
+
+def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
     own = getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image")
     container: Object = {
-        "name": name,
+        "name": CONTAINERS[child.kind],
         "image": own,
         "command": ["python", "-m", f"cgd_stages.{child.task.work.kind}"],
         "env": list(_env(run, child, release)),
@@ -282,6 +338,7 @@ def _container(run: Run, child: Child, release: Release, name: str, pool: Pool) 
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
+        "lifecycle": {"preStop": {"exec": {"command": LISTENS}}},
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -290,7 +347,7 @@ def _container(run: Run, child: Child, release: Release, name: str, pool: Pool) 
         ],
     }
     if child.kind == "PyTorchJob":
-        container["ports"] = [{"name": "pytorchjob-port", "containerPort": 23456}]
+        container["ports"] = [{"name": "pytorchjob-port", "containerPort": MEETING_PORT}]
     return container
 
 
@@ -313,7 +370,17 @@ def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
         url = f"{release.progress_url.rstrip('/')}/progress/{run.namespace}/{run.name}/{run.uid}/{child.stage}"
         yield {"name": contract.PROGRESS_URL, "value": url}
         yield {"name": contract.PROGRESS_TOKEN, "value": f"{PROGRESS}/token"}
+    if child.kind == "PyTorchJob":
+        yield from _meeting_place(child)
     yield from _credentials(run, child)
+
+
+def _meeting_place(child: Child) -> Iterator[Object]:
+    """Where the pods meet and which of them this is; how many there are the Training Operator adds. Each worker has a
+    Service of its pod's name."""
+    yield {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX}']"}}}
+    yield {"name": "PET_MASTER_ADDR", "value": f"{child.name}-worker-0"}
+    yield {"name": "PET_MASTER_PORT", "value": str(MEETING_PORT)}
 
 
 def _credentials(run: Run, child: Child) -> Iterator[Object]:

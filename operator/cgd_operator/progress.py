@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import aiohttp
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -19,6 +20,10 @@ from cgd_stages.contract import Progress, Rows
 log = logging.getLogger(__name__)
 
 BODY_LIMIT = 64 * 1024
+PASS_ON_SECONDS = 4.0
+"""Less than a stage program waits for an answer."""
+PASSED_ON = "Cgd-Passed-On"
+"""A header of reports that came by another operator: they are not passed on again."""
 LEAST_PATIENCE, MOST_PATIENCE = 2.0, 30.0
 
 
@@ -98,9 +103,14 @@ def _sum(reports: tuple[Progress, ...]) -> StageProgress:
 
 
 def _percent(rows: Rows, reported: list[int]) -> int | None:
-    if reported:
-        return min(100, max(0, sum(reported) // len(reported)))
-    return 100 * (rows.done + rows.rejected) // rows.total if rows.total else None
+    """From the rows where there are some: what is shown beside them must not say otherwise."""
+    if rows.total:
+        return percent_of(rows.done + rows.rejected, rows.total)
+    return min(100, max(0, sum(reported) // len(reported))) if reported else None
+
+
+def percent_of(done: int, total: int) -> int:
+    return min(100, 100 * done // total)
 
 
 def token(key: bytes, uid: str, stage: str) -> str:
@@ -108,39 +118,88 @@ def token(key: bytes, uid: str, stage: str) -> str:
     return hmac.new(key, f"{uid}/{stage}".encode(), hashlib.sha256).hexdigest()
 
 
-class ProgressServer:
-    """Takes `POST /progress/<namespace>/<run>/<uid>/<child's stage>`; after each it calls `later(namespace, run,
-    seconds)`: within so many seconds the run's status should show it."""
+@dataclass(frozen=True)
+class Desk:
+    """Of the operator that leads: notes reports. After each it calls `later(namespace, run, seconds)`: within so many
+    seconds the run's status should show it."""
 
-    def __init__(self, board: Board, key: bytes, later: Callable[[str, str, float], None]) -> None:
-        self._board, self._key, self._later = board, key, later
-        app = web.Application(client_max_size=BODY_LIMIT)
-        app.router.add_post("/progress/{namespace}/{run}/{uid}/{stage}", self._take)
-        self._runner = web.AppRunner(app, access_log=None)
-        self.port = 0
+    board: Board
+    key: bytes
+    later: Callable[[str, str, float], None]
 
-    async def start(self, host: str, port: int) -> None:
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-        log.info("progress server listens on %s:%d", host, self.port)
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
-
-    async def _take(self, request: web.Request) -> web.Response:
+    async def take(self, request: web.Request) -> web.Response:
         uid, stage = request.match_info["uid"], request.match_info["stage"]
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), token(self._key, uid, stage).encode()):
+        if not hmac.compare_digest(given.encode(), token(self.key, uid, stage).encode()):
             return web.json_response({"message": "the token is not for this run and stage"}, status=403)
         try:
             report = Progress.model_validate_json(await request.read())
         except ValidationError as error:
             return web.json_response({"message": str(error)}, status=422)
         child, stage = stage, report.stage or stage
-        turned = self._board.put(uid, stage, report)
+        turned = self.board.put(uid, stage, report)
         # stages that share a pod begin and end by what they report: such a change is not to wait for its turn
-        patience = LEAST_PATIENCE if turned and stage != child else self._board.patience(uid, stage)
-        self._later(request.match_info["namespace"], request.match_info["run"], patience)
+        patience = LEAST_PATIENCE if turned and stage != child else self.board.patience(uid, stage)
+        self.later(request.match_info["namespace"], request.match_info["run"], patience)
         return web.json_response({})
+
+
+class ProgressServer:
+    """Takes `POST /progress/<namespace>/<run>/<uid>/<child's stage>`. One that does not lead passes it on to the one
+    that does: a Service reaches any of them, and few clients would follow a redirect with their token.
+
+    Args:
+        leader: host:port of the progress server of the operator that leads; "" while none is known.
+    """
+
+    def __init__(self, leader: Callable[[], str] = lambda: "") -> None:
+        self._leader = leader
+        self._desk: Desk | None = None
+        app = web.Application(client_max_size=BODY_LIMIT)
+        app.router.add_post("/progress/{namespace}/{run}/{uid}/{stage}", self._take)
+        app.router.add_get("/leader", self._lead)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._session: aiohttp.ClientSession | None = None
+        self.host, self.port = "", 0
+
+    async def start(self, host: str, port: int) -> None:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PASS_ON_SECONDS))
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+        self.host, self.port = host, self._runner.addresses[0][1]
+        log.info("progress server listens on %s:%d", host, self.port)
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+        if self._session:
+            await self._session.close()
+
+    def lead(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def leader_answers(self) -> bool:
+        """Whether an operator leads, and can be reached from here."""
+        return self._desk is not None or (await self._ask("GET", "/leader")).status == 200
+
+    async def _lead(self, _: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if self._desk else 503)
+
+    async def _take(self, request: web.Request) -> web.Response:
+        if self._desk:
+            return await self._desk.take(request)
+        if PASSED_ON in request.headers:
+            return web.json_response({"message": "this operator leads no more"}, status=503)
+        return await self._ask("POST", request.path, await request.read(), request.headers.get("Authorization", ""))
+
+    async def _ask(self, method: str, path: str, body: bytes = b"", bearer: str = "") -> web.Response:
+        """What the operator that leads answers."""
+        if not (leader := self._leader()):
+            return web.json_response({"message": "no operator leads"}, status=503)
+        assert self._session is not None
+        headers = {PASSED_ON: "yes", "Authorization": bearer, "Content-Type": "application/json"}
+        try:
+            async with self._session.request(method, f"http://{leader}{path}", data=body, headers=headers) as answer:
+                return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            why = f"the operator that leads ({leader}) does not answer: {error or type(error).__name__}"
+            return web.json_response({"message": why}, status=503)

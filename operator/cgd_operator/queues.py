@@ -6,6 +6,7 @@ it, which puts it into the queue again.
 """
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 Object = dict[str, Any]
@@ -17,6 +18,10 @@ JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 """Label of a Workload: the uid of the child that it stands for."""
 SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
 """Annotation on what the operator suspended, a child or its Workload: only that is resumed by it."""
+WAITS = ("WaitingForQuota", "WaitingForAdmission", "Admitted", "NotStarted")
+"""Reasons of a child that Kueue holds."""
+STARTING = timedelta(seconds=15)
+"""What Kueue may take to start what it has admitted."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,10 @@ class Workload:
     """Why its child does not run."""
 
 
-def workload(found: Object) -> Workload:
+def workload(found: Object, now: datetime) -> Workload:
     """The facts of a Workload (`kueue.x-k8s.io`)."""
     active = bool(found["spec"].get("active", True))
-    reason, message = _waiting(found.get("status", {})) if active else _deactivated(found)
+    reason, message = _waiting(found.get("status", {}), now) if active else _deactivated(found)
     held = not active and SUSPENDED_BY_RUN in found["metadata"].get("annotations", {})
     return Workload(found["apiVersion"], found["metadata"]["name"], active, held, reason, message)
 
@@ -51,14 +56,22 @@ def _deactivated(found: Object) -> tuple[str, str]:
     return "Deactivated", f"its Workload {name} was deactivated{why}; set the Workload's spec.active to true to go on"
 
 
-def _waiting(status: Object) -> tuple[str, str]:
-    if _condition(status, "Admitted").get("status") == "True":
-        return "Admitted", "Kueue has admitted it and starts it"
+def _waiting(status: Object, now: datetime) -> tuple[str, str]:
+    admitted = _condition(status, "Admitted")
+    if admitted.get("status") == "True":
+        return _admitted(str(admitted.get("lastTransitionTime") or ""), now)
     if _condition(status, "QuotaReserved").get("status") == "True":
         checks = [one for one in status.get("admissionChecks", []) if one.get("state") != "Ready"]
         names = "; ".join(_colon(one["name"], one.get("message")) for one in checks)
         return "WaitingForAdmission", f"has quota, waits for Kueue's admission checks ({names})"
     return "WaitingForQuota", _for_quota(_condition(status, "QuotaReserved"), _condition(status, "Evicted"))
+
+
+def _admitted(since: str, now: datetime) -> tuple[str, str]:
+    if not since or now < datetime.fromisoformat(since) + STARTING:
+        return "Admitted", "Kueue has admitted it and starts it"
+    told = f"Kueue admitted it at {since} and has not started it since: its start is refused or fails"
+    return "NotStarted", f"{told}; the cluster's administrator: see the log of Kueue's controller, and Kueue's webhooks"
 
 
 def _for_quota(quota: Object, evicted: Object) -> str:

@@ -7,12 +7,12 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
-from cgd_operator import events, manifests, metrics, status, usage
+from cgd_operator import events, manifests, metrics, retries, status, usage
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.cluster import (
@@ -28,12 +28,25 @@ from cgd_operator.cluster import (
     Cluster,
     Kind,
 )
-from cgd_operator.decide import Action, Hold, Resume, Start, decide
+from cgd_operator.decide import Action, GiveUp, Hold, Replace, Resume, Start, decide, replacements
+from cgd_operator.departed import Departed
 from cgd_operator.limits import exceeded, expired
-from cgd_operator.observe import ChildFacts, Fate, observe, queued
+from cgd_operator.observe import (
+    LONG_AGO,
+    QUIET,
+    ChildFacts,
+    Fate,
+    Gone,
+    PodFacts,
+    observe,
+    pods_by_stage,
+    queued,
+    unexplained,
+)
 from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
 from cgd_operator.progress import Board, token
 from cgd_operator.queues import JOB_UID_LABEL, SUSPENDED_BY_RUN, workload_suspension
+from cgd_operator.refusals import NO_RIGHT, OTHER, POLICY, WEBHOOK_DOWN, explain, judge
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +84,13 @@ class Children:
     """Kinds of trainings that the cluster knows."""
     workloads: list[Object]
     """What Kueue has for those that have not ended."""
+    gone: tuple[Gone, ...] = ()
+    """Pods that were deleted, which no status tells yet."""
+    events: list[Object] = field(default_factory=list)
+    """Why pods of theirs are missing or do not start."""
 
-    def observe(self) -> dict[str, ChildFacts]:
-        return observe(self.objects, self.pods, self.workloads)
+    def observe(self, now: datetime) -> dict[str, ChildFacts]:
+        return observe(self.objects, self.pods, self.workloads, self.events, now, self.gone)
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class View:
     run: Run
     there: Children
     previous: CGDRunStatus
+    created: datetime
     now: datetime
     backend: Backend | None
     children: tuple[Child, ...]
@@ -92,30 +110,39 @@ class View:
 
     @classmethod
     def of(cls, run: Run, manifest: Object, there: Children, now: datetime) -> "View":
-        previous = previous_status(manifest)
+        previous, created = previous_status(manifest), _created(manifest)
         backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
         children = plan(run, backend or BACKENDS[0])
-        facts = there.observe()
-        used = usage.count(children, facts, previous, now)
-        limit = exceeded(run, children, facts, usage.total(used), now - _created(manifest))
-        actions = decide(children, facts, stop=run.spec.suspend or limit is not None)
-        return cls(run, there, previous, now, backend, children, used, limit, actions)
+        facts = there.observe(now)
+        used = usage.count(children, pods_by_stage(there.pods, there.gone, now), previous, now)
+        limit = exceeded(run, children, facts, usage.total(used), now - created)
+        enough = retries.enough(facts.values(), previous, run.spec.retries)
+        actions = decide(children, facts, stop=run.spec.suspend or limit is not None, enough=enough)
+        actions += replacements(facts, run.spec.replace_lost_pods_after_seconds, now)
+        return cls(run, there, previous, created, now, backend, children, used, limit, actions)
 
     @property
     def starts(self) -> bool:
         return any(isinstance(action, Start) for action in self.actions)
 
-    def status(self, board: Board, trouble: status.Trouble | None) -> CGDRunStatus:
+    @property
+    def ready(self) -> datetime:
+        """Since when the next stage could have begun."""
+        ends = [one.end for one in self.there.observe(self.now).values() if one.fate is Fate.SUCCEEDED and one.end]
+        return max([self.created, *ends])
+
+    def status(self, board: Board, trouble: status.Trouble | None, stalled_after: timedelta) -> CGDRunStatus:
         """Of what is there now."""
         seen = status.Seen(
             run=self.run,
             children=self.children,
-            facts=self.there.observe(),
+            facts=self.there.observe(self.now),
             used=self.used,
             progress=lambda stage: board.of(self.run.uid, stage),
             previous=self.previous,
             now=self.now,
             trouble=self.limit or trouble,
+            stalled_after=stalled_after,
         )
         return status.render(seen)
 
@@ -129,6 +156,10 @@ class Reconciler:
     board: Board
     key: bytes
     """Signs the progress tokens."""
+    departed: Departed = field(default_factory=Departed)
+    rehearse_pods: bool = True
+    """Whether the operator may create pods, which it does as a dry run alone."""
+    stalled_after: timedelta = status.STALLED_AFTER
     _equipped: set[str] = field(default_factory=set)
     _absent: dict[Kind, float] = field(default_factory=dict)
     """When the cluster was found not to serve a kind, on the monotonic clock."""
@@ -149,6 +180,7 @@ class Reconciler:
         previous, now = previous_status(manifest), datetime.now(UTC)
         generation = manifest["metadata"]["generation"]
         if _settled(manifest):
+            self.departed.told(uid := manifest["metadata"]["uid"], self.departed.of(uid))
             if previous.observed_generation not in (0, generation):  # 0: what is there cannot be read, and stays
                 await self._tell(manifest, status.acknowledged(previous, generation), ())
             await self._expire(manifest, previous, now)
@@ -169,16 +201,20 @@ class Reconciler:
             trouble = status.Trouble("TrainingBackendMissing", INSTALL[run.spec.training.backend])
         else:
             refusal = await self._rehearse(view) if view.starts and not view.there.objects else None
-            trouble = refusal or await self._act(run, view.actions, view.there)
+            trouble = refusal or await self._act(view)
         if view.starts and not trouble and previous.observed_generation == run.generation:
             return SETTLE_SECONDS
-        new = view.status(self.board, trouble)
+        new = view.status(self.board, trouble, self.stalled_after)
         if await self._tell(manifest, new, events.transitions(run, previous, new, now)):
+            self.departed.told(run.uid, view.there.gone)
             _measure(previous, new)
         if new.state in ("Succeeded", "Failed"):
             self.board.forget(run.uid)
         await self._expire(manifest, new, now)
-        return None
+        if trouble and trouble.reason == WEBHOOK_DOWN.reason:
+            return SETTLE_SECONDS
+        podless = any(stage.reason == "NoPods" for stage in new.stages)
+        return QUIET.total_seconds() + 1 if podless else None  # by then Events say why
 
     def is_behind(self, manifest: Object, there: Children) -> bool:
         """Whether a look would do something, or have something to tell but how far a stage is: for that its reports
@@ -195,7 +231,7 @@ class Reconciler:
         view = View.of(run, manifest, there, now)
         if view.actions:
             return True
-        new = view.status(self.board, None)
+        new = view.status(self.board, None, self.stalled_after)
         return _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
 
     async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
@@ -222,7 +258,7 @@ class Reconciler:
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
         late, trouble = (now - deleted).total_seconds() > CLEAN_SECONDS, None
-        facts = there.observe().get(CLEAN)
+        facts = there.observe(now).get(CLEAN)
         if facts and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
             trouble = facts.message if facts.fate is Fate.FAILED else ""
         elif late:
@@ -284,14 +320,33 @@ class Reconciler:
             owned = f"{JOB_UID_LABEL} in ({','.join(owners)})"
             workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
-        there = {uid: Children([], [], tuple(trainings), []) for uid in uids}
+        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in uids}
         for one in objects:
             there[_run_uid(one)].objects.append(one)
         for pod in pods:
-            there[_run_uid(pod)].pods.append(pod)
+            children = there[_run_uid(pod)]
+            if not any(one.pod.uid == pod["metadata"]["uid"] for one in children.gone):  # the list is older
+                children.pods.append(pod)
         for one in workloads:
             there[run_of[one["metadata"]["labels"][JOB_UID_LABEL]]].workloads.append(one)
+        await self._ask_events(there.values())
         return there
+
+    async def _ask_events(self, there: Iterable[Children]) -> None:
+        """Read the Events that may say why pods are missing or do not start: few lists, however many children."""
+        now = datetime.now(UTC)
+        wanted = [(one, questions) for one in there if (questions := {*unexplained(one.objects, one.pods, now)})]
+        answers: dict[tuple[str, str], list[Object]] = {}
+        for namespace, fields in sorted({question for _, questions in wanted for question in questions}):
+            try:
+                answers[namespace, fields] = (await self.cluster.list(EVENT, namespace, fields=fields))[0]
+            except ApiError as error:  # what they would say is a courtesy
+                log.warning("events in %s were not read: %s", namespace, error)
+        for children, questions in wanted:
+            names = {one["metadata"]["name"] for one in (*children.objects, *children.pods)}
+            names |= {f"{one['metadata']['name']}-node-0" for one in children.objects}  # the Job of a TrainJob's JobSet
+            found = [event for one in questions for event in answers.get(one, ())]
+            children.events = [event for event in found if event["involvedObject"].get("name") in names]
 
     async def _workloads(self, namespace: str | None, labels: str) -> list[Object]:
         for kind in WORKLOADS:
@@ -312,23 +367,29 @@ class Reconciler:
             return None
 
     async def _rehearse(self, view: View) -> status.Trouble | None:
-        """Before the first child of a run is made, have the API server judge all of them: some of their fields go into
-        the run as they are, and a training that it refuses must not be found out when the teacher's GPUs were used.
-        Whatever else comes in the way, such as a quota that is used up now, is met again when the child is made."""
+        """Before the first child of a run is made, have the API server judge what its children will be: what it would
+        refuse, with its quotas, limits and policies, must not be found out when the teacher's GPUs were used. Whatever
+        may pass, such as a quota that is used up now, is met again when the child is made."""
+        alike: dict[tuple[str, ...], Child] = {}
         for child in view.children:
-            body = manifests.manifest(view.run, child, self.release)
-            try:
-                await self.cluster.create(manifests.KINDS[child.kind], body, dry_run=True)
-            except ApiError as error:
-                if error.status in (400, 422):
-                    return _refused(child, error)
-                log.info("%s/%s: %s was not judged: %s", view.run.namespace, view.run.name, child.stage, error)
+            alike.setdefault((child.pool, child.image, child.kind, str(child.gpus)), child)
+        for child in alike.values():
+            for kind, body in manifests.rehearsals(view.run, child, self.release, pods=self.rehearse_pods):
+                try:
+                    await self.cluster.create(kind, body, dry_run=True)
+                except ApiError as error:
+                    verdict = judge(error.message)
+                    unable = kind is POD and verdict is NO_RIGHT
+                    if error.status in (400, 403, 422) and not verdict.passing and not unable:
+                        return _refused(child, error, view, kind)
+                    log.info("%s/%s: %s was not judged: %s", view.run.namespace, view.run.name, child.stage, error)
         return None
 
-    async def _act(self, run: Run, actions: tuple[Action, ...], there: Children) -> status.Trouble | None:
-        """Carry the actions out; the objects they make or change are put in `there`."""
-        await self._equip(run, actions)
-        for action in actions:
+    async def _act(self, view: View) -> status.Trouble | None:
+        """Carry the actions out; the objects they make or change are put in what there is."""
+        run, there = view.run, view.there
+        await self._equip(run, view.actions)
+        for action in view.actions:
             try:
                 match action:
                     case Start(child):
@@ -337,10 +398,17 @@ class Reconciler:
                         await self._suspend(run, facts, True, there)
                     case Resume(facts):
                         await self._suspend(run, facts, False, there)
+                    case GiveUp(facts, why):
+                        log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
+                        await self._change(run, facts, manifests.giving_up(why), there)
+                    case Replace(stage, pod):
+                        await self._replace(run, stage, pod, there)
             except ApiError as error:
-                if error.status not in (400, 403, 404, 422):
+                if error.status not in (400, 403, 404, 422) and judge(error.message) is not WEBHOOK_DOWN:
                     raise
-                return _refused(action.child if isinstance(action, Start) else action.facts, error)
+                if isinstance(action, Replace):
+                    return _not_replaced(action, error)
+                return _refused(action.child if isinstance(action, Start) else action.facts, error, view)
         return None
 
     async def _equip(self, run: Run, actions: tuple[Action, ...]) -> None:
@@ -370,15 +438,23 @@ class Reconciler:
             patched = await self.cluster.patch(served, facts.workload.name, run.namespace, body)
             there.workloads[:] = _replaced(there.workloads, patched)
             return
-        kind: Kind = manifests.KINDS[facts.kind]
         note = {SUSPENDED_BY_RUN: "true" if suspend else None}
-        patched = await self.cluster.patch(
-            kind,
-            facts.name,
-            run.namespace,
-            {"metadata": {"annotations": note}, "spec": manifests.suspension(facts.kind, suspend)},
-        )
+        suspension = manifests.suspension(facts.kind, suspend)
+        await self._change(run, facts, {"metadata": {"annotations": note}, "spec": suspension}, there)
+
+    async def _change(self, run: Run, facts: ChildFacts, patch: Object, there: Children) -> None:
+        patched = await self.cluster.patch(manifests.KINDS[facts.kind], facts.name, run.namespace, patch)
         there.objects[:] = _replaced(there.objects, patched)
+
+    async def _replace(self, run: Run, stage: str, pod: PodFacts, there: Children) -> None:
+        """What the cluster's own pod garbage collector does when it knows that a node is out of service. The Job
+        controller holds a pod until it has failed, and counts no failure of one that was disrupted."""
+        now = datetime.now(UTC)
+        body = manifests.disruption(next(one for one in there.pods if one["metadata"]["uid"] == pod.uid)["status"], now)
+        await self.cluster.delete(POD, pod.name, run.namespace, uid=pod.uid, grace=0)
+        await self.cluster.patch(POD, pod.name, run.namespace, body, subresource="status")
+        await self._announce([events.replaced(run, stage, pod, now)])
+        log.info("%s/%s: pod %s of the lost node %s is replaced", run.namespace, run.name, pod.name, pod.node)
 
     async def _tell(self, manifest: Object, new: CGDRunStatus, news: Iterable[Object]) -> bool:
         """Write the status if it says more, and nobody has changed the run since it was read: what was read may have
@@ -406,8 +482,22 @@ class Reconciler:
                 log.warning("event %s was not posted: %s", body["reason"], error)
 
 
-def _refused(child: Child | ChildFacts, error: ApiError) -> status.Trouble:
-    return status.Trouble("ChildRefused", f"the API server refused the child of stage {child.stage}: {error.message}")
+def _refused(child: Child | ChildFacts, error: ApiError, view: View, kind: Kind | None = None) -> status.Trouble:
+    """What is told of a refusal. What somebody can put right beside the run, such as an absent ServiceAccount, may be
+    on its way, and alarms nobody at once."""
+    verdict, words = judge(error.message), explain(error.message)
+    if verdict.passing:
+        return status.Trouble(verdict.reason, f"the child of stage {child.stage} cannot be made: {words}", since=None)
+    told = f"the API server refused the child of stage {child.stage}: {words}"
+    if kind is POD and verdict in (OTHER, POLICY):
+        told += "; where it has to do with the operator's trying it as a bare pod: rehearsal.pods=false in its chart"
+    final = verdict is OTHER and error.status in (400, 422)
+    return status.Trouble("ChildRefused", told, since=LONG_AGO if final else view.ready)
+
+
+def _not_replaced(action: Replace, error: ApiError) -> status.Trouble:
+    told = f"pod {action.pod.name} of stage {action.stage} is on a lost node and cannot be replaced: {error.message}"
+    return status.Trouble("NodeLost", f"{told}; lostPods.replace=true in the operator's chart gives it the right")
 
 
 def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:

@@ -5,17 +5,23 @@ The previous status is read to keep what a vanished pod once said, and the time 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
 from cgd_operator.decide import done_stages
-from cgd_operator.observe import ChildFacts, Fate, PodFacts
+from cgd_operator.observe import BEGINNING, LONG_AGO, RETRYING, ChildFacts, Fate, PodFacts
 from cgd_operator.plan import Child, Run
-from cgd_operator.progress import StageProgress
+from cgd_operator.progress import StageProgress, percent_of
+from cgd_operator.queues import WAITS
+from cgd_operator.retries import attempts
 from cgd_operator.usage import Used, hours, total
 from cgd_stages.contract import StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
+
+STALLED_AFTER = timedelta(minutes=5)
+"""What a person must mend has so long before the run is called stalled, which alarms people."""
 
 WORDS = {
     "prepare": "Preparing",
@@ -38,6 +44,8 @@ class Trouble:
     reason: str
     message: str
     final: bool = False
+    since: datetime | None = LONG_AGO
+    """Since when a person has had to mend it; None: it may pass by itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Seen:
     previous: CGDRunStatus
     now: datetime
     trouble: Trouble | None = None
+    stalled_after: timedelta = STALLED_AFTER
 
 
 def render(seen: Seen) -> CGDRunStatus:
@@ -103,41 +112,54 @@ def _stages(seen: Seen) -> Iterable[StageStatus]:
         for name in child.stages:
             old = before.get(name, StageStatus(name=name))
             used = seen.used.get(name, Used(0, {}))
+            paid: Any = {"gpu_seconds": used.gpu_seconds, "pod_gpu_seconds": dict(used.pods)}
             if facts is not None:
                 yield _stage(seen, child, facts, used, old)
             elif name in done:  # its Job was cleaned up
-                yield old.model_copy(update={"state": "Succeeded"})
+                yield old.model_copy(update={"state": "Succeeded", **paid})
             else:
-                yield StageStatus(name=name, gpu_seconds=used.gpu_seconds)
+                yield StageStatus(name=name, **paid)
 
 
 def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageStatus) -> StageStatus:
     name = old.name
     progress = seen.progress(name)
-    told = _told(facts.pods, name)
+    told = _told(facts.gone + facts.pods, name)
     state = _stage_state(facts, name, child, progress)
-    rows = _rows(told, progress, old)
     ended = state in ("Succeeded", "Failed")
+    rows = _rows(told, progress, old, ended)
     running = state == "Running"
+    made = attempts(facts, old)
     return StageStatus(
         name=name,
         state=state,
         reason=facts.reason or None,
-        message=facts.message[:1000] or None,
+        message=_message(facts, old)[:1000] or None,
         child=facts.name,
         start_time=_text(facts.start) or old.start_time,
         completion_time=(_text(facts.end) or old.completion_time) if ended else None,
-        attempts=max(facts.attempts, old.attempts),
+        attempts=max(facts.attempts, old.attempts, *(one.attempts for one in made)),
+        pod_attempts=made,
         rows=rows,
         tokens_per_second=_speed(told, progress, old),
-        percent=100 if state == "Succeeded" else _highest(progress.percent if progress else None, old.percent),
-        eta_seconds=progress.eta_seconds if progress and running else None,
+        percent=100 if state == "Succeeded" else _percent(rows, progress, old),
+        eta_seconds=progress.eta_seconds if progress and running and not _complete(rows) else None,
         gpu_seconds=used.gpu_seconds,
         pod_gpu_seconds=dict(used.pods),
         tokens=sum(one.prompt_tokens + one.generated_tokens for one in told) or old.tokens,
         output_uri=next((one.output_uri for one in told if one.output_uri), None) or old.output_uri,
         digest=next((one.digest for one in told if one.digest), None) or old.digest,
     )
+
+
+def _message(facts: ChildFacts, old: StageStatus) -> str:
+    """A failure whose pods are gone is told in what they said when they were last seen: their controller says less."""
+    if facts.fate is not Fate.FAILED or any(pod.failed for pod in facts.gone + facts.pods):
+        return facts.message
+    if old.state == "Failed" and old.message:
+        return old.message
+    _, _, before = (old.message or "").partition(RETRYING)
+    return f"{facts.message}; {before}" if before else facts.message
 
 
 def _stage_state(facts: ChildFacts, name: str, child: Child, progress: StageProgress | None) -> StageState:
@@ -168,16 +190,29 @@ def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:
     return tuple(last.values())
 
 
-def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> Rows | None:
-    if told:
-        return Rows(
-            total=sum(one.rows.total for one in told),
-            done=sum(one.rows.done for one in told),
-            rejected=sum(one.rows.rejected for one in told),
-        )
-    if progress and progress.rows:
-        return Rows(**dict(progress.rows))
-    return old.rows
+def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus, ended: bool) -> Rows | None:
+    """What the pods said last, once all have. Before that whichever has got furthest: some shards have said their last
+    and others report, and an operator that has just started has no report yet."""
+    said = Rows(
+        total=sum(one.rows.total for one in told),
+        done=sum(one.rows.done for one in told),
+        rejected=sum(one.rows.rejected for one in told),
+    )
+    if told and ended:
+        return said
+    reported = Rows(**dict(progress.rows)) if progress and progress.rows else None
+    known = [rows for rows in (said if told else None, reported, old.rows) if rows]
+    return max(known, key=lambda rows: rows.done + rows.rejected, default=None)
+
+
+def _percent(rows: Rows | None, progress: StageProgress | None, old: StageStatus) -> int | None:
+    if rows and rows.total:
+        return percent_of(rows.done + rows.rejected, rows.total)
+    return _highest(progress.percent if progress else None, old.percent)
+
+
+def _complete(rows: Rows | None) -> bool:
+    return rows is not None and 0 < rows.total <= rows.done + rows.rejected
 
 
 def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
@@ -206,7 +241,14 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
         return "Suspended"
     if seen.trouble or all(stage.state == "Pending" for stage in stages):
         return "Pending"
+    if _is_held_up(current):
+        return "Queued" if current.reason in WAITS else "Waiting"
     return WORDS[current.name.partition("-")[0]]
+
+
+def _is_held_up(stage: StageStatus) -> bool:
+    """It waits, and not for its pods' usual beginning."""
+    return stage.state == "Waiting" and stage.reason not in BEGINNING
 
 
 def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> str:
@@ -215,6 +257,8 @@ def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> s
     if current.rows and current.rows.total:
         done = current.rows.done + current.rows.rejected
         return f"{current.percent or 0}% ({done}/{current.rows.total})"
+    if current.percent is None and _is_held_up(current):
+        return f"{sum(stage.state == 'Succeeded' for stage in stages)}/{len(stages)} stages"
     return f"{current.percent or 0}%"
 
 
@@ -222,7 +266,7 @@ def _conditions(
     seen: Seen, state: str, stages: tuple[StageStatus, ...], current: StageStatus | None
 ) -> tuple[Condition, ...]:
     failed = next((stage for stage in stages if stage.state == "Failed"), None)
-    waiting = next((stage for stage in stages if stage.state in ("Waiting", "Suspended") and stage.message), None)
+    held = seen.trouble or _wait(seen, stages)
     accepted = {"Accepted": ("True", "Valid", "")}
     stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
     match state:
@@ -232,13 +276,29 @@ def _conditions(
             rest = _group("False", "True", "False", "False", *_why(seen.trouble, failed))
         case "Suspended":
             rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
-        case _ if seen.trouble:
-            rest = _group("False", "True", "False", "Unknown", seen.trouble.reason, seen.trouble.message)
+        case _ if held and _is_overdue(held, seen):
+            rest = _group("False", "True", "False", "Unknown", held.reason, held.message)
+        case _ if held:
+            rest = _group("True", "False", "False", "Unknown", held.reason, held.message)
         case _:
-            place = f"at stage {current.name}" if current else ""
-            message = f"stage {waiting.name} waits: {waiting.message}" if waiting else place
-            rest = _group("True", "False", "False", "Unknown", state, message)
+            rest = _group("True", "False", "False", "Unknown", state, f"at stage {current.name}" if current else "")
     return _timed({**accepted, **rest, **stopped}, seen.previous, seen.run.generation, seen.now)
+
+
+def _wait(seen: Seen, stages: tuple[StageStatus, ...]) -> Trouble | None:
+    """What a stage waits for, before others what a person must mend."""
+    waits = [
+        Trouble(stage.reason, f"stage {stage.name} waits: {stage.message}", since=seen.facts[child.stage].stuck)
+        for child in seen.children
+        for stage in stages
+        if stage.name in child.stages and stage.reason and stage.message
+        if stage.state in ("Waiting", "Suspended", "Running")
+    ]
+    return next((one for one in waits if one.since), None) or next(iter(waits), None)
+
+
+def _is_overdue(trouble: Trouble, seen: Seen) -> bool:
+    return trouble.since is not None and seen.now - trouble.since >= seen.stalled_after
 
 
 def _group(

@@ -1,7 +1,8 @@
 """What a run has used: the GPU time of its pods, also of those that are gone. Pure.
 
-A pod holds its GPUs from the moment a node took it until its container ended. What a deleted pod held can be read from
-nothing that is left in the cluster, so the status keeps a count for every pod it has seen.
+A pod holds its GPUs from the moment a node took it until its last container ended, or until its grace period was over
+where its node was lost. What a deleted pod held can be read from nothing that is left in the cluster: the last thing to
+be seen of it is its deletion, and the status keeps a count for every pod.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,26 +10,31 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.observe import ChildFacts, PodFacts
+from cgd_operator.observe import LOST, PodFacts
 from cgd_operator.plan import Child
+
+MOST_LEFT = 200
+"""Of so many pods that are gone a stage remembers what each has used: the news that one was deleted may come after a
+list without it, and it must not be counted twice."""
 
 
 @dataclass(frozen=True)
 class Used:
-    """GPU seconds of a stage: all of them, and those of each pod that is there, by its uid."""
+    """GPU seconds of a stage: all of them, and those of each pod, by its uid."""
 
     gpu_seconds: int
     pods: Mapping[str, int]
 
 
 def count(
-    children: Iterable[Child], facts: Mapping[str, ChildFacts], previous: CGDRunStatus, now: datetime
+    children: Iterable[Child], pods: Mapping[str, tuple[PodFacts, ...]], previous: CGDRunStatus, now: datetime
 ) -> dict[str, Used]:
-    """By stage; a child that carries out several is counted on the first. Never less than `previous` says."""
+    """By stage, from the pods of each child, by its stage; a child that carries out several is counted on the first.
+    Never less than `previous` says."""
     before = {stage.name: stage for stage in previous.stages}
     first = {child.stages[0]: child for child in children if child.gpus}
     return {
-        name: _count(child, facts.get(child.stage), before.get(name, StageStatus(name=name)), now)
+        name: _count(child, pods.get(child.stage, ()), before.get(name, StageStatus(name=name)), now)
         for name, child in first.items()
     }
 
@@ -42,18 +48,20 @@ def hours(gpu_seconds: int) -> str:
     return f"{gpu_seconds / 3600:.2f}"
 
 
-def _count(child: Child, facts: ChildFacts | None, old: StageStatus, now: datetime) -> Used:
+def _count(child: Child, pods: tuple[PodFacts, ...], old: StageStatus, now: datetime) -> Used:
     known = old.pod_gpu_seconds
-    pods = {pod.uid: _held(pod, now) * child.gpus for pod in (facts.pods if facts else ())}
-    pods = {uid: max(seconds, known.get(uid, 0)) for uid, seconds in pods.items()}
-    return Used(old.gpu_seconds + sum(seconds - known.get(uid, 0) for uid, seconds in pods.items()), pods)
+    held = {pod.uid: max(_held(pod, now) * child.gpus, known.get(pod.uid, 0)) for pod in pods}
+    more = sum(seconds - known.get(uid, 0) for uid, seconds in held.items())
+    left = {uid: seconds for uid, seconds in known.items() if uid not in held}
+    return Used(old.gpu_seconds + more, {**held, **(left if len(left) <= MOST_LEFT else {})})
 
 
 def _held(pod: PodFacts, now: datetime) -> int:
     """Seconds; whole minutes of a pod that goes on, so that a status does not change every second."""
     if pod.taken is None:
         return 0
-    if pod.phase in ("Succeeded", "Failed"):
+    if pod.phase in ("Succeeded", "Failed", LOST):
         return round((pod.end - pod.taken).total_seconds()) if pod.end else 0
-    seconds = int((now - pod.taken).total_seconds())
-    return seconds if pod.leaving else seconds // 60 * 60
+    if pod.due:
+        return int((min(now, pod.due) - pod.taken).total_seconds())
+    return int((now - pod.taken).total_seconds()) // 60 * 60

@@ -103,8 +103,8 @@ async def test_every_child_of_a_manifest_is_rendered(tmp_path: Path) -> None:
     assert [child["kind"] for child in children].count("PyTorchJob") == 1
     assert len(children) == 8
     (training,) = (child for child in children if child["kind"] == "PyTorchJob")
-    master = training["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
-    assert master["containers"][0]["image"] == "registry.example/train:1"
+    worker = training["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert worker["containers"][0]["image"] == "registry.example/train:1"
 
 
 async def test_a_trainjob_is_rendered_with_the_runtime_that_it_refers_to(tmp_path: Path) -> None:

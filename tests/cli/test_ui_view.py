@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from builders import Object, job, manifest, pod
+from builders import Object, ended, job, manifest, pod
 from status_builders import every_state, finished, render_of, shown
 
 from cgd_cli.view import detail, summary
@@ -67,6 +67,15 @@ def test_who_must_act_and_why_is_told(case: str, look: str, why: str, who: str) 
 def test_a_pod_that_is_being_started_is_no_trouble_of_anybody() -> None:
     told = detail(served(shown(render_of(job("prepare"), pods=(pod("prepare", "Pending"),)))), [])
     assert told["who"] == "Nobody: its pods are being started."
+
+
+def test_a_lost_node_is_the_administrators_and_a_sidecar_that_runs_on_is_yours() -> None:
+    lost = pod("prepare")
+    lost["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
+    assert detail(served(shown(render_of(job("prepare"), pods=(lost,)))), [])["who"].startswith("The cluster's admin")
+    kept = pod("prepare", terminated=ended(0))
+    kept["status"]["containerStatuses"].append({"name": "proxy", "state": {"running": {}}})
+    assert detail(served(shown(render_of(job("prepare"), pods=(kept,)))), [])["who"] == "You: do what the message says."
 
 
 def test_what_is_stored_comes_with_the_command_that_shows_it() -> None:

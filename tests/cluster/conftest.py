@@ -18,10 +18,10 @@ from builders import ENDS, manifest
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install, real_apiserver
-from cgd_operator.__main__ import operate
-from cgd_operator.cluster import RUN, ApiError, Cluster, Kind
+from cgd_operator.cluster import EVENT, RUN, ApiError, Cluster, Kind
 from cgd_operator.crd import crd
 from cgd_operator.manifests import KINDS, STAGE_LABEL
+from cgd_operator.process import operate
 
 Json = dict[str, Any]
 
@@ -70,6 +70,11 @@ class World:
     async def state(self, name: str = "demo") -> str:
         return str((await self.get(name)).get("status", {}).get("state"))
 
+    async def events(self, name: str = "demo") -> list[Json]:
+        """Of a run; a real server posts some of its own."""
+        about = f"involvedObject.kind={RUN.kind},involvedObject.name={name}"
+        return (await self.client.list(EVENT, "default", fields=about))[0]
+
     async def children(self) -> dict[str, Json]:
         found: dict[str, Json] = {}
         for kind in KINDS.values():
@@ -104,12 +109,17 @@ class World:
     async def operator(self, namespaces: tuple[str, ...] = ()) -> AsyncIterator[None]:
         """The operator, in a thread with a loop of its own: it ends by waiting for every task of its loop."""
         stop = threading.Event()
-        thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(operate(namespaces, stop))))
+        thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(self._operate(namespaces, stop))))
         try:
             yield
         finally:
             stop.set()
             await thread
+
+    async def _operate(self, namespaces: tuple[str, ...], stop: threading.Event) -> None:
+        await operate(namespaces, stop)
+        if not self.is_embedded:
+            await asyncio.sleep(0.5)  # Kopf leaves its connections before TLS has said goodbye
 
 
 @asynccontextmanager

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.config import incluster_config
 
 from cgd_operator.cluster import CONFIGMAP, PAGE, ApiError, Cluster
 
@@ -130,6 +133,68 @@ async def test_a_watch_whose_connection_is_cut_goes_on_where_it_was(
     world.embedded.registry.store.end_watches()
     await create(world.client, "meanwhile")
     assert await mine.read(1) == [("ADDED", "meanwhile")]
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    making = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=127.0.0.1"
+    subprocess.run(["openssl", *making.split()], check=True, capture_output=True)
+    return key, certificate
+
+
+async def test_a_pod_uses_its_service_account_without_a_word_about_kubeconfigs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning would fail the test."""
+    _, certificate = make_certificate(tmp_path)
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    async with await Cluster.connect(manager="test") as client:
+        assert client._client.configuration.host == "https://10.0.0.1:443"
+
+
+async def test_a_watch_that_is_let_go_leaves_no_connection_to_a_server_that_says_no_goodbye(tmp_path: Path) -> None:
+    key, certificate = make_certificate(tmp_path)
+    config = tmp_path / "kubeconfig"
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    served: list[asyncio.StreamWriter] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(writer)
+        for said in (b'{"items": [], "metadata": {"resourceVersion": "1"}}', b""):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: %d\r\n" % len(said) if said else b"") + b"\r\n" + said
+            )
+        event = {"type": "ADDED", "object": {"metadata": {"resourceVersion": "2"}}}
+        writer.write(json.dumps(event).encode() + b"\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    parts = {
+        "clusters": [{"name": "c", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+    }
+    config.write_text(json.dumps({"current-context": "x", **parts}))
+    async with await Cluster.connect(str(config), manager="test") as client:
+        mine = Listener(client)
+        assert await mine.read(2) == [("SYNCED", ""), ("ADDED", "")]
+        (transport,) = client._connections().connector._transports  # type: ignore[union-attr]
+        socket = transport.get_extra_info("socket")
+        mine._task.cancel()
+        await asyncio.wait([mine._task])
+    await asyncio.sleep(0)
+    assert socket.fileno() == -1
+    served[0].transport.abort()
+    server.close()
 
 
 async def test_the_proxy_that_the_environment_names_is_asked_but_not_for_what_it_excepts(

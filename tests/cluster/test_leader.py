@@ -97,6 +97,58 @@ async def test_a_leader_that_cannot_renew_stops_acting(
     assert not first.leads.is_set()
 
 
+async def test_a_lease_that_cannot_be_read_for_a_moment_is_kept(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leader, "ANSWER", 0.2)
+    first = Candidate(world, "first")
+    await asyncio.wait_for(first.leads.wait(), 5)
+    hung = asyncio.Event()
+
+    async def hangs(*_: Any, **__: Any) -> None:
+        hung.set()
+        await asyncio.sleep(3600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cluster, "get", hangs)
+        await asyncio.wait_for(hung.wait(), 5)
+    await asyncio.sleep(1)
+    assert first.leads.is_set()
+    first.done.set()
+    await first.task
+
+
+async def test_one_that_is_told_to_go_while_it_takes_the_lease_gives_it_back(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, writing = Cluster.create, asyncio.Event()
+
+    async def slow(self: Cluster, *args: Any, **options: Any) -> Any:
+        writing.set()
+        await asyncio.sleep(0.3)
+        return await create(self, *args, **options)
+
+    monkeypatch.setattr(Cluster, "create", slow)
+    first = Candidate(world, "first")
+    await asyncio.wait_for(writing.wait(), 5)
+    first.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first.task
+    assert not first.leads.is_set()
+    assert (await world.client.get(LEASE, NAME, NAMESPACE))["spec"].get("holderIdentity") is None
+
+
+async def test_one_that_waits_takes_no_lease_away_when_it_goes(world: Any) -> None:
+    first = Candidate(world, "first")
+    await asyncio.wait_for(first.leads.wait(), 5)
+    second = Candidate(world, "second")
+    await asyncio.sleep(0.3)
+    second.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second.task
+    assert await holder(world) == "first"
+    first.done.set()
+    await first.task
+
+
 async def test_an_error_of_the_work_ends_the_lead_with_it_and_frees_the_lease(world: Any) -> None:
     async def work() -> None:
         raise ApiError(403, "Forbidden", "no")

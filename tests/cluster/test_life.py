@@ -7,7 +7,7 @@ import pytest
 from builders import CHILDREN, ended, labels
 
 from cgd_operator import manifests
-from cgd_operator.cluster import CRD, EVENT, JOB, POD, RUN, ApiError, Cluster, Kind
+from cgd_operator.cluster import CRD, JOB, POD, RUN, ApiError, Cluster, Kind
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
@@ -84,7 +84,7 @@ async def test_a_used_up_budget_stops_the_run_and_it_stays_stopped_when_its_pods
     assert await held(world, "answer")
     assert (await world.get())["status"]["usage"] == before["usage"]
     assert await world.state() == "Failed"
-    events = (await world.client.list(EVENT, "default"))[0]
+    events = await world.events()
     assert [one["message"] for one in events if one["reason"] == "RunFailed"] == [told(await world.get())["message"]]
 
 
@@ -119,7 +119,7 @@ async def test_a_run_is_deleted_after_its_time_and_its_end_is_told_before(world:
         await world.apply({"ttlSecondsAfterFinished": 0})
         await world.play(*CHILDREN)
         await world.until(lambda: gone(world))
-    reasons = [one["reason"] for one in (await world.client.list(EVENT, "default"))[0]]
+    reasons = [one["reason"] for one in await world.events()]
     assert {"RunSucceeded", "Expired"} <= set(reasons)
 
 
@@ -132,7 +132,7 @@ async def test_a_time_to_live_that_is_not_over_is_waited_for_without_an_event(wo
         else:
             await world.play(*CHILDREN)
         await world.until(lambda: gone(world))
-    reasons = [one["reason"] for one in (await world.client.list(EVENT, "default"))[0]]
+    reasons = [one["reason"] for one in await world.events()]
     assert {f"Run{state}", "Expired"} <= set(reasons)
 
 
@@ -175,7 +175,7 @@ async def cleaning(world: Any) -> bool:
 
 
 async def notes(world: Any) -> dict[str, str]:
-    return {one["reason"]: one["message"] for one in (await world.client.list(EVENT, "default"))[0]}
+    return {one["reason"]: one["message"] for one in await world.events()}
 
 
 async def test_a_deleted_run_takes_what_it_stored_with_it(world: Any) -> None:

@@ -1,5 +1,6 @@
 """The operator beside Kueue, played by the test: it owns `suspend` of the children that name a queue."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -62,6 +63,20 @@ async def test_waiting_for_quota_is_told_and_an_eviction_costs_nothing(world: An
         await world.until(lambda: runs(world, "prepare"))
         await world.end("prepare")
         await world.until(lambda: runs(world, "answer"))
+
+
+async def test_a_child_that_kueue_admits_and_cannot_start_is_told_until_it_starts(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_operator.queues.STARTING", timedelta(0))
+    async with Kueue(world).at_work() as kueue, world.operator():
+        kueue.webhook_down = True
+        await world.apply(labels=QUEUE)
+        await world.until(lambda: waits(world, "prepare", "NotStarted"))
+        assert await world.state() == "Queued"
+        await world.until(lambda: says(world, "see the log of Kueue's controller, and Kueue's webhooks"))
+        kueue.webhook_down = False
+        await world.until(lambda: runs(world, "prepare"))
 
 
 async def says(world: Any, message: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import yaml
 from aiohttp import web
 from builders import CHILDREN
 from kueue_player import QUEUE, Kueue
+from pod_player import InAnHour, ago, make_pod
 
-from cgd_operator.cluster import NAMESPACE, RUN, WORKLOADS, Cluster, Kind
+from cgd_operator.cluster import NAMESPACE, POD, RUN, WORKLOADS, Cluster, Kind
 from cgd_operator.manifests import KINDS
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
@@ -29,10 +31,16 @@ RIGHTS = {
 }
 
 
-def rendered(namespaces: list[str]) -> list[dict[str, Any]]:
-    """The chart's objects."""
+def rendered(namespaces: list[str], pods: bool = True, **more: Any) -> list[dict[str, Any]]:
+    """The chart's objects; `pods`: whether the operator may create some as a dry run."""
     images = {"repository": "registry.example/image"}
-    values = {"image": images, "stageImages": {"generate": images, "train": images}, "watchNamespaces": namespaces}
+    values = {
+        "image": images,
+        "stageImages": {"generate": images, "train": images},
+        "watchNamespaces": namespaces,
+        "rehearsal": {"pods": pods},
+        **more,
+    }
     texts = helm_python.Chart.load(CHART).render(values, name="cgd", namespace="cgd-system")
     return [one for path, text in texts.items() if path.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
 
@@ -132,26 +140,66 @@ async def restricted(world: Any, objects: list[dict[str, Any]]) -> tuple[Guard |
     return guard, TOKEN
 
 
+async def confine(
+    world: Any, objects: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Guard | Account:
+    """Let the operator be the chart's ServiceAccount."""
+    await world.client.create(NAMESPACE, {"metadata": {"name": "cgd-system"}, "apiVersion": "v1", "kind": "Namespace"})
+    guard, token = await restricted(world, objects)
+    own = yaml.safe_load(world.kubeconfig.read_text())
+    own["users"][0]["user"] = {"token": token}
+    (folder / "operator.yaml").write_text(yaml.safe_dump(own))
+    monkeypatch.setenv("KUBECONFIG", str(folder / "operator.yaml"))
+    for name in ("CGD_LEASE", "CGD_REHEARSE_PODS", "CGD_STALLED_AFTER_SECONDS"):
+        monkeypatch.setenv(name, environment(objects, name))
+    return guard
+
+
+@pytest.mark.parametrize("replace", [True, False])
+async def test_pods_of_lost_nodes_are_deleted_only_with_the_right_that_the_chart_leaves_out(
+    world: Any, replace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.reconcile.datetime", InAnHour)
+    guard = await confine(world, rendered([], lostPods={"replace": replace}), tmp_path, monkeypatch)
+
+    async def is_gone() -> bool:
+        return await world.client.get(POD, "pod", "default") is None
+
+    async def says_what_it_needs() -> bool:
+        conditions = (await world.get()).get("status", {}).get("conditions", [])
+        return any(one["type"] == "Stalled" and "lostPods.replace=true" in one["message"] for one in conditions)
+
+    async with world.operator():
+        run = await world.apply({"replaceLostPodsAfterSeconds": 60})
+        await world.end("prepare")
+        await make_pod(world, run, phase="Running", startTime=ago(60))
+        await world.client.delete(POD, "pod", "default", grace=30)
+        await world.until(is_gone if replace else says_what_it_needs)
+    assert bool(guard.denied) is not replace
+    assert await is_gone() is replace
+
+
 @pytest.mark.parametrize(
-    ("namespaces", "backend", "queue"),
-    [([], "PyTorchJob", QUEUE), (["default"], "TrainJob", QUEUE), (["default"], "PyTorchJob", {})],
+    ("namespaces", "backend", "queue", "pods"),
+    [
+        ([], "PyTorchJob", QUEUE, True),
+        (["default"], "TrainJob", QUEUE, True),
+        (["default"], "PyTorchJob", {}, True),
+        (["default"], "TrainJob", {}, False),
+    ],
 )
 async def test_no_call_of_a_whole_run_is_denied(
     world: Any,
     namespaces: list[str],
     backend: str,
     queue: dict[str, str],
+    pods: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    objects = rendered(namespaces)
-    await world.client.create(NAMESPACE, {"metadata": {"name": "cgd-system"}, "apiVersion": "v1", "kind": "Namespace"})
-    guard, token = await restricted(world, objects)
-    own = yaml.safe_load(world.kubeconfig.read_text())
-    own["users"][0]["user"] = {"token": token}
-    (tmp_path / "operator.yaml").write_text(yaml.safe_dump(own))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "operator.yaml"))
-    monkeypatch.setenv("CGD_LEASE", environment(objects, "CGD_LEASE"))
+    monkeypatch.setattr("cgd_operator.observe.QUIET", timedelta(minutes=-1))
+    guard = await confine(world, rendered(namespaces, pods), tmp_path, monkeypatch)
 
     async def queued(stage: str) -> bool:
         child = (await world.children()).get(stage)
@@ -162,11 +210,15 @@ async def test_no_call_of_a_whole_run_is_denied(
     async def reached(state: str) -> bool:
         return bool(await world.state() == state)
 
+    async def has_asked_why() -> bool:
+        return ("list", "events") in guard.allowed
+
     async def gone() -> bool:
         return await world.client.get(RUN, "demo", "default") is None
 
     async with Kueue(world).at_work() if queue else nullcontext(), world.operator(tuple(namespaces)):
         await world.apply({"training.backend": backend}, labels=queue)
+        await world.until(has_asked_why)
         await world.end("prepare")
         if queue:
             await world.until(lambda: queued("answer"))
@@ -192,3 +244,4 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("create", KINDS[backend].plural),
     } | ({("list", "workloads"), ("patch", "workloads")} if queue else set())
     assert needed <= guard.allowed
+    assert (("create", "pods") in guard.allowed) == pods

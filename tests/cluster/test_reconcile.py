@@ -10,7 +10,7 @@ from aiohttp import web
 from builders import CHILDREN
 
 from cgd_operator import manifests
-from cgd_operator.cluster import CRD, EVENT, JOB, RUN, SECRET, TRAININGRUNTIME, Cluster
+from cgd_operator.cluster import CRD, JOB, RUN, SECRET, TRAININGRUNTIME, Cluster
 from cgd_operator.progress import Board
 from cgd_operator.reconcile import Reconciler
 
@@ -72,12 +72,12 @@ async def test_events_tell_the_story(world: Any) -> None:
         await world.end("teacher", "Failed")
         await world.until(lambda: state_is(world, "Failed"))
         await world.until(lambda: has_event(world, "RunFailed"))
-    reasons = [event["reason"] for event in (await world.client.list(EVENT, "default"))[0]]
+    reasons = [event["reason"] for event in await world.events()]
     assert sorted(reasons) == ["RunFailed", "StageFailed", "StageFailed", "StageSucceeded"]  # a teacher is two stages
 
 
 async def has_event(world: Any, reason: str) -> bool:
-    return any(event["reason"] == reason for event in (await world.client.list(EVENT, "default"))[0])
+    return any(event["reason"] == reason for event in await world.events())
 
 
 async def state_is(world: Any, state: str) -> bool:
@@ -169,18 +169,22 @@ async def test_a_refused_child_is_told_and_tried_again(world: Any) -> None:
 
     def fault(request: web.Request) -> web.Response | None:
         if refuse and request.method == "POST" and request.path.endswith("/jobs"):
-            body = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "exceeded quota: gpus"}
+            body = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "jobs are not allowed here"}
             return web.json_response(body, status=403)
         return None
 
     world.embedded.fault = fault
     async with world.operator():
         await world.apply()
-        await world.until(lambda: is_stalled(world))
-        assert "exceeded quota: gpus" in conditions(await world.get())["Stalled"]["message"]
+        await world.until(lambda: is_refused(world))
+        assert "jobs are not allowed here" in conditions(await world.get())["Stalled"]["message"]
         refuse = False
         await world.client.patch(RUN, "demo", "default", {"metadata": {"labels": {"touched": "yes"}}})
         await world.until(lambda: has_child(world, "prepare"))
+
+
+async def is_refused(world: Any) -> bool:
+    return conditions(await world.get()).get("Stalled", {}).get("reason") == "ChildRefused"
 
 
 async def test_suspend_holds_the_child_and_resume_lets_it_go(world: Any) -> None:

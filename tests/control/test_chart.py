@@ -17,6 +17,7 @@ from prometheus_client import generate_latest
 from cgd_operator import metrics
 from cgd_operator.api.spec import parse_spec
 from cgd_operator.health import Health
+from cgd_operator.progress import Board, Desk, ProgressServer
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 IMAGES: dict[str, Any] = {
@@ -28,9 +29,11 @@ IMAGES: dict[str, Any] = {
 }
 
 
-def rendered(values: dict[str, Any] | None = None) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The chart's objects by kind, namespace and name, as release `cgd` in namespace `cgd-system`."""
-    texts = helm_python.Chart.load(CHART).render(IMAGES | (values or {}), name="cgd", namespace="cgd-system")
+def rendered(
+    values: dict[str, Any] | None = None, release: str = "cgd", namespace: str = "cgd-system"
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The chart's objects by kind, namespace and name."""
+    texts = helm_python.Chart.load(CHART).render(IMAGES | (values or {}), name=release, namespace=namespace)
     found = [one for path, text in texts.items() if path.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
     objects = {(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one for one in found}
     assert len(objects) == len(found)
@@ -137,9 +140,54 @@ def test_no_rule_has_a_wildcard_and_no_secret_can_be_read() -> None:
     assert set(secrets["verbs"]) == {"create", "patch"}
 
 
-def test_two_replicas_have_a_budget_that_lets_one_go() -> None:
+@pytest.mark.parametrize(("pods", "verbs"), [(True, {"list", "watch", "create"}), (False, {"list", "watch"})])
+def test_pods_are_created_as_a_dry_run_or_not_at_all(pods: bool, verbs: set[str]) -> None:
+    values = {"rehearsal": {"pods": pods}}
+    (rule,) = (rule for rule in only("ClusterRole", values)["rules"] if "pods" in rule["resources"])
+    assert set(rule["verbs"]) == verbs
+    env = {one["name"]: one.get("value") for one in container(values)["env"]}
+    assert env["CGD_REHEARSE_PODS"] == str(pods).lower()
+
+
+def test_the_time_that_people_have_is_the_values() -> None:
+    env = {one["name"]: one.get("value") for one in container({"stalledAfterSeconds": 3_000_000})["env"]}
+    assert env["CGD_STALLED_AFTER_SECONDS"] == "3000000"
+
+
+def test_two_replicas_have_a_budget_that_lets_one_go_and_reach_each_other() -> None:
     assert only("PodDisruptionBudget", {"replicas": 2})["spec"]["maxUnavailable"] == 1
     assert only("Deployment", {"replicas": 2})["spec"]["replicas"] == 2
+    policy, selector = only("NetworkPolicy")["spec"], only("Service")["spec"]["selector"]
+    operators, port = {"podSelector": {"matchLabels": selector}}, [{"port": "progress"}]
+    assert any(operators in rule.get("from", []) and rule["ports"] == port for rule in policy["ingress"])
+    assert {"to": [operators], "ports": port} in policy["egress"]
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("cgd", {}, "cgd-operator"),
+        ("cgd-operator", {}, "cgd-operator"),
+        ("our-cgd-operator", {}, "our-cgd-operator"),
+        ("rat", {}, "rat-cgd-operator"),
+        ("team-a", {"nameOverride": "distiller"}, "team-a-distiller"),
+        ("cgd", {"fullnameOverride": "distiller"}, "distiller"),
+    ],
+)
+def test_what_is_installed_is_named_as_helm_users_expect(release: str, values: dict[str, Any], name: str) -> None:
+    names = {kind: its for kind, _, its in rendered(values, release)}
+    assert (names["Deployment"], names["Service"], names["Role"]) == (name, name, f"{name}-lease")
+
+
+def test_releases_of_one_name_in_two_namespaces_share_nothing_but_the_definition() -> None:
+    first, second = (set(rendered(namespace=namespace)) for namespace in ("team-a", "team-b"))
+    assert first & second == {("CustomResourceDefinition", "", "cgdruns.cgd.dev")}
+
+
+def test_a_new_version_waits_for_the_lease_while_the_old_one_works() -> None:
+    spec = only("Deployment")["spec"]
+    assert spec["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert {"name": "CGD_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in container()["env"]
 
 
 def test_every_alert_has_a_severity_and_a_page_that_exists() -> None:
@@ -206,15 +254,16 @@ async def test_helm_test_asks_the_service_whether_an_operator_leads() -> None:
     (port,) = (one["port"] for one in asked["spec"]["ports"] if one["name"] == "health")
     python, option, program, url = container(kind="Pod")["command"]
     assert (python, option) == ("python", "-c")
-    assert url == f"http://{asked['metadata']['name']}.{asked['metadata']['namespace']}.svc:{port}/readyz"
-    health = Health()
+    assert url == f"http://{asked['metadata']['name']}.{asked['metadata']['namespace']}.svc:{port}/leaderz"
+    server = ProgressServer()
+    health = Health(server.leader_answers)
     await health.start("127.0.0.1", 0)
     codes = []
     for _ in range(2):
-        here = f"http://127.0.0.1:{health.port}/readyz"
+        here = f"http://127.0.0.1:{health.port}/leaderz"
         process = await asyncio.create_subprocess_exec(sys.executable, option, program, here, stderr=DEVNULL)
         codes.append(await process.wait())
-        health.lead()
+        server.lead(Desk(Board(), b"key", lambda *_: None))
     await health.stop()
     assert codes == [1, 0]
 
@@ -259,6 +308,8 @@ def test_what_artifact_hub_shows_is_true() -> None:
         ({"replicas": 9}, "replicas"),
         ({"watchNamespaces": ["Team A"]}, "watchNamespaces"),
         ({"progress": {"port": 0}}, "port"),
+        ({"rehearsal": {"pods": "no"}}, "pods"),
+        ({"stalledAfterSeconds": -1}, "stalledAfterSeconds"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], told: str) -> None:

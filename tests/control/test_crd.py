@@ -58,12 +58,13 @@ def test_a_default_is_whole_so_that_the_rules_of_its_schema_can_be_judged_by_it(
     assert wrapped["it"] == node["default"] or path == ".status"
 
 
-def test_everything_but_suspend_and_what_happens_after_the_end_is_immutable() -> None:
+def test_everything_but_suspend_and_what_becomes_of_pods_and_ended_runs_is_immutable() -> None:
     frozen = {rule["fieldPath"] for rule in NODES[".spec"]["x-kubernetes-validations"] if "oldSelf" in rule["rule"]}
     assert frozen == {f".{name}" for name in NODES[".spec"]["properties"]} - {
         ".suspend",
         ".ttlSecondsAfterFinished",
         ".deletionPolicy",
+        ".replaceLostPodsAfterSeconds",
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from builders import job, pod, run
 
-from cgd_operator.decide import Hold, Resume, Start, decide, done_stages
+from cgd_operator.decide import GiveUp, Hold, Resume, Start, decide, done_stages
 from cgd_operator.observe import observe
 from cgd_operator.plan import plan
 
@@ -13,8 +13,13 @@ ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", 
 DONE = {name: job(name, "Complete", kind="PyTorchJob" if name == "train-cgd" else "Job") for name in ORDER}
 
 
-def decisions(*children: dict[str, Any], pods: list[dict[str, Any]] | None = None, stop: bool = False) -> list[str]:
-    actions = decide(plan(run()), observe(children, pods or []), stop=stop)
+def decisions(
+    *children: dict[str, Any],
+    pods: list[dict[str, Any]] | None = None,
+    stop: bool = False,
+    enough: dict[str, str] | None = None,
+) -> list[str]:
+    actions = decide(plan(run()), observe(children, pods or []), stop=stop, enough=enough or {})
     named = []
     for action in actions:
         match action:
@@ -24,6 +29,8 @@ def decisions(*children: dict[str, Any], pods: list[dict[str, Any]] | None = Non
                 named.append(f"hold {facts.stage}")
             case Resume(facts):
                 named.append(f"resume {facts.stage}")
+            case GiveUp(facts, why):
+                named.append(f"give up {facts.stage}: {why}")
     return named
 
 
@@ -108,3 +115,10 @@ def test_a_child_that_is_being_deleted_is_waited_for() -> None:
 def test_done_stages_of_a_fused_teacher_are_both_of_its_stages() -> None:
     facts = observe(done("prepare", "answer", "teacher"), [])
     assert done_stages(plan(run()), facts) == {"prepare", "answer", "critique", "refine"}
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_child_that_was_tried_often_enough_is_given_up_unless_it_is_held(stop: bool) -> None:
+    training = job("train-cgd", kind="PyTorchJob")
+    made = decisions(*done(*ORDER[:4]), training, stop=stop, enough={"train-cgd": "4 times"})
+    assert made == (["hold train-cgd"] if stop else ["give up train-cgd: 4 times"])

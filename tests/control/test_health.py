@@ -22,9 +22,25 @@ async def ask(it: Health, path: str) -> tuple[int, str]:
         return answer.status, await answer.text()
 
 
-async def test_one_that_waits_lives_and_is_not_ready(served: Health) -> None:
+async def test_one_that_has_seen_no_api_server_lives_and_is_not_ready(served: Health) -> None:
     assert await ask(served, "/healthz") == (200, "ok")
-    assert await ask(served, "/readyz") == (503, "waits for the Lease")
+    assert await ask(served, "/readyz") == (503, "has not reached the API server")
+
+
+async def test_one_that_waits_lives_and_is_ready(served: Health) -> None:
+    served.could_lead()
+    assert await ask(served, "/healthz") == (200, "ok")
+    assert await ask(served, "/readyz") == (200, "waits for the Lease")
+
+
+@pytest.mark.parametrize(("leads", "told"), [(True, (200, "an operator leads")), (False, (503, "no operator leads"))])
+async def test_one_that_waits_says_whether_another_leads(served: Health, leads: bool, told: tuple[int, str]) -> None:
+    async def answers() -> bool:
+        return leads
+
+    served.leader_answers = answers
+    served.could_lead()
+    assert await ask(served, "/leaderz") == told
 
 
 async def test_one_that_leads_is_ready(served: Health) -> None:

@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 from builders import RELEASE, run
 
-from cgd_operator.manifests import manifest, progress_secret, secret_name, training_runtime
+from cgd_operator.manifests import LISTENS, manifest, progress_secret, secret_name, training_runtime
 from cgd_operator.plan import BACKENDS, plan
 from cgd_stages import contract
 
@@ -19,8 +19,8 @@ def manifests(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     return {child.stage: manifest(this, child, RELEASE) for child in plan(this)}
 
 
-def pod_spec(body: dict[str, Any], replica: str = "Master") -> Any:
-    holder = body["spec"]["pytorchReplicaSpecs"][replica] if body["kind"] == "PyTorchJob" else body["spec"]
+def pod_spec(body: dict[str, Any]) -> Any:
+    holder = body["spec"]["pytorchReplicaSpecs"]["Worker"] if body["kind"] == "PyTorchJob" else body["spec"]
     return holder["template"]["spec"]
 
 
@@ -35,6 +35,12 @@ def test_a_child_fits_the_published_schema(stage: str) -> None:
     if body["kind"] == "PyTorchJob":  # its pod template is what the schemas know
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod_spec(body)}
     kubernetes_validate.validate(body, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_pod_gets_sigterm_before_its_first_process_has_a_handler(stage: str) -> None:
+    (container,) = pod_spec(manifests()[stage])["containers"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == LISTENS
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -103,8 +109,7 @@ def test_a_pytorchjob_is_scheduled_as_a_gang_of_all_its_pods() -> None:
     made = manifests(GANG | {"placement.training": {"priorityClassName": "high"}})
     policy = made["train-cgd"]["spec"]["runPolicy"]["schedulingPolicy"]
     assert policy == {"minAvailable": 2, "queue": "research", "priorityClass": "high"}
-    for replica in ("Master", "Worker"):
-        assert pod_spec(made["train-cgd"], replica)["schedulerName"] == "volcano"
+    assert pod_spec(made["train-cgd"])["schedulerName"] == "volcano"
     assert [stage for stage, body in made.items() if "schedulerName" in pod_spec(body)] == ["train-cgd"]
 
 
@@ -217,18 +222,27 @@ def test_pods_are_the_same_for_both_backends_but_for_what_the_controllers_set(tr
     assert own.pop("restartPolicy") == "Never"
     assert own == other
     assert theirs.pop("ports")
+    theirs["env"] = [one for one in theirs["env"] if not one["name"].startswith("PET_")]
     assert mine.pop("name") != theirs.pop("name")
     assert mine == theirs
 
 
-def test_two_workers_are_a_master_and_a_worker() -> None:
-    replicas = manifests({"training.workers": 2})["train-cgd"]["spec"]["pytorchReplicaSpecs"]
-    assert {name: one["replicas"] for name, one in replicas.items()} == {"Master": 1, "Worker": 1}
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_pytorchjob_has_workers_alone(workers: int) -> None:
+    replicas = manifests({"training.workers": workers})["train-cgd"]["spec"]["pytorchReplicaSpecs"]
+    assert {name: one["replicas"] for name, one in replicas.items()} == {"Worker": workers}
     assert replicas["Worker"]["template"]["spec"]["containers"][0]["name"] == "pytorch"
 
 
-def test_one_worker_is_a_master_alone() -> None:
-    assert set(manifests()["train-cgd"]["spec"]["pytorchReplicaSpecs"]) == {"Master"}
+def test_a_worker_is_told_where_all_meet_and_reads_its_number_from_its_label() -> None:
+    body = manifests({"training.workers": 2})["train-cgd"]
+    variables = env(body)
+    assert variables["PET_MASTER_ADDR"] == f"{body['metadata']['name']}-worker-0"
+    [port] = pod_spec(body)["containers"][0]["ports"]
+    assert variables["PET_MASTER_PORT"] == str(port["containerPort"])
+    assert variables["PET_NODE_RANK"] == {
+        "fieldRef": {"fieldPath": "metadata.labels['training.kubeflow.org/replica-index']"}
+    }
 
 
 def test_credentials_are_references_and_never_values() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from cgd_operator.progress import Board, ProgressServer, token
+from cgd_operator.progress import Board, Desk, ProgressServer, token
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 KEY = b"k" * 32
@@ -20,7 +20,8 @@ def report(shard: int = 0, percent: int | None = None, rows: Rows | None = None,
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[ProgressServer, Board, list[tuple[str, str]]]]:
     board, changed = Board(), []
-    server = ProgressServer(board, KEY, lambda namespace, run, _: changed.append((namespace, run)))
+    server = ProgressServer()
+    server.lead(Desk(board, KEY, lambda namespace, run, _: changed.append((namespace, run))))
     await server.start("127.0.0.1", 0)
     yield server, board, changed
     await server.stop()
@@ -60,6 +61,40 @@ async def test_a_fused_pod_reports_for_both_of_its_stages(server: Any) -> None:
     assert server[1].of("uid-1", "refine").percent == 5
 
 
+@pytest.fixture
+async def waiting(server: Any) -> AsyncIterator[ProgressServer]:
+    """That of an operator that waits while another one leads."""
+    other = ProgressServer(leader=lambda: f"127.0.0.1:{server[0].port}")
+    await other.start("127.0.0.1", 0)
+    yield other
+    await other.stop()
+
+
+async def test_one_that_waits_passes_reports_on_with_their_token(waiting: ProgressServer, server: Any) -> None:
+    body = {"trainerStatus": {"progressPercentage": 40}}
+    assert await post(waiting, body, token(KEY, "uid-1", "answer")) == 200
+    assert server[1].of("uid-1", "answer").percent == 40
+    assert await post(waiting, body, "wrong") == 403
+    assert await post(waiting, {}, token(KEY, "uid-1", "answer")) == 422
+
+
+async def test_a_report_is_not_passed_on_for_ever() -> None:
+    """As when the Lease still names one that leads no more."""
+    lost = ProgressServer(leader=lambda: f"127.0.0.1:{lost.port}")
+    await lost.start("127.0.0.1", 0)
+    assert await post(lost, {"trainerStatus": {}}, token(KEY, "uid-1", "answer")) == 503
+    await lost.stop()
+
+
+@pytest.mark.parametrize("leader", ["", "127.0.0.1:9"])
+async def test_without_one_that_leads_a_report_is_refused_for_now(leader: str) -> None:
+    alone = ProgressServer(leader=lambda: leader)
+    await alone.start("127.0.0.1", 0)
+    assert await post(alone, {"trainerStatus": {}}, token(KEY, "uid-1", "answer")) == 503
+    assert not await alone.leader_answers()
+    await alone.stop()
+
+
 def test_shards_are_added_up() -> None:
     board = Board()
     board.put("u", "answer", report(0, rows=Rows(total=10, done=5), rate=100.4))
@@ -92,7 +127,8 @@ async def test_a_stage_that_shares_its_pod_is_shown_at_once_when_it_begins_or_is
     board, shown = Board(), list[float]()
     for number in range(1000):
         board.put(f"u{number}", "answer", report())
-    server = ProgressServer(board, KEY, lambda _, __, seconds: shown.append(seconds))
+    server = ProgressServer()
+    server.lead(Desk(board, KEY, lambda _, __, seconds: shown.append(seconds)))
     await server.start("127.0.0.1", 0)
     bearer = token(KEY, "uid-1", "teacher")
     for done in (1, 2, 10, 10):

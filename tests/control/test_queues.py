@@ -1,11 +1,12 @@
 """Kueue: what a child tells it, and what its Workload tells of a child."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from builders import CHILDREN, RELEASE, job, manifest, pod
 from kueue_player import QUEUE
-from status_builders import render_of
+from status_builders import NOW, render_of
 
 from cgd_operator.decide import Hold, Resume, decide
 from cgd_operator.manifests import manifest as child_manifest
@@ -39,8 +40,10 @@ def workload(
     return {**head, "spec": {"active": active}, "status": {"conditions": told, **status}}
 
 
-def facts(child: dict[str, Any], *workloads: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> ChildFacts:
-    return observe([child], pods, workloads)["answer"]
+def facts(
+    child: dict[str, Any], *workloads: dict[str, Any], pods: tuple[dict[str, Any], ...] = (), now: datetime = NOW
+) -> ChildFacts:
+    return observe([child], pods, workloads, now=now)["answer"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -92,12 +95,22 @@ def test_quota_alone_is_not_admission() -> None:
     assert facts(in_queue(), workload(reserved, ("Admitted", "Admitted", ""))).reason == "Admitted"
 
 
+def test_what_kueue_has_admitted_and_cannot_start_is_told_with_where_to_look() -> None:
+    admitted = workload(("Admitted", "Admitted", ""))
+    admitted["status"]["conditions"][0]["lastTransitionTime"] = "2026-01-01T00:10:00Z"
+    assert facts(in_queue(), admitted, now=NOW + timedelta(seconds=14)).reason == "Admitted"
+    found = facts(in_queue(), admitted, now=NOW + timedelta(seconds=15))
+    assert (found.fate, found.reason, found.stuck) == (Fate.WAITING, "NotStarted", None)
+    assert "admitted it at 2026-01-01T00:10:00Z" in found.message
+    assert "Kueue's webhooks" in found.message
+
+
 def test_a_workload_that_somebody_deactivated_says_how_to_go_on_and_is_left_alone() -> None:
     found = facts(in_queue(), workload(("Evicted", "Deactivated", "The workload is deactivated"), active=False))
     assert (found.fate, found.reason) == (Fate.SUSPENDED, "Deactivated")
     assert "job-answer-1 was deactivated (The workload is deactivated); set the Workload's spec.active" in found.message
     for stop in (True, False):
-        assert decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop) == ()
+        assert decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop, enough={}) == ()
 
 
 def done() -> ChildFacts:
@@ -105,7 +118,10 @@ def done() -> ChildFacts:
 
 
 def decided(found: ChildFacts, *, stop: bool) -> list[type]:
-    return [type(one) for one in decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop)]
+    return [
+        type(one)
+        for one in decide(plan(Run.of(manifest())), {"answer": found, "prepare": done()}, stop=stop, enough={})
+    ]
 
 
 def test_a_child_that_waits_in_a_queue_is_left_to_the_queue_until_the_run_stops() -> None:
@@ -155,6 +171,7 @@ def test_the_status_of_a_run_says_which_stage_waits_for_quota() -> None:
     )
     (answer,) = [one for one in status.stages if one.name == "answer"]
     assert (answer.state, answer.reason) == ("Waiting", "WaitingForQuota")
+    assert (status.state, status.progress) == ("Queued", "1/9 stages")
     told = {one.type: one for one in status.conditions}
     assert told["Reconciling"].message == "stage answer waits: waiting for quota; Pending: no quota"
     assert (told["Reconciling"].status, told["Stalled"].status) == ("True", "False")

@@ -29,6 +29,9 @@ def words(name: str, done: int = 10, rejected: int = 0, **more: Any) -> str:
     return json.dumps({"outcome": "done", "stages": {name: {"rows": rows, **more}}})
 
 
+FAILURE = json.dumps({"outcome": "failed", "message": "no such bucket", "hint": "create it"})
+
+
 @pytest.mark.parametrize(
     ("count", "word"),
     [
@@ -76,8 +79,7 @@ def test_a_run_that_is_suspended_from_birth_has_its_generation_observed() -> Non
 
 
 def test_a_failed_stage_is_told_in_the_conditions() -> None:
-    message = json.dumps({"outcome": "failed", "message": "no such bucket", "hint": "create it"})
-    status = render_of(job("prepare", "Failed"), pods=(pod("prepare", "Failed", terminated=ended(3, message)),))
+    status = render_of(job("prepare", "Failed"), pods=(pod("prepare", "Failed", terminated=ended(3, FAILURE)),))
     told = next(one for one in status.conditions if one.type == "Succeeded").message
     assert told == "stage prepare: pod demo-prepare-0: exit code 3: no such bucket. create it"
     assert stage(status, "prepare").reason == "FailedReason"
@@ -116,6 +118,44 @@ def test_progress_shows_rows_percent_speed_and_eta() -> None:
     status = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),), progress=progress)
     assert (status.stage, status.progress, status.eta) == ("answer", "66% (32/48)", "2m10s")
     assert stage(status, "answer").tokens_per_second == 812
+
+
+def test_when_a_pod_has_said_its_last_its_rows_and_percent_agree_and_nothing_is_left_to_wait_for() -> None:
+    progress = {"answer": StageProgress(Rows(total=4, done=1), 25, 90, 22)}
+    ended_pod = pod("answer", "Succeeded", terminated=ended(0, words("answer", 4)))
+    status = render_of(*finished("prepare"), job("answer"), pods=(ended_pod, pod("answer", shard=1)), progress=progress)
+    assert (status.progress, status.eta) == ("100% (4/4)", None)
+
+
+def test_a_shard_that_has_ended_hides_nothing_of_those_that_report() -> None:
+    progress = {"answer": StageProgress(Rows(total=40, done=20), 50, 90, 22)}
+    ended_pod = pod("answer", "Succeeded", terminated=ended(0, words("answer", 10)))
+    status = render_of(*finished("prepare"), job("answer"), pods=(ended_pod, pod("answer", shard=1)), progress=progress)
+    assert (status.progress, status.eta) == ("50% (20/40)", "22s")
+
+
+def test_a_failure_keeps_what_its_pods_said_when_they_are_gone() -> None:
+    failed = pod("prepare", "Failed", terminated=ended(3, FAILURE))
+    before = render_of(job("prepare", "Failed"), pods=(failed,))
+    assert stage(render_of(job("prepare", "Failed"), previous=before), "prepare").message == (
+        "pod demo-prepare-0: exit code 3: no such bucket. create it"
+    )
+
+
+def test_words_that_a_kubelet_tells_after_the_failure_are_told() -> None:
+    before = render_of(job("prepare", "Failed"), pods=(pod("prepare", running={}),))
+    late = pod("prepare", "Failed", terminated=ended(3, FAILURE))
+    after = render_of(job("prepare", "Failed"), pods=(late,), previous=before)
+    assert stage(after, "prepare").message == "pod demo-prepare-0: exit code 3: no such bucket. create it"
+
+
+def test_a_failure_that_was_never_seen_tells_what_the_try_before_said() -> None:
+    failed = pod("prepare", "Failed", name="a", terminated=ended(201, FAILURE))
+    before = render_of(job("prepare"), pods=(failed, pod("prepare", name="b")))
+    after = render_of(job("prepare", "Failed"), previous=before)
+    assert stage(after, "prepare").message == (
+        "failed; its pods are gone; pod a: exit code 201: no such bucket. create it"
+    )
 
 
 def test_progress_never_goes_back() -> None:
@@ -162,8 +202,18 @@ def test_a_failed_job_that_was_deleted_leaves_its_gpu_seconds_and_nothing_else()
     failed = pod("answer", "Failed", terminated=ended(3))
     before = render_of(*finished("prepare"), job("answer", "Failed"), pods=(failed,))
     after = render_of(*finished("prepare"), previous=before)
-    assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100)
+    spent = {failed["metadata"]["uid"]: 100}
+    assert stage(after, "answer") == StageStatus(name="answer", gpu_seconds=100, pod_gpu_seconds=spent)
     assert after.usage.gpu_hours == before.usage.gpu_hours == "0.03"
+
+
+def test_pods_that_end_after_their_job_was_deleted_are_counted_once() -> None:
+    before = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),))
+    assert stage(before, "answer").gpu_seconds == 600
+    leaving = pod("answer", "Failed", terminated=ended(143, end="2026-01-01T00:10:30Z"))
+    after = render_of(*finished("prepare"), pods=(leaving,), previous=before)
+    assert stage(after, "answer").gpu_seconds == 630
+    assert stage(render_of(*finished("prepare"), pods=(leaving,), previous=after), "answer").gpu_seconds == 630
 
 
 def test_a_running_pod_changes_the_status_once_a_minute_at_most() -> None:

@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import ended, job, pod, run
+from builders import ended, pod, run
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.observe import observe
+from cgd_operator.observe import Gone, last_state, pods_by_stage
 from cgd_operator.plan import plan
 from cgd_operator.usage import Used, count, hours, total
 
@@ -15,15 +15,14 @@ NOW = datetime(2026, 1, 1, 0, 10, 30, tzinfo=UTC)
 
 
 def used(
-    *pods: dict[str, Any], before: Used | None = None, now: datetime = NOW, gone: bool = False, gpus: int = 1
+    *pods: dict[str, Any], before: Used | None = None, now: datetime = NOW, gone: tuple[Gone, ...] = (), gpus: int = 1
 ) -> Used:
-    """Of the stage answer, whose Job is there unless it is gone."""
-    facts = observe([] if gone else [job("answer")], pods)
+    """Of the stage answer; `gone` are pods whose deletion was seen."""
     stages = (
         (StageStatus(name="answer", gpu_seconds=before.gpu_seconds, pod_gpu_seconds=before.pods),) if before else ()
     )
     children = plan(run({"student.tensorParallel": gpus}))
-    return count(children, facts, CGDRunStatus(stages=stages), now)["answer"]
+    return count(children, pods_by_stage(pods, gone, now), CGDRunStatus(stages=stages), now)["answer"]
 
 
 def ended_pod(name: str, phase: str = "Succeeded", exit_code: int = 0) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def test_an_evicted_pod_counts_until_its_conditions_last_changed() -> None:
 
 def test_a_pod_that_is_gone_counts_what_it_counted_and_the_next_one_comes_on_top() -> None:
     first = used(ended_pod("a"))
-    assert used(before=first) == Used(100, {})
+    assert used(before=first) == first
     both = used(ended_pod("b"), before=first)
     assert both.gpu_seconds == 200
     assert used(ended_pod("b"), before=both) == both, "counted once, however often it is looked at"
@@ -82,9 +81,53 @@ def test_a_pod_that_is_made_again_under_its_name_is_another_pod() -> None:
     assert used(again, before=first).gpu_seconds == 200
 
 
-def test_a_child_that_was_deleted_was_paid_for() -> None:
-    first = used(ended_pod("a", "Failed", 3))
-    assert used(before=first, gone=True) == Used(100, {})
+def test_a_pod_counts_to_its_last_second_when_its_deletion_is_seen() -> None:
+    running = used(pod("answer", name="a"), now=NOW - timedelta(minutes=5))
+    assert running.gpu_seconds == 300
+    left = ended_pod("a", "Failed", 143)
+    left["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2026-01-01T00:07:43Z"
+    seen = used(gone=(last_state(left, NOW),), before=running)
+    assert seen == Used(463, {"uid-of-a": 463})
+    assert used(gone=(last_state(left, NOW),), before=seen) == seen, "counted once, however often it is looked at"
+    assert used(before=seen) == seen
+
+
+def test_a_deletion_that_is_told_after_a_list_without_the_pod_is_not_counted_twice() -> None:
+    unseen = used(before=used(ended_pod("a")))
+    assert used(gone=(last_state(ended_pod("a"), NOW),), before=unseen).gpu_seconds == 100
+
+
+def test_what_each_of_many_pods_that_are_gone_has_used_is_forgotten_and_their_sum_is_kept() -> None:
+    assert used(before=Used(5000, {str(number): 10 for number in range(500)})) == Used(5000, {})
+
+
+def test_a_pod_that_was_deleted_by_force_counts_until_then() -> None:
+    assert used(gone=(last_state(pod("answer"), NOW),)).gpu_seconds == 630
+
+
+def test_a_pod_whose_child_was_deleted_counts_until_it_is_gone() -> None:
+    leaving = pod("answer")
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:12:00Z"
+    assert used(leaving).gpu_seconds == 630
+
+
+def test_the_pod_of_a_lost_node_counts_until_it_should_have_been_gone() -> None:
+    lost = pod("answer")
+    lost["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
+    assert used(lost).gpu_seconds == 300
+    assert used(lost, now=NOW + timedelta(hours=9)).gpu_seconds == 300
+    lost["status"] |= {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    lost["status"]["conditions"][0]["lastTransitionTime"] = "2026-01-01T09:00:00Z"
+    assert used(lost).gpu_seconds == 300, "nine hours later an admin has said that the node is gone"
+
+
+def test_a_pod_that_a_sidecar_keeps_holds_its_gpus() -> None:
+    kept = pod("answer", terminated=ended(0))
+    kept["status"]["containerStatuses"].append({"name": "proxy", "state": {"running": {}}})
+    assert used(kept).gpu_seconds == 600
+    kept["status"]["phase"] = "Succeeded"
+    kept["status"]["containerStatuses"][1]["state"] = {"terminated": ended(0, end="2026-01-01T00:05:00Z")}
+    assert used(kept).gpu_seconds == 300
 
 
 def test_the_count_never_goes_back() -> None:
@@ -96,7 +139,7 @@ def test_the_count_never_goes_back() -> None:
 @pytest.mark.parametrize("changes", [{"placement.accelerator": "none"}, {"student.tensorParallel": 2}])
 def test_a_run_counts_gpus_and_nothing_else(changes: dict[str, Any]) -> None:
     pods = [pod(stage, "Succeeded", terminated=ended(0)) for stage in ("prepare", "answer")]
-    counted = count(plan(run(changes)), observe([job("prepare"), job("answer")], pods), CGDRunStatus(), NOW)
+    counted = count(plan(run(changes)), pods_by_stage(pods, (), NOW), CGDRunStatus(), NOW)
     assert "prepare" not in counted
     assert total(counted) == (0 if "placement.accelerator" in changes else 200)
 

@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+from datetime import datetime, timedelta
 
 import aiohttp
 import pytest
@@ -82,7 +83,10 @@ async def test_a_running_pod_is_given_its_grace_and_ends_by_the_kubelets_word(cl
     await client.post(PODS, make.pod(nodeName="n"))
     meta = (await client.delete(PODS + "/p"))["metadata"]
     assert (meta["deletionGracePeriodSeconds"], "deletionTimestamp" in meta) == (30, True)
-    assert (await client.delete(PODS + "/p", {"gracePeriodSeconds": 5}))["metadata"]["deletionGracePeriodSeconds"] == 5
+    shorter = (await client.delete(PODS + "/p", {"gracePeriodSeconds": 5}))["metadata"]
+    assert shorter["deletionGracePeriodSeconds"] == 5
+    first, second = (datetime.fromisoformat(one["deletionTimestamp"]) for one in (meta, shorter))
+    assert first - second == timedelta(seconds=25), "the timestamp is the end of the grace period"
     assert (await client.delete(PODS + "/p", {"gracePeriodSeconds": 9}))["metadata"]["deletionGracePeriodSeconds"] == 5
     await client.delete(PODS + "/p?gracePeriodSeconds=0")
     await client.get(PODS + "/p", code=404)

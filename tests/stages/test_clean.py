@@ -7,13 +7,17 @@ from stage_builders import RUN, context
 
 from cgd_stages import clean
 from cgd_stages.contract import Clean, RunRef, Storage
-from cgd_stages.errors import Interrupted, TransientError
+from cgd_stages.errors import TransientError
 from cgd_stages.folders import DONE, PARTS, Folder, claim, now, open_input, read_claims, row_schema, write_pointer
 from cgd_stages.program import Context
 from cgd_stages.storage import Bucket
 
 OTHER = RunRef(namespace=RUN.namespace, name="other", uid="uid-2")
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}
+
+
+class Killed(Exception):
+    """The process is gone."""
 
 
 def begun(storage: Storage, scratch: Path, run: RunRef, name: str) -> Folder:
@@ -79,12 +83,19 @@ def test_another_namespace_is_not_looked_at(storage, bucket, tmp_path):
     assert open_input(bucket, elsewhere, "prepare").require().digest
 
 
-def test_an_interrupted_attempt_leaves_no_promise_and_the_next_one_ends_it(storage, bucket, tmp_path):
+def test_a_killed_attempt_leaves_no_promise_and_the_next_one_ends_it(storage, bucket, tmp_path, monkeypatch):
     folder = finished(storage, tmp_path, RUN, "done")
-    first = context(storage, Clean(), tmp_path)
-    first.stop.set()
-    with pytest.raises(Interrupted):
-        clean.main(first)
+    delete = Bucket.delete
+
+    def delete_one_object(self: Bucket, key: str) -> None:
+        if folder.done() is None and key.startswith(folder.key()):
+            raise Killed
+        delete(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "delete", delete_one_object)
+        with pytest.raises(Killed):
+            clean.main(context(storage, Clean(), tmp_path))
     assert folder.done() is None
     with pytest.raises(TransientError, match="has no output"):
         open_input(bucket, RUN, "prepare")

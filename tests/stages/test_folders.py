@@ -165,11 +165,18 @@ def failing(storage: Storage) -> StageError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_a_wrong_key_is_the_users_to_mend(storage, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("AWS_ACCESS_KEY_ID", "S3 does not know the access key"),
+        ("AWS_SECRET_ACCESS_KEY", "the secret key does not belong to it"),
+    ],
+)
+def test_a_wrong_key_is_the_users_to_mend(storage, monkeypatch, name, told):
     monkeypatch.setenv(name, "wrong-value")
     error = failing(storage)
     assert isinstance(error, UserError)
+    assert told in error.message
     assert "spec.storage.credentialsSecretRef" in error.hint
     assert "wrong-value" not in error.message
 

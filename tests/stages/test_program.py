@@ -17,6 +17,9 @@ from cgd_stages.program import shortened
 from cgd_stages.progress import Reporter
 
 BODY = """
+from cgd_stages.supervisor import supervise
+supervise()
+{first}
 import errno, sys, time
 from cgd_stages.contract import StageFacts, Rows
 from cgd_stages.errors import *
@@ -35,10 +38,10 @@ STORAGE = Storage(uri="s3://data/x", endpoint="http://127.0.0.1:1")
 class Started:
     """A program with this body, in a process of its own."""
 
-    def __init__(self, folder: Path, body: str, **env: str) -> None:
+    def __init__(self, folder: Path, body: str, first: str = "", **env: str) -> None:
         self._words = folder / "words.json"
         given = {"CGD_TASK": task(STORAGE, generate_work("/m", "answer")).to_json(), "CGD_SCRATCH": str(folder)}
-        text = BODY.format(body="\n".join(f"    {line}" for line in body.splitlines()))
+        text = BODY.format(first=first, body="\n".join(f"    {line}" for line in body.splitlines()))
         self.process = subprocess.Popen(
             [sys.executable, "-c", text],
             env={**os.environ, "CGD_TERMINATION_LOG": str(self._words), **given, **env},
@@ -47,9 +50,24 @@ class Started:
             text=True,
         )
 
+    def interrupt(self, line: str) -> None:
+        """Send SIGTERM once it has printed this line."""
+        assert self.process.stdout
+        assert self.process.stdout.readline() == f"{line}\n"
+        self.process.send_signal(signal.SIGTERM)
+
     def end(self) -> tuple[int, LastWords, str]:
         log, _ = self.process.communicate()
         return self.process.returncode, LastWords.model_validate_json(self._words.read_text()), log
+
+
+def gone(process: Path) -> bool:
+    """Whether it ends within some seconds."""
+    for _ in range(200):
+        if not process.exists() or "State:\tZ" in (process / "status").read_text():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 WRAPPED = """
@@ -94,20 +112,53 @@ def test_a_disk_that_is_really_full_ends_for_good(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body",
+    "held",
     [
-        "print('ready', flush=True)\nwhile not context.stop.wait(0.05): pass\ncontext.check()",
-        "with context.interruptible():\n    print('ready', flush=True)\n    time.sleep(60)",
+        "while not context.stop.wait(0.05): pass\n    context.check()",
+        "while not context.stop.wait(0.05): pass\n    raise UserError('no such field')",
+        "while not context.stop.wait(0.05): pass\n    raise ValueError('a validator met a signal')",
     ],
 )
-def test_sigterm_ends_with_143_and_what_is_known(tmp_path, body):
-    started = Started(tmp_path, body)
-    assert started.process.stdout
-    assert started.process.stdout.readline() == "ready\n"
-    started.process.send_signal(signal.SIGTERM)
-    code, words, _ = started.end()
-    assert (code, words.outcome, words.error) == (143, "interrupted", "Interrupted")
+def test_sigterm_where_something_is_held_ends_with_143_and_what_is_known(tmp_path, held):
+    started = Started(tmp_path, f"with context.holding():\n    print('ready', flush=True)\n    {held}")
+    started.interrupt("ready")
+    code, words, log = started.end()
+    assert (code, words.outcome, words.error) == (143, "interrupted", "Interrupted"), log
     assert words.stages["answer"].rows.done == 2
+
+
+SWALLOWED = """
+while True:
+    try:
+        print('ready', flush=True)
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+IN_C = "print('ready', flush=True)\nsum(range(10 ** 12))"
+
+
+@pytest.mark.parametrize("body", ["print('ready', flush=True)\ntime.sleep(60)", SWALLOWED, IN_C])
+def test_sigterm_where_nothing_is_held_ends_with_143_at_once_whatever_runs(tmp_path, body):
+    started = Started(tmp_path, body)
+    started.interrupt("ready")
+    code, words, log = started.end()
+    assert (code, words.outcome, words.error) == (143, "interrupted", "Interrupted"), log
+
+
+def test_sigterm_before_the_imports_ends_with_143(tmp_path):
+    started = Started(tmp_path, "pass", first="print('importing', flush=True); import time; time.sleep(60)")
+    started.interrupt("importing")
+    assert started.end()[0] == 143
+
+
+def test_a_program_does_not_outlive_the_one_that_waits_for_it(tmp_path):
+    started = Started(tmp_path, "import os; print(os.getpid(), flush=True); time.sleep(60)")
+    assert started.process.stdout
+    program = Path("/proc", started.process.stdout.readline().strip())
+    started.process.kill()
+    assert gone(program)
+    started.process.communicate()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,9 @@ import broken_graders
 import pytest
 
 from cgd_stages import grading
-from cgd_stages.errors import Interrupted
 from cgd_stages.folders import Row
 from cgd_stages.grading import Grader
 from cgd_stages.quality import (
-    AT_ONCE,
     Graded,
     Lengths,
     Marks,
@@ -44,7 +42,7 @@ def row(**changes: Any) -> Row:
 
 
 def graded(grader: Grader, *rows: Row) -> Graded:
-    found, _ = grade_rows(rows, grader, lambda: None)
+    found, _ = grade_rows(rows, grader)
     assert found is not None
     return found
 
@@ -179,12 +177,12 @@ def test_drafts_refinements_and_verdicts_are_held_against_the_reference(grader: 
 
 def test_each_row_is_given_its_own_marks(grader: Grader) -> None:
     rows = [row(), row(reference=None), row(answer="4", refinement="5")]
-    _, marks = grade_rows(rows, grader, lambda: None)
+    _, marks = grade_rows(rows, grader)
     assert marks == [Marks(False, True), Marks(), Marks(True, False)]
 
 
 def test_rows_without_a_reference_are_not_graded(grader: Grader) -> None:
-    assert grade_rows([row(reference=None), row(reference="a b\nc")], grader, lambda: None)[0] is None
+    assert grade_rows([row(reference=None), row(reference="a b\nc")], grader)[0] is None
     found = graded(grader, row(), row(reference=None))
     assert (found.sampled, found.rows) == (2, 1)
 
@@ -192,7 +190,7 @@ def test_rows_without_a_reference_are_not_graded(grader: Grader) -> None:
 def test_what_the_grader_cannot_decide_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grading, "_serve", broken_graders.hanging)
     with Grader(workers=1, seconds=0.1) as hasty:
-        found, marks = grade_rows([row(), row(answer="4", refinement="4")], hasty, lambda: None)
+        found, marks = grade_rows([row(), row(answer="4", refinement="4")], hasty)
     assert found is not None
     assert (found.rows, found.undecided) == (1, 1)
     assert marks[0] == Marks(None, True)
@@ -211,18 +209,6 @@ def test_a_critique_leaks_what_the_draft_does_not_have(grader: Grader) -> None:
 
 def test_one_row_alone_has_no_other_to_leak_by_chance(grader: Grader) -> None:
     assert graded(grader, row(critique="It should be 4.")).chance.n == 0
-
-
-def test_grading_stops_between_two_batches_when_it_is_told_to(grader: Grader) -> None:
-    calls = []
-
-    def check() -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise Interrupted("SIGTERM")
-
-    with pytest.raises(Interrupted):
-        grade_rows([row(answer="4", refinement="4")] * (2 * AT_ONCE), grader, check)
 
 
 # --- in words

@@ -104,7 +104,7 @@ def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "") -> 
 
 def reviewed(folder: Folder) -> list[Part]:
     """What the check stores about the rows of refine."""
-    return [review_rows(folder, open_input(folder.bucket, RUN, "refine"), lambda: None)[1]]
+    return [review_rows(folder, open_input(folder.bucket, RUN, "refine"))[1]]
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
 
 def test_the_quadruples_shown_are_the_first_by_id_whatever_part_they_are_in(whole_run: Bucket) -> None:
     with Grader() as grader:
-        review = read_quadruples(open_input(whole_run, RUN, "refine"), grader, lambda: None, shown=30)
+        review = read_quadruples(open_input(whole_run, RUN, "refine"), grader, shown=30)
     assert [row.id for row in review.quadruples.shown] == [f"{i:020x}" for i in range(30)]
 
 
@@ -215,11 +215,11 @@ def test_outputs_are_read_part_by_part_and_only_the_texts_that_are_shown_are_kep
 
 def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(whole_run: Bucket) -> None:
     folder, rows = Folder(whole_run, "team", "check", "anew"), open_input(whole_run, RUN, "refine")
-    first, part = review_rows(folder, rows, lambda: None)
+    first, part = review_rows(folder, rows)
     assert Review.model_validate_json(folder.read(part)) == first
     other = first.model_copy(update={"quality": first.quality.model_copy(update={"rows": 7})})
     whole_run.put(folder.key(REVIEW), other.to_json().encode())
-    again, part = review_rows(folder, rows, lambda: None)
+    again, part = review_rows(folder, rows)
     assert again.quality.rows == 7
     assert Review.model_validate_json(folder.read(part)) == other
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from train_builders import STAGE, distilled, quadruple, refined, train_work
 
 from cgd_stages import train
 from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train, Validation
-from cgd_stages.errors import Interrupted, TransientError, UserError
+from cgd_stages.errors import GPU_HINT, Interrupted, TransientError, UserError
 from cgd_stages.folders import Folder, from_parquet, read_pointer
 from cgd_stages.program import Context
 from cgd_stages.storage import Bucket
@@ -24,10 +26,8 @@ KUBEFLOW = {
     "PET_NNODES": "2",
     "PET_NODE_RANK": "1",
     "PET_NPROC_PER_NODE": "auto",
-    "PET_MASTER_ADDR": "run-train-master-0",
+    "PET_MASTER_ADDR": "run-train-worker-0",
     "PET_MASTER_PORT": "23456",
-    "WORLD_SIZE": "16",
-    "RANK": "1",
 }
 
 
@@ -55,9 +55,9 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_a_pod_finds_its_place_in_the_environment_of_kubeflow(tmp_path: Path) -> None:
     node = Node.from_environment(KUBEFLOW, train_work(tmp_path, workers=2, processes_per_worker=8))
-    assert node == Node(rank=1, nodes=2, processes=8, master="run-train-master-0", port="23456")
+    assert node == Node(rank=1, nodes=2, processes=8, master="run-train-worker-0", port="23456")
     assert " ".join(node.torchrun()) == (
-        "--nnodes 2 --node-rank 1 --master-addr run-train-master-0 --master-port 23456 "
+        "--nnodes 2 --node-rank 1 --master-addr run-train-worker-0 --master-port 23456 "
         "--nproc-per-node 8 --max-restarts 0"
     )
 
@@ -71,6 +71,85 @@ def test_a_single_pod_needs_no_environment_and_no_fixed_port(tmp_path: Path) -> 
 def test_another_number_of_pods_than_the_task_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the job has 2 pods, the task 1"):
         Node.from_environment(KUBEFLOW, train_work(tmp_path))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the first pod ends soon."""
+    monkeypatch.setattr(train, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(train, "ABSENT_SECONDS", 0.2)
+    monkeypatch.setattr(train, "SILENT_SECONDS", 0.2)
+
+
+@pytest.fixture
+def second_of_two(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> train.Stage:
+    """The stage of a pod that is not the first; its first one is this machine."""
+    refined(bucket, [quadruple(number) for number in range(4)])
+    for name, value in (KUBEFLOW | {"PET_MASTER_ADDR": "127.0.0.1"}).items():
+        monkeypatch.setenv(name, value)
+    return train._stage(training(storage, tmp_path, train_work(tiny_model, workers=2)))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pod_waits_until_dns_knows_the_first_one(second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True])
+    monkeypatch.setattr(train, "is_known", lambda host: next(answers))
+    train._find_first_pod(second_of_two)
+    assert list(answers) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_first_pod_that_is_never_found_is_a_reason_to_try_again(
+    second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "is_known", lambda host: False)
+    with pytest.raises(TransientError, match=r"was not found in 0\.2 s: 127\.0\.0\.1 has no address"):
+        train._find_first_pod(second_of_two)
+
+
+def test_names_that_dns_does_not_know_are_told_from_those_it_knows() -> None:
+    assert train.is_known("127.0.0.1")
+    assert not train.is_known("a name with blanks is nobody's")
+
+
+def test_another_pod_stays_until_the_first_one_has_stored_the_model(
+    second_of_two: train.Stage, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_torchrun: Any
+) -> None:
+    monkeypatch.setattr(train, "LOOK_SECONDS", 0.01)
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(train._await_promise, second_of_two)
+        with pytest.raises(TimeoutError):
+            other.result(timeout=0.5)
+        monkeypatch.setenv("PET_NODE_RANK", "0")
+        first = train.main(training(storage, tmp_path / "first", second_of_two.work))
+        other.result(timeout=60)
+    assert first.keys() == {STAGE}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_first_pod_that_stores_nothing_is_taken_for_lost_and_both_are_tried_again(
+    second_of_two: train.Stage, no_torchrun: Any
+) -> None:
+    with pytest.raises(TransientError, match="the first pod has stored nothing more of the model"):
+        train.main(second_of_two.context)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_first_pod_that_still_stores_is_waited_for(second_of_two: train.Stage) -> None:
+    stage, began = second_of_two, time.monotonic()
+
+    def store() -> None:
+        while time.monotonic() < began + 0.6:
+            stage.folder.put(f"model/{time.monotonic_ns()}", b"x")
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(store)
+        with pytest.raises(TransientError):
+            train._await_promise(stage)
+    assert time.monotonic() > began + 0.6
 
 
 NODE = Node(rank=0, nodes=1, processes=3, master="", port="")
@@ -93,6 +172,11 @@ def test_a_process_that_was_killed_is_named_and_the_training_tried_again() -> No
     assert isinstance(error, TransientError)
     assert "rank 0 was killed or ended without a word" in error.message
     assert "rank 1: RuntimeError: connection closed by peer" in error.message
+
+
+def test_what_a_process_knows_to_be_done_is_told() -> None:
+    blind = Outcome(rank=0, code=Exit.RETRY, error="TransientError", message="no GPU can be used", hint=GPU_HINT)
+    assert failure([blind], 1, Node(rank=0, nodes=1, processes=1, master="", port="")).hint == GPU_HINT
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from train_builders import (
     train_task,
     train_work,
     until_gone,
+    until_torchrun_has_started_processes,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,6 +70,19 @@ def test_two_packing_processes_stopped_by_sigterm_go_on_where_they_were(
     ended = Program("train", train_task(storage, work), tmp_path / "b", OMP_NUM_THREADS="1").wait()
     assert "going on after step" in ended.log
     assert_plain(bucket, ended, losses)
+
+
+def test_a_training_that_has_begun_no_step_leaves_at_once_with_all_its_processes(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, processes_per_worker=2)
+    program = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1")
+    until_torchrun_has_started_processes(tmp_path)
+    program.send(signal.SIGTERM)
+    ended = program.wait()
+    assert (ended.code, ended.words.message) == (Exit.INTERRUPTED, "SIGTERM: no step was begun"), ended.log
+    until_gone(tmp_path)
 
 
 @pytest.mark.parametrize(("zero_stage", "offload"), [(2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")])

@@ -1,5 +1,14 @@
+{{- /* As Helm's own charts do it: the release and the chart, the chart's name once. */}}
 {{- define "cgd.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- $chart := .Values.nameOverride | default .Chart.Name -}}
+{{- $both := printf "%s-%s" .Release.Name $chart -}}
+{{- $name := ternary .Release.Name (ternary $chart $both (hasPrefix (printf "%s-" .Release.Name) $chart)) (contains $chart .Release.Name) -}}
+{{- .Values.fullnameOverride | default $name | trunc 50 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* Of what has no namespace: releases of one name in two namespaces must not share it. */}}
+{{- define "cgd.clusterName" -}}
+{{ .Release.Namespace }}:{{ include "cgd.name" . }}
 {{- end }}
 
 {{- define "cgd.serviceAccount" -}}

@@ -104,7 +104,9 @@ class CGDRunSpec(Part):
 
     model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
 
-    MUTABLE: ClassVar[frozenset[str]] = frozenset({"suspend", "ttl_seconds_after_finished", "deletion_policy"})
+    MUTABLE: ClassVar[frozenset[str]] = frozenset(
+        {"suspend", "ttl_seconds_after_finished", "deletion_policy", "replace_lost_pods_after_seconds"}
+    )
     """Fields that may change, and have no part in what a run makes."""
 
     suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
@@ -131,6 +133,14 @@ class CGDRunSpec(Part):
     deletion_policy: Literal["Retain", "Delete"] = Field(
         "Retain",
         description="Delete: when the run is deleted, so is what it stored and no other run claims. "
+        "May be changed at any time.",
+    )
+    replace_lost_pods_after_seconds: int | None = Field(
+        None,
+        ge=60,
+        le=2**31 - 1,
+        description="Have a pod made again whose node is lost: that should have been gone for so long and is not. "
+        "The operator must have the right (lostPods.replace in its chart). Default: an admin sees to the node. "
         "May be changed at any time.",
     )
     retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")

@@ -16,6 +16,13 @@ class Rows(Part):
 StageState = Literal["Pending", "Waiting", "Running", "Suspended", "Succeeded", "Failed"]
 
 
+class PodAttempts(Part):
+    name: str
+    uid: str = ""
+    """Of the pod that was counted last; empty: the next one is no new attempt."""
+    attempts: int
+
+
 class StageStatus(Part):
     name: str
     state: StageState = "Pending"
@@ -24,7 +31,12 @@ class StageStatus(Part):
     child: str | None = None
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
-    attempts: int = 0
+    attempts: int = Field(0, description="How often its pods were begun, of the one that was begun most often.")
+    pod_attempts: tuple[PodAttempts, ...] = Field(
+        (),
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="The attempts of each pod of a PyTorchJob: under the same name it is made again.",
+    )
     rows: Rows | None = None
     tokens_per_second: int | None = None
     percent: int | None = None
@@ -33,7 +45,7 @@ class StageStatus(Part):
     pod_gpu_seconds: dict[str, int] = Field(
         {},
         json_schema_extra={"x-kubernetes-map-type": "atomic"},
-        description="The part of gpuSeconds that the pods that are there now make, by their uids.",
+        description="The parts of gpuSeconds, by the uids of the pods; those of many that are gone are left out.",
     )
     tokens: int = Field(0, description="Prompt and generated tokens.")
     output_uri: str | None = Field(None, alias="outputURI")
@@ -65,8 +77,8 @@ class Artifacts(Part):
 class CGDRunStatus(Part):
     """What the operator saw last. Derived from the spec and the children every time.
 
-    Two facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, and the GPU
-    seconds of pods that are gone.
+    Four facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds
+    of pods that are gone, the last words of a failed stage, and how often the pods of a PyTorchJob were made.
     """
 
     observed_generation: int = 0

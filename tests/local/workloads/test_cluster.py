@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from local_world import FAST, IMAGE, World, alive, container, eventually, number_in, phase
+from local_world import FAST, IMAGE, World, container, containers_below, eventually, phase
 
 from cgd_local.cluster import LocalCluster, venv_environment
-from cgd_local.node import Node
 from cgd_operator.cluster import JOB, POD, Object
 
-STUBBORN = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; echo $$$$ > pid; sleep 60; sleep 60' & wait; sleep 60"
+STUBBORN = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; touch up; sleep 60; sleep 60' & wait; sleep 60"
 
 
 def pod(script: str, name: str = "p") -> Object:
@@ -22,18 +21,17 @@ def pod(script: str, name: str = "p") -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
 
 
-async def pid_below(folder: Path) -> int:
-    found = await eventually(lambda: [number_in(path) for path in folder.rglob("pid") if number_in(path)], "process")
-    return int(found[0])
+async def container_below(folder: Path) -> None:
+    await eventually(lambda: list(folder.rglob("up")), "process")
 
 
 async def test_stopping_ends_every_process_even_a_stubborn_one(tmp_path, monkeypatch):
     monkeypatch.setattr("cgd_local.node.STOP_GRACE_SECONDS", 0.2)
     async with LocalCluster(tmp_path, backoff=FAST) as cluster:
         await cluster.client.create(POD, pod(STUBBORN))
-        pid = await pid_below(tmp_path)
-        assert alive(pid)
-    assert not alive(pid)
+        await container_below(tmp_path)
+        assert containers_below(tmp_path)
+    assert not containers_below(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -52,10 +50,10 @@ async def test_however_our_process_ends_the_pods_processes_end_too(tmp_path, num
     )
     words = [sys.executable, "-c", program, str(tmp_path), json.dumps(pod(STUBBORN))]
     process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
-    pid = await pid_below(tmp_path)
+    await container_below(tmp_path)
     os.kill(process.pid, number)
     await asyncio.wait_for(process.wait(), 60)  # it has a cluster to take down, on a busy machine
-    await eventually(lambda: not alive(pid), "end of the container")
+    await eventually(lambda: not containers_below(tmp_path), "end of the container")
 
 
 async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost(tmp_path):
@@ -64,7 +62,7 @@ async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost
         world = World(first, "default")
         await world.job("sleep 60", backoffLimit=0)
         [pod] = await world.when_pods(lambda pods: [pod for pod in pods if phase(pod) == "Running"])
-        await silence(first.node)
+        await first.node.crash()
         async with LocalCluster(tmp_path / "second", kubeconfig=first.kubeconfig_path, backoff=FAST):
             await world.when_pods(lambda pods: [p for p in pods if is_new(p, pod) and phase(p) == "Running"])
             assert (await world.until(JOB, "j", bool))["status"]["failed"] == 0
@@ -72,14 +70,6 @@ async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost
 
 def is_new(pod: Object, old: Object) -> bool:
     return bool(pod["metadata"]["uid"] != old["metadata"]["uid"])
-
-
-async def silence(node: Node) -> None:
-    """As if its process were killed: it sees nothing, says nothing, and its containers are gone."""
-    assert node._watch is not None
-    for task in (node._watch, *(runner.task for runner in node._runners.values())):
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def test_containers_find_this_venvs_programs_first():

@@ -239,6 +239,18 @@ async def test_a_rule_for_another_container_does_not_match():
     assert view(pod("Failed"), podFailurePolicy={"rules": [rule]}).verdict(START) is None
 
 
+async def test_a_rule_reads_the_container_that_it_names_beside_a_sidecar():
+    rule = {"action": "FailJob", "onExitCodes": {"containerName": "main", "operator": "In", "values": [1]}}
+    both = pod("Failed")
+    proxy = {"name": "proxy", "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-01-01T00:00:00Z"}}}
+    both["status"]["containerStatuses"].insert(0, proxy)
+    seen = view(both, podFailurePolicy={"rules": [rule]})
+    assert seen.verdict(START) == (
+        "PodFailurePolicy",
+        "Container main for pod n/p failed with exit code 1 matching FailJob rule at index 0",
+    )
+
+
 async def test_the_first_matching_rule_wins():
     rules = [{"action": action, "onExitCodes": {"operator": "In", "values": [1]}} for action in ("Ignore", "FailJob")]
     seen = view(pod("Failed"), podFailurePolicy={"rules": rules}, backoffLimit=0)

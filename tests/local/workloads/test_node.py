@@ -5,11 +5,13 @@ import base64
 from pathlib import Path
 
 import pytest
-from local_world import KUBECTL, alive, condition, container, eventually, number_in
+from local_world import KUBECTL, condition, container, containers_below, eventually
 
 from cgd_local.node import requests_of
+from cgd_local.pods import pod_namespace
 from cgd_local.sandbox import expand, rewrite
 from cgd_operator.cluster import CONFIGMAP, NODE, POD, SECRET, ApiError, Object
+from cgd_operator.manifests import LISTENS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -124,7 +126,11 @@ async def test_a_missing_volume_is_told_and_waited_for(world):
 
 @pytest.mark.parametrize(
     ("script", "phase", "code", "reason"),
-    [("true", "Succeeded", 0, "Completed"), ("exit 3", "Failed", 3, "Error"), ("kill -9 $$$$", "Failed", 137, "Error")],
+    [
+        ("true", "Succeeded", 0, "Completed"),
+        ("exit 3", "Failed", 3, "Error"),
+        ("sh -c 'kill -9 $$$$'; exit $?", "Failed", 137, "Error"),
+    ],
 )
 async def test_exit_codes_are_reported(world, script, phase, code, reason):
     await world.pod(script)
@@ -144,7 +150,7 @@ async def test_a_command_that_does_not_exist_is_named_in_the_last_words(world):
 async def test_a_container_without_a_command_waits_and_says_why(world):
     await world.pod(containers=[{"name": "main", "image": "local"}])
     pod = await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
-    assert "which names its command" in waiting(pod)["message"]
+    assert "containers that name their command" in waiting(pod)["message"]
 
 
 async def test_the_last_words_come_from_the_file(world):
@@ -180,6 +186,125 @@ async def test_a_running_pod_is_ready_and_a_finished_one_is_not(world):
     assert condition(await world.ended(), "Ready")["reason"] == "PodCompleted"
 
 
+# --- several containers
+
+
+def state(pod: Object, name: str) -> Object:
+    """The state of one of its containers, as soon as there is any."""
+    statuses = [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
+    return next((one["state"] for one in statuses if one["name"] == name), {})
+
+
+def exit_codes(pod: Object, which: str = "containerStatuses") -> dict[str, int]:
+    return {one["name"]: one["state"]["terminated"]["exitCode"] for one in pod["status"][which]}
+
+
+async def test_init_containers_run_one_after_another_before_the_others(world):
+    say = 'sleep 0.1; echo "$0" >> $HOME/order'
+    first = [{**container(""), "name": name, "command": ["sh", "-c", say, name]} for name in ("a", "b")]
+    await world.pod('echo main >> $HOME/order; cat "$HOME/order"', initContainers=first)
+    pod = await world.ended()
+    assert (world.folder() / "order").read_text() == "a\nb\nmain\n"
+    assert exit_codes(pod, "initContainerStatuses") == {"a": 0, "b": 0}
+
+
+async def test_a_pod_waits_for_its_init_containers(world):
+    await world.pod(initContainers=[container(UNTIL_END, "first")])
+    pod = await world.until(POD, "p", lambda pod: "running" in state(pod, "first"))
+    assert (pod["status"]["phase"], waiting(pod)["reason"]) == ("Pending", "PodInitializing")
+    (world.folder() / "end").touch()
+    assert (await world.ended())["status"]["phase"] == "Succeeded"
+
+
+async def test_an_init_container_that_fails_fails_a_pod_that_is_not_restarted(world):
+    await world.pod("touch $HOME/ran", initContainers=[container("exit 7", "first"), container("true", "second")])
+    pod = await world.ended()
+    assert pod["status"]["phase"] == "Failed"
+    assert state(pod, "first")["terminated"]["exitCode"] == 7
+    assert waiting(pod)["reason"] == "PodInitializing"
+    assert not (world.folder() / "ran").exists()
+
+
+async def test_an_init_container_that_fails_is_tried_again_where_the_pod_is_restarted(world):
+    first = container('[ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', "first")
+    await world.pod(initContainers=[first], restartPolicy="OnFailure")
+    pod = await world.ended()
+    assert (pod["status"]["phase"], pod["status"]["initContainerStatuses"][0]["restartCount"]) == ("Succeeded", 1)
+
+
+async def test_a_native_sidecar_runs_beside_the_container_and_ends_after_it(world):
+    serve = "trap 'echo served > $HOME/bye; exit 0' TERM; touch $HOME/up; while :; do sleep 0.02; done"
+    sidecar = container(serve, "proxy", restartPolicy="Always")
+    await world.pod('until [ -e "$HOME/up" ]; do sleep 0.02; done; exit 3', initContainers=[sidecar])
+    pod = await world.ended()
+    assert exit_codes(pod) == {"main": 3}
+    assert exit_codes(pod, "initContainerStatuses") == {"proxy": 0}
+    assert (world.folder() / "bye").read_text() == "served\n"
+
+
+async def test_a_native_sidecar_that_ends_is_started_again(world):
+    sidecar = container('echo again >> "$HOME/starts"', "proxy", restartPolicy="Always")
+    main = 'until [ "$(grep -c again $HOME/starts)" -gt 1 ]; do sleep 0.02; done'
+    await world.pod(main, initContainers=[sidecar])
+    pod = await world.ended()
+    assert pod["status"]["phase"] == "Succeeded"
+    assert pod["status"]["initContainerStatuses"][0]["restartCount"] > 0
+
+
+async def test_a_sidecar_among_the_containers_keeps_the_pod(world):
+    await world.pod(containers=[container(UNTIL_END, "proxy"), container("exit 3")])
+    pod = await world.until(POD, "p", lambda pod: "terminated" in state(pod, "main"))
+    assert (pod["status"]["phase"], list(state(pod, "proxy"))) == ("Running", ["running"])
+    (world.folder() / "end").touch()
+    pod = await world.ended()
+    assert (pod["status"]["phase"], exit_codes(pod)) == ("Failed", {"proxy": 0, "main": 3})
+
+
+async def test_a_deleted_pod_ends_its_sidecars_too(world):
+    sidecar = container("touch $HOME/up; sleep 60 & wait", "proxy", restartPolicy="Always")
+    await world.pod("sleep 60 & wait", initContainers=[sidecar])
+    up = await world.written("up")
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+    await eventually(lambda: not containers_below(up.parent), "end of the process")
+
+
+async def test_kubectl_shows_the_log_of_the_container_that_is_asked_for(world):
+    await world.pod(containers=[container("echo ours"), container("echo theirs", "proxy")])
+    await world.ended()
+    out, _ = await (await kubectl_logs(world, "p", "-c", "proxy")).communicate()
+    assert out == b"theirs\n"
+
+
+@pytest.mark.parametrize(
+    ("image", "pod_rule", "rule", "refusal"),
+    [
+        ("docker.io/library/alpine:3.10", {"runAsNonRoot": True}, {}, "image will run as root"),
+        ("alpine", {}, {"runAsNonRoot": True}, "image will run as root"),
+        ("alpine", {"runAsNonRoot": True}, {"runAsUser": 0}, "runAsUser breaks non-root policy"),
+        ("alpine", {"runAsNonRoot": True}, {"runAsUser": 1000}, ""),
+        ("alpine", {"runAsNonRoot": True}, {"runAsNonRoot": False}, ""),
+        ("alpine", {}, {}, ""),
+        ("ghcr.io/example/cgd-train:1", {"runAsNonRoot": True}, {}, ""),
+    ],
+)
+async def test_root_is_refused_where_a_pod_forbids_it(world, image, pod_rule, rule, refusal):
+    first = container("true", "init-pytorch", image=image, securityContext=rule)
+    made = await world.pod(initContainers=[first], securityContext=pod_rule)
+
+    def refused(pod: Object) -> Object:
+        return state(pod, "init-pytorch").get("waiting", {})
+
+    if not refusal:
+        assert (await world.ended())["status"]["phase"] == "Succeeded"
+        return
+    pod = await world.until(POD, "p", lambda pod: refused(pod).get("reason") == "CreateContainerConfigError")
+    place = f'(pod: "p_{world.namespace}({made["metadata"]["uid"]})", container: init-pytorch)'
+    assert refusal in refused(pod)["message"]
+    assert refused(pod)["message"].endswith(place)
+    assert pod["status"]["phase"] == "Pending"
+
+
 # --- how pods are ended
 
 
@@ -192,29 +317,65 @@ async def test_deletion_lets_the_program_say_goodbye(world):
     await eventually(lambda: not list(world.cluster.node.folder.glob(f"{world.namespace}_p_*")), "end of its folder")
 
 
-async def test_who_does_not_listen_is_killed_after_the_grace_period_with_all_its_children(world):
-    script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$$$ > $HOME/pid; sleep 60; sleep 60' & wait"
-    await world.pod(script, terminationGracePeriodSeconds=1)
-    file = await world.written("pid")
-    pid = await eventually(lambda: number_in(file), "process")
-    assert alive(pid)
+async def test_the_news_of_a_deletion_has_the_pods_last_state(world):
+    await world.pod("trap 'exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done")
+    await world.written("up")
+
+    async def deleted() -> Object:
+        async for event, pod in world.client.watch(POD, world.namespace):
+            if event == "LISTED":
+                await world.client.delete(POD, "p", world.namespace)
+            elif event == "DELETED":
+                return pod
+        raise AssertionError("the watch has ended")
+
+    pod = await asyncio.wait_for(deleted(), 20)
+    assert (pod["status"]["phase"], ended(pod)["exitCode"]) == ("Failed", 143)
+    assert ended(pod)["finishedAt"] >= ended(pod)["startedAt"]
+
+
+async def test_a_deleted_pod_gets_sigterm_when_its_hook_is_over(world):
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", "sleep 0.2; echo hook >> $HOME/../order"]}}}
+    script = "trap 'echo SIGTERM >> $HOME/../order; exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done"
+    await world.pod(containers=[container(script, lifecycle=hook)], terminationGracePeriodSeconds=30)
+    await world.written("up")
     await world.client.delete(POD, "p", world.namespace)
     await world.gone(POD, "p")
-    assert not alive(pid)
+    assert (world.cluster.node.folder / "order").read_text() == "hook\nSIGTERM\n"
+
+
+@pytest.mark.skipif(pod_namespace() != "own", reason="only root can make a container's command PID 1")
+async def test_a_program_that_is_to_go_before_it_has_a_handler_gets_sigterm_when_it_has_one(world):
+    script = "import signal, sys, time; time.sleep(1); signal.signal(15, lambda *_: sys.exit(143)); time.sleep(60)"
+    hook = {"preStop": {"exec": {"command": LISTENS}}}
+    late = container("", lifecycle=hook) | {"command": ["python3", "-c", script]}
+    await world.pod(containers=[late], terminationGracePeriodSeconds=60)
+    await world.running()
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+
+
+async def test_who_does_not_listen_is_killed_after_the_grace_period_with_all_its_children(world):
+    script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; touch $HOME/up; sleep 60; sleep 60' & wait"
+    await world.pod(script, terminationGracePeriodSeconds=1)
+    up = await world.written("up")
+    assert containers_below(up.parent)
+    await world.client.delete(POD, "p", world.namespace)
+    await world.gone(POD, "p")
+    assert not containers_below(up.parent)
 
 
 async def test_a_container_is_over_only_when_all_its_processes_are(world):
-    await world.pod('setsid sleep 60 & echo $! > "$HOME/pid"')
+    await world.pod("setsid sleep 60 &")
     assert (await world.ended())["status"]["phase"] == "Succeeded"
-    assert not alive(int((world.folder() / "pid").read_text()))
+    assert not containers_below(world.folder())
 
 
 async def test_a_forced_deletion_kills_at_once(world):
-    await world.pod("trap '' TERM; echo $$$$ > $HOME/pid; while :; do sleep 0.02; done")
-    file = await world.written("pid")
-    pid = await eventually(lambda: number_in(file), "process")
+    await world.pod("trap '' TERM; touch $HOME/up; while :; do sleep 0.02; done")
+    up = await world.written("up")
     await world.client.delete(POD, "p", world.namespace, grace=0)
-    await eventually(lambda: not alive(pid), "end of the process")
+    await eventually(lambda: not containers_below(up.parent), "end of the process")
 
 
 async def test_an_evicted_pod_is_marked_as_disrupted(world):
@@ -271,7 +432,7 @@ async def test_kubectl_follows_a_log_to_its_end(world):
 
 async def test_kubectl_shows_the_tail_of_a_log_and_that_of_the_container_before(world):
     await world.pod(
-        'echo a; echo $$$$; [ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', restartPolicy="OnFailure"
+        'echo a; date +%s%N; [ -e "$HOME/again" ] || { touch "$HOME/again"; exit 1; }', restartPolicy="OnFailure"
     )
     await world.ended()
     tail, _ = await (await kubectl_logs(world, "p", "--tail=1")).communicate()
@@ -327,6 +488,15 @@ async def test_only_whole_mount_paths_are_rewritten():
 async def test_a_limit_stands_for_a_request_that_is_not_there(resources, cpu):
     pod = {"spec": {"containers": [{"resources": resources}]}}
     assert requests_of(pod) == {"cpu": cpu, "nvidia.com/gpu": 0.0}
+
+
+async def test_containers_and_sidecars_add_up_and_the_largest_init_container_counts():
+    def asks(cpu: str, **more: str) -> Object:
+        return {"resources": {"requests": {"cpu": cpu}}, **more}
+
+    main, sidecar = [asks("1"), asks("500m")], asks("250m", restartPolicy="Always")
+    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("1")]}})["cpu"] == 1.75
+    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("3")]}})["cpu"] == 3.0
 
 
 async def test_variables_expand_as_the_kubelet_does():

@@ -29,6 +29,13 @@ async def test_a_failed_pod_starts_all_pods_anew(world):
     assert condition(job, "Failed")["message"].endswith("(first failed job: t-node-0)")
 
 
+async def test_pods_say_which_attempt_they_are(world):
+    await world.trainjob("exit 201", restarts=1)
+    await world.until(TRAINJOB, "t", lambda job: job.get("status", {}).get("restarts") == 1)
+    label = "jobset.sigs.k8s.io/restart-attempt"
+    await world.when_pods(lambda pods: [pod["metadata"]["labels"][label] for pod in pods] == ["1"])
+
+
 async def test_a_permanent_failure_is_final(world):
     await world.trainjob("exit 3", restarts=5)
     job = await world.finished("t", TRAINJOB)

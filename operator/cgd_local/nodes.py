@@ -1,0 +1,81 @@
+"""What a control plane does about nodes that do not answer: node lifecycle controller and pod garbage collector.
+
+A node that has lost its power (`Node.crash`) says nothing any more. Its pods are deleted, with their grace period, and
+stay: only their kubelet could say that they have ended. They go when an admin says that the machine is off, by the
+taint `node.kubernetes.io/out-of-service` or by deleting the Node: then they are marked as failed and deleted by force.
+
+Deviation: nodes send no heartbeats; who plays a crash says when it is noticed (`declare_unreachable`).
+"""
+
+from cgd_local.controllers import condition, forever, phase, set_condition
+from cgd_operator.cluster import NODE, POD, Cluster, Object
+
+UNREACHABLE, OUT_OF_SERVICE = "node.kubernetes.io/unreachable", "node.kubernetes.io/out-of-service"
+
+
+async def declare_unreachable(cluster: Cluster, name: str) -> None:
+    """What happens 40 s after the last heartbeat, and to pods that tolerate that for no longer, 300 s by default."""
+    node = await cluster.get(NODE, name)
+    assert node is not None
+    conditions = node["status"]["conditions"]
+    set_condition(conditions, "Ready", "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.")
+    await cluster.patch(NODE, name, None, {"status": {"conditions": conditions}}, subresource="status")
+    await taint(cluster, name, UNREACHABLE, "NoExecute")
+    for pod in await _pods_on(cluster, name):
+        await disrupt(cluster, pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+        meta = pod["metadata"]
+        await cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"])
+
+
+async def taint(cluster: Cluster, name: str, key: str, effect: str, value: str = "") -> None:
+    """`kubectl taint nodes NAME KEY=VALUE:EFFECT`"""
+    node = await cluster.get(NODE, name)
+    assert node is not None
+    taints = [*(node.get("spec", {}).get("taints") or []), {"key": key, "value": value, "effect": effect}]
+    await cluster.patch(NODE, name, None, {"spec": {"taints": taints}})
+
+
+class PodCollector:
+    """Lets go of pods whose kubelet never will."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def run(self) -> None:
+        await forever("pod garbage collector", self._watch)
+
+    async def _watch(self) -> None:
+        async for event, node in self._cluster.watch(NODE):
+            if event == "SYNCED":
+                continue
+            name = node["metadata"]["name"]
+            if event == "DELETED":
+                await self._collect(name, "PodGC: node no longer exists")
+            elif is_out_of_service(node):
+                await self._collect(name, "PodGC: node is out-of-service", leaving=True)
+
+    async def _collect(self, node: str, why: str, *, leaving: bool = False) -> None:
+        for pod in await _pods_on(self._cluster, node):
+            meta = pod["metadata"]
+            if leaving and "deletionTimestamp" not in meta:
+                continue
+            if phase(pod) not in ("Succeeded", "Failed"):
+                await disrupt(self._cluster, pod, "DeletionByPodGC", why, phase="Failed")
+            await self._cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
+
+
+def is_out_of_service(node: Object) -> bool:
+    tainted = any(one["key"] == OUT_OF_SERVICE for one in node.get("spec", {}).get("taints") or [])
+    return tainted and condition(node.get("status", {}).get("conditions") or [], "Ready") is None
+
+
+async def _pods_on(cluster: Cluster, node: str) -> list[Object]:
+    return [pod for pod in (await cluster.list(POD))[0] if pod["spec"].get("nodeName") == node]
+
+
+async def disrupt(cluster: Cluster, pod: Object, reason: str, message: str, **more: str) -> None:
+    """Write into a pod's status that it is ended by no fault of its own."""
+    conditions = list(pod.get("status", {}).get("conditions") or [])
+    set_condition(conditions, "DisruptionTarget", "True", reason, message)
+    body = {"status": {"conditions": conditions, **more}}
+    await cluster.patch(POD, pod["metadata"]["name"], pod["metadata"]["namespace"], body, subresource="status")

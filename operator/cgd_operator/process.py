@@ -1,0 +1,168 @@
+"""The operator process.
+
+    python -m cgd_operator [--namespace NS ...] [--kubeconfig FILE]
+
+Environment:
+    CGD_GENERATE_IMAGE, CGD_TRAIN_IMAGE  images of the stage programs
+    CGD_PROGRESS_BIND                    host:port that takes progress reports
+    CGD_PROGRESS_URL                     how pods reach it; default: the bound address
+    CGD_PROGRESS_KEY                     signs the progress tokens; default: a new one at every start, which costs the
+                                         stages that run at that moment their display
+    CGD_HEALTH_BIND                      host:port of /healthz, /readyz, /leaderz and /metrics; default: none of them
+    CGD_REHEARSE_PODS                    false: the operator may not create pods, and tries none as a dry run
+    CGD_STALLED_AFTER_SECONDS            so long a person has to mend something before a run is Stalled; default: 300
+    CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
+    CGD_POD_IP                           where other operators reach this one; default: as bound
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import uuid
+from datetime import timedelta
+
+import kopf
+from kubernetes.aio.config.config_exception import ConfigException
+
+from cgd_operator import handlers
+from cgd_operator.cluster import RUN, ApiError, Cluster
+from cgd_operator.health import Health
+from cgd_operator.leader import LeaseLock, LeaseLost, lead
+from cgd_operator.loop import Loop
+from cgd_operator.manifests import MANAGER, Release
+from cgd_operator.progress import Board, Desk, ProgressServer
+from cgd_operator.reconcile import Reconciler
+
+log = logging.getLogger("cgd_operator")
+
+
+def main() -> None:
+    options = _options()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    if options.kubeconfig:
+        os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
+    # Pages of JSON make the collector walk over all that was imported, again and again: more work than reading them.
+    gc.freeze()
+    gc.set_threshold(50_000)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(_until_told_to_stop(tuple(options.namespace)))
+    except ApiError as error:
+        raise SystemExit(f"cgd-operator: {error}\n{_hint(error)}") from error
+    except (ConfigException, LeaseLost) as error:
+        raise SystemExit(f"cgd-operator: {error}") from error
+
+
+def _options() -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="cgd-operator", description=__doc__.partition("\n")[0])
+    parser.add_argument("--namespace", "-n", action="append", default=[], help="watch this one only (repeatable)")
+    parser.add_argument("--kubeconfig", help="default: the pod's service account, or $KUBECONFIG")
+    return parser.parse_args()
+
+
+def _hint(error: ApiError) -> str:
+    if error.status == 404:
+        return "The CGDRun definition is not installed: kubectl apply --server-side -f crds/"
+    if error.status == 403:
+        return "The operator's ServiceAccount may not do this: check its Role and RoleBinding."
+    return "Check the API server's address and the operator's credentials."
+
+
+async def _until_told_to_stop(namespaces: tuple[str, ...]) -> None:
+    """Until Kopf takes the signals over, they end whatever is under way."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    await operate(namespaces)
+
+
+async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None = None) -> None:
+    """Run the operator until it is told to stop: by SIGTERM or SIGINT once it acts, by cancellation before, by `stop`.
+
+    Raises:
+        ApiError: CGDRuns cannot be listed at the start.
+        LeaseLost: another operator may act now.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(await Cluster.connect(manager=MANAGER))
+        lock = _lock(cluster)
+        server = ProgressServer(leader=lambda: lock.leader if lock else "")
+        health = Health(leader_answers=server.leader_answers)
+        if bind := os.environ.get("CGD_HEALTH_BIND"):
+            stack.push_async_callback(health.stop)
+            await health.start(*_address(bind))
+        stack.push_async_callback(server.stop)
+        await server.start(*_address(os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080")))
+        await cluster.version(RUN, namespaces[0] if namespaces else None)
+        health.could_lead()
+        if lock:
+            lock.address = _reached_at(server)
+            await lead(lock, lambda: _act(cluster, health, server, namespaces, stop), stop)
+        else:
+            await _act(cluster, health, server, namespaces, stop)
+
+
+def _lock(cluster: Cluster) -> LeaseLock | None:
+    if not (lease := os.environ.get("CGD_LEASE")):
+        return None
+    namespace, _, name = lease.partition("/")
+    return LeaseLock(cluster, namespace, name, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
+
+
+def _reached_at(server: ProgressServer) -> str:
+    """Where other operators reach the progress server of this one."""
+    host = os.environ.get("CGD_POD_IP") or server.host
+    return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+
+
+async def _act(
+    cluster: Cluster, health: Health, server: ProgressServer, namespaces: tuple[str, ...], stop: threading.Event | None
+) -> None:
+    key = os.environ.get("CGD_PROGRESS_KEY", "").encode() or secrets.token_bytes(32)
+    board = Board()
+    url = os.environ.get("CGD_PROGRESS_URL") or f"http://{server.host}:{server.port}"
+    patience = timedelta(seconds=float(os.environ.get("CGD_STALLED_AFTER_SECONDS", "300")))
+    rehearse = os.environ.get("CGD_REHEARSE_PODS") != "false"
+    reconciler = Reconciler(cluster, _release(url), board, key, rehearse_pods=rehearse, stalled_after=patience)
+    loop = Loop(reconciler, namespaces, health)
+    server.lead(Desk(board, key, loop.later))
+    health.lead()
+    loop.start()
+    try:
+        await _kopf(loop, stop)
+    finally:
+        await loop.stop()
+
+
+def _address(bind: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    return host, int(port)
+
+
+async def _kopf(loop: Loop, stop: threading.Event | None) -> None:
+    assert handlers.configure  # importing the module registers the handlers
+    await kopf.operator(
+        memo=kopf.Memo(loop=loop),
+        namespaces=loop.namespaces,
+        clusterwide=not loop.namespaces,
+        standalone=True,
+        stop_flag=stop,
+    )
+
+
+def _release(progress_url: str) -> Release:
+    return Release(
+        generate_image=os.environ.get("CGD_GENERATE_IMAGE", "cgd-generate:latest"),
+        train_image=os.environ.get("CGD_TRAIN_IMAGE", "cgd-train:latest"),
+        progress_url=progress_url,
+    )

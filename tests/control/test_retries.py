@@ -1,0 +1,118 @@
+"""How often the pods of a PyTorchJob were made, and when that is enough: from one look to the next."""
+
+from typing import Any
+
+from builders import ended, job, pod
+
+from cgd_operator.api.status import CGDRunStatus, StageStatus
+from cgd_operator.manifests import REPLICA_INDEX, REPLICA_TYPE
+from cgd_operator.observe import ChildFacts, observe
+from cgd_operator.retries import attempts, enough
+
+Object = dict[str, Any]
+
+STAGE = "train-cgd"
+
+
+def worker(index: int, uid: str, phase: str = "Running", **state: Any) -> Object:
+    made = pod(STAGE, phase, name=f"t-worker-{index}", **state)
+    made["metadata"] |= {"uid": uid, "annotations": {}}
+    made["metadata"]["labels"] |= {REPLICA_TYPE: "worker", REPLICA_INDEX: str(index)}
+    return made
+
+
+def disrupted(made: Object) -> Object:
+    made["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True"}]
+    return made
+
+
+def facts(*pods: Object, suspend: bool = False, kind: str = "PyTorchJob", condition: str = "Running") -> ChildFacts:
+    child = job(STAGE, condition, kind=kind)
+    child["spec"] = {"runPolicy": {"suspend": suspend}}
+    return observe([child], pods)[STAGE]
+
+
+def looks(*seen: ChildFacts) -> StageStatus:
+    """What the status remembers after these looks."""
+    status = StageStatus(name=STAGE)
+    for one in seen:
+        status = StageStatus(name=STAGE, message=one.message, pod_attempts=attempts(one, status))
+    return status
+
+
+def counted(*seen: ChildFacts) -> dict[str, int]:
+    return {one.name: one.attempts for one in looks(*seen).pod_attempts}
+
+
+def verdict(retries: int, *seen: ChildFacts) -> str | None:
+    return enough(seen[-1:], CGDRunStatus(stages=(looks(*seen[:-1]),)), retries).get(STAGE)
+
+
+def test_a_pod_that_is_made_again_under_its_name_is_another_attempt() -> None:
+    both = facts(worker(0, "a"), worker(1, "b"))
+    assert counted(both, both) == {"t-worker-0": 1, "t-worker-1": 1}
+    assert counted(both, facts(worker(0, "c"), worker(1, "b")), facts(worker(0, "d"), worker(1, "e"))) == {
+        "t-worker-0": 3,
+        "t-worker-1": 2,
+    }
+
+
+def test_a_pod_that_is_missing_for_a_moment_is_not_forgotten() -> None:
+    assert counted(facts(worker(0, "a")), facts(), facts(worker(0, "b"))) == {"t-worker-0": 2}
+
+
+def test_pods_that_follow_a_suspension_are_no_new_attempt() -> None:
+    held = facts(suspend=True)
+    leaving = facts(worker(0, "b"), suspend=True)
+    seen = (facts(worker(0, "a")), facts(worker(0, "b")), leaving, held, facts(worker(0, "c")))
+    assert counted(*seen) == {"t-worker-0": 2}
+
+
+def test_a_pod_that_follows_a_preempted_one_is_no_new_attempt() -> None:
+    seen = (facts(worker(0, "a")), facts(disrupted(worker(0, "a"))), facts(worker(0, "b")))
+    assert counted(*seen) == {"t-worker-0": 1}
+
+
+def test_a_pod_that_still_leaves_from_a_deleted_job_is_no_attempt_of_the_new_one() -> None:
+    leaving = worker(0, "a")
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:02:00Z"
+    assert counted(facts(leaving)) == {}
+    assert counted(facts(leaving), facts(worker(0, "b"))) == {"t-worker-0": 1}
+
+
+def test_of_a_job_that_has_ended_and_of_other_kinds_nothing_is_remembered() -> None:
+    assert counted(facts(worker(0, "a")), facts(worker(0, "a"), condition="Failed")) == {}
+    assert counted(facts(worker(0, "a"), kind="TrainJob")) == {}
+
+
+def test_a_pod_has_as_many_tries_as_retries_allow_and_the_last_words_are_kept() -> None:
+    tries = [facts(worker(0, str(number))) for number in range(4)]
+    assert verdict(3, *tries) is None
+    again = facts(worker(0, "0"), worker(1, "x", "Failed", terminated=ended(201, "no peer")))
+    told = verdict(2, *tries[:-1], again, facts(worker(0, "9")))
+    assert told is not None
+    assert told.startswith("pod t-worker-0 was tried 4 times, and spec.retries is 2; ")
+    assert told.endswith("pod t-worker-1: exit code 201: no peer")
+
+
+def test_no_retries_mean_one_try() -> None:
+    assert verdict(0, facts(worker(0, "a"))) is None
+    told = verdict(0, facts(worker(0, "a")), facts(worker(0, "b")))
+    assert (
+        told
+        == "pod t-worker-0 was tried 1 times, and spec.retries is 0; its log and the PyTorchJob's Events may tell why"
+    )
+
+
+def test_a_permanent_exit_code_is_enough_at_once() -> None:
+    assert verdict(3, facts(worker(0, "a", "Failed", terminated=ended(3, "no rows")))) == (
+        "pod t-worker-0: exit code 3: no rows"
+    )
+    assert verdict(3, facts(worker(0, "a", "Failed", terminated=ended(143)))) is None
+
+
+def test_a_child_is_given_up_once() -> None:
+    child = job(STAGE, kind="PyTorchJob")
+    child["metadata"]["annotations"] = {"cgd.dev/given-up": "enough"}
+    gone = observe([child], [worker(0, "a", "Failed", terminated=ended(3))])
+    assert enough(gone.values(), CGDRunStatus(), 3) == {}
