@@ -167,6 +167,12 @@ class Cluster:
             if not (token := body["metadata"].get("continue", "")):
                 return
 
+    async def version(self, kind: Kind, namespace: str | None) -> str:
+        """Now, of a kind: from there a watch tells what happens next. Reads no more than one object."""
+        body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
+        assert body is not None
+        return str(body["metadata"]["resourceVersion"])
+
     async def create(self, kind: Kind, body: Object, *, dry_run: bool = False) -> Object:
         """Create; a dry run is admitted and validated, and nothing comes of it."""
         query = _query(fieldManager=self._manager, dryRun="All" if dry_run else "")
@@ -238,7 +244,7 @@ class Cluster:
         while True:
             link("listing")
             try:
-                since = "" if listing else await self._version(kind, namespace)
+                since = "" if listing else await self.version(kind, namespace)
                 if listing:
                     async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
                         since = since or version
@@ -249,12 +255,6 @@ class Cluster:
                     yield event, item
             except Gone:
                 log.info("watch of %s is too old; listing again", kind.plural)
-
-    async def _version(self, kind: Kind, namespace: str | None) -> str:
-        """From where a watch tells what happens next."""
-        body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
-        assert body is not None
-        return str(body["metadata"]["resourceVersion"])
 
     async def _changes(
         self,

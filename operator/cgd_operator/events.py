@@ -18,8 +18,8 @@ MAKERS = ("answer", "critique", "refine", "distill", "train")
 
 def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -> Iterator[dict[str, Any]]:
     """What is worth an Event: stages that have made rows or a model (in one Event, as one pod or one look may end
-    several), a stage that failed, one that has to wait and why, a run that a person must look after, and the end of
-    the run, which tells its last stages too."""
+    several), a stage that failed, one that has to wait and why, a run that a person must look after, and the end of the
+    run, which tells its last stages too."""
     before = {stage.name: stage for stage in old.stages}
     news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
     over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")

@@ -229,10 +229,10 @@ class Loop:
         for run in runs:
             meta = run["metadata"]
             try:
-                behind = self.reconciler.is_behind(run, there[meta["uid"]])
+                behind = self.reconciler.behind(run, there[meta["uid"]])
             except Exception:  # the others must not wait for it
                 log.exception("%s/%s: cannot be looked over", meta["namespace"], meta["name"])
-                behind = True
+                behind = "in telling"
             if behind:
-                self.poke(meta["namespace"], meta["name"])
+                self.poke(meta["namespace"], meta["name"], first=behind == "in acting")
             await asyncio.sleep(0)  # a child that has ended goes first

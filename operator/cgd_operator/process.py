@@ -103,7 +103,7 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
             await health.start(*_address(bind))
         stack.push_async_callback(server.stop)
         await server.start(*_address(os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080")))
-        await cluster.list(RUN, namespaces[0] if namespaces else None)
+        await cluster.version(RUN, namespaces[0] if namespaces else None)
         health.could_lead()
         if lock:
             lock.address = _reached_at(server)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -216,23 +216,26 @@ class Reconciler:
         podless = any(stage.reason == "NoPods" for stage in new.stages)
         return QUIET.total_seconds() + 1 if podless else None  # by then Events say why
 
-    def is_behind(self, manifest: Object, there: Children) -> bool:
-        """Whether a look would do something, or have something to tell but how far a stage is: for that its reports
-        come, no more often than the operator can write."""
+    def behind(self, manifest: Object, there: Children) -> Literal["", "in telling", "in acting"]:
+        """In what a run is behind: whether a look would do something, or have something to tell. How far a stage is
+        does not count: for that its reports come, no more often than the operator can write."""
         if "deletionTimestamp" in manifest["metadata"]:
-            return True
+            return "in acting"
         previous, now, generation = previous_status(manifest), datetime.now(UTC), manifest["metadata"]["generation"]
         if _settled(manifest):
-            return previous.observed_generation not in (0, generation) or expired(_ttl(manifest), previous, now)
+            late = previous.observed_generation not in (0, generation) or expired(_ttl(manifest), previous, now)
+            return "in telling" if late else ""
         try:
             run = Run.of(manifest)
         except InvalidRun:
-            return previous.state != "Refused" or previous.observed_generation != generation
+            late = previous.state != "Refused" or previous.observed_generation != generation
+            return "in telling" if late else ""
         view = View.of(run, manifest, there, now)
         if view.actions:
-            return True
+            return "in acting"
         new = view.status(self.board, None, self.stalled_after)
-        return _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
+        late = _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
+        return "in telling" if late else ""
 
     async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
         """Delete the run when it ended long enough ago; its children go with it."""

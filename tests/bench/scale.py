@@ -446,6 +446,7 @@ class Bench:
         """The operator is ended, stages end, and it starts again; seconds from then to the last child that may start
         now. Ends meanwhile are no part of the other figures."""
         kept = self.player.latencies, self.reader.lags
+        self.player.latencies, self.reader.lags = [], []
         await self.operator.stop(number)
         ending = [life for life in self.player.lives.values() if life.running and life not in self.player.held]
         ending = ending[: min(RESTART_ENDS, max(1, self.runs // 10))]

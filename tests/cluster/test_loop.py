@@ -190,14 +190,14 @@ async def test_a_run_that_cannot_be_looked_over_holds_up_no_other(
     world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_runs(world, 3)
-    whole = Reconciler.is_behind
+    whole = Reconciler.behind
 
-    def broken(self: Reconciler, manifest: Any, there: Any) -> bool:
+    def broken(self: Reconciler, manifest: Any, there: Any) -> Any:
         if manifest["metadata"]["name"] == "run-1":
             raise RuntimeError("a bug")
         return whole(self, manifest, there)
 
-    monkeypatch.setattr(Reconciler, "is_behind", broken)
+    monkeypatch.setattr(Reconciler, "behind", broken)
     await loop._sweep()
     assert sorted(await settle(loop)) == ["run-0", "run-1", "run-2"]
 
