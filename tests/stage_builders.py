@@ -22,6 +22,7 @@ from cgd_stages.contract import (
     Model,
     Prepare,
     Progress,
+    ProgressAnswer,
     Prompts,
     Role,
     RunRef,
@@ -228,9 +229,10 @@ class Program:
 
 
 class ProgressServer:
-    """The operator's end of the progress channel."""
+    """The operator's end of the progress channel; it wants the next report after `pause` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float = 0) -> None:
+        answer = ProgressAnswer(next_report_seconds=pause).to_json().encode()
         self.reports: queue.Queue[Progress] = queue.Queue()
         self.headers: list[dict[str, str]] = []
         outer = self
@@ -241,8 +243,9 @@ class ProgressServer:
                 outer.headers.append(dict(self.headers))
                 outer.reports.put(Progress.model_validate_json(body))
                 self.send_response(200)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
+                self.wfile.write(answer)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
                 """Silence."""

@@ -419,3 +419,10 @@ class Progress(Contract):
     shard: int = 0
     rows: Rows | None = None
     tokens_per_second: float | None = None
+
+
+class ProgressAnswer(Contract):
+    """What the operator answers to a report."""
+
+    next_report_seconds: float = 0
+    """The next report is wanted after so long, or as soon as a stage begins or is through."""

@@ -7,12 +7,15 @@ import threading
 import urllib.request
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from cgd_stages.contract import (
     PROGRESS_CA,
     PROGRESS_TOKEN,
     PROGRESS_URL,
     Metric,
     Progress,
+    ProgressAnswer,
     Rows,
     TrainerStatus,
 )
@@ -21,7 +24,7 @@ from cgd_stages.folders import now
 log = logging.getLogger(__name__)
 
 INTERVAL = 2.0
-"""Seconds between two reports, at least."""
+"""Seconds between two reports, unless the operator asks for more: it does where very many runs report."""
 TIMEOUT = 5.0
 
 
@@ -32,6 +35,10 @@ class Reporter:
         self._shard = shard
         self._url = url
         self._waiting: dict[str, Progress] = {}
+        self._through: dict[str, bool] = {}
+        """By stage, whether all its rows are there; none before its first report."""
+        self._turned = False
+        """A stage has begun or is through since the last report: that is sent at once."""
         self._changed = threading.Condition()
         self._closed = False
         self._failed = False
@@ -67,7 +74,10 @@ class Reporter:
             rows=rows,
             tokens_per_second=tokens_per_second,
         )
+        through = rows.done + rows.rejected >= rows.total
         with self._changed:
+            self._turned = self._turned or self._through.get(stage) is not through
+            self._through[stage] = through
             self._waiting[stage] = progress
             self._changed.notify()
 
@@ -84,25 +94,34 @@ class Reporter:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 batch, self._waiting = list(self._waiting.values()), {}
-                closed = self._closed
-            for progress in batch:
-                self._send(progress)
+                closed, self._turned = self._closed, False
+            pauses = [self._send(progress) for progress in batch]
             if closed:
                 return
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, timeout=INTERVAL)
+                self._changed.wait_for(lambda: self._closed or self._turned, timeout=max([INTERVAL, *pauses]))
 
-    def _send(self, progress: Progress) -> None:
+    def _send(self, progress: Progress) -> float:
+        """Seconds after which the operator wants the next report."""
         try:
-            _post(str(self._url), progress.to_json().encode())
+            answer = _post(str(self._url), progress.to_json().encode())
             self._failed = False
         except (OSError, ValueError) as error:
             if not self._failed:
                 log.warning("progress is not shown: %s (%s)", error, self._url)
             self._failed = True
+            return INTERVAL
+        return _pause(answer)
 
 
-def _post(url: str, body: bytes) -> None:
+def _pause(answer: bytes) -> float:
+    try:
+        return ProgressAnswer.model_validate_json(answer).next_report_seconds
+    except ValidationError:  # Kubeflow Trainer's own server has another answer
+        return INTERVAL
+
+
+def _post(url: str, body: bytes) -> bytes:
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get(PROGRESS_TOKEN):
         # Projected tokens are renewed in place: read the file for every report.
@@ -111,4 +130,5 @@ def _post(url: str, body: bytes) -> None:
     context = ssl.create_default_context(cafile=authority) if authority else None
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")  # noqa: S310 (the operator's own)
     with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as response:  # noqa: S310
-        response.read()
+        answer: bytes = response.read()
+        return answer

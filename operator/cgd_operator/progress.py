@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 from pydantic import ValidationError
 
-from cgd_stages.contract import Progress, Rows
+from cgd_stages.contract import Progress, ProgressAnswer, Rows
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,8 @@ class Desk:
         # stages that share a pod begin and end by what they report: such a change is not to wait for its turn
         patience = LEAST_PATIENCE if turned and stage != child else self.board.patience(uid, stage)
         self.later(request.match_info["namespace"], request.match_info["run"], patience)
-        return web.json_response({})
+        answer = ProgressAnswer(next_report_seconds=min(patience, MOST_PATIENCE))
+        return web.Response(text=answer.to_json(), content_type="application/json")
 
 
 class ProgressServer:

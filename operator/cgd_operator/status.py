@@ -125,7 +125,7 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
     name = old.name
     progress = seen.progress(name)
     told = _told(facts.gone + facts.pods, name)
-    state = _stage_state(facts, name, child, progress)
+    state = _stage_state(facts, name, child, progress, old)
     ended = state in ("Succeeded", "Failed")
     rows = _rows(told, progress, old, ended)
     running = state == "Running"
@@ -162,7 +162,9 @@ def _message(facts: ChildFacts, old: StageStatus) -> str:
     return f"{facts.message}; {before}" if before else facts.message
 
 
-def _stage_state(facts: ChildFacts, name: str, child: Child, progress: StageProgress | None) -> StageState:
+def _stage_state(
+    facts: ChildFacts, name: str, child: Child, progress: StageProgress | None, old: StageStatus
+) -> StageState:
     match facts.fate:
         case Fate.SUCCEEDED:
             return "Succeeded"
@@ -171,17 +173,20 @@ def _stage_state(facts: ChildFacts, name: str, child: Child, progress: StageProg
         case Fate.SUSPENDED:
             return "Suspended"
         case Fate.RUNNING if len(child.stages) > 1:
-            return _shared_pod_state(name, child, progress)
+            return _shared_pod_state(name, child, progress, old)
         case Fate.RUNNING:
             return "Running"
         case _:
             return "Waiting"
 
 
-def _shared_pod_state(name: str, child: Child, progress: StageProgress | None) -> StageState:
-    if progress is None or progress.rows is None:
-        return "Running" if name == child.stages[0] else "Pending"
-    return "Succeeded" if progress.all_done else "Running"
+def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, old: StageStatus) -> StageState:
+    """By its reports; an operator that has just started has none yet, but what it wrote of the last ones."""
+    if progress and progress.rows:
+        return "Succeeded" if progress.all_done else "Running"
+    if old.rows:
+        return "Succeeded" if _complete(old.rows) else "Running"
+    return "Running" if name == child.stages[0] else "Pending"
 
 
 def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:

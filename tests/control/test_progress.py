@@ -123,6 +123,19 @@ def test_the_board_forgets_a_run_that_has_ended() -> None:
     assert board.of("v", "answer") is not None
 
 
+async def test_where_many_runs_report_each_is_asked_to_report_more_rarely(server: Any) -> None:
+    board, bearer = server[1], {"Authorization": f"Bearer {token(KEY, 'uid-1', 'answer')}"}
+    url = f"http://127.0.0.1:{server[0].port}/progress/default/demo/uid-1/answer"
+    pauses: list[float] = []
+    async with aiohttp.ClientSession(headers=bearer) as session:
+        for runs in (1, 200, 5000):
+            for number in range(runs - 1):
+                board.put(f"u{number}", "answer", report())
+            async with session.post(url, json={"trainerStatus": {}}) as answer:
+                pauses.append((await answer.json())["nextReportSeconds"])
+    assert pauses == [2, 20, 30]
+
+
 async def test_a_stage_that_shares_its_pod_is_shown_at_once_when_it_begins_or_is_through() -> None:
     board, shown = Board(), list[float]()
     for number in range(1000):

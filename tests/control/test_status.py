@@ -180,6 +180,16 @@ def test_the_second_stage_of_a_fused_pod_is_pending_until_it_reports() -> None:
     assert [stage(status, name).state for name in ("critique", "refine")] == ["Succeeded", "Running"]
 
 
+def test_an_operator_that_has_just_started_leaves_the_stages_of_a_fused_pod_as_they_were() -> None:
+    children, shared = [*finished("prepare", "answer"), job("teacher")], (pod("teacher"),)
+    rows = {"critique": Rows(total=8, done=7, rejected=1), "refine": Rows(total=8, done=3)}
+    told = {stage: StageProgress(its, None, None, None) for stage, its in rows.items()}
+    before = render_of(*children, pods=shared, progress=told)
+    after = render_of(*children, pods=shared, previous=before)
+    states = {one.name: one.state for one in after.stages}
+    assert (states["critique"], states["refine"]) == ("Succeeded", "Running")
+
+
 def test_gpu_seconds_are_pod_seconds_times_gpus_and_counted_once_for_a_fused_pod() -> None:
     pods = (pod("teacher", "Succeeded", terminated=ended(0)),)
     status = render_of(*finished(*CHILDREN[:3]), pods=pods, changes={"teacher.tensorParallel": 8})

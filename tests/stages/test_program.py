@@ -14,7 +14,7 @@ from stage_builders import ProgressServer, generate_work, task
 from cgd_stages.contract import LAST_WORDS_LIMIT, Exit, LastWords, Rows, StageFacts, Storage
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.program import shortened
-from cgd_stages.progress import Reporter
+from cgd_stages.progress import INTERVAL, Reporter
 
 BODY = """
 from cgd_stages.supervisor import supervise
@@ -247,6 +247,20 @@ def test_only_the_newest_state_of_a_stage_is_sent():
     server.close()
     assert received[-1] == 999
     assert len(received) <= 3
+
+
+def test_the_operator_says_when_it_wants_the_next_report_but_a_stage_that_begins_or_is_through_is_told_at_once():
+    server = ProgressServer(pause=3600)
+    reporter = Reporter(0, server.url)
+    for stage, done in (("critique", 1), ("refine", 1), ("critique", 8)):
+        reporter.report(stage, Rows(total=8, done=done))
+        report = server.wait(10)
+        assert report
+        assert (report.stage, report.rows) == (stage, Rows(total=8, done=done))
+    reporter.report("refine", Rows(total=8, done=2))
+    assert server.wait(INTERVAL + 1) is None
+    reporter.close()
+    server.close()
 
 
 @pytest.mark.parametrize("url", [None, "http://127.0.0.1:9/", "nonsense"])
