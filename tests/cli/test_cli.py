@@ -252,13 +252,10 @@ async def stored(client: Cluster, storage: Any, bucket: Any, tiny_model: Path, t
     })  # fmt: skip
     reference = REF.model_copy(update={"uid": run["metadata"]["uid"]})
 
-    def work() -> None:
-        prepared(bucket, [f"What is {n} + {n}?" for n in range(5)], reference)
-        for role in ("answer", "critique", "refine"):
-            engine = RuleEngine(lambda request, role=role: said(request, f"a {role} of its own"))
-            generate_with(engine, context(storage, generate_work(tiny_model, role), tmp_path, run=reference))
-
-    await asyncio.to_thread(work)
+    prepared(bucket, [f"What is {n} + {n}?" for n in range(5)], reference)
+    for role in ("answer", "critique", "refine"):  # in the main thread: programs set handlers of signals
+        engine = RuleEngine(lambda request, role=role: said(request, f"a {role} of its own"))
+        generate_with(engine, context(storage, generate_work(tiny_model, role), tmp_path, run=reference))
     return str(REF.name)
 
 
