@@ -86,8 +86,9 @@ def main(context: Context) -> dict[str, StageFacts]:
             book = Book(folder, grader)
             settings = _ask(context, work, questions, book)
         facts = context.facts[stage] = _facts(book, len(questions), time.monotonic() - clock)
-        if len(questions) != len(book.samples):
-            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.samples)} graded")
+        stored = sum(part.rows for part in book.parts)
+        if not len(questions) == len(book.samples) == stored:
+            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.samples)} graded, {stored} stored")
         done = folder.finish(facts=facts, parts=book.parts, started=started, inputs=inputs, settings=settings)
     else:
         log.info("%s is done already: %s", stage, folder.uri)
@@ -145,6 +146,7 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
     waiting = [question for question in questions if key_of(question) not in book.keys]
     log.info("%d outputs wanted, %d to ask for", len(questions), len(waiting))
     if not waiting:
+        book.flush()  # rows of a part that held others' as well
         return {}
     engine = _engine(context, work)
     named = ((name_of(question), question) for question in waiting)

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"torch_adam": True, "fused": True, "betas": [0.9, 0.999], "eps": 1e-8}
+FILE_SIZE = "5GB"
+"""Of a trained model's files at most (transformers: 50GB). The other pods take the first one for lost when it has
+stored no file for 10 minutes, see `train.SILENT_SECONDS`."""
 MARKS = (-64.0, 64.0)
 """What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
 
@@ -226,7 +229,7 @@ def export(job: Job, engine: Any, target: Path) -> None:
         buffers = set(engine.module.state_dict()) & dict(engine.module.named_buffers()).keys()
         state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
         shutil.rmtree(target, ignore_errors=True)
-        engine.module.save_pretrained(target, state_dict=state)
+        engine.module.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
         # save_pretrained names the dtype that was trained in, whatever the tensors have.
         config = target / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))

@@ -6,8 +6,8 @@ alone, not while that loads a library or the weights of a model. So each program
 where it holds nothing (see `Context.holding`) it has no handler, and the kernel ends it whatever it is at. No exception
 is raised for a signal, which foreign code could take for an error of its own.
 
-What Python itself takes to start, some 30 ms, remains. So nothing is imported here that takes time, and the programs
-call this before all their other imports.
+Until Python itself has started, some 30 ms, PID 1 has no handler; the pod's preStop hook holds SIGTERM back so long. So
+nothing is imported here that takes time, and the programs call this before all their other imports.
 """
 
 import contextlib

@@ -279,11 +279,6 @@ def containers_of(pod: Object) -> list[Object]:
     return pod.get("status", {}).get("containerStatuses") or []
 
 
-def container_of(pod: Object) -> Object:
-    """The status of its first container; empty before there is any."""
-    return next(iter(containers_of(pod)), {})
-
-
 def end_of(container: Object) -> Object:
     """How a container ended, by its status; empty when it did not, or never began."""
     end: Object = container.get("state", {}).get("terminated", {})

@@ -9,22 +9,35 @@ from collections.abc import Iterable, Mapping
 
 from cgd_operator.api.status import CGDRunStatus, PodAttempts, StageStatus
 from cgd_operator.observe import ChildFacts, Fate, account
+from cgd_stages.contract import Exit
 
 
 def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
-    """By the name of a pod, how often it was made. One that follows a suspension or a disruption is no new attempt."""
+    """By the name of a pod, how often it was made. One that follows a suspension is no new attempt, nor is one that
+    follows a pod that failed by no fault of its own."""
     if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
         return ()
     if facts.suspended:
         return tuple(_without_pod(one) for one in old.pod_attempts)
-    disrupted = {pod.uid for pod in (*facts.gone, *facts.pods) if pod.disrupted}
-    known = {one.name: _without_pod(one) if one.uid in disrupted else one for one in old.pod_attempts}
+    excused = _excused(facts)
+    known = {one.name: _without_pod(one) if one.uid in excused else one for one in old.pod_attempts}
     for pod in facts.pods:
         before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
-        if before.uid or not (pod.due or pod.disrupted):  # else it is not the one that comes next
+        if before.uid or not (pod.due or pod.uid in excused):  # else it is not the one that comes next
             again = before.uid not in ("", pod.uid)
             known[pod.name] = PodAttempts(name=pod.name, uid=pod.uid, attempts=before.attempts + again)
     return tuple(known[name] for name in sorted(known))
+
+
+def _excused(facts: ChildFacts) -> set[str]:
+    """Pods that were disrupted, or interrupted, as all are when one of them is asked to go; and those that failed while
+    they waited for another that has no place yet."""
+    waits = any(pod.phase == "Pending" for pod in facts.pods)
+    return {
+        pod.uid
+        for pod in (*facts.gone, *facts.pods)
+        if pod.disrupted or pod.exit_code == Exit.INTERRUPTED or (waits and pod.failed)
+    }
 
 
 def _without_pod(counted: PodAttempts) -> PodAttempts:

@@ -1,6 +1,8 @@
 """Manifests: valid against the published schemas, safe, and telling the program all it needs."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -41,6 +43,35 @@ def test_a_child_fits_the_published_schema(stage: str) -> None:
 def test_no_pod_gets_sigterm_before_its_first_process_has_a_handler(stage: str) -> None:
     (container,) = pod_spec(manifests()[stage])["containers"]
     assert container["lifecycle"]["preStop"]["exec"]["command"] == LISTENS
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"),
+    [
+        ("SigBlk:\t0000000000004000\nSigCgt:\t0000000000000002\n", True),
+        ("SigCgt:\t0000000180014002\n", False),
+        ("SigCgt:\t000000018000c002\n", False),
+        ("SigCgt:\t000000018000b002\n", True),
+        ("Name:\tpython\n", False),
+        (None, False),
+    ],
+    ids=["none", "SIGTERM", "SIGTERM and others", "others", "no such line", "no such file"],
+)
+def test_sigterm_waits_only_where_the_first_process_is_known_to_have_no_handler(
+    tmp_path: Path, status: str | None, waits: bool
+) -> None:
+    file = tmp_path / "status"
+    if status:
+        file.write_text(status)
+    command = [part.replace("/proc/1/status", str(file)) for part in LISTENS]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as hook:
+        try:
+            hook.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            hook.kill()
+            assert waits
+        else:
+            assert not waits
 
 
 @pytest.mark.parametrize("stage", STAGES)

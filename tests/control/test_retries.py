@@ -73,6 +73,26 @@ def test_a_pod_that_follows_a_preempted_one_is_no_new_attempt() -> None:
     assert counted(*seen) == {"t-worker-0": 1}
 
 
+def test_the_peers_of_a_preempted_pod_are_no_new_attempt_either() -> None:
+    """All processes store a checkpoint at the same step and leave."""
+    both = facts(disrupted(worker(0, "a")), worker(1, "b", "Failed", terminated=ended(143)))
+    seen = (facts(worker(0, "a"), worker(1, "b")), both, both, facts(worker(0, "c"), worker(1, "d")))
+    assert counted(*seen) == {"t-worker-0": 1, "t-worker-1": 1}
+
+
+def test_a_pod_that_waits_in_vain_for_one_without_a_place_has_not_had_its_try() -> None:
+    waiting = worker(0, "a", "Pending")
+    seen = [facts(waiting, worker(1, str(number), "Failed", terminated=ended(201))) for number in range(9)]
+    assert counted(*seen, facts(waiting, worker(1, "9"))) == {"t-worker-0": 1, "t-worker-1": 1}
+
+
+def test_a_pod_that_failed_counts_where_its_peers_follow_it() -> None:
+    failed = facts(worker(0, "a", "Failed", terminated=ended(201)), worker(1, "b"))
+    follows = facts(worker(0, "c", "Pending"), worker(1, "b", "Failed", terminated=ended(201)))
+    seen = (facts(worker(0, "a"), worker(1, "b")), failed, follows, facts(worker(0, "c"), worker(1, "d")))
+    assert counted(*seen) == {"t-worker-0": 2, "t-worker-1": 1}
+
+
 def test_a_pod_that_still_leaves_from_a_deleted_job_is_no_attempt_of_the_new_one() -> None:
     leaving = worker(0, "a")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:02:00Z"

@@ -207,8 +207,19 @@ def test_the_tolerance_of_a_question_is_the_graders(
     ]
 
 
+@pytest.mark.parametrize(
+    ("parts", "left"),
+    [(((0,), (0, 1)), 1), (((0, 1), (1, 2)), 0)],
+    ids=["one is left to ask for", "none is"],
+)
 def test_rows_that_two_pods_have_stored_count_once(
-    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    engine: RuleEngine,
+    parts: tuple[tuple[int, ...], ...],
+    left: int,
 ) -> None:
     prepared(bucket, [question(number) for number in range(3)])
     work = work_for(tiny_model)
@@ -222,12 +233,12 @@ def test_rows_that_two_pods_have_stored_count_once(
         "grade_error": "",
     }
     done = {"sample": 0, "output": "1", "finish_reason": "stop", "prompt_tokens": 1, "tokens": 1, **verdict}
-    for numbers in ((0,), (0, 1)):
+    for numbers in parts:
         folder.put_rows("parts/", [question(number) | done for number in numbers], evaluate.SCHEMA)
     facts = evaluate.main(made)[STAGE]
     assert facts.rows == Rows(total=3, done=3)
     assert [row["id"] for row in stored(bucket, facts)] == [f"{number:020x}" for number in range(3)]
-    assert len(engine.asked) == 1
+    assert len(engine.asked) == left
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cgd_stages import generate, ledger
 from cgd_stages.contract import Rows, Sampling
 from cgd_stages.engines import Completion, Outcome, Refused, Request
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
-from cgd_stages.folders import Folder, open_input, row_schema
+from cgd_stages.folders import DONE, Folder, open_input, row_schema
 from cgd_stages.ledger import owns
 from cgd_stages.outcomes import row_sampling
 from cgd_stages.sources import row_id
@@ -154,6 +154,18 @@ def test_another_number_of_shards_asks_only_for_the_rest(bucket, answering, befo
     assert sum(len(engine.asked) for engine in engines) == 40 - before * 9
     rows = stored_rows(bucket, "answer")
     assert len(rows) == len({row["id"] for row in rows}) == 40
+
+
+def test_another_number_of_shards_keeps_the_rows_when_none_is_left_to_ask_for(bucket, answering):
+    """They are the other number's, so they are written anew, without an engine."""
+    for shard in range(2):
+        facts = generate_with(RuleEngine(), answering(shards=2, shard=shard))["answer"]
+    folder = Folder(bucket, RUN.namespace, "answer", facts.digest)
+    bucket.delete(folder.key(DONE))
+    engine = RuleEngine()
+    generate_with(engine, answering())
+    assert not engine.asked
+    assert len(stored_rows(bucket, "answer")) == folder.require().rows.done == 40
 
 
 def test_two_pods_of_one_shard_leave_no_row_twice(bucket, answering):

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_builders import context
+from stage_builders import RUN, context
 from train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 
 from cgd_stages import heldout, train
 from cgd_stages.contract import Storage, Validation
 from cgd_stages.errors import Interrupted, UserError
+from cgd_stages.folders import open_input
 from cgd_stages.storage import Bucket
 from cgd_stages.trainjob import MODEL, STOP
 
@@ -397,6 +398,28 @@ def test_the_last_model_is_exported_where_the_run_says_so(
     held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
     loss = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
     assert loss == pytest.approx(records[3]["validation_loss"], rel=1e-5)
+
+
+def test_a_large_model_is_stored_in_files_of_a_moderate_size(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is a sign of life for the pods that wait for the model."""
+    from cgd_stages import student
+
+    assert student.FILE_SIZE == "5GB"
+    monkeypatch.setattr(student, "FILE_SIZE", "100KB")
+    refined(bucket, ROWS)
+    _, model = trained(storage, tmp_path, tiny_model)
+    files = {path.name for path in model.glob("*.safetensors")}
+    assert len(files) > 1
+    assert weights(model)
+    done = open_input(bucket, RUN, STAGE).require()
+    assert files <= {part.key.removeprefix("model/") for part in done.parts}
 
 
 def test_a_loss_that_runs_away_ends_the_run_with_the_rows_of_its_batches(
