@@ -182,14 +182,18 @@ def _job(run: Run, child: Child, release: Release) -> Object:
 
 
 def _pod_failure_policy(child: Child, action: str) -> Object:
-    """A disruption costs nothing; a permanent error takes the action at once."""
-    codes = [int(contract.Exit.PERMANENT)]
-    permanent = {"containerName": CONTAINERS[child.kind], "operator": "In", "values": codes}
+    """What ends a program from outside costs nothing: a disruption, or a pod that somebody deletes (which has no such
+    condition). A permanent error takes the action at once."""
+
+    def ended_with(code: contract.Exit) -> Object:
+        return {"containerName": CONTAINERS[child.kind], "operator": "In", "values": [int(code)]}
+
     disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
         "rules": [
             {"action": "Ignore", "onPodConditions": [disruption]},
-            {"action": action, "onExitCodes": permanent},
+            {"action": "Ignore", "onExitCodes": ended_with(contract.Exit.INTERRUPTED)},
+            {"action": action, "onExitCodes": ended_with(contract.Exit.PERMANENT)},
         ]
     }
 

@@ -102,11 +102,19 @@ def test_the_program_gets_its_task(stage: str) -> None:
     assert task.stage == stage
 
 
-def test_a_permanent_error_is_not_retried_and_a_disruption_is_free() -> None:
-    spec = manifests()["answer"]["spec"]
-    rules = spec["podFailurePolicy"]["rules"]
-    assert {"action": "FailIndex", "onExitCodes": {"containerName": "stage", "operator": "In", "values": [3]}} in rules
-    assert rules[0]["action"] == "Ignore"
+def ending(rule: Any) -> Any:
+    """The exit codes of our container that a rule of a failure policy is for, or the conditions of the pod."""
+    codes = rule.get("onExitCodes")
+    return (codes["containerName"], codes["operator"], codes["values"]) if codes else rule["onPodConditions"]
+
+
+def test_a_permanent_error_is_not_retried_and_what_ends_a_program_from_outside_is_free() -> None:
+    rules = manifests()["answer"]["spec"]["podFailurePolicy"]["rules"]
+    assert [(rule["action"], ending(rule)) for rule in rules] == [
+        ("Ignore", [{"type": "DisruptionTarget", "status": "True"}]),
+        ("Ignore", ("stage", "In", [143])),
+        ("FailIndex", ("stage", "In", [3])),
+    ]
     assert pod_spec(manifests()["answer"])["containers"][0]["name"] == "stage"
 
 
@@ -230,10 +238,10 @@ def test_a_runtime_starts_all_pods_anew_except_after_a_permanent_error(trainjob:
         ("FailJobSet", ["PodFailurePolicy"])
     ]
     assert job["backoffLimit"] == 0
-    disruption, permanent = job["podFailurePolicy"]["rules"]
+    disruption, interrupted, permanent = job["podFailurePolicy"]["rules"]
     assert disruption["action"] == "Ignore"
-    assert permanent["action"] == "FailJob"
-    assert permanent["onExitCodes"] == {"containerName": "node", "operator": "In", "values": [3]}
+    assert (interrupted["action"], ending(interrupted)) == ("Ignore", ("node", "In", [143]))
+    assert (permanent["action"], ending(permanent)) == ("FailJob", ("node", "In", [3]))
 
 
 def test_a_runtimes_job_fits_the_published_schema(trainjob: Any) -> None:
