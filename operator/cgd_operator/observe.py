@@ -32,6 +32,8 @@ SILENT = timedelta(minutes=1)
 """What a controller may take to make a pod, or to say why it cannot."""
 FRESH = timedelta(minutes=20)
 """Controllers try again, and say so, more often than this: an older Event is of another time."""
+MUTE_AGAIN = timedelta(minutes=4)
+"""The kubelet tries to mount again every two minutes, and says so: later than this it has gone on, mostly to a pull."""
 
 BEGINNING = ("NoPods", "Starting")
 """Reasons to wait that every stage has for some seconds."""
@@ -199,7 +201,7 @@ def observe(
     notices = tuple(_notice(one) for one in events)
     by_stage: dict[str, list[PodFacts]] = {}
     for pod in pods:
-        by_stage.setdefault(_stage(pod), []).append(_noticed(_pod(pod, now), notices))
+        by_stage.setdefault(_stage(pod), []).append(_noticed(_pod(pod, now), notices, now))
     facts: dict[str, ChildFacts] = {}
     for child in sorted(children, key=lambda one: "deletionTimestamp" not in one["metadata"]):
         own = tuple(sorted(by_stage.get(_stage(child), []), key=_age))
@@ -254,12 +256,18 @@ def _is_mute(pod: PodFacts) -> bool:
     return pod.phase == "Pending" and pod.due is None and not pod.trouble and pod.taken is not None
 
 
-def _noticed(pod: PodFacts, notices: tuple[Notice, ...]) -> PodFacts:
-    """With what the kubelet tells in Events alone, such as a volume's missing Secret."""
-    own = [one for one in notices if (one.kind, one.about) == ("Pod", pod.name)]
-    if not own or not _is_mute(pod):
+def _noticed(pod: PodFacts, notices: tuple[Notice, ...], now: datetime) -> PodFacts:
+    """With what the kubelet tells in Events alone, such as a volume's missing Secret, as long as it tells it. What
+    failed once as the pod began is over, and what was said of an earlier pod of that name is of another one."""
+    if not _is_mute(pod) or pod.taken is None:
+        return pod
+    own = [one for one in notices if (one.kind, one.about) == ("Pod", pod.name) and one.last >= pod.taken]
+    if not own:
         return pod
     last = max(own, key=lambda one: one.last)
+    told_for = last.last - max(pod.taken, min(one.first for one in own))
+    if now - last.last > max(MUTE_AGAIN, told_for / 2):  # what it says for long it says more rarely
+        return pod
     return replace(pod, trouble=_colon(last.reason, last.message))
 
 
