@@ -47,7 +47,7 @@ OTHER = Refusal("Refused", "")
 VERDICTS = (
     (r"exceeded quota", QUOTA_FULL),
     (
-        r"failed quota:|must specify ",
+        r"failed quota: ",
         Refusal("ResourcesRequired", f"set what the ResourceQuota asks for in resources of {POOL}, in a new run"),
     ),
     (

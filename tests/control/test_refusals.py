@@ -20,6 +20,11 @@ FORBIDDEN = 'pods "demo-answer-0-x7k2p" is forbidden: '
         ("maximum cpu usage per Container is 1, but limit is 2", "LimitRange", "have the LimitRange changed"),
         ('violates PodSecurity "restricted:latest": runAsNonRoot != true', "PodSecurity", "what adds to its pods"),
         ('admission webhook "validate.kyverno.svc-fail" denied the request: no', "PolicyDenied", "the policy names"),
+        (
+            'admission webhook "pods.example.com" denied the request: containers must specify a seccomp profile',
+            "PolicyDenied",
+            "the policy names",
+        ),
         ("ValidatingAdmissionPolicy 'owners' with binding 'all' denied request: no", "PolicyDenied", "exempt pods"),
     ],
 )
