@@ -377,10 +377,16 @@ def _unmade(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice, ..
         first = min(one.first for one in own if explain(one.message) == words)  # each try names another pod
         stuck = None if judge(last.message).passing else max(since, first)
         yield Why(last.reason, f"no pod can be made: {words}", stuck)
-    elif now - since > SILENT and not any(pod.phase == "Failed" for pod in pods):
+    elif now - since > SILENT and not _pauses(child, pods):
         quiet = "a pod is missing for more than a minute, and no Event says why"
         gang = ", and what its PodGroup waits for" if child["spec"].get("runPolicy", {}).get("schedulingPolicy") else ""
         yield Why("PodsMissing", f"{quiet}: see whether {MAKERS[child['kind']]}{gang}")
+
+
+def _pauses(child: Object, pods: tuple[PodFacts, ...]) -> bool:
+    """Its controller may let time pass before it makes a failed pod again: a Job up to ten minutes, also when the pod
+    is gone and only its count tells of it."""
+    return bool(child.get("status", {}).get("failed")) or any(pod.phase == "Failed" for pod in pods)
 
 
 def _live(pods: tuple[PodFacts, ...]) -> int:

@@ -128,6 +128,12 @@ def test_a_controller_that_says_nothing_for_a_minute_is_asked_after(kind: str) -
     ] in found.message
 
 
+def test_a_job_that_pauses_after_a_failure_whose_pod_was_deleted_is_not_called_silent() -> None:
+    pauses = child()
+    pauses["status"]["failed"] = 1
+    assert facts(of=pauses).reason == "NoPods"
+
+
 def test_a_pod_that_waits_beside_one_that_runs_is_told_with_their_number() -> None:
     stays = pending(shard=1, waiting={"reason": "ImagePullBackOff", "message": "no such image"})
     found = facts(pod("answer"), stays)
