@@ -71,6 +71,8 @@ class Fate(Enum):
 class PodFacts:
     name: str
     uid: str
+    owner: str
+    """The uid of the object that has made it."""
     shard: int
     """Which of its child's pods it is: its number."""
     phase: str
@@ -106,6 +108,7 @@ class ChildFacts:
     stage: str
     kind: str
     fate: Fate
+    uid: str = ""
     reason: str = ""
     message: str = ""
     stuck: datetime | None = None
@@ -295,6 +298,7 @@ def _child(
         stage=_stage(child),
         kind=child["kind"],
         fate=fate,
+        uid=meta.get("uid", ""),
         reason=why.reason,
         message=why.message,
         stuck=why.stuck,
@@ -474,6 +478,7 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
     return PodFacts(
         name=meta["name"],
         uid=meta["uid"],
+        owner=next((one["uid"] for one in meta.get("ownerReferences", []) if one.get("controller")), ""),
         shard=_shard(meta),
         phase=phase,
         due=due,

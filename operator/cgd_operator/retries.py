@@ -12,18 +12,21 @@ from cgd_operator.observe import ChildFacts, Fate, account
 
 
 def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
-    """By the name of a pod, how often it was made. One that follows a suspension or a disruption is no new attempt."""
+    """By the name of a pod, how often it was made: by this PyTorchJob, not by one of its name that was deleted."""
     if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
         return ()
+    counted = [one for one in old.pod_attempts if one.owner in ("", facts.uid)]
     if facts.suspended:
-        return tuple(_without_pod(one) for one in old.pod_attempts)
+        return tuple(_without_pod(one) for one in counted)
     disrupted = {pod.uid for pod in (*facts.gone, *facts.pods) if pod.disrupted}
-    known = {one.name: _without_pod(one) if one.uid in disrupted else one for one in old.pod_attempts}
+    known = {one.name: _without_pod(one) if one.uid in disrupted else one for one in counted}
     for pod in facts.pods:
+        if pod.owner not in ("", facts.uid):
+            continue
         before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
         if before.uid or not (pod.due or pod.disrupted):  # else it is not the one that comes next
-            again = before.uid not in ("", pod.uid)
-            known[pod.name] = PodAttempts(name=pod.name, uid=pod.uid, attempts=before.attempts + again)
+            made = before.attempts + (before.uid not in ("", pod.uid))
+            known[pod.name] = PodAttempts(name=pod.name, uid=pod.uid, owner=facts.uid, attempts=made)
     return tuple(known[name] for name in sorted(known))
 
 

@@ -80,6 +80,27 @@ def test_a_pod_that_still_leaves_from_a_deleted_job_is_no_attempt_of_the_new_one
     assert counted(facts(leaving), facts(worker(0, "b"))) == {"t-worker-0": 1}
 
 
+def made_by(child: str, *pods: Object, now: str = "") -> ChildFacts:
+    """A look at a PyTorchJob (of this uid, or of `now`) and the pods that the first has made."""
+    for one in pods:
+        one["metadata"]["ownerReferences"] = [{"uid": child, "controller": True}]
+    made = job(STAGE, "Running", kind="PyTorchJob")
+    made["metadata"]["uid"] = now or child
+    return observe([made], pods)[STAGE]
+
+
+def test_a_job_that_was_deleted_and_made_again_has_all_of_its_tries() -> None:
+    first = (made_by("one", worker(0, "a")), made_by("one", worker(0, "b")))
+    leaving = made_by("one", worker(0, "b"), now="two")
+    assert verdict(1, *first, leaving, made_by("two", worker(0, "c"))) is None
+    assert counted(*first, leaving, made_by("two", worker(0, "c"))) == {"t-worker-0": 1}
+    assert verdict(0, *first, made_by("two")) is None
+    told = verdict(
+        1, *first, made_by("two", worker(0, "c")), made_by("two", worker(0, "d")), made_by("two", worker(0, "e"))
+    )
+    assert told is not None
+
+
 def test_of_a_job_that_has_ended_and_of_other_kinds_nothing_is_remembered() -> None:
     assert counted(facts(worker(0, "a")), facts(worker(0, "a"), condition="Failed")) == {}
     assert counted(facts(worker(0, "a"), kind="TrainJob")) == {}

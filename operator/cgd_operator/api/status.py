@@ -20,6 +20,8 @@ class PodAttempts(Part):
     name: str
     uid: str = ""
     """Of the pod that was counted last; empty: the next one is no new attempt."""
+    owner: str = ""
+    """The uid of the PyTorchJob: one that is made anew begins to count anew."""
     attempts: int
 
 
