@@ -19,7 +19,9 @@ def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
     if facts.suspended:
         return tuple(_without_pod(one) for one in counted)
     disrupted = {pod.uid for pod in (*facts.gone, *facts.pods) if pod.disrupted}
-    known = {one.name: _without_pod(one) if one.uid in disrupted else one for one in counted}
+    if any(one.uid in disrupted for one in counted):
+        counted = [_without_pod(one) if one.uid in disrupted else _excused(one) for one in counted]
+    known = {one.name: one for one in counted}
     for pod in facts.pods:
         if pod.owner not in ("", facts.uid):
             continue
@@ -33,6 +35,11 @@ def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
 def _without_pod(counted: PodAttempts) -> PodAttempts:
     """So that the next pod is no new attempt."""
     return counted.model_copy(update={"uid": ""})
+
+
+def _excused(counted: PodAttempts) -> PodAttempts:
+    """A peer of a pod that the cluster took: it fails for want of it, and is made again, which is no attempt either."""
+    return counted.model_copy(update={"attempts": max(0, counted.attempts - 1)}) if counted.uid else counted
 
 
 def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:

@@ -73,6 +73,23 @@ def test_a_pod_that_follows_a_preempted_one_is_no_new_attempt() -> None:
     assert counted(*seen) == {"t-worker-0": 1}
 
 
+def test_pods_that_fail_because_a_peer_was_preempted_are_no_new_attempt_however_often() -> None:
+    seen = []
+    for n in range(9):
+        taken = disrupted(worker(1, f"b{n}", "Failed", terminated=ended(143)))
+        seen += [facts(worker(0, f"a{n}"), worker(1, f"b{n}")), facts(worker(0, f"a{n}"), taken)]
+        seen += [facts(worker(0, f"a{n}", "Failed", terminated=ended(201)), worker(1, f"b{n + 1}"))]
+    last = facts(worker(0, "a9"), worker(1, "b9"))
+    assert counted(*seen, last) == {"t-worker-0": 1, "t-worker-1": 1}
+    assert verdict(0, *seen, last) is None
+
+
+def test_an_attempt_that_failed_by_itself_counts_whatever_was_preempted_before() -> None:
+    taken = disrupted(worker(1, "b", "Failed", terminated=ended(143)))
+    first = (facts(worker(0, "a"), worker(1, "b")), facts(worker(0, "a"), taken), facts(worker(0, "c"), worker(1, "d")))
+    assert counted(*first, facts(worker(0, "e"), worker(1, "f"))) == {"t-worker-0": 2, "t-worker-1": 2}
+
+
 def test_a_pod_that_still_leaves_from_a_deleted_job_is_no_attempt_of_the_new_one() -> None:
     leaving = worker(0, "a")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:02:00Z"
