@@ -213,13 +213,18 @@ class Loop:
             pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
         """
         states: Counter[str] = Counter()
+        board, listed = self.reconciler.board, set[str]()
+        reported = set(board.runs)
         for namespace in self.namespaces or (None,):
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
+                    listed.update(run["metadata"]["uid"] for run in awake)
                     await self._sweep_over(namespace, awake)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
                 await self._unless_wanted(pause * len(runs))
+        for uid in reported - listed:  # deleted before they ended: nothing else tells of that
+            board.forget(uid)
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)

@@ -164,6 +164,15 @@ async def test_how_far_a_stage_is_makes_no_sweep_look(world: Any, loop: Loop) ->
     assert (await world.client.get(RUN, "run-0", "default"))["status"]["stages"][0]["rows"]["done"] == 3
 
 
+async def test_reports_of_a_run_that_was_deleted_are_forgotten(world: Any, loop: Loop) -> None:
+    await world.apply()
+    there = (await world.get())["metadata"]["uid"]
+    for uid in (there, "deleted"):
+        loop.reconciler.board.put(uid, "answer", _report())
+    await loop._sweep()
+    assert set(loop.reconciler.board.runs) == {there}
+
+
 async def test_a_sweep_that_nobody_asked_for_takes_its_time_until_somebody_asks(world: Any, loop: Loop) -> None:
     await create_runs(world, 2)
     sweep = asyncio.create_task(loop._sweep(pause=3600))
