@@ -191,7 +191,7 @@ def test_releases_of_one_name_in_two_namespaces_share_nothing_but_the_definition
 
 def test_a_new_version_waits_for_the_lease_while_the_old_one_works() -> None:
     spec = only("Deployment")["spec"]
-    assert spec["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     assert {"name": "CGD_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in container()["env"]
 
 
