@@ -58,6 +58,7 @@ class Loop:
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     _opening: set[tuple[Kind, str | None]] = field(default_factory=set)
     """Watches that have neither begun nor failed yet."""
+    _stopped: bool = False
 
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
@@ -66,7 +67,9 @@ class Loop:
         self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """End everything under way; whatever that leaves undone is seen at the next start."""
+        """End everything under way and begin nothing more, whoever still reports: another operator may act from now on.
+        Whatever that leaves undone is seen at the next start."""
+        self._stopped = True
         for timer in self._timers.values():
             timer.cancel()
         self._first.clear()
@@ -105,7 +108,7 @@ class Loop:
 
     def _begin(self) -> None:
         """Look at what waits, `AT_ONCE` at a time."""
-        while len(self._tasks) < AT_ONCE and (key := self._next()):
+        while not self._stopped and len(self._tasks) < AT_ONCE and (key := self._next()):
             self._tasks[key] = asyncio.create_task(self._attend(key), name=f"reconcile {key[0]}/{key[1]}")
         metrics.QUEUE.set(len(self._first) + len(self._waiting) + len(self._tasks))
 

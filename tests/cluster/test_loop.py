@@ -108,6 +108,14 @@ async def test_an_earlier_look_serves_those_that_were_to_come(loop: Loop) -> Non
     assert await settle(loop) == ["a"]
 
 
+async def test_what_is_told_to_a_loop_that_was_stopped_makes_no_look(loop: Loop) -> None:
+    await loop.stop()
+    loop.later("default", "a", 0.01)
+    loop.poke("default", "b")
+    await asyncio.sleep(0.2)
+    assert loop.reconciler.seen == []  # type: ignore[attr-defined]
+
+
 async def test_a_look_may_ask_for_the_next(loop: Loop) -> None:
     loop.reconciler.answer = 0.01  # type: ignore[attr-defined]
     loop.poke("default", "a")
