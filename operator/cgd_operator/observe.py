@@ -471,8 +471,9 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
     ended: Object = next((one.get("terminated", {}) for name, one in states.items() if name in OURS), {})
     words = _words(ended.get("message", ""))
     since = _time(ended.get("finishedAt")) or _time(status.get("startTime"))
-    if due and phase in ("Pending", "Running") and now > due + LOST_AFTER:
-        phase, trouble, since = LOST, f"NodeLost: {_lost(pod, due)}", due
+    node = pod.get("spec", {}).get("nodeName", "")
+    if due and node and phase in ("Pending", "Running") and now > due + LOST_AFTER:
+        phase, trouble, since = LOST, f"NodeLost: {_lost(node, due)}", due
     else:
         trouble = _kept(states, ended, now) or _trouble(pod, status, list(states.values()), ended)
     return PodFacts(
@@ -488,7 +489,7 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
         start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
         end=_pod_end(phase, status, due),
         exit_code=ended.get("exitCode"),
-        node=pod.get("spec", {}).get("nodeName", ""),
+        node=node,
         trouble=trouble,
         troubled=since,
         words=words,
@@ -511,8 +512,7 @@ def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | Non
     return min(filter(None, (given_up, due)), default=None)
 
 
-def _lost(pod: Object, due: datetime) -> str:
-    node = pod["spec"].get("nodeName", "")
+def _lost(node: str, due: datetime) -> str:
     return (
         f"its node {node} should have ended it by {due:%Y-%m-%dT%H:%M:%SZ} and has not, and the stage waits for it: "
         "bring the node back. If the machine is certainly off, have an admin say so (kubectl taint nodes "
