@@ -216,8 +216,7 @@ class Loop:
             pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
         """
         states: Counter[str] = Counter()
-        board, listed = self.reconciler.board, set[str]()
-        reported = set(board.runs)
+        known, listed = self.reconciler.known(), set[str]()
         for namespace in self.namespaces or (None,):
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
@@ -226,8 +225,8 @@ class Loop:
                     await self._sweep_over(namespace, awake)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
                 await self._unless_wanted(pause * len(runs))
-        for uid in reported - listed:  # deleted before they ended: nothing else tells of that
-            board.forget(uid)
+        for uid in known - listed:  # nothing else tells that a run was deleted
+            self.reconciler.forget(uid)
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import pytest
-from builders import CHILDREN, RELEASE, labels, manifest
+from builders import CHILDREN, RELEASE, labels, manifest, pod
 
 from cgd_operator.cluster import JOB, PAGE, POD, RUN, ApiError
 from cgd_operator.loop import Loop
@@ -172,13 +173,17 @@ async def test_how_far_a_stage_is_makes_no_sweep_look(world: Any, loop: Loop) ->
     assert (await world.client.get(RUN, "run-0", "default"))["status"]["stages"][0]["rows"]["done"] == 3
 
 
-async def test_reports_of_a_run_that_was_deleted_are_forgotten(world: Any, loop: Loop) -> None:
+async def test_what_is_known_of_a_run_that_was_deleted_is_forgotten(world: Any, loop: Loop) -> None:
     await world.apply()
     there = (await world.get())["metadata"]["uid"]
     for uid in (there, "deleted"):
+        left = pod("answer")
+        left["metadata"]["labels"]["cgd.dev/run-uid"] = uid
         loop.reconciler.board.put(uid, "answer", _report())
+        loop.reconciler.departed.add(left, datetime.now(UTC))
     await loop._sweep()
-    assert set(loop.reconciler.board.runs) == {there}
+    assert loop.reconciler.known() == {there}
+    assert loop.reconciler.departed.of("deleted") == ()
 
 
 async def test_a_sweep_that_nobody_asked_for_takes_its_time_until_somebody_asks(world: Any, loop: Loop) -> None:
