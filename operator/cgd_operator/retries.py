@@ -59,4 +59,5 @@ def _enough(facts: ChildFacts, old: StageStatus, retries: int) -> str:
         return ""
     failed = [pod for pod in (*facts.gone, *facts.pods) if pod.failed]
     told = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
-    return f"pod {most.name} was tried {most.attempts - 1} times, and spec.retries is {retries}; {told}"
+    tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
+    return f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {told}"

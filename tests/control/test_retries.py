@@ -137,8 +137,7 @@ def test_no_retries_mean_one_try() -> None:
     assert verdict(0, facts(worker(0, "a"))) is None
     told = verdict(0, facts(worker(0, "a")), facts(worker(0, "b")))
     assert (
-        told
-        == "pod t-worker-0 was tried 1 times, and spec.retries is 0; its log and the PyTorchJob's Events may tell why"
+        told == "pod t-worker-0 was tried once, and spec.retries is 0; its log and the PyTorchJob's Events may tell why"
     )
 
 
