@@ -39,6 +39,7 @@ def test_what_a_person_must_mend_says_who_and_what(words: str, reason: str, mend
     ("words", "reason"),
     [
         (f"{FORBIDDEN}exceeded quota: gpus, requested: pods=1, used: pods=4, limited: pods=4", "QuotaExceeded"),
+        (f"{FORBIDDEN}status unknown for quota: gpus, resources: requests.cpu", "QuotaNotCounted"),
         (
             'failed calling webhook "mjob.kb.io": failed to call webhook: Post "https://kueue": connection refused',
             "WebhookUnavailable",
