@@ -348,10 +348,10 @@ class Cluster:
 
     def _connections(self) -> aiohttp.ClientSession:
         """With the client's TLS. Its own session is not used: it writes every body in ASCII, which an apply must not
-        be, and reads the environment and ~/.netrc before every request."""
+        be, and reads the environment and ~/.netrc before every request. Nor is its limit of 100 connections: the four
+        watches of every namespace hold one each, and whatever is asked beside them would wait for ever."""
         if self._session is None:
-            rest = self._client.rest_client
-            connector = Connector(limit=rest.maxsize, ssl=rest.ssl_context)
+            connector = Connector(limit=0, ssl=self._client.rest_client.ssl_context)
             self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=2**21)
         return self._session
 

@@ -16,21 +16,21 @@ MOST = 2048
 
 @dataclass
 class Departed:
-    _runs: dict[str, dict[str, Gone]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Gone]] = field(default_factory=dict)
     """By the uids of run and pod."""
 
     def add(self, pod: dict[str, Any], now: datetime) -> None:
         """A watch says that the pod is deleted; `pod` is its last state."""
         meta = pod["metadata"]
-        self._runs.setdefault(meta["labels"][UID_LABEL], {})[meta["uid"]] = last_state(pod, now)
-        while sum(map(len, self._runs.values())) > MOST:
-            del self._runs[next(iter(self._runs))]
+        self.runs.setdefault(meta["labels"][UID_LABEL], {})[meta["uid"]] = last_state(pod, now)
+        while sum(map(len, self.runs.values())) > MOST:
+            del self.runs[next(iter(self.runs))]
 
     def of(self, run: str) -> tuple[Gone, ...]:
-        return tuple(self._runs.get(run, {}).values())
+        return tuple(self.runs.get(run, {}).values())
 
     def told(self, run: str, gone: tuple[Gone, ...]) -> None:
         """The run's status has them now."""
-        left = {uid: one for uid, one in self._runs.pop(run, {}).items() if one not in gone}
+        left = {uid: one for uid, one in self.runs.pop(run, {}).items() if one not in gone}
         if left:
-            self._runs[run] = left
+            self.runs[run] = left

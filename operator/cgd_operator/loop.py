@@ -58,6 +58,7 @@ class Loop:
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     _opening: set[tuple[Kind, str | None]] = field(default_factory=set)
     """Watches that have neither begun nor failed yet."""
+    _stopped: bool = False
 
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
@@ -66,7 +67,9 @@ class Loop:
         self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """End everything under way; whatever that leaves undone is seen at the next start."""
+        """End everything under way and begin nothing more, whoever still reports: another operator may act from now on.
+        Whatever that leaves undone is seen at the next start."""
+        self._stopped = True
         for timer in self._timers.values():
             timer.cancel()
         self._first.clear()
@@ -105,7 +108,7 @@ class Loop:
 
     def _begin(self) -> None:
         """Look at what waits, `AT_ONCE` at a time."""
-        while len(self._tasks) < AT_ONCE and (key := self._next()):
+        while not self._stopped and len(self._tasks) < AT_ONCE and (key := self._next()):
             self._tasks[key] = asyncio.create_task(self._attend(key), name=f"reconcile {key[0]}/{key[1]}")
         metrics.QUEUE.set(len(self._first) + len(self._waiting) + len(self._tasks))
 
@@ -213,13 +216,17 @@ class Loop:
             pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
         """
         states: Counter[str] = Counter()
+        known, listed = self.reconciler.known(), set[str]()
         for namespace in self.namespaces or (None,):
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
+                    listed.update(run["metadata"]["uid"] for run in awake)
                     await self._sweep_over(namespace, awake)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
                 await self._unless_wanted(pause * len(runs))
+        for uid in known - listed:  # nothing else tells that a run was deleted
+            self.reconciler.forget(uid)
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)

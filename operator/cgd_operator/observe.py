@@ -32,6 +32,8 @@ SILENT = timedelta(minutes=1)
 """What a controller may take to make a pod, or to say why it cannot."""
 FRESH = timedelta(minutes=20)
 """Controllers try again, and say so, more often than this: an older Event is of another time."""
+MUTE_AGAIN = timedelta(minutes=4)
+"""The kubelet tries to mount again every two minutes, and says so: later than this it has gone on, mostly to a pull."""
 
 BEGINNING = ("NoPods", "Starting")
 """Reasons to wait that every stage has for some seconds."""
@@ -69,6 +71,8 @@ class Fate(Enum):
 class PodFacts:
     name: str
     uid: str
+    owner: str
+    """The uid of the object that has made it."""
     shard: int
     """Which of its child's pods it is: its number."""
     phase: str
@@ -104,6 +108,7 @@ class ChildFacts:
     stage: str
     kind: str
     fate: Fate
+    uid: str = ""
     reason: str = ""
     message: str = ""
     stuck: datetime | None = None
@@ -199,7 +204,7 @@ def observe(
     notices = tuple(_notice(one) for one in events)
     by_stage: dict[str, list[PodFacts]] = {}
     for pod in pods:
-        by_stage.setdefault(_stage(pod), []).append(_noticed(_pod(pod, now), notices))
+        by_stage.setdefault(_stage(pod), []).append(_noticed(_pod(pod, now), notices, now))
     facts: dict[str, ChildFacts] = {}
     for child in sorted(children, key=lambda one: "deletionTimestamp" not in one["metadata"]):
         own = tuple(sorted(by_stage.get(_stage(child), []), key=_age))
@@ -254,12 +259,18 @@ def _is_mute(pod: PodFacts) -> bool:
     return pod.phase == "Pending" and pod.due is None and not pod.trouble and pod.taken is not None
 
 
-def _noticed(pod: PodFacts, notices: tuple[Notice, ...]) -> PodFacts:
-    """With what the kubelet tells in Events alone, such as a volume's missing Secret."""
-    own = [one for one in notices if (one.kind, one.about) == ("Pod", pod.name)]
-    if not own or not _is_mute(pod):
+def _noticed(pod: PodFacts, notices: tuple[Notice, ...], now: datetime) -> PodFacts:
+    """With what the kubelet tells in Events alone, such as a volume's missing Secret, as long as it tells it. What
+    failed once as the pod began is over, and what was said of an earlier pod of that name is of another one."""
+    if not _is_mute(pod) or pod.taken is None:
+        return pod
+    own = [one for one in notices if (one.kind, one.about) == ("Pod", pod.name) and one.last >= pod.taken]
+    if not own:
         return pod
     last = max(own, key=lambda one: one.last)
+    told_for = last.last - max(pod.taken, min(one.first for one in own))
+    if now - last.last > max(MUTE_AGAIN, told_for / 2):  # what it says for long it says more rarely
+        return pod
     return replace(pod, trouble=_colon(last.reason, last.message))
 
 
@@ -287,6 +298,7 @@ def _child(
         stage=_stage(child),
         kind=child["kind"],
         fate=fate,
+        uid=meta.get("uid", ""),
         reason=why.reason,
         message=why.message,
         stuck=why.stuck,
@@ -369,10 +381,16 @@ def _unmade(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice, ..
         first = min(one.first for one in own if explain(one.message) == words)  # each try names another pod
         stuck = None if judge(last.message).passing else max(since, first)
         yield Why(last.reason, f"no pod can be made: {words}", stuck)
-    elif now - since > SILENT and not any(pod.phase == "Failed" for pod in pods):
+    elif now - since > SILENT and not _pauses(child, pods):
         quiet = "a pod is missing for more than a minute, and no Event says why"
         gang = ", and what its PodGroup waits for" if child["spec"].get("runPolicy", {}).get("schedulingPolicy") else ""
         yield Why("PodsMissing", f"{quiet}: see whether {MAKERS[child['kind']]}{gang}")
+
+
+def _pauses(child: Object, pods: tuple[PodFacts, ...]) -> bool:
+    """Its controller may let time pass before it makes a failed pod again: a Job up to ten minutes, also when the pod
+    is gone and only its count tells of it."""
+    return bool(child.get("status", {}).get("failed")) or any(pod.phase == "Failed" for pod in pods)
 
 
 def _live(pods: tuple[PodFacts, ...]) -> int:
@@ -453,13 +471,15 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
     ended: Object = next((one.get("terminated", {}) for name, one in states.items() if name in OURS), {})
     words = _words(ended.get("message", ""))
     since = _time(ended.get("finishedAt")) or _time(status.get("startTime"))
-    if due and phase in ("Pending", "Running") and now > due + LOST_AFTER:
-        phase, trouble, since = LOST, f"NodeLost: {_lost(pod, due)}", due
+    node = pod.get("spec", {}).get("nodeName", "")
+    if due and node and phase in ("Pending", "Running") and now > due + LOST_AFTER:
+        phase, trouble, since = LOST, f"NodeLost: {_lost(node, due)}", due
     else:
         trouble = _kept(states, ended, now) or _trouble(pod, status, list(states.values()), ended)
     return PodFacts(
         name=meta["name"],
         uid=meta["uid"],
+        owner=next((one["uid"] for one in meta.get("ownerReferences", []) if one.get("controller")), ""),
         shard=_shard(meta),
         phase=phase,
         due=due,
@@ -469,7 +489,7 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
         start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
         end=_pod_end(phase, status, due),
         exit_code=ended.get("exitCode"),
-        node=pod.get("spec", {}).get("nodeName", ""),
+        node=node,
         trouble=trouble,
         troubled=since,
         words=words,
@@ -492,8 +512,7 @@ def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | Non
     return min(filter(None, (given_up, due)), default=None)
 
 
-def _lost(pod: Object, due: datetime) -> str:
-    node = pod["spec"].get("nodeName", "")
+def _lost(node: str, due: datetime) -> str:
     return (
         f"its node {node} should have ended it by {due:%Y-%m-%dT%H:%M:%SZ} and has not, and the stage waits for it: "
         "bring the node back. If the machine is certainly off, have an admin say so (kubectl taint nodes "

@@ -237,6 +237,16 @@ class Reconciler:
         late = _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
         return "in telling" if late else ""
 
+    def known(self) -> set[str]:
+        """The uids of the runs of which something is in memory."""
+        return {*self.board.runs, *self.departed.runs, *self._equipped}
+
+    def forget(self, uid: str) -> None:
+        """The run is through, or is not there any more."""
+        self.board.forget(uid)
+        self.departed.runs.pop(uid, None)
+        self._equipped.discard(uid)
+
     async def _expire(self, manifest: Object, new: CGDRunStatus, now: datetime) -> None:
         """Delete the run when it ended long enough ago; its children go with it."""
         ttl, meta = _ttl(manifest), manifest["metadata"]

@@ -26,6 +26,9 @@ QUOTA_FULL = Refusal(
     "owner must raise it",
     passing=True,
 )
+QUOTA_UNCOUNTED = Refusal(
+    "QuotaNotCounted", "the ResourceQuota is new: it goes on by itself when the cluster has counted it", passing=True
+)
 UNJUDGED = Refusal("NotJudged", "the webhook cannot judge what is only tried", passing=True)
 WEBHOOK_DOWN = Refusal(
     "WebhookUnavailable",
@@ -46,8 +49,9 @@ OTHER = Refusal("Refused", "")
 
 VERDICTS = (
     (r"exceeded quota", QUOTA_FULL),
+    (r"status unknown for quota", QUOTA_UNCOUNTED),
     (
-        r"failed quota:|must specify ",
+        r"failed quota: ",
         Refusal("ResourcesRequired", f"set what the ResourceQuota asks for in resources of {POOL}, in a new run"),
     ),
     (

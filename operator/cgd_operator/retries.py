@@ -13,36 +13,35 @@ from cgd_stages.contract import Exit
 
 
 def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
-    """By the name of a pod, how often it was made. One that follows a suspension is no new attempt, nor is one that
-    follows a pod that failed by no fault of its own."""
+    """By the name of a pod, how often it was made: by this PyTorchJob, not by one of its name that was deleted. A pod
+    that follows a suspension is no new attempt, nor is one that follows a pod that failed by no fault of its own."""
     if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
         return ()
+    counted = [one for one in old.pod_attempts if one.owner in ("", facts.uid)]
     if facts.suspended:
-        return tuple(_without_pod(one) for one in old.pod_attempts)
-    excused = _excused(facts)
-    known = {one.name: _without_pod(one) if one.uid in excused else one for one in old.pod_attempts}
+        return tuple(one.model_copy(update={"uid": "", "excused": False}) for one in counted)
+    excused = _excused(facts, {one.uid for one in counted})
+    known = {one.name: one.model_copy(update={"excused": one.excused or one.uid in excused}) for one in counted}
     for pod in facts.pods:
         before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
-        if before.uid or not (pod.due or pod.uid in excused):  # else it is not the one that comes next
-            again = before.uid not in ("", pod.uid)
-            known[pod.name] = PodAttempts(name=pod.name, uid=pod.uid, attempts=before.attempts + again)
+        late = not before.uid and (pod.due is not None or pod.uid in excused)  # it is not the one that comes next
+        if pod.owner in ("", facts.uid) and pod.uid != before.uid and not late:
+            made = before.attempts + bool(before.uid and not before.excused)
+            known[pod.name] = PodAttempts(
+                name=pod.name, uid=pod.uid, owner=facts.uid, excused=pod.uid in excused, attempts=made
+            )
     return tuple(known[name] for name in sorted(known))
 
 
-def _excused(facts: ChildFacts) -> set[str]:
-    """Pods that were disrupted, or interrupted, as all are when one of them is asked to go; and those that failed while
-    they waited for another that has no place yet."""
+def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
+    """Pods that may fail: those that were disrupted, or interrupted, as all are when one of them is asked to go; those
+    that waited for another that has no place yet; and all peers of one that was disrupted, which miss it."""
+    pods = (*facts.gone, *facts.pods)
     waits = any(pod.phase == "Pending" for pod in facts.pods)
-    return {
-        pod.uid
-        for pod in (*facts.gone, *facts.pods)
-        if pod.disrupted or pod.exit_code == Exit.INTERRUPTED or (waits and pod.failed)
-    }
-
-
-def _without_pod(counted: PodAttempts) -> PodAttempts:
-    """So that the next pod is no new attempt."""
-    return counted.model_copy(update={"uid": ""})
+    disrupted = {pod.uid for pod in pods if pod.disrupted}
+    peers = counted if disrupted & counted else set[str]()
+    failed = {pod.uid for pod in pods if pod.exit_code == Exit.INTERRUPTED or (waits and pod.failed)}
+    return disrupted | peers | failed
 
 
 def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:
@@ -62,4 +61,5 @@ def _enough(facts: ChildFacts, old: StageStatus, retries: int) -> str:
         return ""
     failed = [pod for pod in (*facts.gone, *facts.pods) if pod.failed]
     told = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
-    return f"pod {most.name} was tried {most.attempts - 1} times, and spec.retries is {retries}; {told}"
+    tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
+    return f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {told}"

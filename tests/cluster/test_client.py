@@ -80,6 +80,13 @@ async def test_a_watch_that_lists_nothing_tells_what_happens_from_now_on(world: 
     assert await mine.read(1) == [("ADDED", "new")]
 
 
+async def test_watches_of_many_namespaces_leave_room_for_other_requests(world: Any, listener: Listen) -> None:
+    for one in [listener(listing=False) for _ in range(101)]:
+        assert await one.read(1) == [("SYNCED", "")]
+    async with asyncio.timeout(20):
+        await world.client.list(CONFIGMAP, "default")
+
+
 async def test_an_object_of_hundreds_of_kilobytes_is_one_event(world: Any, listener: Listen) -> None:
     mine = listener()
     await mine.read(1)

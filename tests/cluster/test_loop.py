@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import pytest
-from builders import CHILDREN, RELEASE, labels, manifest
+from builders import CHILDREN, RELEASE, labels, manifest, pod
 
 from cgd_operator.cluster import JOB, PAGE, POD, RUN, ApiError
 from cgd_operator.loop import Loop
@@ -108,6 +109,14 @@ async def test_an_earlier_look_serves_those_that_were_to_come(loop: Loop) -> Non
     assert await settle(loop) == ["a"]
 
 
+async def test_what_is_told_to_a_loop_that_was_stopped_makes_no_look(loop: Loop) -> None:
+    await loop.stop()
+    loop.later("default", "a", 0.01)
+    loop.poke("default", "b")
+    await asyncio.sleep(0.2)
+    assert loop.reconciler.seen == []  # type: ignore[attr-defined]
+
+
 async def test_a_look_may_ask_for_the_next(loop: Loop) -> None:
     loop.reconciler.answer = 0.01  # type: ignore[attr-defined]
     loop.poke("default", "a")
@@ -162,6 +171,19 @@ async def test_how_far_a_stage_is_makes_no_sweep_look(world: Any, loop: Loop) ->
     assert await settle(loop) == []
     await real.reconcile("default", "run-0")
     assert (await world.client.get(RUN, "run-0", "default"))["status"]["stages"][0]["rows"]["done"] == 3
+
+
+async def test_what_is_known_of_a_run_that_was_deleted_is_forgotten(world: Any, loop: Loop) -> None:
+    await world.apply()
+    there = (await world.get())["metadata"]["uid"]
+    for uid in (there, "deleted"):
+        left = pod("answer")
+        left["metadata"]["labels"]["cgd.dev/run-uid"] = uid
+        loop.reconciler.board.put(uid, "answer", _report())
+        loop.reconciler.departed.add(left, datetime.now(UTC))
+    await loop._sweep()
+    assert loop.reconciler.known() == {there}
+    assert loop.reconciler.departed.of("deleted") == ()
 
 
 async def test_a_sweep_that_nobody_asked_for_takes_its_time_until_somebody_asks(world: Any, loop: Loop) -> None:

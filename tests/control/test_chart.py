@@ -189,9 +189,15 @@ def test_releases_of_one_name_in_two_namespaces_share_nothing_but_the_definition
     assert first & second == {("CustomResourceDefinition", "", "cgdruns.cgd.dev")}
 
 
+def test_the_operator_may_own_children_that_block_the_deletion_of_their_run() -> None:
+    """OwnerReferencesPermissionEnforcement, on in OpenShift, asks for this right at each child's creation."""
+    (role,) = (one for key, one in rendered().items() if key[0] == "ClusterRole")
+    assert {"apiGroups": ["cgd.dev"], "resources": ["cgdruns/finalizers"], "verbs": ["update"]} in role["rules"]
+
+
 def test_a_new_version_waits_for_the_lease_while_the_old_one_works() -> None:
     spec = only("Deployment")["spec"]
-    assert spec["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     assert {"name": "CGD_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in container()["env"]
 
 

@@ -190,6 +190,15 @@ def test_one_lost_node_of_many_is_told_while_the_others_run() -> None:
     assert (facts.fate, facts.reason) == (Fate.RUNNING, "NodeLost")
 
 
+def test_a_pod_that_never_had_a_node_has_lost_none() -> None:
+    """It stays while its controller, which holds it, is away."""
+    unscheduled = pod("answer", "Pending")
+    del unscheduled["spec"]["nodeName"]
+    unscheduled["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    facts = observe([job("answer")], [unscheduled], now=datetime(2026, 1, 2, tzinfo=UTC))["answer"]
+    assert (facts.reason, facts.pods[0].phase) == ("Starting", "Pending")
+
+
 def test_a_failure_whose_pods_are_gone_is_told_in_their_last_words_if_their_deletion_was_seen() -> None:
     left = last_state(pod("answer", "Failed", terminated=ended(3, words("no such bucket"))), NOW)
     assert "no such bucket" in observe([job("answer", "Failed")], [], gone=[left])["answer"].message

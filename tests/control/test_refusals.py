@@ -20,6 +20,11 @@ FORBIDDEN = 'pods "demo-answer-0-x7k2p" is forbidden: '
         ("maximum cpu usage per Container is 1, but limit is 2", "LimitRange", "have the LimitRange changed"),
         ('violates PodSecurity "restricted:latest": runAsNonRoot != true', "PodSecurity", "what adds to its pods"),
         ('admission webhook "validate.kyverno.svc-fail" denied the request: no', "PolicyDenied", "the policy names"),
+        (
+            'admission webhook "pods.example.com" denied the request: containers must specify a seccomp profile',
+            "PolicyDenied",
+            "the policy names",
+        ),
         ("ValidatingAdmissionPolicy 'owners' with binding 'all' denied request: no", "PolicyDenied", "exempt pods"),
     ],
 )
@@ -34,6 +39,7 @@ def test_what_a_person_must_mend_says_who_and_what(words: str, reason: str, mend
     ("words", "reason"),
     [
         (f"{FORBIDDEN}exceeded quota: gpus, requested: pods=1, used: pods=4, limited: pods=4", "QuotaExceeded"),
+        (f"{FORBIDDEN}status unknown for quota: gpus, resources: requests.cpu", "QuotaNotCounted"),
         (
             'failed calling webhook "mjob.kb.io": failed to call webhook: Post "https://kueue": connection refused',
             "WebhookUnavailable",

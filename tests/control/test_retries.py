@@ -93,11 +93,49 @@ def test_a_pod_that_failed_counts_where_its_peers_follow_it() -> None:
     assert counted(*seen) == {"t-worker-0": 2, "t-worker-1": 1}
 
 
+def test_pods_that_fail_because_a_peer_was_preempted_are_no_new_attempt_however_often() -> None:
+    seen = []
+    for n in range(9):
+        taken = disrupted(worker(1, f"b{n}", "Failed", terminated=ended(143)))
+        seen += [facts(worker(0, f"a{n}"), worker(1, f"b{n}")), facts(worker(0, f"a{n}"), taken)]
+        seen += [facts(worker(0, f"a{n}", "Failed", terminated=ended(201)), worker(1, f"b{n + 1}"))]
+    last = facts(worker(0, "a9"), worker(1, "b9"))
+    assert counted(*seen, last) == {"t-worker-0": 1, "t-worker-1": 1}
+    assert verdict(0, *seen, last) is None
+
+
+def test_an_attempt_that_failed_by_itself_counts_whatever_was_preempted_before() -> None:
+    taken = disrupted(worker(1, "b", "Failed", terminated=ended(143)))
+    first = (facts(worker(0, "a"), worker(1, "b")), facts(worker(0, "a"), taken), facts(worker(0, "c"), worker(1, "d")))
+    assert counted(*first, facts(worker(0, "e"), worker(1, "f"))) == {"t-worker-0": 2, "t-worker-1": 2}
+
+
 def test_a_pod_that_still_leaves_from_a_deleted_job_is_no_attempt_of_the_new_one() -> None:
     leaving = worker(0, "a")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:02:00Z"
     assert counted(facts(leaving)) == {}
     assert counted(facts(leaving), facts(worker(0, "b"))) == {"t-worker-0": 1}
+
+
+def made_by(child: str, *pods: Object, now: str = "") -> ChildFacts:
+    """A look at a PyTorchJob (of this uid, or of `now`) and the pods that the first has made."""
+    for one in pods:
+        one["metadata"]["ownerReferences"] = [{"uid": child, "controller": True}]
+    made = job(STAGE, "Running", kind="PyTorchJob")
+    made["metadata"]["uid"] = now or child
+    return observe([made], pods)[STAGE]
+
+
+def test_a_job_that_was_deleted_and_made_again_has_all_of_its_tries() -> None:
+    first = (made_by("one", worker(0, "a")), made_by("one", worker(0, "b")))
+    leaving = made_by("one", worker(0, "b"), now="two")
+    assert verdict(1, *first, leaving, made_by("two", worker(0, "c"))) is None
+    assert counted(*first, leaving, made_by("two", worker(0, "c"))) == {"t-worker-0": 1}
+    assert verdict(0, *first, made_by("two")) is None
+    told = verdict(
+        1, *first, made_by("two", worker(0, "c")), made_by("two", worker(0, "d")), made_by("two", worker(0, "e"))
+    )
+    assert told is not None
 
 
 def test_of_a_job_that_has_ended_and_of_other_kinds_nothing_is_remembered() -> None:
@@ -119,8 +157,7 @@ def test_no_retries_mean_one_try() -> None:
     assert verdict(0, facts(worker(0, "a"))) is None
     told = verdict(0, facts(worker(0, "a")), facts(worker(0, "b")))
     assert (
-        told
-        == "pod t-worker-0 was tried 1 times, and spec.retries is 0; its log and the PyTorchJob's Events may tell why"
+        told == "pod t-worker-0 was tried once, and spec.retries is 0; its log and the PyTorchJob's Events may tell why"
     )
 
 

@@ -128,6 +128,12 @@ def test_a_controller_that_says_nothing_for_a_minute_is_asked_after(kind: str) -
     ] in found.message
 
 
+def test_a_job_that_pauses_after_a_failure_whose_pod_was_deleted_is_not_called_silent() -> None:
+    pauses = child()
+    pauses["status"]["failed"] = 1
+    assert facts(of=pauses).reason == "NoPods"
+
+
 def test_a_pod_that_waits_beside_one_that_runs_is_told_with_their_number() -> None:
     stays = pending(shard=1, waiting={"reason": "ImagePullBackOff", "message": "no such image"})
     found = facts(pod("answer"), stays)
@@ -172,10 +178,35 @@ def test_an_init_container_that_cannot_start_says_why() -> None:
 def test_a_volume_that_cannot_be_mounted_is_told_from_the_kubelets_event() -> None:
     waits = pending(waiting={"reason": "ContainerCreating"})
     missing = 'MountVolume.SetUp failed for volume "ca" : configmap "roots" not found'
-    found = facts(waits, events=(event(missing, kind="Pod", name="demo-answer-0", reason="FailedMount"),))
+    told = event(missing, kind="Pod", name="demo-answer-0", reason="FailedMount", last="2026-01-01T00:08:00Z")
+    found = facts(waits, events=(told,))
     assert found.reason == "FailedMount"
     assert 'configmap "roots" not found' in found.message
     assert found.stuck == NOW - timedelta(minutes=10)
+
+
+def mount(first: str, last: str) -> dict[str, Any]:
+    told = event("timed out", kind="Pod", name="demo-answer-0", reason="FailedMount", last=f"2026-01-01T{last}:00Z")
+    return told | {"firstTimestamp": f"2026-01-01T{first}:00Z"}
+
+
+def test_a_mount_that_failed_once_is_not_why_a_pod_that_pulls_its_image_waits() -> None:
+    pulls = pending(waiting={"reason": "ContainerCreating"})
+    found = facts(pulls, of=child(pods=1), events=(mount("00:00", "00:00"),))
+    assert (found.reason, found.stuck) == ("Starting", None)
+
+
+def test_what_was_said_of_an_earlier_pod_of_that_name_is_not_why_this_one_waits() -> None:
+    pulls = pending(waiting={"reason": "ContainerCreating"})
+    pulls["status"]["startTime"] = "2026-01-01T00:09:00Z"
+    assert facts(pulls, of=child(pods=1), events=(mount("00:00", "00:08"),)).reason == "Starting"
+
+
+def test_a_mount_that_fails_for_long_is_told_although_the_kubelet_says_so_more_rarely() -> None:
+    waits = pending(waiting={"reason": "ContainerCreating"})
+    found = facts(waits, events=(mount("00:00", "00:40"),), now=NOW + timedelta(minutes=40))
+    assert found.reason == "FailedMount"
+    assert found.stuck
 
 
 def test_what_a_person_must_mend_is_told_before_what_may_pass() -> None:

@@ -20,6 +20,10 @@ class PodAttempts(Part):
     name: str
     uid: str = ""
     """Of the pod that was counted last; empty: the next one is no new attempt."""
+    owner: str = ""
+    """The uid of the PyTorchJob: one that is made anew begins to count anew."""
+    excused: bool = False
+    """It may fail by no fault of its own: the next one is no new attempt."""
     attempts: int
 
 
