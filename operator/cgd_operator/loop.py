@@ -201,6 +201,9 @@ class Loop:
                 await self._sweep(0 if wanted else 1 / SWEEP_RATE)
             except ApiError as error:
                 log.warning("sweep failed: %s", error)
+            except Exception:  # without sweeps nothing would be noticed that no event tells
+                metrics.RECONCILE_ERRORS.labels("bug").inc()
+                log.exception("sweep broke; this is a bug of cgd-operator")
             await self._unless_wanted(begun + SWEEP_SECONDS - time.monotonic())
 
     async def _unless_wanted(self, seconds: float) -> None:

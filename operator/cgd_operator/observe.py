@@ -374,17 +374,23 @@ def _unmade(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice, ..
         return
     name, since = child["metadata"]["name"], _since(child, pods)
     own = [one for one in notices if one.kind in VOICES[child["kind"]] and one.about in (name, f"{name}-node-0")]
-    own = [one for one in own if one.tells_of_creation and one.last >= since and now - one.last < FRESH]
-    if own:
-        last = max(own, key=lambda one: one.last)
-        words = explain(last.message)
-        first = min(one.first for one in own if explain(one.message) == words)  # each try names another pod
+    own = [one for one in own if one.tells_of_creation and one.last >= since]
+    last = max(own, key=lambda one: one.last, default=None)
+    words = explain(last.message) if last else ""
+    first = min((one.first for one in own if explain(one.message) == words), default=now)  # each try names another pod
+    if last and _is_tried_still(first, last.last, now):
         stuck = None if judge(last.message).passing else max(since, first)
         yield Why(last.reason, f"no pod can be made: {words}", stuck)
     elif now - since > SILENT and not _pauses(child, pods):
-        quiet = "a pod is missing for more than a minute, and no Event says why"
+        quiet = "a pod has been missing for more than a minute, and no Event says why"
         gang = ", and what its PodGroup waits for" if child["spec"].get("runPolicy", {}).get("schedulingPolicy") else ""
-        yield Why("PodsMissing", f"{quiet}: see whether {MAKERS[child['kind']]}{gang}")
+        yield Why("PodsMissing", f"{quiet}: check that {MAKERS[child['kind']]}{gang}")
+
+
+def _is_tried_still(first: datetime, last: datetime, now: datetime) -> bool:
+    """Whether a failure that was met from `first` to `last` would have been met again by now: the pauses between two
+    tries double, up to ten minutes, so that the next is about as long as all before. Else it was mended."""
+    return now - last < min(FRESH, timedelta(minutes=2) + 2 * (last - first))
 
 
 def _pauses(child: Object, pods: tuple[PodFacts, ...]) -> bool:
@@ -514,10 +520,10 @@ def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | Non
 
 def _lost(node: str, due: datetime) -> str:
     return (
-        f"its node {node} should have ended it by {due:%Y-%m-%dT%H:%M:%SZ} and has not, and the stage waits for it: "
-        "bring the node back. If the machine is certainly off, have an admin say so (kubectl taint nodes "
-        f"{node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute) or delete the Node; or set "
-        "spec.replaceLostPodsAfterSeconds of the run"
+        f"its node {node} should have stopped it by {due:%Y-%m-%dT%H:%M:%SZ} and has not; the stage waits for it. "
+        "Bring the node back. If the machine is certainly off, ask an admin to run `kubectl taint nodes "
+        f"{node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute` or to delete the Node; or set "
+        "spec.replaceLostPodsAfterSeconds in the run"
     )
 
 
@@ -528,9 +534,9 @@ def _kept(states: Mapping[str, Object], ended: Object, now: datetime) -> str:
     if end is None or now - end < KEPT_AFTER or not others:
         return ""
     return (
-        f"SidecarRuns: the stage has ended (exit code {ended['exitCode']}), but container {others[0]} still runs and "
-        "keeps the pod: end it there to go on. For other runs have it injected as a native sidecar (an init container "
-        "with restartPolicy: Always), or not at all, by what its injector reads in spec.podMetadata"
+        f"SidecarRuns: the stage has ended (exit code {ended['exitCode']}), but container {others[0]} still runs, "
+        "so the pod cannot end: stop that container. In new runs let its injector add it as a native sidecar (an init "
+        "container with restartPolicy: Always), or switch the injection off in spec.podMetadata"
     )
 
 

@@ -70,8 +70,11 @@ def _waiting(status: Object, now: datetime) -> tuple[str, str]:
 def _admitted(since: str, now: datetime) -> tuple[str, str]:
     if not since or now < datetime.fromisoformat(since) + STARTING:
         return "Admitted", "Kueue has admitted it and starts it"
-    told = f"Kueue admitted it at {since} and has not started it since: its start is refused or fails"
-    return "NotStarted", f"{told}; the cluster's administrator: see the log of Kueue's controller, and Kueue's webhooks"
+    told = f"Kueue admitted it at {since} but has not started it"
+    return (
+        "NotStarted",
+        f"{told}: ask the cluster's administrator to check the log of Kueue's controller and its webhooks",
+    )
 
 
 def _for_quota(quota: Object, evicted: Object) -> str:

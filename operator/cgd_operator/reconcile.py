@@ -174,8 +174,7 @@ class Reconciler:
         if manifest is None:
             return None
         if "deletionTimestamp" in manifest["metadata"]:
-            await self._clean(manifest, datetime.now(UTC))
-            return None
+            return await self._clean(manifest, datetime.now(UTC))
         await self._finalize(manifest, wanted=manifest["spec"].get("deletionPolicy") == "Delete")
         previous, now = previous_status(manifest), datetime.now(UTC)
         generation = manifest["metadata"]["generation"]
@@ -256,25 +255,25 @@ class Reconciler:
         await self.cluster.delete(RUN, meta["name"], meta["namespace"], uid=meta["uid"])
         log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], ttl)
 
-    async def _clean(self, manifest: Object, now: datetime) -> None:
+    async def _clean(self, manifest: Object, now: datetime) -> float | None:
         """Bring the deletion of a run with `deletionPolicy: Delete` one step on: its children go, then a Job deletes
         what they stored, then the run may go. Whatever fails, the run goes after `CLEAN_SECONDS`."""
         if manifests.FINALIZER not in manifest["metadata"].get("finalizers", []):
-            return
+            return None
         try:
             run = Run.of(manifest)
         except InvalidRun:  # it has never started anything
             await self._finalize(manifest, wanted=False)
-            return
+            return None
         there = (await self.look(run.namespace, [run.uid]))[run.uid]
         jobs = [one for one in there.objects if one["metadata"]["labels"][manifests.STAGE_LABEL] == CLEAN]
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
-        late, trouble = (now - deleted).total_seconds() > CLEAN_SECONDS, None
+        left, trouble = CLEAN_SECONDS - (now - deleted).total_seconds(), None
         facts = there.observe(now).get(CLEAN)
         if facts and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
             trouble = facts.message if facts.fate is Fate.FAILED else ""
-        elif late:
+        elif left < 0:
             trouble = f"it took more than {CLEAN_SECONDS} s; {facts.message if facts else 'pods of the run still run'}"
         elif children:
             await self._delete(children)
@@ -285,6 +284,7 @@ class Reconciler:
             await self._delete(jobs)
             await self._finalize(manifest, wanted=False)
             log.info("%s/%s: %s", run.namespace, run.name, trouble or "what it stored is deleted")
+        return max(left, 0) + 1 if trouble is None else None
 
     async def _delete(self, objects: Iterable[Object]) -> None:
         for one in objects:

@@ -35,6 +35,7 @@ WEBHOOK_DOWN = Refusal(
     "the cluster's administrator must see to the webhook that is named; then it goes on by itself",
     passing=True,
 )
+BUSY = Refusal("ServerBusy", "the API server or its store was too slow: it is tried again", passing=True)
 NAMESPACE_GOES = Refusal("NamespaceTerminating", "the namespace is being deleted", passing=True)
 NO_RIGHT = Refusal(
     "RightMissing",
@@ -79,6 +80,7 @@ VERDICTS = (
     (r"failed calling webhook", WEBHOOK_DOWN),
     (r"because it is being terminated", NAMESPACE_GOES),
     (r"admission webhook .* denied|ValidatingAdmissionPolicy|security context constraint", POLICY),
+    (r"timed out|[Tt]imeout|please apply your changes to the latest version", BUSY),
 )
 
 

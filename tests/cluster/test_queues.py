@@ -74,7 +74,7 @@ async def test_a_child_that_kueue_admits_and_cannot_start_is_told_until_it_start
         await world.apply(labels=QUEUE)
         await world.until(lambda: waits(world, "prepare", "NotStarted"))
         assert await world.state() == "Queued"
-        await world.until(lambda: says(world, "see the log of Kueue's controller, and Kueue's webhooks"))
+        await world.until(lambda: says(world, "check the log of Kueue's controller and its webhooks"))
         kueue.webhook_down = False
         await world.until(lambda: runs(world, "prepare"))
 

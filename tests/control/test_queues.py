@@ -102,7 +102,7 @@ def test_what_kueue_has_admitted_and_cannot_start_is_told_with_where_to_look() -
     found = facts(in_queue(), admitted, now=NOW + timedelta(seconds=15))
     assert (found.fate, found.reason, found.stuck) == (Fate.WAITING, "NotStarted", None)
     assert "admitted it at 2026-01-01T00:10:00Z" in found.message
-    assert "Kueue's webhooks" in found.message
+    assert "Kueue's controller and its webhooks" in found.message
 
 
 def test_a_workload_that_somebody_deactivated_says_how_to_go_on_and_is_left_alone() -> None:

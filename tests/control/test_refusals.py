@@ -52,6 +52,9 @@ def test_what_a_person_must_mend_says_who_and_what(words: str, reason: str, mend
             f"{FORBIDDEN}unable to create new content in namespace team because it is being terminated",
             "NamespaceTerminating",
         ),
+        ("etcdserver: request timed out", "ServerBusy"),
+        ("resource quota evaluation timed out", "ServerBusy"),
+        ('Post "https://10.0.0.1/api/v1/namespaces/a/pods": net/http: TLS handshake timeout', "ServerBusy"),
     ],
 )
 def test_what_may_pass_by_itself_is_no_refusal(words: str, reason: str) -> None:

@@ -93,7 +93,8 @@ def test_each_try_with_another_pod_name_is_the_same_wait() -> None:
     tries = [event(ABSENT.replace("x7k2p", name), last=f"2026-01-01T00:0{n}:00Z") for n, name in enumerate("bcd", 1)]
     for n, one in enumerate(tries, 1):
         one["firstTimestamp"] = f"2026-01-01T00:0{n}:00Z"
-    assert facts(events=tuple(tries)).stuck == NOW - timedelta(minutes=9)
+    now = NOW - timedelta(minutes=2)
+    assert facts(events=tuple(tries), now=now).stuck == NOW - timedelta(minutes=9)
 
 
 def test_a_gang_that_gets_no_pods_is_told_where_to_look() -> None:
@@ -104,6 +105,13 @@ def test_a_gang_that_gets_no_pods_is_told_where_to_look() -> None:
 
 def test_an_event_of_an_hour_ago_is_not_why_a_pod_is_missing_now() -> None:
     assert facts(events=(event(ABSENT),), now=NOW + timedelta(hours=1)).reason == "PodsMissing"
+
+
+def test_a_refusal_that_was_mended_is_not_why_a_pod_is_missing_after_a_later_deletion() -> None:
+    """It was met for three minutes; the next try, seven minutes later at most, has made a pod."""
+    tries = event(ABSENT, last="2026-01-01T00:03:10Z")
+    assert facts(events=(tries,), now=NOW).reason == "FailedCreate"
+    assert facts(events=(tries,), now=NOW + timedelta(minutes=2)).reason == "PodsMissing"
 
 
 def test_the_wait_begins_anew_when_a_child_is_resumed() -> None:
