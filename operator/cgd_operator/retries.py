@@ -37,10 +37,10 @@ def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
     """Pods that may fail: those that were disrupted, or interrupted, as all are when one of them is asked to go; those
     that waited for another that has no place yet; and all peers of one that was disrupted, which miss it."""
     pods = (*facts.gone, *facts.pods)
-    waits = any(pod.phase == "Pending" for pod in facts.pods)
+    pending = {pod.name for pod in facts.pods if pod.phase == "Pending"}
     disrupted = {pod.uid for pod in pods if pod.disrupted}
     peers = counted if disrupted & counted else set[str]()
-    failed = {pod.uid for pod in pods if pod.exit_code == Exit.INTERRUPTED or (waits and pod.failed)}
+    failed = {pod.uid for pod in pods if pod.exit_code == Exit.INTERRUPTED or (pod.failed and pending - {pod.name})}
     return disrupted | peers | failed
 
 

@@ -3,10 +3,11 @@
 from typing import Any
 
 from builders import ended, job, pod
+from status_builders import NOW
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.manifests import REPLICA_INDEX, REPLICA_TYPE
-from cgd_operator.observe import ChildFacts, observe
+from cgd_operator.observe import ChildFacts, last_state, observe
 from cgd_operator.retries import attempts, enough
 
 Object = dict[str, Any]
@@ -84,6 +85,13 @@ def test_a_pod_that_waits_in_vain_for_one_without_a_place_has_not_had_its_try() 
     waiting = worker(0, "a", "Pending")
     seen = [facts(waiting, worker(1, str(number), "Failed", terminated=ended(201))) for number in range(9)]
     assert counted(*seen, facts(waiting, worker(1, "9"))) == {"t-worker-0": 1, "t-worker-1": 1}
+
+
+def test_a_pod_that_failed_counts_while_the_next_of_its_name_has_no_place_yet() -> None:
+    made = job(STAGE, "Running", kind="PyTorchJob")
+    gone = last_state(worker(0, "a", "Failed", terminated=ended(201)), NOW)
+    follows = observe([made], [worker(0, "b", "Pending")], gone=[gone])[STAGE]
+    assert counted(facts(worker(0, "a")), follows) == {"t-worker-0": 2}
 
 
 def test_a_pod_that_failed_counts_where_its_peers_follow_it() -> None:
