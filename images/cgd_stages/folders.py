@@ -319,7 +319,7 @@ def write_pointer(bucket: Bucket, run: RunRef, done: Done) -> Pointer:
 def read_pointer(bucket: Bucket, run: RunRef, stage: str) -> Pointer:
     """Where the run's stage has its output. Raises TransientError when it has none, or one of another run's life."""
     data = bucket.get(_pointer_key(run, stage))
-    hint = f"The stage {stage} of {run.namespace}/{run.name} must end before this one."
+    hint = f"The stage {stage} of {run.namespace}/{run.name} has not ended yet: its output is there when it has."
     if data is None:
         raise TransientError(f"the run {run.name} has no output of {stage}", hint=hint)
     pointer = Pointer.model_validate_json(data)

@@ -8,6 +8,7 @@ reports, in files or in the stores of their runs.
 
 import asyncio
 import errno
+import re
 import signal
 import sys
 import webbrowser
@@ -27,6 +28,7 @@ from cgd_cli.remote import Remote
 from cgd_cli.table import table
 from cgd_cli.ui import serving
 from cgd_operator import yamls
+from cgd_operator.api import GROUP, VERSION
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.cluster import ApiError
 from cgd_operator.manifests import Release, manifest, training_runtime
@@ -40,6 +42,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(highlight=False)
 
 STDIN = Path("-")
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 File = Annotated[Path, typer.Argument(help="A CGDRun as YAML; - reads standard input.")]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
@@ -276,7 +280,7 @@ def _report_of(name: str, namespace: str | None) -> bytes:
 
 def _run_of(file: Path) -> Run:
     try:
-        documents = list(yaml.safe_load_all(sys.stdin.read() if file == STDIN else file.read_text()))
+        documents = list(yamls.load_all(sys.stdin.read() if file == STDIN else file.read_text()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Wrong(f"{file} is not YAML: {error}") from error
     except OSError as error:
@@ -288,9 +292,25 @@ def _run_of(file: Path) -> Run:
     meta = body.get("metadata")
     if not isinstance(meta, dict) or not meta.get("name"):
         raise Wrong(f"{file}: metadata.name is missing")
+    _check_names(file, body)
     # What the API server would give it.
     body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}
     return Run.of(body)
+
+
+def _check_names(file: Path, body: dict[str, Any]) -> None:
+    """Refuse what the API server would, beside the spec."""
+    meta, version = body["metadata"], f"{GROUP}/{VERSION}"
+    if body.get("apiVersion") != version:
+        raise Wrong(f"{file}: apiVersion must be {version} (it is {body.get('apiVersion')!r})")
+    for field, pattern in (("name", DNS_SUBDOMAIN), ("namespace", DNS_LABEL)):
+        value = meta.get(field, "default")
+        if not isinstance(value, str) or len(value) > 63 or not pattern.fullmatch(value):
+            raise Wrong(
+                f"{file}: metadata.{field} must be text of at most 63 small letters, digits and hyphens"
+                f"{' (dots, too, in a name)' if field == 'name' else ''}, with a letter or digit at both ends (it is "
+                f"{value!r})"
+            )
 
 
 def _ask(namespace: str | None, question: Any) -> Any:

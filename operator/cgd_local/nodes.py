@@ -7,6 +7,8 @@ taint `node.kubernetes.io/out-of-service` or by deleting the Node: then they are
 Deviation: nodes send no heartbeats; who plays a crash says when it is noticed (`declare_unreachable`).
 """
 
+import asyncio
+
 from cgd_local.controllers import condition, forever, phase, set_condition
 from cgd_operator.cluster import NODE, POD, Cluster, Object
 
@@ -42,9 +44,21 @@ class PodCollector:
         self._cluster = cluster
 
     async def run(self) -> None:
-        await forever("pod garbage collector", self._watch)
+        nodes = forever("pod garbage collector's watch of nodes", self._watch_nodes)
+        await asyncio.gather(nodes, forever("pod garbage collector's watch of pods", self._watch_pods))
 
-    async def _watch(self) -> None:
+    async def _watch_pods(self) -> None:
+        """A pod that is deleted before it has a node has no kubelet that could say that it has ended."""
+        async for event, pod in self._cluster.watch(POD):
+            if event in ("SYNCED", "DELETED") or "nodeName" in pod["spec"]:
+                continue
+            meta = pod["metadata"]
+            if "deletionTimestamp" in meta and phase(pod) not in ("Succeeded", "Failed"):
+                body = {"status": {"phase": "Failed"}}
+                await self._cluster.patch(POD, meta["name"], meta["namespace"], body, subresource="status")
+                await self._cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
+
+    async def _watch_nodes(self) -> None:
         async for event, node in self._cluster.watch(NODE):
             if event == "SYNCED":
                 continue

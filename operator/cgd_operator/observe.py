@@ -415,10 +415,12 @@ def _due(child: Object, pods: tuple[PodFacts, ...]) -> int:
 
 
 def _since(child: Object, pods: tuple[PodFacts, ...]) -> datetime:
-    """When its pods were last begun to be waited for: it was made, or resumed, or one of them failed."""
-    status = child.get("status", {})
+    """When its pods were last begun to be waited for: it was made, or resumed, or one of them failed. Its controller
+    tells the resumption late; whoever wrote it is in the fields' owners at once."""
+    status, owners = child.get("status", {}), child["metadata"].get("managedFields", [])
     moments = [_time(child["metadata"].get("creationTimestamp")), _time(status.get("startTime"))]
     moments += [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
+    moments += [_time(one.get("time")) for one in owners if one.get("subresource") != "status"]
     moments += [pod.end for pod in pods if pod.phase == "Failed"]
     return max(filter(None, moments), default=LONG_AGO)
 

@@ -503,7 +503,10 @@ def _refused(child: Child | ChildFacts, error: ApiError, view: View, kind: Kind 
         return status.Trouble(verdict.reason, f"the child of stage {child.stage} cannot be made: {words}", since=None)
     told = f"the API server refused the child of stage {child.stage}: {words}"
     if kind is POD and verdict in (OTHER, POLICY):
-        told += "; where it has to do with the operator's trying it as a bare pod: rehearsal.pods=false in its chart"
+        told += (
+            "; if it is refused only because the operator tries it as a pod of its own, set rehearsal.pods=false in "
+        )
+        told += "the operator's chart"
     final = verdict is OTHER and error.status in (400, 422)
     return status.Trouble("ChildRefused", told, since=LONG_AGO if final else view.ready)
 

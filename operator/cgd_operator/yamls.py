@@ -1,8 +1,19 @@
 """YAML that kubectl reads back as it was meant."""
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads numbers as kubectl does: PyYAML takes 1e-6, which has no point, for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class _Dumper(yaml.CSafeDumper):
@@ -18,6 +29,12 @@ class _Dumper(yaml.CSafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def load_all(text: str) -> Iterator[Any]:
+    """The documents of a text."""
+    documents: Iterator[Any] = yaml.load_all(text, Loader=_Loader)
+    return documents
 
 
 def dump(value: Any) -> str:

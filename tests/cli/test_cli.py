@@ -40,6 +40,8 @@ async def cgd(*words: str, text: str = "", **environment: str) -> tuple[int, str
 
 # --- without a cluster
 
+HEAD = "apiVersion: cgd.dev/v1alpha1\nkind: CGDRun\n"
+
 
 async def test_the_quick_start_is_valid() -> None:
     code, out, _ = await cgd("validate", str(ROOT / "examples/quickstart.yaml"))
@@ -60,7 +62,13 @@ async def test_the_quick_start_is_valid() -> None:
         ("a:\n\t- b", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML: 'utf-8' codec can't decode"),
         ("", "holds no CGDRun"),
-        ("kind: CGDRun\nmetadata: {name: x}\nspec: {}", "student"),
+        (HEAD + "metadata: {name: x}\nspec: {}", "student"),
+        ("apiVersion: cgd.dev/v1\nkind: CGDRun\nmetadata: {name: x}", "apiVersion must be cgd.dev/v1alpha1"),
+        (HEAD + "metadata: {name: 7}", "metadata.name must be text of at most 63 small letters"),
+        (HEAD + "metadata: {name: Llama_8B}", "it is 'Llama_8B'"),
+        (HEAD + f"metadata: {{name: {64 * 'a'}}}", "at most 63"),
+        (HEAD + "metadata: {name: a, namespace: a.b}", "metadata.namespace must be text"),
+        (HEAD + "metadata: {name: a}\nspec: {training: {learningRate: 1e-6}}", "training.learningRate"),
     ],
 )
 async def test_what_is_wrong_with_a_manifest_is_said_in_a_line(tmp_path: Path, text: str | bytes, told: str) -> None:
@@ -73,7 +81,7 @@ async def test_what_is_wrong_with_a_manifest_is_said_in_a_line(tmp_path: Path, t
 
 
 async def test_a_manifest_may_come_on_standard_input_and_stand_among_others(tmp_path: Path) -> None:
-    among = "kind: Namespace\n---\n" + yaml.safe_dump({"kind": "CGDRun", "metadata": {"name": "demo"}, "spec": SPEC})
+    among = "kind: Namespace\n---\n" + HEAD + yaml.safe_dump({"metadata": {"name": "demo"}, "spec": SPEC})
     code, out, err = await cgd("validate", "-", text=among)
     assert (code, err) == (0, "")
     assert out.startswith("-: valid. 8 children")

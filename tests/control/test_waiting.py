@@ -120,6 +120,14 @@ def test_the_wait_begins_anew_when_a_child_is_resumed() -> None:
     assert facts(of=resumed, events=(event(ABSENT),)).stuck == NOW - timedelta(minutes=7)
 
 
+def test_a_child_that_was_just_resumed_is_not_missing_its_pods_though_its_controller_does_not_know_yet() -> None:
+    resumed = child()
+    resumed["status"]["conditions"] = [{"type": "Suspended", "status": "True", "lastTransitionTime": MADE}]
+    assert facts(of=resumed).reason == "PodsMissing"
+    resumed["metadata"]["managedFields"] = [{"manager": "cgd-operator", "time": "2026-01-01T00:09:30Z"}]
+    assert facts(of=resumed).reason == "NoPods"
+
+
 def test_a_full_quota_is_told_and_nobody_must_mend_it() -> None:
     found = facts(events=(event(FULL),))
     assert "exceeded quota: q" in found.message

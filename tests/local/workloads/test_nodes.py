@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from builders import job, labels
-from local_world import FAST, IMAGE, World, condition, phase
+from local_world import FAST, IMAGE, World, condition, container, phase
 
 from cgd_local.cluster import LocalCluster
 from cgd_local.jobs import TRACKED
@@ -82,6 +82,15 @@ async def test_deletion_by_force_frees_a_pod_of_a_job_only_when_it_is_said_to_ha
     job = await world.client.get(JOB, "j", "default")
     assert job is not None
     assert job["status"]["failed"] == 0, "a disruption costs no try"
+
+
+async def test_a_pod_that_is_deleted_before_it_has_a_node_goes_and_is_replaced(world: World) -> None:
+    waiting = container("true", resources={"limits": {"cpu": "1000"}})
+    await world.make(JOB, "w", spec={"template": {"spec": {"restartPolicy": "Never", "containers": [waiting]}}})
+    pods = await world.when_pods(lambda pods: any("nodeName" not in one["spec"] for one in pods))
+    (pod,) = [one for one in pods if "nodeName" not in one["spec"]]
+    await world.client.delete(POD, pod["metadata"]["name"], "default")
+    await world.gone(POD, pod["metadata"]["name"])
 
 
 async def test_a_node_leaves_the_pods_of_others_alone(world: World) -> None:
