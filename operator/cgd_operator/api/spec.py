@@ -139,7 +139,7 @@ class CGDRunSpec(Part):
         None,
         ge=60,
         le=2**31 - 1,
-        description="Have a pod made again whose node is lost: that should have been gone for so long and is not. "
+        description="Make a pod again when its node is lost: so long after the pod should have gone and has not. "
         "The operator must have the right (lostPods.replace in its chart). Default: an admin sees to the node. "
         "May be changed at any time.",
     )
