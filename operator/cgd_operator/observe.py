@@ -333,11 +333,11 @@ def _fate(
             return Fate.FAILED, Why("GivenUp", given_up)
         return Fate.FAILED, Why(*_failure(true["Failed"], gone + pods))
     if _is_suspended(spec):
-        return _suspended(meta, queue)
+        return _suspended(meta, pods, queue)
     why = _incomplete(child, pods, notices, now)
     if running := [pod for pod in pods if pod.phase == "Running"]:
         if why is None:
-            return Fate.RUNNING, Why(message=_retrying(pods))
+            return Fate.RUNNING, Why(message=_retrying(pods) or _leaving(pods))
         due = _due(child, pods)
         share = f"{len(running)} of {due} pods run; " if len(running) < due else ""
         return Fate.RUNNING, replace(why, message=share + why.message)
@@ -348,9 +348,12 @@ def _is_suspended(spec: Object) -> bool:
     return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
 
-def _suspended(meta: Object, queue: Workload | None) -> tuple[Fate, Why]:
+def _suspended(meta: Object, pods: tuple[PodFacts, ...], queue: Workload | None) -> tuple[Fate, Why]:
     if queue is None or queue.held or SUSPENDED_BY_RUN in meta.get("annotations", {}):
-        return Fate.SUSPENDED, Why("Suspended")
+        ending = sum(pod.phase == "Running" for pod in pods)
+        return Fate.SUSPENDED, Why(
+            "Suspended", f"pods that still run until they have stored what is finished: {ending}" if ending else ""
+        )
     return Fate.WAITING if queue.active else Fate.SUSPENDED, Why(queue.reason, queue.message)
 
 
@@ -358,6 +361,11 @@ def _incomplete(child: Object, pods: tuple[PodFacts, ...], notices: tuple[Notice
     """Why a pod is missing or does not start; None: all is well, or too young to say. What a person must mend first."""
     found = [*_troubled(pods), *_unmade(child, pods, notices, now)]
     return next((one for one in found if one.stuck), None) or next(iter(found), None)
+
+
+def _leaving(pods: tuple[PodFacts, ...]) -> str:
+    leaving = next((pod for pod in pods if pod.phase == "Running" and pod.due), None)
+    return f"pod {leaving.name} is being deleted, and is made again when it has ended" if leaving else ""
 
 
 def _troubled(pods: tuple[PodFacts, ...]) -> Iterator[Why]:

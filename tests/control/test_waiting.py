@@ -128,6 +128,29 @@ def test_a_child_that_was_just_resumed_is_not_missing_its_pods_though_its_contro
     assert facts(of=resumed).reason == "NoPods"
 
 
+def leaving() -> dict[str, Any]:
+    made = pod("answer")
+    made["metadata"]["deletionTimestamp"] = "2026-01-01T00:11:00Z"
+    return made
+
+
+def test_a_running_pod_that_is_deleted_is_told_until_it_has_gone() -> None:
+    found = facts(leaving(), of=child(pods=1))
+    assert (found.fate, found.reason) == (Fate.RUNNING, "")
+    assert found.message == "pod demo-answer-0 is being deleted, and is made again when it has ended"
+
+
+def test_a_suspended_child_says_how_many_of_its_pods_still_run() -> None:
+    held = child(pods=1)
+    held["spec"]["suspend"] = True
+    found = facts(leaving(), of=held)
+    assert (found.fate, found.message) == (
+        Fate.SUSPENDED,
+        "pods that still run until they have stored what is finished: 1",
+    )
+    assert facts(of=held).message == ""
+
+
 def test_a_full_quota_is_told_and_nobody_must_mend_it() -> None:
     found = facts(events=(event(FULL),))
     assert "exceeded quota: q" in found.message
