@@ -23,7 +23,7 @@ class NoDiffs(kopf.DiffBaseStorage):
         return None
 
     def store(self, **_: Any) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # Kopf stores for handlers of changes alone: one was added, and needs a storage
 
 
 @kopf.on.startup()
