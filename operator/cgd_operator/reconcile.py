@@ -281,7 +281,7 @@ class Reconciler:
             trouble = await self._start_cleaning(run)
         if trouble is not None:
             await self._announce([events.cleaned(manifest, trouble, now)])
-            await self._delete(jobs)
+            await self._delete(there.objects)
             await self._finalize(manifest, wanted=False)
             log.info("%s/%s: %s", run.namespace, run.name, trouble or "what it stored is deleted")
         return max(left, 0) + 1 if trouble is None else None
