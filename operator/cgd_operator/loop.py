@@ -19,7 +19,7 @@ from cgd_operator.cluster import JOB, POD, PYTORCHJOB, RUN, TRAINJOB, ApiError, 
 from cgd_operator.health import Health
 from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL
 from cgd_operator.observe import has_ended
-from cgd_operator.reconcile import Reconciler, at_rest
+from cgd_operator.reconcile import Reading, Reconciler, at_rest
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,10 @@ PAUSE_SECONDS = 0.1
 """Between two looks at a run, and before a sweep that watches ask for: they come in bursts."""
 OPENING_SECONDS = 2.0
 """So long the first sweep waits for the watches, so that one will do."""
+READING_SECONDS = 5.0
+"""A look that begins so soon after a sweep has read its run reads nothing again, if nothing has happened meanwhile."""
+READINGS = 64
+"""So many are kept at once, for the memory's sake."""
 AT_ONCE = 16
 CHILDREN = (JOB, PYTORCHJOB, TRAINJOB, POD)
 OURS = f"{MANAGED_BY}={MANAGER},{RUN_LABEL}"
@@ -50,6 +54,10 @@ class Loop:
     _first: dict[Key, None] = field(default_factory=dict)
     _waiting: dict[Key, None] = field(default_factory=dict)
     """Runs that need a look, in their order; none of the second while there is one of the first."""
+    _readings: dict[Key, tuple[float, Reading]] = field(default_factory=dict)
+    """What a sweep has read of runs that wait for a look, and when, on the monotonic clock."""
+    _heard: set[Key] = field(default_factory=set)
+    """Runs to which something has happened since the sweep began to read its page."""
     _resting: set[Key] = field(default_factory=set)
     """Runs that were looked at a moment ago."""
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
@@ -82,6 +90,7 @@ class Loop:
     def poke(self, namespace: str, name: str, *, first: bool = False) -> None:
         """Say that a run needs a look, now; `first`: before others, for its next stage may begin."""
         key = (namespace, name)
+        self._hear(key)
         if first:
             self._waiting.pop(key, None)
             self._first[key] = None
@@ -92,6 +101,7 @@ class Loop:
     def later(self, namespace: str, name: str, seconds: float) -> None:
         """Say that a run needs a look within so many seconds; one that comes earlier will do."""
         key, loop = (namespace, name), asyncio.get_running_loop()
+        self._hear(key)
         timer = self._timers.get(key)
         if timer is None or timer.when() > loop.time() + seconds:
             if timer:
@@ -105,6 +115,10 @@ class Loop:
     def sweep_soon(self) -> None:
         """Say that any run may need a look."""
         self._wanted.set()
+
+    def _hear(self, key: Key) -> None:
+        self._heard.add(key)
+        self._readings.pop(key, None)
 
     def _begin(self) -> None:
         """Look at what waits, `AT_ONCE` at a time."""
@@ -123,11 +137,14 @@ class Loop:
     async def _attend(self, key: Key) -> None:
         self._first.pop(key, None)
         self._waiting.pop(key, None)
+        read, reading = self._readings.pop(key, (0.0, None))
+        if time.monotonic() - read > READING_SECONDS:
+            reading = None
         try:
             if timer := self._timers.pop(key, None):
                 timer.cancel()
             with metrics.RECONCILE_SECONDS.time():
-                again = await self._look(*key)
+                again = await self._look(*key, reading)
             if again is not None:
                 self.later(*key, again)
         finally:
@@ -140,10 +157,10 @@ class Loop:
         self._resting.discard(key)
         self._begin()
 
-    async def _look(self, namespace: str, name: str) -> float | None:
+    async def _look(self, namespace: str, name: str, reading: Reading | None) -> float | None:
         """One reconcile; the seconds to the next, if one is due. An error is logged, whatever it was."""
         try:
-            return await self.reconciler.reconcile(namespace, name)
+            return await self.reconciler.reconcile(namespace, name, reading)
         except ApiError as error:
             metrics.RECONCILE_ERRORS.labels("api").inc()
             log.warning("%s/%s: %s; looking again in %.0f s", namespace, name, error, RETRY_SECONDS)
@@ -221,6 +238,7 @@ class Loop:
         states: Counter[str] = Counter()
         known, listed = self.reconciler.known(), set[str]()
         for namespace in self.namespaces or (None,):
+            self._heard.clear()
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
@@ -228,6 +246,7 @@ class Loop:
                     await self._sweep_over(namespace, awake)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
                 await self._unless_wanted(pause * len(runs))
+                self._heard.clear()
         for uid in known - listed:  # nothing else tells that a run was deleted
             self.reconciler.forget(uid)
         metrics.RUNS.clear()
@@ -244,5 +263,9 @@ class Loop:
                 log.exception("%s/%s: cannot be looked over", meta["namespace"], meta["name"])
                 behind = "in telling"
             if behind:
-                self.poke(meta["namespace"], meta["name"], first=behind == "in acting")
+                key = (meta["namespace"], meta["name"])
+                current = key not in self._heard and key not in self._tasks
+                self.poke(*key, first=behind == "in acting")
+                if current and len(self._readings) < READINGS:
+                    self._readings[key] = (time.monotonic(), Reading(run, there[meta["uid"]]))
             await asyncio.sleep(0)  # a child that has ended goes first

@@ -94,6 +94,14 @@ class Children:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A run and its children as a sweep has read them, which a look may start from instead of reading them again."""
+
+    manifest: Object
+    children: Children
+
+
+@dataclass(frozen=True)
 class View:
     """A run at one moment, and what is to be done."""
 
@@ -164,13 +172,16 @@ class Reconciler:
     _absent: dict[Kind, float] = field(default_factory=dict)
     """When the cluster was found not to serve a kind, on the monotonic clock."""
 
-    async def reconcile(self, namespace: str, name: str) -> float | None:
+    async def reconcile(self, namespace: str, name: str, reading: Reading | None = None) -> float | None:
         """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed.
+
+        Args:
+            reading: what a sweep has read of the run a moment ago; None: it is read now.
 
         Returns:
             Seconds after which to look again, if something is left to be told.
         """
-        manifest = await self.cluster.get(RUN, name, namespace)
+        manifest = reading.manifest if reading else await self.cluster.get(RUN, name, namespace)
         if manifest is None:
             return None
         if "deletionTimestamp" in manifest["metadata"]:
@@ -190,7 +201,7 @@ class Reconciler:
             new = status.refused(generation, str(error), previous, now)
             await self._tell(manifest, new, [events.refusal(manifest, str(error), now)])
             return None
-        there = (await self.look(namespace, [run.uid]))[run.uid]
+        there = reading.children if reading else (await self.look(namespace, [run.uid]))[run.uid]
         return await self._reconcile(View.of(run, manifest, there, now), manifest)
 
     async def _reconcile(self, view: View, manifest: Object) -> float | None:

@@ -12,7 +12,7 @@ from builders import CHILDREN, RELEASE, labels, manifest, pod
 from cgd_operator.cluster import JOB, PAGE, POD, RUN, ApiError
 from cgd_operator.loop import Loop
 from cgd_operator.progress import Board, ProgressServer, token
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.reconcile import Reading, Reconciler
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -23,9 +23,11 @@ class Looked(Reconciler):
     """Writes down which runs it was asked to look at."""
 
     seen: list[str]
+    readings: list[Reading | None]
     answer: float | None = None
 
-    async def reconcile(self, namespace: str, name: str) -> float | None:
+    async def reconcile(self, namespace: str, name: str, reading: Reading | None = None) -> float | None:
+        self.readings.append(reading)
         self.seen.append(name)
         return self.answer
 
@@ -33,7 +35,7 @@ class Looked(Reconciler):
 @pytest.fixture
 def loop(world: Any) -> Loop:
     reconciler = Looked(world.client, RELEASE, Board(), b"key")
-    reconciler.seen = []
+    reconciler.seen, reconciler.readings = [], []
     return Loop(reconciler)
 
 
@@ -75,8 +77,8 @@ async def test_a_run_is_looked_at_once_at_a_time_and_others_do_not_wait_for_it(
     held = asyncio.Event()
     real = loop.reconciler.reconcile
 
-    async def slow(namespace: str, name: str) -> float | None:
-        await real(namespace, name)
+    async def slow(namespace: str, name: str, reading: Reading | None) -> float | None:
+        await real(namespace, name, reading)
         if name == "a":
             await held.wait()
         return None
@@ -158,6 +160,43 @@ async def test_a_sweep_looks_only_at_runs_that_are_behind(world: Any, loop: Loop
     await world.client.delete(JOB, child["metadata"]["name"], "default")
     await loop._sweep()
     assert await settle(loop) == ["run-1"]
+
+
+@embedded_only
+async def test_what_a_sweep_has_read_is_not_read_again(world: Any) -> None:
+    loop = Loop(Reconciler(world.client, RELEASE, Board(), b"key"))
+    await create_runs(world, 1)
+    await loop.reconciler.reconcile("default", "run-0")
+    await world.end("prepare")
+    since = len(world.embedded.requests)
+    await loop._sweep()
+    while loop._tasks:  # noqa: ASYNC110  the loop keeps no event for a test
+        await asyncio.sleep(0.01)
+    read = [call for call in requests(world, since) if call.startswith("GET")]
+    assert len(read) == 5  # runs, Jobs, pods, PyTorchJobs, TrainJobs
+    assert "answer" in await world.children()
+
+
+async def test_what_a_sweep_has_read_is_read_again_when_something_has_happened_meanwhile(
+    world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Reading | None] = loop.reconciler.readings  # type: ignore[attr-defined]
+    look = Reconciler.look
+
+    async def busy(self: Reconciler, namespace: str | None, uids: list[str]) -> Any:
+        loop.soon("default", "run-0")
+        return await look(self, namespace, uids)
+
+    await create_runs(world, 2)
+    monkeypatch.setattr(Reconciler, "look", busy)
+    await loop._sweep()
+    assert await settle(loop) == ["run-0", "run-1"]
+    assert [bool(one) for one in looked] == [False, True]
+    monkeypatch.setattr(Reconciler, "look", look)
+    monkeypatch.setattr("cgd_operator.loop.READING_SECONDS", 0)
+    await loop._sweep()
+    await settle(loop)
+    assert [bool(one) for one in looked] == [False, True, False, False]
 
 
 async def test_how_far_a_stage_is_makes_no_sweep_look(world: Any, loop: Loop) -> None:
@@ -377,11 +416,11 @@ async def test_a_retry_is_made_by_itself(world: Any, monkeypatch: pytest.MonkeyP
 class Failing(Reconciler):
     left: int
 
-    async def reconcile(self, namespace: str, name: str) -> float | None:
+    async def reconcile(self, namespace: str, name: str, reading: Reading | None = None) -> float | None:
         if self.left:
             self.left -= 1
             raise ApiError(500, "InternalError", "as the test wants it")
-        return await super().reconcile(namespace, name)
+        return await super().reconcile(namespace, name, reading)
 
 
 async def test_a_watch_that_breaks_begins_anew(world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
