@@ -157,6 +157,8 @@ def begin(resource: Resource, obj: Json, now: str) -> None:
         case "pods":
             obj["status"] = {"phase": "Pending"}
         case "namespaces":
+            labels = obj["metadata"].get("labels", {})
+            obj["metadata"]["labels"] = labels | {"kubernetes.io/metadata.name": obj["metadata"]["name"]}
             obj["status"] = {"phase": "Active"}
         case "jobs.batch":
             name, uid = obj["metadata"]["name"], obj["metadata"]["uid"]
