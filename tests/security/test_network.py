@@ -36,10 +36,12 @@ METADATA = {
 }
 
 
-def rendered(namespaces: tuple[str, ...] = (), *, stages: Json | None = None, **values: Any) -> list[Json]:
+def rendered(
+    namespaces: tuple[str, ...] = (), *, stages: Json | None = None, operators: bool = True, **values: Any
+) -> list[Json]:
     image = {"repository": "registry.example.com/image"}
     given = {"image": image, "stageImages": {"generate": image, "train": image}, "watchNamespaces": list(namespaces)}
-    given |= values | {"networkPolicy": {"stages": stages or {}}}
+    given |= values | {"networkPolicy": {"enabled": operators, "stages": stages or {}}}
     texts = helm_python.Chart.load(CHART).render(given, name="cgd", namespace="cgd-system")
     return [one for path, text in texts.items() if path.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
 
@@ -93,18 +95,24 @@ def selects(peers: list[Json], namespace: str, labels: Json, *, own: str) -> boo
     )
 
 
+@pytest.fixture(scope="module", params=[[], [80, 443, 988]], ids=["all ports", "some ports"])
+def held(request: pytest.FixtureRequest) -> Json:
+    """The policy of stage pods."""
+    return stages(ports=request.param)
+
+
 @pytest.mark.parametrize("address", METADATA.values(), ids=METADATA.keys())
 @pytest.mark.parametrize("port", [80, 443, 988])
-def test_a_stage_pod_does_not_reach_where_clouds_hand_out_a_nodes_credentials(address: str, port: int) -> None:
-    assert not reaches(stages(), address, port)
-    assert not reaches(stages(ports=[443, 80, 988]), address, port)
+def test_a_stage_pod_does_not_reach_where_clouds_hand_out_a_nodes_credentials(
+    held: Json, address: str, port: int
+) -> None:
+    assert not reaches(held, address, port)
 
 
-def test_a_stage_pod_reaches_names_the_store_and_the_hub() -> None:
-    for address in ("8.8.8.8", "10.0.0.7", "2001:db8::1"):
-        assert reaches(stages(), address, 443)
-        assert reaches(stages(), address, 53)
-        assert not reaches(stages(ports=[443]), address, 80)
+@pytest.mark.parametrize("address", ["8.8.8.8", "10.0.0.7", "2001:db8::1"])
+def test_a_stage_pod_reaches_names_the_store_and_the_hub(held: Json, address: str) -> None:
+    assert reaches(held, address, 443)
+    assert reaches(held, address, 53)
 
 
 def test_egress_is_what_the_values_say() -> None:
@@ -190,6 +198,13 @@ def test_each_namespace_gets_its_policy_and_none_unless_it_is_asked_for() -> Non
 
     assert named(rendered(("team-a", "team-b"), stages=STAGES)) == ["team-a", "team-b"]
     assert named(rendered(("team-a", "team-b"))) == []
+
+
+def test_the_policy_of_a_namespace_can_be_made_alone() -> None:
+    """As docs/runbook.md says, where all namespaces are looked after."""
+    objects = rendered(("team-a",), stages=STAGES, operators=False)
+    (found,) = (one["metadata"] for one in objects if one["kind"] == "NetworkPolicy")
+    assert (found["namespace"], found["name"]) == ("team-a", "cgd-operator-stages")
 
 
 @pytest.mark.parametrize(
