@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from builders import manifest
 
+from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.cluster import JOB, NAMESPACE, RUN, ApiError, Cluster, Kind
@@ -118,7 +120,11 @@ MORE: list[tuple[dict[str, Any], str, str, str]] = [
     *(
         ({f"placement.{pool}.tolerations": toleration(**one)}, f"spec.placement.{pool}.tolerations", key, "tolerations")
         for pool in ("student", "teacher", "training", "cpu")
-        for one, key in (({"key": "control-plane"}, "control-plane"), ({"operator": "Exists"}, "''"))
+        for one, key in (
+            ({"key": "control-plane"}, "control-plane"),
+            ({"operator": "Exists"}, "''"),
+            ({"key": None, "operator": "Exists"}, "''"),
+        )
     ),
     ({"podMetadata.annotations": {"cost": "1", "k8s.v1.cni.cncf.io/networks": "n"}}, "spec.podMetadata.annotations",
      "k8s.v1.cni.cncf.io/networks", "podAnnotations"),
@@ -260,3 +266,33 @@ def test_no_field_of_such_a_kind_is_forgotten() -> None:
     found = list(dangerous(schema, "spec"))
     assert len(found) == 16
     assert [field for field in found if f'"{field}"' not in text] == []
+
+
+def test_lists_are_of_one_type() -> None:
+    """Else the real API server refuses the policy, as cel-go does with its options; the local one checks no types."""
+    for variable in policies({"enabled": True})[0]["spec"]["variables"]:
+        second = re.findall(r'"spec[\w.]*", (\w+\()', variable["expression"])
+        assert second
+        assert set(second) <= {"string(", "has("}
+
+
+async def test_a_policy_of_the_cluster_about_pods_is_told_before_the_run_begins(client: Cluster) -> None:
+    """One that the cluster's own admins have made, which the operator meets with its dry runs."""
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    spec = {
+        "matchConstraints": {"resourceRules": [rule]},
+        "validations": [{"expression": "has(object.metadata.labels.team)", "message": "pods need the label team"}],
+    }
+    for kind, body in zip(KINDS, (spec, {"policyName": "team", "validationActions": ["Deny"]}), strict=True):
+        await client.create(
+            KINDS[kind], {"apiVersion": REGISTRATION, "kind": kind, "metadata": {"name": "team"}, "spec": body}
+        )
+    await install(client, pytorchjobs.crd())
+    await client.create(RUN, run({}))
+    await Reconciler(client, Release("generate", "train"), Board(), b"key").reconcile("default", "demo")
+    found = await client.get(RUN, "demo", "default")
+    assert found is not None
+    (stalled,) = (one for one in found["status"]["conditions"] if one["type"] == "Stalled")
+    assert stalled["reason"] == "ChildRefused"
+    assert "pods need the label team; change what the policy names (spec.podMetadata" in stalled["message"]
+    assert (await client.list(JOB, "default"))[0] == []
