@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds images check-images clean help
+.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -67,14 +67,32 @@ crds: .venv/ready ## Generate crds/, the chart's copy and docs/api.md from the m
 	$(BIN)/python -m cgd_operator.crd | tee charts/cgd-operator/files/cgdruns.yaml > crds/cgdruns.yaml
 	$(BIN)/python -m cgd_operator.manual > docs/api.md
 
+COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --custom-compile-command "make constraints" $(UPGRADE)
+
+constraints: .venv/ready ## Make constraints/ anew, with the hashes of the index that uv looks at: make constraints UPGRADE=--upgrade
+	for image in operator generate train; do \
+	  $(COMPILE) pyproject.toml --extra $$image --python-version 3.13 --python-platform x86_64-manylinux_2_28 \
+	    -o constraints/$$image.txt || exit 1; done
+	for file in local bench; do \
+	  sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' constraints/$$file.txt | $(COMPILE) --no-deps - -o .venv/$$file.txt \
+	    && mv .venv/$$file.txt constraints/ || exit 1; done
+
 BUILD ?= docker build
 REGISTRY ?= cgd
 TAG ?= 0.1.0
 IMAGES ?= operator generate train
+DEBIAN := docker.io/library/debian:trixie-slim
+DIGEST ?= skopeo inspect --format '{{.Digest}}' docker://$(DEBIAN)
+BASE_IMAGE ?= $(shell cat images/base.txt 2>/dev/null)
 
 images: dist ## Build the three images: make images BUILD="buildah build" REGISTRY=ghcr.io/you TAG=0.1.0
 	for name in $(IMAGES); do \
-	  $(BUILD) -f images/$$name.Dockerfile -t $(REGISTRY)/cgd-$$name:$(TAG) . || exit 1; done
+	  $(BUILD) $(if $(BASE_IMAGE),--build-arg BASE=$(BASE_IMAGE)) -f images/$$name.Dockerfile -t $(REGISTRY)/cgd-$$name:$(TAG) . || exit 1; done
+
+pin-base: ## Write which Debian the images stand on, by digest, to images/base.txt, for `make images` (needs skopeo)
+	@digest=$$($(DIGEST)) && expr "$$digest" : 'sha256:[0-9a-f]\{64\}$$' >/dev/null \
+	  || { echo "no digest of $(DEBIAN): \"$(value DIGEST)\" must print sha256: and 64 digits" >&2; exit 1; }; \
+	echo "$(DEBIAN)@$$digest" > images/base.txt
 
 check-images: .venv/ready ## Build the three images with buildah on debootstrap's Debian and try them without a GPU (root, 45 GB of disk)
 	@PYTHONPATH=tests IMAGES="$(IMAGES)" $(BIN)/python -m containers.check
@@ -85,17 +103,19 @@ dist: .venv/ready
 	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python
 
 .venv/bench: .venv/ready constraints/bench.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r constraints/bench.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r constraints/bench.txt
 	@touch $@
 
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo
 
-.venv/ready: constraints/local.txt pyproject.toml
+.venv/ready: constraints/local.txt constraints/torch.txt pyproject.toml
 	@echo "setting up .venv (about 3 GB; once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet "$$(grep '^uv==' constraints/local.txt)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(TORCH) -r constraints/local.txt
+	@sed -n '/^uv==/,/[^\\]$$/p' constraints/local.txt > .venv/uv.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --require-hashes -r constraints/local.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(TORCH) -r constraints/torch.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@

@@ -11,12 +11,15 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-pip pyt
 COPY constraints/generate.txt /build/
 COPY dist/*.whl /build/
 RUN python3 -m venv --without-pip /opt/cgd \
-    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/generate.txt /build/*.whl
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps --require-hashes -r /build/generate.txt \
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps --no-index /build/*.whl
 
 FROM ${BASE}
+ARG BASE
 LABEL org.opencontainers.image.title="cgd-generate" \
       org.opencontainers.image.description="Stage programs of cgd-operator that generate, with vLLM" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE}"
 # Triton compiles kernels at start, and a launcher for each against Python's headers.
 # hadolint ignore=DL3008
 RUN apt-get update \

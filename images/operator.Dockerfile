@@ -11,12 +11,15 @@ RUN apt-get update && apt-get install -y --no-install-recommends python3-pip pyt
 COPY constraints/operator.txt /build/
 COPY dist/*.whl /build/
 RUN python3 -m venv --without-pip /opt/cgd \
-    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/operator.txt /build/*.whl
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps --require-hashes -r /build/operator.txt \
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps --no-index /build/*.whl
 
 FROM ${BASE}
+ARG BASE
 LABEL org.opencontainers.image.title="cgd-operator" \
       org.opencontainers.image.description="Operator for Critique-Guided Distillation" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE}"
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/cgd /opt/cgd

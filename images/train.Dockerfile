@@ -13,12 +13,15 @@ COPY dist/*.whl /build/
 # DeepSpeed comes as source: its operators are compiled where they are used, not here.
 ENV DS_BUILD_OPS=0
 RUN python3 -m venv --without-pip /opt/cgd \
-    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps -r /build/train.txt /build/*.whl
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps --require-hashes -r /build/train.txt \
+    && python3 -m pip --python /opt/cgd/bin/python install --no-cache-dir --no-deps --no-index /build/*.whl
 
 FROM ${BASE}
+ARG BASE
 LABEL org.opencontainers.image.title="cgd-train" \
       org.opencontainers.image.description="Stage programs of cgd-operator that train, with DeepSpeed" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE}"
 # Triton and DeepSpeed compile at start, against Python's headers. NCCL finds InfiniBand by libibverbs, or else takes TCP.
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -32,6 +32,8 @@ rbac.authorization.k8s.io/v1 Role roles namespaced - -
 rbac.authorization.k8s.io/v1 RoleBinding rolebindings namespaced - -
 rbac.authorization.k8s.io/v1 ClusterRole clusterroles cluster - -
 rbac.authorization.k8s.io/v1 ClusterRoleBinding clusterrolebindings cluster - -
+admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy validatingadmissionpolicies cluster - status,counted
+admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding validatingadmissionpolicybindings cluster - counted
 apiextensions.k8s.io/v1 CustomResourceDefinition customresourcedefinitions cluster crd status,counted
 """
 _AGE: Json = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
@@ -155,6 +157,8 @@ def begin(resource: Resource, obj: Json, now: str) -> None:
         case "pods":
             obj["status"] = {"phase": "Pending"}
         case "namespaces":
+            labels = obj["metadata"].get("labels", {})
+            obj["metadata"]["labels"] = labels | {"kubernetes.io/metadata.name": obj["metadata"]["name"]}
             obj["status"] = {"phase": "Active"}
         case "jobs.batch":
             name, uid = obj["metadata"]["name"], obj["metadata"]["uid"]

@@ -38,6 +38,16 @@ _FIELDS: dict[str, dict[str, Json]] = {
         "completionMode": {"default": "NonIndexed"},
         "suspend": {"default": False},
     },
+    "io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicySpec": {"failurePolicy": {"default": "Fail"}},
+    "io.k8s.api.admissionregistration.v1.MatchResources": {
+        "matchPolicy": {"default": "Equivalent"},
+        "namespaceSelector": {"default": {}},
+        "objectSelector": {"default": {}},
+    },
+    "io.k8s.api.admissionregistration.v1.NamedRuleWithOperations": {"scope": {"default": "*"}},
+    "io.k8s.api.admissionregistration.v1.Validation": {
+        "reason": {"enum": ["Unauthorized", "Forbidden", "Invalid", "RequestEntityTooLarge"]},
+    },
 }
 _RULES: dict[str, list[Json]] = {
     "io.k8s.api.batch.v1.JobSpec": [

@@ -10,7 +10,9 @@ import datetime as dt
 import random
 import uuid
 from collections.abc import Callable
+from typing import Any, Literal
 
+from cgd_local import policies
 from cgd_local.admission import admit
 from cgd_local.kinds import Resource, begin, builtin_resources, custom_resource, fill_in
 from cgd_local.ownership import Write, apply_patch, record_update
@@ -67,7 +69,7 @@ class Registry:
 
         Raises:
             ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 403 if a pod is not admitted,
-                409 if it exists, 422 if invalid.
+                409 if it exists, 422 if invalid, and what a policy refuses with.
         """
         obj = _decoded(resource, body, write)
         if resource.namespaced:
@@ -78,6 +80,7 @@ class Registry:
         if resource.full_name == "pods":
             admit(self, obj)
         key = (namespace, metadata["name"])
+        self._judge("CREATE", resource, key, write.subresource, dry_run=write.dry_run, new=obj)
         if key in self.shelf(resource).objects:
             message = f'{resource.full_name} "{key[1]}" already exists'
             raise ApiError(409, message, reason="AlreadyExists", details=resource.details(key[1]))
@@ -85,6 +88,19 @@ class Registry:
             _set_owners(obj, record_update(resource.schema, None, obj, write, now()))
         default(resource.schema, obj)  # a status by default comes with reading what is stored: nobody owns it
         return self._stored(resource, key, obj, write)
+
+    def _judge(
+        self,
+        operation: Literal["CREATE", "UPDATE", "DELETE"],
+        resource: Resource,
+        key: Key,
+        subresource: str = "",
+        **more: Any,
+    ) -> None:
+        asked = policies.Request(
+            operation=operation, resource=resource, namespace=key[0], name=key[1], subresource=subresource, **more
+        )
+        policies.judge(self, asked)
 
     def _require_namespace(self, resource: Resource, namespace: str) -> None:
         owner = self.get(self.resources["namespaces"], ("", namespace))
@@ -113,6 +129,7 @@ class Registry:
         _require_same(resource, key, old["metadata"], new["metadata"])
         new = _split(resource, old, new, write.subresource)
         _require_valid(resource, new, old)
+        self._judge("UPDATE", resource, key, write.subresource, dry_run=write.dry_run, new=new, old=old)
         if write.operation == "Update":
             _set_owners(new, record_update(resource.schema, old, new, write, now()))
         if new == old:
@@ -153,17 +170,23 @@ class Registry:
         old = self.get(resource, key)
         uid = old["metadata"]["uid"]
         _require_uid(resource, key, options.get("preconditions", {}).get("uid", uid), uid)
-        if options.get("dryRun"):
-            return old
+        self._judge("DELETE", resource, key, dry_run=bool(options.get("dryRun")), old=old)
+        return old if options.get("dryRun") else self._deleted(resource, key, old, options)
+
+    def _deleted(self, resource: Resource, key: Key, old: Json, options: Json) -> Json:
         new = _marked(resource, old, options)
         if self._is_over(resource, new):
             last = self._removed(resource, key, new)
-            return last if resource.plural == "pods" else success(resource.details(key[1]) | {"uid": uid})
+            return (
+                last
+                if resource.plural == "pods"
+                else success(resource.details(key[1]) | {"uid": old["metadata"]["uid"]})
+            )
         if new != old:
             self.store.put(self.shelf(resource), key, new)
         for part, inner in self._contents(resource, key[1]):
-            if inner in self.shelf(part).objects:
-                self.delete(part, inner, {"propagationPolicy": "Background"})
+            if held := self.shelf(part).objects.get(inner):
+                self._deleted(part, inner, held, {"propagationPolicy": "Background"})
         return self.shelf(resource).objects.get(key, new)
 
     def _contents(self, resource: Resource, name: str) -> list[tuple[Resource, Key]]:
@@ -237,7 +260,7 @@ def _named(resource: Resource, namespace: str, metadata: Json) -> Json:
 
 
 def _require_valid(resource: Resource, new: Json, old: Json | None) -> None:
-    causes = validate(resource.schema, new, old)
+    causes = validate(resource.schema, new, old) or list(policies.causes(resource, new))
     if resource.full_name == _CRDS and not causes:
         raw = new["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         causes = list(schema_causes(raw, "spec.versions[0].schema.openAPIV3Schema"))

@@ -22,6 +22,8 @@ from cgd_local.published import PRESERVE, definitions
 from cgd_local.statuses import Cause, Json, required, show, wrong
 
 ANYTHING: Json = {PRESERVE: True}
+EVALUATION_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError)
+"""What a CEL expression raises that compiles and has no value."""
 _TYPES: dict[type, str] = {
     str: "string",
     bool: "boolean",
@@ -232,6 +234,6 @@ def _verdict(rule: Json, value: Any, old: Any) -> str:
     context = cel.Context(variables={"self": value, "oldSelf": old})
     try:
         held = program(expression).execute(context)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError) as error:
+    except EVALUATION_ERRORS as error:
         return f"rule evaluation error: {error}: {expression}"
     return "" if held is True else rule.get("message") or f"failed rule: {expression}"

@@ -38,6 +38,21 @@ def wanted(labels: str) -> dict[str, set[str]]:
     return {one["key"]: _values(one) for one in found if one["sign"] in ("=", "==") or one["set"] == "in"}
 
 
+def chooses(selector: Json, labels: Json) -> bool:
+    """Whether a selector that is part of an object, with `matchLabels` and `matchExpressions`, chooses such labels."""
+    wanted = [
+        {"key": key, "operator": "In", "values": [value]} for key, value in selector.get("matchLabels", {}).items()
+    ]
+    return all(_holds(one, labels) for one in [*wanted, *selector.get("matchExpressions", [])])
+
+
+def _holds(requirement: Json, labels: Json) -> bool:
+    key, operator = requirement["key"], requirement["operator"]
+    if operator in ("Exists", "DoesNotExist"):
+        return bool((key in labels) == (operator == "Exists"))
+    return bool((labels.get(key) in requirement["values"]) == (operator == "In"))
+
+
 def _split(text: str) -> list[str]:
     """The requirements of a selector, at commas outside brackets."""
     return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]

@@ -51,6 +51,8 @@ class Release:
     train_image: str
     progress_url: str = ""
     """Base URL of the progress server as pods reach it; empty: no progress is reported."""
+    scratch_size_limit: str = ""
+    """Of /scratch and of /tmp each, a quantity; empty: none."""
 
 
 def manifest(run: Run, child: Child, release: Release) -> Object:
@@ -294,7 +296,7 @@ def _template(run: Run, child: Child, release: Release, restart: str | None = No
         "schedulerName": _scheduler(run, child),
         "priorityClassName": pool.priority_class_name,
         "containers": [_container(run, child, release, pool)],
-        "volumes": list(_volumes(run, child)),
+        "volumes": list(_volumes(run, child, release)),
     }
     return {
         "metadata": {
@@ -348,7 +350,7 @@ def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]], **_read_only(volume)}
-            for volume in _volumes(run, child)
+            for volume in _volumes(run, child, release)
         ],
     }
     if child.kind == "PyTorchJob":
@@ -418,9 +420,10 @@ def _read_only(volume: Object) -> Object:
     return {"readOnly": True} if volume["name"] in _READ_ONLY else {}
 
 
-def _volumes(run: Run, child: Child) -> Iterator[Object]:
-    yield {"name": "scratch", "emptyDir": {}}
-    yield {"name": "tmp", "emptyDir": {}}
+def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
+    limit = {"sizeLimit": release.scratch_size_limit} if release.scratch_size_limit else {}
+    yield {"name": "scratch", "emptyDir": limit}
+    yield {"name": "tmp", "emptyDir": limit}
     if child.gpus:  # NCCL and vLLM share memory between the processes of a pod
         yield {"name": "shm", "emptyDir": {"medium": "Memory"}}
     if names := configmaps(child.task):

@@ -10,6 +10,7 @@ Environment:
                                          stages that run at that moment their display
     CGD_HEALTH_BIND                      host:port of /healthz, /readyz, /leaderz and /metrics; default: none of them
     CGD_REHEARSE_PODS                    false: the operator may not create pods, and tries none as a dry run
+    CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
     CGD_STALLED_AFTER_SECONDS            so long a person has to mend something before a run is Stalled; default: 300
     CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
     CGD_POD_IP                           where other operators reach this one; default: as bound
@@ -165,4 +166,5 @@ def _release(progress_url: str) -> Release:
         generate_image=os.environ.get("CGD_GENERATE_IMAGE", "cgd-generate:latest"),
         train_image=os.environ.get("CGD_TRAIN_IMAGE", "cgd-train:latest"),
         progress_url=progress_url,
+        scratch_size_limit=os.environ.get("CGD_SCRATCH_SIZE_LIMIT", ""),
     )

@@ -84,10 +84,11 @@ class Workshop:
     def make(self, name: str) -> "Image":
         started = time.monotonic()
         given = {name: os.environ[name] for name in PIP if name in os.environ}
-        given |= {"BASE": "localhost/base", "PIP_CERT": MOUNTED}
+        given |= {"PIP_CERT": MOUNTED}
         arguments = [word for key, value in given.items() for word in ("--build-arg", f"{key}={value}")]
         build = self.command("build", "--isolation", "chroot", "--volume", f"{CERTIFICATES}:{MOUNTED}:ro", *arguments)
-        self._run(["make", "images", f"BUILD={' '.join(build)}", "REGISTRY=localhost", "TAG=check", f"IMAGES={name}"])
+        where = ["BASE_IMAGE=localhost/base", "REGISTRY=localhost", "TAG=check"]
+        self._run(["make", "images", f"BUILD={' '.join(build)}", *where, f"IMAGES={name}"])
         container = self.buildah("from", f"localhost/cgd-{name}:check")
         root = Path(self.buildah("mount", container))
         settings = json.loads(self.buildah("inspect", container))["OCIv1"]["config"]

@@ -73,7 +73,7 @@ def test_helm_finds_nothing_to_complain_about() -> None:
     [
         {},
         {"replicas": 2, "grafana": {"dashboard": {"enabled": True}}},
-        {"watchNamespaces": ["team-a", "team-b"], "networkPolicy": {"enabled": False}},
+        {"watchNamespaces": ["team-a", "team-b"], "networkPolicy": {"enabled": False}, "policy": {"enabled": True}},
     ],
 )
 def test_every_object_is_one_that_kubernetes_takes(values: dict[str, Any]) -> None:

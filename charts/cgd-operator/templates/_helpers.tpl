@@ -55,3 +55,8 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- /* A selector of namespaces by their names; takes the list, and an empty one selects all. */}}
+{{- define "cgd.namespaces" -}}
+{{- if . }}{matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}]}{{ else }}{}{{ end }}
+{{- end }}
