@@ -210,6 +210,24 @@ def test_a_source_in_a_config_map_is_a_file_of_a_config_map(tmp_path):
         sources.open_source(made, Source(source="configmap://../other.jsonl"), "spec.prompts")
 
 
+def test_a_source_on_the_hub_is_a_file_of_the_data_set(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "datasets--team--sums"
+    for path, text in {"refs/main": "0" * 40, f"snapshots/{'0' * 40}/p.jsonl": "{}", "../../other.jsonl": "{}"}.items():
+        (cached / path).parent.mkdir(parents=True, exist_ok=True)
+        (cached / path).write_text(text)
+    with store({}) as storage:
+        made = context(storage, generate_work("m", "answer"), tmp_path)
+    home = "hf://datasets/team/sums@main"
+    (found,) = sources.open_source(made, Source(source=f"{home}/p.jsonl"), "spec.prompts")
+    assert found.revision == "0" * 40
+    with pytest.raises(UserError, match="has no place below a folder"):
+        sources.open_source(made, Source(source=f"{home}/../../../../other.jsonl"), "spec.prompts")
+
+
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == name:
