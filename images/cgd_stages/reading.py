@@ -40,6 +40,8 @@ BATCH_CHARACTERS = 4 << 20
 """Rows, and characters, that are looked at together, so that their tokens are counted in one call."""
 COLUMNS, LONGEST_COLUMN = 1000, 256
 """Fields of a source that are counted, and the characters of such a field's name, besides those that the run names."""
+PIECE = 16
+"""Characters for each token of the context that are tokenised at once; a token of English has 4."""
 CLEANING = frozenset({"duplicate", "contaminated"})
 """Reasons that say nothing against a source: such rows are listed, but `maxRejected` is not about them."""
 
@@ -225,9 +227,23 @@ class Reading:
         if not looked.fault:
             try:
                 looked.text = prompts.render(self.tokenizer, prompts.answer_messages(row["prompt"]))
+                if least := self._far_too_long(looked.text):
+                    row["prompt_tokens"] = least
+                    detail = f"{least} tokens or more, the student's context has {self.context_length}"
+                    looked.fault = "too_long", detail
             except (TemplateError, ValueError, TypeError) as error:
                 looked.fault = "template", str(error)
         return looked
+
+    def _far_too_long(self, text: str) -> int:
+        """How many tokens a text has at least, when that is twice the context or more; else 0. A long one is counted
+        piece by piece: to tokenise millions of tokens at once would take a gigabyte."""
+        width, count = PIECE * self.context_length, 0
+        for start in range(0, len(text), width) if 0 < width < len(text) else ():
+            count += len(self.tokenizer(text[start : start + width], add_special_tokens=False)["input_ids"])
+            if count >= 2 * self.context_length:
+                return count
+        return 0
 
     def _names(self, line: Line) -> list[str]:
         """The fields of a line, to be counted: those that the run names, and of others no more than people look at."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -180,6 +181,48 @@ def test_rows_with_much_text_are_looked_at_and_stored_few_at_a_time(
     folder, done = finished(bucket)
     assert sorted(row["prompt"] for row in stored(folder, done, PARTS)) == sorted(questions)
     assert len(done.under(PARTS)) == 5
+
+
+class Counting:
+    """A tokenizer that remembers the longest text it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.longest = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, texts: str | list[str], **how: Any) -> Any:
+        self.longest = max(self.longest, *map(len, [texts] if isinstance(texts, str) else texts))
+        return self._inner(texts, **how)
+
+
+def books_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: str) -> reading.Reading:
+    """The books of one prompt."""
+    folder = Folder(bucket, RUN.namespace, "prepare", "d1")
+    made = reading.Reading(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
+    made._take([made._look(Line("line 1", {"question": prompt, "answer": "1"}))])
+    return made
+
+
+def test_a_prompt_far_beyond_the_context_is_not_tokenised_as_a_whole(bucket, tiny_model):
+    tokenizer = Counting(tiny_model)
+    books = books_of(bucket, tokenizer, 64, "x" * LINE_BYTES)
+    assert books.reasons == {"too_long": 1}
+    assert "tokens or more, the student's context has 64" in books.examples["too_long"]
+    assert tokenizer.longest == 16 * 64
+
+
+@pytest.mark.parametrize(("words", "reasons"), [(1500, {"too_long": 1}), (900, {})])
+def test_a_prompt_near_the_context_is_counted_as_a_whole(bucket, tiny_model, words, reasons):
+    tokenizer = Counting(tiny_model)
+    books = books_of(bucket, tokenizer, 1000, "Conclusion " * words)
+    assert tokenizer.longest > 11 * words
+    assert books.reasons == reasons
+    assert "or more" not in books.examples.get("too_long", "")
 
 
 def test_of_the_fields_of_a_source_no_more_are_remembered_than_people_look_at(bucket, monkeypatch):
