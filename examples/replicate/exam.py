@@ -28,8 +28,8 @@ def main(model: Path, questions: Path, answers: Path) -> None:
 def taken(folder: Path, questions: list[str]) -> Iterator[tuple[str, int, bool]]:
     """For each question: the output, its tokens, and whether it came to an end by itself."""
     torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     for at in range(0, len(questions), BATCH):
         texts = [prompts.render(tokenizer, prompts.answer_messages(one)) for one in questions[at : at + BATCH]]
         given = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")

@@ -118,8 +118,9 @@ def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Par
         student = models.fetch(
             _student(context, work), context.bucket, context.task.run, context.scratch, weights=False
         )
+        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
         books = Books(train_stage(work.objective), work.objective, supply.held_out())
-        for row, found in supply.examples(AutoTokenizer.from_pretrained(student)):
+        for row, found in supply.examples(tokenizer):
             books.take(row, found)
             if books.rows.total % EVERY == 0:
                 context.progress.report(context.task.stage, _sum(ended, books.rows, total))

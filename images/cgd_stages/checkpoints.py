@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from cgd_stages.contract import FORMAT, Contract, Train
 from cgd_stages.errors import UserError
 from cgd_stages.folders import DONE, Folder, Part
+from cgd_stages.storage import place
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Checkpoints:
     def _download(self, checkpoint: Checkpoint, target: Path, ranks: range) -> bool:
         """Whether it is what its marker promises. If not it is withdrawn: `newest` finds the one before."""
         for part in checkpoint.files:
-            path = target / checkpoint.name / part.key
+            path = place(target / checkpoint.name, part.key)
             if not needed_by(part.key, ranks) or (path.is_file() and file_sha256(path) == part.sha256):
                 continue
             key = self._key(checkpoint.step, part.key)

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
@@ -20,12 +20,16 @@ from cgd_stages import contract
 from cgd_stages.contract import Sampling
 from cgd_stages.errors import GPU_HINT, TransientError, UserError
 from cgd_stages.prompts import Message, render, token_ids
+from cgd_stages.texts import whole
 
 log = logging.getLogger(__name__)
 
 LOOP_TOKENS, LOOP_REPEATS = 64, 32
 """A text that repeats up to so many tokens so many times in a row has no end: vLLM stops it there, which saves the
 rest of its `maxTokens`."""
+
+MOST_TOKENS = 2**31 - 1
+"""Of a row, which has 32 bits for them."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,18 @@ def drive(
             engine.submit(request)
         if not engine.busy:
             return
-        yield from engine.step()
+        yield from map(_storable, engine.step())
         on_step()
+
+
+def _storable(outcome: Outcome) -> Outcome:
+    """The outcome, as rows take it: JSON from a server may hold half of a character, and any number of tokens."""
+    changed: dict[str, Any] = {field.name: _within(getattr(outcome, field.name)) for field in fields(outcome)}
+    return replace(outcome, **changed)
+
+
+def _within(value: str | int) -> str | int:
+    return whole(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
 
 
 class VllmEngine:
@@ -224,6 +238,7 @@ def vllm_arguments(model: Path, engine: contract.Engine) -> dict[str, Any]:
         "tensor_parallel_size": engine.tensor_parallel,
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,
+        "trust_remote_code": False,
         "seed": 0,
     }
     arguments |= _on_cpu(engine) if current_platform.is_cpu() else dict(ON_GPU)

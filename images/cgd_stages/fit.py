@@ -64,10 +64,9 @@ def read_config(folder: Path, model: Model, where: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        hint = f"Correct {where}.model: its config must load in transformers."
-        raise UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint) from error
+        raise models.unloadable(model, where, "config", error) from error
 
 
 def context_length(config: Any, engine: Engine, model: Model, where: str) -> int:

@@ -14,10 +14,11 @@ and a changed input never meets stale data.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,8 @@ Row = dict[str, Any]
 """One row: column name to value."""
 Key = tuple[str, int]
 """Of a row: id and sample."""
+
+_CLAIM = re.compile(r"([^/]+)/([a-z0-9-]+)/([0-9a-f]+)")
 
 DONE = "DONE.json"
 PARTS = "parts/"
@@ -94,6 +97,10 @@ def row_schema(stage: str) -> pa.Schema:
     return pa.schema([pa.field(column, kind) for name in upto for column, kind in _COLUMNS[name]])
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
+"""As `digest_of` makes it: it is part of keys, and of paths on machines that read them."""
+
+
 class Part(Contract):
     """One data file; `key` is relative to the folder."""
 
@@ -147,7 +154,7 @@ class Pointer(Contract):
 
     run_uid: str
     stage: str
-    digest: str
+    digest: Digest
     uri: str
     facts: StageFacts
 
@@ -292,11 +299,13 @@ def claim(folder: Folder, run: RunRef) -> None:
 
 
 def read_claims(bucket: Bucket, namespace: str) -> dict[str, set[Folder]]:
-    """The folders of every run that has ever begun one, by the run's uid."""
+    """The folders of every run that has ever begun one, by the run's uid. Other objects that somebody has stored below
+    the same prefix are no claims."""
     found: dict[str, set[Folder]] = {}
     for stored in bucket.list(_claim_key(namespace)):
-        uid, stage, digest = stored.key.removeprefix(_claim_key(namespace)).split("/")
-        found.setdefault(uid, set()).add(Folder(bucket, namespace, stage, digest))
+        if claimed := _CLAIM.fullmatch(stored.key.removeprefix(_claim_key(namespace))):
+            uid, stage, digest = claimed.groups()
+            found.setdefault(uid, set()).add(Folder(bucket, namespace, stage, digest))
     return found
 
 
@@ -322,7 +331,10 @@ def read_pointer(bucket: Bucket, run: RunRef, stage: str) -> Pointer:
     hint = f"The stage {stage} of {run.namespace}/{run.name} has not ended yet: its output is there when it has."
     if data is None:
         raise TransientError(f"the run {run.name} has no output of {stage}", hint=hint)
-    pointer = Pointer.model_validate_json(data)
+    pointer = _pointer(data)
+    if pointer is None:
+        what = f"{bucket.uri(_pointer_key(run, stage))} is no pointer of this format"
+        raise UserError(what, hint=f"Delete the object and the Job of the stage {stage}, which makes it anew.")
     if pointer.run_uid != run.uid:
         raise TransientError(f"the output of {stage} belongs to an earlier run named {run.name}", hint=hint)
     return pointer
@@ -337,8 +349,17 @@ def delete_pointers(bucket: Bucket, run: RunRef) -> None:
     """Delete the run's pointers, not those of another run of its name."""
     for stored in list(bucket.list(_pointer_key(run))):
         data = bucket.get(stored.key)
-        if data is not None and Pointer.model_validate_json(data).run_uid == run.uid:
+        pointer = None if data is None else _pointer(data)
+        if pointer and pointer.run_uid == run.uid:
             bucket.delete(stored.key)
+
+
+def _pointer(data: bytes) -> Pointer | None:
+    """None: it is none, but an object of somebody else's below the same prefix."""
+    try:
+        return Pointer.model_validate_json(data)
+    except ValidationError:
+        return None
 
 
 def read_rows(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[Row]:

@@ -31,6 +31,7 @@ from cgd_stages.evaluate import SCHEMA, metrics
 from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha256, write_pointer
 from cgd_stages.program import Context, run
 from cgd_stages.records import Sample
+from cgd_stages.storage import place
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
     if not names:
         raise UserError(f"there is nothing below {uri}", hint=DATA_HINT)
     for name in names:
-        bucket.download(name, home / name)
+        bucket.download(name, place(home, name))
     os.environ |= {
         "HF_HOME": str(home),
         "HF_HUB_CACHE": str(home / "hub"),

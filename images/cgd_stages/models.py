@@ -6,23 +6,26 @@ of the files for folders, a digest for stages.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
+
 from cgd_stages.contract import Model, RunRef
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.folders import Folder, digest_of, open_input
-from cgd_stages.storage import Bucket
+from cgd_stages.storage import Bucket, place
 
 log = logging.getLogger(__name__)
 
 STAGE = "stage://"
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
+LONGEST_HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, as the library itself has it."""
 _SAMPLE = 1 << 20
 _NEEDED = "config.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,20 +112,52 @@ def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
     ]
 
 
+class _Index(BaseModel):
+    """What is read of an index of safetensors: the tensors' files."""
+
+    weight_map: dict[str, str]
+
+
 def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
-    """A folder with the beginnings of a stored model's safetensors, as far as they tell the tensors."""
+    """A folder with the beginnings of a stored model's safetensors, as far as they tell the tensors.
+
+    Raises SafetensorsParsingError for what is none.
+    """
+    from huggingface_hub.errors import SafetensorsParsingError
+
     source, folder = bucket.at(uri), scratch / "headers" / _stored_fingerprint(uri, bucket)
     names = {found.key for found in source.list()}
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = {_WHOLE}
     if _WHOLE not in names and _INDEX in names:
-        source.download(_INDEX, folder / _INDEX)
-        names &= set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
-    else:
-        names &= {_WHOLE}
-    for name in names:
+        source.download(_INDEX, place(folder, _INDEX))
+        try:
+            wanted = set(_Index.model_validate_json((folder / _INDEX).read_bytes()).weight_map.values())
+        except ValidationError as error:
+            raise SafetensorsParsingError(f"{source.uri(_INDEX)} is no index of safetensors: {error}") from error
+    places = {name: place(folder, name) for name in wanted}  # whoever reads the folder follows the index as well
+    for name in wanted & names:
         length = int.from_bytes(source.beginning(name, 8), "little")
-        (folder / name).write_bytes(source.beginning(name, 8 + length))
+        if length > LONGEST_HEADER:
+            raise SafetensorsParsingError(f"{source.uri(name)} says that its header has {length} bytes")
+        places[name].parent.mkdir(parents=True, exist_ok=True)
+        places[name].write_bytes(source.beginning(name, 8 + length))
     return folder
+
+
+def unloadable(model: Model, where: str, what: str, error: Exception) -> UserError:
+    """The error of a model whose config or tokenizer (`what`) transformers does not load; `where` it is in the spec.
+
+    Code that comes with a model is never run: every loader says `trust_remote_code=False`, because without it
+    transformers asks on a terminal. The words of its refusal name an option that users do not have.
+    """
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"the {what} of the model {model.name} needs code from the model's own repository, which is never run",
+            hint=f"Set {where}.model to a model whose architecture and tokenizer are part of transformers.",
+        )
+    hint = f"Correct {where}.model: its {what} must load in transformers."
+    return UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint)
 
 
 def is_hub(model: Model) -> bool:
@@ -178,7 +213,7 @@ def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> 
     for found in source.list():
         if not weights and found.key.endswith(_WEIGHT_SUFFIXES):
             continue
-        path = folder / found.key
+        path = place(folder, found.key)
         if not (path.is_file() and path.stat().st_size == found.size):
             log.info("fetching %s (%.1f MB)", source.uri(found.key), found.size / 1e6)
             source.download(found.key, path)
@@ -190,7 +225,7 @@ def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> 
 def _fetch_stage(made: Folder, scratch: Path) -> Path:
     folder = scratch / "models" / made.digest
     for part in made.require().under(MODEL):
-        path = folder / part.key.removeprefix(MODEL)
+        path = place(folder, part.key.removeprefix(MODEL))
         if not (path.is_file() and _whole_sha256(path) == part.sha256):
             made.bucket.download(made.key(part.key), path)
         if _whole_sha256(path) != part.sha256:

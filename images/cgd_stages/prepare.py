@@ -113,10 +113,9 @@ def check_model(context: Context, model: Model, engine: Engine, where: str) -> C
     folder = models.fetch(exact, context.bucket, context.task.run, context.scratch, weights=False)
     config = fit.read_config(folder, model, where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        hint = f"Correct {where}.model: its tokenizer must load in transformers."
-        raise UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint) from error
+        raise models.unloadable(model, where, "tokenizer", error) from error
     length = fit.context_length(config, engine, model, where)
     checked = Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
     _try_template(checked, model, where)

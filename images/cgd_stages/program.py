@@ -36,6 +36,7 @@ from cgd_stages.errors import Interrupted, StageError, UserError
 from cgd_stages.folders import Folder, claim, digest_of
 from cgd_stages.progress import Reporter
 from cgd_stages.storage import Bucket
+from cgd_stages.texts import whole
 
 log = logging.getLogger("cgd")
 
@@ -160,6 +161,7 @@ def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords,
         traceback.print_exception(error, file=sys.stderr)
         outcome, code = "failed", Exit.RETRY
         message, hint = str(error), "This is unexpected; the traceback is in the pod's log. It will be retried."
+    message, hint = whole(message), whole(hint)
     log.error("%s: %s%s", type(error).__name__, message, f" {hint}" if hint else "")
     words = LastWords.model_validate(
         {"outcome": outcome, "stages": facts, "error": type(error).__name__, "message": message, "hint": hint}

@@ -7,7 +7,7 @@ Memory does not grow with the texts: parts are stored as they fill up, and of ea
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -29,13 +29,19 @@ from cgd_stages.folders import (
 )
 from cgd_stages.outcomes import rejection
 from cgd_stages.program import Context
-from cgd_stages.sampling import Sample
+from cgd_stages.sampling import FILE_CHARACTERS, Sample, characters
 from cgd_stages.sources import Line, row_id
 
 STAGE = "prepare"
 PART_ROWS = 10_000
+"""A part is stored when it has so many rows, or `FILE_CHARACTERS` of text."""
 BATCH = 256
-"""Rows that are looked at together, so that their tokens are counted in one call."""
+BATCH_CHARACTERS = 4 << 20
+"""Rows, and characters, that are looked at together, so that their tokens are counted in one call."""
+COLUMNS, LONGEST_COLUMN = 1000, 256
+"""Fields of a source that are counted, and the characters of such a field's name, besides those that the run names."""
+PIECE = 16
+"""Characters for each token of the context that are tokenised at once; a token of English has 4."""
 CLEANING = frozenset({"duplicate", "contaminated"})
 """Reasons that say nothing against a source: such rows are listed, but `maxRejected` is not about them."""
 
@@ -88,6 +94,10 @@ class Looked:
     fault: Fault | None
     text: str = ""
 
+    @property
+    def characters(self) -> int:
+        return len(self.text) + characters(self.row)
+
 
 @dataclass
 class Reading:
@@ -116,12 +126,14 @@ class Reading:
     """Kept prompts that are benchmark questions word for word."""
     _ids: Ids = field(default_factory=Ids)
     _rows: list[Row] = field(default_factory=list)
+    _characters: int = 0
+    """Of the rows that wait to be stored."""
     _rejected: list[Row] = field(default_factory=list)
 
     def read(self, lines: Iterable[Line], context: Context) -> None:
         """Take the whole source, or as much of it as `limit` asks for."""
         lines = iter(lines)
-        while batch := list(islice(lines, self._wanted())):
+        while batch := self._next(lines):
             self._take(batch)
             context.progress.report(STAGE, self._progress())
         if self.sample:
@@ -188,8 +200,18 @@ class Reading:
         total = limit + self.rejected if limit and not self.sample else 0
         return Rows(total=total, done=self.usable, rejected=self.rejected)
 
-    def _take(self, lines: list[Line]) -> None:
-        batch = [self._look(line) for line in lines]
+    def _next(self, lines: Iterator[Line]) -> list[Looked]:
+        """The next rows after the first look: few at a time where they are long."""
+        batch: list[Looked] = []
+        characters = 0
+        for line in islice(lines, self._wanted()):
+            batch.append(self._look(line))
+            characters += batch[-1].characters
+            if characters >= BATCH_CHARACTERS:
+                break
+        return batch
+
+    def _take(self, batch: list[Looked]) -> None:
         self.read_rows += len(batch)
         self._measure([looked for looked in batch if not looked.fault])
         for looked in batch:
@@ -200,14 +222,34 @@ class Reading:
 
     def _look(self, line: Line) -> Looked:
         row, fault = row_of(line, self.work.prompts.fields)
-        self.columns.update(list(line.value or ()))  # a mapping would be taken as counts
+        self.columns.update(self._names(line))
         looked = Looked(line.where, row, fault or self._overlap(row))
         if not looked.fault:
             try:
                 looked.text = prompts.render(self.tokenizer, prompts.answer_messages(row["prompt"]))
+                if least := self._far_too_long(looked.text):
+                    row["prompt_tokens"] = least
+                    detail = f"{least} tokens or more, the student's context has {self.context_length}"
+                    looked.fault = "too_long", detail
             except (TemplateError, ValueError, TypeError) as error:
                 looked.fault = "template", str(error)
         return looked
+
+    def _far_too_long(self, text: str) -> int:
+        """How many tokens a text has at least, when that is twice the context or more; else 0. A long one is counted
+        piece by piece: to tokenise millions of tokens at once would take a gigabyte."""
+        width, count = PIECE * self.context_length, 0
+        for start in range(0, len(text), width) if 0 < width < len(text) else ():
+            count += len(self.tokenizer(text[start : start + width], add_special_tokens=False)["input_ids"])
+            if count >= 2 * self.context_length:
+                return count
+        return 0
+
+    def _names(self, line: Line) -> list[str]:
+        """The fields of a line, to be counted: those that the run names, and of others no more than people look at."""
+        wanted, names = self.work.prompts.fields.columns, line.value or {}
+        others = [name for name in names if name not in wanted and len(name) < LONGEST_COLUMN]
+        return [name for name in wanted if name in names] + others[: max(0, COLUMNS - len(self.columns))]
 
     def _overlap(self, row: Row) -> Fault | None:
         if not self._ids.add(row["id"]):
@@ -246,7 +288,8 @@ class Reading:
         self.tokens += row["prompt_tokens"]
         self.contaminated += row["id"] in self.benchmark_ids
         self._rows.append(row)
-        if len(self._rows) >= PART_ROWS:
+        self._characters += characters(row)
+        if len(self._rows) >= PART_ROWS or self._characters >= FILE_CHARACTERS:
             self._store_rows()
 
     def _draw(self, sample: Sample) -> None:
@@ -259,7 +302,7 @@ class Reading:
     def _store_rows(self) -> None:
         if self._rows:
             self.parts.append(self.folder.put_rows(self._name(PARTS), self._rows, row_schema(STAGE)))
-        self._rows = []
+        self._rows, self._characters = [], 0
 
     def _store_rejected(self) -> None:
         if self._rejected:
@@ -280,22 +323,14 @@ def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
         return row, ("missing_field", f"there is no field {fields.prompt!r}")
     if not isinstance(prompt, str):
         return row, ("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text")
-    if not _is_unicode(prompt):
-        return row, ("malformed", f"the field {fields.prompt!r} holds half of a surrogate pair")
     reference = line.value.get(fields.reference) if fields.reference else None
-    row |= {"id": row_id(prompt), "prompt": prompt, "reference": _text(reference)}
+    try:
+        row |= {"id": row_id(prompt), "prompt": prompt, "reference": _text(reference)}
+    except (TypeError, ValueError, RecursionError):
+        return row, ("malformed", f"the field {fields.reference!r} is a {type(reference).__name__} that JSON has not")
     return row, None if prompt.strip() else ("empty", "the prompt is empty")
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can spell halves of surrogate pairs, which no file and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _text(value: object) -> str | None:
-    """A reference as text: numbers and lists are welcome."""
+    """A reference as text: numbers and lists are welcome. Raises TypeError for what JSON has not, such as bytes."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

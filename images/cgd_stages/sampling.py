@@ -16,6 +16,13 @@ import pyarrow.compute as pc
 from cgd_stages.folders import Row, from_parquet, to_parquet
 
 FILE_ROWS = 10_000
+FILE_CHARACTERS = 256 << 20
+"""A file is written when it has so many rows, or so much text."""
+
+
+def characters(row: Row) -> int:
+    """Of a prompt and its reference."""
+    return len(row.get("prompt", "")) + len(row.get("reference") or "")
 
 
 class Sample:
@@ -26,11 +33,13 @@ class Sample:
         self._keys = array("Q")
         self._rows: list[Row] = []
         self._files: list[Path] = []
+        self._characters = 0
 
     def add(self, row: Row) -> None:
         self._keys.append(self._key(row))
         self._rows.append(row)
-        if len(self._rows) >= FILE_ROWS:
+        self._characters += characters(row)
+        if len(self._rows) >= FILE_ROWS or self._characters >= FILE_CHARACTERS:
             self._set_aside()
 
     def drawn(self) -> Iterator[tuple[Row, bool]]:
@@ -47,7 +56,7 @@ class Sample:
         path = self._folder / f"{len(self._files):05d}.parquet"
         path.write_bytes(to_parquet(self._rows, self._schema))
         self._files.append(path)
-        self._rows = []
+        self._rows, self._characters = [], 0
 
     def _all(self) -> Iterator[Row]:
         for path in self._files:

@@ -1,27 +1,38 @@
 """Sources of prompts and benchmarks: files of JSON lines or Parquet, in S3, on the Hugging Face hub or in a ConfigMap,
 read row by row."""
 
+import codecs
 import gzip
 import hashlib
 import io
-import json
+import itertools
 import unicodedata
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
 from cgd_stages.contract import INPUTS, Fields, Source
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.program import Context
+from cgd_stages.storage import place
 
 CONFIG_MAP = "configmap://"
 HUB = "hf://datasets/"
+LINE_BYTES = 4 << 20
+"""Of a row, unpacked: a context of a million tokens. A longer one is rejected, so that a small file that unpacks to a
+large one costs no memory."""
+TOO_LONG = f"longer than {LINE_BYTES >> 20} MiB"
+BATCH_ROWS, BATCH_BYTES = 1000, 64 << 20
+"""Rows of a Parquet file that are unpacked together: so many, if they have no more bytes."""
 FORMATS = ".jsonl or .json (JSON lines), the same with .gz or .zst, or .parquet"
 
 
@@ -89,7 +100,7 @@ def _from_config_map(context: Context, uri: str) -> File:
     name = uri.removeprefix(CONFIG_MAP)
     if context.inputs is None:
         raise UserError(f"{uri} is not mounted: {INPUTS} is not set")
-    path = context.inputs / name
+    path = place(context.inputs, name)
     if not path.is_file():
         config_map, _, key = name.partition("/")
         hint = f"Apply a ConfigMap {config_map} with the key {key} in the namespace of the run."
@@ -106,7 +117,7 @@ def _from_store(context: Context, uri: str, field: str) -> list[File]:
         raise UserError(f"there is no object {uri}", hint=f"Correct {field}.source.")
     files = []
     for item in found:
-        path = context.scratch / "sources" / hashlib.sha256(f"{parent}/{item.key}".encode()).hexdigest()[:16]
+        path = place(context.scratch / "sources", hashlib.sha256(f"{parent}/{item.key}".encode()).hexdigest()[:16])
         bucket.download(item.key, path)
         files.append(_file(f"{parent}/{item.key}", path))
     return files
@@ -131,7 +142,8 @@ def _from_hub(uri: str, field: str) -> list[File]:
         )
     except (ValueError, OSError) as error:
         _hub_refused(error, uri, field)
-    found = sorted(path for path in (commit / folder).glob("*") if path.is_file() and fnmatchcase(path.name, pattern))
+    below = place(commit, where.path_in_repo).parent
+    found = sorted(path for path in below.glob("*") if path.is_file() and fnmatchcase(path.name, pattern))
     if not found:
         raise UserError(f"the data set {where.id} has no file {where.path_in_repo}", hint=f"Correct {field}.source.")
     parent = uri.rpartition("/")[0]
@@ -172,27 +184,78 @@ def _file(name: str, path: Path) -> File:
 
 
 def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
-    number = 0
-    with pq.ParquetFile(file.path) as table:
-        wanted = fields.columns
+    numbers, wanted = itertools.count(1), fields.columns
+    texts = [one.name for one in pq.read_schema(file.path) if _is_text(one.type)]
+    # A text that comes many times is held once: a file of some hundred bytes may have a thousand of 5 MB.
+    with pq.ParquetFile(file.path, read_dictionary=texts) as table:
         # A file that lacks one is read whole, so that what it has instead can be told.
         columns = wanted if set(wanted) <= set(table.schema_arrow.names) else None
-        for batch in table.iter_batches(batch_size=1000, columns=columns):
-            for value in batch.to_pylist():
-                number += 1
-                yield Line(f"{file.name} row {number}", value)
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+            for value in _values(batch):
+                where = f"{file.name} row {next(numbers)}"
+                yield Line(where, None, value) if isinstance(value, str) else Line(where, value)
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """Every row of a batch, or what is wrong with it: of a small batch all at once, else one after another."""
+    if _size(batch) <= BATCH_BYTES:
+        with suppress(ValueError):  # one of them is no text: it is found below
+            yield from _plain(batch).to_pylist()
+            return
+    for one in (batch.slice(index, 1) for index in range(batch.num_rows)):
+        try:
+            yield _plain(one).to_pylist()[0] if _size(one) <= LINE_BYTES else TOO_LONG
+        except ValueError as error:
+            yield f"not UTF-8: {error}"
+
+
+def _size(batch: pa.RecordBatch) -> int:
+    """Bytes of all its rows when they are unpacked."""
+    columns: list[Any] = batch.columns
+    return sum(
+        pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+        if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type)
+        else column.nbytes
+        for column in columns
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    is_kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(is_kind(kind) for is_kind in is_kinds)
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns: list[Any] = batch.columns
+    plain = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in columns]
+    return pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
 
 
 def _json_lines(file: File, field: str) -> Iterator[Line]:
     with _opened(file, field) as opened:
-        for number, raw in enumerate(opened, start=1):
-            if raw.strip():
-                yield _json_line(f"{file.name} line {number}", raw)
+        for number, raw in enumerate(_bounded(opened), start=1):
+            where = f"{file.name} line {number}"
+            if raw is None:
+                yield Line(where, None, TOO_LONG)
+            elif raw.strip():
+                yield _json_line(where, raw)
+
+
+def _bounded(opened: BinaryIO) -> Iterator[bytes | None]:
+    """The lines of a file; None for one that is too long, which is never held as a whole."""
+    while raw := opened.readline(LINE_BYTES + 1):
+        if len(raw) <= LINE_BYTES:
+            yield raw
+            continue
+        while raw and not raw.endswith(b"\n"):
+            raw = opened.readline(LINE_BYTES)
+        yield None
 
 
 def _json_line(where: str, raw: bytes) -> Line:
+    """Values that are nested 200 deep, and halves of surrogate pairs, are refused by the reader."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = from_json(raw.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         return Line(where, None, f"not JSON in UTF-8: {error}")
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import logging
+import re
 import threading
 import time
 import uuid
@@ -59,6 +60,10 @@ _WRONG_PLACE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "Ill
 # The SDK tries a request again, but not the reading of an answer's body.
 _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _CONFIGURATION = (NoRegionError, InvalidEndpointDiscoveryConfigurationError, ProfileNotFound, ParamValidationError)
+
+LONGEST_NAME = 200
+"""Bytes of a file's name; file systems take 255, and what is being downloaded has a longer name for a while."""
+_NO_NAME = re.compile(r"[\\\x00-\x1f\x7f]")
 
 T = TypeVar("T")
 
@@ -312,6 +317,21 @@ class Bucket:
 
     def _where(self) -> str:
         return self.storage.endpoint or "AWS S3"
+
+
+def place(folder: Path, key: str) -> Path:
+    """Where the object of a key, as a listing, a marker or an index names it, goes below a folder on this machine.
+
+    Every such key comes through here. Raises UserError for one that would lead out of the folder, or is no path in it.
+    """
+    parts = key.split("/")
+    if any(part in {"", ".", ".."} or _NO_NAME.search(part) or len(part.encode()) > LONGEST_NAME for part in parts):
+        raise UserError(
+            f"the object {key[:200]!r} has no place below a folder: each part of its key must be the name of a file",
+            hint="Delete the object or give it another name: no '..', '.', backslash, control character or empty part, "
+            f"and at most {LONGEST_NAME} bytes between two slashes.",
+        )
+    return folder.joinpath(*parts)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -133,7 +133,8 @@ def load(job: Job, config: dict[str, Any]) -> Any:
     # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
     sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
     try:
-        model = AutoModelForCausalLM.from_pretrained(job.student, dtype=getattr(torch, job.work.dtype))
+        dtype = getattr(torch, job.work.dtype)
+        model = AutoModelForCausalLM.from_pretrained(job.student, dtype=dtype, trust_remote_code=False)
     except (ValueError, OSError) as error:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
@@ -233,5 +234,5 @@ def export(job: Job, engine: Any, target: Path) -> None:
         # save_pretrained names the dtype that was trained in, whatever the tensors have.
         config = target / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
-        AutoTokenizer.from_pretrained(job.student).save_pretrained(target)
+        AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
     dist.barrier()

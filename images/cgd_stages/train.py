@@ -212,7 +212,7 @@ def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
     and refuse once more what check would have refused."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
     books = Books(stage.context.task.stage, stage.work.objective, stage.supply.held_out())
     made = Made(books)
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:

@@ -60,7 +60,7 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
         )
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(student)
+        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
     wanted = (row["id"], row["sample"])
     examples = Supply.of(bucket, reference, work).examples(tokenizer)
     made = next((made for one, made in examples if (one["id"], one["sample"]) == wanted), None)

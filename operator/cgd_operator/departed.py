@@ -22,7 +22,10 @@ class Departed:
     def add(self, pod: dict[str, Any], now: datetime) -> None:
         """A watch says that the pod is deleted; `pod` is its last state."""
         meta = pod["metadata"]
-        self.runs.setdefault(meta["labels"][UID_LABEL], {})[meta["uid"]] = last_state(pod, now)
+        run = meta["labels"].get(UID_LABEL)
+        if run is None:  # no pod of ours, though it is labelled as one
+            return
+        self.runs.setdefault(run, {})[meta["uid"]] = last_state(pod, now)
         while sum(map(len, self.runs.values())) > MOST:
             del self.runs[next(iter(self.runs))]
 

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.decide import done_stages
 from cgd_operator.observe import ChildFacts, Fate
+from cgd_operator.outside import moment
 from cgd_operator.plan import Child, Run
 from cgd_operator.status import Trouble
 from cgd_operator.usage import hours
@@ -40,7 +41,8 @@ def expired(ttl: int | None, status: CGDRunStatus, now: datetime) -> bool:
     ends = [one for one in status.conditions if one.type == "Succeeded" and one.status != "Unknown"]
     if ttl is None or not ends or status.state == "Refused":
         return False
-    return now >= datetime.fromisoformat(ends[0].last_transition_time) + timedelta(seconds=ttl)
+    end = moment(ends[0].last_transition_time)
+    return end is not None and now >= end + timedelta(seconds=ttl)
 
 
 def _ended(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) -> bool:

@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from pydantic import ValidationError
-
 from cgd_operator.manifests import CONTAINERS, GIVEN_UP, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
+from cgd_operator.outside import last_words, moment, number
 from cgd_operator.queues import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_operator.refusals import explain, judge
 from cgd_stages.contract import LastWords
@@ -250,7 +249,7 @@ def _notice(event: Object) -> Notice:
     first = event.get("firstTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
     last = series.get("lastObservedTime") or event.get("lastTimestamp") or first
     message = str(event.get("message", ""))
-    moments = [one for one in (_time(first), _time(last)) if one]
+    moments = (moment(first) or LONG_AGO, moment(last) or LONG_AGO)
     return Notice(about.get("name", ""), about.get("kind", ""), event.get("reason", ""), message, *moments)
 
 
@@ -305,7 +304,7 @@ def _child(
         suspended=_is_suspended(child.get("spec", {})),
         held=SUSPENDED_BY_RUN in notes,
         given_up=notes.get(GIVEN_UP, ""),
-        start=_time(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
+        start=moment(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
         end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
         attempts=_attempts(pods),
         pods=pods,
@@ -426,9 +425,9 @@ def _since(child: Object, pods: tuple[PodFacts, ...]) -> datetime:
     """When its pods were last begun to be waited for: it was made, or resumed, or one of them failed. Its controller
     tells the resumption late; whoever wrote it is in the fields' owners at once."""
     status, owners = child.get("status", {}), child["metadata"].get("managedFields", [])
-    moments = [_time(child["metadata"].get("creationTimestamp")), _time(status.get("startTime"))]
-    moments += [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
-    moments += [_time(one.get("time")) for one in owners if one.get("subresource") != "status"]
+    moments = [moment(child["metadata"].get("creationTimestamp")), moment(status.get("startTime"))]
+    moments += [moment(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
+    moments += [moment(one.get("time")) for one in owners if one.get("subresource") != "status"]
     moments += [pod.end for pod in pods if pod.phase == "Failed"]
     return max(filter(None, moments), default=LONG_AGO)
 
@@ -476,17 +475,19 @@ def _attempts(pods: tuple[PodFacts, ...]) -> int:
 
 def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
     ends = [pod.end for pod in pods if pod.end]
-    conditions = [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
-    return _time(status.get("completionTime")) or max(ends, default=None) or max(filter(None, conditions), default=None)
+    conditions = [moment(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
+    return (
+        moment(status.get("completionTime")) or max(ends, default=None) or max(filter(None, conditions), default=None)
+    )
 
 
 def _pod(pod: Object, now: datetime) -> PodFacts:
     meta, status = pod["metadata"], pod.get("status", {})
-    phase, due = status.get("phase", "Pending"), _time(meta.get("deletionTimestamp"))
+    phase, due = status.get("phase", "Pending"), moment(meta.get("deletionTimestamp"))
     states = {one["name"]: one.get("state", {}) for one in status.get("containerStatuses", [])}
     ended: Object = next((one.get("terminated", {}) for name, one in states.items() if name in OURS), {})
-    words = _words(ended.get("message", ""))
-    since = _time(ended.get("finishedAt")) or _time(status.get("startTime"))
+    words = last_words(ended.get("message", ""))
+    since = moment(ended.get("finishedAt")) or moment(status.get("startTime"))
     node = pod.get("spec", {}).get("nodeName", "")
     if due and node and phase in ("Pending", "Running") and now > due + LOST_AFTER:
         phase, trouble, since = LOST, f"NodeLost: {_lost(node, due)}", due
@@ -499,10 +500,10 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
         shard=_shard(meta),
         phase=phase,
         due=due,
-        restarts=int(meta.get("labels", {}).get(RESTARTS, 0)),
+        restarts=number(meta.get("labels", {}).get(RESTARTS)),
         disrupted=_is_disrupted(status),
-        taken=_time(status.get("startTime")),
-        start=_time(ended.get("startedAt")) or _time(status.get("startTime")),
+        taken=moment(status.get("startTime")),
+        start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
         end=_pod_end(phase, status, due),
         exit_code=ended.get("exitCode"),
         node=node,
@@ -521,9 +522,9 @@ def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | Non
     if phase not in ("Succeeded", "Failed"):
         return None
     ended = [one.get("state", {}).get("terminated", {}) for one in status.get("containerStatuses", [])]
-    if ends := [end for one in ended if (end := _time(one.get("finishedAt")))]:
+    if ends := [end for one in ended if (end := moment(one.get("finishedAt")))]:
         return max(ends)
-    moments = [_time(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
+    moments = [moment(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
     given_up = max(filter(None, moments), default=None)
     return min(filter(None, (given_up, due)), default=None)
 
@@ -539,7 +540,7 @@ def _lost(node: str, due: datetime) -> str:
 
 def _kept(states: Mapping[str, Object], ended: Object, now: datetime) -> str:
     """That others keep a pod, if they do: our container has ended, and one that somebody has put beside it has not."""
-    end = _time(ended.get("finishedAt"))
+    end = moment(ended.get("finishedAt"))
     others = [name for name, state in states.items() if "running" in state and name not in OURS]
     if end is None or now - end < KEPT_AFTER or not others:
         return ""
@@ -557,10 +558,10 @@ def _is_disrupted(status: Object) -> bool:
 def _shard(meta: Object) -> int:
     labels, notes = meta.get("labels", {}), meta.get("annotations", {})
     if (index := notes.get("batch.kubernetes.io/job-completion-index")) is not None:
-        return int(index)
+        return number(index)
     if labels.get(REPLICA_TYPE) == "master":  # of a PyTorchJob that an older operator has made
         return -1
-    return int(labels.get(REPLICA_INDEX, 0))
+    return number(labels.get(REPLICA_INDEX))
 
 
 def _trouble(pod: Object, status: Object, states: list[Object], ended: Object) -> str:
@@ -593,16 +594,3 @@ def _out_of_memory(pod: Object) -> str:
 
 def _colon(reason: str, message: str | None) -> str:
     return f"{reason}: {message}" if message else reason
-
-
-def _words(message: str) -> LastWords | None:
-    if not message.startswith("{"):
-        return None
-    try:
-        return LastWords.model_validate_json(message)
-    except ValidationError:  # a log line that looks like JSON: shown as it is
-        return None
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text).astimezone(UTC) if text else None

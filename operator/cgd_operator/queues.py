@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from cgd_operator.outside import moment
+
 Object = dict[str, Any]
 
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
@@ -68,7 +70,8 @@ def _waiting(status: Object, now: datetime) -> tuple[str, str]:
 
 
 def _admitted(since: str, now: datetime) -> tuple[str, str]:
-    if not since or now < datetime.fromisoformat(since) + STARTING:
+    admitted = moment(since)
+    if admitted is None or now < admitted + STARTING:
         return "Admitted", "Kueue has admitted it and starts it"
     told = f"Kueue admitted it at {since} but has not started it"
     return (

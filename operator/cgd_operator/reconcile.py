@@ -277,7 +277,7 @@ class Reconciler:
             await self._finalize(manifest, wanted=False)
             return None
         there = (await self.look(run.namespace, [run.uid]))[run.uid]
-        jobs = [one for one in there.objects if one["metadata"]["labels"][manifests.STAGE_LABEL] == CLEAN]
+        jobs = [one for one in there.objects if one["metadata"]["labels"].get(manifests.STAGE_LABEL) == CLEAN]
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
         left, trouble = CLEAN_SECONDS - (now - deleted).total_seconds(), None

@@ -11,6 +11,7 @@ from typing import Any
 from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
 from cgd_operator.decide import done_stages
 from cgd_operator.observe import BEGINNING, LONG_AGO, RETRYING, ChildFacts, Fate, PodFacts
+from cgd_operator.outside import moment
 from cgd_operator.plan import Child, Run
 from cgd_operator.progress import StageProgress, percent_of
 from cgd_operator.queues import WAITS
@@ -223,7 +224,7 @@ def _complete(rows: Rows | None) -> bool:
 def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
     if progress and progress.tokens_per_second is not None:
         return progress.tokens_per_second
-    rates = [one.generated_tokens / one.seconds for one in told if one.seconds and one.generated_tokens]
+    rates = [one.generated_tokens / max(one.seconds, 0.001) for one in told if one.seconds and one.generated_tokens]
     return round(sum(rates)) if rates else old.tokens_per_second
 
 
@@ -362,8 +363,9 @@ def _text(moment: datetime | None) -> str | None:
 
 
 def seconds_between(start: str, end: str) -> float:
-    """Of two times in a status."""
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    """Of two times in a status; 0 where one of them is none."""
+    began, ended = moment(start), moment(end)
+    return (ended - began).total_seconds() if began and ended else 0.0
 
 
 def duration(seconds: int) -> str:

@@ -201,6 +201,25 @@ async def test_a_deleted_run_takes_what_it_stored_with_it(world: Any) -> None:
     assert "NotCleaned" not in told_of
 
 
+async def test_a_job_that_only_has_the_label_of_a_run_does_not_keep_it_from_going(world: Any) -> None:
+    async with world.operator():
+        run = await world.apply(DELETE)
+        await world.until(lambda: running(world, "prepare"))
+        pod = {"restartPolicy": "Never", "containers": [{"name": "x", "image": "image"}]}
+        meta = {"name": "odd", "namespace": "default", "labels": {manifests.UID_LABEL: run["metadata"]["uid"]}}
+        odd = {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": {"template": {"spec": pod}}}
+        await world.client.create(JOB, odd)
+        await world.client.delete(RUN, "demo", "default")
+        await world.until(lambda: is_gone(world, "odd"))
+        await world.until(lambda: cleaning(world))
+        await world.end("clean")
+        await world.until(lambda: gone(world))
+
+
+async def is_gone(world: Any, job: str) -> bool:
+    return await world.client.get(JOB, job, "default") is None
+
+
 async def without_children(world: Any) -> bool:
     return await world.children() == {}
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, Uri, rules
-from cgd_operator.api.generation import SOURCE_RULE, Fields, Sampling, SourceUri
+from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, S3Uri, Text, rules
+from cgd_operator.api.generation import Fields, Sampling, SourceUri
 from cgd_operator.benchmarks import BENCHMARKS, EXECUTED, TASKS
 from cgd_stages.contract import RivalKind
 
@@ -36,9 +36,7 @@ class Benchmark(Part):
     model_config = ConfigDict(json_schema_extra=rules(SOURCELESS_RULE, GRADED_RULE))
 
     name: BenchmarkName
-    source: SourceUri | None = Field(
-        None, json_schema_extra=rules(SOURCE_RULE), description="Default: the hub, if the name is known."
-    )
+    source: SourceUri | None = Field(None, description="Default: the hub, if the name is known.")
     fields: BenchmarkFields | None = Field(None, description="Default: the known benchmark's.")
     limit: Positive | None = Field(None, description="Take at most so many questions: the first ones.")
     instruction: str | None = Field(
@@ -149,11 +147,10 @@ class Evaluation(Part):
         description="Allow tasks that execute what the model writes (HumanEval): in the stage's pod, without network, "
         "files, environment or other processes. Needs nodes with Landlock (Linux 5.13 or newer).",
     )
-    task_data: Uri | None = Field(
+    task_data: Annotated[S3Uri, Text("^s3://[^/]+/.+", "write s3://bucket/folder")] | None = Field(
         None,
         description="s3:// folder with a copy of the HF_HOME of a machine on which the tasks have run once, for "
         "clusters without the hub. Default: the hub.",
-        json_schema_extra=rules(("self.matches('^s3://[^/]+/.+')", "write s3://bucket/folder")),
     )
 
     @model_validator(mode="after")

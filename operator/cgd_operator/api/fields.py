@@ -1,5 +1,6 @@
 """What every part of the resource is made of: strict models, numbers as text with their bounds, references."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -43,6 +44,42 @@ class Between:
         return value
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that has to match a pattern, or (`absent`) must not: for CEL in the CRD, for pydantic here. The pattern is
+    one that RE2 and Python read alike, without quotes and backslashes."""
+
+    pattern: str
+    mend: str
+    absent: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        before = schema.get("x-kubernetes-validations", [])
+        rule = {"rule": f"{'!' if self.absent else ''}self.matches('{self.pattern}')", "message": self.mend}
+        return {**schema, "x-kubernetes-validations": [*before, rule]}
+
+    def check(self, value: str) -> str:
+        found = re.search(self.pattern.replace("$", r"\Z"), value)  # RE2's $ is the end, also before a line's end
+        if (found is None) != self.absent:
+            raise ValueError(self.mend)
+        return value
+
+
+def no_user(secret: str) -> Text:
+    """A URL with a user and a password would be shown in reports, events and logs; `secret` is where they belong."""
+    mend = f"take user and password out of the URL, and name the Secret that holds them in {secret}"
+    return Text("^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", mend, absent=True)
+
+
+def without_user(text: str) -> str:
+    """A text for people, without what stands before the @ of URLs in it."""
+    return re.sub(r"://[^/?#\s]*@", "://***@", text)
+
+
 Number = Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
 Rate = Annotated[Number, Between(0, 1, open_low=True)]
 Fraction = Annotated[Number, Between(0, 1)]
@@ -51,6 +88,9 @@ GpuHours = Annotated[Number, Between(0, 100_000, open_low=True)]
 Temperature = Annotated[Number, Between(0, 2)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+ModelUri = Annotated[Uri, no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)")]
+S3Uri = Annotated[Uri, no_user("storage.credentialsSecretRef")]
+Image = Annotated[Uri, no_user("imagePullSecrets of the ServiceAccount of serviceAccountName")]
 Percent = Annotated[str, Field(max_length=8, pattern=r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$")]
 Memory = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,4}(Gi|G)$")]
 Positive = Annotated[int, Field(ge=1)]

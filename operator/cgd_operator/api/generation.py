@@ -1,11 +1,24 @@
 """How the rows are made: the two models, the prompts, the decoding."""
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import BenchmarkName, KeyRef, Name, Part, Percent, Positive, Rate, Temperature, Uri, rules
+from cgd_operator.api.fields import (
+    BenchmarkName,
+    KeyRef,
+    ModelUri,
+    Name,
+    Part,
+    Percent,
+    Positive,
+    Rate,
+    Temperature,
+    Text,
+    Uri,
+    no_user,
+    rules,
+)
 
 
 class ServedModel(Part):
@@ -25,18 +38,19 @@ class ServedModel(Part):
 
 
 class Student(ServedModel):
-    model: Uri = Field(description="Hub id, s3:// folder, or a path in the image.")
+    model: ModelUri = Field(description="Hub id, s3:// folder, or a path in the image.")
     revision: Name | None = Field(None, description="Branch, tag or commit on the hub; pinned to a commit by prepare.")
 
 
 class Endpoint(Part):
     """Any OpenAI-compatible server."""
 
-    url: Uri = Field(
-        description="Base URL, such as https://api.example.com/v1.",
-        json_schema_extra=rules(("self.matches('^https?://.+')", "write the whole base URL: https://host/v1")),
-    )
-    model: Uri
+    url: Annotated[
+        Uri,
+        Text("^https?://[^?#]+$", "write the whole base URL: https://host/v1, without ? and #"),
+        no_user("teacher.endpoint.apiKeySecretRef"),
+    ] = Field(description="Base URL, such as https://api.example.com/v1.")
+    model: Annotated[Uri, no_user("teacher.endpoint.apiKeySecretRef")]
     api_key_secret_ref: KeyRef | None = None
     max_concurrency: int = Field(64, ge=1, le=4096)
 
@@ -50,7 +64,7 @@ class Teacher(ServedModel):
             ("!has(self.revision) || has(self.model)", "revision belongs to model: remove it or set model"),
         )
     )
-    model: Uri | None = Field(None, description="Hub id, s3:// folder, or a path in the image.")
+    model: ModelUri | None = Field(None, description="Hub id, s3:// folder, or a path in the image.")
     revision: Name | None = None
     endpoint: Endpoint | None = None
     fused: bool = Field(True, description="Critique and refine in one pod with one warm engine: one model load.")
@@ -73,26 +87,20 @@ class Fields(Part):
     )
 
 
-SOURCE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$"
-SOURCE_RULE = (
-    f"self.matches('{SOURCE}')",
-    "write s3://bucket/key or hf://datasets/owner/name/path (* allowed in the last part), or configmap://name/key",
-)
-
-
-def _source(text: str) -> str:
-    if not re.match(SOURCE, text):
-        raise ValueError(SOURCE_RULE[1])
-    return text
-
-
-SourceUri = Annotated[Uri, AfterValidator(_source)]
+SourceUri = Annotated[
+    Uri,
+    Text(
+        "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$",
+        "write s3://bucket/key or hf://datasets/owner/name/path (* allowed in the last part), or configmap://name/key",
+    ),
+    no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)"),
+]
 
 
 class Source(Part):
     """Rows to read: JSON lines (plain, .gz, .zst) or Parquet."""
 
-    source: SourceUri = Field(json_schema_extra=rules(SOURCE_RULE))
+    source: SourceUri
     fields: Fields = Fields()
     limit: Positive | None = Field(None, description="Take at most so many usable rows: the first ones.")
 

@@ -1,13 +1,24 @@
 """The whole `spec`, and how a manifest is read."""
 
 import json
-import re
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from cgd_operator.api.evaluation import Evaluation
-from cgd_operator.api.fields import GpuHours, KeyRef, Name, NameRef, Part, Positive, Uri, rules
+from cgd_operator.api.fields import (
+    GpuHours,
+    Image,
+    KeyRef,
+    Name,
+    NameRef,
+    Part,
+    Positive,
+    S3Uri,
+    Text,
+    rules,
+    without_user,
+)
 from cgd_operator.api.generation import Generation, Prompts, Student, Teacher
 from cgd_operator.api.placement import Placement
 from cgd_operator.api.training import Training
@@ -20,17 +31,12 @@ class InvalidRun(ValueError):
 class Storage(Part):
     """An S3 bucket. Credentials: the ServiceAccount's cloud identity, or a Secret with the two AWS keys."""
 
-    uri: Uri = Field(
-        description="s3://bucket/prefix",
-        json_schema_extra=rules(
-            ("self.matches('^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$')", "write s3://bucket/prefix")
-        ),
+    uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", "write s3://bucket/prefix")] = Field(
+        description="s3://bucket/prefix"
     )
-    endpoint: Uri | None = Field(
-        None,
-        description="URL of an S3-compatible server; default: AWS.",
-        json_schema_extra=rules(("self.matches('^https?://.+')", "write the whole URL: https://host:port")),
-    )
+    endpoint: (
+        Annotated[S3Uri, Text("^https?://[^?#]+$", "write the whole URL: https://host:port, without ? and #")] | None
+    ) = Field(None, description="URL of an S3-compatible server; default: AWS.")
     region: Name | None = None
     path_style: bool = Field(False, description="https://host/bucket/key instead of https://bucket.host/key.")
     credentials_secret_ref: NameRef | None = Field(
@@ -38,20 +44,12 @@ class Storage(Part):
     )
     ca_bundle_config_map_ref: KeyRef | None = Field(None, description="ConfigMap key with the server's CA, as PEM.")
 
-    @model_validator(mode="after")
-    def _urls(self) -> "Storage":
-        if not re.match(r"^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", self.uri):
-            raise ValueError("uri: write s3://bucket/prefix")
-        if self.endpoint and not re.match(r"^https?://.+", self.endpoint):
-            raise ValueError("endpoint: write the whole URL: https://host:port")
-        return self
-
 
 class Images(Part):
     """Images of the stage programs; default: those that the operator was released with."""
 
-    generate: Uri | None = None
-    train: Uri | None = None
+    generate: Image | None = None
+    train: Image | None = None
 
 
 class PodMetadata(Part):
@@ -164,7 +162,7 @@ def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
     try:
         return CGDRunSpec.model_validate_json(json.dumps(manifest.get("spec", {})), strict=True)
     except ValidationError as error:
-        raise InvalidRun("\n".join(_mend(one) for one in error.errors())) from error
+        raise InvalidRun(without_user("\n".join(_mend(one) for one in error.errors()))) from error
 
 
 def _mend(error: Any) -> str:

@@ -1,0 +1,50 @@
+"""What others have written on objects, read without trust: annotations, labels, times, last words. Pure.
+
+Whoever may write pods may write anything there. What cannot be read counts as not written, so that no run, no watch and
+no sweep fails of it.
+"""
+
+import math
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from cgd_stages.contract import LastWords, StageFacts
+
+LARGEST_NUMBER = 10**9
+MOST = 2**40
+"""Rows or tokens of a pod."""
+
+
+def number(text: object) -> int:
+    """A whole number in a label or an annotation; 0 where it is none."""
+    digits = str(text)
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < len(str(LARGEST_NUMBER)) else 0
+
+
+def moment(text: object) -> datetime | None:
+    """A time of this world: seconds can be added to it, and taken away."""
+    if not isinstance(text, str):
+        return None
+    try:
+        found = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return found if 1970 <= found.year < 9000 else None
+
+
+def last_words(message: str) -> LastWords | None:
+    """The termination message of one of our programs; None for any other, which is shown as it is."""
+    if not message.startswith("{"):
+        return None
+    try:
+        words = LastWords.model_validate_json(message)
+    except ValidationError:
+        return None
+    return words if all(_is_possible(facts) for facts in words.stages.values()) else None
+
+
+def _is_possible(facts: StageFacts) -> bool:
+    rows = facts.rows
+    counts = (rows.total, rows.done, rows.rejected, facts.prompt_tokens, facts.generated_tokens)
+    return math.isfinite(facts.seconds) and all(0 <= count <= MOST for count in counts)

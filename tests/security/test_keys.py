@@ -1,0 +1,260 @@
+"""Keys of listings, markers and indexes on their way to local paths: none leads out of its folder.
+
+AWS takes any key; SeaweedFS, the store of the other tests, refuses those with `..`. So such keys are served by a few
+lines that answer a listing and a get, to the same client.
+"""
+
+import ast
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+import builders
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from stage_builders import RUN, context, generate_work
+
+from cgd_cli.models import misfits
+from cgd_stages import harness, models, sources
+from cgd_stages.checkpoints import Checkpoint, Checkpoints, Layout
+from cgd_stages.contract import Model, Source, StageFacts, Storage
+from cgd_stages.errors import UserError
+from cgd_stages.folders import Done, Folder, Part, Pointer, now, open_input
+from cgd_stages.storage import LONGEST_NAME, Bucket, place
+
+ROOT = Path(__file__).parents[2]
+BODY = b"{}"
+LEADING_OUT = (
+    "../evil.json",
+    "a/../../evil.json",
+    "/etc/evil.json",
+    "a//evil.json",
+    "./evil.json",
+    "..",
+    ".",
+    "",
+    "a/",
+)
+NO_NAMES = ("..\\evil.json", "a\0b", "a\nb", "a\x7fb", "x" * (LONGEST_NAME + 1))
+
+
+@contextmanager
+def store(objects: Mapping[str, bytes]) -> Iterator[Storage]:
+    """An S3 store with these objects in the bucket `data`, whatever their keys are."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            key = unquote(url.path).removeprefix("/data").removeprefix("/")
+            if key:
+                self.answer(objects.get(key))
+                return
+            prefix = parse_qs(url.query, keep_blank_values=True)["prefix"][0]
+            found = [
+                f"<Contents><Key>{escape(quote(key))}</Key><Size>{len(body)}</Size><ETag>e</ETag></Contents>"
+                for key, body in sorted(objects.items())
+                if key.startswith(prefix)
+            ]
+            head = "<IsTruncated>false</IsTruncated><EncodingType>url</EncodingType>"
+            self.answer(f"<ListBucketResult>{head}{''.join(found)}</ListBucketResult>".encode())
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def answer(self, body: bytes | None) -> None:
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.send_header("ETag", '"e"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield Storage(uri="s3://data/p", endpoint=f"http://127.0.0.1:{server.server_port}", path_style=True)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("key", [*LEADING_OUT, *NO_NAMES])
+def test_a_key_that_is_no_path_in_a_folder_has_no_place(tmp_path, key):
+    with pytest.raises(UserError, match="has no place below a folder") as caught:
+        place(tmp_path, key)
+    assert "Delete the object or give it another name" in caught.value.hint
+
+
+@given(some.text(some.characters(exclude_categories=["Cs"])))
+def test_whatever_a_key_is_its_place_is_below_the_folder_or_there_is_none(key):
+    folder = Path("/scratch/models")
+    try:
+        found = place(folder, key)
+    except UserError:
+        return
+    assert found.parts == (*folder.parts, *key.split("/"))
+
+
+@pytest.mark.parametrize("key", ["../../../evil.json", "a/../../../evil.json", "/evil.json", "a\\..\\evil.json"])
+def test_a_stored_model_writes_no_file_outside_its_folder(tmp_path, key):
+    scratch = tmp_path / "1" / "2" / "3"
+    with (
+        store({"m/config.json": BODY, f"m/{key}": BODY}) as storage,
+        pytest.raises(UserError, match="has no place below a folder"),
+    ):
+        models.fetch(Model(name="s3://data/m"), Bucket(storage), RUN, scratch, weights=False)
+    assert [name for name in files_in(tmp_path) if "evil" in name] == []
+
+
+def test_an_index_of_weights_names_no_file_outside_its_folder(tmp_path):
+    index = json.dumps({"weight_map": {"w": "../../evil.safetensors"}}).encode()
+    objects = {"m/config.json": BODY, "m/model.safetensors.index.json": index, "m/../../evil.safetensors": BODY}
+    with store(objects) as storage, pytest.raises(UserError, match="has no place below a folder"):
+        models.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path)
+
+
+def test_a_header_of_weights_that_says_to_be_huge_is_not_read(tmp_path, caplog):
+    objects = {"m/config.json": BODY, "m/model.safetensors": (2**62).to_bytes(8, "little") + b"x" * 100}
+    with store(objects) as storage:
+        assert models.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path) is None
+    assert "says that its header has" in caplog.text
+    assert files_in(tmp_path) == []
+
+
+def test_cgd_plan_writes_no_file_outside_its_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "1"))
+    (tmp_path / "1").mkdir()
+    with store({"models/student/config.json": BODY, "models/student/../../../../evil.json": BODY}) as storage:
+        run = builders.run({"storage": {"uri": "s3://data/runs", "endpoint": storage.endpoint, "pathStyle": True}})
+        with pytest.raises(UserError, match="has no place below a folder"):
+            misfits(run, 80e9)
+    assert files_in(tmp_path) == []
+
+
+def stage_with(*keys: str, digest: str = "d1") -> dict[str, bytes]:
+    """The objects of a stage train-cgd whose marker lists these keys."""
+    home = "p/team/train-cgd/d1"
+    parts = tuple(Part(key=key, sha256="0" * 64) for key in keys)
+    facts = StageFacts(digest="d1", output_uri=f"s3://data/{home}")
+    done = Done(stage="train-cgd", digest="d1", parts=parts, started=now(), completed=now(), facts=facts)
+    pointer = Pointer(run_uid=RUN.uid, stage="train-cgd", digest="d1", uri=f"s3://data/{home}", facts=facts)
+    told = json.loads(pointer.to_json()) | {"digest": digest}
+    return {
+        f"{home}/DONE.json": done.to_json().encode(),
+        "p/team/runs/run/train-cgd.json": json.dumps(told).encode(),
+        **{f"{home}/{key}": BODY for key in keys},
+    }
+
+
+def test_the_marker_of_a_stage_names_no_file_outside_the_model_s_folder(tmp_path):
+    with (
+        store(stage_with("model/../../../evil.json")) as storage,
+        pytest.raises(UserError, match="has no place below a folder"),
+    ):
+        models.fetch(Model(name="stage://train-cgd"), Bucket(storage), RUN, tmp_path / "1" / "2")
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("digest", ["../../../evil", "", "d1/..", "D1"])
+def test_a_pointer_s_digest_is_a_digest(digest):
+    with store(stage_with(digest=digest)) as storage, pytest.raises(UserError, match="is no pointer of this format"):
+        open_input(Bucket(storage), RUN, "train-cgd")
+
+
+def test_a_checkpoint_s_marker_names_no_file_outside_its_folder(tmp_path):
+    layout = Layout(processes=1, zero_stage=2, dtype="float32")
+    marker = Checkpoint(step=4, layout=layout, files=(Part(key="../../evil.json", sha256="0" * 64),))
+    home = "p/team/train-cgd/d1/checkpoints/step-000004"
+    objects = {f"{home}/DONE.json": marker.to_json().encode(), f"{home}/../../evil.json": BODY}
+    with store(objects) as storage:
+        checkpoints = Checkpoints(Folder(Bucket(storage), RUN.namespace, "train-cgd", "d1"), layout, keep=1)
+        with pytest.raises(UserError, match="has no place below a folder"):
+            checkpoints.fetch(tmp_path / "1" / "2", range(1))
+    assert files_in(tmp_path) == []
+
+
+def test_a_mirror_of_the_hub_writes_no_file_outside_its_folder(tmp_path):
+    with store({"hub/datasets/x": BODY, "hub/../../evil.json": BODY}) as storage:
+        made = context(storage, generate_work("m", "answer"), tmp_path / "1" / "2")
+        with pytest.raises(UserError, match="has no place below a folder"):
+            harness._use_mirror(made, "s3://data/hub")
+    assert [name for name in files_in(tmp_path) if "evil" in name] == []
+
+
+def test_a_source_in_a_config_map_is_a_file_of_a_config_map(tmp_path):
+    (tmp_path / "other.jsonl").write_text("{}")
+    with store({}) as storage:
+        made = context(storage, generate_work("m", "answer"), tmp_path, inputs=tmp_path / "inputs")
+    with pytest.raises(UserError, match="has no place below a folder"):
+        sources.open_source(made, Source(source="configmap://../other.jsonl"), "spec.prompts")
+
+
+def test_a_source_on_the_hub_is_a_file_of_the_data_set(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "datasets--team--sums"
+    for path, text in {"refs/main": "0" * 40, f"snapshots/{'0' * 40}/p.jsonl": "{}", "../../other.jsonl": "{}"}.items():
+        (cached / path).parent.mkdir(parents=True, exist_ok=True)
+        (cached / path).write_text(text)
+    with store({}) as storage:
+        made = context(storage, generate_work("m", "answer"), tmp_path)
+    home = "hf://datasets/team/sums@main"
+    (found,) = sources.open_source(made, Source(source=f"{home}/p.jsonl"), "spec.prompts")
+    assert found.revision == "0" * 40
+    with pytest.raises(UserError, match="has no place below a folder"):
+        sources.open_source(made, Source(source=f"{home}/../../../../other.jsonl"), "spec.prompts")
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == name:
+            yield node
+
+
+def is_placed(value: ast.expr, function: ast.AST) -> bool:
+    """Whether a path is made by `place`, here or where the name is assigned."""
+    if isinstance(value, ast.Name):
+        assigned = [
+            node.value
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and any(getattr(one, "id", "") == value.id for one in node.targets)
+        ]
+        return bool(assigned) and all(is_placed(one, function) for one in assigned)
+    return isinstance(value, ast.Call) and getattr(value.func, "id", "") == "place"
+
+
+def test_every_download_goes_to_a_place_and_no_key_is_joined_to_a_path_elsewhere():
+    found: list[Any] = []
+    for path in (*ROOT.glob("images/**/*.py"), *ROOT.glob("operator/cgd_[co]*/**/*.py")):
+        functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        for function in functions:
+            found += [(path.name, is_placed(call.args[1], function)) for call in calls(function, "download")]
+            for node in ast.walk(function):
+                joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+                if joined and any(getattr(part, "attr", "") == "key" for part in ast.walk(node.right)):
+                    found.append((path.name, False))
+    assert {name for name, _ in found} >= {"models.py", "checkpoints.py", "harness.py", "sources.py"}
+    assert [name for name, placed in found if not placed] == []
