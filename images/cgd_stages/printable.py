@@ -5,6 +5,7 @@ Needs the standard library alone: the operator, the commands and the stage progr
 
 import logging
 import re
+import sys
 import textwrap
 from typing import Any
 
@@ -43,15 +44,16 @@ class LogFormatter(logging.Formatter):
 
 
 def _indented(text: str) -> str:
-    return textwrap.indent(printable(text, lines=True), "    ")
+    return textwrap.indent(printable(text, lines=True), "    | ", lambda _: True)
 
 
 def start_log(style: str, *, times: str | None = None, level: int = logging.INFO) -> None:
-    """Write this process's log to stderr, records in this `style` (%) and their times in that of `times`; warnings too.
-
-    The only place where a log is set up.
+    """Write this process's log to stderr, records in this `style` (%) and their times in that of `times`; with it what
+    Python would write there by itself, warnings and the errors that nobody has caught. The only place where a log is
+    set up.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(style, times))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
+    sys.excepthook = lambda *error: logging.critical("an error that nobody has caught", exc_info=error)

@@ -19,12 +19,14 @@ from hypothesis import given
 from report_builders import change, quadruple, report_data, samples
 from security.strings import LABEL, NAME, NAMES, STRANGE, halves, names, texts, words
 
+from cgd_cli.ui import _page
 from cgd_cli.view import command, page_of
 from cgd_operator import events, manifests
 from cgd_operator.cluster import POD, RUN, _query, encoded
 from cgd_operator.plan import BACKENDS, plan
-from cgd_stages.page import embedded, render
-from cgd_stages.records import Quadruples
+from cgd_stages.page import embedded, render, render_comparison
+from cgd_stages.records import Quadruples, ReportData
+from cgd_stages.tables import joined, table_of
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {path.relative_to(ROOT): path for part in ("operator", "images") for path in (ROOT / part).rglob("*.py")}
@@ -88,26 +90,42 @@ class Read(html.parser.HTMLParser):
         self.told.append(data)
 
 
-def page_with(text: str) -> Read:
+def report_with(text: str) -> ReportData:
     """A report in which models, benchmarks, rows and specs are called `text`."""
-    data = report_data(
+    return report_data(
         spec=text,
         evaluations={"base": samples("+---", benchmark=f"b{text}"), f"m{text}": samples("++--", benchmark=f"b{text}")},
         changes=(change(benchmark=f"b{text}", trained=f"m{text}", prompt=text, reference=text),),
         quadruples=Quadruples(total=1, verdicts={f"v{text}": 1}, shown=(quadruple(prompt=text, critique=text),)),
     )
-    return Read(render(data))
 
 
-PLAIN = page_with("plain")
+def page_with(text: str) -> Read:
+    return Read(render(report_with(text)))
 
 
-@pytest.mark.parametrize("text", STRANGE)
-def test_a_text_changes_no_element_of_a_page(text: str) -> None:
-    page = page_with(text)
-    assert page.shape == PLAIN.shape
-    shown = "".join(page.told).replace("\r\n", "\n").replace("\r", "\n")
-    assert f"m{text}".replace("\r\n", "\n").replace("\r", "\n").strip() in shown
+def comparison_with(text: str) -> Read:
+    reports = {f"{run}{text}": table_of(report_with(text)) for run in "ab"}
+    return Read(render_comparison(joined(reports)))
+
+
+def live_page_with(text: str) -> Read:
+    """A page of `cgd ui`, whose address may hold any name."""
+    return Read(str(_page(title=f"m{text}", run=f"m{text}", place=text).text))
+
+
+@pytest.mark.parametrize("page", [page_with, comparison_with, live_page_with])
+def test_a_text_changes_no_element_of_a_page(page: Callable[[str], Read]) -> None:
+    plain = page("plain")
+    for text in STRANGE:
+        read = page(text)
+        assert read.shape == plain.shape, text
+        assert one_way(f"m{text}").strip() in one_way("".join(read.told)), text
+
+
+def one_way(text: str) -> str:
+    """Line breaks as HTML has them."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @given(texts)

@@ -249,7 +249,7 @@ def test_no_text_forges_a_line_of_a_log(text: str) -> None:
     assert formatted(style, "run %s", text) == f"ERROR cgd run {printable(text)}"
     first, *others = formatted(style, "run", error=ValueError(text)).split("\n")
     assert first == "ERROR cgd run"
-    assert all(line.startswith("    ") for line in others if line)
+    assert all(line.startswith("    | ") for line in others)
     assert_harmless("".join((first, *others)), allowed="\t")
 
 
@@ -273,7 +273,18 @@ def test_a_stage_program_logs_what_fails_as_text(tmp_path: Path, wrong: str | No
     assert_harmless(log)
     assert r"forged\x1b[2J" in log
     assert not any(line.startswith("12:00:00") for line in log.splitlines())
-    assert ("    Traceback" in log) == (wrong is None)
+    assert ("    | Traceback" in log) == (wrong is None)
+
+
+def test_an_error_that_nobody_has_caught_is_told_as_text(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(
+        "import warnings\nfrom cgd_stages.printable import start_log\nstart_log('%(message)s')\n"
+        f"warnings.warn({FORGED!r})\nraise ValueError({FORGED!r})\n"
+    )
+    log = output_of("fails", PYTHONPATH=str(tmp_path))
+    assert_harmless(log)
+    assert log.count("forged\\x1b[2J") == 4  # both, each with the line of its source
+    assert not any(line.startswith("12:00:00") for line in log.splitlines())
 
 
 async def test_the_operator_tells_what_ends_it_as_text(api: ApiServer) -> None:
