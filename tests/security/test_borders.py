@@ -8,7 +8,6 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -60,8 +59,7 @@ def test_a_path_of_the_api_names_its_object(namespace: str, name: str) -> None:
 
 # --- S3 key, local path
 #
-# Here belong: a key of a listing, from `texts`, as a path below a folder, or refused; and a path below a folder as a
-# key. Both with the one function that they have.
+# Here belongs: a key of a listing (from `texts`) is a path below a folder, or refused, by the one function for it.
 
 
 # --- HTML
@@ -358,4 +356,3 @@ def test_variables_and_commands_of_pods_are_made_in_one_place() -> None:
 def test_the_list_has_each_string_once_and_names_among_them() -> None:
     assert len(set(STRANGE)) == len(STRANGE)
     assert all(len(one) <= 63 for one in NAMES)
-    assert all(one != other for one, other in pairwise(sorted(STRANGE)))

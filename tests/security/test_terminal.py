@@ -132,6 +132,11 @@ def test_tables_show_texts_as_they_are(text: str) -> None:
         assert words_of(printable(text)) in words_of(output)
 
 
+@given(halves)
+def test_any_text_is_drawn_harmlessly(text: str) -> None:
+    assert_harmless(drawn(text, plain(text, lines=True), panel(plain(text, lines=True), text)))
+
+
 def test_a_row_is_shown_as_it_is_with_its_lines() -> None:
     output = drawn(row_panel(hostile_row(f"first\n\t{HOSTILE}")))
     assert_harmless(output)
