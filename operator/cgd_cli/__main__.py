@@ -8,6 +8,7 @@ reports, in files or in the stores of their runs.
 
 import asyncio
 import errno
+import logging
 import re
 import signal
 import sys
@@ -18,7 +19,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
-from rich.console import Console
 from rich.live import Live
 
 from cgd_cli import comparison, data, models
@@ -26,6 +26,7 @@ from cgd_cli.estimate import GPUS, Assumptions, size_in
 from cgd_cli.price import price_json, price_table
 from cgd_cli.remote import Remote
 from cgd_cli.table import table
+from cgd_cli.terminal import Terminal, write
 from cgd_cli.ui import serving
 from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION
@@ -35,11 +36,12 @@ from cgd_operator.manifests import Release, manifest, training_runtime
 from cgd_operator.plan import BACKENDS, Run, choose_backend, plan
 from cgd_stages.errors import StageError
 from cgd_stages.page import render_comparison
+from cgd_stages.printable import printable, start_log
 
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+console = Terminal()
 
 STDIN = Path("-")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -63,11 +65,12 @@ class Wrong(Exception):
 
 
 def main() -> None:
+    start_log("%(message)s", level=logging.WARNING)
     try:
         app()
     except (Wrong, InvalidRun, ApiError, StageError) as error:
         hint = MENDS.get(error.status) if isinstance(error, ApiError) else getattr(error, "hint", "")
-        raise SystemExit(f"cgd: {error}" + (f"\n{hint}" if hint else "")) from error
+        raise SystemExit(printable(f"cgd: {error}" + (f"\n{hint}" if hint else ""), lines=True)) from error
 
 
 @app.command()
@@ -93,7 +96,7 @@ def render(
         if child.kind == "TrainJob":
             objects.append(training_runtime(run, child, release))
         objects.append(manifest(run, child, release))
-    print("---\n".join(yamls.dump(one) for one in objects), end="")
+    write("---\n".join(yamls.dump(one) for one in objects))
 
 
 @app.command("plan")
@@ -143,7 +146,7 @@ def price(
     )
     found = models.misfits(run, given.gpu.memory) if read_models else None
     if as_json:
-        print(price_json(run, given, found))
+        write(price_json(run, given, found) + "\n")
     else:
         console.print(price_table(run, given, gpu, found))
 
@@ -219,7 +222,7 @@ def logs(
 
     for pod, text in _ask(namespace, read):
         console.rule(pod)
-        print(text, end="" if text.endswith("\n") else "\n")
+        write(text if text.endswith("\n") else f"{text}\n")
 
 
 @app.command()
@@ -240,7 +243,7 @@ def rows(
     if not found:
         raise Wrong(f"{stage} of {name} has no such rows")
     for one in found:
-        console.print(data.example(run, storage, one, mask) if mask else data.panel(one))
+        console.print(data.example(run, storage, one, mask) if mask else data.row_panel(one))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cgd_cli.terminal import plain
 from cgd_stages import tables
 from cgd_stages.contract import RunRef
 from cgd_stages.errors import UserError
@@ -49,7 +50,7 @@ def _read(source: str, data: bytes) -> tuple[str, tables.Table]:
 def shown(table: tables.Table) -> list[RenderableType]:
     """The table and its legend; what differs by the seed alone taken together, and accuracy over corrupted critiques,
     where there are such runs."""
-    parts: list[RenderableType] = [_results(table), Text(NOTE, style="dim")]
+    parts: list[RenderableType] = [_results(table), plain(NOTE, "dim")]
     if seeds := tables.over_seeds(table):
         parts += ["", _seeds(table, seeds)]
     if curve := tables.robustness(table):
@@ -63,20 +64,21 @@ def _results(table: tables.Table) -> Table:
     shown.add_column("run")
     for column in table.columns:
         asked = table.questions.get(column)
-        shown.add_column(heading(column, table) + (f"\nn = {count(asked.n)}" if asked else ""), justify="right")
+        head = plain(heading(column, table)).append(f"\nn = {count(asked.n)}" if asked else "")
+        shown.add_column(head, justify="right")
     shown.add_column("tokens", justify="right")
     for line in table.lines:
         cells = [*(_cell(table, line, column) for column in table.columns), _tokens(line)]
-        shown.add_row(Text(line.name, style="bold"), ", ".join(line.runs), *cells)
+        shown.add_row(plain(line.name, "bold"), ", ".join(line.runs), *cells)
     return shown
 
 
 def _cell(table: tables.Table, line: tables.Line, column: str) -> Text:
     cell = table.cell(line, column)
     if cell is None:
-        return Text("-", style="dim")
+        return plain("-", "dim")
     best = cell.accuracy == table.best(column)
-    text = Text(f"{'* ' if best else ''}{percent(cell.accuracy)}", style="bold" if best else "")
+    text = plain(f"{'* ' if best else ''}{percent(cell.accuracy)}", "bold" if best else "")
     text.append(f"\n{100 * cell.low:.1f} - {100 * cell.high:.1f}", style="not bold dim")
     if difference := cell.difference:
         told = f"\n{points(difference.value)} {difference.outcome}"
@@ -86,8 +88,8 @@ def _cell(table: tables.Table, line: tables.Line, column: str) -> Text:
 
 def _tokens(line: tables.Line) -> Text:
     if line.mean is None:
-        return Text("-", style="dim")
-    text = Text(count(line.mean.tokens))
+        return plain("-", "dim")
+    text = plain(count(line.mean.tokens))
     return text.append(f"\n{line.mean.longer:.2f} x base", style="dim") if line.mean.longer else text
 
 

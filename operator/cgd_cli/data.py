@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
 from rich.panel import Panel
-from rich.text import Text
 
+from cgd_cli.terminal import panel, plain
 from cgd_operator.plan import Run, plan
 from cgd_stages import contract, models
 from cgd_stages.errors import UserError
@@ -42,12 +41,16 @@ def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool
     return found
 
 
-def panel(row: Row) -> Panel:
+def row_panel(row: Row) -> Panel:
     """A row: its texts one under another, its counts below."""
-    texts = [Text.assemble((f"{name}\n", "bold cyan"), str(row[name]), "\n") for name in TEXTS if row.get(name)]
+    body = plain("")
+    for name in TEXTS:
+        if row.get(name):
+            body.append_text(plain(f"{name}\n", "bold cyan", lines=True))
+            body.append_text(plain(f"{row[name]}\n\n", lines=True))
     rest = {key: value for key, value in row.items() if key not in (*TEXTS, "id", "sample") and value not in (None, "")}
-    facts = Text("  ".join(f"{key} {value}" for key, value in rest.items()), style="dim")
-    return Panel(Group(*texts, facts), title=f"{row['id']} / {row['sample']}", title_align="left")
+    facts = plain("  ".join(f"{key} {value}" for key, value in rest.items()), "dim")
+    return panel(body.append_text(facts), f"{row['id']} / {row['sample']}")
 
 
 def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) -> Panel:
@@ -67,13 +70,14 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
     if made is None:
         raise UserError(f"{wanted[0]}/{wanted[1]} is no row of {objective}", hint="Look with --stage refine.")
     if isinstance(made, Unusable):
-        return Panel(str(made), title=f"{row['id']}: no example", title_align="left", border_style="red")
-    text = Text()
+        return panel(plain(str(made), lines=True), f"{row['id']}: no example", border="red")
+    text = plain("")
     for token, label in zip(made.input_ids, made.labels, strict=True):
-        text.append(tokenizer.decode([token]), style="dim" if label == IGNORE else "bold green")
+        style = "dim" if label == IGNORE else "bold green"
+        text.append_text(plain(tokenizer.decode([token]), style, lines=True))
     learned = len(made.input_ids) - made.start
     title = f"{row['id']} / {row['sample']}  {objective}: {learned} of {len(made.input_ids)} tokens learned"
-    return Panel(text, title=title, title_align="left")
+    return panel(text, title)
 
 
 def _training(run: Manifest, objective: str) -> contract.Train:

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from cgd_cli.estimate import (
     CHARACTERS,
@@ -21,6 +21,7 @@ from cgd_cli.estimate import (
     harness_of,
     unpriced,
 )
+from cgd_cli.terminal import plain
 from cgd_operator.plan import Run
 from cgd_stages.fit import Misfit
 
@@ -57,11 +58,11 @@ def price_table(run: Run, given: Assumptions, gpu: str, misfits: list[Misfit] | 
     )
 
 
-def _verdicts(run: Run, given: Assumptions, misfits: list[Misfit] | None) -> list[str]:
+def _verdicts(run: Run, given: Assumptions, misfits: list[Misfit] | None) -> list[Text]:
     if misfits is None:
-        return [f"[{'green' if one.fits else 'bold red'}]{one.text}" for one in fits(run, given)]
-    told = [f"[bold red]{escape(one.message)}[/]\n{escape(one.hint)}" for one in misfits]
-    return told or ["[green]prepare would refuse none of its models: as far as their files tell, they fit"]
+        return [plain(one.text, "green" if one.fits else "bold red") for one in fits(run, given)]
+    told = [text for one in misfits for text in (plain(one.message, "bold red"), plain(one.hint))]
+    return told or [plain("prepare would refuse none of its models: as far as their files tell, they fit", "green")]
 
 
 def price_json(run: Run, given: Assumptions, misfits: list[Misfit] | None = None) -> str:
@@ -85,7 +86,7 @@ def _hours(found: list[Cost]) -> float:
     return sum(cost.gpu_hours for cost in found)
 
 
-def _assumed(given: Assumptions, gpu: str) -> list[str]:
+def _assumed(given: Assumptions, gpu: str) -> list[Text]:
     teacher = f", teacher {given.teacher / 1e9:g} B" if given.teacher else ""
     told = (
         f"assumed: student {given.student / 1e9:g} B{teacher} parameters; {gpu} at {given.gpu_hour:g} an hour;",
@@ -94,7 +95,7 @@ def _assumed(given: Assumptions, gpu: str) -> list[str]:
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {given.mfu:.0%}.",
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
-    return [f"[dim]{line}" for line in told]
+    return [plain(line, "dim") for line in told]
 
 
 def _asked(run: Run, given: Assumptions) -> list[Asked]:
@@ -102,17 +103,17 @@ def _asked(run: Run, given: Assumptions) -> list[Asked]:
     return all_asked(work, given) if work else []
 
 
-def _missing(run: Run, given: Assumptions) -> list[str]:
+def _missing(run: Run, given: Assumptions) -> list[Text]:
     """What the sum leaves out."""
     names = unpriced(run, given)
     why = "how many documents lm-eval has of it is not known here; a limit would tell"
-    return [f"[yellow]not in it: {', '.join(names)}: {why}"] if names else []
+    return [plain(f"not in it: {', '.join(names)}: {why}", "yellow")] if names else []
 
 
-def _tasks(run: Run, given: Assumptions) -> list[str]:
+def _tasks(run: Run, given: Assumptions) -> list[Text]:
     """What is assumed of lm-eval's tasks, for every model."""
-    lines = [f"[dim]  {one.text}" for one in _asked(run, given)]
-    return [f"[dim]lm-eval asks every model ({CHARACTERS} characters a token):", *lines] if lines else []
+    lines = [plain(f"  {one.text}", "dim") for one in _asked(run, given)]
+    return [plain(f"lm-eval asks every model ({CHARACTERS} characters a token):", "dim"), *lines] if lines else []
 
 
 def _count(number: float) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+
+from cgd_cli.terminal import plain
 
 COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "bold red", "Waiting": "yellow", "Suspended": "yellow"}
 
@@ -38,7 +39,7 @@ def _row(stage: dict[str, Any]) -> list[Any]:
     total = rows.get("total")
     return [
         stage["name"],
-        Text(state, style=COLOURS.get(state, "dim")),
+        plain(state, COLOURS.get(state, "dim")),
         ProgressBar(total=100, completed=percent, width=12),
         f"{rows.get('done', 0)}/{total}" if total else "",
         str(rows["rejected"]) if rows.get("rejected") else "",

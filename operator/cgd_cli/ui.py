@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from cgd_cli.board import Board, Reader
-from cgd_cli.view import detail, summary
+from cgd_cli.view import command, detail, summary
 from cgd_operator.cluster import RUN, Cluster
 from cgd_stages.page import page
 
@@ -133,7 +133,7 @@ async def _open_report(request: web.Request) -> web.Response:
         )  # fmt: skip
         _, told = await process.communicate()
         if process.returncode:
-            raise web.HTTPBadGateway(text=f"cgd {' '.join(words[:4])}\n\n{told.decode(errors='replace')}")
+            raise web.HTTPBadGateway(text=f"{command(*words[:4])}\n\n{told.decode(errors='replace')}")
         html = await asyncio.to_thread(file.read_text)
     # What a model has written must not reach this server: the page has an origin of its own, and its own policy.
     headers = {"Content-Security-Policy": "sandbox allow-scripts allow-modals; frame-ancestors 'none'"}

@@ -3,8 +3,10 @@
 Times are ISO texts; how long ago they are is counted in the browser.
 """
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -27,6 +29,16 @@ def key(thing: Object) -> str:
     return f"{thing['metadata']['namespace']}/{thing['metadata']['name']}"
 
 
+def page_of(run: Object) -> str:
+    """Path of a run's own page."""
+    return f"/runs/{quote(key(run))}"
+
+
+def command(*words: str) -> str:
+    """A command of ours as a shell takes it."""
+    return shlex.join(("cgd", *words))
+
+
 def summary(run: Object) -> dict[str, Any]:
     """A run's line in the list."""
     meta = run["metadata"]
@@ -35,7 +47,7 @@ def summary(run: Object) -> dict[str, Any]:
         "namespace": meta["namespace"],
         "name": meta["name"],
         "created": meta["creationTimestamp"],
-        "page": f"/runs/{key(run)}",
+        "page": page_of(run),
     }
     try:
         return head | _told(status_of(run))
@@ -133,7 +145,8 @@ def who(run: Object, status: CGDRunStatus) -> str:
         case "Refused":
             return "You: correct the field in the manifest and apply it again."
         case "Failed":
-            logs = f"; cgd logs {name} {stage.name} -n {namespace} prints its logs" if stage and stage.child else ""
+            shown = command("logs", name, stage.name, "-n", namespace) if stage and stage.child else ""
+            logs = f"; {shown} prints its logs" if shown else ""
             return f"You: change what the message says{logs}."
         case "Suspended":
             return "You: set spec.suspend to false when it is to go on."
@@ -200,16 +213,16 @@ def _when(event: Object) -> str:
 
 def _artifacts(run: Object, status: CGDRunStatus) -> Iterable[dict[str, str]]:
     """What the run has made, where, and how to look at it."""
-    made, place = status.artifacts, f"{run['metadata']['name']} -n {run['metadata']['namespace']}"
+    made, place = status.artifacts, (run["metadata"]["name"], "-n", run["metadata"]["namespace"])
     if made.quadruples:
-        yield {"what": "Quadruples", "uri": made.quadruples, "command": f"cgd rows {place}"}
+        yield {"what": "Quadruples", "uri": made.quadruples, "command": command("rows", *place)}
     for objective, uri in made.checkpoints.items():
-        example = f"cgd rows {place} --mask {objective} --count 1"
+        example = command("rows", *place, "--mask", objective, "--count", "1")
         yield {"what": f"Model, {objective}", "uri": uri, "command": example}
     if made.report:
         yield {
             "what": "Report",
             "uri": made.report,
-            "command": f"cgd report {place}",
-            "open": f"/runs/{key(run)}/report",
+            "command": command("report", *place),
+            "open": f"{page_of(run)}/report",
         }

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from cgd_local.demo import DemoError, demo
+from cgd_stages.printable import printable
 
 QUICKSTART = [
     "quickstart-problems/problems.jsonl=examples/quickstart-problems.jsonl",
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve(), QUICKSTART + options.file)))
     except DemoError as error:
-        sys.exit(f"demo: {error}")
+        sys.exit(printable(f"demo: {error}", lines=True))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from urllib.parse import urlsplit
 
 import yaml
 from botocore.exceptions import ClientError
-from rich.console import Console
 from rich.live import Live
 
 from cgd_cli.table import table
+from cgd_cli.terminal import Terminal, plain
 from cgd_local import smollm2
 from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.pods import exited, launch
@@ -31,7 +32,7 @@ BUCKET, SECRET = "cgd", "quickstart-s3"
 LOOK_SECONDS = 0.5
 QUIET_SECONDS = 10.0
 
-console = Console(highlight=False)
+console = Terminal()
 
 
 class DemoError(Exception):
@@ -148,10 +149,13 @@ async def _apply(run: Object, s3: SeaweedFS, kubeconfig: Path, folder: Path) -> 
     await _kubectl(kubeconfig, "apply", "-f", str(path))
     name = str(run["metadata"]["name"])
     kubectl = _short(Path(sysconfig.get_path("scripts")) / "kubectl")
-    console.print(f"run       kubectl apply -f {_short(path)}; look at it from another terminal:\n")
-    console.print(f"          export KUBECONFIG={kubeconfig}")
-    console.print(f"          {kubectl} get cgd -w")
-    console.print(f"          {kubectl} describe cgd {name}\n")
+    applied = shlex.join(("kubectl", "apply", "-f", _short(path)))
+    console.print(f"run       {applied}; look at it from another terminal:")
+    console.print()
+    console.print(f"          export KUBECONFIG={shlex.quote(str(kubeconfig))}")
+    console.print(f"          {shlex.join((kubectl, 'get', 'cgd', '-w'))}")
+    console.print(f"          {shlex.join((kubectl, 'describe', 'cgd', name))}")
+    console.print()
     return name
 
 
@@ -216,13 +220,15 @@ def _tell_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
     status = run["status"]
     ended = next(one for one in status["conditions"] if one["type"] == "Succeeded")
     if ended["status"] == "False":
-        console.print(f"\n[bold red]failed[/]: {ended['message']}", soft_wrap=True)
+        console.print()
+        console.print(plain("failed: ", "bold red"), ended["message"], sep="", soft_wrap=True)
         console.print(f"logs of the pods: {_short(folder / 'cluster' / 'pods')}")
         return 1
     artifacts = status["artifacts"]
     report = folder / "report.html"
     _download(f"{_folder(artifacts['report'], s3)}/report.html", s3, report)
-    console.print(f"\n[bold green]report[/]       {report}")
+    console.print()
+    console.print(plain("report       ", "bold green"), str(report), sep="")
     console.print(f"quadruples   {artifacts['quadruples']}", soft_wrap=True)
     for objective, uri in artifacts["checkpoints"].items():
         console.print(f"{objective:<12} {uri}", soft_wrap=True)

@@ -150,8 +150,9 @@ def image_name(image: str) -> str:
 
 
 def expand(text: str, env: dict[str, str]) -> str:
-    """`$(NAME)` becomes its value, or stays as it is when there is none; `$$` is a dollar sign."""
-    return re.sub(r"\$(?:\$|\(([^()]+)\))", lambda m: "$" if m[1] is None else env.get(m[1], m[0]), text)
+    """`$(NAME)` becomes its value, or stays as it is when there is none; `$$` is a dollar sign. NAME is all that there
+    is before the next `)`."""
+    return re.sub(r"\$(?:\$|\(([^)]*)\))", lambda m: "$" if m[1] is None else env.get(m[1], m[0]), text)
 
 
 def rewrite(text: str, mounts: dict[str, Path]) -> str:

@@ -97,7 +97,8 @@ def _event(run: Run, reason: str, message: str, now: datetime, *, warning: bool 
 
 def _event_of(meta: dict[str, Any], reason: str, message: str, *, warning: bool, now: datetime) -> dict[str, Any]:
     """Its name derives from what it says, so that a transition told twice is one Event."""
-    digest = hashlib.sha256(f"{meta['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
+    said = f"{meta['uid']}/{reason}/{message}".encode(errors="surrogatepass")
+    digest = hashlib.sha256(said).hexdigest()[:16]
     moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",

@@ -337,7 +337,7 @@ def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
     container: Object = {
         "name": CONTAINERS[child.kind],
         "image": own,
-        "command": ["python", "-m", f"cgd_stages.{child.task.work.kind}"],
+        "command": [_as_it_is(word) for word in ("python", "-m", f"cgd_stages.{child.task.work.kind}")],
         "env": list(_env(run, child, release)),
         "resources": _resources(run, child, pool),
         "securityContext": {
@@ -366,28 +366,38 @@ def _resources(run: Run, child: Child, pool: Pool) -> Object:
 
 
 def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
-    yield {"name": contract.TASK, "value": child.task.to_json()}
-    yield {"name": contract.SCRATCH, "value": SCRATCH}
-    yield {"name": "HOME", "value": SCRATCH}
-    yield {"name": "TMPDIR", "value": TMP}
-    yield {"name": contract.TERMINATION_LOG, "value": TERMINATION_LOG}
+    yield _variable(contract.TASK, child.task.to_json())
+    yield _variable(contract.SCRATCH, SCRATCH)
+    yield _variable("HOME", SCRATCH)
+    yield _variable("TMPDIR", TMP)
+    yield _variable(contract.TERMINATION_LOG, TERMINATION_LOG)
     if configmaps(child.task):
-        yield {"name": contract.INPUTS, "value": INPUTS}
+        yield _variable(contract.INPUTS, INPUTS)
     if release.progress_url:
         url = f"{release.progress_url.rstrip('/')}/progress/{run.namespace}/{run.name}/{run.uid}/{child.stage}"
-        yield {"name": contract.PROGRESS_URL, "value": url}
-        yield {"name": contract.PROGRESS_TOKEN, "value": f"{PROGRESS}/token"}
+        yield _variable(contract.PROGRESS_URL, url)
+        yield _variable(contract.PROGRESS_TOKEN, f"{PROGRESS}/token")
     if child.kind == "PyTorchJob":
         yield from _meeting_place(child)
     yield from _credentials(run, child)
+
+
+def _variable(name: str, value: str) -> Object:
+    return {"name": name, "value": _as_it_is(value)}
+
+
+def _as_it_is(text: str) -> str:
+    """A value or a word of a command as the kubelet leaves it to the container: there `$$` is a dollar sign, and
+    `$(NAME)` the variable of that name. Commands of a container's `lifecycle` are not read so."""
+    return text.replace("$", "$$")
 
 
 def _meeting_place(child: Child) -> Iterator[Object]:
     """Where the pods meet and which of them this is; how many there are the Training Operator adds. Each worker has a
     Service of its pod's name."""
     yield {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX}']"}}}
-    yield {"name": "PET_MASTER_ADDR", "value": f"{child.name}-worker-0"}
-    yield {"name": "PET_MASTER_PORT", "value": str(MEETING_PORT)}
+    yield _variable("PET_MASTER_ADDR", f"{child.name}-worker-0")
+    yield _variable("PET_MASTER_PORT", str(MEETING_PORT))
 
 
 def _credentials(run: Run, child: Child) -> Iterator[Object]:

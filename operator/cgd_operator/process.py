@@ -40,13 +40,14 @@ from cgd_operator.loop import Loop
 from cgd_operator.manifests import MANAGER, Release
 from cgd_operator.progress import Board, Desk, ProgressServer
 from cgd_operator.reconcile import Reconciler
+from cgd_stages.printable import printable, start_log
 
 log = logging.getLogger("cgd_operator")
 
 
 def main() -> None:
     options = _options()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    start_log("%(asctime)s %(levelname)-7s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
         os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
@@ -57,9 +58,9 @@ def main() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.run(_until_told_to_stop(tuple(options.namespace)))
     except ApiError as error:
-        raise SystemExit(f"cgd-operator: {error}\n{_hint(error)}") from error
+        raise SystemExit(f"cgd-operator: {printable(str(error))}\n{_hint(error)}") from error
     except (ConfigException, LeaseLost) as error:
-        raise SystemExit(f"cgd-operator: {error}") from error
+        raise SystemExit(f"cgd-operator: {printable(str(error))}") from error
 
 
 def _options() -> argparse.Namespace:

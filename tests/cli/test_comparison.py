@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from report_builders import RUN, report_data, samples, stage
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cgd_cli.__main__ import Wrong, app
 from cgd_cli.comparison import joined_reports, shown
+from cgd_cli.terminal import Terminal
 from cgd_stages.errors import UserError
 from cgd_stages.report import to_json
 
@@ -28,7 +28,7 @@ def report(
 
 
 def told(reports: dict[str, bytes]) -> str:
-    console = Console(width=120, no_color=True)
+    console = Terminal(width=120, no_color=True)
     with console.capture() as capture:
         console.print(*shown(joined_reports(reports)), sep="\n")
     return " ".join(capture.get().replace("\u202f", " ").split())

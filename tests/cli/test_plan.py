@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 from builders import manifest
-from rich.console import Console
 from stage_builders import context
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
 from cgd_cli.extents import EXTENTS
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
+from cgd_cli.terminal import Terminal
 from cgd_operator.benchmarks import TASKS
 from cgd_operator.plan import Run, plan
 from cgd_stages import prepare
@@ -102,7 +102,7 @@ def with_tasks(*tasks: dict[str, Any]) -> Run:
 
 
 def shown(run: Run, misfits: list[Misfit] | None = None) -> str:
-    console = Console(width=120, record=True)
+    console = Terminal(width=120, record=True)
     with console.capture() as told:
         console.print(price_table(run, assumed(), "a100", misfits))
     return told.get()
