@@ -264,8 +264,8 @@ def _without_execution(name: str, manager: Any) -> dict[str, Any]:
 
 
 def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
-    """The results with the verdict on every document: its head, what the model wrote up to the end of the code, and
-    the document's tests are one program, which passes when it ends well within its time.
+    """The results with the verdict on every document: its head and what the model wrote, up to the end of the code, are
+    a program, which passes when the document's tests of its function pass within their time.
 
     Raises:
         UserError: the task has no such metric, or programs cannot be locked in here.
@@ -276,15 +276,16 @@ def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
             hint=f"Correct the metric of {task.name} in spec.evaluation.tasks.",
         )
     samples = {name: list(given) for name, given in results["samples"].items()}
-    programs = [_program(sample) for name in samples for sample in samples[name]]
-    verdicts = iter(sandbox.execute_all(programs))
+    trials = [_trial(sample) for name in samples for sample in samples[name]]
+    verdicts = iter(sandbox.execute_all(trials))
     told = {name: [sample | _told(next(verdicts)) for sample in given] for name, given in samples.items()}
     return results | {"samples": told}
 
 
-def _program(sample: dict[str, Any]) -> str:
-    written = _first(sample["resps"]).partition("```")[0]
-    return f"{sample['doc']['prompt']}{written}\n{sample['target']}\n"
+def _trial(sample: dict[str, Any]) -> sandbox.Trial:
+    document, written = sample["doc"], _first(sample["resps"]).partition("```")[0]
+    head = document["prompt"]
+    return sandbox.Trial(f"{head}{written}\n", document["entry_point"], head, str(sample["target"]))
 
 
 def _told(verdict: sandbox.Verdict) -> dict[str, Any]:
