@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from cgd_stages.evaluate import SCHEMA, metrics
 from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha256, write_pointer
 from cgd_stages.program import Context, run
 from cgd_stages.records import Sample
+from cgd_stages.taskguard import guarded
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def _folder(context: Context, work: Harness) -> tuple[Folder, dict[str, Any]]:
     inputs: dict[str, Any] = {
         "stage": context.task.stage,
         "model": {"name": resolved.name, "revision": resolved.revision},
-        "tasks": [task.model_dump() for task in work.tasks],
+        "tasks": [task.model_dump(exclude={"own_code"}) for task in work.tasks],
         "data": work.data,
         "lm_eval": importlib.metadata.version("lm_eval"),  # importing it would read settings that are not set yet
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
@@ -177,6 +179,7 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
         "NLTK_DATA": str(home / "nltk_data"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",  # processes that start there must not import what lies there
     }
     import huggingface_hub.constants
 
@@ -218,7 +221,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     """What lm-eval says of a task.
 
     Raises:
-        UserError: there is no such task or metric, or it would execute what the model writes.
+        UserError: there is no such task or metric, or it would execute what the model or somebody else writes.
         TransientError: its data cannot be read.
     """
     import lm_eval
@@ -229,16 +232,17 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
             hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
         )
     try:
-        results: dict[str, Any] | None = lm_eval.simple_evaluate(
-            model=asker,
-            tasks=[_without_execution(task.task, manager) if task.executes else task.task],
-            num_fewshot=task.few_shot,
-            limit=task.limit,
-            log_samples=True,
-            bootstrap_iters=0,
-            apply_chat_template=bool(getattr(asker.tokenizer, "chat_template", None)),
-            task_manager=manager,
-        )
+        with nullcontext() if task.own_code else guarded(task.task):
+            results: dict[str, Any] | None = lm_eval.simple_evaluate(
+                model=asker,
+                tasks=[_without_execution(task.task, manager) if task.executes else task.task],
+                num_fewshot=task.few_shot,
+                limit=task.limit,
+                log_samples=True,
+                bootstrap_iters=0,
+                apply_chat_template=bool(getattr(asker.tokenizer, "chat_template", None)),
+                task_manager=manager,
+            )
     except StageError:
         raise
     except ValueError as error:

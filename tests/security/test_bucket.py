@@ -2,18 +2,20 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from stage_builders import RUN
+from stage_builders import RUN, context
 from train_builders import STAGE, train_work
 
-from cgd_stages import student
+from cgd_stages import harness, student
 from cgd_stages.checkpoints import Checkpoints, file_sha256
-from cgd_stages.contract import Rows, Storage
+from cgd_stages.contract import Harness, HarnessTask, Model, Rows, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.saving import Saver
 from cgd_stages.storage import Bucket
@@ -133,3 +135,128 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_is_not_run(
         resumed(storage, tmp_path / "later", zero_stage=zero_stage)
     assert not ran.exists()
     assert "who else can write to the bucket" in refused.value.hint
+
+
+# --- own tasks of lm-eval ---------------------------------------------------------------------------------------
+
+DEFINITION = """\
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: sums.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\\n"]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+CODE = "import pathlib\npathlib.Path('ran').touch()\ndef text(doc):\n    return doc['question']\n"
+METRIC = """\
+import datasets, evaluate, pathlib
+pathlib.Path("ran").touch()
+class Program(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+    def _compute(self, **_):
+        return {"program": 1.0}
+"""
+TEXT, DATA = 'doc_to_text: "{{question}}"', "{data_files: {test: sums.jsonl}}"
+FUNCTION = "doc_to_text: !function code.text"
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of own tasks below the one that a program works in, with what goes with them."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "code.py").write_text(CODE)
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program/program.py").write_text(METRIC)
+    (folder / "base.txt").write_text(FUNCTION)
+    (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    return folder
+
+
+def asked(tasks: Path, definition: str, *, own_code: bool = False) -> dict[str, Any]:
+    """What the real lm-eval says of a task of this definition; the model says the same of everything."""
+    from lm_eval.models.dummy import DummyLM
+    from lm_eval.tasks import TaskManager
+
+    (tasks / "own.yaml").write_text(definition)
+    asker = DummyLM()
+    asker.tokenizer = None
+    task = HarnessTask(name="own", task="own", metric="exact_match", own_code=own_code)
+    return harness.ask(asker, task, TaskManager(include_path=str(tasks), include_defaults=False))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_own_task_of_data_alone_is_asked(tasks: Path) -> None:
+    (sample,) = asked(tasks, DEFINITION)["samples"]["own"]
+    assert (sample["arguments"][0][0], sample["target"]) == ("1 + 1?", "2")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("given", "instead", "told"),
+    [
+        (TEXT, FUNCTION, "has a function, code.text"),
+        (TEXT, "include: base.txt", "has a function, code.text"),
+        ("task: own", "task: own\nclass: !function code.text", "has a function, code.text"),
+        (TEXT, "doc_to_text: !function os.getcwd", "has a function, os.getcwd"),
+        ("question}}", "cycler.__init__.__globals__.os.mkdir('ran')}}", "has a template that reaches into Python"),
+        ("metric: exact_match", "metric: ./program", "has a metric that is none of lm-eval's but a program, ./program"),
+        ("metric: exact_match", "hf_evaluate: true, metric: ./program", "is none of lm-eval's but a program"),
+        (DATA, "{data_files: {test: /proc/self/environ}}", "reads /proc/self/environ"),
+        (DATA, "{data_files: {test: [sums.jsonl, 'file:/proc/self/environ']}}", "reads file:/proc/self/environ"),
+        (DATA, "{data_files: {test: ../x/../sums.jsonl}}", "reads ../x/../sums.jsonl"),
+        (DATA, "{data_files: {test: 'http://127.0.0.1:9/x.jsonl'}}", "reads http://127.0.0.1:9/x.jsonl"),
+        ("dataset_path: json", "dataset_path: /proc/self", "reads /proc/self"),
+    ],
+)
+def test_an_own_task_that_brings_code_or_reads_what_is_not_beside_it_is_refused(
+    tasks: Path, given: str, instead: str, told: str
+) -> None:
+    assert given in DEFINITION
+    with pytest.raises(UserError, match="the task own ") as refused:
+        asked(tasks, DEFINITION.replace(given, instead))
+    assert told in refused.value.message
+    assert "ownCode: true" in refused.value.hint
+    assert not (tasks.parent / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_that_is_named_as_one_with_own_code_may_bring_it(tasks: Path) -> None:
+    (sample,) = asked(tasks, DEFINITION.replace(TEXT, FUNCTION), own_code=True)["samples"]["own"]
+    assert sample["arguments"][0][0] == "1 + 1?"
+    assert (tasks.parent / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_after_a_task_the_libraries_are_as_they_were(tasks: Path) -> None:
+    from lm_eval import utils
+
+    before = utils.env
+    with pytest.raises(UserError):
+        asked(tasks, DEFINITION.replace(TEXT, FUNCTION))
+    assert utils.env is before
+
+
+def test_processes_that_start_among_the_data_of_tasks_import_nothing_of_it(
+    bucket: Bucket, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM's workers do, which Python starts with -c."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.chdir(tmp_path)
+    uri = f"{storage.uri}-mirror"
+    bucket.at(uri).put("runpy_of_the_bucket.py", b"")
+    work = Harness(model=Model(name="x"), tasks=(), data=uri)
+    harness._use_mirror(context(storage, work, tmp_path), uri)
+    assert Path("runpy_of_the_bucket.py").exists()
+    command = [sys.executable, "-c", "import runpy_of_the_bucket"]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert "ModuleNotFoundError" in done.stderr
