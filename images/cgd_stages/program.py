@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from cgd_stages.contract import (
 )
 from cgd_stages.errors import Interrupted, StageError, UserError
 from cgd_stages.folders import Folder, claim, digest_of
+from cgd_stages.keys import hide_in_log, without_keys
 from cgd_stages.progress import Reporter
 from cgd_stages.storage import Bucket
 
@@ -97,10 +97,16 @@ class Context:
 Main = Callable[[Context], dict[str, StageFacts]]
 
 
-def run(main: Main) -> NoReturn:
-    """Run a program on the task in `CGD_TASK` and exit with a code that tells the controllers what to do."""
+def log_stage() -> None:
+    """The log of a stage program's process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    hide_in_log()
+
+
+def run(main: Main) -> NoReturn:
+    """Run a program on the task in `CGD_TASK` and exit with a code that tells the controllers what to do."""
+    log_stage()
     context: Context | None = None
     try:
         context = _context()
@@ -157,10 +163,13 @@ def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords,
         outcome, code = "interrupted" if isinstance(error, Interrupted) else "failed", error.exit
         message, hint = error.message, error.hint
     else:
-        traceback.print_exception(error, file=sys.stderr)
         outcome, code = "failed", Exit.RETRY
-        message, hint = str(error), "This is unexpected; the traceback is in the pod's log. It will be retried."
-    log.error("%s: %s%s", type(error).__name__, message, f" {hint}" if hint else "")
+        message, hint = (
+            without_keys(str(error)),
+            "This is unexpected; the traceback is in the pod's log. It will be retried.",
+        )
+    unexpected = None if isinstance(error, StageError) else error
+    log.error("%s: %s%s", type(error).__name__, message, f" {hint}" if hint else "", exc_info=unexpected)
     words = LastWords.model_validate(
         {"outcome": outcome, "stages": facts, "error": type(error).__name__, "message": message, "hint": hint}
     )

@@ -19,7 +19,6 @@ import resource
 import sys
 import threading
 import time
-import traceback
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,8 @@ from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.checkpoints import METRICS
 from cgd_stages.contract import Exit
 from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
+from cgd_stages.keys import without_keys
+from cgd_stages.program import log_stage
 from cgd_stages.progress import Reporter
 from cgd_stages.saving import Saver
 from cgd_stages.trainjob import (
@@ -427,9 +428,10 @@ def main(folder: Path) -> Exit:
     except StageError as error:
         name = type(error).__name__
         outcome = Outcome(rank=rank, code=error.exit, error=name, message=error.message, hint=error.hint)
-    except Exception as error:  # noqa: BLE001 (the rim: every failure becomes an outcome)
-        traceback.print_exc()
-        outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=str(error)[-1000:])
+    except Exception as error:  # the rim: every failure becomes an outcome
+        log.exception("rank %d has failed", rank)
+        message = without_keys(str(error))[-1000:]
+        outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=message)
     outcome.write(folder)
     return Exit(outcome.code)
 
@@ -439,7 +441,6 @@ def _quieten() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    logging.getLogger("botocore").setLevel(logging.WARNING)
     # DeepSpeed calls collectives by their old names, a few times a step.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
@@ -458,7 +459,7 @@ def _die_with_the_launcher() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    log_stage()
     code = main(Path(sys.argv[1]))
     # Not sys.exit: the process group's threads may wait for processes that have failed.
     sys.stderr.flush()
