@@ -32,7 +32,7 @@ from cgd_stages.evaluate import SCHEMA, metrics
 from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha256, write_pointer
 from cgd_stages.program import Context, run
 from cgd_stages.records import Sample
-from cgd_stages.taskguard import guarded
+from cgd_stages.taskguard import execution_refused, guarded
 
 log = logging.getLogger(__name__)
 
@@ -248,10 +248,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     except ValueError as error:
         if "unsafe" not in str(error).lower():
             raise
-        raise UserError(
-            f"the task {task.task} executes code that the model writes, which is done for HumanEval alone: {error}",
-            hint="Leave it out of spec.evaluation.tasks.",
-        ) from error
+        raise execution_refused(task.task) from error
     except OSError as error:  # whatever the hub's libraries raise where data are missing is one
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None

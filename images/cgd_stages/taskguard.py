@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 
 from cgd_stages.errors import UserError
 
+EXECUTING = {"cruxeval", "humaneval", "humaneval_infilling", "longproc", "mbpp"}
+"""Folders of lm-eval 0.4.13 whose functions execute what a model writes, not all of them with a warning."""
+
 
 @contextmanager
 def guarded(task: str) -> Iterator[None]:
@@ -67,6 +70,9 @@ class _Guard:
     def _function_of_the_image(self, name: str, folder: Path) -> Any:
         if not folder.resolve().is_relative_to(self._image):
             self._refuse(f"has a function, {name}")
+        if EXECUTING.intersection(folder.resolve().relative_to(self._image).parts):
+            self.refused = execution_refused(self._task)
+            raise self.refused
         return self._function(name, folder)
 
     def _no_program(self, name: str, *_: Any, **__: Any) -> NoReturn:
@@ -85,6 +91,13 @@ class _Guard:
             "if everybody who can write to spec.evaluation.taskData may have these keys.",
         )
         raise self.refused
+
+
+def execution_refused(task: str) -> UserError:
+    return UserError(
+        f"the task {task} executes code that the model writes, which is done for HumanEval alone",
+        hint="Leave it out of spec.evaluation.tasks.",
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Whoever can write to the bucket gives the pods data, and no code to run: nothing is played here."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cgd_stages.contract import Harness, HarnessTask, Model, Rows, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.saving import Saver
 from cgd_stages.storage import Bucket
+from cgd_stages.taskguard import EXECUTING
 from cgd_stages.trainjob import CHECKPOINTS, Job
 
 CURVE = [{"step": 1.0, "loss": 2.0}]
@@ -260,3 +262,26 @@ def test_processes_that_start_among_the_data_of_tasks_import_nothing_of_it(
     command = [sys.executable, "-c", "import runpy_of_the_bucket"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert "ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "definition", ["cruxeval/cruxeval_input.yaml", "longproc/countdown_0.5k.yaml", "mbpp/mbpp.yaml"]
+)
+def test_a_task_of_lm_eval_that_executes_what_the_model_writes_is_refused(tasks: Path, definition: str) -> None:
+    import lm_eval
+
+    stock = Path(lm_eval.__file__).parent / "tasks" / definition
+    assert stock.exists()
+    with pytest.raises(UserError, match="the task own executes code that the model writes"):
+        asked(tasks, f"task: own\ninclude: {stock}\n")
+
+
+def test_no_other_task_of_lm_eval_executes_anything() -> None:
+    import lm_eval
+
+    tasks = Path(lm_eval.__file__).parent / "tasks"
+    executing = re.compile(r"(?<![\w.\"'])(?:eval|exec)\(|\bPopen\(|subprocess\.|code_eval|os\.system\(")
+    found = {path.relative_to(tasks) for path in tasks.rglob("*.py") if executing.search(path.read_text())}
+    # ERRANT is a command that reads what the model writes and executes none of it.
+    assert {path.parts[0] for path in found - {Path("noreval/ask_gec/errant.py")}} == EXECUTING
