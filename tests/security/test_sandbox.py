@@ -64,6 +64,29 @@ def neighbour() -> Iterator["subprocess.Popen[bytes]"]:
         process.kill()
 
 
+@pytest.fixture
+def older_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 6.12, whose Landlock has no scope for signals."""
+    older = tmp_path / "older.py"
+    folder = str(Path(jail.__file__).parent)
+    older.write_text(f"import sys; sys.path.insert(0, {folder!r})\nimport jail\njail.SCOPES = 0\njail.main()\n")
+    monkeypatch.setattr(sandbox, "JAIL", older)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["62, OTHER, 15", "200, OTHER, 15", "234, OTHER, OTHER, 15", "129, OTHER, 15, bytes(128)", "424, 3, 15, 0, 0"],
+    ids=["kill", "tkill", "tgkill", "rt_sigqueueinfo", "pidfd_send_signal"],
+)
+def test_a_program_signals_nobody_itself(call: str, neighbour: "subprocess.Popen[bytes]", older_kernel: None) -> None:
+    program = (
+        "import ctypes, os\nsent = ctypes.CDLL(None, use_errno=True).syscall("
+        f"{call.replace('OTHER', str(neighbour.pid))})\nassert sent == 0\n"
+    )
+    assert judged("    return a + b\n" + program)["rule"] == "sandbox: AssertionError"
+    assert neighbour.poll() is None
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -74,13 +97,8 @@ def neighbour() -> Iterator["subprocess.Popen[bytes]"]:
     ids=["F_SETOWN", "F_SETOWN_EX", "FIOSETOWN"],
 )
 def test_a_program_has_the_kernel_signal_nobody_where_landlock_does_not_stop_it(
-    command: str, neighbour: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, neighbour: "subprocess.Popen[bytes]", older_kernel: None
 ) -> None:
-    """As on Linux before 6.12, whose Landlock has no scope for signals."""
-    older = tmp_path / "older.py"
-    folder = str(Path(jail.__file__).parent)
-    older.write_text(f"import sys; sys.path.insert(0, {folder!r})\nimport jail\njail.SCOPES = 0\njail.main()\n")
-    monkeypatch.setattr(sandbox, "JAIL", older)
     program = (
         "import fcntl as calls, os, struct\nfrom fcntl import fcntl, ioctl\n"
         "place = os.open(os.path.dirname(os.__file__), os.O_RDONLY)\n"
