@@ -81,9 +81,9 @@ class Checkpoints:
             if newest.layout != self.layout:
                 was, wanted = _words(newest.layout), _words(self.layout)
                 raise UserError(
-                    f"{self._uri(newest.step)} was written with {was}; this run has {wanted}",
+                    f"{self.uri(newest.step)} was written with {was}; this run has {wanted}",
                     hint="Set spec.training (workers, zeroStage, dtype) as it was, "
-                    f"or delete {self._uri()} to train from the start.",
+                    f"or delete {self.uri()} to train from the start.",
                 )
             return newest
         return None
@@ -146,7 +146,7 @@ class Checkpoints:
 
     def _withdraw(self, step: int, damaged: str) -> None:
         """Take back the promise of a checkpoint with such a damaged file."""
-        log.warning("%s is damaged (%s) and is not used", self._uri(step), damaged)
+        log.warning("%s is damaged (%s) and is not used", self.uri(step), damaged)
         self.folder.bucket.delete(self._key(step, DONE))
 
     def _read(self, step: int) -> Checkpoint | None:
@@ -156,13 +156,13 @@ class Checkpoints:
         except ValidationError as error:
             if error.errors()[0]["type"] == "json_invalid":
                 return None
-            hint = f"Delete {self._uri(step)} to use the checkpoint before."
-            raise UserError(f"{self._uri(step)}/{DONE} is no marker of this format: {error}", hint=hint) from error
+            hint = f"Delete {self.uri(step)} to use the checkpoint before."
+            raise UserError(f"{self.uri(step)}/{DONE} is no marker of this format: {error}", hint=hint) from error
 
     def _key(self, step: int, name: str) -> str:
         return self.folder.key(f"{CHECKPOINTS}{name_of(step)}/{name}")
 
-    def _uri(self, step: int | None = None) -> str:
+    def uri(self, step: int | None = None) -> str:
         return f"{self.folder.uri}/{CHECKPOINTS}{'' if step is None else name_of(step)}".rstrip("/")
 
 

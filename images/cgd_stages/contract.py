@@ -309,6 +309,8 @@ class HarnessTask(Contract):
     """Documents of every part of the task."""
     executes: bool = False
     """What the model writes is a program, which is right when it ends well with the task's tests."""
+    own_code: bool = False
+    """Its definition may bring code of its own, see `taskguard`."""
 
     @property
     def measure(self) -> str:

@@ -11,22 +11,24 @@ import queue
 import random
 import threading
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from typing import Any
 
 from cgd_stages.contract import TEACHER_API_KEY, Endpoint
 from cgd_stages.engines import Completion, Outcome, Refused, Request
 from cgd_stages.errors import StageError, TransientError, UserError
+from cgd_stages.keys import without_keys
+from cgd_stages.web import Status, exchange
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 30.0
 ENDPOINT_HINT = "Check url and model in spec.teacher.endpoint, and that the server is running."
 KEY_HINT = "Check the Secret of spec.teacher.endpoint.apiKeySecretRef."
+MOST = 8 << 20
+"""Bytes of an answer: more than any model's context."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -51,10 +53,11 @@ PATIENT = Patience()
 
 
 class Failed(Exception):
-    """One try failed. `status` is None when no HTTP answer came."""
+    """One try failed. `status` is None when no HTTP answer came. Of what the server said, which may echo the key, the
+    first characters are told."""
 
-    def __init__(self, message: str, *, status: int | None = None, wait: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, said: object, *, status: int | None = None, wait: float | None = None) -> None:
+        super().__init__(f"{what}: {without_keys(str(said))[:300]}")
         self.status = status
         self.wait = wait
 
@@ -134,7 +137,7 @@ class EndpointEngine:
     def _answer(self, request: Request) -> Outcome:
         """Try until there is an answer; decide whose fault it is when there is none."""
         body = _body(self._endpoint, request)
-        last, failed_at = Failed("never tried"), time.monotonic()
+        last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
             try:
                 outcome = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
@@ -209,22 +212,30 @@ def post(endpoint: Endpoint, body: bytes, timeout: float) -> Any:
 
 
 def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> Any:
-    """One HTTP exchange. Raises Failed for everything but an answer in JSON."""
+    """One HTTP exchange. Raises Failed for everything but an answer in JSON, UserError for a redirect."""
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(TEACHER_API_KEY):
         headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(endpoint.url.rstrip("/") + path, data=body, headers=headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310 (the spec allows http(s) only)
-            return json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            detail = error.read(2000).decode(errors="replace")
+        return json.loads(exchange(request, seconds=timeout, most=MOST))
+    except Status as status:
+        if status.redirect:
+            raise _redirected(endpoint, path, status.redirect) from status
+        wait = _retry_after(status.headers.get("Retry-After"))
         raise Failed(
-            f"HTTP {error.code}: {detail[:300]}", status=error.code, wait=_retry_after(error.headers.get("Retry-After"))
-        ) from error
-    except (OSError, HTTPException, ValueError) as error:
-        raise Failed(f"{type(error).__name__}: {error}") from error
+            f"HTTP {status.code}", status.body.decode(errors="replace"), status=status.code, wait=wait
+        ) from status
+    except (OSError, ValueError, RecursionError) as error:
+        raise Failed(type(error).__name__, error) from error
+
+
+def _redirected(endpoint: Endpoint, path: str, url: str) -> UserError:
+    return UserError(
+        f"the endpoint {endpoint.url} redirects to {url[:300]}, which is not followed: the key would go along",
+        hint=f"Set spec.teacher.endpoint.url to {url[:300].removesuffix(path)} if that server may have the key, "
+        "or to a URL that answers itself.",
+    )
 
 
 def _refuse_if_permanent(endpoint: Endpoint, failed: Failed, but: int | None = None) -> None:
@@ -265,16 +276,16 @@ def _completion(name: str, answer: Any) -> Completion:
         said = choice["message"]
         return Completion(
             name=name,
-            text=said.get("content") or "",
+            text=without_keys(said.get("content") or ""),
             # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
-            thinking=said.get("reasoning") or said.get("reasoning_content") or "",
-            finish_reason=str(choice.get("finish_reason") or "stop"),
+            thinking=without_keys(said.get("reasoning") or said.get("reasoning_content") or ""),
+            finish_reason=without_keys(str(choice.get("finish_reason") or "stop")),
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             tokens=int(usage.get("completion_tokens", 0)),
             cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         )
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Failed(f"the answer is not a chat completion: {str(answer)[:200]}") from error
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise Failed("the answer is not a chat completion", answer) from error
 
 
 def _served(answer: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from cgd_stages.contract import Exit
+from cgd_stages.keys import without_keys
 
 GPU_HINT = (
     "An admin must look at the node's NVIDIA driver (the images have CUDA 13, which needs 580 or newer) and its device "
@@ -12,14 +13,16 @@ GPU_HINT = (
 
 
 class StageError(Exception):
-    """The root: a failure that a program understands. `message` says what happened, `hint` what to change and where."""
+    """The root: a failure that a program understands. `message` says what happened, `hint` what to change and where.
+
+    Neither shows a key: they become last words, status, events and report.
+    """
 
     exit: ClassVar[Exit] = Exit.RETRY
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = without_keys(message), without_keys(hint)
+        super().__init__(self.message)
 
 
 class UserError(StageError):

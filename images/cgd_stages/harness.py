@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from cgd_stages.folders import PARTS, Folder, Part, Row, from_parquet, now, sha2
 from cgd_stages.program import Context, run
 from cgd_stages.records import Sample
 from cgd_stages.storage import place
+from cgd_stages.taskguard import execution_refused, guarded
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def _folder(context: Context, work: Harness) -> tuple[Folder, dict[str, Any]]:
     inputs: dict[str, Any] = {
         "stage": context.task.stage,
         "model": {"name": resolved.name, "revision": resolved.revision},
-        "tasks": [task.model_dump() for task in work.tasks],
+        "tasks": [task.model_dump(exclude={"own_code"}) for task in work.tasks],
         "data": work.data,
         "lm_eval": importlib.metadata.version("lm_eval"),  # importing it would read settings that are not set yet
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
@@ -178,6 +180,7 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
         "NLTK_DATA": str(home / "nltk_data"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",  # processes that start there must not import what lies there
     }
     import huggingface_hub.constants
 
@@ -219,7 +222,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     """What lm-eval says of a task.
 
     Raises:
-        UserError: there is no such task or metric, or it would execute what the model writes.
+        UserError: there is no such task or metric, or it would execute what the model or somebody else writes.
         TransientError: its data cannot be read.
     """
     import lm_eval
@@ -230,25 +233,23 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
             hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
         )
     try:
-        results: dict[str, Any] | None = lm_eval.simple_evaluate(
-            model=asker,
-            tasks=[_without_execution(task.task, manager) if task.executes else task.task],
-            num_fewshot=task.few_shot,
-            limit=task.limit,
-            log_samples=True,
-            bootstrap_iters=0,
-            apply_chat_template=bool(getattr(asker.tokenizer, "chat_template", None)),
-            task_manager=manager,
-        )
+        with nullcontext() if task.own_code else guarded(task.task):
+            results: dict[str, Any] | None = lm_eval.simple_evaluate(
+                model=asker,
+                tasks=[_without_execution(task.task, manager) if task.executes else task.task],
+                num_fewshot=task.few_shot,
+                limit=task.limit,
+                log_samples=True,
+                bootstrap_iters=0,
+                apply_chat_template=bool(getattr(asker.tokenizer, "chat_template", None)),
+                task_manager=manager,
+            )
     except StageError:
         raise
     except ValueError as error:
         if "unsafe" not in str(error).lower():
             raise
-        raise UserError(
-            f"the task {task.task} executes code that the model writes, which is done for HumanEval alone: {error}",
-            hint="Leave it out of spec.evaluation.tasks.",
-        ) from error
+        raise execution_refused(task.task) from error
     except OSError as error:  # whatever the hub's libraries raise where data are missing is one
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
@@ -265,8 +266,8 @@ def _without_execution(name: str, manager: Any) -> dict[str, Any]:
 
 
 def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
-    """The results with the verdict on every document: its head, what the model wrote up to the end of the code, and
-    the document's tests are one program, which passes when it ends well within its time.
+    """The results with the verdict on every document: its head and what the model wrote, up to the end of the code, are
+    a program, which passes when the document's tests of its function pass within their time.
 
     Raises:
         UserError: the task has no such metric, or programs cannot be locked in here.
@@ -277,15 +278,16 @@ def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
             hint=f"Correct the metric of {task.name} in spec.evaluation.tasks.",
         )
     samples = {name: list(given) for name, given in results["samples"].items()}
-    programs = [_program(sample) for name in samples for sample in samples[name]]
-    verdicts = iter(sandbox.execute_all(programs))
+    trials = [_trial(sample) for name in samples for sample in samples[name]]
+    verdicts = iter(sandbox.execute_all(trials))
     told = {name: [sample | _told(next(verdicts)) for sample in given] for name, given in samples.items()}
     return results | {"samples": told}
 
 
-def _program(sample: dict[str, Any]) -> str:
-    written = _first(sample["resps"]).partition("```")[0]
-    return f"{sample['doc']['prompt']}{written}\n{sample['target']}\n"
+def _trial(sample: dict[str, Any]) -> sandbox.Trial:
+    document, written = sample["doc"], _first(sample["resps"]).partition("```")[0]
+    head = document["prompt"]
+    return sandbox.Trial(f"{head}{written}\n", document["entry_point"], head, str(sample["target"]))
 
 
 def _told(verdict: sandbox.Verdict) -> dict[str, Any]:

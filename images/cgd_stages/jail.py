@@ -1,21 +1,29 @@
-"""Runs the Python program on its standard input where it can do nothing but compute: `sandbox` starts it.
+"""Runs a Python program, and the checks of it, where they can do nothing but compute: `sandbox` starts both.
 
-    python -I -S jail.py NONCE SECONDS MEGABYTES < program
+    python -I -S jail.py program SECONDS MEGABYTES QUESTIONS ANSWERS < {"program": ..., "entry": ...}
+    python -I -S jail.py checks SECONDS MEGABYTES ANSWERS QUESTIONS < {"head": ..., "entry": ..., "checks": ...}
 
-Before the program is compiled this process gives away, for good: its limits (setrlimit), every file but Python's own
+Before any of that is compiled each process gives away, for good: its limits (setrlimit), every file but Python's own
 libraries, to read (Landlock), and every system call but those that computing needs (seccomp), so that there is no
-network, no other process to start, trace or signal, and nothing to write to. The verdict goes to what was standard
-output: the nonce and "passed", or how the program ended. Needs nothing but the standard library, no privilege, and a
-Linux of 5.13 or newer that has Landlock switched on.
+network, no other process to start, trace or signal, and nothing to write to.
+
+A program is not believed. Its process calls the function `entry` for the arguments that come as lines of JSON on the
+descriptor QUESTIONS, and writes what it returns, made plain, to ANSWERS. The checks run in the other process, which
+alone knows them and alone has what was its standard output, for the verdict: "passed", or how it ended. Needs nothing
+but the standard library, no privilege, and a Linux of 5.13 or newer that has Landlock switched on.
 """
 
 import ctypes
 import errno
+import fcntl
+import json
 import os
 import resource
 import struct
 import sys
+import termios
 from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 MEBIBYTE = 1 << 20
 LIBRARIES = ("/usr/lib", "/lib", "/lib64", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
@@ -36,7 +44,7 @@ ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 """libseccomp's actions."""
 COMPUTING = """
     read readv pread64 write writev lseek close fstat newfstatat stat lstat statx access faccessat faccessat2 readlink
-    readlinkat open openat getdents64 getcwd fcntl ioctl dup dup2 dup3 poll ppoll select pselect6
+    readlinkat open openat getdents64 getcwd dup dup2 dup3 poll ppoll select pselect6
     mmap munmap mremap mprotect madvise brk
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall
     futex set_robust_list get_robust_list set_tid_address rseq sched_yield sched_getaffinity
@@ -44,10 +52,36 @@ COMPUTING = """
     getpid getppid gettid getuid geteuid getgid getegid getpgrp uname sysinfo getrlimit
     exit exit_group
 """
+COMMANDS = {
+    "fcntl": (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL),
+    "ioctl": (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX),
+}
+"""What is left of these calls, by their second argument: others have the kernel signal any process (F_SETOWN, F_NOTIFY,
+FIOSETOWN), which Landlock stops only from Linux 6.12 on."""
+MASKED_EQUAL = 7
+"""libseccomp's comparison of some bits."""
+LINE = 1 << 24
+"""Characters of a question or an answer at most."""
+SERIES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Unavailable(Exception):
     """The system cannot lock this process in."""
+
+
+class Lost(Exception):
+    """The program's process has ended, or does not keep to the lines."""
+
+
+class Comparison(ctypes.Structure):
+    """libseccomp's scmp_arg_cmp."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("mask", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+    )
 
 
 def limit(seconds: int, megabytes: int) -> None:
@@ -91,7 +125,7 @@ def _called(libc: ctypes.CDLL, number: int, *arguments: object) -> int:
 
 
 def lock_calls() -> None:
-    """Leave no system call but `COMPUTING`; others fail with EPERM."""
+    """Leave no system call but `COMPUTING` and `COMMANDS`; others fail with EPERM."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
@@ -99,38 +133,130 @@ def lock_calls() -> None:
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(REFUSE))
     for name in COMPUTING.split():
-        number = library.seccomp_syscall_resolve_name(name.encode())
-        if number >= 0 and library.seccomp_rule_add(rules, ALLOW, number, 0):  # below 0: not of this architecture
-            raise Unavailable(f"seccomp takes no rule for {name}")
+        _allow(library, rules, name)
+    for name, commands in COMMANDS.items():
+        for command in commands:
+            # The kernel takes 32 bits of the 64 in the register.
+            _allow(library, rules, name, Comparison(1, MASKED_EQUAL, 0xFFFFFFFF, command))
     if library.seccomp_load(rules):
         raise Unavailable("the kernel takes no seccomp filter")
 
 
+def _allow(library: ctypes.CDLL, rules: ctypes.c_void_p, name: str, *only: Comparison) -> None:
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    comparisons = (Comparison * len(only))(*only)
+    # A number below 0 is none of this architecture.
+    if number >= 0 and library.seccomp_rule_add_array(rules, ALLOW, number, len(only), comparisons):
+        raise Unavailable(f"seccomp takes no rule for {name}")
+
+
+# --- the program ------------------------------------------------------------------------------------------------
+
+
+def run(program: str, entry: str, questions: TextIO, answers: TextIO) -> None:
+    """Define what the program defines, then call `entry` for every question until there are no more."""
+
+    def tell(**answer: Any) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    names: dict[str, Any] = {"__name__": "__main__"}
+    try:
+        exec(compile(program, "<program>", "exec"), names)  # noqa: S102  what this is for
+    except BaseException as error:  # noqa: BLE001  whatever the program did, this is how it ended
+        tell(kind=type(error).__name__, words=str(error))
+        return
+    tell(value=None)
+    for question in questions:
+        try:
+            arguments, named = made(json.loads(question))
+            tell(value=plain(names[entry](*arguments, **named)))
+        except BaseException as error:  # noqa: BLE001  the same
+            tell(kind=type(error).__name__, words=str(error))
+
+
+# --- the checks -------------------------------------------------------------------------------------------------
+
+
+def check(given: dict[str, str], questions: TextIO, answers: TextIO) -> None:
+    """Run the checks. Raises what they raise, what the program has raised, and Lost."""
+
+    def heard() -> Any:
+        line = answers.readline(LINE)
+        if not line.endswith("\n"):
+            raise Lost
+        answer = json.loads(line)
+        if "kind" in answer:
+            raise type(str(answer["kind"]), (Exception,), {})(answer["words"])
+        return made(answer["value"])
+
+    def entry(*arguments: Any, **named: Any) -> Any:
+        print(json.dumps(plain((arguments, named))), file=questions, flush=True)
+        return heard()
+
+    heard()
+    names: dict[str, Any] = {"__name__": "__main__"}
+    if given["head"]:
+        exec(compile(given["head"] + "    pass\n", "<head>", "exec"), names)  # noqa: S102  what this is for
+    names[given["entry"]] = entry
+    exec(compile(given["checks"], "<checks>", "exec"), names)  # noqa: S102  the same
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it. Raises TypeError for what is more than data."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    for name, kind in SERIES.items():
+        if isinstance(value, kind):
+            return {name: [plain(one) for one in value]}
+    if isinstance(value, dict):
+        return {"dict": [[plain(key), plain(one)] for key, one in value.items()]}
+    raise TypeError(f"a value of type {type(value).__name__} cannot be checked")
+
+
+def made(value: Any) -> Any:
+    """The value that `plain` was given."""
+    if not isinstance(value, dict):
+        return value
+    ((name, parts),) = value.items()
+    if name == "dict":
+        return {made(key): made(one) for key, one in parts}
+    return SERIES[name](made(one) for one in parts)
+
+
+# --- the process ------------------------------------------------------------------------------------------------
+
+
 def main() -> None:
-    nonce, seconds, megabytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    text = sys.stdin.read()
-    verdict = os.dup(1)
+    part, seconds, megabytes, reading, writing = sys.argv[1], *map(int, sys.argv[2:])
+    given, verdict = json.load(sys.stdin), os.dup(1)
+    incoming, outgoing = os.fdopen(reading), os.fdopen(writing, "w")
     nothing = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
     os.close(nothing)
-
-    def say(words: str) -> None:
-        os.write(verdict, f"{nonce} {words}"[:1000].encode())
-
     try:
         limit(seconds, megabytes)
         lock_files()
         lock_calls()
     except Unavailable as error:
-        say(f"unavailable {error}")
+        say(verdict, f"unavailable {error}")
+    if part == "program":
+        os.close(verdict)
+        run(given["program"], given["entry"], incoming, outgoing)
         return
     try:
-        exec(compile(text, "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102  what this is for
-    except BaseException as error:  # noqa: BLE001  whatever the program did, this is how it ended
-        say(f"failed {type(error).__name__}: {error}")
-    else:
-        say("passed")
+        check(given, outgoing, incoming)
+    except (Lost, BrokenPipeError):
+        say(verdict, "lost")
+    except BaseException as error:  # noqa: BLE001  whatever the checks found, this is how they ended
+        say(verdict, f"failed {type(error).__name__}: {error}")
+    say(verdict, "passed")
+
+
+def say(verdict: int, words: str) -> NoReturn:
+    """Write the verdict and end."""
+    os.write(verdict, words.encode(errors="replace")[:1000])
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from cgd_stages.contract import (
 )
 from cgd_stages.errors import Interrupted, StageError, UserError
 from cgd_stages.folders import Folder, claim, digest_of
+from cgd_stages.keys import hide_in_log, without_keys
 from cgd_stages.printable import start_log
 from cgd_stages.progress import Reporter
 from cgd_stages.storage import Bucket
@@ -102,6 +103,7 @@ def log_stage() -> None:
     """The log of a stage program's process."""
     start_log("%(asctime)s %(message)s", times="%H:%M:%S")
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    hide_in_log()
 
 
 def run(main: Main) -> NoReturn:
@@ -164,7 +166,8 @@ def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords,
         message, hint = error.message, error.hint
     else:
         outcome, code = "failed", Exit.RETRY
-        message, hint = str(error), "This is unexpected; the traceback is in the pod's log. It will be retried."
+        message = without_keys(str(error))
+        hint = "This is unexpected; the traceback is in the pod's log. It will be retried."
     message, hint = whole(message), whole(hint)
     unexpected = None if isinstance(error, StageError) else error
     log.error("%s: %s%s", type(error).__name__, message, f" {hint}" if hint else "", exc_info=unexpected)

@@ -20,12 +20,15 @@ from cgd_stages.contract import (
     TrainerStatus,
 )
 from cgd_stages.folders import now
+from cgd_stages.web import exchange
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 2.0
 """Seconds between two reports, unless the operator asks for more: it does where very many runs report."""
 TIMEOUT = 5.0
+MOST = 1 << 16
+"""Bytes of an answer."""
 
 
 class Reporter:
@@ -129,6 +132,4 @@ def _post(url: str, body: bytes) -> bytes:
     authority = os.environ.get(PROGRESS_CA)
     context = ssl.create_default_context(cafile=authority) if authority else None
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")  # noqa: S310 (the operator's own)
-    with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as response:  # noqa: S310
-        answer: bytes = response.read()
-        return answer
+    return exchange(request, seconds=TIMEOUT, most=MOST, context=context)

@@ -6,11 +6,14 @@ are stored; then the first one's thread writes the promise. One checkpoint at a 
 """
 
 import logging
+import os
+import pickle
 import shutil
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from cgd_stages.checkpoints import METRICS, name_of
-from cgd_stages.errors import TransientError
+from cgd_stages.errors import TransientError, UserError
 from cgd_stages.folders import Part
 from cgd_stages.storage import Bucket
 from cgd_stages.trainjob import BEST, CHECKPOINTS, Job, Record, read_records, write_records
@@ -31,6 +34,9 @@ PAUSE = 0.1
 CARRIED = "best-"
 """A checkpoint carries the files of the best model so far under their names behind this prefix: a training that goes
 on from it chooses among the same models as one that was never interrupted."""
+
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""Environment variable: with "1" torch.load makes tensors and plain values alone, whatever its caller asks for."""
 
 T = TypeVar("T")
 
@@ -78,7 +84,8 @@ class Saver:
     def load(self) -> list[Record]:
         """Go to the step that the job is to go on from; the curve up to there."""
         folder = self._local / name_of(self._job.resume)
-        path, _ = self._engine.load_checkpoint(str(self._local), tag=folder.name)
+        with _data_alone(self._checkpoints.uri(self._job.resume)):
+            path, _ = self._engine.load_checkpoint(str(self._local), tag=folder.name)
         if path is None:
             raise TransientError(f"DeepSpeed does not load the checkpoint {folder}", hint="See the pod's log.")
         records = read_records(folder / METRICS)
@@ -153,3 +160,25 @@ class Saver:
     @property
     def _first_of_node(self) -> bool:
         return bool(dist.get_rank() == self._job.first_rank)
+
+
+@contextmanager
+def _data_alone(uri: str) -> Iterator[None]:
+    """Inside, DeepSpeed makes of a checkpoint's pickles nothing but tensors, plain values and its own settings.
+
+    DeepSpeed asks torch to do whatever a pickle says, so that whoever can write to the bucket would run code here.
+    Raises UserError when a file of the checkpoint `uri` holds more than data.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{uri} holds more than data, and is not loaded: {error}",
+            hint=f"Find out who else can write to the bucket, and delete {uri} to go on from the checkpoint before.",
+        ) from error

@@ -35,6 +35,7 @@ from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.checkpoints import METRICS
 from cgd_stages.contract import Exit
 from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
+from cgd_stages.keys import without_keys
 from cgd_stages.program import log_stage
 from cgd_stages.progress import Reporter
 from cgd_stages.saving import Saver
@@ -429,7 +430,8 @@ def main(folder: Path) -> Exit:
         outcome = Outcome(rank=rank, code=error.exit, error=name, message=error.message, hint=error.hint)
     except Exception as error:  # the rim: every failure becomes an outcome
         log.exception("rank %d has failed", rank)
-        outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=str(error)[-1000:])
+        message = without_keys(str(error))[-1000:]
+        outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=message)
     outcome.write(folder)
     return Exit(outcome.code)
 

@@ -309,7 +309,13 @@ def _task(task: Task) -> contract.HarnessTask:
     few_shot = known.few_shot if known and task.few_shot is None else task.few_shot
     name = known.task if known else task.name
     return contract.HarnessTask(
-        name=task.name, task=name, metric=metric, few_shot=few_shot, limit=task.limit, executes=name in EXECUTED
+        name=task.name,
+        task=name,
+        metric=metric,
+        few_shot=few_shot,
+        limit=task.limit,
+        executes=name in EXECUTED,
+        own_code=task.own_code,
     )
 
 

@@ -293,7 +293,7 @@ def test_a_pod_that_cannot_lock_programs_in_asks_no_model(
     asked: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (lame := tmp_path / "lame.py").write_text("import sys; print(sys.argv[1], 'unavailable no Landlock', end='')")
+    (lame := tmp_path / "lame.py").write_text("print('unavailable no Landlock', end='')")
     monkeypatch.setattr("cgd_stages.sandbox.JAIL", lame)
     with pytest.raises(UserError, match="cannot be locked in here: no Landlock"):
         harness.main(program(storage, tmp_path, work_for(tiny_model, HUMANEVAL)))

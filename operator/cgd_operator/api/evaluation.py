@@ -87,6 +87,12 @@ class Task(Part):
     )
     few_shot: int | None = Field(None, ge=0, le=64, description="Examples before each question; default: the task's.")
     limit: Positive | None = Field(None, description="Take at most so many documents of every part: the first ones.")
+    own_code: bool = Field(
+        False,
+        description="Allow the definition of this task, below tasks/ in taskData, Python functions, metrics that are "
+        "programs, and any path or URL as its data. Whoever can write there then runs code in pods that hold this "
+        "run's keys. lm-eval's own tasks do not need it.",
+    )
 
     @model_validator(mode="after")
     def _known_or_measured(self) -> "Task":

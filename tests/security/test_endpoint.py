@@ -1,0 +1,277 @@
+"""What a teacher's endpoint can do with the key that it is sent, and with the program that waits for its answer."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from stage_builders import each, generate_work, task
+
+from cgd_stages import endpoint as endpoints
+from cgd_stages import prompts
+from cgd_stages.contract import PROGRESS_TOKEN, TEACHER_API_KEY, Endpoint, Exit, LastWords, Rows, Sampling, Storage
+from cgd_stages.endpoint import EndpointEngine, Patience, probe
+from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
+from cgd_stages.errors import TransientError, UserError
+from cgd_stages.keys import SHORTEST, hide_in_log, without_keys
+from cgd_stages.progress import Reporter
+
+KEY = "sk-of/the+teacher=="
+QUICK = Patience(timeout=5.0, tries=2, first_pause=0.01, longest_pause=0.01)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers every request by a rule that writes what it likes; remembers what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self, rule: Callable[[BaseHTTPRequestHandler], None]) -> None:
+        self.keys: list[str | None] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                outer.keys.append(self.headers["Authorization"])
+                rule(self)
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+                """Silence."""
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: object) -> None:
+        """A client that does not wait for the end is what is tried."""
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[BaseHTTPRequestHandler], None]], Server]]:
+    monkeypatch.setenv(TEACHER_API_KEY, KEY)
+    servers: list[Server] = []
+
+    def start(rule: Callable[[BaseHTTPRequestHandler], None]) -> Server:
+        servers.append(Server(rule))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def answering(status: int, body: bytes, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def ask(url: str, patience: Patience = QUICK) -> Outcome:
+    engine = EndpointEngine(Endpoint(url=url, model="big"), patience)
+    try:
+        request = Request("q", prompts.answer_messages("q"), Sampling(max_tokens=9))
+        (outcome,) = drive(engine, each([request]), threading.Event())
+        return outcome
+    finally:
+        engine.close()
+
+
+# --- where the key goes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("call", [ask, lambda url: probe(Endpoint(url=url, model="big"))], ids=["question", "probe"])
+def test_a_redirect_is_not_followed_and_the_error_says_which_url_to_set(serve, status, call):
+    other = serve(answering(200, b"{}"))
+
+    def redirect(handler: BaseHTTPRequestHandler) -> None:
+        answering(status, b"", Location=f"{other.url}{handler.path.removeprefix('/v1')}")(handler)
+
+    server = serve(redirect)
+    with pytest.raises(UserError, match=f"redirects to {other.url}/") as refused:
+        call(server.url)
+    assert f"Set spec.teacher.endpoint.url to {other.url} if" in refused.value.hint
+    assert (set(server.keys), other.keys) == ({f"Bearer {KEY}"}, [])
+
+
+def test_the_token_of_progress_does_not_follow_a_redirect(serve, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("token-of-the-pod")
+    monkeypatch.setenv(PROGRESS_TOKEN, str(tmp_path / "token"))
+    other = serve(answering(200, b"{}"))
+    server = serve(answering(302, b"", Location=other.url))
+    reporter = Reporter(0, server.url)
+    reporter.report("answer", Rows(total=1, done=1))
+    reporter.close()
+    assert (set(server.keys), other.keys) == ({"Bearer token-of-the-pod"}, [])
+
+
+# --- what the server says ---------------------------------------------------------------------------------------
+
+ECHO = f"no such key: Bearer {KEY}"
+FORMS = [ECHO, json.dumps(ECHO), ECHO.replace(KEY, "sk-of%2Fthe%2Bteacher%3D%3D"), f"{'x' * 275}{ECHO}"]
+
+
+@pytest.mark.parametrize("said", FORMS, ids=["plain", "json", "url", "at the cut"])
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, UserError), (403, UserError), (404, UserError), (503, TransientError)]
+)
+def test_an_error_that_echoes_the_key_does_not_show_it(serve, said, status, error):
+    server = serve(answering(status, said.encode()))
+    with pytest.raises(error) as told:
+        ask(server.url)
+    assert told.value.message == str(told.value)
+    assert "sk-of" not in told.value.message + told.value.hint
+
+
+def test_a_row_that_is_refused_with_an_echo_of_the_key_does_not_store_it(serve):
+    outcome = ask(serve(answering(400, ECHO.encode())).url)
+    assert outcome == Refused("q", "endpoint", f"HTTP 400: no such key: Bearer <{TEACHER_API_KEY}>")
+
+
+def test_an_answer_that_echoes_the_key_does_not_store_it(serve):
+    message = {"content": f"you sent {KEY}", "reasoning": KEY}
+    outcome = ask(serve(answering(200, json.dumps({"choices": [{"message": message}]}).encode())).url)
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.thinking) == (f"you sent <{TEACHER_API_KEY}>", f"<{TEACHER_API_KEY}>")
+
+
+PROGRAM = """
+from cgd_stages.supervisor import supervise
+supervise()
+import logging, os
+from cgd_stages.errors import UserError
+from cgd_stages.program import run
+
+def main(context):
+    secret = os.environ[{name!r}]
+    logging.getLogger("any").warning("with %s in it", secret)
+    try:
+        raise ValueError(secret)
+    except ValueError as error:
+        raise {error}(1900 * "x" + secret + 200 * "y") from error
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("error", ["UserError", "RuntimeError"])
+@pytest.mark.parametrize("name", [TEACHER_API_KEY, "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN"])
+def test_no_key_of_the_pod_is_in_its_last_words_or_its_log(tmp_path: Path, name: str, error: str) -> None:
+    words = tmp_path / "words.json"
+    storage = Storage(uri="s3://data/x", endpoint="http://127.0.0.1:1")
+    given = {"CGD_TASK": task(storage, generate_work("/m", "answer")).to_json(), "CGD_SCRATCH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(name=name, error=error)],
+        env={**os.environ, **given, "CGD_TERMINATION_LOG": str(words), name: KEY},
+        capture_output=True,
+        text=True,
+    )
+    said = LastWords.model_validate_json(words.read_text())
+    assert (done.returncode, said.error) == (Exit.PERMANENT if error == "UserError" else Exit.RETRY, error), done.stderr
+    assert f"with <{name}> in it" in done.stderr
+    assert KEY not in done.stderr + done.stdout + words.read_text()
+    assert f"<{name}>" in said.message
+
+
+def test_the_log_of_a_process_hides_keys_whatever_its_format_is(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    root = logging.getLogger()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("own style: %(message)s"))
+    monkeypatch.setattr(root, "handlers", [handler])
+    hide_in_log()
+    root.warning("a %s", KEY)
+    assert capsys.readouterr().err == "own style: a <HF_TOKEN>\n"
+
+
+def test_words_that_stand_in_for_a_key_stay_words(monkeypatch):
+    monkeypatch.setenv(TEACHER_API_KEY, "EMPTY")
+    assert len("EMPTY") < SHORTEST
+    assert without_keys("EMPTY is the answer") == "EMPTY is the answer"
+
+
+# --- how much, and for how long -------------------------------------------------------------------------------
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b" " * 65536)
+
+
+def test_an_answer_without_an_end_is_read_up_to_a_bound(serve, monkeypatch):
+    monkeypatch.setattr(endpoints, "MOST", 1 << 20)
+    with pytest.raises(TransientError, match="the answer has more than 1048576 bytes"):
+        ask(serve(endless).url)
+
+
+def dripping(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.01)
+
+
+def test_an_answer_that_comes_in_drips_has_the_time_of_one_answer(serve):
+    with pytest.raises(TransientError, match="the answer comes too slowly"):
+        ask(serve(dripping).url, Patience(timeout=0.2, tries=1))
+
+
+def test_an_answer_that_breaks_off_is_no_answer(serve):
+    body = json.dumps({"choices": [{"message": {"content": "whole?"}}]}).encode()
+    rule = answering(200, body, **{"Content-Length": str(len(body) + 1)})
+    with pytest.raises(TransientError, match="broke off after 49 of 50 bytes"):
+        ask(serve(rule).url)
+
+
+def test_a_server_that_keeps_the_connection_open_is_not_waited_for(serve):
+    body = json.dumps({"choices": [{"message": {"content": "4"}}]}).encode()
+    held = threading.Event()
+
+    def rule(handler: BaseHTTPRequestHandler) -> None:
+        answering(200, body)(handler)
+        handler.wfile.flush()
+        held.wait(5.0)
+
+    outcome = ask(serve(rule).url, Patience(timeout=3.0, tries=1))
+    held.set()
+    assert isinstance(outcome, Completion)
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"choices": [{"message": {"content": ["4"]}}]}', b"\xff"])
+def test_an_answer_that_is_no_completion_fails_its_own_request_alone(serve, body):
+    def rule(handler: BaseHTTPRequestHandler) -> None:
+        good = json.dumps({"choices": [{"message": {"content": "4"}}]}).encode()
+        answering(200, body if len(server.keys) == 1 else good)(handler)
+
+    server = serve(rule)
+    assert isinstance(ask(server.url), Completion)
+    assert len(server.keys) == 2
+
+
+def test_http_is_spoken_in_one_place_and_tracebacks_go_through_the_log():
+    sources = {path.name: path.read_text() for path in Path(endpoints.__file__).parent.glob("*.py")}
+    speaking = {name for name, text in sources.items() if re.search(r"urlopen|build_opener|HTTPS?Connection\(", text)}
+    assert speaking == {"web.py"}
+    assert [name for name, text in sources.items() if "traceback.print" in text] == []
