@@ -35,6 +35,7 @@ from cgd_operator import handlers
 from cgd_operator.cluster import RUN, ApiError, Cluster
 from cgd_operator.health import Health
 from cgd_operator.leader import LeaseLock, LeaseLost, lead
+from cgd_operator.logs import OneLine
 from cgd_operator.loop import Loop
 from cgd_operator.manifests import MANAGER, Release
 from cgd_operator.progress import Board, Desk, ProgressServer
@@ -45,7 +46,9 @@ log = logging.getLogger("cgd_operator")
 
 def main() -> None:
     options = _options()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    output = logging.StreamHandler()
+    output.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[output])
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
         os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
