@@ -51,6 +51,8 @@ class Release:
     train_image: str
     progress_url: str = ""
     """Base URL of the progress server as pods reach it; empty: no progress is reported."""
+    key_id: str = ""
+    """Names the key that signs the progress tokens."""
 
 
 def manifest(run: Run, child: Child, release: Release) -> Object:
@@ -72,16 +74,18 @@ def cleaning_job(run: Run, child: Child, release: Release) -> Object:
     return job
 
 
-def secret_name(run: Run) -> str:
-    return f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
+def secret_name(run: Run, release: Release) -> str:
+    """A Secret for each key: tokens that another key has signed are worth nothing, and no Secret is ever changed."""
+    name = f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
+    return f"{name}-{release.key_id}" if release.key_id else name
 
 
-def progress_secret(run: Run, tokens: dict[str, str]) -> Object:
+def progress_secret(run: Run, tokens: dict[str, str], release: Release) -> Object:
     """The Secret with a progress token for every child, each under its stage's name."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _meta(run, secret_name(run)),
+        "metadata": _meta(run, secret_name(run, release)),
         "stringData": tokens,
         "type": "Opaque",
     }
@@ -294,7 +298,7 @@ def _template(run: Run, child: Child, release: Release, restart: str | None = No
         "schedulerName": _scheduler(run, child),
         "priorityClassName": pool.priority_class_name,
         "containers": [_container(run, child, release, pool)],
-        "volumes": list(_volumes(run, child)),
+        "volumes": list(_volumes(run, child, release)),
     }
     return {
         "metadata": {
@@ -348,7 +352,7 @@ def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]], **_read_only(volume)}
-            for volume in _volumes(run, child)
+            for volume in _volumes(run, child, release)
         ],
     }
     if child.kind == "PyTorchJob":
@@ -418,7 +422,7 @@ def _read_only(volume: Object) -> Object:
     return {"readOnly": True} if volume["name"] in _READ_ONLY else {}
 
 
-def _volumes(run: Run, child: Child) -> Iterator[Object]:
+def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
     yield {"name": "scratch", "emptyDir": {}}
     yield {"name": "tmp", "emptyDir": {}}
     if child.gpus:  # NCCL and vLLM share memory between the processes of a pod
@@ -426,7 +430,7 @@ def _volumes(run: Run, child: Child) -> Iterator[Object]:
     if names := configmaps(child.task):
         yield {"name": "inputs", "projected": {"sources": [_projected(name, keys) for name, keys in names.items()]}}
     token = {"key": child.stage, "path": "token"}
-    yield {"name": "progress", "secret": {"secretName": secret_name(run), "items": [token], "optional": True}}
+    yield {"name": "progress", "secret": {"secretName": secret_name(run, release), "items": [token], "optional": True}}
     if ca := run.spec.storage.ca_bundle_config_map_ref:
         yield {"name": "ca", "configMap": {"name": ca.name, "items": [{"key": ca.key, "path": "ca.crt"}]}}
 
