@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds constraints images pin-base check-images clean help
+.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -29,6 +29,9 @@ RUNS ?= 1000
 
 bench-operator: .venv/ready ## 1,000 CGDRuns with played children: latency, memory, writes (15 minutes); also another commit's: make bench-operator RUNS=1000 BASE=<commit>
 	@PYTHONPATH=tests $(BIN)/python tests/bench/scale.py --runs $(RUNS) $(if $(BASE),--base $(BASE))
+
+bench-flood: .venv/ready ## 10,000 hostile reports from one run's token, and what they cost the others (8 minutes)
+	@PYTHONPATH=tests $(BIN)/python tests/bench/flood.py $(if $(BASE),--base $(BASE))
 
 bench-train: .venv/bench
 	PYTHONPATH=tests $(BIN)/python tests/bench/train.py

@@ -360,12 +360,19 @@ class StageTask(Contract):
     work: Work
 
 
+MOST = 10**15
+"""No number that a pod tells is larger: a sum over its pods and stages is an integer of 64 bits."""
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Measure = Annotated[float, Field(ge=0, le=MOST)]
+"""Neither infinite nor NaN, which no bound holds for."""
+
+
 class Rows(Contract):
     """Rows of a stage (or of one shard of it): total = done + rejected when it has ended."""
 
-    total: int = 0
-    done: int = 0
-    rejected: int = 0
+    total: Count = 0
+    done: Count = 0
+    rejected: Count = 0
 
 
 LENGTH = "length_to_"
@@ -376,9 +383,9 @@ class StageFacts(Contract):
     """What a program knows about one stage at its end; of one shard where the stage has several."""
 
     rows: Rows = Rows()
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    seconds: float = 0.0
+    prompt_tokens: Count = 0
+    generated_tokens: Count = 0
+    seconds: Measure = 0.0
     digest: str = ""
     output_uri: str = Field(default="", alias="outputURI")
     metrics: dict[str, float] = {}
@@ -407,8 +414,8 @@ class TrainerStatus(Contract):
 
     model_config = ConfigDict(extra="ignore")
 
-    progress_percentage: int | None = None
-    estimated_remaining_seconds: int | None = None
+    progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
+    estimated_remaining_seconds: Count | None = None
     metrics: tuple[Metric, ...] = ()
     last_updated_time: str | None = None
 
@@ -418,9 +425,9 @@ class Progress(Contract):
 
     trainer_status: TrainerStatus
     stage: str | None = None
-    shard: int = 0
+    shard: Annotated[int, Field(ge=0)] = 0
     rows: Rows | None = None
-    tokens_per_second: float | None = None
+    tokens_per_second: Measure | None = None
 
 
 class ProgressAnswer(Contract):

@@ -65,18 +65,22 @@ class Reporter:
         """Say how far a stage is: rows of this shard, tokens generated a second, seconds that remain."""
         if not self._url:
             return
-        progress = Progress(
-            trainer_status=TrainerStatus(
-                progress_percentage=100 * (rows.done + rows.rejected) // rows.total if rows.total else None,
-                estimated_remaining_seconds=None if eta is None else round(eta),
-                metrics=tuple(Metric(name=name, value=f"{value:.6g}") for name, value in (metrics or {}).items()),
-                last_updated_time=now(),
-            ),
-            stage=stage,
-            shard=self._shard,
-            rows=rows,
-            tokens_per_second=tokens_per_second,
-        )
+        try:
+            progress = Progress(
+                trainer_status=TrainerStatus(
+                    progress_percentage=100 * (rows.done + rows.rejected) // rows.total if rows.total else None,
+                    estimated_remaining_seconds=None if eta is None else round(eta),
+                    metrics=tuple(Metric(name=name, value=f"{value:.6g}") for name, value in (metrics or {}).items()),
+                    last_updated_time=now(),
+                ),
+                stage=stage,
+                shard=self._shard,
+                rows=rows,
+                tokens_per_second=tokens_per_second,
+            )
+        except (ValueError, OverflowError) as error:  # no number, or none that can be
+            log.warning("progress of %s is not shown: %s", stage, error)
+            return
         through = rows.done + rows.rejected >= rows.total
         with self._changed:
             self._turned = self._turned or self._through.get(stage) is not through

@@ -9,7 +9,6 @@ reports, in files or in the stores of their runs.
 import asyncio
 import errno
 import logging
-import re
 import signal
 import sys
 import webbrowser
@@ -33,6 +32,7 @@ from cgd_operator.api import GROUP, VERSION
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.cluster import ApiError
 from cgd_operator.manifests import Release, manifest, training_runtime
+from cgd_operator.names import is_label, is_name
 from cgd_operator.plan import BACKENDS, Run, choose_backend, plan
 from cgd_stages.errors import StageError
 from cgd_stages.page import render_comparison
@@ -44,8 +44,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Terminal()
 
 STDIN = Path("-")
-DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 File = Annotated[Path, typer.Argument(help="A CGDRun as YAML; - reads standard input.")]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
@@ -306,9 +304,9 @@ def _check_names(file: Path, body: dict[str, Any]) -> None:
     meta, version = body["metadata"], f"{GROUP}/{VERSION}"
     if body.get("apiVersion") != version:
         raise Wrong(f"{file}: apiVersion must be {version} (it is {body.get('apiVersion')!r})")
-    for field, pattern in (("name", DNS_SUBDOMAIN), ("namespace", DNS_LABEL)):
+    for field, possible in (("name", is_name), ("namespace", is_label)):
         value = meta.get(field, "default")
-        if not isinstance(value, str) or len(value) > 63 or not pattern.fullmatch(value):
+        if not isinstance(value, str) or len(value) > 63 or not possible(value):
             raise Wrong(
                 f"{file}: metadata.{field} must be text of at most 63 small letters, digits and hyphens"
                 f"{' (dots, too, in a name)' if field == 'name' else ''}, with a letter or digit at both ends (it is "

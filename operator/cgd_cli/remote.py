@@ -10,7 +10,7 @@ import yaml
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.config.config_exception import ConfigException
 
-from cgd_operator.cluster import POD, RUN, SECRET, ApiError, Cluster, Object
+from cgd_operator.cluster import POD, RUN, SECRET, ApiError, Cluster, Object, equal, one_of
 from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
 from cgd_operator.plan import Run, storage_of
 from cgd_stages.contract import Storage
@@ -62,7 +62,7 @@ class Remote:
     async def follow(self, name: str) -> AsyncIterator[Object]:
         """The run now and after every change, until it is deleted."""
         yield await self.run(name)
-        async for event, item in self.cluster.watch(RUN, self.namespace, fields=f"metadata.name={name}"):
+        async for event, item in self.cluster.watch(RUN, self.namespace, fields=equal("metadata.name", name)):
             if event == "DELETED":
                 return
             if event != "SYNCED":
@@ -74,7 +74,7 @@ class Remote:
         wanted = stage or str(status.get("stage") or "")
         child = next((one.get("child") for one in status.get("stages", []) if one["name"] == wanted), None)
         pods, _ = await self.cluster.list(
-            POD, self.namespace, labels=f"{UID_LABEL}={run['metadata']['uid']},{STAGE_LABEL}"
+            POD, self.namespace, labels=f"{one_of(UID_LABEL, [run['metadata']['uid']])},{STAGE_LABEL}"
         )
         mine = [pod for pod in pods if child and pod["metadata"]["name"].startswith(child)]
         if not mine:

@@ -21,7 +21,7 @@ from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, 
 from cgd_local.nodes import disrupt
 from cgd_local.pods import Container, PodRunner, Verdict
 from cgd_local.sandbox import Sandbox
-from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Kind, Object
+from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Object
 
 NAME, GPU = "local", "nvidia.com/gpu"
 STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
@@ -162,7 +162,7 @@ class Node:
         names = {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": names, "target": target}
         try:
-            await self.cluster.create(Kind("v1", "Binding", f"pods/{meta['name']}/binding"), body)
+            await self.cluster.create(POD, body, subresource="binding")
         except ApiError as error:
             if error.status not in (404, 409):  # it is gone
                 raise

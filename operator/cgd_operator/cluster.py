@@ -11,12 +11,12 @@ import os
 import re
 import urllib.request
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -25,6 +25,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from cgd_operator import metrics
+from cgd_operator.names import is_label, is_name, is_selected
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,13 @@ class Gone(ApiError):
     """The watch's version is too old: list again."""
 
 
+class InvalidName(ApiError):
+    """The server was not asked: what was given cannot be in a path or a selector."""
+
+    def __init__(self, what: str, given: str) -> None:
+        super().__init__(400, "InvalidName", f"{given!r} cannot be {what} in Kubernetes: correct it")
+
+
 @dataclass(frozen=True)
 class Kind:
     api_version: str
@@ -66,12 +74,47 @@ class Kind:
     plural: str
     namespaced: bool = True
 
-    def path(self, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
-        root = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
-        scope = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
-        return (
-            root + scope + f"/{self.plural}" + (f"/{name}" if name else "") + (f"/{subresource}" if subresource else "")
-        )
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Of the kind's objects, in all namespaces or one; of one of them; of a part of that. Every path begins here.
+
+        Raises:
+            InvalidName: namespace or name cannot be one, and might lead elsewhere.
+        """
+        parts = ["apis" if "/" in self.api_version else "api", *self.api_version.split("/")]
+        if self.namespaced and namespace is not None:
+            if not is_label(namespace):
+                raise InvalidName("the name of a namespace", namespace)
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        if name is not None:
+            if not is_name(name):
+                raise InvalidName(f"the name of a {self.kind}", name)
+            parts += [name, *filter(None, [subresource])]
+        return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def equal(field: str, value: str) -> str:
+    """A field selector.
+
+    Raises:
+        InvalidName: the value would be read as more than a value.
+    """
+    return f"{field}={_selected(value)}"
+
+
+def one_of(label: str, values: Iterable[str]) -> str:
+    """A label selector.
+
+    Raises:
+        InvalidName: a value would be read as more than a value.
+    """
+    return f"{label} in ({','.join(map(_selected, values))})"
+
+
+def _selected(value: str) -> str:
+    if not is_selected(value):
+        raise InvalidName("a value in a selector", value)
+    return value
 
 
 RUN = Kind("cgd.dev/v1alpha1", "CGDRun", "cgdruns")
@@ -173,10 +216,12 @@ class Cluster:
         assert body is not None
         return str(body["metadata"]["resourceVersion"])
 
-    async def create(self, kind: Kind, body: Object, *, dry_run: bool = False) -> Object:
-        """Create; a dry run is admitted and validated, and nothing comes of it."""
+    async def create(self, kind: Kind, body: Object, *, subresource: str = "", dry_run: bool = False) -> Object:
+        """Create, below an object of the body's name where it is a part of that; a dry run is admitted and validated,
+        and nothing comes of it."""
         query = _query(fieldManager=self._manager, dryRun="All" if dry_run else "")
-        path = kind.path(body["metadata"].get("namespace")) + query
+        name = body["metadata"]["name"] if subresource else None
+        path = kind.path(body["metadata"].get("namespace"), name, subresource) + query
         created = await self._call("POST", path, body)
         assert created is not None
         return created

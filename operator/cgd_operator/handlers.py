@@ -50,11 +50,16 @@ def login(**everything: Any) -> kopf.ConnectionInfo | None:
 
 
 @kopf.on.event(GROUP, VERSION, "cgdruns")
-async def run_changed(body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
+async def run_changed(body: kopf.Body, memo: kopf.Memo, **what: Any) -> None:
     """At once if the user changed something; our own writes of the status are no news, nor is a run that the watch
     begins with: the sweep looks at all of them."""
     loop: Loop = memo.loop
     metrics.LAST_EVENT.set_to_current_time()
+    key, uid = (body.metadata["namespace"], body.metadata["name"]), body.metadata["uid"]
+    if what["type"] == "DELETED":
+        loop.gone(key, uid)
+        return
+    loop.there(key, uid)
     unseen = body.get("status", {}).get("observedGeneration", 0) != body.metadata["generation"]
     if unseen or "deletionTimestamp" in body.metadata:
-        loop.poke(body.metadata["namespace"], body.metadata["name"])
+        loop.poke(*key)

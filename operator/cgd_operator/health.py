@@ -1,6 +1,7 @@
 """What probes, Prometheus and `helm test` ask the operator: `/healthz`, `/readyz`, `/leaderz` and `/metrics`."""
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from cgd_operator import metrics
+from cgd_operator.serving import Listener
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Health:
     last_sweep: float | None = None
     """The same; set by every sweep."""
     port: int = 0
-    _runner: web.AppRunner | None = field(default=None, repr=False)
+    _listener: Listener | None = field(default=None, repr=False)
 
     def swept(self) -> None:
         self.last_sweep = time.monotonic()
@@ -56,15 +58,14 @@ class Health:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/leaderz", self._leaderz)
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
-        self.port = self._runner.addresses[0][1]
+        self._listener = Listener(app, rate=math.inf)  # kubelet waits a second, and then ends the operator
+        await self._listener.start(host, port)
+        self.port = self._listener.port
         log.info("probes and metrics are on %s:%d", host, self.port)
 
     async def stop(self) -> None:
-        if self._runner:
-            await self._runner.cleanup()
+        if self._listener:
+            await self._listener.stop()
 
     async def _healthz(self, _: web.Request) -> web.Response:
         trouble = self.trouble()

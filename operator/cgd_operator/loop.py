@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from cgd_operator import metrics, reconcile
 from cgd_operator.cluster import JOB, POD, PYTORCHJOB, RUN, TRAINJOB, ApiError, Kind, Object
 from cgd_operator.health import Health
-from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL
+from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL, UID_LABEL
 from cgd_operator.observe import has_ended
 from cgd_operator.reconcile import Reading, Reconciler, at_rest
 
@@ -51,6 +51,9 @@ class Loop:
     namespaces: tuple[str, ...] = ()
     """Watched namespaces; none: all."""
     health: Health = field(default_factory=Health)
+    _runs: dict[Key, str] = field(default_factory=dict)
+    """The uid of every run that there is, as events and sweeps tell: no other is tried again, or told of its children.
+    """
     _first: dict[Key, None] = field(default_factory=dict)
     _waiting: dict[Key, None] = field(default_factory=dict)
     """Runs that need a look, in their order; none of the second while there is one of the first."""
@@ -86,6 +89,18 @@ class Loop:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def there(self, key: Key, uid: str) -> None:
+        """Say that there is a run."""
+        self._runs[key] = uid
+
+    def gone(self, key: Key, uid: str) -> None:
+        """Say that a run is deleted: nothing of it is kept, and nothing is taken that is told of it."""
+        if self._runs.get(key) == uid:
+            del self._runs[key]
+        self.reconciler.forget(uid)
+        if task := self._tasks.get(key):  # it may have read the run before
+            task.add_done_callback(lambda _: self.reconciler.forget(uid))
 
     def poke(self, namespace: str, name: str, *, first: bool = False) -> None:
         """Say that a run needs a look, now; `first`: before others, for its next stage may begin."""
@@ -163,8 +178,10 @@ class Loop:
             return await self.reconciler.reconcile(namespace, name, reading)
         except ApiError as error:
             metrics.RECONCILE_ERRORS.labels("api").inc()
-            log.warning("%s/%s: %s; looking again in %.0f s", namespace, name, error, RETRY_SECONDS)
-            return RETRY_SECONDS
+            known = (namespace, name) in self._runs
+            again = f"looking again in {RETRY_SECONDS:.0f} s" if known else "the operator knows no such run"
+            log.warning("%s/%s: %s; %s", namespace, name, error, again)
+            return RETRY_SECONDS if known else None
         except Exception:
             metrics.RECONCILE_ERRORS.labels("bug").inc()
             log.exception("%s/%s: reconcile failed; this is a bug of cgd-operator", namespace, name)
@@ -198,10 +215,14 @@ class Loop:
             self.sweep_soon()
 
     def _happened(self, kind: Kind, event: str, item: Object) -> None:
+        """Anybody may make an object with our labels: it is of a run only if both name and uid are a run's."""
         metrics.LAST_EVENT.set_to_current_time()
+        labels = item["metadata"]["labels"]
+        run, uid = (item["metadata"]["namespace"], labels[RUN_LABEL]), labels.get(UID_LABEL)
+        if uid is None or uid != self._runs.get(run):
+            return
         if kind is POD and event == "DELETED":
             self.reconciler.departed.add(item, datetime.now(UTC))
-        run = (item["metadata"]["namespace"], item["metadata"]["labels"][RUN_LABEL])
         if kind is not POD and (event == "DELETED" or has_ended(item)):
             self.poke(*run, first=True)
         else:
@@ -236,19 +257,27 @@ class Loop:
             pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
         """
         states: Counter[str] = Counter()
-        known, listed = self.reconciler.known(), set[str]()
+        known, runs_before = self.reconciler.known(), dict(self._runs)
+        listed, awake_uids = set[str](), set[str]()
         for namespace in self.namespaces or (None,):
             self._heard.clear()
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
+                for run in runs:
+                    listed.add(run["metadata"]["uid"])
+                    self.there(_key(run), run["metadata"]["uid"])
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
-                    listed.update(run["metadata"]["uid"] for run in awake)
+                    awake_uids.update(run["metadata"]["uid"] for run in awake)
                     await self._sweep_over(namespace, awake)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
                 await self._unless_wanted(pause * len(runs))
                 self._heard.clear()
-        for uid in known - listed:  # nothing else tells that a run was deleted
+        for key, uid in runs_before.items():  # the event of its deletion may have been lost
+            if uid not in listed:
+                self.gone(key, uid)
+        for uid in known - awake_uids:
             self.reconciler.forget(uid)
+        self.reconciler.board.complete = True
         metrics.RUNS.clear()
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)
@@ -257,6 +286,8 @@ class Loop:
         there = await self.reconciler.look(namespace, [run["metadata"]["uid"] for run in runs])
         for run in runs:
             meta = run["metadata"]
+            if self._runs.get(_key(run)) != meta["uid"]:  # deleted since it was listed
+                continue
             try:
                 behind = self.reconciler.behind(run, there[meta["uid"]])
             except Exception:  # the others must not wait for it
@@ -269,3 +300,7 @@ class Loop:
                 if current and len(self._readings) < READINGS:
                     self._readings[key] = (time.monotonic(), Reading(run, there[meta["uid"]]))
             await asyncio.sleep(0)  # a child that has ended goes first
+
+
+def _key(run: Object) -> Key:
+    return run["metadata"]["namespace"], run["metadata"]["name"]

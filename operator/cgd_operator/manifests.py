@@ -53,6 +53,8 @@ class Release:
     """Base URL of the progress server as pods reach it; empty: no progress is reported."""
     scratch_size_limit: str = ""
     """Of /scratch and of /tmp each, a quantity; empty: none."""
+    key_id: str = ""
+    """Names the key that signs the progress tokens."""
 
 
 def manifest(run: Run, child: Child, release: Release) -> Object:
@@ -74,16 +76,18 @@ def cleaning_job(run: Run, child: Child, release: Release) -> Object:
     return job
 
 
-def secret_name(run: Run) -> str:
-    return f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
+def secret_name(run: Run, release: Release) -> str:
+    """A Secret for each key: tokens that another key has signed are worth nothing, and no Secret is ever changed."""
+    name = f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
+    return f"{name}-{release.key_id}" if release.key_id else name
 
 
-def progress_secret(run: Run, tokens: dict[str, str]) -> Object:
+def progress_secret(run: Run, tokens: dict[str, str], release: Release) -> Object:
     """The Secret with a progress token for every child, each under its stage's name."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": _meta(run, secret_name(run)),
+        "metadata": _meta(run, secret_name(run, release)),
         "stringData": tokens,
         "type": "Opaque",
     }
@@ -439,7 +443,7 @@ def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
     if names := configmaps(child.task):
         yield {"name": "inputs", "projected": {"sources": [_projected(name, keys) for name, keys in names.items()]}}
     token = {"key": child.stage, "path": "token"}
-    yield {"name": "progress", "secret": {"secretName": secret_name(run), "items": [token], "optional": True}}
+    yield {"name": "progress", "secret": {"secretName": secret_name(run, release), "items": [token], "optional": True}}
     if ca := run.spec.storage.ca_bundle_config_map_ref:
         yield {"name": "ca", "configMap": {"name": ca.name, "items": [{"key": ca.key, "path": "ca.crt"}]}}
 

@@ -6,7 +6,7 @@ Level-based: a reconcile starts from what exists and needs nothing that an earli
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from cgd_operator.cluster import (
     ApiError,
     Cluster,
     Kind,
+    one_of,
 )
 from cgd_operator.decide import Action, GiveUp, Hold, Replace, Resume, Start, decide, replacements
 from cgd_operator.departed import Departed
@@ -38,13 +39,14 @@ from cgd_operator.observe import (
     Fate,
     Gone,
     PodFacts,
+    has_ended,
     observe,
     pods_by_stage,
     queued,
     unexplained,
 )
 from cgd_operator.plan import BACKENDS, CLEAN, Backend, Child, Run, choose_backend, cleaning, plan
-from cgd_operator.progress import Board, token
+from cgd_operator.progress import Board, key_id, token
 from cgd_operator.queues import JOB_UID_LABEL, SUSPENDED_BY_RUN, workload_suspension
 from cgd_operator.refusals import NO_RIGHT, OTHER, POLICY, WEBHOOK_DOWN, explain, judge
 
@@ -59,6 +61,8 @@ ABSENT_SECONDS = 30.0
 CLEAN_SECONDS = 1800
 """A deleted run stays at most so long for what it stored to be deleted."""
 
+ENDED = ("Succeeded", "Failed")
+"""States of a run of which nothing more is reported."""
 GPU_TIME = ("gpuSeconds", "podGpuSeconds")
 COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta")
 """Fields of a status that say how far a stage is."""
@@ -169,8 +173,12 @@ class Reconciler:
     """Whether the operator may create pods, which it does as a dry run alone."""
     stalled_after: timedelta = status.STALLED_AFTER
     _equipped: set[str] = field(default_factory=set)
+    """Runs that have the tokens of our key."""
     _absent: dict[Kind, float] = field(default_factory=dict)
     """When the cluster was found not to serve a kind, on the monotonic clock."""
+
+    def __post_init__(self) -> None:
+        self.release = replace(self.release, key_id=key_id(self.key))
 
     async def reconcile(self, namespace: str, name: str, reading: Reading | None = None) -> float | None:
         """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed.
@@ -185,6 +193,7 @@ class Reconciler:
         if manifest is None:
             return None
         if "deletionTimestamp" in manifest["metadata"]:
+            self.board.forget(manifest["metadata"]["uid"])
             return await self._clean(manifest, datetime.now(UTC))
         await self._finalize(manifest, wanted=manifest["spec"].get("deletionPolicy") == "Delete")
         previous, now = previous_status(manifest), datetime.now(UTC)
@@ -212,13 +221,14 @@ class Reconciler:
         else:
             refusal = await self._rehearse(view) if view.starts and not view.there.objects else None
             trouble = refusal or await self._act(view)
+        self.board.expect(run.uid, _under_way(view))
         if view.starts and not trouble and previous.observed_generation == run.generation:
             return SETTLE_SECONDS
         new = view.status(self.board, trouble, self.stalled_after)
         if await self._tell(manifest, new, events.transitions(run, previous, new, now)):
             self.departed.told(run.uid, view.there.gone)
             _measure(previous, new)
-        if new.state in ("Succeeded", "Failed"):
+        if new.state in ENDED:
             self.board.forget(run.uid)
         await self._expire(manifest, new, now)
         if trouble and trouble.reason == WEBHOOK_DOWN.reason:
@@ -230,6 +240,7 @@ class Reconciler:
         """In what a run is behind: whether a look would do something, or have something to tell. How far a stage is
         does not count: for that its reports come, no more often than the operator can write."""
         if "deletionTimestamp" in manifest["metadata"]:
+            self.board.forget(manifest["metadata"]["uid"])
             return "in acting"
         previous, now, generation = previous_status(manifest), datetime.now(UTC), manifest["metadata"]["generation"]
         if _settled(manifest):
@@ -242,14 +253,16 @@ class Reconciler:
             return "in telling" if late else ""
         view = View.of(run, manifest, there, now)
         if view.actions:
+            self.board.expect(run.uid, _under_way(view))
             return "in acting"
         new = view.status(self.board, None, self.stalled_after)
+        self.board.expect(run.uid, {} if new.state in ENDED else _under_way(view))
         late = _says_more(_body(new), manifest, without=COUNTS) or expired(_ttl(manifest), new, now)
         return "in telling" if late else ""
 
     def known(self) -> set[str]:
         """The uids of the runs of which something is in memory."""
-        return {*self.board.runs, *self.departed.runs, *self._equipped}
+        return {*self.board.runs, *self.board.allowances, *self.departed.runs, *self._equipped}
 
     def forget(self, uid: str) -> None:
         """The run is through, or is not there any more."""
@@ -330,7 +343,7 @@ class Reconciler:
 
     async def look(self, namespace: str | None, uids: list[str]) -> dict[str, Children]:
         """What there is of some runs, by their uids, in a namespace or (None) in all."""
-        labels = f"{manifests.UID_LABEL} in ({','.join(uids)})"
+        labels = one_of(manifests.UID_LABEL, uids)
         jobs, _ = await self.cluster.list(JOB, namespace, labels=labels)
         pods, _ = await self.cluster.list(POD, namespace, labels=labels)
         trainings = {
@@ -341,7 +354,7 @@ class Reconciler:
         objects = [*jobs, *(one for found in trainings.values() for one in found)]
         workloads: list[Object] = []
         if owners := queued(objects):
-            owned = f"{JOB_UID_LABEL} in ({','.join(owners)})"
+            owned = one_of(JOB_UID_LABEL, owners)
             workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
         there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in uids}
@@ -412,7 +425,7 @@ class Reconciler:
     async def _act(self, view: View) -> status.Trouble | None:
         """Carry the actions out; the objects they make or change are put in what there is."""
         run, there = view.run, view.there
-        await self._equip(run, view.actions)
+        await self._equip(view)
         for action in view.actions:
             try:
                 match action:
@@ -435,12 +448,26 @@ class Reconciler:
                 return _refused(action.child if isinstance(action, Start) else action.facts, error, view)
         return None
 
-    async def _equip(self, run: Run, actions: tuple[Action, ...]) -> None:
-        """Give the run its progress tokens, once in this process: its key may differ from the last one's."""
-        if run.uid in self._equipped or not any(isinstance(action, Start) for action in actions):
+    async def _equip(self, view: View) -> None:
+        """Give the run its progress tokens, before the first child that this process starts. They are in a Secret for
+        each key: the operator may create Secrets, and can neither read nor change one."""
+        run = view.run
+        if run.uid in self._equipped or not view.starts:
             return
-        tokens = {child.stage: token(self.key, run.uid, child.stage) for child in plan(run)}
-        await self.cluster.apply(SECRET, manifests.progress_secret(run, tokens))
+        tokens = {
+            child.stage: token(self.key, run.namespace, run.name, run.uid, child.stage) for child in view.children
+        }
+        try:
+            await self.cluster.create(SECRET, manifests.progress_secret(run, tokens, self.release))
+        except AlreadyExists:  # from a process before this one that had the same key
+            log.debug("%s/%s: its tokens are there", run.namespace, run.name)
+        except ApiError as error:
+            if error.status not in (400, 403, 404, 422):
+                raise
+            log.warning(
+                "%s/%s: its progress is not shown, as its Secret is refused: %s", run.namespace, run.name, error
+            )
+            return
         self._equipped.add(run.uid)
 
     async def _start(self, run: Run, child: Child, there: Children) -> None:
@@ -525,6 +552,17 @@ def _refused(child: Child | ChildFacts, error: ApiError, view: View, kind: Kind 
 def _not_replaced(action: Replace, error: ApiError) -> status.Trouble:
     told = f"pod {action.pod.name} of stage {action.stage} is on a lost node and cannot be replaced: {error.message}"
     return status.Trouble("NodeLost", f"{told}; lostPods.replace=true in the operator's chart gives it the right")
+
+
+def _under_way(view: View) -> dict[str, tuple[tuple[str, ...], int]]:
+    """The children that are there and have not ended, as `Board.expect` takes them. A sweep over all namespaces has
+    found objects by labels, which anybody may write."""
+    there = {
+        one["metadata"]["labels"].get(manifests.STAGE_LABEL)
+        for one in view.there.objects
+        if one["metadata"]["namespace"] == view.run.namespace and not has_ended(one)
+    }
+    return {child.stage: (child.stages, child.pods) for child in view.children if child.stage in there}
 
 
 def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:

@@ -17,7 +17,7 @@ from cgd_operator.progress import StageProgress, percent_of
 from cgd_operator.queues import WAITS
 from cgd_operator.retries import attempts
 from cgd_operator.usage import Used, hours, total
-from cgd_stages.contract import StageFacts, train_stage
+from cgd_stages.contract import MOST, StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
 
@@ -225,7 +225,7 @@ def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: St
     if progress and progress.tokens_per_second is not None:
         return progress.tokens_per_second
     rates = [one.generated_tokens / max(one.seconds, 0.001) for one in told if one.seconds and one.generated_tokens]
-    return round(sum(rates)) if rates else old.tokens_per_second
+    return round(min(MOST, sum(rates))) if rates else old.tokens_per_second
 
 
 def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:

@@ -14,6 +14,7 @@ With a commit the operator of that commit is measured by the same harness and se
 
 import argparse
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -46,9 +47,8 @@ from cgd_local.cluster import install
 from cgd_local.ownership import Write
 from cgd_operator.cluster import Cluster
 from cgd_operator.crd import crd
-from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
+from cgd_operator.manifests import RUN_LABEL, STAGE_LABEL, UID_LABEL
 from cgd_operator.plan import plan
-from cgd_operator.progress import token
 
 Json = dict[str, Any]
 
@@ -110,6 +110,8 @@ class Player:
     """Run's uid and stage of every child."""
     running: dict[tuple[str, str], float] = field(default_factory=dict)
     """When the pod of each child began to run."""
+    endless: set[tuple[str, str]] = field(default_factory=set)
+    """Namespace and name of runs whose children never end."""
     broken: BaseException | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -153,6 +155,8 @@ class Player:
         life.running = True
         for name in GIVEN[stage]:
             self.running[uid, name] = time.monotonic()
+        if (child["metadata"]["namespace"], labels[RUN_LABEL]) in self.endless:
+            return
         await asyncio.sleep(self.stage_seconds * self.rng.uniform(0.5, 1.5))
         if self.paused:
             self.held.append(life)
@@ -230,6 +234,8 @@ class Reader:
     """By run's uid: statuses that say more than row counts."""
     counts: int = 0
     """Statuses that say nothing else."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    """All of them, by run's uid."""
 
     async def read(self) -> None:
         registry = self.api.registry
@@ -239,6 +245,7 @@ class Reader:
                     self._compare(change.new["metadata"]["uid"], change.old.get("status", {}), change.new["status"])
 
     def _compare(self, uid: str, old: Json, new: Json) -> None:
+        self.statuses[uid] += old != new
         before = {stage["name"]: stage["state"] for stage in old.get("stages", [])}
         begun = {"Running": self.player.running, "Succeeded": self.player.ended}
         for stage in new["stages"]:
@@ -426,20 +433,30 @@ class Bench:
         since, before, start = self.mark(), self.reader.counts, time.monotonic()
         pause = REPORT_SECONDS * max(1, self.runs / RUNS)
         runs = {one["metadata"]["uid"]: one["metadata"] for one in self._runs()}
+        tokens = self.tokens()
         async with aiohttp.ClientSession() as session:
             while (done := time.monotonic() - start) < STILL_SECONDS:
                 for uid, stage in list(self.player.lives):
-                    await self._post(session, runs[uid], stage, int(done))
+                    await self._post(session, runs[uid], stage, tokens[uid, stage], int(done))
                 await asyncio.sleep(start + done + pause - time.monotonic())
         self.phase("life, stages report", since)
         return (self.reader.counts - before) / (time.monotonic() - start)
 
-    async def _post(self, session: aiohttp.ClientSession, meta: Json, stage: str, done: int) -> None:
+    def tokens(self) -> dict[tuple[str, str], str]:
+        """The progress tokens, as the operator has stored them, by run's uid and stage."""
+        registry = self.api.registry
+        stored = registry.shelf(registry.resources["secrets"]).objects.values()
+        return {
+            (one["metadata"]["ownerReferences"][0]["uid"], stage): base64.b64decode(text).decode()
+            for one in stored
+            for stage, text in one["data"].items()
+        }
+
+    async def _post(self, session: aiohttp.ClientSession, meta: Json, stage: str, bearer: str, done: int) -> None:
         body = {"trainerStatus": {}, "rows": {"total": 1000, "done": done}, "tokensPerSecond": 1000 + done}
-        uid = meta["uid"]
-        bearer = {"Authorization": f"Bearer {token(KEY.encode(), uid, stage)}"}
-        place = f"/progress/{meta['namespace']}/{meta['name']}/{uid}/{stage}"
-        async with session.post(f"http://127.0.0.1:{self.operator.port}{place}", json=body, headers=bearer) as answer:
+        place = f"/progress/{meta['namespace']}/{meta['name']}/{meta['uid']}/{stage}"
+        headers = {"Authorization": f"Bearer {bearer}"}
+        async with session.post(f"http://127.0.0.1:{self.operator.port}{place}", json=body, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
 
     async def restart(self, name: str, number: signal.Signals, lease: str = "") -> float:
@@ -479,7 +496,8 @@ class Bench:
         return Counter(one.get("status", {}).get("state", "New") for one in self._runs())
 
     def writes(self) -> dict[str, float]:
-        """Of a run that has ended, on average, without those for row counts; a Secret also after each restart."""
+        """Of a run that has ended, on average, without those for row counts. Its Secret is tried again after each
+        restart, and is there."""
         ended = {one["metadata"]["uid"] for one in self._runs() if one["status"]["state"] == "Succeeded"}
         events = self.api.registry.shelf(self.api.registry.resources["events"]).objects.values()
         written = {

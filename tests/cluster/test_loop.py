@@ -385,7 +385,7 @@ async def test_a_report_reaches_the_status_of_its_run(world: Any, monkeypatch: p
         run = await world.get()
         uid = run["metadata"]["uid"]
         url = f"http://127.0.0.1:{ports[0]}/progress/default/demo/{uid}/prepare"
-        bearer = {"Authorization": f"Bearer {token(b'key of the test', uid, 'prepare')}"}
+        bearer = {"Authorization": f"Bearer {token(b'key of the test', 'default', 'demo', uid, 'prepare')}"}
         body = {"trainerStatus": {}, "rows": {"total": 50, "done": 20}}
         async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=bearer) as answer:
             assert answer.status == 200
@@ -403,6 +403,7 @@ async def test_a_retry_is_made_by_itself(world: Any, monkeypatch: pytest.MonkeyP
     failing = Failing(world.client, RELEASE, Board(), b"key")
     failing.left = 3
     loop = Loop(failing)
+    loop.there(("default", "run-0"), "its uid")
     loop.poke("default", "run-0")
 
     async def made() -> bool:

@@ -196,7 +196,7 @@ async def test_progress_reaches_the_status_through_the_one_that_waits(world: Any
         uid = (await world.apply())["metadata"]["uid"]
         await world.until(lambda: has_prepare(world))
         url = f"http://{waits.progress}/progress/default/demo/{uid}/prepare"
-        bearer = {"Authorization": f"Bearer {token(KEY.encode(), uid, 'prepare')}"}
+        bearer = {"Authorization": f"Bearer {token(KEY.encode(), 'default', 'demo', uid, 'prepare')}"}
         body = {"trainerStatus": {}, "rows": {"total": 50, "done": 20}}
         async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=bearer) as answer:
             assert answer.status == 200

@@ -236,7 +236,7 @@ async def test_no_call_of_a_whole_run_is_denied(
         ("create", "events"),
         ("create", "leases"),
         ("patch", "leases"),
-        ("patch", "secrets"),
+        ("create", "secrets"),
         ("patch", "cgdruns/status"),
         ("delete", "cgdruns"),
         ("patch", "cgdruns"),

@@ -332,9 +332,9 @@ def test_users_labels_are_added_but_do_not_displace_ours() -> None:
 
 def test_the_progress_secret_is_what_the_pods_mount() -> None:
     this = run()
-    secret = progress_secret(this, {"answer": "t"})
+    secret = progress_secret(this, {"answer": "t"}, RELEASE)
     (volume,) = [one for one in pod_spec(manifests()["answer"])["volumes"] if one["name"] == "progress"]
-    assert volume["secret"]["secretName"] == secret["metadata"]["name"] == secret_name(this)
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"] == secret_name(this, RELEASE)
     assert volume["secret"]["optional"] is True
     assert volume["secret"]["items"] == [{"key": "answer", "path": "token"}]
 

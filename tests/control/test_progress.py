@@ -5,11 +5,23 @@ from typing import Any
 
 import aiohttp
 import pytest
+from builders import UID
 
 from cgd_operator.progress import Board, Desk, ProgressServer, token
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 KEY = b"k" * 32
+OTHER = UID[:-1] + "2"
+
+
+def signed(uid: str = UID, stage: str = "answer") -> str:
+    return token(KEY, "default", "demo", uid, stage)
+
+
+def expecting() -> Board:
+    board = Board()
+    board.expect(UID, {"answer": (("answer",), 1), "teacher": (("critique", "refine"), 1)})
+    return board
 
 
 def report(shard: int = 0, percent: int | None = None, rows: Rows | None = None, rate: float | None = None) -> Progress:
@@ -19,7 +31,7 @@ def report(shard: int = 0, percent: int | None = None, rows: Rows | None = None,
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[ProgressServer, Board, list[tuple[str, str]]]]:
-    board, changed = Board(), []
+    board, changed = expecting(), []
     server = ProgressServer()
     server.lead(Desk(board, KEY, lambda namespace, run, _: changed.append((namespace, run))))
     await server.start("127.0.0.1", 0)
@@ -28,7 +40,7 @@ async def server() -> AsyncIterator[tuple[ProgressServer, Board, list[tuple[str,
 
 
 async def post(server: ProgressServer, body: Any, bearer: str, stage: str = "answer") -> int:
-    url = f"http://127.0.0.1:{server.port}/progress/default/demo/uid-1/{stage}"
+    url = f"http://127.0.0.1:{server.port}/progress/default/demo/{UID}/{stage}"
     headers = {"Authorization": f"Bearer {bearer}"}
     async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as response:
         return response.status
@@ -36,29 +48,29 @@ async def post(server: ProgressServer, body: Any, bearer: str, stage: str = "ans
 
 async def test_a_report_as_transformers_sends_it_is_taken(server: Any) -> None:
     body = {"trainerStatus": {"progressPercentage": 40, "estimatedRemainingSeconds": 12, "lastUpdatedTime": "x"}}
-    assert await post(server[0], body, token(KEY, "uid-1", "answer")) == 200
-    seen = server[1].of("uid-1", "answer")
+    assert await post(server[0], body, signed()) == 200
+    seen = server[1].of(UID, "answer")
     assert (seen.percent, seen.eta_seconds) == (40, 12)
     assert server[2] == [("default", "demo")]
 
 
-@pytest.mark.parametrize("bearer", ["", "wrong", token(KEY, "uid-1", "critique"), token(KEY, "uid-2", "answer")])
+@pytest.mark.parametrize("bearer", ["", "wrong", signed(stage="teacher"), signed(OTHER)])
 async def test_a_token_opens_only_its_own_stage(server: Any, bearer: str) -> None:
     assert await post(server[0], {"trainerStatus": {}}, bearer) == 403
-    assert server[1].of("uid-1", "answer") is None
+    assert server[1].of(UID, "answer") is None
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"trainerStatus": {}, "unknown": 1}, {"trainerStatus": {"progressPercentage": "x"}}]
 )
 async def test_a_body_that_is_not_a_report_is_refused(server: Any, body: Any) -> None:
-    assert await post(server[0], body, token(KEY, "uid-1", "answer")) == 422
+    assert await post(server[0], body, signed()) == 422
 
 
 async def test_a_fused_pod_reports_for_both_of_its_stages(server: Any) -> None:
     body = {"trainerStatus": {"progressPercentage": 5}, "stage": "refine"}
-    assert await post(server[0], body, token(KEY, "uid-1", "teacher"), "teacher") == 200
-    assert server[1].of("uid-1", "refine").percent == 5
+    assert await post(server[0], body, signed(stage="teacher"), "teacher") == 200
+    assert server[1].of(UID, "refine").percent == 5
 
 
 @pytest.fixture
@@ -72,17 +84,17 @@ async def waiting(server: Any) -> AsyncIterator[ProgressServer]:
 
 async def test_one_that_waits_passes_reports_on_with_their_token(waiting: ProgressServer, server: Any) -> None:
     body = {"trainerStatus": {"progressPercentage": 40}}
-    assert await post(waiting, body, token(KEY, "uid-1", "answer")) == 200
-    assert server[1].of("uid-1", "answer").percent == 40
+    assert await post(waiting, body, signed()) == 200
+    assert server[1].of(UID, "answer").percent == 40
     assert await post(waiting, body, "wrong") == 403
-    assert await post(waiting, {}, token(KEY, "uid-1", "answer")) == 422
+    assert await post(waiting, {}, signed()) == 422
 
 
 async def test_a_report_is_not_passed_on_for_ever() -> None:
     """As when the Lease still names one that leads no more."""
     lost = ProgressServer(leader=lambda: f"127.0.0.1:{lost.port}")
     await lost.start("127.0.0.1", 0)
-    assert await post(lost, {"trainerStatus": {}}, token(KEY, "uid-1", "answer")) == 503
+    assert await post(lost, {"trainerStatus": {}}, signed()) == 503
     await lost.stop()
 
 
@@ -90,7 +102,7 @@ async def test_a_report_is_not_passed_on_for_ever() -> None:
 async def test_without_one_that_leads_a_report_is_refused_for_now(leader: str) -> None:
     alone = ProgressServer(leader=lambda: leader)
     await alone.start("127.0.0.1", 0)
-    assert await post(alone, {"trainerStatus": {}}, token(KEY, "uid-1", "answer")) == 503
+    assert await post(alone, {"trainerStatus": {}}, signed()) == 503
     assert not await alone.leader_answers()
     await alone.stop()
 
@@ -124,8 +136,8 @@ def test_the_board_forgets_a_run_that_has_ended() -> None:
 
 
 async def test_where_many_runs_report_each_is_asked_to_report_more_rarely(server: Any) -> None:
-    board, bearer = server[1], {"Authorization": f"Bearer {token(KEY, 'uid-1', 'answer')}"}
-    url = f"http://127.0.0.1:{server[0].port}/progress/default/demo/uid-1/answer"
+    board, bearer = server[1], {"Authorization": f"Bearer {signed()}"}
+    url = f"http://127.0.0.1:{server[0].port}/progress/default/demo/{UID}/answer"
     pauses: list[float] = []
     async with aiohttp.ClientSession(headers=bearer) as session:
         for runs in (1, 200, 5000):
@@ -137,13 +149,13 @@ async def test_where_many_runs_report_each_is_asked_to_report_more_rarely(server
 
 
 async def test_a_stage_that_shares_its_pod_is_shown_at_once_when_it_begins_or_is_through() -> None:
-    board, shown = Board(), list[float]()
+    board, shown = expecting(), list[float]()
     for number in range(1000):
         board.put(f"u{number}", "answer", report())
     server = ProgressServer()
     server.lead(Desk(board, KEY, lambda _, __, seconds: shown.append(seconds)))
     await server.start("127.0.0.1", 0)
-    bearer = token(KEY, "uid-1", "teacher")
+    bearer = signed(stage="teacher")
     for done in (1, 2, 10, 10):
         body = {"trainerStatus": {}, "stage": "critique", "rows": {"total": 10, "done": done}}
         await post(server, body, bearer, "teacher")

@@ -3,6 +3,7 @@
 import ast
 import html.parser
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,16 +16,19 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from builders import RELEASE, run
 from hypothesis import given
+from hypothesis import strategies as st
 from report_builders import change, quadruple, report_data, samples
 from security.strings import LABEL, NAME, NAMES, STRANGE, halves, names, texts, words
 
 from cgd_cli.ui import _page
 from cgd_cli.view import command, page_of
 from cgd_operator import events, manifests
-from cgd_operator.cluster import POD, RUN, _query, encoded
+from cgd_operator.cluster import POD, RUN, InvalidName, _query, encoded
 from cgd_operator.plan import BACKENDS, plan
+from cgd_stages.errors import UserError
 from cgd_stages.page import embedded, render, render_comparison
 from cgd_stages.records import Quadruples, ReportData
+from cgd_stages.storage import place
 from cgd_stages.tables import joined, table_of
 
 ROOT = Path(__file__).parents[2]
@@ -50,16 +54,30 @@ def test_a_query_says_what_it_was_made_of(text: str) -> None:
 # --- API path
 
 
-@given(names, names)
-def test_a_path_of_the_api_names_its_object(namespace: str, name: str) -> None:
-    path = RUN.path(namespace, name, "status")
+@given(names | texts, names | texts)
+def test_a_path_of_the_api_names_its_object_or_is_refused(namespace: str, name: str) -> None:
+    try:
+        path = RUN.path(namespace, name, "status")
+    except InvalidName:
+        assert not (LABEL.fullmatch(namespace) and len(namespace) <= 63 and NAME.fullmatch(name) and len(name) <= 253)
+        return
     assert [unquote(part) for part in path.split("/")[4:]] == ["namespaces", namespace, "cgdruns", name, "status"]
     assert urlsplit(f"https://host{path}").path == path
 
 
 # --- S3 key, local path
-#
-# Here belongs: a key of a listing (from `texts`) is a path below a folder, or refused, by the one function for it.
+
+
+@given(st.lists(texts | names, max_size=4).map("/".join))
+def test_a_key_of_a_listing_is_a_path_below_its_folder_or_is_refused(key: str) -> None:
+    folder = Path("/scratch/model")
+    try:
+        path = place(folder, key)
+    except UserError:
+        return
+    assert path.relative_to(folder) == Path(os.path.normpath(path)).relative_to(folder)
+    assert path.relative_to(folder).as_posix() == key
+    assert "\0" not in key
 
 
 # --- HTML
@@ -168,7 +186,7 @@ def test_children_have_names_and_labels_that_are_valid(backend: Any, name: str) 
         for value in meta["labels"].values():
             assert VALUE.fullmatch(value)
             assert len(value) <= 63
-    assert NAME.fullmatch(manifests.secret_name(this))
+    assert NAME.fullmatch(manifests.secret_name(this, RELEASE))
 
 
 # --- shell
@@ -283,6 +301,8 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
         "operator/cgd_local/launcher.py:become",
         "operator/cgd_local/smollm2.py:main",
         "images/cgd_stages/supervisor.py:_say_interrupted",
+        "images/cgd_stages/jail.py:tell",  # these two write to the other process's pipe
+        "images/cgd_stages/jail.py:entry",
     }
     for file, _, node in EVERY:
         if calls("SystemExit", "sys.exit")(node) and isinstance(node, ast.Call):
@@ -305,7 +325,7 @@ def test_logs_are_set_up_in_one_place_and_tracebacks_go_there() -> None:
 def test_paths_of_the_api_are_made_in_one_place() -> None:
     """The local API server, which serves them, apart."""
     found = places(lambda node: bool(re.search(r"^/apis?/|/namespaces/|^/api", text_of(node))))
-    assert {place for place in found if "cgd_local" not in place} == {"operator/cgd_operator/cluster.py:path"}
+    assert {place for place in found if "cgd_local" not in place} == set()
     assert POD.path("a", "b") == "/api/v1/namespaces/a/pods/b"
 
 

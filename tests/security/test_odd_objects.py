@@ -18,11 +18,11 @@ from cgd_operator.departed import Departed
 from cgd_operator.limits import expired
 from cgd_operator.manifests import MANAGED_BY, MANAGER, REPLICA_INDEX, RUN_LABEL
 from cgd_operator.observe import RESTARTS, observe
-from cgd_operator.outside import MOST, last_words, moment, number
+from cgd_operator.outside import last_words, moment, number
 from cgd_operator.reconcile import at_rest
 from cgd_operator.status import seconds_between
 from cgd_stages import clean
-from cgd_stages.contract import Clean
+from cgd_stages.contract import MOST, Clean
 from cgd_stages.folders import DONE, PARTS, Folder, now, read_claims, row_schema, write_pointer
 from cgd_stages.storage import Bucket
 
