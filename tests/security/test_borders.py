@@ -23,7 +23,7 @@ from security.strings import LABEL, NAME, NAMES, STRANGE, halves, names, texts, 
 from cgd_cli.ui import _page
 from cgd_cli.view import command, page_of
 from cgd_operator import events, manifests
-from cgd_operator.cluster import POD, RUN, InvalidName, _query, encoded
+from cgd_operator.cluster import RUN, InvalidName, _query, encoded
 from cgd_operator.plan import BACKENDS, plan
 from cgd_stages.errors import UserError
 from cgd_stages.page import embedded, render, render_comparison
@@ -320,13 +320,6 @@ def test_logs_are_set_up_in_one_place_and_tracebacks_go_there() -> None:
         "operator/cgd_cli/__main__.py:main",
     }
     assert places(calls("log_stage")) == {"images/cgd_stages/program.py:run", "images/cgd_stages/trainloop.py:"}
-
-
-def test_paths_of_the_api_are_made_in_one_place() -> None:
-    """The local API server, which serves them, apart."""
-    found = places(lambda node: bool(re.search(r"^/apis?/|/namespaces/|^/api", text_of(node))))
-    assert {place for place in found if "cgd_local" not in place} == set()
-    assert POD.path("a", "b") == "/api/v1/namespaces/a/pods/b"
 
 
 def test_queries_are_made_by_the_standard_library() -> None:
