@@ -228,8 +228,10 @@ class Reader:
 
     api: ApiServer
     player: Player
+    operator: "Operator"
     lags: list[float] = field(default_factory=list)
-    """Seconds from a stage's beginning to run, or its end, to a status that says so."""
+    """Seconds from a stage's beginning to run, or its end, to a status that says so; where no operator ran meanwhile,
+    from its start."""
     news: Counter[str] = field(default_factory=Counter)
     """By run's uid: statuses that say more than row counts."""
     counts: int = 0
@@ -251,7 +253,7 @@ class Reader:
         for stage in new["stages"]:
             name, state = stage["name"], stage["state"]
             if state in begun and before.get(name) != state and (uid, name) in begun[state]:
-                self.lags.append(time.monotonic() - begun[state][uid, name])
+                self.lags.append(time.monotonic() - max(begun[state][uid, name], self.operator.since))
         if _without_counts(old) == _without_counts(new):
             self.counts += 1
         else:
@@ -309,6 +311,8 @@ class Operator:
     """Of another commit."""
     process: asyncio.subprocess.Process | None = None
     port: int = 0
+    since: float = 0.0
+    """When it was up, on the monotonic clock."""
     cpu_before: float = 0.0
     peak_mb: float = 0.0
 
@@ -328,6 +332,7 @@ class Operator:
         while "progress server listens on" not in (text := self.log.read_text()[told:]):  # noqa: ASYNC110  a file
             await asyncio.sleep(0.05)
         self.port = int(text.split("progress server listens on 127.0.0.1:")[1].split()[0])
+        self.since = time.monotonic()
 
     async def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         assert self.process
@@ -535,7 +540,8 @@ async def bench(runs: int, stage_seconds: float, folder: Path, source: Path | No
         body = {"metadata": {"name": f"team-{number}"}}
         api.registry.create(api.registry.resources["namespaces"], "", body, Write(manager="bench", api_version="v1"))
     player = Player(api, random.Random(7), stage_seconds)
-    operator, reader = Operator(kubeconfig, folder / "operator.log", source), Reader(api, player)
+    operator = Operator(kubeconfig, folder / "operator.log", source)
+    reader = Reader(api, player, operator)
     player.start()
     reading = asyncio.create_task(reader.read())
     await operator.start()
