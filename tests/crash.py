@@ -103,7 +103,7 @@ class Disturbed(Cluster):
         if here and self.disturbance.kind in KINDS:
             raise ApiError(*KINDS[self.disturbance.kind], "as the test wants it")
         answer = await super()._call(method, path, body, **options)
-        if method == "POST" and body and body["kind"] != "Event" and "dryRun" not in path:
+        if method == "POST" and body and body["kind"] not in ("Event", "Secret") and "dryRun" not in path:
             self.history.created.append(body["metadata"]["labels"][STAGE_LABEL])
         if path.partition("?")[0].endswith("/status") and body:
             self.history.statuses.append(body["status"])

@@ -1,6 +1,7 @@
 """What probes, Prometheus and `helm test` ask the operator: `/healthz`, `/readyz`, `/leaderz` and `/metrics`."""
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Health:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/leaderz", self._leaderz)
         app.router.add_get("/metrics", self._metrics)
-        self._listener = Listener(app)
+        self._listener = Listener(app, rate=math.inf)  # kubelet waits a second, and then ends the operator
         await self._listener.start(host, port)
         self.port = self._listener.port
         log.info("probes and metrics are on %s:%d", host, self.port)

@@ -6,7 +6,6 @@ Level-based: a reconcile starts from what exists and needs nothing that an earli
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -447,8 +446,17 @@ class Reconciler:
         tokens = {
             child.stage: token(self.key, run.namespace, run.name, run.uid, child.stage) for child in view.children
         }
-        with suppress(AlreadyExists):  # of a process before this one that had the same key
+        try:
             await self.cluster.create(SECRET, manifests.progress_secret(run, tokens, self.release))
+        except AlreadyExists:  # from a process before this one that had the same key
+            log.debug("%s/%s: its tokens are there", run.namespace, run.name)
+        except ApiError as error:
+            if error.status not in (400, 403, 404, 422):
+                raise
+            log.warning(
+                "%s/%s: its progress is not shown, as its Secret is refused: %s", run.namespace, run.name, error
+            )
+            return
         self._equipped.add(run.uid)
 
     async def _start(self, run: Run, child: Child, there: Children) -> None:

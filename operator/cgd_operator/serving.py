@@ -1,7 +1,7 @@
 """The operator's HTTP servers, for callers that nobody trusts: one request for each connection, a time for all of it.
 
-What a flood costs is bounded at the door, before a byte is read: connections are accepted at a bounded rate, whoever
-opens them, and more slowly where many are refused, so that the reconcile loop beside it goes on.
+What a flood costs can be bounded at the door, before a byte is read: connections are accepted at a bounded rate,
+whoever opens them, and more slowly where many are refused, so that the reconcile loop beside it goes on.
 """
 
 import asyncio
@@ -22,8 +22,6 @@ SECONDS = 10.0
 """So long a connection lives: to send its request and to take the answer. Stage programs wait 5 s for theirs."""
 MOST = 128
 """Connections at a time. One more ends the oldest, which has had its time: a caller that is well takes milliseconds."""
-RATE = 200.0
-"""Connections that are accepted in a second; the others wait in the kernel. 5,000 runs report 167 times a second."""
 AT_ONCE = 20
 """Connections that are accepted without a pause after a quiet time."""
 REFUSED = 4
@@ -42,9 +40,14 @@ class _Well(logging.Filter):
 
 
 class Listener:
-    """Serves an application. `port` is the one it has got."""
+    """Serves an application. `port` is the one it has got.
 
-    def __init__(self, app: web.Application) -> None:
+    Args:
+        rate: connections that are accepted in a second; the others wait in the kernel.
+    """
+
+    def __init__(self, app: web.Application, *, rate: float) -> None:
+        self._rate = rate
         app.middlewares.append(self._once)
         logger = logging.getLogger(f"{__name__}.http")
         logger.addFilter(_Well())
@@ -103,7 +106,7 @@ class Listener:
 
     def _pay(self, connections: int) -> None:
         now = time.monotonic()
-        self._paid = min(max(self._paid, now - AT_ONCE / RATE) + connections / RATE, now + LONGEST_PAUSE)
+        self._paid = min(max(self._paid, now - AT_ONCE / self._rate) + connections / self._rate, now + LONGEST_PAUSE)
 
     async def _serve(self, taken: socket.socket) -> None:
         loop, server = asyncio.get_running_loop(), self._runner.server

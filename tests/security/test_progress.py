@@ -408,7 +408,7 @@ async def test_one_connection_too_many_ends_the_oldest_and_whoever_is_well_is_an
 
 async def test_connections_are_accepted_at_a_bounded_rate(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the door is as good as closed, nobody is refused: who comes waits in the kernel."""
-    monkeypatch.setattr(serving, "RATE", 0.001)
+    monkeypatch.setattr(stand.server._listener, "_rate", 0.001)
     monkeypatch.setattr(serving, "AT_ONCE", 3)
     codes = [(await stand.post())[0] for _ in range(4)]
     assert codes == [200] * 4  # one was waited for before, three at once
@@ -555,3 +555,21 @@ async def test_a_deleted_runs_token_is_worth_nothing(world: Any, monkeypatch: py
         again = (await world.apply())["metadata"]["uid"]
         await world.until(lambda: answers(again, 200))
         assert await answers(uid, 404)
+
+
+async def test_a_secret_that_is_refused_costs_the_display_and_not_the_run(
+    world: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create = world.client.create
+
+    async def full(kind: Any, body: Json, **options: Any) -> Json:
+        if kind is SECRET:
+            raise ApiError(403, "Forbidden", "exceeded quota: secrets")
+        made: Json = await create(kind, body, **options)
+        return made
+
+    monkeypatch.setattr(world.client, "create", full)
+    await world.apply()
+    await Reconciler(world.client, RELEASE, Board(), KEY).reconcile("default", "demo")
+    assert set(await world.children()) == {"prepare"}
