@@ -265,7 +265,7 @@ class Loop:
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
                 for run in runs:
                     listed.add(run["metadata"]["uid"])
-                    self.there(_key(run), run["metadata"]["uid"])
+                    self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
                     awake_uids.update(run["metadata"]["uid"] for run in awake)
                     await self._sweep_over(namespace, awake)
