@@ -283,7 +283,8 @@ class Loop:
             metrics.RUNS.labels(state).set(count)
 
     async def _sweep_over(self, namespace: str | None, runs: Sequence[Object]) -> None:
-        there = await self.reconciler.look(namespace, [run["metadata"]["uid"] for run in runs])
+        places = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
+        there = await self.reconciler.look(namespace, places)
         for run in runs:
             meta = run["metadata"]
             if self._runs.get(_key(run)) != meta["uid"]:  # deleted since it was listed

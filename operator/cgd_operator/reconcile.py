@@ -210,7 +210,7 @@ class Reconciler:
             new = status.refused(generation, str(error), previous, now)
             await self._tell(manifest, new, [events.refusal(manifest, str(error), now)])
             return None
-        there = reading.children if reading else (await self.look(namespace, [run.uid]))[run.uid]
+        there = reading.children if reading else (await self.look(namespace, {run.uid: namespace}))[run.uid]
         return await self._reconcile(View.of(run, manifest, there, now), manifest)
 
     async def _reconcile(self, view: View, manifest: Object) -> float | None:
@@ -289,7 +289,7 @@ class Reconciler:
         except InvalidRun:  # it has never started anything
             await self._finalize(manifest, wanted=False)
             return None
-        there = (await self.look(run.namespace, [run.uid]))[run.uid]
+        there = (await self.look(run.namespace, {run.uid: run.namespace}))[run.uid]
         jobs = [one for one in there.objects if one["metadata"]["labels"].get(manifests.STAGE_LABEL) == CLEAN]
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
@@ -341,13 +341,21 @@ class Reconciler:
             patched = await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
             manifest["metadata"] = patched["metadata"] if patched else meta
 
-    async def look(self, namespace: str | None, uids: list[str]) -> dict[str, Children]:
-        """What there is of some runs, by their uids, in a namespace or (None) in all."""
-        labels = one_of(manifests.UID_LABEL, uids)
-        jobs, _ = await self.cluster.list(JOB, namespace, labels=labels)
-        pods, _ = await self.cluster.list(POD, namespace, labels=labels)
+    async def look(self, namespace: str | None, places: Mapping[str, str]) -> dict[str, Children]:
+        """What there is of some runs, by their uids, in a namespace or (None) in all.
+
+        Args:
+            places: the uid of each run and its namespace, where alone its children are: labels are anybody's.
+        """
+        labels = one_of(manifests.UID_LABEL, [*places])
+
+        def ours(found: Iterable[Object]) -> list[Object]:
+            return [one for one in found if places[_run_uid(one)] == one["metadata"]["namespace"]]
+
+        jobs = ours((await self.cluster.list(JOB, namespace, labels=labels))[0])
+        pods = ours((await self.cluster.list(POD, namespace, labels=labels))[0])
         trainings = {
-            kind: found
+            kind: ours(found)
             for kind in BACKENDS
             if (found := await self._list_if_served(manifests.KINDS[kind], namespace, labels)) is not None
         }
@@ -357,7 +365,7 @@ class Reconciler:
             owned = one_of(JOB_UID_LABEL, owners)
             workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
-        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in uids}
+        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in places}
         for one in objects:
             there[_run_uid(one)].objects.append(one)
         for pod in pods:
@@ -365,7 +373,9 @@ class Reconciler:
             if not any(one.pod.uid == pod["metadata"]["uid"] for one in children.gone):  # the list is older
                 children.pods.append(pod)
         for one in workloads:
-            there[run_of[one["metadata"]["labels"][JOB_UID_LABEL]]].workloads.append(one)
+            uid = run_of[one["metadata"]["labels"][JOB_UID_LABEL]]
+            if places[uid] == one["metadata"]["namespace"]:
+                there[uid].workloads.append(one)
         await self._ask_events(there.values())
         return there
 
@@ -555,13 +565,8 @@ def _not_replaced(action: Replace, error: ApiError) -> status.Trouble:
 
 
 def _under_way(view: View) -> dict[str, tuple[tuple[str, ...], int]]:
-    """The children that are there and have not ended, as `Board.expect` takes them. A sweep over all namespaces has
-    found objects by labels, which anybody may write."""
-    there = {
-        one["metadata"]["labels"].get(manifests.STAGE_LABEL)
-        for one in view.there.objects
-        if one["metadata"]["namespace"] == view.run.namespace and not has_ended(one)
-    }
+    """The children that are there and have not ended, as `Board.expect` takes them."""
+    there = {one["metadata"]["labels"].get(manifests.STAGE_LABEL) for one in view.there.objects if not has_ended(one)}
     return {child.stage: (child.stages, child.pods) for child in view.children if child.stage in there}
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 import kopf
 import pytest
-from builders import RELEASE, UID, ended, job, manifest, pod
+from builders import RELEASE, UID, ended, manifest, pod
 from cluster.conftest import world  # noqa: F401  a fixture
 
 from cgd_operator import handlers, serving
-from cgd_operator.cluster import JOB, POD, RUN, SECRET, ApiError
+from cgd_operator.cluster import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
 from cgd_operator.loop import Loop
 from cgd_operator.progress import Board, Desk, ProgressServer, token
 from cgd_operator.reconcile import Reconciler
@@ -195,15 +195,20 @@ async def test_a_run_that_has_ended_may_report_no_more(world: Any, loop: Loop) -
     await loop.stop()
 
 
-async def test_an_object_with_our_labels_in_another_namespace_lets_nobody_report(
+async def test_an_object_with_our_labels_in_another_namespace_is_no_child(
     world: Any,  # noqa: F811
     loop: Loop,
 ) -> None:
-    uid = (await world.apply())["metadata"]["uid"]
-    strange = job("answer")
-    strange["metadata"]["namespace"] = "other"
-    there = (await loop.reconciler.look("default", [uid]))[uid]
-    there.objects.append(strange)
+    run = await world.apply()
+    uid = run["metadata"]["uid"]
+    await loop.reconciler.reconcile("default", "demo")
+    (child,) = (await world.children()).values()
+    await world.client.create(NAMESPACE, {"metadata": {"name": "other"}})
+    forged = {key: value for key, value in child["metadata"].items() if key in ("name", "labels", "annotations")}
+    await world.client.create(JOB, {"metadata": forged | {"namespace": "other"}, "spec": child["spec"]})
+    await world.client.delete(JOB, child["metadata"]["name"], "default")
+    there = (await loop.reconciler.look(None, {uid: "default"}))[uid]
+    assert there.objects == []
     loop.reconciler.behind(await world.get(), there)
     assert loop.reconciler.board.allowances == {}
 
@@ -325,7 +330,7 @@ async def test_last_words_with_numbers_that_are_none_leave_the_status_whole(worl
             f'{{"outcome": "done", "stages": {{"prepare": {{"seconds": {seconds}, "generatedTokens": {generated}}}}}}}'
         )
         over = pod("prepare", "Succeeded", terminated=ended(0, words))
-        there = (await loop.reconciler.look("default", [run["uid"]]))[run["uid"]]
+        there = (await loop.reconciler.look("default", {run["uid"]: "default"}))[run["uid"]]
         there.pods = [over]
         assert loop.reconciler.behind(await world.get(), there) == "in telling"
 
