@@ -286,20 +286,21 @@ class Loop:
         places = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
         there = await self.reconciler.look(namespace, places)
         for run in runs:
-            meta = run["metadata"]
-            if self._runs.get(_key(run)) != meta["uid"]:  # deleted since it was listed
+            key, uid = _key(run), run["metadata"]["uid"]
+            if self._runs.get(key) != uid:  # deleted since it was listed
+                continue
+            if key in self._heard or key in self._tasks:  # what was read may be older than what a look has seen
+                self.poke(*key)
                 continue
             try:
-                behind = self.reconciler.behind(run, there[meta["uid"]])
+                behind = self.reconciler.behind(run, there[uid])
             except Exception:  # the others must not wait for it
-                log.exception("%s/%s: cannot be looked over", meta["namespace"], meta["name"])
+                log.exception("%s/%s: cannot be looked over", *key)
                 behind = "in telling"
             if behind:
-                key = (meta["namespace"], meta["name"])
-                current = key not in self._heard and key not in self._tasks
                 self.poke(*key, first=behind == "in acting")
-                if current and len(self._readings) < READINGS:
-                    self._readings[key] = (time.monotonic(), Reading(run, there[meta["uid"]]))
+                if len(self._readings) < READINGS:
+                    self._readings[key] = (time.monotonic(), Reading(run, there[uid]))
             await asyncio.sleep(0)  # a child that has ended goes first
 
 

@@ -177,7 +177,7 @@ async def test_what_a_sweep_has_read_is_not_read_again(world: Any) -> None:
     assert "answer" in await world.children()
 
 
-async def test_what_a_sweep_has_read_is_read_again_when_something_has_happened_meanwhile(
+async def test_what_a_sweep_has_read_is_not_used_when_something_has_happened_meanwhile(
     world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Reading | None] = loop.reconciler.readings  # type: ignore[attr-defined]

@@ -578,3 +578,26 @@ async def test_a_secret_that_is_refused_costs_the_display_and_not_the_run(
     await world.apply()
     await Reconciler(world.client, RELEASE, Board(), KEY).reconcile("default", "demo")
     assert set(await world.children()) == {"prepare"}
+
+
+async def test_a_sweep_that_read_before_a_child_was_made_does_not_silence_it(
+    world: Any,  # noqa: F811
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uid = (await world.apply())["metadata"]["uid"]
+    look = loop.reconciler.look
+
+    async def slow(namespace: str | None, places: Any) -> Any:
+        there = await look(namespace, places)
+        monkeypatch.setattr(loop.reconciler, "look", look)
+        loop.poke("default", "demo")
+        while loop._tasks:  # noqa: ASYNC110  the loop keeps no event for a test
+            await asyncio.sleep(0.01)
+        assert "prepare" in loop.reconciler.board.allowances[uid]
+        return there
+
+    monkeypatch.setattr(loop.reconciler, "look", slow)
+    await loop._sweep()
+    assert "prepare" in loop.reconciler.board.allowances[uid]
+    await loop.stop()
