@@ -1,10 +1,12 @@
 """The chart, rendered by Helm's own engine: what is in it, what its values refuse, and what Kubernetes says of it."""
 
 import asyncio
+import functools
 import json
 import re
 import sys
 from asyncio.subprocess import DEVNULL
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,7 @@ def test_two_replicas_have_a_budget_that_lets_one_go_and_reach_each_other() -> N
         ("rat", {}, "rat-cgd-operator"),
         ("team-a", {"nameOverride": "distiller"}, "team-a-distiller"),
         ("cgd", {"fullnameOverride": "distiller"}, "distiller"),
+        ("7cgd", {"fullnameOverride": "distiller"}, "distiller"),
     ],
 )
 def test_what_is_installed_is_named_as_helm_users_expect(release: str, values: dict[str, Any], name: str) -> None:
@@ -321,8 +324,63 @@ def test_what_artifact_hub_shows_is_true() -> None:
         ({"progress": {"port": 0}}, "port"),
         ({"rehearsal": {"pods": "no"}}, "pods"),
         ({"stalledAfterSeconds": -1}, "stalledAfterSeconds"),
+        ({"image": {"repository": "https://r.example/x"}}, "image.repository: 'https://r.example/x' is no repository"),
+        ({"image": {"repository": "r.example/x:1.0"}}, "image.repository: .* its tag goes into image.tag"),
+        ({"image": {"repository": "r.example/x@sha256:00"}}, "image.repository: .* its digest into image.digest"),
+        ({"image": {"repository": "r.example"}}, "image.repository: 'r.example' is no repository"),
+        ({"image": {"repository": "x", "tag": ":1.0"}}, "/image/tag"),
+        (
+            {"stageImages": IMAGES["stageImages"] | {"train": {"repository": "x:1"}}},
+            "stageImages.train.repository: 'x:1' is no repository: .* its tag goes into stageImages.train.tag",
+        ),
+        ({"progress": {"port": 8081}}, "progress.port and health.port are both 8081"),
+        ({"progress": {"keySecretName": "Key"}}, "progress.keySecretName: 'Key' is no name"),
+        ({"priorityClassName": "high_priority"}, "priorityClassName: 'high_priority' is no name"),
+        ({"serviceAccount": {"name": "a/b"}}, "serviceAccount.name: 'a/b' is no name"),
+        ({"serviceAccount": {"create": False}}, "serviceAccount.create is false: set serviceAccount.name"),
+        ({"imagePullSecrets": [{"name": "Key"}]}, "imagePullSecrets: 'Key' is no name"),
+        ({"imagePullSecrets": [{"nam": "key"}]}, "imagePullSecrets/0"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], told: str) -> None:
     with pytest.raises(helm_python.HelmError, match=told):
         rendered(values)
+
+
+@pytest.mark.parametrize("release", ["7cgd", "our.cgd"])
+def test_a_release_whose_name_no_service_can_have_is_refused(release: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=f"release name: '{release}-cgd-operator' .* set fullnameOverride"):
+        rendered(release=release)
+
+
+def paths(values: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of every value that has a name of its own; keys of labels and the like are the user's."""
+    for name, value in values.items():
+        yield (name,)
+        if isinstance(value, dict) and name not in {"labels", "resources"}:
+            yield from ((name, *rest) for rest in paths(value))
+
+
+def refusal_of_null(above: tuple[str, ...], name: str) -> str:
+    """What Helm says when this value is null, or nothing."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for image in (values["image"], *values["stageImages"].values()):
+        image["repository"] = "registry.example/image"
+    functools.reduce(dict.__getitem__, above, values)[name] = None
+    try:
+        rendered(values)
+    except helm_python.HelmError as error:
+        return str(error)
+    return ""
+
+
+def test_null_clears_what_has_free_keys_and_is_refused_by_name_elsewhere() -> None:
+    cleared = set()
+    for path in paths(yaml.safe_load((CHART / "values.yaml").read_text())):
+        above, name = path[:-1], path[-1]
+        if told := refusal_of_null(above, name):
+            assert f"at '{''.join(f'/{one}' for one in above)}': missing property '{name}'" in told
+        else:
+            cleared.add(name)
+    free = {"labels", "annotations", "resources", "nodeSelector", "affinity", "podAnnotations", "podLabels"}
+    assert cleared == free | {"pullPolicy"}

@@ -213,7 +213,22 @@ def test_the_policy_of_a_namespace_can_be_made_alone() -> None:
         ({"stages": STAGES}, "networkPolicy.stages.enabled needs watchNamespaces"),
         ({"stages": {"ports": [0]}}, "ports"),
         ({"stages": {"egress": [{}]}}, "egress"),
-        ({"scratch": {"sizeLimit": "much"}}, "sizeLimit"),
+        ({"stages": {"egress": [{"cidr": "10.0.0.0/8"}]}}, r"egress\[0\]: .* is no peer: write {ipBlock: "),
+        (
+            {"stages": {"egress": [{"to": [], "ports": []}]}},
+            r"egress\[0\]: .*; ports go into networkPolicy.stages.ports",
+        ),
+        ({"stages": {"egress": [{"ipBlock": {"cidr": "::/0"}, "podSelector": {}}]}}, r"egress\[0\]: .* is no peer"),
+        ({"stages": {"egress": [{"podSelector": {"app": "s3"}}]}}, "egress/0/podSelector': .*'app' not allowed"),
+        ({"stages": {"egress": [{"ipBlock": {"except": []}}]}}, "egress/0/ipBlock': missing property 'cidr'"),
+        *(
+            ({"stages": {"egress": [{"ipBlock": block}]}}, r"egress\[0\]: '.*' is no range of addresses: .*10.0.0.0/8")
+            for block in (
+                *({"cidr": one} for one in ("10.0.0.0", "10.0.0/8", "10.0.0.0/33", "::", "::/129", "s3.example.com")),
+                {"cidr": "10.0.0.0/8", "except": ["10.0.0.1"]},
+            )
+        ),
+        ({"scratch": {"sizeLimit": "2TB"}}, "scratch.sizeLimit: '2TB' is no size: .* such as 2Ti"),
         ({"scratch": {"sizeLimit": "0"}}, "sizeLimit"),
     ],
 )

@@ -31,7 +31,7 @@ KINDS = {
     for kind, end in (("ValidatingAdmissionPolicy", "ies"), ("ValidatingAdmissionPolicyBinding", "gs"))
 }
 ALLOWED = {
-    "images": ["registry.example.com/cgd/", "registry.example.com/one@sha256:0"],
+    "images": ["registry.example.com/cgd/", "registry.example.com/one:1"],
     "serviceAccounts": ["trainer"],
     "secrets": ["s3-keys", "hub"],
     "priorityClasses": ["batch"],
@@ -108,7 +108,7 @@ KEY = {
 MORE: list[tuple[dict[str, Any], str, str, str]] = [
     ({"images.generate": "elsewhere.example/x"}, "spec.images.generate", "elsewhere.example/x", "images"),
     ({"images.train": "registry.example.com/cgd-x/y"}, "spec.images.train", "registry.example.com/cgd-x/y", "images"),
-    ({"images.train": "registry.example.com/one@sha256:01"}, "spec.images.train", "/one@sha256:01", "images"),
+    ({"images.train": "registry.example.com/one:12"}, "spec.images.train", "/one:12", "images"),
     ({"serviceAccountName": "admin"}, "spec.serviceAccountName", "admin", "serviceAccounts"),
     ({"hubTokenSecretRef": {"name": "db", "key": "k"}}, "spec.hubTokenSecretRef.name", "db", "secrets"),
     ({"storage.credentialsSecretRef": {"name": "db"}}, "spec.storage.credentialsSecretRef.name", "db", "secrets"),
@@ -153,7 +153,7 @@ async def test_what_is_allowed_or_left_out_is_not_refused(client: Cluster) -> No
     await client.create(
         RUN,
         run({
-            "images": {"generate": "registry.example.com/cgd/own:1", "train": "registry.example.com/one@sha256:0"},
+            "images": {"generate": "registry.example.com/cgd/own:1", "train": "registry.example.com/one:1"},
             "serviceAccountName": "trainer",
             "hubTokenSecretRef": {"name": "hub", "key": "token"},
             "storage.credentialsSecretRef": {"name": "s3-keys"},
@@ -229,10 +229,36 @@ async def test_where_namespaces_are_named_others_are_not_judged(client: Cluster)
         await client.create(RUN, run({"serviceAccountName": "admin"}, namespace="team-a"))
 
 
-@pytest.mark.parametrize("entry", ['a"] + ["b', "a\\", "a'b", "$(a)", "{{ a }}", "<a>", "é", "a, b"])
-async def test_an_entry_is_text_and_nothing_else(client: Cluster, entry: str) -> None:
-    await enforce(client, serviceAccounts=[entry])
-    assert f"choose from {entry}, or ask" in await refusal(client, {"serviceAccountName": "admin"})
+NEVER = ["", "a*", "^a.*", "a b", "a, b", "a//", "/a", 'a"] + ["b', "a\\", "a'b", "$(a)", "{{ a }}", "<a>", "é"]
+IMAGES_NEVER = ["registry.example.com/*", "https://registry.example.com/", "registry.example.com/cgd-train",
+                "registry.example.com:5000", "registry.example.com/train@sha256:0123", "train"]  # fmt: skip
+NAMES_NEVER = ["S3_Keys", "team/", "-a"]
+
+
+@pytest.mark.parametrize(
+    ("list_of", "entries"),
+    [(name, NEVER) for name in ALLOWED]
+    + [("images", IMAGES_NEVER), ("tolerations", ["nvidia.com/*"])]
+    + [(name, NAMES_NEVER) for name in ("serviceAccounts", "secrets", "priorityClasses")],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_entry_that_no_run_can_match_is_refused_by_name(list_of: str, entries: list[str], enabled: bool) -> None:
+    for entry in entries:
+        with pytest.raises(helm_python.HelmError, match=rf"policy[./]{list_of}") as error:
+            policies({"enabled": enabled, list_of: [*ALLOWED[list_of], entry]})
+        assert not entry or f"'{entry}' is no " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("list_of", "entries"),
+    [
+        ("images", ["team/", "localhost:5000/", "r.example:5000/a/b:1.0", f"r.example/a:1@sha256:{'0' * 64}", "a:1"]),
+        ("secrets", ["a", "0a.b-c"]),
+        ("tolerations", ["dedicated", "node.kubernetes.io/not-ready", "Pool_A"]),
+    ],
+)
+def test_an_entry_that_a_run_can_match_is_taken(list_of: str, entries: list[str]) -> None:
+    assert policies({"enabled": True, list_of: entries})
 
 
 def test_there_is_no_policy_unless_it_is_asked_for() -> None:

@@ -12,7 +12,10 @@
 {{- end }}
 
 {{- define "cgd.serviceAccount" -}}
-{{- .Values.serviceAccount.name | default (ternary (include "cgd.name" .) "default" .Values.serviceAccount.create) }}
+{{- if not (or .Values.serviceAccount.create .Values.serviceAccount.name) }}
+{{- fail "serviceAccount.create is false: set serviceAccount.name to the ServiceAccount that is to have the operator's rights" }}
+{{- end }}
+{{- .Values.serviceAccount.name | default (include "cgd.name" .) }}
 {{- end }}
 
 {{- define "cgd.selector" -}}
