@@ -210,7 +210,7 @@ class Reconciler:
             new = status.refused(generation, str(error), previous, now)
             await self._tell(manifest, new, [events.refusal(manifest, str(error), now)])
             return None
-        there = reading.children if reading else (await self.look(namespace, [run.uid]))[run.uid]
+        there = reading.children if reading else (await self.look(namespace, {run.uid: namespace}))[run.uid]
         return await self._reconcile(View.of(run, manifest, there, now), manifest)
 
     async def _reconcile(self, view: View, manifest: Object) -> float | None:
@@ -276,7 +276,8 @@ class Reconciler:
         if ttl is None or not expired(ttl, new, now):
             return
         await self._announce([events.expiry(manifest, ttl, now)])
-        await self.cluster.delete(RUN, meta["name"], meta["namespace"], uid=meta["uid"])
+        unchanged = {"uid": meta["uid"], "version": meta["resourceVersion"]}  # somebody may have given it more time
+        await self.cluster.delete(RUN, meta["name"], meta["namespace"], **unchanged)
         log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], ttl)
 
     async def _clean(self, manifest: Object, now: datetime) -> float | None:
@@ -289,7 +290,7 @@ class Reconciler:
         except InvalidRun:  # it has never started anything
             await self._finalize(manifest, wanted=False)
             return None
-        there = (await self.look(run.namespace, [run.uid]))[run.uid]
+        there = (await self.look(run.namespace, {run.uid: run.namespace}))[run.uid]
         jobs = [one for one in there.objects if one["metadata"]["labels"].get(manifests.STAGE_LABEL) == CLEAN]
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
@@ -341,9 +342,13 @@ class Reconciler:
             patched = await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
             manifest["metadata"] = patched["metadata"] if patched else meta
 
-    async def look(self, namespace: str | None, uids: list[str]) -> dict[str, Children]:
-        """What there is of some runs, by their uids, in a namespace or (None) in all."""
-        labels = one_of(manifests.UID_LABEL, uids)
+    async def look(self, namespace: str | None, homes: Mapping[str, str]) -> dict[str, Children]:
+        """What there is of some runs, by their uids, in a namespace or (None) in all.
+
+        Args:
+            homes: the runs' namespaces by their uids. Labels are anybody's to write: nothing elsewhere is of a run.
+        """
+        labels = one_of(manifests.UID_LABEL, homes)
         jobs, _ = await self.cluster.list(JOB, namespace, labels=labels)
         pods, _ = await self.cluster.list(POD, namespace, labels=labels)
         trainings = {
@@ -352,12 +357,13 @@ class Reconciler:
             if (found := await self._list_if_served(manifests.KINDS[kind], namespace, labels)) is not None
         }
         objects = [*jobs, *(one for found in trainings.values() for one in found)]
+        objects, pods = ([one for one in found if _home(one) == homes[_run_uid(one)]] for found in (objects, pods))
         workloads: list[Object] = []
         if owners := queued(objects):
             owned = one_of(JOB_UID_LABEL, owners)
             workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
-        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in uids}
+        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in homes}
         for one in objects:
             there[_run_uid(one)].objects.append(one)
         for pod in pods:
@@ -365,7 +371,9 @@ class Reconciler:
             if not any(one.pod.uid == pod["metadata"]["uid"] for one in children.gone):  # the list is older
                 children.pods.append(pod)
         for one in workloads:
-            there[run_of[one["metadata"]["labels"][JOB_UID_LABEL]]].workloads.append(one)
+            uid = run_of[one["metadata"]["labels"][JOB_UID_LABEL]]
+            if _home(one) == homes[uid]:
+                there[uid].workloads.append(one)
         await self._ask_events(there.values())
         return there
 
@@ -517,7 +525,8 @@ class Reconciler:
         await self._announce(news)
         meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid", "resourceVersion")}
         try:
-            await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
+            applied = await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
+            manifest["metadata"] = applied["metadata"]
         except ApiError as error:
             if error.status != 404:  # deleted meanwhile
                 raise
@@ -555,13 +564,8 @@ def _not_replaced(action: Replace, error: ApiError) -> status.Trouble:
 
 
 def _under_way(view: View) -> dict[str, tuple[tuple[str, ...], int]]:
-    """The children that are there and have not ended, as `Board.expect` takes them. A sweep over all namespaces has
-    found objects by labels, which anybody may write."""
-    there = {
-        one["metadata"]["labels"].get(manifests.STAGE_LABEL)
-        for one in view.there.objects
-        if one["metadata"]["namespace"] == view.run.namespace and not has_ended(one)
-    }
+    """The children that are there and have not ended, as `Board.expect` takes them."""
+    there = {one["metadata"]["labels"].get(manifests.STAGE_LABEL) for one in view.there.objects if not has_ended(one)}
     return {child.stage: (child.stages, child.pods) for child in view.children if child.stage in there}
 
 
@@ -569,6 +573,10 @@ def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:
     """The objects, with the new state of one of them; none: it is gone, which a later look tells."""
     uid = new["metadata"]["uid"] if new else ""
     return [new if new and one["metadata"]["uid"] == uid else one for one in objects]
+
+
+def _home(thing: Object) -> str:
+    return str(thing["metadata"]["namespace"])
 
 
 def _run_uid(thing: Object) -> str:

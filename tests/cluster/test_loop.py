@@ -183,9 +183,9 @@ async def test_what_a_sweep_has_read_is_read_again_when_something_has_happened_m
     looked: list[Reading | None] = loop.reconciler.readings  # type: ignore[attr-defined]
     look = Reconciler.look
 
-    async def busy(self: Reconciler, namespace: str | None, uids: list[str]) -> Any:
+    async def busy(self: Reconciler, namespace: str | None, homes: dict[str, str]) -> Any:
         loop.soon("default", "run-0")
-        return await look(self, namespace, uids)
+        return await look(self, namespace, homes)
 
     await create_runs(world, 2)
     monkeypatch.setattr(Reconciler, "look", busy)

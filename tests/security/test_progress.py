@@ -8,21 +8,24 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import kopf
 import pytest
-from builders import RELEASE, UID, ended, job, manifest, pod
+from builders import RELEASE, UID, ended, labels, manifest, pod
 from cluster.conftest import world  # noqa: F401  a fixture
 
 from cgd_operator import handlers, serving
-from cgd_operator.cluster import JOB, POD, RUN, SECRET, ApiError
+from cgd_operator.cluster import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
 from cgd_operator.loop import Loop
+from cgd_operator.manifests import UID_LABEL
 from cgd_operator.progress import Board, Desk, ProgressServer, token
 from cgd_operator.reconcile import Reconciler
-from cgd_stages.contract import Progress, Rows, TrainerStatus
+from cgd_stages.contract import PROGRESS_TOKEN, Progress, Rows, TrainerStatus
 from cgd_stages.printable import LogFormatter
+from cgd_stages.progress import Reporter
 
 Json = dict[str, Any]
 
@@ -149,6 +152,24 @@ async def test_reports_of_a_run_that_is_not_known_are_refused_for_now_and_then_f
     assert stand.told == []
 
 
+async def test_a_report_whose_run_ends_while_it_comes_is_not_kept(stand: Stand) -> None:
+    body = json.dumps(SMALL).encode()
+    head = f"POST /progress/default/demo/{UID}/answer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    bearer = token(KEY, "default", "demo", UID, "answer")
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.server.port)
+    writer.write(f"{head}Authorization: Bearer {bearer}\r\n\r\n".encode() + body[:-1])
+    allowance = stand.board.allowances[UID]["answer"]
+    while not allowance._paid:  # noqa: ASYNC110  the server has looked at the token
+        await asyncio.sleep(0.01)
+    stand.board.forget(UID)
+    writer.write(body[-1:])
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert (stand.board.runs, stand.told) == ({}, [])
+
+
 @pytest.fixture
 def loop(world: Any) -> Loop:  # noqa: F811
     return Loop(Reconciler(world.client, RELEASE, Board(), KEY))
@@ -200,10 +221,11 @@ async def test_an_object_with_our_labels_in_another_namespace_lets_nobody_report
     loop: Loop,
 ) -> None:
     uid = (await world.apply())["metadata"]["uid"]
-    strange = job("answer")
-    strange["metadata"]["namespace"] = "other"
-    there = (await loop.reconciler.look("default", [uid]))[uid]
-    there.objects.append(strange)
+    await world.client.create(NAMESPACE, {"metadata": {"name": "other"}})
+    strange = {"name": "strange", "namespace": "other", "labels": labels("answer") | {UID_LABEL: uid}}
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "stage", "image": "x"}]}}
+    await world.client.create(JOB, {"metadata": strange, "spec": {"template": template}})
+    there = (await loop.reconciler.look(None, {uid: "default"}))[uid]
     loop.reconciler.behind(await world.get(), there)
     assert loop.reconciler.board.allowances == {}
 
@@ -249,6 +271,9 @@ async def test_the_event_of_a_deletion_ends_what_is_kept_of_a_run() -> None:
         def __init__(self) -> None:
             self.told: list[str] = []
 
+        def changed(self, *_: Any) -> None:
+            self.told.append("changed")
+
         def gone(self, *_: Any) -> None:
             self.told.append("gone")
 
@@ -261,7 +286,28 @@ async def test_the_event_of_a_deletion_ends_what_is_kept_of_a_run() -> None:
     heard, body = Heard(), manifest()
     for kind in ("ADDED", "DELETED"):
         await handlers.run_changed(body=kopf.Body(body), memo=kopf.Memo(loop=heard), type=kind)
-    assert heard.told == ["there", "poke", "gone"]
+    assert heard.told == ["there", "changed", "poke", "gone"]
+
+
+async def test_a_pod_whose_token_is_worth_nothing_any_more_sends_ever_more_rarely(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a restart with a new key such are all pods that run, and each refusal slows the door down."""
+    folder = tmp_path / "token"
+    monkeypatch.setenv(PROGRESS_TOKEN, str(folder))
+    reporter = Reporter()
+    reporter._url = f"http://127.0.0.1:{stand.server.port}/progress/default/demo/{UID}/answer"
+
+    async def pauses(bearer: str, count: int) -> list[float]:
+        folder.write_text(bearer)
+        report = Progress(trainer_status=TrainerStatus())
+        return [await asyncio.to_thread(reporter._send, report) for _ in range(count)]
+
+    assert await pauses(token(b"another key", "default", "demo", UID, "answer"), 9) == [
+        *(4, 8, 16, 32, 64, 128, 256, 300, 300)
+    ]
+    assert await pauses(token(KEY, "default", "demo", UID, "answer"), 1) == [2]
+    assert await pauses("", 1) == [4]
 
 
 # --- what a report may say ----------------------------------------------------------------------------------------
@@ -325,7 +371,7 @@ async def test_last_words_with_numbers_that_are_none_leave_the_status_whole(worl
             f'{{"outcome": "done", "stages": {{"prepare": {{"seconds": {seconds}, "generatedTokens": {generated}}}}}}}'
         )
         over = pod("prepare", "Succeeded", terminated=ended(0, words))
-        there = (await loop.reconciler.look("default", [run["uid"]]))[run["uid"]]
+        there = (await loop.reconciler.look("default", {run["uid"]: "default"}))[run["uid"]]
         there.pods = [over]
         assert loop.reconciler.behind(await world.get(), there) == "in telling"
 
