@@ -166,6 +166,7 @@ class Loop:
                 self.later(*key, again)
         finally:
             del self._tasks[key]
+            self.changed(key)  # what a sweep reads just now may be from before
             self._resting.add(key)
             asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._rested, key)
             self._begin()

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,10 +18,11 @@ import pytest
 from builders import RELEASE, UID, ended, labels, manifest, pod
 from cluster.conftest import world  # noqa: F401  a fixture
 
-from cgd_operator import handlers, serving
+from cgd_operator import handlers, process, serving
 from cgd_operator.cluster import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
 from cgd_operator.loop import Loop
 from cgd_operator.manifests import UID_LABEL
+from cgd_operator.process import operate
 from cgd_operator.progress import Board, Desk, ProgressServer, token
 from cgd_operator.reconcile import Reconciler
 from cgd_stages.contract import PROGRESS_TOKEN, Progress, Rows, TrainerStatus
@@ -29,7 +31,7 @@ from cgd_stages.progress import Reporter
 
 Json = dict[str, Any]
 
-KEY = b"key of the test"
+KEY = b"key of the test, of 32 bytes and more"
 OTHER = UID[:-1] + "2"
 CHILDREN = {"answer": (("answer",), 2), "teacher": (("critique", "refine"), 1)}
 SMALL: Json = {"trainerStatus": {}, "rows": {"total": 10, "done": 1}}
@@ -497,6 +499,22 @@ async def test_what_is_no_request_is_the_callers_fault_and_no_news(
     assert stand.board.runs == {}
 
 
+# --- the key ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["kept", "x" * 31])
+async def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """A pod tries keys against its own token, and nobody sees it."""
+    monkeypatch.setenv("CGD_PROGRESS_KEY", key)
+    with pytest.raises(SystemExit, match=f"CGD_PROGRESS_KEY has {len(key)} bytes, and needs 32"):
+        await operate()
+
+
+def test_a_key_is_bytes_and_need_not_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environb, b"CGD_PROGRESS_KEY", b"\xff" * 32)
+    assert process._key() == b"\xff" * 32
+
+
 # --- the log ------------------------------------------------------------------------------------------------------
 
 
@@ -556,7 +574,7 @@ def _secret_of(child: Json) -> str:
 
 
 async def test_the_operator_only_creates_secrets(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setenv("CGD_PROGRESS_KEY", "kept")
+    monkeypatch.setenv("CGD_PROGRESS_KEY", "kept " * 8)
     if not world.is_embedded:
         pytest.skip("counts the embedded server's requests")
 

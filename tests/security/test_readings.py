@@ -144,3 +144,28 @@ async def test_a_run_that_was_given_more_time_after_it_was_read_is_not_deleted(
         await loop.reconciler.reconcile("default", "demo", Reading(run, there))
     await loop.reconciler.reconcile("default", "demo")
     assert "ttlSecondsAfterFinished" not in (await world.get())["spec"]
+
+
+async def test_what_a_sweep_reads_while_a_run_is_looked_at_is_read_again(
+    world: Any,  # noqa: F811
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sweep has listed the children, then the look ends that it has not seen begin."""
+    await world.apply()
+    key, look, seen = ("default", "demo"), Reconciler.look, list[Reading | None]()
+
+    async def late(self: Reconciler, namespace: str | None, homes: Any) -> Any:
+        there = await look(self, namespace, homes)
+        loop._tasks[key] = asyncio.create_task(loop._attend(key))
+        await loop._tasks[key]
+        return there
+
+    async def looked(self: Reconciler, namespace: str, name: str, reading: Reading | None = None) -> None:
+        seen.append(reading)
+
+    monkeypatch.setattr(Reconciler, "look", late)
+    monkeypatch.setattr(Reconciler, "reconcile", looked)
+    await loop._sweep()
+    await settle(loop)
+    assert seen == [None, None]
