@@ -464,9 +464,15 @@ async def test_connections_are_accepted_at_a_bounded_rate(stand: Stand, monkeypa
         await asyncio.wait_for(stand.post(), 0.3)
 
 
-async def test_a_connection_takes_one_request(stand: Stand) -> None:
-    request = b"GET /leader HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert (await send(stand.server, request * 50)).count(b"HTTP/1.1 200") == 1
+@pytest.mark.parametrize(
+    ("header", "codes"),
+    [("Accept: */*", [b"200"]), ("Expect: something", [b"417"]), ("Expect: 100-continue", [b"100", b"200"])],
+)
+async def test_a_connection_takes_one_request(stand: Stand, header: str, codes: list[bytes]) -> None:
+    request = f"GET /leader HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode()
+    answers = (await send(stand.server, request * 50)).split(b"HTTP/")[1:]
+    assert [one.split()[1] for one in answers] == codes
+    assert b"connection: close" in answers[-1].lower()
 
 
 BROKEN = {
