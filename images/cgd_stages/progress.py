@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 2.0
 """Seconds between two reports, unless the operator asks for more: it does where very many runs report."""
+MOST_SECONDS = 300.0
+"""The longest pause. It doubles with each report that is not taken: an operator that has a new key refuses the tokens
+of all pods that run, and what they go on to send must not keep other pods from reporting."""
 TIMEOUT = 5.0
 MOST = 1 << 16
 """Bytes of an answer."""
@@ -44,7 +47,8 @@ class Reporter:
         """A stage has begun or is through since the last report: that is sent at once."""
         self._changed = threading.Condition()
         self._closed = False
-        self._failed = False
+        self._failures = 0
+        """In a row."""
         self._thread = threading.Thread(target=self._send_all, name="progress", daemon=True)
         if url:
             self._thread.start()
@@ -112,12 +116,12 @@ class Reporter:
         """Seconds after which the operator wants the next report."""
         try:
             answer = _post(str(self._url), progress.to_json().encode())
-            self._failed = False
+            self._failures = 0
         except (OSError, ValueError) as error:
-            if not self._failed:
+            if not self._failures:
                 log.warning("progress is not shown: %s (%s)", error, self._url)
-            self._failed = True
-            return INTERVAL
+            self._failures += 1
+            return min(INTERVAL * 2.0 ** min(self._failures, 10), MOST_SECONDS)
         return _pause(answer)
 
 

@@ -168,8 +168,7 @@ class Registry:
             The object if it is still there (and always for pods), a Status of success otherwise.
         """
         old = self.get(resource, key)
-        uid = old["metadata"]["uid"]
-        _require_uid(resource, key, options.get("preconditions", {}).get("uid", uid), uid)
+        _require(resource, key, old["metadata"], options.get("preconditions", {}))
         self._judge("DELETE", resource, key, dry_run=bool(options.get("dryRun")), old=old)
         return old if options.get("dryRun") else self._deleted(resource, key, old, options)
 
@@ -286,6 +285,14 @@ def _require_uid(resource: Resource, key: Key, wanted: object, found: str) -> No
     if wanted != found:
         why = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
         raise _conflict(resource, key[1], why)
+
+
+def _require(resource: Resource, key: Key, found: Json, preconditions: Json) -> None:
+    _require_uid(resource, key, preconditions.get("uid", found["uid"]), found["uid"])
+    wanted, version = preconditions.get("resourceVersion", found["resourceVersion"]), found["resourceVersion"]
+    if wanted != version:
+        told = f"ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+        raise _conflict(resource, key[1], f"Precondition failed: {told}")
 
 
 def _set_owners(obj: Json, owners: list[Json]) -> None:

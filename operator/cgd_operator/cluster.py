@@ -251,13 +251,14 @@ class Cluster:
         namespace: str | None = None,
         *,
         uid: str | None = None,
+        version: str | None = None,
         propagation: str = "Background",
         grace: int | None = None,
     ) -> None:
-        """Delete; an object that is gone already is fine."""
+        """Delete; an object that is gone already is fine. One of another uid or version is refused as a conflict."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        if conditions := {key: one for key, one in (("uid", uid), ("resourceVersion", version)) if one is not None}:
+            options["preconditions"] = conditions
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)

@@ -60,6 +60,8 @@ async def run_changed(body: kopf.Body, memo: kopf.Memo, **what: Any) -> None:
         loop.gone(key, uid)
         return
     loop.there(key, uid)
+    if what["type"]:  # none: the watch begins with it
+        loop.changed(key)
     unseen = body.get("status", {}).get("observedGeneration", 0) != body.metadata["generation"]
     if unseen or "deletionTimestamp" in body.metadata:
         loop.poke(*key)

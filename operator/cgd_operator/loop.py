@@ -58,7 +58,7 @@ class Loop:
     _waiting: dict[Key, None] = field(default_factory=dict)
     """Runs that need a look, in their order; none of the second while there is one of the first."""
     _readings: dict[Key, tuple[float, Reading]] = field(default_factory=dict)
-    """What a sweep has read of runs that wait for a look, and when, on the monotonic clock."""
+    """What a sweep has read of runs that wait for a look, and since when, on the monotonic clock."""
     _heard: set[Key] = field(default_factory=set)
     """Runs to which something has happened since the sweep began to read its page."""
     _resting: set[Key] = field(default_factory=set)
@@ -98,14 +98,20 @@ class Loop:
         """Say that a run is deleted: nothing of it is kept, and nothing is taken that is told of it."""
         if self._runs.get(key) == uid:
             del self._runs[key]
+        self.changed(key)
         self.reconciler.forget(uid)
         if task := self._tasks.get(key):  # it may have read the run before
             task.add_done_callback(lambda _: self.reconciler.forget(uid))
 
+    def changed(self, key: Key) -> None:
+        """Say that what was read of a run may be old."""
+        self._heard.add(key)
+        self._readings.pop(key, None)
+
     def poke(self, namespace: str, name: str, *, first: bool = False) -> None:
         """Say that a run needs a look, now; `first`: before others, for its next stage may begin."""
         key = (namespace, name)
-        self._hear(key)
+        self.changed(key)
         if first:
             self._waiting.pop(key, None)
             self._first[key] = None
@@ -116,7 +122,7 @@ class Loop:
     def later(self, namespace: str, name: str, seconds: float) -> None:
         """Say that a run needs a look within so many seconds; one that comes earlier will do."""
         key, loop = (namespace, name), asyncio.get_running_loop()
-        self._hear(key)
+        self.changed(key)
         timer = self._timers.get(key)
         if timer is None or timer.when() > loop.time() + seconds:
             if timer:
@@ -130,10 +136,6 @@ class Loop:
     def sweep_soon(self) -> None:
         """Say that any run may need a look."""
         self._wanted.set()
-
-    def _hear(self, key: Key) -> None:
-        self._heard.add(key)
-        self._readings.pop(key, None)
 
     def _begin(self) -> None:
         """Look at what waits, `AT_ONCE` at a time."""
@@ -164,6 +166,7 @@ class Loop:
                 self.later(*key, again)
         finally:
             del self._tasks[key]
+            self.changed(key)  # what a sweep reads just now may be from before
             self._resting.add(key)
             asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._rested, key)
             self._begin()
@@ -261,6 +264,7 @@ class Loop:
         listed, awake_uids = set[str](), set[str]()
         for namespace in self.namespaces or (None,):
             self._heard.clear()
+            since = time.monotonic()
             async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
                 states.update(run.get("status", {}).get("state") or "New" for run in runs)
                 for run in runs:
@@ -268,10 +272,11 @@ class Loop:
                     self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
                 if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
                     awake_uids.update(run["metadata"]["uid"] for run in awake)
-                    await self._sweep_over(namespace, awake)
+                    await self._sweep_over(namespace, awake, since)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
                 await self._unless_wanted(pause * len(runs))
                 self._heard.clear()
+                since = time.monotonic()
         for key, uid in runs_before.items():  # the event of its deletion may have been lost
             if uid not in listed:
                 self.gone(key, uid)
@@ -282,9 +287,10 @@ class Loop:
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)
 
-    async def _sweep_over(self, namespace: str | None, runs: Sequence[Object]) -> None:
-        places = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
-        there = await self.reconciler.look(namespace, places)
+    async def _sweep_over(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
+        """Poke those of some runs that are behind, which began to be read at that moment of the monotonic clock."""
+        homes = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
+        there = await self.reconciler.look(namespace, homes)
         for run in runs:
             key, uid = _key(run), run["metadata"]["uid"]
             if self._runs.get(key) != uid:  # deleted since it was listed
@@ -300,7 +306,7 @@ class Loop:
             if behind:
                 self.poke(*key, first=behind == "in acting")
                 if len(self._readings) < READINGS:
-                    self._readings[key] = (time.monotonic(), Reading(run, there[uid]))
+                    self._readings[key] = (since, Reading(run, there[uid]))
             await asyncio.sleep(0)  # a child that has ended goes first
 
 

@@ -6,8 +6,8 @@ Environment:
     CGD_GENERATE_IMAGE, CGD_TRAIN_IMAGE  images of the stage programs
     CGD_PROGRESS_BIND                    host:port that takes progress reports
     CGD_PROGRESS_URL                     how pods reach it; default: the bound address
-    CGD_PROGRESS_KEY                     signs the progress tokens; default: a new one at every start, which costs the
-                                         stages that run at that moment their display
+    CGD_PROGRESS_KEY                     signs the progress tokens, at least 32 bytes; default: a new one at every
+                                         start, which costs the stages that run at that moment their display
     CGD_HEALTH_BIND                      host:port of /healthz, /readyz, /leaderz and /metrics; default: none of them
     CGD_REHEARSE_PODS                    false: the operator may not create pods, and tries none as a dry run
     CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
@@ -43,6 +43,8 @@ from cgd_operator.reconcile import Reconciler
 from cgd_stages.printable import printable, start_log
 
 log = logging.getLogger("cgd_operator")
+
+KEY_BYTES = 32
 
 
 def main() -> None:
@@ -95,6 +97,7 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
         ApiError: CGDRuns cannot be listed at the start.
         LeaseLost: another operator may act now.
     """
+    key = _key()
     async with contextlib.AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(manager=MANAGER))
         lock = _lock(cluster)
@@ -109,9 +112,9 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
         health.could_lead()
         if lock:
             lock.address = _reached_at(server)
-            await lead(lock, lambda: _act(cluster, health, server, namespaces, stop), stop)
+            await lead(lock, lambda: _act(cluster, health, server, key, namespaces, stop), stop)
         else:
-            await _act(cluster, health, server, namespaces, stop)
+            await _act(cluster, health, server, key, namespaces, stop)
 
 
 def _lock(cluster: Cluster) -> LeaseLock | None:
@@ -127,10 +130,26 @@ def _reached_at(server: ProgressServer) -> str:
     return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
 
 
+def _key() -> bytes:
+    """Signs the progress tokens. Whoever has a token can try keys until one signs it, so none can be short."""
+    given = os.fsencode(os.environ.get("CGD_PROGRESS_KEY", ""))
+    if 0 < len(given) < KEY_BYTES:
+        raise SystemExit(
+            f"cgd-operator: CGD_PROGRESS_KEY has {len(given)} bytes, and needs {KEY_BYTES}: make one with `openssl "
+            "rand -hex 32` (the chart reads it from the Secret in progress.keySecretName), or leave it out for a new "
+            "one at each start"
+        )
+    return given or secrets.token_bytes(KEY_BYTES)
+
+
 async def _act(
-    cluster: Cluster, health: Health, server: ProgressServer, namespaces: tuple[str, ...], stop: threading.Event | None
+    cluster: Cluster,
+    health: Health,
+    server: ProgressServer,
+    key: bytes,
+    namespaces: tuple[str, ...],
+    stop: threading.Event | None,
 ) -> None:
-    key = os.environ.get("CGD_PROGRESS_KEY", "").encode() or secrets.token_bytes(32)
     board = Board()
     url = os.environ.get("CGD_PROGRESS_URL") or f"http://{server.host}:{server.port}"
     patience = timedelta(seconds=float(os.environ.get("CGD_STALLED_AFTER_SECONDS", "300")))

@@ -34,6 +34,7 @@ stage begins or is through."""
 RATE = 200.0
 """Connections in a second: 5,000 runs report 167 times a second."""
 TOKEN = re.compile("[0-9a-f]{64}")
+OVER = "no child of this run and stage is under way: it has ended, or the run is deleted"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ class Board:
         expected = {stage: _same(known.get(stage), *child) for stage, child in children.items()}
         if expected:
             self.allowances[uid] = expected
+
+    def allowance(self, uid: str, stage: str) -> Allowance | None:
+        return self.allowances.get(uid, {}).get(stage)
 
     def put(self, uid: str, stage: str, report: Progress) -> bool:
         """Take a report; whether it is the stage's first, or the first to say that all rows are done. A stage turns so
@@ -250,11 +254,11 @@ class Desk:
         """Nothing of a body is looked at before it is known whose it is, and that it is in time."""
         if not sender.has_token(self.key):
             return _refusal(403, "the token is not for this run and stage")
-        allowance = self.board.allowances.get(sender.uid, {}).get(sender.stage)
+        allowance = self.board.allowance(sender.uid, sender.stage)
         if allowance is None and not self.board.complete:
             return _refusal(503, "the operator has just started and has not seen this run yet: report again")
         if allowance is None:
-            return _refusal(404, "no child of this run and stage is under way: it has ended, or the run is deleted")
+            return _refusal(404, OVER)
         if not allowance.may_report(time.monotonic()):
             return _refusal(429, "too many reports: one a second for each pod and stage will do")
         try:
@@ -263,6 +267,8 @@ class Desk:
             return _refusal(422, str(error)[:1000])
         if wrong := allowance.refusal(report):
             return _refusal(422, wrong)
+        if self.board.allowance(sender.uid, sender.stage) is not allowance:  # it ended while the body came
+            return _refusal(404, OVER)
         return self._note(sender, allowance, report)
 
     def _note(self, sender: Sender, allowance: Allowance, report: Progress) -> web.Response:

@@ -276,7 +276,8 @@ class Reconciler:
         if ttl is None or not expired(ttl, new, now):
             return
         await self._announce([events.expiry(manifest, ttl, now)])
-        await self.cluster.delete(RUN, meta["name"], meta["namespace"], uid=meta["uid"])
+        unchanged = {"uid": meta["uid"], "version": meta["resourceVersion"]}  # somebody may have given it more time
+        await self.cluster.delete(RUN, meta["name"], meta["namespace"], **unchanged)
         log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], ttl)
 
     async def _clean(self, manifest: Object, now: datetime) -> float | None:
@@ -341,31 +342,28 @@ class Reconciler:
             patched = await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
             manifest["metadata"] = patched["metadata"] if patched else meta
 
-    async def look(self, namespace: str | None, places: Mapping[str, str]) -> dict[str, Children]:
+    async def look(self, namespace: str | None, homes: Mapping[str, str]) -> dict[str, Children]:
         """What there is of some runs, by their uids, in a namespace or (None) in all.
 
         Args:
-            places: the uid of each run and its namespace, where alone its children are: labels are anybody's.
+            homes: the runs' namespaces by their uids. Labels are anybody's to write: nothing elsewhere is of a run.
         """
-        labels = one_of(manifests.UID_LABEL, [*places])
-
-        def ours(found: Iterable[Object]) -> list[Object]:
-            return [one for one in found if places[_run_uid(one)] == one["metadata"]["namespace"]]
-
-        jobs = ours((await self.cluster.list(JOB, namespace, labels=labels))[0])
-        pods = ours((await self.cluster.list(POD, namespace, labels=labels))[0])
+        labels = one_of(manifests.UID_LABEL, homes)
+        jobs, _ = await self.cluster.list(JOB, namespace, labels=labels)
+        pods, _ = await self.cluster.list(POD, namespace, labels=labels)
         trainings = {
-            kind: ours(found)
+            kind: found
             for kind in BACKENDS
             if (found := await self._list_if_served(manifests.KINDS[kind], namespace, labels)) is not None
         }
         objects = [*jobs, *(one for found in trainings.values() for one in found)]
+        objects, pods = ([one for one in found if _home(one) == homes[_run_uid(one)]] for found in (objects, pods))
         workloads: list[Object] = []
         if owners := queued(objects):
             owned = one_of(JOB_UID_LABEL, owners)
             workloads = await self._workloads(namespace, owned)
         run_of = {one["metadata"]["uid"]: _run_uid(one) for one in objects}
-        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in places}
+        there = {uid: Children([], [], tuple(trainings), [], self.departed.of(uid)) for uid in homes}
         for one in objects:
             there[_run_uid(one)].objects.append(one)
         for pod in pods:
@@ -374,7 +372,7 @@ class Reconciler:
                 children.pods.append(pod)
         for one in workloads:
             uid = run_of[one["metadata"]["labels"][JOB_UID_LABEL]]
-            if places[uid] == one["metadata"]["namespace"]:
+            if _home(one) == homes[uid]:
                 there[uid].workloads.append(one)
         await self._ask_events(there.values())
         return there
@@ -527,7 +525,8 @@ class Reconciler:
         await self._announce(news)
         meta = {key: manifest["metadata"][key] for key in ("namespace", "name", "uid", "resourceVersion")}
         try:
-            await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
+            applied = await self.cluster.apply(RUN, {"metadata": meta, "status": body}, subresource="status")
+            manifest["metadata"] = applied["metadata"]
         except ApiError as error:
             if error.status != 404:  # deleted meanwhile
                 raise
@@ -574,6 +573,10 @@ def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:
     """The objects, with the new state of one of them; none: it is gone, which a later look tells."""
     uid = new["metadata"]["uid"] if new else ""
     return [new if new and one["metadata"]["uid"] == uid else one for one in objects]
+
+
+def _home(thing: Object) -> str:
+    return str(thing["metadata"]["namespace"])
 
 
 def _run_uid(thing: Object) -> str:

@@ -48,7 +48,8 @@ class Listener:
 
     def __init__(self, app: web.Application, *, rate: float) -> None:
         self._rate = rate
-        app.middlewares.append(self._once)
+        app.middlewares.append(_whole)
+        app.on_response_prepare.append(self._last)
         logger = logging.getLogger(f"{__name__}.http")
         logger.addFilter(_Well())
         self._runner = web.AppRunner(
@@ -127,18 +128,23 @@ class Listener:
             timer.cancel()
             transport.abort()
 
-    @web.middleware
-    async def _once(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """One request for each connection, so that each report of a flood comes through the door."""
-        try:
-            answer = await _answer(request, handler)
-            await _take_the_rest(request)
-        except (web.RequestPayloadError, ConnectionError) as error:
-            answer = web.json_response({"message": f"the request is not whole: {type(error).__name__}"}, status=400)
+    async def _last(self, _: web.Request, answer: web.StreamResponse) -> None:
+        """One request for each connection, so that each report of a flood comes through the door. Here, because what is
+        answered to a header `Expect` comes by no middleware."""
         if 400 <= answer.status < 500:
             self._pay(REFUSED - 1)
+        answer.headers["Connection"] = "close"
         answer.force_close()
-        return answer
+
+
+@web.middleware
+async def _whole(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        answer = await _answer(request, handler)
+        await _take_the_rest(request)
+    except (web.RequestPayloadError, ConnectionError) as error:
+        answer = web.json_response({"message": f"the request is not whole: {type(error).__name__}"}, status=400)
+    return answer
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

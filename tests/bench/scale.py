@@ -65,7 +65,7 @@ REPORT_SECONDS = 3.0
 ENDED_SHARE = 0.8
 """Of the runs, when the measurement ends: the slowest would take as long again as they all wait for."""
 RESTART_ENDS = 100
-KEY = "key of the benchmark"
+KEY = "key of the benchmark, of 32 bytes and more"
 LEASE = "default/cgd-operator"
 OTHERS = ("reads", "watches", "dry runs", "leases")
 """Calls that write nothing of a run."""

@@ -183,9 +183,9 @@ async def test_what_a_sweep_has_read_is_not_used_when_something_has_happened_mea
     looked: list[Reading | None] = loop.reconciler.readings  # type: ignore[attr-defined]
     look = Reconciler.look
 
-    async def busy(self: Reconciler, namespace: str | None, places: Any) -> Any:
+    async def busy(self: Reconciler, namespace: str | None, homes: dict[str, str]) -> Any:
         loop.soon("default", "run-0")
-        return await look(self, namespace, places)
+        return await look(self, namespace, homes)
 
     await create_runs(world, 2)
     monkeypatch.setattr(Reconciler, "look", busy)
@@ -369,7 +369,8 @@ def _report() -> Any:
 
 
 async def test_a_report_reaches_the_status_of_its_run(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CGD_PROGRESS_KEY", "key of the test")
+    key = b"key of the test, of 32 bytes and more"
+    monkeypatch.setenv("CGD_PROGRESS_KEY", key.decode())
     monkeypatch.setattr("cgd_operator.progress.LEAST_PATIENCE", 0.1)
     ports: list[int] = []
     start = ProgressServer.start
@@ -385,7 +386,7 @@ async def test_a_report_reaches_the_status_of_its_run(world: Any, monkeypatch: p
         run = await world.get()
         uid = run["metadata"]["uid"]
         url = f"http://127.0.0.1:{ports[0]}/progress/default/demo/{uid}/prepare"
-        bearer = {"Authorization": f"Bearer {token(b'key of the test', 'default', 'demo', uid, 'prepare')}"}
+        bearer = {"Authorization": f"Bearer {token(key, 'default', 'demo', uid, 'prepare')}"}
         body = {"trainerStatus": {}, "rows": {"total": 50, "done": 20}}
         async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=bearer) as answer:
             assert answer.status == 200

@@ -22,7 +22,7 @@ from cgd_operator.cluster import LEASE
 from cgd_operator.progress import token
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
-NAME, KEY = "cgd-operator", "key of the test"
+NAME, KEY = "cgd-operator", "key of the test, of 32 bytes and more"
 HEARS = 1 << (signal.SIGTERM - 1)
 PROGRAM = (sys.executable, "-m", "cgd_operator")
 

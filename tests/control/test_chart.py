@@ -314,6 +314,25 @@ def test_what_artifact_hub_shows_is_true() -> None:
         assert change["kind"] in {"added", "changed", "deprecated", "removed", "fixed", "security"}
 
 
+@pytest.mark.parametrize("name", ["null", "true", "1234", "1e3", "0x10"])
+def test_a_name_that_yaml_takes_for_something_else_stays_a_name(name: str) -> None:
+    """A Role whose namespace is null is made in the release's."""
+    values: dict[str, Any] = {
+        "watchNamespaces": [name],
+        "networkPolicy": {"stages": {"enabled": True}},
+        "serviceAccount": {"name": name},
+        "progress": {"keySecretName": name},
+        "priorityClassName": name,
+    }
+    kinds = ("Role", "RoleBinding", "NetworkPolicy")
+    assert {kind for kind, namespace, _ in rendered(values) if namespace == name} == set(kinds)
+    spec = pod_of("Deployment", values)
+    assert (spec["serviceAccountName"], spec["priorityClassName"]) == (name, name)
+    (key,) = (one for one in container(values)["env"] if one["name"] == "CGD_PROGRESS_KEY")
+    assert key["valueFrom"] == {"secretKeyRef": {"name": name, "key": "key"}}
+    assert container(values)["args"] == [f"--namespace={name}"]
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -340,6 +359,8 @@ def test_what_artifact_hub_shows_is_true() -> None:
         ({"serviceAccount": {"create": False}}, "serviceAccount.create is false: set serviceAccount.name"),
         ({"imagePullSecrets": [{"name": "Key"}]}, "imagePullSecrets: 'Key' is no name"),
         ({"imagePullSecrets": [{"nam": "key"}]}, "imagePullSecrets/0"),
+        ({"policy": {"images": ["registry.example/\nx"]}}, "images"),
+        ({"policy": {"secrets": [""]}}, "secrets"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], told: str) -> None:

@@ -4,29 +4,34 @@ import asyncio
 import gzip
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import kopf
 import pytest
-from builders import RELEASE, UID, ended, manifest, pod
+from builders import RELEASE, UID, ended, labels, manifest, pod
 from cluster.conftest import world  # noqa: F401  a fixture
 
-from cgd_operator import handlers, serving
+from cgd_operator import handlers, process, serving
 from cgd_operator.cluster import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
 from cgd_operator.loop import Loop
+from cgd_operator.manifests import UID_LABEL
+from cgd_operator.process import operate
 from cgd_operator.progress import Board, Desk, ProgressServer, token
 from cgd_operator.reconcile import Reconciler
-from cgd_stages.contract import Progress, Rows, TrainerStatus
+from cgd_stages.contract import PROGRESS_TOKEN, Progress, Rows, TrainerStatus
 from cgd_stages.printable import LogFormatter
+from cgd_stages.progress import Reporter
 
 Json = dict[str, Any]
 
-KEY = b"key of the test"
+KEY = b"key of the test, of 32 bytes and more"
 OTHER = UID[:-1] + "2"
 CHILDREN = {"answer": (("answer",), 2), "teacher": (("critique", "refine"), 1)}
 SMALL: Json = {"trainerStatus": {}, "rows": {"total": 10, "done": 1}}
@@ -149,6 +154,24 @@ async def test_reports_of_a_run_that_is_not_known_are_refused_for_now_and_then_f
     assert stand.told == []
 
 
+async def test_a_report_whose_run_ends_while_it_comes_is_not_kept(stand: Stand) -> None:
+    body = json.dumps(SMALL).encode()
+    head = f"POST /progress/default/demo/{UID}/answer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    bearer = token(KEY, "default", "demo", UID, "answer")
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.server.port)
+    writer.write(f"{head}Authorization: Bearer {bearer}\r\n\r\n".encode() + body[:-1])
+    allowance = stand.board.allowances[UID]["answer"]
+    while not allowance._paid:  # noqa: ASYNC110  the server has looked at the token
+        await asyncio.sleep(0.01)
+    stand.board.forget(UID)
+    writer.write(body[-1:])
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert (stand.board.runs, stand.told) == ({}, [])
+
+
 @pytest.fixture
 def loop(world: Any) -> Loop:  # noqa: F811
     return Loop(Reconciler(world.client, RELEASE, Board(), KEY))
@@ -199,16 +222,12 @@ async def test_an_object_with_our_labels_in_another_namespace_is_no_child(
     world: Any,  # noqa: F811
     loop: Loop,
 ) -> None:
-    run = await world.apply()
-    uid = run["metadata"]["uid"]
-    await loop.reconciler.reconcile("default", "demo")
-    (child,) = (await world.children()).values()
+    uid = (await world.apply())["metadata"]["uid"]
     await world.client.create(NAMESPACE, {"metadata": {"name": "other"}})
-    forged = {key: value for key, value in child["metadata"].items() if key in ("name", "labels", "annotations")}
-    await world.client.create(JOB, {"metadata": forged | {"namespace": "other"}, "spec": child["spec"]})
-    await world.client.delete(JOB, child["metadata"]["name"], "default")
+    strange = {"name": "strange", "namespace": "other", "labels": labels("answer") | {UID_LABEL: uid}}
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "stage", "image": "x"}]}}
+    await world.client.create(JOB, {"metadata": strange, "spec": {"template": template}})
     there = (await loop.reconciler.look(None, {uid: "default"}))[uid]
-    assert there.objects == []
     loop.reconciler.behind(await world.get(), there)
     assert loop.reconciler.board.allowances == {}
 
@@ -254,6 +273,9 @@ async def test_the_event_of_a_deletion_ends_what_is_kept_of_a_run() -> None:
         def __init__(self) -> None:
             self.told: list[str] = []
 
+        def changed(self, *_: Any) -> None:
+            self.told.append("changed")
+
         def gone(self, *_: Any) -> None:
             self.told.append("gone")
 
@@ -266,7 +288,28 @@ async def test_the_event_of_a_deletion_ends_what_is_kept_of_a_run() -> None:
     heard, body = Heard(), manifest()
     for kind in ("ADDED", "DELETED"):
         await handlers.run_changed(body=kopf.Body(body), memo=kopf.Memo(loop=heard), type=kind)
-    assert heard.told == ["there", "poke", "gone"]
+    assert heard.told == ["there", "changed", "poke", "gone"]
+
+
+async def test_a_pod_whose_token_is_worth_nothing_any_more_sends_ever_more_rarely(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a restart with a new key such are all pods that run, and each refusal slows the door down."""
+    folder = tmp_path / "token"
+    monkeypatch.setenv(PROGRESS_TOKEN, str(folder))
+    reporter = Reporter()
+    reporter._url = f"http://127.0.0.1:{stand.server.port}/progress/default/demo/{UID}/answer"
+
+    async def pauses(bearer: str, count: int) -> list[float]:
+        folder.write_text(bearer)
+        report = Progress(trainer_status=TrainerStatus())
+        return [await asyncio.to_thread(reporter._send, report) for _ in range(count)]
+
+    assert await pauses(token(b"another key", "default", "demo", UID, "answer"), 9) == [
+        *(4, 8, 16, 32, 64, 128, 256, 300, 300)
+    ]
+    assert await pauses(token(KEY, "default", "demo", UID, "answer"), 1) == [2]
+    assert await pauses("", 1) == [4]
 
 
 # --- what a report may say ----------------------------------------------------------------------------------------
@@ -421,9 +464,15 @@ async def test_connections_are_accepted_at_a_bounded_rate(stand: Stand, monkeypa
         await asyncio.wait_for(stand.post(), 0.3)
 
 
-async def test_a_connection_takes_one_request(stand: Stand) -> None:
-    request = b"GET /leader HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert (await send(stand.server, request * 50)).count(b"HTTP/1.1 200") == 1
+@pytest.mark.parametrize(
+    ("header", "codes"),
+    [("Accept: */*", [b"200"]), ("Expect: something", [b"417"]), ("Expect: 100-continue", [b"100", b"200"])],
+)
+async def test_a_connection_takes_one_request(stand: Stand, header: str, codes: list[bytes]) -> None:
+    request = f"GET /leader HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode()
+    answers = (await send(stand.server, request * 50)).split(b"HTTP/")[1:]
+    assert [one.split()[1] for one in answers] == codes
+    assert b"connection: close" in answers[-1].lower()
 
 
 BROKEN = {
@@ -454,6 +503,22 @@ async def test_what_is_no_request_is_the_callers_fault_and_no_news(
     assert answer == b"" or 400 <= int(answer.split()[1]) < 500 or (waits and answer.split()[1] == b"503"), answer
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
     assert stand.board.runs == {}
+
+
+# --- the key ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["kept", "x" * 31])
+async def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """A pod tries keys against its own token, and nobody sees it."""
+    monkeypatch.setenv("CGD_PROGRESS_KEY", key)
+    with pytest.raises(SystemExit, match=f"CGD_PROGRESS_KEY has {len(key)} bytes, and needs 32"):
+        await operate()
+
+
+def test_a_key_is_bytes_and_need_not_be_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environb, b"CGD_PROGRESS_KEY", b"\xff" * 32)
+    assert process._key() == b"\xff" * 32
 
 
 # --- the log ------------------------------------------------------------------------------------------------------
@@ -515,7 +580,7 @@ def _secret_of(child: Json) -> str:
 
 
 async def test_the_operator_only_creates_secrets(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setenv("CGD_PROGRESS_KEY", "kept")
+    monkeypatch.setenv("CGD_PROGRESS_KEY", "kept " * 8)
     if not world.is_embedded:
         pytest.skip("counts the embedded server's requests")
 
