@@ -101,6 +101,28 @@ def hostile_run(text: str) -> Any:
     return manifest() | {"status": {"state": text, "stage": text, "stages": [stage], "conditions": [condition]}}
 
 
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ({"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:01:00Z"}, "60s"),
+        ({"startTime": "2026-01-01T00:00:00", "completionTime": "soon"}, ""),
+        ({"startTime": "soon"}, ""),
+        ({"startTime": "2026-13-01T00:00:00Z"}, ""),
+        ({"startTime": "0001-01-01T00:00:00+14:00"}, ""),
+        ({"startTime": 5, "completionTime": ["x"]}, ""),
+        ({"startTime": "2026-01-01T00:00:00Z", "completionTime": "9999-12-31T23:59:59-12:00"}, ""),
+    ],
+    ids=["times", "no zone", "word", "month", "before all time", "no text", "after all time"],
+)
+def test_times_that_are_none_leave_the_table_whole(times: dict[str, Any], shown: str) -> None:
+    stages = [{"name": "prepare", **times}, {"name": "answer", "state": "Running"}]
+    output = drawn(table(manifest() | {"status": {"state": "Running", "stages": stages}}), width=200)
+    lines = OURS.sub("", output).splitlines()
+    assert lines[-2].split()[:2] == ["prepare", "Pending"]
+    assert lines[-2].split()[-1] == shown or not shown
+    assert lines[-1].split()[:2] == ["answer", "Running"]
+
+
 def hostile_row(text: str) -> Any:
     texts = ("prompt", "reference", "answer", "critique", "refinement", "distilled", "verdict")
     return dict.fromkeys(texts, text) | {"id": text, "sample": 0}
