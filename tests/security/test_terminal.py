@@ -36,6 +36,7 @@ from cgd_operator.cluster import RUN as KIND
 from cgd_operator.crd import crd
 from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
+from cgd_stages.errors import UserError
 from cgd_stages.fit import Misfit
 from cgd_stages.printable import LogFormatter, printable
 from cgd_stages.report import to_json
@@ -121,6 +122,12 @@ def test_times_that_are_none_leave_the_table_whole(times: dict[str, Any], shown:
     assert lines[-2].split()[:2] == ["prepare", "Pending"]
     assert lines[-2].split()[-1] == shown or not shown
     assert lines[-1].split()[:2] == ["answer", "Running"]
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"[]", b"\xff", b"9" * 5000, b'{"run": {}, "table": []}'])
+def test_a_report_that_is_none_is_told_of_by_its_name(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"x\.json: the report has no table"):
+        joined_reports({"x.json": data})
 
 
 def hostile_row(text: str) -> Any:
