@@ -8,6 +8,7 @@ import os
 import re
 from functools import lru_cache
 from html.entities import codepoint2name
+from itertools import groupby
 from urllib.parse import quote
 
 from cgd_stages.contract import PROGRESS_TOKEN
@@ -37,18 +38,22 @@ def _without_beginning(text: str, key: str, name: str) -> str:
 @lru_cache(maxsize=64)
 def _spellings(key: str) -> re.Pattern[str]:
     """A key in the spellings that programs give it: each of its characters by itself, or escaped, once or more."""
-    return re.compile("".join(map(_spelling, key)))
+    return re.compile("".join(_spelling(one, len(list(run))) for one, run in groupby(key)))
 
 
-def _spelling(character: str) -> str:
+def _spelling(character: str, times: int) -> str:
+    """Of a character that comes so many times in a row. Each has one way to match a text, or a text of the server
+    could take for ever."""
     if character.isascii() and character.isalnum():
-        return character
+        return character * times
     number = ord(character)
     numbers = "".join(rf"\\{{1,8}}u(?i:{ord(half):04x})" for half in _halves(character))
     quoted = quote(character, safe="").lower() if quote(character, safe="") != character else f"%{number:02x}"
     entities = [f"#0*{number}", f"#x0*{number:x}", codepoint2name.get(number, "apos" if character == "'" else "")]
     html = "|".join(filter(None, entities))
-    return rf"(?:\\{{0,8}}{re.escape(character)}|{numbers}|(?i:{quoted.replace('%', '%(?:25)*')})|&(?i:{html});)"
+    itself = r"(?!)" if character == "\\" else rf"\\{{0,8}}{re.escape(character)}"
+    runs = rf"\\{{{times},{8 * times}}}|" if character == "\\" else ""
+    return rf"(?:{runs}(?:{itself}|{numbers}|(?i:{quoted.replace('%', '%(?:25)*')})|&(?i:{html});){{{times}}})"
 
 
 def _halves(character: str) -> str:

@@ -165,6 +165,13 @@ def test_a_key_of_odd_characters_is_known_as_such_and_as_libraries_spell_it(key,
     assert without_keys("no key: d+ 12 aaaaaaaa") == "no key: d+ 12 aaaaaaaa"
 
 
+@pytest.mark.parametrize("key", [8 * "\\\\" + "x", 8 * "%", "/abc/def+", 20 * "a" + "b", 8 * "&"])
+@pytest.mark.parametrize("piece", ["\\\\", "%25", "&#000", "a", "/abc/def"])
+def test_a_text_that_almost_holds_a_key_many_times_is_searched_to_its_end(key, piece, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", key)
+    assert without_keys(piece * 50_000 + "\n" + key).endswith("\n<HF_TOKEN>")
+
+
 LONG = "ey" + "ab0" * 600
 """As long as tokens that say who somebody is."""
 
