@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints/"
 METRICS = "metrics.jsonl"
 _RANK = re.compile(r"zero_pp_rank_(\d+)_")
+_NAME = re.compile(r"step-([0-9]{6,15})")
 
 
 class Checkpoint(Contract):
@@ -75,7 +76,7 @@ class Checkpoints:
         """
         for step in reversed(self._complete()):
             newest = self._read(step)
-            if newest is None:
+            if newest is None or newest.step != step:
                 self._withdraw(step, DONE)
                 continue
             if newest.layout != self.layout:
@@ -140,9 +141,12 @@ class Checkpoints:
         return sorted(step for step, name in self._files() if name == DONE)
 
     def _files(self) -> list[tuple[int, str]]:
+        """Step and name of the files of checkpoints; what else somebody has put there is none of ours, and stays."""
         prefix = self.folder.key(CHECKPOINTS)
-        names = (found.key.removeprefix(prefix).split("/", 1) for found in self.folder.bucket.list(prefix))
-        return [(int(name.removeprefix("step-")), file) for name, file in names]
+        names = (found.key.removeprefix(prefix).partition("/") for found in self.folder.bucket.list(prefix))
+        steps = ((_NAME.fullmatch(name), file) for name, slash, file in names if slash)
+        files = ((int(found[1]), found[0], file) for found, file in steps if found)
+        return [(step, file) for step, name, file in files if name == name_of(step)]
 
     def _withdraw(self, step: int, damaged: str) -> None:
         """Take back the promise of a checkpoint with such a damaged file."""

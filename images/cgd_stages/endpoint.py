@@ -29,6 +29,8 @@ ENDPOINT_HINT = "Check url and model in spec.teacher.endpoint, and that the serv
 KEY_HINT = "Check the Secret of spec.teacher.endpoint.apiKeySecretRef."
 MOST = 8 << 20
 """Bytes of an answer: more than any model's context."""
+LONGEST_ID, LONGEST_REASON = 200, 40
+"""Characters that are kept of a model's id and of a reason to finish."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -213,9 +215,7 @@ def post(endpoint: Endpoint, body: bytes, timeout: float) -> Any:
 
 def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> Any:
     """One HTTP exchange. Raises Failed for everything but an answer in JSON, UserError for a redirect."""
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(TEACHER_API_KEY):
-        headers["Authorization"] = f"Bearer {key}"
+    headers = {"Content-Type": "application/json", **_authorization()}
     request = urllib.request.Request(endpoint.url.rstrip("/") + path, data=body, headers=headers)  # noqa: S310
     try:
         return json.loads(exchange(request, seconds=timeout, most=MOST))
@@ -230,10 +230,18 @@ def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> A
         raise Failed(type(error).__name__, error) from error
 
 
+def _authorization() -> dict[str, str]:
+    key = os.environ.get(TEACHER_API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("the endpoint's key has characters that no header of HTTP can hold", hint=KEY_HINT)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def _redirected(endpoint: Endpoint, path: str, url: str) -> UserError:
+    where = without_keys(url)[:300]
     return UserError(
-        f"the endpoint {endpoint.url} redirects to {url[:300]}, which is not followed: the key would go along",
-        hint=f"Set spec.teacher.endpoint.url to {url[:300].removesuffix(path)} if that server may have the key, "
+        f"the endpoint {endpoint.url} redirects to {where}, which is not followed: the key would go along",
+        hint=f"Set spec.teacher.endpoint.url to {where.removesuffix(path)} if that server may have the key, "
         "or to a URL that answers itself.",
     )
 
@@ -250,11 +258,11 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds of a Retry-After header, which is a number or a date."""
     if not value:
         return None
-    if value.strip().isdigit():
-        return float(value)
     try:
+        if value.strip().isdecimal():
+            return float(value)
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -276,10 +284,10 @@ def _completion(name: str, answer: Any) -> Completion:
         said = choice["message"]
         return Completion(
             name=name,
-            text=without_keys(said.get("content") or ""),
+            text=_said(said.get("content")),
             # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
-            thinking=without_keys(said.get("reasoning") or said.get("reasoning_content") or ""),
-            finish_reason=without_keys(str(choice.get("finish_reason") or "stop")),
+            thinking=_said(said.get("reasoning") or said.get("reasoning_content")),
+            finish_reason=_said(str(choice.get("finish_reason") or "stop"))[:LONGEST_REASON],
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             tokens=int(usage.get("completion_tokens", 0)),
             cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
@@ -288,7 +296,16 @@ def _completion(name: str, answer: Any) -> Completion:
         raise Failed("the answer is not a chat completion", answer) from error
 
 
+def _said(text: str | None) -> str:
+    """What a row may keep of a text of the server, which knows no key but its own. A change is told: a key that is an
+    ordinary word would change many."""
+    kept = without_keys(text or "", only=TEACHER_API_KEY)
+    if kept != (text or ""):
+        log.warning("the endpoint's key is in an answer, and <%s> is stored in its place", TEACHER_API_KEY)
+    return kept
+
+
 def _served(answer: Any) -> list[str]:
     """Ids of the models that `/models` lists; empty when the list is not one that we know."""
     listed = answer.get("data") if isinstance(answer, dict) else None
-    return [str(model["id"]) for model in listed or [] if isinstance(model, dict) and "id" in model]
+    return [str(model["id"])[:LONGEST_ID] for model in listed or [] if isinstance(model, dict) and "id" in model]

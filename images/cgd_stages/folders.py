@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from cgd_stages.contract import FORMAT, Contract, Rows, RunRef, StageFacts
 from cgd_stages.errors import TransientError, UserError
@@ -101,6 +101,17 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
 """As `digest_of` makes it: it is part of keys, and of paths on machines that read them."""
 
 
+def _moment(text: str) -> str:
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None or not 1970 <= found.year < 9000:
+        raise ValueError("no time with its zone")
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""As `now` makes it: readers take the time between two."""
+
+
 class Part(Contract):
     """One data file; `key` is relative to the folder."""
 
@@ -116,8 +127,8 @@ class Marker(Contract):
     stage: str
     digest: str
     parts: tuple[Part, ...] = ()
-    started: str
-    completed: str
+    started: Moment
+    completed: Moment
     facts: StageFacts
 
 

@@ -62,6 +62,8 @@ MASKED_EQUAL = 7
 """libseccomp's comparison of some bits."""
 LINE = 1 << 24
 """Characters of a question or an answer at most."""
+LONGEST_NAME = 50
+"""Of an error."""
 SERIES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -186,7 +188,7 @@ def check(given: dict[str, str], questions: TextIO, answers: TextIO) -> None:
             raise Lost
         answer = json.loads(line)
         if "kind" in answer:
-            raise type(str(answer["kind"]), (Exception,), {})(answer["words"])
+            raise type(error_name(answer["kind"]), (Exception,), {})(answer["words"])
         return made(answer["value"])
 
     def entry(*arguments: Any, **named: Any) -> Any:
@@ -199,6 +201,12 @@ def check(given: dict[str, str], questions: TextIO, answers: TextIO) -> None:
         exec(compile(given["head"] + "    pass\n", "<head>", "exec"), names)  # noqa: S102  what this is for
     names[given["entry"]] = entry
     exec(compile(given["checks"], "<checks>", "exec"), names)  # noqa: S102  the same
+
+
+def error_name(told: object) -> str:
+    """The name of an error as a program tells it, which may be any text, such as the words of a verdict."""
+    name = str(told)[:LONGEST_NAME]
+    return name if name.isascii() and name.isidentifier() and name[0].isupper() else "Exception"
 
 
 def plain(value: Any) -> Any:

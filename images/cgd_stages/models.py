@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +26,10 @@ MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
 LONGEST_HEADER = 100_000_000
 """Bytes of the header of a safetensors file, as the library itself has it."""
+LARGEST = 1 << 60
+"""Bytes, or parameters, of a tensor."""
+_ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the hub's library raises of an index or a header in which something else stands than it looks for."""
 _SAMPLE = 1 << 20
 _NEEDED = "config.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -101,15 +105,20 @@ def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
             found = get_local_safetensors_metadata(_hub(model.name, lambda: _snapshot(model, _SMALL)))
         else:
             found = _hub(model.name, lambda: HfApi().get_safetensors_metadata(model.name, revision=model.revision))
-    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, FileNotFoundError) as error:
-        log.warning("the weights of %s cannot be read: %s", model.name, error)
+        files = found.files_metadata.values()
+        return [_tensor(name, one) for file in files for name, one in file.tensors.items()]
+    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, FileNotFoundError, *_ODD) as error:
+        log.warning("the weights of %s cannot be read: %s: %s", model.name, type(error).__name__, error)
         return None
-    files = found.files_metadata.values()
-    return [
-        Tensor(name, one.dtype, one.parameter_count, one.data_offsets[1] - one.data_offsets[0])
-        for file in files
-        for name, one in file.tensors.items()
-    ]
+
+
+def _tensor(name: str, told: Any) -> Tensor:
+    """Raises ValueError for sizes that are none."""
+    begin, end = told.data_offsets
+    counts = (told.parameter_count, end - begin)
+    if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
+        raise ValueError(f"{name} has {counts[0]} parameters in {counts[1]} bytes")
+    return Tensor(name, str(told.dtype), *counts)
 
 
 class _Index(BaseModel):

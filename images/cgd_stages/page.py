@@ -347,7 +347,8 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
 
 def _lengths(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:
     """The histogram of examples: most tokens, examples, and their share of the largest bar in percent."""
-    found = {int(name.removeprefix(LENGTH)): value for name, value in metrics.items() if name.startswith(LENGTH)}
+    lengths = {name.removeprefix(LENGTH): value for name, value in metrics.items() if name.startswith(LENGTH)}
+    found = {int(length): value for length, value in lengths.items() if length.isdecimal() and len(length) < 20}
     top = max(found.values(), default=0.0) or 1.0
     return [(most, found[most], 100 * found[most] / top) for most in sorted(found)]
 

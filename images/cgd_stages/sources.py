@@ -185,9 +185,10 @@ def _file(name: str, path: Path) -> File:
 
 def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
     numbers, wanted = itertools.count(1), fields.columns
-    texts = [one.name for one in pq.read_schema(file.path) if _is_text(one.type)]
     # A text that comes many times is held once: a file of some hundred bytes may have a thousand of 5 MB.
-    with pq.ParquetFile(file.path, read_dictionary=texts) as table:
+    options: dict[str, Any] = {"arrow_extensions_enabled": False}  # which its stubs do not know
+    texts = _texts(pq.read_metadata(file.path).schema)
+    with pq.ParquetFile(file.path, read_dictionary=texts, **options) as table:
         # A file that lacks one is read whole, so that what it has instead can be told.
         columns = wanted if set(wanted) <= set(table.schema_arrow.names) else None
         for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
@@ -196,28 +197,45 @@ def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
                 yield Line(where, None, value) if isinstance(value, str) else Line(where, value)
 
 
+def _texts(schema: pq.ParquetSchema) -> list[str]:
+    """The paths of all columns of text or bytes, also within lists and structs."""
+    columns: list[Any] = [schema.column(index) for index in range(len(schema))]
+    return [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.logical_type.type != "DECIMAL"]
+
+
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
     """Every row of a batch, or what is wrong with it: of a small batch all at once, else one after another."""
     if _size(batch) <= BATCH_BYTES:
-        with suppress(ValueError):  # one of them is no text: it is found below
+        with suppress(ValueError, OverflowError, LookupError):  # one of them has no value: it is found below
             yield from _plain(batch).to_pylist()
             return
     for one in (batch.slice(index, 1) for index in range(batch.num_rows)):
         try:
             yield _plain(one).to_pylist()[0] if _size(one) <= LINE_BYTES else TOO_LONG
-        except ValueError as error:
+        except UnicodeDecodeError as error:
             yield f"not UTF-8: {error}"
+        except (ValueError, OverflowError, LookupError) as error:  # dates that Python has not, unknown time zones
+            yield f"a value that cannot be read: {error}"
 
 
 def _size(batch: pa.RecordBatch) -> int:
     """Bytes of all its rows when they are unpacked."""
     columns: list[Any] = batch.columns
-    return sum(
-        pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
-        if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type)
-        else column.nbytes
-        for column in columns
-    )
+    return sum(map(_bytes, columns))
+
+
+def _bytes(column: Any) -> int:
+    kind = column.type
+    if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+        return len(column) + (pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+    if pa.types.is_struct(kind):
+        return sum(map(_bytes, column.flatten()))
+    if pa.types.is_map(kind):
+        first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+        return len(column) + sum(_bytes(part.slice(first, end - first)) for part in (column.keys, column.items))
+    if any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        return len(column) + _bytes(column.flatten())
+    return int(column.nbytes)
 
 
 def _is_text(kind: pa.DataType) -> bool:

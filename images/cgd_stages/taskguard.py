@@ -17,6 +17,10 @@ EXECUTING = {"cruxeval", "humaneval", "humaneval_infilling", "longproc", "mbpp"}
 """Folders of lm-eval 0.4.13 whose functions execute what a model writes, not all of them with a warning."""
 
 
+HUB = "hf"
+"""Scheme of the URLs of files on the hub."""
+
+
 @contextmanager
 def guarded(task: str) -> Iterator[None]:
     """Inside, lm-eval does nothing of that. Raises UserError for a task that wants it."""
@@ -43,17 +47,20 @@ class _Guard:
         import datasets
         import evaluate
         import lm_eval
+        from datasets import data_files
         from jinja2.sandbox import SandboxedEnvironment
         from lm_eval import utils
         from lm_eval.tasks import _yaml_loader
 
         self._image = Path(lm_eval.__file__).resolve().parent
         self._function, self._read = _yaml_loader._import_func_in_yml, datasets.load_dataset
+        self._find = data_files.resolve_pattern
         templates = SandboxedEnvironment(undefined=utils.env.undefined, keep_trailing_newline=True)
         templates.filters |= utils.env.filters
         self._replace(_yaml_loader, "_import_func_in_yml", self._function_of_the_image)
         self._replace(evaluate, "load", self._no_program)
         self._replace(datasets, "load_dataset", self._read_beside)
+        self._replace(data_files, "resolve_pattern", self._find_beside)
         self._replace(utils, "env", templates)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -83,6 +90,17 @@ class _Guard:
             if text.startswith(("/", "~")) or ".." in Path(text).parts or urlsplit(text).scheme:
                 self._refuse(f"reads {text}")
         return self._read(*given, **named)
+
+    def _find_beside(self, pattern: str, *given: Any, **named: Any) -> list[str]:
+        """The files of a pattern, which the README of a data set names as well, and where it likes."""
+        if urlsplit(pattern).scheme not in ("", HUB):
+            self._refuse(f"reads {pattern}")
+        found: list[str] = self._find(pattern, *given, **named)
+        for file in found:
+            beside = any(Path(file).resolve().is_relative_to(folder) for folder in (Path.cwd().resolve(), self._image))
+            if not beside and urlsplit(file).scheme != HUB:
+                self._refuse(f"reads {file}")
+        return found
 
     def _refuse(self, what: str) -> NoReturn:
         self.refused = UserError(

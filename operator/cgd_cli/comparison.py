@@ -39,7 +39,7 @@ def _read(source: str, data: bytes) -> tuple[str, tables.Table]:
     try:
         report = json.loads(data)
         return RunRef.model_validate(report["run"]).name, tables.Table.model_validate(report["table"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = "is not valid" if isinstance(error, ValidationError) else f"has no {error}"
         raise UserError(
             f"{source}: the report has no table that this version can read ({why})",

@@ -7,6 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cgd_cli.terminal import plain
+from cgd_operator.outside import moment
 
 COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "bold red", "Waiting": "yellow", "Suspended": "yellow"}
 
@@ -35,7 +36,7 @@ def table(run: dict[str, Any]) -> Table:
 
 
 def _row(stage: dict[str, Any]) -> list[Any]:
-    state, percent, rows = stage["state"], stage.get("percent", 0), stage.get("rows") or {}
+    state, percent, rows = stage.get("state", "Pending"), stage.get("percent", 0), stage.get("rows") or {}
     total = rows.get("total")
     return [
         stage["name"],
@@ -50,11 +51,10 @@ def _row(stage: dict[str, Any]) -> list[Any]:
 
 
 def _time(stage: dict[str, Any]) -> str:
-    if not stage.get("startTime"):
-        return ""
-    start = datetime.fromisoformat(stage["startTime"])
-    end = datetime.fromisoformat(stage["completionTime"]) if stage.get("completionTime") else datetime.now(UTC)
-    return f"{max(0, round((end - start).total_seconds()))}s"
+    """How long a stage has taken; nothing where its times are none."""
+    start, ended = moment(stage.get("startTime")), stage.get("completionTime")
+    end = moment(ended) if ended else datetime.now(UTC)
+    return f"{max(0, round((end - start).total_seconds()))}s" if start and end else ""
 
 
 def _message(status: dict[str, Any]) -> str:

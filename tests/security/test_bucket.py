@@ -228,6 +228,44 @@ def test_an_own_task_that_brings_code_or_reads_what_is_not_beside_it_is_refused(
     assert not (tasks.parent / "ran").exists()
 
 
+README = """\
+---
+configs:
+- config_name: default
+  {given}
+---
+"""
+FOLDER = DEFINITION.replace("dataset_path: json", "dataset_path: sums").replace(f"dataset_kwargs: {DATA}\n", "")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("data_files: [{split: test, path: sums.jsonl}]", ""),
+        ("data_files: [{split: test, path: ABOVE/others.jsonl}]", "/others.jsonl"),
+        ("data_files: [{split: test, path: ../../others.jsonl}]", "/others.jsonl"),
+        ("data_files: [{split: test, path: 'http://127.0.0.1:9/x.jsonl'}]", "http://127.0.0.1:9/x.jsonl"),
+        ("data_dir: ABOVE", "/others.jsonl"),
+    ],
+)
+def test_a_folder_of_data_names_no_file_outside_its_own_mirror(
+    tasks: Path, monkeypatch: pytest.MonkeyPatch, given: str, told: str
+) -> None:
+    mirror = tasks.parent / "mirror"
+    (mirror / "sums").mkdir(parents=True)
+    monkeypatch.chdir(mirror)
+    (mirror / "sums/README.md").write_text(README.format(given=given.replace("ABOVE", str(tasks.parent))))
+    for path in (mirror / "sums/sums.jsonl", tasks.parent / "others.jsonl"):
+        path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    if not told:
+        assert len(asked(tasks, FOLDER)["samples"]["own"]) == 1
+        return
+    with pytest.raises(UserError, match="the task own reads ") as refused:
+        asked(tasks, FOLDER)
+    assert told in refused.value.message
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_that_is_named_as_one_with_own_code_may_bring_it(tasks: Path) -> None:
     (sample,) = asked(tasks, DEFINITION.replace(TEXT, FUNCTION), own_code=True)["samples"]["own"]

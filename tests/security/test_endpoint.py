@@ -1,5 +1,6 @@
 """What a teacher's endpoint can do with the key that it is sent, and with the program that waits for its answer."""
 
+import html
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from stage_builders import each, generate_work, task
@@ -125,10 +127,22 @@ def test_the_token_of_progress_does_not_follow_a_redirect(serve, tmp_path, monke
 # --- what the server says ---------------------------------------------------------------------------------------
 
 ECHO = f"no such key: Bearer {KEY}"
-FORMS = [ECHO, json.dumps(ECHO), ECHO.replace(KEY, "sk-of%2Fthe%2Bteacher%3D%3D"), f"{'x' * 275}{ECHO}"]
+SPELLED = {
+    "plain": KEY,
+    "json": json.dumps(KEY),
+    "json with its slashes escaped": "sk-of\\/the+teacher==",
+    "json in json": "sk-of\\\\\\/the+teacher==",
+    "json by number": "sk-of\\u002Fthe\\u002bteacher\\u003D=",
+    "url": "sk-of%2Fthe%2Bteacher%3D%3D",
+    "url in small letters": "sk-of%2fthe%2bteacher%3d%3d",
+    "url with its slashes": "sk-of/the%2Bteacher%3D%3D",
+    "url in a url": "sk-of%252Fthe%252Bteacher%253D%253D",
+    "html": "sk-of&#x2F;the&#43;teacher&#61;=",
+}
+FORMS = {name: f"no such key: Bearer {key}" for name, key in SPELLED.items()} | {"at the cut": f"{'x' * 275}{ECHO}"}
 
 
-@pytest.mark.parametrize("said", FORMS, ids=["plain", "json", "url", "at the cut"])
+@pytest.mark.parametrize("said", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize(
     ("status", "error"), [(401, UserError), (403, UserError), (404, UserError), (503, TransientError)]
 )
@@ -138,6 +152,44 @@ def test_an_error_that_echoes_the_key_does_not_show_it(serve, said, status, erro
         ask(server.url)
     assert told.value.message == str(told.value)
     assert "sk-of" not in told.value.message + told.value.hint
+
+
+@pytest.mark.parametrize(
+    "key", ["a\"b\\\\c'd<e>", "(a|b)*[c]$.^{2}+?", "\\\\d+\\\\d+", "\xfcber-key", "\U0001f511-key-ring", "&%\\\\/u002f"]
+)
+def test_a_key_of_odd_characters_is_known_as_such_and_as_libraries_spell_it(key, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", key)
+    spelled = [key, json.dumps(key)[1:-1], json.dumps(key, ensure_ascii=False)[1:-1], quote(key), quote(key, safe="")]
+    for said in [*spelled, html.escape(key), repr(key)[1:-1], json.dumps(json.dumps(key))[3:-3]]:
+        assert without_keys(f"x {said} y") == "x <HF_TOKEN> y", said
+    assert without_keys("no key: d+ 12 aaaaaaaa") == "no key: d+ 12 aaaaaaaa"
+
+
+@pytest.mark.parametrize("key", [8 * "\\\\" + "x", 8 * "%", "/abc/def+", 20 * "a" + "b", 8 * "&"])
+@pytest.mark.parametrize("piece", ["\\\\", "%25", "&#000", "a", "/abc/def"])
+def test_a_text_that_almost_holds_a_key_many_times_is_searched_to_its_end(key, piece, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", key)
+    assert without_keys(piece * 50_000 + "\n" + key).endswith("\n<HF_TOKEN>")
+
+
+LONG = "ey" + "ab0" * 600
+"""As long as tokens that say who somebody is."""
+
+
+@pytest.mark.parametrize("before", [0, 150, 299])
+def test_the_beginning_of_a_key_at_the_end_of_an_excerpt_is_not_shown(serve, monkeypatch, before):
+    monkeypatch.setenv(TEACHER_API_KEY, LONG)
+    server = serve(answering(401, f"{'x' * before}{LONG} {LONG}".encode()))
+    with pytest.raises(UserError) as told:
+        ask(server.url)
+    assert LONG[:10] not in told.value.message
+
+
+def test_a_redirect_to_a_url_with_the_key_does_not_show_the_key_s_beginning(serve, monkeypatch):
+    monkeypatch.setenv(TEACHER_API_KEY, LONG)
+    with pytest.raises(UserError, match="redirects to") as told:
+        ask(serve(answering(302, b"", Location=f"/login?token={LONG}")).url)
+    assert LONG[:10] not in told.value.message + told.value.hint
 
 
 def test_a_row_that_is_refused_with_an_echo_of_the_key_does_not_store_it(serve):
@@ -150,6 +202,39 @@ def test_an_answer_that_echoes_the_key_does_not_store_it(serve):
     outcome = ask(serve(answering(200, json.dumps({"choices": [{"message": message}]}).encode())).url)
     assert isinstance(outcome, Completion)
     assert (outcome.text, outcome.thinking) == (f"you sent <{TEACHER_API_KEY}>", f"<{TEACHER_API_KEY}>")
+
+
+def test_an_answer_keeps_what_is_a_key_of_others(serve, monkeypatch, caplog):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "minioadmin")
+    body = json.dumps({"choices": [{"message": {"content": "log in as minioadmin"}}]}).encode()
+    outcome = ask(serve(answering(200, body)).url)
+    assert isinstance(outcome, Completion)
+    assert outcome.text == "log in as minioadmin"
+    assert "is stored in its place" not in caplog.text
+
+
+def test_an_answer_that_is_changed_is_told_of(serve, monkeypatch, caplog):
+    monkeypatch.setenv(TEACHER_API_KEY, "not-needed")
+    body = json.dumps({"choices": [{"message": {"content": "a key is not-needed"}}]}).encode()
+    assert isinstance(ask(serve(answering(200, body)).url), Completion)
+    assert f"the endpoint's key is in an answer, and <{TEACHER_API_KEY}> is stored in its place" in caplog.text
+
+
+def test_a_key_with_a_line_feed_at_its_end_is_the_key(serve, monkeypatch):
+    monkeypatch.setenv(TEACHER_API_KEY, f"{KEY}\n")
+    server = serve(answering(200, json.dumps({"choices": [{"message": {"content": "4"}}]}).encode()))
+    assert isinstance(ask(server.url), Completion)
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize("key", ["two\nlines-of-key", "dots-of-a-copy-\u2026"])
+def test_a_key_that_no_header_can_hold_is_refused_with_its_secret_named(serve, monkeypatch, key):
+    monkeypatch.setenv(TEACHER_API_KEY, key)
+    server = serve(answering(200, b"{}"))
+    with pytest.raises(UserError, match="no header of HTTP can hold") as told:
+        ask(server.url)
+    assert "apiKeySecretRef" in told.value.hint
+    assert server.keys == []
 
 
 PROGRAM = """
@@ -236,6 +321,54 @@ def dripping(handler: BaseHTTPRequestHandler) -> None:
 def test_an_answer_that_comes_in_drips_has_the_time_of_one_answer(serve):
     with pytest.raises(TransientError, match="the answer comes too slowly"):
         ask(serve(dripping).url, Patience(timeout=0.2, tries=1))
+
+
+def dripping_head(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nA: ")
+    for _ in range(500):
+        handler.wfile.write(b"x")
+        time.sleep(0.01)
+
+
+def continuing(handler: BaseHTTPRequestHandler) -> None:
+    while True:
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+@pytest.mark.parametrize("rule", [dripping_head, continuing])
+def test_the_head_of_an_answer_has_no_time_of_its_own(serve, rule):
+    with pytest.raises(TransientError, match="the answer comes too slowly"):
+        ask(serve(rule).url, Patience(timeout=0.2, tries=1))
+
+
+BROKEN = {
+    "a piece too short": b"Transfer-Encoding: chunked\r\n\r\nff\r\nabc",
+    "no length of a piece": b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+    "a length below zero": b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc",
+    "fewer bytes than told": b"Content-Length: 9\r\n\r\nabc",
+    "no number of seconds": b"Retry-After: \xb2\r\n\r\n",
+    "a time zone far away": b"Retry-After: Mon, 01 Jan 2024 00:00:00 +99999999999999\r\n\r\n",
+    "no URL": b"Location: http://[::1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("call", [ask, lambda url: probe(Endpoint(url=url, model="big"))], ids=["question", "probe"])
+@pytest.mark.parametrize("rest", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [(401, UserError, "accept the key: HTTP 401"), (503, TransientError, "not answer: HTTP 503")],
+)
+def test_a_refusal_is_its_status_however_broken_the_rest_is(serve, status, error, words, rest, call):
+    def rule(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(f"HTTP/1.1 {status} No\r\n".encode() + rest)
+
+    with pytest.raises(error, match=words):
+        call(serve(rule).url)
+
+
+def test_a_redirect_to_what_is_no_url_is_one(serve):
+    with pytest.raises(UserError, match="redirects to http://\\[::1, which"):
+        ask(serve(answering(302, b"", Location="http://[::1")).url)
 
 
 def test_an_answer_that_breaks_off_is_no_answer(serve):

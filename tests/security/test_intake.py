@@ -126,6 +126,67 @@ def test_a_parquet_file_of_few_bytes_that_holds_a_long_text_many_times_costs_no_
     assert faults(found) == ["malformed"] * 1000
 
 
+LONG = "a" * (LINE_BYTES + 1)
+SPARSE: dict[str, Callable[[], pa.Array]] = {
+    "list": lambda: pa.array([[LONG]] * 20),
+    "one list": lambda: pa.array([[LONG] * 20]),
+    "pair": lambda: pa.array([[LONG]] * 20, pa.list_(pa.string(), 1)),
+    "struct": lambda: pa.array([{"t": LONG}] * 20),
+    "map": lambda: pa.array([[("k", LONG)]] * 20, pa.map_(pa.string(), pa.string())),
+    "lists of structs of lists": lambda: pa.array([[{"x": [LONG]}]] * 20),
+    "view": lambda: pa.array([LONG] * 20).cast(pa.string_view()),
+    "bytes": lambda: pa.array([[LONG.encode()]] * 20),
+    "json": lambda: pa.ExtensionArray.from_storage(pa.json_(pa.string()), pa.array([LONG] * 20)),
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_long_text_within_another_column_costs_no_memory_either(tmp_path, kind):
+    path, column = tmp_path / "p.parquet", SPARSE[kind]()
+    pq.write_table(pa.table({"question": pa.array(["q"] * len(column)), "answer": column}), path, compression="zstd")
+    count, column = len(column), None
+    assert path.stat().st_size < 100_000
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    with little_memory(2 * LINE_BYTES):
+        for line in read_lines([File(path.name, path, "")], "spec.prompts", FIELDS):
+            assert line.fault == "longer than 4 MiB"
+            assert pool.bytes_allocated() - before < 6 * LINE_BYTES
+            count -= 1
+    assert count == 0
+
+
+def test_nested_values_of_parquet_are_read_as_they_are(tmp_path):
+    given = [{"a": ["x", None], "m": [("k", {"y": "z"})], "f": [[1.5, 2.0]], "t": "u"}, None, {"a": [], "t": ""}]
+    kind = pa.struct(
+        [
+            ("a", pa.list_(pa.string())),
+            ("m", pa.map_(pa.string(), pa.struct([("y", pa.string())]))),
+            ("f", pa.list_(pa.list_(pa.float64(), 2))),
+            ("t", pa.large_string()),
+        ]
+    )
+    column = pa.array(given, kind)
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"question": pa.array(["a", "b", "c"]), "answer": column}), path)
+    found = [line.value for line in read_lines([File(path.name, path, "")], "spec.prompts", FIELDS)]
+    assert [row["answer"] for row in found if row] == column.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [(2**31 - 1, pa.date32()), (2**62, pa.timestamp("us")), (1, pa.timestamp("us", tz="Foo/Bar"))],
+    ids=["date", "time", "time zone"],
+)
+def test_a_value_of_parquet_that_python_has_not_is_rejected_alone(tmp_path, numbers, kind):
+    whole = pa.array([numbers, None], pa.int32() if kind == pa.date32() else pa.int64())
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"question": pa.array(["a", "b"]), "answer": whole.cast(kind)}), sink)
+    found = read(tmp_path / "p.parquet", sink.getvalue())
+    assert faults(found) == ["malformed", ""]
+    assert found[0].fault.startswith("a value that cannot be read: ")
+
+
 def test_rows_of_parquet_that_together_are_large_are_all_read(tmp_path):
     text = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 40, pa.int32()), ["a" * (LINE_BYTES // 2), "b"])
     assert faults(read(tmp_path / "p.parquet", table(question=text))) == [""] * 80

@@ -5,6 +5,7 @@ lines that answer a listing and a get, to the same client.
 """
 
 import ast
+import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -140,6 +141,105 @@ def test_a_header_of_weights_that_says_to_be_huge_is_not_read(tmp_path, caplog):
         assert models.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path) is None
     assert "says that its header has" in caplog.text
     assert files_in(tmp_path) == []
+
+
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+INDEX = "model.safetensors.index.json"
+
+
+def weights(header: object) -> bytes:
+    told = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(told).to_bytes(8, "little") + told
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        None,
+        b"[" * 100_000,
+        b"\xff{",
+        {"w": 1},
+        {"w": [1]},
+        *({"w": TENSOR | {"shape": shape}} for shape in (["a"], [-5], [10**30], [1.5])),
+        *({"w": TENSOR | {"data_offsets": offsets}} for offsets in (["a", "b"], [1], [8, 0], None, [0, 1, 2])),
+        {"w": TENSOR | {"dtype": ["F32"]}},
+        b'{"w": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}',
+        b'{"w": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 8]}}',
+    ],
+    ids=[str(number) for number in range(18)],
+)
+def test_headers_of_weights_that_are_none_are_told_of_and_not_read(tmp_path, caplog, header):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(weights(header))
+    with store({}) as storage:
+        assert models.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) in (None, [])
+        (tmp_path / "model.safetensors").write_bytes(weights({"w": TENSOR}))
+        assert models.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) == [models.Tensor("w", "F32", 2, 8)]
+
+
+@pytest.mark.parametrize("index", [[], {"weight_map": ["a"]}, {"weight_map": {"w": 5}}, {"weight_map": None}])
+def test_an_index_of_weights_that_is_none_is_told_of(tmp_path, caplog, index):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with store({}) as storage:
+        assert models.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) is None
+    assert "cannot be read" in caplog.text
+
+
+LAYOUT = Layout(processes=1, zero_stage=2, dtype="float32")
+
+
+def marked(step: int) -> bytes:
+    part = Part(key="weights", sha256=hashlib.sha256(BODY).hexdigest())
+    return Checkpoint(step=step, layout=LAYOUT, files=(part,)).to_json().encode()
+
+
+STRAY = (
+    "notes.txt",
+    "step-x/DONE.json",
+    "step-4/DONE.json",
+    "step-/DONE.json",
+    "step-000009",
+    "step--00009/DONE.json",
+    "step-\u0660\u0660\u0660\u0660\u0660\u0669/DONE.json",
+    f"step-{'9' * 100}/DONE.json",
+    "backup/step-000009/DONE.json",
+    "/DONE.json",
+)
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_what_is_no_checkpoint_among_checkpoints_is_left_alone(tmp_path, stray):
+    home = "p/team/train-cgd/d1/checkpoints/"
+    objects = {f"{home}step-000004/DONE.json": marked(4), f"{home}step-000004/weights": BODY, f"{home}{stray}": BODY}
+    with store(objects) as storage:
+        checkpoints = Checkpoints(Folder(Bucket(storage), RUN.namespace, "train-cgd", "d1"), LAYOUT, keep=1)
+        assert checkpoints.fetch(tmp_path, range(1)) == 4
+        assert checkpoints._steps() == {4}
+    assert files_in(tmp_path) == ["step-000004/weights"]
+
+
+def test_a_marker_of_another_step_is_damaged(bucket):
+    folder = Folder(bucket, RUN.namespace, "train-cgd", "d1")
+    checkpoints = Checkpoints(folder, LAYOUT, keep=2)
+    for step, told in ((4, 4), (8, 6)):
+        bucket.put(folder.key(f"checkpoints/step-{step:06d}/DONE.json"), marked(told))
+    newest = checkpoints.newest()
+    assert newest
+    assert newest.step == 4
+    assert bucket.get(folder.key("checkpoints/step-000008/DONE.json")) is None
+
+
+@pytest.mark.parametrize(
+    "time", ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00", "9999-12-31T23:59:59Z"]
+)
+def test_a_marker_s_times_are_times(time):
+    objects = stage_with()
+    home = "p/team/train-cgd/d1/DONE.json"
+    objects[home] = json.dumps(json.loads(objects[home]) | {"completed": time}).encode()
+    with store(objects) as storage, pytest.raises(UserError, match="is not a marker of this format"):
+        open_input(Bucket(storage), RUN, "train-cgd").done()
 
 
 def test_cgd_plan_writes_no_file_outside_its_temporary_folder(tmp_path, monkeypatch):

@@ -56,6 +56,32 @@ def test_a_program_is_not_right_because_it_says_so(reply: str) -> None:
     assert judged("    return a + b\n")["pass@1"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Odd", "Odd"),
+        ("passed", "Exception"),
+        ("timed out", "Exception"),
+        ("\x1b[2J\n", "Exception"),
+        ("N" * 10_000, "N" * 50),
+        ("\ud800", "Exception"),
+    ],
+    ids=["name", "passed", "timed out", "control", "long", "half"],
+)
+def test_a_rule_is_no_text_of_the_program(name: str, told: str) -> None:
+    results = judged(f"    raise type({name!r}, (Exception,), {{}})()\n" if name != "\ud800" else TELLING)
+    assert (results["pass@1"], results["rule"]) == (0, f"sandbox: {told}")
+
+
+TELLING = """\
+    import os
+    for place in range(3, 64):
+        try: os.write(place, b'{"kind": "\\\\ud800", "words": ""}\\n')
+        except OSError: pass
+"""
+"""Writes to the checks itself, as an error whose name is half of a character."""
+
+
 @pytest.fixture
 def neighbour() -> Iterator["subprocess.Popen[bytes]"]:
     """Another process of the same user."""

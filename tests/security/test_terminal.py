@@ -36,6 +36,7 @@ from cgd_operator.cluster import RUN as KIND
 from cgd_operator.crd import crd
 from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
+from cgd_stages.errors import UserError
 from cgd_stages.fit import Misfit
 from cgd_stages.printable import LogFormatter, printable
 from cgd_stages.report import to_json
@@ -99,6 +100,34 @@ def hostile_run(text: str) -> Any:
     stage = {"name": text, "state": text, "reason": text, "message": text, "rows": {"total": 2, "done": 1}}
     condition = {"type": "Succeeded", "status": "False", "reason": "StageFailed", "message": text}
     return manifest() | {"status": {"state": text, "stage": text, "stages": [stage], "conditions": [condition]}}
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ({"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:01:00Z"}, "60s"),
+        ({"startTime": "2026-01-01T00:00:00", "completionTime": "soon"}, ""),
+        ({"startTime": "soon"}, ""),
+        ({"startTime": "2026-13-01T00:00:00Z"}, ""),
+        ({"startTime": "0001-01-01T00:00:00+14:00"}, ""),
+        ({"startTime": 5, "completionTime": ["x"]}, ""),
+        ({"startTime": "2026-01-01T00:00:00Z", "completionTime": "9999-12-31T23:59:59-12:00"}, ""),
+    ],
+    ids=["times", "no zone", "word", "month", "before all time", "no text", "after all time"],
+)
+def test_times_that_are_none_leave_the_table_whole(times: dict[str, Any], shown: str) -> None:
+    stages = [{"name": "prepare", **times}, {"name": "answer", "state": "Running"}]
+    output = drawn(table(manifest() | {"status": {"state": "Running", "stages": stages}}), width=200)
+    lines = OURS.sub("", output).splitlines()
+    assert lines[-2].split()[:2] == ["prepare", "Pending"]
+    assert lines[-2].split()[-1] == shown or not shown
+    assert lines[-1].split()[:2] == ["answer", "Running"]
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"[]", b"\xff", b"9" * 5000, b'{"run": {}, "table": []}'])
+def test_a_report_that_is_none_is_told_of_by_its_name(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"x\.json: the report has no table"):
+        joined_reports({"x.json": data})
 
 
 def hostile_row(text: str) -> Any:

@@ -40,6 +40,7 @@ TAKEN = [
     ("prompts.source", "hf://datasets/owner/name@main/data/*.parquet"),
     ("prompts.source", "s3://data/me:you@home/a.jsonl"),
     ("storage.endpoint", "https://s3.example.com:9000/@x"),
+    ("storage.endpoint", "http://[fe80::1]:9000/a/~b%20c/"),
     ("images.generate", "registry.example:5000/generate@sha256:" + "0" * 64),
 ]
 
@@ -94,6 +95,28 @@ def test_a_base_url_has_no_query_that_could_hold_a_key(path, url):
         parse_spec(manifest(changes))
     assert SECRET not in str(caught.value)
     assert any("without ? and #" in one for one in refusals(manifest(changes)))
+
+
+@pytest.mark.parametrize("path", ["storage.endpoint", "teacher.endpoint.url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://me:{SECRET}/@host",
+        f"https://me:{SECRET}%40host/",
+        f"https://me:{SECRET}\uff20host/",
+        f"https://host:80:{SECRET}/",
+        f"http://host\r\nX: {SECRET}",
+        f"http://host/{SECRET}\0",
+        f"http://host/v1 {SECRET}",
+        f"http://ho\\{SECRET}/",
+    ],
+)
+def test_a_base_url_is_one_to_every_client(path, url):
+    changes = {path: url, "teacher.model": None, "teacher.endpoint.model": "m"} if "teacher" in path else {path: url}
+    with pytest.raises(InvalidRun, match="a port that is no number") as caught:
+        parse_spec(manifest(changes))
+    assert SECRET not in str(caught.value)
+    assert any("a port that is no number" in one for one in refusals(manifest(changes)))
 
 
 @pytest.mark.parametrize(("path", "url"), TAKEN)

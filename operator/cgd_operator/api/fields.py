@@ -59,7 +59,8 @@ class Text:
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         schema = handler(core)
         before = schema.get("x-kubernetes-validations", [])
-        rule = {"rule": f"{'!' if self.absent else ''}self.matches('{self.pattern}')", "message": self.mend}
+        pattern = self.pattern.replace("\\", "\\\\")  # as a text of CEL has it
+        rule = {"rule": f"{'!' if self.absent else ''}self.matches('{pattern}')", "message": self.mend}
         return {**schema, "x-kubernetes-validations": [*before, rule]}
 
     def check(self, value: str) -> str:
@@ -67,6 +68,12 @@ class Text:
         if (found is None) != self.absent:
             raise ValueError(self.mend)
         return value
+
+
+HTTP = r"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[!%->@-~]*)?$"
+"""A base URL that clients take apart as it is meant: a host, a port in digits, a path of visible characters. What
+stands before a / in a password would else be a host and its port."""
+PLAIN = "without ? and #, blanks, or a port that is no number"
 
 
 def no_user(secret: str) -> Text:

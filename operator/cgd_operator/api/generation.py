@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import (
+    HTTP,
+    PLAIN,
     BenchmarkName,
     KeyRef,
     ModelUri,
@@ -47,8 +49,8 @@ class Endpoint(Part):
 
     url: Annotated[
         Uri,
-        Text("^https?://[^?#]+$", "write the whole base URL: https://host/v1, without ? and #"),
         no_user("teacher.endpoint.apiKeySecretRef"),
+        Text(HTTP, f"write the whole base URL: https://host/v1, {PLAIN}"),
     ] = Field(description="Base URL, such as https://api.example.com/v1.")
     model: Annotated[Uri, no_user("teacher.endpoint.apiKeySecretRef")]
     api_key_secret_ref: KeyRef | None = None

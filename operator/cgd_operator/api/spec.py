@@ -7,6 +7,8 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from cgd_operator.api.evaluation import Evaluation
 from cgd_operator.api.fields import (
+    HTTP,
+    PLAIN,
     GpuHours,
     Image,
     KeyRef,
@@ -34,9 +36,9 @@ class Storage(Part):
     uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", "write s3://bucket/prefix")] = Field(
         description="s3://bucket/prefix"
     )
-    endpoint: (
-        Annotated[S3Uri, Text("^https?://[^?#]+$", "write the whole URL: https://host:port, without ? and #")] | None
-    ) = Field(None, description="URL of an S3-compatible server; default: AWS.")
+    endpoint: Annotated[S3Uri, Text(HTTP, f"write the whole URL: https://host:port, {PLAIN}")] | None = Field(
+        None, description="URL of an S3-compatible server; default: AWS."
+    )
     region: Name | None = None
     path_style: bool = Field(False, description="https://host/bucket/key instead of https://bucket.host/key.")
     credentials_secret_ref: NameRef | None = Field(
