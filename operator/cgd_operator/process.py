@@ -134,11 +134,11 @@ def _key() -> bytes:
     """Signs the progress tokens. Whoever has a token can try keys until one signs it, so none can be short."""
     given = os.fsencode(os.environ.get("CGD_PROGRESS_KEY", ""))
     if 0 < len(given) < KEY_BYTES:
-        raise SystemExit(
-            f"cgd-operator: CGD_PROGRESS_KEY has {len(given)} bytes, and needs {KEY_BYTES}: make one with `openssl "
-            "rand -hex 32` (the chart reads it from the Secret in progress.keySecretName), or leave it out for a new "
-            "one at each start"
+        why = (
+            f"CGD_PROGRESS_KEY has {len(given)} bytes, and needs {KEY_BYTES}: make one with `openssl rand -hex 32` (the "
+            "chart reads it from the Secret in progress.keySecretName), or leave it out for a new one at each start"
         )
+        raise SystemExit(f"cgd-operator: {printable(why)}")
     return given or secrets.token_bytes(KEY_BYTES)
 
 
