@@ -60,15 +60,15 @@ lint: .venv/ready ## Check format, style, types and the layers
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/hadolint images/*.Dockerfile
+	$(BIN)/hadolint images/*/Dockerfile
 
 format: .venv/ready ## Format the code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
 crds: .venv/ready ## Generate crds/, the chart's copy and docs/api.md from the models
-	$(BIN)/python -m cgd_operator.crd | tee charts/cgd-operator/files/cgdruns.yaml > crds/cgdruns.yaml
-	$(BIN)/python -m cgd_operator.manual > docs/api.md
+	$(BIN)/python -m cgd_operator.api.crd | tee charts/cgd-operator/files/cgdruns.yaml > crds/cgdruns.yaml
+	$(BIN)/python -m cgd_operator.api.manual > docs/api.md
 
 COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --custom-compile-command "make constraints" $(UPGRADE)
 
@@ -90,7 +90,7 @@ BASE_IMAGE ?= $(shell cat images/base.txt 2>/dev/null)
 
 images: dist ## Build the three images: make images BUILD="buildah build" REGISTRY=ghcr.io/you TAG=0.1.0
 	for name in $(IMAGES); do \
-	  $(BUILD) $(if $(BASE_IMAGE),--build-arg BASE=$(BASE_IMAGE)) -f images/$$name.Dockerfile -t $(REGISTRY)/cgd-$$name:$(TAG) . || exit 1; done
+	  $(BUILD) $(if $(BASE_IMAGE),--build-arg BASE=$(BASE_IMAGE)) -f images/$$name/Dockerfile -t $(REGISTRY)/cgd-$$name:$(TAG) . || exit 1; done
 
 pin-base: ## Write which Debian the images stand on, by digest, to images/base.txt, for `make images` (needs skopeo)
 	@digest=$$($(DIGEST)) && expr "$$digest" : 'sha256:[0-9a-f]\{64\}$$' >/dev/null \

@@ -5,8 +5,8 @@ import time
 from multiprocessing.connection import Connection
 from unittest import mock
 
-from cgd_stages import grading
-from cgd_stages.equality import Verdict
+from cgd_stages.grading import grader
+from cgd_stages.grading.compare import Verdict
 
 
 def _hang(*_: str) -> Verdict:
@@ -19,10 +19,10 @@ def _crash(*_: str) -> Verdict:
 
 
 def hanging(pipe: Connection) -> None:
-    with mock.patch.object(grading, "compare", _hang):
-        grading._serve(pipe)
+    with mock.patch.object(grader, "compare", _hang):
+        grader._serve(pipe)
 
 
 def crashing(pipe: Connection) -> None:
-    with mock.patch.object(grading, "compare", _crash):
-        grading._serve(pipe)
+    with mock.patch.object(grader, "compare", _crash):
+        grader._serve(pipe)

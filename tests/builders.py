@@ -3,8 +3,8 @@
 import copy
 from typing import Any
 
-from cgd_operator.manifests import MANAGED_BY, MANAGER, RUN_LABEL, STAGE_LABEL, UID_LABEL, Release
-from cgd_operator.plan import Run
+from cgd_operator.planning.dag import Run
+from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, RUN_LABEL, STAGE_LABEL, UID_LABEL, Release
 
 Object = dict[str, Any]
 

@@ -15,7 +15,7 @@ from stage_builders import bucket_of
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Storage
-from cgd_stages.storage import Bucket
+from cgd_stages.store.bucket import Bucket
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

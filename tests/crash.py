@@ -24,11 +24,12 @@ from rich.table import Table
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, ApiError, Cluster, Kind
-from cgd_operator.crd import crd
-from cgd_operator.manifests import STAGE_LABEL
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.api.crd import crd
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import JOB, PYTORCHJOB, RUN, ApiError, Kind
+from cgd_operator.planning.manifests import STAGE_LABEL
 
 Json = dict[str, Any]
 

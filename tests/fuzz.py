@@ -28,13 +28,14 @@ from rich.table import Table
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import JOB, PYTORCHJOB, RUN, AlreadyExists, ApiError, Cluster
-from cgd_operator.crd import crd
-from cgd_operator.manifests import KINDS
-from cgd_operator.manifests import manifest as child_manifest
-from cgd_operator.plan import Run, plan
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.api.crd import crd
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import JOB, PYTORCHJOB, RUN, AlreadyExists, ApiError
+from cgd_operator.planning.dag import Run, plan
+from cgd_operator.planning.manifests import KINDS
+from cgd_operator.planning.manifests import manifest as child_manifest
 
 Json = dict[str, Any]
 

@@ -16,15 +16,15 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from torch.nn.functional import cross_entropy
 
-from cgd_stages import student, trainloop
-from cgd_stages.trainjob import JOB, Job
+from cgd_stages.train import loop, student
+from cgd_stages.training.job import JOB, Job
 
 CASES = "cases.json"
 
 
 def main(folder: Path) -> None:
-    trainloop._quieten()
-    trainloop.join_group()
+    loop._quieten()
+    loop.join_group()
     in_float64()
     job = Job.model_validate_json((folder / JOB).read_text())
     for number, changes in enumerate(json.loads((folder / CASES).read_text())):
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         if dist.get_rank() == 0:
             (folder / JOB).write_text(case.to_json())
         dist.barrier()
-        gradients = of_first_step(trainloop.start(folder))
+        gradients = of_first_step(loop.start(folder))
         if dist.get_rank() == 0:
             torch.save(gradients, folder / f"gradients-{number}.pt")
         dist.barrier()
@@ -54,7 +54,7 @@ def in_float64() -> None:
     student._float32_loss = lambda logits, learned: cross_entropy(logits.double(), learned, reduction="sum")
 
 
-def of_first_step(trainer: trainloop.Trainer) -> dict[str, torch.Tensor]:
+def of_first_step(trainer: loop.Trainer) -> dict[str, torch.Tensor]:
     """Name -> gradient of the whole batch, averaged over ranks as DeepSpeed's step would take it."""
     learned = trainer.examples.learned(trainer.schedule.batch(0))
     trainer._accumulate(0, learned)

@@ -8,8 +8,8 @@ from typing import Any
 from cgd_local.cluster import install
 from cgd_local.controllers import now
 from cgd_local.kubeflow import definition, struct
-from cgd_operator.cluster import WORKLOADS, Kind
-from cgd_operator.manifests import KINDS, suspension
+from cgd_operator.kube.kinds import WORKLOADS, Kind
+from cgd_operator.planning.manifests import KINDS, suspension
 
 QUEUE = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "urgent"}
 SPEC = struct([], queueName={"type": "string"}, active={"type": "boolean", "default": True})

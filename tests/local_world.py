@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cgd_local.cluster import LocalCluster
-from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, TRAININGRUNTIME, TRAINJOB, Kind, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import EVENT, JOB, POD, PYTORCHJOB, TRAININGRUNTIME, TRAINJOB, Kind
 
 FAST = 0.05  # seconds of back-off
 PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))

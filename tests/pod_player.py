@@ -5,8 +5,8 @@ from typing import Any
 
 from builders import labels
 
-from cgd_operator.cluster import POD
-from cgd_operator.manifests import UID_LABEL
+from cgd_operator.kube.kinds import POD
+from cgd_operator.planning.manifests import UID_LABEL
 
 
 def ago(seconds: float) -> str:

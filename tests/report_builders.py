@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from cgd_stages.contract import Rows, RunRef, StageFacts
-from cgd_stages.quality import Alike, Graded, Lengths, Quality, share
-from cgd_stages.records import Change, Quadruple, Quadruples, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.quality.marks import Alike, Graded, Lengths, Quality, share
+from cgd_stages.results.model import Change, Quadruple, Quadruples, ReportData, Said, Sample, StageRecord, Step
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""

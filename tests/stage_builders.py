@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from cgd_stages import generate
 from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.contract import (
     Fields,
@@ -32,24 +31,15 @@ from cgd_stages.contract import (
     Storage,
     Work,
 )
-from cgd_stages.engines import Completion, Engine, Outcome, Request
-from cgd_stages.folders import (
-    PARTS,
-    REJECTED,
-    Folder,
-    Row,
-    digest_of,
-    from_parquet,
-    now,
-    open_input,
-    read_rows,
-    row_schema,
-    write_pointer,
-)
-from cgd_stages.program import Context
-from cgd_stages.progress import Reporter
-from cgd_stages.sources import row_id
-from cgd_stages.storage import Bucket
+from cgd_stages.engines.base import Completion, Engine, Outcome, Request
+from cgd_stages.generate import __main__ as generate
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.runtime.program import Context
+from cgd_stages.runtime.progress import Reporter
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, REJECTED, Folder, read_rows
+from cgd_stages.store.rows import Row, digest_of, from_parquet, now, row_schema
+from cgd_stages.store.run import open_input, write_pointer
 
 RUN = RunRef(namespace="team", name="run", uid="uid-1")
 GREEDY = Sampling(max_tokens=48)

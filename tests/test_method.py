@@ -11,14 +11,17 @@ import pytest
 from stage_builders import GREEDY, RUN, RuleEngine, context, generate_with, generate_work, said, stored_rows
 from transformers import PreTrainedTokenizerFast
 
-from cgd_stages import evaluate, prompts
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rows, StageFacts, Storage
-from cgd_stages.engines import Completion, Request
-from cgd_stages.examples import IGNORE, conversation, row_example
-from cgd_stages.folders import PARTS, Folder, digest_of, now, row_schema, to_parquet, write_pointer
-from cgd_stages.prepare import BENCHMARK_SCHEMA, BENCHMARKS
-from cgd_stages.sources import row_id
-from cgd_stages.storage import Bucket
+from cgd_stages.engines.base import Completion, Request
+from cgd_stages.evaluate import __main__ as evaluate
+from cgd_stages.method import prompts
+from cgd_stages.method.examples import IGNORE, conversation, row_example
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, Folder
+from cgd_stages.store.rows import digest_of, now, row_schema, to_parquet
+from cgd_stages.store.run import write_pointer
 
 QUESTIONS = {f"Question number {n}?": f"REFERENCE-{n}" for n in range(6)}
 

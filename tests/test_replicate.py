@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cgd_operator.api.spec import parse_spec
-from cgd_stages import prompts
+from cgd_stages.method import prompts
 from replicate import corpus, exam, pretrain, results, tutor
 from replicate.arithmetic import (
     ENDINGS,

@@ -8,7 +8,7 @@ import numpy
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cgd_stages import prompts
+from cgd_stages.method import prompts
 
 Array = numpy.ndarray[Any, Any]
 Weights = dict[str, Array]

@@ -12,11 +12,13 @@ from stage_builders import RUN
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cgd_stages.batching import Schedule, learning_rate
 from cgd_stages.contract import Model, RunRef, StageFacts, StageTask, Storage, Train
-from cgd_stages.examples import row_example
-from cgd_stages.folders import PARTS, Folder, Row, digest_of, now, row_schema, write_pointer
-from cgd_stages.storage import Bucket
+from cgd_stages.method.examples import row_example
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, Folder
+from cgd_stages.store.rows import Row, digest_of, now, row_schema
+from cgd_stages.store.run import write_pointer
+from cgd_stages.train.batching import Schedule, learning_rate
 
 STAGE = "train-cgd"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cgd_stages import prompts
+from cgd_stages.method import prompts
 
 MOST_TOKENS = 160
 BATCH = 100

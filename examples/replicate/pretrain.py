@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cgd_stages import prompts
+from cgd_stages.method import prompts
 from replicate.corpus import JUMPS, LATER_JUMPS, Conversation, conversations
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -17,10 +17,12 @@ import yaml
 from cgd_local.demo import image_environment
 from cgd_local.pods import launch
 from cgd_local.s3 import SeaweedFS
-from cgd_operator import plan
-from cgd_stages import contract, prompts
-from cgd_stages.folders import open_input, read_rows
-from cgd_stages.storage import Bucket
+from cgd_operator.planning import dag
+from cgd_stages import contract
+from cgd_stages.method import prompts
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import read_rows
+from cgd_stages.store.run import open_input
 from replicate.arithmetic import ENDINGS, Problem, make_problem, read_question, stated
 
 ASKED = ("answer", "hashes")
@@ -90,7 +92,7 @@ class Study:
         """Bring the questions of a seed, and make its rows; what they are like."""
         run = self._run(Model("CGD", "matched", seed))
         self._bring(seed)
-        for child in plan.plan(run):
+        for child in dag.plan(run):
             if child.stage in {"prepare", "answer", "teacher", "distill"}:
                 self._execute(child)
         return self._quality(run)
@@ -98,14 +100,14 @@ class Study:
     def train(self, model: Model) -> Path:
         """Train it, and its folder on this machine."""
         run, stage = self._run(model), contract.train_stage(model.objective)
-        children = {child.stage: child for child in plan.plan(run)}
+        children = {child.stage: child for child in dag.plan(run)}
         if model.critique != "matched":  # a run of its own: the rows are there, so these find nothing to do
             for stage_before in ("prepare", "answer", "teacher"):
                 self._execute(children[stage_before])
         words = self._execute(children[stage])
         return self._download(run, words.stages[stage].output_uri)
 
-    def _run(self, model: Model) -> plan.Run:
+    def _run(self, model: Model) -> dag.Run:
         name = f"seed{model.seed}-{model.critique}"
         manifest = self.manifest()
         spec = manifest["spec"]
@@ -118,7 +120,7 @@ class Study:
         if model.critique != "matched":
             spec["training"]["objectives"] = ["CGD"]
         manifest["metadata"] |= {"name": name, "uid": name}
-        return plan.Run.of(manifest)
+        return dag.Run.of(manifest)
 
     def _questions_key(self, seed: int) -> str:
         return f"questions/seed{seed}-{self.rows}.jsonl"
@@ -129,7 +131,7 @@ class Study:
         body = "".join(f"{line}\n" for line in lines).encode()
         self.s3.client().put_object(Bucket=self.s3.bucket, Key=self._questions_key(seed), Body=body)
 
-    def _execute(self, child: plan.Child) -> contract.LastWords:
+    def _execute(self, child: dag.Child) -> contract.LastWords:
         """Run a child's program to its end. Raises StudyError when it does not succeed."""
         folder = self.folder / "pods" / child.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,17 +153,17 @@ class Study:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return contract.LastWords.model_validate_json(words.read_text())
 
-    def _bucket(self, run: plan.Run) -> Bucket:
-        return Bucket(plan.storage_of(run.spec.storage))
+    def _bucket(self, run: dag.Run) -> Bucket:
+        return Bucket(dag.storage_of(run.spec.storage))
 
-    def _download(self, run: plan.Run, uri: str) -> Path:
+    def _download(self, run: dag.Run, uri: str) -> Path:
         bucket, target = self._bucket(run).at(f"{uri}/model"), self.folder / "models" / uri.rsplit("/", 1)[1]
         target.mkdir(parents=True, exist_ok=True)
         for stored in bucket.list():
             bucket.download(stored.key, target / stored.key)
         return target
 
-    def _quality(self, run: plan.Run) -> dict[str, float]:
+    def _quality(self, run: dag.Run) -> dict[str, float]:
         """Shares of the rows: right drafts, right verdicts, right refinements; and their number."""
         reference = contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid)
         rows = list(read_rows(open_input(self._bucket(run), reference, "refine")))

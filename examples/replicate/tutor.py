@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from cgd_stages import prompts
+from cgd_stages.method import prompts
 from replicate.arithmetic import Problem, Sum, Unreadable, exact, read_question, read_sums, stated, without_carry
 
 MODEL = "tutor"

@@ -30,13 +30,13 @@ from cgd_cli.ui import serving
 from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION
 from cgd_operator.api.spec import InvalidRun
-from cgd_operator.cluster import ApiError
-from cgd_operator.manifests import Release, manifest, training_runtime
-from cgd_operator.names import is_label, is_name
-from cgd_operator.plan import BACKENDS, Run, choose_backend, plan
+from cgd_operator.kube.kinds import ApiError
+from cgd_operator.kube.names import is_label, is_name
+from cgd_operator.planning.dag import BACKENDS, Run, choose_backend, plan
+from cgd_operator.planning.manifests import Release, manifest, training_runtime
 from cgd_stages.errors import StageError
-from cgd_stages.page import render_comparison
-from cgd_stages.printable import printable, start_log
+from cgd_stages.report.page import render_comparison
+from cgd_stages.text.printable import printable, start_log
 
 T = TypeVar("T")
 

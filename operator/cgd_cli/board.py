@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cgd_cli.view import key
-from cgd_operator.cluster import EVENT, RUN, ApiError, Cluster, Kind, Link, Object
+from cgd_operator.kube.client import Cluster, Link, Object
+from cgd_operator.kube.kinds import EVENT, RUN, ApiError, Kind
 
 PAUSE = 2.0
 """Seconds until a watch that the server refused is tried again."""

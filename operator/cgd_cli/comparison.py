@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cgd_cli.terminal import plain
-from cgd_stages import tables
 from cgd_stages.contract import RunRef
 from cgd_stages.errors import UserError
-from cgd_stages.page import heading
-from cgd_stages.words import count, percent, points, spread
+from cgd_stages.report.page import heading
+from cgd_stages.results import comparison
+from cgd_stages.results.formatting import count, percent, points, spread
 
 STYLES = {"better": "green", "worse": "red", "noise": "dim"}
 NOTE = (
@@ -23,7 +23,7 @@ NOTE = (
 )
 
 
-def joined_reports(reports: Mapping[str, bytes]) -> tables.Table:
+def joined_reports(reports: Mapping[str, bytes]) -> comparison.Table:
     """One table of several `report.json`, by where each came from. Raises UserError."""
     read = [_read(source, data) for source, data in reports.items()]
     if len(read) < 2:
@@ -31,14 +31,14 @@ def joined_reports(reports: Mapping[str, bytes]) -> tables.Table:
     times = Counter(name for name, _ in read)
     # Runs of one name, in two namespaces or one after the other, are told apart by where they came from.
     named = zip(reports, read, strict=True)
-    return tables.joined({name if times[name] == 1 else source: table for source, (name, table) in named})
+    return comparison.joined({name if times[name] == 1 else source: table for source, (name, table) in named})
 
 
-def _read(source: str, data: bytes) -> tuple[str, tables.Table]:
+def _read(source: str, data: bytes) -> tuple[str, comparison.Table]:
     """Name and table of a run."""
     try:
         report = json.loads(data)
-        return RunRef.model_validate(report["run"]).name, tables.Table.model_validate(report["table"])
+        return RunRef.model_validate(report["run"]).name, comparison.Table.model_validate(report["table"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = "is not valid" if isinstance(error, ValidationError) else f"has no {error}"
         raise UserError(
@@ -47,18 +47,18 @@ def _read(source: str, data: bytes) -> tuple[str, tables.Table]:
         ) from error
 
 
-def shown(table: tables.Table) -> list[RenderableType]:
+def shown(table: comparison.Table) -> list[RenderableType]:
     """The table and its legend; what differs by the seed alone taken together, and accuracy over corrupted critiques,
     where there are such runs."""
     parts: list[RenderableType] = [_results(table), plain(NOTE, "dim")]
-    if seeds := tables.over_seeds(table):
+    if seeds := comparison.over_seeds(table):
         parts += ["", _seeds(table, seeds)]
-    if curve := tables.robustness(table):
+    if curve := comparison.robustness(table):
         parts += ["", _curve(curve)]
     return parts
 
 
-def _results(table: tables.Table) -> Table:
+def _results(table: comparison.Table) -> Table:
     shown = Table(box=None, pad_edge=False)
     shown.add_column("model", no_wrap=True)
     shown.add_column("run")
@@ -73,7 +73,7 @@ def _results(table: tables.Table) -> Table:
     return shown
 
 
-def _cell(table: tables.Table, line: tables.Line, column: str) -> Text:
+def _cell(table: comparison.Table, line: comparison.Line, column: str) -> Text:
     cell = table.cell(line, column)
     if cell is None:
         return plain("-", "dim")
@@ -86,14 +86,14 @@ def _cell(table: tables.Table, line: tables.Line, column: str) -> Text:
     return text.append("\n")
 
 
-def _tokens(line: tables.Line) -> Text:
+def _tokens(line: comparison.Line) -> Text:
     if line.mean is None:
         return plain("-", "dim")
     text = plain(count(line.mean.tokens))
     return text.append(f"\n{line.mean.longer:.2f} x base", style="dim") if line.mean.longer else text
 
 
-def _seeds(table: tables.Table, seeds: list[tables.Seeds]) -> Table:
+def _seeds(table: comparison.Table, seeds: list[comparison.Seeds]) -> Table:
     title = "Over seeds: mean accuracy and standard deviation, in %"
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("model", no_wrap=True)
@@ -107,7 +107,7 @@ def _seeds(table: tables.Table, seeds: list[tables.Seeds]) -> Table:
     return shown
 
 
-def _curve(curve: list[tables.Point]) -> Table:
+def _curve(curve: list[comparison.Point]) -> Table:
     shown = Table(title="CGD over corrupted critiques", title_justify="left", box=None, pad_edge=False)
     for column in ("corrupted", "accuracy", "95 % interval"):
         shown.add_column(column, justify="right")

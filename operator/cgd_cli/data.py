@@ -8,13 +8,16 @@ from typing import Any
 from rich.panel import Panel
 
 from cgd_cli.terminal import panel, plain
-from cgd_operator.plan import Run, plan
-from cgd_stages import contract, models
+from cgd_operator.planning.dag import Run, plan
+from cgd_stages import contract
 from cgd_stages.errors import UserError
-from cgd_stages.examples import IGNORE, Unusable
-from cgd_stages.folders import REJECTED, Row, from_parquet, open_input, read_rows
-from cgd_stages.storage import Bucket
-from cgd_stages.supply import Supply
+from cgd_stages.method.examples import IGNORE, Unusable
+from cgd_stages.models import resolve
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import REJECTED, read_rows
+from cgd_stages.store.rows import Row, from_parquet
+from cgd_stages.store.run import open_input
+from cgd_stages.training.dataset import Supply
 
 Manifest = dict[str, Any]
 
@@ -58,8 +61,8 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
     work = _training(run, objective)
     bucket, reference = Bucket(storage), _ref(run)
     with tempfile.TemporaryDirectory() as scratch:
-        student = models.fetch(
-            models.pinned(work.student, bucket, reference), bucket, reference, Path(scratch), weights=False
+        student = resolve.fetch(
+            resolve.pinned(work.student, bucket, reference), bucket, reference, Path(scratch), weights=False
         )
         from transformers import AutoTokenizer
 

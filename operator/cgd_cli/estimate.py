@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from cgd_cli.extents import EXTENTS
 from cgd_operator.api.generation import ServedModel
-from cgd_operator.plan import Child, Run, plan
+from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
-from cgd_stages.memory import Shape, states
+from cgd_stages.models.training_memory import Shape, states
 
 SERVED_WIDTH = 2
 """Bytes of a weight that vLLM serves: bfloat16."""

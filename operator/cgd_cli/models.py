@@ -7,9 +7,10 @@ from the hub.
 import tempfile
 from pathlib import Path
 
-from cgd_operator.plan import Run, plan
-from cgd_stages import contract, fit, models
-from cgd_stages.storage import Bucket
+from cgd_operator.planning.dag import Run, plan
+from cgd_stages import contract
+from cgd_stages.models import fit, resolve
+from cgd_stages.store.bucket import Bucket
 
 
 def misfits(run: Run, memory: float) -> list[fit.Misfit]:
@@ -25,7 +26,7 @@ def misfits(run: Run, memory: float) -> list[fit.Misfit]:
     with tempfile.TemporaryDirectory() as scratch:
         served = []
         for where, model, engine in given:
-            folder = models.fetch(model, bucket, task.run, Path(scratch), weights=False)
+            folder = resolve.fetch(model, bucket, task.run, Path(scratch), weights=False)
             config = fit.read_config(folder, model, where)
             context = fit.context_length(config, engine, model, where)
             served.append(fit.Served(where, model, engine, config, context))

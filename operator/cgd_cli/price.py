@@ -22,8 +22,8 @@ from cgd_cli.estimate import (
     unpriced,
 )
 from cgd_cli.terminal import plain
-from cgd_operator.plan import Run
-from cgd_stages.fit import Misfit
+from cgd_operator.planning.dag import Run
+from cgd_stages.models.fit import Misfit
 
 
 def price_table(run: Run, given: Assumptions, gpu: str, misfits: list[Misfit] | None = None) -> RenderableType:

@@ -10,9 +10,10 @@ import yaml
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.config.config_exception import ConfigException
 
-from cgd_operator.cluster import POD, RUN, SECRET, ApiError, Cluster, Object, equal, one_of
-from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
-from cgd_operator.plan import Run, storage_of
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import POD, RUN, SECRET, ApiError, equal, one_of
+from cgd_operator.planning.dag import Run, storage_of
+from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
 from cgd_stages.errors import UserError
 

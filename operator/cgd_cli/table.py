@@ -7,7 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cgd_cli.terminal import plain
-from cgd_operator.outside import moment
+from cgd_operator.kube.outside import moment
 
 COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "bold red", "Waiting": "yellow", "Suspended": "yellow"}
 

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.style import Style
 from rich.text import Text
 
-from cgd_stages.printable import printable
+from cgd_stages.text.printable import printable
 
 
 class Terminal(Console):

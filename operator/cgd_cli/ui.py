@@ -22,8 +22,9 @@ from aiohttp.typedefs import Handler
 
 from cgd_cli.board import Board, Reader
 from cgd_cli.view import command, detail, summary
-from cgd_operator.cluster import RUN, Cluster
-from cgd_stages.page import page
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import RUN
+from cgd_stages.report.page import page
 
 HERE = Path(__file__).parent
 NAMES = ("127.0.0.1", "localhost", "::1")

@@ -11,9 +11,9 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from cgd_operator.api.status import CGDRunStatus, Condition, StageStatus
-from cgd_operator.cluster import Object
-from cgd_stages.page import short_name
-from cgd_stages.words import count, duration
+from cgd_operator.kube.client import Object
+from cgd_stages.report.page import short_name
+from cgd_stages.results.formatting import count, duration
 
 ENDS = {"Succeeded": "good", "Failed": "bad", "Refused": "bad"}
 """How a run looks that has ended."""

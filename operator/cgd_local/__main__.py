@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from cgd_local.demo import DemoError, demo
-from cgd_stages.printable import printable
+from cgd_stages.text.printable import printable
 
 QUICKSTART = [
     "quickstart-problems/problems.jsonl=examples/quickstart-problems.jsonl",

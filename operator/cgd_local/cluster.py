@@ -30,7 +30,8 @@ from cgd_local.garbage import GarbageCollector
 from cgd_local.node import Node
 from cgd_local.nodes import PodCollector
 from cgd_local.pods import exited, launch
-from cgd_operator.cluster import CRD, JOB, NAMESPACE, PYTORCHJOB, AlreadyExists, ApiError, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, PYTORCHJOB, AlreadyExists, ApiError
 
 READY_SECONDS = 60.0
 

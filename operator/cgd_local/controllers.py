@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from cgd_operator.cluster import EVENT, POD, AlreadyExists, ApiError, Cluster, Kind, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import EVENT, POD, AlreadyExists, ApiError, Kind
 
 log = logging.getLogger(__name__)
 

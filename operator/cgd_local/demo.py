@@ -26,7 +26,8 @@ from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator import yamls
 from cgd_operator.api.spec import InvalidRun, parse_spec
-from cgd_operator.cluster import NODE, RUN, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import NODE, RUN
 
 BUCKET, SECRET = "cgd", "quickstart-s3"
 LOOK_SECONDS = 0.5

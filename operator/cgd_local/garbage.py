@@ -11,7 +11,8 @@ import asyncio
 from functools import partial
 
 from cgd_local.controllers import condition, forever
-from cgd_operator.cluster import CONFIGMAP, CRD, JOB, NODE, POD, SECRET, Cluster, Kind, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import CONFIGMAP, CRD, JOB, NODE, POD, SECRET, Kind
 
 BUILT_IN = (POD, JOB, CONFIGMAP, SECRET, NODE, CRD)
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"

@@ -28,7 +28,8 @@ from cgd_local.controllers import (
     set_condition,
     with_env,
 )
-from cgd_operator.cluster import JOB, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import JOB
 
 PREFIX = "batch.kubernetes.io/"
 INDEX, TRACKED = PREFIX + "job-completion-index", PREFIX + "job-tracking"

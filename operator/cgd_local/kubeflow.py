@@ -2,7 +2,8 @@
 
 import zlib
 
-from cgd_operator.cluster import Kind, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import Kind
 
 LOOSE: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _PORTS = range(27000, 32000)  # below what Linux hands out to clients, above those of `s3`

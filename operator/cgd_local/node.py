@@ -21,7 +21,8 @@ from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, 
 from cgd_local.nodes import disrupt
 from cgd_local.pods import Container, PodRunner, Verdict
 from cgd_local.sandbox import Sandbox
-from cgd_operator.cluster import NODE, POD, AlreadyExists, ApiError, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import NODE, POD, AlreadyExists, ApiError
 
 NAME, GPU = "local", "nvidia.com/gpu"
 STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1

@@ -10,7 +10,8 @@ Deviation: nodes send no heartbeats; who plays a crash says when it is noticed (
 import asyncio
 
 from cgd_local.controllers import condition, forever, phase, set_condition
-from cgd_operator.cluster import NODE, POD, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import NODE, POD
 
 UNREACHABLE, OUT_OF_SERVICE = "node.kubernetes.io/unreachable", "node.kubernetes.io/out-of-service"
 

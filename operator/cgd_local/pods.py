@@ -25,7 +25,8 @@ from typing import Literal
 
 from cgd_local.controllers import now, record, set_condition, stop_task
 from cgd_local.sandbox import NotMounted, NotReady, Sandbox
-from cgd_operator.cluster import POD, ApiError, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import POD, ApiError
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from cgd_local.controllers import (
     with_env,
 )
 from cgd_local.kubeflow import LOOSE, definition, port, struct
-from cgd_operator.cluster import PYTORCHJOB, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import PYTORCHJOB
 
 LABEL = "training.kubeflow.org/"
 

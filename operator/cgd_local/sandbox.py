@@ -16,7 +16,8 @@ import base64
 import re
 from pathlib import Path
 
-from cgd_operator.cluster import CONFIGMAP, SECRET, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import CONFIGMAP, SECRET
 
 TERMINATION_LOG = "/dev/termination-log"
 ROOT_IMAGES = frozenset({"alpine", "busybox", "debian", "python", "ubuntu"})

@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from cgd_local.controllers import Controller, Decision, condition, set_condition, with_env
 from cgd_local.jobs import INDEX
 from cgd_local.kubeflow import LOOSE, definition, port, struct
-from cgd_operator.cluster import EVENT, JOB, TRAININGRUNTIME, TRAINJOB, ApiError, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import EVENT, JOB, TRAININGRUNTIME, TRAINJOB, ApiError
 
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 

@@ -10,7 +10,7 @@ import kopf
 
 from cgd_operator import metrics
 from cgd_operator.api import GROUP, VERSION
-from cgd_operator.loop import Loop
+from cgd_operator.controller.queue import Loop
 
 
 class NoDiffs(kopf.DiffBaseStorage):

@@ -33,14 +33,16 @@ import kopf
 from kubernetes.aio.config.config_exception import ConfigException
 
 from cgd_operator import handlers
-from cgd_operator.cluster import RUN, ApiError, Cluster
-from cgd_operator.health import Health
-from cgd_operator.leader import LeaseLock, LeaseLost, lead
-from cgd_operator.loop import Loop
-from cgd_operator.manifests import MANAGER, Release
-from cgd_operator.progress import Board, Desk, ProgressServer
-from cgd_operator.reconcile import Reconciler
-from cgd_stages.printable import printable, start_log
+from cgd_operator.controller.queue import Loop
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.http.health import Health
+from cgd_operator.http.progress import Desk, ProgressServer
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import RUN, ApiError
+from cgd_operator.kube.leader import LeaseLock, LeaseLost, lead
+from cgd_operator.planning.manifests import MANAGER, Release
+from cgd_stages.text.printable import printable, start_log
 
 log = logging.getLogger("cgd_operator")
 

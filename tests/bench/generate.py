@@ -30,9 +30,9 @@ from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS
 from cgd_stages import contract
 from cgd_stages.contract import RunRef, Sampling, Storage
-from cgd_stages.engines import Engine
-from cgd_stages.folders import open_input
-from cgd_stages.storage import Bucket
+from cgd_stages.engines.base import Engine
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.run import open_input
 
 console = Console(highlight=False)
 ROUNDS, ROWS, TOKENS = 3, 64, 32
@@ -151,7 +151,7 @@ def _tell(tokens: int, started: float) -> None:
 
 
 def _ours() -> None:
-    from cgd_stages.engines import VllmEngine
+    from cgd_stages.engines.base import VllmEngine
 
     storage = Storage.model_validate_json(os.environ["BENCH_STORAGE"])
     folder, bucket = Path(os.environ["BENCH_FOLDER"]), Bucket(storage)

@@ -29,7 +29,7 @@ from answer_pairs import DIFFERENT, EQUAL, RULES
 from rich.console import Console
 from rich.table import Table
 
-from cgd_stages.grading import Grader, reference_answer
+from cgd_stages.grading.grader import Grader, reference_answer
 
 Decide = Callable[[str, str], bool]
 """Solution and answer in, accepted out."""

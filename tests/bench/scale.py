@@ -45,10 +45,10 @@ from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_local.ownership import Write
-from cgd_operator.cluster import Cluster
-from cgd_operator.crd import crd
-from cgd_operator.manifests import RUN_LABEL, STAGE_LABEL, UID_LABEL
-from cgd_operator.plan import plan
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.planning.dag import plan
+from cgd_operator.planning.manifests import RUN_LABEL, STAGE_LABEL, UID_LABEL
 
 Json = dict[str, Any]
 

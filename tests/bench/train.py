@@ -155,8 +155,8 @@ def _examples(rows: Path) -> list[Any]:
     """The rows' examples, as CGD makes them, in the order in which our own schedule takes them."""
     from transformers import AutoTokenizer
 
-    from cgd_stages.batching import Schedule
-    from cgd_stages.examples import row_example
+    from cgd_stages.method.examples import row_example
+    from cgd_stages.train.batching import Schedule
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2.ensure())
     given = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -167,7 +167,7 @@ def _examples(rows: Path) -> list[Any]:
 
 def _in_order() -> Any:
     """Our schedule, but with the batches in the order of the file."""
-    from cgd_stages.batching import Schedule
+    from cgd_stages.train.batching import Schedule
 
     class InOrder(Schedule):
         def batch(self, step: int) -> list[int]:
@@ -180,10 +180,10 @@ def _ours(name: str, rows: Path, steps: int) -> None:
     """The product's own loop, without its store: job and examples are put where the launcher puts them."""
     import pyarrow as pa
 
-    from cgd_stages import trainloop
     from cgd_stages.contract import Model, Rows, RunRef, Storage, Train
-    from cgd_stages.train import EXAMPLES_SCHEMA
-    from cgd_stages.trainjob import EXAMPLES, JOB, VALIDATION, Job
+    from cgd_stages.train import loop as trainloop
+    from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+    from cgd_stages.training.job import EXAMPLES, JOB, VALIDATION, Job
 
     warnings.filterwarnings("ignore")
     folder = rows.parent / name

@@ -7,18 +7,20 @@ Nothing of its logic is touched, and nothing that a pod's environment could set.
 
 from functools import partial
 
-from cgd_stages import endpoint, ledger, storage
+from cgd_stages.engines import openai
+from cgd_stages.store import bucket, part_writer
 
 FLUSH_SECONDS = 1.0
 FLUSH_ROWS = 16
 
 if __name__ == "__main__":
-    ledger.FLUSH_SECONDS, ledger.FLUSH_ROWS, ledger.RETRY_SECONDS = FLUSH_SECONDS, FLUSH_ROWS, 0.5
-    storage.ATTEMPTS, storage.CONNECT_SECONDS, storage.READ_SECONDS = 2, 2.0, 1.5
-    storage.AWAY_SECONDS, storage.LONGEST_PAUSE = 45.0, 1.0
-    quick = endpoint.Patience(timeout=10.0, tries=4, first_pause=0.1, longest_pause=0.5)
-    endpoint.EndpointEngine = partial(endpoint.EndpointEngine, patience=quick)  # type: ignore[assignment,misc]
+    part_writer.FLUSH_SECONDS, part_writer.FLUSH_ROWS, part_writer.RETRY_SECONDS = FLUSH_SECONDS, FLUSH_ROWS, 0.5
+    bucket.ATTEMPTS, bucket.CONNECT_SECONDS, bucket.READ_SECONDS = 2, 2.0, 1.5
+    bucket.AWAY_SECONDS, bucket.LONGEST_PAUSE = 45.0, 1.0
+    quick = openai.Patience(timeout=10.0, tries=4, first_pause=0.1, longest_pause=0.5)
+    openai.EndpointEngine = partial(openai.EndpointEngine, patience=quick)  # type: ignore[assignment,misc]
 
-    from cgd_stages import generate, program
+    from cgd_stages.generate import __main__ as generate
+    from cgd_stages.runtime import program
 
     program.run(generate.main)

@@ -30,9 +30,11 @@ from cgd_stages.contract import (
     Storage,
     Work,
 )
-from cgd_stages.folders import PARTS, Folder, claim, digest_of, now, row_schema, to_parquet, write_pointer
-from cgd_stages.prepare import BENCHMARK_SCHEMA, BENCHMARKS
-from cgd_stages.storage import Bucket
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, Folder
+from cgd_stages.store.rows import digest_of, now, row_schema, to_parquet
+from cgd_stages.store.run import claim, write_pointer
 
 TEXTS = [f"How many apples are {number} apples and {number} more?" for number in range(40)]
 ROWS = [quadruple(number, reference=f"#### {2 * number + 1}") for number in range(40)]

@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cgd_stages.folders import DONE
-from cgd_stages.storage import Bucket
-from cgd_stages.trainjob import LAUNCHER
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import DONE
+from cgd_stages.training.job import LAUNCHER
 
 CHAOS = "CGD_CHAOS"
 """Environment variable: the plan, as JSON."""
@@ -96,7 +96,7 @@ def haunt(plan: Plan, trainer: Any) -> None:
 
 
 if __name__ == "__main__":
-    from cgd_stages import trainloop
+    from cgd_stages.train import loop as trainloop
 
     haunt(Plan.model_validate_json(os.environ[CHAOS]), trainloop.Trainer)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)

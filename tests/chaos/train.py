@@ -30,8 +30,8 @@ from train_builders import STAGE, places, quadruple, refined, stored_curve, trai
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Exit, Storage
-from cgd_stages.folders import Folder
-from cgd_stages.storage import Bucket
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
 
 ROWS = [quadruple(number) for number in range(20)]
 EPOCHS, BATCH = 6, 4

@@ -3,7 +3,8 @@
 CGD_TASK='{...}' CGD_CHAOS='{...}' python -m chaos.trainpod
 """
 
-from cgd_stages import program, train
+from cgd_stages.runtime import program
+from cgd_stages.train import __main__ as train
 
 if __name__ == "__main__":
     train.LOOP = "chaos.rank"

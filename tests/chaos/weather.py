@@ -36,9 +36,10 @@ from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_local.statuses import ApiError as Refusal
-from cgd_operator.cluster import JOB, RUN, Cluster, Kind
-from cgd_operator.crd import crd
-from cgd_operator.manifests import KINDS, STAGE_LABEL
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import JOB, RUN, Kind
+from cgd_operator.planning.manifests import KINDS, STAGE_LABEL
 
 Json = dict[str, Any]
 Answer = web.StreamResponse | None

@@ -21,10 +21,12 @@ from stage_builders import GREEDY, prepared
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Endpoint, Exit, Generate, Role, RunRef, StageTask, Storage
-from cgd_stages.folders import REJECTED, Row, from_parquet, open_input, read_rows
-from cgd_stages.ledger import text_column
-from cgd_stages.prompts import read_reply, role_messages
-from cgd_stages.storage import Bucket
+from cgd_stages.method.prompts import read_reply, role_messages
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import REJECTED, read_rows
+from cgd_stages.store.part_writer import text_column
+from cgd_stages.store.rows import Row, from_parquet
+from cgd_stages.store.run import open_input
 
 ROLES: tuple[Role, ...] = ("answer", "critique", "refine")
 UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique"}

@@ -18,10 +18,11 @@ from stage_builders import RuleEngine, context, generate_with, generate_work, pr
 from cgd_cli.table import table
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import CRD, NAMESPACE, POD, RUN, SECRET, Cluster
-from cgd_operator.crd import crd
-from cgd_stages import report
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import CRD, NAMESPACE, POD, RUN, SECRET
 from cgd_stages.contract import Report
+from cgd_stages.report import __main__ as report
 
 ROOT = Path(__file__).parents[2]
 

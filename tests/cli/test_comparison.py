@@ -11,7 +11,7 @@ from cgd_cli.__main__ import Wrong, app
 from cgd_cli.comparison import joined_reports, shown
 from cgd_cli.terminal import Terminal
 from cgd_stages.errors import UserError
-from cgd_stages.report import to_json
+from cgd_stages.report.__main__ import to_json
 
 
 def report(

@@ -21,13 +21,13 @@ from cgd_cli.extents import EXTENTS
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
 from cgd_cli.terminal import Terminal
-from cgd_operator.benchmarks import TASKS
-from cgd_operator.plan import Run, plan
-from cgd_stages import prepare
+from cgd_operator.api.benchmarks import TASKS
+from cgd_operator.planning.dag import Run, plan
 from cgd_stages.contract import Storage
 from cgd_stages.errors import UserError
-from cgd_stages.fit import Misfit
-from cgd_stages.storage import Bucket
+from cgd_stages.models.fit import Misfit
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.store.bucket import Bucket
 
 A100 = GPUS["a100-80gb"]
 SERVED = {

@@ -20,8 +20,9 @@ from cgd_cli.board import LOST
 from cgd_cli.ui import serving
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import EVENT, NAMESPACE, RUN, ApiError, Cluster
-from cgd_operator.crd import crd
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import EVENT, NAMESPACE, RUN, ApiError
 
 STATES = every_state()
 

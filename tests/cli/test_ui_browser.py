@@ -15,8 +15,9 @@ from status_builders import every_state
 from cgd_cli.ui import serving
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import RUN, Cluster
-from cgd_operator.crd import crd
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import RUN
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,10 @@ from builders import ENDS, manifest
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install, real_apiserver
-from cgd_operator.cluster import EVENT, RUN, ApiError, Cluster, Kind
-from cgd_operator.crd import crd
-from cgd_operator.manifests import KINDS, STAGE_LABEL
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import EVENT, RUN, ApiError, Kind
+from cgd_operator.planning.manifests import KINDS, STAGE_LABEL
 from cgd_operator.process import operate
 
 Json = dict[str, Any]
@@ -151,8 +152,8 @@ async def world(
     async with SERVERS[request.param](tmp_path) as (path, embedded):
         monkeypatch.setenv("KUBECONFIG", str(path))
         monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
-        monkeypatch.setattr("cgd_operator.reconcile.SETTLE_SECONDS", 0.1)
-        monkeypatch.setattr("cgd_operator.reconcile.ABSENT_SECONDS", 0.1)
+        monkeypatch.setattr("cgd_operator.controller.reconciler.SETTLE_SECONDS", 0.1)
+        monkeypatch.setattr("cgd_operator.controller.reconciler.ABSENT_SECONDS", 0.1)
         async with await Cluster.connect(str(path), manager="test") as client:
             await install(client, crd())
             for definition in (pytorchjobs.crd(), *trainjobs.crds()):

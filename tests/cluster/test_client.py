@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.config import incluster_config
 
-from cgd_operator.cluster import CONFIGMAP, PAGE, ApiError, Cluster
+from cgd_operator.kube.client import PAGE, Cluster
+from cgd_operator.kube.kinds import CONFIGMAP, ApiError
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from builders import CHILDREN
 
-from cgd_operator import leader
-from cgd_operator.cluster import LEASE, RUN, ApiError, Cluster
-from cgd_operator.leader import LeaseLock, LeaseLost, lead
+from cgd_operator.kube import leader
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import LEASE, RUN, ApiError
+from cgd_operator.kube.leader import LeaseLock, LeaseLost, lead
 
 NAMESPACE, NAME = "default", "cgd-operator"
 

@@ -6,16 +6,17 @@ from typing import Any
 import pytest
 from builders import CHILDREN, ended, labels
 
-from cgd_operator import manifests
-from cgd_operator.cluster import CRD, JOB, POD, RUN, ApiError, Cluster, Kind
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import CRD, JOB, POD, RUN, ApiError, Kind
+from cgd_operator.planning import manifests
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens without any event is seen in the sweep, every 30 s on a cluster."""
-    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
 
 
 def told(run: dict[str, Any], kind: str = "Succeeded") -> dict[str, Any]:
@@ -99,7 +100,7 @@ async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_i
         await world.apply({"budget": {"deadlineSeconds": 3600}})
         await world.until(lambda: running(world, "prepare"))
         hour_ago = datetime.now(UTC) - timedelta(hours=1)
-        monkeypatch.setattr("cgd_operator.reconcile._created", lambda _: hour_ago)
+        monkeypatch.setattr("cgd_operator.controller.reconciler._created", lambda _: hour_ago)
         await world.until(lambda: state_is(world, "Failed"))
         assert told(await world.get())["reason"] == "DeadlineExceeded"
         assert await held(world, "prepare")
@@ -240,7 +241,7 @@ async def test_a_run_whose_cleaning_fails_goes_nevertheless_and_says_what_stays(
 async def test_a_run_that_cannot_be_cleaned_in_time_goes_nevertheless(
     world: Any, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    monkeypatch.setattr("cgd_operator.reconcile.CLEAN_SECONDS", seconds)
+    monkeypatch.setattr("cgd_operator.controller.reconciler.CLEAN_SECONDS", seconds)
     async with world.operator():
         await world.apply(DELETE)
         await world.until(lambda: running(world, "prepare"))

@@ -9,10 +9,12 @@ import aiohttp
 import pytest
 from builders import CHILDREN, RELEASE, labels, manifest, pod
 
-from cgd_operator.cluster import JOB, PAGE, POD, RUN, ApiError
-from cgd_operator.loop import Loop
-from cgd_operator.progress import Board, ProgressServer, token
-from cgd_operator.reconcile import Reading, Reconciler
+from cgd_operator.controller.queue import Loop
+from cgd_operator.controller.reconciler import Reading, Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.http.progress import ProgressServer, token
+from cgd_operator.kube.client import PAGE
+from cgd_operator.kube.kinds import JOB, POD, RUN, ApiError
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -61,7 +63,7 @@ async def test_pokes_that_come_together_are_one_look_and_one_that_comes_during_i
 async def test_a_run_whose_child_has_ended_is_looked_at_before_those_that_wait(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.loop.AT_ONCE", 1)
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 1)
     for name in "abcd":
         loop.poke("default", name)
     loop.poke("default", "e", first=True)
@@ -73,7 +75,7 @@ async def test_a_run_whose_child_has_ended_is_looked_at_before_those_that_wait(
 async def test_a_run_is_looked_at_once_at_a_time_and_others_do_not_wait_for_it(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.loop.AT_ONCE", 2)
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 2)
     held = asyncio.Event()
     real = loop.reconciler.reconcile
 
@@ -193,7 +195,7 @@ async def test_what_a_sweep_has_read_is_not_used_when_something_has_happened_mea
     assert await settle(loop) == ["run-0", "run-1"]
     assert [bool(one) for one in looked] == [False, True]
     monkeypatch.setattr(Reconciler, "look", look)
-    monkeypatch.setattr("cgd_operator.loop.READING_SECONDS", 0)
+    monkeypatch.setattr("cgd_operator.controller.queue.READING_SECONDS", 0)
     await loop._sweep()
     await settle(loop)
     assert [bool(one) for one in looked] == [False, True, False, False]
@@ -371,7 +373,7 @@ def _report() -> Any:
 async def test_a_report_reaches_the_status_of_its_run(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     key = b"key of the test, of 32 bytes and more"
     monkeypatch.setenv("CGD_PROGRESS_KEY", key.decode())
-    monkeypatch.setattr("cgd_operator.progress.LEAST_PATIENCE", 0.1)
+    monkeypatch.setattr("cgd_operator.facts.progress.LEAST_PATIENCE", 0.1)
     ports: list[int] = []
     start = ProgressServer.start
 
@@ -399,7 +401,7 @@ async def test_a_report_reaches_the_status_of_its_run(world: Any, monkeypatch: p
 
 
 async def test_a_retry_is_made_by_itself(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("cgd_operator.controller.queue.RETRY_SECONDS", 0.05)
     await create_runs(world, 1)
     failing = Failing(world.client, RELEASE, Board(), b"key")
     failing.left = 3
@@ -426,7 +428,7 @@ class Failing(Reconciler):
 
 
 async def test_a_watch_that_breaks_begins_anew(world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("cgd_operator.controller.queue.RETRY_SECONDS", 0.05)
     seen: list[str] = []
 
     def broken_once(self: Loop, kind: Any, event: str, item: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from builders import ended
 from pod_player import InAnHour, ago, make_pod, tell_pod
 
-from cgd_operator.cluster import EVENT, POD, RUN
+from cgd_operator.kube.kinds import EVENT, POD, RUN
 
 WORDS = '{"outcome": "failed", "message": "no such bucket", "hint": "create it"}'
 HELD = "batch.kubernetes.io/job-tracking"
@@ -19,7 +19,7 @@ HELD = "batch.kubernetes.io/job-tracking"
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens without any event is seen in the sweep, every 30 s on a cluster."""
-    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
 
 
 async def stage(world: Any, name: str = "answer") -> dict[str, Any]:
@@ -75,8 +75,8 @@ async def test_a_pod_that_fails_and_is_gone_before_anybody_looks_has_its_last_wo
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with answering(world) as run:
-        monkeypatch.setattr("cgd_operator.reconcile.SETTLE_SECONDS", 60.0)
-        monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 60.0)
+        monkeypatch.setattr("cgd_operator.controller.reconciler.SETTLE_SECONDS", 60.0)
+        monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 60.0)
         await make_pod(world, run, phase="Failed", startTime=ago(9), state={"terminated": ended(3, WORDS)})
         await world.client.delete(POD, "pod", "default", grace=0)
         await world.end("answer", "Failed")
@@ -99,7 +99,7 @@ async def test_a_pod_that_fails_and_is_gone_before_anybody_looks_has_its_last_wo
 async def test_the_pod_of_a_lost_node_is_told_and_made_again_if_the_run_asks_for_it(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.reconcile.datetime", InAnHour)
+    monkeypatch.setattr("cgd_operator.controller.reconciler.datetime", InAnHour)
     began = ago(60)
     async with answering(world) as run:
         await make_pod(world, run, HELD, phase="Running", startTime=began, state={"running": {"startedAt": began}})

@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from cgd_operator.cluster import LEASE
-from cgd_operator.progress import token
+from cgd_operator.http.progress import token
+from cgd_operator.kube.kinds import LEASE
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 NAME, KEY = "cgd-operator", "key of the test, of 32 bytes and more"

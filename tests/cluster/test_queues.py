@@ -7,13 +7,13 @@ import pytest
 from builders import CHILDREN
 from kueue_player import QUEUE, Kueue, conditions, is_true, suspended
 
-from cgd_operator.cluster import RUN, WORKLOADS, Kind
+from cgd_operator.kube.kinds import RUN, WORKLOADS, Kind
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Workload's reason is seen in the sweep, every 30 s on a cluster."""
-    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
 
 
 async def runs(world: Any, stage: str) -> bool:
@@ -68,7 +68,7 @@ async def test_waiting_for_quota_is_told_and_an_eviction_costs_nothing(world: An
 async def test_a_child_that_kueue_admits_and_cannot_start_is_told_until_it_starts(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.queues.STARTING", timedelta(0))
+    monkeypatch.setattr("cgd_operator.kube.kueue.STARTING", timedelta(0))
     async with Kueue(world).at_work() as kueue, world.operator():
         kueue.webhook_down = True
         await world.apply(labels=QUEUE)

@@ -15,8 +15,9 @@ from builders import CHILDREN
 from kueue_player import QUEUE, Kueue
 from pod_player import InAnHour, ago, make_pod
 
-from cgd_operator.cluster import NAMESPACE, POD, RUN, WORKLOADS, Cluster, Kind
-from cgd_operator.manifests import KINDS
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import NAMESPACE, POD, RUN, WORKLOADS, Kind
+from cgd_operator.planning.manifests import KINDS
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 TOKEN = "the-operator"
@@ -159,8 +160,8 @@ async def confine(
 async def test_pods_of_lost_nodes_are_deleted_only_with_the_right_that_the_chart_leaves_out(
     world: Any, replace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr("cgd_operator.reconcile.datetime", InAnHour)
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.controller.reconciler.datetime", InAnHour)
     guard = await confine(world, rendered([], lostPods={"replace": replace}), tmp_path, monkeypatch)
 
     async def is_gone() -> bool:
@@ -198,7 +199,7 @@ async def test_no_call_of_a_whole_run_is_denied(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cgd_operator.observe.QUIET", timedelta(minutes=-1))
+    monkeypatch.setattr("cgd_operator.facts.children.QUIET", timedelta(minutes=-1))
     guard = await confine(world, rendered(namespaces, pods), tmp_path, monkeypatch)
 
     async def queued(stage: str) -> bool:

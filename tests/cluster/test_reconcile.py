@@ -9,10 +9,11 @@ import pytest
 from aiohttp import web
 from builders import CHILDREN
 
-from cgd_operator import manifests
-from cgd_operator.cluster import CRD, JOB, RUN, SECRET, TRAININGRUNTIME, Cluster
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import CRD, JOB, RUN, SECRET, TRAININGRUNTIME
+from cgd_operator.planning import manifests
 
 RELEASE = manifests.Release("generate", "train")
 
@@ -388,7 +389,7 @@ async def test_an_operator_that_dies_after_every_write_brings_the_run_to_the_sam
 @embedded_only
 @pytest.mark.parametrize("code", [409, 429, 500, 503])
 async def test_api_faults_are_waited_out(world: Any, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_operator.loop.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("cgd_operator.controller.queue.RETRY_SECONDS", 0.05)
     dice = random.Random(5)
 
     def a_third(request: web.Request) -> web.Response | None:

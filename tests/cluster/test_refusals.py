@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cgd_operator import manifests
-from cgd_operator.cluster import NAMESPACE, ApiError, Cluster, Kind
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import NAMESPACE, ApiError, Kind
+from cgd_operator.planning import manifests
 
 QUOTA = Kind("v1", "ResourceQuota", "resourcequotas")
 LIMITS = Kind("v1", "LimitRange", "limitranges")
@@ -24,7 +25,7 @@ embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused run is tried again in the sweep, every 30 s on a cluster."""
-    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from builders import RELEASE
 
 from cgd_local.controllers import Controller
 from cgd_local.pytorchjobs import decide
-from cgd_operator.cluster import POD, PYTORCHJOB
-from cgd_operator.manifests import manifest
-from cgd_operator.plan import Run, plan
+from cgd_operator.kube.kinds import POD, PYTORCHJOB
+from cgd_operator.planning.dag import Run, plan
+from cgd_operator.planning.manifests import manifest
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from builders import ended, labels
 
-from cgd_operator import manifests
-from cgd_operator.cluster import POD, TRAININGRUNTIME
+from cgd_operator.kube.kinds import POD, TRAININGRUNTIME
+from cgd_operator.planning import manifests
 
 WORDS = "gloo: \U0001f525\U0010ffff \x07\x1b[31m \x7f\x85\u2028\ufeff\uffff the end"
 

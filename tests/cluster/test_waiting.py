@@ -12,10 +12,10 @@ from builders import CHILDREN
 
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.controllers import Controller, Decision
-from cgd_operator.cluster import EVENT, JOB, POD, PYTORCHJOB, Kind
-from cgd_operator.manifests import STAGE_LABEL, Release
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.kinds import EVENT, JOB, POD, PYTORCHJOB, Kind
+from cgd_operator.planning.manifests import STAGE_LABEL, Release
 
 QUOTA = Kind("v1", "ResourceQuota", "resourcequotas")
 ACCOUNT = Kind("v1", "ServiceAccount", "serviceaccounts")
@@ -26,8 +26,8 @@ embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds on a cluster: the sweep, the patience with a missing pod. No rehearsal, or it ended there."""
-    monkeypatch.setattr("cgd_operator.loop.SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr("cgd_operator.observe.QUIET", timedelta(0))
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_operator.facts.children.QUIET", timedelta(0))
     monkeypatch.setattr("cgd_local.controllers.REFUSED_SECONDS", 0.1)
     monkeypatch.setenv("CGD_REHEARSE_PODS", "false")
 

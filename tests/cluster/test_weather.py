@@ -7,10 +7,11 @@ from aiohttp import web
 from builders import CHILDREN
 from chaos import weather
 
-from cgd_operator import cluster, manifests
-from cgd_operator.cluster import JOB, RUN, ApiError
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube import client as cluster
+from cgd_operator.kube.kinds import JOB, RUN, ApiError
+from cgd_operator.planning import manifests
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 

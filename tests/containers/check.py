@@ -32,10 +32,11 @@ from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_local.s3 import SeaweedFS
-from cgd_operator.cluster import JOB, RUN, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import JOB, RUN
 from cgd_stages.contract import Check, Exit, LastWords, Storage, Work
 from cgd_stages.errors import GPU_HINT
-from cgd_stages.storage import Bucket
+from cgd_stages.store.bucket import Bucket
 
 HERE = Path(__file__).parent
 ROOM = 45
@@ -46,7 +47,7 @@ PROGRAMS = [f"cgd_stages.{name}" for name in ("prepare", "generate", "check", "e
 IMPORTS = {
     "operator": ["cgd_operator.process"],
     "generate": [*PROGRAMS, "vllm", "vllm.v1.engine.llm_engine", "vllm.entrypoints.llm", "lm_eval", "math_verify"],
-    "train": ["cgd_stages.train", "cgd_stages.trainloop", "cgd_stages.student", "deepspeed", "accelerate", "triton"],
+    "train": ["cgd_stages.train.loop", "cgd_stages.train.student", "deepspeed", "accelerate", "triton"],
 }
 PROBLEMS = "".join(json.dumps({"question": f"What is {n} + {n}?", "answer": str(2 * n)}) + "\n" for n in range(20))
 MODEL = "/scratch/model"

@@ -18,9 +18,10 @@ from prometheus_client import generate_latest
 
 from cgd_operator import metrics
 from cgd_operator.api.spec import parse_spec
-from cgd_operator.health import Health
-from cgd_operator.manifests import LISTENS
-from cgd_operator.progress import Board, Desk, ProgressServer
+from cgd_operator.facts.progress import Board
+from cgd_operator.http.health import Health
+from cgd_operator.http.progress import Desk, ProgressServer
+from cgd_operator.planning.manifests import LISTENS
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 IMAGES: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from cgd_local.schema import default
-from cgd_operator.crd import crd, to_yaml
-from cgd_operator.manual import manual
+from cgd_operator.api.crd import crd, to_yaml
+from cgd_operator.api.manual import manual
 
 ROOT = Path(__file__).parents[2]
 

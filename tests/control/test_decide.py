@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from builders import job, pod, run
 
-from cgd_operator.decide import GiveUp, Hold, Resume, Start, decide, done_stages
-from cgd_operator.observe import observe
-from cgd_operator.plan import plan
+from cgd_operator.facts.children import observe
+from cgd_operator.facts.decide import GiveUp, Hold, Resume, Start, decide, done_stages
+from cgd_operator.planning.dag import plan
 
 ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 DONE = {name: job(name, "Complete", kind="PyTorchJob" if name == "train-cgd" else "Job") for name in ORDER}

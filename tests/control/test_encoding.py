@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgd_local.bodies import read_apply
-from cgd_operator.cluster import encoded
+from cgd_operator.kube.client import encoded
 
 PLANE = 0x10000
 

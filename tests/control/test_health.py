@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from cgd_operator import health, metrics
-from cgd_operator.health import Health
+from cgd_operator import metrics
+from cgd_operator.http import health
+from cgd_operator.http.health import Health
 
 
 @pytest.fixture

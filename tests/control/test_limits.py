@@ -7,10 +7,10 @@ import pytest
 from builders import CHILDREN, job, run
 
 from cgd_operator.api.status import CGDRunStatus, Condition
-from cgd_operator.limits import exceeded, expired
-from cgd_operator.observe import observe
-from cgd_operator.plan import plan
-from cgd_operator.status import Trouble
+from cgd_operator.facts.children import observe
+from cgd_operator.planning.dag import plan
+from cgd_operator.status.limits import exceeded, expired
+from cgd_operator.status.render import Trouble
 
 HOUR = 3600
 

@@ -9,8 +9,8 @@ import kubernetes_validate
 import pytest
 from builders import RELEASE, run
 
-from cgd_operator.manifests import LISTENS, manifest, progress_secret, secret_name, training_runtime
-from cgd_operator.plan import BACKENDS, plan
+from cgd_operator.planning.dag import BACKENDS, plan
+from cgd_operator.planning.manifests import LISTENS, manifest, progress_secret, secret_name, training_runtime
 from cgd_stages import contract
 
 STAGES = [child.stage for child in plan(run())]

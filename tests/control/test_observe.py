@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from builders import ended, job, pod
 
-from cgd_operator.manifests import KINDS, REPLICA_INDEX, REPLICA_TYPE, suspension
-from cgd_operator.observe import Fate, last_state, observe
+from cgd_operator.facts.children import Fate, last_state, observe
+from cgd_operator.planning.manifests import KINDS, REPLICA_INDEX, REPLICA_TYPE, suspension
 
 
 def words(message: str = "", hint: str = "", outcome: str = "failed", **stages: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import pytest
 from builders import run
 
-from cgd_operator.plan import Child, choose_backend, percent, plan, stage_names
+from cgd_operator.planning.dag import Child, choose_backend, percent, plan, stage_names
 from cgd_stages import contract
 
 

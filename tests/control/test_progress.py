@@ -7,7 +7,8 @@ import aiohttp
 import pytest
 from builders import UID
 
-from cgd_operator.progress import Board, Desk, ProgressServer, token
+from cgd_operator.facts.progress import Board
+from cgd_operator.http.progress import Desk, ProgressServer, token
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 KEY = b"k" * 32

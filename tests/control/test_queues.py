@@ -8,11 +8,11 @@ from builders import CHILDREN, RELEASE, job, manifest, pod
 from kueue_player import QUEUE
 from status_builders import NOW, render_of
 
-from cgd_operator.decide import Hold, Resume, decide
-from cgd_operator.manifests import manifest as child_manifest
-from cgd_operator.manifests import suspension, training_runtime
-from cgd_operator.observe import ChildFacts, Fate, observe, queued
-from cgd_operator.plan import BACKENDS, Backend, Run, plan
+from cgd_operator.facts.children import ChildFacts, Fate, observe, queued
+from cgd_operator.facts.decide import Hold, Resume, decide
+from cgd_operator.planning.dag import BACKENDS, Backend, Run, plan
+from cgd_operator.planning.manifests import manifest as child_manifest
+from cgd_operator.planning.manifests import suspension, training_runtime
 
 
 def in_queue(*, suspend: bool = True, held: bool = False, kind: str = "Job") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgd_operator.refusals import explain, judge
+from cgd_operator.facts.refusals import explain, judge
 
 FORBIDDEN = 'pods "demo-answer-0-x7k2p" is forbidden: '
 

@@ -6,9 +6,9 @@ from builders import ended, job, pod
 from status_builders import NOW
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.manifests import REPLICA_INDEX, REPLICA_TYPE
-from cgd_operator.observe import ChildFacts, last_state, observe
-from cgd_operator.retries import attempts, enough
+from cgd_operator.facts.children import ChildFacts, last_state, observe
+from cgd_operator.facts.retries import attempts, enough
+from cgd_operator.planning.manifests import REPLICA_INDEX, REPLICA_TYPE
 
 Object = dict[str, Any]
 

@@ -7,8 +7,8 @@ import pytest
 from builders import RELEASE, run
 
 from cgd_local.pytorchjobs import V1_7, V1_8, V1_9, Release, decide
-from cgd_operator.manifests import manifest
-from cgd_operator.plan import plan
+from cgd_operator.planning.dag import plan
+from cgd_operator.planning.manifests import manifest
 
 Object = dict[str, Any]
 

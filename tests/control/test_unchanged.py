@@ -14,14 +14,14 @@ import pytest
 import yaml
 from builders import RELEASE, UID, manifest
 
-from cgd_operator.crd import crd
-from cgd_operator.manifests import cleaning_job, progress_secret, training_runtime
-from cgd_operator.manifests import manifest as child_manifest
-from cgd_operator.plan import BACKENDS, Run, cleaning, plan
-from cgd_stages.evaluate import SCHEMA
-from cgd_stages.folders import REJECTION_SCHEMA, digest_of, row_schema
-from cgd_stages.prepare import BENCHMARK_SCHEMA
-from cgd_stages.train import EXAMPLES_SCHEMA
+from cgd_operator.api.crd import crd
+from cgd_operator.planning.dag import BACKENDS, Run, cleaning, plan
+from cgd_operator.planning.manifests import cleaning_job, progress_secret, training_runtime
+from cgd_operator.planning.manifests import manifest as child_manifest
+from cgd_stages.results.outputs import SCHEMA
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA
+from cgd_stages.store.rows import REJECTION_SCHEMA, digest_of, row_schema
+from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 KNOWN = Path(__file__).with_name("unchanged.json")

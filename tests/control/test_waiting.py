@@ -8,10 +8,10 @@ from builders import ended, job, pod, run
 from status_builders import NOW, finished, render_of
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.events import transitions
-from cgd_operator.manifests import KINDS
-from cgd_operator.observe import ChildFacts, Fate, observe, unexplained
-from cgd_operator.status import Trouble
+from cgd_operator.facts.children import ChildFacts, Fate, observe, unexplained
+from cgd_operator.planning.manifests import KINDS
+from cgd_operator.status.events import transitions
+from cgd_operator.status.render import Trouble
 
 MADE = "2026-01-01T00:00:00Z"
 LATER = "2026-01-01T00:04:00Z"

@@ -16,7 +16,8 @@ from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.demo import upload_model
 from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
-from cgd_operator.cluster import RUN, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import RUN
 
 BIN = Path(sys.executable).parent
 QUESTIONS = [

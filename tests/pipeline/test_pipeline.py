@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from cgd_local.demo import upload_model
-from cgd_operator.cluster import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from cluster.conftest import world  # noqa: F401  a fixture
 
-from cgd_operator.cluster import CRD, EVENT, JOB, NODE, POD, RUN, SECRET, InvalidName, Kind, equal, one_of
+from cgd_operator.kube.kinds import CRD, EVENT, JOB, NODE, POD, RUN, SECRET, InvalidName, Kind, equal, one_of
 
 OPERATOR = Path(__file__).parents[2] / "operator"
 STRANGE = [

@@ -22,14 +22,16 @@ from security.strings import LABEL, NAME, NAMES, STRANGE, halves, names, texts, 
 
 from cgd_cli.ui import _page
 from cgd_cli.view import command, page_of
-from cgd_operator import events, manifests
-from cgd_operator.cluster import RUN, InvalidName, _query, encoded
-from cgd_operator.plan import BACKENDS, plan
+from cgd_operator.kube.client import _query, encoded
+from cgd_operator.kube.kinds import RUN, InvalidName
+from cgd_operator.planning import manifests
+from cgd_operator.planning.dag import BACKENDS, plan
+from cgd_operator.status import events
 from cgd_stages.errors import UserError
-from cgd_stages.page import embedded, render, render_comparison
-from cgd_stages.records import Quadruples, ReportData
-from cgd_stages.storage import place
-from cgd_stages.tables import joined, table_of
+from cgd_stages.report.page import embedded, render, render_comparison
+from cgd_stages.results.comparison import joined, table_of
+from cgd_stages.results.model import Quadruples, ReportData
+from cgd_stages.store.bucket import place
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {path.relative_to(ROOT): path for part in ("operator", "images") for path in (ROOT / part).rglob("*.py")}
@@ -295,14 +297,14 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
     written = places(calls("print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"))
     assert written == {
         f"{TERMINAL}:write",
-        "operator/cgd_operator/crd.py:",
-        "operator/cgd_operator/manual.py:",
+        "operator/cgd_operator/api/crd.py:",
+        "operator/cgd_operator/api/manual.py:",
         "operator/cgd_local/__main__.py:_until_stopped",
         "operator/cgd_local/launcher.py:become",
         "operator/cgd_local/smollm2.py:main",
-        "images/cgd_stages/supervisor.py:_say_interrupted",
-        "images/cgd_stages/jail.py:tell",  # these two write to the other process's pipe
-        "images/cgd_stages/jail.py:entry",
+        "images/cgd_stages/runtime/supervisor.py:_say_interrupted",
+        "images/cgd_stages/harness/sandbox.py:tell",  # these two write to the other process's pipe
+        "images/cgd_stages/harness/sandbox.py:entry",
     }
     for file, _, node in EVERY:
         if calls("SystemExit", "sys.exit")(node) and isinstance(node, ast.Call):
@@ -311,15 +313,16 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
 
 
 def test_logs_are_set_up_in_one_place_and_tracebacks_go_there() -> None:
-    own = "images/cgd_stages/printable.py:start_log"
+    own = "images/cgd_stages/text/printable.py:start_log"
     assert places(calls("logging.basicConfig", "logging.StreamHandler", ".addHandler", ".dictConfig")) == {own}
     assert places(imports("traceback")) == set()
     assert places(calls("start_log")) == {
-        "images/cgd_stages/program.py:log_stage",
+        "images/cgd_stages/runtime/program.py:log_stage",
         "operator/cgd_operator/process.py:main",
         "operator/cgd_cli/__main__.py:main",
     }
-    assert places(calls("log_stage")) == {"images/cgd_stages/program.py:run", "images/cgd_stages/trainloop.py:"}
+    stages = "images/cgd_stages"
+    assert places(calls("log_stage")) == {f"{stages}/runtime/program.py:run", f"{stages}/train/loop.py:"}
 
 
 def test_queries_are_made_by_the_standard_library() -> None:
@@ -327,7 +330,7 @@ def test_queries_are_made_by_the_standard_library() -> None:
 
 
 def test_html_is_made_by_templates_that_escape() -> None:
-    page = "images/cgd_stages/page.py"
+    page = "images/cgd_stages/report/page.py"
     assert places(calls("Markup", "markupsafe.Markup", ".Markup")) == {
         f"{page}:{one}" for one in ("page", "_text", "embedded")
     }
@@ -337,9 +340,9 @@ def test_html_is_made_by_templates_that_escape() -> None:
         lambda node: isinstance(node, ast.keyword) and node.arg == "content_type" and "html" in ast.unparse(node.value)
     )
     assert html_answers == {f"operator/cgd_cli/ui.py:{one}" for one in ("_page", "_open_report")}
-    for path in (*ROOT.glob("images/cgd_stages/*.j2"), *ROOT.glob("operator/cgd_cli/*.j2")):
+    for path in (*ROOT.glob("images/cgd_stages/report/*.j2"), *ROOT.glob("operator/cgd_cli/*.j2")):
         assert not re.search(r"\|\s*safe|autoescape|\{%-?\s*filter", path.read_text()), path
-    for path in (*ROOT.glob("images/cgd_stages/*.js"), *ROOT.glob("operator/cgd_cli/*.js")):
+    for path in (*ROOT.glob("images/cgd_stages/report/*.js"), *ROOT.glob("operator/cgd_cli/*.js")):
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|Function\(", path.read_text()
         ), path
@@ -349,13 +352,13 @@ def test_commands_that_are_shown_are_made_in_one_place() -> None:
     """Beside it are the demo's; and two whose words are a field of ours, and a node that the API server has named."""
     shown = re.compile(r"\b(cgd (logs|rows|report|status|watch|plan|compare)|kubectl [a-z]+) [^;`]*\{\}|\bcgd \{\}")
     found = places(lambda node: bool(shown.search(text_of(node))))
-    assert found == {"operator/cgd_operator/api/spec.py:_mend", "operator/cgd_operator/observe.py:_lost"}
+    assert found == {"operator/cgd_operator/api/spec.py:_mend", "operator/cgd_operator/facts/children.py:_lost"}
     assert places(calls("shlex.join")) == {"operator/cgd_cli/view.py:command", "operator/cgd_local/demo.py:_apply"}
 
 
 def test_variables_and_commands_of_pods_are_made_in_one_place() -> None:
     """`lifecycle` apart, which the kubelet does not fill in."""
-    own = "operator/cgd_operator/manifests.py"
+    own = "operator/cgd_operator/planning/manifests.py"
 
     def holds(*keys: str) -> Callable[[ast.AST], bool]:
         return lambda node: (

@@ -14,14 +14,15 @@ import torch
 from stage_builders import RUN, context
 from train_builders import STAGE, train_work
 
-from cgd_stages import harness, student
-from cgd_stages.checkpoints import Checkpoints, file_sha256
 from cgd_stages.contract import Harness, HarnessTask, Model, Rows, Storage
 from cgd_stages.errors import UserError
-from cgd_stages.saving import Saver
-from cgd_stages.storage import Bucket
-from cgd_stages.taskguard import EXECUTING
-from cgd_stages.trainjob import CHECKPOINTS, Job
+from cgd_stages.harness import __main__ as harness
+from cgd_stages.harness.task_guard import EXECUTING
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.train import student
+from cgd_stages.train.saving import Saver
+from cgd_stages.training.checkpoints import Checkpoints, file_sha256
+from cgd_stages.training.job import CHECKPOINTS, Job
 
 CURVE = [{"step": 1.0, "loss": 2.0}]
 
@@ -44,7 +45,7 @@ def group() -> Iterator[None]:
     """A process group of one process, as the training loop joins it."""
     import torch.distributed as dist
 
-    from cgd_stages import trainloop
+    from cgd_stages.train import loop as trainloop
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

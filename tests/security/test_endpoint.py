@@ -17,14 +17,14 @@ from urllib.parse import quote
 import pytest
 from stage_builders import each, generate_work, task
 
-from cgd_stages import endpoint as endpoints
-from cgd_stages import prompts
 from cgd_stages.contract import PROGRESS_TOKEN, TEACHER_API_KEY, Endpoint, Exit, LastWords, Rows, Sampling, Storage
-from cgd_stages.endpoint import EndpointEngine, Patience, probe
-from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines import openai as endpoints
+from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.openai import EndpointEngine, Patience, probe
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.keys import SHORTEST, hide_in_log, without_keys
-from cgd_stages.progress import Reporter
+from cgd_stages.method import prompts
+from cgd_stages.runtime.progress import Reporter
 
 KEY = "sk-of/the+teacher=="
 QUICK = Patience(timeout=5.0, tries=2, first_pause=0.01, longest_pause=0.01)
@@ -238,11 +238,11 @@ def test_a_key_that_no_header_can_hold_is_refused_with_its_secret_named(serve, m
 
 
 PROGRAM = """
-from cgd_stages.supervisor import supervise
+from cgd_stages.runtime.supervisor import supervise
 supervise()
 import logging, os
 from cgd_stages.errors import UserError
-from cgd_stages.program import run
+from cgd_stages.runtime.program import run
 
 def main(context):
     secret = os.environ[{name!r}]

@@ -27,14 +27,18 @@ from stage_builders import (
     stored_rows,
 )
 
-from cgd_stages import prepare, program, reading, sampling
 from cgd_stages.contract import Endpoint, Fields, Sampling
-from cgd_stages.endpoint import EndpointEngine
-from cgd_stages.engines import MOST_TOKENS, Completion, Refused, Request, drive
+from cgd_stages.engines.base import MOST_TOKENS, Completion, Refused, Request, drive
+from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.errors import UserError
-from cgd_stages.folders import PARTS, REJECTED, Done, Folder, Row, from_parquet, open_input
-from cgd_stages.sources import LINE_BYTES, File, Line, read_lines
-from cgd_stages.storage import Bucket
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare import intake, sampling
+from cgd_stages.prepare.sources import LINE_BYTES, File, Line, read_lines
+from cgd_stages.runtime import program
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, REJECTED, Done, Folder
+from cgd_stages.store.rows import Row, from_parquet
+from cgd_stages.store.run import open_input
 
 FIELDS = Fields(prompt="question", reference="answer")
 HALF = "\ud83d"
@@ -48,7 +52,7 @@ def read(path: Path, data: bytes) -> list[Line]:
 
 def faults(lines: list[Line]) -> list[str]:
     """Reason of each line; empty where it is a row."""
-    found = (reading.row_of(line, FIELDS)[1] for line in lines)
+    found = (intake.row_of(line, FIELDS)[1] for line in lines)
     return [fault[0] if fault else "" for fault in found]
 
 
@@ -95,7 +99,7 @@ def test_a_line_that_is_nested_deeply_is_rejected(tmp_path, deep):
 def test_a_reference_that_is_nested_as_deep_as_may_be_is_a_text(tmp_path):
     deep = "[" * 190 + "]" * 190
     (line,) = read(tmp_path / "p.jsonl", f'{{"question": "a", "answer": {deep}}}'.encode())
-    assert reading.row_of(line, FIELDS) == (reading.row_of(line, FIELDS)[0] | {"reference": deep}, None)
+    assert intake.row_of(line, FIELDS) == (intake.row_of(line, FIELDS)[0] | {"reference": deep}, None)
 
 
 @pytest.mark.parametrize("field", ["question", "answer", "other"])
@@ -200,7 +204,7 @@ def test_a_text_in_parquet_that_is_no_utf_8_is_rejected_alone(tmp_path):
 
 def test_a_reference_in_parquet_that_json_has_not_is_rejected(tmp_path):
     found = read(tmp_path / "p.parquet", table(question=pa.array(["a"]), answer=pa.array([b"\xff"])))
-    assert reading.row_of(found[0], FIELDS)[1] == ("malformed", "the field 'answer' is a bytes that JSON has not")
+    assert intake.row_of(found[0], FIELDS)[1] == ("malformed", "the field 'answer' is a bytes that JSON has not")
 
 
 def finished(bucket: Bucket) -> tuple[Folder, Done]:
@@ -230,9 +234,9 @@ def test_prepare_counts_every_such_line_as_rejected_and_ends(bucket, storage, ti
 def test_rows_with_much_text_are_looked_at_and_stored_few_at_a_time(
     bucket, storage, tiny_model, tmp_path, monkeypatch, seed
 ):
-    for module in (reading, sampling):
+    for module in (intake, sampling):
         monkeypatch.setattr(module, "FILE_CHARACTERS", 200)
-    monkeypatch.setattr(reading, "BATCH_CHARACTERS", 50)
+    monkeypatch.setattr(intake, "BATCH_CHARACTERS", 50)
     questions = [f"Ann has {number} apples and gives some of them away. How many?" for number in range(20)]
     bucket.put(
         "in/p.jsonl", b"".join(json.dumps({"question": one, "answer": "1"}).encode() + b"\n" for one in questions)
@@ -261,10 +265,10 @@ class Counting:
         return self._inner(texts, **how)
 
 
-def books_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: str) -> reading.Reading:
+def books_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: str) -> intake.Reading:
     """The books of one prompt."""
     folder = Folder(bucket, RUN.namespace, "prepare", "d1")
-    made = reading.Reading(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
+    made = intake.Reading(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
     made._take([made._look(Line("line 1", {"question": prompt, "answer": "1"}))])
     return made
 
@@ -287,9 +291,9 @@ def test_a_prompt_near_the_context_is_counted_as_a_whole(bucket, tiny_model, wor
 
 
 def test_of_the_fields_of_a_source_no_more_are_remembered_than_people_look_at(bucket, monkeypatch):
-    monkeypatch.setattr(reading, "COLUMNS", 10)
+    monkeypatch.setattr(intake, "COLUMNS", 10)
     folder = Folder(bucket, RUN.namespace, "prepare", "d1")
-    books = reading.Reading(prepare_work("m", "s3://data/p.jsonl"), None, 0, folder)
+    books = intake.Reading(prepare_work("m", "s3://data/p.jsonl"), None, 0, folder)
     for row in range(8):
         names = [f"field-{row}-{column}" for column in range(8)]
         line = Line("", dict.fromkeys([*names, "x" * 300, "question", "answer"], 1))

@@ -23,12 +23,16 @@ from hypothesis import strategies as some
 from stage_builders import RUN, context, generate_work
 
 from cgd_cli.models import misfits
-from cgd_stages import harness, models, sources
-from cgd_stages.checkpoints import Checkpoint, Checkpoints, Layout
 from cgd_stages.contract import Model, Source, StageFacts, Storage
 from cgd_stages.errors import UserError
-from cgd_stages.folders import Done, Folder, Part, Pointer, now, open_input
-from cgd_stages.storage import LONGEST_NAME, Bucket, place
+from cgd_stages.harness import __main__ as harness
+from cgd_stages.models import resolve
+from cgd_stages.prepare import sources
+from cgd_stages.store.bucket import LONGEST_NAME, Bucket, place
+from cgd_stages.store.folder import Done, Folder, Part
+from cgd_stages.store.rows import now
+from cgd_stages.store.run import Pointer, open_input
+from cgd_stages.training.checkpoints import Checkpoint, Checkpoints, Layout
 
 ROOT = Path(__file__).parents[2]
 BODY = b"{}"
@@ -124,7 +128,7 @@ def test_a_stored_model_writes_no_file_outside_its_folder(tmp_path, key):
         store({"m/config.json": BODY, f"m/{key}": BODY}) as storage,
         pytest.raises(UserError, match="has no place below a folder"),
     ):
-        models.fetch(Model(name="s3://data/m"), Bucket(storage), RUN, scratch, weights=False)
+        resolve.fetch(Model(name="s3://data/m"), Bucket(storage), RUN, scratch, weights=False)
     assert [name for name in files_in(tmp_path) if "evil" in name] == []
 
 
@@ -132,13 +136,13 @@ def test_an_index_of_weights_names_no_file_outside_its_folder(tmp_path):
     index = json.dumps({"weight_map": {"w": "../../evil.safetensors"}}).encode()
     objects = {"m/config.json": BODY, "m/model.safetensors.index.json": index, "m/../../evil.safetensors": BODY}
     with store(objects) as storage, pytest.raises(UserError, match="has no place below a folder"):
-        models.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path)
+        resolve.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path)
 
 
 def test_a_header_of_weights_that_says_to_be_huge_is_not_read(tmp_path, caplog):
     objects = {"m/config.json": BODY, "m/model.safetensors": (2**62).to_bytes(8, "little") + b"x" * 100}
     with store(objects) as storage:
-        assert models.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path) is None
+        assert resolve.tensors(Model(name="s3://data/m"), Bucket(storage), tmp_path) is None
     assert "says that its header has" in caplog.text
     assert files_in(tmp_path) == []
 
@@ -173,9 +177,11 @@ def test_headers_of_weights_that_are_none_are_told_of_and_not_read(tmp_path, cap
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(weights(header))
     with store({}) as storage:
-        assert models.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) in (None, [])
+        assert resolve.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) in (None, [])
         (tmp_path / "model.safetensors").write_bytes(weights({"w": TENSOR}))
-        assert models.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) == [models.Tensor("w", "F32", 2, 8)]
+        assert resolve.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) == [
+            resolve.Tensor("w", "F32", 2, 8)
+        ]
 
 
 @pytest.mark.parametrize("index", [[], {"weight_map": ["a"]}, {"weight_map": {"w": 5}}, {"weight_map": None}])
@@ -183,7 +189,7 @@ def test_an_index_of_weights_that_is_none_is_told_of(tmp_path, caplog, index):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / INDEX).write_text(json.dumps(index))
     with store({}) as storage:
-        assert models.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) is None
+        assert resolve.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) is None
     assert "cannot be read" in caplog.text
 
 
@@ -272,7 +278,7 @@ def test_the_marker_of_a_stage_names_no_file_outside_the_model_s_folder(tmp_path
         store(stage_with("model/../../../evil.json")) as storage,
         pytest.raises(UserError, match="has no place below a folder"),
     ):
-        models.fetch(Model(name="stage://train-cgd"), Bucket(storage), RUN, tmp_path / "1" / "2")
+        resolve.fetch(Model(name="stage://train-cgd"), Bucket(storage), RUN, tmp_path / "1" / "2")
     assert files_in(tmp_path) == []
 
 
@@ -356,5 +362,5 @@ def test_every_download_goes_to_a_place_and_no_key_is_joined_to_a_path_elsewhere
                 joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
                 if joined and any(getattr(part, "attr", "") == "key" for part in ast.walk(node.right)):
                     found.append((path.name, False))
-    assert {name for name, _ in found} >= {"models.py", "checkpoints.py", "harness.py", "sources.py"}
+    assert {name for name, _ in found} >= {"resolve.py", "checkpoints.py", "__main__.py", "sources.py"}
     assert [name for name, placed in found if not placed] == []

@@ -16,8 +16,8 @@ from builders import run
 
 from cgd_local.selection import chooses
 from cgd_operator import process
-from cgd_operator.manifests import KINDS, Release, cleaning_job, manifest, training_runtime
-from cgd_operator.plan import BACKENDS, plan
+from cgd_operator.planning.dag import BACKENDS, plan
+from cgd_operator.planning.manifests import KINDS, Release, cleaning_job, manifest, training_runtime
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 Json = dict[str, Any]

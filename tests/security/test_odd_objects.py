@@ -12,19 +12,21 @@ from hypothesis import strategies as some
 from stage_builders import RUN, context
 from status_builders import NOW, render_of
 
-from cgd_operator import retries
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.departed import Departed
-from cgd_operator.limits import expired
-from cgd_operator.manifests import MANAGED_BY, MANAGER, REPLICA_INDEX, RUN_LABEL
-from cgd_operator.observe import RESTARTS, observe
-from cgd_operator.outside import last_words, moment, number
-from cgd_operator.reconcile import at_rest
-from cgd_operator.status import seconds_between
-from cgd_stages import clean
+from cgd_operator.controller.departed import Departed
+from cgd_operator.controller.reconciler import at_rest
+from cgd_operator.facts import retries
+from cgd_operator.facts.children import RESTARTS, observe
+from cgd_operator.kube.outside import last_words, moment, number
+from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, REPLICA_INDEX, RUN_LABEL
+from cgd_operator.status.limits import expired
+from cgd_operator.status.render import seconds_between
+from cgd_stages.clean import __main__ as clean
 from cgd_stages.contract import MOST, Clean
-from cgd_stages.folders import DONE, PARTS, Folder, now, read_claims, row_schema, write_pointer
-from cgd_stages.storage import Bucket
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import DONE, PARTS, Folder
+from cgd_stages.store.rows import now, row_schema
+from cgd_stages.store.run import read_claims, write_pointer
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 ODD_NUMBERS = ("", "x", "-1", "1.5", "1e3", " 1", "1_0", "\u0661", "\u00b2", "9" * 5000, "0x10", "\ud800")

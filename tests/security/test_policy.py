@@ -17,11 +17,12 @@ from builders import manifest
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import JOB, NAMESPACE, RUN, ApiError, Cluster, Kind
-from cgd_operator.crd import crd
-from cgd_operator.manifests import FINALIZER, Release
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reconciler
+from cgd_operator.api.crd import crd
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import JOB, NAMESPACE, RUN, ApiError, Kind
+from cgd_operator.planning.manifests import FINALIZER, Release
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 KUBECTL = Path(sys.executable).with_name("kubectl")

@@ -18,16 +18,18 @@ import pytest
 from builders import RELEASE, UID, ended, labels, manifest, pod
 from cluster.conftest import world  # noqa: F401  a fixture
 
-from cgd_operator import handlers, process, serving
-from cgd_operator.cluster import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
-from cgd_operator.loop import Loop
-from cgd_operator.manifests import UID_LABEL
+from cgd_operator import handlers, process
+from cgd_operator.controller.queue import Loop
+from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.http import serving
+from cgd_operator.http.progress import Desk, ProgressServer, token
+from cgd_operator.kube.kinds import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
+from cgd_operator.planning.manifests import UID_LABEL
 from cgd_operator.process import operate
-from cgd_operator.progress import Board, Desk, ProgressServer, token
-from cgd_operator.reconcile import Reconciler
 from cgd_stages.contract import PROGRESS_TOKEN, Progress, Rows, TrainerStatus
-from cgd_stages.printable import LogFormatter
-from cgd_stages.progress import Reporter
+from cgd_stages.runtime.progress import Reporter
+from cgd_stages.text.printable import LogFormatter
 
 Json = dict[str, Any]
 

@@ -10,12 +10,12 @@ from builders import ENDED, ENDS, RELEASE
 from cluster.conftest import world  # noqa: F401  a fixture
 
 from cgd_operator import handlers
-from cgd_operator.cluster import JOB, NAMESPACE, RUN, SECRET, ApiError
-from cgd_operator.loop import Loop
-from cgd_operator.manifests import KINDS, manifest
-from cgd_operator.plan import Run, plan
-from cgd_operator.progress import Board
-from cgd_operator.reconcile import Reading, Reconciler
+from cgd_operator.controller.queue import Loop
+from cgd_operator.controller.reconciler import Reading, Reconciler
+from cgd_operator.facts.progress import Board
+from cgd_operator.kube.kinds import JOB, NAMESPACE, RUN, SECRET, ApiError
+from cgd_operator.planning.dag import Run, plan
+from cgd_operator.planning.manifests import KINDS, manifest
 
 Json = dict[str, Any]
 
@@ -67,12 +67,12 @@ async def test_a_run_that_is_deleted_after_it_was_read_is_not_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = await world.apply()
-    monkeypatch.setattr("cgd_operator.loop.AT_ONCE", 0)
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 0)
     await loop._sweep()
     assert loop._readings.keys() == {("default", "demo")}
     await world.client.delete(RUN, "demo", "default")
     await handlers.run_changed(body=kopf.Body(run), memo=kopf.Memo(loop=loop), type="DELETED")
-    monkeypatch.setattr("cgd_operator.loop.AT_ONCE", 16)
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 16)
     loop._begin()
     await settle(loop)
     assert loop.reconciler.known() == set()
@@ -87,12 +87,12 @@ async def test_what_was_read_before_a_run_s_labels_changed_is_read_again(
     await world.apply()
     await loop.reconciler.reconcile("default", "demo")
     await world.end("prepare")
-    monkeypatch.setattr("cgd_operator.loop.AT_ONCE", 0)
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 0)
     await loop._sweep()
     queued = {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": "team"}}}
     run = await world.client.patch(RUN, "demo", "default", queued)
     await handlers.run_changed(body=kopf.Body(run), memo=kopf.Memo(loop=loop), type="MODIFIED")
-    monkeypatch.setattr("cgd_operator.loop.AT_ONCE", 16)
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 16)
     loop._begin()
     await settle(loop)
     child = (await world.children())["answer"]
@@ -120,7 +120,7 @@ async def test_a_reading_is_as_old_as_the_run_that_was_read_first(
     async def looked(self: Reconciler, namespace: str, name: str, reading: Reading | None = None) -> None:
         seen.append(reading)
 
-    monkeypatch.setattr("cgd_operator.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("cgd_operator.controller.queue.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(Reconciler, "look", slow)
     monkeypatch.setattr(Reconciler, "reconcile", looked)
     await loop._sweep()

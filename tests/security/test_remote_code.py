@@ -9,10 +9,11 @@ import pytest
 import tiny
 from stage_builders import context, prepare_work
 
-from cgd_stages import fit, prepare
 from cgd_stages.contract import Engine, Model
-from cgd_stages.engines import vllm_arguments
+from cgd_stages.engines.base import vllm_arguments
 from cgd_stages.errors import UserError
+from cgd_stages.models import fit
+from cgd_stages.prepare import __main__ as prepare
 
 ROOT = Path(__file__).parents[2]
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "get_config", "pipeline", "for_model"}

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as any_
 
-from cgd_stages import harness, jail, sandbox
 from cgd_stages.contract import HarnessTask
+from cgd_stages.harness import __main__ as harness
+from cgd_stages.harness import sandbox as jail
+from cgd_stages.harness import sandboxed
 
 HUMANEVAL = HarnessTask(name="HumanEval", task="humaneval", metric="pass@1", executes=True)
 HEAD = "def add(a, b):\n"
@@ -95,8 +97,10 @@ def older_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux before 6.12, whose Landlock has no scope for signals."""
     older = tmp_path / "older.py"
     folder = str(Path(jail.__file__).parent)
-    older.write_text(f"import sys; sys.path.insert(0, {folder!r})\nimport jail\njail.SCOPES = 0\njail.main()\n")
-    monkeypatch.setattr(sandbox, "JAIL", older)
+    older.write_text(
+        f"import sys; sys.path.insert(0, {folder!r})\nimport sandbox as jail\njail.SCOPES = 0\njail.main()\n"
+    )
+    monkeypatch.setattr(sandboxed, "JAIL", older)
 
 
 @pytest.mark.parametrize(

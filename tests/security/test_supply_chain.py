@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
-DOCKERFILES = sorted((ROOT / "images").glob("*.Dockerfile"))
+DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
 UNHASHED = "torch.txt"
 """Of the one package whose file differs by where it is from."""
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_]+)((?: --hash=sha256:[0-9a-f]{64})*)")

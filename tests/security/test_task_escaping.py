@@ -14,9 +14,9 @@ from kubernetes.aio.client.configuration import Configuration
 from security.strings import texts
 
 from cgd_local.sandbox import Sandbox, expand
-from cgd_operator import manifests
-from cgd_operator.cluster import Cluster, Object
-from cgd_operator.plan import BACKENDS, Run, cleaning, plan
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.planning import manifests
+from cgd_operator.planning.dag import BACKENDS, Run, cleaning, plan
 from cgd_stages import contract
 
 LATEX = r"Put $$x$$ into $(PATH), as $\boxed{\$5}$ or $(HOME)$."

@@ -31,15 +31,16 @@ from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, panel, plain
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.cluster import POD, Cluster
-from cgd_operator.cluster import RUN as KIND
-from cgd_operator.crd import crd
-from cgd_operator.manifests import STAGE_LABEL, UID_LABEL
+from cgd_operator.api.crd import crd
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import POD
+from cgd_operator.kube.kinds import RUN as KIND
+from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
 from cgd_stages.errors import UserError
-from cgd_stages.fit import Misfit
-from cgd_stages.printable import LogFormatter, printable
-from cgd_stages.report import to_json
+from cgd_stages.models.fit import Misfit
+from cgd_stages.report.__main__ import to_json
+from cgd_stages.text.printable import LogFormatter, printable
 
 HOSTILE = "[/INST] [red]x\x1b]0;title\x07\x1b[2J\x9b31m\r\b\u202eabc\u2028\ud83d"
 """Ends a markup that was never begun, sets a title, clears the screen, turns letters round, and is half a character."""
@@ -312,7 +313,7 @@ def test_a_stage_program_logs_what_fails_as_text(tmp_path: Path, wrong: str | No
 
 def test_an_error_that_nobody_has_caught_is_told_as_text(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text(
-        "import warnings\nfrom cgd_stages.printable import start_log\nstart_log('%(message)s')\n"
+        "import warnings\nfrom cgd_stages.text.printable import start_log\nstart_log('%(message)s')\n"
         f"warnings.warn({FORGED!r})\nraise ValueError({FORGED!r})\n"
     )
     log = output_of("fails", PYTHONPATH=str(tmp_path))

@@ -10,11 +10,11 @@ from hypothesis import strategies as some
 from status_builders import NOW
 
 from cgd_local.schema import default, validate
-from cgd_operator import events, status
+from cgd_operator.api.crd import crd
 from cgd_operator.api.fields import without_user
 from cgd_operator.api.spec import InvalidRun, parse_spec
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.crd import crd
+from cgd_operator.status import events, render
 
 SCHEMA: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 SECRET = "hunter2"
@@ -161,7 +161,7 @@ def test_a_value_that_is_wrong_otherwise_is_told_without_its_password(value):
         parse_spec(whole)
     words = str(caught.value)
     assert "://***@host" in words
-    told = status.refused(1, words, CGDRunStatus(), NOW)
+    told = render.refused(1, words, CGDRunStatus(), NOW)
     whole["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
     assert SECRET not in told.model_dump_json() + json.dumps(events.refusal(whole, words, NOW))
 

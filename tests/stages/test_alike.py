@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from cgd_stages.alike import ALIKE, HASHES, WORDS, Signatures, alike, signature
+from cgd_stages.quality.near_duplicates import ALIKE, HASHES, WORDS, Signatures, alike, signature
 
 Text = tuple[str, ...]
 

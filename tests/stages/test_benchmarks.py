@@ -12,13 +12,13 @@ import pytest
 from builders import run
 from stage_builders import context, prepare_work
 
-from cgd_operator.benchmarks import BENCHMARKS, INSTRUCTION
-from cgd_operator.plan import plan
-from cgd_stages import prepare
+from cgd_operator.api.benchmarks import BENCHMARKS, INSTRUCTION
+from cgd_operator.planning.dag import plan
 from cgd_stages.contract import Benchmark, Prepare, Storage
-from cgd_stages.folders import Row
-from cgd_stages.sources import open_source
-from cgd_stages.storage import Bucket
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare.sources import open_source
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.rows import Row
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "MATH-500": [

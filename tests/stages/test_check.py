@@ -9,13 +9,16 @@ import pytest
 from stage_builders import context
 from train_builders import STAGE, quadruple, refined, train_work
 
-from cgd_stages import check, train
+from cgd_stages.check import __main__ as check
 from cgd_stages.contract import Check, Rows, StageFacts, Storage, Train
 from cgd_stages.errors import TransientError, UserError
-from cgd_stages.folders import REJECTED, Folder, from_parquet, now, read_pointer
-from cgd_stages.program import Context
-from cgd_stages.storage import Bucket
-from cgd_stages.trainjob import checkpoints_of
+from cgd_stages.runtime.program import Context
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import REJECTED, Folder
+from cgd_stages.store.rows import from_parquet, now
+from cgd_stages.store.run import read_pointer
+from cgd_stages.train import __main__ as train
+from cgd_stages.training.job import checkpoints_of
 
 PROSE = "Nobody grades this reference: it ends on no answer, and it is long."
 ROWS = [quadruple(number, reference=PROSE if number else None) for number in range(10)]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cgd_stages.checkpoints import Checkpoints, Layout, needed_by, owner
 from cgd_stages.errors import UserError
-from cgd_stages.folders import DONE, Folder
-from cgd_stages.storage import Bucket
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import DONE, Folder
+from cgd_stages.training.checkpoints import Checkpoints, Layout, needed_by, owner
 
 LAYOUT = Layout(processes=2, zero_stage=2, dtype="float32")
 MODEL, ONE, TWO = "mp_rank_00_model_states.pt", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1))

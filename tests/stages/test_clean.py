@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from stage_builders import RUN, context
 
-from cgd_stages import clean
+from cgd_stages.clean import __main__ as clean
 from cgd_stages.contract import Clean, RunRef, Storage
 from cgd_stages.errors import TransientError
-from cgd_stages.folders import DONE, PARTS, Folder, claim, now, open_input, read_claims, row_schema, write_pointer
-from cgd_stages.program import Context
-from cgd_stages.storage import Bucket
+from cgd_stages.runtime.program import Context
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import DONE, PARTS, Folder
+from cgd_stages.store.rows import now, row_schema
+from cgd_stages.store.run import claim, open_input, read_claims, write_pointer
 
 OTHER = RunRef(namespace=RUN.namespace, name="other", uid="uid-2")
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}

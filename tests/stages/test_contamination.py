@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgd_stages.contamination import Questions
+from cgd_stages.quality.contamination import Questions
 
 LONG = "A train leaves Oslo at nine and another leaves Bergen at ten; when do the two trains meet on their way?"
 SHORT = "How many sides has a hexagon?"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_stages.curves import BASELINE, STREAK, best, measured, spiked
+from cgd_stages.training.curves import BASELINE, STREAK, best, measured, spiked
 
 CALM = [1.5 + 0.1 * math.sin(step) for step in range(BASELINE)]
 

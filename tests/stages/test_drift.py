@@ -5,11 +5,11 @@ import json
 import pytest
 from report_builders import report_data, samples, stage
 
-from cgd_stages.drift import Sentence
-from cgd_stages.headline import verdicts
-from cgd_stages.page import render
-from cgd_stages.records import ReportData, Sample
-from cgd_stages.report import to_json
+from cgd_stages.report.__main__ import to_json
+from cgd_stages.report.drift import Sentence
+from cgd_stages.report.page import render
+from cgd_stages.report.summary import verdicts
+from cgd_stages.results.model import ReportData, Sample
 
 TASKS = {"IFEval": "ifeval", "IFEval-loose": "ifeval", "BBH": "bbh_cot_fewshot"}
 

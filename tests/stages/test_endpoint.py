@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from stage_builders import each
 
-from cgd_stages import prompts
 from cgd_stages.contract import Endpoint, Sampling
-from cgd_stages.endpoint import EndpointEngine, Patience, probe
-from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.openai import EndpointEngine, Patience, probe
 from cgd_stages.errors import TransientError, UserError
+from cgd_stages.method import prompts
 
 QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
 Reply = tuple[int, dict[str, str], Any]

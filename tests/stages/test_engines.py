@@ -5,8 +5,8 @@ import threading
 import pytest
 from stage_builders import GREEDY, RuleEngine, each
 
-from cgd_stages.engines import Request, cpu_dtype, drive
-from cgd_stages.prompts import answer_messages
+from cgd_stages.engines.base import Request, cpu_dtype, drive
+from cgd_stages.method.prompts import answer_messages
 
 
 def requests(count: int) -> list[Request]:

@@ -3,7 +3,7 @@
 import pytest
 from answer_pairs import DIFFERENT, EQUAL, RULES
 
-from cgd_stages.equality import Verdict, compare
+from cgd_stages.grading.compare import Verdict, compare
 
 
 @pytest.mark.parametrize(("reference", "answer"), EQUAL)

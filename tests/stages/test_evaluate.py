@@ -6,16 +6,18 @@ from typing import Any
 import pytest
 from stage_builders import RUN, Program, RuleEngine, context, said, stop_after
 
-from cgd_stages import evaluate
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rival, Rows, Sampling, StageFacts, StageTask, Storage
 from cgd_stages.contract import Engine as EngineSettings
-from cgd_stages.engines import Outcome, Refused, Request
+from cgd_stages.engines.base import Outcome, Refused, Request
 from cgd_stages.errors import Interrupted, UserError
-from cgd_stages.folders import Folder, Row, digest_of, now, read_rows, to_parquet, write_pointer
-from cgd_stages.grading import Grader
-from cgd_stages.prepare import BENCHMARK_SCHEMA, BENCHMARKS
-from cgd_stages.program import Context
-from cgd_stages.storage import Bucket
+from cgd_stages.evaluate import __main__ as evaluate
+from cgd_stages.grading.grader import Grader
+from cgd_stages.runtime.program import Context
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder, read_rows
+from cgd_stages.store.rows import Row, digest_of, now, to_parquet
+from cgd_stages.store.run import write_pointer
 
 STAGE = "evaluate-base"
 BOX = "Put the answer in a box."

@@ -7,9 +7,9 @@ import pytest
 import tiny
 from transformers import PreTrainedTokenizerFast
 
-from cgd_stages import prompts
 from cgd_stages.contract import Critique
-from cgd_stages.examples import (
+from cgd_stages.method import prompts
+from cgd_stages.method.examples import (
     IGNORE,
     Critic,
     Example,
@@ -24,8 +24,8 @@ from cgd_stages.examples import (
     show,
     wording,
 )
-from cgd_stages.folders import Key, Row
-from cgd_stages.prompts import TRAINING, render, token_ids, training_context, verdict
+from cgd_stages.method.prompts import TRAINING, render, token_ids, training_context, verdict
+from cgd_stages.store.rows import Key, Row
 
 ROW = {
     "id": "0" * 20,

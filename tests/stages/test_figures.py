@@ -5,8 +5,9 @@ import math
 import pytest
 from report_builders import report_data, sample, samples, steps
 
-from cgd_stages import stats
-from cgd_stages.figures import (
+from cgd_stages.results import statistics
+from cgd_stages.results.model import Sample
+from cgd_stages.results.scores import (
     best_step,
     changed,
     comparisons,
@@ -17,7 +18,6 @@ from cgd_stages.figures import (
     scores,
     thinned,
 )
-from cgd_stages.records import Sample
 
 
 def test_a_score_counts_what_was_cut_not_found_and_not_graded_apart() -> None:
@@ -30,7 +30,7 @@ def test_a_score_counts_what_was_cut_not_found_and_not_graded_apart() -> None:
     (score,) = scores(report_data(evaluations={"base": outputs}))
     assert (score.n, score.correct, score.truncated, score.unparsed, score.ungraded) == (4, 1, 1, 1, 1)
     assert (score.accuracy, score.mean_tokens, score.median_tokens, score.p90_tokens) == (0.25, 20.0, 20.0, 30.0)
-    assert (score.low, score.high) == stats.wilson(1, 4)
+    assert (score.low, score.high) == statistics.wilson(1, 4)
     assert [at.k for at in score.pass_at] == [1]
 
 
@@ -47,7 +47,7 @@ def test_several_outputs_count_as_shares_of_their_question() -> None:
     (score,) = scores(report_data(evaluations={"base": tries("+++++", "+----", "-----")}))
     assert (score.n, score.samples, score.outputs, score.correct) == (3, 5, 15, 6)
     assert score.accuracy == pytest.approx(0.4)
-    assert (score.low, score.high) == stats.share_interval([1, 0.2, 0])
+    assert (score.low, score.high) == statistics.share_interval([1, 0.2, 0])
     assert [(at.k, at.share, at.tokens) for at in score.pass_at] == [
         (1, pytest.approx(0.4), 3.0),
         (2, pytest.approx(1.4 / 3), 6.0),
@@ -61,8 +61,8 @@ def test_models_with_several_outputs_are_compared_question_by_question() -> None
     (one,) = comparisons(report_data(evaluations={"base": before, "cgd": after}))
     assert (one.n, one.samples, one.fixed, one.broken, one.both, one.neither) == (5, 4, 2, 1, 1, 1)
     assert (one.before, one.after, one.difference) == pytest.approx((0.35, 0.55, 0.2))
-    assert (one.low, one.high) == stats.difference_interval([0.25, 1, -0.25, 0, 0])
-    assert one.p == stats.sign_flip([1, 4, -1, 0, 0])
+    assert (one.low, one.high) == statistics.difference_interval([0.25, 1, -0.25, 0, 0])
+    assert one.p == statistics.sign_flip([1, 4, -1, 0, 0])
     assert one.outcome == "noise"
 
 

@@ -25,9 +25,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from cgd_stages import fit, models, prepare, student
 from cgd_stages.contract import Engine, Gpus, Model, Train
 from cgd_stages.errors import TransientError, UserError
+from cgd_stages.models import fit, resolve
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.train import student
 
 LLAMA = {
     "model_type": "llama",
@@ -80,11 +82,11 @@ def weights(folder: Path, tensors: dict[str, tuple[str, list[int], int]], name: 
     (folder / name).write_bytes(struct.pack("<Q", len(text)) + text)
 
 
-def tensors_of(found: Any) -> list[models.Tensor]:
+def tensors_of(found: Any) -> list[resolve.Tensor]:
     """What the headers would tell of a model with this config."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found)
-    return [models.Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
+    return [resolve.Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
 
 
 def served(found: Any, context: int = 8192, **engine: Any) -> fit.Served:
@@ -129,7 +131,7 @@ def test_latent_attention_gets_no_verdict(tmp_path: Path) -> None:
 def test_floating_weights_take_the_engines_dtype_and_quantized_ones_stay(tmp_path: Path) -> None:
     weights(tmp_path, {"a": ("F32", [10, 4], 160), "b": ("BF16", [10], 20), "c": ("I32", [8], 32)})
     (tmp_path / "config.json").write_text("{}")
-    found = models.tensors(Model(name=str(tmp_path)), None, tmp_path)  # type: ignore[arg-type]
+    found = resolve.tensors(Model(name=str(tmp_path)), None, tmp_path)  # type: ignore[arg-type]
     assert found
     assert fit.weight_bytes(found, Engine()) == 2 * 40 + 2 * 10 + 32
     assert fit.weight_bytes(found, Engine(dtype="float32")) == 4 * 40 + 4 * 10 + 32
@@ -146,24 +148,24 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-def sizes(found: list[models.Tensor] | None) -> list[tuple[str, int, int]]:
+def sizes(found: list[resolve.Tensor] | None) -> list[tuple[str, int, int]]:
     return sorted((one.dtype, one.parameters, one.size) for one in found or [])
 
 
 def test_of_a_model_in_parts_the_index_tells_which_count(bucket, tmp_path):
     folder = sharded(tmp_path / "model")
     expected = [("BF16", 6, 12), ("F8_E4M3", 5, 5)]
-    assert sizes(models.tensors(Model(name=str(folder)), bucket, tmp_path)) == expected
+    assert sizes(resolve.tensors(Model(name=str(folder)), bucket, tmp_path)) == expected
     for path in folder.iterdir():
         bucket.upload(path, f"m/{path.name}")
-    assert sizes(models.tensors(Model(name=bucket.uri("m")), bucket, tmp_path)) == expected
+    assert sizes(resolve.tensors(Model(name=bucket.uri("m")), bucket, tmp_path)) == expected
 
 
 def test_of_a_stored_model_the_headers_alone_are_read(bucket, tiny_model, tmp_path):
     for path in tiny_model.iterdir():
         bucket.upload(path, f"m/{path.name}")
-    found = models.tensors(Model(name=bucket.uri("m")), bucket, tmp_path)
-    assert sizes(found) == sizes(models.tensors(Model(name=str(tiny_model)), bucket, tmp_path))
+    found = resolve.tensors(Model(name=bucket.uri("m")), bucket, tmp_path)
+    assert sizes(found) == sizes(resolve.tensors(Model(name=str(tiny_model)), bucket, tmp_path))
     (header,) = (tmp_path / "headers").rglob("*.safetensors")
     assert header.stat().st_size < sum(one.size for one in found) / 10
 
@@ -202,16 +204,16 @@ def hub(tiny_model, monkeypatch):
 
 
 def test_the_hub_tells_the_same_sizes(hub, bucket, tiny_model, tmp_path):
-    found = models.tensors(Model(name="team/tiny", revision="v1"), bucket, tmp_path)
-    assert sizes(found) == sizes(models.tensors(Model(name=str(tiny_model)), bucket, tmp_path))
-    assert models.tensors(Model(name="team/tiny", revision="v2"), bucket, tmp_path) is None
+    found = resolve.tensors(Model(name="team/tiny", revision="v1"), bucket, tmp_path)
+    assert sizes(found) == sizes(resolve.tensors(Model(name=str(tiny_model)), bucket, tmp_path))
+    assert resolve.tensors(Model(name="team/tiny", revision="v2"), bucket, tmp_path) is None
 
 
 def test_a_hub_that_is_away_is_asked_again_later(hub, bucket, tmp_path, monkeypatch):
     away = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", away)
     with pytest.raises(TransientError, match="cannot be fetched from the hub"):
-        models.tensors(Model(name="team/tiny", revision="v1"), bucket, tmp_path)
+        resolve.tensors(Model(name="team/tiny", revision="v1"), bucket, tmp_path)
 
 
 def test_a_served_model_that_fits_exactly_fits(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_a_mixture_of_experts_in_training_gets_no_verdict(tmp_path: Path) -> Non
 def test_a_student_of_unknown_size_or_in_few_bits_gets_no_verdict(tmp_path: Path) -> None:
     llama = config(tmp_path)
     assert fit.trained(gpus(0.1), llama, None) is None
-    packed = models.Tensor("model.layers.0.mlp.up_proj.weight", "I32", 100, 400)
+    packed = resolve.Tensor("model.layers.0.mlp.up_proj.weight", "I32", 100, 400)
     assert fit.trained(gpus(0.1), llama, [*tensors_of(llama), packed]) is None
 
 
@@ -292,11 +294,11 @@ def test_headers_tell_the_same_shape_as_the_model_itself(kind: Any, tied: bool, 
     model = AutoModelForCausalLM.from_config(found)
     model.save_pretrained(tmp_path)
     read = AutoConfig.from_pretrained(tmp_path)
-    stored = models.tensors(Model(name=str(tmp_path)), None, tmp_path)  # type: ignore[arg-type]
+    stored = resolve.tensors(Model(name=str(tmp_path)), None, tmp_path)  # type: ignore[arg-type]
     assert stored
     assert fit.shape_of(read, stored) == student.shape(model)
     if tied:  # some checkpoints store the output layer all the same
-        again = models.Tensor("lm_head.weight", "F32", 97 * 64, 4 * 97 * 64)
+        again = resolve.Tensor("lm_head.weight", "F32", 97 * 64, 4 * 97 * 64)
         assert fit.shape_of(read, [*stored, again]) == student.shape(model)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cgd_stages.flops import Work, peak
+from cgd_stages.models.flops import Work, peak
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_work_of_a_step_is_that_of_its_matrices_and_of_causal_attention() ->
 def test_the_work_of_a_student_is_counted_in_the_matrices_that_its_tokens_meet(tiny_model: Path, tied: bool) -> None:
     from transformers import AutoModelForCausalLM
 
-    from cgd_stages.student import cost
+    from cgd_stages.train.student import cost
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.config.tie_word_embeddings = tied

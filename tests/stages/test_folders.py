@@ -5,24 +5,12 @@ from stage_builders import RUN
 
 from cgd_stages.contract import Rows, StageFacts, Storage
 from cgd_stages.errors import StageError, TransientError, UserError
-from cgd_stages.folders import (
-    DONE,
-    PARTS,
-    Done,
-    Folder,
-    digest_of,
-    from_parquet,
-    now,
-    open_input,
-    read_pointer,
-    read_rows,
-    row_schema,
-    to_parquet,
-    write_pointer,
-)
-from cgd_stages.ledger import may_hold, owns
-from cgd_stages.sources import row_id
-from cgd_stages.storage import Bucket
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import DONE, PARTS, Done, Folder, read_rows
+from cgd_stages.store.part_writer import may_hold, owns
+from cgd_stages.store.rows import digest_of, from_parquet, now, row_schema, to_parquet
+from cgd_stages.store.run import open_input, read_pointer, write_pointer
 
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}
 

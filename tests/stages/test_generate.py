@@ -19,15 +19,18 @@ from stage_builders import (
     stored_rows,
 )
 
-from cgd_stages import generate, ledger
 from cgd_stages.contract import Rows, Sampling
-from cgd_stages.engines import Completion, Outcome, Refused, Request
+from cgd_stages.engines.base import Completion, Outcome, Refused, Request
+from cgd_stages.engines.replies import row_sampling
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
-from cgd_stages.folders import DONE, Folder, open_input, row_schema
-from cgd_stages.ledger import owns
-from cgd_stages.outcomes import row_sampling
-from cgd_stages.sources import row_id
-from cgd_stages.storage import Bucket
+from cgd_stages.generate import __main__ as generate
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store import part_writer
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import DONE, Folder
+from cgd_stages.store.part_writer import owns
+from cgd_stages.store.rows import row_schema
+from cgd_stages.store.run import open_input
 
 TEXTS = [f"How many apples are {n} apples?" for n in range(40)]
 
@@ -40,7 +43,7 @@ def prompts(bucket):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """A part for every 4 rows, so that there are many."""
-    monkeypatch.setattr(ledger, "FLUSH_ROWS", 4)
+    monkeypatch.setattr(part_writer, "FLUSH_ROWS", 4)
 
 
 @pytest.fixture
@@ -176,8 +179,8 @@ def test_two_pods_of_one_shard_leave_no_row_twice(bucket, answering):
     with pytest.raises(Interrupted):
         generate_with(engine, first)
     folder = Folder(bucket, RUN.namespace, "answer", first.facts["answer"].digest)
-    ghost = ledger.Ledger(folder, 0, 1)
-    again = [row for part in ghost.parts for row in ledger.owned_rows(folder, [part], 0, 1)]
+    ghost = part_writer.Ledger(folder, 0, 1)
+    again = [row for part in ghost.parts for row in part_writer.owned_rows(folder, [part], 0, 1)]
     folder.put_rows("parts/00000-of-00001-", again[2:7], row_schema("answer"))
     generate_with(RuleEngine(), answering())
     rows = stored_rows(bucket, "answer")
@@ -245,7 +248,7 @@ def test_too_many_rejections_fail_with_reasons_and_examples_and_store_the_rest(b
     assert "spec.generation.maxRejected" in caught.value.hint
     folder = Folder(bucket, RUN.namespace, "answer", attempt.facts["answer"].digest)
     assert folder.done() is None
-    assert len(ledger.Ledger(folder, 0, 1).parts) > 1
+    assert len(part_writer.Ledger(folder, 0, 1).parts) > 1
 
 
 def test_a_rerun_after_too_many_rejections_fails_the_same_way_without_an_engine(answering):

@@ -20,10 +20,11 @@ from stage_builders import (
     task,
 )
 
-from cgd_stages import contract, prompts
+from cgd_stages import contract
 from cgd_stages.contract import Progress
-from cgd_stages.engines import Completion, Request, VllmEngine, drive
+from cgd_stages.engines.base import Completion, Request, VllmEngine, drive
 from cgd_stages.errors import UserError
+from cgd_stages.method import prompts
 
 # vLLM and torch warn about themselves while they are imported.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]

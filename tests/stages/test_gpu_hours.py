@@ -2,8 +2,8 @@
 
 from report_builders import stage
 
-from cgd_stages.figures import gpu_hours
-from cgd_stages.records import StageRecord
+from cgd_stages.results.model import StageRecord
+from cgd_stages.results.scores import gpu_hours
 
 TRAINED = {"workers": 1, "processes": 1}
 ENGINE = {"engine": "vllm", "device": "cuda", "tensorParallel": 2, "shards": 4}

@@ -6,8 +6,8 @@ from multiprocessing.connection import Connection
 import broken_graders
 import pytest
 
-from cgd_stages import grading
-from cgd_stages.grading import Found, Grade, Grader, find_answer, reference_answer
+from cgd_stages.grading import grader as grading
+from cgd_stages.grading.grader import Found, Grade, Grader, find_answer, reference_answer
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from stage_builders import RUN, context, prepared
 
-from cgd_operator.benchmarks import EXECUTED, TASKS
-from cgd_stages import harness, sandbox
+from cgd_operator.api.benchmarks import EXECUTED, TASKS
 from cgd_stages.contract import Engine, Harness, HarnessTask, Model, Rows, StageFacts, Storage
 from cgd_stages.errors import Interrupted, TransientError, UserError
-from cgd_stages.folders import Folder, Row, read_rows
-from cgd_stages.program import Context
-from cgd_stages.storage import Bucket
+from cgd_stages.harness import __main__ as harness
+from cgd_stages.harness import sandboxed
+from cgd_stages.runtime.program import Context
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder, read_rows
+from cgd_stages.store.rows import Row
 
 STAGE = "harness-base"
 SUMS = HarnessTask(name="sums", task="sums", metric="exact_match,none")
@@ -273,7 +275,7 @@ def test_what_a_model_writes_is_right_when_it_passes_the_tests_and_every_row_say
 
 
 def test_a_program_that_does_not_end_is_a_class_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_stages.sandbox.execute_all", partial(sandbox.execute_all, seconds=0.5))
+    monkeypatch.setattr("cgd_stages.harness.sandboxed.execute_all", partial(sandboxed.execute_all, seconds=0.5))
     asked = results("humaneval", written(0, "    while True: pass\n"))
     (row,) = harness.to_rows(HUMANEVAL, harness.judged(HUMANEVAL, asked), Words())
     assert (row["rule"], row["correct"]) == ("sandbox: timed out", False)
@@ -294,7 +296,7 @@ def test_a_pod_that_cannot_lock_programs_in_asks_no_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (lame := tmp_path / "lame.py").write_text("print('unavailable no Landlock', end='')")
-    monkeypatch.setattr("cgd_stages.sandbox.JAIL", lame)
+    monkeypatch.setattr("cgd_stages.harness.sandboxed.JAIL", lame)
     with pytest.raises(UserError, match="cannot be locked in here: no Landlock"):
         harness.main(program(storage, tmp_path, work_for(tiny_model, HUMANEVAL)))
     assert asked == []

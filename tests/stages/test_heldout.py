@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_stages.heldout import count, held_out
+from cgd_stages.training.validation_split import count, held_out
 
 PROMPTS = st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), min_size=2, unique=True)
 

@@ -17,9 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from cgd_stages import student
 from cgd_stages.contract import Model, Train
-from cgd_stages.memory import CHUNK, Shape, activations, decide, states
+from cgd_stages.models.training_memory import CHUNK, Shape, activations, decide, states
+from cgd_stages.train import student
 
 QWEN_7B = Shape(
     parameters=7_615_616_512,

@@ -6,15 +6,17 @@ import pytest
 import tiny
 from stage_builders import RUN
 
-from cgd_stages import models
 from cgd_stages.contract import Model, StageFacts
 from cgd_stages.errors import TransientError, UserError
-from cgd_stages.folders import Folder, now, write_pointer
-from cgd_stages.storage import Bucket
+from cgd_stages.models import resolve
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import now
+from cgd_stages.store.run import write_pointer
 
 
 def revision(name: object, bucket: Bucket) -> str:
-    return models.resolve(Model(name=str(name)), bucket, RUN).revision
+    return resolve.resolve(Model(name=str(name)), bucket, RUN).revision
 
 
 def upload(bucket: Bucket, folder: Path, key: str) -> str:
@@ -33,23 +35,23 @@ def test_a_large_file_is_sampled_to_its_very_end(tmp_path):
     path = tmp_path / "big"
     with path.open("wb") as file:
         file.truncate(70 << 20)
-    before = models._sampled(path)
+    before = resolve._sampled(path)
     with path.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    assert models._sampled(path) != before
+    assert resolve._sampled(path) != before
 
 
 def test_a_stored_model_is_fetched_once_and_anew_when_it_changes(bucket, tmp_path):
     uri = upload(bucket, tiny.make(tmp_path / "a", seed=1), "m")
-    first = models.fetch(Model(name=uri), bucket, RUN, tmp_path)
+    first = resolve.fetch(Model(name=uri), bucket, RUN, tmp_path)
     before = revision(uri, bucket)
     assert (first / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
     stamp = (first / "model.safetensors").stat().st_mtime_ns
-    assert models.fetch(Model(name=uri), bucket, RUN, tmp_path) == first
+    assert resolve.fetch(Model(name=uri), bucket, RUN, tmp_path) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
     upload(bucket, tiny.make(tmp_path / "b", seed=2), "m")
-    second = models.fetch(Model(name=uri), bucket, RUN, tmp_path)
+    second = resolve.fetch(Model(name=uri), bucket, RUN, tmp_path)
     assert (second / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert revision(uri, bucket) != before
 
@@ -62,7 +64,7 @@ def test_a_namesake_with_a_longer_name_is_another_model(bucket, tmp_path):
 
 def test_without_weights_only_the_small_files_come(bucket, tmp_path):
     uri = upload(bucket, tiny.make(tmp_path / "a"), "m")
-    folder = models.fetch(Model(name=uri), bucket, RUN, tmp_path, weights=False)
+    folder = resolve.fetch(Model(name=uri), bucket, RUN, tmp_path, weights=False)
     assert not (folder / "model.safetensors").exists()
     assert (folder / "tokenizer.json").exists()
 
@@ -78,14 +80,14 @@ def trained(bucket, tmp_path) -> Folder:
 
 def test_the_model_of_a_stage_comes_through_the_runs_pointer(trained, bucket, tmp_path):
     assert revision("stage://train-cgd", bucket) == "d1"
-    folder = models.fetch(Model(name="stage://train-cgd"), bucket, RUN, tmp_path)
+    folder = resolve.fetch(Model(name="stage://train-cgd"), bucket, RUN, tmp_path)
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "t" / "model.safetensors").read_bytes()
 
 
 def test_a_model_that_is_not_what_its_stage_promised_is_not_used(trained, bucket, tmp_path):
     bucket.put(trained.key("model/model.safetensors"), b"something else")
     with pytest.raises(TransientError, match="is not what its marker promises"):
-        models.fetch(Model(name="stage://train-cgd"), bucket, RUN, tmp_path)
+        resolve.fetch(Model(name="stage://train-cgd"), bucket, RUN, tmp_path)
     assert not list((tmp_path / "models").rglob("model.safetensors"))
 
 
@@ -114,4 +116,4 @@ def test_an_empty_folder_is_no_model(bucket, tmp_path):
 
 def test_only_hub_ids_are_pinned():
     names = ["org/model", "/path", "./path", "s3://b/k", "stage://train-cgd"]
-    assert [models.is_hub(Model(name=name)) for name in names] == [True, False, False, False, False]
+    assert [resolve.is_hub(Model(name=name)) for name in names] == [True, False, False, False, False]

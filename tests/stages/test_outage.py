@@ -16,14 +16,16 @@ from stage_builders import (
     stored_rows,
 )
 
-from cgd_stages import ledger, storage
 from cgd_stages.contract import Storage
-from cgd_stages.engines import Outcome, Request
+from cgd_stages.engines.base import Outcome, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
-from cgd_stages.folders import PARTS, Folder, from_parquet, row_schema
-from cgd_stages.ledger import Ledger, packed
-from cgd_stages.sources import row_id
-from cgd_stages.storage import Bucket
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store import bucket as storage
+from cgd_stages.store import part_writer
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, Folder
+from cgd_stages.store.part_writer import Ledger, packed
+from cgd_stages.store.rows import from_parquet, row_schema
 
 TEXTS = [f"How many pears are {n} pears?" for n in range(40)]
 
@@ -49,9 +51,9 @@ def weather(monkeypatch):
 
     monkeypatch.setattr(Bucket, "_put", put_if_there)
     monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(ledger, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(ledger, "RETRY_SHARE", 1e9)
-    monkeypatch.setattr(ledger, "FLUSH_ROWS", 4)
+    monkeypatch.setattr(part_writer, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(part_writer, "RETRY_SHARE", 1e9)
+    monkeypatch.setattr(part_writer, "FLUSH_ROWS", 4)
     return state
 
 
@@ -94,7 +96,7 @@ def test_the_end_of_a_stage_waits_for_the_store(bucket, answering, weather):
     assert len(stored_rows(bucket, "answer")) == 40
 
 
-@pytest.mark.parametrize(("module", "name", "value"), [(storage, "AWAY_SECONDS", -1.0), (ledger, "HELD_ROWS", 9)])
+@pytest.mark.parametrize(("module", "name", "value"), [(storage, "AWAY_SECONDS", -1.0), (part_writer, "HELD_ROWS", 9)])
 def test_a_store_that_is_away_for_too_long_ends_the_program(answering, weather, monkeypatch, module, name, value):
     monkeypatch.setattr(storage, "AWAY_SECONDS", 0.5)
     monkeypatch.setattr(module, name, value)
@@ -135,7 +137,7 @@ def test_what_the_user_must_change_is_told_even_when_the_store_is_away(answering
 
 
 def test_a_damaged_part_is_mended_by_the_same_rows(bucket, answering, monkeypatch):
-    monkeypatch.setattr(ledger, "FLUSH_ROWS", 512)
+    monkeypatch.setattr(part_writer, "FLUSH_ROWS", 512)
     attempt, engine = answering(), RuleEngine()
     stop_after(engine, 4, attempt.stop)
     with pytest.raises(Interrupted):
@@ -157,7 +159,7 @@ def rows_of(texts: list[str]) -> list[dict[str, object]]:
 
 def test_rows_of_another_number_of_shards_are_written_anew_once(bucket):
     folder = Folder(bucket, "team", "answer", "d1")
-    own = [text for text in TEXTS if ledger.owns(row_id(text), 1, 2)]
+    own = [text for text in TEXTS if part_writer.owns(row_id(text), 1, 2)]
     # Its name comes before those of the shard's own parts.
     folder.put_rows(f"{PARTS}00000-of-00003-", rows_of(own[:6]), row_schema("answer"))
     for _ in range(3):
@@ -211,7 +213,7 @@ def odd(storage, monkeypatch):
     """A bucket of that server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Answers,), {"cut": 2}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("cgd_stages.storage.ATTEMPTS", 3)
+    monkeypatch.setattr("cgd_stages.store.bucket.ATTEMPTS", 3)
     endpoint = f"http://127.0.0.1:{server.server_port}"
     yield Bucket(Storage(uri="s3://data/x", endpoint=endpoint, path_style=True))
     server.shutdown()

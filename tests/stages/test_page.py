@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from report_builders import GRADED, HOSTILE, QUALITY, change, quadruple, report_data, sample, samples, stage, steps
 
-from cgd_stages import page, plots
-from cgd_stages.figures import EXAMPLES
-from cgd_stages.headline import objective
-from cgd_stages.page import TEXT_LIMIT, render
-from cgd_stages.plots import nice_ticks
-from cgd_stages.quality import share
-from cgd_stages.records import Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
-from cgd_stages.review import SHOWN
-from cgd_stages.tables import Table, joined, table_of
-from cgd_stages.words import THIN, count, duration, number, percent, points, probability
+from cgd_stages.quality.marks import share
+from cgd_stages.quality.review import SHOWN
+from cgd_stages.report import page, plots
+from cgd_stages.report.page import TEXT_LIMIT, render
+from cgd_stages.report.plots import nice_ticks
+from cgd_stages.report.summary import objective
+from cgd_stages.results.comparison import Table, joined, table_of
+from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability
+from cgd_stages.results.model import Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.results.scores import EXAMPLES
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
 

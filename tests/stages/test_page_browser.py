@@ -9,9 +9,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 from report_builders import HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
 
-from cgd_stages.page import render, render_comparison
-from cgd_stages.records import Quadruples, Rejected, ReportData, Sample
-from cgd_stages.tables import joined, table_of
+from cgd_stages.report.page import render, render_comparison
+from cgd_stages.results.comparison import joined, table_of
+from cgd_stages.results.model import Quadruples, Rejected, ReportData, Sample
 
 pytestmark = pytest.mark.slow
 

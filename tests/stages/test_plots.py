@@ -5,8 +5,8 @@ import math
 import pytest
 from report_builders import sample
 
-from cgd_stages.figures import Score, score
-from cgd_stages.plots import Plot, log_ticks, pass_charts
+from cgd_stages.report.plots import Plot, log_ticks, pass_charts
+from cgd_stages.results.scores import Score, score
 
 
 def tried(model: str, *marks: str, tokens: int = 10) -> Score:

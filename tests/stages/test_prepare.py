@@ -14,12 +14,15 @@ import tiny
 import zstandard
 from stage_builders import RUN, context, prepare_work
 
-from cgd_stages import prepare
 from cgd_stages.contract import Benchmark, BenchmarkFields, Decontaminate, Endpoint, Engine, Model, Prompts, Storage
 from cgd_stages.errors import RowsLost, TransientError, UserError
-from cgd_stages.folders import REJECTED, from_parquet, open_input, read_rows
-from cgd_stages.sources import row_id
-from cgd_stages.storage import Bucket
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store.benchmarks import read_benchmarks
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import REJECTED, read_rows
+from cgd_stages.store.rows import from_parquet
+from cgd_stages.store.run import open_input
 
 QUESTIONS = [{"question": f"Ann has {n} apples. How many?", "answer": str(n)} for n in range(60)]
 
@@ -206,7 +209,7 @@ def test_benchmark_questions_are_stored_and_contamination_is_counted(bucket, sto
     )
     benchmark = Benchmark(name="sums", source=bench, fields=BenchmarkFields(prompt="q", reference="a"))
     found = Prepared(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path)
-    stored = prepare.read_benchmarks(found.folder)
+    stored = read_benchmarks(found.folder)
     assert [(row["benchmark"], row["reference"]) for row in stored] == [("sums", "3"), ("sums", '[4, "four"]')]
     assert found.facts.metrics["contaminated"] == 1
     assert len(found.rows) == 60
@@ -284,7 +287,7 @@ def test_bad_rows_outside_a_sample_count_as_bad_rows(bucket, storage, tiny_model
 
 def test_rows_lost_between_reading_and_storing_are_noticed(bucket, storage, tiny_model, tmp_path, monkeypatch):
     source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
-    monkeypatch.setattr("cgd_stages.sampling.Sample.drawn", lambda self: iter([]))
+    monkeypatch.setattr("cgd_stages.prepare.sampling.Sample.drawn", lambda self: iter([]))
     with pytest.raises(RowsLost, match="read 60 rows: kept 0, rejected 0, not sampled 0"):
         prepare.main(context(storage, prepare_work(tiny_model, source, limit=7, seed=1), tmp_path))
 

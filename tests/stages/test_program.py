@@ -13,17 +13,17 @@ from stage_builders import ProgressServer, generate_work, task
 
 from cgd_stages.contract import LAST_WORDS_LIMIT, Exit, LastWords, Rows, StageFacts, Storage
 from cgd_stages.errors import Interrupted, TransientError, UserError
-from cgd_stages.program import shortened
-from cgd_stages.progress import INTERVAL, Reporter
+from cgd_stages.runtime.program import shortened
+from cgd_stages.runtime.progress import INTERVAL, Reporter
 
 BODY = """
-from cgd_stages.supervisor import supervise
+from cgd_stages.runtime.supervisor import supervise
 supervise()
 {first}
 import errno, sys, time
 from cgd_stages.contract import StageFacts, Rows
 from cgd_stages.errors import *
-from cgd_stages.program import run
+from cgd_stages.runtime.program import run
 
 def main(context):
     context.facts["answer"] = StageFacts(rows=Rows(total=3, done=2))

@@ -4,7 +4,7 @@ import pytest
 import tiny
 from transformers import AutoTokenizer
 
-from cgd_stages import prompts
+from cgd_stages.method import prompts
 
 STRICT = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"

@@ -6,10 +6,9 @@ from typing import Any
 import broken_graders
 import pytest
 
-from cgd_stages import grading
-from cgd_stages.folders import Row
-from cgd_stages.grading import Grader
-from cgd_stages.quality import (
+from cgd_stages.grading import grader as grading
+from cgd_stages.grading.grader import Grader
+from cgd_stages.quality.marks import (
     Graded,
     Lengths,
     Marks,
@@ -23,7 +22,8 @@ from cgd_stages.quality import (
     quantiles,
     share,
 )
-from cgd_stages.words import THIN
+from cgd_stages.results.formatting import THIN
+from cgd_stages.store.rows import Row
 
 
 @pytest.fixture(scope="module")

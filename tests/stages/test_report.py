@@ -12,25 +12,15 @@ import pyarrow as pa
 import pytest
 from stage_builders import RUN, context, task
 
-from cgd_stages import report
 from cgd_stages.contract import SCRATCH, TASK, TERMINATION_LOG, LastWords, Report, Rows, RunRef, StageFacts, Storage
 from cgd_stages.errors import TransientError
-from cgd_stages.folders import (
-    PARTS,
-    REJECTED,
-    REJECTION_SCHEMA,
-    Folder,
-    Part,
-    Row,
-    digest_of,
-    now,
-    open_input,
-    row_schema,
-    write_pointer,
-)
-from cgd_stages.grading import Grader
-from cgd_stages.review import REVIEW, Review, read_quadruples, review_rows
-from cgd_stages.storage import Bucket
+from cgd_stages.grading.grader import Grader
+from cgd_stages.quality.review import REVIEW, Review, read_quadruples, review_rows
+from cgd_stages.report import __main__ as report
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part
+from cgd_stages.store.rows import REJECTION_SCHEMA, Row, digest_of, now, row_schema
+from cgd_stages.store.run import open_input, write_pointer
 
 STAGES = ("prepare", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd")
 WORK = Report(stages=STAGES, spec="student: {}\n")

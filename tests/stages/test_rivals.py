@@ -8,10 +8,10 @@ import pytest
 from stage_builders import RuleEngine, said
 
 from cgd_stages.contract import Rival, RivalKind, Sampling
-from cgd_stages.engines import Completion, Outcome, Refused, Request, drive
-from cgd_stages.folders import Row
-from cgd_stages.prompts import answer_messages, critique_messages, refine_messages, retry_messages
-from cgd_stages.rivals import Dialogue, Dialogues
+from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
+from cgd_stages.method.prompts import answer_messages, critique_messages, refine_messages, retry_messages
+from cgd_stages.store.rows import Row
 
 QUESTION = "What is 1 + 1?"
 WRONG, RIGHT = "Look again.\nConclusion: wrong", "Fine.\nConclusion: right"

@@ -2,11 +2,11 @@
 
 from array import array
 
-from cgd_stages import sampling
-from cgd_stages.folders import Row, row_schema
-from cgd_stages.reading import Ids
-from cgd_stages.sampling import Sample, nth_smallest
-from cgd_stages.sources import row_id
+from cgd_stages.prepare import sampling
+from cgd_stages.prepare.intake import Ids
+from cgd_stages.prepare.sampling import Sample, nth_smallest
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store.rows import Row, row_schema
 
 
 def rows(count: int) -> list[Row]:

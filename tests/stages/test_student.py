@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from train_builders import train_work
 
-from cgd_stages import student
+from cgd_stages.train import student
 
 
 def config(*, gpu: bool = True, **changes: Any) -> dict[str, Any]:

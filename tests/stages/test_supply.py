@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from cgd_stages.contract import Critique, Objective, Rows, Validation
 from cgd_stages.errors import RowsLost, UserError
-from cgd_stages.examples import IGNORE, Example
-from cgd_stages.folders import Row
-from cgd_stages.storage import Bucket
-from cgd_stages.supply import Books, Supply
+from cgd_stages.method.examples import IGNORE, Example
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.rows import Row
+from cgd_stages.training.dataset import Books, Supply
 
 ROWS = [quadruple(number, reference=f"It is {2 * number + 1}.") for number in range(6)]
 

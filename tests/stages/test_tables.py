@@ -7,9 +7,9 @@ import pytest
 from report_builders import report_data, samples, stage
 
 from cgd_stages.errors import UserError
-from cgd_stages.page import render
-from cgd_stages.records import Sample
-from cgd_stages.tables import MEAN, Spread, Table, joined, over_seeds, robustness, table_of
+from cgd_stages.report.page import render
+from cgd_stages.results.comparison import MEAN, Spread, Table, joined, over_seeds, robustness, table_of
+from cgd_stages.results.model import Sample
 
 
 def outputs(*marks: str) -> tuple[Sample, ...]:

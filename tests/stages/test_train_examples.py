@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cgd_stages.train import EXAMPLES_SCHEMA
-from cgd_stages.trainloop import Examples
+from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+from cgd_stages.train.loop import Examples
 
 KEYS = [(f"{number:04d}", sample) for number in range(150) for sample in (0, 1)]
 

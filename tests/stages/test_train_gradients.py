@@ -20,8 +20,8 @@ from train_builders import places, train_work
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.contract import Rows, Storage
-from cgd_stages.train import EXAMPLES_SCHEMA
-from cgd_stages.trainjob import EXAMPLES, JOB, VALIDATION, Job
+from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+from cgd_stages.training.job import EXAMPLES, JOB, VALIDATION, Job
 
 EXAMPLE_LENGTHS = [(90, 60), (9, 4), (33, 30), (12, 1), (64, 10)]
 """Tokens, and where the target starts: contexts and targets of very different lengths, as many as two ranks cannot

@@ -13,14 +13,16 @@ import pytest
 from stage_builders import context
 from train_builders import STAGE, distilled, quadruple, refined, train_work
 
-from cgd_stages import train
 from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train, Validation
 from cgd_stages.errors import GPU_HINT, Interrupted, TransientError, UserError
-from cgd_stages.folders import Folder, from_parquet, read_pointer
-from cgd_stages.program import Context
-from cgd_stages.storage import Bucket
-from cgd_stages.train import Node, failure, model_card, stored_dtype
-from cgd_stages.trainjob import EXAMPLES, JOB, MODEL, VALIDATION, Job, Outcome, write_records
+from cgd_stages.runtime.program import Context
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import from_parquet
+from cgd_stages.store.run import read_pointer
+from cgd_stages.train import __main__ as train
+from cgd_stages.train.__main__ import Node, failure, model_card, stored_dtype
+from cgd_stages.training.job import EXAMPLES, JOB, MODEL, VALIDATION, Job, Outcome, write_records
 
 KUBEFLOW = {
     "PET_NNODES": "2",

@@ -13,12 +13,13 @@ import pytest
 from stage_builders import RUN, context
 from train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 
-from cgd_stages import heldout, train
 from cgd_stages.contract import Storage, Validation
 from cgd_stages.errors import Interrupted, UserError
-from cgd_stages.folders import open_input
-from cgd_stages.storage import Bucket
-from cgd_stages.trainjob import MODEL, STOP
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.run import open_input
+from cgd_stages.train import __main__ as train
+from cgd_stages.training import validation_split
+from cgd_stages.training.job import MODEL, STOP
 
 # What torch and DeepSpeed warn of is theirs.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
@@ -32,7 +33,7 @@ def group() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    from cgd_stages import trainloop
+    from cgd_stages.train import loop as trainloop
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,7 +52,7 @@ def group() -> Iterator[None]:
 @pytest.fixture
 def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher runs the loop in this process and lets its errors through; the folder stays."""
-    from cgd_stages import trainloop
+    from cgd_stages.train import loop as trainloop
 
     def run(stage: train.Stage, folder: Path) -> None:
         trainer = trainloop.start(folder)
@@ -64,7 +65,7 @@ def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(storage: Storage, scratch: Path, model: Path, **changes: Any) -> tuple[list[dict[str, float]], Path]:
     """Train with these settings: the curve, and the folder of the trained model."""
-    from cgd_stages.trainjob import read_records
+    from cgd_stages.training.job import read_records
 
     made = context(storage, train_work(model, **changes), scratch)
     made.task = made.task.model_copy(update={"stage": STAGE})
@@ -82,7 +83,7 @@ def weights(model: Path) -> dict[str, Any]:
 @contextmanager
 def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM comes in that step, counted from 1."""
-    from cgd_stages.trainloop import Trainer
+    from cgd_stages.train.loop import Trainer
 
     make = Trainer._step
 
@@ -106,7 +107,7 @@ def test_making_activations_again_in_backward_changes_no_figure(
     zero_stage: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "cgd_stages.student")
+    caplog.set_level("INFO", "cgd_stages.train.student")
     refined(bucket, ROWS)
     elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
     refined(Bucket(elsewhere), ROWS)
@@ -134,7 +135,7 @@ def test_the_configuration_for_gpus_trains_also_after_an_interruption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a CPU, where DeepSpeed takes pinned memory for a wish."""
-    from cgd_stages import student
+    from cgd_stages.train import student
 
     make, begin, fused = student.deepspeed_config, student.initialize, []
 
@@ -198,7 +199,7 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
 ) -> None:
     import torch
 
-    from cgd_stages import student
+    from cgd_stages.train import student
 
     monkeypatch.setattr(student, "CHUNK", 16)
     refined(bucket, ROWS)
@@ -304,7 +305,7 @@ def test_a_student_that_scales_its_logits_learns_as_in_a_plain_loop(
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GraniteConfig
 
-    from cgd_stages import student
+    from cgd_stages.train import student
 
     monkeypatch.setattr(student, "CHUNK", 16)
     refined(bucket, ROWS)
@@ -328,7 +329,7 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_le
 ) -> None:
     refined(bucket, ROWS)
     records, model = trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, **HELD_OUT)
-    held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
     learned = [row for row in ROWS if row["id"] not in held_out]
     assert (len(learned), len(records)) == (7, 4)
     work = train_work(tiny_model, zero_stage=zero_stage)
@@ -341,7 +342,7 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_le
 
 def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After this step, training walks up the gradient: away from what was learned."""
-    from cgd_stages import trainloop
+    from cgd_stages.train import loop as trainloop
 
     rate = trainloop.learning_rate
 
@@ -371,7 +372,7 @@ def test_the_model_of_the_least_validation_loss_is_exported_also_after_an_interr
     whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **given)
     losses = {record["step"]: record["validation_loss"] for record in whole if "validation_loss" in record}
     assert min(losses, key=lambda step: losses[step]) == 4, losses
-    held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
     assert plain_loss(expected, [row for row in ROWS if row["id"] in held_out]) == pytest.approx(losses[4], rel=1e-5)
 
     with stopped_in(7, monkeypatch), pytest.raises(Interrupted, match="after step 7 of 8"):
@@ -395,7 +396,7 @@ def test_the_last_model_is_exported_where_the_run_says_so(
     validation = Validation(fraction=0.3, every_steps=2, select="last")
     records, model = trained(storage, tmp_path, tiny_model, warmup_ratio=0.0, validation=validation)
     assert records[1]["validation_loss"] < records[3]["validation_loss"]
-    held_out = heldout.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
     loss = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
     assert loss == pytest.approx(records[3]["validation_loss"], rel=1e-5)
 
@@ -409,7 +410,7 @@ def test_a_large_model_is_stored_in_files_of_a_moderate_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each is a sign of life for the pods that wait for the model."""
-    from cgd_stages import student
+    from cgd_stages.train import student
 
     assert student.FILE_SIZE == "5GB"
     monkeypatch.setattr(student, "FILE_SIZE", "100KB")
@@ -430,7 +431,7 @@ def test_a_loss_that_runs_away_ends_the_run_with_the_rows_of_its_batches(
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cgd_stages import curves
+    from cgd_stages.training import curves
 
     monkeypatch.setattr(curves, "BASELINE", 6)
     worsens_after(8, monkeypatch)

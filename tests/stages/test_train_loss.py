@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from cgd_stages import student
+from cgd_stages.train import student
 
 VOCABULARY, HIDDEN, CHUNK = 97, 32, 3
 SMALL: dict[str, Any] = {

@@ -21,11 +21,11 @@ from train_builders import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cgd_stages import prompts
 from cgd_stages.contract import Exit, Progress, Storage, Validation
-from cgd_stages.folders import Folder
-from cgd_stages.heldout import held_out
-from cgd_stages.storage import Bucket
+from cgd_stages.method import prompts
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
+from cgd_stages.training.validation_split import held_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from stage_builders import RUN
 from train_builders import STAGE, train_work
 
-from cgd_stages import storage as storage_module
-from cgd_stages.checkpoints import Checkpoints
 from cgd_stages.contract import Rows, Storage
 from cgd_stages.errors import TransientError, UserError
-from cgd_stages.saving import Saver
-from cgd_stages.storage import Bucket
-from cgd_stages.trainjob import CHECKPOINTS, Job
+from cgd_stages.store import bucket as storage_module
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.train.saving import Saver
+from cgd_stages.training.checkpoints import Checkpoints
+from cgd_stages.training.job import CHECKPOINTS, Job
 
 CURVE = [{"step": 1.0, "loss": 2.0}]
 PATIENCE = 30.0

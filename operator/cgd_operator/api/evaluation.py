@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
 from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, S3Uri, Text, rules
 from cgd_operator.api.generation import Fields, Sampling, SourceUri
-from cgd_operator.benchmarks import BENCHMARKS, EXECUTED, TASKS
 from cgd_stages.contract import RivalKind
 
 

@@ -8,7 +8,7 @@ import pytest_asyncio
 from local_world import FAST, IMAGE, World, eventually
 
 from cgd_local.cluster import LocalCluster
-from cgd_operator.cluster import NAMESPACE, POD
+from cgd_operator.kube.kinds import NAMESPACE, POD
 
 numbers = count()
 

@@ -13,7 +13,8 @@ from local_world import FAST, IMAGE, World, container, containers_below, eventua
 
 from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.controllers import stop_task
-from cgd_operator.cluster import JOB, POD, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import JOB, POD
 
 STUBBORN = "trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; touch up; sleep 60; sleep 60' & wait; sleep 60"
 
@@ -41,7 +42,7 @@ async def test_however_our_process_ends_the_pods_processes_end_too(tmp_path, num
     program = (
         "import asyncio, json, pathlib, sys\n"
         "from cgd_local.cluster import LocalCluster\n"
-        "from cgd_operator.cluster import POD\n"
+        "from cgd_operator.kube.client import POD\n"
         "import cgd_local.node\n"
         "cgd_local.node.STOP_GRACE_SECONDS = 0.2\n"
         "async def main():\n"

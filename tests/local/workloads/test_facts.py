@@ -7,8 +7,9 @@ import pytest
 from builders import job, labels
 from local_world import World, container
 
-from cgd_operator.cluster import POD, Object
-from cgd_operator.observe import ChildFacts, Fate, observe
+from cgd_operator.facts.children import ChildFacts, Fate, observe
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import POD
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

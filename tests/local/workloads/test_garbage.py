@@ -4,7 +4,8 @@ import pytest
 from local_world import phase
 
 from cgd_local.cluster import install
-from cgd_operator.cluster import CONFIGMAP, CRD, JOB, POD, SECRET, Kind, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import CONFIGMAP, CRD, JOB, POD, SECRET, Kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -10,7 +10,8 @@ from local_world import condition, phase, true
 
 from cgd_local.controllers import Controller, Decision
 from cgd_local.jobs import View, decide
-from cgd_operator.cluster import JOB, POD, Cluster, Object
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import JOB, POD
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -10,8 +10,9 @@ from local_world import KUBECTL, condition, container, containers_below, eventua
 from cgd_local.node import requests_of
 from cgd_local.pods import pod_namespace
 from cgd_local.sandbox import expand, rewrite
-from cgd_operator.cluster import CONFIGMAP, NODE, POD, SECRET, ApiError, Object
-from cgd_operator.manifests import LISTENS
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import CONFIGMAP, NODE, POD, SECRET, ApiError
+from cgd_operator.planning.manifests import LISTENS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -14,9 +14,10 @@ from cgd_local.cluster import LocalCluster
 from cgd_local.jobs import TRACKED
 from cgd_local.node import Node
 from cgd_local.nodes import OUT_OF_SERVICE, declare_unreachable, taint
-from cgd_operator.cluster import JOB, NODE, POD, Object
-from cgd_operator.manifests import disruption
-from cgd_operator.observe import observe
+from cgd_operator.facts.children import observe
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import JOB, NODE, POD
+from cgd_operator.planning.manifests import disruption
 
 FOREVER = {"podReplacementPolicy": "Failed", "completions": 1}
 

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from local_world import KUBECTL, condition, eventually, phase, true
 
-from cgd_operator.cluster import POD, PYTORCHJOB, ApiError, Object
+from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import POD, PYTORCHJOB, ApiError
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

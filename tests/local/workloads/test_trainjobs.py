@@ -3,7 +3,7 @@
 import pytest
 from local_world import condition, true
 
-from cgd_operator.cluster import JOB, POD, TRAINJOB
+from cgd_operator.kube.kinds import JOB, POD, TRAINJOB
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

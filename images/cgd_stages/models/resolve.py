@@ -1,0 +1,278 @@
+"""Models: which exact one is meant (`resolve`), and where its files are on this machine (`fetch`).
+
+A name is a hub id, an `s3://` folder, a path in the image, or `stage://<stage>`, the model that a stage of this run
+has made. The last two words of a model's identity are its name and its revision: a commit for the hub, a fingerprint
+of the files for folders, a digest for stages.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cgd_stages.contract import Model, RunRef
+from cgd_stages.errors import TransientError, UserError
+from cgd_stages.store.bucket import Bucket, place
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import digest_of
+from cgd_stages.store.run import open_input
+
+log = logging.getLogger(__name__)
+
+STAGE = "stage://"
+MODEL = "model/"
+"""Prefix of the model's files in the folder of a stage that makes one."""
+LONGEST_HEADER = 100_000_000
+"""Bytes of the header of a safetensors file, as the library itself has it."""
+LARGEST = 1 << 60
+"""Bytes, or parameters, of a tensor."""
+_ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the hub's library raises of an index or a header in which something else stands than it looks for."""
+_SAMPLE = 1 << 20
+_NEEDED = "config.json"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
+_WEIGHTS = ["*.safetensors"]
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An exact model. Two models with the same name and revision have the same weights, tokenizer and template."""
+
+    name: str
+    revision: str
+
+
+def resolve(model: Model, bucket: Bucket, run: RunRef) -> Resolved:
+    """Find out which exact model is meant. Raises UserError when there is none, TransientError when out of reach."""
+    if model.name.startswith(STAGE):
+        return Resolved(model.name, open_input(bucket, run, model.name.removeprefix(STAGE)).digest)
+    if model.name.startswith("s3://"):
+        return Resolved(model.name, _stored_fingerprint(model.name, bucket))
+    if _is_path(model.name):
+        return Resolved(model.name, _folder_fingerprint(_folder(model.name)))
+    return Resolved(model.name, _hub(model.name, lambda: _commit(model)))
+
+
+def pinned(model: Model, bucket: Bucket, run: RunRef) -> Model:
+    """The model at the revision that prepare has found, so that a branch that moves does not mix two models."""
+    pins: dict[str, str] = open_input(bucket, run, "prepare").require().inputs.get("pins", {})
+    return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
+
+
+def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path, *, weights: bool = True) -> Path:
+    """A local folder with the model's files. Files that are there from an earlier call are not fetched again.
+
+    Without `weights`, the large files may be missing: enough for config, tokenizer and template.
+    """
+    if model.name.startswith(STAGE):
+        return _fetch_stage(open_input(bucket, run, model.name.removeprefix(STAGE)), scratch)
+    if model.name.startswith("s3://"):
+        return _fetch_stored(model.name, bucket, scratch, weights=weights)
+    if _is_path(model.name):
+        return _folder(model.name)
+    return _hub(model.name, lambda: _snapshot(model, _SMALL + _WEIGHTS if weights else _SMALL))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a model's weights: `dtype` as safetensors call it, `size` in bytes."""
+
+    name: str
+    dtype: str
+    parameters: int
+    size: int
+
+
+def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
+    """Every tensor, from the headers of the model's safetensors alone; None when there are none to read.
+
+    Raises TransientError when the store or the hub is out of reach.
+    """
+    from huggingface_hub import HfApi, constants, errors, get_local_safetensors_metadata
+
+    try:
+        if model.name.startswith("s3://"):
+            found = get_local_safetensors_metadata(_stored_headers(model.name, bucket, scratch))
+        elif _is_path(model.name):
+            found = get_local_safetensors_metadata(_folder(model.name))
+        elif constants.HF_HUB_OFFLINE:
+            found = get_local_safetensors_metadata(_hub(model.name, lambda: _snapshot(model, _SMALL)))
+        else:
+            found = _hub(model.name, lambda: HfApi().get_safetensors_metadata(model.name, revision=model.revision))
+        files = found.files_metadata.values()
+        return [_tensor(name, one) for file in files for name, one in file.tensors.items()]
+    except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, FileNotFoundError, *_ODD) as error:
+        log.warning("the weights of %s cannot be read: %s: %s", model.name, type(error).__name__, error)
+        return None
+
+
+def _tensor(name: str, told: Any) -> Tensor:
+    """Raises ValueError for sizes that are none."""
+    begin, end = told.data_offsets
+    counts = (told.parameter_count, end - begin)
+    if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
+        raise ValueError(f"{name} has {counts[0]} parameters in {counts[1]} bytes")
+    return Tensor(name, str(told.dtype), *counts)
+
+
+class _Index(BaseModel):
+    """What is read of an index of safetensors: the tensors' files."""
+
+    weight_map: dict[str, str]
+
+
+def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
+    """A folder with the beginnings of a stored model's safetensors, as far as they tell the tensors.
+
+    Raises SafetensorsParsingError for what is none.
+    """
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    source, folder = bucket.at(uri), scratch / "headers" / _stored_fingerprint(uri, bucket)
+    names = {found.key for found in source.list()}
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {_WHOLE}
+    if _WHOLE not in names and _INDEX in names:
+        source.download(_INDEX, place(folder, _INDEX))
+        try:
+            wanted = set(_Index.model_validate_json((folder / _INDEX).read_bytes()).weight_map.values())
+        except ValidationError as error:
+            raise SafetensorsParsingError(f"{source.uri(_INDEX)} is no index of safetensors: {error}") from error
+    places = {name: place(folder, name) for name in wanted}  # whoever reads the folder follows the index as well
+    for name in wanted & names:
+        length = int.from_bytes(source.beginning(name, 8), "little")
+        if length > LONGEST_HEADER:
+            raise SafetensorsParsingError(f"{source.uri(name)} says that its header has {length} bytes")
+        places[name].parent.mkdir(parents=True, exist_ok=True)
+        places[name].write_bytes(source.beginning(name, 8 + length))
+    return folder
+
+
+def unloadable(model: Model, where: str, what: str, error: Exception) -> UserError:
+    """The error of a model whose config or tokenizer (`what`) transformers does not load; `where` it is in the spec.
+
+    Code that comes with a model is never run: every loader says `trust_remote_code=False`, because without it
+    transformers asks on a terminal. The words of its refusal name an option that users do not have.
+    """
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"the {what} of the model {model.name} needs code from the model's own repository, which is never run",
+            hint=f"Set {where}.model to a model whose architecture and tokenizer are part of transformers.",
+        )
+    hint = f"Correct {where}.model: its {what} must load in transformers."
+    return UserError(f"the model {model.name} cannot be loaded: {error}", hint=hint)
+
+
+def is_hub(model: Model) -> bool:
+    """Whether the name is a hub id, whose revision can be pinned to a commit."""
+    return not (_is_path(model.name) or model.name.startswith((STAGE, "s3://")))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~"))
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not (folder / _NEEDED).is_file():
+        state = "has no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"the model {name} {state}", hint=_hint(name))
+    return folder
+
+
+def _hint(name: str) -> str:
+    return (
+        f"Correct the model {name!r} in spec.student or spec.teacher: a hub id, an s3:// folder or a path in the image."
+    )
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return digest_of(files=[[str(path.relative_to(folder)), path.stat().st_size, _sampled(path)] for path in files])
+
+
+def _sampled(path: Path) -> str:
+    """Hash of a file: whole up to 64 MiB, else 64 samples of 1 MiB (training moves every weight, so samples tell)."""
+    size, found = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= 64 * _SAMPLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        for index in range(64):
+            file.seek((size - _SAMPLE) * index // 63)
+            found.update(file.read(_SAMPLE))
+    return found.hexdigest()
+
+
+def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
+    files = [[found.key, found.size, found.etag] for found in bucket.at(uri).list()]
+    if not any(name == _NEEDED for name, _, _ in files):
+        raise UserError(f"the model {uri} has no config.json", hint=_hint(uri))
+    return digest_of(files=files)
+
+
+def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> Path:
+    source = bucket.at(uri)
+    folder = scratch / "models" / _stored_fingerprint(uri, bucket)
+    for found in source.list():
+        if not weights and found.key.endswith(_WEIGHT_SUFFIXES):
+            continue
+        path = place(folder, found.key)
+        if not (path.is_file() and path.stat().st_size == found.size):
+            log.info("fetching %s (%.1f MB)", source.uri(found.key), found.size / 1e6)
+            source.download(found.key, path)
+        if path.stat().st_size != found.size:
+            raise TransientError(f"{source.uri(found.key)} was cut on its way")
+    return _folder(str(folder))
+
+
+def _fetch_stage(made: Folder, scratch: Path) -> Path:
+    folder = scratch / "models" / made.digest
+    for part in made.require().under(MODEL):
+        path = place(folder, part.key.removeprefix(MODEL))
+        if not (path.is_file() and _whole_sha256(path) == part.sha256):
+            made.bucket.download(made.key(part.key), path)
+        if _whole_sha256(path) != part.sha256:
+            path.unlink()
+            raise TransientError(f"{made.uri}/{part.key} is not what its marker promises")
+    return _folder(str(folder))
+
+
+def _whole_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit(model: Model) -> str:
+    return _snapshot(model, [_NEEDED]).name
+
+
+def _snapshot(model: Model, patterns: list[str]) -> Path:
+    """The hub's files in the local cache; the folder is named after the commit."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
+
+
+def _hub(name: str, ask: Callable[[], T]) -> T:
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    try:
+        return ask()
+    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise UserError(f"there is no model {name} on the hub: {error}", hint=_hint(name)) from error
+    except (httpx2.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        hint = f"{_hint(name)} The hub may be out of reach from this pod, or want a token (HF_TOKEN)."
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"the model {name} is not in the local cache, and the hub is switched off", hint=hint
+            ) from error
+        raise TransientError(f"the model {name} cannot be fetched from the hub: {error}", hint=hint) from error

@@ -1,0 +1,224 @@
+"""Read, check and store the prompts; refuse here whatever would fail later on a GPU.
+
+    CGD_TASK='{...}' python -m cgd_stages.prepare
+
+Probes the store, the endpoint, both models, tokenizers and templates. Then reads the source row by row: what can be
+used becomes a row (unless it is not drawn for a sample), what cannot becomes a rejection with its reason.
+"""
+
+from cgd_stages.runtime.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from cgd_stages.contract import Benchmark, Engine, Model, Prepare, StageFacts
+from cgd_stages.engines import openai
+from cgd_stages.errors import UserError
+from cgd_stages.method import prompts
+from cgd_stages.models import fit, resolve
+from cgd_stages.prepare.intake import STAGE, Reading, row_of
+from cgd_stages.prepare.sampling import Sample
+from cgd_stages.prepare.sources import File, Line, open_source, read_lines, row_id
+from cgd_stages.quality.contamination import Questions
+from cgd_stages.runtime.program import Context, run
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import Row, digest_of, now, row_schema, to_parquet
+from cgd_stages.store.run import write_pointer
+
+log = logging.getLogger(__name__)
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    work = context.work_of(Prepare)
+    log.info("storage: %s as %s", context.task.storage.uri, context.bucket.probe())
+    if work.endpoint:
+        log.info("teacher: %s", openai.probe(work.endpoint))
+    student = check_model(context, work.student, work.student_engine, "spec.student")
+    teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
+    _compare_contexts(student, teacher)
+    if work.gpus:
+        served = [one.served for one in (student, teacher) if one]
+        fit.refuse_misfits(context.bucket, context.scratch, work.gpus, served)
+    files = open_source(context, work.prompts, "spec.prompts")
+    held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
+    questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
+    folder, inputs = _folder(context, work, files, questions, [student, teacher])
+    inputs["pins"] |= _commits(files, *held_out.values())
+    done = folder.done()
+    if done is None:
+        started = now()
+        reading = _open_reading(context, work, student, folder, questions)
+        reading.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
+        log.info("%s", reading.told())
+        reading.check()
+        facts = _facts(reading, questions)
+        benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+        done = folder.finish(facts=facts, parts=[*reading.parts, benchmarks], started=started, inputs=inputs)
+    else:
+        log.info("the prompts are prepared already: %s", folder.uri)
+    write_pointer(context.bucket, context.task.run, done)
+    return {STAGE: done.facts}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A model that has been looked at: its exact identity, tokenizer, and how it is to be served."""
+
+    resolved: resolve.Resolved
+    tokenizer: Any
+    served: fit.Served
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and reply may have together."""
+        return self.served.context
+
+
+def check_model(context: Context, model: Model, engine: Engine, where: str) -> Checked:
+    """Load all but the weights. Raises UserError when the model is not there or does not suit the spec."""
+    from transformers import AutoTokenizer
+
+    resolved = resolve.resolve(model, context.bucket, context.task.run)
+    exact = model.model_copy(update={"revision": resolved.revision}) if resolve.is_hub(model) else model
+    folder = resolve.fetch(exact, context.bucket, context.task.run, context.scratch, weights=False)
+    config = fit.read_config(folder, model, where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise resolve.unloadable(model, where, "tokenizer", error) from error
+    length = fit.context_length(config, engine, model, where)
+    checked = Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
+    _try_template(checked, model, where)
+    log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, checked.context)
+    return checked
+
+
+def _try_template(checked: Checked, model: Model, where: str) -> None:
+    try:
+        prompts.render(checked.tokenizer, prompts.critique_messages("1 + 1?", "2"))
+    except (TemplateError, ValueError, TypeError) as error:
+        hint = f"Take another {where}.model or revision, or mend its chat_template."
+        raise UserError(f"the chat template of {model.name} fails: {error}", hint=hint) from error
+    if not getattr(checked.tokenizer, "chat_template", None):
+        log.warning("%s: %s has no chat template; it gets a plain question and answer frame", where, model.name)
+
+
+def _compare_contexts(student: Checked, teacher: Checked | None) -> None:
+    if teacher and teacher.context < student.context:
+        log.warning(
+            "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
+            teacher.context,
+            student.context,
+        )
+
+
+def _folder(
+    context: Context, work: Prepare, files: list[File], questions: list[Row], checked: list[Checked | None]
+) -> tuple[Folder, dict[str, Any]]:
+    known = [model for model in checked if model]
+    inputs: dict[str, Any] = {
+        "stage": STAGE,
+        "prompts": work.prompts.model_dump(by_alias=True),
+        "files": [file.sha256 for file in files],
+        "benchmarks": digest_of(questions=questions),
+        "models": [{"name": model.resolved.name, "revision": model.resolved.revision} for model in known],
+        "context": known[0].context,
+        "frame": prompts.fingerprint("answer"),
+    }
+    folder = context.folder(STAGE, inputs)
+    given = [model for model in (work.student, work.teacher) if model]
+    pins = {
+        model.name: resolved.resolved.revision
+        for model, resolved in zip(given, known, strict=True)
+        if resolve.is_hub(model)
+    }
+    return folder, inputs | {"pins": pins}
+
+
+def _commits(*sources: list[File]) -> dict[str, str]:
+    """Of every file from the hub, the commit that it was read at."""
+    return {file.name: file.revision for files in sources for file in files if file.revision}
+
+
+def _open_reading(context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row]) -> Reading:
+    wanted, taken = work.prompts, work.prompts.decontaminate
+    sample, against = None, None
+    if wanted.seed is not None and wanted.limit is not None:
+        sample = Sample(wanted.seed, wanted.limit, context.scratch / "sample", row_schema(STAGE))
+    if taken:
+        against = Questions((row for row in questions if row["benchmark"] in taken.against), taken.ngram)
+    return Reading(
+        work=work,
+        tokenizer=student.tokenizer,
+        context_length=student.context,
+        folder=folder,
+        sample=sample,
+        benchmark_ids=frozenset(row["id"] for row in questions),
+        questions=against,
+    )
+
+
+def _where(benchmark: Benchmark) -> str:
+    return f"spec.evaluation.benchmarks {benchmark.name}"
+
+
+def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
+    """A benchmark's questions. They are counted against other people's, so one bad row is a UserError."""
+    where = _where(benchmark)
+    count = 0
+    seen: Counter[str] = Counter()
+    for line in read_lines(files, where, benchmark.fields):
+        if benchmark.limit is not None and count >= benchmark.limit:
+            break
+        row, fault = row_of(line, benchmark.fields)
+        if not fault and row["reference"] is None:
+            fault = "missing_field", f"there is no reference (fields.reference is {benchmark.fields.reference!r})"
+        if fault:
+            raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
+        count += 1
+        row = _in_context(row, line, benchmark)
+        repeated, seen[row["id"]] = seen[row["id"]], seen[row["id"]] + 1
+        identity = row_id(f"{row['prompt']} #{repeated}") if repeated else row["id"]
+        tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
+        row |= {"benchmark": benchmark.name, "id": identity, "tolerance": tolerance}
+        yield {column: row[column] for column in BENCHMARK_SCHEMA.names}
+    if not count:
+        raise UserError(f"the benchmark {benchmark.name} has no questions", hint=f"Check the source of {where}.")
+    if benchmark.limit is None and benchmark.questions not in (None, count):
+        log.warning("%s has %d questions, %s are published", benchmark.name, count, benchmark.questions)
+
+
+def _in_context(row: Row, line: Line, benchmark: Benchmark) -> Row:
+    """The row with the text that belongs before its question, if there is one."""
+    context = _cell(line, benchmark.fields.context)
+    if not context:
+        return row
+    prompt = f"{context}\n\n{row['prompt']}"
+    return row | {"id": row_id(prompt), "prompt": prompt}
+
+
+def _cell(line: Line, column: str | None) -> str:
+    """The text of an optional column; empty where there is none."""
+    value = line.value.get(column) if line.value and column else None
+    return "" if value is None else str(value).strip()
+
+
+def _facts(reading: Reading, questions: list[Row]) -> StageFacts:
+    if reading.contaminated:
+        hint = "spec.prompts.decontaminate removes them" if not reading.questions else "not of those named in against"
+        log.warning("%d prompts are benchmark questions word for word (%s)", reading.contaminated, hint)
+    metrics = reading.metrics | {"benchmark_questions": float(len(questions))}
+    return StageFacts(rows=reading.rows, prompt_tokens=reading.tokens, metrics=metrics)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""What the rows that a run learns from are like: counted and graded by `check`, shown by `report`."""
+
+import heapq
+from collections.abc import Iterator
+
+from cgd_stages.contract import Contract
+from cgd_stages.grading.grader import Grader
+from cgd_stages.quality.marks import SAMPLED, Marks, Quality, Tally, grade_rows
+from cgd_stages.results.model import Quadruple, Quadruples
+from cgd_stages.store.folder import Folder, Part, read_rows
+from cgd_stages.store.rows import Row
+
+SHOWN = 200
+"""Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
+PROMPT_LIMIT = 1000
+"""Characters of a prompt that is shown as a near-duplicate."""
+REVIEW = "review.json"
+GRADERS = 2
+GRADE_SECONDS = 10.0
+
+
+class Review(Contract):
+    """What there is to say of the rows, and some of them to look at."""
+
+    quadruples: Quadruples
+    quality: Quality
+
+
+def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
+    """Count and grade the rows of `refine`, and store the outcome in the folder. What an attempt that broke off has
+    stored stands: a deadline that the grader missed then may be met now, and the same rows shall give the same."""
+    stored = folder.bucket.get(folder.key(REVIEW))
+    if stored is not None:
+        review = Review.model_validate_json(stored)
+    else:
+        with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
+            review = read_quadruples(rows, grader)
+    return review, folder.put(REVIEW, stored or review.to_json().encode())
+
+
+def read_quadruples(folder: Folder, grader: Grader, *, shown: int = SHOWN) -> Review:
+    """All rows counted, a sample graded, the first `shown` kept; one part and the sample in memory at a time."""
+    tally = Tally()
+
+    def counted() -> Iterator[Row]:
+        for row in read_rows(folder):
+            tally.add(row)
+            yield row
+
+    sample = heapq.nsmallest(max(SAMPLED, shown), counted(), key=lambda row: (row["id"], row["sample"]))
+    graded, marks = grade_rows(sample, grader)
+    kept = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
+    quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=kept)
+    return Review(quadruples=quadruples, quality=tally.quality(graded, lambda ids: read_prompts(folder, ids)))
+
+
+def read_prompts(folder: Folder, ids: set[str]) -> dict[str, str]:
+    """Prompts by id, cut to `PROMPT_LIMIT`; nothing is read for no id."""
+    rows = read_rows(folder, ["id", "prompt"]) if ids else iter(())
+    return {row["id"]: row["prompt"][:PROMPT_LIMIT] for row in rows if row["id"] in ids}
+
+
+def quadruple(row: Row, marks: Marks) -> Quadruple:
+    return Quadruple(
+        id=row["id"],
+        sample=row["sample"],
+        prompt=row["prompt"],
+        reference=row.get("reference") or "",
+        answer=row["answer"],
+        critique=row["critique"],
+        refinement=row["refinement"],
+        verdict=row["verdict"] or "missing",
+        tokens={text: row[f"{text}_tokens"] or 0 for text in ("answer", "critique", "refinement")},
+        draft_right=marks.draft,
+        refinement_right=marks.refinement,
+    )

@@ -1,0 +1,214 @@
+"""The frame of every stage program: task in, last words and exit code out, SIGTERM in between.
+
+`run(main)` is the last line of each program. Its `main` gets a `Context` and returns the facts of its stages.
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
+
+from cgd_stages.contract import (
+    INPUTS,
+    LAST_WORDS_LIMIT,
+    SCRATCH,
+    TASK,
+    TERMINATION_LOG,
+    Contract,
+    Exit,
+    LastWords,
+    StageFacts,
+    StageTask,
+    Work,
+)
+from cgd_stages.errors import Interrupted, StageError, UserError
+from cgd_stages.keys import hide_in_log, without_keys
+from cgd_stages.runtime.progress import Reporter
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import digest_of
+from cgd_stages.store.run import claim
+from cgd_stages.text.printable import start_log
+from cgd_stages.text.whole import whole
+
+log = logging.getLogger("cgd")
+
+W = TypeVar("W", bound=Contract)
+
+INDEX = "JOB_COMPLETION_INDEX"
+"""Environment variable of an Indexed Job: which shard this pod is."""
+
+
+@dataclass
+class Context:
+    """What a program is given: its task, the store, and the ways to tell how it goes."""
+
+    task: StageTask
+    bucket: Bucket
+    progress: Reporter
+    scratch: Path
+    inputs: Path | None = None
+    shard: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set by SIGTERM where something is held: store it and leave, see `holding` and `check`."""
+    facts: dict[str, StageFacts] = field(default_factory=dict)
+    """Told in the last words when the program fails: what is known of each stage so far."""
+
+    @property
+    def work(self) -> Work:
+        return self.task.work
+
+    def work_of(self, kind: type[W]) -> W:
+        """The work, as the kind that this program does."""
+        if not isinstance(self.task.work, kind):
+            raise UserError(f"this program does {kind.__name__} work, the task is {self.task.work.kind!r}")
+        return self.task.work
+
+    def folder(self, stage: str, inputs: dict[str, Any]) -> Folder:
+        """Where the output of a stage goes that these inputs determine; claimed for the run."""
+        folder = Folder(self.bucket, self.task.run.namespace, stage, digest_of(**inputs))
+        claim(folder, self.task.run)
+        return folder
+
+    def check(self) -> None:
+        """Raise Interrupted when SIGTERM has come. Call it where everything finished is stored."""
+        if self.stop.is_set():
+            raise Interrupted("SIGTERM: stopped early, everything finished is stored")
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, something finished is not stored yet: SIGTERM sets `stop`, and the program leaves by `check`.
+
+        Everywhere else SIGTERM ends the program at once, as SIGKILL may: it has no handler, see `supervisor`.
+        """
+        former = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+
+Main = Callable[[Context], dict[str, StageFacts]]
+
+
+def log_stage() -> None:
+    """The log of a stage program's process."""
+    start_log("%(asctime)s %(message)s", times="%H:%M:%S")
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    hide_in_log()
+
+
+def run(main: Main) -> NoReturn:
+    """Run a program on the task in `CGD_TASK` and exit with a code that tells the controllers what to do."""
+    log_stage()
+    context: Context | None = None
+    try:
+        context = _context()
+        words, code = LastWords(outcome="done", stages=main(context)), Exit.DONE
+    except Exception as error:  # noqa: BLE001 (the rim: every failure becomes last words and a code)
+        words, code = _failure(_first_of_all(error, context), context.facts if context else {})
+    if context:
+        context.progress.close()
+    _say(words)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # not sys.exit: threads of a library may wait for an answer, and fail when they are torn down
+
+
+def _first_of_all(error: Exception, context: Context | None) -> Exception:
+    """What to tell of an error: that the program was interrupted, if it was. What fails then, fails of that, or will
+    fail again when it is tried again."""
+    if context is None or not context.stop.is_set() or isinstance(error, Interrupted):
+        return error
+    return Interrupted(f"SIGTERM: stopped early, on {type(error).__name__}: {error}")
+
+
+def _context() -> Context:
+    task = _task()
+    scratch = Path(os.environ.get(SCRATCH) or tempfile.mkdtemp(prefix="cgd-"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    shard = int(os.environ.get(INDEX, "0"))
+    return Context(
+        task=task,
+        bucket=Bucket(task.storage),
+        progress=Reporter.from_environment(shard),
+        scratch=scratch,
+        inputs=Path(os.environ[INPUTS]) if INPUTS in os.environ else None,
+        shard=shard,
+    )
+
+
+def _task() -> StageTask:
+    text = os.environ.get(TASK)
+    if text is None:
+        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract.py.")
+    try:
+        return StageTask.model_validate_json(text)
+    except ValidationError as error:
+        hint = "The operator and the image of the stages must be of the same version: see spec.images."
+        raise UserError(f"the task is not one that this image understands: {error}", hint=hint) from error
+
+
+def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords, Exit]:
+    if _disk_is_full(error):
+        hint = "Ask for more ephemeral-storage in spec.placement.<pool>.resources, or nodes with larger disks."
+        error = UserError(f"the disk is full: {error}", hint=hint)
+    if isinstance(error, StageError):
+        outcome, code = "interrupted" if isinstance(error, Interrupted) else "failed", error.exit
+        message, hint = error.message, error.hint
+    else:
+        outcome, code = "failed", Exit.RETRY
+        message = without_keys(str(error))
+        hint = "This is unexpected; the traceback is in the pod's log. It will be retried."
+    message, hint = whole(message), whole(hint)
+    unexpected = None if isinstance(error, StageError) else error
+    log.error("%s: %s%s", type(error).__name__, message, f" {hint}" if hint else "", exc_info=unexpected)
+    words = LastWords.model_validate(
+        {"outcome": outcome, "stages": facts, "error": type(error).__name__, "message": message, "hint": hint}
+    )
+    return words, code
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether a full disk is somewhere in the chain of causes: libraries wrap it in errors of their own."""
+    seen: set[int] = set()
+    chain: BaseException | None = error
+    while chain is not None and id(chain) not in seen:
+        if isinstance(chain, OSError) and chain.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        seen.add(id(chain))
+        chain = chain.__cause__ or chain.__context__
+    return "No space left on device" in str(error)
+
+
+def _say(words: LastWords) -> None:
+    path = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
+    try:
+        path.write_text(shortened(words).to_json())
+    except OSError as error:
+        log.warning("the last words cannot be written to %s: %s", path, error)
+
+
+def shortened(words: LastWords, limit: int = LAST_WORDS_LIMIT) -> LastWords:
+    """The same words within `limit` bytes: a long message loses its middle first, then the metrics go."""
+    for length in (2000, 1000, 400):
+        words = words.model_copy(update={"message": _cut(words.message, length), "hint": _cut(words.hint, length // 2)})
+        if len(words.to_json().encode()) <= limit:
+            return words
+    stages = {name: facts.model_copy(update={"metrics": {}}) for name, facts in words.stages.items()}
+    words = words.model_copy(update={"stages": stages})
+    return words if len(words.to_json().encode()) <= limit else words.model_copy(update={"stages": {}})
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"

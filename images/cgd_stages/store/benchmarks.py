@@ -1,0 +1,24 @@
+"""The questions of the benchmarks, as `prepare` stores them and the evaluations read them."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import Row, from_parquet
+
+BENCHMARKS = "benchmarks.parquet"
+_BENCHMARK: list[tuple[str, Any]] = [
+    ("benchmark", pa.string()),
+    ("id", pa.string()),
+    ("prompt", pa.string()),
+    ("reference", pa.string()),
+    ("tolerance", pa.string()),
+]
+BENCHMARK_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _BENCHMARK])
+
+
+def read_benchmarks(folder: Folder) -> list[Row]:
+    """The questions that prepare has stored: benchmark, id, prompt, reference, tolerance."""
+    (part,) = folder.require().under(BENCHMARKS)
+    return from_parquet(folder.read(part))

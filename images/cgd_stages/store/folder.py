@@ -1,0 +1,199 @@
+"""Folders of stages in the object store: where rows are, which marker says so, and who may trust it.
+
+    <namespace>/<stage>/<digest>/parts/*.parquet     rows
+    <namespace>/<stage>/<digest>/rejected/*.parquet  id, sample, stage, reason, detail
+    <namespace>/<stage>/<digest>/shards/*.json       one marker a shard, written when the shard has ended
+    <namespace>/<stage>/<digest>/DONE.json           the promise, written last; readers trust only what it lists
+
+A digest is the hash of everything that determines the output. A folder is therefore never changed once it is done,
+and a changed input never meets stale data.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import AfterValidator, Field, ValidationError
+
+from cgd_stages.contract import FORMAT, Contract, Rows, StageFacts
+from cgd_stages.errors import TransientError, UserError
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.rows import Row, digest_of, from_parquet, now, sha256, to_parquet
+
+DONE = "DONE.json"
+PARTS = "parts/"
+REJECTED = "rejected/"
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
+"""As `digest_of` makes it: it is part of keys, and of paths on machines that read them."""
+
+
+def _moment(text: str) -> str:
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None or not 1970 <= found.year < 9000:
+        raise ValueError("no time with its zone")
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""As `now` makes it: readers take the time between two."""
+
+
+class Part(Contract):
+    """One data file; `key` is relative to the folder."""
+
+    key: str
+    sha256: str
+    rows: int = 0
+
+
+class Marker(Contract):
+    """What the marker of a shard and the marker of a whole stage have in common."""
+
+    format: Literal[2] = FORMAT
+    stage: str
+    digest: str
+    parts: tuple[Part, ...] = ()
+    started: Moment
+    completed: Moment
+    facts: StageFacts
+
+
+class ShardMarker(Marker):
+    shard: int
+    shards: int
+
+
+class Done(Marker):
+    """`DONE.json`. `parts` lists every data file of the folder, rejected rows and model files too; `inputs` what the
+    digest was made of, `settings` what ran it without determining the output (engine arguments, workers)."""
+
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def rows(self) -> Rows:
+        return self.facts.rows
+
+    def under(self, prefix: str) -> list[Part]:
+        """The data files below `prefix`, such as `parts/` or `model/`, in the order of their names."""
+        return sorted((part for part in self.parts if part.key.startswith(prefix)), key=lambda part: part.key)
+
+    def content(self) -> str:
+        """Fingerprint of the rows themselves, however they came about."""
+        return digest_of(parts=[part.sha256 for part in self.under(PARTS)])
+
+
+M = TypeVar("M", bound=Marker)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of one stage and digest."""
+
+    bucket: Bucket
+    namespace: str
+    stage: str
+    digest: str
+
+    def key(self, name: str = "") -> str:
+        """Key in the bucket of `name` in this folder."""
+        return f"{self.namespace}/{self.stage}/{self.digest}/{name}"
+
+    @property
+    def uri(self) -> str:
+        return self.bucket.uri(self.key()).rstrip("/")
+
+    def done(self) -> Done | None:
+        """The promise, or None. Raises UserError when it is not the promise of this folder."""
+        data = self.bucket.get(self.key(DONE))
+        return None if data is None else self._checked(Done, data, DONE)
+
+    def require(self) -> Done:
+        """The promise. Raises TransientError when the stage has not ended."""
+        done = self.done()
+        if done is None:
+            raise TransientError(f"{self.uri} is not complete", hint=f"The stage {self.stage} must end first.")
+        return done
+
+    def put(self, name: str, data: bytes, *, rows: int = 0) -> Part:
+        """Store a data file and say what the marker must list. The same content under the same name is no conflict."""
+        if not self.bucket.put(self.key(name), data, if_absent=True) and self.bucket.get(self.key(name)) != data:
+            raise TransientError(f"{self.uri}/{name} exists with another content", hint="Delete the folder.")
+        return Part(key=name, sha256=sha256(data), rows=rows)
+
+    def put_rows(self, prefix: str, rows: Sequence[Row], schema: pa.Schema) -> Part:
+        """Store rows as one Parquet file named after its content: two writers cannot overwrite each other.
+
+        An object of that name with another content is a damaged one. It is mended: to refuse it would fail every
+        attempt that comes to the same rows.
+        """
+        data = to_parquet(rows, schema)
+        name = f"{prefix}{sha256(data)[:32]}.parquet"
+        if not self.bucket.put(self.key(name), data, if_absent=True) and self.bucket.get(self.key(name)) != data:
+            self.bucket.put(self.key(name), data)
+        return Part(key=name, sha256=sha256(data), rows=len(rows))
+
+    def read(self, part: Part) -> bytes:
+        """A data file that a marker lists. Raises TransientError when it is missing or not what was promised."""
+        data = self.bucket.get(self.key(part.key))
+        if data is None or sha256(data) != part.sha256:
+            state = "is missing" if data is None else "is not what its marker promises"
+            raise TransientError(f"{self.uri}/{part.key} {state}", hint=f"Delete {self.uri} to compute it anew.")
+        return data
+
+    def mark_shard(self, marker: ShardMarker) -> None:
+        """Write a shard's marker; a newer one of the same shard replaces it."""
+        self.bucket.put(self.key(_shard_name(marker.shard, marker.shards)), marker.to_json().encode())
+
+    def shard_marker(self, shard: int, shards: int) -> ShardMarker | None:
+        name = _shard_name(shard, shards)
+        data = self.bucket.get(self.key(name))
+        return None if data is None else self._checked(ShardMarker, data, name)
+
+    def finish(
+        self,
+        *,
+        facts: StageFacts,
+        parts: Iterable[Part],
+        started: str,
+        inputs: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+    ) -> Done:
+        """Write the promise, last. When another was quicker, that one holds and is returned."""
+        done = Done(
+            stage=self.stage,
+            digest=self.digest,
+            parts=tuple(parts),
+            started=started,
+            completed=now(),
+            facts=facts.model_copy(update={"digest": self.digest, "output_uri": self.uri}),
+            inputs=inputs,
+            settings=settings or {},
+        )
+        if self.bucket.put(self.key(DONE), done.to_json().encode(), if_absent=True):
+            return done
+        return self.require()
+
+    def _checked(self, kind: type[M], data: bytes, name: str) -> M:
+        hint = f"Delete {self.uri} to compute it anew."
+        try:
+            marker = kind.model_validate_json(data)
+        except ValidationError as error:
+            raise UserError(f"{self.uri}/{name} is not a marker of this format: {error}", hint=hint) from error
+        if (marker.stage, marker.digest) != (self.stage, self.digest):
+            raise UserError(f"{self.uri}/{name} is the marker of {marker.stage}/{marker.digest}", hint=hint)
+        return marker
+
+
+def read_rows(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Every row of a finished folder, one part in memory at a time, in no promised order: sort by (id, sample)."""
+    for part in folder.require().under(PARTS):
+        yield from from_parquet(folder.read(part), columns)
+
+
+def _shard_name(shard: int, shards: int) -> str:
+    return f"shards/{shard:05d}-of-{shards:05d}.json"

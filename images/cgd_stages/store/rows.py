@@ -1,0 +1,110 @@
+"""Rows, their columns at each stage, and Parquet files of them. Pure.
+
+A stage adds columns to the rows of the stage before it; `id` and `sample` name a row at all of them.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cgd_stages.contract import FORMAT
+
+Row = dict[str, Any]
+"""One row: column name to value."""
+Key = tuple[str, int]
+"""Of a row: id and sample."""
+_COLUMNS: dict[str, list[tuple[str, Any]]] = {
+    "prepare": [
+        ("id", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt", pa.string()),
+        ("reference", pa.string()),
+        ("prompt_tokens", pa.int32()),
+    ],
+    "answer": [
+        ("answer", pa.string()),
+        ("answer_thinking", pa.string()),
+        ("answer_tokens", pa.int32()),
+        ("answer_finish_reason", pa.string()),
+    ],
+    "critique": [
+        ("critique", pa.string()),
+        ("critique_thinking", pa.string()),
+        ("critique_prompt_tokens", pa.int32()),
+        ("critique_tokens", pa.int32()),
+        ("critique_finish_reason", pa.string()),
+        ("verdict", pa.string()),
+    ],
+    "refine": [
+        ("refinement", pa.string()),
+        ("refinement_thinking", pa.string()),
+        ("refinement_prompt_tokens", pa.int32()),
+        ("refinement_tokens", pa.int32()),
+        ("refinement_finish_reason", pa.string()),
+    ],
+    "distill": [
+        ("distilled", pa.string()),
+        ("distilled_thinking", pa.string()),
+        ("distilled_prompt_tokens", pa.int32()),
+        ("distilled_tokens", pa.int32()),
+        ("distilled_finish_reason", pa.string()),
+    ],
+}
+_CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
+"""Stages that add columns to the rows of the one before. The teacher's own answers need no student's."""
+_REJECTION: list[tuple[str, Any]] = [
+    ("id", pa.string()),
+    ("sample", pa.int32()),
+    ("stage", pa.string()),
+    ("reason", pa.string()),
+    ("detail", pa.string()),
+    ("prompt_tokens", pa.int32()),
+    ("tokens", pa.int32()),
+]
+REJECTION_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _REJECTION])
+
+
+def row_schema(stage: str) -> pa.Schema:
+    """Columns of a stage's rows: those of every stage before it and its own. A part stands alone."""
+    chain = next(chain for chain in _CHAINS if stage in chain)
+    upto = chain[: chain.index(stage) + 1]
+    return pa.schema([pa.field(column, kind) for name in upto for column, kind in _COLUMNS[name]])
+
+
+def digest_of(**what: object) -> str:
+    """Hash of named JSON values, 32 hex digits. The format's version is always part of it."""
+    text = json.dumps({"format": FORMAT, **what}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def key_of(row: Row) -> Key:
+    return row["id"], row["sample"]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def now() -> str:
+    """RFC 3339, UTC, seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def to_parquet(rows: Sequence[Row], schema: pa.Schema) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> list[Row]:
+    """Rows of a Parquet file; of `columns`, those that the file has."""
+    file = pq.ParquetFile(io.BytesIO(data))
+    present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+    rows: list[Row] = file.read(columns=present).to_pylist()
+    return rows

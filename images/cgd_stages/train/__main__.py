@@ -1,0 +1,476 @@
+"""Train the student on the stored rows: the objective's target is learned, nothing else.
+
+    CGD_TASK='{...}' python -m cgd_stages.train
+
+Every pod of a training runs this program. It is the launcher: it makes the examples, fetches the student and the
+newest checkpoint, starts torchrun on trainloop.py as the job's environment says, passes SIGTERM on, and turns the end
+of its processes into last words and an exit code. The first pod also stores the model and the promise, and the others
+stay until it has: a pod that has ended well is never made again, and training goes on only with all of them. Nothing
+here imports torch: a training that is done already, or that cannot work, ends at once.
+
+Learned are all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero, one
+step for each `globalBatchSize` examples whatever the number of processes; the last batch of an epoch holds the rest.
+"""
+
+from cgd_stages.runtime.supervisor import supervise
+
+if __name__ == "__main__":
+    supervise()  # before the other imports: SIGTERM may come while they last
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, Rows, StageFacts, Train
+from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
+from cgd_stages.method.examples import CONTEXTS, TARGETS, Unusable
+from cgd_stages.models import resolve
+from cgd_stages.runtime.program import Context, run
+from cgd_stages.store.folder import REJECTED, Done, Folder, Part
+from cgd_stages.store.rows import REJECTION_SCHEMA, Row, now
+from cgd_stages.store.run import write_pointer
+from cgd_stages.training import curves
+from cgd_stages.training.checkpoints import METRICS, file_sha256
+from cgd_stages.training.dataset import Books, Supply
+from cgd_stages.training.job import (
+    BEGUN,
+    CHECKPOINTS,
+    EXAMPLES,
+    JOB,
+    LAUNCHER,
+    MODEL,
+    STOP,
+    VALIDATION,
+    Job,
+    Outcome,
+    Record,
+    inputs_of,
+    read_outcomes,
+    read_records,
+)
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1000
+"""Examples in one record batch of the file that the processes read."""
+LOOP = "cgd_stages.train.loop"
+"""The program that torchrun starts."""
+PATIENCE = 0.2
+"""Seconds between two looks at torchrun."""
+LOOK_SECONDS = 2.0
+"""Between two looks for another pod, or for what it stores."""
+ABSENT_SECONDS = 600.0
+"""A first pod that cannot be found for so long is not waited for any more."""
+SILENT_SECONDS = 600.0
+"""A first pod that has stored nothing more for so long, and the promise not at all, is taken for lost."""
+ABLATIONS: dict[CritiqueKind, str] = {
+    "matched": "",
+    "shuffled": " An ablation: every critique was another prompt's.",
+    "generic": " An ablation: every critique was the same placeholder text.",
+    "none": " An ablation: the critique was left out.",
+    "corrupted": " An ablation: a part of the critiques was replaced by wrong ones.",
+}
+"""A sentence for the model card."""
+_COLUMNS: list[tuple[str, Any]] = [
+    ("id", pa.string()),
+    ("sample", pa.int32()),
+    ("input_ids", pa.list_(pa.int32())),
+    ("start", pa.int32()),
+]
+EXAMPLES_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
+
+
+@dataclass(frozen=True)
+class Node:
+    """This pod's place among the pods of the job, as operator and Kubeflow write it into the environment."""
+
+    rank: int
+    nodes: int
+    processes: int
+    master: str
+    port: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], work: Train) -> "Node":
+        """Read `PET_*`, as torchrun itself would; a pod that is alone needs none."""
+        return cls(
+            rank=int(environment.get("PET_NODE_RANK", "0")),
+            nodes=_nodes(environment, work),
+            processes=work.processes_per_worker,
+            master=environment.get("PET_MASTER_ADDR", "127.0.0.1"),
+            port=environment.get("PET_MASTER_PORT", "29500"),
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this pod speaks for the stage: it alone stores what is not a checkpoint."""
+        return self.rank == 0
+
+    def torchrun(self) -> list[str]:
+        """Arguments of torchrun."""
+        processes = ["--nproc-per-node", str(self.processes), "--max-restarts", "0"]
+        if self.nodes == 1:
+            return ["--standalone", *processes]
+        place = ["--nnodes", str(self.nodes), "--node-rank", str(self.rank)]
+        return [*place, "--master-addr", self.master, "--master-port", self.port, *processes]
+
+
+def _nodes(environment: Mapping[str, str], work: Train) -> int:
+    nodes = int(environment.get("PET_NNODES") or work.workers)
+    if nodes != work.workers:
+        raise UserError(f"the job has {nodes} pods, the task {work.workers}", hint="This is a bug of the operator.")
+    return nodes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained on what, and where it goes."""
+
+    context: Context
+    work: Train
+    node: Node
+    supply: Supply
+    folder: Folder
+    inputs: dict[str, Any]
+    student: Model
+
+
+@dataclass
+class Made:
+    """What became of the rows."""
+
+    books: Books
+    parts: list[Part] = field(default_factory=list)
+
+
+def main(context: Context) -> dict[str, StageFacts]:
+    context.bucket = context.bucket.waiting(context.stop)
+    stage = _stage(context)
+    if done := stage.folder.done():
+        log.info("%s is done already: %s", context.task.stage, stage.folder.uri)
+        write_pointer(context.bucket, context.task.run, done)
+        return {context.task.stage: done.facts} if stage.node.first else {}
+    started, clock = now(), time.monotonic()
+    node_folder = _clean_folder(stage)
+    student = resolve.fetch(stage.student, context.bucket, context.task.run, context.scratch)
+    made = _make_examples(stage, student, node_folder)
+    _prepare_node(stage, student, made.books.rows, node_folder)
+    _find_first_pod(stage)
+    with context.holding():
+        _torchrun(stage, node_folder)
+        if stage.node.first:
+            facts = _facts(stage, made, node_folder, time.monotonic() - clock)
+            done = _finish(stage, made, facts, started, node_folder)
+            return {context.task.stage: done.facts}
+    _await_promise(stage)
+    log.info("pod %d has ended well", stage.node.rank)
+    return {}
+
+
+def _stage(context: Context) -> Stage:
+    work, task = context.work_of(Train), context.task
+    supply = Supply.of(context.bucket, task.run, work)
+    student = resolve.pinned(work.student, context.bucket, task.run)
+    inputs = inputs_of(task.stage, supply, resolve.resolve(student, context.bucket, task.run))
+    folder = context.folder(task.stage, inputs)
+    node = Node.from_environment(os.environ, work)
+    return Stage(context, work, node, supply, folder, inputs, student)
+
+
+def _clean_folder(stage: Stage) -> Path:
+    """The pod's own folder, without what an earlier attempt in this pod has left."""
+    folder = stage.context.scratch / f"{stage.context.task.stage}-{stage.node.rank}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+# --- examples ---------------------------------------------------------------------------------------------------
+
+
+def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
+    """Tokenise every row into the files that the processes map, one for what is learned and one for what is held out,
+    and refuse once more what check would have refused."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
+    books = Books(stage.context.task.stage, stage.work.objective, stage.supply.held_out())
+    made = Made(books)
+    with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
+        for row, found in stage.supply.examples(tokenizer):
+            books.take(row, found)
+            if isinstance(found, Unusable):
+                continue
+            write = measured if row["id"] in books.held_out else learned
+            write({"id": row["id"], "sample": row["sample"], "input_ids": found.input_ids, "start": found.start})
+    log.info("%s: %d tokens learned", books.rows, books.learned)
+    if books.rejected and stage.node.first:
+        made.parts.append(stage.folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
+    try:
+        books.refuse_unless_enough(stage.supply.total, stage.work.max_rejected)
+    except UserError:
+        facts = StageFacts(rows=books.rows, digest=stage.folder.digest, metrics=books.metrics())
+        stage.context.facts[books.stage] = facts
+        raise
+    return made
+
+
+@contextmanager
+def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
+    """What writes an example into the file, a chunk of them at a time."""
+    chunk: list[Row] = []
+
+    def flush() -> None:
+        file.write(pa.RecordBatch.from_pylist(chunk, schema=EXAMPLES_SCHEMA))
+        chunk.clear()
+
+    def write(row: Row) -> None:
+        chunk.append(row)
+        if len(chunk) == CHUNK:
+            flush()
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, EXAMPLES_SCHEMA) as file:
+        yield write
+        flush()
+
+
+# --- checkpoint, job, torchrun ----------------------------------------------------------------------------------
+
+
+def _prepare_node(stage: Stage, student: Path, rows: Rows, folder: Path) -> None:
+    """Write the job for this pod's processes, and fetch the newest checkpoint that is whole."""
+    job = Job(
+        run=stage.context.task.run,
+        stage=stage.context.task.stage,
+        digest=stage.folder.digest,
+        storage=stage.context.task.storage,
+        work=stage.work,
+        student=str(student),
+        student_dtype=stored_dtype(student),
+        first_rank=stage.node.rank * stage.node.processes,
+        resume=0,
+        rows=rows,
+    )
+    resume = job.checkpoints(stage.context.bucket).fetch(folder / CHECKPOINTS, job.ranks)
+    job = job.model_copy(update={"resume": resume})
+    (folder / JOB).write_text(job.to_json())
+
+
+def stored_dtype(model: Path) -> str:
+    """The dtype that a model's config names: older ones call it torch_dtype, multimodal ones hide it one level down."""
+    config = json.loads((model / "config.json").read_text())
+    for place in (config, config.get("text_config") or {}):
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(place.get(name), str):
+                return str(place[name]).removeprefix("torch.")
+    return "float32"
+
+
+def _find_first_pod(stage: Stage) -> None:
+    """Wait until DNS knows the pod where the processes meet: its Service names it only while it runs."""
+    node, deadline = stage.node, time.monotonic() + ABSENT_SECONDS
+    while node.nodes > 1 and not is_known(node.master):
+        if time.monotonic() > deadline:
+            raise TransientError(
+                f"the training's first pod was not found in {ABSENT_SECONDS:g} s: {node.master} has no address",
+                hint="That pod does not run (`kubectl describe pod` says why), or the cluster's DNS does not know its "
+                "Service. It is tried again.",
+            )
+        log.info("waiting for the first pod, %s", node.master)
+        time.sleep(LOOK_SECONDS)
+
+
+def is_known(host: str) -> bool:
+    """Whether DNS, or this machine, has an address for a name."""
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+def _torchrun(stage: Stage, folder: Path) -> None:
+    """Run this pod's processes to their end. Raises what they ended on. After SIGTERM they have their time to store a
+    checkpoint, if they have begun."""
+    command = [sys.executable, "-m", "torch.distributed.run", *stage.node.torchrun()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
+    environment[LAUNCHER] = str(os.getpid())
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // stage.node.processes)))
+    # A session of its own: torchrun kills its processes when SIGTERM reaches it, and they have a checkpoint to store.
+    process = subprocess.Popen([*command, "-m", LOOP, str(folder)], env=environment, start_new_session=True)
+    try:
+        while process.poll() is None:
+            if stage.context.stop.is_set():
+                if not (folder / BEGUN).exists():
+                    raise Interrupted("SIGTERM: no step was begun")
+                (folder / STOP).touch()
+            time.sleep(PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode:
+        raise failure(read_outcomes(folder), process.returncode, stage.node)
+
+
+def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
+    """The error that tells most: what the user must change, else an interruption, else what may go better next time.
+
+    A process that was killed leaves no outcome, and the others fail because it is gone.
+    """
+    kinds: dict[int, type[StageError]] = {Exit.PERMANENT: UserError, Exit.INTERRUPTED: Interrupted}
+    for exit_code, kind in kinds.items():
+        for outcome in outcomes:
+            if outcome.code == exit_code:
+                return kind(outcome.message, hint=outcome.hint)
+    ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
+    silent = sorted(set(ranks) - {outcome.rank for outcome in outcomes})
+    told = "; ".join(f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code)
+    hints = [outcome.hint for outcome in outcomes if outcome.code and outcome.hint]
+    lost = f"rank {', '.join(map(str, silent))} was killed or ended without a word" if silent else ""
+    return TransientError(
+        f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(filter(None, [lost, told]))}"[:1500],
+        hint=hints[0] if hints else "It goes on from the newest checkpoint when it is tried again.",
+    )
+
+
+# --- the end ----------------------------------------------------------------------------------------------------
+
+
+def _await_promise(stage: Stage) -> None:
+    """Stay until the first pod has stored the model. Fails when that pod seems lost, so that both are made again."""
+    bucket, folder = stage.context.bucket, stage.folder
+    stored, since = 0, time.monotonic()
+    while folder.done() is None:
+        now_stored = len(list(bucket.list(folder.key())))
+        if now_stored != stored:
+            stored, since = now_stored, time.monotonic()
+        if time.monotonic() - since > SILENT_SECONDS:
+            raise TransientError(
+                f"all steps are made, but the first pod has stored nothing more of the model for {SILENT_SECONDS:g} s",
+                hint="The training goes on from the newest checkpoint when its pods are tried again.",
+            )
+        stage.context.stop.wait(LOOK_SECONDS)
+        stage.context.check()
+
+
+def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts:
+    records = read_records(folder / METRICS)
+    best, select = curves.best(records), stage.work.validation.select
+    exported = best if best and select == "best" else records[-1]
+    busy = sum(record["seconds"] for record in records)
+    tokens = sum(record["tokens"] for record in records)
+    learned = sum(record["supervised_tokens"] for record in records)
+    return StageFacts(
+        rows=made.books.rows,
+        seconds=round(seconds, 3),
+        digest=stage.folder.digest,
+        output_uri=stage.folder.uri,
+        metrics=made.books.metrics()
+        | {
+            "steps": len(records),
+            "first_loss": records[0]["loss"],
+            "final_loss": records[-1]["loss"],
+            "exported_step": exported["step"],
+            "trained_tokens": tokens,
+            "supervised_tokens": learned,
+            "tokens_per_second": round(tokens / busy, 1),
+        }
+        | _of_the_exported(exported, records),
+    )
+
+
+def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
+    """Figures that not every training has: the validation loss of the model that is stored, memory and MFU."""
+    figures = {"validation_loss": exported["validation_loss"]} if "validation_loss" in exported else {}
+    figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
+    used = [record["mfu"] for record in records if "mfu" in record]
+    return figures | ({"mfu": round(sum(used) / len(used), 4)} if used else {})
+
+
+def _finish(stage: Stage, made: Made, facts: StageFacts, started: str, folder: Path) -> Done:
+    """Store the model and its card, then the promise, then the pointer."""
+    (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
+    parts = list(made.parts)
+    for path in sorted((folder / MODEL).iterdir()):
+        name = f"{resolve.MODEL}{path.name}"
+        stage.context.bucket.upload(path, stage.folder.key(name))
+        parts.append(Part(key=name, sha256=file_sha256(path)))
+    stage.context.bucket.upload(folder / METRICS, stage.folder.key(METRICS))
+    parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
+    settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
+    done = stage.folder.finish(facts=facts, parts=parts, started=started, inputs=stage.inputs, settings=settings)
+    write_pointer(stage.context.bucket, stage.context.task.run, done)
+    log.info("the model is stored: %s/%s", stage.folder.uri, resolve.MODEL)
+    shutil.rmtree(folder)
+    return done
+
+
+def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:
+    """The README of the trained model: what it is, what made it, how it went."""
+    student = inputs["student"]
+    settings = "\n".join(
+        f"| {name} | {value} |" for name, value in inputs["training"].items() if not isinstance(value, dict)
+    )
+    figures = "\n".join(
+        f"| {name} | {value:g} |" for name, value in facts.metrics.items() if not name.startswith(LENGTH)
+    )
+    held_out = facts.metrics.get("validation_examples", 0.0)
+    learned = facts.rows.done - held_out
+    own_answers = f", of the teacher's own answers `{inputs['distill']}`" if "distill" in inputs else ""
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [critique-guided-distillation]
+---
+
+# {Path(student["name"]).name}, trained with {work.objective}
+
+Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
+{CONTEXTS[work.objective]}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
+Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.
+{_selection(work, facts)}
+
+| training | |
+|---|---|
+{settings}
+| rows held out | {held_out:g} of {facts.rows.total} |
+| rows rejected | {facts.rows.rejected} of {facts.rows.total} |
+
+| outcome | |
+|---|---|
+{figures}
+
+Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`{own_answers}. The model keeps
+the licence of the one it was made from; its data carry the licences of their prompts and of the teacher.
+"""
+
+
+def _selection(work: Train, facts: StageFacts) -> str:
+    """How the stored model was chosen, in a sentence."""
+    if not facts.metrics.get("validation_examples"):
+        return "It is the model after the last step; no prompts were held out."
+    of = f"whose loss on {facts.metrics['validation_examples']:g} rows of held-out prompts is"
+    if work.validation.select == "last":
+        return f"It is the model after the last step, {of} {facts.metrics['validation_loss']:.4g}."
+    return (
+        f"It is the model after step {facts.metrics['exported_step']:g} of {facts.metrics['steps']:g}, {of} the least "
+        f"of all that were measured: {facts.metrics['validation_loss']:.4g}. No benchmark had a part in the choice."
+    )
+
+
+if __name__ == "__main__":
+    run(main)

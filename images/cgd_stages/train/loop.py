@@ -1,0 +1,468 @@
+"""The training loop: one process of the many that torchrun starts, see train.py.
+
+    python -m cgd_stages.train.loop <folder>
+
+The folder is the node's own scratch: `job.json` and the tokenised examples go in; checkpoints pass through; the
+model, `metrics.jsonl` and one `outcome-<rank>.json` per process come out. DeepSpeed shards and steps; the loss is
+ours: negative log-likelihood of the target tokens alone, the mean over all of them in the global batch.
+"""
+
+from cgd_stages.runtime.supervisor import die_with_the_parent
+
+if __name__ == "__main__":
+    die_with_the_parent()  # before the other imports: torchrun, when it is killed, cannot end its processes
+
+import logging
+import math
+import os
+import resource
+import sys
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.distributed as dist
+
+from cgd_stages.contract import Exit
+from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
+from cgd_stages.keys import without_keys
+from cgd_stages.models import flops
+from cgd_stages.runtime.program import log_stage
+from cgd_stages.runtime.progress import Reporter
+from cgd_stages.train import student
+from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.train.saving import Saver
+from cgd_stages.training import curves
+from cgd_stages.training.checkpoints import METRICS
+from cgd_stages.training.job import (
+    BEGUN,
+    BEST,
+    EXAMPLES,
+    JOB,
+    LAUNCHER,
+    MODEL,
+    STOP,
+    VALIDATION,
+    Job,
+    Outcome,
+    Record,
+    write_records,
+)
+
+log = logging.getLogger(__name__)
+
+TOLD = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu", "peak_memory_bytes")
+"""Figures of a step that the operator is told."""
+
+
+class Examples:
+    """The tokenised examples in the order of their keys, mapped from disk: only the order and lengths are in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        order = pc.sort_indices(self._table, [("id", "ascending"), ("sample", "ascending")]).to_numpy()
+        self._rows: list[int] = order.tolist()
+        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_numpy()[order].tolist()
+        self.starts: list[int] = self._table["start"].to_numpy()[order].tolist()
+
+    def key(self, index: int) -> str:
+        row = self._rows[index]
+        return f"{self._table['id'][row]}/{self._table['sample'][row]}"
+
+    def learned(self, indices: list[int]) -> int:
+        """Tokens that the loss of these examples is the mean of."""
+        return sum(self.lengths[index] - self.starts[index] for index in indices)
+
+    def tensors(self, indices: list[int], *, packing: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What the model is given, and the target mask: `target[i, t]` says that token t+1 is learned from position t.
+
+        Each (examples, longest), padded at the right; packed, (1, tokens): one row, and positions that begin again
+        with every example. No example gives one token that nothing is learned from: ranks without work must still
+        take part in every collective operation.
+        """
+        return self._packed(indices) if packing and len(indices) > 1 else self._padded(indices)
+
+    def _padded(self, indices: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        longest = max((self.lengths[index] for index in indices), default=1)
+        ids = torch.zeros(max(1, len(indices)), longest, dtype=torch.long)
+        attention, target = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        for row, index in enumerate(indices):
+            length = self.lengths[index]
+            ids[row, :length] = self._ids(index)
+            attention[row, :length] = 1
+            target[row, self.starts[index] - 1 : length - 1] = True
+        padded = any(self.lengths[index] < longest for index in indices)
+        return {"input_ids": ids} | ({"attention_mask": attention} if padded else {}), target
+
+    def _packed(self, indices: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Without an attention mask, transformers keeps examples apart wherever positions begin again."""
+        ids = torch.cat([self._ids(index) for index in indices])
+        positions = torch.cat([torch.arange(self.lengths[index]) for index in indices])
+        target, end = torch.zeros_like(ids, dtype=torch.bool), 0
+        for index in indices:
+            begin, end = end, end + self.lengths[index]
+            target[begin + self.starts[index] - 1 : end - 1] = True
+        return {"input_ids": ids[None], "position_ids": positions[None]}, target[None]
+
+    def _ids(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self._table["input_ids"][self._rows[index]].values.to_numpy().astype("int64"))
+
+
+@dataclass
+class Trainer:
+    """One process's part in training. Every method is called by all ranks, in the same order."""
+
+    job: Job
+    folder: Path
+    examples: Examples
+    schedule: Schedule
+    saver: Saver
+    reporter: Reporter
+    engine: Any
+    loss: student.TargetLoss
+    device: torch.device
+    held_out: Examples
+    cost: flops.Work | None = None
+    peak: float | None = None
+    """FLOP/s of all processes' devices together, where they are known."""
+    records: list[Record] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Train from the step that the checkpoint holds to the last one."""
+        (self.folder / BEGUN).touch()
+        for step in range(self.job.resume, self.schedule.steps):
+            self._seed(step)
+            self._step(step)
+            done, last = step + 1, step + 1 == self.schedule.steps
+            self._validate(done)
+            self._tell()
+            stop = self._anyone(asked=(self.folder / STOP).exists())
+            if stop:
+                self.saver.hurry()
+            # After the last step the model itself is stored: no checkpoint, which is larger.
+            if not last and (stop or done % self.job.work.checkpoint_every_steps == 0):
+                self.saver.save(done, self.records)
+            self.saver.go_on()
+            if stop and not last:
+                self.saver.wait()
+                raise Interrupted(
+                    f"SIGTERM: stopped after step {done} of {self.schedule.steps}, a checkpoint is stored"
+                )
+        self.saver.wait()
+        if dist.get_rank() == 0:
+            write_records(self.folder / METRICS, self.records)
+
+    def _seed(self, step: int) -> None:
+        """Make what is random in a step (dropout) a function of its number: a checkpoint holds no generator."""
+        torch.manual_seed(Random(f"{self.job.work.seed}/{step}/{dist.get_rank()}").getrandbits(63))  # noqa: S311
+
+    def _step(self, step: int) -> None:
+        work, started = self.job.work, time.monotonic()
+        rate = learning_rate(step, steps=self.schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.schedule.batch(step)
+        learned = self.examples.learned(batch)
+        loss = self._sum(self._accumulate(step, learned)) / learned
+        self._refuse_unless_finite("loss", loss, step)
+        norm = self._apply()
+        self._refuse_unless_finite("gradient norm", norm, step)
+        seconds = time.monotonic() - started
+        tokens = sum(self.examples.lengths[index] for index in batch)
+        self.records.append(
+            {
+                "step": step + 1,
+                "epoch": round((step + 1) / self.schedule.steps_per_epoch, 4),
+                "loss": loss,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "examples": len(batch),
+                "tokens": tokens,
+                "supervised_tokens": learned,
+                "seconds": round(seconds, 4),
+                "tokens_per_second": round(tokens / seconds, 1),
+                "supervised_tokens_per_second": round(learned / seconds, 1),
+                **self._vitals(batch, learned, seconds),
+            }
+        )
+        self._refuse_if_spiked()
+
+    def _accumulate(self, step: int, learned: int) -> float:
+        """Gradients of the whole batch; this rank's part of the summed loss."""
+        work, world, rank = self.job.work, dist.get_world_size(), dist.get_rank()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        micro_batches = self.schedule.micro_batches(
+            step, rank=rank, world=world, budget=work.max_sequence_length, packing=work.packing
+        )
+        for number, indices in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
+            loss = self._summed_loss(self.examples, indices)
+            # DeepSpeed takes the mean over ranks, whatever share of the tokens each one had.
+            self.engine.backward(loss * (world / learned), scale_wrt_gas=False)
+            total += loss.detach()  # read once a step: a GPU need not wait for every micro-batch
+        return float(total)
+
+    def _summed_loss(self, examples: Examples, indices: list[int]) -> torch.Tensor:
+        inputs, target = examples.tensors(indices, packing=self.job.work.packing)
+        on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        return self.loss(on_device, target.to(self.device))
+
+    def _apply(self) -> float:
+        """Clip, step, and say what the norm of the gradients was before."""
+        norm = None if self.job.work.zero_stage else student.grad_norm(self.engine.module)
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        return float(norm)
+
+    def _refuse_unless_finite(self, what: str, value: float, step: int) -> None:
+        if math.isfinite(value):
+            return
+        self.saver.store_curve(self.records)
+        rows = ", ".join(self.examples.key(index) for index in self.schedule.batch(step))
+        raise UserError(
+            f"the {what} is {value} at step {step + 1}; the rows of the batch (id/sample): {rows}",
+            hint="Lower spec.training.learningRate, or look at these rows for text that is no text.",
+        )
+
+    def _refuse_if_spiked(self) -> None:
+        if not self.job.work.stop_on_loss_spike or not curves.spiked(
+            [record["loss"] for record in self.records[-curves.BASELINE - curves.STREAK :]]
+        ):
+            return
+        high = self.records[-curves.STREAK :]
+        batches = [self.schedule.batch(int(record["step"]) - 1) for record in high]
+        told = [", ".join(self.examples.key(index) for index in batch) for batch in batches]
+        losses = ", ".join(f"{record['loss']:.4g}" for record in high)
+        for record, rows in zip(high, told, strict=True) if dist.get_rank() == 0 else ():
+            log.error("step %d, loss %.4g, rows: %s", record["step"], record["loss"], rows)
+        self.saver.store_curve(self.records)
+        raise UserError(
+            f"the loss is far above what it was since step {high[0]['step']:.0f} ({losses}); the rows of the batches "
+            f"(id/sample), first to last: {'; '.join(told)}",
+            hint="Lower spec.training.learningRate or raise warmupRatio, or look at these rows; "
+            "stopOnLossSpike: false goes on.",
+        )
+
+    def _validate(self, done: int) -> None:
+        """Measure the loss on what is held out, where it is time for it, and keep the model if none was better."""
+        validation, lengths = self.job.work.validation, self.held_out.lengths
+        if not lengths or (done % validation.every_steps and done < self.schedule.steps):
+            return
+        started, last = time.monotonic(), self.records[-1]
+        loss = self._held_out_loss()
+        self._refuse_unless_finite("validation loss", loss, done - 1)
+        last |= {"validation_loss": loss, "validation_seconds": round(time.monotonic() - started, 4)}
+        if dist.get_rank() == 0:
+            log.info("validation loss %.4f after step %d", last["validation_loss"], done)
+        if validation.select == "best" and curves.best(self.records) is last:
+            student.export(self.job, self.engine, self.folder / BEST)
+
+    def _held_out_loss(self) -> float:
+        """Mean over the learned tokens of all held-out examples, whatever the number of ranks."""
+        lengths, work, total = self.held_out.lengths, self.job.work, 0.0
+        whole = Schedule(lengths, len(lengths), 1, 0)
+        self.engine.eval()
+        with torch.no_grad():
+            for indices in whole.micro_batches(
+                0, rank=dist.get_rank(), world=dist.get_world_size(), budget=work.max_sequence_length,
+                packing=work.packing,
+            ):  # fmt: skip
+                total += self._summed_loss(self.held_out, indices).item()
+        self.engine.train()
+        return self._sum(total) / self.held_out.learned(list(range(len(lengths))))
+
+    def export(self) -> None:
+        """Write the model that is the result: the best one, or the last where there is no best."""
+        if self.job.work.validation.select == "last" or curves.best(self.records) is None:
+            student.export(self.job, self.engine, self.folder / MODEL)
+        elif dist.get_rank() == 0:
+            (self.folder / BEST).rename(self.folder / MODEL)
+        dist.barrier()
+
+    def _vitals(self, batch: list[int], learned: int, seconds: float) -> dict[str, float]:
+        """Memory of this process, bytes at most since its start, and the share of the devices' peak (MFU) if known."""
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        vitals = {"peak_memory_bytes": float(memory)}
+        if self.cost and self.peak:
+            asked = self.cost.flops((self.examples.lengths[index] for index in batch), learned)
+            vitals["mfu"] = round(asked / seconds / self.peak, 4)
+        return vitals
+
+    def _eta(self) -> float:
+        """Seconds that the remaining steps and validations take if they go as the latest did."""
+        recent, measured = self.records[-20:], curves.measured(self.records)
+        step, steps, every = int(self.records[-1]["step"]), self.schedule.steps, self.job.work.validation.every_steps
+        eta = (steps - step) * sum(record["seconds"] for record in recent) / len(recent)
+        if measured:
+            eta += (math.ceil(steps / every) - math.ceil(step / every)) * measured[-1]["validation_seconds"]
+        return eta
+
+    def _sum(self, value: float) -> float:
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)
+
+    def _anyone(self, *, asked: bool) -> bool:
+        """Whether any process was asked: all of them act on the same answer."""
+        return self._sum(float(asked)) > 0
+
+    def _tell(self) -> None:
+        last, steps = self.records[-1], self.schedule.steps
+        eta = last["eta_seconds"] = round(self._eta(), 1)
+        if dist.get_rank() != 0:
+            return
+        step = int(last["step"])
+        measured = curves.measured(self.records)
+        held_out = len(self.held_out.lengths) if measured else 0
+        seen = self.schedule.seen(step) // self.schedule.epochs + held_out
+        log.info(
+            "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %.0f s to go",
+            step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"], eta,
+        )  # fmt: skip
+        self.reporter.report(
+            self.job.stage,
+            self.job.rows.model_copy(update={"done": seen}),
+            tokens_per_second=last["tokens_per_second"],
+            eta=eta,
+            metrics={name: last[name] for name in TOLD if name in last}
+            | ({"validation_loss": measured[-1]["validation_loss"]} if measured else {})
+            | {"steps": float(steps)},
+        )
+
+
+def start(folder: Path) -> Trainer:
+    """Load the student, hand it to DeepSpeed, and go to the step that the checkpoint holds, if there is one."""
+    job = Job.model_validate_json((folder / JOB).read_text())
+    examples, held_out = Examples(folder / EXAMPLES), Examples(folder / VALIDATION)
+    _agree("the number of examples", len(examples.lengths))
+    _agree("the checkpoint to go on from", job.resume)
+    work = job.work
+    torch.manual_seed(work.seed)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    world, free = dist.get_world_size(), student.free_memory(device)
+    schedule = Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed)
+    config = student.deepspeed_config(work, world, gpu=device.type == "cuda")
+    model = student.load(job, config)
+    tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
+    student.spare_memory(model, work, tokens=tokens, free=free)
+    engine = student.initialize(model, config)
+    trainer = Trainer(
+        job=job,
+        folder=folder,
+        examples=examples,
+        schedule=schedule,
+        saver=Saver(engine, job, folder),
+        reporter=Reporter.from_environment(0) if dist.get_rank() == 0 else Reporter(),
+        engine=engine,
+        loss=student.TargetLoss(engine),
+        device=device,
+        held_out=held_out,
+        cost=student.cost(model),
+        peak=_peak(device, work.dtype),
+    )
+    if job.resume:
+        trainer.records = trainer.saver.load()
+    return trainer
+
+
+def _peak(device: torch.device, dtype: str) -> float | None:
+    if device.type != "cuda" or dtype != "bfloat16":
+        return None
+    peak = flops.peak(torch.cuda.get_device_name(device))
+    return peak and peak * dist.get_world_size()
+
+
+def _agree(what: str, value: int) -> None:
+    """Raise TransientError unless every process holds the same value: their pods may have looked at different times."""
+    everyone = [0] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    if len(set(everyone)) > 1:
+        raise TransientError(f"the processes do not agree on {what}: {everyone}", hint="It is tried again.")
+
+
+def join_group() -> None:
+    """Join the process group that torchrun has announced in the environment."""
+    gpu = take_gpu()
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed would compile a shared-memory all-reduce at every first start on a CPU; it serves inference only.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if gpu else "gloo", verbose=False)
+
+
+def take_gpu() -> bool:
+    """Take this process's GPU; False where torch is built for CPUs alone.
+
+    Raises TransientError where it is built for GPUs and cannot have one: it would go on, on the CPU, for weeks.
+    """
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    except RuntimeError as error:
+        raise TransientError(f"no GPU can be used: {str(error).splitlines()[0]}", hint=GPU_HINT) from error
+    return True
+
+
+def main(folder: Path) -> Exit:
+    """Run one process to its end and write how it ended."""
+    _die_with_the_launcher()
+    _quieten()
+    rank = int(os.environ["RANK"])
+    outcome = Outcome(rank=rank, code=Exit.DONE)
+    try:
+        join_group()
+        trainer = start(folder)
+        trainer.run()
+        trainer.export()
+        trainer.reporter.close()
+    except StageError as error:
+        name = type(error).__name__
+        outcome = Outcome(rank=rank, code=error.exit, error=name, message=error.message, hint=error.hint)
+    except Exception as error:  # the rim: every failure becomes an outcome
+        log.exception("rank %d has failed", rank)
+        message = without_keys(str(error))[-1000:]
+        outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=message)
+    outcome.write(folder)
+    return Exit(outcome.code)
+
+
+def _quieten() -> None:
+    """Leave the log to the lines that say how training goes."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    # DeepSpeed calls collectives by their old names, a few times a step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+def _die_with_the_launcher() -> None:
+    """When the launcher is killed, torchrun and its processes would go on for nobody: leave at once."""
+    launcher = os.environ.get(LAUNCHER)
+
+    def watch() -> None:
+        while Path(f"/proc/{launcher}").exists():
+            time.sleep(1)
+        os._exit(Exit.RETRY)
+
+    if launcher:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    log_stage()
+    code = main(Path(sys.argv[1]))
+    # Not sys.exit: the process group's threads may wait for processes that have failed.
+    sys.stderr.flush()
+    os._exit(code)

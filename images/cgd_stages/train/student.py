@@ -1,0 +1,238 @@
+"""The student in training: loaded, given to DeepSpeed, its loss, and stored as transformers and vLLM read it."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from cgd_stages.contract import Train
+from cgd_stages.errors import UserError
+from cgd_stages.models import flops
+from cgd_stages.models.training_memory import CHUNK, Shape, decide, head_width, is_mixture, shape_of
+from cgd_stages.training.job import Job
+
+log = logging.getLogger(__name__)
+
+MAX_GRAD_NORM = 1.0
+ADAM = {"torch_adam": True, "fused": True, "betas": [0.9, 0.999], "eps": 1e-8}
+FILE_SIZE = "5GB"
+"""Of a trained model's files at most (transformers: 50GB). The other pods take the first one for lost when it has
+stored no file for 10 minutes, see `train.SILENT_SECONDS`."""
+MARKS = (-64.0, 64.0)
+"""What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
+
+
+class TargetLoss:
+    """Summed loss of a micro-batch, with logits for the positions that count and for no other, a chunk at a time.
+
+    The loss is computed inside the output layer, in place of its forward, so that every architecture's own forward and
+    DeepSpeed's hooks run unchanged: ZeRO-3 gathers the layer's weights once for all chunks. Where a model does
+    something to the logits after the layer (soft-capping, scaling), the logits of all learned positions must exist.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """`model`: a causal language model or DeepSpeed's engine around one; all ranks at once, it is run once."""
+        head = model.get_output_embeddings()
+        if head is None:
+            raise UserError("the student has no output layer", hint="spec.student must be a causal language model.")
+        self._model = model
+        self._logits, head.forward = head.forward, self._forward
+        self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._bare = self._returns_the_head_s_output()
+
+    def __call__(self, inputs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        learned = inputs["input_ids"][:, 1:][target[:, :-1]]
+        if self._bare:
+            return self._run(inputs, lambda states: _in_chunks(self._head_loss, states[target], learned))
+        logits = self._run(inputs, lambda states: self._logits(states[target]))
+        return _in_chunks(_float32_loss, logits, learned)
+
+    def _forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The output layer's: of hidden states (examples, positions, hidden)."""
+        made: torch.Tensor = self._logits(states) if self._instead is None else self._instead(states)
+        return made
+
+    def _run(self, inputs: dict[str, torch.Tensor], instead: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the model returns as logits when its output layer returns this instead of them."""
+        self._instead = instead
+        try:
+            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
+        finally:
+            self._instead = None
+        return logits
+
+    def _returns_the_head_s_output(self) -> bool:
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
+        with torch.no_grad():
+            marks = self._run({"input_ids": token}, lambda states: states.new_tensor(MARKS))
+        return marks.tolist() == list(MARKS)
+
+    def _head_loss(self, states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+        return _float32_loss(self._logits(states), learned)
+
+
+def _in_chunks(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: torch.Tensor, learned: torch.Tensor
+) -> torch.Tensor:
+    """Sum of `loss` over chunks of `rows` (positions, width) and `learned` (positions,).
+
+    What it computes on the way lives for one chunk at a time: beyond one chunk, backward makes it again.
+    """
+    if len(learned) <= CHUNK:
+        return loss(rows, learned)
+    chunks = zip(torch.split(rows, CHUNK), torch.split(learned, CHUNK), strict=True)
+    return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, summed: `logits` (positions, vocabulary), `learned` (positions,)."""
+    return cross_entropy(logits.float(), learned, reduction="sum")
+
+
+def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration. Batches and rates are ours (see batching.py), so it is told one example a rank."""
+    host = {"device": "cpu", "pin_memory": gpu}
+    offloaded = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[work.offload]
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world,
+        "gradient_clipping": MAX_GRAD_NORM,
+        "zero_optimization": {"stage": work.zero_stage} | {f"offload_{what}": host for what in offloaded},
+        # torch's AdamW, because DeepSpeed's own are compiled at start; in one kernel, which torch has for CPUs as well.
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, **ADAM},
+        },
+        "checkpoint": {"use_node_local_storage": True},
+    }
+    if work.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        if work.zero_stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def flash(work: Train, *, gpu: bool, installed: bool, head: int) -> bool:
+    """Whether FlashAttention 2 can run: its package, a GPU, 16 bits, and heads of at most 256."""
+    return installed and gpu and work.dtype == "bfloat16" and head <= 256
+
+
+def load(job: Job, config: dict[str, Any]) -> Any:
+    """The student as it was before training, in the dtype that it is trained in. Raises UserError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
+    sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
+    try:
+        dtype = getattr(torch, job.work.dtype)
+        model = AutoModelForCausalLM.from_pretrained(job.student, dtype=dtype, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
+    del sharded
+    model.train()
+    _attend(model, job.work)
+    return model
+
+
+def _attend(model: Any, work: Train) -> None:
+    """Choose the attention; what transformers has chosen by itself is sdpa, or eager where a model has no other."""
+    from transformers.utils import is_flash_attn_2_available
+
+    head = head_width(model.config.get_text_config())
+    installed, supported = is_flash_attn_2_available(), model._supports_flash_attn
+    if supported and flash(work, gpu=torch.cuda.is_available(), installed=installed, head=head):
+        model.set_attn_implementation("flash_attention_2")
+    if dist.get_rank() == 0:
+        log.info("attention: %s", model.config._attn_implementation)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on every rank's GPU; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free = torch.tensor(torch.cuda.mem_get_info(device)[0], device=device)
+    # With ZeRO-3 a recomputation is a collective operation: the ranks must decide alike.
+    dist.all_reduce(free, op=dist.ReduceOp.MIN)
+    return int(free)
+
+
+def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> None:
+    """Make the layers compute their activations again in backward if memory asks for it: the price is one more forward
+    pass. `tokens`: of the largest micro-batch; `free`: see `free_memory`."""
+    decision = decide(work, shape(model), world=dist.get_world_size(), tokens=tokens, free=free)
+    if decision.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if dist.get_rank() == 0:
+        log.info("activation checkpointing %s: %s", "on" if decision.checkpointing else "off", decision.why)
+
+
+def initialize(model: Any, config: dict[str, Any]) -> Any:
+    """DeepSpeed's engine around the student."""
+    import deepspeed
+
+    if dist.get_rank() == 0:
+        log.info("DeepSpeed's configuration: %s", json.dumps(config))
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    return engine
+
+
+def grad_norm(model: torch.nn.Module) -> float:
+    """Norm of the gradients that DeepSpeed has averaged over ranks; without ZeRO it does not tell it."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def cost(model: Any) -> flops.Work | None:
+    """What the student's tokens cost; None for a mixture of experts, where a token meets only some parameters."""
+    config = model.config.get_text_config()
+    if is_mixture(config):
+        return None
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    body = _size(model) - _size(table) - (0 if head.weight is table.weight else _size(head))
+    heads = config.num_attention_heads * head_width(config)
+    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
+
+
+def shape(model: Any) -> Shape | None:
+    """The student as its need of memory is estimated; None for a mixture of experts."""
+    norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
+    return shape_of(model.config, _size(model), norms)
+
+
+def _size(module: torch.nn.Module) -> int:
+    """Parameters of a module. ZeRO-3 leaves an empty shell of each, with its size beside it."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def export(job: Job, engine: Any, target: Path) -> None:
+    """Write the trained model as transformers and vLLM read it, in the dtype that the student came in, to a folder that
+    holds nothing else."""
+    import deepspeed
+    from transformers import AutoTokenizer
+
+    state: dict[str, torch.Tensor] = {}
+    dtype = getattr(torch, job.student_dtype)
+    # named_parameters gives tied weights once, under the name that transformers keeps.
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=job.work.zero_stage == 3):
+            if dist.get_rank() == 0:
+                state[name] = parameter.detach().to("cpu", dtype, copy=True)
+    if dist.get_rank() == 0:
+        buffers = set(engine.module.state_dict()) & dict(engine.module.named_buffers()).keys()
+        state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
+        shutil.rmtree(target, ignore_errors=True)
+        engine.module.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
+        # save_pretrained names the dtype that was trained in, whatever the tensors have.
+        config = target / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
+        AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
+    dist.barrier()

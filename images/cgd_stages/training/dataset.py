@@ -1,0 +1,178 @@
+"""The examples of one training: every stored row once, with its example or the reason why it has none, and the books.
+
+Every objective learns from the same rows, those that refine has kept; so that two models differ by their objective and
+not by their prompts. `check` goes through them before a GPU is asked for, `train` right before it trains.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cgd_stages.contract import LENGTH, Objective, Rows, RunRef, Train
+from cgd_stages.engines.replies import rejection
+from cgd_stages.errors import RowsLost, UserError
+from cgd_stages.method import examples
+from cgd_stages.method.examples import TARGETS, Critic, Example, Unusable
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder, read_rows
+from cgd_stages.store.part_writer import KEY
+from cgd_stages.store.rows import Row, key_of
+from cgd_stages.store.run import open_input
+from cgd_stages.training.validation_split import held_out
+
+HINTS = {
+    "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
+    "template": "The student's chat template does not allow a mask that holds: use another student or revision.",
+    "empty": "Look at the stored rows: there is nothing to learn in {target}.",
+    "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {objective} out of "
+    "spec.training.objectives.",
+}
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Where the rows of a training are. `distill` holds the teacher's own answers; None where nobody learns them."""
+
+    work: Train
+    refine: Folder
+    distill: Folder | None = None
+
+    @classmethod
+    def of(cls, bucket: Bucket, run: RunRef, work: Train) -> "Supply":
+        """The finished stages that the objective learns from."""
+        distill = open_input(bucket, run, "distill") if work.objective == "DistilledSFT" else None
+        return cls(work, open_input(bucket, run, "refine"), distill)
+
+    @property
+    def total(self) -> int:
+        """Rows of every training of the run."""
+        return self.refine.require().rows.done
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the examples but the student: part of a digest."""
+        work = self.work
+        return {
+            "objective": work.objective,
+            "critique": work.critique.model_dump(by_alias=True),
+            "prompts": examples.wording(work.objective, work.critique),
+            "upstream": self.refine.digest,
+            "heldOut": work.validation.fraction,
+        } | ({"distill": self.distill.digest} if self.distill else {})
+
+    def held_out(self) -> frozenset[str]:
+        """Ids of the prompts that are not learned but measured."""
+        if self.work.validation.fraction == 0:
+            return frozenset()
+        prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
+        return held_out(prompts, self.work.validation.fraction, self.work.seed)
+
+    def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable]]:
+        """Every row with what becomes of it, in no promised order."""
+        work, critic = self.work, self._critic()
+        return examples.each_example(
+            tokenizer, work.objective, self._rows(), critic, max_length=work.max_sequence_length
+        )
+
+    def _critic(self) -> Critic | None:
+        if self.work.objective != "CGD":
+            return None
+        try:
+            return examples.critic(self.work.critique, self.work.seed, read_rows(self.refine, [*KEY, "critique"]))
+        except ValueError as error:
+            raise UserError(str(error), hint="Give the run more prompts, or another spec.training.critique.") from error
+
+    def _rows(self) -> Iterator[Row]:
+        if self.distill is None:
+            yield from read_rows(self.refine)
+            return
+        wanted = {key_of(row) for row in read_rows(self.refine, KEY)}
+        for row in read_rows(self.distill):
+            if key_of(row) in wanted:
+                wanted.remove(key_of(row))
+                yield row
+        for identity, sample in sorted(wanted):
+            yield {"id": identity, "sample": sample, "prompt": "", "distilled": None}
+
+
+@dataclass
+class Books:
+    """What became of a training's rows: learned, held out or rejected."""
+
+    stage: str
+    objective: Objective
+    held_out: frozenset[str] = frozenset()
+    """Ids of the prompts that are not learned."""
+    kept: int = 0
+    """Examples, those that are held out among them."""
+    validation: int = 0
+    """Examples that are held out."""
+    learned: int = 0
+    """Tokens with a loss, in all examples that are learned."""
+    tokens: int = 0
+    validation_tokens: int = 0
+    """Tokens that the validation loss is the mean of."""
+    longest: int = 0
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Power of two -> examples of at most so many tokens."""
+    rejected: list[Row] = field(default_factory=list)
+
+    def take(self, row: Row, found: Example | Unusable) -> None:
+        if isinstance(found, Unusable):
+            self.rejected.append(rejection(self.stage, row, found.reason, found.detail))
+            return
+        length = len(found.input_ids)
+        self.kept += 1
+        if row["id"] in self.held_out:
+            self.validation += 1
+            self.validation_tokens += length - found.start
+        else:
+            self.learned += length - found.start
+            self.tokens += length
+        self.longest = max(self.longest, length)
+        self.lengths[1 << (length - 1).bit_length()] += 1
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(total=self.kept + len(self.rejected), done=self.kept, rejected=len(self.rejected))
+
+    def metrics(self) -> dict[str, float]:
+        """Tokens of one pass over what is learned, what is held out, and the histogram of all examples' lengths."""
+        told = {
+            "example_tokens": self.tokens,
+            "learned_tokens": self.learned,
+            "longest_example": self.longest,
+            "train_examples": self.kept - self.validation,
+            "validation_examples": self.validation,
+            "validation_tokens": self.validation_tokens,
+        }
+        return {
+            **{name: float(value) for name, value in told.items()},
+            **{f"{LENGTH}{most}": float(count) for most, count in sorted(self.lengths.items())},
+        }
+
+    def refuse_unless_enough(self, expected: int, max_rejected: float) -> None:
+        """Raise RowsLost when the books do not balance, UserError when too many rows make no example."""
+        if self.rows.total != expected:
+            raise RowsLost(f"{self.stage}: {self.rows.total} of the {expected} rows of refine were read")
+        if self.kept and len(self.rejected) <= max_rejected * expected:
+            self._refuse_unless_divided()
+            return
+        reasons = Counter(str(row["reason"]) for row in self.rejected).most_common()
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
+        few = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])
+        hint = HINTS[reasons[0][0]] if reasons else "The stages before have kept nothing: look at their rejected rows."
+        raise UserError(
+            f"{self.objective}: {len(self.rejected)} of {expected} rows make no example, {max_rejected:.1%} may "
+            f"({told}). {few}",
+            hint=hint.format(target=TARGETS[self.objective], objective=self.objective),
+        )
+
+    def _refuse_unless_divided(self) -> None:
+        """Raise UserError when one side has no example though prompts are held out for it."""
+        if self.held_out and not 0 < self.validation < self.kept:
+            nothing = "measure" if self.validation == 0 else "learn"
+            raise UserError(
+                f"{self.objective}: of {self.kept} examples {self.validation} are held out, none is left to {nothing}",
+                hint="Change spec.training.validation.fraction, or spec.training.seed, which says who is held out.",
+            )

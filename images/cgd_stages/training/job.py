@@ -1,0 +1,110 @@
+"""What the launcher of a training pod and its processes tell each other, in files of one folder. Needs no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
+from cgd_stages.models.resolve import Resolved
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
+from cgd_stages.training.checkpoints import Checkpoints, Layout
+from cgd_stages.training.dataset import Supply
+
+JOB = "job.json"
+EXAMPLES = "examples.arrow"
+VALIDATION = "validation.arrow"
+"""Examples that are held out; no record in it where none are."""
+MODEL = "model"
+BEST = "best"
+"""The model with the least validation loss so far, on the node of the first process."""
+CHECKPOINTS = "checkpoints"
+BEGUN = "begun"
+"""A file of this name says that a process has begun its first step: from there on it has something to store."""
+STOP = "stop"
+"""A file of this name asks every process to store a checkpoint and leave."""
+LAUNCHER = "CGD_LAUNCHER_PID"
+"""Environment variable: the process that must be alive for its processes to make sense."""
+
+Record = dict[str, float]
+"""One line of `metrics.jsonl`: a step and its figures."""
+
+
+def inputs_of(stage: str, supply: Supply, student: Resolved) -> dict[str, Any]:
+    """All that determines the trained weights: the digest of a training is made of it."""
+    weights = {
+        "epochs",
+        "global_batch_size",
+        "learning_rate",
+        "warmup_ratio",
+        "weight_decay",
+        "max_sequence_length",
+        "dtype",
+        "seed",
+        "validation",
+    }
+    return {
+        "stage": stage,
+        **supply.identity(),
+        "student": {"name": student.name, "revision": student.revision},
+        "training": supply.work.model_dump(by_alias=True, include=weights),
+    }
+
+
+def checkpoints_of(folder: Folder, work: Train) -> Checkpoints:
+    """The checkpoints that this training may go on from."""
+    return Checkpoints(folder, Layout.of(work), work.keep_checkpoints)
+
+
+class Job(Contract):
+    """What the launcher tells every process of its node."""
+
+    run: RunRef
+    stage: str
+    digest: str
+    storage: Storage
+    work: Train
+    student: str
+    """Path of the student's files on this node."""
+    student_dtype: str
+    """The dtype that the student is stored in, and the trained model will be."""
+    first_rank: int
+    """Global rank of this node's first process."""
+    resume: int
+    """Steps in the checkpoint that the launcher has fetched; 0: none."""
+    rows: Rows
+    """Rows of the stage; done counts the examples."""
+
+    @property
+    def ranks(self) -> range:
+        """Global ranks of this node's processes."""
+        return range(self.first_rank, self.first_rank + self.work.processes_per_worker)
+
+    def checkpoints(self, bucket: Bucket) -> Checkpoints:
+        return checkpoints_of(Folder(bucket, self.run.namespace, self.stage, self.digest), self.work)
+
+
+class Outcome(Contract):
+    """How one process ended."""
+
+    rank: int
+    code: int
+    error: str = ""
+    message: str = ""
+    hint: str = ""
+
+    def write(self, folder: Path) -> None:
+        (folder / f"outcome-{self.rank:05d}.json").write_text(self.to_json())
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """The outcomes of the processes that lived to write one."""
+    return [Outcome.model_validate_json(path.read_text()) for path in sorted(folder.glob("outcome-*.json"))]
+
+
+def write_records(path: Path, records: list[Record]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

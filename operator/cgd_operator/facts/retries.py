@@ -1,0 +1,65 @@
+"""How often the pods of a PyTorchJob were made, and when that is enough. Pure.
+
+The Training Operator makes a failed pod again without end, under its old name, and nothing that is left tells how
+often: the status keeps a count for every name. Its release 1.7 does not end a job for a permanent exit code either. So
+the operator gives such a child up; of other kinds `spec.retries` is their controllers' to count.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from cgd_operator.api.status import CGDRunStatus, PodAttempts, StageStatus
+from cgd_operator.facts.children import ChildFacts, Fate, account
+from cgd_stages.contract import Exit
+
+
+def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
+    """By the name of a pod, how often it was made: by this PyTorchJob, not by one of its name that was deleted. A pod
+    that follows a suspension is no new attempt, nor is one that follows a pod that failed by no fault of its own."""
+    if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
+        return ()
+    counted = [one for one in old.pod_attempts if one.owner in ("", facts.uid)]
+    if facts.suspended:
+        return tuple(one.model_copy(update={"uid": "", "excused": False}) for one in counted)
+    excused = _excused(facts, {one.uid for one in counted})
+    known = {one.name: one.model_copy(update={"excused": one.excused or one.uid in excused}) for one in counted}
+    for pod in facts.pods:
+        before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
+        late = not before.uid and (pod.due is not None or pod.uid in excused)  # it is not the one that comes next
+        if pod.owner in ("", facts.uid) and pod.uid != before.uid and not late:
+            made = before.attempts + bool(before.uid and not before.excused)
+            known[pod.name] = PodAttempts(
+                name=pod.name, uid=pod.uid, owner=facts.uid, excused=pod.uid in excused, attempts=made
+            )
+    return tuple(known[name] for name in sorted(known))
+
+
+def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
+    """Pods that may fail: those that were disrupted, or interrupted, as all are when one of them is asked to go; those
+    that waited for another that has no place yet; and all peers of one that was disrupted, which miss it."""
+    pods = (*facts.gone, *facts.pods)
+    pending = {pod.name for pod in facts.pods if pod.phase == "Pending"}
+    disrupted = {pod.uid for pod in pods if pod.disrupted}
+    peers = counted if disrupted & counted else set[str]()
+    failed = {pod.uid for pod in pods if pod.exit_code == Exit.INTERRUPTED or (pod.failed and pending - {pod.name})}
+    return disrupted | peers | failed
+
+
+def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:
+    """The stages whose child is to be given up, and why."""
+    before = {stage.name: stage for stage in previous.stages}
+    reasons = {one.stage: _enough(one, before.get(one.stage, StageStatus(name=one.stage)), retries) for one in facts}
+    return {stage: reason for stage, reason in reasons.items() if reason}
+
+
+def _enough(facts: ChildFacts, old: StageStatus, retries: int) -> str:
+    if facts.kind != "PyTorchJob" or facts.given_up:
+        return ""
+    if permanent := [pod for pod in facts.pods if pod.phase == "Failed" and 0 < (pod.exit_code or 0) < 128]:
+        return account(permanent[-1])
+    most = max(attempts(facts, old), key=lambda one: one.attempts, default=None)
+    if most is None or most.attempts <= retries + 1:
+        return ""
+    failed = [pod for pod in (*facts.gone, *facts.pods) if pod.failed]
+    told = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
+    tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
+    return f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {told}"

@@ -1,0 +1,386 @@
+"""The Kubernetes API as the reconcile loop needs it: plain objects in, plain objects out.
+
+The official client (`kubernetes.aio`) carries configuration, TLS and credentials; its generated models are not
+imported, because custom resources have none and importing them all costs most of an operator's memory.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import urllib.request
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+from aiohttp.connector import Connection
+from kubernetes.aio import config as kubeconfigs
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from cgd_operator import metrics
+from cgd_operator.kube.kinds import POD, AlreadyExists, ApiError, Gone, Kind
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+PAGE = 50
+"""Objects that are read at once where there may be very many."""
+WATCH_SECONDS = 240
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
+Link = Literal["listing", "linked", "lost"]
+"""A watch lists from the start, has an answer of the server, has none any more."""
+TRIES = 4
+RETRY_AFTER_SECONDS = 10.0
+"""The longest that one answer's Retry-After is obeyed."""
+MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
+
+
+class Cluster:
+    """One connection to one API server. `manager` is the field manager of every write."""
+
+    def __init__(self, configuration: Configuration, *, manager: str) -> None:
+        self._client = ApiClient(configuration)
+        self._session: aiohttp.ClientSession | None = None
+        self._manager = manager
+        self._versions: dict[Kind, int] = {}
+        """Of each kind, the newest version that a list was read at."""
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
+        """Connect with a kubeconfig file; without one, with `$KUBECONFIG` (which the client reads at import only),
+        ~/.kube/config, or the pod's service account."""
+        configuration = Configuration()
+        usual = Path.home() / ".kube/config"
+        if path := kubeconfig or os.environ.get("KUBECONFIG") or (usual.exists() and str(usual)):
+            await kubeconfigs.load_kube_config(path, client_configuration=configuration)
+        else:
+            kubeconfigs.load_incluster_config(client_configuration=configuration)
+        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        return cls(configuration, manager=manager)
+
+    async def close(self) -> None:
+        if self._session:
+            await self._session.close()
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
+        return await self._call("GET", kind.path(namespace, name), absent_is_none=True)
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> tuple[list[Object], str]:
+        """All objects of a kind (their `kind` and `apiVersion` filled in) and the version the list was read at.
+
+        Raises:
+            ApiError: among others, the list is older than one that was read before this one was asked for, as from a
+                server that lags behind: what it tells may be undone already.
+        """
+        query, newest = _query(labelSelector=labels, fieldSelector=fields), self._versions.get(kind, 0)
+        body = await self._call("GET", kind.path(namespace) + query)
+        assert body is not None
+        version = int(body["metadata"]["resourceVersion"])
+        if version < newest:
+            raise ApiError(0, "Stale", f"{kind.plural} were listed at version {version}, after {newest} was seen")
+        self._versions[kind] = max(version, self._versions.get(kind, 0))
+        items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
+        return items, body["metadata"]["resourceVersion"]
+
+    async def pages(
+        self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> AsyncIterator[tuple[Sequence[Object], str]]:
+        """All objects of a kind, `PAGE` at a time so that memory for those is enough, and the version of each page.
+
+        Raises:
+            Gone: between two pages, when the first is too long ago: start over.
+        """
+        token = ""
+        while True:
+            query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(PAGE), "continue": token}
+            body = await self._call("GET", kind.path(namespace) + _query(**query))
+            assert body is not None
+            items = [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in body["items"]]
+            yield items, body["metadata"]["resourceVersion"]
+            if not (token := body["metadata"].get("continue", "")):
+                return
+
+    async def version(self, kind: Kind, namespace: str | None) -> str:
+        """Now, of a kind: from there a watch tells what happens next. Reads no more than one object."""
+        body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
+        assert body is not None
+        return str(body["metadata"]["resourceVersion"])
+
+    async def create(self, kind: Kind, body: Object, *, subresource: str = "", dry_run: bool = False) -> Object:
+        """Create, below an object of the body's name where it is a part of that; a dry run is admitted and validated,
+        and nothing comes of it."""
+        query = _query(fieldManager=self._manager, dryRun="All" if dry_run else "")
+        name = body["metadata"]["name"] if subresource else None
+        path = kind.path(body["metadata"].get("namespace"), name, subresource) + query
+        created = await self._call("POST", path, body)
+        assert created is not None
+        return created
+
+    async def apply(self, kind: Kind, body: Object, *, subresource: str = "") -> Object:
+        """Server-side apply, taking over fields that someone else holds."""
+        body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        meta = body["metadata"]
+        path = kind.path(meta.get("namespace"), meta["name"], subresource) + _query(
+            fieldManager=self._manager, force="true"
+        )
+        applied = await self._call("PATCH", path, body, content_type=APPLY)
+        assert applied is not None
+        return applied
+
+    async def patch(
+        self, kind: Kind, name: str, namespace: str | None, body: Object, *, subresource: str = ""
+    ) -> Object | None:
+        """Merge patch; None when the object is gone."""
+        path = kind.path(namespace, name, subresource) + _query(fieldManager=self._manager)
+        return await self._call("PATCH", path, body, content_type=MERGE, absent_is_none=True)
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str | None = None,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+        propagation: str = "Background",
+        grace: int | None = None,
+    ) -> None:
+        """Delete; an object that is gone already is fine. One of another uid or version is refused as a conflict."""
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if conditions := {key: one for key, one in (("uid", uid), ("resourceVersion", version)) if one is not None}:
+            options["preconditions"] = conditions
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)
+
+    async def log(self, pod: str, namespace: str) -> str:
+        """What a pod has printed so far."""
+        path = POD.path(namespace, pod, "log")
+        async with await self._request("GET", path, None, JSON, REQUEST_TIMEOUT) as response:
+            if response.status >= 300:
+                raise _error(await _body(response))
+            return await response.text()
+
+    async def watch(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        listing: bool = True,
+        link: Callable[[Link], None] = lambda _: None,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Every object there is as LISTED (unless `listing` is false), then ("SYNCED", {}), then changes, for ever.
+
+        A lost connection goes on from the last version seen; a version that is too old (410) starts over from the
+        list, so that a consumer sees LISTED and SYNCED again and must treat both as "look again". `link` is told of
+        the connection, of which the changes say nothing.
+        """
+        while True:
+            link("listing")
+            try:
+                since = "" if listing else await self.version(kind, namespace)
+                if listing:
+                    async for items, version in self.pages(kind, namespace, labels=labels, fields=fields):
+                        since = since or version
+                        for item in items:
+                            yield "LISTED", item
+                yield "SYNCED", {}
+                async for event, item in self._changes(kind, namespace, labels, fields, since, link):
+                    yield event, item
+            except Gone:
+                log.info("watch of %s is too old; listing again", kind.plural)
+
+    async def _changes(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        labels: str,
+        fields: str,
+        version: str,
+        link: Callable[[Link], None],
+    ) -> AsyncIterator[tuple[str, Object]]:
+        while True:
+            query = _query(
+                watch="true",
+                resourceVersion=version,
+                allowWatchBookmarks="true",
+                timeoutSeconds=str(WATCH_SECONDS),
+                labelSelector=labels,
+                fieldSelector=fields,
+            )
+            try:
+                async for line in self._lines(kind.path(namespace) + query, link):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise _error(event["object"])
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        yield event["type"], event["object"]
+            except (aiohttp.ClientError, TimeoutError) as error:
+                log.info("watch of %s was interrupted (%s); going on", kind.plural, type(error).__name__)
+                link("lost")
+                await asyncio.sleep(0.2)
+
+    async def _lines(self, path: str, link: Callable[[Link], None]) -> AsyncIterator[bytes]:
+        response = await self._request("GET", path, None, JSON, WATCH_TIMEOUT)
+        async with response:
+            if response.status >= 300:
+                raise _error(await _body(response))
+            link("linked")
+            rest = b""
+            async for data in response.content.iter_any():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in filter(None, lines):
+                    yield line
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        content_type: str = JSON,
+        absent_is_none: bool = False,
+    ) -> Object | None:
+        """The answer's body. A server that names a time to come back (Retry-After, as for 429) is asked again then,
+        `TRIES` times in all: what is written bears names or versions, so that writing it twice is harmless."""
+        for left in reversed(range(TRIES)):
+            try:
+                response = await self._request(method, path, body, content_type, REQUEST_TIMEOUT)
+                async with response:
+                    answer = await _body(response)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+            pause = _retry_after(response)
+            if pause is None or not left:
+                break
+            await asyncio.sleep(pause)
+        if response.status == 404 and absent_is_none:
+            return None
+        if response.status >= 300:
+            raise _error(answer)
+        return answer
+
+    async def _request(
+        self, method: str, path: str, body: Object | None, content_type: str, timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": JSON, "Content-Type": content_type}
+        configuration = self._client.configuration
+        await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        response = await self._connections().request(
+            method,
+            configuration.host + path,
+            headers=headers,
+            data=None if body is None else encoded(body),
+            timeout=timeout,
+            proxy=configuration.proxy,
+            proxy_headers=configuration.proxy_headers,
+            server_hostname=configuration.tls_server_name,
+        )
+        metrics.API_REQUESTS.labels(method, str(response.status)).inc()
+        return response
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """With the client's TLS. Its own session is not used: it writes every body in ASCII, which an apply must not
+        be, and reads the environment and ~/.netrc before every request. Nor is its limit of 100 connections: the four
+        watches of every namespace hold one each, and whatever is asked beside them would wait for ever."""
+        if self._session is None:
+            connector = Connector(limit=0, ssl=self._client.rest_client.ssl_context)
+            self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=2**21)
+        return self._session
+
+
+class Connector(aiohttp.TCPConnector):
+    """Has no connection left when it is closed. aiohttp's own forgets those that were let go in the middle of an answer
+    as every watch is: with TLS they would wait for the server's farewell, in a loop that may be over."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+
+    async def connect(self, *request: Any, **options: Any) -> Connection:
+        connection = await super().connect(*request, **options)
+        if connection.transport:
+            self._transports.add(connection.transport)
+        return connection
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        await super().close(abort_ssl=abort_ssl)
+        for transport in self._transports:
+            transport.abort()
+
+
+_NOT_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def encoded(body: Object) -> bytes:
+    """A request's body: JSON that the API server's YAML reader, which takes what is applied, reads alike.
+
+    It refuses characters above U+FFFF as the pair of escapes that JSON has for them, and control characters (C0, C1 and
+    a few more) as they are; some of those it takes for line breaks. Half of a pair is no character in either: U+FFFD.
+    """
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    whole = _SURROGATE.sub("\ufffd", text)
+    return _NOT_AS_IT_IS.sub(lambda found: f"\\u{ord(found[0]):04x}", whole).encode()
+
+
+def _proxy(url: str) -> str | None:
+    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say of a server."""
+    parts = urlsplit(url)
+    return None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+
+
+def _query(**parameters: str) -> str:
+    given = {name: value for name, value in parameters.items() if value}
+    return "?" + urlencode(given) if given else ""
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds after which the server wants to be asked again, None when it does not."""
+    text = response.headers.get("Retry-After", "")
+    if (response.status != 429 and response.status < 500) or not text.isdecimal():
+        return None
+    return min(float(text), RETRY_AFTER_SECONDS)
+
+
+async def _body(response: aiohttp.ClientResponse) -> Object:
+    text = await response.text()
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        return body
+    return {"code": response.status, "reason": response.reason, "message": text.strip()[:500]}
+
+
+def _error(status: Object) -> ApiError:
+    code, reason = int(status.get("code") or 500), str(status.get("reason") or "Unknown")
+    message = str(status.get("message") or "")
+    if reason == "AlreadyExists":
+        return AlreadyExists(code, reason, message)
+    if code == 410:
+        return Gone(code, reason, message)
+    return ApiError(code, reason, message)

@@ -1,0 +1,162 @@
+"""One operator acts at a time: a Lease says which. The election is the Kubernetes client's own, over our connection."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+
+from cgd_operator.kube.client import Cluster, Object
+from cgd_operator.kube.kinds import LEASE, ApiError
+
+log = logging.getLogger(__name__)
+
+DURATION, RENEW_WITHIN, RETRY, ANSWER = 15, 10, 2, 2
+"""Seconds: a Lease that nobody renewed for so long is free; when a leader gives up; between two tries; for a read or a
+write of the Lease. A last try that hangs must be over before the Lease is free: the election does not look."""
+
+
+ADDRESS = "cgd.dev/progress-server"
+"""Annotation of the Lease: where the one that holds it takes progress reports."""
+
+
+class LeaseLost(Exception):
+    """Another operator may act now: this one must not."""
+
+
+class LeaseLock:
+    """The Lease as the election reads and writes it. A write that someone else was ahead of is refused by version.
+
+    `address` is written with the Lease by the one that holds it; `leader` is that of the one that held it when it was
+    read last, "" where nobody did.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str) -> None:
+        self.namespace, self.name, self.identity = namespace, name, identity
+        self.address, self.leader = "", ""
+        self._cluster = cluster
+        self._version = ""
+
+    async def get(self, name: str, namespace: str) -> tuple[bool, LeaderElectionRecord | Exception]:
+        try:
+            async with asyncio.timeout(ANSWER):
+                found = await self._cluster.get(LEASE, name, namespace)
+        except ApiError as error:
+            return False, error
+        except TimeoutError:  # the election reads a reason
+            return False, ApiError(0, "Unreachable", f"no answer within {ANSWER} s")
+        if found is None:
+            return False, _not_found()
+        meta, spec = found["metadata"], found.get("spec", {})
+        self._version = meta["resourceVersion"]
+        self.leader = meta.get("annotations", {}).get(ADDRESS, "") if spec.get("holderIdentity") else ""
+        duration = spec.get("leaseDurationSeconds")
+        return True, LeaderElectionRecord(
+            spec.get("holderIdentity") or None,
+            duration and str(duration),
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
+
+    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
+        meta = {"name": name, "namespace": namespace, "annotations": {ADDRESS: self.address}}
+        body = {"metadata": meta, "spec": _spec(election_record)}
+        return await self._written(
+            lambda: self._cluster.create(LEASE, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, **body})
+        )
+
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
+        return await self._written(lambda: self._patch(name, namespace, _spec(updated_record)))
+
+    async def release(self) -> None:
+        """Let the next one act at once, instead of after `DURATION`; nothing where another one holds the Lease."""
+        _, found = await self.get(self.name, self.namespace)
+        if isinstance(found, LeaderElectionRecord) and found.holder_identity == self.identity:
+            await self._written(lambda: self._patch(self.name, self.namespace, {"holderIdentity": None}))
+
+    async def _patch(self, name: str, namespace: str, spec: Object) -> Object | None:
+        meta = {"resourceVersion": self._version, "annotations": {ADDRESS: self.address}}
+        body = {"metadata": meta, "spec": spec}
+        return await self._cluster.patch(LEASE, name, namespace, body)
+
+    async def _written(self, write: Callable[[], Awaitable[Object | None]]) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER):
+                written = await write()
+        except (ApiError, TimeoutError) as error:
+            log.info("the Lease %s/%s was not written: %s", self.namespace, self.name, error or "no answer")
+            return False
+        if written is not None:
+            self._version = written["metadata"]["resourceVersion"]
+        return written is not None
+
+
+def _not_found() -> ApiException:
+    """What the election must be told before it makes a Lease."""
+    error = ApiException(status=404, reason="NotFound")
+    error.body = '{"code": 404}'
+    return error
+
+
+def _spec(record: LeaderElectionRecord) -> Object:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    acquired = str(record.acquire_time)
+    return {
+        "holderIdentity": record.holder_identity,
+        "leaseDurationSeconds": DURATION,
+        # The election gives a time of its own form to a leader that is new, and ours back to one that goes on.
+        "acquireTime": acquired if acquired.endswith("Z") else now,
+        "renewTime": now,
+    }
+
+
+async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]], stop: threading.Event | None = None) -> None:
+    """Wait for the Lease, then run `work` for as long as it is held; released at the end, a cancellation included.
+
+    Raises:
+        LeaseLost: it could not be renewed; `work` was cancelled.
+    """
+    election = LeaderElection(Config(lock, DURATION, RENEW_WITHIN, RETRY, work, None))
+    log.info("%s waits for the Lease %s/%s", lock.identity, lock.namespace, lock.name)
+    try:
+        if await _acquired(election, stop):
+            log.info("%s leads", lock.identity)
+            await _while_renewed(election, work)
+    finally:
+        await lock.release()
+
+
+async def _acquired(election: LeaderElection, stop: threading.Event | None) -> bool:
+    """Whether the Lease was acquired before `stop` was set. A try under way is ended whatever happens: what it has
+    written must be known, to be taken back."""
+    while stop is None or not stop.is_set():
+        attempt = asyncio.create_task(election.try_acquire_or_renew())
+        try:
+            if await asyncio.shield(attempt):
+                return True
+        except asyncio.CancelledError:
+            await asyncio.wait({attempt}, timeout=1)
+            raise
+        for _ in range(10):
+            if stop is None or not stop.is_set():
+                await asyncio.sleep(RETRY / 10)
+    return False
+
+
+async def _while_renewed(election: LeaderElection, work: Callable[[], Awaitable[None]]) -> None:
+    lock = election.election_config.lock
+    renewing, working = asyncio.create_task(election.renew_loop()), asyncio.ensure_future(work())
+    try:
+        await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise LeaseLost(f"the Lease {lock.namespace}/{lock.name} was not renewed within {RENEW_WITHIN} s")
+        working.result()
+    finally:
+        for task in (renewing, working):
+            task.cancel()
+        await asyncio.gather(renewing, working, return_exceptions=True)

@@ -1,0 +1,467 @@
+"""A child as a Kubernetes manifest: Job, PyTorchJob or TrainJob. Pure.
+
+Every pod passes the `restricted` Pod Security Standard, has no API token, and can write to `/scratch` and `/tmp` only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cgd_operator.api.placement import Pool
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_operator.kube.kueue import QUEUE_LABELS
+from cgd_operator.planning.dag import Child, Run
+from cgd_stages import contract
+
+Object = dict[str, Any]
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "cgd-operator"
+RUN_LABEL, UID_LABEL, STAGE_LABEL = "cgd.dev/run", "cgd.dev/run-uid", "cgd.dev/stage"
+POOL_LABEL = "cgd.dev/pool"
+"""On pods: the part of spec.placement that they have their resources from."""
+FINALIZER = "cgd.dev/clean"
+"""On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
+GIVEN_UP = "cgd.dev/given-up"
+"""On a PyTorchJob that the operator has ended: why."""
+
+SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
+TERMINATION_LOG = "/dev/termination-log"
+
+REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
+"""Labels with which the Training Operator numbers the pods of a PyTorchJob."""
+MEETING_PORT = 23456
+"""Where the processes of a PyTorchJob meet, on its first worker."""
+TRAINER = "trainer.kubeflow.org"
+VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
+"""Annotation of a TrainingRuntime's template that Kubeflow Trainer reads."""
+SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
+"""Names under which the gang schedulers' own charts install them."""
+KINDS: dict[str, Kind] = {"Job": JOB, "PyTorchJob": PYTORCHJOB, "TrainJob": TRAINJOB}
+CONTAINERS = {"Job": "stage", "PyTorchJob": "pytorch", "TrainJob": "node"}
+"""What our container is called in the pods of each kind; others were put beside it by somebody else."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What every manifest takes from the operator's own configuration."""
+
+    generate_image: str
+    train_image: str
+    progress_url: str = ""
+    """Base URL of the progress server as pods reach it; empty: no progress is reported."""
+    scratch_size_limit: str = ""
+    """Of /scratch and of /tmp each, a quantity; empty: none."""
+    key_id: str = ""
+    """Names the key that signs the progress tokens."""
+
+
+def manifest(run: Run, child: Child, release: Release) -> Object:
+    """The manifest that creates the child."""
+    match child.kind:
+        case "Job":
+            return _job(run, child, release)
+        case "PyTorchJob":
+            return _pytorchjob(run, child, release)
+        case "TrainJob":
+            return _trainjob(run, child)
+
+
+def cleaning_job(run: Run, child: Child, release: Release) -> Object:
+    """The Job that deletes what a run has stored. The run does not own it: it must live while the run is going, also
+    when a foreground deletion takes all that the run owns."""
+    job = _job(run, child, release)
+    del job["metadata"]["ownerReferences"]
+    return job
+
+
+def secret_name(run: Run, release: Release) -> str:
+    """A Secret for each key: tokens that another key has signed are worth nothing, and no Secret is ever changed."""
+    name = f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
+    return f"{name}-{release.key_id}" if release.key_id else name
+
+
+def progress_secret(run: Run, tokens: dict[str, str], release: Release) -> Object:
+    """The Secret with a progress token for every child, each under its stage's name."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _meta(run, secret_name(run, release)),
+        "stringData": tokens,
+        "type": "Opaque",
+    }
+
+
+def training_runtime(run: Run, child: Child, release: Release) -> Object:
+    """What a TrainJob refers to and must find: the pod template and what is done when a pod fails.
+
+    The Job gives up at its first failure, and then the JobSet starts all pods anew, `spec.retries` times: a training
+    goes on together or not at all. A permanent error ends the JobSet at once.
+    """
+    job = {
+        "backoffLimit": 0,
+        "completionMode": "Indexed",
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": _pod_failure_policy(child, "FailJob"),
+        "template": _template(run, child, release, restart="Never"),
+    }
+    node = {"metadata": {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}, "spec": job}
+    gang = run.spec.placement.scheduling_policy
+    queue = {VOLCANO_QUEUE: gang.queue} if gang and gang.queue else {}
+    permanent = {"name": "permanent", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    meta = _meta(run, child.name, child.stage)
+    return {
+        "apiVersion": TRAININGRUNTIME.api_version,
+        "kind": TRAININGRUNTIME.kind,
+        "metadata": {**meta, "labels": {**meta["labels"], f"{TRAINER}/framework": "torch"}},
+        "spec": {
+            "mlPolicy": {"numNodes": child.pods, "torch": {}},
+            **({"podGroupPolicy": {gang.gang: {}}} if gang else {}),
+            "template": {
+                **({"metadata": {"annotations": queue}} if queue else {}),
+                "spec": {
+                    "failurePolicy": {"maxRestarts": run.spec.retries, "rules": [permanent]},
+                    "replicatedJobs": [{"name": "node", "template": node}],
+                },
+            },
+        },
+    }
+
+
+def rehearsals(run: Run, child: Child, release: Release, *, pods: bool) -> Iterator[tuple[Kind, Object]]:
+    """What the API server is to judge before a run begins, for a child: its pod as a pod, where admission judges it,
+    and as a Job's, where its fields are checked; the training, whose own check sees neither. A TrainJob is refused
+    without its runtime, so it is the runtime."""
+    template = _template(run, child, release, restart="Never")
+    meta = _meta(run, child.name, child.stage)
+    if pods:
+        labelled = {"labels": template["metadata"]["labels"], "annotations": template["metadata"]["annotations"]}
+        yield POD, {"apiVersion": "v1", "kind": "Pod", "metadata": {**meta, **labelled}, "spec": template["spec"]}
+    yield JOB, _job(run, child, release)
+    if child.kind == "PyTorchJob":
+        yield PYTORCHJOB, _pytorchjob(run, child, release)
+    if child.kind == "TrainJob":
+        yield TRAININGRUNTIME, training_runtime(run, child, release)
+
+
+def suspension(kind: str, suspend: bool) -> Object:
+    """The part of a child's spec that holds it or lets it go."""
+    return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
+
+
+def giving_up(why: str) -> Object:
+    """The patch that ends a PyTorchJob: its own controller fails it, by a deadline that is over."""
+    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
+
+
+def disruption(status: Object, now: datetime) -> Object:
+    """The patch of a pod's status that says that it has failed with its node, by no fault of its own; `status` is what
+    it says now."""
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "NodeLost",
+        "message": "its node has not ended it in time (spec.replaceLostPodsAfterSeconds)",
+        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    others = [one for one in status.get("conditions", []) if one["type"] != condition["type"]]
+    return {"status": {"phase": "Failed", "conditions": [*others, condition]}}
+
+
+def _job(run: Run, child: Child, release: Release) -> Object:
+    return {
+        "apiVersion": JOB.api_version,
+        "kind": "Job",
+        "metadata": _child_meta(run, child),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": child.pods,
+            "parallelism": child.pods,
+            "backoffLimitPerIndex": run.spec.retries,
+            "maxFailedIndexes": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": _pod_failure_policy(child, "FailIndex"),
+            "template": _template(run, child, release, restart="Never"),
+        },
+    }
+
+
+def _pod_failure_policy(child: Child, action: str) -> Object:
+    """What ends a program from outside costs nothing: a disruption, or a pod that somebody deletes (which has no such
+    condition). A permanent error takes the action at once."""
+
+    def ended_with(code: contract.Exit) -> Object:
+        return {"containerName": CONTAINERS[child.kind], "operator": "In", "values": [int(code)]}
+
+    disruption = {"type": "DisruptionTarget", "status": "True"}
+    return {
+        "rules": [
+            {"action": "Ignore", "onPodConditions": [disruption]},
+            {"action": "Ignore", "onExitCodes": ended_with(contract.Exit.INTERRUPTED)},
+            {"action": action, "onExitCodes": ended_with(contract.Exit.PERMANENT)},
+        ]
+    }
+
+
+def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
+    """Workers alone: beside a Master the Training Operator gives every Worker an init container that runs as root,
+    which our pods refuse, as does a namespace that enforces `restricted`. The job succeeds when all have.
+
+    It has no `backoffLimit`: that counts restarts of containers in their pods, a sidecar's too, and never the pods that
+    are made again, see `retries`.
+    """
+    worker = {
+        "replicas": child.pods,
+        "restartPolicy": "ExitCode",
+        "template": _template(run, child, release),
+    }
+    return {
+        "apiVersion": PYTORCHJOB.api_version,
+        "kind": "PyTorchJob",
+        "metadata": _child_meta(run, child),
+        "spec": {
+            "nprocPerNode": str(run.spec.training.gpus_per_worker),
+            "pytorchReplicaSpecs": {"Worker": worker},
+            "runPolicy": {"cleanPodPolicy": "Running", **_gang(run, child)},
+        },
+    }
+
+
+def _gang(run: Run, child: Child) -> Object:
+    """The PodGroup that the Training Operator makes; the TrainJob's is told by its runtime."""
+    gang, priority = run.spec.placement.scheduling_policy, run.spec.placement.training.priority_class_name
+    if gang is None:
+        return {}
+    given = {"queue": gang.queue, "priorityClass": priority}
+    return {"schedulingPolicy": {"minAvailable": child.pods, **{key: one for key, one in given.items() if one}}}
+
+
+def _trainjob(run: Run, child: Child) -> Object:
+    """The Trainer adds PET_* to the runtime's container only when `trainer` is there."""
+    return {
+        "apiVersion": TRAINJOB.api_version,
+        "kind": TRAINJOB.kind,
+        "metadata": _child_meta(run, child),
+        "spec": {
+            "runtimeRef": {"apiGroup": TRAINER, "kind": TRAININGRUNTIME.kind, "name": child.name},
+            "trainer": {"numNodes": child.pods, "numProcPerNode": run.spec.training.gpus_per_worker},
+        },
+    }
+
+
+def _child_meta(run: Run, child: Child) -> Object:
+    """Kueue reads queue and priority from the object that it suspends; its pods and their Jobs follow their owner."""
+    meta = _meta(run, child.name, child.stage)
+    queue = {label: run.labels[label] for label in QUEUE_LABELS if label in run.labels}
+    return {**meta, "labels": {**queue, **meta["labels"]}}
+
+
+def _meta(run: Run, name: str, stage: str = "") -> Object:
+    return {
+        "name": name,
+        "namespace": run.namespace,
+        "labels": _labels(run, stage),
+        "ownerReferences": [
+            {
+                "apiVersion": RUN.api_version,
+                "kind": RUN.kind,
+                "name": run.name,
+                "uid": run.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def _labels(run: Run, stage: str) -> dict[str, str]:
+    labels = {MANAGED_BY: MANAGER, RUN_LABEL: run.name, UID_LABEL: run.uid}
+    return {**labels, STAGE_LABEL: stage} if stage else labels
+
+
+def _template(run: Run, child: Child, release: Release, restart: str | None = None) -> Object:
+    pool: Pool = getattr(run.spec.placement, child.pool)
+    metadata = run.spec.pod_metadata
+    spec = {
+        "restartPolicy": restart,
+        "serviceAccountName": run.spec.service_account_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 120,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "nodeSelector": pool.node_selector,
+        "tolerations": pool.tolerations,
+        "affinity": _affinity(run, child, pool),
+        "schedulerName": _scheduler(run, child),
+        "priorityClassName": pool.priority_class_name,
+        "containers": [_container(run, child, release, pool)],
+        "volumes": list(_volumes(run, child, release)),
+    }
+    return {
+        "metadata": {
+            "labels": {**metadata.labels, **_labels(run, child.stage), POOL_LABEL: child.pool},
+            "annotations": dict(metadata.annotations),
+        },
+        "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
+    }
+
+
+def _scheduler(run: Run, child: Child) -> str | None:
+    gang = run.spec.placement.scheduling_policy
+    return (gang.scheduler_name or SCHEDULERS[gang.gang]) if gang and child.pool == "training" else None
+
+
+def _affinity(run: Run, child: Child, pool: Pool) -> Object:
+    """The pool's own, and for a training the others of its pods: where the first one runs decides for all."""
+    key = run.spec.placement.topology_key
+    if key is None or child.pool != "training" or child.pods == 1:
+        return pool.affinity
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    together = {
+        "topologyKey": key,
+        "labelSelector": {"matchLabels": {UID_LABEL: run.uid, STAGE_LABEL: child.stage}},
+    }
+    own = pool.affinity.get("podAffinity", {})
+    return {**pool.affinity, "podAffinity": {**own, required: [*own.get(required, []), together]}}
+
+
+LISTENS = ["sh", "-c", "while grep -qE '^SigCgt:.*[0-38-9ab][0-9a-f]{3}$' /proc/1/status; do sleep 0.05; done"]
+"""Lasts while PID 1 has no handler for SIGTERM (bit 14 of those it catches): while Python starts, the kernel would drop
+the one SIGTERM that a pod gets. Where nothing says so (gVisor has no such line, /proc may be hidden) it ends at once,
+for waiting would take the whole grace period from the program."""
+
+
+def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
+    own = getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image")
+    container: Object = {
+        "name": CONTAINERS[child.kind],
+        "image": own,
+        "command": [_as_it_is(word) for word in ("python", "-m", f"cgd_stages.{child.task.work.kind}")],
+        "env": list(_env(run, child, release)),
+        "resources": _resources(run, child, pool),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "lifecycle": {"preStop": {"exec": {"command": LISTENS}}},
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]], **_read_only(volume)}
+            for volume in _volumes(run, child, release)
+        ],
+    }
+    if child.kind == "PyTorchJob":
+        container["ports"] = [{"name": "pytorchjob-port", "containerPort": MEETING_PORT}]
+    return container
+
+
+def _resources(run: Run, child: Child, pool: Pool) -> Object:
+    resources: Object = pool.resources.model_dump(exclude_defaults=True)
+    if child.gpus:
+        resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}
+    return resources
+
+
+def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
+    yield _variable(contract.TASK, child.task.to_json())
+    yield _variable(contract.SCRATCH, SCRATCH)
+    yield _variable("HOME", SCRATCH)
+    yield _variable("TMPDIR", TMP)
+    yield _variable(contract.TERMINATION_LOG, TERMINATION_LOG)
+    if configmaps(child.task):
+        yield _variable(contract.INPUTS, INPUTS)
+    if release.progress_url:
+        url = f"{release.progress_url.rstrip('/')}/progress/{run.namespace}/{run.name}/{run.uid}/{child.stage}"
+        yield _variable(contract.PROGRESS_URL, url)
+        yield _variable(contract.PROGRESS_TOKEN, f"{PROGRESS}/token")
+    if child.kind == "PyTorchJob":
+        yield from _meeting_place(child)
+    yield from _credentials(run, child)
+
+
+def _variable(name: str, value: str) -> Object:
+    return {"name": name, "value": _as_it_is(value)}
+
+
+def _as_it_is(text: str) -> str:
+    """A value or a word of a command as the kubelet leaves it to the container: there `$$` is a dollar sign, and
+    `$(NAME)` the variable of that name. Commands of a container's `lifecycle` are not read so."""
+    return text.replace("$", "$$")
+
+
+def _meeting_place(child: Child) -> Iterator[Object]:
+    """Where the pods meet and which of them this is; how many there are the Training Operator adds. Each worker has a
+    Service of its pod's name."""
+    yield {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX}']"}}}
+    yield _variable("PET_MASTER_ADDR", f"{child.name}-worker-0")
+    yield _variable("PET_MASTER_PORT", str(MEETING_PORT))
+
+
+def _credentials(run: Run, child: Child) -> Iterator[Object]:
+    storage = run.spec.storage
+    if storage.credentials_secret_ref:
+        secret = storage.credentials_secret_ref.name
+        yield _from_secret("AWS_ACCESS_KEY_ID", secret, "AWS_ACCESS_KEY_ID")
+        yield _from_secret("AWS_SECRET_ACCESS_KEY", secret, "AWS_SECRET_ACCESS_KEY")
+        yield _from_secret("AWS_SESSION_TOKEN", secret, "AWS_SESSION_TOKEN", optional=True)
+    endpoint = run.spec.teacher.endpoint
+    if endpoint and endpoint.api_key_secret_ref and child.pool == "cpu":
+        ref = endpoint.api_key_secret_ref
+        yield _from_secret(contract.TEACHER_API_KEY, ref.name, ref.key)
+    if token := run.spec.hub_token_secret_ref:
+        yield _from_secret("HF_TOKEN", token.name, token.key)
+
+
+def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Object:
+    reference: Object = {"name": secret, "key": key}
+    if optional:
+        reference["optional"] = True
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
+
+
+_MOUNTS = {"scratch": SCRATCH, "tmp": TMP, "shm": "/dev/shm", "inputs": INPUTS, "progress": PROGRESS, "ca": CA}  # noqa: S108
+_READ_ONLY = {"inputs", "progress", "ca"}
+
+
+def _read_only(volume: Object) -> Object:
+    return {"readOnly": True} if volume["name"] in _READ_ONLY else {}
+
+
+def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
+    limit = {"sizeLimit": release.scratch_size_limit} if release.scratch_size_limit else {}
+    yield {"name": "scratch", "emptyDir": limit}
+    yield {"name": "tmp", "emptyDir": limit}
+    if child.gpus:  # NCCL and vLLM share memory between the processes of a pod
+        yield {"name": "shm", "emptyDir": {"medium": "Memory"}}
+    if names := configmaps(child.task):
+        yield {"name": "inputs", "projected": {"sources": [_projected(name, keys) for name, keys in names.items()]}}
+    token = {"key": child.stage, "path": "token"}
+    yield {"name": "progress", "secret": {"secretName": secret_name(run, release), "items": [token], "optional": True}}
+    if ca := run.spec.storage.ca_bundle_config_map_ref:
+        yield {"name": "ca", "configMap": {"name": ca.name, "items": [{"key": ca.key, "path": "ca.crt"}]}}
+
+
+def _projected(name: str, keys: set[str]) -> Object:
+    """Optional, so that a missing one is told by prepare in plain words instead of a pod that never starts."""
+    items = [{"key": key, "path": f"{name}/{key}"} for key in sorted(keys)]
+    return {"configMap": {"name": name, "items": items, "optional": True}}
+
+
+def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
+    """Names and keys of the ConfigMaps that the task reads: only prepare reads sources."""
+    work = task.work
+    if not isinstance(work, contract.Prepare):
+        return {}
+    found: dict[str, set[str]] = {}
+    for source in (work.prompts, *work.benchmarks):
+        if source.source.startswith("configmap://"):
+            name, _, key = source.source.removeprefix("configmap://").partition("/")
+            found.setdefault(name, set()).add(key)
+    return found

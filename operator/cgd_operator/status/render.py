@@ -1,0 +1,377 @@
+"""The status of a run, derived anew from the plan and the facts. Pure.
+
+The previous status is read to keep what a vanished pod once said, and the time at which a condition last changed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
+from cgd_operator.facts.children import BEGINNING, LONG_AGO, RETRYING, ChildFacts, Fate, PodFacts
+from cgd_operator.facts.decide import done_stages
+from cgd_operator.facts.gpu_usage import Used, hours, total
+from cgd_operator.facts.progress import StageProgress, percent_of
+from cgd_operator.facts.retries import attempts
+from cgd_operator.kube.kueue import WAITS
+from cgd_operator.kube.outside import moment
+from cgd_operator.planning.dag import Child, Run
+from cgd_stages.contract import MOST, StageFacts, train_stage
+
+ProgressOf = Callable[[str], StageProgress | None]
+
+STALLED_AFTER = timedelta(minutes=5)
+"""What a person must mend has so long before the run is called stalled, which alarms people."""
+
+WORDS = {
+    "prepare": "Preparing",
+    "answer": "Answering",
+    "critique": "Critiquing",
+    "refine": "Refining",
+    "distill": "Distilling",
+    "check": "Checking",
+    "train": "Training",
+    "evaluate": "Evaluating",
+    "harness": "Evaluating",
+    "report": "Reporting",
+}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a run makes no step although no stage has failed. `final`: it never will."""
+
+    reason: str
+    message: str
+    final: bool = False
+    since: datetime | None = LONG_AGO
+    """Since when a person has had to mend it; None: it may pass by itself."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that a status is made of."""
+
+    run: Run
+    children: tuple[Child, ...]
+    facts: Mapping[str, ChildFacts]
+    used: Mapping[str, Used]
+    progress: ProgressOf
+    previous: CGDRunStatus
+    now: datetime
+    trouble: Trouble | None = None
+    stalled_after: timedelta = STALLED_AFTER
+
+
+def render(seen: Seen) -> CGDRunStatus:
+    """The whole status."""
+    stages = tuple(_stages(seen))
+    current = _current(stages)
+    state = _state(seen, stages, current)
+    return CGDRunStatus(
+        observed_generation=seen.run.generation,
+        state=state,
+        stage=current.name if current else None,
+        progress=_progress(stages, current),
+        eta=duration(current.eta_seconds) if current and current.eta_seconds is not None else None,
+        conditions=_conditions(seen, state, stages, current),
+        stages=stages,
+        artifacts=_artifacts(seen.run, stages),
+        usage=Usage(gpu_hours=hours(total(seen.used)), tokens=sum(stage.tokens for stage in stages)),
+    )
+
+
+def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime) -> CGDRunStatus:
+    """The status of a run whose spec cannot be run."""
+    conditions = {
+        "Accepted": ("False", "InvalidSpec", message),
+        "Reconciling": ("False", "InvalidSpec", ""),
+        "Stalled": ("True", "InvalidSpec", message),
+        "Ready": ("False", "InvalidSpec", message),
+        "Succeeded": ("False", "InvalidSpec", message),
+        "Suspended": ("False", "InvalidSpec", ""),
+    }
+    return CGDRunStatus(
+        observed_generation=generation,
+        state="Refused",
+        conditions=_timed(conditions, previous, generation, now),
+    )
+
+
+def acknowledged(settled: CGDRunStatus, generation: int) -> CGDRunStatus:
+    """The status of a run that has succeeded, after a change to what may change: tools wait for its generation."""
+    conditions = [one.model_copy(update={"observed_generation": generation}) for one in settled.conditions]
+    return settled.model_copy(update={"observed_generation": generation, "conditions": tuple(conditions)})
+
+
+def _stages(seen: Seen) -> Iterable[StageStatus]:
+    before = {stage.name: stage for stage in seen.previous.stages}
+    done = done_stages(seen.children, seen.facts)
+    for child in seen.children:
+        facts = seen.facts.get(child.stage)
+        for name in child.stages:
+            old = before.get(name, StageStatus(name=name))
+            used = seen.used.get(name, Used(0, {}))
+            paid: Any = {"gpu_seconds": used.gpu_seconds, "pod_gpu_seconds": dict(used.pods)}
+            if facts is not None:
+                yield _stage(seen, child, facts, used, old)
+            elif name in done:  # its Job was cleaned up
+                yield old.model_copy(update={"state": "Succeeded", **paid})
+            else:
+                yield StageStatus(name=name, **paid)
+
+
+def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageStatus) -> StageStatus:
+    name = old.name
+    progress = seen.progress(name)
+    told = _told(facts.gone + facts.pods, name)
+    state = _stage_state(facts, name, child, progress, old)
+    ended = state in ("Succeeded", "Failed")
+    rows = _rows(told, progress, old, ended)
+    running = state == "Running"
+    made = attempts(facts, old)
+    return StageStatus(
+        name=name,
+        state=state,
+        reason=facts.reason or None,
+        message=_message(facts, old)[:1000] or None,
+        child=facts.name,
+        start_time=_text(facts.start) or old.start_time,
+        completion_time=(_text(facts.end) or old.completion_time) if ended else None,
+        attempts=max(facts.attempts, old.attempts, *(one.attempts for one in made)),
+        pod_attempts=made,
+        rows=rows,
+        tokens_per_second=_speed(told, progress, old),
+        percent=100 if state == "Succeeded" else _percent(rows, progress, old),
+        eta_seconds=progress.eta_seconds if progress and running and not _complete(rows) else None,
+        gpu_seconds=used.gpu_seconds,
+        pod_gpu_seconds=dict(used.pods),
+        tokens=sum(one.prompt_tokens + one.generated_tokens for one in told) or old.tokens,
+        output_uri=next((one.output_uri for one in told if one.output_uri), None) or old.output_uri,
+        digest=next((one.digest for one in told if one.digest), None) or old.digest,
+    )
+
+
+def _message(facts: ChildFacts, old: StageStatus) -> str:
+    """A failure whose pods are gone is told in what they said when they were last seen: their controller says less."""
+    if facts.fate is not Fate.FAILED or any(pod.failed for pod in facts.gone + facts.pods):
+        return facts.message
+    if old.state == "Failed" and old.message:
+        return old.message
+    _, _, before = (old.message or "").partition(RETRYING)
+    return f"{facts.message}; {before}" if before else facts.message
+
+
+def _stage_state(
+    facts: ChildFacts, name: str, child: Child, progress: StageProgress | None, old: StageStatus
+) -> StageState:
+    match facts.fate:
+        case Fate.SUCCEEDED:
+            return "Succeeded"
+        case Fate.FAILED:
+            return "Failed"
+        case Fate.SUSPENDED:
+            return "Suspended"
+        case Fate.RUNNING if len(child.stages) > 1:
+            return _shared_pod_state(name, child, progress, old)
+        case Fate.RUNNING:
+            return "Running"
+        case _:
+            return "Waiting"
+
+
+def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, old: StageStatus) -> StageState:
+    """By its reports; an operator that has just started has none yet, but what it wrote of the last ones."""
+    if progress and progress.rows:
+        return "Succeeded" if progress.all_done else "Running"
+    if old.rows:
+        return "Succeeded" if _complete(old.rows) else "Running"
+    return "Running" if name == child.stages[0] else "Pending"
+
+
+def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:
+    """What the last pod of each shard said about the stage."""
+    last = {pod.shard: pod.words.stages[name] for pod in pods if pod.words and name in pod.words.stages}
+    return tuple(last.values())
+
+
+def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus, ended: bool) -> Rows | None:
+    """What the pods said last, once all have. Before that whichever has got furthest: some shards have said their last
+    and others report, and an operator that has just started has no report yet."""
+    said = Rows(
+        total=sum(one.rows.total for one in told),
+        done=sum(one.rows.done for one in told),
+        rejected=sum(one.rows.rejected for one in told),
+    )
+    if told and ended:
+        return said
+    reported = Rows(**dict(progress.rows)) if progress and progress.rows else None
+    known = [rows for rows in (said if told else None, reported, old.rows) if rows]
+    return max(known, key=lambda rows: rows.done + rows.rejected, default=None)
+
+
+def _percent(rows: Rows | None, progress: StageProgress | None, old: StageStatus) -> int | None:
+    if rows and rows.total:
+        return percent_of(rows.done + rows.rejected, rows.total)
+    return _highest(progress.percent if progress else None, old.percent)
+
+
+def _complete(rows: Rows | None) -> bool:
+    return rows is not None and 0 < rows.total <= rows.done + rows.rejected
+
+
+def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
+    if progress and progress.tokens_per_second is not None:
+        return progress.tokens_per_second
+    rates = [one.generated_tokens / max(one.seconds, 0.001) for one in told if one.seconds and one.generated_tokens]
+    return round(min(MOST, sum(rates))) if rates else old.tokens_per_second
+
+
+def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
+    """The stage that people look at: the failed one, else the last that runs, else the first that has not ended."""
+    for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
+        if found := [stage for stage in stages if stage.state in states]:
+            return found[0]
+    return next((stage for stage in stages if stage.state == "Pending"), None)
+
+
+def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | None) -> str:
+    if seen.trouble and seen.trouble.final:
+        return "Failed"
+    if any(stage.state == "Failed" for stage in stages):
+        return "Failed"
+    if current is None:
+        return "Succeeded"
+    if seen.run.spec.suspend:
+        return "Suspended"
+    if seen.trouble or all(stage.state == "Pending" for stage in stages):
+        return "Pending"
+    if _is_held_up(current):
+        return "Queued" if current.reason in WAITS else "Waiting"
+    return WORDS[current.name.partition("-")[0]]
+
+
+def _is_held_up(stage: StageStatus) -> bool:
+    """It waits, and not for its pods' usual beginning."""
+    return stage.state == "Waiting" and stage.reason not in BEGINNING
+
+
+def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> str:
+    if current is None:
+        return f"{len(stages)}/{len(stages)} stages"
+    if current.rows and current.rows.total:
+        done = current.rows.done + current.rows.rejected
+        return f"{current.percent or 0}% ({done}/{current.rows.total})"
+    if current.percent is None and _is_held_up(current):
+        return f"{sum(stage.state == 'Succeeded' for stage in stages)}/{len(stages)} stages"
+    return f"{current.percent or 0}%"
+
+
+def _conditions(
+    seen: Seen, state: str, stages: tuple[StageStatus, ...], current: StageStatus | None
+) -> tuple[Condition, ...]:
+    failed = next((stage for stage in stages if stage.state == "Failed"), None)
+    held = seen.trouble or _wait(seen, stages)
+    accepted = {"Accepted": ("True", "Valid", "")}
+    stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
+    match state:
+        case "Succeeded":
+            rest = _group("False", "False", "True", "True", "Succeeded", "every stage has succeeded")
+        case "Failed":
+            rest = _group("False", "True", "False", "False", *_why(seen.trouble, failed))
+        case "Suspended":
+            rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
+        case _ if held and _is_overdue(held, seen):
+            rest = _group("False", "True", "False", "Unknown", held.reason, held.message)
+        case _ if held:
+            rest = _group("True", "False", "False", "Unknown", held.reason, held.message)
+        case _:
+            rest = _group("True", "False", "False", "Unknown", state, f"at stage {current.name}" if current else "")
+    return _timed({**accepted, **rest, **stopped}, seen.previous, seen.run.generation, seen.now)
+
+
+def _wait(seen: Seen, stages: tuple[StageStatus, ...]) -> Trouble | None:
+    """What a stage waits for, before others what a person must mend."""
+    waits = [
+        Trouble(stage.reason, f"stage {stage.name} waits: {stage.message}", since=seen.facts[child.stage].stuck)
+        for child in seen.children
+        for stage in stages
+        if stage.name in child.stages and stage.reason and stage.message
+        if stage.state in ("Waiting", "Suspended", "Running")
+    ]
+    return next((one for one in waits if one.since), None) or next(iter(waits), None)
+
+
+def _is_overdue(trouble: Trouble, seen: Seen) -> bool:
+    return trouble.since is not None and seen.now - trouble.since >= seen.stalled_after
+
+
+def _group(
+    reconciling: str, stalled: str, ready: str, succeeded: str, reason: str, message: str
+) -> dict[str, tuple[str, str, str]]:
+    statuses = {"Reconciling": reconciling, "Stalled": stalled, "Ready": ready, "Succeeded": succeeded}
+    return {name: (status, reason, message[:2000]) for name, status in statuses.items()}
+
+
+def _why(trouble: Trouble | None, failed: StageStatus | None) -> tuple[str, str]:
+    """Reason and message of a failure: that of a stage, or a final trouble of the run."""
+    if failed:
+        return "StageFailed", f"stage {failed.name}: {failed.message or failed.reason}"
+    assert trouble
+    return trouble.reason, trouble.message
+
+
+def _timed(
+    conditions: Mapping[str, tuple[str, str, str]], previous: CGDRunStatus, generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    old = {condition.type: condition for condition in previous.conditions}
+    return tuple(
+        Condition.model_validate(
+            {
+                "type": name,
+                "status": status,
+                "reason": reason,
+                "message": message,
+                "lastTransitionTime": old[name].last_transition_time
+                if name in old and old[name].status == status
+                else _text(now),
+                "observedGeneration": generation,
+            }
+        )
+        for name, (status, reason, message) in conditions.items()
+    )
+
+
+def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
+    """Folders of what was made. Where the pod that knew the folder was gone before anybody looked, the run's pointer
+    to it, which its stage has stored beside the rows."""
+    root = f"{run.spec.storage.uri.rstrip('/')}/{run.namespace}/runs/{run.name}"
+    ended = [stage for stage in stages if stage.state == "Succeeded"]
+    done = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
+    objectives = run.spec.training.objectives
+    models = {one: done[train_stage(one)] for one in objectives if train_stage(one) in done}
+    return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))
+
+
+def _highest(*values: int | None) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
+
+
+def seconds_between(start: str, end: str) -> float:
+    """Of two times in a status; 0 where one of them is none."""
+    began, ended = moment(start), moment(end)
+    return (ended - began).total_seconds() if began and ended else 0.0
+
+
+def duration(seconds: int) -> str:
+    """`1h02m`, `4m10s`, `7s`"""
+    minutes, seconds = divmod(max(0, seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
