@@ -25,7 +25,7 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.learningrate", "1e-6", "spec.training.learningrate", "kubectl explain cgdrun.spec.training"),
         ("training.learningRate", 1e-6, "spec.training.learningRate", 'write it in quotes: "1e-06"'),
         ("training.learningRate", "0", "spec.training.learningRate", "above 0"),
-        ("training.learningRate", "fast", "spec.training.learningRate", "pattern"),
+        ("training.learningRate", "fast", "spec.training.learningRate", 'in quotes: "0.5"'),
         ("training.epochs", 1.5, "spec.training.epochs", "integer"),
         ("training.epochs", 0, "spec.training.epochs", "greater than or equal to 1"),
         ("training.zeroStage", 4, "spec.training.zeroStage", "less than or equal to 3"),
@@ -56,10 +56,20 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("prompts.decontaminate", {"against": ["arithmetics"]}, "spec", "takes names of evaluation.benchmarks"),
         ("budget", {}, "spec.budget", "gpuHours, deadlineSeconds or both"),
         ("budget.gpuHours", 400, "spec.budget.gpuHours", 'write it in quotes: "400"'),
+        (
+            "podMetadata.annotations",
+            {"account": 123456789012},
+            "spec.podMetadata.annotations.account",
+            '"123456789012"',
+        ),
+        ("podMetadata.annotations", {"inject": False}, "spec.podMetadata.annotations.inject", "or false; write it in"),
+        ("podMetadata.annotations", {"inject": False}, "spec.podMetadata.annotations.inject", ': "false"'),
+        ("generation.maxRejected", "200%", "spec.generation.maxRejected", 'from 0 to 100, in quotes: "2%"'),
+        ("training.learningRate", "-1e-6", "spec.training.learningRate", "is not negative"),
         ("budget.gpuHours", "0", "spec.budget.gpuHours", "above 0"),
         ("budget.deadlineSeconds", 0, "spec.budget.deadlineSeconds", "greater than or equal to 1"),
-        ("placement.gpuMemory", "80GB", "spec.placement.gpuMemory", "pattern"),
-        ("placement.gpuMemory", "0Gi", "spec.placement.gpuMemory", "pattern"),
+        ("placement.gpuMemory", "80GB", "spec.placement.gpuMemory", '"80Gi" or "80G"'),
+        ("placement.gpuMemory", "0Gi", "spec.placement.gpuMemory", '"80Gi" or "80G"'),
         ("placement", {"gpuMemory": "80Gi", "accelerator": "none"}, "spec.placement", "leave one of them out"),
         ("placement.cpu.resources", {"limits": {"cpu": "a lot"}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
         ("placement.cpu.resources", {"limits": {"cpu": -1}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
@@ -95,6 +105,16 @@ def test_every_wrong_field_is_told_at_once() -> None:
     with pytest.raises(InvalidRun) as refused:
         parse_spec(manifest({"storage": None, "student": None, "typo": 1}))
     assert len(str(refused.value).splitlines()) == 3
+
+
+def test_what_only_follows_from_an_error_is_not_told() -> None:
+    wrong = {"name": "[/INST]", "source": "s3://data/b.jsonl", "fields": {"reference": "a"}, "typo": 1}
+    with pytest.raises(InvalidRun) as refused:
+        parse_spec(manifest({"evaluation.benchmarks": [wrong]}))
+    name, typo = str(refused.value).splitlines()
+    assert name.startswith("spec.evaluation.benchmarks.0.name: write at most 40 letters, digits and hyphens")
+    assert typo.startswith("spec.evaluation.benchmarks.0.typo: there is no such field")
+    assert "`kubectl explain cgdrun.spec.evaluation.benchmarks`" in typo
 
 
 def test_a_benchmark_without_reference_answers_cannot_be_graded() -> None:

@@ -147,7 +147,8 @@ def test_where_a_process_cannot_be_locked_in_nothing_runs(
 ) -> None:
     lame = tmp_path / "lame.py"
     lame.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(jail.__file__).parent)!r})\nimport sandbox as jail\nreal = jail.ctypes.CDLL\n"
+        f"import sys; sys.path.insert(0, {str(Path(jail.__file__).parent)!r})\nimport sandbox as jail\n"
+        "real = jail.ctypes.CDLL\n"
         f"def lost(): raise OSError('no such library')\n{broken}\njail.main()\n"
     )
     monkeypatch.setattr(sandboxed, "JAIL", lame)

@@ -87,7 +87,19 @@ def without_user(text: str) -> str:
     return re.sub(r"://[^/?#\s]*@", "://***@", text)
 
 
-Number = Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$")]
+NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
+PERCENT = r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$"
+MEMORY = r"^[1-9][0-9]{0,4}(Gi|G)$"
+WORD = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$"
+SHAPES = {
+    NUMBER: 'write a number that is not negative, in quotes: "0.5"',
+    PERCENT: 'write a percentage from 0 to 100, in quotes: "2%"',
+    MEMORY: 'write whole gibibytes or gigabytes: "80Gi" or "80G"',
+    WORD: "write at most 40 letters, digits and hyphens, with no hyphen at either end",
+}
+"""What is said in place of a pattern."""
+
+Number = Annotated[str, Field(max_length=20, pattern=NUMBER)]
 Rate = Annotated[Number, Between(0, 1, open_low=True)]
 Fraction = Annotated[Number, Between(0, 1)]
 Half = Annotated[Number, Between(0, 0.5)]
@@ -98,10 +110,10 @@ Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 ModelUri = Annotated[Uri, no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)")]
 S3Uri = Annotated[Uri, no_user("storage.credentialsSecretRef")]
 Image = Annotated[Uri, no_user("imagePullSecrets of the ServiceAccount of serviceAccountName")]
-Percent = Annotated[str, Field(max_length=8, pattern=r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$")]
-Memory = Annotated[str, Field(max_length=8, pattern=r"^[1-9][0-9]{0,4}(Gi|G)$")]
+Percent = Annotated[str, Field(max_length=8, pattern=PERCENT)]
+Memory = Annotated[str, Field(max_length=8, pattern=MEMORY)]
 Positive = Annotated[int, Field(ge=1)]
-BenchmarkName = Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$")]
+BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD)]
 
 
 class Part(BaseModel):

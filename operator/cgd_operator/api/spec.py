@@ -9,6 +9,7 @@ from cgd_operator.api.evaluation import Evaluation
 from cgd_operator.api.fields import (
     HTTP,
     PLAIN,
+    SHAPES,
     GpuHours,
     Image,
     KeyRef,
@@ -164,20 +165,39 @@ def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
     try:
         return CGDRunSpec.model_validate_json(json.dumps(manifest.get("spec", {})), strict=True)
     except ValidationError as error:
-        raise InvalidRun(without_user("\n".join(_mend(one) for one in error.errors()))) from error
+        raise InvalidRun(without_user("\n".join(map(_mend, _causes(error))))) from error
+
+
+def _causes(error: ValidationError) -> list[Any]:
+    """Without what only follows from another error: pydantic counts a wrong item of a list as a missing one."""
+    errors = error.errors()
+    return [
+        one
+        for one in errors
+        if one["type"] != "too_short" or not any(_is_within(other["loc"], one["loc"]) for other in errors)
+    ]
+
+
+def _is_within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _mend(error: Any) -> str:
     path = ".".join(["spec", *(str(part) for part in error["loc"])])
+    value = error["input"]
     match error["type"]:
         case "extra_forbidden":
-            parent = path.rsplit(".", 1)[0]
+            parent = ".".join(["spec", *(part for part in error["loc"][:-1] if isinstance(part, str))])
             return f"{path}: there is no such field; `kubectl explain cgdrun.{parent}` lists those there are"
         case "missing":
             return f"{path}: is required"
-        case "string_type" if isinstance(error["input"], int | float):
-            return f'{path}: is a number; write it in quotes: "{error["input"]:g}"'
+        case "string_type" if isinstance(value, bool):
+            return f"{path}: is true or false; write it in quotes: {json.dumps(json.dumps(value))}"
+        case "string_type" if isinstance(value, int | float):
+            return f"{path}: is a number; write it in quotes: {json.dumps(json.dumps(value))}"
+        case "string_pattern_mismatch" if error["ctx"]["pattern"] in SHAPES:
+            return f"{path}: {SHAPES[error['ctx']['pattern']]} (it is {value!r})"
         case "value_error":
             return f"{path}: {error['ctx']['error']}"
         case _:
-            return f"{path}: {error['msg']} (it is {error['input']!r})"
+            return f"{path}: {error['msg']} (it is {value!r})"
