@@ -138,7 +138,7 @@ def _key() -> bytes:
     if 0 < len(given) < KEY_BYTES:
         why = (
             f"CGD_PROGRESS_KEY has {len(given)} bytes, and needs {KEY_BYTES}: make one with `openssl rand -hex 32` "
-            "(the chart reads it from the Secret in progress.keySecretName), or leave it out for a new one at each start"
+            "(the chart reads it from the Secret in progress.keySecretName), or leave it out for a new key each time"
         )
         raise SystemExit(f"cgd-operator: {printable(why)}")
     return given or secrets.token_bytes(KEY_BYTES)
