@@ -114,6 +114,30 @@ async def test_a_watch_that_is_told_its_version_is_gone_lists_again_and_tells_no
 
 
 @embedded_only
+async def test_a_watch_that_is_ended_at_once_is_opened_ever_more_rarely_and_told_of_once(
+    world: Any, listener: Callable[[], Listener], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cgd_operator.kube.client")
+    opened = []
+
+    def ended(request: web.Request) -> web.Response | None:
+        if "watch=true" not in request.query_string:
+            return None
+        opened.append(request.path_qs)
+        return web.Response()
+
+    world.embedded.fault = ended
+    mine = listener()
+    assert await mine.read(1) == [("SYNCED", "")]
+    await asyncio.sleep(2)
+    assert 2 <= len(opened) <= 8
+    assert len([line for line in caplog.messages if "interrupted" in line]) == 1
+    world.embedded.fault = lambda _: None
+    await create(world.client, "after")
+    assert await mine.read(1) == [("ADDED", "after")]
+
+
+@embedded_only
 async def test_a_list_whose_token_is_gone_starts_over(world: Any, listener: Listen) -> None:
     for number in range(PAGE + 1):
         await create(world.client, f"c{number:03}")

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import CHILDREN, ended, labels
+from builders import CHILDREN, RELEASE, ended, labels
 
+from cgd_operator.controller.queue import Loop
 from cgd_operator.controller.reconciler import Reconciler
 from cgd_operator.facts.progress import Board
 from cgd_operator.kube.client import Cluster
@@ -17,6 +18,9 @@ from cgd_operator.planning import manifests
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens without any event is seen in the sweep, every 30 s on a cluster."""
     monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def told(run: dict[str, Any], kind: str = "Succeeded") -> dict[str, Any]:
@@ -268,6 +272,42 @@ async def test_a_run_in_a_namespace_that_takes_no_job_any_more_goes(
         await world.client.delete(RUN, "demo", "default")
         await world.until(lambda: gone(world))
     assert "being terminated" in (await notes(world))["NotCleaned"]
+
+
+@pytest.mark.parametrize("change", [DELETE, {"ttlSecondsAfterFinished": 3600}])
+async def test_a_change_of_a_run_that_is_through_is_seen_by_an_operator_that_was_away(
+    world: Any, change: dict[str, Any]
+) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.play(*CHILDREN)
+        await world.until(lambda: state_is(world, "Succeeded"))
+    await world.client.patch(RUN, "demo", "default", {"spec": change})
+    loop = Loop(Reconciler(world.client, RELEASE, Board(), b"key" * 16))
+    await loop._sweep()  # without any event
+
+    async def known() -> bool:
+        run = await world.get()
+        return bool(run["status"]["observedGeneration"] == run["metadata"]["generation"])
+
+    await world.until(known)
+    assert await has_finalizer(world) == (change == DELETE)
+    await loop.stop()
+
+
+async def test_what_a_run_stored_that_this_operator_does_not_accept_is_told_to_stay(world: Any) -> None:
+    async with world.operator():
+        await world.apply(DELETE)
+        await world.until(lambda: running(world, "prepare"))
+    run = await world.get()
+    run["spec"]["fromLater"] = True
+    real = Reconciler(world.client, RELEASE, Board(), b"key" * 16)
+    await real._clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
+    message = (await notes(world))["NotCleaned"]
+    assert "s3://data/runs/default was not deleted" in message
+    assert "spec.fromLater: there is no such field" in message
+    assert "delete its data by hand" in message
+    assert not await has_finalizer(world)
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -180,6 +180,23 @@ def test_the_second_stage_of_a_fused_pod_is_pending_until_it_reports() -> None:
     assert [stage(status, name).state for name in ("critique", "refine")] == ["Succeeded", "Running"]
 
 
+def test_a_stage_of_a_fused_pod_is_through_when_every_shard_is() -> None:
+    children, changes = [*finished("prepare", "answer"), job("teacher")], {"teacher.shards": 8}
+
+    def critique(shards: int, previous: CGDRunStatus | None = None) -> StageStatus:
+        told = StageProgress(Rows(total=100 * shards, done=100 * shards), 100, None, None, shards)
+        status = render_of(
+            *children, pods=(pod("teacher"),), changes=changes, progress={"critique": told}, previous=previous
+        )
+        again = render_of(*children, pods=(pod("teacher"),), changes=changes, previous=status)  # after a restart
+        assert stage(again, "critique").state == stage(status, "critique").state
+        return stage(status, "critique")
+
+    assert critique(1).state == "Running"
+    assert critique(7).state == "Running"
+    assert critique(8).state == "Succeeded"
+
+
 def test_an_operator_that_has_just_started_leaves_the_stages_of_a_fused_pod_as_they_were() -> None:
     children, shared = [*finished("prepare", "answer"), job("teacher")], (pod("teacher"),)
     rows = {"critique": Rows(total=8, done=7, rejected=1), "refine": Rows(total=8, done=3)}

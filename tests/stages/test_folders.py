@@ -1,6 +1,7 @@
 """The store and its folders: promises are written last and believed only when they hold; errors name the mend."""
 
 import pytest
+from botocore.exceptions import ClientError
 from stage_builders import RUN
 
 from cgd_stages.contract import Rows, StageFacts, Storage
@@ -134,6 +135,24 @@ def test_bytes_come_and_go(bucket, tmp_path):
     bucket.delete("a/b")
     assert bucket.get("a/b") is None
     assert bucket.at(bucket.uri("a")).get("c") is not None
+
+
+def test_a_new_object_that_another_writer_is_at_is_tried_again(bucket, monkeypatch):
+    """As AWS answers; the store of the tests has no such moment."""
+    put, answers = bucket._client.put_object, ["ConditionalRequestConflict", "ConditionalRequestConflict"]
+
+    def contended(**request):
+        if answers:
+            code = answers.pop()
+            raise ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 409}}, "PutObject")
+        return put(**request)
+
+    monkeypatch.setattr(bucket._client, "put_object", contended)
+    monkeypatch.setattr("cgd_stages.store.bucket.random.uniform", lambda *_: 0.0)
+    assert bucket.put("contended", b"1", if_absent=True)
+    answers += ["ConditionalRequestConflict"] * 2
+    assert not bucket.put("contended", b"2", if_absent=True)
+    assert bucket.get("contended") == b"1"
 
 
 def test_a_download_that_fails_leaves_nothing(bucket, tmp_path):

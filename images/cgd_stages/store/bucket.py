@@ -3,6 +3,7 @@
 import copy
 import itertools
 import logging
+import random
 import re
 import threading
 import time
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 """Tries of one request, with pauses that double; the SDK makes them."""
+CONFLICTS = 5
+"""Tries of a new object, when another writer is at it too."""
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 """How long one try waits for a connection, and for the next bytes."""
 AWAY_SECONDS = 600.0
@@ -259,13 +262,20 @@ class Bucket:
             return True
 
     def _put_new(self, key: str, data: bytes) -> bool:
-        try:
-            self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            if _code(error) in {"PreconditionFailed", "412"}:
-                return False
-            raise
-        return True
+        """AWS answers ConditionalRequestConflict while another writer of the same key is at it: who has won is known a
+        moment later."""
+        for left in reversed(range(CONFLICTS)):
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if _code(error) in {"PreconditionFailed", "412"}:
+                    return False
+                if _code(error) != "ConditionalRequestConflict" or not left:
+                    raise
+                time.sleep(random.uniform(0.1, 0.5))  # noqa: S311
+            else:
+                return True
+        raise AssertionError("the last try returns or raises")
 
     def _absolute(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key

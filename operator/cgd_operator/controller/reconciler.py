@@ -3,6 +3,7 @@
 Level-based: a reconcile starts from what exists and needs nothing that an earlier one remembered. `loop` says when.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -248,8 +249,7 @@ class Reconciler:
             return "in acting"
         previous, now, generation = previous_status(manifest), datetime.now(UTC), manifest["metadata"]["generation"]
         if _settled(manifest):
-            late = previous.observed_generation not in (0, generation) or expired(_ttl(manifest), previous, now)
-            return "in telling" if late else ""
+            return "" if at_rest(manifest, now) else "in telling"
         try:
             run = Run.of(manifest)
         except InvalidRun:
@@ -291,7 +291,10 @@ class Reconciler:
             return None
         try:
             run = Run.of(manifest)
-        except InvalidRun:  # it has never started anything
+        except InvalidRun as error:  # a newer operator may have accepted it, and started something
+            if manifest.get("status", {}).get("stages"):
+                why = f"this version of the operator does not accept its spec ({error}); delete its data by hand"
+                await self._announce([events.cleaned(manifest, why, now)])
             await self._finalize(manifest, wanted=False)
             return None
         there = (await self.look(run.namespace, {run.uid: run.namespace}))[run.uid]
@@ -353,13 +356,13 @@ class Reconciler:
             homes: the runs' namespaces by their uids. Labels are anybody's to write: nothing elsewhere is of a run.
         """
         labels = one_of(manifests.UID_LABEL, homes)
-        jobs, _ = await self.cluster.list(JOB, namespace, labels=labels)
-        pods, _ = await self.cluster.list(POD, namespace, labels=labels)
-        trainings = {
-            kind: found
-            for kind in BACKENDS
-            if (found := await self._list_if_served(manifests.KINDS[kind], namespace, labels)) is not None
-        }
+        served = (self._list_if_served(manifests.KINDS[kind], namespace, labels) for kind in BACKENDS)
+        (jobs, _), (pods, _), lists = await asyncio.gather(
+            self.cluster.list(JOB, namespace, labels=labels),
+            self.cluster.list(POD, namespace, labels=labels),
+            asyncio.gather(*served),
+        )
+        trainings = {kind: found for kind, found in zip(BACKENDS, lists, strict=True) if found is not None}
         objects = [*jobs, *(one for found in trainings.values() for one in found)]
         objects, pods = ([one for one in found if _home(one) == homes[_run_uid(one)]] for found in (objects, pods))
         workloads: list[Object] = []
@@ -630,10 +633,20 @@ def _settled(manifest: Object) -> bool:
 
 
 def at_rest(manifest: Object, now: datetime) -> bool:
-    """A settled run whose time to live is not over: only an event can make it worth a look."""
-    if "deletionTimestamp" in manifest["metadata"]:
+    """A settled run whose time to live is not over, and of which all changes are known: only an event can make it worth
+    a look."""
+    meta = manifest["metadata"]
+    if "deletionTimestamp" in meta or not _settled(manifest):
         return False
-    return _settled(manifest) and not expired(_ttl(manifest), previous_status(manifest), now)
+    previous = previous_status(manifest)
+    is_known = previous.observed_generation in (0, meta["generation"])
+    return is_known and _has_its_finalizer(manifest) and not expired(_ttl(manifest), previous, now)
+
+
+def _has_its_finalizer(manifest: Object) -> bool:
+    """Whether the finalizer is there, or not, as the run's deletionPolicy wants it."""
+    wanted: bool = manifest["spec"].get("deletionPolicy") == "Delete"
+    return wanted == (manifests.FINALIZER in manifest["metadata"].get("finalizers", []))
 
 
 def _ttl(manifest: Object) -> int | None:

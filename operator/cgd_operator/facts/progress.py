@@ -21,11 +21,17 @@ class StageProgress:
     percent: int | None
     tokens_per_second: int | None
     eta_seconds: int | None
+    shards: int = 1
+    """Those that have reported."""
 
     @property
     def all_done(self) -> bool:
         rows = self.rows
         return bool(rows and rows.total and rows.done + rows.rejected >= rows.total)
+
+    def is_through(self, shards: int) -> bool:
+        """Whether every one of so many shards has all its rows."""
+        return self.all_done and self.shards >= shards
 
 
 class Told(NamedTuple):
@@ -154,6 +160,7 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
         percent=_percent(total, [one for one in percents if one is not None]),
         tokens_per_second=round(sum(rates)) if rates else None,
         eta_seconds=max((one for one in etas if one is not None), default=None),
+        shards=len(reports),
     )
 
 

@@ -8,7 +8,9 @@ import asyncio
 import json
 import logging
 import os
+import random
 import re
+import time
 import urllib.request
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -37,6 +39,9 @@ WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
 Link = Literal["listing", "linked", "lost"]
 """A watch lists from the start, has an answer of the server, has none any more."""
+STEADY_SECONDS, LONGEST_PAUSE = 10.0, 5.0
+"""A watch that lasts less long is opened anew after ever longer pauses, so that a server that is away, or a proxy that
+ends all watches, is not asked without end."""
 TRIES = 4
 RETRY_AFTER_SECONDS = 10.0
 """The longest that one answer's Retry-After is obeyed."""
@@ -220,7 +225,9 @@ class Cluster:
         version: str,
         link: Callable[[Link], None],
     ) -> AsyncIterator[tuple[str, Object]]:
+        short = 0
         while True:
+            begun = time.monotonic()
             query = _query(
                 watch="true",
                 resourceVersion=version,
@@ -238,9 +245,14 @@ class Cluster:
                     if event["type"] != "BOOKMARK":
                         yield event["type"], event["object"]
             except (aiohttp.ClientError, TimeoutError) as error:
-                log.info("watch of %s was interrupted (%s); going on", kind.plural, type(error).__name__)
                 link("lost")
-                await asyncio.sleep(0.2)
+                why = type(error).__name__
+            else:
+                why = "it was ended"
+            short = short + 1 if time.monotonic() - begun < STEADY_SECONDS else 0
+            if short == 1:  # once, however long it lasts
+                log.info("watch of %s was interrupted (%s); going on", kind.plural, why)
+            await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE, 0.2 * 2**short))  # noqa: S311
 
     async def _lines(self, path: str, link: Callable[[Link], None]) -> AsyncIterator[bytes]:
         response = await self._request("GET", path, None, JSON, WATCH_TIMEOUT)

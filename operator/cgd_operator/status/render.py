@@ -184,9 +184,9 @@ def _stage_state(
 def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, old: StageStatus) -> StageState:
     """By its reports; an operator that has just started has none yet, but what it wrote of the last ones."""
     if progress and progress.rows:
-        return "Succeeded" if progress.all_done else "Running"
+        return "Succeeded" if progress.is_through(child.pods) else "Running"
     if old.rows:
-        return "Succeeded" if _complete(old.rows) else "Running"
+        return "Succeeded" if old.state == "Succeeded" else "Running"
     return "Running" if name == child.stages[0] else "Pending"
 
 
