@@ -206,7 +206,7 @@ class Critique(Contract):
 
 
 class Validation(Contract):
-    """The loss on prompts that are held out of training. `fraction` None: of large runs only, see heldout.py."""
+    """The loss on prompts that are held out of training. `fraction` None: of large runs (training.validation_split)."""
 
     fraction: float | None = None
     every_steps: int = 200
@@ -310,7 +310,7 @@ class HarnessTask(Contract):
     executes: bool = False
     """What the model writes is a program, which is right when it ends well with the task's tests."""
     own_code: bool = False
-    """Its definition may bring code of its own, see `taskguard`."""
+    """Its definition may bring code of its own, see harness.task_guard."""
 
     @property
     def measure(self) -> str:

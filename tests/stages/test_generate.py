@@ -341,6 +341,19 @@ def test_a_refinement_is_asked_for_right_after_its_critique(answering):
     assert keys[::2] == keys[1::2]
 
 
+def test_a_fused_teacher_whose_refinements_are_hopeless_stops_early(answering):
+    generate_with(RuleEngine(), answering())
+
+    def mute(request: Request) -> Outcome:
+        return said(request, "") if request.name.endswith("refine") else echo(request)
+
+    for asked_at_most in (16, 0):
+        engine = RuleEngine(mute, batch=1, room=2)
+        with pytest.raises(UserError, match="refine: 3 of 40 rows rejected"):
+            generate_with(engine, answering("critique", "refine", max_rejected=0.05))
+        assert len(engine.asked) <= asked_at_most
+
+
 def test_a_rejected_critique_has_no_refinement_and_both_stages_add_up(bucket, answering):
     generate_with(RuleEngine(), answering())
 

@@ -195,6 +195,14 @@ class Shard:
         return self._feeder.total - self._feeder.ledger.tally["rejected"] if self._feeder else self._owned
 
     @property
+    def stage_rows(self) -> int | None:
+        """Rows of the whole stage, over all shards; of one that is fed, those that its feeder may yet give."""
+        rows = self.stage.source.stage_rows
+        if rows is not None or self._feeder is None or self._feeder.stage_rows is None:
+            return rows
+        return self._feeder.stage_rows - self._feeder.ledger.tally["rejected"]
+
+    @property
     def rows(self) -> Rows:
         return self.ledger.rows(self.total)
 
@@ -229,7 +237,7 @@ class Shard:
 
     def refuse_if_hopeless(self) -> None:
         """Stop as soon as this shard alone has more rejected rows than the whole stage may have."""
-        total = self.stage.source.stage_rows
+        total = self.stage_rows
         if total is not None and self.ledger.tally["rejected"] > self.stage.max_rejected * total:
             self.ledger.flush()
             raise _too_many_rejected(self.stage, self.ledger.parts, total)

@@ -1,6 +1,6 @@
 """Grade free text against a reference answer: exactly, out loud, and never for ever.
 
-Finding the answer is pure (`find_answer`, `reference_answer`); whether it is the reference's is `equality`'s to say.
+Finding the answer is pure (`find_answer`, `reference_answer`); whether it is the reference's is `compare`'s to say.
 That ends in sympy, which can hang or eat all memory on a hostile expression, and math-verify's own time-outs use
 `signal.alarm`, which works in main threads only: `Grader` compares in worker processes with a deadline of its own.
 A deadline missed or a worker lost is an outcome of its own (`Grade.grade_error`), never a wrong answer.
@@ -47,7 +47,7 @@ class Grade:
     answer_source: AnswerSource
     correct: bool
     rule: str = ""
-    """What decided: see `equality`. Empty where there was nothing to compare, or the grader failed."""
+    """What decided: see `compare`. Empty where there was nothing to compare, or the grader failed."""
     grade_error: str = ""
 
 
@@ -256,7 +256,7 @@ class Grader:
             worker.stop()
 
     def grade(self, reference: str, output: str, tolerance: str = "") -> Grade:
-        """Grade one output. `tolerance` as `equality.compare` has it. Safe to call from several threads."""
+        """Grade one output. `tolerance` as `compare.compare` has it. Safe to call from several threads."""
         found, expected = find_answer(output), reference_answer(reference)
         if found.source == "none":
             return Grade("", "none", correct=False)

@@ -1,7 +1,7 @@
 """Runs a Python program, and the checks of it, where they can do nothing but compute: `sandbox` starts both.
 
-    python -I -S jail.py program SECONDS MEGABYTES QUESTIONS ANSWERS < {"program": ..., "entry": ...}
-    python -I -S jail.py checks SECONDS MEGABYTES ANSWERS QUESTIONS < {"head": ..., "entry": ..., "checks": ...}
+    python -I -S sandbox.py program SECONDS MEGABYTES QUESTIONS ANSWERS < {"program": ..., "entry": ...}
+    python -I -S sandbox.py checks SECONDS MEGABYTES ANSWERS QUESTIONS < {"head": ..., "entry": ..., "checks": ...}
 
 Before any of that is compiled each process gives away, for good: its limits (setrlimit), every file but Python's own
 libraries, to read (Landlock), and every system call but those that computing needs (seccomp), so that there is no

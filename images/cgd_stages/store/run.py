@@ -27,7 +27,7 @@ class Pointer(Contract):
 
 
 def claim(folder: Folder, run: RunRef) -> None:
-    """Say that the run makes or uses the folder, before it does: see clean.py, which deletes what nobody claims."""
+    """Say that the run makes or uses the folder, before it does: the stage clean deletes what nobody claims."""
     key = _claim_key(run.namespace, run.uid, folder.stage, folder.digest)
     if folder.bucket.get(key) is None:
         folder.bucket.put(key, b"")

@@ -3,7 +3,7 @@
     CGD_TASK='{...}' python -m cgd_stages.train
 
 Every pod of a training runs this program. It is the launcher: it makes the examples, fetches the student and the
-newest checkpoint, starts torchrun on trainloop.py as the job's environment says, passes SIGTERM on, and turns the end
+newest checkpoint, starts torchrun on loop.py as the job's environment says, passes SIGTERM on, and turns the end
 of its processes into last words and an exit code. The first pod also stores the model and the promise, and the others
 stay until it has: a pod that has ended well is never made again, and training goes on only with all of them. Nothing
 here imports torch: a training that is done already, or that cannot work, ends at once.
