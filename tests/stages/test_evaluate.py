@@ -9,7 +9,7 @@ from stage_builders import RUN, Program, RuleEngine, context, said, stop_after
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rival, Rows, Sampling, StageFacts, StageTask, Storage
 from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.engines.base import Outcome, Refused, Request
-from cgd_stages.errors import Interrupted, UserError
+from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.grading.grader import Grader
 from cgd_stages.runtime.program import Context
@@ -277,3 +277,31 @@ def test_with_the_real_vllm_every_question_is_answered_and_graded(
     rows = stored(bucket, facts)
     assert all(row["tokens"] > 0 and row["prompt_tokens"] > 0 for row in rows)
     assert all(row["prompt"].endswith(BOX) for row in rows)
+
+
+def test_the_first_error_is_told_when_the_store_fails_too(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    engine: RuleEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared(bucket, [question(number) for number in range(5)])
+    work = program(storage, tmp_path, work_for(tiny_model))
+
+    steps = iter((False, False, True))
+
+    def breaks() -> None:
+        if not next(steps):
+            return
+
+        def away(*_: object, **__: object) -> None:
+            raise TransientError("the store is away")
+
+        monkeypatch.setattr(Folder, "put_rows", away)
+        raise UserError("the engine wants another setting")
+
+    engine.before_step = breaks
+    with pytest.raises(UserError, match="another setting"):
+        evaluate.main(work)

@@ -31,7 +31,7 @@ from cgd_stages.results import model as records
 from cgd_stages.results import scores
 from cgd_stages.results.model import Key
 from cgd_stages.results.outputs import SCHEMA, metrics
-from cgd_stages.runtime.program import Context, run
+from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.folder import PARTS, Folder, Part
 from cgd_stages.store.rows import Row, digest_of, from_parquet, now, sha256
@@ -123,14 +123,11 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
     named = ((name_of(question), question) for question in waiting)
     dialogues = Dialogues(named, work.sampling, work.rival)
     pace = Pace(context, len(questions), book)
-    with context.holding():
-        try:
-            for outcome in drive(engine, dialogues.take, context.stop):
-                if ended := dialogues.note(outcome):
-                    book.take(ended)
-                pace.note(outcome)
-        finally:
-            book.flush()
+    with context.holding(), storing(book.flush):
+        for outcome in drive(engine, dialogues.take, context.stop):
+            if ended := dialogues.note(outcome):
+                book.take(ended)
+            pace.note(outcome)
     context.check()
     engine.close()
     return engine.settings

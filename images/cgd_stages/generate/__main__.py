@@ -13,7 +13,6 @@ if __name__ == "__main__":
     supervise()  # before the other imports: SIGTERM may come while they last
 
 import logging
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +24,10 @@ from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFact
 from cgd_stages.engines.base import Completion, Engine, Outcome, Request, VllmEngine, drive
 from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import judged, row_sampling
-from cgd_stages.errors import RowsLost, TransientError, UserError
+from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
-from cgd_stages.runtime.program import Context, run
+from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.folder import PARTS, REJECTED, Done, Folder, Part, ShardMarker
 from cgd_stages.store.part_writer import KEY, Ledger, Packed, owned_rows, packed
 from cgd_stages.store.rows import Row, from_parquet, now
@@ -349,23 +348,13 @@ def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine
             all(shard.ledger.try_flush() for shard in shards)
         pace.tell()
 
-    with context.holding():
-        try:
-            for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
-                questions.answered(outcome)
-        finally:
-            _flush(shards, last_words=isinstance(sys.exception(), UserError))
-
-
-def _flush(shards: Sequence[Shard], *, last_words: bool) -> None:
-    """Store what waits. An error that the user must see is not hidden behind a store that is away."""
-    try:
+    def flush() -> None:
         for shard in shards:
             shard.ledger.flush()
-    except TransientError as error:
-        if not last_words:
-            raise
-        log.warning("the last finished rows are not stored: %s", error.message)
+
+    with context.holding(), storing(flush):
+        for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
+            questions.answered(outcome)
 
 
 def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:

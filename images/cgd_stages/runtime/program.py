@@ -98,6 +98,20 @@ class Context:
             signal.signal(signal.SIGTERM, former)
 
 
+@contextmanager
+def storing(flush: Callable[[], None]) -> Iterator[None]:
+    """Store at the end, however that comes about. If the store fails as well, the first error is told."""
+    try:
+        yield
+    except BaseException:
+        try:
+            flush()
+        except StageError as error:
+            log.warning("what was finished last is not stored: %s", error.message)
+        raise
+    flush()
+
+
 Main = Callable[[Context], dict[str, StageFacts]]
 
 
