@@ -229,7 +229,8 @@ def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: St
 
 
 def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
-    """The stage that people look at: the failed one, else the last that runs, else the first that has not ended."""
+    """The stage that people look at: the failed one, else the first that runs, for which the others wait, else the first
+    that has not ended."""
     for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
         if found := [stage for stage in stages if stage.state in states]:
             return found[0]
