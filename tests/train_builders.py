@@ -2,12 +2,12 @@
 
 import json
 import math
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from ports import free_port
 from stage_builders import RUN
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,10 +82,7 @@ def train_task(storage: Storage, work: Train) -> StageTask:
 
 def places(nodes: int) -> list[dict[str, str]]:
     """What Kubeflow writes into the environment of each pod of a job; here all are on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    job = {"PET_NNODES": str(nodes), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+    job = {"PET_NNODES": str(nodes), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
     return [job | {"PET_NODE_RANK": str(rank)} for rank in range(nodes)]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ports import free_port
 from stage_builders import RUN, context
 from train_builders import STAGE, train_work
 
@@ -47,9 +47,7 @@ def group() -> Iterator[None]:
 
     from cgd_stages.train import loop as trainloop
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = dict(os.environ)
     os.environ.update(place)

@@ -3,13 +3,13 @@
 import math
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from stage_builders import RUN, context
 from train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 
@@ -35,9 +35,7 @@ def group() -> Iterator[None]:
 
     from cgd_stages.train import loop as trainloop
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     before = dict(os.environ)
     os.environ.update(place)
