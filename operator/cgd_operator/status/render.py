@@ -229,7 +229,7 @@ def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: St
 
 
 def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
-    """The stage that people look at: the failed one, else the first that runs, which the others wait for, else the first
+    """The stage that people look at: the failed one, else the first that runs (the others wait for it), else the first
     that has not ended."""
     for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
         if found := [stage for stage in stages if stage.state in states]:
