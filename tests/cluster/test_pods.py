@@ -9,7 +9,8 @@ import pytest
 from builders import ended
 from pod_player import InAnHour, ago, make_pod, tell_pod
 
-from cgd_operator.kube.kinds import EVENT, POD, RUN
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import EVENT, POD, RUN, Kind
 
 WORDS = '{"outcome": "failed", "message": "no such bucket", "hint": "create it"}'
 HELD = "batch.kubernetes.io/job-tracking"
@@ -126,6 +127,40 @@ async def test_the_pod_of_a_lost_node_is_told_and_made_again_if_the_run_asks_for
             return any(one["reason"] == "PodReplaced" for one in (await world.client.list(EVENT, "default"))[0])
 
         await world.until(is_told)
+
+
+async def test_a_pod_that_has_the_name_of_a_lost_one_by_now_is_left_alone(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the Training Operator makes them: by the same name, at once."""
+    monkeypatch.setattr("cgd_operator.controller.reconciler.datetime", InAnHour)
+    delete = Cluster.delete
+
+    async def made_again(self: Cluster, kind: Kind, name: str, *place: Any, **options: Any) -> Any:
+        answer = await delete(self, kind, name, *place, **options)
+        if kind is POD and options.get("grace") == 0 and "uid" in options:
+            old = await self.get(POD, name, "default")
+            assert old is not None
+            await self.patch(POD, name, "default", {"metadata": {"finalizers": []}})
+            meta = {"name": name, "namespace": "default", "labels": old["metadata"]["labels"]}
+            await self.create(POD, {"metadata": meta, "spec": old["spec"]})
+        return answer
+
+    async with answering(world) as run:
+        began = ago(60)
+        await make_pod(world, run, HELD, phase="Running", startTime=began, state={"running": {"startedAt": began}})
+        await world.client.delete(POD, "pod", "default", grace=30)
+        lost = (await world.client.get(POD, "pod", "default"))["metadata"]["uid"]
+        monkeypatch.setattr(Cluster, "delete", made_again)
+        await world.client.patch(RUN, "demo", "default", {"spec": {"replaceLostPodsAfterSeconds": 60}})
+
+        async def is_told() -> bool:
+            return any(one["reason"] == "PodReplaced" for one in (await world.client.list(EVENT, "default"))[0])
+
+        await world.until(is_told)
+        pod = await world.client.get(POD, "pod", "default")
+        assert pod["metadata"]["uid"] != lost
+        assert pod["status"].get("phase") != "Failed"
 
 
 async def pod_is(world: Any, phase: str) -> bool:

@@ -516,9 +516,13 @@ class Reconciler:
         """What the cluster's own pod garbage collector does when it knows that a node is out of service. The Job
         controller holds a pod until it has failed, and counts no failure of one that was disrupted."""
         now = datetime.now(UTC)
-        body = manifests.disruption(next(one for one in there.pods if one["metadata"]["uid"] == pod.uid)["status"], now)
+        body = manifests.disruption(next(one for one in there.pods if one["metadata"]["uid"] == pod.uid), now)
         await self.cluster.delete(POD, pod.name, run.namespace, uid=pod.uid, grace=0)
-        await self.cluster.patch(POD, pod.name, run.namespace, body, subresource="status")
+        try:
+            await self.cluster.patch(POD, pod.name, run.namespace, body, subresource="status")
+        except ApiError as error:
+            if error.status not in (409, 422):  # a pod of the same name has another uid: this one is gone already
+                raise
         await self._announce([events.replaced(run, stage, pod, now)])
         log.info("%s/%s: pod %s of the lost node %s is replaced", run.namespace, run.name, pod.name, pod.node)
 

@@ -155,9 +155,9 @@ def giving_up(why: str) -> Object:
     return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
 
 
-def disruption(status: Object, now: datetime) -> Object:
-    """The patch of a pod's status that says that it has failed with its node, by no fault of its own; `status` is what
-    it says now."""
+def disruption(pod: Object, now: datetime) -> Object:
+    """The patch of this pod's status, and of no other's that may have its name by now, which says that it has failed
+    with its node, by no fault of its own."""
     condition = {
         "type": "DisruptionTarget",
         "status": "True",
@@ -165,8 +165,9 @@ def disruption(status: Object, now: datetime) -> Object:
         "message": "its node has not ended it in time (spec.replaceLostPodsAfterSeconds)",
         "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    others = [one for one in status.get("conditions", []) if one["type"] != condition["type"]]
-    return {"status": {"phase": "Failed", "conditions": [*others, condition]}}
+    others = [one for one in pod["status"].get("conditions", []) if one["type"] != condition["type"]]
+    status = {"phase": "Failed", "conditions": [*others, condition]}
+    return {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
 
 
 def _job(run: Run, child: Child, release: Release) -> Object:

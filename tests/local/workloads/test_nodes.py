@@ -76,7 +76,7 @@ async def test_deletion_by_force_frees_a_pod_of_a_job_only_when_it_is_said_to_ha
     assert held["metadata"]["finalizers"] == [TRACKED]
     await asyncio.sleep(0.3)
     assert [phase(pod) for pod in await world.pods()] == ["Running"], "it is neither gone nor replaced"
-    said = disruption(held["status"], datetime.now(UTC))
+    said = disruption(held, datetime.now(UTC))
     await world.client.patch(POD, name, "default", said, subresource="status")
     await world.when_pods(lambda pods: is_replaced(lost, pods))
     await world.gone(POD, name)
