@@ -112,8 +112,11 @@ async def test_a_spec_that_slipped_past_the_schema_is_refused_in_the_status(worl
     ],
 )
 async def test_without_a_backend_a_run_waits_says_why_and_goes_on_by_itself(
-    world: Any, backend: str, missing: list[str], told: str
+    world: Any, backend: str, missing: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is not served is asked for again after 30 s on a cluster, and a sweep looks twice a minute."""
+    monkeypatch.setattr("cgd_operator.controller.reconciler.ABSENT_SECONDS", 0.2)
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.2)
     definitions = [await world.client.get(CRD, name) for name in missing]
     for name in missing:
         await world.client.delete(CRD, name)
@@ -127,7 +130,6 @@ async def test_without_a_backend_a_run_waits_says_why_and_goes_on_by_itself(
         for name, definition in zip(missing, definitions, strict=True):
             fresh = {key: definition[key] for key in ("apiVersion", "kind", "spec")}
             await world.client.create(CRD, {**fresh, "metadata": {"name": name}})
-        await world.client.patch(RUN, "demo", "default", {"metadata": {"labels": {"touched": "yes"}}})
         await world.until(lambda: has_child(world, "prepare"))
 
 

@@ -126,7 +126,7 @@ def test_a_parquet_file_of_few_bytes_that_holds_a_long_text_many_times_costs_no_
     before = pa.default_memory_pool().max_memory()
     with little_memory(4 * LINE_BYTES):
         found = read(tmp_path / "p.parquet", bomb)
-    assert pa.default_memory_pool().max_memory() < max(before, 16 * LINE_BYTES)
+    assert pa.default_memory_pool().max_memory() <= max(before, 16 * LINE_BYTES)
     assert faults(found) == ["malformed"] * 1000
 
 
