@@ -189,7 +189,8 @@ class Player:
 
     def _pod(self, child: Json) -> tuple[str, str]:
         """Make the child's pod, on a node already."""
-        template = child["spec"].get("template") or child["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+        replicas = child["spec"].get("pytorchReplicaSpecs", {})  # with a Master before commit d30bb03
+        template = child["spec"].get("template") or (replicas.get("Master") or replicas["Worker"])["template"]
         meta = {"name": child["metadata"]["name"] + "-0", "labels": template["metadata"]["labels"]}
         body = {"metadata": meta, "spec": {**template["spec"], "nodeName": "node"}}
         registry, namespace = self.api.registry, child["metadata"]["namespace"]
