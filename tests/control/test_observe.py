@@ -229,6 +229,17 @@ def test_attempts_are_counted_by_shard() -> None:
     assert observe([job("answer")], pods)["answer"].attempts == 1
 
 
+def test_tries_whose_pods_are_gone_count_by_what_the_next_pod_bears() -> None:
+    bears = {"batch.kubernetes.io/job-index-failure-count": "2"}
+    last = pod("answer", name="c")
+    last["metadata"]["annotations"] |= bears
+    assert observe([job("answer")], [last])["answer"].attempts == 3
+    last["metadata"]["annotations"]["batch.kubernetes.io/job-index-ignored-failure-count"] = "4"
+    assert observe([job("answer")], [pod("answer", shard=1), last])["answer"].attempts == 7
+    last["metadata"]["annotations"] |= dict.fromkeys(bears, "-1")
+    assert observe([job("answer")], [last])["answer"].attempts == 5, "nobody is trusted to write a number there"
+
+
 def numbered(kind: str, index: int) -> dict[str, Any]:
     """A pod of a PyTorchJob."""
     made = pod("answer", name=f"t-{kind}-{index}")

@@ -17,6 +17,8 @@ Object = dict[str, Any]
 
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 """Label of a JobSet's pods."""
+FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
+"""Annotations with which a Job counts the failures of an index on its next pod."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LOST = "Lost"
 """Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
@@ -78,6 +80,8 @@ class PodFacts:
     """Kubernetes's, or LOST."""
     restarts: int
     """How often a JobSet had begun all of its pods anew when it made this one."""
+    failures: int
+    """How often its Job had made it before, as the Job counts: pods that are gone are among them."""
     due: datetime | None
     """It is being deleted, and its grace period ends then."""
     disrupted: bool
@@ -470,7 +474,7 @@ def _waiting(pods: tuple[PodFacts, ...]) -> Why:
 
 def _attempts(pods: tuple[PodFacts, ...]) -> int:
     begun = Counter((pod.shard, pod.restarts) for pod in pods)
-    return max((restarts + count for (_, restarts), count in begun.items()), default=0)
+    return max((pod.restarts + max(begun[pod.shard, pod.restarts], pod.failures + 1) for pod in pods), default=0)
 
 
 def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
@@ -501,6 +505,7 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
         phase=phase,
         due=due,
         restarts=number(meta.get("labels", {}).get(RESTARTS)),
+        failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
         disrupted=_is_disrupted(status),
         taken=moment(status.get("startTime")),
         start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
@@ -524,6 +529,8 @@ def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | Non
     ended = [one.get("state", {}).get("terminated", {}) for one in status.get("containerStatuses", [])]
     if ends := [end for one in ended if (end := moment(one.get("finishedAt")))]:
         return max(ends)
+    if due and not _is_disrupted(status):  # it was deleted before it began: nothing in its status is of its end
+        return None
     moments = [moment(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
     given_up = max(filter(None, moments), default=None)
     return min(filter(None, (given_up, due)), default=None)

@@ -9,7 +9,7 @@ from local_world import KUBECTL, condition, container, containers_below, eventua
 
 from cgd_local.node import requests_of
 from cgd_local.pods import pod_namespace
-from cgd_local.sandbox import expand, rewrite
+from cgd_local.sandbox import Sandbox, expand, rewrite
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import CONFIGMAP, NODE, POD, SECRET, ApiError
 from cgd_operator.planning.manifests import LISTENS
@@ -79,10 +79,12 @@ async def test_a_missing_key_is_named(world):
     assert waiting(pod)["message"] == f"couldn't find key x in ConfigMap {world.namespace}/c"
 
 
-async def test_the_address_of_a_master_is_this_machine(world):
-    await world.pod(containers=[container('echo "$MASTER_ADDR"', env=[{"name": "MASTER_ADDR", "value": "t-master-0"}])])
-    await world.ended()
-    assert world.log() == "127.0.0.1\n"
+@pytest.mark.parametrize("own_names", [True, False])
+async def test_the_address_of_a_master_is_this_machine_where_pods_have_no_names(tmp_path, own_names):
+    pod = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "main"}]}}
+    sandbox = Sandbox(None, pod, tmp_path / "pod", own_names=own_names)
+    env = await sandbox.environment({"name": "main", "env": [{"name": "MASTER_ADDR", "value": "t-master-0"}]}, {})
+    assert env["MASTER_ADDR"] == ("t-master-0" if own_names else "127.0.0.1")
 
 
 # --- volumes
@@ -377,6 +379,29 @@ async def test_a_forced_deletion_kills_at_once(world):
     up = await world.written("up")
     await world.client.delete(POD, "p", world.namespace, grace=0)
     await eventually(lambda: not containers_below(up.parent), "end of the process")
+
+
+@pytest.mark.parametrize("first", [[], [container("true", "first")]], ids=["alone", "past its init container"])
+async def test_a_container_that_never_began_is_unknown_when_its_pod_is_over(world, first):
+    env = [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "key"}}}]
+    await world.pod(containers=[container("true", env=env)], initContainers=first, metadata={"finalizers": ["a/test"]})
+    await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
+    await world.client.delete(POD, "p", world.namespace)
+    pod = await world.ended()
+    assert (pod["status"]["phase"], ended(pod)["exitCode"]) == ("Failed", 137)
+    assert (ended(pod)["reason"], "finishedAt" in ended(pod)) == ("ContainerStatusUnknown", False)
+    await world.client.patch(POD, "p", world.namespace, {"metadata": {"finalizers": []}})
+
+
+async def test_one_that_is_deleted_before_its_init_containers_are_through_leaves_the_others_waiting(world):
+    first = [container(WAIT, "first"), container("true", "second")]
+    await world.pod(initContainers=first, metadata={"finalizers": ["a/test"]})
+    await world.until(POD, "p", lambda pod: "running" in state(pod, "first"))
+    await world.client.delete(POD, "p", world.namespace)
+    pod = await world.ended()
+    assert ("terminated" in state(pod, "first"), "waiting" in state(pod, "second")) == (True, True)
+    assert waiting(pod)["reason"] == "PodInitializing"
+    await world.client.patch(POD, "p", world.namespace, {"metadata": {"finalizers": []}})
 
 
 async def test_an_evicted_pod_is_marked_as_disrupted(world):
