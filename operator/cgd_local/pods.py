@@ -2,9 +2,9 @@
 
 Each container is a process tree below `launcher.py`, so that ending it ends all of it; its command is PID 1 of a
 namespace of its own where this machine allows that, with names of its own (see `names`), and a process like any other
-elsewhere. Init containers run one
-after another; one with `restartPolicy: Always` is a sidecar, which runs on beside what follows and is ended after it.
-The containers run together, and the pod is over when all of them are: one that somebody has put beside ours keeps it.
+elsewhere. Init containers run one after another; one with `restartPolicy: Always` is a sidecar, which runs on beside
+what follows and is ended after it. The containers run together, and the pod is over when all of them are: one that
+somebody has put beside ours keeps it.
 
 Life and status are apart, as in a kubelet: what happens goes on while its status is on the way (`status_lag`), and of
 several changes the last one alone may reach the API. A pod that is deleted goes when the status of its end is written.
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 MESSAGE_BYTES, LOG_MESSAGE_BYTES, LOG_MESSAGE_LINES = 4096, 2048, 80
-EXIT_SECONDS = 0.03
+EXIT_SECONDS, RETRY_SECONDS = 0.03, 0.5
 OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "mount", "--bind", "/etc/hosts", "/etc/hosts"]
 """Succeeds where a process may be PID 1 of a namespace of its own and mount there, for which one must be root."""
 PASSING = (0, 409, 429, 500, 503)  # what an API server answers, or does not, while it is in trouble
@@ -323,34 +323,35 @@ class PodRunner:
         self._changed.set()
 
     async def _tell(self) -> None:
-        """Write the status some time after it has changed, as it is by then."""
+        """Write the status some time after it has changed, as it is by then. After the last one the pod may go."""
         while not self.told:
             await self._changed.wait()
             await asyncio.sleep(self._status_lag)
             self._changed.clear()
             self.told = await self._write()
+        try:  # its node does so where the deletion comes later
+            pod = await self._cluster.get(POD, self.name, self.namespace)
+            if pod and pod["metadata"]["uid"] == self.pod["metadata"]["uid"] and "deletionTimestamp" in pod["metadata"]:
+                await remove(self._cluster, pod)
+        except ApiError as error:
+            log.warning("pod %s/%s was not removed, and is when it is seen again: %s", self.namespace, self.name, error)
 
     async def _write(self) -> bool:
-        """Write the status; whether it was that of the pod's end. The pod lives on while the API is away; it ends when
-        the API says that it is gone."""
+        """Write the status, again until it is taken; whether it was that of the pod's end. The pod lives on while the
+        API is away; it ends when the API says that it is gone."""
         while True:
             body, last = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": self._status()}, self.over
             try:
-                pod = await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status")
+                if await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status") is None:
+                    self.end(0)
+                return last
             except ApiError as error:
                 if ANOTHER_POD in error.message:
-                    pod = None
-                elif error.status in PASSING:
-                    await asyncio.sleep(0.5)
-                    continue
-                else:
-                    log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
+                    self.end(0)
                     return last
-            if pod is None:
-                self.end(0)
-            elif last and "deletionTimestamp" in pod["metadata"]:
-                await remove(self._cluster, pod)
-            return last
+                if error.status not in PASSING:
+                    log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
+            await asyncio.sleep(RETRY_SECONDS)
 
     def _phase(self) -> str:
         if self.over:

@@ -145,6 +145,7 @@ async def test_a_pod_that_is_deleted_before_it_began_held_its_gpus_until_then(wo
 async def ended(world: Any, name: str) -> bool:
     return bool((await stage(world, name)).get("state") == "Succeeded")
 
+
 async def test_tries_of_pods_that_are_gone_count_too(world: Any, programs: Path) -> None:
     (programs / "generate").write_text("[ ! -e $PROGRAMS/fails ] || exit 201")
     (programs / "fails").touch()
