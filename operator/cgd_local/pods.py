@@ -342,16 +342,17 @@ class PodRunner:
         while True:
             body, last = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": self._status()}, self.over
             try:
-                if await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status") is None:
-                    self.end(0)
-                return last
+                is_there = await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status")
             except ApiError as error:
-                if ANOTHER_POD in error.message:
-                    self.end(0)
-                    return last
-                if error.status not in PASSING:
-                    log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
-            await asyncio.sleep(RETRY_SECONDS)
+                is_there = None
+                if ANOTHER_POD not in error.message:
+                    if error.status not in PASSING:
+                        log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+            if is_there is None:
+                self.end(0)
+            return last
 
     def _phase(self) -> str:
         if self.over:

@@ -41,7 +41,7 @@ class NotMounted(NotReady):
 class Sandbox:
     """One pod's folder on this machine."""
 
-    def __init__(self, cluster: Cluster, pod: Object, folder: Path, *, own_names: bool) -> None:
+    def __init__(self, cluster: Cluster, pod: Object, folder: Path, *, own_names: bool = False) -> None:
         self._cluster, self._pod, self.folder, self._own_names = cluster, pod, folder, own_names
         self.namespace: str = pod["metadata"]["namespace"]
         self.hosts = folder / "hosts"
