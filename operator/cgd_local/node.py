@@ -21,6 +21,7 @@ from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, 
 from cgd_local.names import Names
 from cgd_local.nodes import disrupt
 from cgd_local.pods import Container, PodRunner, Verdict, pod_namespace, remove
+from cgd_local.quotas import quantity, together
 from cgd_local.sandbox import Sandbox
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import NODE, POD, AlreadyExists, ApiError
@@ -232,23 +233,13 @@ async def _read(path: Path, tail: int, follow: Container | None) -> AsyncIterato
 
 
 def requests_of(pod: Object) -> dict[str, float]:
-    """GPUs and cores that a pod asks for: of the containers and sidecars together, or of the init container that wants
-    most, whichever is more."""
-    init = pod["spec"].get("initContainers") or []
-    sidecars = [one for one in init if one.get("restartPolicy") == "Always"]
-    together = [*pod["spec"]["containers"], *sidecars]
-    return {
-        name: max(sum(asked(one, name) for one in together), *(asked(one, name) for one in init), 0.0)
-        for name in ("cpu", GPU)
-    }
+    """GPUs and cores that a pod asks for."""
+    asked = together(pod["spec"], _asked)
+    return {name: asked.get(name, 0.0) for name in ("cpu", GPU)}
 
 
-def asked(container: Object, name: str) -> float:
+def _asked(container: Object) -> dict[str, float]:
     """What a container asks for; a limit stands for a request that is not there, as in Kubernetes."""
     resources = container.get("resources") or {}
     both = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return cores(str(both.get(name, 0)))
-
-
-def cores(quantity: str) -> float:
-    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+    return {name: quantity(amount) for name, amount in both.items()}

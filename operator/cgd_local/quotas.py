@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cgd_local.statuses import ApiError, Json
@@ -110,13 +111,8 @@ def _has_class(scope: Json, name: str) -> bool:
 
 def _is_best_effort(spec: Json) -> bool:
     """No container asks for CPU or memory, or limits it."""
-    return not any(
-        quantity(amount)
-        for container in containers(spec)
-        for amounts in container.get("resources", {}).values()
-        for name, amount in (amounts.items() if isinstance(amounts, dict) else ())
-        if name in ("cpu", "memory")
-    )
+    both = [_amounts(container, sort) for container in containers(spec) for sort in ("requests", "limits")]
+    return not any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
 
 
 # --- what pods use
@@ -132,10 +128,10 @@ def pod_use(pod: Json) -> Amounts:
     if _is_over(pod):
         return use
     use["pods"] = 1.0
-    for name, amount in together(pod["spec"], "requests").items():
+    for name, amount in together(pod["spec"], partial(_amounts, sort="requests")).items():
         is_native = name in NATIVE or name.startswith("hugepages-")
         use |= {f"requests.{name}": amount} | ({name: amount} if is_native else {})
-    limits = together(pod["spec"], "limits")
+    limits = together(pod["spec"], partial(_amounts, sort="limits"))
     return use | {f"limits.{name}": limits[name] for name in NATIVE if name in limits}
 
 
@@ -149,16 +145,12 @@ def _is_over(pod: Json) -> bool:
     return time.time() > due
 
 
-def together(spec: Json, sort: str) -> Amounts:
-    """Requests or limits of a whole pod: its containers and sidecars run together, each init container beside the
-    sidecars before it."""
-
-    def amounts(container: Json) -> Amounts:
-        return {name: quantity(each) for name, each in container.get("resources", {}).get(sort, {}).items()}
-
+def together(spec: Json, amounts: Callable[[Json], Amounts]) -> Amounts:
+    """What a whole pod has of what each container has: its containers and sidecars run together, each init container
+    beside the sidecars before it."""
     sidecars: Amounts = {}
     most: Amounts = {}
-    for container in spec.get("initContainers", []):
+    for container in spec.get("initContainers") or []:
         beside = _sum(sidecars, amounts(container))
         most = {name: max(beside.get(name, 0), most.get(name, 0)) for name in {*beside, *most}}
         if container.get("restartPolicy") == "Always":
@@ -167,6 +159,11 @@ def together(spec: Json, sort: str) -> Amounts:
     for container in spec["containers"]:
         total = _sum(total, amounts(container))
     return {name: max(total.get(name, 0), most.get(name, 0)) for name in {*total, *most}}
+
+
+def _amounts(container: Json, sort: str) -> Amounts:
+    """`requests` or `limits`."""
+    return {name: quantity(amount) for name, amount in container.get("resources", {}).get(sort, {}).items()}
 
 
 def _sum(one: Amounts, other: Amounts) -> Amounts:

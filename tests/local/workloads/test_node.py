@@ -516,13 +516,14 @@ async def test_a_limit_stands_for_a_request_that_is_not_there(resources, cpu):
     assert requests_of(pod) == {"cpu": cpu, "nvidia.com/gpu": 0.0}
 
 
-async def test_containers_and_sidecars_add_up_and_the_largest_init_container_counts():
+async def test_containers_and_sidecars_add_up_and_an_init_container_counts_with_the_sidecars_before_it():
     def asks(cpu: str, **more: str) -> Object:
         return {"resources": {"requests": {"cpu": cpu}}, **more}
 
     main, sidecar = [asks("1"), asks("500m")], asks("250m", restartPolicy="Always")
     assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("1")]}})["cpu"] == 1.75
-    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("3")]}})["cpu"] == 3.0
+    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("3")]}})["cpu"] == 3.25
+    assert requests_of({"spec": {"containers": main, "initContainers": [asks("3"), sidecar]}})["cpu"] == 3.0
 
 
 async def test_variables_expand_as_the_kubelet_does():
