@@ -250,7 +250,7 @@ async def test_a_pod_bears_how_often_its_index_has_failed_also_when_the_failed_o
         await world.client.delete(POD, made["metadata"]["name"], world.namespace)
     job = await world.finished()
     assert (condition(job, "Failed")["reason"], job["status"]["failedIndexes"]) == ("FailedIndexes", "0")
-    assert [counts(made) for made in await world.pods()] == [("2", None)]
+    await world.when_pods(lambda pods: [counts(made) for made in pods] == [("2", None)])
 
 
 async def test_what_is_ignored_is_counted_apart_and_is_no_try(world):
