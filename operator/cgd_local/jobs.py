@@ -275,14 +275,14 @@ def finished_at(pod: Object) -> float:
     """When its last container ended. Where one has no such time, when the pod stopped being ready, or was deleted, or
     was made."""
     meta, status = pod["metadata"], pod.get("status", {})
-    ends = [end_of(container).get("finishedAt") for container in containers_of(pod)]
-    if ends and all(ends):
+    ends: list[str] = [end_of(container).get("finishedAt") or "" for container in containers_of(pod)]
+    if all(ends) and ends:
         return seconds(max(ends))
     unready = [one for one in status.get("conditions") or [] if (one["type"], one["status"]) == ("Ready", "False")]
     if unready:
         return seconds(unready[0]["lastTransitionTime"])
     if "deletionTimestamp" in meta:
-        return seconds(meta["deletionTimestamp"]) - meta.get("deletionGracePeriodSeconds", 0)
+        return seconds(meta["deletionTimestamp"]) - float(meta.get("deletionGracePeriodSeconds", 0))
     return seconds(meta["creationTimestamp"])
 
 

@@ -141,7 +141,7 @@ def _is_over(pod: Json) -> bool:
         return True
     if "deletionTimestamp" not in meta:
         return False
-    due = datetime.fromisoformat(meta["deletionTimestamp"]).timestamp() + meta["deletionGracePeriodSeconds"]
+    due = datetime.fromisoformat(meta["deletionTimestamp"]).timestamp() + float(meta["deletionGracePeriodSeconds"])
     return time.time() > due
 
 
