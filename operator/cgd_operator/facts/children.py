@@ -11,7 +11,7 @@ from cgd_operator.facts.refusals import explain, judge
 from cgd_operator.kube.kueue import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_operator.kube.outside import last_words, moment, number
 from cgd_operator.planning.manifests import CONTAINERS, GIVEN_UP, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
-from cgd_stages.contract import LastWords
+from cgd_stages.contract import Exit, LastWords
 
 Object = dict[str, Any]
 
@@ -344,7 +344,7 @@ def _fate(
         due = _due(child, pods)
         share = f"{len(running)} of {due} pods run; " if len(running) < due else ""
         return Fate.RUNNING, replace(why, message=share + why.message)
-    return Fate.WAITING, why or _waiting(pods)
+    return Fate.WAITING, why or _waiting(pods, gone)
 
 
 def _is_suspended(spec: Object) -> bool:
@@ -464,12 +464,15 @@ def _retrying(pods: tuple[PodFacts, ...]) -> str:
     return RETRYING + account(failed[-1]) if failed else ""
 
 
-def _waiting(pods: tuple[PodFacts, ...]) -> Why:
+def _waiting(pods: tuple[PodFacts, ...], gone: tuple[PodFacts, ...]) -> Why:
+    """Of a child whose pods do not run. A pod that has failed may be gone before the next one is made."""
     if any(pod.phase == "Pending" for pod in pods):
         return Why("Starting", "the pod is being started")
     if trouble := _retrying(pods):
         return Why("Retrying", trouble)
-    return Why("NoPods", "its controller has made no pod yet")
+    own = tuple(pod for pod in gone if not pod.disrupted and pod.exit_code not in (None, Exit.INTERRUPTED))
+    trouble = _retrying(own)
+    return Why("NoPods", "its controller has made no pod yet" + (f"; {trouble}" if trouble else ""))
 
 
 def _attempts(pods: tuple[PodFacts, ...]) -> int:
