@@ -245,7 +245,8 @@ def held(*, failures: int = 0, ignored: int = 0, code: int = 1, **meta: Any) -> 
 async def test_a_pod_bears_how_often_its_index_has_failed_also_when_the_failed_ones_are_gone(world):
     await world.job("exit 1", backoffLimitPerIndex=2, **EACH)
     for failures in ("0", "1"):
-        made = (await world.when_pods(lambda pods, n=failures: [p for p in pods if counts(p) == (n, None)]))[-1]
+        pods = await world.when_pods(lambda pods, n=failures: (n, None) in map(counts, pods))
+        (made,) = [pod for pod in pods if counts(pod) == (failures, None)]
         await world.ended(made["metadata"]["name"])
         await world.client.delete(POD, made["metadata"]["name"], world.namespace)
     job = await world.finished()
