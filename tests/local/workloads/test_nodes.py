@@ -19,7 +19,8 @@ from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import JOB, NODE, POD
 from cgd_operator.planning.manifests import disruption
 
-FOREVER = {"podReplacementPolicy": "Failed", "completions": 1}
+IGNORED = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+FOREVER = {"podReplacementPolicy": "Failed", "completions": 1, "podFailurePolicy": {"rules": [IGNORED]}}
 
 
 @pytest_asyncio.fixture(loop_scope="function")

@@ -229,6 +229,27 @@ def test_attempts_are_counted_by_shard() -> None:
     assert observe([job("answer")], pods)["answer"].attempts == 1
 
 
+@pytest.mark.parametrize(("code", "is_told"), [(201, True), (143, False)])
+def test_a_failed_pod_that_is_gone_before_the_next_is_made_is_told(code: int, *, is_told: bool) -> None:
+    """As the Training Operator makes pods again; one that was asked to go has not failed."""
+    left = last_state(pod("answer", "Failed", terminated=ended(code, words("no peer"))), datetime.now(UTC))
+    facts = observe([job("answer", kind="PyTorchJob")], [], gone=[left])["answer"]
+    assert facts.reason == "NoPods"
+    assert facts.message.startswith("its controller has made no pod yet")
+    assert ("trying again after pod" in facts.message and "no peer" in facts.message) == is_told
+
+
+def test_tries_whose_pods_are_gone_count_by_what_the_next_pod_bears() -> None:
+    bears = {"batch.kubernetes.io/job-index-failure-count": "2"}
+    last = pod("answer", name="c")
+    last["metadata"]["annotations"] |= bears
+    assert observe([job("answer")], [last])["answer"].attempts == 3
+    last["metadata"]["annotations"]["batch.kubernetes.io/job-index-ignored-failure-count"] = "4"
+    assert observe([job("answer")], [pod("answer", shard=1), last])["answer"].attempts == 7
+    last["metadata"]["annotations"] |= dict.fromkeys(bears, "-1")
+    assert observe([job("answer")], [last])["answer"].attempts == 5, "nobody is trusted to write a number there"
+
+
 def numbered(kind: str, index: int) -> dict[str, Any]:
     """A pod of a PyTorchJob."""
     made = pod("answer", name=f"t-{kind}-{index}")

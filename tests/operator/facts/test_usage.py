@@ -105,6 +105,15 @@ def test_a_pod_that_was_deleted_by_force_counts_until_then() -> None:
     assert used(gone=(last_state(pod("answer"), NOW),)).gpu_seconds == 630
 
 
+def test_a_pod_that_was_deleted_before_it_began_counts_until_then() -> None:
+    """Its image was being pulled; the kubelet knows no time at which its container ended."""
+    unknown = pod("answer", "Failed", terminated={"exitCode": 137, "reason": "ContainerStatusUnknown"})
+    unknown["metadata"]["deletionTimestamp"] = "2026-01-01T00:12:00Z"
+    started = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:01Z"}
+    unknown["status"]["conditions"] = [started]
+    assert used(gone=(last_state(unknown, NOW),)).gpu_seconds == 630
+
+
 def test_a_pod_whose_child_was_deleted_counts_until_it_is_gone() -> None:
     leaving = pod("answer")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:12:00Z"
