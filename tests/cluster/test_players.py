@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import CHILDREN
-from local_world import FAST, IMAGE
+from support.builders import CHILDREN
+from support.local_world import FAST, IMAGE
 
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.controllers import Controller, stop_task

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from local_world import World, container, phase, true
+from support.local_world import World, container, phase, true
 
 from cgd_local.controllers import SERVICE
 from cgd_local.names import found_in

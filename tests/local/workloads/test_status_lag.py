@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest_asyncio
-from local_world import FAST, IMAGE, World, phase
+from support.local_world import FAST, IMAGE, World, phase
 
 from cgd_local.cluster import LocalCluster
 from cgd_local.node import Node
