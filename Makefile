@@ -50,7 +50,7 @@ chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PI
 	@PYTHONPATH=tests $(BIN)/python -m chaos.signals $(if $(PROGRAMS),--programs $(PROGRAMS)) $(if $(INSTANTS),--instants $(INSTANTS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
-	@PYTHONPATH=tests $(BIN)/python -m fuzz
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzz
 
 replicate: .venv/ready ## Does the method work? Pre-train, distil and compare on this machine (QUICK=1: only whether it runs)
 	@PYTHONPATH=examples $(BIN)/python -m replicate $(if $(QUICK),--quick)

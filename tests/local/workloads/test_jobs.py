@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from local_world import condition, phase, true
+from support.local_world import condition, phase, true
 
 from cgd_local.controllers import Controller, Decision
 from cgd_local.jobs import View, decide

@@ -5,7 +5,7 @@ import base64
 from pathlib import Path
 
 import pytest
-from local_world import KUBECTL, condition, container, containers_below, eventually
+from support.local_world import KUBECTL, condition, container, containers_below, eventually
 
 from cgd_local.node import requests_of
 from cgd_local.pods import pod_namespace

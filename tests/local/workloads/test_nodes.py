@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from builders import job, labels
-from local_world import FAST, IMAGE, World, condition, container, phase
+from support.builders import job, labels
+from support.local_world import FAST, IMAGE, World, condition, container, phase
 
 from cgd_local.cluster import LocalCluster
 from cgd_local.jobs import TRACKED

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from local_world import KUBECTL, condition, eventually, phase, true
+from support.local_world import KUBECTL, condition, eventually, phase, true
 
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import POD, PYTORCHJOB, ApiError

@@ -1,7 +1,7 @@
 """The TrainJob controller: what its pods are told, when the job ends, and when all of it starts anew."""
 
 import pytest
-from local_world import condition, true
+from support.local_world import condition, true
 
 from cgd_operator.kube.kinds import JOB, POD, TRAINJOB
 
