@@ -4,9 +4,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, get_args
 
+import grimp
 import pytest
 import yaml
 
@@ -107,6 +110,46 @@ def test_the_floors_are_those_that_the_linter_holds(package: str, heading: str) 
     section = (ROOT / "docs/architecture.md").read_text().partition(f"### Rooms {heading}")[2].partition("\n##")[0]
     floors = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| \d+ \| ([^|]+) \|", section, re.MULTILINE)]
     assert [sorted(floor) for floor in floors] == [sorted(layer.split(" | ")) for layer in layers]
+
+
+@pytest.mark.parametrize("package", ["cgd_stages", "cgd_operator"])
+def test_every_arrow_is_an_import_and_every_import_follows_from_arrows(package: str) -> None:
+    (picture,) = (
+        block
+        for block in blocks((ROOT / "docs/architecture.md").read_text(), "mermaid")
+        if ("prepare" in block) == (package == "cgd_stages")
+    )
+    drawn = set(arrows(picture.replace('main["__main__"]', "__main__").replace('["cgd_stages.contract"]', "")))
+    imported = imports_of(package)
+    assert drawn - imported == set()
+    assert imported - followed(drawn) == set()
+
+
+def arrows(picture: str) -> Iterator[tuple[str, str]]:
+    """Of lines such as `a & b --> c --> d`."""
+    for line in picture.splitlines()[1:]:
+        steps = [re.findall(r"\w+", step) for step in line.split("-->")]
+        for above, below in pairwise(steps):
+            yield from product(above, below)
+
+
+def imports_of(package: str) -> set[tuple[str, str]]:
+    """Which room of the package imports which; of other packages only the contract counts."""
+    graph = grimp.build_graph(package, "cgd_stages")
+    rooms = graph.find_children(package) | {"cgd_stages.contract"}
+    for room in rooms:
+        graph.squash_module(room)
+    return {
+        (room.rpartition(".")[2], below.rpartition(".")[2])
+        for room in rooms
+        for below in graph.find_modules_directly_imported_by(room) & rooms
+    }
+
+
+def followed(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The arrows, and those that follow from them."""
+    more = {(above, last) for above, below in arrows for first, last in arrows if below == first} | arrows
+    return more if more == arrows else followed(more)
 
 
 def test_the_readme_draws_the_rooms_that_are_there() -> None:
