@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds constraints images pin-base check-images clean help
+.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -54,6 +54,9 @@ fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a me
 
 replicate: .venv/ready ## Does the method work? Pre-train, distil and compare on this machine (QUICK=1: only whether it runs)
 	@PYTHONPATH=examples $(BIN)/python -m replicate $(if $(QUICK),--quick)
+
+pictures: .venv/ready ## Run the quick start and make the pictures of README and docs from it (10 minutes; needs chromium)
+	@$(BIN)/python docs/pictures/make.py
 
 lint: .venv/ready ## Check format, style, types and the layers
 	$(BIN)/ruff format --check
