@@ -18,6 +18,7 @@ from cgd_stages.contract import Objective
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
     ROOT / "SECURITY.md",
     ROOT / "images/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
