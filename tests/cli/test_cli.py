@@ -227,17 +227,18 @@ async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluste
     assert "CGDRun demo: Failed" in out
 
 
-async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(client: Cluster) -> None:
+async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(client: Cluster, api: ApiServer) -> None:
     await created(client)
+    asked = asyncio.Event()
+    api.fault = lambda _: asked.set()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cgd_cli", "watch", "demo",
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        *(sys.executable, "-m", "cgd_cli", "watch", "demo"),
+        stdout=asyncio.subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )  # fmt: skip
-    assert process.stdout
-    assert "CGDRun demo" in (await process.stdout.readline()).decode()
+    )
+    await asyncio.wait_for(asked.wait(), 60)
     process.send_signal(signal.SIGINT)
-    await asyncio.wait_for(process.communicate(), 20)
+    await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
 
 
