@@ -172,11 +172,12 @@ def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
 def readable_spec(manifest: dict[str, Any]) -> CGDRunSpec | None:
     """The parts of a spec that another version has accepted and this one can read, without the fields in them that it
     does not know; for what needs no more than storage and placement. None: the storage is not among them."""
+    given: dict[str, Any] = manifest.get("spec") or {}
     parts: dict[str, Any] = {"teacher": Teacher.model_construct()}
     for name, field in CGDRunSpec.model_fields.items():
+        kind, text = TypeAdapter[Any](field.annotation or Any), json.dumps(given.get(field.alias or name))
         with suppress(ValidationError):
-            given = json.dumps((manifest.get("spec") or {}).get(field.alias))
-            parts[name] = TypeAdapter[Any](field.annotation).validate_json(given, strict=True, extra="ignore")
+            parts[name] = kind.validate_json(text, strict=True, extra="ignore")
     return CGDRunSpec.model_construct(**parts) if "storage" in parts else None
 
 
