@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate lint format crds constraints images pin-base check-images clean help
+.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -50,10 +50,13 @@ chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PI
 	@PYTHONPATH=tests $(BIN)/python -m chaos.signals $(if $(PROGRAMS),--programs $(PROGRAMS)) $(if $(INSTANTS),--instants $(INSTANTS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
-	@PYTHONPATH=tests $(BIN)/python -m fuzz
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzz
 
 replicate: .venv/ready ## Does the method work? Pre-train, distil and compare on this machine (QUICK=1: only whether it runs)
 	@PYTHONPATH=examples $(BIN)/python -m replicate $(if $(QUICK),--quick)
+
+pictures: .venv/ready ## Run the quick start and make the pictures of README and docs from it (10 minutes; needs chromium)
+	@$(BIN)/python docs/pictures/make.py
 
 lint: .venv/ready ## Check format, style, types and the layers
 	$(BIN)/ruff format --check
@@ -74,7 +77,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --custom
 
 constraints: .venv/ready ## Make constraints/ anew, with the hashes of the index that uv looks at: make constraints UPGRADE=--upgrade
 	for image in operator generate train; do \
-	  $(COMPILE) pyproject.toml --extra $$image --python-version 3.13 --python-platform x86_64-manylinux_2_28 \
+	  $(COMPILE) $$([ $$image = operator ] && echo operator/pyproject.toml || echo images/pyproject.toml --extra $$image) \
+	    --no-emit-package cgd-stages --python-version 3.13 --python-platform x86_64-manylinux_2_28 \
 	    -o constraints/$$image.txt || exit 1; done
 	for file in local bench; do \
 	  sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' constraints/$$file.txt | $(COMPILE) --no-deps - -o .venv/$$file.txt \
@@ -103,7 +107,8 @@ check-images: .venv/ready ## Build the three images with buildah on debootstrap'
 .PHONY: dist
 dist: .venv/ready
 	@rm -rf dist
-	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python
+	@for folder in images operator .; do \
+	  $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist $$folder || exit 1; done
 
 .venv/bench: .venv/ready constraints/bench.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r constraints/bench.txt
@@ -112,7 +117,7 @@ dist: .venv/ready
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo
 
-.venv/ready: constraints/local.txt constraints/torch.txt pyproject.toml
+.venv/ready: constraints/local.txt constraints/torch.txt pyproject.toml operator/pyproject.toml images/pyproject.toml
 	@echo "setting up .venv (about 3 GB; once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv .venv
@@ -120,5 +125,5 @@ clean: ## Remove what was installed and what the demo stored
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --require-hashes -r constraints/local.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(TORCH) -r constraints/torch.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e images -e operator -e .
 	@touch $@

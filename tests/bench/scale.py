@@ -36,9 +36,9 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from builders import CHILDREN, ENDS, manifest, run
 from rich.console import Console
 from rich.table import Table
+from support.builders import CHILDREN, ENDS, manifest, run
 from telling import at, begin
 
 from cgd_local import pytorchjobs

@@ -12,7 +12,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
-from builders import run
+from support.builders import run
 
 from cgd_local.selection import chooses
 from cgd_operator import process
@@ -201,7 +201,7 @@ def test_each_namespace_gets_its_policy_and_none_unless_it_is_asked_for() -> Non
 
 
 def test_the_policy_of_a_namespace_can_be_made_alone() -> None:
-    """As docs/runbook.md says, where all namespaces are looked after."""
+    """As docs/install.md says, where all namespaces are looked after."""
     objects = rendered(("team-a",), stages=STAGES, operators=False)
     (found,) = (one["metadata"] for one in objects if one["kind"] == "NetworkPolicy")
     assert (found["namespace"], found["name"]) == ("team-a", "cgd-operator-stages")

@@ -11,12 +11,14 @@ from cgd_operator.facts.refusals import explain, judge
 from cgd_operator.kube.kueue import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_operator.kube.outside import last_words, moment, number
 from cgd_operator.planning.manifests import CONTAINERS, GIVEN_UP, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
-from cgd_stages.contract import CHECKPOINT_BYTES, MOST, LastWords
+from cgd_stages.contract import CHECKPOINT_BYTES, MOST, Exit, LastWords
 
 Object = dict[str, Any]
 
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 """Label of a JobSet's pods."""
+FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
+"""Annotations with which a Job counts the failures of an index on its next pod."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LOST = "Lost"
 """Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
@@ -78,6 +80,8 @@ class PodFacts:
     """Kubernetes's, or LOST."""
     restarts: int
     """How often a JobSet had begun all of its pods anew when it made this one."""
+    failures: int
+    """How often its Job had made it before, as the Job counts: pods that are gone are among them."""
     due: datetime | None
     """It is being deleted, and its grace period ends then."""
     disrupted: bool
@@ -350,7 +354,7 @@ def _fate(
         due = _due(child, pods)
         share = f"{len(running)} of {due} pods run; " if len(running) < due else ""
         return Fate.RUNNING, replace(why, message=share + why.message)
-    return Fate.WAITING, why or _waiting(pods)
+    return Fate.WAITING, why or _waiting(pods, gone)
 
 
 def _is_suspended(spec: Object) -> bool:
@@ -470,17 +474,20 @@ def _retrying(pods: tuple[PodFacts, ...]) -> str:
     return RETRYING + account(failed[-1]) if failed else ""
 
 
-def _waiting(pods: tuple[PodFacts, ...]) -> Why:
+def _waiting(pods: tuple[PodFacts, ...], gone: tuple[PodFacts, ...]) -> Why:
+    """Of a child whose pods do not run. A pod that has failed may be gone before the next one is made."""
     if any(pod.phase == "Pending" for pod in pods):
         return Why("Starting", "the pod is being started")
     if trouble := _retrying(pods):
         return Why("Retrying", trouble)
-    return Why("NoPods", "its controller has made no pod yet")
+    own = tuple(pod for pod in gone if not pod.disrupted and pod.exit_code not in (None, Exit.INTERRUPTED))
+    trouble = _retrying(own)
+    return Why("NoPods", "its controller has made no pod yet" + (f"; {trouble}" if trouble else ""))
 
 
 def _attempts(pods: tuple[PodFacts, ...]) -> int:
     begun = Counter((pod.shard, pod.restarts) for pod in pods)
-    return max((restarts + count for (_, restarts), count in begun.items()), default=0)
+    return max((pod.restarts + max(begun[pod.shard, pod.restarts], pod.failures + 1) for pod in pods), default=0)
 
 
 def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
@@ -511,6 +518,7 @@ def _pod(pod: Object, now: datetime) -> PodFacts:
         phase=phase,
         due=due,
         restarts=number(meta.get("labels", {}).get(RESTARTS)),
+        failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
         disrupted=_is_disrupted(status),
         taken=moment(status.get("startTime")),
         start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
@@ -534,6 +542,8 @@ def _pod_end(phase: str, status: Object, due: datetime | None) -> datetime | Non
     ended = [one.get("state", {}).get("terminated", {}) for one in status.get("containerStatuses", [])]
     if ends := [end for one in ended if (end := moment(one.get("finishedAt")))]:
         return max(ends)
+    if due and not _is_disrupted(status):  # it was deleted before it began: nothing in its status is of its end
+        return None
     moments = [moment(one.get("lastTransitionTime")) for one in status.get("conditions", [])]
     given_up = max(filter(None, moments), default=None)
     return min(filter(None, (given_up, due)), default=None)
