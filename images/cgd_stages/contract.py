@@ -243,12 +243,8 @@ class Train(Contract):
     max_rejected: float
 
 
-class Gpus(Contract):
-    """The GPUs that a run is going to ask for, and what it trains on them."""
-
-    memory: int
-    """Bytes of one."""
-    training: Train
+CHECKPOINT_BYTES = "checkpoint_bytes"
+"""Metric of prepare's last words: bytes of a checkpoint on the node that stores most of it."""
 
 
 class Prepare(Contract):
@@ -264,8 +260,10 @@ class Prepare(Contract):
     teacher_engine: Engine = Engine()
     endpoint: Endpoint | None = None
     max_rejected: float
-    gpus: Gpus | None = None
-    """None: the run does not say how large its GPUs are, or has none."""
+    training: Train
+    """One of the run's; all are laid out alike."""
+    gpu_memory: int | None = None
+    """Bytes of each GPU; None: the run does not say, or has none."""
 
 
 class Check(Contract):

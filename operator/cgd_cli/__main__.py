@@ -9,12 +9,14 @@ reports, in files or in the stores of their runs.
 import asyncio
 import errno
 import logging
+import os
 import signal
 import sys
 import webbrowser
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 import yaml
@@ -62,13 +64,28 @@ class Wrong(Exception):
     """What the user must change."""
 
 
-def main() -> None:
+def main() -> NoReturn:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background commands ignore it
     start_log("%(message)s", level=logging.WARNING)
+    code = _exit_code()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # `cgd rows | head` has seen enough
+            stream.flush()
+    os._exit(code)  # not sys.exit: threads of libraries may abort the process when they are torn down
+
+
+def _exit_code() -> int:
+    """Of the command on the command line, carried out; what it fails of is told."""
     try:
         app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (Wrong, InvalidRun, ApiError, StageError) as error:
         hint = MENDS.get(error.status) if isinstance(error, ApiError) else getattr(error, "hint", "")
-        raise SystemExit(printable(f"cgd: {error}" + (f"\n{hint}" if hint else ""), lines=True)) from error
+        print(printable(f"cgd: {error}" + (f"\n{hint}" if hint else ""), lines=True), file=sys.stderr)
+    except Exception:  # noqa: BLE001 (the rim: a bug of ours ends with its traceback and our code)
+        sys.excepthook(*sys.exc_info())
+    return 1
 
 
 @app.command()

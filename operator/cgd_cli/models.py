@@ -16,9 +16,8 @@ from cgd_stages.store.bucket import Bucket
 def misfits(run: Run, memory: float) -> list[fit.Misfit]:
     """What does not fit; `memory`: bytes of a GPU where the run does not say. Raises StageError."""
     tasks = [child.task for child in plan(run)]
-    training = next(task.work for task in tasks if isinstance(task.work, contract.Train))
     task, work = next((task, task.work) for task in tasks if isinstance(task.work, contract.Prepare))
-    gpus = work.gpus or contract.Gpus(memory=int(memory), training=training)
+    gpus = fit.Gpus(memory=work.gpu_memory or int(memory), training=work.training)
     bucket = Bucket(task.storage.model_copy(update={"ca_bundle": None}))  # a path in a pod
     given = [("spec.student", work.student, work.student_engine)]
     if work.teacher:

@@ -35,6 +35,7 @@ def main() -> None:
         help="put a file into a ConfigMap before the run is applied (repeatable)",
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background commands ignore it
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve(), QUICKSTART + options.file)))

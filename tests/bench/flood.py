@@ -25,6 +25,7 @@ from typing import Any
 from rich.table import Table
 from scale import Bench, bench, console, source_of
 from support.builders import CHILDREN, manifest
+from telling import at, begin
 
 from cgd_local.ownership import Write
 
@@ -96,11 +97,13 @@ async def _turns(here: Bench, head: str, count: int, turns: int) -> Measured:
     context = multiprocessing.get_context("spawn")
     for turn in range(turns):
         before = len(player.latencies)
+        at(f"turn {turn + 1} of {turns}: quiet")
         await asyncio.sleep(quiet)
         measured.quiet += player.latencies[before:]
         rest = measured.rest_mb = here.operator.look()
         before, told, since = len(player.latencies), context.Queue(), time.monotonic()
         share = count // turns
+        at(f"turn {turn + 1} of {turns}: flood")
         attacker = context.Process(target=_attack, args=(here.operator.port, head, turn, share, told))
         attacker.start()
         while told.empty():
@@ -179,6 +182,7 @@ def main() -> None:
     parser.add_argument("--stage-seconds", type=float, default=6.0)
     parser.add_argument("--base", default="", help="a commit whose operator is measured as well")
     options = parser.parse_args()
+    begin()
     given = options.runs, options.reports, options.turns, options.stage_seconds
     show("this tree", asyncio.run(measure(*given)))
     if options.base:

@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from support.stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said, task
+from telling import at, begin
 
 from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS
@@ -49,6 +50,7 @@ def main() -> None:
     if options.worker:
         {"ours": _ours, "batch": _batch, "bare": _bare, "memory": _memory}[options.worker]()
         return
+    begin()
     benchmarks = {"throughput": throughput, "fused": fused, "memory": memory}
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
         s3 = SeaweedFS(Path(folder) / "s3", access_key="bench", secret_key="bench-secret", bucket="bench")
@@ -89,11 +91,13 @@ def throughput(storage: Storage, folder: Path) -> None:
     }
     workers: dict[str, Worker] = {}
     for name in names:  # one start at a time, each with a round to warm up
+        at(f"throughput: {names[name]} starts")
         workers[name] = Worker(name, storage, folder)
         workers[name].round(0)
     speeds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(1, ROUNDS + 1):
         for name, worker in workers.items():
+            at(f"throughput: round {number} of {ROUNDS}, {names[name]}")
             told = worker.round(number)
             speeds[name].append(told["tokens"] / told["seconds"])
     for worker in workers.values():
@@ -244,6 +248,7 @@ def fused(storage: Storage, folder: Path) -> None:
     hits: list[float] = []
     for number in range(rounds):
         for name, roles in (("separate", [("critique",), ("refine",)]), ("fused", [("critique", "refine")])):
+            at(f"fused teacher: round {number + 1} of {rounds}, {name}")
             run = RunRef(namespace=name, name=f"round-{number}", uid=str(number))  # nothing is shared by namespaces
             _answered(storage, folder, run, problems(rows, 100 + number), drafts)
             started = time.monotonic()
@@ -304,6 +309,7 @@ def _program(storage: Storage, folder: Path, run: RunRef, roles: tuple[str, ...]
 def memory(storage: Storage, folder: Path) -> None:
     peaks = {}
     for rows in (10_000, 100_000):
+        at(f"memory: {rows:,} prompts")
         prepared(Bucket(storage), problems(rows, 7), RunRef(namespace="bench", name=f"memory-{rows}", uid=str(rows)))
         env = {**os.environ, "BENCH_STORAGE": storage.to_json(), "BENCH_FOLDER": str(folder), "BENCH_ROWS": str(rows)}
         command = [sys.executable, __file__, "--worker", "memory"]

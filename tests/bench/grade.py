@@ -28,6 +28,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from support.answer_pairs import DIFFERENT, EQUAL, RULES
+from telling import at, begin
 
 from cgd_stages.grading.grader import Grader, reference_answer
 
@@ -58,11 +59,16 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--others", type=int, default=5, help="answers of other lines for each solution")
     options = parser.parse_args()
+    begin()
     with Grader(workers=1) as grader:
         compared = {"our own set": own_pairs()}
         compared |= {file.name: list(pairs_of(file, options.others)) for file in options.files}
         for name, pairs in compared.items():
-            show(name, pairs, {name: count(decide, pairs) for name, decide in graders(grader).items()})
+            counts = {}
+            for which, decide in graders(grader).items():
+                at(f"{name}: {which}")
+                counts[which] = count(decide, pairs)
+            show(name, pairs, counts)
 
 
 def own_pairs() -> list[Pair]:

@@ -37,9 +37,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from support.builders import CHILDREN, ENDS, manifest, run
+from telling import at, begin
 
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer
@@ -410,6 +410,7 @@ class Bench:
     async def create(self) -> None:
         """All runs at once; over when the status of each tells its first child. How late these are is no part of the
         other figures: they all come at once."""
+        at(f"creating {self.runs} runs")
         since, registry = self.mark(), self.api.registry
         resource = registry.resources["cgdruns.cgd.dev"]
         for number in range(self.runs):
@@ -435,6 +436,7 @@ class Bench:
         self.player.paused = True
         lives = self.player.lives
         await self.until(lambda: sum(life.running for life in lives.values()), len(lives), "pods")
+        at("standing still")
         await asyncio.sleep(10)
         since = self.mark()
         await asyncio.sleep(STILL_SECONDS)
@@ -444,6 +446,7 @@ class Bench:
 
     async def report(self) -> float:
         """Every running stage reports, as often as the programs do; statuses a second that tell row counts alone."""
+        at("running stages report")
         since, before, start = self.mark(), self.reader.counts, time.monotonic()
         pause = REPORT_SECONDS * max(1, self.runs / RUNS)
         runs = {one["metadata"]["uid"]: one["metadata"] for one in self._runs()}
@@ -523,15 +526,13 @@ class Bench:
         return of_each | {"secrets": self.calls.counts["secrets"] / self.runs}
 
     async def until(self, count: Any, wanted: int, what: str) -> None:
-        with Progress(console=console, transient=True) as shown:
-            task = shown.add_task(what, total=wanted)
-            while (reached := count()) < wanted:
-                shown.update(task, completed=reached)
-                if self.player.broken:
-                    raise self.player.broken
-                if self.operator.process is None or self.operator.process.returncode is not None:
-                    raise SystemExit(f"the operator has ended: {self.operator.log.read_text()[-2000:]}")
-                await asyncio.sleep(0.1)
+        while (reached := count()) < wanted:
+            at(f"{what}: {reached} of {wanted}")
+            if self.player.broken:
+                raise self.player.broken
+            if self.operator.process is None or self.operator.process.returncode is not None:
+                raise SystemExit(f"the operator has ended: {self.operator.log.read_text()[-2000:]}")
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -641,6 +642,7 @@ def main() -> None:
     parser.add_argument("--stage-seconds", type=float, help="how long a stage takes, on average")
     parser.add_argument("--base", default="", help="a commit whose operator is measured as well")
     options = parser.parse_args()
+    begin()
     seconds = options.stage_seconds or STAGE_SECONDS * max(1, options.runs / RUNS)
     ours = asyncio.run(measure(options.runs, seconds))
     others: list[Figure] = []

@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from telling import at, begin
 
 from cgd_local import smollm2
 
@@ -40,6 +41,7 @@ def main() -> None:
     if options.worker:
         (_trl if options.worker == "trl" else _ours)(options.worker, options.rows, options.steps)
         return
+    begin()
     smollm2.ensure()
     with tempfile.TemporaryDirectory() as folder:
         _compare(Path(folder), options.steps)
@@ -50,8 +52,9 @@ def _compare(folder: Path, steps: int) -> None:
     rows.write_text("".join(json.dumps(row) + "\n" for row in quadruples(steps * BATCH)))
     workers = {name: Worker(name, rows, steps, folder) for name in NAMES}
     told: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         for name, worker in workers.items():
+            at(f"step {step} of {steps}: {NAMES[name]}")
             told[name].append(worker.step())
     for worker in workers.values():
         worker.end()

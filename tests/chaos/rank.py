@@ -67,7 +67,7 @@ class Plan(BaseModel):
             os.kill(int(os.environ[LAUNCHER]), number)
 
     def before_write(self, key: str) -> None:
-        """In an upload: when the checkpoint's other files are stored, if this node has any."""
+        """In an upload: while the checkpoint's other files are on their way or stored, if this node has any."""
         at = {Kill.UPLOAD: "_optim_states.pt", Kill.PROMISE: DONE}
         if self.kill in at and self.checkpoint in key and key.endswith(at[self.kill]):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -96,6 +97,17 @@ async def test_a_kubeconfig_that_names_no_cluster_is_said_in_two_lines(tmp_path:
     assert code == 1
     assert err.startswith("cgd: no cluster is configured: ")
     assert err.endswith("Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it.\n")
+
+
+async def test_the_exit_code_is_ours_whatever_libraries_do_at_the_end(tmp_path: Path) -> None:
+    """The threads of some libraries abort a process that ends while they run."""
+    words = ["validate", str(tmp_path / "none.yaml")]
+    program = f"import atexit, os, sys; atexit.register(os.abort); sys.argv[1:] = {words}\n"
+    program += "from cgd_cli.__main__ import main\nmain()"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
+    _, told = await process.communicate()
+    assert process.returncode == 1
+    assert told.decode().endswith("none.yaml cannot be read: No such file or directory\n")
 
 
 async def test_a_file_that_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
@@ -213,6 +225,21 @@ async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluste
     code, out, _ = await asyncio.wait_for(watching, 20)
     assert code == 1
     assert "CGDRun demo: Failed" in out
+
+
+async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(client: Cluster, api: ApiServer) -> None:
+    await created(client)
+    asked = asyncio.Event()
+    api.fault = lambda _: asked.set()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cgd_cli", "watch", "demo"),
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    await asyncio.wait_for(asked.wait(), 60)
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("words", [("status",), ("rows",), ("report",), ("logs",), ("watch",)])

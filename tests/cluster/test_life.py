@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from support.builders import CHILDREN, RELEASE, ended, labels
 
+from cgd_operator.api.spec import CGDRunSpec, parse_spec
 from cgd_operator.controller.queue import Loop
 from cgd_operator.controller.reconciler import Reconciler
 from cgd_operator.facts.progress import Board
@@ -295,19 +296,65 @@ async def test_a_change_of_a_run_that_is_through_is_seen_by_an_operator_that_was
     await loop.stop()
 
 
-async def test_what_a_run_stored_that_this_operator_does_not_accept_is_told_to_stay(world: Any) -> None:
+def newer(run: dict[str, Any]) -> CGDRunSpec:
+    """A spec as a newer operator reads it, which knows one more field."""
+    return parse_spec(run | {"spec": {name: value for name, value in run["spec"].items() if name != "fromLater"}})
+
+
+async def refused_by_now(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a newer operator has begun."""
+    definition = await world.client.get(CRD, "cgdruns.cgd.dev")
+    spec = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["x-kubernetes-preserve-unknown-fields"] = True
+    await world.client.patch(CRD, "cgdruns.cgd.dev", None, {"spec": definition["spec"]})
+    with monkeypatch.context() as patched:
+        patched.setattr("cgd_operator.planning.dag.parse_spec", newer)
+        async with world.operator():
+            await world.apply({**DELETE, "fromLater": True})
+            await world.until(lambda: running(world, "prepare"))
+
+
+async def test_what_a_run_stored_that_this_operator_does_not_accept_is_deleted(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await refused_by_now(world, monkeypatch)
+    async with world.operator():
+        await world.until(lambda: state_is(world, "Refused"))
+        stages = (await world.get())["status"]["stages"]
+        assert stages[0]["name"] == "prepare", "what is known of its stages stays"
+        await world.client.delete(RUN, "demo", "default")
+        await world.until(lambda: cleaning(world))
+        await world.end("clean")
+        await world.until(lambda: gone(world))
+    assert "is deleted" in (await notes(world))["Cleaned"]
+
+
+async def test_what_a_run_stored_in_a_place_that_this_operator_cannot_read_is_told_to_stay(world: Any) -> None:
     async with world.operator():
         await world.apply(DELETE)
         await world.until(lambda: running(world, "prepare"))
     run = await world.get()
-    run["spec"]["fromLater"] = True
+    run["spec"]["storage"] = {"container": "data"}
+    run["status"]["stages"][0]["outputURI"] = "abfs://data/prepare/d1"
     real = Reconciler(world.client, RELEASE, Board(), b"key" * 16)
     await real._clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
     message = (await notes(world))["NotCleaned"]
-    assert "s3://data/runs/default was not deleted" in message
-    assert "spec.fromLater: there is no such field" in message
-    assert "delete its data by hand" in message
+    assert "was not deleted: this version of the operator cannot read its spec.storage, delete it by hand" in message
+    assert "what stays: abfs://data/prepare/d1" in message
+    assert "spec.storage.container: there is no such field" in message
     assert not await has_finalizer(world)
+
+
+async def test_a_run_that_was_never_accepted_has_stored_nothing(world: Any) -> None:
+    await world.apply(DELETE)
+    run = await world.get()
+    run["spec"]["fromLater"] = True
+    real = Reconciler(world.client, RELEASE, Board(), b"key" * 16)
+    await real._finalize(run, wanted=True)
+    await real._clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
+    assert not await has_finalizer(world)
+    assert await world.children() == {}
+    assert await notes(world) == {}
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -29,6 +29,7 @@ from cgd_stages.contract import (
     StageFacts,
     StageTask,
     Storage,
+    Train,
     Work,
 )
 from cgd_stages.engines.base import Completion, Engine, Outcome, Request
@@ -73,7 +74,12 @@ def prepare_work(model: Path | str, source: str, **changes: Any) -> Prepare:
     taken = {name: changes.pop(name) for name in ("limit", "seed", "decontaminate") if name in changes}
     prompts = Prompts(source=source, fields=Fields(prompt="question", reference="answer"), **taken)
     engine = changes.pop("engine", EngineSettings())
-    given: dict[str, Any] = {"prompts": prompts, "student": Model(name=str(model)), "student_engine": engine}
+    student = Model(name=str(model))
+    training = Train(
+        student=student, global_batch_size=4, learning_rate=1e-3, max_sequence_length=64, checkpoint_every_steps=3,
+        max_rejected=0.02,
+    )  # fmt: skip
+    given: dict[str, Any] = {"prompts": prompts, "student": student, "student_engine": engine, "training": training}
     return Prepare(**(given | {"max_rejected": 0.02} | changes))
 
 

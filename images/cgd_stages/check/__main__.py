@@ -24,6 +24,7 @@ from cgd_stages.models import resolve
 from cgd_stages.quality.marks import SAMPLED, cautions
 from cgd_stages.quality.review import review_rows
 from cgd_stages.results.formatting import percent
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, digest_of, now
@@ -112,7 +113,7 @@ def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Par
     from transformers import AutoTokenizer
 
     metrics: dict[str, float] = {}
-    total, ended = sum(supply.total for supply in supplies), Rows()
+    total, ended, pace = sum(supply.total for supply in supplies), Rows(), Pace()
     refusals: list[UserError] = []
     parts: list[Part] = []
     for supply in supplies:
@@ -125,7 +126,9 @@ def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Par
         for row, found in supply.examples(tokenizer):
             books.take(row, found)
             if books.rows.total % EVERY == 0:
-                context.progress.report(context.task.stage, _sum(ended, books.rows, total))
+                rows = _sum(ended, books.rows, total)
+                eta = pace.remaining(rows.done + rows.rejected, total - rows.done - rows.rejected)
+                context.progress.report(context.task.stage, rows, eta=eta)
         if books.rejected:
             parts.append(folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
         ended = _sum(ended, books.rows, total)

@@ -31,6 +31,7 @@ from cgd_stages.results import model as records
 from cgd_stages.results import scores
 from cgd_stages.results.model import Key
 from cgd_stages.results.outputs import SCHEMA, metrics
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.folder import PARTS, Folder, Part
@@ -122,12 +123,12 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -
     engine = _engine(context, work)
     named = ((name_of(question), question) for question in waiting)
     dialogues = Dialogues(named, work.sampling, work.rival)
-    pace = Pace(context, len(questions), book)
+    speed = Speed(context, len(questions), book, dialogues)
     with context.holding(), storing(book.flush):
         for outcome in drive(engine, dialogues.take, context.stop):
             if ended := dialogues.note(outcome):
                 book.take(ended)
-            pace.note(outcome)
+            speed.note(outcome)
     context.check()
     engine.close()
     return engine.settings
@@ -242,14 +243,14 @@ def _facts(book: Book, total: int, seconds: float) -> StageFacts:
     )
 
 
-class Pace:
-    """Reports to the operator every few seconds."""
+class Speed:
+    """How fast this attempt goes, from when the engine is warm: told to the operator and to the log every few
+    seconds."""
 
-    def __init__(self, context: Context, total: int, book: Book) -> None:
-        self._context, self._total, self._book = context, total, book
-        self._before = len(book.keys)
-        self._started = self._reported = time.monotonic()
-        self._tokens = 0
+    def __init__(self, context: Context, total: int, book: Book, dialogues: Dialogues) -> None:
+        self._context, self._total, self._book, self._dialogues = context, total, book, dialogues
+        self._before, self._tokens, self._pace = len(book.keys), 0, Pace()
+        self._reported = time.monotonic()
 
     def note(self, outcome: Outcome) -> None:
         self._tokens += outcome.tokens if isinstance(outcome, Completion) else 0
@@ -258,10 +259,10 @@ class Pace:
             self._report()
 
     def _report(self) -> None:
-        done = len(self._book.keys)
-        seconds = time.monotonic() - self._started
-        speed, eta = self._tokens / seconds, (self._total - done) * seconds / max(1, done - self._before)
-        log.info("%d of %d outputs, %.0f tokens/s, %.0f s to go", done, self._total, speed, eta)
+        done, speed = len(self._book.keys), self._tokens / self._pace.seconds
+        eta = self._pace.remaining(done - self._before, self._total - done, under_way=self._dialogues.under_way)
+        left = "?" if eta is None else round(eta)
+        log.info("%d of %d outputs, %.0f tokens/s, %s s to go", done, self._total, speed, left)
         rows = Rows(total=self._total, done=done)
         self._context.progress.report(self._context.task.stage, rows, tokens_per_second=speed, eta=eta)
 

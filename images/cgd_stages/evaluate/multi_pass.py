@@ -55,6 +55,11 @@ class Dialogues:
         self._sampling, self._kind = sampling, rival.kind if rival else None
         self._passes = 1 + 2 * rival.rounds if rival else 1
 
+    @property
+    def under_way(self) -> int:
+        """Dialogues that have begun and not ended: the engine has them, or gets them next."""
+        return len(self._under_way) + sum(dialogue.passes > 0 for dialogue in self._waiting)
+
     def take(self) -> Request | None:
         if not self._waiting:
             return None

@@ -27,6 +27,7 @@ from cgd_stages.engines.replies import judged, row_sampling
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.folder import PARTS, REJECTED, Done, Folder, Part, ShardMarker
 from cgd_stages.store.part_writer import KEY, Ledger, Packed, owned_rows, packed
@@ -251,9 +252,9 @@ class Shard:
         rows = self.rows
         return rows.total - rows.done - rows.rejected
 
-    def facts(self, pace: "Pace | None") -> StageFacts:
+    def facts(self, speed: "Speed | None") -> StageFacts:
         """Rows and tokens of every attempt so far; seconds, speed and cache of this one."""
-        told = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | pace.metrics(self) if pace else {}
+        told = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | speed.metrics(self) if speed else {}
         return StageFacts(
             rows=self.rows,
             prompt_tokens=self.ledger.tally["prompt_tokens"],
@@ -303,6 +304,11 @@ class Questions:
         self._waiting = ((shard, row) for shard, rows in backlogs for row in rows)
         self._under_way: dict[str, tuple[Shard, Row]] = {}
 
+    @property
+    def under_way(self) -> int:
+        """Those that the engine has."""
+        return len(self._under_way)
+
     def any(self) -> bool:
         """Whether there is anything to ask now."""
         if not self._ready and (first := next(self._waiting, None)):
@@ -326,27 +332,27 @@ class Questions:
 
 def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
     """Ask for every row that is not stored, store every outcome, and promise what is complete."""
-    engine, pace = None, None
+    engine, speed = None, None
     try:
         questions = Questions(shards)
         if questions.any():
             engine = warm.get()
-            pace = Pace(context, shards, engine)
-            _ask(context, shards, questions, engine, pace)
+            speed = Speed(context, shards, questions, engine)
+            _ask(context, shards, questions, engine, speed)
     finally:
-        context.facts |= {shard.stage.role: shard.facts(pace) for shard in shards}
+        context.facts |= {shard.stage.role: shard.facts(speed) for shard in shards}
     context.check()
     for shard in shards:
         shard.end(engine.settings if engine else {})
 
 
-def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, pace: "Pace") -> None:
+def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, speed: "Speed") -> None:
     """Give the engine every question and the books every outcome, until all are there or `stop`. All are stored."""
 
     def after_step() -> None:
         if any(shard.ledger.due for shard in shards):
             all(shard.ledger.try_flush() for shard in shards)
-        pace.tell()
+        speed.tell()
 
     def flush() -> None:
         for shard in shards:
@@ -409,14 +415,14 @@ def summed(facts: Sequence[StageFacts]) -> StageFacts:
     )
 
 
-class Pace:
+class Speed:
     """How fast this attempt goes, from when the engine is warm: told to the operator every few seconds, and to the log
     now and then."""
 
-    def __init__(self, context: Context, shards: Sequence[Shard], engine: Engine) -> None:
-        self._context, self._shards, self._engine = context, shards, engine
-        self._tokens_before = engine.metrics()["generated_tokens"]
-        self._started = self._reported = self._logged = time.monotonic()
+    def __init__(self, context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine) -> None:
+        self._context, self._shards, self._questions, self._engine = context, shards, questions, engine
+        self._pace = Pace()
+        self._reported = self._logged = time.monotonic()
 
     def tell(self) -> None:
         """Report and log, when it is time again."""
@@ -434,12 +440,11 @@ class Pace:
             self._log()
 
     def metrics(self, shard: Shard) -> dict[str, float]:
-        seconds = max(time.monotonic() - self._started, 1e-3)
         engine = self._engine.metrics()
         del engine["generated_tokens"]
         return engine | {
-            "tokens_per_second": round(shard.fresh["tokens"] / seconds, 1),
-            "prompt_tokens_per_second": round(shard.fresh["prompt_tokens"] / seconds, 1),
+            "tokens_per_second": round(shard.fresh["tokens"] / self._pace.seconds, 1),
+            "prompt_tokens_per_second": round(shard.fresh["prompt_tokens"] / self._pace.seconds, 1),
         }
 
     def _log(self) -> None:
@@ -458,18 +463,10 @@ class Pace:
             )
 
     def _eta(self) -> float | None:
-        """Seconds until every role has ended, if rows go on to end as they did. With hundreds of rows under way, few
-        end in the beginning and many at once later on: it can't take longer than if all of them used up `maxTokens`."""
-        seconds, left = time.monotonic() - self._started, [shard for shard in self._shards if shard.rows_left]
-        if any(not shard.fresh["rows"] for shard in left):
-            return None
-        by_rows = max((shard.rows_left * seconds / shard.fresh["rows"] for shard in left), default=0.0)
-        generated = self._engine.metrics()["generated_tokens"] - self._tokens_before
-        if not generated:
-            return by_rows
-        under_way = generated - sum(shard.fresh["tokens"] for shard in self._shards)
-        most = sum(shard.rows_left * shard.stage.sampling.max_tokens for shard in left) - max(under_way, 0)
-        return min(by_rows, max(most, 0) * seconds / generated)
+        """Seconds until every role has ended; the rows of all roles count together, for they go hand in hand."""
+        finished = sum(shard.fresh["rows"] for shard in self._shards)
+        left = sum(shard.rows_left for shard in self._shards)
+        return self._pace.remaining(finished, left, under_way=self._questions.under_way)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgd_stages.contract import Engine, Gpus, Model, Train
+from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.engines.base import ON_GPU
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve, training_memory
@@ -38,6 +38,15 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"zero_stage": 3, "offload": "parameters"},
 )
 """What may make a training fit, from the cheapest on."""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that a run is going to ask for, and what it trains on them."""
+
+    memory: int
+    """Bytes of one."""
+    training: Train
 
 
 @dataclass(frozen=True)

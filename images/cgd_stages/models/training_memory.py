@@ -9,6 +9,8 @@ Model and optimizer, bytes per parameter (Rajbhandari et al. 2020, ZeRO, section
 
 Offloaded are the optimizer and the summed gradients, or these and the parameters.
 
+A checkpoint holds parameters and optimizer, offloaded or not, and the best model so far as the student is stored.
+
 Activations, bytes per token, as the layers of transformers keep them for backward (counted as in Korthikanti et al.
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
 matrix of positions; keys and values may be repeated to the number of queries.
@@ -126,6 +128,18 @@ def states(work: Train, shape: Shape, *, world: int) -> int:
         parameters //= world
         buffers += width * min(shape.parameters, GATHERED)
     return parameters + gradients + optimizer + buffers
+
+
+def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
+    """Bytes of a checkpoint on the node that stores most of it, at most. What ZeRO partitions is divided by the nodes;
+    the rest is written by the first one, `stored` bytes of the best model so far included."""
+    model, optimizer = _width(work) * parameters, 12 * parameters
+    if work.zero_stage >= 1:
+        optimizer //= work.workers
+    if work.zero_stage == 3:
+        model //= work.workers
+    keeps_best = work.validation.select == "best" and work.validation.fraction != 0
+    return model + optimizer + (stored if keeps_best else 0)
 
 
 def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) -> int:

@@ -19,11 +19,11 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.contract import Benchmark, Engine, Model, Prepare, StageFacts
+from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Engine, Model, Prepare, StageFacts
 from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
-from cgd_stages.models import fit, resolve
+from cgd_stages.models import fit, resolve, training_memory
 from cgd_stages.prepare.intake import STAGE, Reading, row_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines, row_id
@@ -45,9 +45,10 @@ def main(context: Context) -> dict[str, StageFacts]:
     student = check_model(context, work.student, work.student_engine, "spec.student")
     teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
     _compare_contexts(student, teacher)
-    if work.gpus:
+    if work.gpu_memory:
         served = [one.served for one in (student, teacher) if one]
-        fit.refuse_misfits(context.bucket, context.scratch, work.gpus, served)
+        gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
+        fit.refuse_misfits(context.bucket, context.scratch, gpus, served)
     files = open_source(context, work.prompts, "spec.prompts")
     held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
     questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
@@ -66,7 +67,8 @@ def main(context: Context) -> dict[str, StageFacts]:
     else:
         log.info("the prompts are prepared already: %s", folder.uri)
     write_pointer(context.bucket, context.task.run, done)
-    return {STAGE: done.facts}
+    metrics = done.facts.metrics | _checkpoint(context, work, student)
+    return {STAGE: done.facts.model_copy(update={"metrics": metrics})}
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,18 @@ def _try_template(checked: Checked, model: Model, where: str) -> None:
         raise UserError(f"the chat template of {model.name} fails: {error}", hint=hint) from error
     if not getattr(checked.tokenizer, "chat_template", None):
         log.warning("%s: %s has no chat template; it gets a plain question and answer frame", where, model.name)
+
+
+def _checkpoint(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
+    """How large a checkpoint of the training will be, where that can be known. It is told and not stored: runs that
+    share these rows may train them in another layout."""
+    tensors = resolve.tensors(student.served.model, context.bucket, context.scratch)
+    if tensors is None:
+        return {}
+    parameters, stored = sum(one.parameters for one in tensors), sum(one.size for one in tensors)
+    size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
+    log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
+    return {CHECKPOINT_BYTES: float(size)}
 
 
 def _compare_contexts(student: Checked, teacher: Checked | None) -> None:

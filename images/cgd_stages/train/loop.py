@@ -34,6 +34,7 @@ from cgd_stages.contract import Exit
 from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
 from cgd_stages.keys import without_keys
 from cgd_stages.models import flops
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.train import student
@@ -133,6 +134,8 @@ class Trainer:
     peak: float | None = None
     """FLOP/s of all processes' devices together, where they are known."""
     records: list[Record] = field(default_factory=list)
+    pace: Pace | None = None
+    """Of this attempt, from the end of its first step on, which is slower than the others."""
 
     def run(self) -> None:
         """Train from the step that the checkpoint holds to the last one."""
@@ -298,15 +301,6 @@ class Trainer:
             vitals["mfu"] = round(asked / seconds / self.peak, 4)
         return vitals
 
-    def _eta(self) -> float:
-        """Seconds that the remaining steps and validations take if they go as the latest did."""
-        recent, measured = self.records[-20:], curves.measured(self.records)
-        step, steps, every = int(self.records[-1]["step"]), self.schedule.steps, self.job.work.validation.every_steps
-        eta = (steps - step) * sum(record["seconds"] for record in recent) / len(recent)
-        if measured:
-            eta += (math.ceil(steps / every) - math.ceil(step / every)) * measured[-1]["validation_seconds"]
-        return eta
-
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
@@ -318,16 +312,20 @@ class Trainer:
 
     def _tell(self) -> None:
         last, steps = self.records[-1], self.schedule.steps
-        eta = last["eta_seconds"] = round(self._eta(), 1)
+        step = int(last["step"])
+        self.pace = self.pace or Pace()
+        eta = self.pace.remaining(step - self.job.resume - 1, steps - step)
+        if eta is not None:
+            last["eta_seconds"] = round(eta, 1)
         if dist.get_rank() != 0:
             return
-        step = int(last["step"])
         measured = curves.measured(self.records)
         held_out = len(self.held_out.lengths) if measured else 0
         seen = self.schedule.seen(step) // self.schedule.epochs + held_out
         log.info(
-            "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %.0f s to go",
-            step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"], eta,
+            "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %s s to go",
+            step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"],
+            "?" if eta is None else round(eta),
         )  # fmt: skip
         self.reporter.report(
             self.job.stage,

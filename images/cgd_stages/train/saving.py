@@ -1,8 +1,8 @@
 """The checkpoints of a training that runs: written at a step, stored while the next steps are made.
 
-DeepSpeed writes a step's files to the node's own disk; from there one thread per node stores and hashes them. Threads
-of different nodes never speak with each other: the processes agree at later steps, between two steps, that all files
-are stored; then the first one's thread writes the promise. One checkpoint at a time is on its way.
+DeepSpeed writes a step's files to the node's own disk; from there a few threads of each node store and hash them.
+Threads of different nodes never speak with each other: the processes agree at later steps, between two steps, that all
+files are stored; then the first one's thread writes the promise. One checkpoint at a time is on its way.
 """
 
 import logging

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints/"
 METRICS = "metrics.jsonl"
+UPLOADS = 3
+"""Files that a node stores at a time. boto3 gives each up to 10 connections, of the 32 that a client has, and 80 MB."""
 _RANK = re.compile(r"zero_pp_rank_(\d+)_")
 _NAME = re.compile(r"step-([0-9]{6,15})")
 
@@ -113,12 +116,14 @@ class Checkpoints:
 
     def upload(self, step: int, source: Path, ranks: range) -> list[Part]:
         """Store the files that the `ranks` of this node wrote into `source`; what the marker must list of them."""
-        parts = []
-        for path in sorted(source.iterdir()):
-            if owner(path.name) in ranks:
-                self.folder.bucket.upload(path, self._key(step, path.name))
-                parts.append(Part(key=path.name, sha256=file_sha256(path)))
-        return parts
+
+        def store(path: Path) -> Part:
+            self.folder.bucket.upload(path, self._key(step, path.name))
+            return Part(key=path.name, sha256=file_sha256(path))
+
+        own = sorted(path for path in source.iterdir() if owner(path.name) in ranks)
+        with ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload") as pool:
+            return list(pool.map(store, own))
 
     def complete(self, step: int, files: Iterable[Part]) -> None:
         """Write the promise, then drop the checkpoints that are no longer kept."""

@@ -1,9 +1,10 @@
 """The whole `spec`, and how a manifest is read."""
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from cgd_operator.api.evaluation import Evaluation
 from cgd_operator.api.fields import (
@@ -166,6 +167,18 @@ def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
         return CGDRunSpec.model_validate_json(json.dumps(manifest.get("spec", {})), strict=True)
     except ValidationError as error:
         raise InvalidRun(without_user("\n".join(map(_mend, _causes(error))))) from error
+
+
+def readable_spec(manifest: dict[str, Any]) -> CGDRunSpec | None:
+    """The parts of a spec that another version has accepted and this one can read, without the fields in them that it
+    does not know; for what needs no more than storage and placement. None: the storage is not among them."""
+    given: dict[str, Any] = manifest.get("spec") or {}
+    parts: dict[str, Any] = {"teacher": Teacher.model_construct()}
+    for name, field in CGDRunSpec.model_fields.items():
+        kind, text = TypeAdapter[Any](field.annotation or Any), json.dumps(given.get(field.alias or name))
+        with suppress(ValidationError):
+            parts[name] = kind.validate_json(text, strict=True, extra="ignore")
+    return CGDRunSpec.model_construct(**parts) if "storage" in parts else None
 
 
 def _causes(error: ValidationError) -> list[Any]:

@@ -81,8 +81,9 @@ class Artifacts(Part):
 class CGDRunStatus(Part):
     """What the operator saw last. Derived from the spec and the children every time.
 
-    Four facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds
-    of pods that are gone, the last words of a failed stage, and how often the pods of a PyTorchJob were made.
+    Five facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds
+    of pods that are gone, the last words of a failed stage, how often the pods of a PyTorchJob were made, and how large
+    prepare found a checkpoint.
     """
 
     observed_generation: int = 0
@@ -98,3 +99,6 @@ class CGDRunStatus(Part):
     )
     artifacts: Artifacts = Artifacts()
     usage: Usage = Usage()
+    checkpoint_bytes: int | None = Field(
+        None, description="Of a training, on the node that stores most of it, as prepare has told."
+    )

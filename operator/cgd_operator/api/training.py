@@ -122,6 +122,14 @@ class Training(Part):
     )
     checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
     keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
+    termination_grace_period_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=86400,
+        description="Seconds that a pod has to store a checkpoint when it must go. Default: 120, or up to 600 where "
+        "prepare finds the checkpoint larger than a node stores in that time (200 MB a second). Nodes that are taken "
+        "back, such as spot nodes, give 30 to 120 seconds whatever is asked.",
+    )
     validation: Validation = Validation()
     stop_on_loss_spike: bool = Field(
         True,

@@ -25,6 +25,7 @@ from cgd_operator.facts.children import (
     Fate,
     Gone,
     PodFacts,
+    checkpoint_bytes,
     has_ended,
     observe,
     pods_by_stage,
@@ -124,19 +125,22 @@ class View:
     used: Mapping[str, gpu_usage.Used]
     limit: render.Trouble | None
     actions: tuple[Action, ...]
+    checkpoint_bytes: int
+    """Of a training; 0: not known. From prepare's last words, or from the status where its pod is gone."""
 
     @classmethod
     def of(cls, run: Run, manifest: Object, there: Children, now: datetime) -> "View":
         previous, created = previous_status(manifest), _created(manifest)
         backend = choose_backend(run, there.served, {one["kind"] for one in there.objects})
-        children = plan(run, backend or BACKENDS[0])
         facts = there.observe(now)
+        size = checkpoint_bytes(facts) or previous.checkpoint_bytes or 0
+        children = plan(run, backend or BACKENDS[0], size)
         used = gpu_usage.count(children, pods_by_stage(there.pods, there.gone, now), previous, now)
         limit = exceeded(run, children, facts, gpu_usage.total(used), now - created)
         enough = retries.enough(facts.values(), previous, run.spec.retries)
         actions = decide(children, facts, stop=run.spec.suspend or limit is not None, enough=enough)
         actions += replacements(facts, run.spec.replace_lost_pods_after_seconds, now)
-        return cls(run, there, previous, created, now, backend, children, used, limit, actions)
+        return cls(run, there, previous, created, now, backend, children, used, limit, actions, size)
 
     @property
     def starts(self) -> bool:
@@ -160,6 +164,7 @@ class View:
             now=self.now,
             trouble=self.limit or trouble,
             stalled_after=stalled_after,
+            checkpoint_bytes=self.checkpoint_bytes,
         )
         return render.render(seen)
 
@@ -289,15 +294,20 @@ class Reconciler:
         what they stored, then the run may go. Whatever fails, the run goes after `CLEAN_SECONDS`."""
         if manifests.FINALIZER not in manifest["metadata"].get("finalizers", []):
             return None
+        meta = manifest["metadata"]
+        there = (await self.look(meta["namespace"], {meta["uid"]: meta["namespace"]}))[meta["uid"]]
         try:
             run = Run.of(manifest)
-        except InvalidRun as error:  # a newer operator may have accepted it, and started something
-            if manifest.get("status", {}).get("stages"):
-                why = f"this version of the operator does not accept its spec ({error}); delete its data by hand"
-                await self._announce([events.cleaned(manifest, why, now)])
-            await self._finalize(manifest, wanted=False)
-            return None
-        there = (await self.look(run.namespace, {run.uid: run.namespace}))[run.uid]
+        except InvalidRun as error:
+            # A newer operator may have accepted it, and started something.
+            started = bool(there.objects or manifest.get("status", {}).get("stages"))
+            readable = Run.readable(manifest)
+            if not started or readable is None:
+                if started:
+                    await self._announce([events.cleaned(manifest, _unreadable(manifest, error), now)])
+                await self._finalize(manifest, wanted=False)
+                return None
+            run = readable
         jobs = [one for one in there.objects if one["metadata"]["labels"].get(manifests.STAGE_LABEL) == CLEAN]
         children = [one for one in there.objects if one not in jobs]
         deleted = datetime.fromisoformat(manifest["metadata"]["deletionTimestamp"])
@@ -551,6 +561,14 @@ class Reconciler:
                 continue
             except ApiError as error:  # an Event is a courtesy: never the reason why a run stands still
                 log.warning("event %s was not posted: %s", body["reason"], error)
+
+
+def _unreadable(manifest: Object, error: InvalidRun) -> str:
+    """Why nothing of a run was deleted whose storage cannot be read, and what stays."""
+    stages = manifest.get("status", {}).get("stages", [])
+    places = [stage["outputURI"] for stage in stages if stage.get("outputURI")]
+    stays = f"; what stays: {', '.join(places)}" if places else ""
+    return f"this version of the operator cannot read its spec.storage, delete it by hand{stays} ({error})"
 
 
 def _refused(child: Child | ChildFacts, error: ApiError, view: View, kind: Kind | None = None) -> render.Trouble:

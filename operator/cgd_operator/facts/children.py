@@ -11,7 +11,7 @@ from cgd_operator.facts.refusals import explain, judge
 from cgd_operator.kube.kueue import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN, Workload, workload
 from cgd_operator.kube.outside import last_words, moment, number
 from cgd_operator.planning.manifests import CONTAINERS, GIVEN_UP, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
-from cgd_stages.contract import Exit, LastWords
+from cgd_stages.contract import CHECKPOINT_BYTES, MOST, Exit, LastWords
 
 Object = dict[str, Any]
 
@@ -222,6 +222,16 @@ def last_state(pod: Object, now: datetime) -> Gone:
     facts = _pod(pod, LONG_AGO)
     end = facts.end or min(filter(None, (now, facts.due)))
     return Gone(_stage(pod), replace(facts, end=end, phase="Succeeded" if facts.phase == "Succeeded" else "Failed"))
+
+
+def checkpoint_bytes(facts: Mapping[str, ChildFacts]) -> int:
+    """What prepare has told of the trainings' checkpoints; 0: nothing."""
+    prepare = facts.get("prepare")
+    for pod in (*prepare.pods, *prepare.gone) if prepare else ():
+        told = pod.words.stages.get("prepare") if pod.words else None
+        if told and 0 < (size := told.metrics.get(CHECKPOINT_BYTES, 0)) <= MOST:
+            return int(size)
+    return 0
 
 
 def pods_by_stage(pods: Iterable[Object], gone: Iterable[Gone], now: datetime) -> dict[str, tuple[PodFacts, ...]]:

@@ -26,8 +26,7 @@ class StageProgress:
 
     @property
     def all_done(self) -> bool:
-        rows = self.rows
-        return bool(rows and rows.total and rows.done + rows.rejected >= rows.total)
+        return _all_done(self.rows)
 
     def is_through(self, shards: int) -> bool:
         """Whether every one of so many shards has all its rows."""
@@ -145,6 +144,10 @@ def _same(known: Allowance | None, stages: tuple[str, ...], pods: int) -> Allowa
     return known if known and (known.stages, known.pods) == (stages, pods) else Allowance(stages, pods)
 
 
+def _all_done(rows: Rows | None) -> bool:
+    return bool(rows and rows.total and rows.done + rows.rejected >= rows.total)
+
+
 def _sum(reports: tuple[Told, ...]) -> StageProgress:
     rows = [report.rows for report in reports if report.rows]
     total = Rows(
@@ -154,12 +157,13 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
     )
     percents = [report.percent for report in reports]
     rates = [report.tokens_per_second for report in reports if report.tokens_per_second is not None]
-    etas = [report.eta_seconds for report in reports]
+    etas = [report.eta_seconds for report in reports if not _all_done(report.rows)]
+    known = [eta for eta in etas if eta is not None]
     return StageProgress(
         rows=total if rows else None,
         percent=_percent(total, [one for one in percents if one is not None]),
         tokens_per_second=round(sum(rates)) if rates else None,
-        eta_seconds=max((one for one in etas if one is not None), default=None),
+        eta_seconds=max(known, default=0) if len(known) == len(etas) else None,
         shards=len(reports),
     )
 

@@ -1,6 +1,7 @@
 """The plan of a run: which children it needs, in which order, and what each is told. Pure: a spec in, values out."""
 
 import hashlib
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, INSTRUCTION, TASKS
 from cgd_operator.api.evaluation import Benchmark, Evaluation, Task
 from cgd_operator.api.fields import bytes_of
 from cgd_operator.api.generation import Sampling, ServedModel, Source
-from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec
+from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec, readable_spec
 from cgd_operator.api.training import Critique, Validation
 from cgd_stages import contract
 
@@ -33,8 +34,17 @@ class Run:
         Raises:
             InvalidRun: the spec cannot be run.
         """
+        return cls._with(manifest, parse_spec(manifest))
+
+    @classmethod
+    def readable(cls, manifest: dict[str, Any]) -> "Run | None":
+        """A resource whose spec cannot be run, as far as `cleaning` needs it; None: where it stores cannot be read."""
+        spec = readable_spec(manifest)
+        return cls._with(manifest, spec) if spec else None
+
+    @classmethod
+    def _with(cls, manifest: dict[str, Any], spec: CGDRunSpec) -> "Run":
         meta = manifest["metadata"]
-        spec = parse_spec(manifest)
         labels = meta.get("labels") or {}
         return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec, labels)
 
@@ -42,6 +52,13 @@ class Run:
 Backend = Literal["PyTorchJob", "TrainJob"]
 BACKENDS: tuple[Backend, ...] = ("PyTorchJob", "TrainJob")
 """What can run a training, in the order in which `auto` takes them."""
+
+
+GRACE_SECONDS, MOST_GRACE_SECONDS = 120, 600
+"""What a pod has after SIGTERM to store what is finished; a training more where its checkpoint is large."""
+STORED_A_SECOND = 200_000_000
+"""Bytes of a checkpoint that a node brings to its disk and to S3 in a second: 1 GB/s to the disk, and from there
+250 MB/s. Most nodes with GPUs are faster."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,7 @@ class Child:
     after: tuple[str, ...]
     """Stages (of other children) that must have succeeded before this one starts."""
     task: contract.StageTask
+    grace_seconds: int = GRACE_SECONDS
 
 
 def choose_backend(run: Run, served: Collection[Backend], started: Collection[str]) -> Backend | None:
@@ -70,13 +88,14 @@ def choose_backend(run: Run, served: Collection[Backend], started: Collection[st
     return next((one for one in (*adopted, *wanted) if one in served), None)
 
 
-def plan(run: Run, backend: Backend = "PyTorchJob") -> tuple[Child, ...]:
-    """Every child of the run, in order; `backend` is the kind of its trainings."""
+def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -> tuple[Child, ...]:
+    """Every child of the run, in order; `backend` is the kind of its trainings, `checkpoint_bytes` what prepare has
+    told of their checkpoints, 0: nothing."""
     works = list(_works(run.spec))
     before_report = tuple(stage for work in works for stage in work.stages)
     report = contract.Report(stages=before_report, spec=_spec_text(run.spec))
     works.append(_Work("report", ("report",), report, "cpu", before_report))
-    return tuple(_child(run, work, backend) for work in works)
+    return tuple(_child(run, work, backend, checkpoint_bytes) for work in works)
 
 
 CLEAN = "clean"
@@ -155,7 +174,7 @@ def _evaluations(spec: CGDRunSpec, evaluation: Evaluation, trained: tuple[str, .
                 yield _Work(name, (name,), _harness(spec, evaluation, model), "student", (stage,))
 
 
-def _child(run: Run, work: _Work, backend: Backend) -> Child:
+def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -> Child:
     task = contract.StageTask(
         run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
         stage=work.stage,
@@ -174,7 +193,14 @@ def _child(run: Run, work: _Work, backend: Backend) -> Child:
         gpus=_gpus(run.spec, work),
         after=work.after,
         task=task,
+        grace_seconds=_grace(run.spec, checkpoint_bytes) if training else GRACE_SECONDS,
     )
+
+
+def _grace(spec: CGDRunSpec, checkpoint_bytes: int) -> int:
+    """Seconds in which a node of a training can store a checkpoint."""
+    needed = math.ceil(checkpoint_bytes / STORED_A_SECOND)
+    return spec.training.termination_grace_period_seconds or min(max(needed, GRACE_SECONDS), MOST_GRACE_SECONDS)
 
 
 def child_name(run: Run, stage: str) -> str:
@@ -222,16 +248,9 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         teacher_engine=_engine(spec.teacher),
         endpoint=_endpoint(spec),
         max_rejected=percent(spec.generation.max_rejected),
-        gpus=_gpu_memory(spec),
+        training=_train(spec, spec.training.objectives[0]),
+        gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
     )
-
-
-def _gpu_memory(spec: CGDRunSpec) -> contract.Gpus | None:
-    memory = spec.placement.gpu_memory
-    if memory is None:
-        return None
-    training = _train(spec, spec.training.objectives[0])  # all are laid out alike
-    return contract.Gpus(memory=bytes_of(memory), training=training)
 
 
 def _generate(spec: CGDRunSpec, roles: tuple[contract.Role, ...]) -> contract.Generate:
@@ -253,11 +272,17 @@ def _check(spec: CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.
     return contract.Check(trainings=trainings, min_right_refinements=percent(least) if least else None)
 
 
+_OTHERS = {
+    "objectives", "critique", "validation", "gpus_per_worker", "backend", "termination_grace_period_seconds",
+}  # fmt: skip
+"""Fields of spec.training that a training is told otherwise, or not at all."""
+
+
 def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
     training = spec.training
     return contract.Train.model_validate(
         {
-            **training.model_dump(exclude={"objectives", "critique", "validation", "gpus_per_worker", "backend"}),
+            **training.model_dump(exclude=_OTHERS),
             "objective": objective,
             "critique": _critique(training.critique) if objective == "CGD" else contract.Critique(),
             "validation": _validation(training.validation),

@@ -289,7 +289,7 @@ def _template(run: Run, child: Child, release: Release, restart: str | None = No
         "serviceAccountName": run.spec.service_account_name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 120,
+        "terminationGracePeriodSeconds": child.grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "fsGroup": 65532,

@@ -65,7 +65,8 @@ def replaced(run: Run, stage: str, pod: PodFacts, now: datetime) -> dict[str, An
 
 def cleaned(run: dict[str, Any], trouble: str, now: datetime) -> dict[str, Any]:
     """The Event of a run whose stored data were deleted, or not: then `trouble` says why."""
-    meta, uri = run["metadata"], run["spec"].get("storage", {}).get("uri", "its storage")
+    meta, storage = run["metadata"], run["spec"].get("storage")
+    uri = storage.get("uri", "its storage") if isinstance(storage, dict) else "its storage"
     if trouble:
         message = f"what the run stored below {uri}/{meta['namespace']} was not deleted: {trouble}"
         return _event_of(meta, "NotCleaned", message, warning=True, now=now)

@@ -62,6 +62,7 @@ class Seen:
     now: datetime
     trouble: Trouble | None = None
     stalled_after: timedelta = STALLED_AFTER
+    checkpoint_bytes: int = 0
 
 
 def render(seen: Seen) -> CGDRunStatus:
@@ -79,11 +80,12 @@ def render(seen: Seen) -> CGDRunStatus:
         stages=stages,
         artifacts=_artifacts(seen.run, stages),
         usage=Usage(gpu_hours=hours(total(seen.used)), tokens=sum(stage.tokens for stage in stages)),
+        checkpoint_bytes=seen.checkpoint_bytes or None,
     )
 
 
 def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime) -> CGDRunStatus:
-    """The status of a run whose spec cannot be run."""
+    """The status of a run whose spec cannot be run. What an operator that ran it has written of its stages stays."""
     conditions = {
         "Accepted": ("False", "InvalidSpec", message),
         "Reconciling": ("False", "InvalidSpec", ""),
@@ -92,11 +94,8 @@ def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime
         "Succeeded": ("False", "InvalidSpec", message),
         "Suspended": ("False", "InvalidSpec", ""),
     }
-    return CGDRunStatus(
-        observed_generation=generation,
-        state="Refused",
-        conditions=_timed(conditions, previous, generation, now),
-    )
+    changed = {"observed_generation": generation, "state": "Refused", "stage": None, "progress": None, "eta": None}
+    return previous.model_copy(update={**changed, "conditions": _timed(conditions, previous, generation, now)})
 
 
 def acknowledged(settled: CGDRunStatus, generation: int) -> CGDRunStatus:

@@ -40,7 +40,8 @@ async def test_stopping_ends_every_process_even_a_stubborn_one(tmp_path, monkeyp
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 async def test_however_our_process_ends_the_pods_processes_end_too(tmp_path, number):
     program = (
-        "import asyncio, json, pathlib, sys\n"
+        "import asyncio, json, pathlib, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from cgd_local.cluster import LocalCluster\n"
         "from cgd_operator.kube.client import POD\n"
         "import cgd_local.node\n"
@@ -57,6 +58,20 @@ async def test_however_our_process_ends_the_pods_processes_end_too(tmp_path, num
     os.kill(process.pid, number)
     await asyncio.wait_for(process.wait(), 60)  # it has a cluster to take down, on a busy machine
     await eventually(lambda: not containers_below(tmp_path), "end of the container")
+
+
+async def test_ctrl_c_ends_the_demo_though_it_was_started_in_the_background(tmp_path):
+    """As from a script with `&` or `nohup`: SIGINT is ignored then, and what is ignored is inherited."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cgd_local", "--folder", str(tmp_path)),
+        cwd=Path(__file__).parents[3],
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (await asyncio.wait_for(process.stdout.readline(), 60)).startswith(b"S3 ")
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 60) == 130
+    assert not containers_below(tmp_path)
 
 
 async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost(tmp_path):

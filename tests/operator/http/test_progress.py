@@ -25,8 +25,14 @@ def expecting() -> Board:
     return board
 
 
-def report(shard: int = 0, percent: int | None = None, rows: Rows | None = None, rate: float | None = None) -> Progress:
-    status = TrainerStatus(progress_percentage=percent)
+def report(
+    shard: int = 0,
+    percent: int | None = None,
+    rows: Rows | None = None,
+    rate: float | None = None,
+    eta: int | None = None,
+) -> Progress:
+    status = TrainerStatus(progress_percentage=percent, estimated_remaining_seconds=eta)
     return Progress(trainer_status=status, shard=shard, rows=rows, tokens_per_second=rate)
 
 
@@ -116,6 +122,22 @@ def test_shards_are_added_up() -> None:
     assert seen is not None
     assert seen.rows == Rows(total=20, done=6, rejected=1)
     assert (seen.percent, seen.tokens_per_second) == (35, 150)
+
+
+def test_the_remaining_time_is_that_of_the_slowest_shard_and_known_when_every_shard_knows_its_own() -> None:
+    board, rows = Board(), Rows(total=10, done=5)
+
+    def eta() -> int | None:
+        seen = board.of("u", "answer")
+        return seen.eta_seconds if seen else None
+
+    board.put("u", "answer", report(0, rows=rows, eta=5))
+    board.put("u", "answer", report(1, rows=rows))
+    assert eta() is None
+    board.put("u", "answer", report(1, rows=rows, eta=40))
+    assert eta() == 40
+    board.put("u", "answer", report(1, rows=Rows(total=10, done=9, rejected=1)))
+    assert eta() == 5, "a shard that is through has nothing left"
 
 
 def test_a_later_report_of_a_shard_replaces_the_earlier_one() -> None:

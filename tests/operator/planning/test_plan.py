@@ -191,14 +191,13 @@ def test_prepare_is_told_how_large_the_gpus_are_and_what_they_train(memory: str,
     changes = {"placement.gpuMemory": memory, "training.workers": 2, "training.objectives": FIVE}
     work = children(changes)["prepare"].task.work
     assert isinstance(work, contract.Prepare)
-    assert work.gpus
-    assert (work.gpus.memory, work.gpus.training) == (size, children(changes)["train-cgd"].task.work)
+    assert (work.gpu_memory, work.training) == (size, children(changes)["train-cgd"].task.work)
 
 
 def test_prepare_checks_no_gpu_whose_size_it_does_not_know() -> None:
     work = children()["prepare"].task.work
     assert isinstance(work, contract.Prepare)
-    assert work.gpus is None
+    assert work.gpu_memory is None
 
 
 def test_shards_become_pods() -> None:

@@ -315,6 +315,13 @@ def test_a_refused_run_is_stalled_and_ended() -> None:
     assert status.observed_generation == 3
 
 
+def test_of_a_run_that_is_refused_by_now_what_is_known_of_its_stages_stays() -> None:
+    before = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),))
+    status = refused(2, "spec.later: there is no such field", before, NOW)
+    assert (status.stages, status.usage) == (before.stages, before.usage)
+    assert (status.state, status.stage, status.progress) == ("Refused", None, None)
+
+
 def test_the_status_survives_the_journey_through_the_api_server() -> None:
     status = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),))
     body = status.model_dump(by_alias=True, exclude_none=True, mode="json")

@@ -12,6 +12,7 @@ from cgd_stages.engines.base import Outcome, Refused, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.grading.grader import Grader
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.bucket import Bucket
@@ -105,6 +106,24 @@ def test_every_question_ends_as_a_row_that_says_how(
     expected = {"accuracy": 0.2, "n": 5, "truncated": 1, "refused": 1, "unparsed": 3, "ungraded": 0}
     assert {name: facts.metrics[f"sums_{name}"] for name in expected} == expected
     assert 0 < facts.metrics["sums_low"] < 0.2 < facts.metrics["sums_high"] < 1
+
+
+def test_the_first_estimate_of_what_remains_is_no_longer_than_the_work(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """48 questions are under way at once, and one ends in a second, after 7 in which none does."""
+    prepared(bucket, [question(number) for number in range(48)])
+    engine, seconds, etas = RuleEngine(adds, batch=1, room=64), [7.0], list[float | None]()
+    engine.before_step = lambda: seconds.append(seconds.pop() + 1)
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: engine)
+    monkeypatch.setattr(evaluate, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(evaluate, "Pace", lambda: Pace(lambda: seconds[0] if engine.asked else 0.0))
+    given = program(storage, tmp_path, work_for(tiny_model))
+    monkeypatch.setattr(given.progress, "report", lambda _stage, rows, *, eta, **told: etas.append(eta))
+    evaluate.main(given)
+    assert etas[:31] == [None] * 31
+    assert etas[31] == pytest.approx(16 * 39 / 32)
+    assert etas[-1] == 0
 
 
 def test_the_model_is_given_the_question_and_the_instruction_and_nothing_else(

@@ -1,7 +1,7 @@
 """generate: rows are asked for once, kept or rejected, and never lost or doubled, however often it is interrupted."""
 
 from collections import Counter
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.stage_builders import (
@@ -25,6 +25,7 @@ from cgd_stages.engines.replies import row_sampling
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
 from cgd_stages.generate import __main__ as generate
 from cgd_stages.prepare.sources import row_id
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.store import part_writer
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder
@@ -419,33 +420,34 @@ def test_fused_and_separate_stages_write_the_same_rows(storage, bucket, tiny_mod
     assert {role: facts.digest for role, facts in apart.items()} == {role: f.digest for role, f in fused.items()}
 
 
-@pytest.mark.parametrize(("max_tokens", "expected"), [(1000, 37 / 3), (9, (37 * 9 - 15) / 36)])
-def test_the_remaining_time_is_that_of_the_rows_and_never_more_than_their_tokens_take(
-    answering, monkeypatch, max_tokens, expected
-):
-    """40 rows of 7 tokens; the first step takes a second, after it 3 have ended, and 5 more have 3 tokens each."""
+def told_etas(given: Any, engine: RuleEngine, monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """What is told of the remaining time after every step of an engine whose steps take a second each."""
+    seconds, etas = [0.0], list[float | None]()
     monkeypatch.setattr(generate, "REPORT_SECONDS", 0)
-    seconds: list[float] = [0.0]
-    monkeypatch.setattr(generate, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
-    etas: list[float] = []
-    attempt, engine = answering(sampling=(Sampling(max_tokens=max_tokens),)), RuleEngine()
+    monkeypatch.setattr(generate, "Pace", lambda: Pace(lambda: seconds[0]))
     engine.before_step = lambda: seconds.append(seconds.pop() + 1.0)
-    monkeypatch.setattr(attempt.progress, "report", lambda _stage, rows, *, eta, **told: etas.append(eta))
-    monkeypatch.setattr(engine, "metrics", lambda: {"generated_tokens": 36.0 if engine.asked else 0.0})
-    generate_with(engine, attempt)
-    assert etas[0] == pytest.approx(expected)
+    monkeypatch.setattr(given.progress, "report", lambda _stage, rows, *, eta, **told: etas.append(eta))
+    generate_with(engine, given)
+    return etas
 
 
-def test_nothing_is_said_of_the_remaining_time_before_a_row_has_ended(answering, monkeypatch):
-    monkeypatch.setattr(generate, "REPORT_SECONDS", 0)
-    etas: list[float | None] = []
-    attempt, engine = answering(), RuleEngine(batch=0)
-    engine.before_step = lambda: setattr(engine, "_batch", 3) if etas else None
-    monkeypatch.setattr(attempt.progress, "report", lambda _stage, rows, *, eta, **told: etas.append(eta))
-    monkeypatch.setattr(engine, "metrics", lambda: {"generated_tokens": 5.0 * len(engine.asked)})
-    generate_with(engine, attempt)
-    assert etas[0] is None
+def test_nothing_is_said_of_the_remaining_time_before_twice_as_many_rows_have_ended_as_are_under_way(
+    answering, monkeypatch
+):
+    """40 rows; 3 end in a second, and 5 more are under way."""
+    etas = told_etas(answering(), RuleEngine(batch=3, room=8), monkeypatch)
+    assert etas[:4] == [None, None, None, pytest.approx(28 * 4 / 12)]
     assert etas[-1] == 0
+
+
+def test_the_remaining_time_of_a_fused_teacher_is_that_of_both_roles(answering, monkeypatch):
+    generate_with(RuleEngine(), answering())
+    etas = told_etas(answering("critique", "refine"), RuleEngine(batch=4, room=8), monkeypatch)
+    seconds = len(etas) // 2
+    assert seconds == 20
+    said = [(second, eta) for second, eta in enumerate(etas[::2], 1) if eta is not None]
+    assert said[0][0] == 2
+    assert all(eta == pytest.approx(seconds - second) for second, eta in said)
 
 
 def test_fused_shards_need_not_wait_for_each_other(bucket, answering):

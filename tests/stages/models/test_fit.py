@@ -25,7 +25,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from cgd_stages.contract import Engine, Gpus, Model, Train
+from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.models import fit, resolve
 from cgd_stages.prepare import __main__ as prepare
@@ -67,8 +67,8 @@ def training(**changes: Any) -> Train:
     return Train(**(given | changes))
 
 
-def gpus(gibibytes: float, **changes: Any) -> Gpus:
-    return Gpus(memory=int(gibibytes * GIB), training=training(**changes))
+def gpus(gibibytes: float, **changes: Any) -> fit.Gpus:
+    return fit.Gpus(memory=int(gibibytes * GIB), training=training(**changes))
 
 
 def weights(folder: Path, tensors: dict[str, tuple[str, list[int], int]], name: str = "model.safetensors") -> None:
@@ -220,7 +220,7 @@ def test_a_served_model_that_fits_exactly_fits(tmp_path: Path) -> None:
     one = served(config(tmp_path), gpu_memory_utilization=0.5)
     need = 2 * PARAMETERS + 8192 * 2 * 32 * 8 * 128 * 2
     for spare, fits in ((0, True), (-1, False)):
-        found = fit.misfit_of(Gpus(memory=2 * (need + spare), training=training()), one, 2 * PARAMETERS)
+        found = fit.misfit_of(fit.Gpus(memory=2 * (need + spare), training=training()), one, 2 * PARAMETERS)
         assert (found is None) is fits
 
 
@@ -308,9 +308,9 @@ LINES = b'{"question": "1 + 1?", "answer": "2"}\n'
 def test_prepare_refuses_at_once_all_that_does_not_fit(bucket, storage, tiny_model, tmp_path):
     bucket.put("in/p.jsonl", LINES)
     work = prepare_work(tiny_model, bucket.uri("in/p.jsonl"), teacher=Model(name=str(tiny_model)))
-    prepare.main(context(storage, work.model_copy(update={"gpus": gpus(80)}), tmp_path))
+    prepare.main(context(storage, work.model_copy(update={"gpu_memory": 80 * GIB}), tmp_path))
     with pytest.raises(UserError) as refused:
-        prepare.main(context(storage, work.model_copy(update={"gpus": gpus(0.0001)}), tmp_path))
+        prepare.main(context(storage, work.model_copy(update={"gpu_memory": 100_000}), tmp_path))
     for where in ("spec.student:", "spec.teacher:", "spec.training:"):
         assert where in refused.value.message
         assert where in refused.value.hint
@@ -326,6 +326,6 @@ def test_a_model_of_unknown_size_gets_no_verdict(bucket, storage, tiny_model, tm
     bucket.put("in/p.jsonl", LINES)
     work = prepare_work(tiny_model, bucket.uri("in/p.jsonl"), teacher=Model(name=str(teacher)))
     with caplog.at_level(logging.WARNING), pytest.raises(UserError) as refused:
-        prepare.main(context(storage, work.model_copy(update={"gpus": gpus(0.0001)}), tmp_path))
+        prepare.main(context(storage, work.model_copy(update={"gpu_memory": 100_000}), tmp_path))
     assert "spec.teacher" not in refused.value.message
     assert f"the size of {teacher} is not known; whether it fits is not checked" in caplog.text

@@ -17,8 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from cgd_stages.contract import Model, Train
-from cgd_stages.models.training_memory import CHUNK, Shape, activations, decide, states
+from cgd_stages.contract import Model, Train, Validation
+from cgd_stages.models.training_memory import CHUNK, Shape, activations, checkpoint, decide, states
 from cgd_stages.train import student
 
 QWEN_7B = Shape(
@@ -79,6 +79,28 @@ def test_what_is_offloaded_takes_no_memory_of_the_device(offload: str, zero_stag
     given = work(offload=offload, zero_stage=zero_stage)
     buffers = 2 * (5e8 + (1e9 if zero_stage == 3 else 0))
     assert states(given, QWEN_7B, world=8) == pytest.approx(expected * QWEN_7B.parameters + buffers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero_stage", "workers", "expected"),
+    [
+        ("bfloat16", 0, 2, 2 + 12),
+        ("bfloat16", 2, 2, 2 + 12 / 2),
+        ("bfloat16", 3, 2, (2 + 12) / 2),
+        ("float32", 3, 4, (4 + 12) / 4),
+    ],
+)
+def test_a_node_stores_its_share_of_a_checkpoint(dtype: str, zero_stage: int, workers: int, expected: float) -> None:
+    """On 2 nodes 56 GB of a model of 8 billion parameters, in bfloat16 with ZeRO 3, whatever is offloaded."""
+    given = work(dtype=dtype, zero_stage=zero_stage, workers=workers, offload="optimizer" if zero_stage else "none")
+    last, none = (given.model_copy(update={"validation": one}) for one in (LAST, NOTHING_HELD_OUT))
+    size = checkpoint(last, parameters=8 * 10**9, stored=16 * 10**9)
+    assert size == expected * 8 * 10**9
+    assert checkpoint(none, parameters=8 * 10**9, stored=16 * 10**9) == size
+    assert checkpoint(given, parameters=8 * 10**9, stored=16 * 10**9) == size + 16 * 10**9, "and the best model so far"
+
+
+LAST, NOTHING_HELD_OUT = Validation(select="last"), Validation(fraction=0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from support.stage_builders import RUN, context, prepare_work
 
 from cgd_stages.contract import Benchmark, BenchmarkFields, Decontaminate, Endpoint, Engine, Model, Prompts, Storage
 from cgd_stages.errors import RowsLost, TransientError, UserError
+from cgd_stages.models import resolve
 from cgd_stages.prepare import __main__ as prepare
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store.benchmarks import read_benchmarks
@@ -56,6 +57,23 @@ def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model,
     assert {row["reference"] for row in found.rows} == {str(n) for n in range(60)}
     assert all(row["id"] == row_id(row["prompt"]) and row["prompt_tokens"] > 10 for row in found.rows)
     assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (60, 60, 0)
+
+
+def test_how_large_a_checkpoint_will_be_is_told_and_not_stored(bucket, storage, tiny_model, tmp_path):
+    """Other runs share the rows, and may train them in another layout."""
+    work = prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    whole, half = (
+        Prepared(
+            storage, work.model_copy(update={"training": work.training.model_copy(update={"workers": nodes})}), tmp_path
+        )
+        for nodes in (1, 2)
+    )
+    assert whole.folder.uri == half.folder.uri
+    told = [found.facts.metrics["checkpoint_bytes"] for found in (whole, half)]
+    tensors = resolve.tensors(Model(name=str(tiny_model)), bucket, tmp_path)
+    parameters, stored = sum(one.parameters for one in tensors), sum(one.size for one in tensors)
+    assert told == [14 * parameters + stored, 8 * parameters + stored]
+    assert "checkpoint_bytes" not in half.done.facts.metrics
 
 
 def table(rows: list[dict[str, object]]) -> bytes:

@@ -15,6 +15,7 @@ from support.train_builders import STAGE, plain_loss, plain_training, quadruple,
 
 from cgd_stages.contract import Storage, Validation
 from cgd_stages.errors import Interrupted, UserError
+from cgd_stages.models import training_memory
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import open_input
 from cgd_stages.train import __main__ as train
@@ -148,6 +149,10 @@ def test_the_configuration_for_gpus_trains_also_after_an_interruption(
     given = {"zero_stage": zero_stage, "offload": offload}
     with stopped_in(3, monkeypatch), pytest.raises(Interrupted, match="after step 3 of 6"):
         trained(storage, tmp_path / "first", tiny_model, **given)
+    stored = sum(found.size for found in bucket.list(f"team/{STAGE}/") if "/checkpoints/" in found.key)
+    parameters = sum(tensor.numel() for tensor in weights(tiny_model).values())
+    size = training_memory.checkpoint(train_work(tiny_model, **given), parameters=parameters, stored=0)
+    assert 0.7 < stored / size < 1.1, "what a checkpoint is told to have is what it has"
     records, model = trained(storage, tmp_path / "second", tiny_model, **given)
     assert fused == [True, True]
     losses, _, expected = plain_training(tiny_model, ROWS, train_work(tiny_model, **given))
@@ -449,11 +454,12 @@ def test_every_step_tells_its_speed_memory_and_remaining_time_and_no_share_of_an
     launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
 ) -> None:
     refined(bucket, ROWS)
-    records, _ = trained(storage, tmp_path, tiny_model, **HELD_OUT)
+    records, _ = trained(storage, tmp_path, tiny_model, epochs=4, **HELD_OUT)
     for record in records:
         speed = record["supervised_tokens"] / record["seconds"]
         assert record["supervised_tokens_per_second"] == pytest.approx(speed, rel=0.02)
         assert record["peak_memory_bytes"] > 1e7
         assert "mfu" not in record
-    assert records[0]["eta_seconds"] > 0
+    assert "eta_seconds" not in records[0], "the first step of an attempt is slower than the others"
+    assert any(record.get("eta_seconds", 0) > 0 for record in records)
     assert records[-1]["eta_seconds"] == 0

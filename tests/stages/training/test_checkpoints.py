@@ -1,5 +1,6 @@
 """Checkpoints in the store: complete ones are found, damaged ones are not used, old ones go."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from cgd_stages.errors import UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder
-from cgd_stages.training.checkpoints import Checkpoints, Layout, needed_by, owner
+from cgd_stages.training.checkpoints import UPLOADS, Checkpoints, Layout, needed_by, owner
 
 LAYOUT = Layout(processes=2, zero_stage=2, dtype="float32")
 MODEL, ONE, TWO = "mp_rank_00_model_states.pt", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1))
@@ -50,6 +51,23 @@ def test_every_node_stores_its_own_files_and_fetches_what_its_ranks_need(
     assert checkpoints.fetch(tmp_path / "c", range(1, 2)) == 5
     assert sorted(path.name for path in (tmp_path / "c" / "step-000005").iterdir()) == [MODEL, TWO]
     assert (tmp_path / "c" / "step-000005" / TWO).read_text() == f"{TWO} after 5"
+
+
+def test_files_are_stored_side_by_side_and_a_bounded_number_at_a_time(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2 * UPLOADS)]
+    together, begun, upload = threading.Barrier(UPLOADS, timeout=30), [], Bucket._upload
+
+    def meet(self: Bucket, path: Path, key: str) -> None:
+        begun.append(path.name)
+        together.wait()
+        upload(self, path, key)
+
+    monkeypatch.setattr(Bucket, "_upload", meet)
+    parts = checkpoints.upload(5, written(tmp_path, 5, *names), range(2 * UPLOADS))
+    assert [part.key for part in parts] == sorted(names)
+    assert sorted(begun[:UPLOADS]) == sorted(names)[:UPLOADS]
 
 
 def test_without_its_marker_a_checkpoint_does_not_exist(checkpoints: Checkpoints, tmp_path: Path) -> None:
