@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, SupportsIndex
 
 from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
 from cgd_stages.engines.base import vllm_arguments
@@ -204,13 +204,38 @@ def _name_vllm(scratch: Path) -> None:
         sys.path.append(str(folder.parent))
 
 
+class Reply(str):
+    """What the model wrote, and why it ended. lm-eval hands on the texts alone, so this one keeps the reason, also when
+    lm-eval cuts it at a stop."""
+
+    finish_reason: str
+
+    def __new__(cls, text: str, finish_reason: str) -> Self:
+        reply = super().__new__(cls, text)
+        reply.finish_reason = finish_reason
+        return reply
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        first, *rest = super().split(sep, maxsplit) or [""]
+        return [Reply(first, "stop" if rest else self.finish_reason), *rest]
+
+
 def start(model: Path, work: Harness) -> Any:
-    """lm-eval's vLLM backend, with the settings of our own engines."""
+    """lm-eval's vLLM backend, with the settings of our own engines; what it writes are `Reply`s."""
     from lm_eval.models.vllm_causallms import VLLM
 
     arguments = vllm_arguments(model, work.engine)
     asker = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
     asker._max_gen_toks = min(UNTOLD_TOKENS, asker.max_length // 2)  # what is left of the context holds the question
+    generate = asker.model.generate
+
+    def generate_replies(*arguments: Any, **settings: Any) -> Any:
+        outputs = generate(*arguments, **settings)
+        for completion in (completion for output in outputs for completion in output.outputs):
+            completion.text = Reply(completion.text, str(completion.finish_reason))
+        return outputs
+
+    asker.model.generate = generate_replies
     return asker
 
 
@@ -329,8 +354,9 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         said = ", ".join(sample.get("metrics", [])) or "none"
         raise UserError(f"{task.task} says {value!r} for {task.measure!r}; its metrics: {said}", hint=hint)
     asked = [str(arguments[0]) for arguments in _arguments(sample)]
-    generated = _is_generated(sample)
-    output = _first(sample["resps"]) if generated else ""
+    reply = _innermost(sample["resps"])
+    generated = isinstance(reply, str)  # else the model has only told the likelihood of what is there
+    output = str(reply) if generated else ""
     return {
         "benchmark": task.name,
         "id": f"{name}/{sample['doc_id']}",
@@ -339,7 +365,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "reference": str(sample["target"]),
         "tolerance": "",
         "output": output,
-        "finish_reason": "stop",
+        "finish_reason": reply.finish_reason if generated else "stop",
         "prompt_tokens": sum(len(tokenizer(text)["input_ids"]) for text in asked),
         "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
         "passes": len(asked),
@@ -357,11 +383,6 @@ def _arguments(sample: dict[str, Any]) -> list[Any]:
     if isinstance(arguments, dict):  # as it is written to files
         return [list(one.values()) for one in arguments.values()]
     return list(arguments)
-
-
-def _is_generated(sample: dict[str, Any]) -> bool:
-    """Whether the model has written something, not only told the likelihood of what is there."""
-    return isinstance(_innermost(sample["resps"]), str)
 
 
 def _first(replies: Any) -> str:
