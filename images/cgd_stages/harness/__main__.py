@@ -205,37 +205,46 @@ def _name_vllm(scratch: Path) -> None:
 
 
 class Reply(str):
-    """What the model wrote, and why it ended. lm-eval hands on the texts alone, so this one keeps the reason, also when
-    lm-eval cuts it at a stop."""
+    """What the model wrote, and why it ended. lm-eval's backend hands on the texts alone, so the text itself keeps the
+    reason, also when the backend cuts it at a stop."""
 
     finish_reason: str
 
-    def __new__(cls, text: str, finish_reason: str) -> Self:
-        reply = super().__new__(cls, text)
+    @classmethod
+    def of(cls, text: str, finish_reason: str) -> Self:
+        reply = cls(text)
         reply.finish_reason = finish_reason
         return reply
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         first, *rest = super().split(sep, maxsplit) or [""]
-        return [Reply(first, "stop" if rest else self.finish_reason), *rest]
+        return [Reply.of(first, "stop" if rest else self.finish_reason), *rest]
 
 
 def start(model: Path, work: Harness) -> Any:
-    """lm-eval's vLLM backend, with the settings of our own engines; what it writes are `Reply`s."""
+    """lm-eval's vLLM backend, with the settings of our own engines. Its `ended` says by the id of a request's arguments
+    why the first reply to it ended."""
     from lm_eval.models.vllm_causallms import VLLM
 
     arguments = vllm_arguments(model, work.engine)
     asker = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
     asker._max_gen_toks = min(UNTOLD_TOKENS, asker.max_length // 2)  # what is left of the context holds the question
-    generate = asker.model.generate
+    asker.ended = {}
+    generate, generate_until = asker.model.generate, asker.generate_until
 
     def generate_replies(*arguments: Any, **settings: Any) -> Any:
         outputs = generate(*arguments, **settings)
         for completion in (completion for output in outputs for completion in output.outputs):
-            completion.text = Reply(completion.text, str(completion.finish_reason))
+            completion.text = Reply.of(completion.text, str(completion.finish_reason))
         return outputs
 
-    asker.model.generate = generate_replies
+    def remember_why_they_ended(requests: list[Any], **settings: Any) -> list[str]:
+        replies = generate_until(requests, **settings)
+        for request, reply in zip(requests, replies, strict=True):
+            asker.ended.setdefault(id(request.args), reply.finish_reason)
+        return [str(reply) for reply in replies]  # tasks compare types
+
+    asker.model.generate, asker.generate_until = generate_replies, remember_why_they_ended
     return asker
 
 
@@ -260,6 +269,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
             f"lm-eval {lm_eval.__version__} has no task {task.task!r}",
             hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
         )
+    asker.ended.clear()
     try:
         with nullcontext() if task.own_code else guarded(task.task):
             results: dict[str, Any] | None = lm_eval.simple_evaluate(
@@ -281,6 +291,8 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     except OSError as error:  # whatever the hub's libraries raise where data are missing is one
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
+    for sample in (sample for samples in results["samples"].values() for sample in samples if _is_generated(sample)):
+        sample["finish_reason"] = asker.ended[id(sample["arguments"][0])]
     return results
 
 
@@ -354,9 +366,8 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         said = ", ".join(sample.get("metrics", [])) or "none"
         raise UserError(f"{task.task} says {value!r} for {task.measure!r}; its metrics: {said}", hint=hint)
     asked = [str(arguments[0]) for arguments in _arguments(sample)]
-    reply = _innermost(sample["resps"])
-    generated = isinstance(reply, str)  # else the model has only told the likelihood of what is there
-    output = str(reply) if generated else ""
+    generated = _is_generated(sample)
+    output = _first(sample["resps"]) if generated else ""
     return {
         "benchmark": task.name,
         "id": f"{name}/{sample['doc_id']}",
@@ -365,7 +376,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "reference": str(sample["target"]),
         "tolerance": "",
         "output": output,
-        "finish_reason": reply.finish_reason if generated else "stop",
+        "finish_reason": sample["finish_reason"] if generated else "stop",
         "prompt_tokens": sum(len(tokenizer(text)["input_ids"]) for text in asked),
         "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
         "passes": len(asked),
@@ -383,6 +394,11 @@ def _arguments(sample: dict[str, Any]) -> list[Any]:
     if isinstance(arguments, dict):  # as it is written to files
         return [list(one.values()) for one in arguments.values()]
     return list(arguments)
+
+
+def _is_generated(sample: dict[str, Any]) -> bool:
+    """Whether the model has written something, not only told the likelihood of what is there."""
+    return isinstance(_innermost(sample["resps"]), str)
 
 
 def _first(replies: Any) -> str:
