@@ -203,8 +203,8 @@ def _serve(pipe: Connection) -> None:
 class _Worker:
     """One worker process and its deadline; a process that misses it is killed and replaced at the next question.
 
-    Not a pool of pebble's (5.2.3): of workers that die on the question that they have just taken, one in 40 breaks it as
-    a whole, and the others' questions with it.
+    Not a pool of pebble's (5.2.3): of workers that die on the question that they have just taken, one in 40 breaks it
+    as a whole, and the others' questions with it.
     """
 
     def __init__(self, seconds: float) -> None:
