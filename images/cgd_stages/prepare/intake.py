@@ -81,8 +81,8 @@ class Reading:
     contaminated: int = 0
     """Kept prompts that are benchmark questions word for word."""
     _ids: set[int] = field(default_factory=set)
-    """The first 64 bits of each row's id: 77 MB for a million rows, beside the 490 MB of the libraries. Two of a million
-    ids agree in those with a probability of 1 to 40 million; the later row is a `duplicate` then."""
+    """The first 64 bits of each row's id: 77 MB for a million rows, beside the libraries' 490 MB. Two of a million ids
+    agree in those with a probability of 1 to 40 million; the later row is a `duplicate` then."""
     _rows: list[Row] = field(default_factory=list)
     _characters: int = 0
     """Of the rows that wait to be stored."""
