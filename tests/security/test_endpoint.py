@@ -1,5 +1,6 @@
 """What a teacher's endpoint can do with the key that it is sent, and with the program that waits for its answer."""
 
+import gzip
 import html
 import json
 import logging
@@ -308,6 +309,23 @@ def test_an_answer_without_an_end_is_read_up_to_a_bound(serve, monkeypatch):
         ask(serve(endless).url)
 
 
+@pytest.mark.parametrize(("concurrency", "most"), [(64, 8 << 20), (256, 2 << 20), (4096, 1 << 20)])
+def test_the_more_answers_are_under_way_the_smaller_each_must_be(serve, concurrency, most):
+    endpoint = Endpoint(url=serve(endless).url, model="big", max_concurrency=concurrency)
+    with pytest.raises(TransientError, match=f"the answer has more than {most} bytes"):
+        probe(endpoint)
+
+
+def packed(handler: BaseHTTPRequestHandler) -> None:
+    body = gzip.compress(b" " * (1 << 20) + json.dumps({"data": [{"id": "big"}]}).encode())
+    answering(200, body, **{"Content-Encoding": "gzip", "Content-Type": "application/json"})(handler)
+
+
+def test_an_answer_is_not_unpacked(serve):
+    with pytest.raises(TransientError, match="UnicodeDecodeError"):
+        probe(Endpoint(url=serve(packed).url, model="big"))
+
+
 def dripping(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "100000")
@@ -374,7 +392,7 @@ def test_a_redirect_to_what_is_no_url_is_one(serve):
 def test_an_answer_that_breaks_off_is_no_answer(serve):
     body = json.dumps({"choices": [{"message": {"content": "whole?"}}]}).encode()
     rule = answering(200, body, **{"Content-Length": str(len(body) + 1)})
-    with pytest.raises(TransientError, match="broke off after 49 of 50 bytes"):
+    with pytest.raises(TransientError, match="received 49 bytes, expected 50"):
         ask(serve(rule).url)
 
 
@@ -405,6 +423,7 @@ def test_an_answer_that_is_no_completion_fails_its_own_request_alone(serve, body
 
 def test_http_is_spoken_in_one_place_and_tracebacks_go_through_the_log():
     sources = {path.name: path.read_text() for path in (Path(__file__).parents[2] / "images").rglob("*.py")}
-    speaking = {name for name, text in sources.items() if re.search(r"urlopen|build_opener|HTTPS?Connection\(", text)}
+    speakers = re.compile(r"urlopen|build_opener|HTTPS?Connection\(|httpx2?\.(Async)?Client|OpenAI\(")
+    speaking = {name for name, text in sources.items() if speakers.search(text)}
     assert speaking == {"web.py"}
     assert [name for name, text in sources.items() if "traceback.print" in text] == []

@@ -26,3 +26,11 @@ def hanging(pipe: Connection) -> None:
 def crashing(pipe: Connection) -> None:
     with mock.patch.object(grader, "compare", _crash):
         grader._serve(pipe)
+
+
+def never_ready(_: Connection) -> None:
+    time.sleep(60)
+
+
+def ending_at_once(_: Connection) -> None:
+    os._exit(9)

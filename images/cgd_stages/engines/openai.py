@@ -2,6 +2,9 @@
 
 A request that the server refuses rejects its own row. A wrong key ends the program for good; a server that is away
 for longer than the patience of a request ends it for a retry.
+
+Not through openai's own client (3.54): it loses the status of a refusal whose body is broken and unpacks what a server
+has packed, without a bound, so that nothing of it would be left but the names of two paths.
 """
 
 import json
@@ -11,7 +14,6 @@ import queue
 import random
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -27,8 +29,9 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 30.0
 ENDPOINT_HINT = "Check url and model in spec.teacher.endpoint, and that the server is running."
 KEY_HINT = "Check the Secret of spec.teacher.endpoint.apiKeySecretRef."
-MOST = 8 << 20
-"""Bytes of an answer: more than any model's context."""
+MOST, LEAST, WHOLE = 8 << 20, 1 << 20, 512 << 20
+"""Bytes of an answer: more than any model's context, and less where so many requests are under way that all of their
+answers together would be more than `WHOLE`, but never less than `LEAST`."""
 LONGEST_ID, LONGEST_REASON = 200, 40
 """Characters that are kept of a model's id and of a reason to finish."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -36,7 +39,10 @@ _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one request is tried: seconds for one answer, tries, and the first and longest pause between two."""
+    """How long one request is tried: seconds for one answer, tries, and the first and longest pause between two.
+
+    In tenacity's words the loop would be as long, for who is to blame is decided between two tries.
+    """
 
     timeout: float = 600.0
     tries: int = 8
@@ -215,10 +221,9 @@ def post(endpoint: Endpoint, body: bytes, timeout: float) -> Any:
 
 def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> Any:
     """One HTTP exchange. Raises Failed for everything but an answer in JSON, UserError for a redirect."""
-    headers = {"Content-Type": "application/json", **_authorization()}
-    request = urllib.request.Request(endpoint.url.rstrip("/") + path, data=body, headers=headers)  # noqa: S310
+    url, most = endpoint.url.rstrip("/") + path, min(MOST, max(LEAST, WHOLE // endpoint.max_concurrency))
     try:
-        return json.loads(exchange(request, seconds=timeout, most=MOST))
+        return json.loads(exchange(url, body, headers=_authorization(), seconds=timeout, most=most))
     except Status as status:
         if status.redirect:
             raise _redirected(endpoint, path, status.redirect) from status

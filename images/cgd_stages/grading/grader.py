@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Literal, Self
 
+from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, same_spelling, same_value
 
 AnswerSource = Literal["boxed", "text", "none"]
@@ -27,6 +28,7 @@ WORKER_MEMORY = 8 << 30
 """Bytes of address space that a worker may take: an answer such as 9^{9^{9}} must not take the machine."""
 START_SECONDS = 120.0
 """A worker imports sympy before its first comparison: seconds, more on a busy machine. No deadline counts them."""
+START_HINT = "See the pod's log, and its limits: a worker needs some 300 MB of memory."
 
 UNDECIDED = Verdict(False, "")
 
@@ -199,7 +201,11 @@ def _serve(pipe: Connection) -> None:
 
 
 class _Worker:
-    """One worker process and its deadline; a process that misses it is killed and replaced at the next question."""
+    """One worker process and its deadline; a process that misses it is killed and replaced at the next question.
+
+    Not a pool of pebble's (5.2.3): of workers that die on the question that they have just taken, one in 40 breaks it
+    as a whole, and the others' questions with it.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -226,10 +232,17 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
-        if not self._pipe.poll(START_SECONDS):
-            raise OSError("the worker does not start")
-        self._pipe.recv()
-        return self._pipe
+        try:
+            if self._pipe.poll(START_SECONDS):
+                self._pipe.recv()
+                return self._pipe
+            reason = f"it was not ready within {START_SECONDS:g} s"
+        except (EOFError, OSError):
+            self._process.join()
+            reason = f"it ended with {self._process.exitcode}"
+        self.stop()
+        # A reason of this pod's, not of the answer: every other would be left ungraded as well.
+        raise TransientError(f"a worker of the grader does not start: {reason}", hint=START_HINT)
 
     def stop(self) -> None:
         if self._pipe and self._process:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, SupportsIndex
 
 from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
 from cgd_stages.engines.base import vllm_arguments
@@ -204,13 +204,47 @@ def _name_vllm(scratch: Path) -> None:
         sys.path.append(str(folder.parent))
 
 
+class Reply(str):
+    """What the model wrote, and why it ended. lm-eval's backend hands on the texts alone, so the text itself keeps the
+    reason, also when the backend cuts it at a stop."""
+
+    finish_reason: str
+
+    @classmethod
+    def of(cls, text: str, finish_reason: str) -> Self:
+        reply = cls(text)
+        reply.finish_reason = finish_reason
+        return reply
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        first, *rest = super().split(sep, maxsplit) or [""]
+        return [Reply.of(first, "stop" if rest else self.finish_reason), *rest]
+
+
 def start(model: Path, work: Harness) -> Any:
-    """lm-eval's vLLM backend, with the settings of our own engines."""
+    """lm-eval's vLLM backend, with the settings of our own engines. Its `ended` says by the id of a request's arguments
+    why the first reply to it ended."""
     from lm_eval.models.vllm_causallms import VLLM
 
     arguments = vllm_arguments(model, work.engine)
     asker = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
     asker._max_gen_toks = min(UNTOLD_TOKENS, asker.max_length // 2)  # what is left of the context holds the question
+    asker.ended = {}
+    generate, generate_until = asker.model.generate, asker.generate_until
+
+    def generate_replies(*arguments: Any, **settings: Any) -> Any:
+        outputs = generate(*arguments, **settings)
+        for completion in (completion for output in outputs for completion in output.outputs):
+            completion.text = Reply.of(completion.text, str(completion.finish_reason))
+        return outputs
+
+    def remember_why_they_ended(requests: list[Any], **settings: Any) -> list[str]:
+        replies = generate_until(requests, **settings)
+        for request, reply in zip(requests, replies, strict=True):
+            asker.ended.setdefault(id(request.args), reply.finish_reason)
+        return [str(reply) for reply in replies]  # tasks compare types
+
+    asker.model.generate, asker.generate_until = generate_replies, remember_why_they_ended
     return asker
 
 
@@ -235,6 +269,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
             f"lm-eval {lm_eval.__version__} has no task {task.task!r}",
             hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
         )
+    asker.ended.clear()
     try:
         with nullcontext() if task.own_code else guarded(task.task):
             results: dict[str, Any] | None = lm_eval.simple_evaluate(
@@ -256,6 +291,8 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     except OSError as error:  # whatever the hub's libraries raise where data are missing is one
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
+    for sample in (sample for samples in results["samples"].values() for sample in samples if _is_generated(sample)):
+        sample["finish_reason"] = asker.ended[id(sample["arguments"][0])]
     return results
 
 
@@ -339,7 +376,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "reference": str(sample["target"]),
         "tolerance": "",
         "output": output,
-        "finish_reason": "stop",
+        "finish_reason": sample["finish_reason"] if generated else "stop",
         "prompt_tokens": sum(len(tokenizer(text)["input_ids"]) for text in asked),
         "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
         "passes": len(asked),

@@ -6,6 +6,9 @@ sets. Its standard error at a similarity s is the root of s (1 - s) / HASHES, 3.
 200 is called alike, of pairs at 0.9 one in 2,800 is not. Pairs are looked for among those that agree in one of `BANDS`
 groups of hash functions (at 0.8 all but one in 20 million do), and of these only among those that follow each other, so
 that a text that all prompts share costs no more than another.
+
+Not by datasketch (2.0): it counts as well, but takes five times as long and three times the memory for 20,000 prompts,
+and its groups are others than those that runs have stored.
 """
 
 import zlib

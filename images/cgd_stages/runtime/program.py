@@ -118,7 +118,8 @@ Main = Callable[[Context], dict[str, StageFacts]]
 def log_stage() -> None:
     """The log of a stage program's process."""
     start_log("%(asctime)s %(message)s", times="%H:%M:%S")
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+    for library in ("botocore", "httpx2"):  # a line for each request
+        logging.getLogger(library).setLevel(logging.WARNING)
     hide_in_log()
 
 

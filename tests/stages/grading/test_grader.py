@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 import pytest
 from support import broken_graders
 
+from cgd_stages.errors import TransientError
 from cgd_stages.grading import grader as grading
 from cgd_stages.grading.grader import Found, Grade, Grader, find_answer, reference_answer
 
@@ -106,6 +107,22 @@ def test_a_worker_that_hangs_or_dies_is_an_outcome_of_its_own_and_is_replaced(
             broken.setattr(grading, "_serve", serve)
             assert grader.grade("18", "19") == Grade("19", "text", correct=False, grade_error=error)
         assert grader.grade("18", "19") == Grade("19", "text", correct=False, rule="value")
+
+
+@pytest.mark.parametrize(
+    ("serve", "seconds", "reason"),
+    [
+        (broken_graders.never_ready, 2.0, "was not ready within 2 s"),
+        (broken_graders.ending_at_once, 60.0, "ended with 9"),
+    ],
+)
+def test_workers_that_cannot_start_end_the_stage(
+    serve: Callable[[Connection], None], seconds: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading, "_serve", serve)
+    monkeypatch.setattr(grading, "START_SECONDS", seconds)
+    with Grader(workers=2) as grader, pytest.raises(TransientError, match=f"does not start: it {reason}"):
+        grader.grade_all([("18", "19"), ("18", "20"), ("18", "21")])
 
 
 def test_an_expression_that_cannot_be_computed_is_told_as_an_error_or_a_time_out() -> None:

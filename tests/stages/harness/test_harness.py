@@ -1,6 +1,7 @@
 """Tasks of lm-eval: what is asked and graded is its own; what is stored, gone on with and told is ours."""
 
 import json
+import string
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from cgd_stages.contract import Engine, Harness, HarnessTask, Model, Rows, Stage
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.harness import __main__ as harness
 from cgd_stages.harness import sandboxed
+from cgd_stages.harness.__main__ import Reply
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
@@ -48,6 +50,14 @@ metadata: {version: 1.0}
 """
 
 
+STOPPED = (
+    DEFINITION.replace("task: sums", "task: stopped")
+    .replace('until: ["\\n"]', f"until: {json.dumps(list(string.printable))}")
+    .replace("max_gen_toks: 8", "max_gen_toks: 64")
+)
+"""Asks the same; whatever the model writes is a stop."""
+
+
 PROGRAMS = """\
 task: humaneval
 dataset_path: json
@@ -78,7 +88,9 @@ class Words:
 
 
 class Asker:
-    tokenizer = Words()
+    def __init__(self) -> None:
+        self.tokenizer = Words()
+        self.ended: dict[int, str] = {}
 
 
 def sample(number: int, *, right: float, metric: str = "exact_match", **more: Any) -> dict[str, Any]:
@@ -87,6 +99,7 @@ def sample(number: int, *, right: float, metric: str = "exact_match", **more: An
         "arguments": [(f"What is {number} + 1 ?", {"until": []})],
         "target": str(number + 1),
         "resps": [[f"It is {number + 1}"]],
+        "finish_reason": "stop",
         "filtered_resps": [str(number + 1)],
         "filter": "none",
         "metrics": [metric],
@@ -248,6 +261,34 @@ def test_choices_have_no_text_and_pay_for_every_choice() -> None:
     )  # fmt: skip
 
 
+def test_an_output_that_was_cut_is_truncated_and_counted(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    asked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = [sample(number, right=0.0, finish_reason="length") for number in range(3)]
+    answered = results("sums", sample(7, right=1.0), *cut)
+    monkeypatch.setattr(harness, "ask", lambda *_: answered)
+    facts = harness.main(program(storage, tmp_path, work_for(tiny_model, SUMS)))[STAGE]
+    assert (facts.metrics["sums_truncated"], facts.metrics["sums_refused"]) == (3, 0)
+    assert [row["finish_reason"] for row in stored(bucket, facts)] == ["length"] * 3 + ["stop"]
+
+
+def test_a_reply_keeps_why_it_ended_and_one_that_is_cut_at_a_stop_ended_there() -> None:
+    from lm_eval.models.utils import postprocess_generated_text
+
+    cut = Reply.of("first\nsecond", "length")
+    whole = postprocess_generated_text(cut, ["", "Question:"], None)
+    stopped = postprocess_generated_text(cut, ["Question:", "\n", "c"], None)
+    assert isinstance(whole, Reply)
+    assert isinstance(stopped, Reply)
+    assert (whole, whole.finish_reason) == ("first\nsecond", "length")
+    assert (stopped, stopped.finish_reason) == ("first", "stop")
+
+
 # --- programs ---------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +361,7 @@ def mirror(storage: Storage, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tm
     there = bucket.at(uri)
     there.put("tasks/sums.yaml", DEFINITION.encode())
     there.put("tasks/choices.yaml", CHOICES.encode())
+    there.put("tasks/stopped.yaml", STOPPED.encode())
     there.put("tasks/humaneval.yaml", PROGRAMS.encode())
     there.put("programs.jsonl", (json.dumps(ADD) + "\n").encode())
     rows = [{"question": f"What is {number} + 1?", "answer": str(number + 1)} for number in range(3)]
@@ -342,12 +384,17 @@ def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, mirror: str
 ) -> None:
     choices = HarnessTask(name="choices", task="choices", metric="acc", limit=2)
-    work = work_for(tiny_model, SUMS, choices, HUMANEVAL, data=mirror)
+    stopped = SUMS.model_copy(update={"name": "stopped", "task": "stopped"})
+    work = work_for(tiny_model, SUMS, choices, HUMANEVAL, stopped, data=mirror)
     facts = harness.main(program(storage, tmp_path, work))[STAGE]
     wrote, *rows = stored(bucket, facts)
     assert (wrote["benchmark"], wrote["correct"]) == ("HumanEval", False)
     assert (wrote["reference"], wrote["rule"][:9]) == (f"{ADD['test']}\ncheck(add)", "sandbox: ")
-    assert [row["benchmark"] for row in rows] == ["choices"] * 2 + ["sums"] * 3
+    assert [row["benchmark"] for row in rows] == ["choices"] * 2 + ["stopped"] * 3 + ["sums"] * 3
+    reasons = [row["finish_reason"] for row in rows]
+    assert (set(reasons[:5]), set(reasons) - {"stop"}) == ({"stop"}, {"length"})
+    assert facts.metrics["sums_truncated"] == reasons.count("length")
+    rows = [row for row in rows if row["benchmark"] != "stopped"]
     assert [row["reference"] for row in rows[2:]] == ["1", "2", "3"]
     assert all(row["output"] and "<|im_start|>user\nWhat is" in row["prompt"] for row in rows[2:])
     told = Folder(bucket, RUN.namespace, STAGE, facts.digest).require().settings

@@ -1,9 +1,8 @@
-"""Sampling, and the set of ids: an even choice of rows, in memory that a million rows may take."""
+"""Sampling: an even choice of rows, in memory that a million rows may take."""
 
 from array import array
 
 from cgd_stages.prepare import sampling
-from cgd_stages.prepare.intake import Ids
 from cgd_stages.prepare.sampling import Sample, nth_smallest
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store.rows import Row, row_schema
@@ -54,15 +53,3 @@ def test_rows_that_waited_in_files_come_back_as_they_were_and_leave_no_file(tmp_
 def test_the_nth_smallest_key():
     keys = array("Q", (int(row_id(str(n))[:16], 16) for n in range(100)))
     assert [nth_smallest(keys, n) for n in (1, 50, 100, 101)] == [sorted(keys)[n] for n in (0, 49, 99, 99)]
-
-
-def test_an_id_is_new_once_however_many_there_are():
-    ids, texts = Ids(), [row_id(str(n)) for n in range(5000)]
-    assert all(ids.add(text) for text in texts)
-    assert not any(ids.add(text) for text in texts)
-
-
-def test_ids_that_are_all_zeros_or_meet_in_one_place_are_told_apart():
-    ids, alike = Ids(), [f"{n:04x}{0:016x}" for n in range(50)]
-    assert [ids.add(text) for text in alike] == [True] * 50
-    assert [ids.add(text) for text in alike] == [False] * 50
