@@ -29,6 +29,7 @@ class _Dumper(yaml.CSafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_multi_representer(str, _Dumper.represent_text)  # names of stages, which are strings
 
 
 def load_all(text: str) -> Iterator[Any]:

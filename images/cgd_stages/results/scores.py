@@ -358,6 +358,6 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
 def gpus(stage: StageRecord) -> int:
     """GPUs of all pods of a stage, if it ran on GPUs; 0 where its settings name none."""
     given = stage.settings
-    if stage.name.startswith("train-"):
+    if stage.name.kind == "train":
         return int(given.get("workers", 0) * given.get("processes", 0))
     return int(given.get("tensorParallel", 0) * given.get("shards", 1))

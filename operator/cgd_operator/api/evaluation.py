@@ -6,17 +6,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
-from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, S3Uri, Text, rules
-from cgd_operator.api.generation import Fields, Sampling, SourceUri
-from cgd_stages.contract import RivalKind
-
-
-class BenchmarkFields(Fields):
-    """Names of the columns; rows may lack the last two."""
-
-    context: Name | None = Field(None, description="Text that stands before the question.")
-    tolerance: Name | None = Field(None, description="How far a numeric answer may be off.")
-
+from cgd_operator.api.fields import BenchmarkName, S3Uri, Text, rules
+from cgd_operator.api.generation import SourceUri
+from cgd_stages.contract import BenchmarkFields, Contract, Positive, Rival, Sampling
 
 _KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
 SOURCELESS_RULE = (
@@ -26,7 +18,7 @@ SOURCELESS_RULE = (
 GRADED_RULE = (f"has(self.fields) ? has(self.fields.reference) : {_KNOWN_NAME}", "a benchmark needs fields.reference")
 
 
-class Benchmark(Part):
+class Benchmark(Contract):
     """Questions with reference answers; the model sees the question (and the instruction) alone.
 
     Of a benchmark that is known by its name (MATH-500, GSM8K, Minerva, OlympiadBench, AMC23, AIME24, AIME25, TheoremQA)
@@ -73,7 +65,7 @@ TASK_RULE = (
 )
 
 
-class Task(Part):
+class Task(Contract):
     """A task of lm-eval, asked and graded by its own code: by a name that is known (IFEval, IFEval-loose, GPQA-Diamond,
     MMLU-Pro, MuSR, TruthfulQA, BBH, HumanEval), or any other by lm-eval's own name and a metric."""
 
@@ -101,16 +93,6 @@ class Task(Part):
         return self
 
 
-class Rival(Part):
-    """A method that spends more at inference instead of training, on the base model, to compare with."""
-
-    kind: RivalKind = Field(
-        description="The student criticises its own answer, in the words that the teacher is asked in, and improves it "
-        "(SelfRefine) or answers anew with its critiques in view (Reflexion)."
-    )
-    rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
-
-
 SAMPLES_RULE = (
     "double(self.sampling.temperature) > 0.0 || self.benchmarks.all(one, one.samples == 1)",
     "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
@@ -123,7 +105,7 @@ EXECUTION_RULE = (
 )
 
 
-class Evaluation(Part):
+class Evaluation(Contract):
     model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE, EXECUTION_RULE))
 
     benchmarks: tuple[Benchmark, ...] = Field(
@@ -161,7 +143,7 @@ class Evaluation(Part):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "Evaluation":
-        if float(self.sampling.temperature) == 0 and any(one.samples > 1 for one in self.benchmarks):
+        if self.sampling.temperature == 0 and any(one.samples > 1 for one in self.benchmarks):
             raise ValueError(SAMPLES_RULE[1])
         if not self.execute_code and any(one.name in _EXECUTED_NAMES for one in self.tasks):
             raise ValueError(EXECUTION_RULE[1])

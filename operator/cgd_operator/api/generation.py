@@ -4,26 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import (
-    HTTP,
-    PLAIN,
-    BenchmarkName,
-    KeyRef,
-    ModelUri,
-    Name,
-    Part,
-    Percent,
-    Positive,
-    Rate,
-    Temperature,
-    Text,
-    Uri,
-    no_user,
-    rules,
-)
+from cgd_operator.api.fields import HTTP, PLAIN, BenchmarkName, KeyRef, ModelUri, Percent, Text, Uri, no_user, rules
+from cgd_stages import contract
+from cgd_stages.contract import Contract, Name, Number, Rate, Sampling
 
 
-class ServedModel(Part):
+class ServedModel(Contract):
     """How vLLM serves a model. One independent engine per shard, tensor parallel inside it."""
 
     shards: int = Field(1, ge=1, le=1024, description="Pods that share the rows of a stage, each with its own engine.")
@@ -44,7 +30,7 @@ class Student(ServedModel):
     revision: Name | None = Field(None, description="Branch, tag or commit on the hub; pinned to a commit by prepare.")
 
 
-class Endpoint(Part):
+class Endpoint(Contract):
     """Any OpenAI-compatible server."""
 
     url: Annotated[
@@ -80,15 +66,6 @@ class Teacher(ServedModel):
         return self
 
 
-class Fields(Part):
-    """Names of the columns."""
-
-    prompt: Name = "prompt"
-    reference: Name | None = Field(
-        None, description="Reference answer; needed by benchmarks and the objective SFT, never shown to the teacher."
-    )
-
-
 SourceUri = Annotated[
     Uri,
     Text(
@@ -99,15 +76,7 @@ SourceUri = Annotated[
 ]
 
 
-class Source(Part):
-    """Rows to read: JSON lines (plain, .gz, .zst) or Parquet."""
-
-    source: SourceUri
-    fields: Fields = Fields()
-    limit: Positive | None = Field(None, description="Take at most so many usable rows: the first ones.")
-
-
-class Decontaminate(Part):
+class Decontaminate(contract.Decontaminate):
     """Remove prompts that share words with benchmark questions; each is listed with what it matched."""
 
     against: tuple[BenchmarkName, ...] = Field(
@@ -116,27 +85,17 @@ class Decontaminate(Part):
         json_schema_extra={"x-kubernetes-list-type": "set"},
         description="Names of spec.evaluation.benchmarks; default: all of them.",
     )
-    ngram: int = Field(
-        13,
-        ge=5,
-        le=100,
-        description="Words in a row that make a match, without case and punctuation. A question of fewer words is "
-        "matched as a whole; one of fewer than 5 only by a prompt that is the same text.",
-    )
 
 
 SEED_RULE = ("!has(self.seed) || has(self.limit)", "seed says how the limit rows are drawn: set limit as well")
 
 
-class Prompts(Source):
+class Prompts(contract.Prompts):
     """What is learned from."""
 
     model_config = ConfigDict(json_schema_extra=rules(SEED_RULE))
 
-    limit: Positive | None = Field(
-        None, description="Take at most so many usable rows: the first ones or, with a seed, an even sample of all."
-    )
-    seed: int | None = Field(None, ge=0, description="Of the sample; the order of rows and files does not change it.")
+    source: SourceUri
     decontaminate: Decontaminate | None = Field(None, description="{}: against all benchmarks.")
 
     @model_validator(mode="after")
@@ -146,21 +105,12 @@ class Prompts(Source):
         return self
 
 
-class Sampling(Part):
-    """Decoding of one stage. The paper's: greedy, at most 16,384 new tokens."""
-
-    max_tokens: int = Field(16384, ge=1, description="New tokens at most; a longer text is rejected as truncated.")
-    temperature: Temperature = Field("0", description="0: greedy.")
-    top_p: Rate = Field("1", description="Nucleus sampling; only with a temperature above 0.")
-    seed: int = Field(0, ge=0, description="Of a row's own seed, with the row's key.")
-
-
-class Generation(Part):
+class Generation(Contract):
     answer: Sampling = Sampling()
     critique: Sampling = Sampling()
     refine: Sampling = Sampling()
     distill: Sampling = Field(Sampling(), description="The teacher's own answers, for the objective DistilledSFT.")
-    max_rejected: Percent = Field("2%", description="A stage that rejects more of its rows fails, loudly.")
+    max_rejected: Percent = Field(Number("2%"), description="A stage that rejects more of its rows fails, loudly.")
     min_right_refinements: Percent | None = Field(
         None,
         description="Before a training GPU is asked for, an even sample of refinements is graded by the references; "

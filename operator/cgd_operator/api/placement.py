@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from cgd_operator.api.fields import Memory, Name, Part, rules
+from cgd_operator.api.fields import Memory, rules
+from cgd_stages.contract import Contract, Name
 
 FREE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
@@ -26,14 +27,14 @@ Quantity = Annotated[
 ]
 
 
-class Resources(Part):
+class Resources(Contract):
     """Of a container, as Kubernetes has them."""
 
     limits: dict[str, Quantity] = Field({})
     requests: dict[str, Quantity] = Field({})
 
 
-class Pool(Part):
+class Pool(Contract):
     """Where the pods of a pool run. The fields are those of a PodSpec and of a container."""
 
     node_selector: dict[str, str] = Field({})
@@ -49,7 +50,7 @@ VOLCANO_RULE = (
 )
 
 
-class SchedulingPolicy(Part):
+class SchedulingPolicy(Contract):
     """The pods of a training start together or not at all. For a scheduler that the cluster has beside its own, and
     that the training's controller was set up for."""
 
@@ -76,7 +77,7 @@ GPU_MEMORY_RULE = (
 )
 
 
-class Placement(Part):
+class Placement(Contract):
     model_config = ConfigDict(json_schema_extra=rules(GPU_MEMORY_RULE))
 
     accelerator: str = Field(

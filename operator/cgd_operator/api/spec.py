@@ -13,10 +13,7 @@ from cgd_operator.api.fields import (
     GpuHours,
     Image,
     KeyRef,
-    Name,
     NameRef,
-    Part,
-    Positive,
     S3Uri,
     Text,
     rules,
@@ -25,13 +22,14 @@ from cgd_operator.api.fields import (
 from cgd_operator.api.generation import Generation, Prompts, Student, Teacher
 from cgd_operator.api.placement import Placement
 from cgd_operator.api.training import Training
+from cgd_stages.contract import Contract, Name, Positive
 
 
 class InvalidRun(ValueError):
     """A manifest that cannot be run; each line of the text names a field and what to change."""
 
 
-class Storage(Part):
+class Storage(Contract):
     """An S3 bucket. Credentials: the ServiceAccount's cloud identity, or a Secret with the two AWS keys."""
 
     uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", "write s3://bucket/prefix")] = Field(
@@ -48,14 +46,14 @@ class Storage(Part):
     ca_bundle_config_map_ref: KeyRef | None = Field(None, description="ConfigMap key with the server's CA, as PEM.")
 
 
-class Images(Part):
+class Images(Contract):
     """Images of the stage programs; default: those that the operator was released with."""
 
     generate: Image | None = None
     train: Image | None = None
 
 
-class PodMetadata(Part):
+class PodMetadata(Contract):
     """Labels and annotations for every pod, such as those a cost report or a mesh reads."""
 
     labels: dict[str, str] = Field({})
@@ -78,7 +76,7 @@ AGAINST_RULE = (
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
-class Budget(Part):
+class Budget(Contract):
     """What a run may use. When it is used up the pods are stopped and the run has failed; what is stored stays, and a
     new run with a larger budget goes on from there."""
 
@@ -100,7 +98,7 @@ class Budget(Part):
         return self
 
 
-class CGDRunSpec(Part):
+class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
     model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from cgd_operator.api.fields import Part
+from cgd_stages.contract import Contract, StageName
 
 
-class Rows(Part):
+class Rows(Contract):
     total: int = 0
     done: int = 0
     rejected: int = 0
@@ -16,7 +16,7 @@ class Rows(Part):
 StageState = Literal["Pending", "Waiting", "Running", "Suspended", "Succeeded", "Failed"]
 
 
-class PodAttempts(Part):
+class PodAttempts(Contract):
     name: str
     uid: str = ""
     """Of the pod that was counted last; empty: the next one is no new attempt."""
@@ -27,8 +27,8 @@ class PodAttempts(Part):
     attempts: int
 
 
-class StageStatus(Part):
-    name: str
+class StageStatus(Contract):
+    name: StageName
     state: StageState = "Pending"
     reason: str | None = None
     message: str | None = None
@@ -56,7 +56,7 @@ class StageStatus(Part):
     digest: str | None = None
 
 
-class Condition(Part):
+class Condition(Contract):
     type: str
     status: Literal["True", "False", "Unknown"]
     reason: str
@@ -65,12 +65,12 @@ class Condition(Part):
     observed_generation: int = 0
 
 
-class Usage(Part):
+class Usage(Contract):
     gpu_hours: str = "0"
     tokens: int = 0
 
 
-class Artifacts(Part):
+class Artifacts(Contract):
     """S3 URIs of what the run has made."""
 
     quadruples: str | None = None
@@ -78,7 +78,7 @@ class Artifacts(Part):
     report: str | None = None
 
 
-class CGDRunStatus(Part):
+class CGDRunStatus(Contract):
     """What the operator saw last. Derived from the spec and the children every time.
 
     Four facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds

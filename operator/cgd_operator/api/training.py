@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import Fraction, Half, Part, Rate, rules
-from cgd_stages.contract import CritiqueKind, Objective
+from cgd_operator.api.fields import rules
+from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Objective, Rate, Upkeep
 
 BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
@@ -29,7 +29,7 @@ SELECT_RULE = (
 )
 
 
-class Critique(Part):
+class Critique(Contract):
     """What stands in the critique's place when CGD is trained; the targets stay the same. For ablations.
 
     matched: the row's own. shuffled: another prompt's. generic: one placeholder text. none: left out. corrupted: of a
@@ -48,7 +48,7 @@ class Critique(Part):
         return self
 
 
-class Validation(Part):
+class Validation(HeldOut):
     """Prompts that are held out of training; the loss on them says which model is exported, no benchmark does.
 
     They are chosen by training.seed, the same for every objective of the run, with all samples of a prompt together.
@@ -56,13 +56,6 @@ class Validation(Part):
 
     model_config = ConfigDict(json_schema_extra=rules(SELECT_RULE))
 
-    fraction: Half | None = Field(
-        None,
-        description='Share of the prompts, at least one and never all; "0": none. Default: 1 % and at most 1,000 '
-        "prompts in a run of 2,000 or more; none in a smaller run, where a handful of prompts would be lost to "
-        "learning for a loss that is mostly noise.",
-    )
-    every_steps: int = Field(200, ge=1, description="Measured after so many steps, and after the last one.")
     select: Literal["best", "last"] | None = Field(
         None,
         description="The model that is exported: the one with the least validation loss (best), or the one after the "
@@ -71,13 +64,13 @@ class Validation(Part):
 
     @model_validator(mode="after")
     def _something_to_select_by(self) -> "Validation":
-        if self.select == "best" and self.fraction is not None and float(self.fraction) == 0:
+        if self.select == "best" and self.fraction == 0:
             raise ValueError(SELECT_RULE[1])
         return self
 
 
-class Training(Part):
-    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
+class Objectives(Contract):
+    """What is learned."""
 
     objectives: tuple[Objective, ...] = Field(
         ("CGD",),
@@ -90,17 +83,11 @@ class Training(Part):
         "prompts.fields.reference), RefinedSFT (the refinement).",
     )
     critique: Critique = Critique()
-    epochs: int = Field(1, ge=1, le=100, description="Passes over the rows.")
-    global_batch_size: int = Field(64, ge=1, le=65536, description="Examples per step, over all workers.")
-    learning_rate: Rate = Field("1e-6", description="Peak of the schedule; a string, as every fraction.")
-    warmup_ratio: Fraction = Field("0", description="Share of the steps with a rising learning rate.")
-    weight_decay: Fraction = Field("0", description="Of AdamW.")
-    max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
-    packing: bool = Field(
-        False,
-        description="Several examples in one row of at most maxSequenceLength tokens, each seeing itself alone, rather "
-        "than examples of like length padded to the longest. The losses are the same.",
-    )
+
+
+class Workers(Contract):
+    """What runs a training, and in how many processes."""
+
     workers: int = Field(1, ge=1, le=512, description="Pods of a training.")
     backend: Literal["auto", "PyTorchJob", "TrainJob"] = Field(
         "auto",
@@ -108,32 +95,12 @@ class Training(Part):
         "auto takes what the cluster has, PyTorchJob first.",
     )
     gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
-    zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
-    activation_checkpointing: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Whether layers compute their activations again in backward, which saves memory and costs one more "
-        "forward pass. auto: where the GPU's memory is estimated not to hold them, never on a CPU.",
-    )
-    offload: Literal["none", "optimizer", "parameters"] = Field(
-        "none",
-        description="What is kept in the host's memory and costs time for less of the GPU's: the optimizer (12 bytes "
-        "per parameter, divided by the GPUs; AdamW then runs on the CPU), or with zeroStage 3 the parameters as well.",
-    )
-    checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
-    keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
+
+
+class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last base come first
+    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
+
     validation: Validation = Validation()
-    stop_on_loss_spike: bool = Field(
-        True,
-        description="End a training whose loss stays far above what it was for 5 steps in a row: above the median of "
-        "the 50 steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
-    )
-    seed: int = Field(
-        0,
-        ge=0,
-        description="Order of the examples; also which prompts are held out, and which critiques are exchanged, for "
-        "shuffled and corrupted.",
-    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":

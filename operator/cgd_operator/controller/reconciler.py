@@ -621,9 +621,8 @@ def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:
     for stage in new.stages:
         ended = stage.state in ("Succeeded", "Failed") and before.get(stage.name) != stage.state
         if ended and stage.start_time and stage.completion_time:
-            kind = stage.name.partition("-")[0]
             seconds = render.seconds_between(stage.start_time, stage.completion_time)
-            metrics.STAGE_SECONDS.labels(kind, stage.state).observe(seconds)
+            metrics.STAGE_SECONDS.labels(stage.name.kind, stage.state).observe(seconds)
 
 
 def _created(manifest: Object) -> datetime:

@@ -250,7 +250,7 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
         return "Pending"
     if _is_held_up(current):
         return "Queued" if current.reason in WAITS else "Waiting"
-    return WORDS[current.name.partition("-")[0]]
+    return WORDS[current.name.kind]
 
 
 def _is_held_up(stage: StageStatus) -> bool:
