@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cgd_operator import yamls
-from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, INSTRUCTION, TASKS
+from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, INSTRUCTION, TASKS, Harnessed
 from cgd_operator.api.evaluation import Benchmark, Evaluation, Task
 from cgd_operator.api.fields import bytes_of
 from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec
@@ -288,17 +288,14 @@ def _harness(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) ->
 
 def _task(task: Task) -> contract.HarnessTask:
     """A task of lm-eval; what the manifest leaves out of one that is known by its name is filled in."""
-    known = TASKS.get(task.name)
-    metric = task.metric or (known.metric if known else "")
-    few_shot = known.few_shot if known and task.few_shot is None else task.few_shot
-    name = known.task if known else task.name
+    known = TASKS.get(task.name, Harnessed(task.name, metric=""))
     return contract.HarnessTask(
         name=task.name,
-        task=name,
-        metric=metric,
-        few_shot=few_shot,
+        task=known.task,
+        metric=task.metric or known.metric,
+        few_shot=known.few_shot if task.few_shot is None else task.few_shot,
         limit=task.limit,
-        executes=name in EXECUTED,
+        executes=known.task in EXECUTED,
         own_code=task.own_code,
     )
 
@@ -327,19 +324,9 @@ def _prompts(spec: CGDRunSpec) -> contract.Prompts:
 def _benchmark(benchmark: Benchmark) -> contract.Benchmark:
     """The benchmark with what is known of its name where the spec says nothing."""
     known = BENCHMARKS.get(benchmark.name)
-    given = benchmark.model_dump(exclude_none=True)
-    filled = (
-        {
-            "source": known.source,
-            "fields": known.fields,
-            "instruction": INSTRUCTION,
-            "tolerance": known.tolerance,
-            "questions": known.questions,
-        }
-        if known
-        else {}
-    )
-    return contract.Benchmark.model_validate(filled | given)
+    filled = {name: getattr(known, name) for name in ("source", "fields", "tolerance", "questions")} if known else {}
+    instruction = {"instruction": INSTRUCTION} if known else {}
+    return contract.Benchmark.model_validate(instruction | filled | benchmark.model_dump(exclude_none=True))
 
 
 def storage_of(storage: Storage) -> contract.Storage:
