@@ -58,7 +58,7 @@ class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
     @classmethod
-    def of(cls, other: BaseModel) -> Self:
+    def part_of(cls, other: BaseModel) -> Self:
         """What this class has of another object, by the names of its fields."""
         return cls.model_validate(other, from_attributes=True)
 

@@ -311,7 +311,7 @@ def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
 
 def _trainings(report: ReportData) -> list[dict[str, Any]]:
     """One block a training: its loss, its figures, and how long its examples are."""
-    records = {stage.name: stage for stage in report.stages if stage.name.kind == "train"}
+    records: dict[str, StageRecord] = {stage.name: stage for stage in report.stages if stage.name.kind == "train"}
     blocks = []
     for name in dict.fromkeys([*records, *report.training]):
         facts = records[name].facts if name in records else None

@@ -344,7 +344,7 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
     if not devices - {"cpu"}:
         return {}
     critique = next((stage for stage in stages if stage.name == "critique" and stage.seconds is not None), None)
-    hours = {}
+    hours: dict[str, float] = {}
     for stage in stages:
         count, seconds = gpus(stage), stage.seconds
         if not count or seconds is None:

@@ -469,7 +469,7 @@ class Reconciler:
         run = view.run
         if run.uid in self._equipped or not view.starts:
             return
-        tokens = {
+        tokens: dict[str, str] = {
             child.stage: token(self.key, run.namespace, run.name, run.uid, child.stage) for child in view.children
         }
         try:

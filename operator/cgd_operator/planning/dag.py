@@ -222,9 +222,9 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         prompts=_prompts(spec),
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
         student=_student(spec),
-        student_engine=contract.Engine.of(spec.student),
+        student_engine=contract.Engine.part_of(spec.student),
         teacher=_teacher(spec),
-        teacher_engine=contract.Engine.of(spec.teacher),
+        teacher_engine=contract.Engine.part_of(spec.teacher),
         endpoint=_endpoint(spec),
         max_rejected=spec.generation.max_rejected,
         gpus=_gpu_memory(spec),
@@ -247,7 +247,7 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
         sampling=tuple(getattr(spec.generation, role) for role in roles),
         model=_student(spec) if own else _teacher(spec),
         endpoint=None if own else _endpoint(spec),
-        engine=contract.Engine.of(served),
+        engine=contract.Engine.part_of(served),
         shards=served.shards,
         max_rejected=spec.generation.max_rejected,
     )
@@ -272,7 +272,7 @@ def _evaluate(
         model=model,
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)),
         sampling=evaluation.sampling,
-        engine=contract.Engine.of(spec.student),
+        engine=contract.Engine.part_of(spec.student),
         rival=rival,
     )
 
@@ -282,7 +282,7 @@ def _harness(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) ->
         model=model,
         tasks=tuple(map(_task, evaluation.tasks)),
         data=evaluation.task_data,
-        engine=contract.Engine.of(spec.student),
+        engine=contract.Engine.part_of(spec.student),
     )
 
 
@@ -310,7 +310,7 @@ def _teacher(spec: CGDRunSpec) -> contract.Model | None:
 
 
 def _endpoint(spec: CGDRunSpec) -> contract.Endpoint | None:
-    return contract.Endpoint.of(spec.teacher.endpoint) if spec.teacher.endpoint else None
+    return contract.Endpoint.part_of(spec.teacher.endpoint) if spec.teacher.endpoint else None
 
 
 def _prompts(spec: CGDRunSpec) -> contract.Prompts:
@@ -333,7 +333,7 @@ def storage_of(storage: Storage) -> contract.Storage:
     """The object store as stage programs are told of it."""
     ca_bundle = "/etc/cgd/ca/ca.crt" if storage.ca_bundle_config_map_ref else None
     place = {"uri": storage.uri.rstrip("/"), "ca_bundle": ca_bundle}
-    return contract.Storage.of(storage).model_copy(update=place)
+    return contract.Storage.part_of(storage).model_copy(update=place)
 
 
 def _spec_text(spec: CGDRunSpec) -> str:
