@@ -217,11 +217,13 @@ class Endpoint(Contract):
 
 
 class Fields(Contract):
-    """Names of the columns."""
+    """The names of the columns in the source."""
 
-    prompt: Name = "prompt"
+    prompt: Name = Field("prompt", description="The column with the prompt or question.")
     reference: Name | None = Field(
-        None, description="Reference answer; needed by benchmarks and the objective SFT, never shown to the teacher."
+        None,
+        description="The column with the reference answer. Benchmarks and the objective SFT need it. The teacher never "
+        "sees it.",
     )
 
     @property
@@ -231,10 +233,10 @@ class Fields(Contract):
 
 
 class BenchmarkFields(Fields):
-    """Names of the columns; rows may lack the last two."""
+    """The names of the columns in the source. Rows may lack a context and a tolerance."""
 
-    context: Name | None = Field(None, description="Text that stands before the question.")
-    tolerance: Name | None = Field(None, description="How far a numeric answer may be off.")
+    context: Name | None = Field(None, description="The column with the text that stands before the question.")
+    tolerance: Name | None = Field(None, description="The column that says how far a numeric answer may be off.")
 
 
 class Source(Contract):
@@ -244,12 +246,14 @@ class Source(Contract):
     source: str
     fields: Fields = Fields()
     limit: Positive | None = Field(
-        None, description="Take at most so many usable rows: the first ones or, with a seed, an even sample of all."
+        None,
+        description="The most rows that the run takes: the first ones that can be used or, with a seed, an even sample "
+        "of all.",
     )
 
 
 class Decontaminate(Contract):
-    """Remove prompts that share words with benchmark questions; each is listed with what it matched."""
+    """The benchmarks from whose questions a prompt may be copied, and what counts as a copy."""
 
     against: tuple[str, ...]
     """Names of benchmarks."""
@@ -257,16 +261,23 @@ class Decontaminate(Contract):
         13,
         ge=5,
         le=100,
-        description="Words in a row that make a match, without case and punctuation. A question of fewer words is "
-        "matched as a whole; one of fewer than 5 only by a prompt that is the same text.",
+        description="How many words in a row a prompt shares with a question when it counts as a copy; case and "
+        "punctuation do not matter. A question with fewer words is compared as a whole, and one with fewer than 5 "
+        "words matches only a prompt with the same text.",
     )
 
 
 class Prompts(Source):
-    """What is learned from."""
+    """The prompts that the run learns from."""
 
-    seed: int | None = Field(None, ge=0, description="Of the sample; the order of rows and files does not change it.")
-    decontaminate: Decontaminate | None = Field(None, description="{}: against all benchmarks.")
+    seed: int | None = Field(
+        None, ge=0, description="Draws the sample. The order of rows and files does not change the sample."
+    )
+    decontaminate: Decontaminate | None = Field(
+        None,
+        description="Removes prompts that copy a benchmark's question, and lists each with the question it matched. {} "
+        "compares with all benchmarks.",
+    )
 
 
 class Benchmark(Source):
@@ -284,12 +295,14 @@ class Benchmark(Source):
 
 
 class Sampling(Contract):
-    """Decoding of one stage. The paper's: greedy, at most 16,384 new tokens."""
+    """How a model writes. The defaults are the paper's: greedy decoding, at most 16,384 new tokens."""
 
-    max_tokens: int = Field(16384, ge=1, description="New tokens at most; a longer text is rejected as truncated.")
-    temperature: Temperature = Field(0.0, description="0: greedy.")
-    top_p: Rate = Field(1.0, description="Nucleus sampling; only with a temperature above 0.")
-    seed: int = Field(0, ge=0, description="Of a row's own seed, with the row's key.")
+    max_tokens: int = Field(
+        16384, ge=1, description="The most tokens that the model may write. A text that reaches it is cut and rejected."
+    )
+    temperature: Temperature = Field(0.0, description='The sampling temperature; "0" means greedy decoding.')
+    top_p: Rate = Field(1.0, description="The share of nucleus sampling. It matters only with a temperature above 0.")
+    seed: int = Field(0, ge=0, description="Gives every row a seed of its own, together with the row's key.")
 
 
 class Engine(Contract):
@@ -347,11 +360,13 @@ class HeldOut(Contract):
 
     fraction: Half | None = Field(
         None,
-        description='Share of the prompts, at least one and never all; "0": none. Default: 1 % and at most 1,000 '
-        "prompts in a run of 2,000 or more; none in a smaller run, where a handful of prompts would be lost to "
-        "learning for a loss that is mostly noise.",
+        description='The share of the prompts that is held out: at least one prompt and never all; "0" holds none out. '
+        "By default a run of 2,000 prompts or more holds out 1 %, at most 1,000 prompts, and a smaller run none: the "
+        "loss on a handful of prompts is mostly noise.",
     )
-    every_steps: int = Field(200, ge=1, description="Measured after so many steps, and after the last one.")
+    every_steps: int = Field(
+        200, ge=1, description="The loss is measured after every so many steps, and after the last one."
+    )
 
 
 class Validation(HeldOut):
@@ -361,47 +376,64 @@ class Validation(HeldOut):
 class Course(Contract):
     """What a training goes through, and how fast."""
 
-    epochs: int = Field(1, ge=1, le=100, description="Passes over the rows.")
-    global_batch_size: int = Field(64, ge=1, le=65536, description="Examples per step, over all workers.")
-    learning_rate: Rate = Field(Number("1e-6"), description="Peak of the schedule; a string, as every fraction.")
-    warmup_ratio: Fraction = Field(0.0, description="Share of the steps with a rising learning rate.")
-    weight_decay: Fraction = Field(0.0, description="Of AdamW.")
-    max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
+    epochs: int = Field(1, ge=1, le=100, description="How often the training goes through the rows.")
+    global_batch_size: int = Field(
+        64, ge=1, le=65536, description="How many examples one step learns from, over all workers."
+    )
+    learning_rate: Rate = Field(
+        Number("1e-6"), description='The highest learning rate of the schedule; a string, such as "1e-6".'
+    )
+    warmup_ratio: Fraction = Field(0.0, description="The share of the steps in which the learning rate rises.")
+    weight_decay: Fraction = Field(0.0, description="The weight decay of AdamW.")
+    max_sequence_length: int = Field(
+        16384, ge=16, description="The most tokens of an example. A longer one is rejected, never cut."
+    )
     packing: bool = Field(
         False,
-        description="Several examples in one row of at most maxSequenceLength tokens, each seeing itself alone, rather "
-        "than examples of like length padded to the longest. The losses are the same.",
+        description="Puts several examples into one row of at most maxSequenceLength tokens, and each sees itself "
+        "alone. Without it, examples of like length are padded to the longest. The losses are the same.",
     )
 
 
 class Upkeep(Contract):
     """How a training fits into its GPUs, and how it is kept, watched and drawn."""
 
-    zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
+    zero_stage: int = Field(
+        3,
+        ge=0,
+        le=3,
+        description="What DeepSpeed ZeRO divides among the GPUs: 1 the optimizer, 2 also gradients, 3 also parameters.",
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="The number format of the forward and backward pass."
+    )
     activation_checkpointing: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Whether layers compute their activations again in backward, which saves memory and costs one more "
-        "forward pass. auto: where the GPU's memory is estimated not to hold them, never on a CPU.",
+        description="Whether the backward pass computes activations again, which saves memory and costs one more "
+        "forward pass. auto does so where the GPU's memory would not hold them by estimate, and never on a CPU.",
     )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none",
-        description="What is kept in the host's memory and costs time for less of the GPU's: the optimizer (12 bytes "
-        "per parameter, divided by the GPUs; AdamW then runs on the CPU), or with zeroStage 3 the parameters as well.",
+        description="What moves from the GPU's memory to the host's, and makes steps slower: optimizer (12 bytes per "
+        "parameter, divided by the GPUs; AdamW then runs on the CPU), or, with zeroStage 3, parameters as well.",
     )
-    checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
-    keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
+    checkpoint_every_steps: int = Field(
+        200,
+        ge=1,
+        description="A checkpoint is stored after every so many steps, and an interrupted training goes on from it.",
+    )
+    keep_checkpoints: int = Field(2, ge=1, le=100, description="How many checkpoints are kept; older ones are deleted.")
     validation: HeldOut = HeldOut()
     stop_on_loss_spike: bool = Field(
         True,
-        description="End a training whose loss stays far above what it was for 5 steps in a row: above the median of "
-        "the 50 steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
+        description="Ends a training when its loss stays too high for 5 steps in a row: above the median of the 50 "
+        "steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
     )
     seed: int = Field(
         0,
         ge=0,
-        description="Order of the examples; also which prompts are held out, and which critiques are exchanged, for "
-        "shuffled and corrupted.",
+        description="Determines the order of the examples, which prompts are held out, and which critiques shuffled "
+        "and corrupted exchange.",
     )
 
 
@@ -459,13 +491,15 @@ class Check(Contract):
 
 
 class Rival(Contract):
-    """A method that spends more at inference instead of training, on the base model, to compare with."""
+    """A method to compare with: the base model makes several passes over a question instead of being trained."""
 
     kind: RivalKind = Field(
-        description="The student criticises its own answer, in the words that the teacher is asked in, and improves it "
-        "(SelfRefine) or answers anew with its critiques in view (Reflexion)."
+        description="The student criticises its own answer, asked in the words that the teacher is asked in. Then it "
+        "improves the answer (SelfRefine) or answers anew with its critiques in view (Reflexion)."
     )
-    rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
+    rounds: int = Field(
+        1, ge=1, le=10, description="The most rounds; the model stops earlier when a critique finds the answer right."
+    )
 
 
 class Evaluate(Contract):

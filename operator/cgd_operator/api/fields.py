@@ -83,14 +83,14 @@ BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD)]
 
 
 class KeyRef(Contract):
-    """A key of a Secret in the run's namespace."""
+    """A key of an object in the run's namespace."""
 
     name: Name
     key: Name
 
 
 class NameRef(Contract):
-    """A Secret or ConfigMap in the run's namespace."""
+    """An object in the run's namespace."""
 
     name: Name
 

@@ -35,23 +35,25 @@ class StageStatus(Contract):
     child: str | None = None
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
-    attempts: int = Field(0, description="How often its pods were begun, of the one that was begun most often.")
+    attempts: int = Field(0, description="How often the pod was started that was started most often.")
     pod_attempts: tuple[PodAttempts, ...] = Field(
         (),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="The attempts of each pod of a PyTorchJob: under the same name it is made again.",
+        description="How often each pod of a PyTorchJob was made: it is made again under the same name.",
     )
     rows: Rows | None = None
     tokens_per_second: int | None = None
     percent: int | None = None
     eta_seconds: int | None = None
-    gpu_seconds: int = Field(0, description="Of all its pods, from a node's taking one to its end, times its GPUs.")
+    gpu_seconds: int = Field(
+        0, description="The time of all its pods, each from when a node takes it to its end, times its GPUs."
+    )
     pod_gpu_seconds: dict[str, int] = Field(
         {},
         json_schema_extra={"x-kubernetes-map-type": "atomic"},
-        description="The parts of gpuSeconds, by the uids of the pods; those of many that are gone are left out.",
+        description="gpuSeconds of each pod, by its uid. When many pods are gone, some of them are left out.",
     )
-    tokens: int = Field(0, description="Prompt and generated tokens.")
+    tokens: int = Field(0, description="How many tokens the stage has read and written.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 

@@ -30,16 +30,17 @@ SELECT_RULE = (
 
 
 class Critique(Contract):
-    """What stands in the critique's place when CGD is trained; the targets stay the same. For ablations.
-
-    matched: the row's own. shuffled: another prompt's. generic: one placeholder text. none: left out. corrupted: of a
-    fraction of the rows (rate) another prompt's critique under the opposite verdict, of the others their own.
-    """
+    """What CGD is given as the critique, for ablations. The targets stay the same."""
 
     model_config = ConfigDict(json_schema_extra=rules(RATE_RULE))
 
-    kind: CritiqueKind = "matched"
-    rate: Rate | None = Field(None, description="Fraction of the rows that get a wrong critique.")
+    kind: CritiqueKind = Field(
+        "matched",
+        description="matched gives every row its own critique, shuffled that of another prompt, generic one "
+        "placeholder text, none no critique. corrupted gives a share of the rows (rate) another prompt's critique "
+        "under the opposite verdict, and the others their own.",
+    )
+    rate: Rate | None = Field(None, description="The share of the rows that get a wrong critique.")
 
     @model_validator(mode="after")
     def _rate_of_corrupted(self) -> "Critique":
@@ -49,17 +50,17 @@ class Critique(Contract):
 
 
 class Validation(HeldOut):
-    """Prompts that are held out of training; the loss on them says which model is exported, no benchmark does.
+    """Prompts that no training learns from. The loss on them, and no benchmark, decides which model is exported.
 
-    They are chosen by training.seed, the same for every objective of the run, with all samples of a prompt together.
+    training.seed chooses them, the same for every objective of the run, with all samples of a prompt together.
     """
 
     model_config = ConfigDict(json_schema_extra=rules(SELECT_RULE))
 
     select: Literal["best", "last"] | None = Field(
         None,
-        description="The model that is exported: the one with the least validation loss (best), or the one after the "
-        "last step. Default: best where prompts are held out.",
+        description="Which model is exported: the one with the least validation loss (best), or the one after the last "
+        "step (last). Default: best where prompts are held out.",
     )
 
     @model_validator(mode="after")
@@ -77,10 +78,10 @@ class Objectives(Contract):
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="What is learned, a model for each, trained one after another: CGD (the refinement, given prompt, "
-        "answer and critique), CFT (the critique, given prompt and answer), and given the prompt alone "
-        "DistilledSFT (the teacher's own answer, which costs a pass of the teacher), SFT (the reference answer; needs "
-        "prompts.fields.reference), RefinedSFT (the refinement).",
+        description="What the student learns. Every objective trains a model of its own, one after another. CGD learns "
+        "the refinement, given prompt, answer and critique. CFT learns the critique, given prompt and answer. Given "
+        "the prompt alone, DistilledSFT learns the teacher's own answer (one more pass of the teacher), SFT the "
+        "reference answer (set prompts.fields.reference), and RefinedSFT the refinement.",
     )
     critique: Critique = Critique()
 
@@ -88,16 +89,20 @@ class Objectives(Contract):
 class Workers(Contract):
     """What runs a training, and in how many processes."""
 
-    workers: int = Field(1, ge=1, le=512, description="Pods of a training.")
+    workers: int = Field(1, ge=1, le=512, description="How many pods train together.")
     backend: Literal["auto", "PyTorchJob", "TrainJob"] = Field(
         "auto",
-        description="What runs a training: PyTorchJob (Kubeflow Training Operator) or TrainJob (Kubeflow Trainer v2); "
-        "auto takes what the cluster has, PyTorchJob first.",
+        description="The kind that runs a training: PyTorchJob (Kubeflow Training Operator) or TrainJob (Kubeflow "
+        "Trainer v2). auto takes the one that the cluster has, PyTorchJob first.",
     )
-    gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
+    gpus_per_worker: int = Field(
+        8, ge=1, le=64, description="How many GPUs a pod has. It runs as many processes, on a CPU too."
+    )
 
 
 class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last base come first
+    """How the student is trained."""
+
     model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
 
     validation: Validation = Validation()
