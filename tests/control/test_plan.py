@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import pytest
 from builders import run
 
+from cgd_operator import yamls
 from cgd_operator.api.generation import Endpoint, ServedModel
 from cgd_operator.planning.dag import Child, choose_backend, plan, stage_names
 from cgd_stages import contract
@@ -254,6 +255,10 @@ def test_the_backend_is_the_kind_of_trainings_alone_and_no_part_of_a_task(backen
 def test_a_task_survives_its_journey_through_the_environment() -> None:
     for child in plan(run()):
         assert contract.StageTask.model_validate_json(child.task.to_json()) == child.task
+
+
+def test_the_name_of_a_stage_is_written_to_yaml_as_the_text_it_is() -> None:
+    assert yamls.dump({"stage": plan(run())[0].stage}) == "stage: prepare\n"
 
 
 def test_no_secret_and_nothing_that_may_change_is_part_of_a_task() -> None:
