@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import zstandard
-from stage_builders import RUN, context, prepare_work
+from stage_builders import context, prepare_work
 
 from cgd_stages.contract import Benchmark, BenchmarkFields, Decontaminate, Endpoint, Engine, Model, Prompts, Storage
 from cgd_stages.errors import RowsLost, TransientError, UserError
@@ -22,7 +22,6 @@ from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
 from cgd_stages.store.rows import from_parquet
-from cgd_stages.store.run import open_input
 
 QUESTIONS = [{"question": f"Ann has {n} apples. How many?", "answer": str(n)} for n in range(60)]
 
@@ -42,7 +41,7 @@ class Prepared:
     def __init__(self, storage: Storage, work: object, scratch: Path, inputs: Path | None = None) -> None:
         self.context = context(storage, work, scratch, inputs=inputs)
         self.facts = prepare.main(self.context)["prepare"]
-        self.folder = open_input(self.context.bucket, RUN, "prepare")
+        self.folder = self.context.store.input("prepare")
         self.rows = sorted(read_rows(self.folder), key=lambda row: row["prompt"])
         done = self.folder.require()
         self.rejected = [row for part in done.under(REJECTED) for row in from_parquet(self.folder.read(part))]
