@@ -294,6 +294,7 @@ def test_while_the_store_is_away_an_evaluation_goes_on(
 ) -> None:
     for name, value in {"FLUSH_ROWS": 1, "RETRY_SECONDS": 0.0, "RETRY_SHARE": 1e9}.items():
         monkeypatch.setattr(part_writer, name, value)
+    monkeypatch.setattr(evaluate, "UNGRADED_ROWS", 1)  # each step waits for the grader
     prepared(bucket, [question(number) for number in range(20)])
     put, steps = Bucket._put, iter(range(100))
     away: list[bool] = []

@@ -178,7 +178,7 @@ class Shard:
         self._context, self._feeder = context, feeder
         source: Collection[Hashable] = feeder.writer.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
         self._owned = len(source)
-        self.writer = ShardWriter(stage.folder, stage.shard, stage.shards, source)
+        self.writer: ShardWriter = ShardWriter(stage.folder, stage.shard, stage.shards, source)
         self.fresh: Counter[str] = Counter()
         """What this attempt has added: rows, tokens, prompt_tokens, cached_tokens."""
         self._opened = time.monotonic()
