@@ -240,6 +240,7 @@ def test_a_training_that_is_done_already_only_gets_the_pointer(
     first = train.main(training(storage, tmp_path, train_work(tiny_model)))
     again = training(storage, tmp_path, train_work(tiny_model, workers=1, zero_stage=3, checkpoint_every_steps=7))
     again.task = again.task.model_copy(update={"run": again.task.run.model_copy(update={"name": "other"})})
+    again.store = RunStore(bucket, again.task.run)
     refined(bucket, [quadruple(number) for number in range(4)], again.task.run)
     assert train.main(again) == first
     assert len(no_torchrun) == 1
