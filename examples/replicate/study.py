@@ -22,7 +22,7 @@ from cgd_stages import contract
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import read_rows
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 from replicate.arithmetic import ENDINGS, Problem, make_problem, read_question, stated
 
 ASKED = ("answer", "hashes")
@@ -166,7 +166,7 @@ class Study:
     def _quality(self, run: dag.Run) -> dict[str, float]:
         """Shares of the rows: right drafts, right verdicts, right refinements; and their number."""
         reference = contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid)
-        rows = list(read_rows(open_input(self._bucket(run), reference, "refine")))
+        rows = list(read_rows(RunStore(self._bucket(run), reference).input("refine")))
         right = {column: [is_right(row["prompt"], row[column]) for row in rows] for column in ("answer", "refinement")}
         found_right = [prompts.verdict(row["critique"]) == "right" for row in rows]
         judged = [said is good for said, good in zip(found_right, right["answer"], strict=True)]

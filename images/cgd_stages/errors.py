@@ -36,7 +36,7 @@ class TransientError(StageError):
 
 
 class RowsLost(TransientError):
-    """The books do not balance: read != kept + rejected. A retry reads the stored rows anew and asks for the rest."""
+    """The counts do not add up: read != kept + rejected. A retry reads the stored rows anew and asks for the rest."""
 
 
 class Interrupted(StageError):

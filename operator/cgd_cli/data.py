@@ -16,22 +16,22 @@ from cgd_stages.models import resolve
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
 from cgd_stages.store.rows import Row, from_parquet
-from cgd_stages.store.run import open_input
-from cgd_stages.training.dataset import Supply
+from cgd_stages.store.run import RunStore
+from cgd_stages.training.dataset import Dataset
 
 Manifest = dict[str, Any]
 
 TEXTS = ("prompt", "reference", "answer", "critique", "refinement", "distilled")
 
 
-def _ref(run: Manifest) -> contract.RunRef:
+def _store(run: Manifest, storage: contract.Storage) -> RunStore:
     meta = run["metadata"]
-    return contract.RunRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
+    return RunStore(Bucket(storage), contract.RunRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"]))
 
 
 def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool, prefix: str, count: int) -> list[Row]:
     """The first `count` rows of a finished stage whose id begins with `prefix`. Raises StageError."""
-    folder = open_input(Bucket(storage), _ref(run), stage)
+    folder = _store(run, storage).input(stage)
     stored: Iterable[Row] = read_rows(folder)
     if rejected:
         stored = (row for part in folder.require().under(REJECTED) for row in from_parquet(folder.read(part)))
@@ -58,17 +58,14 @@ def row_panel(row: Row) -> Panel:
 
 def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) -> Panel:
     """The training example that the run's objective makes of a row: the learned tokens are marked. Raises UserError."""
-    work = _training(run, objective)
-    bucket, reference = Bucket(storage), _ref(run)
+    work, store = _training(run, objective), _store(run, storage)
     with tempfile.TemporaryDirectory() as scratch:
-        student = resolve.fetch(
-            resolve.pinned(work.student, bucket, reference), bucket, reference, Path(scratch), weights=False
-        )
+        student = resolve.fetch(resolve.pinned(work.student, store), store, Path(scratch), weights=False)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
     wanted = (row["id"], row["sample"])
-    examples = Supply.of(bucket, reference, work).examples(tokenizer)
+    examples = Dataset.of(store, work).examples(tokenizer)
     made = next((made for one, made in examples if (one["id"], one["sample"]) == wanted), None)
     if made is None:
         raise UserError(f"{wanted[0]}/{wanted[1]} is no row of {objective}", hint="Look with --stage refine.")
@@ -93,6 +90,6 @@ def _training(run: Manifest, objective: str) -> contract.Train:
 
 def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> bytes:
     """The report of a run: its page, or with "json" every figure on it. Raises StageError when it has none yet."""
-    folder = open_input(Bucket(storage), _ref(run), "report")
+    folder = _store(run, storage).input("report")
     (file,) = (part for part in folder.require().parts if part.key == f"report.{kind}")
     return folder.read(file)

@@ -11,6 +11,7 @@ from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
 from cgd_stages.models import fit, resolve
 from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.run import RunStore
 
 
 def misfits(run: Run, memory: float) -> list[fit.Misfit]:
@@ -18,15 +19,15 @@ def misfits(run: Run, memory: float) -> list[fit.Misfit]:
     tasks = [child.task for child in plan(run)]
     task, work = next((task, task.work) for task in tasks if isinstance(task.work, contract.Prepare))
     gpus = fit.Gpus(memory=work.gpu_memory or int(memory), training=work.training)
-    bucket = Bucket(task.storage.model_copy(update={"ca_bundle": None}))  # a path in a pod
+    store = RunStore(Bucket(task.storage.model_copy(update={"ca_bundle": None})), task.run)  # the path is one in a pod
     given = [("spec.student", work.student, work.student_engine)]
     if work.teacher:
         given.append(("spec.teacher", work.teacher, work.teacher_engine))
     with tempfile.TemporaryDirectory() as scratch:
         served = []
         for where, model, engine in given:
-            folder = resolve.fetch(model, bucket, task.run, Path(scratch), weights=False)
+            folder = resolve.fetch(model, store, Path(scratch), weights=False)
             config = fit.read_config(folder, model, where)
             context = fit.context_length(config, engine, model, where)
             served.append(fit.Served(where, model, engine, config, context))
-        return fit.find_misfits(bucket, Path(scratch), gpus, served)
+        return fit.find_misfits(store.bucket, Path(scratch), gpus, served)

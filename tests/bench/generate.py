@@ -33,7 +33,7 @@ from cgd_stages import contract
 from cgd_stages.contract import RunRef, Sampling, Storage
 from cgd_stages.engines.base import Engine
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 
 console = Console(highlight=False)
 ROUNDS, ROWS, TOKENS = 3, 64, 32
@@ -255,7 +255,7 @@ def fused(storage: Storage, folder: Path) -> None:
             for which in roles:
                 _program(storage, folder, run, which, tokens)
             seconds[name].append(time.monotonic() - started)
-        facts = open_input(Bucket(storage), run, "refine").require().facts
+        facts = RunStore(Bucket(storage), run).input("refine").require().facts
         hits.append(facts.metrics["prompt_tokens_cached"] / max(facts.prompt_tokens, 1))
     shown = Table(
         title=f"fused teacher: {rows} drafts of {drafts[0]}-{drafts[1]} tokens, replies up to {tokens}",

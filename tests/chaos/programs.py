@@ -34,7 +34,7 @@ from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import digest_of, now, row_schema, to_parquet
-from cgd_stages.store.run import claim, write_pointer
+from cgd_stages.store.run import RunStore
 
 TEXTS = [f"How many apples are {number} apples and {number} more?" for number in range(40)]
 ROWS = [quadruple(number, reference=f"#### {2 * number + 1}") for number in range(40)]
@@ -113,7 +113,7 @@ def _evaluate(place: Place) -> Work:
     questions = [empty | {"benchmark": "sums", "id": text, "prompt": text, "reference": "#### 1"} for text in TEXTS]
     folder = Folder(place.bucket, RUN.namespace, "prepare", digest_of(questions=TEXTS))
     part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
-    write_pointer(place.bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
+    RunStore(place.bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
     sums = Benchmark(name="sums", source="", instruction="Add them.")
     return Evaluate(model=_model(place), benchmarks=(sums,), sampling=Sampling(max_tokens=16), engine=_engine())
 
@@ -136,7 +136,7 @@ def _report(place: Place) -> Work:
 def _clean(place: Place) -> Work:
     for name in range(3):
         folder = Folder(place.bucket, RUN.namespace, "prepare", digest_of(name=name))
-        claim(folder, RUN)
+        RunStore(folder.bucket, RUN).claim(folder)
         rows: list[dict[str, Any]] = [
             {"id": text, "sample": name, "prompt": text, "reference": None, "prompt_tokens": 1} for text in TEXTS
         ]

@@ -24,9 +24,8 @@ from cgd_stages.contract import Endpoint, Exit, Generate, Role, RunRef, StageTas
 from cgd_stages.method.prompts import read_reply, role_messages
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
-from cgd_stages.store.part_writer import text_column
-from cgd_stages.store.rows import Row, from_parquet
-from cgd_stages.store.run import open_input
+from cgd_stages.store.rows import Row, from_parquet, text_column
+from cgd_stages.store.run import RunStore
 
 ROLES: tuple[Role, ...] = ("answer", "critique", "refine")
 UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique"}
@@ -284,8 +283,8 @@ class Run:
     def _read(self) -> Verdict:
         bucket, found = Bucket(self._storage), Verdict()
         for role in ROLES:
-            source = list(read_rows(open_input(bucket, self._ref, UPSTREAM[role])))
-            folder = open_input(bucket, self._ref, role)
+            source = list(read_rows(RunStore(bucket, self._ref).input(UPSTREAM[role])))
+            folder = RunStore(bucket, self._ref).input(role)
             done = folder.require()
             rows = list(read_rows(folder))
             rejected = [row for part in done.under(REJECTED) for row in from_parquet(folder.read(part))]

@@ -21,7 +21,7 @@ from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import digest_of, now, row_schema, to_parquet
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.run import RunStore
 
 QUESTIONS = {f"Question number {n}?": f"REFERENCE-{n}" for n in range(6)}
 
@@ -61,7 +61,7 @@ def with_references(bucket: Bucket) -> None:
     folder = Folder(bucket, RUN.namespace, "prepare", digest_of(questions=QUESTIONS))
     part = folder.put_rows(PARTS, rows, row_schema("prepare"))
     facts = StageFacts(rows=Rows(total=len(rows), done=len(rows)))
-    write_pointer(bucket, RUN, folder.finish(facts=facts, parts=[part], started=now(), inputs={}))
+    RunStore(bucket, RUN).point_at(folder.finish(facts=facts, parts=[part], started=now(), inputs={}))
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_at_evaluation_the_model_sees_the_prompt_alone(storage, bucket, tiny_mod
     questions = [{"benchmark": "own", "id": row_id(x), "prompt": x, "reference": r} for x, r in QUESTIONS.items()]
     folder = Folder(bucket, RUN.namespace, "prepare", digest_of(benchmark=questions))
     part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA))
-    write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
+    RunStore(bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
     trained = RuleEngine()
     monkeypatch.setattr(evaluate, "_engine", lambda *_: trained)
     benchmarks = (Benchmark(name="own", source=""),)

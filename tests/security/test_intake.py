@@ -38,7 +38,7 @@ from cgd_stages.runtime import program
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Done, Folder
 from cgd_stages.store.rows import Row, from_parquet
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 
 FIELDS = Fields(prompt="question", reference="answer")
 HALF = "\ud83d"
@@ -208,7 +208,7 @@ def test_a_reference_in_parquet_that_json_has_not_is_rejected(tmp_path):
 
 
 def finished(bucket: Bucket) -> tuple[Folder, Done]:
-    folder = open_input(bucket, RUN, "prepare")
+    folder = RunStore(bucket, RUN).input("prepare")
     return folder, folder.require()
 
 
@@ -265,42 +265,42 @@ class Counting:
         return self._inner(texts, **how)
 
 
-def books_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: str) -> intake.Reading:
-    """The books of one prompt."""
+def intake_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: str) -> intake.Intake:
+    """The intake of one prompt."""
     folder = Folder(bucket, RUN.namespace, "prepare", "d1")
-    made = intake.Reading(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
+    made = intake.Intake(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
     made._take([made._look(Line("line 1", {"question": prompt, "answer": "1"}))])
     return made
 
 
 def test_a_prompt_far_beyond_the_context_is_not_tokenised_as_a_whole(bucket, tiny_model):
     tokenizer = Counting(tiny_model)
-    books = books_of(bucket, tokenizer, 64, "x" * LINE_BYTES)
-    assert books.reasons == {"too_long": 1}
-    assert "tokens or more, the student's context has 64" in books.examples["too_long"]
+    taken = intake_of(bucket, tokenizer, 64, "x" * LINE_BYTES)
+    assert taken.reasons == {"too_long": 1}
+    assert "tokens or more, the student's context has 64" in taken.examples["too_long"]
     assert tokenizer.longest == 16 * 64
 
 
 @pytest.mark.parametrize(("words", "reasons"), [(1500, {"too_long": 1}), (900, {})])
 def test_a_prompt_near_the_context_is_counted_as_a_whole(bucket, tiny_model, words, reasons):
     tokenizer = Counting(tiny_model)
-    books = books_of(bucket, tokenizer, 1000, "Conclusion " * words)
+    taken = intake_of(bucket, tokenizer, 1000, "Conclusion " * words)
     assert tokenizer.longest > 11 * words
-    assert books.reasons == reasons
-    assert "or more" not in books.examples.get("too_long", "")
+    assert taken.reasons == reasons
+    assert "or more" not in taken.examples.get("too_long", "")
 
 
 def test_of_the_fields_of_a_source_no_more_are_remembered_than_people_look_at(bucket, monkeypatch):
     monkeypatch.setattr(intake, "COLUMNS", 10)
     folder = Folder(bucket, RUN.namespace, "prepare", "d1")
-    books = intake.Reading(prepare_work("m", "s3://data/p.jsonl"), None, 0, folder)
+    taken = intake.Intake(prepare_work("m", "s3://data/p.jsonl"), None, 0, folder)
     for row in range(8):
         names = [f"field-{row}-{column}" for column in range(8)]
         line = Line("", dict.fromkeys([*names, "x" * 300, "question", "answer"], 1))
-        books.columns.update(books._names(line))
-    assert len(books.columns) == 10
-    assert (books.columns["question"], books.columns["answer"]) == (8, 8)
-    assert "x" * 300 not in books.columns
+        taken.columns.update(taken._names(line))
+    assert len(taken.columns) == 10
+    assert (taken.columns["question"], taken.columns["answer"]) == (8, 8)
+    assert "x" * 300 not in taken.columns
 
 
 # --- answers ----------------------------------------------------------------------------------------------------

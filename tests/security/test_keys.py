@@ -31,7 +31,7 @@ from cgd_stages.prepare import sources
 from cgd_stages.store.bucket import LONGEST_NAME, Bucket, place
 from cgd_stages.store.folder import Done, Folder, Part
 from cgd_stages.store.rows import now
-from cgd_stages.store.run import Pointer, open_input
+from cgd_stages.store.run import Pointer, RunStore
 from cgd_stages.training.checkpoints import Checkpoint, Checkpoints, Layout
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_a_stored_model_writes_no_file_outside_its_folder(tmp_path, key):
         store({"m/config.json": BODY, f"m/{key}": BODY}) as storage,
         pytest.raises(UserError, match="has no place below a folder"),
     ):
-        resolve.fetch(Model(name="s3://data/m"), Bucket(storage), RUN, scratch, weights=False)
+        resolve.fetch(Model(name="s3://data/m"), RunStore(Bucket(storage), RUN), scratch, weights=False)
     assert [name for name in files_in(tmp_path) if "evil" in name] == []
 
 
@@ -245,7 +245,7 @@ def test_a_marker_s_times_are_times(time):
     home = "p/team/train-cgd/d1/DONE.json"
     objects[home] = json.dumps(json.loads(objects[home]) | {"completed": time}).encode()
     with store(objects) as storage, pytest.raises(UserError, match="is not a marker of this format"):
-        open_input(Bucket(storage), RUN, "train-cgd").done()
+        RunStore(Bucket(storage), RUN).input("train-cgd").done()
 
 
 def test_cgd_plan_writes_no_file_outside_its_temporary_folder(tmp_path, monkeypatch):
@@ -278,14 +278,14 @@ def test_the_marker_of_a_stage_names_no_file_outside_the_model_s_folder(tmp_path
         store(stage_with("model/../../../evil.json")) as storage,
         pytest.raises(UserError, match="has no place below a folder"),
     ):
-        resolve.fetch(Model(name="stage://train-cgd"), Bucket(storage), RUN, tmp_path / "1" / "2")
+        resolve.fetch(Model(name="stage://train-cgd"), RunStore(Bucket(storage), RUN), tmp_path / "1" / "2")
     assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("digest", ["../../../evil", "", "d1/..", "D1"])
 def test_a_pointer_s_digest_is_a_digest(digest):
     with store(stage_with(digest=digest)) as storage, pytest.raises(UserError, match="is no pointer of this format"):
-        open_input(Bucket(storage), RUN, "train-cgd")
+        RunStore(Bucket(storage), RUN).input("train-cgd")
 
 
 def test_a_checkpoint_s_marker_names_no_file_outside_its_folder(tmp_path):

@@ -26,7 +26,7 @@ from cgd_stages.contract import MOST, Clean
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, PARTS, Folder
 from cgd_stages.store.rows import now, row_schema
-from cgd_stages.store.run import read_claims, write_pointer
+from cgd_stages.store.run import RunStore
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 ODD_NUMBERS = ("", "x", "-1", "1.5", "1e3", " 1", "1_0", "\u0661", "\u00b2", "9" * 5000, "0x10", "\ud800")
@@ -182,9 +182,9 @@ ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_t
 
 
 def made(bucket: Bucket, storage: Any, scratch: Any) -> Folder:
-    folder = context(storage, Clean(), scratch).folder("prepare", {"name": "own"})
+    folder = context(storage, Clean(), scratch).store.folder("prepare", {"name": "own"})
     parts = [folder.put_rows(PARTS, [ROW], row_schema("prepare"))]
-    write_pointer(bucket, RUN, folder.finish(facts=clean.StageFacts(), parts=parts, started=now(), inputs={}))
+    RunStore(bucket, RUN).point_at(folder.finish(facts=clean.StageFacts(), parts=parts, started=now(), inputs={}))
     return folder
 
 
@@ -209,5 +209,5 @@ def test_an_object_of_somebody_else_s_is_no_claim_and_no_pointer(bucket, storage
     bucket.put(f"{RUN.namespace}/{key}", b"[" * 1000)
     given_ = context(storage, Clean(), tmp_path)
     clean.main(given_)
-    assert read_claims(bucket, RUN.namespace) == {}
+    assert RunStore(bucket, RUN).claims() == {}
     assert [stored.key for stored in bucket.list()] == [f"{RUN.namespace}/{key}"]

@@ -40,7 +40,7 @@ from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder, read_rows
 from cgd_stages.store.rows import Row, digest_of, from_parquet, now, row_schema
-from cgd_stages.store.run import open_input, write_pointer
+from cgd_stages.store.run import RunStore
 
 RUN = RunRef(namespace="team", name="run", uid="uid-1")
 GREEDY = Sampling(max_tokens=48)
@@ -62,7 +62,7 @@ def context(
     """What `program.run` would hand to `main`."""
     return Context(
         task=task(storage, work, run),
-        bucket=bucket_of(storage),
+        store=RunStore(bucket_of(storage), run),
         progress=Reporter(shard),
         scratch=scratch,
         inputs=inputs,
@@ -103,7 +103,7 @@ def prepared(bucket: Bucket, texts: Sequence[str], run: RunRef = RUN, part_rows:
     schema = row_schema("prepare")
     parts = [folder.put_rows(PARTS, rows[at : at + part_rows], schema) for at in range(0, len(rows), part_rows)]
     facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
-    write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    RunStore(bucket, run).point_at(folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
     return folder
 
 
@@ -269,9 +269,9 @@ def generate_with(engine: Engine, given: Context) -> dict[str, StageFacts]:
 
 def stored_rows(bucket: Bucket, stage: str, run: RunRef = RUN) -> list[Row]:
     """Every row of a finished stage, in the order of keys."""
-    return sorted(read_rows(open_input(bucket, run, stage)), key=lambda row: (row["id"], row["sample"]))
+    return sorted(read_rows(RunStore(bucket, run).input(stage)), key=lambda row: (row["id"], row["sample"]))
 
 
 def stored_rejections(bucket: Bucket, stage: str, run: RunRef = RUN) -> list[Row]:
-    folder = open_input(bucket, run, stage)
+    folder = RunStore(bucket, run).input(stage)
     return [row for part in folder.require().under(REJECTED) for row in from_parquet(folder.read(part))]

@@ -15,7 +15,7 @@ from cgd_stages.method.examples import row_example
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import Row, digest_of, now, row_schema
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.run import RunStore
 from cgd_stages.train.batching import Schedule, learning_rate
 from support.ports import free_port
 from support.stage_builders import RUN
@@ -43,7 +43,7 @@ def refined(bucket: Bucket, rows: list[Row], run: RunRef = RUN) -> Folder:
         folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage, rows=rows))
         parts = [folder.put_rows(PARTS, [{name: row[name] for name in schema.names} for row in rows], schema)]
         facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
-        write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+        RunStore(bucket, run).point_at(folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
     return folder
 
 
@@ -56,7 +56,7 @@ def distilled(bucket: Bucket, answers: dict[str, str], run: RunRef = RUN) -> Fol
     folder = Folder(bucket, run.namespace, "distill", digest_of(answers=answers))
     facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
     parts = [folder.put_rows(PARTS, rows, schema)]
-    write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    RunStore(bucket, run).point_at(folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
     return folder
 
 

@@ -27,9 +27,9 @@ from cgd_stages.results.formatting import percent
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
-from cgd_stages.store.rows import REJECTION_SCHEMA, digest_of, now
-from cgd_stages.store.run import write_pointer
-from cgd_stages.training.dataset import Books, Supply
+from cgd_stages.store.rows import REJECTION_SCHEMA
+from cgd_stages.store.run import Product
+from cgd_stages.training.dataset import Dataset, ExampleCounts
 from cgd_stages.training.job import checkpoints_of, inputs_of
 
 log = logging.getLogger(__name__)
@@ -39,37 +39,35 @@ EVERY = 1000
 
 
 def main(context: Context) -> dict[str, StageFacts]:
-    work, task, started, clock = context.work_of(Check), context.task, now(), time.monotonic()
-    supplies = [Supply.of(context.bucket, task.run, training) for training in work.trainings]
-    students = [resolve.resolve(_student(context, one), context.bucket, task.run) for one in work.trainings]
+    work, stage, clock = context.work_of(Check), context.task.stage, time.monotonic()
+    datasets = [Dataset.of(context.store, training) for training in work.trainings]
+    students = [resolve.resolve(_student(context, training), context.store) for training in work.trainings]
     # Not a part of what is stored: the same rows and settings may be trained in another layout.
-    _refuse_other_layouts(context, supplies, students)
-    inputs = _inputs(task.stage, supplies, students)
-    folder = context.folder(task.stage, inputs)
-    done = folder.done()
-    if done is None:
-        parts = _check(context, folder, supplies)
-        review, part = review_rows(folder, supplies[0].refine)
-        facts = context.facts[task.stage]
-        seconds, metrics = round(time.monotonic() - clock, 3), facts.metrics | review.quality.metrics()
-        facts = facts.model_copy(update={"seconds": seconds, "metrics": metrics})
-        done = folder.finish(facts=facts, parts=[*parts, part], started=started, inputs=inputs)
+    _refuse_other_layouts(context, datasets, students)
+
+    def check(folder: Folder) -> Product:
+        parts = _check(context, folder, datasets)
+        review, part = review_rows(folder, datasets[0].refine)
         for caution in cautions(review.quality):
             log.warning("%s", caution)
-    context.facts[task.stage] = done.facts
+        facts = context.facts[stage]
+        seconds, metrics = round(time.monotonic() - clock, 3), facts.metrics | review.quality.metrics()
+        return Product(facts.model_copy(update={"seconds": seconds, "metrics": metrics}), [*parts, part])
+
+    done = context.store.make_once(stage, _inputs(stage, datasets, students), check)
+    context.facts[stage] = done.facts
     _refuse_bad_rows(done.facts.metrics, work.min_right_refinements)
-    write_pointer(context.bucket, task.run, done)
-    return {task.stage: done.facts}
+    context.store.point_at(done)
+    return {stage: done.facts}
 
 
-def _refuse_other_layouts(context: Context, supplies: list[Supply], students: list[resolve.Resolved]) -> None:
+def _refuse_other_layouts(context: Context, datasets: list[Dataset], students: list[resolve.Resolved]) -> None:
     """Raise UserError when a training is begun, not done, and would not go on from its newest checkpoint."""
-    for supply, student in zip(supplies, students, strict=True):
-        stage = train_stage(supply.work.objective)
-        digest = digest_of(**inputs_of(stage, supply, student))
-        folder = Folder(context.bucket, context.task.run.namespace, stage, digest)
+    for dataset, student in zip(datasets, students, strict=True):
+        stage = train_stage(dataset.work.objective)
+        folder = context.store.place(stage, inputs_of(stage, dataset, student))
         if folder.done() is None:
-            checkpoints_of(folder, supply.work).newest()
+            checkpoints_of(folder, dataset.work).newest()
 
 
 def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
@@ -91,21 +89,21 @@ def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
         )
 
 
-def _inputs(stage: str, supplies: list[Supply], students: list[resolve.Resolved]) -> dict[str, Any]:
+def _inputs(stage: str, datasets: list[Dataset], students: list[resolve.Resolved]) -> dict[str, Any]:
     trainings = [
-        supply.identity()
-        | {"student": {"name": student.name, "revision": student.revision}}
-        | supply.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
-        for supply, student in zip(supplies, students, strict=True)
+        dataset.identity()
+        | {"student": student.identity()}
+        | dataset.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
+        for dataset, student in zip(datasets, students, strict=True)
     ]
     return {"stage": stage, "trainings": trainings, "graded": SAMPLED}
 
 
 def _student(context: Context, work: Train) -> Model:
-    return resolve.pinned(work.student, context.bucket, context.task.run)
+    return resolve.pinned(work.student, context.store)
 
 
-def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Part]:
+def _check(context: Context, folder: Folder, datasets: list[Dataset]) -> list[Part]:
     """Count every training into the stage's facts, under its objective's name; the rejected rows, stored.
 
     Raises one UserError for all that cannot be trained.
@@ -113,31 +111,29 @@ def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Par
     from transformers import AutoTokenizer
 
     metrics: dict[str, float] = {}
-    total, ended, pace = sum(supply.total for supply in supplies), Rows(), Pace()
+    total, ended, pace = sum(dataset.total for dataset in datasets), Rows(), Pace()
     refusals: list[UserError] = []
     parts: list[Part] = []
-    for supply in supplies:
-        work = supply.work
-        student = resolve.fetch(
-            _student(context, work), context.bucket, context.task.run, context.scratch, weights=False
-        )
+    for dataset in datasets:
+        work = dataset.work
+        student = resolve.fetch(_student(context, work), context.store, context.scratch, weights=False)
         tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-        books = Books(train_stage(work.objective), work.objective, supply.held_out())
-        for row, found in supply.examples(tokenizer):
-            books.take(row, found)
-            if books.rows.total % EVERY == 0:
-                rows = _sum(ended, books.rows, total)
+        counts = ExampleCounts(train_stage(work.objective), work.objective, dataset.held_out())
+        for row, example in dataset.examples(tokenizer):
+            counts.add(row, example)
+            if counts.rows.total % EVERY == 0:
+                rows = _sum(ended, counts.rows, total)
                 eta = pace.remaining(rows.done + rows.rejected, total - rows.done - rows.rejected)
                 context.progress.report(context.task.stage, rows, eta=eta)
-        if books.rejected:
-            parts.append(folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
-        ended = _sum(ended, books.rows, total)
-        metrics |= {f"{work.objective.lower()}_{name}": value for name, value in books.metrics().items()}
-        metrics[f"{work.objective.lower()}_rejected"] = float(books.rows.rejected)
+        if counts.rejected:
+            parts.append(folder.put_rows(REJECTED, counts.rejected, REJECTION_SCHEMA))
+        ended = _sum(ended, counts.rows, total)
+        metrics |= {f"{work.objective.lower()}_{name}": value for name, value in counts.metrics().items()}
+        metrics[f"{work.objective.lower()}_rejected"] = float(counts.rows.rejected)
         context.facts[context.task.stage] = StageFacts(rows=ended, digest=folder.digest, metrics=metrics)
-        log.info("%s: %s, %s", work.objective, books.rows, books.metrics())
+        log.info("%s: %s, %s", work.objective, counts.rows, counts.metrics())
         try:
-            books.refuse_unless_enough(supply.total, work.max_rejected)
+            counts.refuse_unless_enough(dataset.total, work.max_rejected)
         except UserError as error:
             refusals.append(error)
     if refusals:
@@ -145,8 +141,8 @@ def _check(context: Context, folder: Folder, supplies: list[Supply]) -> list[Par
     return parts
 
 
-def _sum(one: Rows, other: Rows, total: int) -> Rows:
-    return Rows(total=total, done=one.done + other.done, rejected=one.rejected + other.rejected)
+def _sum(ended: Rows, under_way: Rows, total: int) -> Rows:
+    return Rows(total=total, done=ended.done + under_way.done, rejected=ended.rejected + under_way.rejected)
 
 
 if __name__ == "__main__":

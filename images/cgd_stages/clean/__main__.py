@@ -18,23 +18,20 @@ import time
 from cgd_stages.contract import Clean, Rows, StageFacts
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import DONE, Folder
-from cgd_stages.store.run import delete_pointers, read_claims, withdraw
 
 log = logging.getLogger(__name__)
 
 
 def main(context: Context) -> dict[str, StageFacts]:
     context.work_of(Clean)
-    clock, own_run = time.monotonic(), context.task.run
-    claims = read_claims(context.bucket, own_run.namespace)
-    own = claims.pop(own_run.uid, set())
+    clock, store = time.monotonic(), context.store
+    claims = store.claims()
+    own = claims.pop(store.run.uid, set())
     shared = own & set[Folder]().union(*claims.values())
-    delete_pointers(context.bucket, own_run)
-    objects = 0
-    for folder in sorted(own - shared, key=lambda one: one.uri):
-        objects += _delete(context, folder)
+    store.delete_pointers()
+    objects = sum(_delete(folder) for folder in sorted(own - shared, key=lambda folder: folder.uri))
     for folder in own:
-        withdraw(folder, own_run)
+        store.withdraw(folder)
     log.info("%d folders deleted, %d stay because other runs use them", len(own - shared), len(shared))
     facts = StageFacts(
         rows=Rows(total=len(own), done=len(own - shared)),
@@ -44,12 +41,12 @@ def main(context: Context) -> dict[str, StageFacts]:
     return {context.task.stage: facts}
 
 
-def _delete(context: Context, folder: Folder) -> int:
+def _delete(folder: Folder) -> int:
     """Delete a folder; its number of objects."""
-    keys = [stored.key for stored in context.bucket.list(folder.key())]
-    context.bucket.delete(folder.key(DONE))
+    keys = [stored.key for stored in folder.bucket.list(folder.key())]
+    folder.bucket.delete(folder.key(DONE))
     for key in keys:
-        context.bucket.delete(key)
+        folder.bucket.delete(key)
     log.info("%s: %d objects deleted", folder.uri, len(keys))
     return len(keys)
 

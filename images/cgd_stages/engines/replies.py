@@ -5,8 +5,7 @@ import hashlib
 from cgd_stages.contract import Role, Sampling
 from cgd_stages.engines.base import Completion, Outcome, Refused
 from cgd_stages.method.prompts import loops, read_reply, verdict
-from cgd_stages.store.part_writer import prompt_tokens_column, text_column
-from cgd_stages.store.rows import Row
+from cgd_stages.store.rows import Row, prompt_tokens_column, text_column
 
 
 def row_sampling(sampling: Sampling, stage: str, row: Row) -> Sampling:

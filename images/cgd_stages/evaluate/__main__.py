@@ -15,8 +15,9 @@ if __name__ == "__main__":
 
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from cgd_stages.contract import Evaluate, Rows, StageFacts
@@ -27,44 +28,43 @@ from cgd_stages.grading.grader import Grade, Grader, find_answer
 from cgd_stages.method import prompts
 from cgd_stages.method.prompts import answer_messages, read_reply
 from cgd_stages.models import resolve
-from cgd_stages.results import model as records
 from cgd_stages.results import scores
 from cgd_stages.results.model import Key
-from cgd_stages.results.outputs import SCHEMA, metrics
+from cgd_stages.results.outputs import SCHEMA, Totals
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.benchmarks import read_benchmarks
-from cgd_stages.store.folder import PARTS, Folder, Part
-from cgd_stages.store.rows import Row, digest_of, from_parquet, now, sha256
-from cgd_stages.store.run import open_input, write_pointer
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.part_writer import PartWriter
+from cgd_stages.store.rows import Row, digest_of
+from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 60.0
-FLUSH_ROWS = 512
 REPORT_SECONDS = 3.0
 GRADERS = 2
 GRADE_SECONDS = 10.0
+UNGRADED_ROWS = 512
+"""Answers that wait for the grader at most: then the engine waits too."""
 
 
 def main(context: Context) -> dict[str, StageFacts]:
+    context.store = context.store.waiting(context.stop)
     work, stage = context.work_of(Evaluate), context.task.stage
     questions = _questions(context, work)
-    folder, inputs = _folder(context, work, questions)
-    done = folder.done()
-    if done is None:
-        started, clock = now(), time.monotonic()
-        with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
-            book = Book(folder, grader)
-            settings = _ask(context, work, questions, book)
-        facts = context.facts[stage] = _facts(book, len(questions), time.monotonic() - clock)
-        stored = sum(part.rows for part in book.parts)
-        if not len(questions) == len(book.samples) == stored:
-            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {len(book.samples)} graded, {stored} stored")
-        done = folder.finish(facts=facts, parts=book.parts, started=started, inputs=inputs, settings=settings)
-    else:
-        log.info("%s is done already: %s", stage, folder.uri)
-    write_pointer(context.bucket, context.task.run, done)
+
+    def evaluate(folder: Folder) -> Product:
+        clock, totals = time.monotonic(), Totals()
+        writer = PartWriter(folder, SCHEMA, count=totals.add, key=key_of)
+        writer.recover()
+        settings = _ask(context, work, questions, writer)
+        facts = context.facts[stage] = totals.facts(len(questions), time.monotonic() - clock)
+        if not len(questions) == len(totals.samples) == writer.stored_rows:
+            graded, stored = len(totals.samples), writer.stored_rows
+            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {graded} graded, {stored} stored")
+        return Product(facts, writer.parts, settings)
+
+    done = context.store.produce(stage, _inputs(context, work, questions), evaluate)
     for name, value in sorted(done.facts.metrics.items()):
         log.info("%s: %g", name, value)
     return {stage: done.facts}
@@ -73,7 +73,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 def _questions(context: Context, work: Evaluate) -> list[Row]:
     """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given, once for each
     sample of its benchmark."""
-    stored = read_benchmarks(open_input(context.bucket, context.task.run, "prepare"))
+    stored = read_benchmarks(context.store.input("prepare"))
     benchmarks = {benchmark.name: benchmark for benchmark in work.benchmarks}
     missing = benchmarks.keys() - {row["benchmark"] for row in stored}
     if missing:
@@ -81,10 +81,12 @@ def _questions(context: Context, work: Evaluate) -> list[Row]:
             f"prepare has stored no questions of {', '.join(sorted(missing))}",
             hint="Delete the run and apply it again: its evaluation does not belong to its preparation.",
         )
-    chosen = [(row, benchmark) for row in stored if (benchmark := benchmarks.get(row["benchmark"]))]
-    # The samples of a question share the text of its prompt.
-    questions = [(row | {"prompt": asked(row["prompt"], one.instruction)}, one.samples) for row, one in chosen]
-    return [row | {"sample": sample} for row, samples in questions for sample in range(samples)]
+    questions: list[Row] = []
+    for row in stored:
+        if benchmark := benchmarks.get(row["benchmark"]):
+            row["prompt"] = asked(row["prompt"], benchmark.instruction)  # a text that all its samples share
+            questions += [row | {"sample": sample} for sample in range(benchmark.samples)]
+    return questions
 
 
 def asked(question: str, instruction: str) -> str:
@@ -92,12 +94,11 @@ def asked(question: str, instruction: str) -> str:
     return f"{question}\n\n{instruction}" if instruction else question
 
 
-def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Folder, dict[str, Any]]:
-    run_ref = context.task.run
-    resolved = resolve.resolve(resolve.pinned(work.model, context.bucket, run_ref), context.bucket, run_ref)
+def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str, Any]:
+    model = resolve.resolve(resolve.pinned(work.model, context.store), context.store)
     inputs: dict[str, Any] = {
         "stage": context.task.stage,
-        "model": {"name": resolved.name, "revision": resolved.revision},
+        "model": model.identity(),
         "questions": digest_of(rows=questions, frame=answer_messages("{x}")),
         "sampling": work.sampling.model_dump(by_alias=True),
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
@@ -107,36 +108,38 @@ def _folder(context: Context, work: Evaluate, questions: list[Row]) -> tuple[Fol
             prompts.retry_messages("{x}", ["{c}"]) if work.rival.kind == "Reflexion" else prompts.fingerprint("refine")
         )
         inputs["rival"] = work.rival.model_dump() | {"prompts": [prompts.fingerprint("critique"), again]}
-    return context.folder(context.task.stage, inputs), inputs
+    return inputs
 
 
 # --- asking -----------------------------------------------------------------------------------------------------
 
 
-def _ask(context: Context, work: Evaluate, questions: list[Row], book: "Book") -> dict[str, Any]:
+def _ask(context: Context, work: Evaluate, questions: list[Row], writer: PartWriter) -> dict[str, Any]:
     """Ask whatever is not stored, and store what comes, until all is there or SIGTERM. The engine's settings."""
-    waiting = [question for question in questions if key_of(question) not in book.keys]
+    waiting = [question for question in questions if key_of(question) not in writer]
     log.info("%d outputs wanted, %d to ask for", len(questions), len(waiting))
     if not waiting:
-        book.flush()  # rows of a part that held others' as well
+        writer.flush()  # rows of a part that held others' as well
         return {}
     engine = _engine(context, work)
     named = ((name_of(question), question) for question in waiting)
     dialogues = Dialogues(named, work.sampling, work.rival)
-    speed = Speed(context, len(questions), book, dialogues)
-    with context.holding(), storing(book.flush):
-        for outcome in drive(engine, dialogues.take, context.stop):
-            if ended := dialogues.note(outcome):
-                book.take(ended)
-            speed.note(outcome)
+    with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader, ThreadPoolExecutor(GRADERS) as threads:
+        grading = Grading(writer, lambda row: threads.submit(grade, grader, row))
+        speed = Speed(context, len(questions), grading, dialogues)
+        with context.holding(), storing(grading.flush):
+            for outcome in drive(engine, dialogues.take, context.stop, on_step=grading.store_when_due):
+                if ended := dialogues.note(outcome):
+                    grading.take(ended)
+                speed.note(outcome)
     context.check()
     engine.close()
     return engine.settings
 
 
 def _engine(context: Context, work: Evaluate) -> Engine:
-    model = resolve.pinned(work.model, context.bucket, context.task.run)
-    return VllmEngine(resolve.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
+    model = resolve.pinned(work.model, context.store)
+    return VllmEngine(resolve.fetch(model, context.store, context.scratch), work.engine)
 
 
 def key_of(row: Row) -> Key:
@@ -147,69 +150,41 @@ def name_of(row: Row) -> str:
     return f"{row['benchmark']}/{row['id']}/{row['sample']}"
 
 
-# --- grading and storing ----------------------------------------------------------------------------------------
+# --- grading ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Book:
-    """What is stored, what is being graded, and what that cost. Opening it reads everything stored so far. Texts are
-    held until they are stored."""
+class Grading:
+    """Answers on their way through the grader to the writer, in the order in which they came."""
 
-    folder: Folder
-    grader: Grader
-    samples: list[records.Sample] = field(default_factory=list)
-    prompt_tokens: int = 0
-    parts: list[Part] = field(default_factory=list)
-    keys: set[Key] = field(default_factory=set)
+    def __init__(self, writer: PartWriter, submit: Callable[[Row], Future[Grade]]) -> None:
+        self._writer, self._submit = writer, submit
+        self._under_way: deque[tuple[Row, Future[Grade]]] = deque()
 
-    def __post_init__(self) -> None:
-        self._threads = ThreadPoolExecutor(GRADERS)
-        self._grading: list[tuple[Row, Future[Grade]]] = []
-        self._fresh: list[Row] = []
-        self._stored_at = time.monotonic()
-        for found in self.folder.bucket.list(self.folder.key(PARTS)):
-            self._take_part(found.key)
+    @property
+    def answered(self) -> int:
+        """Questions that have an answer, graded or not."""
+        return len(self._writer.kept) + len(self._under_way)
 
     def take(self, dialogue: Dialogue) -> None:
-        """Have one answer graded, and store it with the next part. A question refused is a question not solved."""
+        """Have one answer graded. A question refused is a question not solved."""
         row = dialogue.question | _said(dialogue.outcome) | {"passes": dialogue.passes}
-        self.keys.add(key_of(row))
-        self._grading.append((row, self._threads.submit(grade, self.grader, row)))
-        if len(self._grading) >= FLUSH_ROWS or time.monotonic() - self._stored_at >= FLUSH_SECONDS:
-            self.flush()
+        self._under_way.append((row, self._submit(row)))
+
+    def store_when_due(self) -> None:
+        while self._under_way and (self._under_way[0][1].done() or len(self._under_way) >= UNGRADED_ROWS):
+            self._keep_first()
+        if self._writer.due:
+            self._writer.try_flush()
 
     def flush(self) -> None:
         """Wait for the grader, and store what waits."""
-        for row, verdict in self._grading:
-            self._add(row | vars(verdict.result()))
-        self._grading = []
-        if self._fresh:
-            self.parts.append(self.folder.put_rows(PARTS, self._fresh, SCHEMA))
-            self._fresh = []
-        self._stored_at = time.monotonic()
+        while self._under_way:
+            self._keep_first()
+        self._writer.flush()
 
-    def _add(self, row: Row) -> None:
-        self._count(row)
-        self._fresh.append(row)
-
-    def _count(self, row: Row) -> None:
-        sample = records.Sample.of(row)
-        self.keys.add(sample.key)
-        self.samples.append(sample)
-        self.prompt_tokens += row["prompt_tokens"]
-
-    def _take_part(self, key: str) -> None:
-        """Count a stored part in. Of one that another pod has stored at the same time, only what is new is kept."""
-        data = self.folder.bucket.get(key) or b""
-        rows = from_parquet(data)
-        fresh = [row for row in rows if key_of(row) not in self.keys]
-        if len(fresh) < len(rows):
-            for row in fresh:
-                self._add(row)
-            return
-        self.parts.append(Part(key=key.removeprefix(self.folder.key()), sha256=sha256(data), rows=len(rows)))
-        for row in rows:
-            self._count(row)
+    def _keep_first(self) -> None:
+        row, verdict = self._under_way.popleft()
+        self._writer.keep(row | vars(verdict.result()))
 
 
 def _said(outcome: Outcome) -> Row:
@@ -230,26 +205,16 @@ def grade(grader: Grader, row: Row) -> Grade:
     return grader.grade(row["reference"], text, row["tolerance"] or "")
 
 
-# --- figures ----------------------------------------------------------------------------------------------------
-
-
-def _facts(book: Book, total: int, seconds: float) -> StageFacts:
-    return StageFacts(
-        rows=Rows(total=total, done=len(book.samples)),
-        prompt_tokens=book.prompt_tokens,
-        generated_tokens=sum(sample.tokens for sample in book.samples),
-        seconds=round(seconds, 3),
-        metrics=metrics(book.samples),
-    )
+# --- progress ---------------------------------------------------------------------------------------------------
 
 
 class Speed:
     """How fast this attempt goes, from when the engine is warm: told to the operator and to the log every few
     seconds."""
 
-    def __init__(self, context: Context, total: int, book: Book, dialogues: Dialogues) -> None:
-        self._context, self._total, self._book, self._dialogues = context, total, book, dialogues
-        self._before, self._tokens, self._pace = len(book.keys), 0, Pace()
+    def __init__(self, context: Context, total: int, grading: Grading, dialogues: Dialogues) -> None:
+        self._context, self._total, self._grading, self._dialogues = context, total, grading, dialogues
+        self._before, self._tokens, self._pace = grading.answered, 0, Pace()
         self._reported = time.monotonic()
 
     def note(self, outcome: Outcome) -> None:
@@ -259,7 +224,7 @@ class Speed:
             self._report()
 
     def _report(self) -> None:
-        done, speed = len(self._book.keys), self._tokens / self._pace.seconds
+        done, speed = self._grading.answered, self._tokens / self._pace.seconds
         eta = self._pace.remaining(done - self._before, self._total - done, under_way=self._dialogues.under_way)
         left = "?" if eta is None else round(eta)
         log.info("%d of %d outputs, %.0f tokens/s, %s s to go", done, self._total, speed, left)

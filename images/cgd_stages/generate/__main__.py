@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,14 +25,13 @@ from cgd_stages.engines.base import Completion, Engine, Outcome, Request, VllmEn
 from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import judged, row_sampling
 from cgd_stages.errors import RowsLost, UserError
+from cgd_stages.generate.shard_writer import ShardWriter, owned_rows, packed
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.folder import PARTS, REJECTED, Done, Folder, Part, ShardMarker
-from cgd_stages.store.part_writer import KEY, Ledger, Packed, owned_rows, packed
-from cgd_stages.store.rows import Row, from_parquet, now
-from cgd_stages.store.run import open_input, write_pointer
+from cgd_stages.store.rows import KEY, Row, from_parquet, now
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
     """Every role of the work, for this shard."""
     # A store that is away for some minutes costs no warm engine.
-    context.bucket = context.bucket.waiting(context.stop)
+    context.store = context.store.waiting(context.stop)
     shards: list[Shard] = []
     before: Folder | None = None
     for role, sampling in zip(work.roles, work.sampling, strict=True):
@@ -119,18 +118,17 @@ class WarmEngine:
 def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
         return EndpointEngine(work.endpoint)
-    model = _model(context, work)
-    return VllmEngine(resolve.fetch(model, context.bucket, context.task.run, context.scratch), work.engine)
+    return VllmEngine(resolve.fetch(_model(context, work), context.store, context.scratch), work.engine)
 
 
 def _model(context: Context, work: Generate) -> Model:
     if work.model is None:
         raise UserError("the task names neither a model nor an endpoint")
-    return resolve.pinned(work.model, context.bucket, context.task.run)
+    return resolve.pinned(work.model, context.store)
 
 
 def _source(context: Context, stage: str, before: Folder | None) -> Source:
-    folder = before or open_input(context.bucket, context.task.run, stage)
+    folder = before or context.store.input(stage)
     done = folder.done() if before else folder.require()
     if done is None:
         return Source(folder, (), folder.digest, None)
@@ -148,15 +146,14 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
         "upstream": source.identity,
     }
-    folder = context.folder(role, inputs)
+    folder = context.store.folder(role, inputs)
     return Stage(role, sampling, source, folder, inputs, context.shard, work.shards, work.max_rejected)
 
 
 def _identity(context: Context, work: Generate) -> dict[str, str]:
     if work.endpoint is not None:
         return {"name": work.endpoint.model, "endpoint": work.endpoint.url}
-    resolved = resolve.resolve(_model(context, work), context.bucket, context.task.run)
-    return {"name": resolved.name, "revision": resolved.revision}
+    return resolve.resolve(_model(context, work), context.store).identity()
 
 
 def _reused(context: Context, stage: Stage) -> StageFacts | None:
@@ -165,7 +162,7 @@ def _reused(context: Context, stage: Stage) -> StageFacts | None:
     if done is None:
         return None
     log.info("%s is done already: %s", stage.role, stage.folder.uri)
-    write_pointer(context.bucket, context.task.run, done)
+    context.store.point_at(done)
     marker = stage.folder.shard_marker(stage.shard, stage.shards)
     if marker is not None:
         return marker.facts
@@ -174,15 +171,15 @@ def _reused(context: Context, stage: Stage) -> StageFacts | None:
 
 
 class Shard:
-    """This program's share of one stage: its books. A feeder is the stage before, under way as well."""
+    """This program's share of one stage. A feeder is the stage before, under way as well."""
 
     def __init__(self, context: Context, stage: Stage, feeder: "Shard | None" = None) -> None:
         self.stage = stage
         self.started = now()
         self._context, self._feeder = context, feeder
-        wanted: set[Packed] = feeder.ledger.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
-        self._owned = len(wanted)
-        self.ledger: Ledger = Ledger(stage.folder, stage.shard, stage.shards, wanted)
+        source: Collection[Hashable] = feeder.writer.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
+        self._owned = len(source)
+        self.writer: ShardWriter = ShardWriter(stage.folder, stage.shard, stage.shards, source)
         self.fresh: Counter[str] = Counter()
         """What this attempt has added: rows, tokens, prompt_tokens, cached_tokens."""
         self._opened = time.monotonic()
@@ -192,7 +189,7 @@ class Shard:
     @property
     def total(self) -> int:
         """Rows to do: what the stage before has kept, or will keep unless it rejects more."""
-        return self._feeder.total - self._feeder.ledger.tally["rejected"] if self._feeder else self._owned
+        return self._feeder.total - self._feeder.writer.counts["rejected"] if self._feeder else self._owned
 
     @property
     def stage_rows(self) -> int | None:
@@ -200,21 +197,21 @@ class Shard:
         rows = self.stage.source.stage_rows
         if rows is not None or self._feeder is None or self._feeder.stage_rows is None:
             return rows
-        return self._feeder.stage_rows - self._feeder.ledger.tally["rejected"]
+        return self._feeder.stage_rows - self._feeder.writer.counts["rejected"]
 
     @property
     def rows(self) -> Rows:
-        return self.ledger.rows(self.total)
+        return self.writer.rows(self.total)
 
     def backlog(self) -> Iterator[Row]:
         """Rows that can be asked for now. What a feeder keeps from now on comes on its own."""
         rows = self._feeder.stored() if self._feeder else _rows(self.stage)
-        return (row for row in rows if packed(row) not in self.ledger)
+        return (row for row in rows if packed(row) not in self.writer)
 
     def stored(self) -> Iterator[Row]:
         """Rows that are stored at the time of the call."""
-        self.ledger.flush()
-        parts = [part for part in self.ledger.parts if part.key.startswith(PARTS)]
+        self.writer.flush()
+        parts = [part for part in self.writer.parts if part.key.startswith(PARTS)]
         return (row for part in parts for row in from_parquet(self.stage.folder.read(part)))
 
     def request(self, row: Row) -> Request:
@@ -223,24 +220,24 @@ class Shard:
         return Request(f"{row['id']}-{row['sample']}-{stage.role}", prompts.role_messages(stage.role, row), sampling)
 
     def take(self, row: Row, outcome: Outcome) -> Row | None:
-        """Enter an outcome into the books; the row with its new columns when it is kept."""
+        """Keep or reject a row by its outcome; the row with its new columns when it is kept."""
         kept, rejected = judged(self.stage.role, row, outcome)
         self.fresh.update(rows=1, prompt_tokens=outcome.prompt_tokens)
         if isinstance(outcome, Completion):
             self.fresh.update(tokens=outcome.tokens, cached_tokens=outcome.cached_tokens)
         if kept is not None:
-            self.ledger.keep(kept)
+            self.writer.keep(kept)
         if rejected is not None:
-            self.ledger.reject(rejected)
+            self.writer.reject(rejected)
             self.refuse_if_hopeless()
         return kept
 
     def refuse_if_hopeless(self) -> None:
         """Stop as soon as this shard alone has more rejected rows than the whole stage may have."""
         total = self.stage_rows
-        if total is not None and self.ledger.tally["rejected"] > self.stage.max_rejected * total:
-            self.ledger.flush()
-            raise _too_many_rejected(self.stage, self.ledger.parts, total)
+        if total is not None and self.writer.counts["rejected"] > self.stage.max_rejected * total:
+            self.writer.flush()
+            raise _too_many_rejected(self.stage, self.writer.parts, total)
 
     @property
     def cache_hit_rate(self) -> float:
@@ -254,29 +251,29 @@ class Shard:
 
     def facts(self, speed: "Speed | None") -> StageFacts:
         """Rows and tokens of every attempt so far; seconds, speed and cache of this one."""
-        told = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | speed.metrics(self) if speed else {}
+        measured = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | speed.metrics(self) if speed else {}
         return StageFacts(
             rows=self.rows,
-            prompt_tokens=self.ledger.tally["prompt_tokens"],
-            generated_tokens=self.ledger.tally["tokens"],
+            prompt_tokens=self.writer.counts["prompt_tokens"],
+            generated_tokens=self.writer.counts["tokens"],
             seconds=round(time.monotonic() - self._opened, 3),
             digest=self.stage.folder.digest,
             output_uri=self.stage.folder.uri,
-            metrics=self.ledger.metrics() | told,
+            metrics=self.writer.metrics() | measured,
         )
 
     def end(self, settings: dict[str, Any]) -> None:
         """Promise this shard; when it is the last one, promise the stage."""
         stage, rows = self.stage, self.rows
-        self.ledger.flush()  # rows of another number of shards, which nothing need have been asked for
-        stored = sum(part.rows for part in self.ledger.parts)
+        self.writer.flush()  # rows of another number of shards, which nothing need have been asked for
+        stored = self.writer.stored_rows
         if not rows.total == rows.done + rows.rejected == stored:
-            told = f"read {rows.total}, kept {rows.done}, rejected {rows.rejected}, stored {stored}"
-            raise RowsLost(f"{stage.role}: {told}")
+            counts = f"read {rows.total}, kept {rows.done}, rejected {rows.rejected}, stored {stored}"
+            raise RowsLost(f"{stage.role}: {counts}")
         marker = ShardMarker(
             stage=stage.role,
             digest=stage.folder.digest,
-            parts=tuple(self.ledger.parts),
+            parts=tuple(self.writer.parts),
             started=self.started,
             completed=now(),
             facts=self._context.facts[stage.role],
@@ -286,11 +283,11 @@ class Shard:
         former = stage.folder.shard_marker(stage.shard, stage.shards)
         if former is None or former.parts != marker.parts:  # each attempt must get further than the one before
             stage.folder.mark_shard(marker)
-        found = [stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards)]
-        markers = [marker for marker in found if marker is not None]
+        every = (stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards))
+        markers = [marker for marker in every if marker is not None]
         log.info("%s: shard %d has ended, %d of %d have", stage.role, stage.shard, len(markers), stage.shards)
         if len(markers) == stage.shards:
-            write_pointer(self._context.bucket, self._context.task.run, _finish(stage, markers, settings))
+            self._context.store.point_at(_finish(stage, markers, settings))
 
 
 class Questions:
@@ -347,16 +344,16 @@ def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
 
 
 def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, speed: "Speed") -> None:
-    """Give the engine every question and the books every outcome, until all are there or `stop`. All are stored."""
+    """Give the engine every question and the writers every row, until all are there or `stop`. All are stored."""
 
     def after_step() -> None:
-        if any(shard.ledger.due for shard in shards):
-            all(shard.ledger.try_flush() for shard in shards)
+        if any(shard.writer.due for shard in shards):
+            all(shard.writer.try_flush() for shard in shards)
         speed.tell()
 
     def flush() -> None:
         for shard in shards:
-            shard.ledger.flush()
+            shard.writer.flush()
 
     with context.holding(), storing(flush):
         for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
@@ -386,11 +383,11 @@ def _finish(stage: Stage, markers: list[ShardMarker], settings: dict[str, Any]) 
 def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserError:
     rows = [row for part in parts if part.key.startswith(REJECTED) for row in from_parquet(stage.folder.read(part))]
     reasons = Counter(str(row["reason"]) for row in rows).most_common()
-    told = ", ".join(f"{reason} {count}" for reason, count in reasons)
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons)
     examples = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in rows[:2])
     message = (
         f"{stage.role}: {len(rows)} of {total} rows rejected, more than the {stage.max_rejected:.1%} that "
-        f"spec.generation.maxRejected allows ({told}). Examples: {examples}. Everything finished is stored."
+        f"spec.generation.maxRejected allows ({counts}). Examples: {examples}. Everything finished is stored."
     )
     model = "student" if stage.role == "answer" else "teacher"
     hint = HINTS.get(reasons[0][0], "").format(role=stage.role, model=model) if reasons else ""
@@ -430,7 +427,7 @@ class Speed:
         if now - self._reported >= REPORT_SECONDS:
             self._reported, eta = now, self._eta()
             for shard in self._shards:
-                metrics = self.metrics(shard) | {"cache_hit_rate": shard.cache_hit_rate} | shard.ledger.metrics()
+                metrics = self.metrics(shard) | {"cache_hit_rate": shard.cache_hit_rate} | shard.writer.metrics()
                 speed = metrics["tokens_per_second"]
                 self._context.progress.report(
                     shard.stage.role, shard.rows, tokens_per_second=speed, eta=eta, metrics=metrics

@@ -18,7 +18,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +29,13 @@ from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.harness import sandboxed
 from cgd_stages.harness.task_guard import execution_refused, guarded
 from cgd_stages.models import resolve
-from cgd_stages.results.model import Sample
-from cgd_stages.results.outputs import SCHEMA, metrics
+from cgd_stages.results.outputs import SCHEMA, Totals
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.bucket import place
-from cgd_stages.store.folder import PARTS, Folder, Part
-from cgd_stages.store.rows import Row, from_parquet, now, sha256
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.folder import Folder, Part
+from cgd_stages.store.part_writer import PartWriter
+from cgd_stages.store.rows import Row, sha256
+from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
 
@@ -53,89 +52,88 @@ DATA_HINT = (
 
 
 def main(context: Context) -> dict[str, StageFacts]:
+    context.store = context.store.waiting(context.stop)
     work, stage = context.work_of(Harness), context.task.stage
-    folder, inputs = _folder(context, work)
-    done = folder.done()
-    if done is None:
-        started, clock = now(), time.monotonic()
-        ended = dict(_stored(folder, work))
+
+    def evaluate(folder: Folder) -> Product:
+        clock, totals = time.monotonic(), Totals()
+        writer = PartWriter(folder, SCHEMA, count=totals.add, part_rows=sys.maxsize)
+        ended = {task.name: record for task in work.tasks if (record := _stored(writer, task))}
         if len(ended) < len(work.tasks):
-            _evaluate(context, work, folder, ended)
-        facts = context.facts[stage] = _facts(ended, time.monotonic() - clock)
-        parts = [part for task in ended.values() for part in task.parts]
-        settings = {name: task.told for name, task in ended.items()}
-        done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs, settings=settings)
-    else:
-        log.info("%s is done already: %s", stage, folder.uri)
-    write_pointer(context.bucket, context.task.run, done)
-    return {stage: done.facts}
+            _ask_all(context, work, writer, ended)
+        facts = context.facts[stage] = totals.facts(len(totals.samples), time.monotonic() - clock)
+        parts = [*writer.parts, *(record.part for record in ended.values())]
+        return Product(facts, parts, settings={name: record.told for name, record in ended.items()})
+
+    return {stage: context.store.produce(stage, _inputs(context, work), evaluate).facts}
 
 
-def _folder(context: Context, work: Harness) -> tuple[Folder, dict[str, Any]]:
-    run_ref = context.task.run
-    resolved = resolve.resolve(resolve.pinned(work.model, context.bucket, run_ref), context.bucket, run_ref)
-    inputs: dict[str, Any] = {
+def _inputs(context: Context, work: Harness) -> dict[str, Any]:
+    model = resolve.resolve(resolve.pinned(work.model, context.store), context.store)
+    return {
         "stage": context.task.stage,
-        "model": {"name": resolved.name, "revision": resolved.revision},
+        "model": model.identity(),
         "tasks": [task.model_dump(exclude={"own_code"}) for task in work.tasks],
         "data": work.data,
         "lm_eval": importlib.metadata.version("lm_eval"),  # importing it would read settings that are not set yet
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
-    return context.folder(context.task.stage, inputs), inputs
+
+
+# --- records of tasks -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A task that is stored."""
+class Record:
+    """The object that says that a task has ended, and what it tells besides the rows."""
 
-    samples: list[Sample]
-    prompt_tokens: int
-    tokens: int
+    part: Part
     told: dict[str, Any]
-    parts: tuple[Part, ...]
-
-    @classmethod
-    def of(cls, rows: list[Row], told: dict[str, Any], *parts: Part) -> "Ended":
-        samples = [Sample.of(row) for row in rows]
-        return cls(samples, sum(row["prompt_tokens"] for row in rows), sum(row["tokens"] for row in rows), told, parts)
+    """As `told_of` has it."""
 
 
-def _stored(folder: Folder, work: Harness) -> Iterator[tuple[str, Ended]]:
-    """The tasks that an earlier attempt has ended."""
-    for task in work.tasks:
-        record = folder.bucket.get(folder.key(_record_name(task)))
-        if record is not None:
-            said = json.loads(record)
-            part = Part.model_validate(said["part"])
-            itself = Part(key=_record_name(task), sha256=sha256(record))
-            yield task.name, Ended.of(from_parquet(folder.read(part)), said["told"], part, itself)
+def _stored(writer: PartWriter, task: HarnessTask) -> Record | None:
+    """The record of a task that an earlier attempt has ended, its rows taken in. One that is damaged, or whose rows are
+    damaged or gone, is deleted: the task is asked for again."""
+    folder, name = writer.folder, _record_name(task)
+    data = folder.bucket.get(folder.key(name))
+    if data is None:
+        return None
+    try:
+        record = json.loads(data)
+        rows, told = Part.model_validate(record["part"]), dict(record["told"])
+        if writer.recover_part(rows.key):
+            return Record(Part(key=name, sha256=sha256(data)), told)
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("%s is damaged, the task is asked for again: %s", folder.bucket.uri(folder.key(name)), error)
+    folder.bucket.delete(folder.key(name))
+    return None
+
+
+def _store(writer: PartWriter, task: HarnessTask, answered: dict[str, Any], tokenizer: Any) -> Record:
+    """Store the rows of a task as one part, then its record."""
+    results = judged(task, answered) if task.executes else answered
+    rows, told = to_rows(task, results, tokenizer), told_of(task, results)
+    for row in rows:
+        writer.keep(row)
+    writer.flush()
+    record = {"part": writer.parts[-1].model_dump(by_alias=True), "told": told}
+    log.info("%s: %d documents, accuracy %.3f", task.name, len(rows), sum(row["correct"] for row in rows) / len(rows))
+    return Record(writer.folder.put(_record_name(task), json.dumps(record, sort_keys=True).encode()), told)
 
 
 def _record_name(task: HarnessTask) -> str:
     return f"{TASKS}{task.name}.json"
 
 
-def _facts(ended: dict[str, Ended], seconds: float) -> StageFacts:
-    samples = [sample for task in ended.values() for sample in task.samples]
-    return StageFacts(
-        rows=Rows(total=len(samples), done=len(samples)),
-        prompt_tokens=sum(task.prompt_tokens for task in ended.values()),
-        generated_tokens=sum(task.tokens for task in ended.values()),
-        seconds=round(seconds, 3),
-        metrics=metrics(samples),
-    )
-
-
 # --- asking -----------------------------------------------------------------------------------------------------
 
 
-def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, Ended]) -> None:
-    """Evaluate whatever is not stored, and store each task as it ends."""
+def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[str, Record]) -> None:
+    """Evaluate every task that is not stored, and store each as it ends."""
     if any(task.executes for task in work.tasks):
         sandboxed.require()
-    model = resolve.pinned(work.model, context.bucket, context.task.run)
-    path = resolve.fetch(model, context.bucket, context.task.run, context.scratch)
+    path = resolve.fetch(resolve.pinned(work.model, context.store), context.store, context.scratch)
     own = _use_mirror(context, work.data)
     _name_vllm(context.scratch)
     asker, manager = start(path, work), known_tasks(own)
@@ -148,21 +146,10 @@ def _evaluate(context: Context, work: Harness, folder: Folder, ended: dict[str, 
         if question not in answered:
             answered[question] = ask(asker, task, manager)
         with context.holding():
-            ended[task.name] = _store(folder, task, answered[question], asker.tokenizer)
+            ended[task.name] = _store(writer, task, answered[question], asker.tokenizer)
         counts = Rows(total=len(work.tasks), done=len(ended))
         context.progress.report(context.task.stage, counts, tokens_per_second=None, eta=None)
         context.check()
-
-
-def _store(folder: Folder, task: HarnessTask, answered: dict[str, Any], tokenizer: Any) -> Ended:
-    results = judged(task, answered) if task.executes else answered
-    rows = to_rows(task, results, tokenizer)
-    part = folder.put_rows(PARTS, rows, SCHEMA)
-    told = told_of(task, results)
-    record = json.dumps({"part": part.model_dump(by_alias=True), "told": told}, sort_keys=True).encode()
-    accuracy = sum(row["correct"] for row in rows) / len(rows)
-    log.info("%s: %d documents, accuracy %.3f", task.name, len(rows), accuracy)
-    return Ended.of(rows, told, part, folder.put(_record_name(task), record))
 
 
 def _use_mirror(context: Context, uri: str | None) -> Path | None:
@@ -170,7 +157,7 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
     of own tasks, below `tasks/`, are relative to it."""
     if uri is None:
         return None
-    bucket = context.bucket.at(uri)
+    bucket = context.store.bucket.at(uri)
     home, names = context.scratch / "mirror", [stored.key for stored in bucket.list()]
     if not names:
         raise UserError(f"there is nothing below {uri}", hint=DATA_HINT)

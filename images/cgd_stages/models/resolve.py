@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cgd_stages.contract import Model, RunRef
+from cgd_stages.contract import Model
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket, place
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import digest_of
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -49,33 +49,37 @@ class Resolved:
     name: str
     revision: str
 
+    def identity(self) -> dict[str, str]:
+        """As a part of what a digest is made of."""
+        return {"name": self.name, "revision": self.revision}
 
-def resolve(model: Model, bucket: Bucket, run: RunRef) -> Resolved:
+
+def resolve(model: Model, store: RunStore) -> Resolved:
     """Find out which exact model is meant. Raises UserError when there is none, TransientError when out of reach."""
     if model.name.startswith(STAGE):
-        return Resolved(model.name, open_input(bucket, run, model.name.removeprefix(STAGE)).digest)
+        return Resolved(model.name, store.input(model.name.removeprefix(STAGE)).digest)
     if model.name.startswith("s3://"):
-        return Resolved(model.name, _stored_fingerprint(model.name, bucket))
+        return Resolved(model.name, _stored_fingerprint(model.name, store.bucket))
     if _is_path(model.name):
         return Resolved(model.name, _folder_fingerprint(_folder(model.name)))
     return Resolved(model.name, _hub(model.name, lambda: _commit(model)))
 
 
-def pinned(model: Model, bucket: Bucket, run: RunRef) -> Model:
+def pinned(model: Model, store: RunStore) -> Model:
     """The model at the revision that prepare has found, so that a branch that moves does not mix two models."""
-    pins: dict[str, str] = open_input(bucket, run, "prepare").require().inputs.get("pins", {})
+    pins: dict[str, str] = store.input("prepare").require().inputs.get("pins", {})
     return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
 
 
-def fetch(model: Model, bucket: Bucket, run: RunRef, scratch: Path, *, weights: bool = True) -> Path:
+def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True) -> Path:
     """A local folder with the model's files. Files that are there from an earlier call are not fetched again.
 
     Without `weights`, the large files may be missing: enough for config, tokenizer and template.
     """
     if model.name.startswith(STAGE):
-        return _fetch_stage(open_input(bucket, run, model.name.removeprefix(STAGE)), scratch)
+        return _fetch_stage(store.input(model.name.removeprefix(STAGE)), scratch)
     if model.name.startswith("s3://"):
-        return _fetch_stored(model.name, bucket, scratch, weights=weights)
+        return _fetch_stored(model.name, store.bucket, scratch, weights=weights)
     if _is_path(model.name):
         return _folder(model.name)
     return _hub(model.name, lambda: _snapshot(model, _SMALL + _WEIGHTS if weights else _SMALL))
@@ -100,27 +104,27 @@ def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
 
     try:
         if model.name.startswith("s3://"):
-            found = get_local_safetensors_metadata(_stored_headers(model.name, bucket, scratch))
+            metadata = get_local_safetensors_metadata(_stored_headers(model.name, bucket, scratch))
         elif _is_path(model.name):
-            found = get_local_safetensors_metadata(_folder(model.name))
+            metadata = get_local_safetensors_metadata(_folder(model.name))
         elif constants.HF_HUB_OFFLINE:
-            found = get_local_safetensors_metadata(_hub(model.name, lambda: _snapshot(model, _SMALL)))
+            metadata = get_local_safetensors_metadata(_hub(model.name, lambda: _snapshot(model, _SMALL)))
         else:
-            found = _hub(model.name, lambda: HfApi().get_safetensors_metadata(model.name, revision=model.revision))
-        files = found.files_metadata.values()
-        return [_tensor(name, one) for file in files for name, one in file.tensors.items()]
+            metadata = _hub(model.name, lambda: HfApi().get_safetensors_metadata(model.name, revision=model.revision))
+        files = metadata.files_metadata.values()
+        return [_tensor(name, tensor) for file in files for name, tensor in file.tensors.items()]
     except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, FileNotFoundError, *_ODD) as error:
         log.warning("the weights of %s cannot be read: %s: %s", model.name, type(error).__name__, error)
         return None
 
 
-def _tensor(name: str, told: Any) -> Tensor:
+def _tensor(name: str, info: Any) -> Tensor:
     """Raises ValueError for sizes that are none."""
-    begin, end = told.data_offsets
-    counts = (told.parameter_count, end - begin)
+    begin, end = info.data_offsets
+    counts = (info.parameter_count, end - begin)
     if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
         raise ValueError(f"{name} has {counts[0]} parameters in {counts[1]} bytes")
-    return Tensor(name, str(told.dtype), *counts)
+    return Tensor(name, str(info.dtype), *counts)
 
 
 class _Index(BaseModel):
@@ -137,17 +141,17 @@ def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
     from huggingface_hub.errors import SafetensorsParsingError
 
     source, folder = bucket.at(uri), scratch / "headers" / _stored_fingerprint(uri, bucket)
-    names = {found.key for found in source.list()}
+    names = {stored.key for stored in source.list()}
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {_WHOLE}
+    files = {_WHOLE}
     if _WHOLE not in names and _INDEX in names:
         source.download(_INDEX, place(folder, _INDEX))
         try:
-            wanted = set(_Index.model_validate_json((folder / _INDEX).read_bytes()).weight_map.values())
+            files = set(_Index.model_validate_json((folder / _INDEX).read_bytes()).weight_map.values())
         except ValidationError as error:
             raise SafetensorsParsingError(f"{source.uri(_INDEX)} is no index of safetensors: {error}") from error
-    places = {name: place(folder, name) for name in wanted}  # whoever reads the folder follows the index as well
-    for name in wanted & names:
+    places = {name: place(folder, name) for name in files}  # whoever reads the folder follows the index as well
+    for name in files & names:
         length = int.from_bytes(source.beginning(name, 8), "little")
         if length > LONGEST_HEADER:
             raise SafetensorsParsingError(f"{source.uri(name)} says that its header has {length} bytes")
@@ -201,18 +205,18 @@ def _folder_fingerprint(folder: Path) -> str:
 
 def _sampled(path: Path) -> str:
     """Hash of a file: whole up to 64 MiB, else 64 samples of 1 MiB (training moves every weight, so samples tell)."""
-    size, found = path.stat().st_size, hashlib.sha256()
+    size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         if size <= 64 * _SAMPLE:
             return hashlib.file_digest(file, "sha256").hexdigest()
         for index in range(64):
             file.seek((size - _SAMPLE) * index // 63)
-            found.update(file.read(_SAMPLE))
-    return found.hexdigest()
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
-    files = [[found.key, found.size, found.etag] for found in bucket.at(uri).list()]
+    files = [[stored.key, stored.size, stored.etag] for stored in bucket.at(uri).list()]
     if not any(name == _NEEDED for name, _, _ in files):
         raise UserError(f"the model {uri} has no config.json", hint=_hint(uri))
     return digest_of(files=files)
@@ -221,15 +225,15 @@ def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
 def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> Path:
     source = bucket.at(uri)
     folder = scratch / "models" / _stored_fingerprint(uri, bucket)
-    for found in source.list():
-        if not weights and found.key.endswith(_WEIGHT_SUFFIXES):
+    for stored in source.list():
+        if not weights and stored.key.endswith(_WEIGHT_SUFFIXES):
             continue
-        path = place(folder, found.key)
-        if not (path.is_file() and path.stat().st_size == found.size):
-            log.info("fetching %s (%.1f MB)", source.uri(found.key), found.size / 1e6)
-            source.download(found.key, path)
-        if path.stat().st_size != found.size:
-            raise TransientError(f"{source.uri(found.key)} was cut on its way")
+        path = place(folder, stored.key)
+        if not (path.is_file() and path.stat().st_size == stored.size):
+            log.info("fetching %s (%.1f MB)", source.uri(stored.key), stored.size / 1e6)
+            source.download(stored.key, path)
+        if path.stat().st_size != stored.size:
+            raise TransientError(f"{source.uri(stored.key)} was cut on its way")
     return _folder(str(folder))
 
 

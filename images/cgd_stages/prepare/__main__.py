@@ -24,49 +24,46 @@ from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, training_memory
-from cgd_stages.prepare.intake import STAGE, Reading, row_of
+from cgd_stages.prepare.intake import STAGE, Intake, row_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines, row_id
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import Row, digest_of, now, row_schema, to_parquet
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.rows import Row, digest_of, row_schema, to_parquet
+from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
 
 
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Prepare)
-    log.info("storage: %s as %s", context.task.storage.uri, context.bucket.probe())
+    log.info("storage: %s as %s", context.task.storage.uri, context.store.bucket.probe())
     if work.endpoint:
         log.info("teacher: %s", openai.probe(work.endpoint))
     student = check_model(context, work.student, work.student_engine, "spec.student")
-    teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher") if work.teacher else None
-    _compare_contexts(student, teacher)
+    models = [student]
+    if work.teacher:
+        models.append(check_model(context, work.teacher, work.teacher_engine, "spec.teacher"))
+    _compare_contexts(models)
     if work.gpu_memory:
-        served = [one.served for one in (student, teacher) if one]
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
-        fit.refuse_misfits(context.bucket, context.scratch, gpus, served)
+        fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
     files = open_source(context, work.prompts, "spec.prompts")
-    held_out = {one.name: open_source(context, one, _where(one)) for one in work.benchmarks}
-    questions = [row for one in work.benchmarks for row in read_benchmark(one, held_out[one.name])]
-    folder, inputs = _folder(context, work, files, questions, [student, teacher])
-    inputs["pins"] |= _commits(files, *held_out.values())
-    done = folder.done()
-    if done is None:
-        started = now()
-        reading = _open_reading(context, work, student, folder, questions)
-        reading.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
-        log.info("%s", reading.told())
-        reading.check()
-        facts = _facts(reading, questions)
+    held_out = {benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks}
+    questions = [row for benchmark in work.benchmarks for row in read_benchmark(benchmark, held_out[benchmark.name])]
+
+    def read_prompts(folder: Folder) -> Product:
+        intake = _open_intake(context, work, student, folder, questions)
+        intake.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
+        log.info("%s", intake.summary())
+        intake.check()
         benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
-        done = folder.finish(facts=facts, parts=[*reading.parts, benchmarks], started=started, inputs=inputs)
-    else:
-        log.info("the prompts are prepared already: %s", folder.uri)
-    write_pointer(context.bucket, context.task.run, done)
+        pins = _pins(models) | _commits(files, *held_out.values())
+        return Product(_facts(intake, questions), [*intake.writer.parts, benchmarks], notes={"pins": pins})
+
+    done = context.store.produce(STAGE, _inputs(work, files, questions, models), read_prompts)
     metrics = done.facts.metrics | _checkpoint(context, work, student)
     return {STAGE: done.facts.model_copy(update={"metrics": metrics})}
 
@@ -89,9 +86,9 @@ def check_model(context: Context, model: Model, engine: Engine, where: str) -> C
     """Load all but the weights. Raises UserError when the model is not there or does not suit the spec."""
     from transformers import AutoTokenizer
 
-    resolved = resolve.resolve(model, context.bucket, context.task.run)
+    resolved = resolve.resolve(model, context.store)
     exact = model.model_copy(update={"revision": resolved.revision}) if resolve.is_hub(model) else model
-    folder = resolve.fetch(exact, context.bucket, context.task.run, context.scratch, weights=False)
+    folder = resolve.fetch(exact, context.store, context.scratch, weights=False)
     config = fit.read_config(folder, model, where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -117,45 +114,42 @@ def _try_template(checked: Checked, model: Model, where: str) -> None:
 def _checkpoint(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
     """How large a checkpoint of the training will be, where that can be known. It is told and not stored: runs that
     share these rows may train them in another layout."""
-    tensors = resolve.tensors(student.served.model, context.bucket, context.scratch)
+    tensors = resolve.tensors(student.served.model, context.store.bucket, context.scratch)
     if tensors is None:
         return {}
-    parameters, stored = sum(one.parameters for one in tensors), sum(one.size for one in tensors)
+    parameters, stored = sum(tensor.parameters for tensor in tensors), sum(tensor.size for tensor in tensors)
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
     return {CHECKPOINT_BYTES: float(size)}
 
 
-def _compare_contexts(student: Checked, teacher: Checked | None) -> None:
-    if teacher and teacher.context < student.context:
-        log.warning(
-            "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
-            teacher.context,
-            student.context,
-        )
+def _compare_contexts(models: list[Checked]) -> None:
+    student, *teachers = models
+    for teacher in teachers:
+        if teacher.context < student.context:
+            log.warning(
+                "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
+                teacher.context,
+                student.context,
+            )
 
 
-def _folder(
-    context: Context, work: Prepare, files: list[File], questions: list[Row], checked: list[Checked | None]
-) -> tuple[Folder, dict[str, Any]]:
-    known = [model for model in checked if model]
-    inputs: dict[str, Any] = {
+def _inputs(work: Prepare, files: list[File], questions: list[Row], models: list[Checked]) -> dict[str, Any]:
+    return {
         "stage": STAGE,
         "prompts": work.prompts.model_dump(by_alias=True),
         "files": [file.sha256 for file in files],
         "benchmarks": digest_of(questions=questions),
-        "models": [{"name": model.resolved.name, "revision": model.resolved.revision} for model in known],
-        "context": known[0].context,
+        "models": [model.resolved.identity() for model in models],
+        "context": models[0].context,
         "frame": prompts.fingerprint("answer"),
     }
-    folder = context.folder(STAGE, inputs)
-    given = [model for model in (work.student, work.teacher) if model]
-    pins = {
-        model.name: resolved.resolved.revision
-        for model, resolved in zip(given, known, strict=True)
-        if resolve.is_hub(model)
-    }
-    return folder, inputs | {"pins": pins}
+
+
+def _pins(models: list[Checked]) -> dict[str, str]:
+    """Of every model from the hub, the commit that it was looked at."""
+    hub = [model for model in models if resolve.is_hub(model.served.model)]
+    return {model.served.model.name: model.resolved.revision for model in hub}
 
 
 def _commits(*sources: list[File]) -> dict[str, str]:
@@ -163,14 +157,15 @@ def _commits(*sources: list[File]) -> dict[str, str]:
     return {file.name: file.revision for files in sources for file in files if file.revision}
 
 
-def _open_reading(context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row]) -> Reading:
-    wanted, taken = work.prompts, work.prompts.decontaminate
+def _open_intake(context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row]) -> Intake:
+    source, decontaminate = work.prompts, work.prompts.decontaminate
     sample, against = None, None
-    if wanted.seed is not None and wanted.limit is not None:
-        sample = Sample(wanted.seed, wanted.limit, context.scratch / "sample", row_schema(STAGE))
-    if taken:
-        against = Questions((row for row in questions if row["benchmark"] in taken.against), taken.ngram)
-    return Reading(
+    if source.seed is not None and source.limit is not None:
+        sample = Sample(source.seed, source.limit, context.scratch / "sample", row_schema(STAGE))
+    if decontaminate:
+        known = (row for row in questions if row["benchmark"] in decontaminate.against)
+        against = Questions(known, decontaminate.ngram)
+    return Intake(
         work=work,
         tokenizer=student.tokenizer,
         context_length=student.context,
@@ -226,12 +221,12 @@ def _cell(line: Line, column: str | None) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _facts(reading: Reading, questions: list[Row]) -> StageFacts:
-    if reading.contaminated:
-        hint = "spec.prompts.decontaminate removes them" if not reading.questions else "not of those named in against"
-        log.warning("%d prompts are benchmark questions word for word (%s)", reading.contaminated, hint)
-    metrics = reading.metrics | {"benchmark_questions": float(len(questions))}
-    return StageFacts(rows=reading.rows, prompt_tokens=reading.tokens, metrics=metrics)
+def _facts(intake: Intake, questions: list[Row]) -> StageFacts:
+    if intake.contaminated:
+        hint = "spec.prompts.decontaminate removes them" if not intake.questions else "not of those named in against"
+        log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
+    metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
+    return StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
 
 
 if __name__ == "__main__":

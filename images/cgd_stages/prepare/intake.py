@@ -1,4 +1,4 @@
-"""The books of the prompts: every row read is kept, rejected with its reason, or (of a sample) not drawn.
+"""The intake of the prompts: every row read is kept, rejected with its reason, or (of a sample) not drawn.
 
 Memory does not grow with the texts: parts are stored as they fill up, and of each row there remains a fingerprint, by
 which duplicates are known.
@@ -21,8 +21,9 @@ from cgd_stages.prepare.sampling import FILE_CHARACTERS, Sample, characters
 from cgd_stages.prepare.sources import Line, row_id
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context
-from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part
-from cgd_stages.store.rows import REJECTION_SCHEMA, Row, row_schema
+from cgd_stages.store.folder import PARTS, REJECTED, Folder
+from cgd_stages.store.part_writer import PartWriter
+from cgd_stages.store.rows import Row, row_schema
 
 STAGE = "prepare"
 PART_ROWS = 10_000
@@ -56,7 +57,7 @@ class Looked:
 
 
 @dataclass
-class Reading:
+class Intake:
     """Rows of the source on their way into the folder. `context_length` is the student's, in tokens; 0: not known."""
 
     work: Prepare
@@ -67,7 +68,6 @@ class Reading:
     benchmark_ids: frozenset[str] = frozenset()
     questions: Questions | None = None
     """What prompts may not overlap with."""
-    parts: list[Part] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """One detail for each reason."""
@@ -83,10 +83,12 @@ class Reading:
     _ids: set[int] = field(default_factory=set)
     """The first 64 bits of each row's id: 77 MB for a million rows, beside the libraries' 490 MB. Two of a million ids
     agree in those with a probability of 1 to 40 million; the later row is a `duplicate` then."""
-    _rows: list[Row] = field(default_factory=list)
     _characters: int = 0
-    """Of the rows that wait to be stored."""
-    _rejected: list[Row] = field(default_factory=list)
+    """Of the kept rows that wait to be stored."""
+
+    def __post_init__(self) -> None:
+        # The same source gives the same parts, so nothing of an earlier attempt is taken in.
+        self.writer = PartWriter(self.folder, row_schema(STAGE), numbered=True, part_rows=PART_ROWS)
 
     def read(self, lines: Iterable[Line], context: Context) -> None:
         """Take the whole source, or as much of it as `limit` asks for."""
@@ -96,8 +98,7 @@ class Reading:
             context.progress.report(STAGE, self._progress())
         if self.sample:
             self._draw(self.sample)
-        self._store_rows()
-        self._store_rejected()
+        self.writer.flush()
 
     @property
     def rejected(self) -> int:
@@ -113,8 +114,8 @@ class Reading:
         counts |= {f"rejected_{reason}": count for reason, count in sorted(self.reasons.items())}
         return {name: float(count) for name, count in counts.items()}
 
-    def told(self) -> str:
-        """The books in one sentence."""
+    def summary(self) -> str:
+        """The counts in one sentence."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
         text = f"read {self.read_rows} rows: kept {self.kept}, rejected {self.rejected}"
         return text + (f" ({reasons})" if reasons else "") + f", not sampled {self.not_sampled}"
@@ -122,7 +123,7 @@ class Reading:
     def check(self) -> None:
         """Raise UserError when what was read is not worth a GPU."""
         if self.read_rows != self.kept + self.rejected + self.not_sampled:
-            raise RowsLost(f"prepare: {self.told()}")
+            raise RowsLost(f"prepare: {self.summary()}")
         source, fields = self.work.prompts.source, self.work.prompts.fields
         if not self.read_rows:
             raise UserError(f"{source} has no rows", hint="Give spec.prompts.source a file with rows.")
@@ -139,15 +140,15 @@ class Reading:
 
     def _refusal(self, bad: int, apart: frozenset[str] = frozenset()) -> UserError:
         top = [(reason, count) for reason, count in self.reasons.most_common() if reason not in apart]
-        told = ", ".join(f"{reason} {count}" for reason, count in top)
+        counts = ", ".join(f"{reason} {count}" for reason, count in top)
         examples = "; ".join(self.examples[reason] for reason, _ in top[:2])
         source = self.work.prompts.source
-        message = f"{source}: {bad} of {self.read_rows} rows cannot be used ({told}). Examples: {examples}"
+        message = f"{source}: {bad} of {self.read_rows} rows cannot be used ({counts}). Examples: {examples}"
         hint = "Mend the file of spec.prompts.source"
         hint += ", raise spec.student.maxModelLen" if "too_long" in self.reasons else ""
         return UserError(message, hint=f"{hint}, or raise spec.generation.maxRejected.")
 
-    def _wanted(self) -> int:
+    def _batch_size(self) -> int:
         """Lines to look at next: never so many that more than `limit` could be kept."""
         limit = self.work.prompts.limit
         return BATCH if limit is None or self.sample else min(BATCH, limit - self.kept)
@@ -162,7 +163,7 @@ class Reading:
         """The next rows after the first look: few at a time where they are long."""
         batch: list[Looked] = []
         characters = 0
-        for line in islice(lines, self._wanted()):
+        for line in islice(lines, self._batch_size()):
             batch.append(self._look(line))
             characters += batch[-1].characters
             if characters >= BATCH_CHARACTERS:
@@ -205,9 +206,9 @@ class Reading:
 
     def _names(self, line: Line) -> list[str]:
         """The fields of a line, to be counted: those that the run names, and of others no more than people look at."""
-        wanted, names = self.work.prompts.fields.columns, line.value or {}
-        others = [name for name in names if name not in wanted and len(name) < LONGEST_COLUMN]
-        return [name for name in wanted if name in names] + others[: max(0, COLUMNS - len(self.columns))]
+        named, names = self.work.prompts.fields.columns, line.value or {}
+        others = [name for name in names if name not in named and len(name) < LONGEST_COLUMN]
+        return [name for name in named if name in names] + others[: max(0, COLUMNS - len(self.columns))]
 
     def _overlap(self, row: Row) -> Fault | None:
         fingerprint = int(row["id"][:16], 16)
@@ -232,9 +233,9 @@ class Reading:
         self.reasons[reason] += 1
         self.examples.setdefault(reason, f"{reason}, {detail}"[:300])
         tokens = looked.row.get("prompt_tokens", 0)
-        self._rejected.append(rejection(STAGE, looked.row, reason, detail, prompt_tokens=tokens))
-        if len(self._rejected) >= PART_ROWS:
-            self._store_rejected()
+        self.writer.reject(rejection(STAGE, looked.row, reason, detail, prompt_tokens=tokens))
+        if self.writer.waiting(REJECTED) >= PART_ROWS:
+            self.writer.flush(REJECTED)
 
     def _keep(self, row: Row) -> None:
         self.usable += 1
@@ -247,10 +248,11 @@ class Reading:
         self.kept += 1
         self.tokens += row["prompt_tokens"]
         self.contaminated += row["id"] in self.benchmark_ids
-        self._rows.append(row)
+        self.writer.keep(row)
         self._characters += characters(row)
-        if len(self._rows) >= PART_ROWS or self._characters >= FILE_CHARACTERS:
-            self._store_rows()
+        if self.writer.waiting(PARTS) >= PART_ROWS or self._characters >= FILE_CHARACTERS:
+            self.writer.flush(PARTS)
+            self._characters = 0
 
     def _draw(self, sample: Sample) -> None:
         for row, drawn in sample.drawn():
@@ -258,19 +260,6 @@ class Reading:
                 self._take_in(row)
             else:
                 self.not_sampled += 1
-
-    def _store_rows(self) -> None:
-        if self._rows:
-            self.parts.append(self.folder.put_rows(self._name(PARTS), self._rows, row_schema(STAGE)))
-        self._rows, self._characters = [], 0
-
-    def _store_rejected(self) -> None:
-        if self._rejected:
-            self.parts.append(self.folder.put_rows(self._name(REJECTED), self._rejected, REJECTION_SCHEMA))
-        self._rejected = []
-
-    def _name(self, prefix: str) -> str:
-        return f"{prefix}{len(self.parts):05d}-"
 
 
 def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:

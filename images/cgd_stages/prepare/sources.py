@@ -105,7 +105,7 @@ def _from_config_map(context: Context, uri: str) -> File:
 
 def _from_store(context: Context, uri: str, field: str) -> list[File]:
     parent, _, pattern = uri.rpartition("/")
-    bucket = context.bucket.at(parent)
+    bucket = context.store.bucket.at(parent)
     fixed = pattern.partition("*")[0]
     found = [item for item in bucket.list(fixed) if fnmatchcase(item.key, pattern) and "/" not in item.key]
     if not found:

@@ -3,6 +3,8 @@
 import heapq
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from cgd_stages.contract import Contract
 from cgd_stages.grading.grader import Grader
 from cgd_stages.quality.marks import SAMPLED, Marks, Quality, Tally, grade_rows
@@ -28,14 +30,17 @@ class Review(Contract):
 
 def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
     """Count and grade the rows of `refine`, and store the outcome in the folder. What an attempt that broke off has
-    stored stands: a deadline that the grader missed then may be met now, and the same rows shall give the same."""
-    stored = folder.bucket.get(folder.key(REVIEW))
-    if stored is not None:
+    stored stands, unless it is damaged: a deadline that the grader missed then may be met now, and the same rows shall
+    give the same."""
+    stored = folder.bucket.get(folder.key(REVIEW)) or b""
+    try:
         review = Review.model_validate_json(stored)
-    else:
+    except ValidationError:
+        folder.bucket.delete(folder.key(REVIEW))
         with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
             review = read_quadruples(rows, grader)
-    return review, folder.put(REVIEW, stored or review.to_json().encode())
+        stored = review.to_json().encode()
+    return review, folder.put(REVIEW, stored)
 
 
 def read_quadruples(folder: Folder, grader: Grader, *, shown: int = SHOWN) -> Review:

@@ -28,10 +28,9 @@ from cgd_stages.results.comparison import table_of
 from cgd_stages.results.model import Change, Key, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
 from cgd_stages.results.scores import Changed, changed, figures, finite_or_none, gpu_hours
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, Done, Folder, read_rows
-from cgd_stages.store.rows import Row, from_parquet, now
-from cgd_stages.store.run import open_input, write_pointer
+from cgd_stages.store.rows import Row, from_parquet
+from cgd_stages.store.run import Product, RunStore
 
 REJECTIONS = 5
 """Rejected rows of a stage and reason that the page carries."""
@@ -39,9 +38,8 @@ TRAINING_LOG = "metrics.jsonl"
 
 
 def main(context: Context) -> dict[str, StageFacts]:
-    started, clock = now(), time.monotonic()
-    work = context.work_of(Report)
-    outputs = find_outputs(context.bucket, context.task.run, work.stages)
+    clock, work, stage = time.monotonic(), context.work_of(Report), context.task.stage
+    outputs = find_outputs(context.store, work.stages)
     inputs = {
         "run": context.task.run.model_dump(),
         "stages": {name: output.done.digest for name, output in outputs.items()},
@@ -49,9 +47,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         "spec": work.spec,
         "page": page.fingerprint(),
     }
-    folder = context.folder(context.task.stage, inputs)
-    done = folder.done()
-    if done is None:
+
+    def tell(folder: Folder) -> Product:
         review = read_review(outputs)
         quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
         data = read_run(context.task.run, work, outputs, quadruples)
@@ -59,10 +56,10 @@ def main(context: Context) -> dict[str, StageFacts]:
             folder.put("report.html", page.render(data, quality).encode()),
             folder.put("report.json", to_json(data, quality)),
         ]
-        facts = StageFacts(seconds=round(time.monotonic() - clock, 3), metrics={"stages": float(len(outputs))})
-        done = folder.finish(facts=facts, parts=parts, started=started, inputs=inputs)
-    write_pointer(context.bucket, context.task.run, done)
-    return {context.task.stage: done.facts}
+        seconds, metrics = round(time.monotonic() - clock, 3), {"stages": float(len(outputs))}
+        return Product(StageFacts(seconds=seconds, metrics=metrics), parts)
+
+    return {stage: context.store.produce(stage, inputs, tell).facts}
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,13 @@ class Output:
     done: Done
 
 
-def find_outputs(bucket: Bucket, run: RunRef, stages: Iterable[str]) -> dict[str, Output]:
+def find_outputs(store: RunStore, stages: Iterable[str]) -> dict[str, Output]:
     """What the run's stages have stored, by stage; stages without a pointer are left out.
 
     Raises TransientError when a pointer is there but leads to another run's life or to an unfinished folder.
     """
-    pointers = f"{run.namespace}/runs/{run.name}/"
-    there = {stored.key.removeprefix(pointers).removesuffix(".json") for stored in bucket.list(pointers)}
-    folders = {stage: open_input(bucket, run, stage) for stage in stages if stage in there}
+    pointers = store.stages()
+    folders = {stage: store.input(stage) for stage in stages if stage in pointers}
     return {stage: Output(folder, folder.require()) for stage, folder in folders.items()}
 
 

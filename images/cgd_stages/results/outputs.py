@@ -1,11 +1,14 @@
 """Outputs of an evaluated model: their columns, and the figures that a stage tells of them. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from cgd_stages.contract import Rows, StageFacts
 from cgd_stages.results import model, scores
+from cgd_stages.store.rows import Row
 
 COUNTED = ("accuracy", "low", "high", "n", "outputs", "truncated", "unparsed", "ungraded", "refused", "mean_tokens")
 """Figures of a benchmark's score that the stage tells."""
@@ -28,6 +31,28 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("grade_error", pa.string()),
 ]
 SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
+
+
+@dataclass
+class Totals:
+    """What the outputs of a model come to, whichever attempt has made them."""
+
+    samples: list[model.Sample] = field(default_factory=list)
+    prompt_tokens: int = 0
+
+    def add(self, row: Row) -> None:
+        self.samples.append(model.Sample.of(row))
+        self.prompt_tokens += row["prompt_tokens"]
+
+    def facts(self, total: int, seconds: float) -> StageFacts:
+        """Facts of the stage, of whose `total` outputs these are all that are there."""
+        return StageFacts(
+            rows=Rows(total=total, done=len(self.samples)),
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=sum(sample.tokens for sample in self.samples),
+            seconds=round(seconds, 3),
+            metrics=metrics(self.samples),
+        )
 
 
 def metrics(samples: Sequence[model.Sample]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -35,9 +35,7 @@ from cgd_stages.errors import Interrupted, StageError, UserError
 from cgd_stages.keys import hide_in_log, without_keys
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import digest_of
-from cgd_stages.store.run import claim
+from cgd_stages.store.run import RunStore
 from cgd_stages.text.printable import start_log
 from cgd_stages.text.whole import whole
 
@@ -54,7 +52,7 @@ class Context:
     """What a program is given: its task, the store, and the ways to tell how it goes."""
 
     task: StageTask
-    bucket: Bucket
+    store: RunStore
     progress: Reporter
     scratch: Path
     inputs: Path | None = None
@@ -73,12 +71,6 @@ class Context:
         if not isinstance(self.task.work, kind):
             raise UserError(f"this program does {kind.__name__} work, the task is {self.task.work.kind!r}")
         return self.task.work
-
-    def folder(self, stage: str, inputs: dict[str, Any]) -> Folder:
-        """Where the output of a stage goes that these inputs determine; claimed for the run."""
-        folder = Folder(self.bucket, self.task.run.namespace, stage, digest_of(**inputs))
-        claim(folder, self.task.run)
-        return folder
 
     def check(self) -> None:
         """Raise Interrupted when SIGTERM has come. Call it where everything finished is stored."""
@@ -155,7 +147,7 @@ def _context() -> Context:
     shard = int(os.environ.get(INDEX, "0"))
     return Context(
         task=task,
-        bucket=Bucket(task.storage),
+        store=RunStore(Bucket(task.storage), task.run),
         progress=Reporter.from_environment(shard),
         scratch=scratch,
         inputs=Path(os.environ[INPUTS]) if INPUTS in os.environ else None,

@@ -113,22 +113,22 @@ class Bucket:
     def waiting(self, stop: threading.Event) -> "Bucket":
         """The same place for a caller that would rather wait than fail: while the store is away, what it asks for is
         tried again, until `stop` is set (then once more) or the store has been away for `AWAY_SECONDS`."""
-        other = copy.copy(self)
-        other._waits_until = stop
-        return other
+        bucket = copy.copy(self)
+        bucket._waits_until = stop
+        return bucket
 
     def at_once(self) -> "Bucket":
         """The same place for a caller that has better things to do than wait."""
-        other = copy.copy(self)
-        other._waits_until = None
-        return other
+        bucket = copy.copy(self)
+        bucket._waits_until = None
+        return bucket
 
     def at(self, uri: str) -> "Bucket":
         """The same store and credentials at another `s3://bucket/prefix`."""
-        other = copy.copy(self)
-        other.storage = self.storage.model_copy(update={"uri": uri})
-        other._bucket, other._prefix = split_uri(uri)
-        return other
+        bucket = copy.copy(self)
+        bucket.storage = self.storage.model_copy(update={"uri": uri})
+        bucket._bucket, bucket._prefix = split_uri(uri)
+        return bucket
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._absolute(key)}"
@@ -143,8 +143,8 @@ class Bucket:
 
     def _beginning(self, key: str, size: int) -> bytes:
         with self._translated(key):
-            found = self._client.get_object(Bucket=self._bucket, Key=self._absolute(key), Range=f"bytes=0-{size - 1}")
-            return found["Body"].read()
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._absolute(key), Range=f"bytes=0-{size - 1}")
+            return answer["Body"].read()
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Store bytes; with `if_absent`, False when an object was there already (it stays as it is).
@@ -193,7 +193,7 @@ class Bucket:
         key = f".probe/{uuid.uuid4().hex}"
         self.put(key, b"probe", if_absent=True)
         try:
-            if self.get(key) != b"probe" or [found.key for found in self.list(key)] != [key]:
+            if self.get(key) != b"probe" or [stored.key for stored in self.list(key)] != [key]:
                 raise TransientError(f"{self.uri(key)} was written but cannot be read back")
             if self.put(key, b"again", if_absent=True):
                 raise UserError(
@@ -250,9 +250,9 @@ class Bucket:
         with self._translated(prefix):
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
-                for found in page.get("Contents", []):
-                    key = found["Key"].removeprefix(self._absolute(""))
-                    yield Stored(key=key, size=found["Size"], etag=found["ETag"].strip('"'))
+                for item in page.get("Contents", []):
+                    key = item["Key"].removeprefix(self._absolute(""))
+                    yield Stored(key=key, size=item["Size"], etag=item["ETag"].strip('"'))
 
     def _put(self, key: str, data: bytes, *, if_absent: bool) -> bool:
         with self._translated(key):

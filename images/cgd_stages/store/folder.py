@@ -32,8 +32,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
 
 
 def _moment(text: str) -> str:
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None or not 1970 <= found.year < 9000:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or not 1970 <= moment.year < 9000:
         raise ValueError("no time with its zone")
     return text
 

@@ -68,6 +68,19 @@ _REJECTION: list[tuple[str, Any]] = [
     ("tokens", pa.int32()),
 ]
 REJECTION_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _REJECTION])
+KEY = ("id", "sample")
+"""The columns that tell rows apart."""
+_TEXT = {"answer": "answer", "critique": "critique", "refine": "refinement", "distill": "distilled"}
+
+
+def text_column(stage: str) -> str:
+    """The column that a generating stage fills."""
+    return _TEXT[stage]
+
+
+def prompt_tokens_column(stage: str) -> str:
+    """Where the length of the stage's own prompt is: the answer's prompt is the prompt."""
+    return "prompt_tokens" if stage == "answer" else f"{text_column(stage)}_prompt_tokens"
 
 
 def row_schema(stage: str) -> pa.Schema:

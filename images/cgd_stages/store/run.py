@@ -4,14 +4,22 @@
 <namespace>/claims/<uid>/<stage>/<digest>        empty: the run of this uid makes or uses the folder
 """
 
+import logging
 import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import ValidationError
 
 from cgd_stages.contract import Contract, RunRef, StageFacts
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.folder import Digest, Done, Folder
+from cgd_stages.store.folder import Digest, Done, Folder, Part
+from cgd_stages.store.rows import digest_of, now
+
+log = logging.getLogger(__name__)
 
 _CLAIM = re.compile(r"([^/]+)/([a-z0-9-]+)/([0-9a-f]+)")
 
@@ -26,67 +34,134 @@ class Pointer(Contract):
     facts: StageFacts
 
 
-def claim(folder: Folder, run: RunRef) -> None:
-    """Say that the run makes or uses the folder, before it does: the stage clean deletes what nobody claims."""
-    key = _claim_key(run.namespace, run.uid, folder.stage, folder.digest)
-    if folder.bucket.get(key) is None:
-        folder.bucket.put(key, b"")
+@dataclass(frozen=True)
+class Product:
+    """What a stage has made in its folder, as its promise tells it."""
+
+    facts: StageFacts
+    parts: Sequence[Part]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What ran it without determining the output."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What later stages look up among the inputs; no digest is made of it."""
 
 
-def read_claims(bucket: Bucket, namespace: str) -> dict[str, set[Folder]]:
-    """The folders of every run that has ever begun one, by the run's uid. Other objects that somebody has stored below
-    the same prefix are no claims."""
-    found: dict[str, set[Folder]] = {}
-    for stored in bucket.list(_claim_key(namespace)):
-        if claimed := _CLAIM.fullmatch(stored.key.removeprefix(_claim_key(namespace))):
-            uid, stage, digest = claimed.groups()
-            found.setdefault(uid, set()).add(Folder(bucket, namespace, stage, digest))
-    return found
+@dataclass(frozen=True)
+class RunStore:
+    """The store as one run uses it: what its earlier stages have made, and where its next one stores."""
 
+    bucket: Bucket
+    run: RunRef
 
-def withdraw(folder: Folder, run: RunRef) -> None:
-    """Take a claim back."""
-    folder.bucket.delete(_claim_key(run.namespace, run.uid, folder.stage, folder.digest))
+    def waiting(self, stop: threading.Event) -> "RunStore":
+        """The same store for a program that would rather wait than fail, see `Bucket.waiting`."""
+        return replace(self, bucket=self.bucket.waiting(stop))
 
+    def input(self, stage: str) -> Folder:
+        """The finished folder of an earlier stage. Raises TransientError when the stage has not ended."""
+        return Folder(self.bucket, self.run.namespace, stage, self.pointer(stage).digest)
 
-def write_pointer(bucket: Bucket, run: RunRef, done: Done) -> Pointer:
-    """Link the run to the folder of one of its stages. Doing it twice is doing it once."""
-    pointer = Pointer(
-        run_uid=run.uid, stage=done.stage, digest=done.digest, uri=done.facts.output_uri, facts=done.facts
-    )
-    key, data = _pointer_key(run, done.stage), pointer.to_json().encode()
-    if bucket.get(key) != data:
-        bucket.put(key, data)
-    return pointer
+    def place(self, stage: str, inputs: dict[str, Any]) -> Folder:
+        """The folder of the output that these inputs determine, whoever has made it."""
+        return Folder(self.bucket, self.run.namespace, stage, digest_of(**inputs))
 
+    def folder(self, stage: str, inputs: dict[str, Any]) -> Folder:
+        """The same, claimed for the run, which is going to make or use it."""
+        folder = self.place(stage, inputs)
+        self.claim(folder)
+        return folder
 
-def read_pointer(bucket: Bucket, run: RunRef, stage: str) -> Pointer:
-    """Where the run's stage has its output. Raises TransientError when it has none, or one of another run's life."""
-    data = bucket.get(_pointer_key(run, stage))
-    hint = f"The stage {stage} of {run.namespace}/{run.name} has not ended yet: its output is there when it has."
-    if data is None:
-        raise TransientError(f"the run {run.name} has no output of {stage}", hint=hint)
-    pointer = _pointer(data)
-    if pointer is None:
-        what = f"{bucket.uri(_pointer_key(run, stage))} is no pointer of this format"
-        raise UserError(what, hint=f"Delete the object and the Job of the stage {stage}, which makes it anew.")
-    if pointer.run_uid != run.uid:
-        raise TransientError(f"the output of {stage} belongs to an earlier run named {run.name}", hint=hint)
-    return pointer
+    def produce(self, stage: str, inputs: dict[str, Any], make: Callable[[Folder], Product]) -> Done:
+        """The promise of a stage's output, which the run points at. `make` fills the folder, unless it is done already:
+        by an earlier attempt, or by another run with the same inputs."""
+        done = self.make_once(stage, inputs, make)
+        self.point_at(done)
+        return done
 
+    def make_once(self, stage: str, inputs: dict[str, Any], make: Callable[[Folder], Product]) -> Done:
+        """`produce` without the pointer."""
+        folder = self.folder(stage, inputs)
+        if done := folder.done():
+            log.info("%s is done already: %s", stage, folder.uri)
+            return done
+        started = now()
+        product = make(folder)
+        return folder.finish(
+            facts=product.facts,
+            parts=product.parts,
+            started=started,
+            inputs=inputs | product.notes,
+            settings=product.settings,
+        )
 
-def open_input(bucket: Bucket, run: RunRef, stage: str) -> Folder:
-    """The finished folder of an earlier stage of the run."""
-    return Folder(bucket, run.namespace, stage, read_pointer(bucket, run, stage).digest)
+    # --- pointers -----------------------------------------------------------------------------------------------
 
+    def point_at(self, done: Done) -> None:
+        """Link the run to the folder of one of its stages. Doing it twice is doing it once."""
+        pointer = Pointer(
+            run_uid=self.run.uid, stage=done.stage, digest=done.digest, uri=done.facts.output_uri, facts=done.facts
+        )
+        key, data = self._pointer_key(done.stage), pointer.to_json().encode()
+        if self.bucket.get(key) != data:
+            self.bucket.put(key, data)
 
-def delete_pointers(bucket: Bucket, run: RunRef) -> None:
-    """Delete the run's pointers, not those of another run of its name."""
-    for stored in list(bucket.list(_pointer_key(run))):
-        data = bucket.get(stored.key)
-        pointer = None if data is None else _pointer(data)
-        if pointer and pointer.run_uid == run.uid:
-            bucket.delete(stored.key)
+    def pointer(self, stage: str) -> Pointer:
+        """Where a stage has its output. Raises TransientError when it has none, or one of another run's life."""
+        data, name = self.bucket.get(self._pointer_key(stage)), self.run.name
+        hint = f"The stage {stage} of {self.run.namespace}/{name} has not ended yet: its output is there when it has."
+        if data is None:
+            raise TransientError(f"the run {name} has no output of {stage}", hint=hint)
+        pointer = _pointer(data)
+        if pointer is None:
+            message = f"{self.bucket.uri(self._pointer_key(stage))} is no pointer of this format"
+            raise UserError(message, hint=f"Delete the object and the Job of the stage {stage}, which makes it anew.")
+        if pointer.run_uid != self.run.uid:
+            raise TransientError(f"the output of {stage} belongs to an earlier run named {name}", hint=hint)
+        return pointer
+
+    def stages(self) -> set[str]:
+        """The stages that have a pointer."""
+        pointers = self._pointer_key()
+        return {stored.key.removeprefix(pointers).removesuffix(".json") for stored in self.bucket.list(pointers)}
+
+    def delete_pointers(self) -> None:
+        """Delete the run's pointers, not those of another run of its name."""
+        for stored in self.bucket.list(self._pointer_key()):
+            data = self.bucket.get(stored.key)
+            pointer = None if data is None else _pointer(data)
+            if pointer and pointer.run_uid == self.run.uid:
+                self.bucket.delete(stored.key)
+
+    def _pointer_key(self, stage: str = "") -> str:
+        """Key of a pointer; without a stage, what those of the run begin with."""
+        return f"{self.run.namespace}/runs/{self.run.name}/" + (f"{stage}.json" if stage else "")
+
+    # --- claims -------------------------------------------------------------------------------------------------
+
+    def claim(self, folder: Folder) -> None:
+        """Say that the run makes or uses the folder, before it does: the stage clean deletes what nobody claims."""
+        key = self._claim_key(self.run.uid, folder.stage, folder.digest)
+        if self.bucket.get(key) is None:
+            self.bucket.put(key, b"")
+
+    def withdraw(self, folder: Folder) -> None:
+        """Take a claim back."""
+        self.bucket.delete(self._claim_key(self.run.uid, folder.stage, folder.digest))
+
+    def claims(self) -> dict[str, set[Folder]]:
+        """The folders that every run of the namespace claims, by the run's uid. Other objects that somebody has stored
+        below the same prefix are no claims."""
+        prefix = self._claim_key()
+        claims: dict[str, set[Folder]] = {}
+        for stored in self.bucket.list(prefix):
+            if claimed := _CLAIM.fullmatch(stored.key.removeprefix(prefix)):
+                uid, stage, digest = claimed.groups()
+                claims.setdefault(uid, set()).add(Folder(self.bucket, self.run.namespace, stage, digest))
+        return claims
+
+    def _claim_key(self, *rest: str) -> str:
+        """Key of a claim; without the rest, what all keys of claims begin with."""
+        return f"{self.run.namespace}/claims/{'/'.join(rest)}"
 
 
 def _pointer(data: bytes) -> Pointer | None:
@@ -95,13 +170,3 @@ def _pointer(data: bytes) -> Pointer | None:
         return Pointer.model_validate_json(data)
     except ValidationError:
         return None
-
-
-def _pointer_key(run: RunRef, stage: str = "") -> str:
-    """Key of a pointer; without a stage, what those of the run begin with."""
-    return f"{run.namespace}/runs/{run.name}/" + (f"{stage}.json" if stage else "")
-
-
-def _claim_key(namespace: str, *rest: str) -> str:
-    """Key of a claim; without the rest, what all keys of claims begin with."""
-    return f"{namespace}/claims/{'/'.join(rest)}"

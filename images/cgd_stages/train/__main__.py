@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,12 @@ from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS, Unusable
 from cgd_stages.models import resolve
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.folder import REJECTED, Done, Folder, Part
-from cgd_stages.store.rows import REJECTION_SCHEMA, Row, now
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.folder import REJECTED, Folder, Part
+from cgd_stages.store.rows import REJECTION_SCHEMA, Row
+from cgd_stages.store.run import Product
 from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS, file_sha256
-from cgd_stages.training.dataset import Books, Supply
+from cgd_stages.training.dataset import Dataset, ExampleCounts
 from cgd_stages.training.job import (
     BEGUN,
     CHECKPOINTS,
@@ -142,7 +142,7 @@ class Stage:
     context: Context
     work: Train
     node: Node
-    supply: Supply
+    dataset: Dataset
     folder: Folder
     inputs: dict[str, Any]
     student: Model
@@ -152,42 +152,60 @@ class Stage:
 class Made:
     """What became of the rows."""
 
-    books: Books
+    counts: ExampleCounts
     parts: list[Part] = field(default_factory=list)
 
 
 def main(context: Context) -> dict[str, StageFacts]:
-    context.bucket = context.bucket.waiting(context.stop)
+    context.store = context.store.waiting(context.stop)
     stage = _stage(context)
-    if done := stage.folder.done():
-        log.info("%s is done already: %s", context.task.stage, stage.folder.uri)
-        write_pointer(context.bucket, context.task.run, done)
-        return {context.task.stage: done.facts} if stage.node.first else {}
-    started, clock = now(), time.monotonic()
-    node_folder = _clean_folder(stage)
-    student = resolve.fetch(stage.student, context.bucket, context.task.run, context.scratch)
-    made = _make_examples(stage, student, node_folder)
-    _prepare_node(stage, student, made.books.rows, node_folder)
-    _find_first_pod(stage)
-    with context.holding():
-        _torchrun(stage, node_folder)
-        if stage.node.first:
-            facts = _facts(stage, made, node_folder, time.monotonic() - clock)
-            done = _finish(stage, made, facts, started, node_folder)
-            return {context.task.stage: done.facts}
-    _await_promise(stage)
-    log.info("pod %d has ended well", stage.node.rank)
-    return {}
+    if not stage.node.first:
+        _follow(stage)
+        return {}
+    with ExitStack() as until_promised:
+        done = context.store.produce(context.task.stage, stage.inputs, lambda _: _lead(stage, until_promised))
+    return {context.task.stage: done.facts}
 
 
 def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
-    supply = Supply.of(context.bucket, task.run, work)
-    student = resolve.pinned(work.student, context.bucket, task.run)
-    inputs = inputs_of(task.stage, supply, resolve.resolve(student, context.bucket, task.run))
-    folder = context.folder(task.stage, inputs)
+    dataset = Dataset.of(context.store, work)
+    student = resolve.pinned(work.student, context.store)
+    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store))
+    folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, supply, folder, inputs, student)
+    return Stage(context, work, node, dataset, folder, inputs, student)
+
+
+def _lead(stage: Stage, until_promised: ExitStack) -> Product:
+    """The first pod: it trains with the others, and stores the model."""
+    clock = time.monotonic()
+    made, folder = _get_ready(stage)
+    until_promised.enter_context(stage.context.holding())
+    _torchrun(stage, folder)
+    return _store(stage, made, _facts(stage, made, folder, time.monotonic() - clock), folder)
+
+
+def _follow(stage: Stage) -> None:
+    """Any other pod: it trains with the first, and stays until that one has stored the model."""
+    if stage.folder.done():
+        log.info("%s is done already: %s", stage.context.task.stage, stage.folder.uri)
+        return
+    _, folder = _get_ready(stage)
+    with stage.context.holding():
+        _torchrun(stage, folder)
+    _await_promise(stage)
+    log.info("pod %d has ended well", stage.node.rank)
+
+
+def _get_ready(stage: Stage) -> tuple[Made, Path]:
+    """Everything before the first step, in a folder of this pod's own."""
+    folder = _clean_folder(stage)
+    student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
+    made = _make_examples(stage, student, folder)
+    _prepare_node(stage, student, made.counts.rows, folder)
+    _find_first_pod(stage)
+    return made, folder
 
 
 def _clean_folder(stage: Stage) -> Path:
@@ -207,23 +225,23 @@ def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-    books = Books(stage.context.task.stage, stage.work.objective, stage.supply.held_out())
-    made = Made(books)
+    counts = ExampleCounts(stage.context.task.stage, stage.work.objective, stage.dataset.held_out())
+    made = Made(counts)
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
-        for row, found in stage.supply.examples(tokenizer):
-            books.take(row, found)
-            if isinstance(found, Unusable):
+        for row, example in stage.dataset.examples(tokenizer):
+            counts.add(row, example)
+            if isinstance(example, Unusable):
                 continue
-            write = measured if row["id"] in books.held_out else learned
-            write({"id": row["id"], "sample": row["sample"], "input_ids": found.input_ids, "start": found.start})
-    log.info("%s: %d tokens learned", books.rows, books.learned)
-    if books.rejected and stage.node.first:
-        made.parts.append(stage.folder.put_rows(REJECTED, books.rejected, REJECTION_SCHEMA))
+            write = measured if row["id"] in counts.held_out else learned
+            write({"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start})
+    log.info("%s: %d tokens learned", counts.rows, counts.learned)
+    if counts.rejected and stage.node.first:
+        made.parts.append(stage.folder.put_rows(REJECTED, counts.rejected, REJECTION_SCHEMA))
     try:
-        books.refuse_unless_enough(stage.supply.total, stage.work.max_rejected)
+        counts.refuse_unless_enough(stage.dataset.total, stage.work.max_rejected)
     except UserError:
-        facts = StageFacts(rows=books.rows, digest=stage.folder.digest, metrics=books.metrics())
-        stage.context.facts[books.stage] = facts
+        facts = StageFacts(rows=counts.rows, digest=stage.folder.digest, metrics=counts.metrics())
+        stage.context.facts[counts.stage] = facts
         raise
     return made
 
@@ -264,7 +282,7 @@ def _prepare_node(stage: Stage, student: Path, rows: Rows, folder: Path) -> None
         resume=0,
         rows=rows,
     )
-    resume = job.checkpoints(stage.context.bucket).fetch(folder / CHECKPOINTS, job.ranks)
+    resume = job.checkpoints(stage.folder.bucket).fetch(folder / CHECKPOINTS, job.ranks)
     job = job.model_copy(update={"resume": resume})
     (folder / JOB).write_text(job.to_json())
 
@@ -351,10 +369,10 @@ def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
 
 def _await_promise(stage: Stage) -> None:
     """Stay until the first pod has stored the model. Fails when that pod seems lost, so that both are made again."""
-    bucket, folder = stage.context.bucket, stage.folder
+    folder = stage.folder
     stored, since = 0, time.monotonic()
     while folder.done() is None:
-        now_stored = len(list(bucket.list(folder.key())))
+        now_stored = len(list(folder.bucket.list(folder.key())))
         if now_stored != stored:
             stored, since = now_stored, time.monotonic()
         if time.monotonic() - since > SILENT_SECONDS:
@@ -374,11 +392,11 @@ def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts
     tokens = sum(record["tokens"] for record in records)
     learned = sum(record["supervised_tokens"] for record in records)
     return StageFacts(
-        rows=made.books.rows,
+        rows=made.counts.rows,
         seconds=round(seconds, 3),
         digest=stage.folder.digest,
         output_uri=stage.folder.uri,
-        metrics=made.books.metrics()
+        metrics=made.counts.metrics()
         | {
             "steps": len(records),
             "first_loss": records[0]["loss"],
@@ -400,22 +418,20 @@ def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float
     return figures | ({"mfu": round(sum(used) / len(used), 4)} if used else {})
 
 
-def _finish(stage: Stage, made: Made, facts: StageFacts, started: str, folder: Path) -> Done:
-    """Store the model and its card, then the promise, then the pointer."""
+def _store(stage: Stage, made: Made, facts: StageFacts, folder: Path) -> Product:
+    """Store the model, its card and the curve of its training."""
     (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
-    parts = list(made.parts)
+    bucket, parts = stage.folder.bucket, list(made.parts)
     for path in sorted((folder / MODEL).iterdir()):
         name = f"{resolve.MODEL}{path.name}"
-        stage.context.bucket.upload(path, stage.folder.key(name))
+        bucket.upload(path, stage.folder.key(name))
         parts.append(Part(key=name, sha256=file_sha256(path)))
-    stage.context.bucket.upload(folder / METRICS, stage.folder.key(METRICS))
+    bucket.upload(folder / METRICS, stage.folder.key(METRICS))
     parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
-    settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
-    done = stage.folder.finish(facts=facts, parts=parts, started=started, inputs=stage.inputs, settings=settings)
-    write_pointer(stage.context.bucket, stage.context.task.run, done)
     log.info("the model is stored: %s/%s", stage.folder.uri, resolve.MODEL)
     shutil.rmtree(folder)
-    return done
+    settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
+    return Product(facts, parts, settings)
 
 
 def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:

@@ -1,4 +1,4 @@
-"""The examples of one training: every stored row once, with its example or the reason why it has none, and the books.
+"""The examples of one training: every stored row once, with its example or the reason why it has none, and the counts.
 
 Every objective learns from the same rows, those that refine has kept; so that two models differ by their objective and
 not by their prompts. `check` goes through them before a GPU is asked for, `train` right before it trains.
@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cgd_stages.contract import LENGTH, Objective, Rows, RunRef, Train
+from cgd_stages.contract import LENGTH, Objective, Rows, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
 from cgd_stages.method.examples import TARGETS, Critic, Example, Unusable
-from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.part_writer import KEY
-from cgd_stages.store.rows import Row, key_of
-from cgd_stages.store.run import open_input
+from cgd_stages.store.rows import KEY, Row, key_of
+from cgd_stages.store.run import RunStore
 from cgd_stages.training.validation_split import held_out
 
 HINTS = {
@@ -31,7 +29,7 @@ HINTS = {
 
 
 @dataclass(frozen=True)
-class Supply:
+class Dataset:
     """Where the rows of a training are. `distill` holds the teacher's own answers; None where nobody learns them."""
 
     work: Train
@@ -39,10 +37,10 @@ class Supply:
     distill: Folder | None = None
 
     @classmethod
-    def of(cls, bucket: Bucket, run: RunRef, work: Train) -> "Supply":
+    def of(cls, store: RunStore, work: Train) -> "Dataset":
         """The finished stages that the objective learns from."""
-        distill = open_input(bucket, run, "distill") if work.objective == "DistilledSFT" else None
-        return cls(work, open_input(bucket, run, "refine"), distill)
+        distill = store.input("distill") if work.objective == "DistilledSFT" else None
+        return cls(work, store.input("refine"), distill)
 
     @property
     def total(self) -> int:
@@ -86,17 +84,17 @@ class Supply:
         if self.distill is None:
             yield from read_rows(self.refine)
             return
-        wanted = {key_of(row) for row in read_rows(self.refine, KEY)}
+        missing = {key_of(row) for row in read_rows(self.refine, KEY)}
         for row in read_rows(self.distill):
-            if key_of(row) in wanted:
-                wanted.remove(key_of(row))
+            if key_of(row) in missing:
+                missing.remove(key_of(row))
                 yield row
-        for identity, sample in sorted(wanted):
+        for identity, sample in sorted(missing):
             yield {"id": identity, "sample": sample, "prompt": "", "distilled": None}
 
 
 @dataclass
-class Books:
+class ExampleCounts:
     """What became of a training's rows: learned, held out or rejected."""
 
     stage: str
@@ -117,17 +115,17 @@ class Books:
     """Power of two -> examples of at most so many tokens."""
     rejected: list[Row] = field(default_factory=list)
 
-    def take(self, row: Row, found: Example | Unusable) -> None:
-        if isinstance(found, Unusable):
-            self.rejected.append(rejection(self.stage, row, found.reason, found.detail))
+    def add(self, row: Row, example: Example | Unusable) -> None:
+        if isinstance(example, Unusable):
+            self.rejected.append(rejection(self.stage, row, example.reason, example.detail))
             return
-        length = len(found.input_ids)
+        length = len(example.input_ids)
         self.kept += 1
         if row["id"] in self.held_out:
             self.validation += 1
-            self.validation_tokens += length - found.start
+            self.validation_tokens += length - example.start
         else:
-            self.learned += length - found.start
+            self.learned += length - example.start
             self.tokens += length
         self.longest = max(self.longest, length)
         self.lengths[1 << (length - 1).bit_length()] += 1
@@ -138,7 +136,7 @@ class Books:
 
     def metrics(self) -> dict[str, float]:
         """Tokens of one pass over what is learned, what is held out, and the histogram of all examples' lengths."""
-        told = {
+        metrics = {
             "example_tokens": self.tokens,
             "learned_tokens": self.learned,
             "longest_example": self.longest,
@@ -147,24 +145,24 @@ class Books:
             "validation_tokens": self.validation_tokens,
         }
         return {
-            **{name: float(value) for name, value in told.items()},
+            **{name: float(value) for name, value in metrics.items()},
             **{f"{LENGTH}{most}": float(count) for most, count in sorted(self.lengths.items())},
         }
 
     def refuse_unless_enough(self, expected: int, max_rejected: float) -> None:
-        """Raise RowsLost when the books do not balance, UserError when too many rows make no example."""
+        """Raise RowsLost when rows are missing, UserError when too many rows make no example."""
         if self.rows.total != expected:
             raise RowsLost(f"{self.stage}: {self.rows.total} of the {expected} rows of refine were read")
         if self.kept and len(self.rejected) <= max_rejected * expected:
             self._refuse_unless_divided()
             return
         reasons = Counter(str(row["reason"]) for row in self.rejected).most_common()
-        told = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
         few = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])
         hint = HINTS[reasons[0][0]] if reasons else "The stages before have kept nothing: look at their rejected rows."
         raise UserError(
             f"{self.objective}: {len(self.rejected)} of {expected} rows make no example, {max_rejected:.1%} may "
-            f"({told}). {few}",
+            f"({counts}). {few}",
             hint=hint.format(target=TARGETS[self.objective], objective=self.objective),
         )
 

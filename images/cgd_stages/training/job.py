@@ -9,7 +9,7 @@ from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
 from cgd_stages.training.checkpoints import Checkpoints, Layout
-from cgd_stages.training.dataset import Supply
+from cgd_stages.training.dataset import Dataset
 
 JOB = "job.json"
 EXAMPLES = "examples.arrow"
@@ -30,7 +30,7 @@ Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
 
 
-def inputs_of(stage: str, supply: Supply, student: Resolved) -> dict[str, Any]:
+def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]:
     """All that determines the trained weights: the digest of a training is made of it."""
     weights = {
         "epochs",
@@ -45,9 +45,9 @@ def inputs_of(stage: str, supply: Supply, student: Resolved) -> dict[str, Any]:
     }
     return {
         "stage": stage,
-        **supply.identity(),
-        "student": {"name": student.name, "revision": student.revision},
-        "training": supply.work.model_dump(by_alias=True, include=weights),
+        **dataset.identity(),
+        "student": student.identity(),
+        "training": dataset.work.model_dump(by_alias=True, include=weights),
     }
 
 

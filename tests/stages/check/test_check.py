@@ -16,7 +16,7 @@ from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, Folder
 from cgd_stages.store.rows import from_parquet, now
-from cgd_stages.store.run import read_pointer
+from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.training.job import checkpoints_of
 
@@ -43,7 +43,7 @@ def test_rows_and_tokens_of_every_objective_are_told(
     assert (facts.metrics["cgd_rejected"], facts.metrics["sft_rejected"]) == (0, 1)
     assert 0 < facts.metrics["cgd_learned_tokens"] < facts.metrics["sft_learned_tokens"]
     assert sum(value for name, value in facts.metrics.items() if name.startswith("sft_length_to_")) == 9
-    assert read_pointer(bucket, given.task.run, "check").digest == facts.digest
+    assert RunStore(bucket, given.task.run).pointer("check").digest == facts.digest
 
 
 def test_rejected_rows_are_stored_with_the_training_that_leaves_them_out(
@@ -97,7 +97,7 @@ def test_training_counts_what_the_check_has_counted(
     for work in two:
         stage = train._stage(context(storage, work, tmp_path))
         made = train._make_examples(stage, Path(work.student.name), tmp_path)
-        own = {f"{work.objective.lower()}_{name}": value for name, value in made.books.metrics().items()}
+        own = {f"{work.objective.lower()}_{name}": value for name, value in made.counts.metrics().items()}
         assert own.items() <= metrics.items()
 
 
@@ -180,7 +180,7 @@ def test_refinements_that_are_wrong_too_often_are_refused_also_when_they_were_ch
             check.main(given)
         assert given.facts["check"].metrics["right_refinements"] == 0.6
         with pytest.raises(TransientError, match="has no output of check"):
-            read_pointer(bucket, given.task.run, "check")
+            RunStore(bucket, given.task.run).pointer("check")
     assert check.main(context(storage, loose, tmp_path))["check"].metrics["right_refinements"] == 0.6
 
 

@@ -12,7 +12,7 @@ from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, PARTS, Folder
 from cgd_stages.store.rows import now, row_schema
-from cgd_stages.store.run import claim, open_input, read_claims, write_pointer
+from cgd_stages.store.run import RunStore
 
 OTHER = RunRef(namespace=RUN.namespace, name="other", uid="uid-2")
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}
@@ -24,7 +24,7 @@ class Killed(Exception):
 
 def begun(storage: Storage, scratch: Path, run: RunRef, name: str) -> Folder:
     """A folder of the run with a part in it and no promise yet."""
-    made = context(storage, Clean(), scratch, run=run).folder("prepare", {"name": name})
+    made = context(storage, Clean(), scratch, run=run).store.folder("prepare", {"name": name})
     made.put_rows(PARTS, [ROW], row_schema("prepare"))
     return made
 
@@ -32,7 +32,9 @@ def begun(storage: Storage, scratch: Path, run: RunRef, name: str) -> Folder:
 def finished(storage: Storage, scratch: Path, run: RunRef, name: str) -> Folder:
     folder = begun(storage, scratch, run, name)
     parts = [folder.put_rows(PARTS, [ROW], row_schema("prepare"))]
-    write_pointer(folder.bucket, run, folder.finish(facts=clean.StageFacts(), parts=parts, started=now(), inputs={}))
+    RunStore(folder.bucket, run).point_at(
+        folder.finish(facts=clean.StageFacts(), parts=parts, started=now(), inputs={})
+    )
     return folder
 
 
@@ -57,15 +59,15 @@ def test_a_folder_that_another_run_claims_stays_whole(storage, bucket, tmp_path)
     finished(storage, tmp_path, OTHER, "both")
     finished(storage, tmp_path, RUN, "own")
     assert cleaned(storage, tmp_path) == {"folders": 1, "shared": 1, "objects": 2}
-    assert open_input(bucket, OTHER, "prepare").require().digest
-    assert list(read_claims(bucket, RUN.namespace)) == [OTHER.uid]
+    assert RunStore(bucket, OTHER).input("prepare").require().digest
+    assert list(RunStore(bucket, RUN).claims()) == [OTHER.uid]
     assert cleaned(storage, tmp_path, OTHER) == {"folders": 1, "shared": 0, "objects": 2}
     assert keys(bucket) == []
 
 
 def test_a_folder_that_another_run_has_only_begun_to_use_stays(storage, bucket, tmp_path):
     folder = finished(storage, tmp_path, RUN, "both")
-    claim(Folder(bucket, RUN.namespace, folder.stage, folder.digest), OTHER)
+    RunStore(bucket, OTHER).claim(Folder(bucket, RUN.namespace, folder.stage, folder.digest))
     assert cleaned(storage, tmp_path)["shared"] == 1
     assert folder.done() is not None
 
@@ -75,14 +77,14 @@ def test_what_an_earlier_run_of_the_name_has_made_stays(storage, bucket, tmp_pat
     finished(storage, tmp_path, former, "former")
     begun(storage, tmp_path, RUN, "now")
     assert cleaned(storage, tmp_path)["folders"] == 1
-    assert open_input(bucket, former, "prepare").require().digest
+    assert RunStore(bucket, former).input("prepare").require().digest
 
 
 def test_another_namespace_is_not_looked_at(storage, bucket, tmp_path):
     elsewhere = RunRef(namespace="team-2", name=RUN.name, uid=RUN.uid)
     finished(storage, tmp_path, elsewhere, "elsewhere")
     assert cleaned(storage, tmp_path)["folders"] == 0
-    assert open_input(bucket, elsewhere, "prepare").require().digest
+    assert RunStore(bucket, elsewhere).input("prepare").require().digest
 
 
 def test_a_killed_attempt_leaves_no_promise_and_the_next_one_ends_it(storage, bucket, tmp_path, monkeypatch):
@@ -100,7 +102,7 @@ def test_a_killed_attempt_leaves_no_promise_and_the_next_one_ends_it(storage, bu
             clean.main(context(storage, Clean(), tmp_path))
     assert folder.done() is None
     with pytest.raises(TransientError, match="has no output"):
-        open_input(bucket, RUN, "prepare")
+        RunStore(bucket, RUN).input("prepare")
     assert f"{folder.key(DONE)}" not in keys(bucket)
     assert cleaned(storage, tmp_path) == {"folders": 1, "shared": 0, "objects": 1}
     assert keys(bucket) == []

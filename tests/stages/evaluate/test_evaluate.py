@@ -14,11 +14,12 @@ from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.grading.grader import Grader
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
+from cgd_stages.store import part_writer
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import Row, digest_of, now, to_parquet
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.rows import Row, digest_of, from_parquet, now, to_parquet
+from cgd_stages.store.run import RunStore
 
 STAGE = "evaluate-base"
 BOX = "Put the answer in a box."
@@ -37,7 +38,7 @@ def question(number: int, benchmark: str = "sums") -> Row:
 def prepared(bucket: Bucket, questions: list[Row]) -> None:
     folder = Folder(bucket, RUN.namespace, "prepare", digest_of(questions=questions))
     part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
-    write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
+    RunStore(bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
 
 
 def work_for(model: Path, *benchmarks: str, samples: int = 1, rival: Rival | None = None) -> Evaluate:
@@ -245,7 +246,7 @@ def test_rows_that_two_pods_have_stored_count_once(
     prepared(bucket, [question(number) for number in range(3)])
     work = work_for(tiny_model)
     made = program(storage, tmp_path, work)
-    folder, _ = evaluate._folder(made, work, evaluate._questions(made, work))
+    folder = made.store.folder(STAGE, evaluate._inputs(made, work, evaluate._questions(made, work)))
     verdict: dict[str, Any] = {
         "extracted": "1",
         "answer_source": "boxed",
@@ -260,6 +261,79 @@ def test_rows_that_two_pods_have_stored_count_once(
     assert facts.rows == Rows(total=3, done=3)
     assert [row["id"] for row in stored(bucket, facts)] == [f"{number:020x}" for number in range(3)]
     assert len(engine.asked) == left
+
+
+def interrupted(
+    bucket: Bucket, storage: Storage, tmp_path: Path, model: Path, engine: RuleEngine, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """An attempt at 20 questions that was stopped early; the keys of what it has stored, 3 rows a part."""
+    monkeypatch.setattr(part_writer, "FLUSH_ROWS", 3)
+    prepared(bucket, [question(number) for number in range(20)])
+    attempt = program(storage, tmp_path, work_for(model))
+    stop_after(engine, 3, attempt.stop)
+    with pytest.raises(Interrupted):
+        evaluate.main(attempt)
+    engine.before_step, engine._waiting = lambda: None, []
+    engine.asked.clear()
+    return [stored.key for stored in bucket.list(f"{RUN.namespace}/{STAGE}/")]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another's", "gone"])
+def test_the_rows_of_a_part_that_is_not_whole_are_asked_for_again_and_no_others(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    engine: RuleEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    first, *rest = interrupted(bucket, storage, tmp_path, tiny_model, engine, monkeypatch)
+    whole = bucket.get(first) or b""
+    kept = {row["id"] for key in rest for row in from_parquet(bucket.get(key) or b"")}
+    bucket.put(first, {"cut": whole[:-10], "empty": b"", "another's": b"hello", "gone": whole}[damage])
+    get = Bucket.get
+    with monkeypatch.context() as patch:
+        if damage == "gone":  # between the listing and the reading
+            patch.setattr(Bucket, "get", lambda self, key: None if key == first else get(self, key))
+        facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    assert facts.rows == Rows(total=20, done=20)
+    assert len(kept) > 3
+    assert {request.name.split("/")[1] for request in engine.asked} == {f"{n:020x}" for n in range(20)} - kept
+    assert [row["id"] for row in stored(bucket, facts)] == [f"{number:020x}" for number in range(20)]
+
+
+def test_while_the_store_is_away_an_evaluation_goes_on(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    engine: RuleEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"FLUSH_ROWS": 1, "RETRY_SECONDS": 0.0, "RETRY_SHARE": 1e9}.items():
+        monkeypatch.setattr(part_writer, name, value)
+    monkeypatch.setattr(evaluate, "UNGRADED_ROWS", 1)  # each step waits for the grader
+    prepared(bucket, [question(number) for number in range(20)])
+    put, steps = Bucket._put, iter(range(100))
+    away: list[bool] = []
+    refused: list[str] = []
+
+    def put_if_there(self: Bucket, key: str, data: bytes, *, if_absent: bool) -> bool:
+        if away:
+            refused.append(key)
+            raise TransientError("the store is away")
+        return put(self, key, data, if_absent=if_absent)
+
+    def before() -> None:
+        away[:] = [True] if 1 <= next(steps) < 6 else []
+
+    monkeypatch.setattr(Bucket, "_put", put_if_there)
+    engine.before_step = before
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    assert facts.rows == Rows(total=20, done=20)
+    assert refused
+    assert len(engine.asked) == 20
 
 
 @pytest.mark.parametrize(

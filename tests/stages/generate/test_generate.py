@@ -24,14 +24,14 @@ from cgd_stages.engines.base import Completion, Outcome, Refused, Request
 from cgd_stages.engines.replies import row_sampling
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
 from cgd_stages.generate import __main__ as generate
+from cgd_stages.generate.shard_writer import ShardWriter, owned_rows, owns
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.store import part_writer
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder
-from cgd_stages.store.part_writer import owns
 from cgd_stages.store.rows import row_schema
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 
 TEXTS = [f"How many apples are {n} apples?" for n in range(40)]
 
@@ -142,7 +142,7 @@ def test_shards_share_the_rows_and_the_last_one_promises_the_stage(bucket, answe
         assert (folder.done() is not None) == (shard == shards - 1)
     assert sum(counts) == 40
     assert len(stored_rows(bucket, "answer")) == 40
-    assert open_input(bucket, RUN, "answer").require().rows.done == 40
+    assert RunStore(bucket, RUN).input("answer").require().rows.done == 40
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2), (2, 1)])
@@ -180,8 +180,8 @@ def test_two_pods_of_one_shard_leave_no_row_twice(bucket, answering):
     with pytest.raises(Interrupted):
         generate_with(engine, first)
     folder = Folder(bucket, RUN.namespace, "answer", first.facts["answer"].digest)
-    ghost = part_writer.Ledger(folder, 0, 1)
-    again = [row for part in ghost.parts for row in part_writer.owned_rows(folder, [part], 0, 1)]
+    ghost = ShardWriter(folder, 0, 1)
+    again = [row for part in ghost.parts for row in owned_rows(folder, [part], 0, 1)]
     folder.put_rows("parts/00000-of-00001-", again[2:7], row_schema("answer"))
     generate_with(RuleEngine(), answering())
     rows = stored_rows(bucket, "answer")
@@ -249,7 +249,7 @@ def test_too_many_rejections_fail_with_reasons_and_examples_and_store_the_rest(b
     assert "spec.generation.maxRejected" in caught.value.hint
     folder = Folder(bucket, RUN.namespace, "answer", attempt.facts["answer"].digest)
     assert folder.done() is None
-    assert len(part_writer.Ledger(folder, 0, 1).parts) > 1
+    assert len(ShardWriter(folder, 0, 1).parts) > 1
 
 
 def test_a_rerun_after_too_many_rejections_fails_the_same_way_without_an_engine(answering):

@@ -18,8 +18,8 @@ from cgd_stages.harness import sandboxed
 from cgd_stages.harness.__main__ import Reply
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import Row
+from cgd_stages.store.folder import DONE, Folder, read_rows
+from cgd_stages.store.rows import Row, digest_of
 
 STAGE = "harness-base"
 SUMS = HarnessTask(name="sums", task="sums", metric="exact_match,none")
@@ -210,6 +210,29 @@ def test_an_interrupted_attempt_loses_the_task_under_way_and_no_other(
     assert asked == ["sums", "others"]
 
 
+@pytest.mark.parametrize("damaged", ["parts/", "tasks/"])
+@pytest.mark.parametrize("how", ["cut", "empty", "another's", "gone"])
+def test_a_task_whose_rows_or_record_are_not_whole_is_asked_for_again_and_no_other(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, asked: list[str], damaged: str, how: str
+) -> None:
+    work = work_for(tiny_model, SUMS, OTHERS)
+    facts = harness.main(program(storage, tmp_path / "first", work))[STAGE]
+    folder = Folder(bucket, RUN.namespace, STAGE, facts.digest)
+    bucket.delete(folder.key(DONE))
+    record = folder.key("tasks/sums.json")
+    part = folder.key(json.loads(bucket.get(record) or b"")["part"]["key"])
+    key = {"parts/": part, "tasks/": record}[damaged]
+    whole = bucket.get(key) or b""
+    bucket.put(key, {"cut": whole[:-10], "empty": b"", "another's": b"[1]", "gone": b""}[how])
+    if how == "gone":
+        bucket.delete(key)
+    again = harness.main(program(storage, tmp_path / "second", work))[STAGE]
+    assert asked == ["sums", "others", "sums"]
+    assert again.rows == Rows(total=8, done=8)
+    assert len(stored(bucket, again)) == 8
+    assert bucket.get(key) == whole
+
+
 def test_two_metrics_of_one_task_are_one_question_to_the_model(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, asked: list[str]
 ) -> None:
@@ -225,9 +248,9 @@ def test_two_metrics_of_one_task_are_one_question_to_the_model(
 def test_whatever_changes_the_figures_changes_the_folder(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, asked: list[str], change: Row
 ) -> None:
-    one = harness._folder(program(storage, tmp_path, work_for(tiny_model, SUMS)), work_for(tiny_model, SUMS))[0]
+    inputs = harness._inputs(program(storage, tmp_path, work_for(tiny_model, SUMS)), work_for(tiny_model, SUMS))
     changed = work_for(tiny_model, SUMS.model_copy(update=change))
-    assert harness._folder(program(storage, tmp_path, changed), changed)[0].digest != one.digest
+    assert digest_of(**harness._inputs(program(storage, tmp_path, changed), changed)) != digest_of(**inputs)
 
 
 def test_only_the_filter_that_is_asked_for_counts() -> None:

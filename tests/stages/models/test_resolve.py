@@ -12,11 +12,11 @@ from cgd_stages.models import resolve
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import now
-from cgd_stages.store.run import write_pointer
+from cgd_stages.store.run import RunStore
 
 
 def revision(name: object, bucket: Bucket) -> str:
-    return resolve.resolve(Model(name=str(name)), bucket, RUN).revision
+    return resolve.resolve(Model(name=str(name)), RunStore(bucket, RUN)).revision
 
 
 def upload(bucket: Bucket, folder: Path, key: str) -> str:
@@ -44,14 +44,14 @@ def test_a_large_file_is_sampled_to_its_very_end(tmp_path):
 
 def test_a_stored_model_is_fetched_once_and_anew_when_it_changes(bucket, tmp_path):
     uri = upload(bucket, tiny.make(tmp_path / "a", seed=1), "m")
-    first = resolve.fetch(Model(name=uri), bucket, RUN, tmp_path)
+    first = resolve.fetch(Model(name=uri), RunStore(bucket, RUN), tmp_path)
     before = revision(uri, bucket)
     assert (first / "model.safetensors").read_bytes() == (tmp_path / "a" / "model.safetensors").read_bytes()
     stamp = (first / "model.safetensors").stat().st_mtime_ns
-    assert resolve.fetch(Model(name=uri), bucket, RUN, tmp_path) == first
+    assert resolve.fetch(Model(name=uri), RunStore(bucket, RUN), tmp_path) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
     upload(bucket, tiny.make(tmp_path / "b", seed=2), "m")
-    second = resolve.fetch(Model(name=uri), bucket, RUN, tmp_path)
+    second = resolve.fetch(Model(name=uri), RunStore(bucket, RUN), tmp_path)
     assert (second / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert revision(uri, bucket) != before
 
@@ -64,7 +64,7 @@ def test_a_namesake_with_a_longer_name_is_another_model(bucket, tmp_path):
 
 def test_without_weights_only_the_small_files_come(bucket, tmp_path):
     uri = upload(bucket, tiny.make(tmp_path / "a"), "m")
-    folder = resolve.fetch(Model(name=uri), bucket, RUN, tmp_path, weights=False)
+    folder = resolve.fetch(Model(name=uri), RunStore(bucket, RUN), tmp_path, weights=False)
     assert not (folder / "model.safetensors").exists()
     assert (folder / "tokenizer.json").exists()
 
@@ -74,20 +74,20 @@ def trained(bucket, tmp_path) -> Folder:
     """A train stage that is done, with a model in its folder."""
     folder = Folder(bucket, RUN.namespace, "train-cgd", "d1")
     parts = [folder.put(f"model/{path.name}", path.read_bytes()) for path in tiny.make(tmp_path / "t").iterdir()]
-    write_pointer(bucket, RUN, folder.finish(facts=StageFacts(), parts=parts, started=now(), inputs={}))
+    RunStore(bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=parts, started=now(), inputs={}))
     return folder
 
 
 def test_the_model_of_a_stage_comes_through_the_runs_pointer(trained, bucket, tmp_path):
     assert revision("stage://train-cgd", bucket) == "d1"
-    folder = resolve.fetch(Model(name="stage://train-cgd"), bucket, RUN, tmp_path)
+    folder = resolve.fetch(Model(name="stage://train-cgd"), RunStore(bucket, RUN), tmp_path)
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "t" / "model.safetensors").read_bytes()
 
 
 def test_a_model_that_is_not_what_its_stage_promised_is_not_used(trained, bucket, tmp_path):
     bucket.put(trained.key("model/model.safetensors"), b"something else")
     with pytest.raises(TransientError, match="is not what its marker promises"):
-        resolve.fetch(Model(name="stage://train-cgd"), bucket, RUN, tmp_path)
+        resolve.fetch(Model(name="stage://train-cgd"), RunStore(bucket, RUN), tmp_path)
     assert not list((tmp_path / "models").rglob("model.safetensors"))
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from support import tiny
-from support.stage_builders import RUN, context, prepare_work
+from support.stage_builders import context, prepare_work
 
 from cgd_stages.contract import Benchmark, BenchmarkFields, Decontaminate, Endpoint, Engine, Model, Prompts, Storage
 from cgd_stages.errors import RowsLost, TransientError, UserError
@@ -23,7 +23,6 @@ from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
 from cgd_stages.store.rows import from_parquet
-from cgd_stages.store.run import open_input
 
 QUESTIONS = [{"question": f"Ann has {n} apples. How many?", "answer": str(n)} for n in range(60)]
 
@@ -43,7 +42,7 @@ class Prepared:
     def __init__(self, storage: Storage, work: object, scratch: Path, inputs: Path | None = None) -> None:
         self.context = context(storage, work, scratch, inputs=inputs)
         self.facts = prepare.main(self.context)["prepare"]
-        self.folder = open_input(self.context.bucket, RUN, "prepare")
+        self.folder = self.context.store.input("prepare")
         self.rows = sorted(read_rows(self.folder), key=lambda row: row["prompt"])
         done = self.folder.require()
         self.rejected = [row for part in done.under(REJECTED) for row in from_parquet(self.folder.read(part))]
@@ -62,12 +61,8 @@ def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model,
 def test_how_large_a_checkpoint_will_be_is_told_and_not_stored(bucket, storage, tiny_model, tmp_path):
     """Other runs share the rows, and may train them in another layout."""
     work = prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
-    whole, half = (
-        Prepared(
-            storage, work.model_copy(update={"training": work.training.model_copy(update={"workers": nodes})}), tmp_path
-        )
-        for nodes in (1, 2)
-    )
+    layouts = (work.training.model_copy(update={"workers": nodes, "zero_stage": 2}) for nodes in (1, 2))
+    whole, half = (Prepared(storage, work.model_copy(update={"training": layout}), tmp_path) for layout in layouts)
     assert whole.folder.uri == half.folder.uri
     told = [found.facts.metrics["checkpoint_bytes"] for found in (whole, half)]
     tensors = resolve.tensors(Model(name=str(tiny_model)), bucket, tmp_path)

@@ -18,7 +18,7 @@ from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.prepare import __main__ as prepare
 from cgd_stages.prepare.sources import File, open_source
 from cgd_stages.store.folder import read_rows
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 
 COMMIT, OLDER = "c" * 40, "a" * 40
 ROWS = b'{"question": "Why is the sky blue?", "answer": "It scatters."}\n'
@@ -213,7 +213,7 @@ def test_prompts_and_benchmarks_of_the_hub_are_prepared_and_their_commits_record
     benchmark = Benchmark(name="b", source=questions, fields=BenchmarkFields(prompt="question", reference="answer"))
     given = context(storage, prepare_work(tiny_model, prompts, benchmarks=(benchmark,)), tmp_path)
     prepare.main(given)
-    folder = open_input(bucket, given.task.run, "prepare")
+    folder = RunStore(bucket, given.task.run).input("prepare")
     assert [row["prompt"] for row in read_rows(folder)] == ["Why is the sky blue?"]
     assert folder.require().inputs["pins"] == {prompts: COMMIT, questions: OLDER}
 

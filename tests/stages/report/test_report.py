@@ -20,7 +20,7 @@ from cgd_stages.report import __main__ as report
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, Row, digest_of, now, row_schema
-from cgd_stages.store.run import open_input, write_pointer
+from cgd_stages.store.run import RunStore
 
 STAGES = ("prepare", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd")
 WORK = Report(stages=STAGES, spec="student: {}\n")
@@ -31,7 +31,7 @@ def finish(bucket: Bucket, stage: str, put: Any, run: RunRef = RUN, **facts: Any
     folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage))
     parts: list[Part] = put(folder)
     done = folder.finish(facts=StageFacts(**facts), parts=parts, started=now(), inputs={"by": "test"})
-    write_pointer(bucket, run, done)
+    RunStore(bucket, run).point_at(done)
     return folder
 
 
@@ -94,7 +94,7 @@ def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "") -> 
 
 def reviewed(folder: Folder) -> list[Part]:
     """What the check stores about the rows of refine."""
-    return [review_rows(folder, open_input(folder.bucket, RUN, "refine"))[1]]
+    return [review_rows(folder, RunStore(folder.bucket, RUN).input("refine"))[1]]
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def whole_run(bucket: Bucket) -> Bucket:
 
 
 def files(bucket: Bucket) -> tuple[str, dict[str, Any]]:
-    folder = open_input(bucket, RUN, "report")
+    folder = RunStore(bucket, RUN).input("report")
     page, figures, *_ = (folder.read(part) for part in folder.require().parts)
     return page.decode(), json.loads(figures)
 
@@ -120,7 +120,7 @@ def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
 ) -> None:
     facts = report.main(context(storage, WORK, tmp_path))
     page, figures = files(whole_run)
-    assert facts["report"].output_uri == open_input(whole_run, RUN, "report").uri
+    assert facts["report"].output_uri == RunStore(whole_run, RUN).input("report").uri
     assert page.startswith("<!DOCTYPE html>")
     assert "4 </script>" not in page
     assert [one["accuracy"] for one in figures["scores"]] == [0.0, 1.0]
@@ -132,7 +132,7 @@ def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
 
 def test_the_quadruples_shown_are_the_first_by_id_whatever_part_they_are_in(whole_run: Bucket) -> None:
     with Grader() as grader:
-        review = read_quadruples(open_input(whole_run, RUN, "refine"), grader, shown=30)
+        review = read_quadruples(RunStore(whole_run, RUN).input("refine"), grader, shown=30)
     assert [row.id for row in review.quadruples.shown] == [f"{i:020x}" for i in range(30)]
 
 
@@ -171,7 +171,7 @@ def test_of_each_stage_and_reason_some_rejected_rows_are_shown_with_their_prompt
 
     finish(bucket, "prepare", prompts)
     finish(bucket, "answer", rejecting("answer", *((i, "truncated") for i in reversed(range(8))), (8, "empty")))
-    outputs = report.find_outputs(bucket, RUN, ("prepare", "answer"))
+    outputs = report.find_outputs(RunStore(bucket, RUN), ("prepare", "answer"))
     shown = report.read_rejected(outputs)
     assert [(one.stage, one.reason, one.prompt) for one in shown] == [
         ("answer", "empty", "Prompt 8"),
@@ -189,7 +189,7 @@ def test_outputs_are_read_part_by_part_and_only_the_texts_that_are_shown_are_kep
     text, parts = "x" * 30_000, 16
     for name, correct in (("evaluate-base", False), ("evaluate-cgd", True)):
         finish(bucket, name, lambda folder, correct=correct: graded(folder, correct, parts=parts, more=text))
-    outputs = report.find_outputs(bucket, RUN, ("evaluate-base", "evaluate-cgd"))
+    outputs = report.find_outputs(RunStore(bucket, RUN), ("evaluate-base", "evaluate-cgd"))
     report.read_run(RUN, WORK, outputs)  # whatever is imported or connected on the way is not what is measured
     tracemalloc.start()
     data = report.read_run(RUN, WORK, outputs)
@@ -204,7 +204,7 @@ def test_outputs_are_read_part_by_part_and_only_the_texts_that_are_shown_are_kep
 
 
 def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(whole_run: Bucket) -> None:
-    folder, rows = Folder(whole_run, "team", "check", "anew"), open_input(whole_run, RUN, "refine")
+    folder, rows = Folder(whole_run, "team", "check", "anew"), RunStore(whole_run, RUN).input("refine")
     first, part = review_rows(folder, rows)
     assert Review.model_validate_json(folder.read(part)) == first
     other = first.model_copy(update={"quality": first.quality.model_copy(update={"rows": 7})})
@@ -212,6 +212,14 @@ def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(whole_run: 
     again, part = review_rows(folder, rows)
     assert again.quality.rows == 7
     assert Review.model_validate_json(folder.read(part)) == other
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"quadruples"'])
+def test_grades_that_are_damaged_are_made_anew(whole_run: Bucket, damaged: bytes) -> None:
+    folder, rows = Folder(whole_run, "team", "check", "anew"), RunStore(whole_run, RUN).input("refine")
+    whole_run.put(folder.key(REVIEW), damaged)
+    review, part = review_rows(folder, rows)
+    assert Review.model_validate_json(folder.read(part)) == review
 
 
 def test_a_run_whose_check_has_not_ended_has_a_report_without_rows(
@@ -231,7 +239,7 @@ def test_an_attempt_that_broke_off_before_its_marker_is_completed(
     whole_run: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
     report.main(context(storage, WORK, tmp_path))
-    folder = open_input(whole_run, RUN, "report")
+    folder = RunStore(whole_run, RUN).input("report")
     whole_run.delete(folder.key("DONE.json"))
     report.main(context(storage, WORK, tmp_path))
     assert folder.require().parts
@@ -243,7 +251,7 @@ def test_the_program_runs_by_its_task_alone(whole_run: Bucket, storage: Storage,
     ended = subprocess.run([sys.executable, "-m", "cgd_stages.report"], env={**os.environ, **environment}, check=False)
     told = LastWords.model_validate_json(words.read_text())
     assert (ended.returncode, told.outcome) == (0, "done")
-    assert told.stages["report"].output_uri == open_input(whole_run, RUN, "report").uri
+    assert told.stages["report"].output_uri == RunStore(whole_run, RUN).input("report").uri
 
 
 def test_another_spec_is_another_report(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from support.stage_builders import (
 from cgd_stages.contract import Storage
 from cgd_stages.engines.base import Outcome, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
+from cgd_stages.generate.shard_writer import ShardWriter, owns, packed
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store import bucket as storage
 from cgd_stages.store import part_writer
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
-from cgd_stages.store.part_writer import Ledger, packed
 from cgd_stages.store.rows import from_parquet, row_schema
 
 TEXTS = [f"How many pears are {n} pears?" for n in range(40)]
@@ -159,16 +159,16 @@ def rows_of(texts: list[str]) -> list[dict[str, object]]:
 
 def test_rows_of_another_number_of_shards_are_written_anew_once(bucket):
     folder = Folder(bucket, "team", "answer", "d1")
-    own = [text for text in TEXTS if part_writer.owns(row_id(text), 1, 2)]
+    own = [text for text in TEXTS if owns(row_id(text), 1, 2)]
     # Its name comes before those of the shard's own parts.
     folder.put_rows(f"{PARTS}00000-of-00003-", rows_of(own[:6]), row_schema("answer"))
     for _ in range(3):
-        books = Ledger(folder, 1, 2)
-        books.flush()
+        writer = ShardWriter(folder, 1, 2)
+        writer.flush()
     folder.put_rows(f"{PARTS}00001-of-00002-", rows_of(own[6:9]), row_schema("answer"))
-    books = Ledger(folder, 1, 2)
-    books.flush()
-    assert books.tally["done"] == 9
+    writer = ShardWriter(folder, 1, 2)
+    writer.flush()
+    assert writer.counts["done"] == 9
     assert len(list(bucket.list(folder.key(PARTS)))) == 3
 
 
@@ -177,9 +177,9 @@ def test_rows_that_the_stage_before_does_not_have_are_left_out(bucket):
     folder = Folder(bucket, "team", "answer", "d2")
     rows = rows_of(TEXTS[:5])
     folder.put_rows(f"{PARTS}00000-of-00001-", rows, row_schema("answer"))
-    books = Ledger(folder, 0, 1, [packed(row) for row in rows[:3]])
-    books.flush()
-    listed = [row["id"] for part in books.parts for row in from_parquet(folder.read(part))]
+    writer = ShardWriter(folder, 0, 1, [packed(row) for row in rows[:3]])
+    writer.flush()
+    listed = [row["id"] for part in writer.parts for row in from_parquet(folder.read(part))]
     assert listed == [row["id"] for row in rows[:3]]
 
 

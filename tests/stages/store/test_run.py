@@ -6,12 +6,12 @@ from support.stage_builders import RUN
 
 from cgd_stages.contract import Rows, StageFacts, Storage
 from cgd_stages.errors import StageError, TransientError, UserError
+from cgd_stages.generate.shard_writer import may_hold, owns
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, PARTS, Done, Folder, read_rows
-from cgd_stages.store.part_writer import may_hold, owns
 from cgd_stages.store.rows import digest_of, from_parquet, now, row_schema, to_parquet
-from cgd_stages.store.run import open_input, read_pointer, write_pointer
+from cgd_stages.store.run import RunStore
 
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}
 
@@ -78,13 +78,13 @@ def test_a_file_is_never_overwritten_with_something_else(folder):
 
 
 def test_a_pointer_leads_to_the_folder_of_this_life_of_the_run(folder, bucket):
-    write_pointer(bucket, RUN, finished(folder, [ROW]))
-    assert open_input(bucket, RUN, "prepare") == folder
-    assert read_pointer(bucket, RUN, "prepare").uri == folder.uri
+    RunStore(bucket, RUN).point_at(finished(folder, [ROW]))
+    assert RunStore(bucket, RUN).input("prepare") == folder
+    assert RunStore(bucket, RUN).pointer("prepare").uri == folder.uri
     with pytest.raises(TransientError, match="belongs to an earlier run"):
-        open_input(bucket, RUN.model_copy(update={"uid": "uid-2"}), "prepare")
+        RunStore(bucket, RUN.model_copy(update={"uid": "uid-2"})).input("prepare")
     with pytest.raises(TransientError, match="has no output of answer"):
-        open_input(bucket, RUN, "answer")
+        RunStore(bucket, RUN).input("answer")
 
 
 def test_a_digest_depends_on_every_value_and_not_on_their_order():

@@ -19,7 +19,7 @@ from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import from_parquet
-from cgd_stages.store.run import read_pointer
+from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.train.__main__ import Node, failure, model_card, stored_dtype
 from cgd_stages.training.job import EXAMPLES, JOB, MODEL, VALIDATION, Job, Outcome, write_records
@@ -228,7 +228,7 @@ def test_the_processes_get_a_job_and_examples_and_the_model_is_stored_with_its_p
     done = folder.require()
     assert [part.key for part in done.under(MODEL)] == ["model/README.md", "model/config.json"]
     assert [row["reason"] for row in from_parquet(folder.read(done.under("rejected/")[0]))] == ["empty"]
-    assert read_pointer(bucket, made.task.run, STAGE).digest == facts.digest
+    assert RunStore(bucket, made.task.run).pointer(STAGE).digest == facts.digest
     assert facts.metrics["first_loss"] == 2.0
     assert facts.metrics["final_loss"] == 1.0
 
@@ -240,10 +240,11 @@ def test_a_training_that_is_done_already_only_gets_the_pointer(
     first = train.main(training(storage, tmp_path, train_work(tiny_model)))
     again = training(storage, tmp_path, train_work(tiny_model, workers=1, zero_stage=3, checkpoint_every_steps=7))
     again.task = again.task.model_copy(update={"run": again.task.run.model_copy(update={"name": "other"})})
+    again.store = RunStore(bucket, again.task.run)
     refined(bucket, [quadruple(number) for number in range(4)], again.task.run)
     assert train.main(again) == first
     assert len(no_torchrun) == 1
-    assert read_pointer(bucket, again.task.run, STAGE).digest == first[STAGE].digest
+    assert RunStore(bucket, again.task.run).pointer(STAGE).digest == first[STAGE].digest
 
 
 @pytest.mark.parametrize(
@@ -349,9 +350,9 @@ def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for
         with pa.memory_map(str(tmp_path / name)) as source:
             ids.append(set(pa.ipc.open_file(source).read_all()["id"].to_pylist()))
     learned, measured = ids
-    assert measured == stage.supply.held_out() - {str(row["id"]) for row in made.books.rejected}
+    assert measured == stage.dataset.held_out() - {str(row["id"]) for row in made.counts.rejected}
     assert not learned & measured
-    assert len(learned) + len(measured) + len(made.books.rejected) == made.books.rows.total == 11
+    assert len(learned) + len(measured) + len(made.counts.rejected) == made.counts.rows.total == 11
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cgd_stages.contract import Storage, Validation
 from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.models import training_memory
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.run import open_input
+from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.training import validation_split
 from cgd_stages.training.job import MODEL, STOP
@@ -422,7 +422,7 @@ def test_a_large_model_is_stored_in_files_of_a_moderate_size(
     files = {path.name for path in model.glob("*.safetensors")}
     assert len(files) > 1
     assert weights(model)
-    done = open_input(bucket, RUN, STAGE).require()
+    done = RunStore(bucket, RUN).input(STAGE).require()
     assert files <= {part.key.removeprefix("model/") for part in done.parts}
 
 
