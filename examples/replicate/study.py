@@ -102,7 +102,7 @@ class Study:
         run, stage = self._run(model), contract.train_stage(model.objective)
         children = {child.stage: child for child in dag.plan(run)}
         if model.critique != "matched":  # a run of its own: the rows are there, so these find nothing to do
-            for stage_before in ("prepare", "answer", "teacher"):
+            for stage_before in (dag.PREPARE, dag.ANSWER, dag.TEACHER):
                 self._execute(children[stage_before])
         words = self._execute(children[stage])
         return self._download(run, words.stages[stage].output_uri)

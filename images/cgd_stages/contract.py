@@ -3,13 +3,18 @@
 This is the one module that both worlds import, so it needs pydantic and nothing else. The operator passes a
 `StageTask` as JSON in the environment variable `CGD_TASK`; unknown fields are refused on both sides, so that an
 operator and an image of different versions fail loudly and at once.
+
+What a manifest and a task both say is one class, here, with the bounds and the descriptions of the manifest's fields.
+`cgd_operator.api` extends such a class by what a manifest alone says.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo
 from pydantic.alias_generators import to_camel
+from pydantic_core import core_schema
 
 FORMAT: Literal[2] = 2
 """Version of the stored rows, prompts and markers. It is part of every digest: raising it starts new folders."""
@@ -52,8 +57,130 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
+    @classmethod
+    def part_of(cls, other: BaseModel) -> Self:
+        """What this class has of another object, by the names of its fields."""
+        return cls.model_validate(other, from_attributes=True)
+
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+MANIFEST = "manifest"
+"""The context of `model_dump` in which every `Number` is the text that the manifest has."""
+
+
+class Number(float):
+    """A number that remembers the text it was read from: `Number("2%")` is 0.02."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        value = float(text.removesuffix("%"))
+        number = super().__new__(cls, value / 100 if text.endswith("%") else value)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.text,)
+
+
+@dataclass(frozen=True)
+class AsText:
+    """Marks a float that a manifest has as text: a custom resource holds no floats, for it has to compare equal after
+    any number of round trips. A manifest is read strictly, and then text of this pattern alone is a number; a task is
+    read laxly, and has numbers."""
+
+    pattern: str
+    max_length: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        text = core_schema.str_schema(pattern=self.pattern, max_length=self.max_length)
+        return core_schema.lax_or_strict_schema(
+            lax_schema=handler(source),
+            strict_schema=core_schema.no_info_after_validator_function(Number, text),
+            serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, _core: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "maxLength": self.max_length, "pattern": self.pattern}
+
+
+def _written(number: float, info: SerializationInfo) -> float | str:
+    return text_of(number) if info.context == MANIFEST else number
+
+
+def text_of(number: float) -> str:
+    """A number as a manifest has it."""
+    return number.text if isinstance(number, Number) else f"{number:g}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """The bounds of a number that a manifest has as text: for CEL in the CRD, for pydantic here."""
+
+    low: float
+    high: float
+    open_low: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        bounds = f"double(self) {'>' if self.open_low else '>='} {self.low:.1f} && double(self) <= {self.high:.1f}"
+        return {**handler(core), "x-kubernetes-validations": [{"rule": bounds, "message": self.text}]}
+
+    @property
+    def text(self) -> str:
+        low = f"above {self.low:g} and at most" if self.open_low else f"from {self.low:g} to"
+        return f'write a number {low} {self.high:g}, in quotes: "0.5"'
+
+    def check(self, number: float) -> float:
+        if number > self.high or number < self.low or (self.open_low and number == self.low):
+            raise ValueError(self.text)
+        return number
+
+
+NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
+Decimal = Annotated[float, AsText(NUMBER, max_length=20)]
+Rate = Annotated[Decimal, Between(0, 1, open_low=True)]
+Fraction = Annotated[Decimal, Between(0, 1)]
+Half = Annotated[Decimal, Between(0, 0.5)]
+Temperature = Annotated[Decimal, Between(0, 2)]
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class StageName(str):
+    """The name of a stage: its kind and, where a run has several stages of that kind, the model that it makes or
+    measures: `train-cgd`, `evaluate-base`. It is a str, and stored and sent as one."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, kind: str, model: str) -> Self:
+        return cls(f"{kind}-{model}")
+
+    @property
+    def kind(self) -> str:
+        return self.partition("-")[0]
+
+    @property
+    def model(self) -> str:
+        """Empty where a run has one stage of the kind."""
+        return self.partition("-")[2]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
 
 
 class RunRef(Contract):
@@ -90,10 +217,14 @@ class Endpoint(Contract):
 
 
 class Fields(Contract):
-    """Names of the columns in a source of prompts."""
+    """The names of the columns in the source."""
 
-    prompt: str = "prompt"
-    reference: str | None = None
+    prompt: Name = Field("prompt", description="The column with the prompt or question.")
+    reference: Name | None = Field(
+        None,
+        description="The column with the reference answer. Benchmarks and the objective SFT need it. The teacher never "
+        "sees it.",
+    )
 
     @property
     def columns(self) -> list[str]:
@@ -102,12 +233,10 @@ class Fields(Contract):
 
 
 class BenchmarkFields(Fields):
-    """The columns of a benchmark. Rows may lack the last two."""
+    """The names of the columns in the source. Rows may lack a context and a tolerance."""
 
-    context: str | None = None
-    """Text that stands before the question."""
-    tolerance: str | None = None
-    """How far an answer may be off, as a number or text."""
+    context: Name | None = Field(None, description="The column with the text that stands before the question.")
+    tolerance: Name | None = Field(None, description="The column that says how far a numeric answer may be off.")
 
 
 class Source(Contract):
@@ -116,22 +245,39 @@ class Source(Contract):
 
     source: str
     fields: Fields = Fields()
-    limit: int | None = None
-    """Rows to take at most: the first ones that can be used."""
+    limit: Positive | None = Field(
+        None,
+        description="The most rows that the run takes: the first ones that can be used or, with a seed, an even sample "
+        "of all.",
+    )
 
 
 class Decontaminate(Contract):
-    """Remove prompts that share `ngram` words in a row with a question of these benchmarks."""
+    """The benchmarks from whose questions a prompt may be copied, and what counts as a copy."""
 
     against: tuple[str, ...]
-    ngram: int
+    """Names of benchmarks."""
+    ngram: int = Field(
+        13,
+        ge=5,
+        le=100,
+        description="How many words in a row a prompt shares with a question when it counts as a copy; case and "
+        "punctuation do not matter. A question with fewer words is compared as a whole, and one with fewer than 5 "
+        "words matches only a prompt with the same text.",
+    )
 
 
 class Prompts(Source):
-    """The rows to learn from. With a seed, `limit` of them are drawn evenly from the whole source."""
+    """The prompts that the run learns from."""
 
-    seed: int | None = None
-    decontaminate: Decontaminate | None = None
+    seed: int | None = Field(
+        None, ge=0, description="Draws the sample. The order of rows and files does not change the sample."
+    )
+    decontaminate: Decontaminate | None = Field(
+        None,
+        description="Removes prompts that copy a benchmark's question, and lists each with the question it matched. {} "
+        "compares with all benchmarks.",
+    )
 
 
 class Benchmark(Source):
@@ -149,10 +295,14 @@ class Benchmark(Source):
 
 
 class Sampling(Contract):
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    """How a model writes. The defaults are the paper's: greedy decoding, at most 16,384 new tokens."""
+
+    max_tokens: int = Field(
+        16384, ge=1, description="The most tokens that the model may write. A text that reaches it is cut and rejected."
+    )
+    temperature: Temperature = Field(0.0, description='The sampling temperature; "0" means greedy decoding.')
+    top_p: Rate = Field(1.0, description="The share of nucleus sampling. It matters only with a temperature above 0.")
+    seed: int = Field(0, ge=0, description="Gives every row a seed of its own, together with the row's key.")
 
 
 class Engine(Contract):
@@ -173,9 +323,9 @@ Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
 """What a student is conditioned on and what it learns: the table is `examples.conversation`."""
 
 
-def train_stage(objective: Objective) -> str:
+def train_stage(objective: Objective) -> StageName:
     """Name of the stage that trains an objective."""
-    return f"train-{objective.lower()}"
+    return StageName.of("train", objective.lower())
 
 
 RivalKind = Literal["SelfRefine", "Reflexion"]
@@ -205,16 +355,90 @@ class Critique(Contract):
     rate: float = 0.0
 
 
-class Validation(Contract):
-    """The loss on prompts that are held out of training. `fraction` None: of large runs (training.validation_split)."""
+class HeldOut(Contract):
+    """Prompts that are held out of training, and how often the loss on them is measured."""
 
-    fraction: float | None = None
-    every_steps: int = 200
+    fraction: Half | None = Field(
+        None,
+        description='The share of the prompts that is held out: at least one prompt and never all; "0" holds none out. '
+        "By default a run of 2,000 prompts or more holds out 1 %, at most 1,000 prompts, and a smaller run none: the "
+        "loss on a handful of prompts is mostly noise.",
+    )
+    every_steps: int = Field(
+        200, ge=1, description="The loss is measured after every so many steps, and after the last one."
+    )
+
+
+class Validation(HeldOut):
     select: Literal["best", "last"] = "best"
 
 
-class Train(Contract):
-    """Supervised fine-tuning of the student on the stored rows."""
+class Course(Contract):
+    """What a training goes through, and how fast."""
+
+    epochs: int = Field(1, ge=1, le=100, description="How often the training goes through the rows.")
+    global_batch_size: int = Field(
+        64, ge=1, le=65536, description="How many examples one step learns from, over all workers."
+    )
+    learning_rate: Rate = Field(
+        Number("1e-6"), description='The highest learning rate of the schedule; a string, such as "1e-6".'
+    )
+    warmup_ratio: Fraction = Field(0.0, description="The share of the steps in which the learning rate rises.")
+    weight_decay: Fraction = Field(0.0, description="The weight decay of AdamW.")
+    max_sequence_length: int = Field(
+        16384, ge=16, description="The most tokens of an example. A longer one is rejected, never cut."
+    )
+    packing: bool = Field(
+        False,
+        description="Puts several examples into one row of at most maxSequenceLength tokens, and each sees itself "
+        "alone. Without it, examples of like length are padded to the longest. The losses are the same.",
+    )
+
+
+class Upkeep(Contract):
+    """How a training fits into its GPUs, and how it is kept, watched and drawn."""
+
+    zero_stage: int = Field(
+        3,
+        ge=0,
+        le=3,
+        description="What DeepSpeed ZeRO divides among the GPUs: 1 the optimizer, 2 also gradients, 3 also parameters.",
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="The number format of the forward and backward pass."
+    )
+    activation_checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether the backward pass computes activations again, which saves memory and costs one more "
+        "forward pass. auto does so where the GPU's memory would not hold them by estimate, and never on a CPU.",
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="What moves from the GPU's memory to the host's, and makes steps slower: optimizer (12 bytes per "
+        "parameter, divided by the GPUs; AdamW then runs on the CPU), or, with zeroStage 3, parameters as well.",
+    )
+    checkpoint_every_steps: int = Field(
+        200,
+        ge=1,
+        description="A checkpoint is stored after every so many steps, and an interrupted training goes on from it.",
+    )
+    keep_checkpoints: int = Field(2, ge=1, le=100, description="How many checkpoints are kept; older ones are deleted.")
+    validation: HeldOut = HeldOut()
+    stop_on_loss_spike: bool = Field(
+        True,
+        description="Ends a training when its loss stays too high for 5 steps in a row: above the median of the 50 "
+        "steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Determines the order of the examples, which prompts are held out, and which critiques shuffled "
+        "and corrupted exchange.",
+    )
+
+
+class Lesson(Contract):
+    """What one training learns, and with how many processes."""
 
     kind: Literal["train"] = "train"
     objective: Objective = "CGD"
@@ -223,23 +447,12 @@ class Train(Contract):
     student: Model
     workers: int = 1
     processes_per_worker: int = 1
-    epochs: int = 1
-    global_batch_size: int
-    learning_rate: float
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    max_sequence_length: int
-    packing: bool = False
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    activation_checkpointing: Literal["auto", "always", "never"] = "auto"
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What the host's memory holds instead of the GPU's; parameters: both."""
-    checkpoint_every_steps: int
-    keep_checkpoints: int = 2
+
+
+class Train(Upkeep, Course, Lesson):  # the fields of the last base come first
+    """Supervised fine-tuning of the student on the stored rows."""
+
     validation: Validation = Validation()
-    stop_on_loss_spike: bool = True
-    seed: int = 0
     max_rejected: float
 
 
@@ -276,10 +489,15 @@ class Check(Contract):
 
 
 class Rival(Contract):
-    """A method that lets the base model make more than one pass."""
+    """A method to compare with: the base model makes several passes over a question instead of being trained."""
 
-    kind: RivalKind
-    rounds: int = Field(ge=1)
+    kind: RivalKind = Field(
+        description="The student criticises its own answer, asked in the words that the teacher is asked in. Then it "
+        "improves the answer (SelfRefine) or answers anew with its critiques in view (Reflexion)."
+    )
+    rounds: int = Field(
+        1, ge=1, le=10, description="The most rounds; the model stops earlier when a critique finds the answer right."
+    )
 
 
 class Evaluate(Contract):
@@ -334,7 +552,7 @@ class Report(Contract):
     """Tell the whole run on one page. `spec` is the run's own, as YAML, for display."""
 
     kind: Literal["report"] = "report"
-    stages: tuple[str, ...]
+    stages: tuple[StageName, ...]
     """Every stage before this one, in order."""
     spec: str
 
@@ -353,7 +571,7 @@ class StageTask(Contract):
 
     format: Literal[2] = FORMAT
     run: RunRef
-    stage: str
+    stage: StageName
     storage: Storage
     work: Work
 

@@ -256,7 +256,7 @@ def fits(run: Run, given: Assumptions) -> list[Fit]:
     if spec.teacher.model:
         served.append(("teacher", spec.teacher, given.teacher))
     for name, engine, parameters in served:
-        share = float(engine.gpu_memory_utilization or 0.92)
+        share = engine.gpu_memory_utilization or 0.92
         weights = SERVED_WIDTH * parameters / engine.tensor_parallel
         found.append(
             Fit(

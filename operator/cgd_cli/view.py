@@ -187,7 +187,7 @@ def _waits(stage: StageStatus) -> str:
 def _stage(stage: StageStatus) -> dict[str, Any]:
     return {
         "name": stage.name,
-        "kind": stage.name.partition("-")[0],
+        "kind": stage.name.kind,
         "state": stage.state,
         "look": STAGES.get(stage.state, ""),
         "started": stage.state != "Pending",

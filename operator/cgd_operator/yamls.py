@@ -21,7 +21,7 @@ class _Dumper(yaml.CSafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         style = "'" if text[:1].isdigit() else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+        return self.represent_scalar("tag:yaml.org,2002:str", str(text), style)
 
     def ignore_aliases(self, _data: Any) -> bool:
         """What is there twice is written twice."""
@@ -29,6 +29,7 @@ class _Dumper(yaml.CSafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_multi_representer(str, _Dumper.represent_text)  # names of stages, which are strings
 
 
 def load_all(text: str) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
-from cgd_stages.contract import Report, RunRef, StageFacts
+from cgd_stages.contract import Report, RunRef, StageFacts, StageName
 from cgd_stages.quality.marks import Quality, cautions
 from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
@@ -73,7 +73,7 @@ class Output:
     done: Done
 
 
-def find_outputs(bucket: Bucket, run: RunRef, stages: tuple[str, ...]) -> dict[str, Output]:
+def find_outputs(bucket: Bucket, run: RunRef, stages: Iterable[str]) -> dict[str, Output]:
     """What the run's stages have stored, by stage; stages without a pointer are left out.
 
     Raises TransientError when a pointer is there but leads to another run's life or to an unfinished folder.
@@ -86,18 +86,17 @@ def find_outputs(bucket: Bucket, run: RunRef, stages: tuple[str, ...]) -> dict[s
 
 def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: Quadruples | None = None) -> ReportData:
     """Everything the report is made of, in an order that does not depend on how parts are named."""
-    trainings = {name: output for name, output in outputs.items() if name.startswith("train-")}
+    finished = [stage for stage in work.stages if stage in outputs]
     folders: dict[str, list[Folder]] = {}
-    for name, output in outputs.items():
-        kind, _, model = name.partition("-")
-        if kind in ("evaluate", "harness"):
-            folders.setdefault(model, []).append(output.folder)
+    for stage in finished:
+        if stage.kind in ("evaluate", "harness"):
+            folders.setdefault(stage.model, []).append(outputs[stage].folder)
     evaluations = {model: read_samples(found) for model, found in folders.items()}
     return ReportData(
         run=run,
         spec=work.spec,
-        stages=tuple(stage_record(name, outputs.get(name)) for name in work.stages),
-        training={name: tuple(read_log(output)) for name, output in trainings.items()},
+        stages=tuple(stage_record(stage, outputs.get(stage)) for stage in work.stages),
+        training={stage: tuple(read_log(outputs[stage])) for stage in finished if stage.kind == "train"},
         evaluations=evaluations,
         changes=tuple(read_changes(folders, changed(evaluations))),
         quadruples=quadruples,
@@ -176,7 +175,7 @@ def read_prompts(outputs: dict[str, Output], ids: set[str]) -> dict[str, str]:
     return {row["id"]: row["prompt"] for row in rows if row["id"] in ids}
 
 
-def stage_record(name: str, output: Output | None) -> StageRecord:
+def stage_record(name: StageName, output: Output | None) -> StageRecord:
     if output is None:
         return StageRecord(name=name)
     done = output.done

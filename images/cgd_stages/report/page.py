@@ -242,7 +242,7 @@ def _rate(stage: StageRecord) -> float | None:
 def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
     """Rows of the stages that pass rows on, scaled to the largest. Evaluation counts other rows, and check those of all
     trainings together."""
-    counted = [stage for stage in stages if stage.facts and not stage.name.startswith(("evaluate-", "check"))]
+    counted = [stage for stage in stages if stage.facts and stage.name.kind not in ("evaluate", "check")]
     most = max((stage.facts.rows.total for stage in counted if stage.facts), default=0) or 1
     funnel = []
     for stage in counted:
@@ -311,7 +311,7 @@ def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
 
 def _trainings(report: ReportData) -> list[dict[str, Any]]:
     """One block a training: its loss, its figures, and how long its examples are."""
-    records = {stage.name: stage for stage in report.stages if stage.name.startswith("train-")}
+    records: dict[str, StageRecord] = {stage.name: stage for stage in report.stages if stage.name.kind == "train"}
     blocks = []
     for name in dict.fromkeys([*records, *report.training]):
         facts = records[name].facts if name in records else None

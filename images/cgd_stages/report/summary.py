@@ -22,7 +22,7 @@ CAUTIONS = 5
 
 def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
     names = models(report)
-    objectives = [objective(stage) for stage in report.stages if stage.name.startswith("train-")]
+    objectives = [objective(stage) for stage in report.stages if stage.name.kind == "train"]
     return {
         "verdicts": verdicts(report),
         "data_cautions": data_cautions(quality) if quality else [],
@@ -136,7 +136,7 @@ def label(model: str) -> str:
 def objective(stage: StageRecord) -> str:
     """What a training learned, with the ablation of its critiques if it had one."""
     critique = Critique.model_validate(stage.inputs.get("critique", {}))
-    return name_of(stage.name.removeprefix("train-"), critique)
+    return name_of(stage.name.model, critique)
 
 
 def moment(time: str, *, with_day: bool = True) -> str:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from cgd_stages.contract import Contract, Critique
+from cgd_stages.contract import Contract, Critique, StageName
 from cgd_stages.errors import UserError
 from cgd_stages.results.formatting import THIN
 from cgd_stages.results.model import ReportData
@@ -183,7 +183,7 @@ def recipe_of(data: ReportData, model: str) -> dict[str, Any]:
 
 
 def _trained_from(data: ReportData, model: str) -> dict[str, Any]:
-    return next((stage.inputs for stage in data.stages if stage.name == f"train-{model}"), {})
+    return next((stage.inputs for stage in data.stages if stage.name == StageName.of("train", model)), {})
 
 
 def name_of(model: str, critique: Critique) -> str:
@@ -213,7 +213,7 @@ def asked(data: ReportData, benchmark: str) -> Asked:
 
 def lm_eval_tasks(data: ReportData) -> dict[str, str]:
     """What the run's models were asked by lm-eval: the benchmark's name -> the task behind it."""
-    stages = (stage for stage in data.stages if stage.name.startswith("harness-"))
+    stages = (stage for stage in data.stages if stage.name.kind == "harness")
     return {task["name"]: task["task"] for stage in stages for task in stage.inputs.get("tasks", ())}
 
 

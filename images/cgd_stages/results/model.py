@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import Field
 
-from cgd_stages.contract import Contract, RunRef, StageFacts
+from cgd_stages.contract import Contract, RunRef, StageFacts, StageName
 
 
 class StageRecord(Contract):
     """One stage as its folder tells of it. `facts` is None when the run has no output of the stage."""
 
-    name: str
+    name: StageName
     facts: StageFacts | None = None
     started: str = ""
     """RFC 3339, UTC."""

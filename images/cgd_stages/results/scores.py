@@ -344,7 +344,7 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
     if not devices - {"cpu"}:
         return {}
     critique = next((stage for stage in stages if stage.name == "critique" and stage.seconds is not None), None)
-    hours = {}
+    hours: dict[str, float] = {}
     for stage in stages:
         count, seconds = gpus(stage), stage.seconds
         if not count or seconds is None:
@@ -358,6 +358,6 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
 def gpus(stage: StageRecord) -> int:
     """GPUs of all pods of a stage, if it ran on GPUs; 0 where its settings name none."""
     given = stage.settings
-    if stage.name.startswith("train-"):
+    if stage.name.kind == "train":
         return int(given.get("workers", 0) * given.get("processes", 0))
     return int(given.get("tensorParallel", 0) * given.get("shards", 1))

@@ -11,12 +11,14 @@ import sys
 from typing import Any
 
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import GenerateJsonSchema
 
 from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION
-from cgd_operator.api.fields import Part, rules
+from cgd_operator.api.fields import rules
 from cgd_operator.api.spec import CGDRunSpec
 from cgd_operator.api.status import CGDRunStatus
+from cgd_stages.contract import MANIFEST, Contract, text_of
 
 Schema = dict[str, Any]
 
@@ -99,9 +101,18 @@ def _immutable(name: str) -> dict[str, str]:
     return {"rule": same, "message": message, "fieldPath": f".{name}"}
 
 
-def structural(model: type[Part]) -> Schema:
+class _AsManifest(GenerateJsonSchema):
+    """Defaults as a manifest has them: numbers are texts."""
+
+    def encode_default(self, default: Any) -> Any:
+        if isinstance(default, Contract):
+            return default.model_dump(by_alias=True, mode="json", context=MANIFEST)
+        return text_of(default) if isinstance(default, float) else super().encode_default(default)
+
+
+def structural(model: type[Contract]) -> Schema:
     """The structural schema of a model."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = model.model_json_schema(by_alias=True, schema_generator=_AsManifest)
     shaped: Schema = _shape(schema, schema.get("$defs", {}))
     return shaped
 

@@ -6,17 +6,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
-from cgd_operator.api.fields import BenchmarkName, Name, Part, Positive, S3Uri, Text, rules
-from cgd_operator.api.generation import Fields, Sampling, SourceUri
-from cgd_stages.contract import RivalKind
-
-
-class BenchmarkFields(Fields):
-    """Names of the columns; rows may lack the last two."""
-
-    context: Name | None = Field(None, description="Text that stands before the question.")
-    tolerance: Name | None = Field(None, description="How far a numeric answer may be off.")
-
+from cgd_operator.api.fields import BenchmarkName, S3Uri, Text, rules
+from cgd_operator.api.generation import SourceUri
+from cgd_stages.contract import BenchmarkFields, Contract, Positive, Rival, Sampling
 
 _KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
 SOURCELESS_RULE = (
@@ -26,36 +18,40 @@ SOURCELESS_RULE = (
 GRADED_RULE = (f"has(self.fields) ? has(self.fields.reference) : {_KNOWN_NAME}", "a benchmark needs fields.reference")
 
 
-class Benchmark(Part):
-    """Questions with reference answers; the model sees the question (and the instruction) alone.
+class Benchmark(Contract):
+    """Questions with reference answers. The model sees the question and the instruction alone.
 
-    Of a benchmark that is known by its name (MATH-500, GSM8K, Minerva, OlympiadBench, AMC23, AIME24, AIME25, TheoremQA)
-    whatever is left out is filled in: a mirror needs no more than its source.
+    The operator knows MATH-500, GSM8K, Minerva, OlympiadBench, AMC23, AIME24, AIME25 and TheoremQA by their names, and
+    fills in the fields that you leave out: for a mirror, set the source alone.
     """
 
     model_config = ConfigDict(json_schema_extra=rules(SOURCELESS_RULE, GRADED_RULE))
 
-    name: BenchmarkName
-    source: SourceUri | None = Field(None, description="Default: the hub, if the name is known.")
-    fields: BenchmarkFields | None = Field(None, description="Default: the known benchmark's.")
-    limit: Positive | None = Field(None, description="Take at most so many questions: the first ones.")
+    name: BenchmarkName = Field(description="The name in the report and in commands.")
+    source: SourceUri | None = Field(
+        None, description="One file, or several that a * stands for; default: the known benchmark on the hub."
+    )
+    fields: BenchmarkFields | None = Field(
+        None, description="The names of the columns; default: the known benchmark's."
+    )
+    limit: Positive | None = Field(None, description="The most questions that are asked: the first ones.")
     instruction: str | None = Field(
         None,
         max_length=2000,
-        description="Follows every question after a blank line. Default: where the name is known, to put the final "
-        "answer into \\boxed{}; else nothing.",
+        description="A text that follows every question after a blank line. By default a known benchmark asks for the "
+        "final answer in \\boxed{}, and another one has no instruction.",
     )
     tolerance: Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?%?$")] | None = Field(
         None,
-        description='How far answers to decimal references may be off: "0.01", or "4%" of the reference. Default: the '
-        "known benchmark's, else not at all.",
+        description='How far an answer may be off a decimal reference: "0.01", or "4%" of the reference. By default as '
+        "far as the known benchmark says, and otherwise not at all.",
     )
     samples: int = Field(
         1,
         ge=1,
         le=256,
-        description="Outputs of every question: accuracy is their mean, and Pass@k is told for k up to this. More than "
-        "1 need evaluation.sampling.temperature above 0.",
+        description="How often the model answers each question. Accuracy is the mean, and the report tells Pass@k for "
+        "k up to this. More than 1 needs evaluation.sampling.temperature above 0.",
     )
 
     @model_validator(mode="after")
@@ -73,24 +69,28 @@ TASK_RULE = (
 )
 
 
-class Task(Part):
-    """A task of lm-eval, asked and graded by its own code: by a name that is known (IFEval, IFEval-loose, GPQA-Diamond,
-    MMLU-Pro, MuSR, TruthfulQA, BBH, HumanEval), or any other by lm-eval's own name and a metric."""
+class Task(Contract):
+    """A task that lm-eval asks and grades by its own code. The operator knows IFEval, IFEval-loose, GPQA-Diamond,
+    MMLU-Pro, MuSR, TruthfulQA, BBH and HumanEval. Any other task has lm-eval's own name and needs a metric."""
 
     model_config = ConfigDict(json_schema_extra=rules(TASK_RULE))
 
-    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        description="A known name, or the name that lm-eval has for the task."
+    )
     metric: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
         None,
-        description="One that is right or wrong for every document, with the filter it is read through after a comma: "
+        description="A metric of the task that is right or wrong for every document. The filter follows after a comma: "
         "exact_match,strict-match. Default: the known task's.",
     )
-    few_shot: int | None = Field(None, ge=0, le=64, description="Examples before each question; default: the task's.")
-    limit: Positive | None = Field(None, description="Take at most so many documents of every part: the first ones.")
+    few_shot: int | None = Field(
+        None, ge=0, le=64, description="How many examples stand before each question; default: the task's own number."
+    )
+    limit: Positive | None = Field(None, description="The most documents of every part of the task: the first ones.")
     own_code: bool = Field(
         False,
-        description="Allow the definition of this task, below tasks/ in taskData, Python functions, metrics that are "
-        "programs, and any path or URL as its data. Whoever can write there then runs code in pods that hold this "
+        description="Allows the task's definition, below tasks/ in taskData, to name Python functions, metrics that "
+        "are programs, and any path or URL as its data. Whoever can write there then runs code in pods that hold this "
         "run's keys. lm-eval's own tasks do not need it.",
     )
 
@@ -99,16 +99,6 @@ class Task(Part):
         if self.metric is None and self.name not in TASKS:
             raise ValueError(TASK_RULE[1])
         return self
-
-
-class Rival(Part):
-    """A method that spends more at inference instead of training, on the base model, to compare with."""
-
-    kind: RivalKind = Field(
-        description="The student criticises its own answer, in the words that the teacher is asked in, and improves it "
-        "(SelfRefine) or answers anew with its critiques in view (Reflexion)."
-    )
-    rounds: int = Field(1, ge=1, le=10, description="At most; fewer where a critique finds the answer right.")
 
 
 SAMPLES_RULE = (
@@ -123,45 +113,53 @@ EXECUTION_RULE = (
 )
 
 
-class Evaluation(Part):
+class Evaluation(Contract):
+    """What the models are measured on. Without it the run ends after training, with a report."""
+
     model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE, EXECUTION_RULE))
 
     benchmarks: tuple[Benchmark, ...] = Field(
         min_length=1,
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="The benchmarks that every model is asked.",
     )
     models: tuple[Literal["base", "trained"], ...] = Field(
-        ("base", "trained"), min_length=1, max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}
+        ("base", "trained"),
+        min_length=1,
+        max_length=2,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Which models are measured: the untrained student (base), and the trained ones.",
     )
     rivals: tuple[Rival, ...] = Field(
         (),
         max_length=2,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["kind"]},
-        description="Evaluated like a model, each in a stage of its own; the tokens of all passes are counted.",
+        description="Methods to compare with. Each is evaluated like a model, in a stage of its own, and the tokens of "
+        "all its passes count.",
     )
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Field(Sampling(), description="How the models write their answers to the benchmarks.")
     tasks: tuple[Task, ...] = Field(
         (),
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="General benchmarks, such as instruction following, beside those that are distilled for. Each of "
-        "the models gets a stage more for them.",
+        description="General benchmarks, such as instruction following, which show what training costs elsewhere. "
+        "Every model gets one more stage for them.",
     )
     execute_code: bool = Field(
         False,
-        description="Allow tasks that execute what the model writes (HumanEval): in the stage's pod, without network, "
-        "files, environment or other processes. Needs nodes with Landlock (Linux 5.13 or newer).",
+        description="Allows tasks that execute what the model writes (HumanEval). The code runs in the stage's pod, "
+        "without network, files, environment or other processes. The nodes need Landlock (Linux 5.13 or newer).",
     )
     task_data: Annotated[S3Uri, Text("^s3://[^/]+/.+", "write s3://bucket/folder")] | None = Field(
         None,
-        description="s3:// folder with a copy of the HF_HOME of a machine on which the tasks have run once, for "
-        "clusters without the hub. Default: the hub.",
+        description="An s3:// folder for clusters without the hub. It holds a copy of the HF_HOME of a machine on "
+        "which the tasks have run once. Default: the hub.",
     )
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "Evaluation":
-        if float(self.sampling.temperature) == 0 and any(one.samples > 1 for one in self.benchmarks):
+        if self.sampling.temperature == 0 and any(one.samples > 1 for one in self.benchmarks):
             raise ValueError(SAMPLES_RULE[1])
         if not self.execute_code and any(one.name in _EXECUTED_NAMES for one in self.tasks):
             raise ValueError(EXECUTION_RULE[1])

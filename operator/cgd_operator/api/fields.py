@@ -1,12 +1,13 @@
-"""What every part of the resource is made of: strict models, numbers as text with their bounds, references."""
+"""What every part of the resource is made of: texts with what they must match, references."""
 
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.alias_generators import to_camel
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+
+from cgd_stages.contract import NUMBER, AsText, Between, Contract, Decimal, Name
 
 Rule = dict[str, str]
 """One of `x-kubernetes-validations`: rule, message, fieldPath?, reason?"""
@@ -15,33 +16,6 @@ Rule = dict[str, str]
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """CEL rules for a schema, as (rule, message) pairs."""
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
-
-
-@dataclass(frozen=True)
-class Between:
-    """Bounds of a number that is written as a string: for CEL in the CRD, for pydantic here."""
-
-    low: float
-    high: float
-    open_low: bool = False
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_after_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        bounds = f"double(self) {'>' if self.open_low else '>='} {self.low:.1f} && double(self) <= {self.high:.1f}"
-        return {**handler(core), **rules((bounds, self.text))}
-
-    @property
-    def text(self) -> str:
-        low = f"above {self.low:g} and at most" if self.open_low else f"from {self.low:g} to"
-        return f'write a number {low} {self.high:g}, in quotes: "0.5"'
-
-    def check(self, value: str) -> str:
-        number = float(value)
-        if number > self.high or number < self.low or (self.open_low and number == self.low):
-            raise ValueError(self.text)
-        return value
 
 
 @dataclass(frozen=True)
@@ -87,7 +61,6 @@ def without_user(text: str) -> str:
     return re.sub(r"://[^/?#\s]*@", "://***@", text)
 
 
-NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
 PERCENT = r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$"
 MEMORY = r"^[1-9][0-9]{0,4}(Gi|G)$"
 WORD = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$"
@@ -99,38 +72,25 @@ SHAPES = {
 }
 """What is said in place of a pattern."""
 
-Number = Annotated[str, Field(max_length=20, pattern=NUMBER)]
-Rate = Annotated[Number, Between(0, 1, open_low=True)]
-Fraction = Annotated[Number, Between(0, 1)]
-Half = Annotated[Number, Between(0, 0.5)]
-GpuHours = Annotated[Number, Between(0, 100_000, open_low=True)]
-Temperature = Annotated[Number, Between(0, 2)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
+GpuHours = Annotated[Decimal, Between(0, 100_000, open_low=True)]
+Percent = Annotated[float, AsText(PERCENT, max_length=8)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 ModelUri = Annotated[Uri, no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)")]
 S3Uri = Annotated[Uri, no_user("storage.credentialsSecretRef")]
 Image = Annotated[Uri, no_user("imagePullSecrets of the ServiceAccount of serviceAccountName")]
-Percent = Annotated[str, Field(max_length=8, pattern=PERCENT)]
 Memory = Annotated[str, Field(max_length=8, pattern=MEMORY)]
-Positive = Annotated[int, Field(ge=1)]
 BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD)]
 
 
-class Part(BaseModel):
-    """Strict and frozen; camelCase on the wire, snake_case in Python. `mends` are checks that CEL makes as well."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-
-class KeyRef(Part):
-    """A key of a Secret in the run's namespace."""
+class KeyRef(Contract):
+    """A key of an object in the run's namespace."""
 
     name: Name
     key: Name
 
 
-class NameRef(Part):
-    """A Secret or ConfigMap in the run's namespace."""
+class NameRef(Contract):
+    """An object in the run's namespace."""
 
     name: Name
 

@@ -4,61 +4,57 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import (
-    HTTP,
-    PLAIN,
-    BenchmarkName,
-    KeyRef,
-    ModelUri,
-    Name,
-    Part,
-    Percent,
-    Positive,
-    Rate,
-    Temperature,
-    Text,
-    Uri,
-    no_user,
-    rules,
-)
+from cgd_operator.api.fields import HTTP, PLAIN, BenchmarkName, KeyRef, ModelUri, Percent, Text, Uri, no_user, rules
+from cgd_stages import contract
+from cgd_stages.contract import Contract, Name, Number, Rate, Sampling
 
 
-class ServedModel(Part):
+class ServedModel(Contract):
     """How vLLM serves a model. One independent engine per shard, tensor parallel inside it."""
 
-    shards: int = Field(1, ge=1, le=1024, description="Pods that share the rows of a stage, each with its own engine.")
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs of one engine.")
-    max_model_len: int | None = Field(None, ge=32, description="Context in tokens; default: the model's own.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    shards: int = Field(
+        1, ge=1, le=1024, description="How many pods share the rows of a stage. Each runs its own engine."
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="How many GPUs one engine uses.")
+    max_model_len: int | None = Field(
+        None, ge=32, description="The context length in tokens; default: the model's own."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="The number format of the weights; auto leaves it to the engine."
+    )
     max_num_seqs: int | None = Field(
-        None, ge=1, le=8192, description="Rows in flight in one engine; default on GPU: 512."
+        None, ge=1, le=8192, description="The most rows that one engine works on at a time; default on a GPU: 512."
     )
     max_num_batched_tokens: int | None = Field(
-        None, ge=64, le=1048576, description="Tokens of one engine step; default on GPU: 16384."
+        None, ge=64, le=1048576, description="The most tokens of one engine step; default on a GPU: 16384."
     )
-    gpu_memory_utilization: Rate | None = Field(None, description='Share of a GPU\'s memory; default: "0.92".')
+    gpu_memory_utilization: Rate | None = Field(
+        None, description='The share of a GPU\'s memory that the engine takes; default: "0.92".'
+    )
 
 
 class Student(ServedModel):
-    model: ModelUri = Field(description="Hub id, s3:// folder, or a path in the image.")
-    revision: Name | None = Field(None, description="Branch, tag or commit on the hub; pinned to a commit by prepare.")
+    model: ModelUri = Field(description="A model on the hub, an s3:// folder, or a path in the image.")
+    revision: Name | None = Field(None, description="A branch, tag or commit on the hub. prepare pins it to a commit.")
 
 
-class Endpoint(Part):
-    """Any OpenAI-compatible server."""
+class Endpoint(Contract):
+    """A chat server that speaks OpenAI's API."""
 
     url: Annotated[
         Uri,
         no_user("teacher.endpoint.apiKeySecretRef"),
         Text(HTTP, f"write the whole base URL: https://host/v1, {PLAIN}"),
-    ] = Field(description="Base URL, such as https://api.example.com/v1.")
-    model: Annotated[Uri, no_user("teacher.endpoint.apiKeySecretRef")]
-    api_key_secret_ref: KeyRef | None = None
-    max_concurrency: int = Field(64, ge=1, le=4096)
+    ] = Field(description="The server's base URL, such as https://api.example.com/v1.")
+    model: Annotated[Uri, no_user("teacher.endpoint.apiKeySecretRef")] = Field(
+        description="The model's name on the server."
+    )
+    api_key_secret_ref: KeyRef | None = Field(None, description="The key of a Secret that holds the server's API key.")
+    max_concurrency: int = Field(64, ge=1, le=4096, description="The most requests that are open at a time.")
 
 
 class Teacher(ServedModel):
-    """The model that criticises and refines: served here (`model`) or elsewhere (`endpoint`), never both."""
+    """The model that criticises and refines. The run serves it (`model`), or another server does (`endpoint`)."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -66,10 +62,10 @@ class Teacher(ServedModel):
             ("!has(self.revision) || has(self.model)", "revision belongs to model: remove it or set model"),
         )
     )
-    model: ModelUri | None = Field(None, description="Hub id, s3:// folder, or a path in the image.")
-    revision: Name | None = None
+    model: ModelUri | None = Field(None, description="A model on the hub, an s3:// folder, or a path in the image.")
+    revision: Name | None = Field(None, description="A branch, tag or commit on the hub. prepare pins it to a commit.")
     endpoint: Endpoint | None = None
-    fused: bool = Field(True, description="Critique and refine in one pod with one warm engine: one model load.")
+    fused: bool = Field(True, description="One pod criticises and refines, so that the model is loaded once.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Teacher":
@@ -78,15 +74,6 @@ class Teacher(ServedModel):
         if self.revision and not self.model:
             raise ValueError("revision belongs to model: remove it or set model")
         return self
-
-
-class Fields(Part):
-    """Names of the columns."""
-
-    prompt: Name = "prompt"
-    reference: Name | None = Field(
-        None, description="Reference answer; needed by benchmarks and the objective SFT, never shown to the teacher."
-    )
 
 
 SourceUri = Annotated[
@@ -99,44 +86,28 @@ SourceUri = Annotated[
 ]
 
 
-class Source(Part):
-    """Rows to read: JSON lines (plain, .gz, .zst) or Parquet."""
-
-    source: SourceUri
-    fields: Fields = Fields()
-    limit: Positive | None = Field(None, description="Take at most so many usable rows: the first ones.")
-
-
-class Decontaminate(Part):
-    """Remove prompts that share words with benchmark questions; each is listed with what it matched."""
+class Decontaminate(contract.Decontaminate):
+    """Which benchmarks prompts are compared with, and what counts as a copy."""
 
     against: tuple[BenchmarkName, ...] = Field(
         (),
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="Names of spec.evaluation.benchmarks; default: all of them.",
-    )
-    ngram: int = Field(
-        13,
-        ge=5,
-        le=100,
-        description="Words in a row that make a match, without case and punctuation. A question of fewer words is "
-        "matched as a whole; one of fewer than 5 only by a prompt that is the same text.",
+        description="Names of evaluation.benchmarks to compare with; default: all of them.",
     )
 
 
 SEED_RULE = ("!has(self.seed) || has(self.limit)", "seed says how the limit rows are drawn: set limit as well")
 
 
-class Prompts(Source):
-    """What is learned from."""
+class Prompts(contract.Prompts):
+    """The prompts that the run learns from."""
 
     model_config = ConfigDict(json_schema_extra=rules(SEED_RULE))
 
-    limit: Positive | None = Field(
-        None, description="Take at most so many usable rows: the first ones or, with a seed, an even sample of all."
+    source: SourceUri = Field(
+        description="One file, or several that a * stands for: JSON lines (plain, .gz or .zst) or Parquet."
     )
-    seed: int | None = Field(None, ge=0, description="Of the sample; the order of rows and files does not change it.")
     decontaminate: Decontaminate | None = Field(None, description="{}: against all benchmarks.")
 
     @model_validator(mode="after")
@@ -146,23 +117,18 @@ class Prompts(Source):
         return self
 
 
-class Sampling(Part):
-    """Decoding of one stage. The paper's: greedy, at most 16,384 new tokens."""
+class Generation(Contract):
+    """How the rows are made, stage by stage, and how many of them may be lost."""
 
-    max_tokens: int = Field(16384, ge=1, description="New tokens at most; a longer text is rejected as truncated.")
-    temperature: Temperature = Field("0", description="0: greedy.")
-    top_p: Rate = Field("1", description="Nucleus sampling; only with a temperature above 0.")
-    seed: int = Field(0, ge=0, description="Of a row's own seed, with the row's key.")
-
-
-class Generation(Part):
     answer: Sampling = Sampling()
     critique: Sampling = Sampling()
     refine: Sampling = Sampling()
-    distill: Sampling = Field(Sampling(), description="The teacher's own answers, for the objective DistilledSFT.")
-    max_rejected: Percent = Field("2%", description="A stage that rejects more of its rows fails, loudly.")
+    distill: Sampling = Field(
+        Sampling(), description="How the teacher writes its own answers, for the objective DistilledSFT."
+    )
+    max_rejected: Percent = Field(Number("2%"), description="A stage fails when it rejects a larger share of its rows.")
     min_right_refinements: Percent | None = Field(
         None,
-        description="Before a training GPU is asked for, an even sample of refinements is graded by the references; "
-        "when fewer are right, the run fails. Needs references that end on an answer. Default: no limit.",
+        description="The run fails before it asks for a training GPU when a smaller share of the refinements is right. "
+        "An even sample of them is compared with the references, which must end on an answer. Default: no limit.",
     )

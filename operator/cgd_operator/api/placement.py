@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from cgd_operator.api.fields import Memory, Name, Part, rules
+from cgd_operator.api.fields import Memory, rules
+from cgd_stages.contract import Contract, Name
 
 FREE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 
@@ -26,20 +27,20 @@ Quantity = Annotated[
 ]
 
 
-class Resources(Part):
-    """Of a container, as Kubernetes has them."""
+class Resources(Contract):
+    """The resources of a container, as Kubernetes has them, added to the GPUs that the run asks for."""
 
     limits: dict[str, Quantity] = Field({})
     requests: dict[str, Quantity] = Field({})
 
 
-class Pool(Part):
-    """Where the pods of a pool run. The fields are those of a PodSpec and of a container."""
+class Pool(Contract):
+    """Where the pods of a pool run. The fields are those of a PodSpec and of its container."""
 
     node_selector: dict[str, str] = Field({})
     tolerations: list[dict[str, Any]] = Field([], max_length=64)
     affinity: dict[str, Any] = Field({}, json_schema_extra=FREE)
-    resources: Resources = Field(Resources(), description="Added to the GPUs that the run asks for.")
+    resources: Resources = Resources()
     priority_class_name: Name | None = None
 
 
@@ -49,19 +50,21 @@ VOLCANO_RULE = (
 )
 
 
-class SchedulingPolicy(Part):
-    """The pods of a training start together or not at all. For a scheduler that the cluster has beside its own, and
-    that the training's controller was set up for."""
+class SchedulingPolicy(Contract):
+    """All pods of a training start together, or none does. It needs a gang scheduler in the cluster that the training's
+    controller is set up for. minAvailable is the number of the training's pods."""
 
     model_config = ConfigDict(json_schema_extra=rules(VOLCANO_RULE))
 
     gang: Literal["volcano", "coscheduling"] = Field(
-        description="Whose PodGroups: those of Volcano, or of coscheduling in scheduler-plugins."
+        description="The gang scheduler: Volcano, or coscheduling of scheduler-plugins."
     )
     scheduler_name: Name | None = Field(
-        None, description="Of the training's pods; default: volcano, or scheduler-plugins-scheduler."
+        None, description="The schedulerName of the training's pods; default: volcano or scheduler-plugins-scheduler."
     )
-    queue: Name | None = Field(None, description="Queue of Volcano; default: its own.")
+    queue: Name | None = Field(
+        None, description="The queue of Volcano; default: the queue that Volcano takes by itself."
+    )
 
     @model_validator(mode="after")
     def _queue_is_volcanos(self) -> "SchedulingPolicy":
@@ -76,30 +79,32 @@ GPU_MEMORY_RULE = (
 )
 
 
-class Placement(Part):
+class Placement(Contract):
+    """Where the pods run, and what a GPU is called there. Each kind of pod has a pool."""
+
     model_config = ConfigDict(json_schema_extra=rules(GPU_MEMORY_RULE))
 
     accelerator: str = Field(
         "nvidia.com/gpu",
         max_length=253,
-        description="Resource name of a GPU; none: run on CPU and ask for no GPU.",
+        description="The resource name of a GPU. With none the run uses CPUs and asks for no GPU.",
     )
     gpu_memory: Memory | None = Field(
         None,
-        description="Memory of a GPU, of the smallest where pools differ, such as 80Gi. With it prepare refuses models "
-        "and trainings that do not fit, with the arithmetic.",
+        description="The memory of a GPU, such as 80Gi; where pools differ, of the smallest. When it is set, prepare "
+        "refuses models and trainings that do not fit, and shows the arithmetic.",
     )
-    student: Pool = Pool()
-    teacher: Pool = Pool()
-    training: Pool = Pool()
-    cpu: Pool = Field(Pool(), description="prepare and report, and a teacher behind an endpoint.")
-    scheduling_policy: SchedulingPolicy | None = Field(
-        None, description="Gang scheduling of the trainings; minAvailable is all of a training's pods."
+    student: Pool = Field(Pool(), description="The pods that run the student: answers and evaluations.")
+    teacher: Pool = Field(Pool(), description="The pods that run the teacher.")
+    training: Pool = Field(Pool(), description="The pods that train.")
+    cpu: Pool = Field(
+        Pool(), description="The pods without a GPU: prepare, check, report, and those that ask a teacher's endpoint."
     )
+    scheduling_policy: SchedulingPolicy | None = None
     topology_key: Name | None = Field(
         None,
-        description="Label of nodes, such as topology.kubernetes.io/zone or a rack's: all pods of a training run where "
-        "its value is the same.",
+        description="A label of nodes, such as topology.kubernetes.io/zone or a rack's. All pods of a training run on "
+        "nodes with the same value of it.",
     )
 
     @model_validator(mode="after")

@@ -14,10 +14,7 @@ from cgd_operator.api.fields import (
     GpuHours,
     Image,
     KeyRef,
-    Name,
     NameRef,
-    Part,
-    Positive,
     S3Uri,
     Text,
     rules,
@@ -26,38 +23,44 @@ from cgd_operator.api.fields import (
 from cgd_operator.api.generation import Generation, Prompts, Student, Teacher
 from cgd_operator.api.placement import Placement
 from cgd_operator.api.training import Training
+from cgd_stages.contract import Contract, Name, Positive
 
 
 class InvalidRun(ValueError):
     """A manifest that cannot be run; each line of the text names a field and what to change."""
 
 
-class Storage(Part):
-    """An S3 bucket. Credentials: the ServiceAccount's cloud identity, or a Secret with the two AWS keys."""
+class Storage(Contract):
+    """The S3 bucket where the run stores everything. The pods use the ServiceAccount's cloud identity, or the keys of a
+    Secret."""
 
     uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", "write s3://bucket/prefix")] = Field(
-        description="s3://bucket/prefix"
+        description="The folder below which the run stores its data, such as s3://bucket/prefix."
     )
     endpoint: Annotated[S3Uri, Text(HTTP, f"write the whole URL: https://host:port, {PLAIN}")] | None = Field(
-        None, description="URL of an S3-compatible server; default: AWS."
+        None, description="The URL of an S3 server; default: AWS."
     )
-    region: Name | None = None
-    path_style: bool = Field(False, description="https://host/bucket/key instead of https://bucket.host/key.")
+    region: Name | None = Field(None, description="The bucket's region; default: the AWS SDK's.")
+    path_style: bool = Field(
+        False, description="Addresses objects as https://host/bucket/key rather than https://bucket.host/key."
+    )
     credentials_secret_ref: NameRef | None = Field(
-        None, description="Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if need be, AWS_SESSION_TOKEN."
+        None, description="A Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN."
     )
-    ca_bundle_config_map_ref: KeyRef | None = Field(None, description="ConfigMap key with the server's CA, as PEM.")
+    ca_bundle_config_map_ref: KeyRef | None = Field(
+        None, description="A key of a ConfigMap with the certificate of the server's CA, as PEM."
+    )
 
 
-class Images(Part):
-    """Images of the stage programs; default: those that the operator was released with."""
+class Images(Contract):
+    """The images of the stage programs; default: those that the operator was released with."""
 
-    generate: Image | None = None
-    train: Image | None = None
+    generate: Image | None = Field(None, description="The image of every stage but the trainings.")
+    train: Image | None = Field(None, description="The image of the trainings.")
 
 
-class PodMetadata(Part):
-    """Labels and annotations for every pod, such as those a cost report or a mesh reads."""
+class PodMetadata(Contract):
+    """Labels and annotations that every pod gets, such as those that a cost report or a mesh reads."""
 
     labels: dict[str, str] = Field({})
     annotations: dict[str, str] = Field({})
@@ -79,19 +82,21 @@ AGAINST_RULE = (
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
-class Budget(Part):
-    """What a run may use. When it is used up the pods are stopped and the run has failed; what is stored stays, and a
-    new run with a larger budget goes on from there."""
+class Budget(Contract):
+    """What the run may use. When it is used up, the pods stop and the run has failed. Stored rows stay, and a new run
+    with a larger budget goes on from them."""
 
     model_config = ConfigDict(json_schema_extra=rules(LIMIT_RULE))
 
     gpu_hours: GpuHours | None = Field(
         None,
-        description="GPU-hours of all pods, as status.usage.gpuHours counts them; running pods in whole minutes. "
-        "Nothing is counted where placement.accelerator is none.",
+        description="The most GPU-hours of all pods, as status.usage.gpuHours counts them: running pods in whole "
+        "minutes. With placement.accelerator none nothing is counted.",
     )
     deadline_seconds: Positive | None = Field(
-        None, description="Seconds from the run's creation to its end, those that it is suspended or in a queue too."
+        None,
+        description="The most seconds from the run's creation to its end. Time in a queue or while it is suspended "
+        "counts.",
     )
 
     @model_validator(mode="after")
@@ -101,7 +106,7 @@ class Budget(Part):
         return self
 
 
-class CGDRunSpec(Part):
+class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
     model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
@@ -111,7 +116,10 @@ class CGDRunSpec(Part):
     )
     """Fields that may change, and have no part in what a run makes."""
 
-    suspend: bool = Field(False, description="Stop all pods and start nothing; finished rows stay. Set back to go on.")
+    suspend: bool = Field(
+        False,
+        description="Stops all pods and starts nothing. Rows that are finished stay. Set it back to false to go on.",
+    )
     student: Student
     teacher: Teacher
     prompts: Prompts
@@ -121,31 +129,35 @@ class CGDRunSpec(Part):
     storage: Storage
     placement: Placement = Placement()
     images: Images = Images()
-    service_account_name: Name | None = Field(None, description="ServiceAccount of the stage pods.")
-    hub_token_secret_ref: KeyRef | None = Field(None, description="Hugging Face token, for gated models.")
+    service_account_name: Name | None = Field(None, description="The ServiceAccount of the stage pods.")
+    hub_token_secret_ref: KeyRef | None = Field(
+        None, description="The key of a Secret that holds a Hugging Face token, for gated models."
+    )
     pod_metadata: PodMetadata = PodMetadata()
     budget: Budget | None = None
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
         le=2**31 - 1,
-        description="Delete the run, with its Jobs and pods, so long after it has succeeded or failed; what it stored "
-        "stays or goes by deletionPolicy. Default: never. May be changed at any time.",
+        description="The run is deleted, with its Jobs and pods, so long after it has succeeded or failed. "
+        "deletionPolicy decides on what it stored. Default: never. You may change this at any time.",
     )
     deletion_policy: Literal["Retain", "Delete"] = Field(
         "Retain",
-        description="Delete: when the run is deleted, so is what it stored and no other run claims. "
-        "May be changed at any time.",
+        description="What becomes of the stored data when the run is deleted. Retain keeps it; Delete deletes what no "
+        "other run claims. You may change this at any time.",
     )
     replace_lost_pods_after_seconds: int | None = Field(
         None,
         ge=60,
         le=2**31 - 1,
-        description="Make a pod again when its node is lost: so long after the pod should have gone and has not. "
-        "The operator must have the right (lostPods.replace in its chart). Default: an admin sees to the node. "
-        "May be changed at any time.",
+        description="Replaces a pod whose node is lost, so long after the pod should have ended and has not. The "
+        "operator needs the right to do so (lostPods.replace in its chart). Default: an admin sees to the node. You "
+        "may change this at any time.",
     )
-    retries: int = Field(3, ge=0, le=100, description="Tries of a failed pod again, preemptions not counted.")
+    retries: int = Field(
+        3, ge=0, le=100, description="How often a failed pod is tried again. Preemptions do not count."
+    )
 
     @model_validator(mode="after")
     def _across_fields(self) -> "CGDRunSpec":

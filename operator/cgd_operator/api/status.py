@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from cgd_operator.api.fields import Part
+from cgd_stages.contract import Contract, StageName
 
 
-class Rows(Part):
+class Rows(Contract):
     total: int = 0
     done: int = 0
     rejected: int = 0
@@ -16,7 +16,7 @@ class Rows(Part):
 StageState = Literal["Pending", "Waiting", "Running", "Suspended", "Succeeded", "Failed"]
 
 
-class PodAttempts(Part):
+class PodAttempts(Contract):
     name: str
     uid: str = ""
     """Of the pod that was counted last; empty: the next one is no new attempt."""
@@ -27,36 +27,38 @@ class PodAttempts(Part):
     attempts: int
 
 
-class StageStatus(Part):
-    name: str
+class StageStatus(Contract):
+    name: StageName
     state: StageState = "Pending"
     reason: str | None = None
     message: str | None = None
     child: str | None = None
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
-    attempts: int = Field(0, description="How often its pods were begun, of the one that was begun most often.")
+    attempts: int = Field(0, description="How often the pod was started that was started most often.")
     pod_attempts: tuple[PodAttempts, ...] = Field(
         (),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="The attempts of each pod of a PyTorchJob: under the same name it is made again.",
+        description="How often each pod of a PyTorchJob was made: it is made again under the same name.",
     )
     rows: Rows | None = None
     tokens_per_second: int | None = None
     percent: int | None = None
     eta_seconds: int | None = None
-    gpu_seconds: int = Field(0, description="Of all its pods, from a node's taking one to its end, times its GPUs.")
+    gpu_seconds: int = Field(
+        0, description="The time of all its pods, each from when a node takes it to its end, times its GPUs."
+    )
     pod_gpu_seconds: dict[str, int] = Field(
         {},
         json_schema_extra={"x-kubernetes-map-type": "atomic"},
-        description="The parts of gpuSeconds, by the uids of the pods; those of many that are gone are left out.",
+        description="gpuSeconds of each pod, by its uid. When many pods are gone, some of them are left out.",
     )
-    tokens: int = Field(0, description="Prompt and generated tokens.")
+    tokens: int = Field(0, description="How many tokens the stage has read and written.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 
 
-class Condition(Part):
+class Condition(Contract):
     type: str
     status: Literal["True", "False", "Unknown"]
     reason: str
@@ -65,12 +67,12 @@ class Condition(Part):
     observed_generation: int = 0
 
 
-class Usage(Part):
+class Usage(Contract):
     gpu_hours: str = "0"
     tokens: int = 0
 
 
-class Artifacts(Part):
+class Artifacts(Contract):
     """S3 URIs of what the run has made."""
 
     quadruples: str | None = None
@@ -78,7 +80,7 @@ class Artifacts(Part):
     report: str | None = None
 
 
-class CGDRunStatus(Part):
+class CGDRunStatus(Contract):
     """What the operator saw last. Derived from the spec and the children every time.
 
     Five facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import Fraction, Half, Part, Rate, rules
-from cgd_stages.contract import CritiqueKind, Objective
+from cgd_operator.api.fields import rules
+from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Objective, Rate, Upkeep
 
 BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
@@ -29,17 +29,18 @@ SELECT_RULE = (
 )
 
 
-class Critique(Part):
-    """What stands in the critique's place when CGD is trained; the targets stay the same. For ablations.
-
-    matched: the row's own. shuffled: another prompt's. generic: one placeholder text. none: left out. corrupted: of a
-    fraction of the rows (rate) another prompt's critique under the opposite verdict, of the others their own.
-    """
+class Critique(Contract):
+    """What CGD is given as the critique, for ablations. The targets stay the same."""
 
     model_config = ConfigDict(json_schema_extra=rules(RATE_RULE))
 
-    kind: CritiqueKind = "matched"
-    rate: Rate | None = Field(None, description="Fraction of the rows that get a wrong critique.")
+    kind: CritiqueKind = Field(
+        "matched",
+        description="matched gives every row its own critique, shuffled that of another prompt, generic one "
+        "placeholder text, none no critique. corrupted gives a share of the rows (rate) another prompt's critique "
+        "under the opposite verdict, and the others their own.",
+    )
+    rate: Rate | None = Field(None, description="The share of the rows that get a wrong critique.")
 
     @model_validator(mode="after")
     def _rate_of_corrupted(self) -> "Critique":
@@ -48,100 +49,71 @@ class Critique(Part):
         return self
 
 
-class Validation(Part):
-    """Prompts that are held out of training; the loss on them says which model is exported, no benchmark does.
+class Validation(HeldOut):
+    """Prompts that no training learns from. The loss on them, and no benchmark, decides which model is exported.
 
-    They are chosen by training.seed, the same for every objective of the run, with all samples of a prompt together.
+    training.seed chooses them, the same for every objective of the run, with all samples of a prompt together.
     """
 
     model_config = ConfigDict(json_schema_extra=rules(SELECT_RULE))
 
-    fraction: Half | None = Field(
-        None,
-        description='Share of the prompts, at least one and never all; "0": none. Default: 1 % and at most 1,000 '
-        "prompts in a run of 2,000 or more; none in a smaller run, where a handful of prompts would be lost to "
-        "learning for a loss that is mostly noise.",
-    )
-    every_steps: int = Field(200, ge=1, description="Measured after so many steps, and after the last one.")
     select: Literal["best", "last"] | None = Field(
         None,
-        description="The model that is exported: the one with the least validation loss (best), or the one after the "
-        "last step. Default: best where prompts are held out.",
+        description="Which model is exported: the one with the least validation loss (best), or the one after the last "
+        "step (last). Default: best where prompts are held out.",
     )
 
     @model_validator(mode="after")
     def _something_to_select_by(self) -> "Validation":
-        if self.select == "best" and self.fraction is not None and float(self.fraction) == 0:
+        if self.select == "best" and self.fraction == 0:
             raise ValueError(SELECT_RULE[1])
         return self
 
 
-class Training(Part):
-    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
+class Objectives(Contract):
+    """What is learned."""
 
     objectives: tuple[Objective, ...] = Field(
         ("CGD",),
         min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="What is learned, a model for each, trained one after another: CGD (the refinement, given prompt, "
-        "answer and critique), CFT (the critique, given prompt and answer), and given the prompt alone "
-        "DistilledSFT (the teacher's own answer, which costs a pass of the teacher), SFT (the reference answer; needs "
-        "prompts.fields.reference), RefinedSFT (the refinement).",
+        description="What the student learns. Every objective trains a model of its own, one after another. CGD learns "
+        "the refinement, given prompt, answer and critique. CFT learns the critique, given prompt and answer. Given "
+        "the prompt alone, DistilledSFT learns the teacher's own answer (one more pass of the teacher), SFT the "
+        "reference answer (set prompts.fields.reference), and RefinedSFT the refinement.",
     )
     critique: Critique = Critique()
-    epochs: int = Field(1, ge=1, le=100, description="Passes over the rows.")
-    global_batch_size: int = Field(64, ge=1, le=65536, description="Examples per step, over all workers.")
-    learning_rate: Rate = Field("1e-6", description="Peak of the schedule; a string, as every fraction.")
-    warmup_ratio: Fraction = Field("0", description="Share of the steps with a rising learning rate.")
-    weight_decay: Fraction = Field("0", description="Of AdamW.")
-    max_sequence_length: int = Field(16384, ge=16, description="Tokens; a longer example is rejected, never cut.")
-    packing: bool = Field(
-        False,
-        description="Several examples in one row of at most maxSequenceLength tokens, each seeing itself alone, rather "
-        "than examples of like length padded to the longest. The losses are the same.",
-    )
-    workers: int = Field(1, ge=1, le=512, description="Pods of a training.")
+
+
+class Workers(Contract):
+    """What runs a training, and in how many processes."""
+
+    workers: int = Field(1, ge=1, le=512, description="How many pods train together.")
     backend: Literal["auto", "PyTorchJob", "TrainJob"] = Field(
         "auto",
-        description="What runs a training: PyTorchJob (Kubeflow Training Operator) or TrainJob (Kubeflow Trainer v2); "
-        "auto takes what the cluster has, PyTorchJob first.",
+        description="The kind that runs a training: PyTorchJob (Kubeflow Training Operator) or TrainJob (Kubeflow "
+        "Trainer v2). auto takes the one that the cluster has, PyTorchJob first.",
     )
-    gpus_per_worker: int = Field(8, ge=1, le=64, description="Also the processes of a worker, on CPU too.")
-    zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO: what is partitioned over the GPUs.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward and backward pass.")
-    activation_checkpointing: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Whether layers compute their activations again in backward, which saves memory and costs one more "
-        "forward pass. auto: where the GPU's memory is estimated not to hold them, never on a CPU.",
+    gpus_per_worker: int = Field(
+        8, ge=1, le=64, description="How many GPUs a pod has. It runs as many processes, on a CPU too."
     )
-    offload: Literal["none", "optimizer", "parameters"] = Field(
-        "none",
-        description="What is kept in the host's memory and costs time for less of the GPU's: the optimizer (12 bytes "
-        "per parameter, divided by the GPUs; AdamW then runs on the CPU), or with zeroStage 3 the parameters as well.",
-    )
-    checkpoint_every_steps: int = Field(200, ge=1, description="A preempted training goes on from the last one.")
-    keep_checkpoints: int = Field(2, ge=1, le=100, description="Older ones are removed.")
     termination_grace_period_seconds: int | None = Field(
         None,
         ge=1,
         le=86400,
-        description="Seconds that a pod has to store a checkpoint when it must go. Default: 120, or up to 600 where "
-        "prepare finds the checkpoint larger than a node stores in that time (200 MB a second). Nodes that are taken "
-        "back, such as spot nodes, give 30 to 120 seconds whatever is asked.",
+        description="How many seconds a pod has to store a checkpoint when it must go. Default: 120, or up to 600 "
+        "where prepare finds that a node stores the checkpoint in more time than that (at 200 MB a second). Nodes "
+        "that are taken back, such as spot nodes, give 30 to 120 seconds whatever is asked.",
     )
+
+
+class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last base come first
+    """How the student is trained."""
+
+    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
+
     validation: Validation = Validation()
-    stop_on_loss_spike: bool = Field(
-        True,
-        description="End a training whose loss stays far above what it was for 5 steps in a row: above the median of "
-        "the 50 steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
-    )
-    seed: int = Field(
-        0,
-        ge=0,
-        description="Order of the examples; also which prompts are held out, and which critiques are exchanged, for "
-        "shuffled and corrupted.",
-    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":

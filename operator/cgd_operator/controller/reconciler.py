@@ -479,7 +479,7 @@ class Reconciler:
         run = view.run
         if run.uid in self._equipped or not view.starts:
             return
-        tokens = {
+        tokens: dict[str, str] = {
             child.stage: token(self.key, run.namespace, run.name, run.uid, child.stage) for child in view.children
         }
         try:
@@ -639,9 +639,8 @@ def _measure(previous: CGDRunStatus, new: CGDRunStatus) -> None:
     for stage in new.stages:
         ended = stage.state in ("Succeeded", "Failed") and before.get(stage.name) != stage.state
         if ended and stage.start_time and stage.completion_time:
-            kind = stage.name.partition("-")[0]
             seconds = render.seconds_between(stage.start_time, stage.completion_time)
-            metrics.STAGE_SECONDS.labels(kind, stage.state).observe(seconds)
+            metrics.STAGE_SECONDS.labels(stage.name.kind, stage.state).observe(seconds)
 
 
 def _created(manifest: Object) -> datetime:

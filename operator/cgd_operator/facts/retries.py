@@ -46,7 +46,7 @@ def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
 
 def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:
     """The stages whose child is to be given up, and why."""
-    before = {stage.name: stage for stage in previous.stages}
+    before: dict[str, StageStatus] = {stage.name: stage for stage in previous.stages}
     reasons = {one.stage: _enough(one, before.get(one.stage, StageStatus(name=one.stage)), retries) for one in facts}
     return {stage: reason for stage, reason in reasons.items() if reason}
 

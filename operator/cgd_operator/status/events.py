@@ -23,7 +23,7 @@ def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -
     before = {stage.name: stage for stage in old.stages}
     news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
     over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")
-    told = [stage for stage in news if stage.state == "Succeeded" and (over or stage.name.split("-")[0] in MAKERS)]
+    told = [stage for stage in news if stage.state == "Succeeded" and (over or stage.name.kind in MAKERS)]
     ended = ", ".join(_ended(stage) for stage in told)
     if ended and not (over and new.state == "Succeeded"):
         yield _event(run, "StageSucceeded", ended, now)

@@ -27,7 +27,7 @@ def exceeded(
     budget = run.spec.budget
     if budget is None or _ended(children, facts):
         return None
-    if budget.gpu_hours is not None and gpu_seconds >= float(budget.gpu_hours) * 3600:
+    if budget.gpu_hours is not None and gpu_seconds >= budget.gpu_hours * 3600:
         used = f"{hours(gpu_seconds)} GPU-hours are used, of {budget.gpu_hours} in spec.budget.gpuHours"
         return Trouble("BudgetExceeded", f"{used}; {MEND}", final=True)
     if budget.deadline_seconds is not None and age.total_seconds() >= budget.deadline_seconds:

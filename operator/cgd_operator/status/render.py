@@ -249,7 +249,7 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
         return "Pending"
     if _is_held_up(current):
         return "Queued" if current.reason in WAITS else "Waiting"
-    return WORDS[current.name.partition("-")[0]]
+    return WORDS[current.name.kind]
 
 
 def _is_held_up(stage: StageStatus) -> bool:
@@ -348,7 +348,7 @@ def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
     to it, which its stage has stored beside the rows."""
     root = f"{run.spec.storage.uri.rstrip('/')}/{run.namespace}/runs/{run.name}"
     ended = [stage for stage in stages if stage.state == "Succeeded"]
-    done = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
+    done: dict[str, str] = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
     objectives = run.spec.training.objectives
     models = {one: done[train_stage(one)] for one in objectives if train_stage(one) in done}
     return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))

@@ -10,11 +10,11 @@ from cgd_operator.api.spec import CGDRunSpec, InvalidRun, parse_spec
 
 def test_a_short_manifest_gets_the_papers_defaults() -> None:
     spec = parse_spec(manifest())
-    assert spec.training.learning_rate == "1e-6"
+    assert spec.training.learning_rate == 1e-6
     assert spec.training.global_batch_size == 64
     assert spec.training.epochs == 1
     assert spec.generation.answer.max_tokens == 16384
-    assert spec.generation.answer.temperature == "0"
+    assert spec.generation.answer.temperature == 0
     assert spec.teacher.fused
 
 

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 import pytest
 from support.builders import run
 
-from cgd_operator.planning.dag import Child, choose_backend, percent, plan, stage_names
+from cgd_operator import yamls
+from cgd_operator.api.generation import Endpoint, ServedModel
+from cgd_operator.planning.dag import Child, choose_backend, plan, stage_names
 from cgd_stages import contract
 
 
@@ -254,6 +256,10 @@ def test_a_task_survives_its_journey_through_the_environment() -> None:
         assert contract.StageTask.model_validate_json(child.task.to_json()) == child.task
 
 
+def test_the_name_of_a_stage_is_written_to_yaml_as_the_text_it_is() -> None:
+    assert yamls.dump({"stage": plan(run())[0].stage}) == "stage: prepare\n"
+
+
 def test_no_secret_and_nothing_that_may_change_is_part_of_a_task() -> None:
     changes = {"storage.credentialsSecretRef": {"name": "keys"}, "suspend": True, "ttlSecondsAfterFinished": 60}
     for child in plan(run(changes)):
@@ -263,9 +269,19 @@ def test_no_secret_and_nothing_that_may_change_is_part_of_a_task() -> None:
         assert "ttlSeconds" not in child.task.to_json()
 
 
-@pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0%", 0.0), ("100%", 1.0), ("12.5%", 0.125)])
-def test_percent(text: str, value: float) -> None:
-    assert percent(text) == value
+def test_numbers_are_numbers_in_a_task_and_in_the_report_what_the_user_wrote() -> None:
+    made = children({"training.learningRate": "2.50e-6", "generation.maxRejected": "2.0%"})
+    train, report = made["train-cgd"].task, made["report"].task
+    assert '"learningRate":2.5e-6' in train.to_json()
+    assert '"maxRejected":0.02' in train.to_json()
+    assert isinstance(report.work, contract.Report)
+    assert "learningRate: '2.50e-6'" in report.work.spec
+    assert "warmupRatio" not in report.work.spec, "a default"
+
+
+@pytest.mark.parametrize(("told", "written"), [(contract.Engine, ServedModel), (contract.Endpoint, Endpoint)])
+def test_what_a_task_takes_from_a_manifest_by_its_names_is_there(told: type[Any], written: type[Any]) -> None:
+    assert told.model_fields.keys() <= written.model_fields.keys()
 
 
 def test_a_rival_is_the_base_model_with_more_passes_in_a_stage_of_its_own() -> None:
