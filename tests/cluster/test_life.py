@@ -104,7 +104,7 @@ async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_i
         await world.apply({"budget": {"deadlineSeconds": 3600}})
         await world.until(lambda: running(world, "prepare"))
         hour_ago = datetime.now(UTC) - timedelta(hours=1)
-        monkeypatch.setattr("cgd_operator.controller.reconciler._created", lambda _: hour_ago)
+        monkeypatch.setattr("cgd_operator.controller.view._created", lambda _: hour_ago)
         await world.until(lambda: state_is(world, "Failed"))
         assert told(await world.get())["reason"] == "DeadlineExceeded"
         assert await held(world, "prepare")
@@ -245,7 +245,7 @@ async def test_a_run_whose_cleaning_fails_goes_nevertheless_and_says_what_stays(
 async def test_a_run_that_cannot_be_cleaned_in_time_goes_nevertheless(
     world: Any, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    monkeypatch.setattr("cgd_operator.controller.reconciler.CLEAN_SECONDS", seconds)
+    monkeypatch.setattr("cgd_operator.controller.deletion.CLEAN_SECONDS", seconds)
     async with world.operator():
         await world.apply(DELETE)
         await world.until(lambda: running(world, "prepare"))
@@ -302,7 +302,7 @@ async def test_what_a_run_stored_that_this_operator_does_not_accept_is_told_to_s
     run = await world.get()
     run["spec"]["fromLater"] = True
     real = Reconciler(world.client, RELEASE, Board(), b"key" * 16)
-    await real._clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
+    await real._deletion.clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
     message = (await notes(world))["NotCleaned"]
     assert "s3://data/runs/default was not deleted" in message
     assert "spec.fromLater: there is no such field" in message

@@ -171,7 +171,7 @@ class Cluster:
     ) -> None:
         """Delete; an object that is gone already is fine. One of another uid or version is refused as a conflict."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        if conditions := {key: one for key, one in (("uid", uid), ("resourceVersion", version)) if one is not None}:
+        if conditions := {key: text for key, text in (("uid", uid), ("resourceVersion", version)) if text is not None}:
             options["preconditions"] = conditions
         if grace is not None:
             options["gracePeriodSeconds"] = grace
@@ -355,7 +355,7 @@ def encoded(body: Object) -> bytes:
     """
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     whole = _SURROGATE.sub("\ufffd", text)
-    return _NOT_AS_IT_IS.sub(lambda found: f"\\u{ord(found[0]):04x}", whole).encode()
+    return _NOT_AS_IT_IS.sub(lambda match: f"\\u{ord(match[0]):04x}", whole).encode()
 
 
 def _proxy(url: str) -> str | None:
@@ -365,8 +365,8 @@ def _proxy(url: str) -> str | None:
 
 
 def _query(**parameters: str) -> str:
-    given = {name: value for name, value in parameters.items() if value}
-    return "?" + urlencode(given) if given else ""
+    filled = {name: value for name, value in parameters.items() if value}
+    return "?" + urlencode(filled) if filled else ""
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
