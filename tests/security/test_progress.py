@@ -732,18 +732,18 @@ async def test_a_sweep_that_read_before_a_child_was_made_does_not_silence_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uid = (await world.apply())["metadata"]["uid"]
-    look = loop.reconciler.look
+    read = loop.reconciler.reader.read
 
     async def slow(namespace: str | None, places: Any) -> Any:
-        there = await look(namespace, places)
-        monkeypatch.setattr(loop.reconciler, "look", look)
+        objects = await read(namespace, places)
+        monkeypatch.setattr(loop.reconciler.reader, "read", read)
         loop.poke("default", "demo")
         while loop._tasks:  # noqa: ASYNC110  the loop keeps no event for a test
             await asyncio.sleep(0.01)
         assert "prepare" in loop.reconciler.board.allowances[uid]
-        return there
+        return objects
 
-    monkeypatch.setattr(loop.reconciler, "look", slow)
+    monkeypatch.setattr(loop.reconciler.reader, "read", slow)
     await loop._sweep()
     assert "prepare" in loop.reconciler.board.allowances[uid]
     await loop.stop()

@@ -308,7 +308,9 @@ def _group(
 def _timed(
     conditions: Mapping[str, tuple[str, str, str]], previous: CGDRunStatus, generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    since = {(condition.type, condition.status): condition.last_transition_time for condition in previous.conditions}
+    since: dict[tuple[str, str], str] = {
+        (condition.type, condition.status): condition.last_transition_time for condition in previous.conditions
+    }
     return tuple(
         Condition(
             type=name,
