@@ -1,7 +1,8 @@
 """The door: what Kopf calls. It says when to look at which run; everything else happens in `controller`.
 
 Only an `on.event` handler is used: it puts no finalizer and no annotation on anything. `controller.queue` watches the
-children: Kopf reads all objects of a kind at once and remembers each, hundreds of megabytes for a thousand runs.
+children: Kopf reads each object there is and remembers it, with label selectors too. 2,000 Jobs and pods took 43 MB, by
+`initial_streaming` 74 MB; a thousand runs have up to 16,000 of them. A watch that lists nothing took less than 1 MB.
 """
 
 from datetime import UTC, datetime
