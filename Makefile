@@ -50,7 +50,7 @@ chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PI
 	@PYTHONPATH=tests $(BIN)/python -m chaos.signals $(if $(PROGRAMS),--programs $(PROGRAMS)) $(if $(INSTANTS),--instants $(INSTANTS)) $(if $(SEED),--seed $(SEED))
 
 fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
-	@PYTHONPATH=tests $(BIN)/python -m fuzz
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzz
 
 replicate: .venv/ready ## Does the method work? Pre-train, distil and compare on this machine (QUICK=1: only whether it runs)
 	@PYTHONPATH=examples $(BIN)/python -m replicate $(if $(QUICK),--quick)
@@ -74,7 +74,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --no-annotate --generate-hashes --custom
 
 constraints: .venv/ready ## Make constraints/ anew, with the hashes of the index that uv looks at: make constraints UPGRADE=--upgrade
 	for image in operator generate train; do \
-	  $(COMPILE) pyproject.toml --extra $$image --python-version 3.13 --python-platform x86_64-manylinux_2_28 \
+	  $(COMPILE) $$([ $$image = operator ] && echo operator/pyproject.toml || echo images/pyproject.toml --extra $$image) \
+	    --no-emit-package cgd-stages --python-version 3.13 --python-platform x86_64-manylinux_2_28 \
 	    -o constraints/$$image.txt || exit 1; done
 	for file in local bench; do \
 	  sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' constraints/$$file.txt | $(COMPILE) --no-deps - -o .venv/$$file.txt \
@@ -103,7 +104,8 @@ check-images: .venv/ready ## Build the three images with buildah on debootstrap'
 .PHONY: dist
 dist: .venv/ready
 	@rm -rf dist
-	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python
+	@for folder in images operator .; do \
+	  $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist $$folder || exit 1; done
 
 .venv/bench: .venv/ready constraints/bench.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r constraints/bench.txt
@@ -112,7 +114,7 @@ dist: .venv/ready
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo
 
-.venv/ready: constraints/local.txt constraints/torch.txt pyproject.toml
+.venv/ready: constraints/local.txt constraints/torch.txt pyproject.toml operator/pyproject.toml images/pyproject.toml
 	@echo "setting up .venv (about 3 GB; once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv .venv
@@ -120,5 +122,5 @@ clean: ## Remove what was installed and what the demo stored
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --require-hashes -r constraints/local.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode $(TORCH) -r constraints/torch.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e images -e operator -e .
 	@touch $@

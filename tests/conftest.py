@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import tiny
-from stage_builders import bucket_of
+from support import tiny
+from support.stage_builders import bucket_of
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Storage

@@ -1,9 +1,8 @@
-"""Admission of new pods: what the API server's plugins ServiceAccount, Priority, LimitRanger, PodSecurity and
-ResourceQuota refuse, in their words. Nothing is enforced but by objects that are there.
+"""Admission of new pods: what the API server's plugins ServiceAccount, Priority, LimitRanger and PodSecurity refuse, in
+their words. Nothing is enforced but by objects that are there. ResourceQuotas judge every kind, see `quotas`.
 
-Deviations: the ServiceAccount `default` is always there; LimitRanges count by container alone, quotas have no scopes
-and their use is counted anew each time; of the Pod Security Standards the fields that a template or an injected
-container usually meets.
+Deviations: the ServiceAccount `default` is always there; LimitRanges count by container alone; of the Pod Security
+Standards the fields that a template or an injected container usually meets.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from cgd_local.quotas import containers, quantity
 from cgd_local.statuses import ApiError, Json
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ CAPABILITIES = {
     "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
 }  # fmt: skip
 """Those that `baseline` lets a container add."""
-UNITS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 
 
 def admit(registry: Registry, pod: Json) -> None:
@@ -41,7 +40,6 @@ def admit(registry: Registry, pod: Json) -> None:
         _priority(registry, pod),
         _together(_beyond(pod, limits)),
         _insecure(registry, pod),
-        _over_quota(registry, pod),
     )
     if trouble := next(filter(None, troubles), ""):
         raise ApiError(403, f'pods "{name}" is forbidden: {trouble}', details={"name": name, "kind": "pods"})
@@ -49,10 +47,6 @@ def admit(registry: Registry, pod: Json) -> None:
 
 def _there(registry: Registry, resource: str, namespace: str) -> list[Json]:
     return list(registry.shelf(registry.resources[resource]).within(namespace))
-
-
-def _containers(pod: Json) -> list[Json]:
-    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
 
 
 def _service_account(registry: Registry, pod: Json) -> str:
@@ -74,7 +68,7 @@ def _priority(registry: Registry, pod: Json) -> str:
 
 def _fill(pod: Json, limits: list[Json]) -> None:
     """Requests and limits by default: of the API, a limit as the request; then of each LimitRange."""
-    for container in _containers(pod):
+    for container in containers(pod["spec"]):
         resources = container.setdefault("resources", {})
         for one in limits:
             most = one.get("max", {}) | one.get("default", {})
@@ -86,7 +80,7 @@ def _fill(pod: Json, limits: list[Json]) -> None:
 
 
 def _beyond(pod: Json, limits: list[Json]) -> Iterator[str]:
-    for container in _containers(pod):
+    for container in containers(pod["spec"]):
         resources = container["resources"]
         for one in limits:
             for name, most in one.get("max", {}).items():
@@ -154,60 +148,8 @@ def _restricted(pod: Json) -> Iterator[str]:
 
 
 def _contexts(spec: Json) -> dict[str, Json]:
-    return {one["name"]: one.get("securityContext") or {} for one in _containers({"spec": spec})}
+    return {one["name"]: one.get("securityContext") or {} for one in containers(spec)}
 
 
 def _named(names: list[str]) -> str:
     return ("container " if len(names) == 1 else "containers ") + ", ".join(f'"{name}"' for name in names)
-
-
-# --- ResourceQuota
-
-
-def _over_quota(registry: Registry, pod: Json) -> str:
-    namespace = pod["metadata"]["namespace"]
-    others = [one for one in _there(registry, "pods", namespace) if one["status"]["phase"] in ("Pending", "Running")]
-    asked, used = _use(pod), [_use(one) for one in others]
-    for quota in _there(registry, "resourcequotas", namespace):
-        name, hard = quota["metadata"]["name"], quota["spec"].get("hard", {})
-        if unsaid := "; ".join(_unsaid(pod, hard)):
-            return f"failed quota: {name}: must specify {unsaid}"
-        held = {what: sum(one.get(what, 0) for one in used) for what in hard}
-        over = [what for what in hard if asked.get(what) and held[what] + asked[what] > quantity(hard[what])]
-        if over:
-            tables = [_table(one, over) for one in (asked, held, {what: quantity(hard[what]) for what in over})]
-            return "exceeded quota: {}, requested: {}, used: {}, limited: {}".format(name, *tables)
-    return ""
-
-
-def _use(pod: Json) -> dict[str, float]:
-    """What a pod counts for in every quota that there may be."""
-    use = {"pods": 1.0, "count/pods": 1.0}
-    for container in pod["spec"]["containers"]:
-        for sort in ("requests", "limits"):
-            for name, amount in container.get("resources", {}).get(sort, {}).items():
-                names = [f"{sort}.{name}"] + ([name] if sort == "requests" else [])
-                use |= {one: use.get(one, 0) + quantity(amount) for one in names}
-    return use
-
-
-def _unsaid(pod: Json, hard: Json) -> Iterator[str]:
-    for what in sorted(hard):
-        sort, _, name = what.rpartition(".")
-        if name in ("cpu", "memory") and sort in ("", "requests", "limits"):
-            silent = [
-                one["name"] for one in _containers(pod) if name not in one["resources"].get(sort or "requests", {})
-            ]
-            if silent:
-                yield f"{what} for: {','.join(silent)}"
-
-
-def _table(amounts: dict[str, float], names: list[str]) -> str:
-    return ",".join(f"{name}={amounts[name]:g}" for name in names)
-
-
-def quantity(text: object) -> float:
-    """`500m`, `2`, `16Gi`"""
-    number = str(text)
-    unit = next((one for one in UNITS if number.endswith(one)), "")
-    return float(number.removesuffix(unit)) * UNITS.get(unit, 1.0)

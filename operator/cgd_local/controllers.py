@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import EVENT, POD, AlreadyExists, ApiError, Kind
@@ -22,6 +23,7 @@ BACKOFF_SECONDS = 10.0
 """The default wait before what has failed is tried again."""
 REFUSED_SECONDS = 1.0
 """The wait before what the API server has refused is tried again."""
+SERVICE = Kind("v1", "Service", "services")
 Key = tuple[str, str]  # namespace, name
 
 
@@ -34,6 +36,10 @@ class Decision:
     delete: list[Object] = field(default_factory=list)
     release: list[Object] = field(default_factory=list)
     """What has the controller's finalizer and need not have it any more."""
+    services: list[Object] = field(default_factory=list)
+    """Services that there are to be."""
+    unserved: list[str] = field(default_factory=list)
+    """Names of Services that are to go."""
     events: list[tuple[str, str, str]] = field(default_factory=list)
     """Type (Normal or Warning), reason and message."""
     again: float | None = None
@@ -128,6 +134,7 @@ class Controller:
         meta = owner["metadata"]
         name, namespace, uid = meta["name"], meta["namespace"], meta["uid"]
         what, propagation = self._makes.kind.lower(), "Background" if self._makes is POD else "Foreground"
+        await self._release(decision.delete)  # what it deletes itself has not failed
         for item in decision.delete:
             made, made_uid = item["metadata"]["name"], item["metadata"]["uid"]
             await self._cluster.delete(self._makes, made, namespace, uid=made_uid, propagation=propagation)
@@ -141,10 +148,13 @@ class Controller:
             except ApiError as error:
                 if error.status not in (400, 403, 422):
                     raise
-                await self._tell_refusal(owner, error)
+                await self._tell_refusal(owner, error, self._makes)
                 decision.refused(len(decision.create) - count)
                 break
             decision.events.append(("Normal", "SuccessfulCreate", f"Created {what}: {item['metadata']['name']}"))
+        for service in decision.unserved:
+            await self._cluster.delete(SERVICE, service, namespace)
+        await self._serve(owner, decision)
         before = owner.get("status") or {}
         if any(before.get(key) != value for key, value in decision.status.items()):
             await self._cluster.patch(self._kind, name, namespace, {"status": decision.status}, subresource="status")
@@ -152,6 +162,26 @@ class Controller:
             await record(self._cluster, owner, *event, component=self._name)
         if decision.expired:
             await self._cluster.delete(self._kind, name, namespace, uid=uid, propagation="Foreground")
+
+    async def _serve(self, owner: Object, decision: Decision) -> bool:
+        """Make the Services that are missing; whether all are there now."""
+        namespace = owner["metadata"]["namespace"]
+        known = (await self._cluster.list(SERVICE, namespace))[0] if decision.services else []
+        names = {service["metadata"]["name"] for service in known}
+        for service in decision.services:
+            if service["metadata"]["name"] in names:
+                continue
+            try:
+                await self._cluster.create(SERVICE, service)
+            except ApiError as error:
+                if error.status not in (400, 403, 422):
+                    raise
+                await self._tell_refusal(owner, error, SERVICE)
+                decision.again = REFUSED_SECONDS
+                return False
+            name = service["metadata"]["name"]
+            decision.events.append(("Normal", "SuccessfulCreateService", f"Created service: {name}"))
+        return True
 
     async def _release(self, items: Iterable[Object]) -> None:
         for item in items:
@@ -161,9 +191,10 @@ class Controller:
                 body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": left}}
                 await self._cluster.patch(self._makes, meta["name"], meta["namespace"], body)
 
-    async def _tell_refusal(self, owner: Object, error: ApiError) -> None:
+    async def _tell_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
+        reason = "FailedCreateService" if kind is SERVICE else self._refusal
         message = f"Error creating: {error.message}"
-        await record(self._cluster, owner, "Warning", self._refusal, message, component=self._name)
+        await record(self._cluster, owner, "Warning", reason, message, component=self._name)
 
 
 async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -231,16 +262,26 @@ def condition(conditions: Iterable[Object], kind: str) -> Object | None:
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
+def owned(kind: Kind, owner: Object, name: str, labels: Object) -> Object:
+    """The metadata of what a controller makes for an owner."""
+    meta = owner["metadata"]
+    reference = {"apiVersion": kind.api_version, "kind": kind.kind, "name": meta["name"], "uid": meta["uid"]}
+    references = [reference | {"controller": True, "blockOwnerDeletion": True}]
+    return {"name": name, "namespace": meta["namespace"], "labels": labels, "ownerReferences": references}
+
+
+def headless(metadata: Object, selector: Object, **spec: Any) -> Object:
+    """A Service that is a name for pods and has no address of its own."""
+    spec = {"clusterIP": "None", "selector": selector, **spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
 def pod_of(kind: Kind, owner: Object, template: Object, name: str, labels: Object, annotations: Object) -> Object:
     """A pod of an owner: its template, and what the controller adds."""
-    meta, given = owner["metadata"], template.get("metadata") or {}
-    reference = {"apiVersion": kind.api_version, "kind": kind.kind, "name": meta["name"], "uid": meta["uid"]}
+    given = template.get("metadata") or {}
     metadata = {
-        "name": name,
-        "namespace": meta["namespace"],
-        "labels": {**(given.get("labels") or {}), **labels},
+        **owned(kind, owner, name, {**(given.get("labels") or {}), **labels}),
         "annotations": {**(given.get("annotations") or {}), **annotations},
-        "ownerReferences": [reference | {"controller": True, "blockOwnerDeletion": True}],
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
@@ -266,13 +307,17 @@ def phase(pod: Object) -> str:
     return str(pod.get("status", {}).get("phase") or "Pending")
 
 
+def is_over(pod: Object) -> bool:
+    return phase(pod) in ("Succeeded", "Failed")
+
+
 def is_leaving(pod: Object) -> bool:
-    """It is being deleted: whatever becomes of it, it did not fail by itself."""
-    return "deletionTimestamp" in pod["metadata"] and phase(pod) != "Succeeded"
+    """It is being deleted, and has not ended yet."""
+    return "deletionTimestamp" in pod["metadata"] and not is_over(pod)
 
 
 def is_active(pod: Object) -> bool:
-    return not is_leaving(pod) and phase(pod) not in ("Succeeded", "Failed")
+    return "deletionTimestamp" not in pod["metadata"] and not is_over(pod)
 
 
 def containers_of(pod: Object) -> list[Object]:

@@ -10,11 +10,11 @@ Deviation: kinds come from `BUILT_IN` and the CRDs, not from discovery; an owner
 import asyncio
 from functools import partial
 
-from cgd_local.controllers import condition, forever
+from cgd_local.controllers import SERVICE, condition, forever
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import CONFIGMAP, CRD, JOB, NODE, POD, SECRET, Kind
 
-BUILT_IN = (POD, JOB, CONFIGMAP, SECRET, NODE, CRD)
+BUILT_IN = (POD, JOB, SERVICE, CONFIGMAP, SECRET, NODE, CRD)
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
 
 

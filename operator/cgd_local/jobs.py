@@ -4,11 +4,15 @@ The decisions (which pods count as failed, which indexes are done, whether the J
 controller; so are the names of conditions, reasons, labels and annotations.
 
 A pod is held (`TRACKED`) until it has succeeded or failed: one that is deleted by force and never says so stays, where
-the Job's `podReplacementPolicy` is Failed.
+the Job's `podReplacementPolicy` is Failed. There a pod that somebody deletes has failed when it ends so; what the Job
+deletes itself, when it is suspended or over, is let go first and counts for nothing. With a limit per index the last
+failed pod of an index is held until another takes its place, which bears how often the index has failed (`FAILURES`),
+and how often that was ignored by the failure policy: these counts outlive the pods.
 
-Deviations: a pod that is deleted never counts as failed, and is replaced once it is gone; ranges of indexes are not
-abbreviated. Left out: work queues (no `completions`),
-restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism` downwards.
+Deviations: elsewhere a pod that is deleted never counts as failed, and is replaced once it has ended; ranges of indexes
+are not abbreviated; `status.failed` counts failures at once and forgets those of pods that are gone when new ones come.
+Left out: work queues (no `completions`), restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism`
+downwards.
 """
 
 import uuid
@@ -21,6 +25,7 @@ from cgd_local.controllers import (
     end_of,
     is_active,
     is_leaving,
+    is_over,
     now,
     phase,
     pod_of,
@@ -33,6 +38,7 @@ from cgd_operator.kube.kinds import JOB
 
 PREFIX = "batch.kubernetes.io/"
 INDEX, TRACKED = PREFIX + "job-completion-index", PREFIX + "job-tracking"
+FAILURES, IGNORED = PREFIX + "job-index-failure-count", PREFIX + "job-index-ignored-failure-count"
 BACKOFF_LIMIT_SECONDS = 600.0
 
 COMPLETE = "CompletionsReached"
@@ -54,23 +60,36 @@ class View:
         self.job, self.spec, self.status = job, job["spec"], job.get("status") or {}
         self.completions = int(self.spec.get("completions", 1))
         self.indexed = self.spec.get("completionMode") == "Indexed"
+        self.per_index = "backoffLimitPerIndex" in self.spec
         self.active = [pod for pod in pods if is_active(pod)]
         self.leaving = [pod for pod in pods if is_leaving(pod)]
         succeeded = [index_of(pod) for pod in pods if phase(pod) == "Succeeded"]
         self.done = {*succeeded, *parse_indexes(self.status.get("completedIndexes"))}
         self.succeeded = len(self.done) if self.indexed else max(len(succeeded), self.status.get("succeeded") or 0)
-        failed = [pod for pod in pods if phase(pod) == "Failed" and not is_leaving(pod)]
+        self.waits_for_failure = self.spec.get("podReplacementPolicy") == "Failed"
+        failed = [pod for pod in pods if phase(pod) == "Failed" and self._is_ours_to_count(pod)]
         self.failed = sorted(failed, key=finished_at)
         self.counted = [pod for pod in self.failed if self.rule(pod)[0] != "Ignore"]
-        self.given_up = {index for index in map(index_of, self.counted) if self._is_spent(index)}
+        self.given_up = {index_of(pod) for pod in self.counted if self._is_final(pod)}
         self.given_up |= parse_indexes(self.status.get("failedIndexes"))
-
         self.counted_out = [pod for pod in pods if self._is_counted_out(pod)]
+
+    def last_failed(self, index: Index) -> Object | None:
+        """The failed pod of an index that the next one takes the place of."""
+        failed = [pod for pod in self.failed if index_of(pod) == index]
+        return max(failed, key=lambda pod: (sum(failures_of(pod)), finished_at(pod)), default=None)
+
+    def _is_ours_to_count(self, pod: Object) -> bool:
+        held = TRACKED in (pod["metadata"].get("finalizers") or [])
+        return "deletionTimestamp" not in pod["metadata"] or (self.waits_for_failure and held)
 
     def _is_counted_out(self, pod: Object) -> bool:
         """Nothing more will be learned from a pod."""
-        unheard = "deletionTimestamp" in pod["metadata"] and self.spec.get("podReplacementPolicy") != "Failed"
-        return unheard or phase(pod) in ("Succeeded", "Failed")
+        unheard = "deletionTimestamp" in pod["metadata"] and not self.waits_for_failure
+        index = index_of(pod)
+        settled = self.done | self.given_up | {index_of(active) for active in self.active}
+        awaits_its_successor = self.per_index and index not in settled and self.last_failed(index) is pod
+        return (unheard or is_over(pod)) and not awaits_its_successor
 
     def rule(self, pod: Object) -> tuple[str, str]:
         """The action of the first matching rule of the failure policy (Count when none does), and why it matches."""
@@ -79,11 +98,11 @@ class View:
                 return rule["action"], f"{why} matching {rule['action']} rule at index {number}"
         return "Count", ""
 
-    def _is_spent(self, index: Index) -> bool:
-        """An index is not tried again after too many failures or a final one, but only with a limit per index."""
+    def _is_final(self, pod: Object) -> bool:
+        """Whether its index is not tried again, for which there must be a limit per index: it was the last try, or its
+        failure is final."""
         limit = self.spec.get("backoffLimitPerIndex")
-        actions = [self.rule(pod)[0] for pod in self.counted if index_of(pod) == index]
-        return limit is not None and ("FailIndex" in actions or len(actions) > limit)
+        return limit is not None and (self.rule(pod)[0] == "FailIndex" or failures_of(pod)[0] >= limit)
 
     def verdict(self, time_now: float) -> tuple[str, str] | None:
         """Reason and message of the Job's end, None while it goes on. What was decided once is kept to."""
@@ -97,8 +116,8 @@ class View:
         return (reason, MESSAGES[reason]) if reason else None
 
     def _reason(self, time_now: float) -> str:
-        per_index, given_up = "backoffLimitPerIndex" in self.spec, len(self.given_up)
-        if len(self.counted) > self.spec.get("backoffLimit", len(self.counted) if per_index else 6):
+        given_up = len(self.given_up)
+        if len(self.counted) > self.spec.get("backoffLimit", len(self.counted) if self.per_index else 6):
             return "BackoffLimitExceeded"
         if self.time_left(time_now) == 0:
             return "DeadlineExceeded"
@@ -128,11 +147,11 @@ class View:
 
     def _wait(self, index: Index, time_now: float, backoff: float) -> float:
         """Seconds until an index may be tried again; the back-off doubles with every failure."""
-        failures = [pod for pod in self.failed if index_of(pod) == index]
-        if not failures:
+        last = self.last_failed(index)
+        if last is None:
             return 0.0
-        delay = min(backoff * 2.0 ** (len(failures) - 1), BACKOFF_LIMIT_SECONDS)
-        return finished_at(failures[-1]) + delay - time_now
+        known = sum(failures_of(last)) + 1 if self.per_index else len(self.failed)
+        return finished_at(last) + min(backoff * 2.0 ** (known - 1), BACKOFF_LIMIT_SECONDS) - time_now
 
 
 def _matches(rule: Object, pod: Object) -> str:
@@ -186,7 +205,7 @@ def _counts(view: View, decision: Decision) -> Object:
     }
     if view.indexed:
         counts["completedIndexes"] = format_indexes(view.done)
-    if "backoffLimitPerIndex" in view.spec:
+    if view.per_index:
         counts["failedIndexes"] = format_indexes(view.given_up)
     return counts
 
@@ -223,17 +242,48 @@ def _pod(view: View, index: Index) -> Object:
     labels |= {f"{prefix}job-name": meta["name"] for prefix in ("", PREFIX)}
     if index is not None:
         name, labels[INDEX], notes[INDEX] = f"{name}-{index}", str(index), str(index)
-        source = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
+        source = {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}}
         template = with_env(template, [{"name": "JOB_COMPLETION_INDEX", "valueFrom": source}])
+        template["spec"]["hostname"] = f"{meta['name']}-{index}"
+    if view.per_index:
+        notes |= _failures_before(view, index)
     pod = pod_of(JOB, view.job, template, f"{name}-{uuid.uuid4().hex[:5]}", labels, notes)
     pod["metadata"]["finalizers"] = [TRACKED]
     return pod
 
 
+def _failures_before(view: View, index: Index) -> dict[str, str]:
+    """What a new pod bears of the failures of its index: those of the pod whose place it takes, and that one's own."""
+    last = view.last_failed(index)
+    if last is None:
+        return {FAILURES: "0"}
+    counted, ignored = failures_of(last)
+    if view.rule(last)[0] == "Ignore":
+        ignored += 1
+    else:
+        counted += 1
+    return {FAILURES: str(counted)} | ({IGNORED: str(ignored)} if ignored else {})
+
+
+def failures_of(pod: Object) -> tuple[int, int]:
+    """How often its index had failed when it was made: what counts, and what the failure policy ignores."""
+    notes = pod["metadata"].get("annotations") or {}
+    return int(notes.get(FAILURES, 0)), int(notes.get(IGNORED, 0))
+
+
 def finished_at(pod: Object) -> float:
-    """When its last container ended; one that was evicted before it had any counts from its creation."""
-    ends = [end_of(container)["finishedAt"] for container in containers_of(pod) if end_of(container)]
-    return seconds(max(ends, default=pod["metadata"]["creationTimestamp"]))
+    """When its last container ended. Where one has no such time, when the pod stopped being ready, or was deleted, or
+    was made."""
+    meta, status = pod["metadata"], pod.get("status", {})
+    ends: list[str] = [end_of(container).get("finishedAt") or "" for container in containers_of(pod)]
+    if all(ends) and ends:
+        return seconds(max(ends))
+    unready = [one for one in status.get("conditions") or [] if (one["type"], one["status"]) == ("Ready", "False")]
+    if unready:
+        return seconds(unready[0]["lastTransitionTime"])
+    if "deletionTimestamp" in meta:
+        return seconds(meta["deletionTimestamp"]) - float(meta.get("deletionGracePeriodSeconds", 0))
+    return seconds(meta["creationTimestamp"])
 
 
 def index_of(pod: Object) -> Index:

@@ -1,13 +1,14 @@
 """The first process of a container: nothing it starts outlives it, and it does not outlive its node.
 
-    python -I -S launcher.py NODE_PID own|shared COMMAND [ARGUMENT...]
+    python -I -S launcher.py NODE_PID HOSTS COMMAND [ARGUMENT...]
 
 Run by `cgd_local.pods`, one per container. The launcher is a subreaper: processes that leave their session (torchrun
 gives each worker one of its own) come back to it when their parent dies. It ends with the command's exit code, or
 128 + signal, after every other process is gone, as a container does.
 
-With "own" the command is PID 1 of a namespace of its own, as it is in a container: the kernel keeps every signal from
-it that it has no handler for. That takes root, see `pods.pod_namespace`.
+HOSTS is `shared`, or the path of a file: then the command is PID 1 of a namespace of its own, as it is in a container,
+where the kernel keeps every signal from it that it has no handler for, and that file is its /etc/hosts. That takes
+root, see `pods.pod_namespace`.
 
 SIGTERM is passed on to the command, and to nothing that it has started. SIGUSR1 kills everything at once; the kernel
 sends the same signal when the node dies, however it dies.
@@ -22,12 +23,13 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
-    node, own, command = int(sys.argv[1]), sys.argv[2] == "own", sys.argv[3:]
+    node, command = int(sys.argv[1]), sys.argv[3:]
+    hosts = None if sys.argv[2] == "shared" else os.fsencode(sys.argv[2])
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signals = {signal.SIGUSR1, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may arrive before the child is known
@@ -35,11 +37,11 @@ def main() -> int:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
     if os.getppid() != node:  # it died before the line above
         return 128 + signal.SIGKILL
-    if own:
+    if hosts:
         succeed(libc.unshare(CLONE_NEWPID))
     child = os.fork()
     if child == 0:
-        become(command, own=own)
+        become(command, hosts)
     signal.signal(signal.SIGUSR1, lambda *_: kill())
     signal.signal(signal.SIGTERM, lambda *_: send(child, signal.SIGTERM))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
@@ -82,12 +84,13 @@ def descendants(root: int) -> list[int]:
     return found[1:]
 
 
-def become(command: list[str], *, own: bool) -> None:
+def become(command: list[str], hosts: bytes | None) -> None:
     try:
-        if own:  # its /proc shows the processes of its namespace, and nobody else sees what it mounts
+        if hosts:  # its /proc shows the processes of its namespace, and nobody else sees what it mounts
             succeed(libc.unshare(CLONE_NEWNS))
             succeed(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
             succeed(libc.mount(b"proc", b"/proc", b"proc", 0, None))
+            succeed(libc.mount(hosts, b"/etc/hosts", None, MS_BIND, None))
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -18,8 +18,10 @@ from pathlib import Path
 from aiohttp import web
 
 from cgd_local.controllers import BACKOFF_SECONDS, forever, now, phase, record, set_condition, stop_task
+from cgd_local.names import Names
 from cgd_local.nodes import disrupt
-from cgd_local.pods import Container, PodRunner, Verdict
+from cgd_local.pods import Container, PodRunner, Verdict, pod_namespace, remove
+from cgd_local.quotas import quantity, together
 from cgd_local.sandbox import Sandbox
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import NODE, POD, AlreadyExists, ApiError
@@ -30,7 +32,8 @@ STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 class Node:
     """`environment` is what a container image would bring: PATH first of all. `folder` holds the pods' folders. Of
-    several nodes any takes a pod that fits."""
+    several nodes any takes a pod that fits. `status_lag` is after how many seconds the API hears of a change of a pod.
+    """
 
     def __init__(
         self,
@@ -41,13 +44,14 @@ class Node:
         name: str = NAME,
         gpus: int = 0,
         backoff: float = BACKOFF_SECONDS,
+        status_lag: float = 0,
     ) -> None:
         self.cluster, self.folder, self.name = cluster, folder, name
-        self._environment, self._backoff = environment, backoff
+        self._environment, self._backoff, self._status_lag = environment, backoff, status_lag
         self._capacity = {"cpu": float(os.cpu_count() or 1), GPU: float(gpus)}
         self._runners: dict[str, PodRunner] = {}
         self._waiting: dict[str, Object] = {}
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         self._server = web.AppRunner(app, access_log=None)
@@ -59,12 +63,13 @@ class Node:
         await web.TCPSite(self._server, "127.0.0.1", 0).start()
         await self._delete_leftovers()
         await self._register(self._server.addresses[0][1])
-        self._watch = asyncio.create_task(forever("node's watch of pods", self._watch_pods))
+        works = [forever("node's watch of pods", self._watch_pods), Names(self.cluster, self._sandboxes).run()]
+        self._watches = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
         """End every process; pods report a node shutdown, as with a kubelet."""
-        if self._watch:
-            await stop_task(self._watch)
+        for watch in self._watches:
+            await stop_task(watch)
         verdict = Verdict("Terminated", "Pod was terminated in response to imminent node shutdown.")
         for runner in self._runners.values():
             runner.end(STOP_GRACE_SECONDS, verdict)
@@ -74,8 +79,8 @@ class Node:
 
     async def crash(self) -> None:
         """Lose power: every process is gone, and nothing is seen or said any more."""
-        if self._watch:
-            await stop_task(self._watch)
+        for watch in self._watches:
+            await stop_task(watch)
         for runner in self._runners.values():
             await runner.crash()
         await self._server.cleanup()
@@ -90,7 +95,7 @@ class Node:
         for pod in (await self.cluster.list(POD))[0]:
             if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
                 await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
-                await self._remove(pod)
+                await remove(self.cluster, pod)
 
     async def _register(self, port: int) -> None:
         with contextlib.suppress(AlreadyExists):  # from a former process; what it said of itself is replaced
@@ -129,21 +134,12 @@ class Node:
             return
         if "deletionTimestamp" in meta:
             self._waiting.pop(meta["uid"], None)
-            if runner and not runner.over:
+            if runner and not runner.told:
                 runner.end(float(meta.get("deletionGracePeriodSeconds", 30)))
             else:
-                await self._remove(pod)
+                await remove(self.cluster, pod)
         elif not runner and "nodeName" not in pod["spec"]:
             self._waiting[meta["uid"]] = pod
-
-    async def _remove(self, pod: Object) -> None:
-        """The last step of a deletion: its processes are gone, so the object goes too."""
-        meta = pod["metadata"]
-        try:
-            await self.cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
-        except ApiError as error:
-            if error.status != 409:  # 409: gone already, and another pod has its name
-                raise
 
     def _gone(self, uid: str) -> None:
         """The pod is deleted: end what runs, forget it, and drop its folder with its logs."""
@@ -168,13 +164,19 @@ class Node:
             if error.status not in (404, 409):  # it is gone
                 raise
             return
-        sandbox = Sandbox(self.cluster, pod, self.folder / f"{meta['namespace']}_{meta['name']}_{meta['uid']}")
-        image = self._environment
-        self._runners[meta["uid"]] = PodRunner(self.cluster, pod, sandbox, image=image, backoff=self._backoff)
+        folder = self.folder / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
+        self._runners[meta["uid"]] = PodRunner(
+            self.cluster,
+            pod,
+            Sandbox(self.cluster, pod, folder, own_names=pod_namespace() == "own"),
+            image=self._environment,
+            backoff=self._backoff,
+            status_lag=self._status_lag,
+        )
 
     def _shortage(self, pod: Object) -> str:
-        """The first resource of which too little is free; pods that are over hold nothing."""
-        held = [requests_of(runner.pod) for runner in self._runners.values() if not runner.over]
+        """The first resource of which too little is free; pods that are over, as the API knows, hold nothing."""
+        held = [requests_of(runner.pod) for runner in self._runners.values() if not runner.told]
         asked = requests_of(pod)
         free = {name: capacity - sum(one[name] for one in held) for name, capacity in self._capacity.items()}
         return next((name for name in free if asked[name] > max(0.0, free[name])), "")
@@ -188,6 +190,9 @@ class Node:
             body = {"status": {"conditions": conditions}}
             await self.cluster.patch(POD, meta["name"], meta["namespace"], body, subresource="status")
             await record(self.cluster, pod, "Warning", "FailedScheduling", message, component="default-scheduler")
+
+    def _sandboxes(self) -> list[Sandbox]:
+        return [runner.sandbox for runner in self._runners.values()]
 
     def _runner(self, namespace: str, name: str) -> PodRunner | None:
         return next((r for r in self._runners.values() if (r.namespace, r.name) == (namespace, name)), None)
@@ -228,23 +233,13 @@ async def _read(path: Path, tail: int, follow: Container | None) -> AsyncIterato
 
 
 def requests_of(pod: Object) -> dict[str, float]:
-    """GPUs and cores that a pod asks for: of the containers and sidecars together, or of the init container that wants
-    most, whichever is more."""
-    init = pod["spec"].get("initContainers") or []
-    sidecars = [one for one in init if one.get("restartPolicy") == "Always"]
-    together = [*pod["spec"]["containers"], *sidecars]
-    return {
-        name: max(sum(asked(one, name) for one in together), *(asked(one, name) for one in init), 0.0)
-        for name in ("cpu", GPU)
-    }
+    """GPUs and cores that a pod asks for."""
+    asked = together(pod["spec"], _asked)
+    return {name: asked.get(name, 0.0) for name in ("cpu", GPU)}
 
 
-def asked(container: Object, name: str) -> float:
+def _asked(container: Object) -> dict[str, float]:
     """What a container asks for; a limit stands for a request that is not there, as in Kubernetes."""
     resources = container.get("resources") or {}
     both = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return cores(str(both.get(name, 0)))
-
-
-def cores(quantity: str) -> float:
-    return float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+    return {name: quantity(amount) for name, amount in both.items()}

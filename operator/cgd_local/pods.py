@@ -1,9 +1,13 @@
 """One pod's life as processes: volumes, init containers, containers, sidecars, its end, and its status all along.
 
 Each container is a process tree below `launcher.py`, so that ending it ends all of it; its command is PID 1 of a
-namespace of its own where this machine allows that, and a process like any other elsewhere. Init containers run one
-after another; one with `restartPolicy: Always` is a sidecar, which runs on beside what follows and is ended after it.
-The containers run together, and the pod is over when all of them are: one that somebody has put beside ours keeps it.
+namespace of its own where this machine allows that, with names of its own (see `names`), and a process like any other
+elsewhere. Init containers run one after another; one with `restartPolicy: Always` is a sidecar, which runs on beside
+what follows and is ended after it. The containers run together, and the pod is over when all of them are: one that
+somebody has put beside ours keeps it.
+
+Life and status are apart, as in a kubelet: what happens goes on while its status is on the way (`status_lag`), and of
+several changes the last one alone may reach the API. A pod that is deleted goes when the status of its end is written.
 
 Left out: probes, postStart hooks, deadlines, limits (memory is neither reserved nor enforced, CPU only in whole cores),
 growing pauses between restarts, the end of sidecars one after another.
@@ -17,7 +21,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,10 +36,18 @@ log = logging.getLogger(__name__)
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 MESSAGE_BYTES, LOG_MESSAGE_BYTES, LOG_MESSAGE_LINES = 4096, 2048, 80
-EXIT_SECONDS = 0.03
-OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
-"""Succeeds where a process may be PID 1 of a namespace of its own, for which one must be root."""
+EXIT_SECONDS, RETRY_SECONDS = 0.03, 0.5
+OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "mount", "--bind", "/etc/hosts", "/etc/hosts"]
+"""Succeeds where a process may be PID 1 of a namespace of its own and mount there, for which one must be root."""
 PASSING = (0, 409, 429, 500, 503)  # what an API server answers, or does not, while it is in trouble
+ANOTHER_POD = "UID in precondition"
+"""In the answer about a pod that is gone while another has its name."""
+UNKNOWN: Object = {
+    "exitCode": 137,
+    "reason": "ContainerStatusUnknown",
+    "message": "The container could not be located when the pod was terminated",
+}
+"""The end of a container that never began, of a pod that is over."""
 Namespace = Literal["own", "shared"]
 """Of a command's process ids, see `launcher`."""
 _turn = itertools.count()
@@ -52,7 +64,7 @@ class Verdict:
 class Container:
     """One container of a pod: its process, its restarts, and what the status says of it."""
 
-    def __init__(self, spec: Object, sandbox: Sandbox, publish: Callable[[], Awaitable[None]], waits: str) -> None:
+    def __init__(self, spec: Object, sandbox: Sandbox, publish: Callable[[], None], waits: str) -> None:
         self.spec, self.name = spec, str(spec["name"])
         self.started = asyncio.Event()
         """It runs, or never will."""
@@ -141,7 +153,7 @@ class Container:
                 self._sandbox.refuse_root(self.spec)
                 command = self._sandbox.command(self.spec, env)
             except NotReady as error:
-                await self._wait("CreateContainerConfigError", str(error))
+                self._wait("CreateContainerConfigError", str(error))
             else:
                 return None if self._ending.is_set() else (command, env)
             await pause(self._ending, backoff)
@@ -152,35 +164,50 @@ class Container:
         message_file = self._sandbox.termination_file(self.name)
         message_file.write_bytes(b"")
         self._env = env
-        self._process = launch(command, env, self._sandbox.folder, log_file, namespace=pod_namespace())
+        hosts = self._sandbox.hosts if pod_namespace() == "own" else None
+        self._process = launch(command, env, self._sandbox.folder, log_file, hosts=hosts)
         confine(self._process, self.spec)
         self.state = {"running": {"startedAt": began}}
         self.started.set()
-        await self._publish()
+        self._publish()
         code = await exited(self._process)
         self._process = None
         message = last_words(self.spec, message_file, log_file, code)
         end = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
         self.state = {"terminated": {**end, "startedAt": began, "finishedAt": now()}}
-        await self._publish()
+        self._publish()
 
     async def _back_off(self, backoff: float) -> None:
         self.last_state, self._restarts = self.state, self._restarts + 1
-        await self._wait("CrashLoopBackOff", f"back-off {backoff:g}s restarting failed container")
+        self._wait("CrashLoopBackOff", f"back-off {backoff:g}s restarting failed container")
         await pause(self._ending, backoff)
 
-    async def _wait(self, reason: str, message: str) -> None:
+    def _wait(self, reason: str, message: str) -> None:
         self.state = {"waiting": {"reason": reason, "message": message}}
-        await self._publish()
+        self._publish()
+
+    def settle(self) -> None:
+        """Its pod is over: what waits, or waited to begin again, will not."""
+        if "terminated" not in self.state:
+            self.state = self.last_state or {"terminated": UNKNOWN}
 
 
 class PodRunner:
     """Runs one pod that is bound to this node, from its volumes to its last status."""
 
     def __init__(
-        self, cluster: Cluster, pod: Object, sandbox: Sandbox, *, image: dict[str, str], backoff: float
+        self,
+        cluster: Cluster,
+        pod: Object,
+        sandbox: Sandbox,
+        *,
+        image: dict[str, str],
+        backoff: float,
+        status_lag: float = 0,
     ) -> None:
         self.pod, self.sandbox, self.over = pod, sandbox, False
+        self.told = False
+        """The API has the status of its end, or never will."""
         self.namespace, self.name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self._cluster, self._image, self._backoff = cluster, image, backoff
         first = pod["spec"].get("initContainers") or []
@@ -192,7 +219,8 @@ class PodRunner:
         self._start_time = now()
         self._ending = asyncio.Event()
         self._verdict: Verdict | None = None
-        self._writing = asyncio.Lock()
+        self._status_lag, self._changed = status_lag, asyncio.Event()
+        self._teller = asyncio.create_task(self._tell(), name=f"status of pod {self.name}")
         self.task = asyncio.create_task(self._run(), name=f"pod {self.name}")
 
     def container(self, name: str) -> Container | None:
@@ -215,7 +243,7 @@ class PodRunner:
 
     async def crash(self) -> None:
         """The pod of a node that has lost its power: its processes are gone, and its status stays as it was."""
-        for task in (self.task, *self._sidecars):
+        for task in (self.task, self._teller, *self._sidecars):
             await stop_task(task)
         for container in self._all:
             await container.vanish()
@@ -226,7 +254,7 @@ class PodRunner:
 
     async def _run(self) -> None:
         try:
-            await self._publish()
+            self._publish()
             if await self._mounted() and await self._initialize():
                 await asyncio.gather(*(self._live(one, self._policy) for one in self._main))
             await self._end_sidecars()
@@ -234,8 +262,20 @@ class PodRunner:
             log.exception("pod %s/%s failed in the node itself", self.namespace, self.name)
         finally:
             self._kill()
+        self._settle()
         self.over = True
-        await self._publish()
+        self._publish()
+        await self._teller
+
+    def _settle(self) -> None:
+        """Give an end to containers that have none: to the others unless the pod never came past its init containers,
+        and to init containers as far as it came."""
+        begun = [number for number, container in enumerate(self._init) if not container.never_ran]
+        for container in self._init[: max(begun, default=0) + 1]:
+            container.settle()
+        past_init = not self._init or self._init[-1].exit_code == 0 or not all(one.never_ran for one in self._main)
+        for container in self._main if past_init else ():
+            container.settle()
 
     @property
     def _policy(self) -> str:
@@ -279,25 +319,40 @@ class PodRunner:
             asyncio.get_running_loop().call_later(grace, self._kill)
             await asyncio.gather(*self._sidecars)
 
-    async def _publish(self) -> None:
-        """Write the status. The pod lives on while the API is away; it ends when the API says the pod is gone."""
-        async with self._writing:  # what is older must not be written later
-            await self._write()
+    def _publish(self) -> None:
+        self._changed.set()
 
-    async def _write(self) -> None:
+    async def _tell(self) -> None:
+        """Write the status some time after it has changed, as it is by then. After the last one the pod may go."""
+        while not self.told:
+            await self._changed.wait()
+            await asyncio.sleep(self._status_lag)
+            self._changed.clear()
+            self.told = await self._write()
+        try:  # its node does so where the deletion comes later
+            pod = await self._cluster.get(POD, self.name, self.namespace)
+            if pod and pod["metadata"]["uid"] == self.pod["metadata"]["uid"] and "deletionTimestamp" in pod["metadata"]:
+                await remove(self._cluster, pod)
+        except ApiError as error:
+            log.warning("pod %s/%s was not removed, and is when it is seen again: %s", self.namespace, self.name, error)
+
+    async def _write(self) -> bool:
+        """Write the status, again until it is taken; whether it was that of the pod's end. The pod lives on while the
+        API is away; it ends when the API says that it is gone."""
         while True:
-            body = {"status": self._status()}
+            body, last = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": self._status()}, self.over
             try:
-                found = await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status")
+                is_there = await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status")
             except ApiError as error:
-                if error.status not in PASSING:
-                    log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
-                    return
-                await asyncio.sleep(0.5)
-            else:
-                if found is None:
-                    self.end(0)
-                return
+                is_there = None
+                if ANOTHER_POD not in error.message:
+                    if error.status not in PASSING:
+                        log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+            if is_there is None:
+                self.end(0)
+            return last
 
     def _phase(self) -> str:
         if self.over:
@@ -311,7 +366,7 @@ class PodRunner:
         reason = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
         set_condition(self._conditions, "PodScheduled", "True", "", "")
         set_condition(self._conditions, "Ready", str(ready), "" if ready else reason, "")
-        if self._verdict:
+        if self._verdict and self.over:
             set_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", self._verdict.message)
         init = {"initContainerStatuses": [one.status() for one in self._init]} if self._init else {}
         return {
@@ -322,6 +377,16 @@ class PodRunner:
             **init,
             "containerStatuses": [one.status() for one in self._main],
         } | (vars(self._verdict) if self.over and self._verdict else {})
+
+
+async def remove(cluster: Cluster, pod: Object) -> None:
+    """The last step of a deletion: its processes are gone, so the object goes too."""
+    meta = pod["metadata"]
+    try:
+        await cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
+    except ApiError as error:
+        if error.status != 409:  # 409: gone already, and another pod has its name
+            raise
 
 
 async def pause(ending: asyncio.Event, seconds: float) -> None:
@@ -341,10 +406,11 @@ def pod_namespace() -> Namespace:
 
 
 def launch(
-    command: list[str], env: dict[str, str], folder: Path, log_file: Path, *, namespace: Namespace = "shared"
+    command: list[str], env: dict[str, str], folder: Path, log_file: Path, *, hosts: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one. SIGTERM reaches the command; SIGUSR1 kills all that it has started."""
-    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), namespace]
+    """Start a process that ends with this one. SIGTERM reaches the command; SIGUSR1 kills all that it has started. With
+    `hosts` it has a namespace of its own, where that file is /etc/hosts."""
+    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(hosts or "shared")]
     with log_file.open("ab") as output:
         return subprocess.Popen(
             launcher + command,

@@ -5,10 +5,9 @@ environment, init container, conditions and reasons are those of the real operat
 is made again without end (`backoffLimit` counts restarts of containers in their pods, and refuses a failed pod only
 where it is 0), and 1.7 does not end a job for a permanent exit code. Deviations:
 
-- One machine: the address of the first pod is its name as usual, which the node turns into 127.0.0.1; the port is
-  derived from the job's uid, whatever port the spec names, so that two jobs do not meet.
-- There is no DNS: the init container that waits for the Master's name finds it at once.
-- Left out: Services, elasticPolicy, gang scheduling, replicas beyond the number asked for.
+- One machine: the port is derived from the job's uid, whatever port the spec names, so that two jobs do not meet.
+- The init container does not wait for the Master's name, which is found only where pods have names of their own.
+- Left out: elasticPolicy, gang scheduling, replicas beyond the number asked for.
 """
 
 from copy import deepcopy
@@ -18,8 +17,10 @@ from cgd_local.controllers import (
     Decision,
     containers_of,
     end_of,
+    headless,
     is_active,
     now,
+    owned,
     phase,
     pod_of,
     seconds,
@@ -100,6 +101,7 @@ class Look:
         phases = {"All": ("Pending", "Running", "Succeeded", "Failed"), "Running": ("Pending", "Running"), "None": ()}
         staying = (pod for pod in self.pods if "deletionTimestamp" not in pod["metadata"])
         self.decision.delete = [pod for pod in staying if phase(pod) in phases[policy]]
+        self.decision.unserved = [pod["metadata"]["name"] for pod in self.decision.delete]
 
 
 def count(replica: Object) -> int:
@@ -199,6 +201,7 @@ def _reconcile_pods(look: Look, kind: str) -> None:
     """Make the pods that are missing, delete those that are to be made again, and count."""
     pods, counts = look.pods_of(kind), {"active": 0, "succeeded": 0, "failed": 0}
     for index in range(count(look.replicas[kind])):
+        look.decision.services.append(_service(look, kind, index))
         pod = pods.get(index)
         if pod is None:
             look.decision.create.append(_pod(look, kind, index))
@@ -261,14 +264,36 @@ def _pod(look: Look, kind: str, index: int) -> Object:
     if has_master and kind == "Worker":
         template["spec"]["initContainers"] = [*template["spec"].get("initContainers", []), init_container(look.name)]
     first = kind == "Master" or (not has_master and index == 0 and look.release.names_first_worker)
+    labels = _labels(look, kind, index) | ({LABEL + "job-role": "master"} if first else {})
+    return pod_of(PYTORCHJOB, look.job, template, _name(look, kind, index), labels, {})
+
+
+def _name(look: Look, kind: str, index: int) -> str:
+    """Of a pod and of its Service."""
+    return f"{look.name}-{kind.lower()}-{index}"
+
+
+def _labels(look: Look, kind: str, index: int) -> dict[str, str]:
     labels = {
         "job-name": look.name,
         "operator-name": "pytorchjob-controller",
         "replica-type": kind.lower(),
         "replica-index": str(index),
-    } | ({"job-role": "master"} if first else {})
-    labels = {LABEL + key: value for key, value in labels.items()}
-    return pod_of(PYTORCHJOB, look.job, template, f"{look.name}-{kind.lower()}-{index}", labels, {})
+    }
+    return {LABEL + key: value for key, value in labels.items()}
+
+
+def _service(look: Look, kind: str, index: int) -> Object:
+    """The name of a pod, which is found while the pod is ready."""
+    labels = _labels(look, kind, index)
+    ports = [
+        {"name": each["name"], "port": each["containerPort"]}
+        for container in look.replicas[kind]["template"]["spec"]["containers"]
+        for each in container.get("ports", [])
+        if container["name"] == "pytorch"
+    ]
+    ports = ports or [{"name": "pytorchjob-port", "port": 23456}]
+    return headless(owned(PYTORCHJOB, look.job, _name(look, kind, index), labels), labels, ports=ports)
 
 
 def init_container(job: str) -> Object:

@@ -16,6 +16,7 @@ from cgd_local import policies
 from cgd_local.admission import admit
 from cgd_local.kinds import Resource, begin, builtin_resources, custom_resource, fill_in
 from cgd_local.ownership import Write, apply_patch, record_update
+from cgd_local.quotas import charge
 from cgd_local.schema import default, drop_nulls, prune, schema_causes, validate
 from cgd_local.statuses import ApiError, Cause, Json, bad_request, invalid, required, success, wrong
 from cgd_local.store import Key, Shelf, Store
@@ -68,8 +69,8 @@ class Registry:
         """Store a new object and return it as stored.
 
         Raises:
-            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 403 if a pod is not admitted,
-                409 if it exists, 422 if invalid, and what a policy refuses with.
+            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 403 if a pod is not admitted or
+                a quota is full, 409 if it exists, 422 if invalid, and what a policy refuses with.
         """
         obj = _decoded(resource, body, write)
         if resource.namespaced:
@@ -81,6 +82,7 @@ class Registry:
             admit(self, obj)
         key = (namespace, metadata["name"])
         self._judge("CREATE", resource, key, write.subresource, dry_run=write.dry_run, new=obj)
+        charge(self, resource, obj)
         if key in self.shelf(resource).objects:
             message = f'{resource.full_name} "{key[1]}" already exists'
             raise ApiError(409, message, reason="AlreadyExists", details=resource.details(key[1]))

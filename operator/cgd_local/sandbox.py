@@ -3,8 +3,11 @@
 **The local deviation.** There are no mounts and no image: a container is a process of this machine. Each volume is a
 folder below the pod's own folder, and every environment value, command word or argument that *is* a mount path or lies
 under one is rewritten to the real folder. The same holds for `terminationMessagePath`. Paths inside longer texts such
-as options or JSON, or compiled into programs are not rewritten: pass them by environment. A literal MASTER_ADDR becomes
-127.0.0.1, because no DNS answers for the name of a pod. HOME is the pod's folder, for all of its containers.
+as options or JSON, or compiled into programs are not rewritten: pass them by environment. HOME is the pod's folder, for
+all of its containers.
+
+Names of other pods are found as `names` says, in a file of the pod's own that is its /etc/hosts. Where this machine
+does not allow that, no name of a pod is found, and a literal MASTER_ADDR becomes 127.0.0.1.
 
 Every process runs as the user of this one. Whom an image would run as counts where a pod forbids root: `ROOT_IMAGES`
 run as root, all others, ours among them, as somebody else.
@@ -20,6 +23,9 @@ from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import CONFIGMAP, SECRET
 
 TERMINATION_LOG = "/dev/termination-log"
+_hosts = Path("/etc/hosts")
+MACHINE_HOSTS = _hosts.read_text().rstrip("\n") + "\n" if _hosts.exists() else ""
+"""What every pod finds, too: gloo asks for the name of the machine."""
 ROOT_IMAGES = frozenset({"alpine", "busybox", "debian", "python", "ubuntu"})
 """Last parts of the names of public images that name no user, which means root."""
 
@@ -35,16 +41,26 @@ class NotMounted(NotReady):
 class Sandbox:
     """One pod's folder on this machine."""
 
-    def __init__(self, cluster: Cluster, pod: Object, folder: Path) -> None:
-        self._cluster, self._pod, self.folder = cluster, pod, folder
-        self._namespace: str = pod["metadata"]["namespace"]
+    def __init__(self, cluster: Cluster, pod: Object, folder: Path, *, own_names: bool = False) -> None:
+        self._cluster, self._pod, self.folder, self._own_names = cluster, pod, folder, own_names
+        self.namespace: str = pod["metadata"]["namespace"]
+        self.hosts = folder / "hosts"
         (folder / "tmp").mkdir(parents=True)
+        self.hosts.write_text(MACHINE_HOSTS)
         for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
             self.logs(container["name"]).mkdir(parents=True)
 
     def logs(self, container: str) -> Path:
         """The folder of a container's logs: a file for each time it ran."""
         return self.folder / "logs" / container
+
+    def know(self, names: list[str]) -> None:
+        """Let the pod find these names, and no others but the machine's."""
+        content = MACHINE_HOSTS + "".join(f"127.0.0.1 {name}\n" for name in names)
+        before = self.hosts.read_text()
+        if content != before.rstrip("\n") + "\n":  # in place, for it is mounted, and at once: never less than it was
+            with self.hosts.open("r+") as file:
+                file.write(content.ljust(len(before), "\n"))
 
     def termination_file(self, container: str) -> Path:
         return self.folder / "logs" / f"{container}.last-words"
@@ -88,7 +104,8 @@ class Sandbox:
 
     async def environment(self, container: Object, image: dict[str, str]) -> dict[str, str]:
         """The image's environment, then `envFrom`, then `env`; later entries win and may use `$(EARLIER)`."""
-        env = {"HOSTNAME": self._pod["metadata"]["name"], "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
+        hostname = self._pod["spec"].get("hostname") or self._pod["metadata"]["name"]
+        env = {"HOSTNAME": hostname, "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
         env |= image
         mounts = self._mounts(container)
         for source in container.get("envFrom") or []:
@@ -104,7 +121,8 @@ class Sandbox:
         source = entry.get("valueFrom")
         if not source:
             literal = expand(str(entry.get("value") or ""), env)
-            return "127.0.0.1" if entry["name"] in ("MASTER_ADDR", "PET_MASTER_ADDR") else literal
+            is_address = entry["name"] in ("MASTER_ADDR", "PET_MASTER_ADDR")
+            return "127.0.0.1" if is_address and not self._own_names else literal
         if "fieldRef" in source:
             return field(self._pod, source["fieldRef"]["fieldPath"])
         data = await self._data(source)
@@ -114,7 +132,7 @@ class Sandbox:
         if reference.get("optional"):
             return None
         kind = "Secret" if "secretKeyRef" in source else "ConfigMap"
-        raise NotReady(f"couldn't find key {reference['key']} in {kind} {self._namespace}/{reference['name']}")
+        raise NotReady(f"couldn't find key {reference['key']} in {kind} {self.namespace}/{reference['name']}")
 
     async def _data(self, source: Object) -> dict[str, bytes]:
         """The content of the Secret or ConfigMap that a volume, a projection or an environment entry names."""
@@ -123,7 +141,7 @@ class Sandbox:
             raise NotReady(f"the local node knows none of {', '.join(source)}")
         kind, reference = SECRET if sort.startswith("secret") else CONFIGMAP, source[sort]
         name = reference.get("secretName") or reference["name"]
-        item = await self._cluster.get(kind, name, self._namespace)
+        item = await self._cluster.get(kind, name, self.namespace)
         if item is None and not reference.get("optional"):
             raise NotReady(f'{kind.kind.lower()} "{name}" not found')
         data = (item or {}).get("data") or {}

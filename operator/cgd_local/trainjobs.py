@@ -4,23 +4,31 @@ A TrainJob becomes a Job of the TrainingRuntime's template, as it does through a
 runs that Job's pods. Environment, names, conditions and reasons are those of the Trainer and of JobSet. Deviations:
 
 - There is no JobSet between the two; `status.restarts`, which is the JobSet's, is the TrainJob's.
-- One machine: PET_MASTER_ADDR is the pod's name as usual, which the node turns into 127.0.0.1; PET_MASTER_PORT is
-  derived from the job's uid, not 29500.
+- One machine: PET_MASTER_PORT is derived from the job's uid, not 29500.
 - A suspended TrainJob's Job is deleted, not suspended.
-- Left out: Services, initializers, patches of the runtime, other policies than `torch`, other jobs than `node`, failure
+- Left out: initializers, patches of the runtime, other policies than `torch`, other jobs than `node`, failure
   rules that look at anything but a Job's reason, ClusterTrainingRuntimes.
 """
 
 from copy import deepcopy
 from datetime import UTC, datetime
 
-from cgd_local.controllers import Controller, Decision, condition, set_condition, with_env
+from cgd_local.controllers import (
+    SERVICE,
+    Controller,
+    Decision,
+    condition,
+    headless,
+    owned,
+    set_condition,
+    with_env,
+)
 from cgd_local.jobs import INDEX
 from cgd_local.kubeflow import LOOSE, definition, port, struct
 from cgd_operator.kube.client import Cluster, Object
-from cgd_operator.kube.kinds import EVENT, JOB, TRAININGRUNTIME, TRAINJOB, ApiError
+from cgd_operator.kube.kinds import EVENT, JOB, TRAININGRUNTIME, TRAINJOB, ApiError, Kind
 
-RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
+RESTARTS, JOBSET = "jobset.sigs.k8s.io/restart-attempt", "jobset.sigs.k8s.io/jobset-name"
 
 
 class TrainJobController(Controller):
@@ -34,19 +42,27 @@ class TrainJobController(Controller):
         runtime = await self._cluster.get(TRAININGRUNTIME, name, meta["namespace"])
         return owner | {"runtime": runtime}
 
-    async def _tell_refusal(self, owner: Object, error: ApiError) -> None:
+    async def _act(self, owner: Object, decision: Decision) -> None:
+        """The Service comes first: without it there is no Job."""
+        if not await self._serve(owner, decision):
+            decision.create = []
+        decision.services = []
+        await super()._act(owner, decision)
+
+    async def _tell_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
         """On the JobSet, in the form of the newer recorders: a time and a series, no first and last."""
         meta, moment = owner["metadata"], datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        message = f'job "{meta["name"]}-node-0" creation failed with error: {error.message}'
+        reason = "HeadlessServiceCreationFailed" if kind is SERVICE else "JobCreationFailed"
+        failed = "" if kind is SERVICE else f'job "{meta["name"]}-node-0" creation failed with error: '
         body = {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]},
             "involvedObject": {"kind": "JobSet", "name": meta["name"], "namespace": meta["namespace"]},
             "type": "Warning",
-            "reason": "JobCreationFailed",
-            "action": "JobCreationFailed",
-            "message": message,
+            "reason": reason,
+            "action": reason,
+            "message": failed + error.message,
             "eventTime": moment,
             "series": {"count": 2, "lastObservedTime": moment},
             "reportingComponent": "jobset-controller",
@@ -72,6 +88,9 @@ def decide(trainjob: Object, jobs: list[Object], _: float) -> Decision:
     else:
         if condition(conditions, "Suspended"):
             set_condition(conditions, "Suspended", "False", "Resumed", "TrainJob is resumed")
+        name = trainjob["metadata"]["name"]
+        service = owned(TRAINJOB, trainjob, name, {})
+        decision.services = [headless(service, {JOBSET: name}, publishNotReadyAddresses=True)]
         if not jobs:  # one that still leaves holds the pods' names and the port
             decision.create = [_job(trainjob)]
         for job in staying:
@@ -121,18 +140,16 @@ def _job(trainjob: Object) -> Object:
     template = replicated["template"]["spec"]
     pods = with_env(template["template"], _environment(trainjob, nodes)) if trainer else template["template"]
     given = pods.get("metadata") or {}
-    attempt = {RESTARTS: str((trainjob.get("status") or {}).get("restarts", 0))}
-    pods = pods | {"metadata": given | {"labels": {**(given.get("labels") or {}), **attempt}}}
-    owner = {"apiVersion": TRAINJOB.api_version, "kind": TRAINJOB.kind, "name": meta["name"], "uid": meta["uid"]}
+    jobset = {RESTARTS: str((trainjob.get("status") or {}).get("restarts", 0)), JOBSET: meta["name"]}
+    pods = pods | {
+        "metadata": given | {"labels": {**(given.get("labels") or {}), **jobset}},
+        "spec": pods["spec"] | {"subdomain": meta["name"]},
+    }
+    labels = (replicated["template"].get("metadata") or {}).get("labels", {})
     return {
         "apiVersion": JOB.api_version,
         "kind": JOB.kind,
-        "metadata": {
-            "name": f"{meta['name']}-node-0",
-            "namespace": meta["namespace"],
-            "labels": (replicated["template"].get("metadata") or {}).get("labels", {}),
-            "ownerReferences": [owner | {"controller": True, "blockOwnerDeletion": True}],
-        },
+        "metadata": owned(TRAINJOB, trainjob, f"{meta['name']}-node-0", labels),
         "spec": template | {"completions": nodes, "parallelism": nodes, "template": pods},
     }
 

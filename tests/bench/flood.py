@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders import CHILDREN, manifest
 from rich.table import Table
 from scale import Bench, bench, console, source_of
+from support.builders import CHILDREN, manifest
 
 from cgd_local.ownership import Write
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said, task
+from support.stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said, task
 
 from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from answer_pairs import DIFFERENT, EQUAL, RULES
 from rich.console import Console
 from rich.table import Table
+from support.answer_pairs import DIFFERENT, EQUAL, RULES
 
 from cgd_stages.grading.grader import Grader, reference_answer
 

@@ -36,10 +36,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from builders import CHILDREN, ENDS, manifest, run
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from support.builders import CHILDREN, ENDS, manifest, run
 
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer

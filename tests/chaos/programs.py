@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stage_builders import GREEDY, RUN, generate_work, prepare_work, prepared
-from train_builders import STAGE, quadruple, refined, train_work
+from support.stage_builders import GREEDY, RUN, generate_work, prepare_work, prepared
+from support.train_builders import STAGE, quadruple, refined, train_work
 
 from cgd_stages.contract import (
     Benchmark,

@@ -27,11 +27,11 @@ from pathlib import Path
 from random import Random
 from typing import Self
 
-import tiny
 from chaos.model import ModelServer
 from chaos.programs import PROGRAMS, Place, Program
 from rich.console import Console
 from rich.table import Table
+from support import tiny
 
 from cgd_local.pods import pod_namespace
 from cgd_local.s3 import SeaweedFS

@@ -20,13 +20,13 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy
-import tiny
 from chaos.rank import CHAOS, EVERY, Kill, Plan
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load
-from stage_builders import Ended, Program
-from train_builders import STAGE, places, quadruple, refined, stored_curve, train_task, train_work, until_gone
+from support import tiny
+from support.stage_builders import Ended, Program
+from support.train_builders import STAGE, places, quadruple, refined, stored_curve, train_task, train_work, until_gone
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Exit, Storage

@@ -25,12 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import crash
 from aiohttp import web
-from builders import CHILDREN, ENDS, manifest
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from support import crash
+from support.builders import CHILDREN, ENDS, manifest
 
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer

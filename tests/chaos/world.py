@@ -17,7 +17,7 @@ from typing import Self
 from chaos.model import ModelServer, name, reply
 from chaos.pod import FLUSH_SECONDS
 from chaos.proxy import Moment, Proxy, no_fault, no_watch
-from stage_builders import GREEDY, prepared
+from support.stage_builders import GREEDY, prepared
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Endpoint, Exit, Generate, Role, RunRef, StageTask, Storage

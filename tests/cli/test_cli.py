@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
-from builders import SPEC, manifest
-from report_builders import report_data
-from stage_builders import RUN as REF
-from stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said
+from support.builders import SPEC, manifest
+from support.report_builders import report_data
+from support.stage_builders import RUN as REF
+from support.stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said
 
 from cgd_cli.table import table
 from cgd_local.apiserver import ApiServer

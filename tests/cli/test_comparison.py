@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_builders import RUN, report_data, samples, stage
+from support.report_builders import RUN, report_data, samples, stage
 from typer.testing import CliRunner
 
 from cgd_cli.__main__ import Wrong, app

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import manifest
-from stage_builders import context
+from support.builders import manifest
+from support.stage_builders import context
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
 from cgd_cli.extents import EXTENTS

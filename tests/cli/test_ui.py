@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from builders import manifest
-from status_builders import every_state
+from support.builders import manifest
+from support.status_builders import every_state
 
 from cgd_cli.board import LOST
 from cgd_cli.ui import serving

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from builders import manifest
 from playwright.sync_api import Browser, Page, expect
-from report_builders import HOSTILE
-from status_builders import every_state
+from support.builders import manifest
+from support.report_builders import HOSTILE
+from support.status_builders import every_state
 
 from cgd_cli.ui import serving
 from cgd_local.apiserver import ApiServer

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from builders import Object, ended, job, manifest, pod
-from status_builders import every_state, finished, render_of, shown
+from support.builders import Object, ended, job, manifest, pod
+from support.status_builders import every_state, finished, render_of, shown
 
 from cgd_cli.view import detail, summary
 

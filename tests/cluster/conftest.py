@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import ENDS, manifest
+from support.builders import ENDS, manifest
 
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-import crash
 import pytest
+from support import crash
 
 
 @pytest.fixture

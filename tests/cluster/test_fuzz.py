@@ -3,8 +3,8 @@
 import itertools
 from typing import Any
 
-import fuzz
 import pytest
+from support import fuzz
 
 embedded = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 

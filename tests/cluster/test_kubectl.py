@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import manifest
+from support.builders import manifest
 
 KUBECTL = str(Path(sys.executable).parent / "kubectl")
 SAMPLED = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "samples": 2}

@@ -5,7 +5,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from builders import CHILDREN
+from support.builders import CHILDREN
 
 from cgd_operator.kube import leader
 from cgd_operator.kube.client import Cluster

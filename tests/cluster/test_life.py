@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import CHILDREN, RELEASE, ended, labels
+from support.builders import CHILDREN, RELEASE, ended, labels
 
 from cgd_operator.controller.queue import Loop
 from cgd_operator.controller.reconciler import Reconciler

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from builders import CHILDREN, RELEASE, labels, manifest, pod
+from support.builders import CHILDREN, RELEASE, labels, manifest, pod
 
 from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.queue import Loop

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import ended
-from pod_player import InAnHour, ago, make_pod, tell_pod
+from support.builders import ended
+from support.pod_player import InAnHour, ago, make_pod, tell_pod
 
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import EVENT, POD, RUN, Kind

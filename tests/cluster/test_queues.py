@@ -4,8 +4,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from builders import CHILDREN
-from kueue_player import QUEUE, Kueue, conditions, is_true, suspended
+from support.builders import CHILDREN
+from support.kueue_player import QUEUE, Kueue, conditions, is_true, suspended
 
 from cgd_operator.kube.kinds import RUN, WORKLOADS, Kind
 

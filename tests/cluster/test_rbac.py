@@ -11,9 +11,9 @@ import helm_python
 import pytest
 import yaml
 from aiohttp import web
-from builders import CHILDREN
-from kueue_player import QUEUE, Kueue
-from pod_player import InAnHour, ago, make_pod
+from support.builders import CHILDREN
+from support.kueue_player import QUEUE, Kueue
+from support.pod_player import InAnHour, ago, make_pod
 
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import NAMESPACE, POD, RUN, WORKLOADS, Kind

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
-from builders import CHILDREN
+from support.builders import CHILDREN
 
 from cgd_operator.controller.reconciler import Reconciler
 from cgd_operator.facts.progress import Board

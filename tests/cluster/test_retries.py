@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from builders import RELEASE
+from support.builders import RELEASE
 
 from cgd_local.controllers import Controller
 from cgd_local.pytorchjobs import decide

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from builders import ended, labels
+from support.builders import ended, labels
 
 from cgd_operator.kube.kinds import POD, TRAININGRUNTIME
 from cgd_operator.planning import manifests

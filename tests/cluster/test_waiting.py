@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from builders import CHILDREN
+from support.builders import CHILDREN
 
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.controllers import Controller, Decision

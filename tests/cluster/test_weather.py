@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from builders import CHILDREN
 from chaos import weather
+from support.builders import CHILDREN
 
 from cgd_operator.controller.reconciler import Reconciler
 from cgd_operator.facts.progress import Board

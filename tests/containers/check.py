@@ -20,13 +20,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import tiny
 import yaml
-from local_world import eventually
 from rich.console import Console
 from rich.table import Table
-from stage_builders import generate_work, prepare_work, task
-from train_builders import quadruple, refined, train_work
+from support import tiny
+from support.local_world import eventually
+from support.stage_builders import generate_work, prepare_work, task
+from support.train_builders import quadruple, refined, train_work
 
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer

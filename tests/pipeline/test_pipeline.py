@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
 from cgd_local.demo import upload_model
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind

@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from builders import RELEASE, run
 from hypothesis import given
 from hypothesis import strategies as st
-from report_builders import change, quadruple, report_data, samples
-from security.strings import LABEL, NAME, NAMES, STRANGE, halves, names, texts, words
+from support.builders import RELEASE, run
+from support.report_builders import change, quadruple, report_data, samples
+from support.strings import LABEL, NAME, NAMES, STRANGE, halves, names, texts, words
 
 from cgd_cli.ui import _page
 from cgd_cli.view import command, page_of

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from ports import free_port
-from stage_builders import RUN, context
-from train_builders import STAGE, train_work
+from support.ports import free_port
+from support.stage_builders import RUN, context
+from support.train_builders import STAGE, train_work
 
 from cgd_stages.contract import Harness, HarnessTask, Model, Rows, Storage
 from cgd_stages.errors import UserError

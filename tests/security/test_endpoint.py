@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from stage_builders import each, generate_work, task
+from support.stage_builders import each, generate_work, task
 
 from cgd_stages.contract import PROGRESS_TOKEN, TEACHER_API_KEY, Endpoint, Exit, LastWords, Rows, Sampling, Storage
 from cgd_stages.engines import openai as endpoints

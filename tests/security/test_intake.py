@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stage_builders import (
+from support.stage_builders import (
     RUN,
     RuleEngine,
     context,

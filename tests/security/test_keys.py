@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-import builders
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from stage_builders import RUN, context, generate_work
+from support import builders
+from support.stage_builders import RUN, context, generate_work
 
 from cgd_cli.models import misfits
 from cgd_stages.contract import Model, Source, StageFacts, Storage

@@ -12,7 +12,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
-from builders import run
+from support.builders import run
 
 from cgd_local.selection import chooses
 from cgd_operator import process

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from builders import Object, ended, job, manifest, pod
 from hypothesis import given
 from hypothesis import strategies as some
-from stage_builders import RUN, context
-from status_builders import NOW, render_of
+from support.builders import Object, ended, job, manifest, pod
+from support.stage_builders import RUN, context
+from support.status_builders import NOW, render_of
 
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.departed import Departed

@@ -12,7 +12,7 @@ from typing import Any
 import helm_python
 import pytest
 import yaml
-from builders import manifest
+from support.builders import manifest
 
 from cgd_local import pytorchjobs
 from cgd_local.apiserver import ApiServer

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import kopf
 import pytest
-from builders import RELEASE, UID, ended, labels, manifest, pod
 from cluster.conftest import world  # noqa: F401  a fixture
+from support.builders import RELEASE, UID, ended, labels, manifest, pod
 
 from cgd_operator import handlers, process
 from cgd_operator.controller.queue import Loop

@@ -6,8 +6,8 @@ from typing import Any
 
 import kopf
 import pytest
-from builders import ENDED, ENDS, RELEASE
 from cluster.conftest import world  # noqa: F401  a fixture
+from support.builders import ENDED, ENDS, RELEASE
 
 from cgd_operator import handlers
 from cgd_operator.controller.children import ChildReader

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny
-from stage_builders import context, prepare_work
+from support import tiny
+from support.stage_builders import context, prepare_work
 
 from cgd_stages.contract import Engine, Model
 from cgd_stages.engines.base import vllm_arguments

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import RELEASE, SPEC, run
 from hypothesis import given
 from kubernetes.aio.client.configuration import Configuration
-from security.strings import texts
+from support.builders import RELEASE, SPEC, run
+from support.strings import texts
 
 from cgd_local.sandbox import Sandbox, expand
 from cgd_operator.kube.client import Cluster, Object

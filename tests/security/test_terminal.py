@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
-from builders import SPEC, manifest, run
 from hypothesis import given
-from report_builders import RUN, report_data, samples
 from rich.console import RenderableType
-from security.strings import STRANGE, halves
-from stage_builders import generate_work, task
+from support.builders import SPEC, manifest, run
+from support.report_builders import RUN, report_data, samples
+from support.stage_builders import generate_work, task
+from support.strings import STRANGE, halves
 
 from cgd_cli.comparison import joined_reports, shown
 from cgd_cli.data import row_panel

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from builders import manifest
 from hypothesis import given
 from hypothesis import strategies as some
-from status_builders import NOW
+from support.builders import manifest
+from support.status_builders import NOW
 
 from cgd_local.schema import default, validate
 from cgd_operator.api.crd import crd

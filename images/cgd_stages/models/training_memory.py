@@ -19,7 +19,7 @@ matrix of positions; keys and values may be repeated to the number of queries.
 
 With checkpointing a layer keeps its input alone, one layer at a time the rest, and the last norm is none of a layer.
 The output layer adds a chunk of logits, with a copy, its softmax and its gradient in float32. A tenth of the memory is
-left for what is not counted: fragments, NCCL, cuBLAS. Against what torch keeps, tests/stages/test_memory.py finds 0.9
+left for what is not counted: fragments, NCCL, cuBLAS. Against what torch keeps, tests/stages/models/test_training_memory.py finds 0.9
 to 1.4 times as much for Llama, Qwen, Gemma, Mistral and Phi; layers without a gated MLP, such as GPT-2's, keep more
 than is estimated.
 """

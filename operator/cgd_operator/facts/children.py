@@ -144,7 +144,7 @@ def _child(
         given_up=notes.get(GIVEN_UP, ""),
         start=moment(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
         end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
-        attempts=max((restarts + count for (_, restarts), count in begun.items()), default=0),
+        attempts=max((pod.restarts + max(begun[pod.shard, pod.restarts], pod.failures + 1) for pod in pods), default=0),
         pods=pods,
         gone=gone,
         workload=queue,
@@ -176,7 +176,7 @@ def _fate(
         return Fate.SUSPENDED, Why("Suspended", ending)
     why = missing(child, pods, notices, now)
     if not running:
-        return Fate.WAITING, why or waiting(pods)
+        return Fate.WAITING, why or waiting(pods, gone)
     if why is None:
         leaving = [pod.name for pod in running if pod.due]
         remade = f"pod {leaving[0]} is being deleted, and is made again when it has ended" if leaving else ""

@@ -13,6 +13,8 @@ Object = dict[str, Any]
 
 RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
 """Label of a JobSet's pods."""
+FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
+"""Annotations with which a Job counts the failures of an index on its next pod."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LOST = "Lost"
 """Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
@@ -36,6 +38,8 @@ class PodFacts:
     """Kubernetes's, or LOST."""
     restarts: int
     """How often a JobSet had begun all of its pods anew when it made this one."""
+    failures: int
+    """How often its Job had made it before, as the Job counts: pods that are gone are among them."""
     due: datetime | None
     """It is being deleted, and its grace period ends then."""
     disrupted: bool
@@ -116,7 +120,8 @@ def pod_facts(pod: Object, now: datetime) -> PodFacts:
         phase=phase,
         due=due,
         restarts=number(meta.get("labels", {}).get(RESTARTS)),
-        disrupted=_is_true("DisruptionTarget", status),
+        failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
+        disrupted=_is_disrupted(status),
         taken=moment(status.get("startTime")),
         start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
         end=_end(phase, status, due),
@@ -142,9 +147,9 @@ def _shard(meta: Object) -> int:
     return number(labels.get(REPLICA_INDEX))
 
 
-def _is_true(kind: str, status: Object) -> bool:
+def _is_disrupted(status: Object) -> bool:
     conditions = status.get("conditions", [])
-    return any(condition["type"] == kind and condition["status"] == "True" for condition in conditions)
+    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
 
 
 def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
@@ -158,6 +163,8 @@ def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
     ends = [moment(container.get("state", {}).get("terminated", {}).get("finishedAt")) for container in containers]
     if any(ends):
         return max(filter(None, ends))
+    if due and not _is_disrupted(status):  # it was deleted before it began: nothing in its status is of its end
+        return None
     changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
     given_up = max(filter(None, changes), default=None)
     return min(filter(None, (given_up, due)), default=None)

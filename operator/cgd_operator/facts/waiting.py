@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from cgd_operator.facts.pods import LONG_AGO, LOST, Object, PodFacts, account
 from cgd_operator.facts.refusals import explain, judge
 from cgd_operator.kube.outside import moment, with_message
+from cgd_stages.contract import Exit
 
 QUIET = timedelta(seconds=10)
 """What a child without its pods, or a pod without its container, may take before its Events are asked why."""
@@ -115,13 +116,15 @@ def missing(child: Object, pods: Collection[PodFacts], notices: Collection[Notic
     return next((why for why in reasons if why.stuck), None) or next(iter(reasons), None)
 
 
-def waiting(pods: Collection[PodFacts]) -> Why:
-    """Why a child of which no pod runs waits, when nothing is wrong."""
+def waiting(pods: Collection[PodFacts], gone: Collection[PodFacts]) -> Why:
+    """Why a child of which no pod runs waits, when nothing is wrong. A pod that has failed may be gone before the next
+    one is made."""
     if any(pod.phase == "Pending" for pod in pods):
         return Why("Starting", "the pod is being started")
     if failure := retrying(pods):
         return Why("Retrying", failure)
-    return Why("NoPods", "its controller has made no pod yet")
+    before = retrying([pod for pod in gone if not pod.disrupted and pod.exit_code not in (None, Exit.INTERRUPTED)])
+    return Why("NoPods", "; ".join(filter(None, ["its controller has made no pod yet", before])))
 
 
 def retrying(pods: Collection[PodFacts]) -> str:

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 import pytest_asyncio
-from local_world import FAST, IMAGE, World, eventually
+from support.local_world import FAST, IMAGE, World, eventually
 
 from cgd_local.cluster import LocalCluster
 from cgd_operator.kube.kinds import NAMESPACE, POD

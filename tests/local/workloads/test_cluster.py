@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from local_world import FAST, IMAGE, World, container, containers_below, eventually, phase
+from support.local_world import FAST, IMAGE, World, container, containers_below, eventually, phase
 
 from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.controllers import stop_task

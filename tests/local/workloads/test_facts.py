@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import job, labels
-from local_world import World, container
+from support.builders import job, labels
+from support.local_world import World, container
 
 from cgd_operator.facts.children import ChildFacts, Fate, observe
 from cgd_operator.kube.client import Object

@@ -1,7 +1,7 @@
 """The garbage collector: what goes with its owner, what stays, and in which order."""
 
 import pytest
-from local_world import phase
+from support.local_world import phase
 
 from cgd_local.cluster import install
 from cgd_operator.kube.client import Object

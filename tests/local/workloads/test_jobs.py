@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 import pytest
-from local_world import condition, phase, true
+from support.local_world import condition, phase, true
 
 from cgd_local.controllers import Controller, Decision
-from cgd_local.jobs import View, decide
+from cgd_local.jobs import TRACKED, View, decide
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import JOB, POD
 
@@ -214,11 +214,89 @@ async def test_one_index_backs_off_while_another_starts():
     assert (missing, wait) == ([0, 2], 10)
 
 
-async def test_a_pod_that_leaves_did_not_fail_and_is_replaced_when_it_is_gone():
-    leaving = pod("Failed", deletionTimestamp="2026-01-01T00:00:30Z")
+async def test_a_pod_that_leaves_did_not_fail_and_is_replaced_when_it_has_ended():
+    leaving = pod("Running", deletionTimestamp="2026-01-01T00:00:30Z")
     seen = view(leaving, completions=1, backoffLimit=0)
     assert (seen.verdict(START), seen.missing(START, 10)) == (None, ([], None))
-    assert view(completions=1).missing(START, 10) == ([None], None)
+    ended = pod("Failed", deletionTimestamp="2026-01-01T00:00:30Z")
+    seen = view(ended, completions=1, backoffLimit=0)
+    assert (seen.verdict(START), seen.missing(START, 10)) == (None, ([None], None))
+
+
+# --- how often an index has failed
+
+COUNTS = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
+EACH = {"completionMode": "Indexed", "completions": 1, "parallelism": 1, "podReplacementPolicy": "Failed"}
+IGNORE_143 = {"rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": [143]}}]}
+
+
+def counts(made: Object) -> tuple[str | None, str | None]:
+    """Of the failures of its index that a pod bears: those that count, and those that are ignored."""
+    notes = made["metadata"]["annotations"]
+    return notes.get(COUNTS[0]), notes.get(COUNTS[1])
+
+
+def held(*, failures: int = 0, ignored: int = 0, code: int = 1, **meta: Any) -> Object:
+    """A failed pod of index 0 that its Job has not counted out yet."""
+    notes = {COUNTS[0]: str(failures), COUNTS[1]: str(ignored)}
+    return pod("Failed", index=0, code=code, notes=notes, finalizers=[TRACKED], **meta)
+
+
+async def test_a_pod_bears_how_often_its_index_has_failed_also_when_the_failed_ones_are_gone(world):
+    await world.job("exit 1", backoffLimitPerIndex=2, **EACH)
+    for failures in ("0", "1"):
+        pods = await world.when_pods(lambda pods, n=failures: (n, None) in map(counts, pods))
+        (made,) = [pod for pod in pods if counts(pod) == (failures, None)]
+        await world.ended(made["metadata"]["name"])
+        await world.client.delete(POD, made["metadata"]["name"], world.namespace)
+    job = await world.finished()
+    assert (condition(job, "Failed")["reason"], job["status"]["failedIndexes"]) == ("FailedIndexes", "0")
+    await world.when_pods(lambda pods: [counts(made) for made in pods] == [("2", None)])
+
+
+async def test_what_is_ignored_is_counted_apart_and_is_no_try(world):
+    script = "trap 'exit 143' TERM; touch $HOME/up; while :; do sleep 0.02; done"
+    await world.job(script, backoffLimitPerIndex=0, podFailurePolicy=IGNORE_143, **EACH)
+    (first,) = await world.when_pods(len)
+    await world.written("up", first["metadata"]["name"])
+    await world.client.delete(POD, first["metadata"]["name"], world.namespace)
+    (second,) = await world.when_pods(lambda pods: [counts(pod) for pod in pods] == [("0", "1")])
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert (await world.until(JOB, "j", bool))["status"]["failed"] == 0
+
+
+async def test_a_pod_that_is_killed_when_it_is_deleted_has_failed_where_only_failed_pods_are_replaced():
+    deleted = held(code=137, deletionTimestamp="2026-01-01T00:00:30Z")
+    seen = view(deleted, backoffLimitPerIndex=1, podFailurePolicy=IGNORE_143, **EACH)
+    assert (seen.counted, seen.given_up) == ([deleted], set())
+    assert view(held(failures=1, code=137), backoffLimitPerIndex=1, **EACH).given_up == {0}
+
+
+async def test_the_last_failed_pod_of_an_index_is_held_until_another_takes_its_place():
+    older, last = held(), held(failures=1, ended=1)
+    release = decide(*job_and_pods(older, last, backoffLimitPerIndex=9, **EACH), START + 1).release
+    assert release == [older]
+    next_one = pod("Running", index=0, finalizers=[TRACKED])
+    release = decide(*job_and_pods(older, last, next_one, backoffLimitPerIndex=9, **EACH), START + 1).release
+    assert release == [older, last]
+    job, pods = job_and_pods(last, backoffLimitPerIndex=1, **EACH)
+    assert decide(job, pods, START + 1).release == [last], "the index is given up"
+
+
+async def test_the_wait_of_an_index_doubles_with_all_its_failures_also_of_pods_that_are_gone():
+    seen = view(held(failures=1, ignored=1), backoffLimitPerIndex=9, **EACH)
+    assert seen.missing(START, 10) == ([], 40)
+
+
+async def test_what_a_job_deletes_itself_has_not_failed(world):
+    await world.job("sleep 60", backoffLimitPerIndex=0, **EACH)
+    (first,) = await world.when_pods(lambda pods: [p for p in pods if phase(p) == "Running"])
+    await world.client.patch(JOB, "j", world.namespace, {"spec": {"suspend": True}})
+    await world.gone(POD, first["metadata"]["name"])
+    await world.client.patch(JOB, "j", world.namespace, {"spec": {"suspend": False}})
+    (second,) = await world.when_pods(len)
+    assert counts(second) == ("0", None)
+    assert (await world.until(JOB, "j", bool))["status"]["failed"] == 0
 
 
 async def test_an_index_that_is_done_or_given_up_stays_so_without_its_pod():

@@ -5,11 +5,11 @@ import base64
 from pathlib import Path
 
 import pytest
-from local_world import KUBECTL, condition, container, containers_below, eventually
+from support.local_world import KUBECTL, condition, container, containers_below, eventually
 
 from cgd_local.node import requests_of
 from cgd_local.pods import pod_namespace
-from cgd_local.sandbox import expand, rewrite
+from cgd_local.sandbox import Sandbox, expand, rewrite
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import CONFIGMAP, NODE, POD, SECRET, ApiError
 from cgd_operator.planning.manifests import LISTENS
@@ -79,10 +79,12 @@ async def test_a_missing_key_is_named(world):
     assert waiting(pod)["message"] == f"couldn't find key x in ConfigMap {world.namespace}/c"
 
 
-async def test_the_address_of_a_master_is_this_machine(world):
-    await world.pod(containers=[container('echo "$MASTER_ADDR"', env=[{"name": "MASTER_ADDR", "value": "t-master-0"}])])
-    await world.ended()
-    assert world.log() == "127.0.0.1\n"
+@pytest.mark.parametrize("own_names", [True, False])
+async def test_the_address_of_a_master_is_this_machine_where_pods_have_no_names(tmp_path, own_names):
+    pod = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "main"}]}}
+    sandbox = Sandbox(None, pod, tmp_path / "pod", own_names=own_names)
+    env = await sandbox.environment({"name": "main", "env": [{"name": "MASTER_ADDR", "value": "t-master-0"}]}, {})
+    assert env["MASTER_ADDR"] == ("t-master-0" if own_names else "127.0.0.1")
 
 
 # --- volumes
@@ -379,6 +381,29 @@ async def test_a_forced_deletion_kills_at_once(world):
     await eventually(lambda: not containers_below(up.parent), "end of the process")
 
 
+@pytest.mark.parametrize("first", [[], [container("true", "first")]], ids=["alone", "past its init container"])
+async def test_a_container_that_never_began_is_unknown_when_its_pod_is_over(world, first):
+    env = [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "key"}}}]
+    await world.pod(containers=[container("true", env=env)], initContainers=first, metadata={"finalizers": ["a/test"]})
+    await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
+    await world.client.delete(POD, "p", world.namespace)
+    pod = await world.ended()
+    assert (pod["status"]["phase"], ended(pod)["exitCode"]) == ("Failed", 137)
+    assert (ended(pod)["reason"], "finishedAt" in ended(pod)) == ("ContainerStatusUnknown", False)
+    await world.client.patch(POD, "p", world.namespace, {"metadata": {"finalizers": []}})
+
+
+async def test_one_that_is_deleted_before_its_init_containers_are_through_leaves_the_others_waiting(world):
+    first = [container(WAIT, "first"), container("true", "second")]
+    await world.pod(initContainers=first, metadata={"finalizers": ["a/test"]})
+    await world.until(POD, "p", lambda pod: "running" in state(pod, "first"))
+    await world.client.delete(POD, "p", world.namespace)
+    pod = await world.ended()
+    assert ("terminated" in state(pod, "first"), "waiting" in state(pod, "second")) == (True, True)
+    assert waiting(pod)["reason"] == "PodInitializing"
+    await world.client.patch(POD, "p", world.namespace, {"metadata": {"finalizers": []}})
+
+
 async def test_an_evicted_pod_is_marked_as_disrupted(world):
     await world.pod(WAIT)
     await world.running()
@@ -491,13 +516,14 @@ async def test_a_limit_stands_for_a_request_that_is_not_there(resources, cpu):
     assert requests_of(pod) == {"cpu": cpu, "nvidia.com/gpu": 0.0}
 
 
-async def test_containers_and_sidecars_add_up_and_the_largest_init_container_counts():
+async def test_containers_and_sidecars_add_up_and_an_init_container_counts_with_the_sidecars_before_it():
     def asks(cpu: str, **more: str) -> Object:
         return {"resources": {"requests": {"cpu": cpu}}, **more}
 
     main, sidecar = [asks("1"), asks("500m")], asks("250m", restartPolicy="Always")
     assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("1")]}})["cpu"] == 1.75
-    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("3")]}})["cpu"] == 3.0
+    assert requests_of({"spec": {"containers": main, "initContainers": [sidecar, asks("3")]}})["cpu"] == 3.25
+    assert requests_of({"spec": {"containers": main, "initContainers": [asks("3"), sidecar]}})["cpu"] == 3.0
 
 
 async def test_variables_expand_as_the_kubelet_does():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from builders import job, labels
-from local_world import FAST, IMAGE, World, condition, container, phase
+from support.builders import job, labels
+from support.local_world import FAST, IMAGE, World, condition, container, phase
 
 from cgd_local.cluster import LocalCluster
 from cgd_local.jobs import TRACKED
@@ -19,7 +19,8 @@ from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import JOB, NODE, POD
 from cgd_operator.planning.manifests import disruption
 
-FOREVER = {"podReplacementPolicy": "Failed", "completions": 1}
+IGNORED = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+FOREVER = {"podReplacementPolicy": "Failed", "completions": 1, "podFailurePolicy": {"rules": [IGNORED]}}
 
 
 @pytest_asyncio.fixture(loop_scope="function")

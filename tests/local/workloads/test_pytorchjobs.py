@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from local_world import KUBECTL, condition, eventually, phase, true
+from support.local_world import KUBECTL, condition, eventually, phase, true
 
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import POD, PYTORCHJOB, ApiError
@@ -62,7 +62,10 @@ async def test_where_root_is_not_forbidden_a_worker_reaches_its_master(world):
     connect = (
         "import os, socket, time\n"
         "address = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])\n"
-        "while socket.socket().connect_ex(address): time.sleep(0.02)"
+        "def reaches():\n"
+        "    try: return not socket.socket().connect_ex(address)\n"
+        "    except socket.gaierror: return False\n"
+        "while not reaches(): time.sleep(0.02)"
     )
     await world.pytorchjob(f'python3 -c "{connect}"', master=f'python3 -c "{listen}"', nprocPerNode="4")
     assert true(await world.finished("t", PYTORCHJOB), "Succeeded")

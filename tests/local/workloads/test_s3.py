@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from botocore.exceptions import ClientError
-from local_world import alive, eventually
+from support.local_world import alive, eventually
 
 from cgd_local.s3 import GRPC_OFFSET, SeaweedFS, choose_ports
 

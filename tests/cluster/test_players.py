@@ -1,0 +1,209 @@
+"""The operator above a node, controllers and quotas as they are; a script plays the stage programs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import CHILDREN
+from local_world import FAST, IMAGE
+
+from cgd_local import jobs, pytorchjobs, trainjobs
+from cgd_local.controllers import Controller, stop_task
+from cgd_local.node import Node
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, Kind
+from cgd_operator.planning.manifests import STAGE_LABEL
+
+pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
+
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+QUOTA = Kind("v1", "ResourceQuota", "resourcequotas")
+PRIORITY = Kind("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", namespaced=False)
+LAG = 1.0
+PYTHON = '#!/bin/sh\nprogram="$PROGRAMS/${2#cgd_stages.}"\nif [ -e "$program" ]; then . "$program"; fi\n'
+"""`python -m cgd_stages.<stage>` does what the test has written for it, or ends well at once."""
+GOES_ON = "trap 'exit 143' TERM; while [ ! -e $PROGRAMS/end ]; do sleep 0.02; done"
+WORDS = '{"outcome": "failed", "message": "no such bucket", "hint": "create it"}'
+SPEAKS = f"printf '{WORDS}' > $CGD_TERMINATION_LOG; exit 3"
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("cgd_local.controllers.REFUSED_SECONDS", 0.1)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Where the test writes what the programs do."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "python").write_text(PYTHON)
+    (folder / "python").chmod(0o755)
+    return folder
+
+
+@asynccontextmanager
+async def cluster(world: Any, programs: Path, *, status_lag: float = 0) -> AsyncIterator[None]:
+    """A node and the controllers of all children, and the operator."""
+    environment = {"PATH": f"{programs}:{IMAGE['PATH']}", "PROGRAMS": str(programs)}
+    more: Any = {"environment": environment, "gpus": 8, "backoff": FAST, "status_lag": status_lag}
+    async with AsyncExitStack() as stack:
+        node = Node(world.client, programs.parent / "node", **more)
+        await node.start()
+        stack.push_async_callback(node.stop)
+        for controller in (
+            Controller(world.client, JOB, partial(jobs.decide, backoff=FAST), finalizer=jobs.TRACKED),
+            Controller(world.client, PYTORCHJOB, pytorchjobs.decide, refusal="FailedCreatePod"),
+            trainjobs.TrainJobController(world.client),
+        ):
+            stack.push_async_callback(stop_task, asyncio.create_task(controller.run()))
+        await stack.enter_async_context(world.operator())
+        yield
+
+
+async def make(world: Any, kind: Kind, name: str, **body: Any) -> None:
+    meta = {"name": name} | ({"namespace": "default"} if kind.namespaced else {})
+    await world.client.create(kind, {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta, **body})
+
+
+async def stage(world: Any, name: str = "answer") -> dict[str, Any]:
+    stages: list[dict[str, Any]] = (await world.get()).get("status", {}).get("stages", [])
+    return next((one for one in stages if one["name"] == name), {})
+
+
+async def pod_of(world: Any, name: str, phase: str, *, without: str = "") -> dict[str, Any] | None:
+    """A pod of a stage in that phase, if there is one of another uid."""
+    pods = (await world.client.list(POD, "default", labels=f"{STAGE_LABEL}={name}"))[0]
+    return next((pod for pod in pods if pod["status"]["phase"] == phase and pod["metadata"]["uid"] != without), None)
+
+
+async def gone(world: Any, uid: str, name: str) -> dict[str, Any]:
+    """The last state of a pod that goes."""
+    async for event, pod in world.client.watch(POD, "default"):
+        if event == "DELETED" and pod["metadata"]["uid"] == uid:
+            last: dict[str, Any] = pod
+            return last
+    raise AssertionError(f"the watch of {name} has ended")
+
+
+def seconds(first: str, last: str) -> float:
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
+
+
+async def is_in_state(world: Any, state: str) -> bool:
+    return bool(await world.state() == state)
+
+
+async def test_what_a_late_kubelet_tells_is_counted_as_it_was(world: Any, programs: Path) -> None:
+    (programs / "generate").write_text(GOES_ON)
+    async with cluster(world, programs, status_lag=LAG):
+        await world.apply()
+        pod = (await world.until(lambda: pod_of(world, "answer", "Running")))["metadata"]
+        watch = asyncio.create_task(gone(world, pod["uid"], pod["name"]))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
+        last = (await asyncio.wait_for(watch, 20))["status"]
+        assert last["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 143
+        (programs / "generate").write_text(SPEAKS)
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
+        failed = (await world.until(lambda: pod_of(world, "answer", "Failed")))["status"]
+        await world.until(lambda: is_in_state(world, "Failed"))
+    told = await stage(world)
+    assert told["message"].endswith("exit code 3: no such bucket. create it")
+    assert told["attempts"] == 1
+    ends = [each["containerStatuses"][0]["state"]["terminated"]["finishedAt"] for each in (last, failed)]
+    held = sum(seconds(each["startTime"], end) for each, end in zip((last, failed), ends, strict=True))
+    assert held <= told["gpuSeconds"] <= held + LAG + 1, "what it was thought to hold meanwhile is never taken back"
+
+
+async def test_a_pod_that_is_deleted_before_it_began_held_its_gpus_until_then(world: Any, programs: Path) -> None:
+    (programs / "prepare").write_text(GOES_ON)
+    await make(world, SECRET, "keys", stringData=dict.fromkeys(KEYS, "x"))
+    async with cluster(world, programs):
+        await world.apply({"storage.credentialsSecretRef": {"name": "keys"}})
+        await world.until(lambda: pod_of(world, "prepare", "Running"))
+        await world.client.delete(SECRET, "keys", "default")
+        (programs / "end").touch()
+        pod = await world.until(lambda: pod_of(world, "answer", "Pending"))
+        await world.until(lambda: is_in_state(world, "Waiting"))
+        await asyncio.sleep(3)
+        watch = asyncio.create_task(gone(world, pod["metadata"]["uid"], "answer"))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": True}})
+        last = (await asyncio.wait_for(watch, 20))["status"]
+        held = seconds(last["startTime"], datetime.now(UTC).isoformat())
+        assert last["containerStatuses"][0]["state"]["terminated"]["reason"] == "ContainerStatusUnknown"
+        await make(world, SECRET, "keys", stringData=dict.fromkeys(KEYS, "x"))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
+        await world.until(lambda: ended(world, "answer"))
+    assert held - 1 <= (await stage(world))["gpuSeconds"] <= held + 3, "the next one took a moment"
+
+
+async def ended(world: Any, name: str) -> bool:
+    return bool((await stage(world, name)).get("state") == "Succeeded")
+
+
+async def test_tries_of_pods_that_are_gone_count_too(world: Any, programs: Path) -> None:
+    (programs / "generate").write_text("[ ! -e $PROGRAMS/fails ] || exit 201")
+    (programs / "fails").touch()
+    uid = ""
+    async with cluster(world, programs):
+        await world.apply({"retries": 3})
+        for _ in range(2):
+            failed = (await world.until(lambda uid=uid: pod_of(world, "answer", "Failed", without=uid)))["metadata"]
+            uid = failed["uid"]
+            await world.client.delete(POD, failed["name"], "default", uid=uid)
+        await world.until(lambda: pod_of(world, "answer", "Failed", without=uid))
+        (programs / "fails").unlink()
+        await world.until(lambda: ended(world, "answer"))
+    assert (await stage(world))["attempts"] >= 4
+
+
+async def test_a_quota_for_a_priority_class_holds_only_the_stages_that_have_it(world: Any, programs: Path) -> None:
+    selector = {"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}
+    scope = {"hard": {"pods": "0"}, "scopeSelector": {"matchExpressions": [selector]}}
+    await make(world, PRIORITY, "high", value=1)
+    await make(world, QUOTA, "urgent", spec=scope)
+    async with cluster(world, programs):
+        await world.apply({"placement.student.priorityClassName": "high"})
+        await world.until(lambda: says(world, "exceeded quota: urgent, requested: pods=1, used: pods=0"))
+        assert await ended(world, "prepare")
+        await world.client.patch(QUOTA, "urgent", "default", {"spec": {"hard": {"pods": "9"}}})
+        await world.until(lambda: ended(world, "answer"))
+
+
+async def test_a_full_quota_of_jobs_is_told_and_the_run_goes_on_when_it_is_raised(world: Any, programs: Path) -> None:
+    await make(world, QUOTA, "few", spec={"hard": {"count/jobs.batch": "1"}})
+    async with cluster(world, programs):
+        await world.apply()
+        await world.until(lambda: says(world, "exceeded quota: few, requested: count/jobs.batch=1"))
+        conditions = {one["type"]: one["status"] for one in (await world.get())["status"]["conditions"]}
+        assert conditions["Stalled"] == "False"
+        await world.client.patch(QUOTA, "few", "default", {"spec": {"hard": {"count/jobs.batch": "9"}}})
+        await world.until(lambda: ended(world, "answer"))
+
+
+async def says(world: Any, words: str) -> bool:
+    return words in str((await world.get()).get("status", {}).get("conditions"))
+
+
+async def test_a_jobset_that_may_not_have_its_service_is_told(
+    world: Any, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_operator.facts.children.QUIET", timedelta(0))
+    await make(world, QUOTA, "none", spec={"hard": {"services": "0"}})
+    async with cluster(world, programs):
+        await world.apply({"training.backend": "TrainJob"})
+        await world.until(lambda: says(world, "stage train-cgd waits: no pod can be made: exceeded quota: none"))
+        await world.client.patch(QUOTA, "none", "default", {"spec": {"hard": {"services": "1"}}})
+        await world.until(lambda: ended(world, "train-cgd"))
+
+
+async def test_a_run_goes_through_all_its_stages_above_a_late_kubelet(world: Any, programs: Path) -> None:
+    async with cluster(world, programs, status_lag=0.1):
+        await world.apply()
+        await world.until(lambda: is_in_state(world, "Succeeded"))
+        assert set(await world.children()) == set(CHILDREN)

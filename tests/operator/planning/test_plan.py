@@ -1,0 +1,312 @@
+"""The plan: stages, their order, who does what with which model."""
+
+import re
+from typing import Any, TypeVar
+
+import pytest
+from support.builders import run
+
+from cgd_operator.planning.dag import Child, choose_backend, percent, plan, stage_names
+from cgd_stages import contract
+
+
+def children(changes: dict[str, Any] | None = None) -> dict[str, Child]:
+    return {child.stage: child for child in plan(run(changes))}
+
+
+def test_a_fused_teacher_is_one_child_with_two_stages() -> None:
+    assert list(children()) == [
+        "prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report",
+    ]  # fmt: skip
+    assert children()["teacher"].stages == ("critique", "refine")
+
+
+def test_separate_stages_are_two_children() -> None:
+    separate = children({"teacher.fused": False})
+    assert "teacher" not in separate
+    assert separate["refine"].after == ("critique",)
+
+
+def test_the_status_lists_the_same_stages_either_way() -> None:
+    fused, separate = run(), run({"teacher.fused": False})
+    assert stage_names(fused.spec) == stage_names(separate.spec)
+    assert [stage for child in plan(fused) for stage in child.stages] == list(stage_names(fused.spec))
+
+
+def test_every_stage_waits_for_stages_of_earlier_children() -> None:
+    before: set[str] = set()
+    for child in plan(run({"training.objectives": FIVE})):
+        assert before.issuperset(child.after), child.stage
+        before.update(child.stages)
+
+
+def test_nothing_but_prepare_starts_by_itself() -> None:
+    assert [child.stage for child in plan(run()) if not child.after] == ["prepare"]
+
+
+def test_the_answer_is_the_students_and_the_rest_the_teachers() -> None:
+    answer, teacher = children()["answer"].task.work, children()["teacher"].task.work
+    assert isinstance(answer, contract.Generate)
+    assert isinstance(teacher, contract.Generate)
+    assert answer.model == contract.Model(name="s3://data/models/student")
+    assert teacher.model == contract.Model(name="s3://data/models/teacher")
+
+
+def prompts(changes: dict[str, Any]) -> contract.Prompts:
+    prepare = children(changes)["prepare"].task.work
+    assert isinstance(prepare, contract.Prepare)
+    return prepare.prompts
+
+
+def test_prompts_are_held_against_all_benchmarks_unless_some_are_named() -> None:
+    bench = {"source": "s3://data/b.jsonl", "fields": {"reference": "answer"}}
+    two = {"evaluation.benchmarks": [{**bench, "name": "one"}, {**bench, "name": "two"}]}
+    everything = contract.Decontaminate(against=("one", "two"), ngram=13)
+    assert prompts({**two, "prompts.decontaminate": {}}).decontaminate == everything
+    some = contract.Decontaminate(against=("two",), ngram=8)
+    assert prompts({**two, "prompts.decontaminate": {"against": ["two"], "ngram": 8}}).decontaminate == some
+    assert prompts(two).decontaminate is None
+
+
+def test_limit_and_seed_reach_prepare() -> None:
+    given = prompts({"prompts.limit": 7, "prompts.seed": 0})
+    assert (given.limit, given.seed) == (7, 0)
+
+
+FIVE = ["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
+
+
+def test_every_objective_is_trained_and_evaluated_by_a_child_of_its_own() -> None:
+    names = [name.lower() for name in FIVE]
+    made = list(children({"training.objectives": FIVE}))
+    assert made[made.index("check") + 1 :] == [
+        *(f"train-{name}" for name in names),
+        "evaluate-base",
+        *(f"evaluate-{name}" for name in names),
+        "report",
+    ]
+
+
+def test_trainings_come_one_after_another_in_the_order_of_the_spec() -> None:
+    made = children({"training.objectives": ["SFT", "CGD", "CFT"]})
+    assert made["train-sft"].after == ("check",)
+    assert made["train-cgd"].after == ("check", "train-sft")
+    assert made["train-cft"].after == ("check", "train-cgd")
+
+
+def test_an_evaluation_waits_for_its_own_training_alone() -> None:
+    made = children({"training.objectives": ["SFT", "CGD"]})
+    assert made["evaluate-sft"].after == ("train-sft",)
+    assert works(made, "evaluate-sft", contract.Evaluate).model.name == "stage://train-sft"
+
+
+@pytest.mark.parametrize("objectives", [["CGD"], ["CFT", "SFT", "RefinedSFT"]])
+def test_the_teachers_own_pass_is_made_only_when_it_is_asked_for(objectives: list[str]) -> None:
+    assert "distill" not in children({"training.objectives": objectives})
+
+
+def test_the_teachers_own_answers_come_from_the_teacher_after_its_other_work_and_before_the_check() -> None:
+    made = children({"training.objectives": ["CGD", "DistilledSFT"], "teacher.shards": 3})
+    distill = made["distill"]
+    assert (distill.pool, distill.pods, distill.after) == ("teacher", 3, ("refine",))
+    assert works(made, "distill", contract.Generate).model == contract.Model(name="s3://data/models/teacher")
+    assert made["check"].after == ("refine", "distill")
+
+
+def test_the_check_sees_what_is_trained_and_asks_for_no_gpu() -> None:
+    made = children({"training.objectives": ["CGD", "SFT"]})
+    assert (made["check"].pool, made["check"].gpus, made["check"].kind) == ("cpu", 0, "Job")
+    trained = tuple(works(made, stage, contract.Train) for stage in ("train-cgd", "train-sft"))
+    assert works(made, "check", contract.Check).trainings == trained
+
+
+def test_an_ablation_of_the_critique_is_one_of_cgd_alone() -> None:
+    critique = {"kind": "corrupted", "rate": "0.3"}
+    made = children({"training.objectives": ["CGD", "SFT"], "training.critique": critique})
+    assert works(made, "train-cgd", contract.Train).critique == contract.Critique(kind="corrupted", rate=0.3)
+    assert works(made, "train-sft", contract.Train).critique == contract.Critique()
+
+
+def test_every_objective_is_measured_on_the_same_held_out_prompts() -> None:
+    given = {"fraction": "0.05", "everySteps": 7}
+    made = children({"training.objectives": ["CGD", "SFT"], "training.validation": given, "training.seed": 3})
+    for stage in ("train-cgd", "train-sft"):
+        work = works(made, stage, contract.Train)
+        assert work.validation == contract.Validation(fraction=0.05, every_steps=7, select="best")
+        assert work.seed == 3
+
+
+def test_how_much_is_held_out_unasked_is_left_to_the_stage_that_knows_the_rows() -> None:
+    assert works(children(), "train-cgd", contract.Train).validation == contract.Validation(fraction=None)
+
+
+W = TypeVar("W")
+
+
+def works(made: dict[str, Child], stage: str, kind: type[W]) -> W:
+    work = made[stage].task.work
+    assert isinstance(work, kind)
+    return work
+
+
+def test_training_starts_from_the_student_and_evaluation_looks_at_what_was_trained() -> None:
+    train, base, trained = (children()[name].task.work for name in ("train-cgd", "evaluate-base", "evaluate-cgd"))
+    assert isinstance(train, contract.Train)
+    assert isinstance(base, contract.Evaluate)
+    assert isinstance(trained, contract.Evaluate)
+    assert train.student == base.model == contract.Model(name="s3://data/models/student")
+    assert trained.model.name == "stage://train-cgd"
+
+
+def test_without_evaluation_there_is_none() -> None:
+    assert not [name for name in children({"evaluation": None}) if name.startswith("evaluate")]
+
+
+def test_evaluation_of_the_base_alone() -> None:
+    assert "evaluate-cgd" not in children({"evaluation.models": ["base"]})
+
+
+def test_an_endpoint_teacher_asks_for_no_gpu() -> None:
+    endpoint = {"url": "https://t.example/v1", "model": "big"}
+    teacher = children({"teacher.model": None, "teacher.endpoint": endpoint})["teacher"]
+    assert (teacher.pool, teacher.gpus) == ("cpu", 0)
+    assert isinstance(teacher.task.work, contract.Generate)
+    assert teacher.task.work.model is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus"), [("prepare", 0), ("answer", 2), ("teacher", 8), ("train-cgd", 4), ("report", 0)]
+)
+def test_gpus_of_a_pod(stage: str, gpus: int) -> None:
+    changes = {"student.tensorParallel": 2, "teacher.tensorParallel": 8, "training.gpusPerWorker": 4}
+    assert children(changes)[stage].gpus == gpus
+
+
+def test_a_cpu_run_asks_for_no_gpu_at_all() -> None:
+    assert {child.gpus for child in plan(run({"placement.accelerator": "none"}))} == {0}
+
+
+@pytest.mark.parametrize(("memory", "size"), [("80Gi", 80 * 2**30), ("24G", 24 * 10**9)])
+def test_prepare_is_told_how_large_the_gpus_are_and_what_they_train(memory: str, size: int) -> None:
+    changes = {"placement.gpuMemory": memory, "training.workers": 2, "training.objectives": FIVE}
+    work = children(changes)["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.gpus
+    assert (work.gpus.memory, work.gpus.training) == (size, children(changes)["train-cgd"].task.work)
+
+
+def test_prepare_checks_no_gpu_whose_size_it_does_not_know() -> None:
+    work = children()["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.gpus is None
+
+
+def test_shards_become_pods() -> None:
+    assert children({"student.shards": 8})["answer"].pods == 8
+    assert children({"training.workers": 2})["train-cgd"].pods == 2
+
+
+def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
+    assert [child.name for child in plan(run())] == [child.name for child in plan(run())]
+    assert not {child.name for child in plan(run())} & {child.name for child in plan(run(name="other"))}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 63, "9" * 63, "9", "x", "1st", "1.2.3", "a.b", f"{'x' * 18}.y", f"{'1' * 14}-.y", f"{'x' * 17}--y", "x-9"],
+)
+def test_a_childs_name_is_one_that_services_and_pods_can_have(name: str) -> None:
+    children = plan(run({"training.objectives": FIVE}, name=name))
+    for child in children:
+        last = "node-0-511-xxxxx" if child.image == "train" else "1023-xxxxx"
+        assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", child.name)
+        assert len(f"{child.name}-{last}") <= 63
+    assert len({child.name for child in children}) == len(children)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served", "started", "chosen"),
+    [
+        ("auto", ["PyTorchJob", "TrainJob"], [], "PyTorchJob"),
+        ("auto", ["TrainJob"], [], "TrainJob"),
+        ("auto", [], [], None),
+        ("auto", ["PyTorchJob", "TrainJob"], ["Job", "TrainJob"], "TrainJob"),
+        ("TrainJob", ["PyTorchJob", "TrainJob"], [], "TrainJob"),
+        ("TrainJob", ["PyTorchJob"], [], None),
+        ("PyTorchJob", ["TrainJob"], ["Job"], None),
+    ],
+)
+def test_the_backend_is_the_one_that_trains_already_or_is_asked_for_or_served(
+    wanted: str, served: Any, started: list[str], chosen: str | None
+) -> None:
+    assert choose_backend(run({"training.backend": wanted}), served, started) == chosen
+
+
+@pytest.mark.parametrize("backend", ["PyTorchJob", "TrainJob"])
+def test_the_backend_is_the_kind_of_trainings_alone_and_no_part_of_a_task(backend: Any) -> None:
+    this = run()
+    for child, usual in zip(plan(this, backend), plan(this), strict=True):
+        assert child.kind == (backend if child.stage == "train-cgd" else "Job")
+        assert (child.name, child.task) == (usual.name, usual.task)
+
+
+def test_a_task_survives_its_journey_through_the_environment() -> None:
+    for child in plan(run()):
+        assert contract.StageTask.model_validate_json(child.task.to_json()) == child.task
+
+
+def test_no_secret_and_nothing_that_may_change_is_part_of_a_task() -> None:
+    changes = {"storage.credentialsSecretRef": {"name": "keys"}, "suspend": True, "ttlSecondsAfterFinished": 60}
+    for child in plan(run(changes)):
+        if child.stage != "report":  # which shows the spec, with the Secret's name
+            assert "keys" not in child.task.to_json()
+        assert "suspend" not in child.task.to_json()
+        assert "ttlSeconds" not in child.task.to_json()
+
+
+@pytest.mark.parametrize(("text", "value"), [("2%", 0.02), ("0%", 0.0), ("100%", 1.0), ("12.5%", 0.125)])
+def test_percent(text: str, value: float) -> None:
+    assert percent(text) == value
+
+
+def test_a_rival_is_the_base_model_with_more_passes_in_a_stage_of_its_own() -> None:
+    made = children({"evaluation.rivals": [{"kind": "SelfRefine", "rounds": 3}, {"kind": "Reflexion"}]})
+    base, rival = made["evaluate-base"].task.work, made["evaluate-selfrefine"].task.work
+    assert isinstance(base, contract.Evaluate)
+    assert rival == base.model_copy(update={"rival": contract.Rival(kind="SelfRefine", rounds=3)})
+    assert made["evaluate-reflexion"].task.work.rival == contract.Rival(kind="Reflexion", rounds=1)
+    assert base.rival is None
+    assert made["evaluate-selfrefine"].after == made["evaluate-base"].after
+    assert "evaluate-selfrefine" in made["report"].after
+
+
+@pytest.mark.parametrize(("given", "told"), [(None, None), ("70%", 0.7), ("0%", 0.0)])
+def test_the_check_is_told_how_many_refinements_must_be_right(given: str | None, told: float | None) -> None:
+    children = plan(run({"generation.minRightRefinements": given}))
+    (work,) = (child.task.work for child in children if child.stage == "check")
+    assert isinstance(work, contract.Check)
+    assert work.min_right_refinements == told
+
+
+def test_tasks_of_lm_eval_are_a_stage_of_every_model_with_what_is_known_filled_in() -> None:
+    tasks = [{"name": "IFEval"}, {"name": "MMLU-Pro", "limit": 10}, {"name": "gsm8k", "metric": "m,f", "fewShot": 3}]
+    code = {"evaluation.tasks": [*tasks, {"name": "HumanEval"}], "evaluation.executeCode": True}
+    made = children(code | {"evaluation.taskData": "s3://data/mirror"})
+    base, trained = made["harness-base"], made["harness-cgd"]
+    assert base.task.work.tasks == (
+        contract.HarnessTask(name="IFEval", task="ifeval", metric="prompt_level_strict_acc"),
+        contract.HarnessTask(
+            name="MMLU-Pro", task="mmlu_pro", metric="exact_match,custom-extract", few_shot=5, limit=10
+        ),
+        contract.HarnessTask(name="gsm8k", task="gsm8k", metric="m,f", few_shot=3),
+        contract.HarnessTask(name="HumanEval", task="humaneval_instruct", metric="pass@1", executes=True),
+    )
+    assert base.task.work.data == "s3://data/mirror"
+    assert trained.task.work == base.task.work.model_copy(update={"model": contract.Model(name="stage://train-cgd")})
+    assert (base.after, trained.after) == (made["evaluate-base"].after, ("train-cgd",))
+    assert {"harness-base", "harness-cgd"} <= set(made["report"].after)
+
+
+def test_tasks_are_asked_of_the_models_that_are_evaluated() -> None:
+    made = children({"evaluation.tasks": [{"name": "IFEval"}], "evaluation.models": ["trained"]})
+    assert [name for name in made if name.startswith("harness")] == ["harness-cgd"]

@@ -1,0 +1,263 @@
+"""The endpoint engine against a small server of real HTTP: retries, refusals, keys, and nothing asked twice."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from support.stage_builders import each
+
+from cgd_stages.contract import Endpoint, Sampling
+from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.openai import EndpointEngine, Patience, probe
+from cgd_stages.errors import TransientError, UserError
+from cgd_stages.method import prompts
+
+QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
+Reply = tuple[int, dict[str, str], Any]
+
+
+def chat(text: str, finish: str = "stop") -> Reply:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+class Server:
+    """Answers by a rule that sees the question and how often it was asked before."""
+
+    def __init__(self, rule: Callable[[str, int], Reply]) -> None:
+        self.asked: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.at_once = self.most_at_once = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer._lock:
+                    question = body["messages"][-1]["content"]
+                    before, outer.asked[question] = outer.asked[question], outer.asked[question] + 1
+                    outer.bodies.append(body)
+                    outer.keys.add(self.headers.get("Authorization"))
+                    outer.at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
+                status, headers, answer = rule(question, before)
+                with outer._lock:
+                    outer.at_once -= 1
+                self._send(status, headers, answer)
+
+            def do_GET(self) -> None:
+                status, headers, answer = rule(self.path, 0)
+                self._send(status, headers, answer)
+
+            def _send(self, status: int, headers: dict[str, str], answer: Any) -> None:
+                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
+                """Silence."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
+    servers: list[Server] = []
+
+    def start(rule: Callable[[str, int], Reply]) -> Server:
+        servers.append(Server(rule))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def ask(url: str, questions: list[str], *, concurrency: int = 4, patience: Patience = QUICK) -> dict[str, Outcome]:
+    engine = EndpointEngine(Endpoint(url=url, model="big", max_concurrency=concurrency), patience)
+    sampling = Sampling(max_tokens=9, seed=7)
+    requests = [Request(text, prompts.answer_messages(text), sampling) for text in questions]
+    try:
+        return {outcome.name: outcome for outcome in drive(engine, each(requests), threading.Event())}
+    finally:
+        engine.close()
+
+
+def test_every_question_is_asked_once_and_answered(serve):
+    server = serve(lambda question, before: chat(f"re: {question}"))
+    questions = [f"q{n}" for n in range(30)]
+    outcomes = ask(server.url, questions)
+    assert outcomes["q7"] == Completion("q7", "re: q7", "stop", 3, 2)
+    assert server.asked == dict.fromkeys(questions, 1)
+
+
+@pytest.mark.parametrize("word", ["reasoning", "reasoning_content"])
+def test_a_thought_that_the_server_tells_apart_and_cached_tokens_are_kept(serve, word):
+    answer = chat("4")
+    answer[2]["choices"][0]["message"][word] = "2 and 2"
+    answer[2]["usage"]["prompt_tokens_details"] = {"cached_tokens": 2}
+    server = serve(lambda question, before: answer)
+    (outcome,) = ask(server.url, ["2 + 2?"]).values()
+    assert outcome == Completion("2 + 2?", "4", "stop", 3, 2, thinking="2 and 2", cached_tokens=2)
+
+
+def test_no_more_requests_are_under_way_than_allowed(serve):
+    def slow(question: str, before: int) -> Reply:
+        time.sleep(0.02)
+        return chat("ok")
+
+    server = serve(slow)
+    ask(server.url, [f"q{n}" for n in range(20)], concurrency=3)
+    assert server.most_at_once == 3
+
+
+def test_the_request_says_what_the_task_says(serve, monkeypatch):
+    monkeypatch.setenv("CGD_TEACHER_API_KEY", "secret-key")
+    server = serve(lambda question, before: chat("ok"))
+    ask(server.url, ["q"])
+    assert server.bodies == [
+        {
+            "model": "big",
+            "messages": [{"role": "user", "content": "q"}],
+            "max_tokens": 9,
+            "temperature": 0.0,
+            "top_p": 1.0,
+        }
+    ]
+    assert server.keys == {"Bearer secret-key"}
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_what_may_pass_is_tried_again(serve, status):
+    server = serve(lambda question, before: chat("ok") if before == 2 else (status, {}, b"later"))
+    assert isinstance(ask(server.url, ["q"])["q"], Completion)
+    assert server.asked["q"] == 3
+
+
+def test_retry_after_is_obeyed(serve, monkeypatch):
+    waits: list[float | None] = []
+    pause = Patience.pause
+    monkeypatch.setattr(Patience, "pause", lambda self, *given: waits.append(given[1]) or pause(self, 0, 0.0))
+    headers = iter([{"Retry-After": "7"}, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, {"Retry-After": "soon"}])
+    server = serve(lambda question, before: chat("ok") if before == 3 else (429, next(headers), b"later"))
+    ask(server.url, ["q"], patience=Patience(tries=4))
+    assert waits == [7.0, 0.0, None]
+
+
+def test_pauses_double_with_jitter_up_to_the_longest():
+    patience = Patience(first_pause=1.0, longest_pause=60.0)
+    assert patience.pause(0, 12.0) == 12.0
+    for attempt, most in ((0, 1), (3, 8), (20, 60)):
+        pauses = {patience.pause(attempt, None) for _ in range(50)}
+        assert most / 2 <= min(pauses) < max(pauses) <= most
+
+
+def test_a_request_that_the_server_refuses_rejects_its_row_alone(serve):
+    server = serve(lambda question, before: (400, {}, b"too long for me") if question == "bad" else chat("ok"))
+    outcomes = ask(server.url, ["a", "bad", "b"])
+    assert outcomes["bad"] == Refused("bad", "endpoint", "HTTP 400: too long for me")
+    assert isinstance(outcomes["a"], Completion)
+    assert server.asked["bad"] == 1
+
+
+def test_a_request_that_breaks_the_server_rejects_its_row_when_others_are_served(serve):
+    def rule(question: str, before: int) -> Reply:
+        if question == "poison":
+            time.sleep(0.05)
+            return 500, {}, b"oops"
+        return chat("ok")
+
+    outcomes = ask(serve(rule).url, ["poison", *[f"q{n}" for n in range(20)]], concurrency=2)
+    assert isinstance(outcomes["poison"], Refused)
+    assert len(outcomes) == 21
+
+
+def test_an_answer_that_is_no_completion_is_not_believed(serve):
+    server = serve(lambda question, before: chat("ok") if before else (200, {}, {"choices": []}))
+    assert isinstance(ask(server.url, ["q"])["q"], Completion)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_key_ends_the_program_for_good(serve, status):
+    server = serve(lambda question, before: (status, {}, b"who are you"))
+    with pytest.raises(UserError) as caught:
+        ask(server.url, ["a", "b"])
+    assert "apiKeySecretRef" in caught.value.hint
+    assert "secret" not in caught.value.message
+
+
+def test_a_server_that_is_away_ends_the_program_for_a_retry():
+    with pytest.raises(TransientError, match="does not answer"):
+        ask("http://127.0.0.1:9/v1", ["a"])
+
+
+def test_a_server_that_dies_rejects_nothing_of_what_was_under_way(serve):
+    """Answers from before it died do not prove that the server answers others."""
+    slow, died = threading.Event(), threading.Event()
+
+    def rule(question: str, before: int) -> Reply:
+        if question == "slow":
+            slow.set()
+            died.wait(5.0)
+        elif slow.wait(5.0) and not died.is_set():
+            threading.Timer(0.1, died.set).start()
+            return chat("ok")
+        return 502, {}, b"gone"
+
+    with pytest.raises(TransientError, match="does not answer"):
+        ask(serve(rule).url, ["slow", "q0"], concurrency=2)
+
+
+def test_what_was_answered_beside_a_failure_is_handed_out_first(serve):
+    server = serve(lambda question, before: (401, {}, b"no") if question == "bad" else chat("ok"))
+    engine = EndpointEngine(Endpoint(url=server.url, model="big"), QUICK)
+    for text in ("a", "b"):
+        engine.submit(Request(text, prompts.answer_messages(text), Sampling(max_tokens=9)))
+    seen: list[str] = []
+    while engine._outcomes.qsize() < 2:
+        time.sleep(0.01)
+    engine.submit(Request("bad", prompts.answer_messages("bad"), Sampling(max_tokens=9)))
+    while len(seen) < 2:
+        seen += [outcome.name for outcome in engine.step()]
+    with pytest.raises(UserError):
+        list(drive(engine, each([]), threading.Event()))
+    engine.close()
+    assert sorted(seen) == ["a", "b"]
+
+
+def test_the_probe_says_what_is_served(serve):
+    server = serve(lambda path, before: (200, {}, {"data": [{"id": "big"}]}))
+    assert "serves big" in probe(Endpoint(url=server.url, model="big"))
+    with pytest.raises(UserError, match="does not serve small, but big"):
+        probe(Endpoint(url=server.url, model="small"))
+
+
+def test_the_probe_asks_for_a_token_where_models_are_not_listed(serve):
+    server = serve(lambda asked, before: (404, {}, b"") if asked == "/v1/models" else chat("H", "length"))
+    assert "answers as big" in probe(Endpoint(url=server.url, model="big"))
+    assert server.asked["Hi"] == 1
+
+
+def test_the_probe_tells_a_wrong_key_from_a_server_that_is_away(serve):
+    server = serve(lambda path, before: (401, {}, b"no"))
+    with pytest.raises(UserError, match="does not accept the key"):
+        probe(Endpoint(url=server.url, model="big"))
+    with pytest.raises(TransientError, match="does not answer"):
+        probe(Endpoint(url="http://127.0.0.1:9/v1", model="big"))

@@ -1,0 +1,134 @@
+"""Self-Refine and Reflexion: the same model answers, criticises and answers again; what counts as its answer, and what
+it costs."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from support.stage_builders import RuleEngine, said
+
+from cgd_stages.contract import Rival, RivalKind, Sampling
+from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
+from cgd_stages.method.prompts import answer_messages, critique_messages, refine_messages, retry_messages
+from cgd_stages.store.rows import Row
+
+QUESTION = "What is 1 + 1?"
+WRONG, RIGHT = "Look again.\nConclusion: wrong", "Fine.\nConclusion: right"
+CUT = ("and so on", "length")
+Reply = str | tuple[str, str] | None
+"""A text, a text and its finish reason, or a refusal."""
+
+
+def question(number: int = 0) -> Row:
+    return {"benchmark": "sums", "id": f"{number:020x}", "sample": 0, "prompt": QUESTION}
+
+
+def replies(*given: Reply) -> Callable[[Request], Outcome]:
+    """A model that says one thing after the other; None: it is refused."""
+    left = list(given)
+
+    def rule(request: Request) -> Outcome:
+        match left.pop(0):
+            case None:
+                return Refused(request.name, "too_long", "too long", 99)
+            case (text, reason):
+                return said(request, text, reason)
+            case text:
+                return said(request, str(text))
+
+    return rule
+
+
+def play(engine: RuleEngine, rounds: int, questions: int = 1, kind: RivalKind = "SelfRefine") -> list[Dialogue]:
+    named = [(f"q{number}", question(number)) for number in range(questions)]
+    dialogues = Dialogues(
+        named, Sampling(max_tokens=8, temperature=0.5), Rival(kind=kind, rounds=rounds) if rounds else None
+    )
+    outcomes = drive(engine, dialogues.take, threading.Event())
+    return [ended for outcome in outcomes if (ended := dialogues.note(outcome))]
+
+
+def test_the_model_sees_its_own_answer_and_critique_in_the_teachers_words() -> None:
+    engine = RuleEngine(replies("one", WRONG, "<think>hm</think>two", WRONG, "three"))
+    (ended,) = play(engine, rounds=2)
+    assert [request.messages for request in engine.asked] == [
+        answer_messages(QUESTION),
+        critique_messages(QUESTION, "one"),
+        refine_messages(QUESTION, "one", WRONG),
+        critique_messages(QUESTION, "two"),
+        refine_messages(QUESTION, "two", WRONG),
+    ]
+    assert (ended.outcome.name, text_of(ended), ended.passes) == ("q0", "three", 5)
+
+
+def test_reflexion_answers_anew_with_its_last_three_reflections_and_without_its_answers() -> None:
+    thoughts = [f"Thought {number}.\nConclusion: wrong" for number in range(1, 5)]
+    engine = RuleEngine(
+        replies("one", thoughts[0], "two", thoughts[1], "three", thoughts[2], "four", thoughts[3], "five")
+    )
+    (ended,) = play(engine, rounds=4, kind="Reflexion")
+    assert [request.messages for request in engine.asked[:3]] == [
+        answer_messages(QUESTION),
+        critique_messages(QUESTION, "one"),
+        retry_messages(QUESTION, thoughts[:1]),
+    ]
+    last = engine.asked[-1].messages[-1]["content"]
+    assert engine.asked[-1].messages == retry_messages(QUESTION, thoughts[1:])
+    assert "four" not in last
+    assert thoughts[0] not in last
+    assert (text_of(ended), ended.passes) == ("five", 9)
+
+
+def text_of(dialogue: Dialogue) -> str:
+    assert isinstance(dialogue.outcome, Completion)
+    return dialogue.outcome.text
+
+
+@pytest.mark.parametrize("kind", ["SelfRefine", "Reflexion"])
+@pytest.mark.parametrize(
+    ("given", "text", "passes"),
+    [
+        (["one", RIGHT], "one", 2),
+        (["one", WRONG, "two", RIGHT], "two", 4),
+        (["one", CUT], "one", 2),
+        (["one", None], "one", 2),
+        (["one", "  "], "one", 2),
+        (["one", WRONG, CUT], "one", 3),
+        (["one", WRONG, None], "one", 3),
+        (["one", WRONG, "two", None], "two", 4),
+        ([CUT], "and so on", 1),
+    ],
+)
+def test_a_dialogue_ends_where_nothing_is_wrong_or_a_pass_comes_to_nothing(
+    given: list[Reply], text: str, passes: int, kind: RivalKind
+) -> None:
+    (ended,) = play(RuleEngine(replies(*given)), rounds=3, kind=kind)
+    assert (text_of(ended), ended.passes) == (text, passes)
+
+
+def test_every_pass_is_paid_for() -> None:
+    (ended,) = play(RuleEngine(replies("one", WRONG, "two and two")), rounds=1)
+    assert (ended.outcome.prompt_tokens, ended.tokens) == (30, 1 + 4 + 3)
+    assert isinstance(ended.outcome, Completion)
+    assert ended.outcome.tokens == 8
+
+
+def test_a_question_that_is_refused_is_refused() -> None:
+    (ended,) = play(RuleEngine(replies(None)), rounds=1)
+    assert isinstance(ended.outcome, Refused)
+
+
+def test_no_rounds_are_a_single_pass_and_the_first_pass_is_always_the_same() -> None:
+    single, refined = RuleEngine(replies("one")), RuleEngine(replies("one", WRONG, "two"))
+    assert [one.passes for one in play(single, rounds=0)] == [1]
+    play(refined, rounds=1)
+    assert single.asked[0] == refined.asked[0]
+    assert len({request.sampling.seed for request in refined.asked}) == 3
+
+
+def test_many_dialogues_go_on_side_by_side_and_none_is_lost() -> None:
+    engine = RuleEngine(
+        lambda request: said(request, WRONG if "critique" in request.messages[-1]["content"] else "two")
+    )
+    assert {one.name: one.passes for one in play(engine, rounds=2, questions=20)} == {f"q{n}": 5 for n in range(20)}

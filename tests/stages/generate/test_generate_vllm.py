@@ -1,0 +1,178 @@
+"""generate with the real vLLM and the real store: the whole way, interrupted in every way, and with bad models."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from support.stage_builders import (
+    GREEDY,
+    Program,
+    context,
+    each,
+    generate_with,
+    generate_work,
+    prepared,
+    stored_rejections,
+    stored_rows,
+    task,
+)
+
+from cgd_stages import contract
+from cgd_stages.contract import Progress
+from cgd_stages.engines.base import Completion, Request, VllmEngine, drive
+from cgd_stages.errors import UserError
+from cgd_stages.method import prompts
+
+# vLLM and torch warn about themselves while they are imported.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+
+ROWS = 4000
+TEXTS = [f"Ann has {n} apples and gives {n % 7} to Ben. How many are left?" for n in range(ROWS)]
+SETTINGS = contract.Engine(dtype="float32")
+
+
+class CountingEngine(VllmEngine):
+    """vLLM that remembers what it was asked, and outlives the programs of a test: a start takes a while.
+
+    A process can have one engine at a time: closing any of them takes the parallel groups of all of them down.
+    """
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model, SETTINGS)
+        self.asked = 0
+        self.seen: dict[str, list[int]] = {}
+        """Token ids that vLLM was given, by the name of the request."""
+        self._add, self._llm.add_request = self._llm.add_request, self._note
+
+    def submit(self, request: Request) -> None:
+        self.asked += 1
+        super().submit(request)
+
+    def _note(self, name: str, prompt: Any, params: Any) -> None:
+        self.seen[name] = prompt["prompt_token_ids"]
+        self._add(name, prompt, params)
+
+    def close(self) -> None:
+        """Stays warm for the next test."""
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    engine = CountingEngine(tiny_model)
+    yield engine
+    VllmEngine.close(engine)
+
+
+def past(rows: int):
+    def seen(report: Progress) -> bool:
+        return report.rows is not None and report.rows.done >= rows
+
+    return seen
+
+
+def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_path, engine):
+    prepared(bucket, TEXTS)
+    answer = generate_work(tiny_model, "answer", max_rejected=0.2)
+
+    stopped = Program("generate", task(storage, answer), tmp_path / "a")
+    stopped.send_when(past(1), signal.SIGTERM)
+    ended = stopped.wait()
+    assert (ended.code, ended.words.outcome) == (143, "interrupted"), ended.log
+    stored = ended.words.stages["answer"].rows
+    assert 0 < stored.done < ROWS
+    engine.asked = 0
+    facts = generate_with(engine, context(storage, answer, tmp_path))["answer"]
+    assert engine.asked == ROWS - stored.done - stored.rejected
+    assert facts.rows.done + facts.rows.rejected == facts.rows.total == ROWS
+
+    teacher = generate_work(tiny_model, "critique", "refine", max_rejected=1.0)  # it often has no word to say
+    killed = Program("generate", task(storage, teacher), tmp_path / "b")
+    killed.send_when(past(512), signal.SIGKILL)
+    assert killed.wait().code == -signal.SIGKILL
+    engine.asked = 0
+    halves = teacher.model_copy(update={"shards": 2})
+    for shard in range(2):
+        generate_with(engine, context(storage, halves, tmp_path, shard=shard))
+    critiques, refinements = stored_rows(bucket, "critique"), stored_rows(bucket, "refine")
+    assert engine.asked <= facts.rows.done - 512 + len(critiques)
+
+    for stage, kept, read in (("critique", critiques, facts.rows.done), ("refine", refinements, len(critiques))):
+        ids = [row["id"] for row in kept + stored_rejections(bucket, stage)]
+        assert len(ids) == len(set(ids)) == read
+    audit(refinements[:: ROWS // 16], engine)
+
+
+def test_the_engine_saw_what_the_stored_rows_say_token_for_token(bucket, storage, tiny_model, tmp_path, engine):
+    prepared(bucket, TEXTS[:160])
+    for roles in (("answer",), ("critique", "refine")):
+        facts = generate_with(engine, context(storage, generate_work(tiny_model, *roles, max_rejected=1.0), tmp_path))
+    rows, tokenizer = stored_rows(bucket, "refine"), engine._llm.get_tokenizer()
+    assert len(rows) > 20
+    for row in rows:
+        for role in ("answer", "critique", "refine"):
+            text = prompts.render(tokenizer, prompts.role_messages(role, row))
+            assert engine.seen[f"{row['id']}-0-{role}"] == prompts.token_ids(tokenizer, text)
+    refine = facts["refine"]  # instruction, question and answer were computed for the critique
+    assert refine.metrics["prompt_tokens_cached"] > 0.5 * refine.prompt_tokens
+    assert facts["refine"].metrics["preemptions"] == 0
+
+
+def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
+    """What is stored is what the model says when it is asked afresh, and in another batch."""
+    for role, column in (("answer", "answer"), ("critique", "critique"), ("refine", "refinement")):
+        asked = [Request(row["id"], prompts.role_messages(role, row), GREEDY) for row in rows]
+        told = {outcome.name: outcome for outcome in drive(engine, each(asked), threading.Event())}
+        for row in rows:
+            outcome = told[row["id"]]
+            assert isinstance(outcome, Completion)
+            assert row[column] == prompts.read_reply(outcome.text).text
+            assert row[f"{column}_tokens"] == outcome.tokens
+
+
+def test_a_model_that_says_nothing_fails_the_stage(bucket, storage, tmp_path):
+    model = tiny.make(tmp_path / "silent", always=tiny.END)
+    prepared(bucket, TEXTS[:20])
+    ended = Program("generate", task(storage, generate_work(model, "answer")), tmp_path / "a").wait()
+    assert ended.code == 3, ended.log
+    assert "rejected, more than the 2.0%" in ended.words.message
+    assert "empty" in ended.words.message
+    assert ended.words.error == "UserError"
+    assert ended.words.stages["answer"].rows.rejected > 0
+
+
+def test_prompts_beyond_the_context_and_replies_without_end_are_rejected_alone(bucket, storage, tmp_path):
+    model = tiny.make(tmp_path / "endless", always="a", context=256)
+    prepared(bucket, ["short?", "long " * 300, "short too?"])
+    work = generate_work(model, "answer", max_rejected=1.0, sampling=(contract.Sampling(max_tokens=9),))
+    ended = Program("generate", task(storage, work), tmp_path / "a").wait()
+    assert ended.code == 0, ended.log
+    facts = ended.words.stages["answer"]
+    rejected = stored_rejections(bucket, "answer")
+    assert sorted((row["reason"], row["tokens"]) for row in rejected) == [
+        ("too_long", 0),
+        ("truncated", 9),
+        ("truncated", 9),
+    ]
+    assert (facts.rows.total, facts.rows.done) == (3, 0)
+
+
+def test_a_context_that_the_model_does_not_have_is_refused(tiny_model):
+    with pytest.raises(UserError, match="does not take the model"):
+        VllmEngine(tiny_model, contract.Engine(dtype="float32", max_model_len=1 << 20))
+
+
+def test_a_sampled_row_has_the_same_text_in_any_company(engine):
+    warm = contract.Sampling(max_tokens=24, temperature=1.0)
+
+    def ask(numbers: list[int]) -> dict[str, str]:
+        seeds = {n: warm.model_copy(update={"seed": n}) for n in numbers}
+        asked = [Request(str(n), prompts.answer_messages(TEXTS[n]), seeds[n]) for n in numbers]
+        told = drive(engine, each(asked), threading.Event())
+        return {outcome.name: outcome.text for outcome in told if isinstance(outcome, Completion)}
+
+    together, alone = ask(list(range(12))), ask([5])
+    assert alone["5"] == together["5"]
+    assert len(set(together.values())) > 6

@@ -1,0 +1,170 @@
+"""The words: which slots each role fills, what survives which template, and how replies are read."""
+
+import pytest
+from support import tiny
+from transformers import AutoTokenizer
+
+from cgd_stages.method import prompts
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}"
+)
+DROPPING = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def with_template(tokenizer, template):
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_answer_is_asked_with_the_prompt_and_nothing_else():
+    assert prompts.answer_messages("2 + 2?") == [{"role": "user", "content": "2 + 2?"}]
+
+
+def test_the_slots_of_the_critique_are_exact():
+    system, user = prompts.critique_messages("2 + 2?", "5")
+    assert system["role"] == "system"
+    assert '"Conclusion: right"' in system["content"]
+    assert '"Conclusion: wrong"' in system["content"]
+    assert user == {"role": "user", "content": "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nWrite the critique."}
+
+
+def test_the_slots_of_the_refinement_and_of_training_are_the_same():
+    slots = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one"
+    asked = prompts.refine_messages("2 + 2?", "5", "off by one")
+    trained = prompts.training_context("2 + 2?", "5", "off by one")
+    assert asked[1] == {"role": "user", "content": f"{slots}\n\nWrite the improved answer."}
+    assert trained[1] == {"role": "user", "content": slots}
+    assert "your critique" in asked[0]["content"]
+    assert "the teacher's critique" in trained[0]["content"]
+
+
+def test_critique_and_refinement_begin_alike_up_to_the_end_of_the_answer(tokenizer):
+    chat = with_template(tokenizer, tiny.TEMPLATE)
+    critique = prompts.render(chat, prompts.critique_messages("2 + 2?", "5"))
+    refine = prompts.render(chat, prompts.refine_messages("2 + 2?", "5", "off by one"))
+    shared, _, _ = critique.partition("Write the critique.")
+    assert shared.endswith("Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\n")
+    assert refine.startswith(shared)
+
+
+def test_a_template_is_used_as_it_is(tokenizer):
+    text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.critique_messages("x", "y"))
+    assert text.startswith(f"{tiny.START}system\n{prompts.TEACHER}{tiny.END}")
+    assert text.endswith(f"{tiny.START}assistant\n")
+
+
+@pytest.mark.parametrize("template", [STRICT, DROPPING])
+def test_a_template_without_a_system_turn_keeps_the_instruction(tokenizer, template):
+    text = prompts.render(with_template(tokenizer, template), prompts.critique_messages("x", "y"))
+    assert text.startswith(f"[user]{prompts.TEACHER}\n\nQuestion: x")
+    assert text.count(prompts.TEACHER) == 1
+
+
+def test_a_model_without_a_template_gets_a_plain_frame(tokenizer):
+    bare = with_template(tokenizer, None)
+    assert prompts.render(bare, prompts.answer_messages("2 + 2?")) == "Question: 2 + 2?\n\nAnswer:"
+    asked = prompts.render(bare, prompts.refine_messages("x", "y", "c"))
+    assert asked.startswith(prompts.TEACHER)
+    assert asked.endswith("Critique: c\n\nWrite the improved answer.\n\nResponse:")
+
+
+def test_the_plain_frame_begins_as_the_tokenizer_begins_a_text(tokenizer):
+    class Opening:
+        chat_template = None
+        bos_token, bos_token_id = "<s>", 1
+
+        def __call__(self, text, **_):
+            return {"input_ids": [1]}
+
+    assert prompts.render(Opening(), prompts.answer_messages("x")).startswith("<s>Question: x")
+
+
+def test_special_tokens_of_a_rendered_text_are_single_tokens(tokenizer):
+    text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.answer_messages("x"))
+    ids = prompts.token_ids(tokenizer, text)
+    assert ids.count(tokenizer.convert_tokens_to_ids(tiny.START)) == 2
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", ["7 \u00d7 8 = 56", "naïve 東京 \U0001f34e", " two  blanks\n\n"])
+def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
+    assert tokenizer.decode(prompts.token_ids(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "thinking", "unfinished"),
+    [
+        (" 4 \n", "4", "", False),
+        ("<think>2 and 2</think>\n\n4", "4", "2 and 2", False),
+        ("2 and 2</think>4", "4", "2 and 2", False),
+        ("<think>a</think>b</think>c", "c", "a</think>b", False),
+        ("<think>2 and", "", "2 and", True),
+        ("<think>2</think>  ", "", "2", False),
+    ],
+)
+def test_only_what_follows_the_thinking_counts(output, text, thinking, unfinished):
+    assert prompts.read_reply(output) == prompts.Reply(text, thinking, unfinished)
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("So it is " + "I am sure. " * 20, "I am sure."),
+        ("yes " * 40, "yes"),
+        ("yes " * 39, ""),
+        ("one two three four five six " * 7, ""),
+        ("one two three four five six " * 8, "one two three four five six"),
+        ("I am sure. " * 20 + "The answer is 4.", ""),
+        (" ".join(f"{n} plus {n} is {2 * n}." for n in range(100)), ""),
+        ("", ""),
+    ],
+)
+def test_a_text_loops_when_its_end_repeats(text, loop):
+    assert prompts.loops(text) == loop
+
+
+@pytest.mark.parametrize(
+    ("critique", "verdict"),
+    [
+        ("Fine.\nConclusion: right", "right"),
+        ("Conclusion: wrong", "wrong"),
+        ("Off.\n**Conclusion: Wrong.**\n\n", "wrong"),
+        ("Conclusion: right\nBut then again", None),
+        ("Conclusion: right or wrong", None),
+        ("In conclusion: wrong", None),
+        ("", None),
+    ],
+)
+def test_the_verdict_is_the_last_line_or_none(critique, verdict):
+    assert prompts.verdict(critique) == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("TEACHER", ["critique", "refine"]), ("CRITIQUE", ["critique"]), ("REFINE", ["refine"])],
+)
+def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch, name, changed):
+    before = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
+    monkeypatch.setattr(prompts, name, "Look at this.")
+    after = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
+    assert [role for role in before if before[role] != after[role]] == changed
+
+
+@pytest.mark.parametrize(
+    ("critique", "changed"),
+    [
+        ("Off.\nConclusion: wrong", "Off.\nConclusion: right"),
+        ("Off.\n**Conclusion: Wrong**\n", "Off.\nConclusion: right"),
+        ("Off.", "Off.\nConclusion: right"),
+        ("Conclusion: wrong", "Conclusion: right"),
+    ],
+)
+def test_a_critique_can_be_given_another_verdict(critique, changed):
+    assert prompts.with_verdict(critique, "right") == changed

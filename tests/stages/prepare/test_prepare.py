@@ -1,0 +1,362 @@
+"""prepare: every line read is a row or a rejection, and what would fail on a GPU is refused with the mend."""
+
+import gzip
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from support import tiny
+from support.stage_builders import RUN, context, prepare_work
+
+from cgd_stages.contract import Benchmark, BenchmarkFields, Decontaminate, Endpoint, Engine, Model, Prompts, Storage
+from cgd_stages.errors import RowsLost, TransientError, UserError
+from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare.sources import row_id
+from cgd_stages.store.benchmarks import read_benchmarks
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import REJECTED, read_rows
+from cgd_stages.store.rows import from_parquet
+from cgd_stages.store.run import open_input
+
+QUESTIONS = [{"question": f"Ann has {n} apples. How many?", "answer": str(n)} for n in range(60)]
+
+
+def lines(rows: list[object]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def put(bucket: Bucket, key: str, data: bytes) -> str:
+    bucket.put(key, data)
+    return bucket.uri(key)
+
+
+class Prepared:
+    """The outcome of a run of prepare, read back from the store."""
+
+    def __init__(self, storage: Storage, work: object, scratch: Path, inputs: Path | None = None) -> None:
+        self.context = context(storage, work, scratch, inputs=inputs)
+        self.facts = prepare.main(self.context)["prepare"]
+        self.folder = open_input(self.context.bucket, RUN, "prepare")
+        self.rows = sorted(read_rows(self.folder), key=lambda row: row["prompt"])
+        done = self.folder.require()
+        self.rejected = [row for part in done.under(REJECTED) for row in from_parquet(self.folder.read(part))]
+        self.done = done
+
+
+def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    found = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert [row["prompt"] for row in found.rows] == sorted(row["question"] for row in QUESTIONS)
+    assert {row["reference"] for row in found.rows} == {str(n) for n in range(60)}
+    assert all(row["id"] == row_id(row["prompt"]) and row["prompt_tokens"] > 10 for row in found.rows)
+    assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (60, 60, 0)
+
+
+def table(rows: list[dict[str, object]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("p.jsonl", lines(QUESTIONS)),
+        ("p.jsonl.gz", gzip.compress(lines(QUESTIONS))),
+        ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS))),
+        ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS[:9])) + zstandard.compress(lines(QUESTIONS[9:]))),
+        ("p.json", lines(QUESTIONS)),
+        ("p.json.gz", gzip.compress(lines(QUESTIONS))),
+        ("p.json.zst", zstandard.compress(lines(QUESTIONS))),
+        ("p.parquet", table(QUESTIONS)),
+    ],
+)
+def test_every_format_gives_the_same_rows(bucket, storage, tiny_model, tmp_path, name, data):
+    found = Prepared(storage, prepare_work(tiny_model, put(bucket, f"in/{name}", data)), tmp_path)
+    assert len(found.rows) == 60
+
+
+def test_a_star_takes_all_files_of_its_folder_and_no_others(bucket, storage, tiny_model, tmp_path):
+    put(bucket, "in/a-1.jsonl", lines(QUESTIONS[:3]))
+    put(bucket, "in/a-2.jsonl", lines(QUESTIONS[3:5]))
+    put(bucket, "in/b.jsonl", lines(QUESTIONS[5:]))
+    put(bucket, "in/deeper/a-3.jsonl", lines(QUESTIONS[5:]))
+    found = Prepared(storage, prepare_work(tiny_model, bucket.uri("in/a-*.jsonl")), tmp_path)
+    assert len(found.rows) == 5
+
+
+def test_a_config_map_is_read_where_it_is_mounted(storage, tiny_model, tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "p.jsonl").write_bytes(lines(QUESTIONS))
+    found = Prepared(storage, prepare_work(tiny_model, "configmap://words/p.jsonl"), tmp_path, inputs=tmp_path)
+    assert len(found.rows) == 60
+
+
+def test_a_config_map_that_is_not_there_may_still_come(storage, tiny_model, tmp_path):
+    work = prepare_work(tiny_model, "configmap://words/p.jsonl")
+    with pytest.raises(TransientError) as caught:
+        prepare.main(context(storage, work, tmp_path, inputs=tmp_path))
+    assert "ConfigMap words with the key p.jsonl" in caught.value.hint
+
+
+def test_the_limit_counts_rows_that_are_kept(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([QUESTIONS[0], QUESTIONS[0], *QUESTIONS[1:]]))
+    found = Prepared(storage, prepare_work(tiny_model, source, limit=5), tmp_path)
+    assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (6, 5, 1)
+
+
+def test_duplicates_are_listed_but_never_refuse_the_run(bucket, storage, tiny_model, tmp_path):
+    again = {"question": "  Ann has 1   apples. How many?\n", "answer": "1"}
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, again]))
+    found = Prepared(storage, prepare_work(tiny_model, source, max_rejected=0.0), tmp_path)
+    assert [(row["reason"], row["id"]) for row in found.rejected] == [("duplicate", row_id(QUESTIONS[1]["question"]))]
+    assert "line 61" in found.rejected[0]["detail"]
+
+
+def test_each_bad_row_is_rejected_with_its_reason_and_line(bucket, storage, tiny_model, tmp_path):
+    bad = [{"question": " "}, {"q": "x"}, {"question": 7}, {"question": "long " * 3000}, ["a list"]]
+    data = lines([*QUESTIONS, *bad]) + b'{"question": "cut\n' + b'{"question": "\xff"}\n' + b'{"question": "\\ud800"}\n'
+    work = prepare_work(tiny_model, put(bucket, "in/p.jsonl", data), max_rejected=0.2)
+    found = Prepared(storage, work, tmp_path)
+    reasons = [row["reason"] for row in found.rejected]
+    assert reasons == ["empty", "missing_field", "malformed", "too_long", *["malformed"] * 4]
+    assert all(f"line {61 + n}:" in row["detail"] for n, row in enumerate(found.rejected))
+    assert found.facts.rows.total == found.facts.rows.done + found.facts.rows.rejected == 68
+
+
+def test_too_many_bad_rows_refuse_the_run_with_reasons_and_examples(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, {"question": ""}, {"no": 1}]))
+    with pytest.raises(UserError) as caught:
+        prepare.main(context(storage, prepare_work(tiny_model, source), tmp_path))
+    assert "2 of 62 rows cannot be used (empty 1, missing_field 1)" in caught.value.message
+    assert "line 61" in caught.value.message
+    assert "line 62" in caught.value.message
+    assert "spec.generation.maxRejected" in caught.value.hint
+    assert not [found for found in bucket.list("team/") if found.key.endswith("DONE.json")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message", "hint"),
+    [
+        ("p.jsonl", b"", "has no rows", "spec.prompts.source"),
+        ("p.jsonl", b"\n \n", "has no rows", "spec.prompts.source"),
+        ("p.jsonl", b"not json\n", "1 of 1 rows cannot be used (malformed 1)", "Mend the file"),
+        ("p.jsonl", lines([{"q": 1, "text": 2}]), "has the field 'question'", "fields that exist: q, text"),
+        ("p.jsonl", lines([{"question": "a?"}]), "has the field 'answer'", "spec.prompts.fields.reference"),
+        ("p.jsonl.gz", b"no gzip", "cannot be read", "spec.prompts.source"),
+        ("p.jsonl.gz", gzip.compress(lines(QUESTIONS))[:-20], "cannot be read", "cut or corrupt"),
+        ("p.jsonl.zst", b"no zstd", "cannot be read", "spec.prompts.source"),
+        ("p.jsonl.zst", zstandard.compress(lines(QUESTIONS))[:-20], "p.jsonl.zst cannot be read", "cut or corrupt"),
+        ("p.parquet", b"no parquet", "cannot be read", "spec.prompts.source"),
+        ("p.parquet", table([{"q": 1, "text": 2}]), "has the field 'question'", "fields that exist: q, text"),
+        ("p.csv", b"a,b", "no known format", ".jsonl"),
+    ],
+)
+def test_a_file_that_is_no_use_is_refused_by_name(bucket, storage, tiny_model, tmp_path, name, data, message, hint):
+    source = put(bucket, f"in/{name}", data)
+    with pytest.raises(UserError) as caught:
+        prepare.main(context(storage, prepare_work(tiny_model, source), tmp_path))
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["s3://data/nowhere/p.jsonl", "s3://data/nowhere/*.jsonl"])
+def test_a_source_that_is_not_there_is_refused(storage, tiny_model, tmp_path, source):
+    with pytest.raises(UserError, match="there is no object"):
+        prepare.main(context(storage, prepare_work(tiny_model, source), tmp_path))
+
+
+def test_a_model_that_is_not_there_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    with pytest.raises(UserError, match="does not exist"):
+        prepare.main(context(storage, prepare_work("/nowhere/model", source), tmp_path))
+    work = prepare_work(tiny_model, source, teacher=Model(name=bucket.uri("no/model")))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        prepare.main(context(storage, work, tmp_path))
+
+
+def test_a_model_in_the_store_is_known_by_its_files(bucket, storage, tiny_model, tmp_path):
+    for path in tiny_model.iterdir():
+        bucket.upload(path, f"models/tiny/{path.name}")
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    work = prepare_work(tiny_model, source, teacher=Model(name=bucket.uri("models/tiny")))
+    assert len(Prepared(storage, work, tmp_path).rows) == 60
+
+
+def test_a_context_beyond_the_models_own_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    with pytest.raises(UserError, match="takes 2048 tokens"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, engine=Engine(max_model_len=4096)), tmp_path))
+
+
+def test_a_template_that_fails_is_refused(bucket, storage, tmp_path):
+    model = tiny.make(tmp_path / "model", template="{{ raise_exception('no') }}")
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    with pytest.raises(UserError, match="chat template"):
+        prepare.main(context(storage, prepare_work(model, source), tmp_path))
+
+
+def test_benchmark_questions_are_stored_and_contamination_is_counted(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    bench = put(
+        bucket, "in/b.jsonl", lines([{"q": QUESTIONS[3]["question"], "a": 3}, {"q": "2 + 2?", "a": [4, "four"]}])
+    )
+    benchmark = Benchmark(name="sums", source=bench, fields=BenchmarkFields(prompt="q", reference="a"))
+    found = Prepared(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path)
+    stored = read_benchmarks(found.folder)
+    assert [(row["benchmark"], row["reference"]) for row in stored] == [("sums", "3"), ("sums", '[4, "four"]')]
+    assert found.facts.metrics["contaminated"] == 1
+    assert len(found.rows) == 60
+
+
+LEAK = "In the end, Ann   has 3 APPLES; how many?"
+"""Six words in a row of the question about 3 apples, in other clothes."""
+
+
+def held_out(bucket: Bucket, *questions: str, name: str = "sums") -> Benchmark:
+    rows: list[object] = [{"q": question, "a": 1} for question in questions]
+    source = put(bucket, f"in/{name}.jsonl", lines(rows))
+    return Benchmark(name=name, source=source, fields=BenchmarkFields(prompt="q", reference="a"))
+
+
+def test_prompts_that_share_words_with_a_benchmark_are_removed_and_listed(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, {"question": LEAK, "answer": "3"}]))
+    benchmark, question = held_out(bucket, QUESTIONS[3]["question"]), row_id(QUESTIONS[3]["question"])
+    against = Decontaminate(against=("sums",), ngram=13)
+    work = prepare_work(tiny_model, source, benchmarks=(benchmark,), decontaminate=against, max_rejected=0.0)
+    found = Prepared(storage, work, tmp_path)
+    assert [(row["reason"], row["id"]) for row in found.rejected] == [
+        ("contaminated", question),
+        ("contaminated", row_id(LEAK)),
+    ]
+    assert f"line 61: shares words with the question {question} of sums: 'ann has 3" in found.rejected[1]["detail"]
+    assert found.facts.metrics["rejected_contaminated"] == 2
+    assert found.facts.metrics["contaminated"] == 0
+
+
+def test_a_benchmark_that_is_not_named_removes_nothing(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    other, sums = held_out(bucket, "Who wrote this?", name="other"), held_out(bucket, QUESTIONS[3]["question"])
+    against = Decontaminate(against=("other",), ngram=13)
+    work = prepare_work(tiny_model, source, benchmarks=(other, sums), decontaminate=against)
+    found = Prepared(storage, work, tmp_path)
+    assert (len(found.rows), found.facts.metrics["contaminated"]) == (60, 1)
+
+
+def test_a_source_that_is_nothing_but_benchmark_questions_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS[:1]))
+    against = Decontaminate(against=("sums",), ngram=13)
+    benchmark = held_out(bucket, QUESTIONS[0]["question"])
+    work = prepare_work(tiny_model, source, benchmarks=(benchmark,), decontaminate=against)
+    with pytest.raises(UserError, match=r"1 of 1 rows cannot be used \(contaminated 1\)"):
+        prepare.main(context(storage, work, tmp_path))
+
+
+def test_a_sample_is_the_same_however_the_rows_are_ordered_and_cut_into_files(bucket, storage, tiny_model, tmp_path):
+    one = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    put(bucket, "cut/1.jsonl", lines(QUESTIONS[40:]))
+    put(bucket, "cut/2.jsonl", lines(QUESTIONS[:40][::-1]))
+    first = Prepared(storage, prepare_work(tiny_model, one, limit=7, seed=1), tmp_path)
+    cut = Prepared(storage, prepare_work(tiny_model, bucket.uri("cut/*.jsonl"), limit=7, seed=1), tmp_path)
+    other = Prepared(storage, prepare_work(tiny_model, one, limit=7, seed=2), tmp_path)
+    assert len(first.rows) == 7
+    assert first.rows == cut.rows
+    assert first.rows != other.rows
+
+
+def test_rows_that_are_not_drawn_are_counted_and_are_no_rejections(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, QUESTIONS[0]]))
+    found = Prepared(storage, prepare_work(tiny_model, source, limit=7, seed=1, max_rejected=0.0), tmp_path)
+    metrics = found.facts.metrics
+    assert (metrics["read"], metrics["not_sampled"], metrics["rejected_duplicate"]) == (61, 53, 1)
+    assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (8, 7, 1)
+    assert found.facts.prompt_tokens == sum(row["prompt_tokens"] for row in found.rows)
+
+
+def test_bad_rows_outside_a_sample_count_as_bad_rows(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines([*QUESTIONS, {"question": ""}, {"question": ""}]))
+    with pytest.raises(UserError, match="rows cannot be used"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, limit=7, seed=1), tmp_path))
+
+
+def test_rows_lost_between_reading_and_storing_are_noticed(bucket, storage, tiny_model, tmp_path, monkeypatch):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    monkeypatch.setattr("cgd_stages.prepare.sampling.Sample.drawn", lambda self: iter([]))
+    with pytest.raises(RowsLost, match="read 60 rows: kept 0, rejected 0, not sampled 0"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, limit=7, seed=1), tmp_path))
+
+
+def test_a_benchmark_without_references_is_refused(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    benchmark = Benchmark(name="sums", source=source, fields=BenchmarkFields(prompt="question"))
+    with pytest.raises(UserError, match="line 1: there is no reference"):
+        prepare.main(context(storage, prepare_work(tiny_model, source, benchmarks=(benchmark,)), tmp_path))
+
+
+def test_the_same_content_is_prepared_once(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    first = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    second = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert first.done == second.done
+    put(bucket, "in/p.jsonl", lines(QUESTIONS[:-1]))
+    third = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert third.facts.digest != first.facts.digest
+
+
+def test_a_teacher_of_another_kind_leaves_the_prompts_content_as_it_is(bucket, storage, tiny_model, tmp_path):
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    other = tiny.make(tmp_path / "other", seed=3)
+    first = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    second = Prepared(storage, prepare_work(tiny_model, source, teacher=Model(name=str(other))), tmp_path)
+    assert first.facts.digest != second.facts.digest
+    assert first.done.content() == second.done.content()
+
+
+class Chat(BaseHTTPRequestHandler):
+    """Lists one model to whoever has the key."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Bearer right"
+        body = json.dumps({"data": [{"id": "big"}]}).encode() if known else b"no"
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Silence."""
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "message"),
+    [("wrong", "big", "does not accept the key"), ("right", "small", "does not serve small, but big")],
+)
+def test_an_endpoint_is_tried_before_anything_else(storage, tiny_model, tmp_path, monkeypatch, key, model, message):
+    monkeypatch.setenv("CGD_TEACHER_API_KEY", key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = Endpoint(url=f"http://127.0.0.1:{server.server_port}/v1", model=model)
+    try:
+        with pytest.raises(UserError, match=message):
+            prepare.main(context(storage, prepare_work(tiny_model, "s3://data/x.jsonl", endpoint=endpoint), tmp_path))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_source_of_no_known_kind_is_refused(storage, tiny_model, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare.main(context(storage, prepare_work(tiny_model, "/etc/passwd"), tmp_path))
+    assert "s3://bucket/key or configmap://name/key" in caught.value.hint
+
+
+def test_fields_default_to_a_prompt_alone(bucket, storage, tiny_model, tmp_path):
+    source = Prompts(source=put(bucket, "in/p.jsonl", lines([{"prompt": "Why?"}])))
+    found = Prepared(storage, prepare_work(tiny_model, "", prompts=source), tmp_path)
+    assert [(row["prompt"], row["reference"]) for row in found.rows] == [("Why?", None)]

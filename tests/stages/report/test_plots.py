@@ -1,0 +1,76 @@
+"""The plots of the pages: where things are, and what is told of them."""
+
+import math
+
+import pytest
+from support.report_builders import sample
+
+from cgd_stages.report.plots import Plot, log_ticks, pass_charts
+from cgd_stages.results.scores import Score, score
+
+
+def tried(model: str, *marks: str, tokens: int = 10) -> Score:
+    outputs = [
+        sample(f"q{question}", sample=number, correct=mark == "+", tokens=tokens)
+        for question, tries in enumerate(marks)
+        for number, mark in enumerate(tries)
+    ]
+    return score(model, "sums", outputs)
+
+
+def heights(plot: Plot, style: str) -> list[float]:
+    return [y for kind, _, y in plot["places"] if kind == f"point {style}"]
+
+
+def test_pass_at_k_rises_with_k_and_lies_in_its_plot_with_its_interval() -> None:
+    charts = pass_charts([tried("base", "+---", "----"), tried("cgd", "++--", "+---")])
+    for plot in (charts["k"], charts["tokens"]):
+        for style in ("s0", "s7"):
+            ys = heights(plot, style)
+            assert ys == sorted(ys, reverse=True)
+            assert len(ys) == 3
+        assert all(0 <= x <= 100 and 0 <= y <= 100 for _, x, y in plot["places"])
+        assert len(plot["lines"]) == len(plot["bands"]) == 2
+    assert charts["names"] == [("s0", "base"), ("s7", "CGD")]
+    assert [text for text, _ in charts["k"]["x_ticks"]] == ["1", "2", "4"]
+
+
+def test_the_same_accuracy_for_half_the_tokens_lies_further_left_by_one_doubling() -> None:
+    charts = pass_charts([tried("base", "+-", tokens=200), tried("cgd", "+-", tokens=100)])
+    places = {(kind, y): x for kind, x, y in charts["tokens"]["places"]}
+    assert sorted(places.values()) == [0, 50, 50, 100]
+    (_, _, told), *_ = [point for point in charts["tokens"]["points"] if "CGD" in point[2]]
+    assert told.startswith("CGD \u00b7 Pass@1 50.0\u202f% (")
+    assert told.endswith("100 tokens")
+
+
+def test_a_model_that_said_nothing_is_drawn_over_k_alone() -> None:
+    silent, other = tried("base", "--", "--", tokens=0), tried("cgd", "+-", "--")
+    charts = pass_charts([silent, other])
+    assert heights(charts["k"], "s0")
+    assert heights(charts["tokens"], "s0") == []
+    assert pass_charts([silent])["tokens"] is None
+
+
+def test_a_model_with_one_output_of_a_question_is_a_point_without_a_line() -> None:
+    charts = pass_charts([tried("base", "+---"), tried("selfrefine", "+", "-")])
+    assert [style for style, _ in charts["k"]["lines"]] == ["s0"]
+    assert len(heights(charts["tokens"], "s1")) == 1
+
+
+def test_a_label_of_its_own_has_a_colour_too() -> None:
+    assert pass_charts([tried("mine", "+-")])["names"] == [("s8", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(10, 20, [10, 20]), (120, 900, [200, 500]), (3, 5000, [10, 100, 1000]), (0.4, 0.9, [0.5]), (7, 7, [])],
+)
+def test_logarithmic_ticks_are_round_and_inside(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_logarithmic_ticks_of_a_huge_range_are_few() -> None:
+    found = log_ticks(1, 1e18)
+    assert len(found) <= 7
+    assert all(math.log10(tick).is_integer() for tick in found)

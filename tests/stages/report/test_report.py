@@ -1,0 +1,268 @@
+"""The report program against a real store: it reads what the stages wrote, and writes what a browser opens."""
+
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support.stage_builders import RUN, context, task
+
+from cgd_stages.contract import SCRATCH, TASK, TERMINATION_LOG, LastWords, Report, Rows, RunRef, StageFacts, Storage
+from cgd_stages.errors import TransientError
+from cgd_stages.grading.grader import Grader
+from cgd_stages.quality.review import REVIEW, Review, read_quadruples, review_rows
+from cgd_stages.report import __main__ as report
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part
+from cgd_stages.store.rows import REJECTION_SCHEMA, Row, digest_of, now, row_schema
+from cgd_stages.store.run import open_input, write_pointer
+
+STAGES = ("prepare", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd")
+WORK = Report(stages=STAGES, spec="student: {}\n")
+
+
+def finish(bucket: Bucket, stage: str, put: Any, run: RunRef = RUN, **facts: Any) -> Folder:
+    """A finished stage whose parts `put` stores."""
+    folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage))
+    parts: list[Part] = put(folder)
+    done = folder.finish(facts=StageFacts(**facts), parts=parts, started=now(), inputs={"by": "test"})
+    write_pointer(bucket, run, done)
+    return folder
+
+
+def quadruples(folder: Folder, count: int = 250, **changes: Any) -> list[Part]:
+    rows: list[Row] = [
+        {
+            **dict.fromkeys(row_schema("refine").names),
+            "id": f"{i:020x}",
+            "sample": 0,
+            "prompt": f"Prompt {i}",
+            "answer": "a",
+            "answer_tokens": 1,
+            "critique": "c",
+            "critique_tokens": 2,
+            "refinement": "r",
+            "refinement_tokens": 3,
+            "verdict": "wrong" if i % 2 else None,
+            **changes,
+        }
+        for i in reversed(range(count))
+    ]
+    rejected = [{"id": "ff", "sample": 0, "stage": "refine", "reason": reason} for reason in ("empty", "truncated")]
+    schema = row_schema("refine")
+    return [
+        folder.put_rows(PARTS, rows[:100], schema),
+        folder.put_rows(PARTS, rows[100:], schema),
+        folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA),
+    ]
+
+
+def training_log(folder: Folder) -> list[Part]:
+    lines = [{"step": step, "loss": 3.0 - step, "epoch": 0.5, "examples": 4} for step in (1, 2)]
+    repeated = [{"step": 2, "loss": 0.5}, {"step": 3, "loss": float("nan")}]
+    text = "".join(json.dumps(line) + "\n" for line in lines + repeated)
+    return [folder.put("metrics.jsonl", text.encode(), rows=4)]
+
+
+def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "") -> list[Part]:
+    rows = [
+        {
+            "benchmark": "sums",
+            "id": f"{i:020x}",
+            "sample": 0,
+            "prompt": f"Question {i}",
+            "reference": "4",
+            "output": f"4 </script>{more}",
+            "finish_reason": "stop",
+            "tokens": 5,
+            "extracted": "4",
+            "answer_source": "text",
+            "correct": correct,
+            "grade_error": "",
+            "more": 1,
+        }
+        for i in range(8 * parts)
+    ]
+    schema = pa.Table.from_pylist(rows[:1]).schema
+    return [folder.put_rows(PARTS, rows[8 * part : 8 * part + 8], schema) for part in range(parts)]
+
+
+def reviewed(folder: Folder) -> list[Part]:
+    """What the check stores about the rows of refine."""
+    return [review_rows(folder, open_input(folder.bucket, RUN, "refine"))[1]]
+
+
+@pytest.fixture
+def whole_run(bucket: Bucket) -> Bucket:
+    """Every stage of a run, as small as it gets."""
+    finish(bucket, "prepare", lambda folder: [])
+    finish(bucket, "refine", quadruples, rows=Rows(total=252, done=250, rejected=2))
+    finish(bucket, "check", reviewed)
+    finish(bucket, "train-cgd", training_log)
+    finish(bucket, "evaluate-base", lambda folder: graded(folder, correct=False))
+    finish(bucket, "evaluate-cgd", lambda folder: graded(folder, correct=True))
+    return bucket
+
+
+def files(bucket: Bucket) -> tuple[str, dict[str, Any]]:
+    folder = open_input(bucket, RUN, "report")
+    page, figures, *_ = (folder.read(part) for part in folder.require().parts)
+    return page.decode(), json.loads(figures)
+
+
+def test_the_report_of_a_whole_run_holds_what_each_stage_stored(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    facts = report.main(context(storage, WORK, tmp_path))
+    page, figures = files(whole_run)
+    assert facts["report"].output_uri == open_input(whole_run, RUN, "report").uri
+    assert page.startswith("<!DOCTYPE html>")
+    assert "4 </script>" not in page
+    assert [one["accuracy"] for one in figures["scores"]] == [0.0, 1.0]
+    assert figures["comparisons"][0]["fixed"] == 8
+    assert figures["quadruples"] == {"total": 250, "verdicts": {"wrong": 125, "missing": 125}}
+    assert figures["stages"][1]["rejections"] == {"empty": 1, "truncated": 1}
+    assert [step["loss"] for step in figures["training"]["train-cgd"]] == [2.0, 0.5, None]
+
+
+def test_the_quadruples_shown_are_the_first_by_id_whatever_part_they_are_in(whole_run: Bucket) -> None:
+    with Grader() as grader:
+        review = read_quadruples(open_input(whole_run, RUN, "refine"), grader, shown=30)
+    assert [row.id for row in review.quadruples.shown] == [f"{i:020x}" for i in range(30)]
+
+
+def test_the_rows_are_counted_and_graded_and_their_marks_are_shown(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    finish(bucket, "refine", lambda folder: quadruples(folder, 120, reference="#### 4", answer="4", refinement="4"))
+    finish(bucket, "check", reviewed)
+    report.main(context(storage, Report(stages=("refine", "check"), spec=""), tmp_path))
+    page, figures = files(bucket)
+    graded = figures["quality"]["graded"]
+    assert (graded["sampled"], graded["rows"], graded["draftsRight"]["count"]) == (120, 120, 120)
+    assert graded["confusion"]["wrong"] == {"right": 60, "wrong": 0}
+    assert figures["quality"]["unchanged"]["share"] == 1
+    assert figures["quality"]["lengths"]["critique"]["median"] == 2
+    # "Prompt 1", "Prompt 2", ...
+    assert figures["quality"]["nearDuplicates"]["count"] == 119
+    assert figures["quality"]["alike"] == [{"size": 120, "examples": ["Prompt 0", "Prompt 1"]}]
+    assert any("repeat the student's answer" in caution for caution in figures["quality"]["cautions"])
+    assert page.count('"draft_right":true') == 120
+
+
+def test_of_each_stage_and_reason_some_rejected_rows_are_shown_with_their_prompts(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    def rejecting(stage: str, *rows: tuple[int, str]) -> Any:
+        rejected = [
+            {"id": f"{i:020x}", "sample": 0, "stage": stage, "reason": reason, "detail": f"{reason} {i}"}
+            for i, reason in rows
+        ]
+        return lambda folder: [folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA)]
+
+    def prompts(folder: Folder) -> list[Part]:
+        rows = [{"id": f"{i:020x}", "sample": 0, "prompt": f"Prompt {i}", "prompt_tokens": 1} for i in range(9)]
+        return [folder.put_rows(PARTS, rows, row_schema("prepare")), *rejecting("prepare", (99, "empty"))(folder)]
+
+    finish(bucket, "prepare", prompts)
+    finish(bucket, "answer", rejecting("answer", *((i, "truncated") for i in reversed(range(8))), (8, "empty")))
+    outputs = report.find_outputs(bucket, RUN, ("prepare", "answer"))
+    shown = report.read_rejected(outputs)
+    assert [(one.stage, one.reason, one.prompt) for one in shown] == [
+        ("answer", "empty", "Prompt 8"),
+        *(("answer", "truncated", f"Prompt {i}") for i in range(report.REJECTIONS)),
+        ("prepare", "empty", ""),
+    ]
+    assert shown[1].detail == "truncated 0"
+    report.main(context(storage, Report(stages=("prepare", "answer"), spec=""), tmp_path))
+    assert "7 rejected rows, some for each stage and reason. The rest:" in files(bucket)[0]
+
+
+def test_outputs_are_read_part_by_part_and_only_the_texts_that_are_shown_are_kept(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    text, parts = "x" * 30_000, 16
+    for name, correct in (("evaluate-base", False), ("evaluate-cgd", True)):
+        finish(bucket, name, lambda folder, correct=correct: graded(folder, correct, parts=parts, more=text))
+    outputs = report.find_outputs(bucket, RUN, ("evaluate-base", "evaluate-cgd"))
+    report.read_run(RUN, WORK, outputs)  # whatever is imported or connected on the way is not what is measured
+    tracemalloc.start()
+    data = report.read_run(RUN, WORK, outputs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(map(len, data.evaluations.values())) == 2 * 8 * parts
+    # Both texts of what is shown, and those of a part; all of them together are 32 parts.
+    shown, part = 2 * len(data.changes) * len(text), 8 * len(text)
+    assert 0 < shown < 2 * part
+    assert peak < shown + 3 * part < 2 * parts * part / 5
+    assert {one.after.output for one in data.changes} == {f"4 </script>{text}"}
+
+
+def test_grades_that_an_attempt_has_stored_before_it_broke_off_stand(whole_run: Bucket) -> None:
+    folder, rows = Folder(whole_run, "team", "check", "anew"), open_input(whole_run, RUN, "refine")
+    first, part = review_rows(folder, rows)
+    assert Review.model_validate_json(folder.read(part)) == first
+    other = first.model_copy(update={"quality": first.quality.model_copy(update={"rows": 7})})
+    whole_run.put(folder.key(REVIEW), other.to_json().encode())
+    again, part = review_rows(folder, rows)
+    assert again.quality.rows == 7
+    assert Review.model_validate_json(folder.read(part)) == other
+
+
+def test_a_run_whose_check_has_not_ended_has_a_report_without_rows(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    finish(bucket, "refine", quadruples)
+    report.main(context(storage, WORK, tmp_path))
+    assert files(bucket)[1]["quality"] is None
+
+
+def test_a_second_attempt_finds_the_report_done(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
+    first = report.main(context(storage, WORK, tmp_path))
+    assert report.main(context(storage, WORK, tmp_path)) == first
+
+
+def test_an_attempt_that_broke_off_before_its_marker_is_completed(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    report.main(context(storage, WORK, tmp_path))
+    folder = open_input(whole_run, RUN, "report")
+    whole_run.delete(folder.key("DONE.json"))
+    report.main(context(storage, WORK, tmp_path))
+    assert folder.require().parts
+
+
+def test_the_program_runs_by_its_task_alone(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
+    words = tmp_path / "termination-log"
+    environment = {TASK: task(storage, WORK).to_json(), TERMINATION_LOG: str(words), SCRATCH: str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-m", "cgd_stages.report"], env={**os.environ, **environment}, check=False)
+    told = LastWords.model_validate_json(words.read_text())
+    assert (ended.returncode, told.outcome) == (0, "done")
+    assert told.stages["report"].output_uri == open_input(whole_run, RUN, "report").uri
+
+
+def test_another_spec_is_another_report(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
+    first = report.main(context(storage, WORK, tmp_path))["report"].digest
+    changed = WORK.model_copy(update={"spec": "student: {model: other}\n"})
+    assert report.main(context(storage, changed, tmp_path))["report"].digest != first
+
+
+def test_stages_without_output_are_missing_in_the_report_and_no_crash(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    finish(bucket, "prepare", lambda folder: [])
+    report.main(context(storage, WORK, tmp_path))
+    page, figures = files(bucket)
+    assert "no output of refine, check, train-cgd, evaluate-base, evaluate-cgd" in page
+    assert [stage["name"] for stage in figures["stages"] if stage["facts"] is None] == list(STAGES[1:])
+
+
+def test_the_output_of_an_earlier_life_of_the_run_is_refused(bucket: Bucket, storage: Storage, tmp_path: Path) -> None:
+    finish(bucket, "prepare", lambda folder: [], run=RUN.model_copy(update={"uid": "an earlier one"}))
+    with pytest.raises(TransientError, match="earlier run"):
+        report.main(context(storage, WORK, tmp_path))

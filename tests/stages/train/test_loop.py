@@ -1,0 +1,459 @@
+"""The training loop with real DeepSpeed on the tiny model: the numbers are right, and an interruption changes none."""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.ports import free_port
+from support.stage_builders import RUN, context
+from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
+
+from cgd_stages.contract import Storage, Validation
+from cgd_stages.errors import Interrupted, UserError
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.run import open_input
+from cgd_stages.train import __main__ as train
+from cgd_stages.training import validation_split
+from cgd_stages.training.job import MODEL, STOP
+
+# What torch and DeepSpeed warn of is theirs.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+
+ROWS = [quadruple(number) for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """A process group of one process: DeepSpeed runs in the test's own."""
+    import torch
+    import torch.distributed as dist
+
+    from cgd_stages.train import loop as trainloop
+
+    port = free_port()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    before = dict(os.environ)
+    os.environ.update(place)
+    trainloop.join_group()
+    torch.set_num_threads(1)
+    yield
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher runs the loop in this process and lets its errors through; the folder stays."""
+    from cgd_stages.train import loop as trainloop
+
+    def run(stage: train.Stage, folder: Path) -> None:
+        trainer = trainloop.start(folder)
+        trainer.run()
+        trainer.export()
+
+    monkeypatch.setattr(train, "_torchrun", run)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+
+
+def trained(storage: Storage, scratch: Path, model: Path, **changes: Any) -> tuple[list[dict[str, float]], Path]:
+    """Train with these settings: the curve, and the folder of the trained model."""
+    from cgd_stages.training.job import read_records
+
+    made = context(storage, train_work(model, **changes), scratch)
+    made.task = made.task.model_copy(update={"stage": STAGE})
+    train.main(made)
+    folder = scratch / f"{STAGE}-0"
+    return read_records(folder / "metrics.jsonl"), folder / MODEL
+
+
+def weights(model: Path) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    return dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
+
+
+@contextmanager
+def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM comes in that step, counted from 1."""
+    from cgd_stages.train.loop import Trainer
+
+    make = Trainer._step
+
+    def stop(self: Trainer, number: int) -> None:
+        make(self, number)
+        if number + 1 == step:
+            (self.folder / STOP).touch()
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_step", stop)
+        yield
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_making_activations_again_in_backward_changes_no_figure(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "cgd_stages.train.student")
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
+    refined(Bucket(elsewhere), ROWS)
+    given = {"zero_stage": zero_stage, "packing": True, "max_sequence_length": 700}
+    without, expected = trained(elsewhere, tmp_path / "without", tiny_model, **given)
+    assert "activation checkpointing off: on a CPU" in caplog.text
+    records, model = trained(storage, tmp_path / "with", tiny_model, activation_checkpointing="always", **given)
+    assert "activation checkpointing on: as training.activationCheckpointing says" in caplog.text
+    assert [record["loss"] for record in records] == [record["loss"] for record in without]
+    for name, tensor in weights(model).items():
+        assert tensor.equal(weights(expected)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"), [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+)
+def test_the_configuration_for_gpus_trains_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU, where DeepSpeed takes pinned memory for a wish."""
+    from cgd_stages.train import student
+
+    make, begin, fused = student.deepspeed_config, student.initialize, []
+
+    def initialize(*given: Any) -> Any:
+        engine = begin(*given)
+        fused.append(engine.basic_optimizer.defaults["fused"])
+        return engine
+
+    monkeypatch.setattr(student, "deepspeed_config", lambda work, world, **_: make(work, world, gpu=True))
+    monkeypatch.setattr(student, "initialize", initialize)
+    refined(bucket, ROWS)
+    given = {"zero_stage": zero_stage, "offload": offload}
+    with stopped_in(3, monkeypatch), pytest.raises(Interrupted, match="after step 3 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    assert fused == [True, True]
+    losses, _, expected = plain_training(tiny_model, ROWS, train_work(tiny_model, **given))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    for name, tensor in weights(model).items():
+        assert tensor.detach().numpy() == pytest.approx(expected[name].numpy(), rel=1e-3, abs=2e-5), name
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "parameters")])
+def test_offloading_changes_no_weight_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-without"})
+    refined(Bucket(elsewhere), ROWS)
+    given = {"zero_stage": zero_stage, "weight_decay": 0.1}
+    without, expected = trained(elsewhere, tmp_path / "without", tiny_model, **given)
+    with stopped_in(4, monkeypatch), pytest.raises(Interrupted, match="after step 4 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, offload=offload, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, offload=offload, **given)
+    assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in without], rel=1e-6)
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, weights(expected)[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "packing"), [(0, False), (1, False), (2, False), (3, False), (0, True), (2, True), (3, True)]
+)
+def test_losses_norms_and_weights_are_those_of_a_plain_loop(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    packing: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from cgd_stages.train import student
+
+    monkeypatch.setattr(student, "CHUNK", 16)
+    refined(bucket, ROWS)
+    settings = {"zero_stage": zero_stage, "max_sequence_length": 700, "packing": packing}
+    work = train_work(tiny_model, **settings)
+    records, model = trained(storage, tmp_path, tiny_model, **settings)
+    losses, norms, expected = plain_training(tiny_model, ROWS, work)
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    # Adam and clipping hide a wrong scale of the gradients; the norms do not.
+    assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
+    assert losses[-1] < losses[0]
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"),
+    [(0, "none"), (1, "none"), (2, "none"), (1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")],
+)
+def test_in_bfloat16_the_loss_falls_and_the_model_keeps_the_student_s_dtype(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int, offload: str
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    given = {"zero_stage": zero_stage, "offload": offload, "epochs": 4}
+    records, model = trained(storage, tmp_path, tiny_model, dtype="bfloat16", **given)
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+    assert all(math.isfinite(record["grad_norm"]) and record["grad_norm"] > 0 for record in records)
+    assert {tensor.dtype for tensor in weights(model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_training_stopped_between_checkpoints_goes_on_as_if_it_had_not_been(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    there = {"zero_stage": zero_stage, "weight_decay": 0.1}
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
+    refined(Bucket(elsewhere), ROWS)
+    whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **there)
+
+    with stopped_in(4, monkeypatch), pytest.raises(Interrupted, match="after step 4 of 6, a checkpoint is stored"):
+        trained(storage, tmp_path / "first", tiny_model, **there)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **there)
+
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["loss"] for record in records] == [record["loss"] for record in whole]
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, weights(expected)[name]), name
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_rows_of_its_batch(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    with pytest.raises(
+        UserError, match=r"is (nan|inf) at step \d; the rows of the batch .*: (0+\d/0(, )?){4}"
+    ) as caught:
+        trained(storage, tmp_path, tiny_model, learning_rate=1e30, warmup_ratio=0.0)
+    assert "learningRate" in caught.value.hint
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_student_with_tied_embeddings_stays_tied(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    refined(bucket, ROWS)
+    student = AutoModelForCausalLM.from_pretrained(tiny_model)
+    student.config.tie_word_embeddings = True
+    student.tie_weights()
+    student.to(torch.bfloat16).save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "tied")
+
+    _, model = trained(storage, tmp_path, tmp_path / "tied", zero_stage=zero_stage)
+    made = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    assert made.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(model).chat_template == AutoTokenizer.from_pretrained(tiny_model).chat_template
+    assert not torch.equal(made.lm_head.weight, student.lm_head.weight.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_student_that_scales_its_logits_learns_as_in_a_plain_loop(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GraniteConfig
+
+    from cgd_stages.train import student
+
+    monkeypatch.setattr(student, "CHUNK", 16)
+    refined(bucket, ROWS)
+    tiny = AutoConfig.from_pretrained(tiny_model).to_dict()
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = GraniteConfig(**{name: tiny[name] for name in same}, num_key_value_heads=2, logits_scaling=0.125)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "granite")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "granite")
+    records, _ = trained(storage, tmp_path, tmp_path / "granite", zero_stage=zero_stage)
+    losses, norms, _ = plain_training(tmp_path / "granite", ROWS, train_work(tmp_path / "granite"))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
+
+
+HELD_OUT = {"validation": Validation(fraction=0.3, every_steps=2)}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_learned(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+) -> None:
+    refined(bucket, ROWS)
+    records, model = trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, **HELD_OUT)
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    learned = [row for row in ROWS if row["id"] not in held_out]
+    assert (len(learned), len(records)) == (7, 4)
+    work = train_work(tiny_model, zero_stage=zero_stage)
+    losses, *_ = plain_training(tiny_model, learned, work)
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert ["validation_loss" in record for record in records] == [False, True, False, True]
+    measured = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
+    assert min(record["validation_loss"] for record in records[1::2]) == pytest.approx(measured, rel=1e-5)
+
+
+def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After this step, training walks up the gradient: away from what was learned."""
+    from cgd_stages.train import loop as trainloop
+
+    rate = trainloop.learning_rate
+
+    def wrong(now: int, **given: Any) -> float:
+        return rate(now, **given) * (1 if now < step else -10)
+
+    monkeypatch.setattr(trainloop, "learning_rate", wrong)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_the_model_of_the_least_validation_loss_is_exported_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    worsens_after(4, monkeypatch)
+    given = {"zero_stage": zero_stage, "epochs": 4, "warmup_ratio": 0.0, "checkpoint_every_steps": 5, **HELD_OUT}
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
+    for store in (storage, elsewhere):
+        refined(Bucket(store), ROWS)
+    whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **given)
+    losses = {record["step"]: record["validation_loss"] for record in whole if "validation_loss" in record}
+    assert min(losses, key=lambda step: losses[step]) == 4, losses
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    assert plain_loss(expected, [row for row in ROWS if row["id"] in held_out]) == pytest.approx(losses[4], rel=1e-5)
+
+    with stopped_in(7, monkeypatch), pytest.raises(Interrupted, match="after step 7 of 8"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    assert {r["step"]: r["validation_loss"] for r in records if "validation_loss" in r} == losses
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, weights(expected)[name]), name
+
+
+def test_the_last_model_is_exported_where_the_run_says_so(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worsens_after(2, monkeypatch)
+    refined(bucket, ROWS)
+    validation = Validation(fraction=0.3, every_steps=2, select="last")
+    records, model = trained(storage, tmp_path, tiny_model, warmup_ratio=0.0, validation=validation)
+    assert records[1]["validation_loss"] < records[3]["validation_loss"]
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    loss = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
+    assert loss == pytest.approx(records[3]["validation_loss"], rel=1e-5)
+
+
+def test_a_large_model_is_stored_in_files_of_a_moderate_size(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is a sign of life for the pods that wait for the model."""
+    from cgd_stages.train import student
+
+    assert student.FILE_SIZE == "5GB"
+    monkeypatch.setattr(student, "FILE_SIZE", "100KB")
+    refined(bucket, ROWS)
+    _, model = trained(storage, tmp_path, tiny_model)
+    files = {path.name for path in model.glob("*.safetensors")}
+    assert len(files) > 1
+    assert weights(model)
+    done = open_input(bucket, RUN, STAGE).require()
+    assert files <= {part.key.removeprefix("model/") for part in done.parts}
+
+
+def test_a_loss_that_runs_away_ends_the_run_with_the_rows_of_its_batches(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cgd_stages.training import curves
+
+    monkeypatch.setattr(curves, "BASELINE", 6)
+    worsens_after(8, monkeypatch)
+    refined(bucket, ROWS)
+    given = {"epochs": 8, "global_batch_size": 4, "warmup_ratio": 0.0, "learning_rate": 1e-2}
+    with pytest.raises(UserError, match=r"since step \d+ .*first to last: 0+\d/0, .*; .*; .*; .*; 0+\d/0") as caught:
+        trained(storage, tmp_path / "on", tiny_model, **given)
+    assert "stopOnLossSpike: false" in caught.value.hint
+    kept = [found.key for found in bucket.list(f"team/{STAGE}/") if found.key.endswith("metrics.jsonl")]
+    (curve,) = [key for key in kept if "checkpoints" not in key]
+    assert (bucket.get(curve) or b"").count(b"\n") > 8, "the curve is stored, to be looked at"
+    records, _ = trained(storage, tmp_path / "off", tiny_model, stop_on_loss_spike=False, **given)
+    assert len(records) == 24
+
+
+def test_every_step_tells_its_speed_memory_and_remaining_time_and_no_share_of_an_unknown_peak(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, ROWS)
+    records, _ = trained(storage, tmp_path, tiny_model, **HELD_OUT)
+    for record in records:
+        speed = record["supervised_tokens"] / record["seconds"]
+        assert record["supervised_tokens_per_second"] == pytest.approx(speed, rel=0.02)
+        assert record["peak_memory_bytes"] > 1e7
+        assert "mfu" not in record
+    assert records[0]["eta_seconds"] > 0
+    assert records[-1]["eta_seconds"] == 0

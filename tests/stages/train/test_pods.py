@@ -1,0 +1,168 @@
+"""Training as pods run it: torchrun, two processes, real DeepSpeed, signals; the numbers stay those of a plain loop."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from support.stage_builders import GREEDY, Ended, Program, generate_work, prepared, stored_rows, task
+from support.train_builders import (
+    STAGE,
+    places,
+    plain_loss,
+    plain_training,
+    quadruple,
+    refined,
+    stored_curve,
+    train_task,
+    train_work,
+    until_gone,
+    until_torchrun_has_started_processes,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cgd_stages.contract import Exit, Progress, Storage, Validation
+from cgd_stages.method import prompts
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import Folder
+from cgd_stages.training.validation_split import held_out
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+
+ROWS = [quadruple(number) for number in range(10)]
+LONG = {"epochs": 40, "learning_rate": 1e-4, "checkpoint_every_steps": 10}
+"""Long enough for a signal to arrive in the middle."""
+
+
+def past(step: int):
+    def seen(report: Progress) -> bool:
+        return any(metric.name == "step" and float(metric.value) >= step for metric in report.trainer_status.metrics)
+
+    return seen
+
+
+@pytest.fixture(scope="module")
+def losses(tiny_model: Path) -> list[float]:
+    """Of a plain loop that nobody interrupted."""
+    return plain_training(tiny_model, ROWS, train_work(tiny_model, **LONG))[0]
+
+
+def assert_plain(bucket: Bucket, ended: Ended, losses: list[float]) -> None:
+    """The stored curve has every step once, and the losses of the plain loop."""
+    assert ended.code == Exit.DONE, ended.log
+    records = stored_curve(bucket, Folder(bucket, "team", STAGE, ended.words.stages[STAGE].digest))
+    assert [record["step"] for record in records] == list(range(1, len(losses) + 1))
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=2e-3)
+
+
+def test_two_packing_processes_stopped_by_sigterm_go_on_where_they_were(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, losses: list[float]
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, processes_per_worker=2, zero_stage=2, packing=True, **LONG)
+    first = Program("train", train_task(storage, work), tmp_path / "a", OMP_NUM_THREADS="1")
+    first.send_when(past(1), signal.SIGTERM)
+    stopped = first.wait()
+    assert stopped.code == Exit.INTERRUPTED, stopped.log
+    assert stopped.words.outcome == "interrupted"
+    assert "a checkpoint is stored" in stopped.words.message
+
+    ended = Program("train", train_task(storage, work), tmp_path / "b", OMP_NUM_THREADS="1").wait()
+    assert "going on after step" in ended.log
+    assert_plain(bucket, ended, losses)
+
+
+def test_a_training_that_has_begun_no_step_leaves_at_once_with_all_its_processes(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, processes_per_worker=2)
+    program = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1")
+    until_torchrun_has_started_processes(tmp_path)
+    program.send(signal.SIGTERM)
+    ended = program.wait()
+    assert (ended.code, ended.words.message) == (Exit.INTERRUPTED, "SIGTERM: no step was begun"), ended.log
+    until_gone(tmp_path)
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")])
+def test_two_processes_measure_together_what_one_would_alone(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int, offload: str
+) -> None:
+    refined(bucket, ROWS)
+    validation = Validation(fraction=0.3, every_steps=1)
+    layout = {"processes_per_worker": 2, "zero_stage": zero_stage, "offload": offload}
+    work = train_work(tiny_model, validation=validation, **layout)
+    ended = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1").wait()
+    assert ended.code == Exit.DONE, ended.log
+    facts = ended.words.stages[STAGE]
+    folder = Folder(bucket, "team", STAGE, facts.digest)
+    losses = [record["validation_loss"] for record in stored_curve(bucket, folder)]
+    assert facts.metrics["validation_loss"] == min(losses)
+    for part in folder.require().under("model/"):
+        bucket.download(folder.key(part.key), tmp_path / part.key)
+    measured = held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    assert min(losses) == pytest.approx(
+        plain_loss(tmp_path / "model", [row for row in ROWS if row["id"] in measured]), rel=1e-5
+    )
+
+
+def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, losses: list[float]
+) -> None:
+    refined(bucket, ROWS)
+    work = train_work(tiny_model, workers=2, zero_stage=3, **LONG)
+
+    def pods(folder: Path) -> list[Program]:
+        return [
+            Program("train", train_task(storage, work), folder / str(rank), OMP_NUM_THREADS="1", **place)
+            for rank, place in enumerate(places(2))
+        ]
+
+    master, worker = pods(tmp_path / "a")
+    master.send_when(past(11), signal.SIGKILL)
+    assert master.wait().code == -signal.SIGKILL
+    left = worker.wait()
+    assert left.code == Exit.RETRY, left.log
+    assert "goes on from the newest checkpoint" in left.words.hint
+    until_gone(tmp_path / "a")
+
+    ended, other = [pod.wait() for pod in pods(tmp_path / "b")]
+    assert other.code == Exit.DONE
+    assert other.words.stages == {}, "only the first pod speaks for the stage"
+    assert "going on after step" in ended.log
+    assert_plain(bucket, ended, losses)
+
+
+def test_the_stored_model_says_the_same_in_vllm_and_in_transformers(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    refined(bucket, ROWS)
+    training = train_task(storage, train_work(tiny_model, zero_stage=3))
+    trained = Program("train", training, tmp_path / "train", OMP_NUM_THREADS="1").wait()
+    model = download(bucket, Folder(bucket, "team", STAGE, trained.words.stages[STAGE].digest), tmp_path / "model")
+    prepared(bucket, [row["prompt"] for row in ROWS])
+    work = generate_work(model, "answer", max_rejected=1.0)
+    answered = Program("generate", task(storage, work), tmp_path / "generate").wait()
+    assert answered.code == Exit.DONE, answered.log
+
+    said = {row["prompt"]: row["answer"] for row in stored_rows(bucket, "answer")}
+    assert len(said) >= 3
+    assert said == {prompt: greedy(model, prompt) for prompt in said}
+
+
+def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
+    """The trained model's files, as a user would fetch them."""
+    target.mkdir()
+    for stored in bucket.list(folder.key("model/")):
+        bucket.download(stored.key, target / Path(stored.key).name)
+    return target
+
+
+def greedy(model: Path, prompt: str) -> str:
+    """What transformers says to a prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = prompts.token_ids(tokenizer, prompts.render(tokenizer, prompts.answer_messages(prompt)))
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    made = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
+    return prompts.read_reply(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text

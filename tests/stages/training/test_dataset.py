@@ -1,0 +1,169 @@
+"""The rows of a training: which they are for each objective, what is counted, and when there are too few."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.stage_builders import RUN
+from support.tiny import END
+from support.train_builders import distilled, quadruple, refined, train_work
+from transformers import PreTrainedTokenizerFast
+
+from cgd_stages.contract import Critique, Objective, Rows, Validation
+from cgd_stages.errors import RowsLost, UserError
+from cgd_stages.method.examples import IGNORE, Example
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.rows import Row
+from cgd_stages.training.dataset import Books, Supply
+
+ROWS = [quadruple(number, reference=f"It is {2 * number + 1}.") for number in range(6)]
+
+
+@pytest.fixture
+def tokens(tiny_model: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(tiny_model)
+
+
+def books_of(bucket: Bucket, model: Path, tokens: PreTrainedTokenizerFast, **work: Any) -> Books:
+    """The books of a training over what is stored."""
+    supply = Supply.of(bucket, RUN, train_work(model, **work))
+    books = Books("train-x", supply.work.objective, supply.held_out())
+    for row, found in supply.examples(tokens):
+        books.take(row, found)
+    return books
+
+
+def test_own_answers_of_the_teacher_are_learned_for_the_rows_that_refine_has_kept_and_no_others(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS[:4])
+    distilled(bucket, {str(row["id"]): f"answer {row['id']}" for row in ROWS[1:]})
+    supply = Supply.of(bucket, RUN, train_work(tiny_model, objective="DistilledSFT"))
+    found = {row["id"]: made for row, made in supply.examples(tokens)}
+    assert set(found) == {row["id"] for row in ROWS[:4]}
+    told = {
+        i: tokens.decode([one for one in made.labels if one != IGNORE]) for i, made in found.items() if is_whole(made)
+    }
+    assert told == {row["id"]: f"answer {row['id']}{END}" for row in ROWS[1:4]}
+
+
+def is_whole(made: object) -> bool:
+    return isinstance(made, Example)
+
+
+def test_a_row_that_the_teacher_did_not_answer_is_counted_as_missing(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    distilled(bucket, {str(row["id"]): "yes" for row in ROWS[:5]})
+    books = books_of(bucket, tiny_model, tokens, objective="DistilledSFT")
+    assert books.rows == Rows(total=6, done=5, rejected=1)
+    assert [(row["id"], row["reason"]) for row in books.rejected] == [(ROWS[5]["id"], "missing")]
+
+
+def test_a_row_without_a_reference_is_missing_for_sft_and_for_no_other_objective(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, [*ROWS[:5], ROWS[5] | {"reference": None}])
+    assert books_of(bucket, tiny_model, tokens, objective="SFT").rows == Rows(total=6, done=5, rejected=1)
+    assert books_of(bucket, tiny_model, tokens, objective="RefinedSFT").rows == Rows(total=6, done=6)
+
+
+def test_tokens_and_lengths_are_counted_over_all_examples(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    supply = Supply.of(bucket, RUN, train_work(tiny_model))
+    made = [found for _, found in supply.examples(tokens) if isinstance(found, Example)]
+    lengths = [len(one.input_ids) for one in made]
+    metrics = books_of(bucket, tiny_model, tokens).metrics()
+    assert metrics["example_tokens"] == sum(lengths)
+    assert metrics["learned_tokens"] == sum(label != IGNORE for one in made for label in one.labels)
+    assert metrics["longest_example"] == max(lengths)
+    histogram = {
+        int(name.removeprefix("length_to_")): n for name, n in metrics.items() if name.startswith("length_to_")
+    }
+    assert histogram == {most: sum(most // 2 < length <= most for length in lengths) for most in histogram}
+    assert sum(histogram.values()) == 6
+
+
+def test_shuffled_critiques_are_taken_from_all_stored_rows(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, [quadruple(number, critique=f"Critique of {number}.") for number in range(6)])
+    supply = Supply.of(bucket, RUN, train_work(tiny_model, critique=Critique(kind="shuffled")))
+    for row, made in supply.examples(tokens):
+        assert isinstance(made, Example)
+        shown = tokens.decode(made.input_ids[: made.start])
+        assert "Critique of " in shown
+        assert str(row["critique"]) not in shown
+
+
+def test_a_run_with_one_row_cannot_be_shuffled(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS[:1])
+    with pytest.raises(UserError, match="there must be rows of other prompts") as caught:
+        books_of(bucket, tiny_model, tokens, critique=Critique(kind="shuffled"))
+    assert "spec.training.critique" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("objective", "reason", "hint"),
+    [
+        ("SFT", "missing", "do not have the reference answer"),
+        ("SFT", "missing", "take SFT out of spec.training.objectives"),
+        ("CGD", "empty", "nothing to learn in the teacher's refinement"),
+        ("CGD", "too_long", "maxSequenceLength"),
+    ],
+)
+def test_too_many_rows_without_an_example_are_refused_with_the_mend(
+    objective: Objective, reason: str, hint: str
+) -> None:
+    books = Books("train-x", objective, kept=7, rejected=[rejected(reason)] * 3)
+    with pytest.raises(
+        UserError, match=rf"{objective}: 3 of 10 rows make no example, 20.0% may \({reason} 3\)"
+    ) as caught:
+        books.refuse_unless_enough(10, 0.2)
+    assert hint in caught.value.hint
+
+
+def rejected(reason: str) -> Row:
+    return {"id": "0", "sample": 0, "stage": "train-x", "reason": reason, "detail": ""}
+
+
+def test_as_many_rejected_rows_as_the_limit_allows_are_no_reason_to_refuse() -> None:
+    Books("train-x", "CGD", kept=8, rejected=[rejected("empty")] * 2).refuse_unless_enough(10, 0.2)
+
+
+def test_books_that_do_not_balance_are_an_error() -> None:
+    with pytest.raises(RowsLost, match="9 of the 10 rows"):
+        Books("train-x", "CGD", kept=9).refuse_unless_enough(10, 0.2)
+
+
+def test_every_objective_holds_out_the_same_prompts_with_all_their_samples(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, [row | {"sample": sample} for row in ROWS for sample in range(2)])
+    validation = Validation(fraction=0.34)
+    chosen = {
+        objective: Supply.of(bucket, RUN, train_work(tiny_model, objective=objective, validation=validation)).held_out()
+        for objective in ("CGD", "CFT", "SFT", "RefinedSFT")
+    }
+    assert len(set(chosen.values())) == 1
+    assert len(chosen["CGD"]) == 2
+    books = books_of(bucket, tiny_model, tokens, validation=validation)
+    assert books.rows == Rows(total=12, done=12)
+    metrics = books.metrics()
+    assert (metrics["train_examples"], metrics["validation_examples"]) == (8, 4)
+    whole = books_of(bucket, tiny_model, tokens, validation=Validation(fraction=0)).metrics()
+    assert metrics["learned_tokens"] + metrics["validation_tokens"] == whole["learned_tokens"]
+    assert whole["validation_tokens"] == whole["validation_examples"] == 0
+
+
+@pytest.mark.parametrize(("validation", "told"), [(0, "none is left to measure"), (7, "none is left to learn")])
+def test_held_out_prompts_of_which_no_example_is_on_one_side_are_refused(validation: int, told: str) -> None:
+    books = Books("train-x", "CGD", frozenset({"1"}), kept=7, validation=validation)
+    with pytest.raises(UserError, match=told) as caught:
+        books.refuse_unless_enough(7, 0.0)
+    assert "validation.fraction" in caught.value.hint

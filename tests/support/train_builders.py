@@ -1,0 +1,171 @@
+"""Builders for the tests of training: stored quadruples, a task, and a plain loop to compare with."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cgd_stages.contract import Model, RunRef, StageFacts, StageTask, Storage, Train
+from cgd_stages.method.examples import row_example
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS, Folder
+from cgd_stages.store.rows import Row, digest_of, now, row_schema
+from cgd_stages.store.run import write_pointer
+from cgd_stages.train.batching import Schedule, learning_rate
+from support.ports import free_port
+from support.stage_builders import RUN
+
+STAGE = "train-cgd"
+
+
+def quadruple(number: int, **changes: Any) -> Row:
+    """A row of refine; longer with the number, so that batches need padding."""
+    text = {
+        "prompt": f"What is {number} + {number + 1}?",
+        "answer": f"It is {number}." * (1 + number % 3),
+        "critique": "Add them." * (1 + number % 4) + "\nConclusion: wrong",
+        "refinement": f"{number} + {number + 1} = {2 * number + 1}." + " So it is." * (number % 3),
+    }
+    row: Row = dict.fromkeys(row_schema("refine").names)
+    row |= {"id": f"{number:020x}", "sample": 0, "verdict": "wrong", **text}
+    return row | {name: 5 for name in row if name.endswith("_tokens")} | changes
+
+
+def refined(bucket: Bucket, rows: list[Row], run: RunRef = RUN) -> Folder:
+    """Finished stages prepare and refine with these rows; the folder of refine."""
+    for stage in ("prepare", "refine"):
+        schema = row_schema(stage)
+        folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage, rows=rows))
+        parts = [folder.put_rows(PARTS, [{name: row[name] for name in schema.names} for row in rows], schema)]
+        facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
+        write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    return folder
+
+
+def distilled(bucket: Bucket, answers: dict[str, str], run: RunRef = RUN) -> Folder:
+    """A finished stage distill: the teacher's own answers by id."""
+    schema = row_schema("distill")
+    rows = [
+        dict.fromkeys(schema.names) | {"id": i, "sample": 0, "prompt": i, "distilled": a} for i, a in answers.items()
+    ]
+    folder = Folder(bucket, run.namespace, "distill", digest_of(answers=answers))
+    facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
+    parts = [folder.put_rows(PARTS, rows, schema)]
+    write_pointer(bucket, run, folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    return folder
+
+
+def train_work(model: Path, **changes: Any) -> Train:
+    given: dict[str, Any] = {
+        "student": Model(name=str(model)),
+        "global_batch_size": 4,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.1,
+        "max_sequence_length": 600,
+        "zero_stage": 2,
+        "dtype": "float32",
+        "checkpoint_every_steps": 3,
+        "max_rejected": 0.1,
+    }
+    return Train(**(given | changes))
+
+
+def train_task(storage: Storage, work: Train) -> StageTask:
+    return StageTask(run=RUN, stage=STAGE, storage=storage, work=work)
+
+
+def places(nodes: int) -> list[dict[str, str]]:
+    """What Kubeflow writes into the environment of each pod of a job; here all are on this machine."""
+    job = {"PET_NNODES": str(nodes), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
+    return [job | {"PET_NODE_RANK": str(rank)} for rank in range(nodes)]
+
+
+def until_gone(folder: Path) -> None:
+    """Wait until no process works on the folder any more, though its launcher may have been killed."""
+    for _ in range(100):
+        if not commands(folder):
+            return
+        time.sleep(0.2)
+    raise AssertionError("processes of the killed pod live on")
+
+
+def until_torchrun_has_started_processes(folder: Path) -> None:
+    for _ in range(600):
+        if any(b"torch.distributed.run" not in command for command in commands(folder)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("torchrun has started no process")
+
+
+def commands(folder: Path) -> list[bytes]:
+    """Of the processes that work on the folder."""
+    found = map(_command, Path("/proc").glob("[0-9]*/cmdline"))
+    return [command for command in found if str(folder).encode() in command]
+
+
+def _command(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
+
+
+Plain = tuple[list[float], list[float], dict[str, torch.Tensor]]
+"""Losses and gradient norms of all steps, and the final weights."""
+
+
+def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
+    """The same training without DeepSpeed, batches, padding or narrowed logits."""
+    torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    examples = [row_example(tokenizer, "CGD", row, max_length=work.max_sequence_length) for row in rows]
+    lengths = [len(example.input_ids) for example in examples]
+    schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)
+    losses, norms = [], []
+    for step in range(schedule.steps):
+        rate = learning_rate(step, steps=schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
+        optimizer.param_groups[0]["lr"] = rate
+        batch = [examples[index] for index in schedule.batch(step)]
+        learned = sum(label != -100 for example in batch for label in example.labels)
+        total = 0.0
+        for example in batch:
+            logits = student(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+            loss = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="sum", ignore_index=-100) / learned
+            loss.backward()
+            total += loss.item()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    assert all(math.isfinite(loss) for loss in losses)
+    return losses, norms, {name: tensor.detach() for name, tensor in student.named_parameters()}
+
+
+def plain_loss(model: Path, rows: list[Row]) -> float:
+    """Mean loss of a stored model over the target tokens of rows, taken one by one."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    stored = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    total = count = 0.0
+    for row in rows:
+        example = row_example(tokenizer, "CGD", row, max_length=10_000)
+        labels = torch.tensor(example.labels[1:])
+        with torch.no_grad():
+            logits = stored(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+        total += float(cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
+        count += int((labels != -100).sum())
+    return total / count
+
+
+def stored_curve(bucket: Bucket, folder: Folder) -> list[dict[str, float]]:
+    """The lines of the stage's `metrics.jsonl`."""
+    data = bucket.get(folder.key("metrics.jsonl"))
+    assert data is not None
+    return [json.loads(line) for line in data.splitlines()]
