@@ -6,8 +6,10 @@ Environment:
     CGD_GENERATE_IMAGE, CGD_TRAIN_IMAGE  images of the stage programs
     CGD_PROGRESS_BIND                    host:port that takes progress reports
     CGD_PROGRESS_URL                     how pods reach it; default: the bound address
-    CGD_PROGRESS_KEY                     signs the progress tokens, at least 32 bytes; default: a new one at every
-                                         start, which costs the stages that run at that moment their display
+    CGD_PROGRESS_KEY                     signs the progress tokens, at least 32 bytes; default: a new one
+    CGD_PROGRESS_KEY_SECRET              namespace/name of a Secret that keeps a new key, as `key`, for those that start
+                                         later: each gives it to its process as CGD_PROGRESS_KEY; default: nothing keeps
+                                         it, and after a restart the stages that run report in vain
     CGD_HEALTH_BIND                      host:port of /healthz, /readyz, /leaderz and /metrics; default: none of them
     CGD_REHEARSE_PODS                    false: the operator may not create pods, and tries none as a dry run
     CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
@@ -39,9 +41,9 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.http.health import Health
 from cgd_operator.http.progress import Desk, ProgressServer
 from cgd_operator.kube.client import Cluster
-from cgd_operator.kube.kinds import RUN, ApiError
+from cgd_operator.kube.kinds import RUN, SECRET, AlreadyExists, ApiError
 from cgd_operator.kube.leader import LeaseLock, LeaseLost, lead
-from cgd_operator.planning.manifests import MANAGER, Release
+from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, Release
 from cgd_stages.text.printable import printable, start_log
 
 log = logging.getLogger("cgd_operator")
@@ -111,6 +113,7 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
         stack.push_async_callback(server.stop)
         await server.start(*_address(os.environ.get("CGD_PROGRESS_BIND", "0.0.0.0:8080")))
         await cluster.version(RUN, namespaces[0] if namespaces else None)
+        key = key or await _new_key(cluster)
         health.could_lead()
         if lock:
             lock.address = _reached_at(server)
@@ -133,15 +136,39 @@ def _reached_at(server: ProgressServer) -> str:
 
 
 def _key() -> bytes:
-    """Signs the progress tokens. Whoever has a token can try keys until one signs it, so none can be short."""
-    given = os.fsencode(os.environ.get("CGD_PROGRESS_KEY", ""))
-    if 0 < len(given) < KEY_BYTES:
+    """Signs the progress tokens; empty: one is to be made. Whoever has a token can try keys until one signs it, so none
+    can be short."""
+    key = os.fsencode(os.environ.get("CGD_PROGRESS_KEY", ""))
+    if 0 < len(key) < KEY_BYTES:
         why = (
-            f"CGD_PROGRESS_KEY has {len(given)} bytes, and needs {KEY_BYTES}: make one with `openssl rand -hex 32` "
-            "(the chart reads it from the Secret in progress.keySecretName), or leave it out for a new key each time"
+            f"CGD_PROGRESS_KEY has {len(key)} bytes, and needs {KEY_BYTES}: make one with `openssl rand -hex 32` "
+            "(the chart reads it from the Secret in progress.keySecretName), or leave it out for a new key"
         )
         raise SystemExit(f"cgd-operator: {printable(why)}")
-    return given or secrets.token_bytes(KEY_BYTES)
+    return key
+
+
+async def _new_key(cluster: Cluster) -> bytes:
+    """A key that this process makes. The operator may create Secrets and read none: those that start later have the key
+    from their environment, so one that was started before the Secret was there has to be started again."""
+    key = secrets.token_hex(KEY_BYTES)
+    if not (secret := os.environ.get("CGD_PROGRESS_KEY_SECRET")):
+        return key.encode()
+    namespace, _, name = secret.partition("/")
+    meta = {"namespace": namespace, "name": name, "labels": {MANAGED_BY: MANAGER}}
+    body = {"apiVersion": SECRET.api_version, "kind": SECRET.kind, "metadata": meta, "immutable": True}
+    try:
+        await cluster.create(SECRET, body | {"stringData": {"key": key}})
+    except AlreadyExists as error:
+        raise SystemExit(
+            f"cgd-operator: the Secret {secret} is there, but this process was started without its key, and must be "
+            "started again. If that does not help, the Secret has no field `key`: delete the Secret"
+        ) from error
+    except ApiError as error:
+        if error.status not in (400, 403, 404, 422):
+            raise
+        log.warning("the key of the progress tokens ends with this process, for no Secret keeps it: %s", error)
+    return key.encode()
 
 
 async def _act(

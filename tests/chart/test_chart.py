@@ -315,6 +315,23 @@ def test_what_artifact_hub_shows_is_true() -> None:
         assert change["kind"] in {"added", "changed", "deprecated", "removed", "fixed", "security"}
 
 
+@pytest.mark.parametrize("own", ["", "theirs"])
+def test_the_key_of_progress_tokens_is_in_a_secret_that_the_operator_makes_or_somebody_names(own: str) -> None:
+    values = {"progress": {"keySecretName": own}, "watchNamespaces": ["team-a"]}
+    env = {variable["name"]: variable for variable in container(values)["env"]}
+    reference = env["CGD_PROGRESS_KEY"]["valueFrom"]["secretKeyRef"]
+    role = rendered(values)["Role", "cgd-system", "cgd-operator-lease"]
+    secrets = [rule["verbs"] for rule in role["rules"] if "secrets" in rule["resources"]]
+    if own:
+        assert reference == {"name": own, "key": "key"}
+        assert "CGD_PROGRESS_KEY_SECRET" not in env
+        assert secrets == []
+    else:
+        assert reference == {"name": "cgd-operator-progress-key", "key": "key", "optional": True}
+        assert env["CGD_PROGRESS_KEY_SECRET"]["value"] == f"cgd-system/{reference['name']}"
+        assert secrets == [["create"]]
+
+
 @pytest.mark.parametrize("name", ["null", "true", "1234", "1e3", "0x10"])
 def test_a_name_that_yaml_takes_for_something_else_stays_a_name(name: str) -> None:
     """A Role whose namespace is null is made in the release's."""

@@ -153,7 +153,7 @@ async def world(
         monkeypatch.setenv("KUBECONFIG", str(path))
         monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
         monkeypatch.setattr("cgd_operator.controller.reconciler.SETTLE_SECONDS", 0.1)
-        monkeypatch.setattr("cgd_operator.controller.reconciler.ABSENT_SECONDS", 0.1)
+        monkeypatch.setattr("cgd_operator.controller.children.ABSENT_SECONDS", 0.1)
         async with await Cluster.connect(str(path), manager="test") as client:
             await install(client, crd())
             for definition in (pytorchjobs.crd(), *trainjobs.crds()):

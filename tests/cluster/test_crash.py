@@ -23,7 +23,7 @@ async def test_whatever_call_breaks_the_run_ends_as_it_would_have(kubeconfig: st
 
 async def test_an_operator_that_sees_nothing_is_found(kubeconfig: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, wanted = await crash.undisturbed(kubeconfig)
-    monkeypatch.setattr("cgd_operator.controller.reconciler.observe", lambda *_: {})
+    monkeypatch.setattr("cgd_operator.controller.children.observe", lambda *_: {})
     monkeypatch.setattr(crash, "ROUNDS", 12)
     (found,) = await crash.disturbed(kubeconfig, crash.Disturbance(), wanted)
     assert found.startswith("no end after 12 rounds")

@@ -25,9 +25,9 @@ async def test_an_operator_that_breaks_and_a_run_that_nothing_happens_to_are_fou
         raise KeyError("oops")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cgd_operator.controller.reconciler.plan", broken)
+        patch.setattr("cgd_operator.controller.view.plan", broken)
         assert "KeyError: 'oops'" in await fuzz.fates(20, 1, str(world.kubeconfig))
-    monkeypatch.setattr("cgd_operator.controller.reconciler.decide", lambda *_, **__: ())
+    monkeypatch.setattr("cgd_operator.controller.view.decide", lambda *_, **__: ())
     assert [name for name in await fuzz.fates(20, 1, str(world.kubeconfig)) if name.startswith("stuck")]
 
 

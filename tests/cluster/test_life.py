@@ -105,7 +105,7 @@ async def test_a_deadline_is_noticed_without_an_event_and_nothing_starts_after_i
         await world.apply({"budget": {"deadlineSeconds": 3600}})
         await world.until(lambda: running(world, "prepare"))
         hour_ago = datetime.now(UTC) - timedelta(hours=1)
-        monkeypatch.setattr("cgd_operator.controller.reconciler._created", lambda _: hour_ago)
+        monkeypatch.setattr("cgd_operator.controller.view._created", lambda _: hour_ago)
         await world.until(lambda: state_is(world, "Failed"))
         assert told(await world.get())["reason"] == "DeadlineExceeded"
         assert await held(world, "prepare")
@@ -246,7 +246,7 @@ async def test_a_run_whose_cleaning_fails_goes_nevertheless_and_says_what_stays(
 async def test_a_run_that_cannot_be_cleaned_in_time_goes_nevertheless(
     world: Any, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    monkeypatch.setattr("cgd_operator.controller.reconciler.CLEAN_SECONDS", seconds)
+    monkeypatch.setattr("cgd_operator.controller.deletion.CLEAN_SECONDS", seconds)
     async with world.operator():
         await world.apply(DELETE)
         await world.until(lambda: running(world, "prepare"))
@@ -337,7 +337,7 @@ async def test_what_a_run_stored_in_a_place_that_this_operator_cannot_read_is_to
     run["spec"]["storage"] = {"container": "data"}
     run["status"]["stages"][0]["outputURI"] = "abfs://data/prepare/d1"
     real = Reconciler(world.client, RELEASE, Board(), b"key" * 16)
-    await real._clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
+    await real._deletion.clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
     message = (await notes(world))["NotCleaned"]
     assert "was not deleted: this version of the operator cannot read its spec.storage, delete it by hand" in message
     assert "what stays: abfs://data/prepare/d1" in message

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from support.builders import CHILDREN, RELEASE, labels, manifest, pod
 
+from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.queue import Loop
 from cgd_operator.controller.reconciler import Reading, Reconciler
 from cgd_operator.facts.progress import Board
@@ -183,18 +184,18 @@ async def test_what_a_sweep_has_read_is_not_used_when_something_has_happened_mea
     world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Reading | None] = loop.reconciler.readings  # type: ignore[attr-defined]
-    look = Reconciler.look
+    read = ChildReader.read
 
-    async def busy(self: Reconciler, namespace: str | None, homes: dict[str, str]) -> Any:
+    async def busy(self: ChildReader, namespace: str | None, homes: dict[str, str]) -> Any:
         loop.soon("default", "run-0")
-        return await look(self, namespace, homes)
+        return await read(self, namespace, homes)
 
     await create_runs(world, 2)
-    monkeypatch.setattr(Reconciler, "look", busy)
+    monkeypatch.setattr(ChildReader, "read", busy)
     await loop._sweep()
     assert await settle(loop) == ["run-0", "run-1"]
     assert [bool(one) for one in looked] == [False, True]
-    monkeypatch.setattr(Reconciler, "look", look)
+    monkeypatch.setattr(ChildReader, "read", read)
     monkeypatch.setattr("cgd_operator.controller.queue.READING_SECONDS", 0)
     await loop._sweep()
     await settle(loop)
@@ -253,14 +254,14 @@ async def test_a_run_that_cannot_be_looked_over_holds_up_no_other(
     world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_runs(world, 3)
-    whole = Reconciler.behind
+    whole = Reconciler.due
 
-    def broken(self: Reconciler, manifest: Any, there: Any) -> Any:
+    def broken(self: Reconciler, manifest: Any, objects: Any) -> Any:
         if manifest["metadata"]["name"] == "run-1":
             raise RuntimeError("a bug")
-        return whole(self, manifest, there)
+        return whole(self, manifest, objects)
 
-    monkeypatch.setattr(Reconciler, "behind", broken)
+    monkeypatch.setattr(Reconciler, "due", broken)
     await loop._sweep()
     assert sorted(await settle(loop)) == ["run-0", "run-1", "run-2"]
 

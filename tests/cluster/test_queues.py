@@ -68,7 +68,7 @@ async def test_waiting_for_quota_is_told_and_an_eviction_costs_nothing(world: An
 async def test_a_child_that_kueue_admits_and_cannot_start_is_told_until_it_starts(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.kube.kueue.STARTING", timedelta(0))
+    monkeypatch.setattr("cgd_operator.facts.kueue.STARTING", timedelta(0))
     async with Kueue(world).at_work() as kueue, world.operator():
         kueue.webhook_down = True
         await world.apply(labels=QUEUE)

@@ -151,7 +151,7 @@ async def confine(
     own["users"][0]["user"] = {"token": token}
     (folder / "operator.yaml").write_text(yaml.safe_dump(own))
     monkeypatch.setenv("KUBECONFIG", str(folder / "operator.yaml"))
-    for name in ("CGD_LEASE", "CGD_REHEARSE_PODS", "CGD_STALLED_AFTER_SECONDS"):
+    for name in ("CGD_LEASE", "CGD_PROGRESS_KEY_SECRET", "CGD_REHEARSE_PODS", "CGD_STALLED_AFTER_SECONDS"):
         monkeypatch.setenv(name, environment(objects, name))
     return guard
 
@@ -199,7 +199,7 @@ async def test_no_call_of_a_whole_run_is_denied(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cgd_operator.facts.children.QUIET", timedelta(minutes=-1))
+    monkeypatch.setattr("cgd_operator.facts.waiting.QUIET", timedelta(minutes=-1))
     guard = await confine(world, rendered(namespaces, pods), tmp_path, monkeypatch)
 
     async def queued(stage: str) -> bool:

@@ -115,7 +115,7 @@ async def test_without_a_backend_a_run_waits_says_why_and_goes_on_by_itself(
     world: Any, backend: str, missing: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not served is asked for again after 30 s on a cluster, and a sweep looks twice a minute."""
-    monkeypatch.setattr("cgd_operator.controller.reconciler.ABSENT_SECONDS", 0.2)
+    monkeypatch.setattr("cgd_operator.controller.children.ABSENT_SECONDS", 0.2)
     monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.2)
     definitions = [await world.client.get(CRD, name) for name in missing]
     for name in missing:

@@ -27,7 +27,7 @@ embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds on a cluster: the sweep, the patience with a missing pod. No rehearsal, or it ended there."""
     monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr("cgd_operator.facts.children.QUIET", timedelta(0))
+    monkeypatch.setattr("cgd_operator.facts.waiting.QUIET", timedelta(0))
     monkeypatch.setattr("cgd_local.controllers.REFUSED_SECONDS", 0.1)
     monkeypatch.setenv("CGD_REHEARSE_PODS", "false")
 

@@ -14,12 +14,13 @@ from support.status_builders import NOW, render_of
 
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.departed import Departed
-from cgd_operator.controller.reconciler import at_rest
 from cgd_operator.facts import retries
-from cgd_operator.facts.children import RESTARTS, observe
+from cgd_operator.facts.children import observe
+from cgd_operator.facts.due import Due, due
+from cgd_operator.facts.limits import expired
+from cgd_operator.facts.pods import RESTARTS
 from cgd_operator.kube.outside import last_words, moment, number
 from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, REPLICA_INDEX, RUN_LABEL
-from cgd_operator.status.limits import expired
 from cgd_operator.status.render import seconds_between
 from cgd_stages.clean import __main__ as clean
 from cgd_stages.contract import MOST, Clean
@@ -141,7 +142,7 @@ def test_a_status_that_somebody_has_written_stops_no_sweep(text):
     settled = {"type": "Succeeded", "status": "True", "reason": "x", "lastTransitionTime": text}
     odd = manifest({"ttlSecondsAfterFinished": 2**31 - 1})
     odd["status"] = {"conditions": [settled]}
-    assert at_rest(odd, datetime.now(UTC))
+    assert due(odd, datetime.now(UTC)) is Due.NOTHING
     assert seconds_between(text, "2026-01-01T00:00:00Z") == 0
     assert seconds_between("2026-01-01T00:00:00Z", text) == 0
 

@@ -7,7 +7,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from support.builders import RELEASE, UID, ended, labels, manifest, pod
 from cgd_operator import handlers, process
 from cgd_operator.controller.queue import Loop
 from cgd_operator.controller.reconciler import Reconciler
+from cgd_operator.facts.due import Due
 from cgd_operator.facts.progress import Board
 from cgd_operator.http import serving
 from cgd_operator.http.progress import Desk, ProgressServer, token
+from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
 from cgd_operator.planning.manifests import UID_LABEL
 from cgd_operator.process import operate
@@ -229,8 +232,8 @@ async def test_an_object_with_our_labels_in_another_namespace_is_no_child(
     strange = {"name": "strange", "namespace": "other", "labels": labels("answer") | {UID_LABEL: uid}}
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "stage", "image": "x"}]}}
     await world.client.create(JOB, {"metadata": strange, "spec": {"template": template}})
-    there = (await loop.reconciler.look(None, {uid: "default"}))[uid]
-    loop.reconciler.behind(await world.get(), there)
+    there = (await loop.reconciler.reader.read(None, {uid: "default"}))[uid]
+    loop.reconciler.due(await world.get(), there)
     assert loop.reconciler.board.allowances == {}
 
 
@@ -375,9 +378,9 @@ async def test_last_words_with_numbers_that_are_none_leave_the_status_whole(worl
             f'{{"outcome": "done", "stages": {{"prepare": {{"seconds": {seconds}, "generatedTokens": {generated}}}}}}}'
         )
         over = pod("prepare", "Succeeded", terminated=ended(0, words))
-        there = (await loop.reconciler.look("default", {run["uid"]: "default"}))[run["uid"]]
+        there = (await loop.reconciler.reader.read("default", {run["uid"]: "default"}))[run["uid"]]
         there.pods = [over]
-        assert loop.reconciler.behind(await world.get(), there) == "in telling"
+        assert loop.reconciler.due(await world.get(), there) is Due.TELLING
 
 
 # --- how much one run may take ------------------------------------------------------------------------------------
@@ -523,6 +526,82 @@ def test_a_key_is_bytes_and_need_not_be_text(monkeypatch: pytest.MonkeyPatch) ->
     assert process._key() == b"\xff" * 32
 
 
+KEPT = ("cgd-system", "cgd-operator-progress-key")
+
+
+@pytest.fixture
+async def kept(world: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[Json | None]]:  # noqa: F811
+    """Reads the Secret that keeps the key, as the kubelet does for the operator's pod."""
+    monkeypatch.setenv("CGD_PROGRESS_KEY_SECRET", "/".join(KEPT))
+    await world.client.create(NAMESPACE, {"metadata": {"name": KEPT[0]}})
+
+    async def read() -> Json | None:
+        secret: Json | None = await world.client.get(SECRET, KEPT[1], KEPT[0])
+        return secret
+
+    return read
+
+
+def key_in(secret: Json | None) -> bytes:
+    assert secret is not None
+    return b64decode(secret["data"]["key"])
+
+
+async def test_a_new_key_is_kept_for_the_next_process_so_that_tokens_outlive_a_restart(
+    world: Any,  # noqa: F811
+    kept: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def mounted(stage: str) -> str:
+        return _secret_of((await world.children())[stage])
+
+    async with world.operator():
+        await world.apply()
+        await world.end("prepare")
+        await world.until(lambda: begun(world, "answer"))
+    key = key_in(await kept())
+    assert len(key) == 64
+    monkeypatch.setenv("CGD_PROGRESS_KEY", key.decode())
+    async with world.operator():
+        await world.end("answer")
+        await world.until(lambda: begun(world, "teacher"))
+    assert await mounted("answer") == await mounted("teacher")
+    assert key_in(await kept()) == key
+
+
+async def begun(world: Any, stage: str) -> bool:  # noqa: F811
+    return stage in await world.children()
+
+
+async def test_a_process_that_was_started_before_the_key_was_kept_must_start_again(world: Any, kept: Any) -> None:  # noqa: F811
+    """It cannot read the Secret, and with another key it would refuse all tokens that were given."""
+    async with world.operator():
+        await world.until(kept)
+        with pytest.raises(SystemExit, match="must be started again"):
+            await operate()
+
+
+async def test_a_key_that_no_secret_may_keep_serves_as_long_as_its_process(
+    world: Any,  # noqa: F811
+    kept: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    create = Cluster.create
+
+    async def refused(self: Cluster, kind: Any, body: Json, **options: Any) -> Json:
+        if kind is SECRET and body["metadata"]["namespace"] == KEPT[0]:
+            raise ApiError(403, "Forbidden", "exceeded quota: secrets")
+        return await create(self, kind, body, **options)
+
+    monkeypatch.setattr(Cluster, "create", refused)
+    async with world.operator():
+        await world.apply()
+        await world.until(lambda: begun(world, "prepare"))
+    assert await kept() is None
+    assert "ends with this process" in caplog.text
+
+
 # --- the log ------------------------------------------------------------------------------------------------------
 
 
@@ -653,18 +732,18 @@ async def test_a_sweep_that_read_before_a_child_was_made_does_not_silence_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uid = (await world.apply())["metadata"]["uid"]
-    look = loop.reconciler.look
+    read = loop.reconciler.reader.read
 
     async def slow(namespace: str | None, places: Any) -> Any:
-        there = await look(namespace, places)
-        monkeypatch.setattr(loop.reconciler, "look", look)
+        objects = await read(namespace, places)
+        monkeypatch.setattr(loop.reconciler.reader, "read", read)
         loop.poke("default", "demo")
         while loop._tasks:  # noqa: ASYNC110  the loop keeps no event for a test
             await asyncio.sleep(0.01)
         assert "prepare" in loop.reconciler.board.allowances[uid]
-        return there
+        return objects
 
-    monkeypatch.setattr(loop.reconciler, "look", slow)
+    monkeypatch.setattr(loop.reconciler.reader, "read", slow)
     await loop._sweep()
     assert "prepare" in loop.reconciler.board.allowances[uid]
     await loop.stop()

@@ -10,6 +10,7 @@ from cluster.conftest import world  # noqa: F401  a fixture
 from support.builders import ENDED, ENDS, RELEASE
 
 from cgd_operator import handlers
+from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.queue import Loop
 from cgd_operator.controller.reconciler import Reading, Reconciler
 from cgd_operator.facts.progress import Board
@@ -108,12 +109,12 @@ async def test_a_reading_is_as_old_as_the_run_that_was_read_first(
     """As where the API server has each list wait, and no watch tells what happens meanwhile."""
     await world.apply()
     clock = [1000.0]
-    look = Reconciler.look
+    read = ChildReader.read
 
-    async def slow(self: Reconciler, namespace: str | None, homes: Any) -> Any:
-        there = await look(self, namespace, homes)
+    async def slow(self: ChildReader, namespace: str | None, homes: Any) -> Any:
+        objects = await read(self, namespace, homes)
         clock[0] += 60
-        return there
+        return objects
 
     seen: list[Reading | None] = []
 
@@ -121,7 +122,7 @@ async def test_a_reading_is_as_old_as_the_run_that_was_read_first(
         seen.append(reading)
 
     monkeypatch.setattr("cgd_operator.controller.queue.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr(Reconciler, "look", slow)
+    monkeypatch.setattr(ChildReader, "read", slow)
     monkeypatch.setattr(Reconciler, "reconcile", looked)
     await loop._sweep()
     await settle(loop)
@@ -138,7 +139,7 @@ async def test_a_run_that_was_given_more_time_after_it_was_read_is_not_deleted(
     status = {"status": {"state": "Succeeded", "observedGeneration": 1, "conditions": [ended]}}
     await world.client.patch(RUN, "demo", "default", status, subresource="status")
     run = await world.get()
-    there = (await loop.reconciler.look("default", {run["metadata"]["uid"]: "default"}))[run["metadata"]["uid"]]
+    there = (await loop.reconciler.reader.read("default", {run["metadata"]["uid"]: "default"}))[run["metadata"]["uid"]]
     await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": None}})
     with pytest.raises(ApiError, match="ResourceVersion in precondition"):
         await loop.reconciler.reconcile("default", "demo", Reading(run, there))
@@ -153,18 +154,18 @@ async def test_what_a_sweep_reads_while_a_run_is_looked_at_is_read_again(
 ) -> None:
     """The sweep has listed the children, then the look ends that it has not seen begin."""
     await world.apply()
-    key, look, seen = ("default", "demo"), Reconciler.look, list[Reading | None]()
+    key, read, seen = ("default", "demo"), ChildReader.read, list[Reading | None]()
 
-    async def late(self: Reconciler, namespace: str | None, homes: Any) -> Any:
-        there = await look(self, namespace, homes)
+    async def late(self: ChildReader, namespace: str | None, homes: Any) -> Any:
+        objects = await read(self, namespace, homes)
         loop._tasks[key] = asyncio.create_task(loop._attend(key))
         await loop._tasks[key]
-        return there
+        return objects
 
     async def looked(self: Reconciler, namespace: str, name: str, reading: Reading | None = None) -> None:
         seen.append(reading)
 
-    monkeypatch.setattr(Reconciler, "look", late)
+    monkeypatch.setattr(ChildReader, "read", late)
     monkeypatch.setattr(Reconciler, "reconcile", looked)
     await loop._sweep()
     await settle(loop)

@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.facts.children import Gone, observe, pods_by_stage
+from cgd_operator.facts.children import observe
 from cgd_operator.facts.gpu_usage import count
+from cgd_operator.facts.pods import Gone, pods_by_stage
 from cgd_operator.facts.progress import StageProgress
+from cgd_operator.facts.trouble import Trouble
 from cgd_operator.planning.dag import plan
-from cgd_operator.status.render import Seen, Trouble, acknowledged, refused, render
+from cgd_operator.status.render import Seen, acknowledged, refused, render
 from cgd_stages.contract import Rows
 from support.builders import CHILDREN, Object, ended, job, manifest, pod, run
 

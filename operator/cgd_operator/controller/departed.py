@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from cgd_operator.facts.children import Gone, last_state
+from cgd_operator.facts.pods import Gone, last_state
 from cgd_operator.planning.manifests import UID_LABEL
 
 MOST = 2048
@@ -34,6 +34,6 @@ class Departed:
 
     def told(self, run: str, gone: tuple[Gone, ...]) -> None:
         """The run's status has them now."""
-        left = {uid: one for uid, one in self.runs.pop(run, {}).items() if one not in gone}
+        left = {uid: pod for uid, pod in self.runs.pop(run, {}).items() if pod not in gone}
         if left:
             self.runs[run] = left

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cgd_operator import metrics
-from cgd_operator.controller import reconciler as reconcile
-from cgd_operator.controller.reconciler import Reading, Reconciler, at_rest
+from cgd_operator.controller import children, reconciler
+from cgd_operator.controller.reconciler import Reading, Reconciler
 from cgd_operator.facts.children import has_ended
+from cgd_operator.facts.due import Due, due
 from cgd_operator.http.health import Health
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, TRAINJOB, ApiError, Kind
@@ -76,7 +77,7 @@ class Loop:
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
         self._opening = {(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)}
-        works = [self._sweep_for_ever(), *(self._watch(*one) for one in self._opening)]
+        works = [self._sweep_for_ever(), *(self._watch(kind, namespace) for kind, namespace in self._opening)]
         self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
@@ -101,6 +102,10 @@ class Loop:
         if self._runs.get(key) == uid:
             del self._runs[key]
         self.changed(key)
+        self.over(key, uid)
+
+    def over(self, key: Key, uid: str) -> None:
+        """Say that nothing is left to do for a run: nothing of it is kept in memory."""
         self.reconciler.forget(uid)
         if task := self._tasks.get(key):  # it may have read the run before
             task.add_done_callback(lambda _: self.reconciler.forget(uid))
@@ -133,7 +138,7 @@ class Loop:
 
     def soon(self, namespace: str, name: str) -> None:
         """Say that something happened that needs no answer."""
-        self.later(namespace, name, reconcile.SETTLE_SECONDS)
+        self.later(namespace, name, reconciler.SETTLE_SECONDS)
 
     def sweep_soon(self) -> None:
         """Say that any run may need a look."""
@@ -207,7 +212,7 @@ class Loop:
                     log.warning("watch of %s failed: %s", kind.plural, error)
                 if (kind, namespace) in self._opening:
                     self._opened(kind, namespace)
-                await asyncio.sleep(RETRY_SECONDS if error.status != 404 else reconcile.ABSENT_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS if error.status != 404 else children.ABSENT_SECONDS)
             except Exception:  # without its watch the operator would only sweep, and nobody would know
                 metrics.RECONCILE_ERRORS.labels("bug").inc()
                 log.exception("watch of %s broke; this is a bug of cgd-operator", kind.plural)
@@ -237,11 +242,11 @@ class Loop:
         await self._unless_wanted(OPENING_SECONDS)
         while True:
             begun = time.monotonic()
-            if wanted := self._wanted.is_set():
+            if asked_for := self._wanted.is_set():
                 await asyncio.sleep(PAUSE_SECONDS)
                 self._wanted.clear()
             try:
-                await self._sweep(0 if wanted else 1 / SWEEP_RATE)
+                await self._sweep(0 if asked_for else 1 / SWEEP_RATE)
             except ApiError as error:
                 log.warning("sweep failed: %s", error)
             except Exception:  # without sweeps nothing would be noticed that no event tells
@@ -256,7 +261,7 @@ class Loop:
                 await self._wanted.wait()
 
     async def _sweep(self, pause: float = 0) -> None:
-        """Poke every run that is behind.
+        """Poke every run that needs a look.
 
         Args:
             pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
@@ -272,7 +277,8 @@ class Loop:
                 for run in runs:
                     listed.add(run["metadata"]["uid"])
                     self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
-                if awake := [run for run in runs if not at_rest(run, datetime.now(UTC))]:
+                now = datetime.now(UTC)
+                if awake := [run for run in runs if due(run, now) is not Due.NOTHING]:
                     awake_uids.update(run["metadata"]["uid"] for run in awake)
                     await self._sweep_over(namespace, awake, since)
                 self.health.swept()  # page by page: a sweep over very many runs is no hang
@@ -290,9 +296,9 @@ class Loop:
             metrics.RUNS.labels(state).set(count)
 
     async def _sweep_over(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
-        """Poke those of some runs that are behind, which began to be read at that moment of the monotonic clock."""
+        """Poke those of some runs that need a look, which began to be read at that moment of the monotonic clock."""
         homes = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
-        there = await self.reconciler.look(namespace, homes)
+        objects = await self.reconciler.reader.read(namespace, homes)
         for run in runs:
             key, uid = _key(run), run["metadata"]["uid"]
             if self._runs.get(key) != uid:  # deleted since it was listed
@@ -301,14 +307,14 @@ class Loop:
                 self.poke(*key)
                 continue
             try:
-                behind = self.reconciler.behind(run, there[uid])
+                need = self.reconciler.due(run, objects[uid])
             except Exception:  # the others must not wait for it
                 log.exception("%s/%s: cannot be looked over", *key)
-                behind = "in telling"
-            if behind:
-                self.poke(*key, first=behind == "in acting")
+                need = Due.TELLING
+            if need is not Due.NOTHING:
+                self.poke(*key, first=need is Due.ACTING)
                 if len(self._readings) < READINGS:
-                    self._readings[key] = (since, Reading(run, there[uid]))
+                    self._readings[key] = (since, Reading(run, objects[uid]))
             await asyncio.sleep(0)  # a child that has ended goes first
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cgd_operator.facts.children import LOST, ChildFacts, Fate, PodFacts
+from cgd_operator.facts.children import ChildFacts, Fate
+from cgd_operator.facts.pods import LOST, PodFacts
 from cgd_operator.planning.dag import Child
 
 
@@ -45,40 +46,35 @@ class Replace:
 
 Action = Start | Hold | Resume | GiveUp | Replace
 
-ACTIVE = (Fate.WAITING, Fate.RUNNING)
-
 
 def decide(
     children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool, enough: Mapping[str, str]
 ) -> tuple[Action, ...]:
     """The actions of this moment; none when there is only to wait, or nothing more to do. `stop`: the run is suspended,
     or has met a limit. `enough`: the stages whose child was tried often enough, and why."""
-    there = [facts[child.stage] for child in children if child.stage in facts]
-    if stop or any(one.fate is Fate.FAILED for one in there):
-        return tuple(Hold(one) for one in there if one.fate in ACTIVE and not _deactivated(one))
-    if hopeless := [one for one in there if one.stage in enough and one.fate in ACTIVE]:
-        return tuple(GiveUp(one, enough[one.stage]) for one in hopeless)
-    resumed = tuple(Resume(one) for one in there if _deactivated(one) or (one.fate is Fate.SUSPENDED and one.held))
+    started = [facts[child.stage] for child in children if child.stage in facts]
+    active = [child for child in started if child.fate in (Fate.WAITING, Fate.RUNNING)]
+    if stop or any(child.fate is Fate.FAILED for child in started):
+        return tuple(Hold(child) for child in active if not _deactivated(child))
+    if hopeless := [child for child in active if child.stage in enough]:
+        return tuple(GiveUp(child, enough[child.stage]) for child in hopeless)
+    held = [child for child in started if _deactivated(child) or (child.fate is Fate.SUSPENDED and child.held)]
     done = done_stages(children, facts)
-    ready = (child for child in children if child.stage not in facts and _may_start(child, done))
-    return resumed + tuple(Start(child) for child in ready)
+    ready = [child for child in children if done.issuperset(child.after) and not done.issuperset(child.stages)]
+    return (*(Resume(child) for child in held), *(Start(child) for child in ready if child.stage not in facts))
 
 
 def replacements(facts: Mapping[str, ChildFacts], patience: int | None, now: datetime) -> tuple[Replace, ...]:
     """The pods of lost nodes that should have been gone for `patience` seconds; None: they are left alone."""
     if patience is None:
         return ()
-    pods = [(one.stage, pod) for one in facts.values() for pod in one.pods if pod.phase == LOST and pod.due]
+    pods = [(child.stage, pod) for child in facts.values() for pod in child.pods if pod.phase == LOST and pod.due]
     return tuple(Replace(stage, pod) for stage, pod in pods if pod.due and now - pod.due >= timedelta(seconds=patience))
 
 
 def _deactivated(facts: ChildFacts) -> bool:
     """The operator has deactivated its Workload; Kueue may not have stopped it yet."""
     return facts.workload is not None and facts.workload.held
-
-
-def _may_start(child: Child, done: frozenset[str]) -> bool:
-    return done.issuperset(child.after) and not done.issuperset(child.stages)
 
 
 def done_stages(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.facts.children import LOST, PodFacts
+from cgd_operator.facts.pods import LOST, PodFacts
 from cgd_operator.planning.dag import Child
 
 MOST_LEFT = 200

@@ -151,9 +151,9 @@ def _all_done(rows: Rows | None) -> bool:
 def _sum(reports: tuple[Told, ...]) -> StageProgress:
     rows = [report.rows for report in reports if report.rows]
     total = Rows(
-        total=min(MOST, sum(one.total for one in rows)),
-        done=min(MOST, sum(one.done for one in rows)),
-        rejected=min(MOST, sum(one.rejected for one in rows)),
+        total=min(MOST, sum(shard.total for shard in rows)),
+        done=min(MOST, sum(shard.done for shard in rows)),
+        rejected=min(MOST, sum(shard.rejected for shard in rows)),
     )
     percents = [report.percent for report in reports]
     rates = [report.tokens_per_second for report in reports if report.tokens_per_second is not None]
@@ -161,7 +161,7 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
     known = [eta for eta in etas if eta is not None]
     return StageProgress(
         rows=total if rows else None,
-        percent=_percent(total, [one for one in percents if one is not None]),
+        percent=_percent(total, [percent for percent in percents if percent is not None]),
         tokens_per_second=round(sum(rates)) if rates else None,
         eta_seconds=max(known, default=0) if len(known) == len(etas) else None,
         shards=len(reports),

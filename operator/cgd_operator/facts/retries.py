@@ -8,7 +8,8 @@ the operator gives such a child up; of other kinds `spec.retries` is their contr
 from collections.abc import Iterable, Mapping
 
 from cgd_operator.api.status import CGDRunStatus, PodAttempts, StageStatus
-from cgd_operator.facts.children import ChildFacts, Fate, account
+from cgd_operator.facts.children import ChildFacts, Fate
+from cgd_operator.facts.pods import account
 from cgd_stages.contract import Exit
 
 
@@ -17,11 +18,11 @@ def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
     that follows a suspension is no new attempt, nor is one that follows a pod that failed by no fault of its own."""
     if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
         return ()
-    counted = [one for one in old.pod_attempts if one.owner in ("", facts.uid)]
+    counted = [pod for pod in old.pod_attempts if pod.owner in ("", facts.uid)]
     if facts.suspended:
-        return tuple(one.model_copy(update={"uid": "", "excused": False}) for one in counted)
-    excused = _excused(facts, {one.uid for one in counted})
-    known = {one.name: one.model_copy(update={"excused": one.excused or one.uid in excused}) for one in counted}
+        return tuple(pod.model_copy(update={"uid": "", "excused": False}) for pod in counted)
+    excused = _excused(facts, {pod.uid for pod in counted})
+    known = {pod.name: pod.model_copy(update={"excused": pod.excused or pod.uid in excused}) for pod in counted}
     for pod in facts.pods:
         before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
         late = not before.uid and (pod.due is not None or pod.uid in excused)  # it is not the one that comes next
@@ -47,7 +48,9 @@ def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
 def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:
     """The stages whose child is to be given up, and why."""
     before: dict[str, StageStatus] = {stage.name: stage for stage in previous.stages}
-    reasons = {one.stage: _enough(one, before.get(one.stage, StageStatus(name=one.stage)), retries) for one in facts}
+    reasons = {
+        child.stage: _enough(child, before.get(child.stage, StageStatus(name=child.stage)), retries) for child in facts
+    }
     return {stage: reason for stage, reason in reasons.items() if reason}
 
 
@@ -56,10 +59,10 @@ def _enough(facts: ChildFacts, old: StageStatus, retries: int) -> str:
         return ""
     if permanent := [pod for pod in facts.pods if pod.phase == "Failed" and 0 < (pod.exit_code or 0) < 128]:
         return account(permanent[-1])
-    most = max(attempts(facts, old), key=lambda one: one.attempts, default=None)
+    most = max(attempts(facts, old), key=lambda pod: pod.attempts, default=None)
     if most is None or most.attempts <= retries + 1:
         return ""
     failed = [pod for pod in (*facts.gone, *facts.pods) if pod.failed]
-    told = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
+    why = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
     tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
-    return f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {told}"
+    return f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {why}"

@@ -112,7 +112,7 @@ class Listener:
     async def _serve(self, taken: socket.socket) -> None:
         loop, server = asyncio.get_running_loop(), self._runner.server
         assert server is not None
-        for over in [one for one in self._open if one.is_closing()]:
+        for over in [transport for transport in self._open if transport.is_closing()]:
             self._end(over)
         if len(self._open) >= MOST:
             self._end(next(iter(self._open)))

@@ -2,6 +2,10 @@
 
 The official client (`kubernetes.aio`) carries configuration, TLS and credentials; its generated models are not
 imported, because custom resources have none and importing them all costs most of an operator's memory.
+
+Its `DynamicClient` would cost 3 MB more than `Cluster`, which is no reason against it. These are: it writes bodies that
+an apply refuses (see `encoded`), puts names into paths unchecked, obeys no Retry-After, and takes lists that are older
+than what was read before; its watches ask for no bookmarks, and ask again at once when a server ends them.
 """
 
 import asyncio
@@ -171,7 +175,7 @@ class Cluster:
     ) -> None:
         """Delete; an object that is gone already is fine. One of another uid or version is refused as a conflict."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        if conditions := {key: one for key, one in (("uid", uid), ("resourceVersion", version)) if one is not None}:
+        if conditions := {key: text for key, text in (("uid", uid), ("resourceVersion", version)) if text is not None}:
             options["preconditions"] = conditions
         if grace is not None:
             options["gracePeriodSeconds"] = grace
@@ -355,7 +359,7 @@ def encoded(body: Object) -> bytes:
     """
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     whole = _SURROGATE.sub("\ufffd", text)
-    return _NOT_AS_IT_IS.sub(lambda found: f"\\u{ord(found[0]):04x}", whole).encode()
+    return _NOT_AS_IT_IS.sub(lambda match: f"\\u{ord(match[0]):04x}", whole).encode()
 
 
 def _proxy(url: str) -> str | None:
@@ -365,8 +369,8 @@ def _proxy(url: str) -> str | None:
 
 
 def _query(**parameters: str) -> str:
-    given = {name: value for name, value in parameters.items() if value}
-    return "?" + urlencode(given) if given else ""
+    filled = {name: value for name, value in parameters.items() if value}
+    return "?" + urlencode(filled) if filled else ""
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

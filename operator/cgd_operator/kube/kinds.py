@@ -1,4 +1,5 @@
-"""The kinds of objects that the operator knows, where they are, and what an API server refuses. Pure."""
+"""The kinds of objects that the operator knows, where they are, the labels by which it finds them, and what an API
+server refuses. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -95,3 +96,11 @@ NAMESPACE = Kind("v1", "Namespace", "namespaces", namespaced=False)
 SECRET = Kind("v1", "Secret", "secrets")
 CONFIGMAP = Kind("v1", "ConfigMap", "configmaps")
 CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False)
+
+QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+QUEUE_LABELS = (QUEUE_LABEL, PRIORITY_LABEL)
+"""Labels of a run that every child gets."""
+JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+"""Label of a Workload: the uid of the child that it stands for."""
+SUSPENDED_BY_RUN = "cgd.dev/suspended-by-run"
+"""Annotation on what the operator suspended, a child or its Workload: only that is resumed by it."""

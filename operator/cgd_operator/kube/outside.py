@@ -24,10 +24,10 @@ def moment(text: object) -> datetime | None:
     if not isinstance(text, str):
         return None
     try:
-        found = datetime.fromisoformat(text).astimezone(UTC)
+        time = datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-    return found if 1970 <= found.year < 9000 else None
+    return time if 1970 <= time.year < 9000 else None
 
 
 def last_words(message: str) -> LastWords | None:
@@ -38,3 +38,7 @@ def last_words(message: str) -> LastWords | None:
         return LastWords.model_validate_json(message)
     except ValidationError:
         return None
+
+
+def with_message(reason: str, message: str | None) -> str:
+    return f"{reason}: {message}" if message else reason

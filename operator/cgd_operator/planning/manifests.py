@@ -9,8 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from cgd_operator.api.placement import Pool
-from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, TRAININGRUNTIME, TRAINJOB, Kind
-from cgd_operator.kube.kueue import QUEUE_LABELS
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, QUEUE_LABELS, RUN, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_operator.planning.dag import Child, Run
 from cgd_stages import contract
 

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.facts.children import BEGINNING, PodFacts
+from cgd_operator.facts.pods import PodFacts
+from cgd_operator.facts.waiting import BEGINNING
 from cgd_operator.kube.kinds import RUN
 from cgd_operator.planning.dag import Run
 from cgd_operator.planning.manifests import MANAGER
@@ -23,8 +24,8 @@ def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -
     before = {stage.name: stage for stage in old.stages}
     news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
     over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")
-    told = [stage for stage in news if stage.state == "Succeeded" and (over or stage.name.kind in MAKERS)]
-    ended = ", ".join(_ended(stage) for stage in told)
+    good = [stage for stage in news if stage.state == "Succeeded" and (over or stage.name.kind in MAKERS)]
+    ended = ", ".join(_ended(stage) for stage in good)
     if ended and not (over and new.state == "Succeeded"):
         yield _event(run, "StageSucceeded", ended, now)
     for stage in news:
@@ -35,14 +36,15 @@ def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -
     if not over and (stalled := _stalled(new)) and not _stalled(old):
         yield _event(run, "RunStalled", stalled, now, warning=True)
     if over:
-        message = next((one.message for one in new.conditions if one.type == "Succeeded"), "") or new.state
+        message = next((end.message for end in new.conditions if end.type == "Succeeded"), "") or new.state
         last = f"{ended}; " if ended and new.state == "Succeeded" else ""
         yield _event(run, f"Run{new.state}", last + message, now, warning=new.state == "Failed")
 
 
 def _stalled(status: CGDRunStatus) -> str:
     """Why a run is stalled; empty: it is not."""
-    return next((one.message for one in status.conditions if one.type == "Stalled" and one.status == "True"), "")
+    true = {condition.type: condition.message for condition in status.conditions if condition.status == "True"}
+    return true.get("Stalled", "")
 
 
 def refusal(run: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:

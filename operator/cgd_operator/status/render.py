@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cgd_operator.api.status import Artifacts, CGDRunStatus, Condition, Rows, StageState, StageStatus, Usage
-from cgd_operator.facts.children import BEGINNING, LONG_AGO, RETRYING, ChildFacts, Fate, PodFacts
+from cgd_operator.facts.children import ChildFacts, Fate
 from cgd_operator.facts.decide import done_stages
 from cgd_operator.facts.gpu_usage import Used, hours, total
+from cgd_operator.facts.kueue import WAITS
 from cgd_operator.facts.progress import StageProgress, percent_of
 from cgd_operator.facts.retries import attempts
-from cgd_operator.kube.kueue import WAITS
+from cgd_operator.facts.trouble import Trouble
+from cgd_operator.facts.waiting import BEGINNING, RETRYING
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import Child, Run
 from cgd_stages.contract import MOST, StageFacts, train_stage
@@ -36,17 +38,6 @@ WORDS = {
     "harness": "Evaluating",
     "report": "Reporting",
 }
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a run makes no step although no stage has failed. `final`: it never will."""
-
-    reason: str
-    message: str
-    final: bool = False
-    since: datetime | None = LONG_AGO
-    """Since when a person has had to mend it; None: it may pass by itself."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime
 
 def acknowledged(settled: CGDRunStatus, generation: int) -> CGDRunStatus:
     """The status of a run that has succeeded, after a change to what may change: tools wait for its generation."""
-    conditions = [one.model_copy(update={"observed_generation": generation}) for one in settled.conditions]
+    conditions = [condition.model_copy(update={"observed_generation": generation}) for condition in settled.conditions]
     return settled.model_copy(update={"observed_generation": generation, "conditions": tuple(conditions)})
 
 
@@ -124,11 +115,13 @@ def _stages(seen: Seen) -> Iterable[StageStatus]:
 def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageStatus) -> StageStatus:
     name = old.name
     progress = seen.progress(name)
-    told = _told(facts.gone + facts.pods, name)
+    last = {pod.shard: pod.words for pod in facts.gone + facts.pods if pod.words and name in pod.words.stages}
+    words = tuple(shard.stages[name] for shard in last.values())
     state = _stage_state(facts, name, child, progress, old)
     ended = state in ("Succeeded", "Failed")
-    rows = _rows(told, progress, old, ended)
-    running = state == "Running"
+    rows = _rows(words, progress, old, ended)
+    goes_on = state == "Running" and not (rows and 0 < rows.total <= rows.done + rows.rejected)
+    end = _text(facts.end) if facts.end else old.completion_time
     made = attempts(facts, old)
     return StageStatus(
         name=name,
@@ -136,19 +129,19 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         reason=facts.reason or None,
         message=_message(facts, old)[:1000] or None,
         child=facts.name,
-        start_time=_text(facts.start) or old.start_time,
-        completion_time=(_text(facts.end) or old.completion_time) if ended else None,
-        attempts=max(facts.attempts, old.attempts, *(one.attempts for one in made)),
+        start_time=_text(facts.start) if facts.start else old.start_time,
+        completion_time=end if ended else None,
+        attempts=max(facts.attempts, old.attempts, *(pod.attempts for pod in made)),
         pod_attempts=made,
         rows=rows,
-        tokens_per_second=_speed(told, progress, old),
+        tokens_per_second=_speed(words, progress, old),
         percent=100 if state == "Succeeded" else _percent(rows, progress, old),
-        eta_seconds=progress.eta_seconds if progress and running and not _complete(rows) else None,
+        eta_seconds=progress.eta_seconds if progress and goes_on else None,
         gpu_seconds=used.gpu_seconds,
         pod_gpu_seconds=dict(used.pods),
-        tokens=sum(one.prompt_tokens + one.generated_tokens for one in told) or old.tokens,
-        output_uri=next((one.output_uri for one in told if one.output_uri), None) or old.output_uri,
-        digest=next((one.digest for one in told if one.digest), None) or old.digest,
+        tokens=sum(shard.prompt_tokens + shard.generated_tokens for shard in words) or old.tokens,
+        output_uri=next((shard.output_uri for shard in words if shard.output_uri), None) or old.output_uri,
+        digest=next((shard.digest for shard in words if shard.digest), None) or old.digest,
     )
 
 
@@ -189,41 +182,36 @@ def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, o
     return "Running" if name == child.stages[0] else "Pending"
 
 
-def _told(pods: Iterable[PodFacts], name: str) -> tuple[StageFacts, ...]:
-    """What the last pod of each shard said about the stage."""
-    last = {pod.shard: pod.words.stages[name] for pod in pods if pod.words and name in pod.words.stages}
-    return tuple(last.values())
-
-
-def _rows(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus, ended: bool) -> Rows | None:
-    """What the pods said last, once all have. Before that whichever has got furthest: some shards have said their last
-    and others report, and an operator that has just started has no report yet."""
+def _rows(words: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus, ended: bool) -> Rows | None:
+    """What the last pod of each shard said at its end, once all have. Before that whichever has got furthest: some
+    shards have said their last and others report, and an operator that has just started has no report yet."""
     said = Rows(
-        total=sum(one.rows.total for one in told),
-        done=sum(one.rows.done for one in told),
-        rejected=sum(one.rows.rejected for one in told),
+        total=sum(shard.rows.total for shard in words),
+        done=sum(shard.rows.done for shard in words),
+        rejected=sum(shard.rows.rejected for shard in words),
     )
-    if told and ended:
+    if words and ended:
         return said
     reported = Rows(**dict(progress.rows)) if progress and progress.rows else None
-    known = [rows for rows in (said if told else None, reported, old.rows) if rows]
+    known = [rows for rows in (said if words else None, reported, old.rows) if rows]
     return max(known, key=lambda rows: rows.done + rows.rejected, default=None)
 
 
 def _percent(rows: Rows | None, progress: StageProgress | None, old: StageStatus) -> int | None:
     if rows and rows.total:
         return percent_of(rows.done + rows.rejected, rows.total)
-    return _highest(progress.percent if progress else None, old.percent)
+    known = (progress.percent if progress else None, old.percent)
+    return max((percent for percent in known if percent is not None), default=None)
 
 
-def _complete(rows: Rows | None) -> bool:
-    return rows is not None and 0 < rows.total <= rows.done + rows.rejected
-
-
-def _speed(told: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
+def _speed(words: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
     if progress and progress.tokens_per_second is not None:
         return progress.tokens_per_second
-    rates = [one.generated_tokens / max(one.seconds, 0.001) for one in told if one.seconds and one.generated_tokens]
+    rates = [
+        shard.generated_tokens / max(shard.seconds, 0.001)
+        for shard in words
+        if shard.seconds and shard.generated_tokens
+    ]
     return round(min(MOST, sum(rates))) if rates else old.tokens_per_second
 
 
@@ -231,8 +219,9 @@ def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
     """The stage that people look at: the failed one, else the first that runs (the others wait for it), else the first
     that has not ended."""
     for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
-        if found := [stage for stage in stages if stage.state in states]:
-            return found[0]
+        for stage in stages:
+            if stage.state in states:
+                return stage
     return next((stage for stage in stages if stage.state == "Pending"), None)
 
 
@@ -273,16 +262,21 @@ def _conditions(
 ) -> tuple[Condition, ...]:
     failed = next((stage for stage in stages if stage.state == "Failed"), None)
     held = seen.trouble or _wait(seen, stages)
+    overdue = held and held.since and seen.now - held.since >= seen.stalled_after
     accepted = {"Accepted": ("True", "Valid", "")}
     stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
     match state:
         case "Succeeded":
             rest = _group("False", "False", "True", "True", "Succeeded", "every stage has succeeded")
+        case "Failed" if failed:
+            message = f"stage {failed.name}: {failed.message or failed.reason}"
+            rest = _group("False", "True", "False", "False", "StageFailed", message)
         case "Failed":
-            rest = _group("False", "True", "False", "False", *_why(seen.trouble, failed))
+            assert seen.trouble
+            rest = _group("False", "True", "False", "False", seen.trouble.reason, seen.trouble.message)
         case "Suspended":
             rest = _group("False", "False", "False", "Unknown", "Suspended", "set spec.suspend to false to go on")
-        case _ if held and _is_overdue(held, seen):
+        case _ if held and overdue:
             rest = _group("False", "True", "False", "Unknown", held.reason, held.message)
         case _ if held:
             rest = _group("True", "False", "False", "Unknown", held.reason, held.message)
@@ -300,11 +294,7 @@ def _wait(seen: Seen, stages: tuple[StageStatus, ...]) -> Trouble | None:
         if stage.name in child.stages and stage.reason and stage.message
         if stage.state in ("Waiting", "Suspended", "Running")
     ]
-    return next((one for one in waits if one.since), None) or next(iter(waits), None)
-
-
-def _is_overdue(trouble: Trouble, seen: Seen) -> bool:
-    return trouble.since is not None and seen.now - trouble.since >= seen.stalled_after
+    return next((wait for wait in waits if wait.since), None) or next(iter(waits), None)
 
 
 def _group(
@@ -314,30 +304,20 @@ def _group(
     return {name: (status, reason, message[:2000]) for name, status in statuses.items()}
 
 
-def _why(trouble: Trouble | None, failed: StageStatus | None) -> tuple[str, str]:
-    """Reason and message of a failure: that of a stage, or a final trouble of the run."""
-    if failed:
-        return "StageFailed", f"stage {failed.name}: {failed.message or failed.reason}"
-    assert trouble
-    return trouble.reason, trouble.message
-
-
 def _timed(
     conditions: Mapping[str, tuple[str, str, str]], previous: CGDRunStatus, generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    old = {condition.type: condition for condition in previous.conditions}
+    since: dict[tuple[str, str], str] = {
+        (condition.type, condition.status): condition.last_transition_time for condition in previous.conditions
+    }
     return tuple(
-        Condition.model_validate(
-            {
-                "type": name,
-                "status": status,
-                "reason": reason,
-                "message": message,
-                "lastTransitionTime": old[name].last_transition_time
-                if name in old and old[name].status == status
-                else _text(now),
-                "observedGeneration": generation,
-            }
+        Condition(
+            type=name,
+            status=status,
+            reason=reason,
+            message=message,
+            last_transition_time=since.get((name, status), _text(now)),
+            observed_generation=generation,
         )
         for name, (status, reason, message) in conditions.items()
     )
@@ -350,16 +330,12 @@ def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
     ended = [stage for stage in stages if stage.state == "Succeeded"]
     done: dict[str, str] = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
     objectives = run.spec.training.objectives
-    models = {one: done[train_stage(one)] for one in objectives if train_stage(one) in done}
+    models = {name: done[train_stage(name)] for name in objectives if train_stage(name) in done}
     return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))
 
 
-def _highest(*values: int | None) -> int | None:
-    return max((value for value in values if value is not None), default=None)
-
-
-def _text(moment: datetime | None) -> str | None:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds_between(start: str, end: str) -> float:

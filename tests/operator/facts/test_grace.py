@@ -8,7 +8,8 @@ import pytest
 from support.builders import RELEASE, ended, job, manifest, pod, run
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.controller.reconciler import Children, View
+from cgd_operator.controller.children import RunObjects
+from cgd_operator.controller.view import View
 from cgd_operator.facts.progress import Board
 from cgd_operator.planning.dag import BACKENDS, Backend, Child, Run, plan
 from cgd_operator.planning.manifests import manifest as child_manifest
@@ -71,7 +72,7 @@ def planned(pods: list[dict[str, Any]], status: CGDRunStatus | None = None) -> V
     body = manifest()
     body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
     body["status"] = (status or CGDRunStatus()).model_dump(by_alias=True, exclude_none=True)
-    return View.of(Run.of(body), body, Children([job("prepare", "Complete")], pods, ("PyTorchJob",), []), NOW)
+    return View.of(Run.of(body), body, RunObjects([job("prepare", "Complete")], pods, ("PyTorchJob",), []), NOW)
 
 
 def grace_of(view: View) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from support.builders import ended, job, pod
 
-from cgd_operator.facts.children import Fate, last_state, observe
+from cgd_operator.facts.children import Fate, observe
+from cgd_operator.facts.pods import last_state
 from cgd_operator.planning.manifests import KINDS, REPLICA_INDEX, REPLICA_TYPE, suspension
 
 

@@ -6,7 +6,8 @@ from support.builders import ended, job, pod
 from support.status_builders import NOW
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.facts.children import ChildFacts, last_state, observe
+from cgd_operator.facts.children import ChildFacts, observe
+from cgd_operator.facts.pods import last_state
 from cgd_operator.facts.retries import attempts, enough
 from cgd_operator.planning.manifests import REPLICA_INDEX, REPLICA_TYPE
 

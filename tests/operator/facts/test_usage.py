@@ -7,8 +7,8 @@ import pytest
 from support.builders import ended, pod, run
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.facts.children import Gone, last_state, pods_by_stage
 from cgd_operator.facts.gpu_usage import Used, count, hours, total
+from cgd_operator.facts.pods import Gone, last_state, pods_by_stage
 from cgd_operator.planning.dag import plan
 
 NOW = datetime(2026, 1, 1, 0, 10, 30, tzinfo=UTC)

@@ -9,10 +9,11 @@ from support.builders import CHILDREN, ended, job, pod, run
 from support.status_builders import NOW, finished, render_of
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
-from cgd_operator.controller.reconciler import previous_status
+from cgd_operator.facts.due import previous_status
 from cgd_operator.facts.progress import StageProgress
+from cgd_operator.facts.trouble import Trouble
 from cgd_operator.status.events import transitions
-from cgd_operator.status.render import Trouble, acknowledged, refused
+from cgd_operator.status.render import acknowledged, refused
 from cgd_stages.contract import LastWords, Rows, StageFacts
 
 

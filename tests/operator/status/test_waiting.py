@@ -9,9 +9,9 @@ from support.status_builders import NOW, finished, render_of
 
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.facts.children import ChildFacts, Fate, observe, unexplained
+from cgd_operator.facts.trouble import Trouble
 from cgd_operator.planning.manifests import KINDS
 from cgd_operator.status.events import transitions
-from cgd_operator.status.render import Trouble
 
 MADE = "2026-01-01T00:00:00Z"
 LATER = "2026-01-01T00:04:00Z"

@@ -8,9 +8,9 @@ from support.builders import CHILDREN, job, run
 
 from cgd_operator.api.status import CGDRunStatus, Condition
 from cgd_operator.facts.children import observe
+from cgd_operator.facts.limits import exceeded, expired
+from cgd_operator.facts.trouble import Trouble
 from cgd_operator.planning.dag import plan
-from cgd_operator.status.limits import exceeded, expired
-from cgd_operator.status.render import Trouble
 
 HOUR = 3600
 

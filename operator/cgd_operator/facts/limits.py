@@ -10,9 +10,9 @@ from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.facts.children import ChildFacts, Fate
 from cgd_operator.facts.decide import done_stages
 from cgd_operator.facts.gpu_usage import hours
+from cgd_operator.facts.trouble import Trouble
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import Child, Run
-from cgd_operator.status.render import Trouble
 
 MEND = (
     "the pods are stopped, what they stored stays: apply a new run under another name with a larger budget, and it "
@@ -25,7 +25,9 @@ def exceeded(
 ) -> Trouble | None:
     """The limit that the run has met while something was left to do; a failure that came before stays the reason."""
     budget = run.spec.budget
-    if budget is None or _ended(children, facts):
+    stages = {stage for child in children for stage in child.stages}
+    failed = any(child.fate is Fate.FAILED for child in facts.values())
+    if budget is None or failed or done_stages(children, facts) >= stages:
         return None
     if budget.gpu_hours is not None and gpu_seconds >= budget.gpu_hours * 3600:
         used = f"{hours(gpu_seconds)} GPU-hours are used, of {budget.gpu_hours} in spec.budget.gpuHours"
@@ -38,13 +40,8 @@ def exceeded(
 
 def expired(ttl: int | None, status: CGDRunStatus, now: datetime) -> bool:
     """Whether the run ended so many seconds ago: succeeded, or failed and was not tried again since."""
-    ends = [one for one in status.conditions if one.type == "Succeeded" and one.status != "Unknown"]
-    if ttl is None or not ends or status.state == "Refused":
+    ends = [condition for condition in status.conditions if condition.type == "Succeeded"]
+    if ttl is None or not ends or ends[0].status == "Unknown" or status.state == "Refused":
         return False
     end = moment(ends[0].last_transition_time)
     return end is not None and now >= end + timedelta(seconds=ttl)
-
-
-def _ended(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) -> bool:
-    failed = any(one.fate is Fate.FAILED for one in facts.values())
-    return failed or done_stages(children, facts).issuperset(stage for child in children for stage in child.stages)

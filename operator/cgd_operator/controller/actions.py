@@ -1,0 +1,163 @@
+"""Carries out what was decided for a run. Whatever is created bears a name that derives from the run: creating it twice
+is creating it once."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cgd_operator.controller.children import RunObjects
+from cgd_operator.controller.telling import Teller
+from cgd_operator.controller.view import View
+from cgd_operator.facts.children import ChildFacts
+from cgd_operator.facts.decide import GiveUp, Hold, Replace, Resume, Start
+from cgd_operator.facts.kueue import workload_suspension
+from cgd_operator.facts.refusals import NO_RIGHT, WEBHOOK_DOWN, judge
+from cgd_operator.facts.trouble import Trouble, not_replaced, refused
+from cgd_operator.http.progress import token
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import (
+    POD,
+    SECRET,
+    SUSPENDED_BY_RUN,
+    TRAININGRUNTIME,
+    WORKLOADS,
+    AlreadyExists,
+    ApiError,
+)
+from cgd_operator.planning import manifests
+from cgd_operator.planning.dag import Child, Run
+from cgd_operator.status import events
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+
+@dataclass
+class Actor:
+    cluster: Cluster
+    release: manifests.Release
+    key: bytes
+    """Signs the progress tokens."""
+    teller: Teller
+    rehearse_pods: bool
+    """Whether the operator may create pods, which it does as a dry run alone."""
+    equipped: set[str] = field(default_factory=set)
+    """The uids of runs that have the tokens of our key."""
+
+    async def rehearse(self, view: View) -> Trouble | None:
+        """Before the first child of a run is made, have the API server judge what its children will be: what it would
+        refuse, with its quotas, limits and policies, must not be found out when the teacher's GPUs were used. Whatever
+        may pass, such as a quota that is used up now, is met again when the child is made."""
+        samples: dict[tuple[str, ...], Child] = {}
+        for child in view.children:
+            samples.setdefault((child.pool, child.image, child.kind, str(child.gpus)), child)
+        for child in samples.values():
+            for kind, body in manifests.rehearsals(view.run, child, self.release, pods=self.rehearse_pods):
+                try:
+                    await self.cluster.create(kind, body, dry_run=True)
+                except ApiError as error:
+                    verdict = judge(error.message)
+                    unable = kind is POD and verdict is NO_RIGHT
+                    if error.status in (400, 403, 422) and not verdict.passing and not unable:
+                        return refused(child.stage, error, view.ready, kind)
+                    log.info("%s/%s: %s was not judged: %s", view.run.namespace, view.run.name, child.stage, error)
+        return None
+
+    async def act(self, view: View) -> Trouble | None:
+        """Carry the actions out, as far as the API server lets us; what they make or change is put in what there is."""
+        run, objects = view.run, view.objects
+        await self._equip(view)
+        for action in view.actions:
+            try:
+                match action:
+                    case Start(child):
+                        await self._start(run, child, objects)
+                    case Hold(facts):
+                        await self._suspend(run, facts, True, objects)
+                    case Resume(facts):
+                        await self._suspend(run, facts, False, objects)
+                    case GiveUp(facts, why):
+                        log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
+                        await self._change(run, facts, manifests.giving_up(why), objects)
+                    case Replace():
+                        await self._replace(view, action)
+            except ApiError as error:
+                if error.status not in (400, 403, 404, 422) and judge(error.message) is not WEBHOOK_DOWN:
+                    raise
+                if isinstance(action, Replace):
+                    return not_replaced(action.stage, action.pod, error)
+                stage = action.child.stage if isinstance(action, Start) else action.facts.stage
+                return refused(stage, error, view.ready)
+        return None
+
+    async def _equip(self, view: View) -> None:
+        """Give the run its progress tokens, before the first child that this process starts. They are in a Secret for
+        each key: the operator may create Secrets, and can neither read nor change one."""
+        run = view.run
+        if run.uid in self.equipped or not view.starts:
+            return
+        tokens: dict[str, str] = {
+            child.stage: token(self.key, run.namespace, run.name, run.uid, child.stage) for child in view.children
+        }
+        try:
+            await self.cluster.create(SECRET, manifests.progress_secret(run, tokens, self.release))
+        except AlreadyExists:  # from a process before this one that had the same key
+            log.debug("%s/%s: its tokens are there", run.namespace, run.name)
+        except ApiError as error:
+            if error.status not in (400, 403, 404, 422):
+                raise
+            log.warning(
+                "%s/%s: its progress is not shown, as its Secret is refused: %s", run.namespace, run.name, error
+            )
+            return
+        self.equipped.add(run.uid)
+
+    async def _start(self, run: Run, child: Child, objects: RunObjects) -> None:
+        kind, body = manifests.KINDS[child.kind], manifests.manifest(run, child, self.release)
+        if child.kind == "TrainJob":
+            await self.cluster.apply(TRAININGRUNTIME, manifests.training_runtime(run, child, self.release))
+        try:
+            objects.children.append(await self.cluster.create(kind, body))
+            log.info("%s/%s: started %s (%s)", run.namespace, run.name, child.stage, child.name)
+        except AlreadyExists:
+            if existing := await self.cluster.get(kind, child.name, run.namespace):
+                objects.children.append(existing)
+
+    async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, objects: RunObjects) -> None:
+        """Hold a child or let it go: where Kueue has it, by its Workload, else by itself."""
+        if facts.workload and (suspend or not facts.held):
+            served = next(kind for kind in WORKLOADS if kind.api_version == facts.workload.api_version)
+            body = workload_suspension(suspend)
+            patched = await self.cluster.patch(served, facts.workload.name, run.namespace, body)
+            objects.workloads[:] = _replaced(objects.workloads, patched)
+            return
+        note = {SUSPENDED_BY_RUN: "true" if suspend else None}
+        suspension = manifests.suspension(facts.kind, suspend)
+        await self._change(run, facts, {"metadata": {"annotations": note}, "spec": suspension}, objects)
+
+    async def _change(self, run: Run, facts: ChildFacts, patch: Object, objects: RunObjects) -> None:
+        patched = await self.cluster.patch(manifests.KINDS[facts.kind], facts.name, run.namespace, patch)
+        objects.children[:] = _replaced(objects.children, patched)
+
+    async def _replace(self, view: View, action: Replace) -> None:
+        """What the cluster's own pod garbage collector does when it knows that a node is out of service. The Job
+        controller holds a pod until it has failed, and counts no failure of one that was disrupted."""
+        run, lost = view.run, action.pod
+        manifest = next(pod for pod in view.objects.pods if pod["metadata"]["uid"] == lost.uid)
+        await self.cluster.delete(POD, lost.name, run.namespace, uid=lost.uid, grace=0)
+        body = manifests.disruption(manifest, view.now)
+        try:
+            await self.cluster.patch(POD, lost.name, run.namespace, body, subresource="status")
+        except ApiError as error:
+            if error.status not in (409, 422):  # a pod of the same name has another uid: this one is gone already
+                raise
+        await self.teller.announce([events.replaced(run, action.stage, lost, view.now)])
+        log.info("%s/%s: pod %s of the lost node %s is replaced", run.namespace, run.name, lost.name, lost.node)
+
+
+def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:
+    """The objects, with the new state of one of them; none: it is gone, which a later look tells."""
+    uid = new["metadata"]["uid"] if new else ""
+    return [new if new and item["metadata"]["uid"] == uid else item for item in objects]

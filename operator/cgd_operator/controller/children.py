@@ -1,0 +1,125 @@
+"""Reads what there is of runs: their children, pods, Workloads, and Events that say why a pod is missing."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from cgd_operator.controller.departed import Departed
+from cgd_operator.facts.children import ChildFacts, observe, queued, unexplained
+from cgd_operator.facts.pods import Gone
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import EVENT, JOB, JOB_UID_LABEL, POD, WORKLOADS, ApiError, Kind, one_of
+from cgd_operator.planning.dag import BACKENDS, Backend
+from cgd_operator.planning.manifests import KINDS, UID_LABEL
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+ABSENT_SECONDS = 30.0
+"""A kind that the cluster did not serve is asked for again after so long."""
+
+
+@dataclass
+class RunObjects:
+    """What there is of one run."""
+
+    children: list[Object]
+    pods: list[Object]
+    served: tuple[Backend, ...]
+    """Kinds of trainings that the cluster knows."""
+    workloads: list[Object]
+    """What Kueue has for those that have not ended."""
+    gone: tuple[Gone, ...] = ()
+    """Pods that were deleted, which no status tells yet."""
+    events: list[Object] = field(default_factory=list)
+    """Why pods of theirs are missing or do not start."""
+
+    def observe(self, now: datetime) -> dict[str, ChildFacts]:
+        return observe(self.children, self.pods, self.workloads, self.events, now, self.gone)
+
+
+@dataclass
+class ChildReader:
+    cluster: Cluster
+    departed: Departed
+    _absent: dict[Kind, float] = field(default_factory=dict)
+    """When the cluster was found not to serve a kind, on the monotonic clock."""
+
+    async def read(self, namespace: str | None, homes: Mapping[str, str]) -> dict[str, RunObjects]:
+        """What there is of some runs, by their uids, in a namespace or (None) in all.
+
+        Args:
+            homes: the runs' namespaces by their uids. Labels are anybody's to write: nothing elsewhere is of a run.
+        """
+        labels = one_of(UID_LABEL, homes)
+        (jobs, _), (pods, _), trainings = await asyncio.gather(
+            self.cluster.list(JOB, namespace, labels=labels),
+            self.cluster.list(POD, namespace, labels=labels),
+            asyncio.gather(*(self._list_if_served(KINDS[kind], namespace, labels) for kind in BACKENDS)),
+        )
+        served = tuple(kind for kind, objects in zip(BACKENDS, trainings, strict=True) if objects is not None)
+        runs = {uid: RunObjects([], [], served, [], self.departed.of(uid)) for uid in homes}
+        run_of: dict[str, str] = {}
+        for item in (*jobs, *(training for objects in trainings for training in objects or ())):
+            if _namespace(item) == homes[uid := _run_uid(item)]:
+                runs[uid].children.append(item)
+                run_of[item["metadata"]["uid"]] = uid
+        for pod in pods:
+            own = runs[_run_uid(pod)]
+            is_gone = any(gone.pod.uid == pod["metadata"]["uid"] for gone in own.gone)  # then the list is older
+            if _namespace(pod) == homes[_run_uid(pod)] and not is_gone:
+                own.pods.append(pod)
+        if owners := queued(child for own in runs.values() for child in own.children):
+            for workload in await self._workloads(namespace, one_of(JOB_UID_LABEL, owners)):
+                uid = run_of[workload["metadata"]["labels"][JOB_UID_LABEL]]
+                if _namespace(workload) == homes[uid]:
+                    runs[uid].workloads.append(workload)
+        await self._ask_events(runs.values())
+        return runs
+
+    async def _ask_events(self, runs: Collection[RunObjects]) -> None:
+        """Read the Events that may say why pods are missing or do not start: few lists, however many children."""
+        now = datetime.now(UTC)
+        asked = [(own, {*unexplained(own.children, own.pods, now)}) for own in runs]
+        answers: dict[tuple[str, str], list[Object]] = {}
+        for namespace, fields in sorted({question for _, questions in asked for question in questions}):
+            try:
+                answers[namespace, fields] = (await self.cluster.list(EVENT, namespace, fields=fields))[0]
+            except ApiError as error:  # what they would say is a courtesy
+                log.warning("events in %s were not read: %s", namespace, error)
+        for own, questions in asked:
+            names = {item["metadata"]["name"] for item in (*own.children, *own.pods)}
+            names |= {f"{child['metadata']['name']}-node-0" for child in own.children}  # the Job of a TrainJob's JobSet
+            events = (event for question in questions for event in answers.get(question, ()))
+            own.events = [event for event in events if event["involvedObject"].get("name") in names]
+
+    async def _workloads(self, namespace: str | None, labels: str) -> list[Object]:
+        for kind in WORKLOADS:
+            if (workloads := await self._list_if_served(kind, namespace, labels)) is not None:
+                return workloads
+        return []
+
+    async def _list_if_served(self, kind: Kind, namespace: str | None, labels: str) -> list[Object] | None:
+        """The objects, None when the cluster does not serve the kind."""
+        if time.monotonic() - self._absent.get(kind, -ABSENT_SECONDS) < ABSENT_SECONDS:
+            return None
+        try:
+            return (await self.cluster.list(kind, namespace, labels=labels))[0]
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            self._absent[kind] = time.monotonic()
+            return None
+
+
+def _namespace(item: Object) -> str:
+    return str(item["metadata"]["namespace"])
+
+
+def _run_uid(item: Object) -> str:
+    return str(item["metadata"]["labels"][UID_LABEL])

@@ -1,0 +1,125 @@
+"""How a run goes: its finalizer, the deletion of what it stored, and its own deletion when its time is over."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from cgd_operator.api.spec import InvalidRun
+from cgd_operator.api.status import CGDRunStatus
+from cgd_operator.controller.children import ChildReader
+from cgd_operator.controller.telling import Teller
+from cgd_operator.facts.children import Fate
+from cgd_operator.facts.due import ttl
+from cgd_operator.facts.limits import expired
+from cgd_operator.facts.pods import stage_of
+from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.kinds import JOB, RUN, AlreadyExists, ApiError
+from cgd_operator.planning.dag import CLEAN, Run, cleaning
+from cgd_operator.planning.manifests import FINALIZER, KINDS, Release, cleaning_job
+from cgd_operator.status import events
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+CLEAN_SECONDS = 1800
+"""A deleted run stays at most so long for what it stored to be deleted."""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    cluster: Cluster
+    release: Release
+    reader: ChildReader
+    teller: Teller
+
+    async def finalize(self, manifest: Object, *, wanted: bool) -> None:
+        """Have our finalizer on the run, or not. Of a run that has changed meanwhile, the next look takes care."""
+        meta = manifest["metadata"]
+        others = [finalizer for finalizer in meta.get("finalizers", []) if finalizer != FINALIZER]
+        if wanted != (FINALIZER in meta.get("finalizers", [])):
+            finalizers = [*others, FINALIZER] if wanted else others
+            body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": finalizers}}
+            patched = await self.cluster.patch(RUN, meta["name"], meta["namespace"], body)
+            manifest["metadata"] = patched["metadata"] if patched else meta
+
+    async def expire(self, manifest: Object, status: CGDRunStatus, now: datetime) -> None:
+        """Delete the run when it ended long enough ago; its children go with it."""
+        seconds, meta = ttl(manifest), manifest["metadata"]
+        if seconds is None or not expired(seconds, status, now):
+            return
+        await self.teller.announce([events.expiry(manifest, seconds, now)])
+        unchanged = {"uid": meta["uid"], "version": meta["resourceVersion"]}  # somebody may have given it more time
+        await self.cluster.delete(RUN, meta["name"], meta["namespace"], **unchanged)
+        log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], seconds)
+
+    async def clean(self, manifest: Object, now: datetime) -> float | None:
+        """Bring the deletion of a run with `deletionPolicy: Delete` one step on: its children go, then a Job deletes
+        what they stored, then the run may go. Whatever fails, the run goes after `CLEAN_SECONDS`.
+
+        Returns:
+            Seconds after which to look again, until the run may go.
+        """
+        meta = manifest["metadata"]
+        objects = (await self.reader.read(meta["namespace"], {meta["uid"]: meta["namespace"]}))[meta["uid"]]
+        try:
+            run = Run.of(manifest)
+        except InvalidRun as error:
+            # A newer operator may have accepted it, and started something.
+            started = bool(objects.children or manifest.get("status", {}).get("stages"))
+            readable = Run.readable(manifest)
+            if not started or readable is None:
+                if started:
+                    await self.teller.announce([events.cleaned(manifest, _unreadable(manifest, error), now)])
+                await self.finalize(manifest, wanted=False)
+                return None
+            run = readable
+        jobs = [child for child in objects.children if stage_of(child) == CLEAN]
+        others = [child for child in objects.children if stage_of(child) != CLEAN]
+        deleted = datetime.fromisoformat(meta["deletionTimestamp"])
+        left, trouble = CLEAN_SECONDS - (now - deleted).total_seconds(), None
+        facts = objects.observe(now).get(CLEAN)
+        if facts and facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
+            trouble = facts.message if facts.fate is Fate.FAILED else ""
+        elif left < 0:
+            trouble = f"it took more than {CLEAN_SECONDS} s; {facts.message if facts else 'pods of the run still run'}"
+        elif others:
+            await self._delete(others)
+        elif not jobs and not objects.pods:
+            trouble = await self._start(run)
+        if trouble is not None:
+            await self.teller.announce([events.cleaned(manifest, trouble, now)])
+            await self._delete(objects.children)
+            await self.finalize(manifest, wanted=False)
+            log.info("%s/%s: %s", run.namespace, run.name, trouble or "what it stored is deleted")
+        return max(left, 0) + 1 if trouble is None else None
+
+    async def _delete(self, objects: Iterable[Object]) -> None:
+        for item in objects:
+            meta = item["metadata"]
+            if "deletionTimestamp" not in meta:
+                await self.cluster.delete(KINDS[item["kind"]], meta["name"], meta["namespace"], uid=meta["uid"])
+
+    async def _start(self, run: Run) -> str | None:
+        """Create the Job that deletes what the run has stored; why there can be none, such as a namespace that goes."""
+        child = cleaning(run)
+        try:
+            await self.cluster.create(JOB, cleaning_job(run, child, self.release))
+        except AlreadyExists:
+            return None
+        except ApiError as error:
+            if error.status not in (400, 403, 404, 422):
+                raise
+            return f"the API server refused the Job for it: {error.message}"
+        log.info("%s/%s: %s deletes what it stored", run.namespace, run.name, child.name)
+        return None
+
+
+def _unreadable(manifest: Object, error: InvalidRun) -> str:
+    """Why nothing of a run was deleted whose storage cannot be read, and what stays."""
+    stages = manifest.get("status", {}).get("stages", [])
+    places = [stage["outputURI"] for stage in stages if stage.get("outputURI")]
+    stays = f"; what stays: {', '.join(places)}" if places else ""
+    return f"this version of the operator cannot read its spec.storage, delete it by hand{stays} ({error})"

@@ -1,0 +1,109 @@
+"""Is there anything to do for a run? Pure, and the only answer: events, sweeps and looks all go by it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from pydantic import ValidationError
+
+from cgd_operator.api.status import CGDRunStatus
+from cgd_operator.facts.limits import expired
+from cgd_operator.planning.manifests import FINALIZER
+
+Object = dict[str, Any]
+
+GPU_TIME = ("gpuSeconds", "podGpuSeconds")
+"""Fields of a stage that grow by themselves: they are no reason to write."""
+COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta")
+"""Fields of a status that say how far a stage is. Reports have them written, as often as the operator can write: no
+sweep does."""
+
+
+class Due(Enum):
+    NOTHING = "nothing"
+    """A look would read, and do nothing."""
+    CHILDREN = "what its children say"
+    """The run itself needs nothing: read them to know."""
+    TELLING = "telling"
+    """There is something to write on the run, or it has to be deleted."""
+    ACTING = "acting"
+    """Something can begin or must stop: that goes before what is only told."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a look would make of a run and its children."""
+
+    acts: bool
+    status: CGDRunStatus
+
+
+def due(manifest: Object, now: datetime, outlook: Outlook | None = None) -> Due:
+    """What a run needs; without an `outlook` as far as that can be told before its children are read."""
+    meta = manifest["metadata"]
+    if "deletionTimestamp" in meta:
+        return Due.ACTING if FINALIZER in meta.get("finalizers", []) else Due.NOTHING
+    generation = meta["generation"]
+    if has_succeeded(manifest):
+        status = previous_status(manifest)
+        # 0: nobody can read the status, and it stays
+        news = status.observed_generation not in (0, generation) or expired(ttl(manifest), status, now)
+    elif outlook:
+        if outlook.acts:
+            return Due.ACTING
+        news = says_more(outlook.status, manifest, without=COUNTS) or expired(ttl(manifest), outlook.status, now)
+    else:
+        news = manifest.get("status", {}).get("observedGeneration", 0) != generation
+        if not news and has_right_finalizer(manifest):
+            return Due.CHILDREN
+    return Due.TELLING if news or not has_right_finalizer(manifest) else Due.NOTHING
+
+
+def has_succeeded(manifest: Object) -> bool:
+    """A run that has succeeded stays so, even when somebody cleans up its Jobs: the one fact that is read back."""
+    conditions = manifest.get("status", {}).get("conditions", [])
+    return any(condition["type"] == "Succeeded" and condition["status"] == "True" for condition in conditions)
+
+
+def wants_finalizer(manifest: Object) -> bool:
+    return bool(manifest["spec"].get("deletionPolicy") == "Delete")
+
+
+def has_right_finalizer(manifest: Object) -> bool:
+    """Whether our finalizer is on the run, or not, as its deletionPolicy wants it."""
+    return wants_finalizer(manifest) == (FINALIZER in manifest["metadata"].get("finalizers", []))
+
+
+def ttl(manifest: Object) -> int | None:
+    seconds: int | None = manifest["spec"].get("ttlSecondsAfterFinished")
+    return seconds
+
+
+def previous_status(manifest: Object) -> CGDRunStatus:
+    """The status as it was written last; what another version of the operator wrote there and this one does not know is
+    left out."""
+    try:
+        return CGDRunStatus.model_validate(manifest.get("status") or {}, extra="ignore")
+    except ValidationError:  # of another version of the operator: GPU seconds of pods that are gone are lost with it
+        return CGDRunStatus()
+
+
+def body_of(status: CGDRunStatus) -> Object:
+    """As it is written."""
+    return status.model_dump(by_alias=True, exclude_none=True, mode="json")
+
+
+def says_more(status: CGDRunStatus, manifest: Object, *, without: Collection[str] = ()) -> bool:
+    """Whether a status differs from that which the run has by more than these fields, and GPU time."""
+    left_out = (*GPU_TIME, *without)
+    return _part(body_of(status), left_out) != _part(manifest.get("status", {}), left_out)
+
+
+def _part(body: Object, left_out: Collection[str]) -> Object:
+    def less(part: Object, *names: str) -> Object:
+        return {name: value for name, value in part.items() if name not in (*names, *left_out)}
+
+    stages = [less(stage) for stage in body.get("stages", [])]
+    return less(body, "stages", "usage") | {"stages": stages, "tokens": body.get("usage", {}).get("tokens")}

@@ -1,0 +1,222 @@
+"""What has become of each pod: objects in, facts out. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cgd_operator.kube.outside import last_words, moment, number, with_message
+from cgd_operator.planning.manifests import CONTAINERS, POOL_LABEL, REPLICA_INDEX, REPLICA_TYPE, STAGE_LABEL
+from cgd_stages.contract import LastWords
+
+Object = dict[str, Any]
+
+RESTARTS = "jobset.sigs.k8s.io/restart-attempt"
+"""Label of a JobSet's pods."""
+FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/job-index-ignored-failure-count")
+"""Annotations with which a Job counts the failures of an index on its next pod."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+LOST = "Lost"
+"""Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
+LOST_AFTER = timedelta(minutes=1)
+"""What a node that is well may take for that after the grace period."""
+KEPT_AFTER = timedelta(seconds=30)
+"""What other containers of a pod may take to end after ours."""
+OURS = frozenset(CONTAINERS.values())
+OUT_OF_MEMORY = "OOMKilled"
+
+
+@dataclass(frozen=True)
+class PodFacts:
+    name: str
+    uid: str
+    owner: str
+    """The uid of the object that has made it."""
+    shard: int
+    """Which of its child's pods it is: its number."""
+    phase: str
+    """Kubernetes's, or LOST."""
+    restarts: int
+    """How often a JobSet had begun all of its pods anew when it made this one."""
+    failures: int
+    """How often its Job had made it before, as the Job counts: pods that are gone are among them."""
+    due: datetime | None
+    """It is being deleted, and its grace period ends then."""
+    disrupted: bool
+    """The cluster wanted its place, or lost it: no failure of its own."""
+    taken: datetime | None
+    """When a node took it: from then on its GPUs are its own."""
+    start: datetime | None
+    end: datetime | None
+    exit_code: int | None
+    node: str
+    trouble: str
+    """Why it waits, is kept, or how it ended: reason and message."""
+    troubled: datetime | None
+    """Since when."""
+    words: LastWords | None
+    tail: str
+    """The termination message when it is not ours: the last lines of the log."""
+
+    @property
+    def failed(self) -> bool:
+        return self.phase == "Failed" or (self.exit_code or 0) > 0
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A pod that was deleted, as it was last."""
+
+    stage: str
+    pod: PodFacts
+
+
+def stage_of(item: Object) -> str:
+    """The stage of a child, or of one of its pods."""
+    return str(item["metadata"].get("labels", {}).get(STAGE_LABEL, ""))
+
+
+def pods_by_stage(pods: Iterable[Object], gone: Iterable[Gone], now: datetime) -> dict[str, tuple[PodFacts, ...]]:
+    """All pods that there are or were lately, whether or not their child is there."""
+    stages: dict[str, tuple[PodFacts, ...]] = {}
+    for pod in (*(Gone(stage_of(pod), pod_facts(pod, now)) for pod in pods), *gone):
+        stages[pod.stage] = (*stages.get(pod.stage, ()), pod.pod)
+    return stages
+
+
+def last_state(pod: Object, now: datetime) -> Gone:
+    """Of a pod that was deleted, just now: it ended when its container did, or else by now, when it had to go."""
+    facts = pod_facts(pod, LONG_AGO)
+    end = facts.end or min(filter(None, (now, facts.due)))
+    phase = "Succeeded" if facts.phase == "Succeeded" else "Failed"
+    return Gone(stage_of(pod), replace(facts, end=end, phase=phase))
+
+
+def account(pod: PodFacts) -> str:
+    """How a pod ended, for people: where, exit code, what it said and what to change."""
+    code = "" if pod.exit_code is None else f"exit code {pod.exit_code}"
+    said = pod.tail.strip().rpartition("\n")[2]
+    if pod.words and (message := pod.words.message):
+        sentence = message if message.endswith((".", "!", "?", ":")) else f"{message}."
+        said = f"{sentence} {pod.words.hint}" if pod.words.hint else sentence
+    return ": ".join(filter(None, [f"pod {pod.name}", code, pod.trouble, said]))
+
+
+def pod_facts(pod: Object, now: datetime) -> PodFacts:
+    meta, status = pod["metadata"], pod.get("status", {})
+    phase, due, node = status.get("phase", "Pending"), moment(meta.get("deletionTimestamp")), _node(pod)
+    containers = {container["name"]: container.get("state", {}) for container in status.get("containerStatuses", [])}
+    ended: Object = next((state.get("terminated", {}) for name, state in containers.items() if name in OURS), {})
+    words, since = last_words(ended.get("message", "")), moment(ended.get("finishedAt"))
+    if due and node and phase in ("Pending", "Running") and now > due + LOST_AFTER:
+        phase, trouble, since = LOST, f"NodeLost: {_lost(node, due)}", due
+    else:
+        trouble = _kept(containers, ended, now) or _trouble(pod, status, containers, ended)
+    return PodFacts(
+        name=meta["name"],
+        uid=meta["uid"],
+        owner=next((owner["uid"] for owner in meta.get("ownerReferences", []) if owner.get("controller")), ""),
+        shard=_shard(meta),
+        phase=phase,
+        due=due,
+        restarts=number(meta.get("labels", {}).get(RESTARTS)),
+        failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
+        disrupted=_is_disrupted(status),
+        taken=moment(status.get("startTime")),
+        start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
+        end=_end(phase, status, due),
+        exit_code=ended.get("exitCode"),
+        node=node,
+        trouble=trouble,
+        troubled=since or moment(status.get("startTime")),
+        words=words,
+        tail="" if words or ended.get("reason") == OUT_OF_MEMORY else ended.get("message", ""),
+    )
+
+
+def _node(pod: Object) -> str:
+    return str(pod.get("spec", {}).get("nodeName", ""))
+
+
+def _shard(meta: Object) -> int:
+    labels, notes = meta.get("labels", {}), meta.get("annotations", {})
+    if (index := notes.get("batch.kubernetes.io/job-completion-index")) is not None:
+        return number(index)
+    if labels.get(REPLICA_TYPE) == "master":  # of a PyTorchJob that an older operator has made
+        return -1
+    return number(labels.get(REPLICA_INDEX))
+
+
+def _is_disrupted(status: Object) -> bool:
+    conditions = status.get("conditions", [])
+    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
+
+
+def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
+    """When the last container of a pod that is over ended. Of one that has no word of them, when it was given up, which
+    its node did by the end of the grace period, if it was there."""
+    if phase == LOST:
+        return due
+    if phase not in ("Succeeded", "Failed"):
+        return None
+    containers = status.get("containerStatuses", [])
+    ends = [moment(container.get("state", {}).get("terminated", {}).get("finishedAt")) for container in containers]
+    if any(ends):
+        return max(filter(None, ends))
+    if due and not _is_disrupted(status):  # it was deleted before it began: nothing in its status is of its end
+        return None
+    changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
+    given_up = max(filter(None, changes), default=None)
+    return min(filter(None, (given_up, due)), default=None)
+
+
+def _lost(node: str, due: datetime) -> str:
+    return (
+        f"its node {node} should have stopped it by {due:%Y-%m-%dT%H:%M:%SZ} and has not; the stage waits for it. "
+        "Bring the node back. If the machine is certainly off, ask an admin to run `kubectl taint nodes "
+        f"{node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute` or to delete the Node; or set "
+        "spec.replaceLostPodsAfterSeconds in the run"
+    )
+
+
+def _kept(containers: Mapping[str, Object], ended: Object, now: datetime) -> str:
+    """That others keep a pod, if they do: our container has ended, and one that somebody has put beside it has not."""
+    end = moment(ended.get("finishedAt"))
+    others = [name for name, state in containers.items() if "running" in state and name not in OURS]
+    if end is None or now - end < KEPT_AFTER or not others:
+        return ""
+    return (
+        f"SidecarRuns: the stage has ended (exit code {ended['exitCode']}), but container {others[0]} still runs, "
+        "so the pod cannot end: stop that container. In new runs let its injector add it as a native sidecar (an init "
+        "container with restartPolicy: Always), or switch the injection off in spec.podMetadata"
+    )
+
+
+def _trouble(pod: Object, status: Object, containers: Mapping[str, Object], ended: Object) -> str:
+    """What the pod, one of its containers or the scheduler complains of, or how our container ended."""
+    if status.get("reason"):  # Evicted, NodeLost, ...
+        return with_message(status["reason"], status.get("message"))
+    first = [container.get("state", {}) for container in status.get("initContainerStatuses", [])]
+    for state in (*first, *containers.values()):
+        waiting = state.get("waiting", {})
+        if waiting.get("reason", "ContainerCreating") not in ("ContainerCreating", "PodInitializing"):
+            return with_message(waiting["reason"], waiting.get("message"))
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return with_message(condition.get("reason", ""), condition.get("message"))
+    reason = ended.get("reason", "")
+    if reason == OUT_OF_MEMORY:
+        return f"{reason}: {_out_of_memory(pod)}"
+    return "" if reason in ("Error", "Completed") else str(reason)
+
+
+def _out_of_memory(pod: Object) -> str:
+    """What to raise: the pool's limit, or what it asks for where it has none and the node had too little."""
+    containers = pod["spec"].get("containers", [])
+    ours: Object = next((container for container in containers if container["name"] in OURS), {})
+    limit = ours.get("resources", {}).get("limits", {}).get("memory")
+    where = f"spec.placement.{pod['metadata']['labels'].get(POOL_LABEL, '<pool>')}.resources"
+    mend = "in a new run, which goes on from what is stored"
+    if limit:
+        return f"its memory reached the limit of {limit}; raise {where}.limits.memory {mend}"
+    return f"the node had no more memory, and the pod has no limit; set {where}.requests.memory to its need {mend}"
