@@ -61,7 +61,9 @@ PULL_SECONDS = (1.0, 4.0)
 STILL_SECONDS = 40.0
 """More than a sweep."""
 REPORT_SECONDS = 3.0
-"""As often as the stage programs report; for more than a thousand runs in proportion, for the sender's sake."""
+"""A stage program reports no more often, and more rarely where the operator asks for that."""
+REPORTING_SECONDS = 60.0
+"""Where a thousand stages report, the operator asks each for a report every 30 s."""
 ENDED_SHARE = 0.8
 """Of the runs, when the measurement ends: the slowest would take as long again as they all wait for."""
 RESTART_ENDS = 100
@@ -445,17 +447,19 @@ class Bench:
         return writes
 
     async def report(self) -> float:
-        """Every running stage reports, as often as the programs do; statuses a second that tell row counts alone."""
+        """Every running stage reports as its program would: at once, and then when the operator has asked for the next
+        report. Returns the statuses a second that tell row counts alone."""
         at("running stages report")
         since, before, start = self.mark(), self.reader.counts, time.monotonic()
-        pause = REPORT_SECONDS * max(1, self.runs / RUNS)
-        runs = {one["metadata"]["uid"]: one["metadata"] for one in self._runs()}
-        tokens = self.tokens()
+        runs = {run["metadata"]["uid"]: run["metadata"] for run in self._runs()}
+        tokens, due = self.tokens(), dict[tuple[str, str], float]()
         async with aiohttp.ClientSession() as session:
-            while (done := time.monotonic() - start) < STILL_SECONDS:
+            while (done := time.monotonic() - start) < REPORTING_SECONDS:
                 for uid, stage in list(self.player.lives):
-                    await self._post(session, runs[uid], stage, tokens[uid, stage], int(done))
-                await asyncio.sleep(start + done + pause - time.monotonic())
+                    if due.get((uid, stage), 0.0) <= done:
+                        pause = await self._post(session, runs[uid], stage, tokens[uid, stage], int(done))
+                        due[uid, stage] = done + max(REPORT_SECONDS, pause)
+                await asyncio.sleep(0.1)
         self.phase("life, stages report", since)
         return (self.reader.counts - before) / (time.monotonic() - start)
 
@@ -469,12 +473,15 @@ class Bench:
             for stage, text in one["data"].items()
         }
 
-    async def _post(self, session: aiohttp.ClientSession, meta: Json, stage: str, bearer: str, done: int) -> None:
+    async def _post(self, session: aiohttp.ClientSession, meta: Json, stage: str, bearer: str, done: int) -> float:
+        """Send a report; the seconds after which the next one is wanted."""
         body = {"trainerStatus": {}, "rows": {"total": 1000, "done": done}, "tokensPerSecond": 1000 + done}
         place = f"/progress/{meta['namespace']}/{meta['name']}/{meta['uid']}/{stage}"
         headers = {"Authorization": f"Bearer {bearer}"}
         async with session.post(f"http://127.0.0.1:{self.operator.port}{place}", json=body, headers=headers) as answer:
-            assert answer.status in (200, 404), await answer.text()  # 404: the child has ended meanwhile
+            text = await answer.text()
+            assert answer.status in (200, 404), text  # 404: the child has ended meanwhile
+            return float(json.loads(text).get("nextReportSeconds", 0)) if answer.status == 200 and text else 0.0
 
     async def restart(self, name: str, number: signal.Signals, lease: str = "") -> float:
         """The operator is ended, stages end, and it starts again; seconds from then to the last child that may start

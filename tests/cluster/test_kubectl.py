@@ -195,7 +195,7 @@ async def test_describe_tells_conditions_and_events(world: Any) -> None:
 
 async def test_explain_tells_what_a_field_means(world: Any) -> None:
     out = await kubectl(world, "explain", "cgdrun.spec.training.learningRate")
-    assert "Peak of the schedule" in out
+    assert "highest learning rate" in out
 
 
 async def test_managers_that_apply_the_same_manifest_do_not_fight_over_defaults(world: Any) -> None:

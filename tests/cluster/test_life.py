@@ -350,8 +350,8 @@ async def test_a_run_that_was_never_accepted_has_stored_nothing(world: Any) -> N
     run = await world.get()
     run["spec"]["fromLater"] = True
     real = Reconciler(world.client, RELEASE, Board(), b"key" * 16)
-    await real._finalize(run, wanted=True)
-    await real._clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
+    await real._deletion.finalize(run, wanted=True)
+    await real._deletion.clean(run | {"metadata": run["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, NOW)
     assert not await has_finalizer(world)
     assert await world.children() == {}
     assert await notes(world) == {}

@@ -193,7 +193,7 @@ async def says(world: Any, words: str) -> bool:
 async def test_a_jobset_that_may_not_have_its_service_is_told(
     world: Any, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.facts.children.QUIET", timedelta(0))
+    monkeypatch.setattr("cgd_operator.facts.waiting.QUIET", timedelta(0))
     await make(world, QUOTA, "none", spec={"hard": {"services": "0"}})
     async with cluster(world, programs):
         await world.apply({"training.backend": "TrainJob"})
