@@ -297,6 +297,7 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
     written = places(calls("print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"))
     assert written == {
         f"{TERMINAL}:write",
+        "operator/cgd_cli/__main__.py:_exit_code",  # made printable there
         "operator/cgd_operator/api/crd.py:",
         "operator/cgd_operator/api/manual.py:",
         "operator/cgd_local/__main__.py:_until_stopped",
@@ -352,7 +353,7 @@ def test_commands_that_are_shown_are_made_in_one_place() -> None:
     """Beside it are the demo's; and two whose words are a field of ours, and a node that the API server has named."""
     shown = re.compile(r"\b(cgd (logs|rows|report|status|watch|plan|compare)|kubectl [a-z]+) [^;`]*\{\}|\bcgd \{\}")
     found = places(lambda node: bool(shown.search(text_of(node))))
-    assert found == {"operator/cgd_operator/api/spec.py:_mend", "operator/cgd_operator/facts/children.py:_lost"}
+    assert found == {"operator/cgd_operator/api/spec.py:_mend", "operator/cgd_operator/facts/pods.py:_lost"}
     assert places(calls("shlex.join")) == {"operator/cgd_cli/view.py:command", "operator/cgd_local/demo.py:_apply"}
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def asked(tasks: Path, definition: str, *, own_code: bool = False) -> dict[str, 
     (tasks / "own.yaml").write_text(definition)
     asker = DummyLM()
     asker.tokenizer = None
+    asker.ended = defaultdict(lambda: "stop")
     task = HarnessTask(name="own", task="own", metric="exact_match", own_code=own_code)
     return harness.ask(asker, task, TaskManager(include_path=str(tasks), include_defaults=False))
 

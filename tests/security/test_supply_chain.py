@@ -122,9 +122,9 @@ def test_another_file_under_the_same_name_and_version_is_refused(tool: str, chan
 def copy(tmp_path: Path) -> Path:
     """The files that make reads, in a folder of their own."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "images").mkdir()
-    (tmp_path / ".venv").mkdir()
-    for name in ("constraints", "pyproject.toml"):
+    for name in ("images", "operator", ".venv"):
+        (tmp_path / name).mkdir()
+    for name in ("constraints", "pyproject.toml", "operator/pyproject.toml", "images/pyproject.toml"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     (tmp_path / ".venv/ready").touch()
     return tmp_path
