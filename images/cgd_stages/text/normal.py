@@ -1,8 +1,8 @@
-"""Texts that differ in nothing that a reader sees."""
+"""Texts that look the same to a reader."""
 
 import unicodedata
 
 
 def normalised(text: str) -> str:
-    """The text up to Unicode composition and blanks: what makes two prompts the same prompt."""
+    """The text with composed characters and single blanks. Prompts with the same normalised text are the same."""
     return " ".join(unicodedata.normalize("NFC", text).split())

@@ -1,4 +1,4 @@
-"""Text from outside. Pure."""
+"""Text from outside, made valid Unicode. Pure."""
 
 import re
 
@@ -6,5 +6,5 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def whole(text: str) -> str:
-    """The text as files and tokenizers take it: half of a surrogate pair, which JSON can spell, becomes U+FFFD."""
+    """The text with U+FFFD for every half of a surrogate pair: JSON can spell one, files and tokenizers refuse it."""
     return _HALF.sub("\ufffd", text)
