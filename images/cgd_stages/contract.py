@@ -501,7 +501,7 @@ class Rival(Contract):
 
 
 class Evaluate(Contract):
-    """Ask a model every benchmark question without any context, and grade its outputs."""
+    """Ask a model each benchmark question by itself, and grade its outputs."""
 
     kind: Literal["evaluate"] = "evaluate"
     model: Model

@@ -20,7 +20,7 @@ from cgd_stages import contract
 from cgd_stages.contract import Sampling
 from cgd_stages.errors import GPU_HINT, TransientError, UserError
 from cgd_stages.method.prompts import Message, render, token_ids
-from cgd_stages.text.whole import whole
+from cgd_stages.text.normal import valid_unicode
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _storable(outcome: Outcome) -> Outcome:
     """The outcome within the bounds of a row: a server's JSON may hold half of a character, and any number."""
     values: dict[str, Any] = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
     for name, value in values.items():
-        values[name] = whole(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
+        values[name] = valid_unicode(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
     return replace(outcome, **values)
 
 
