@@ -301,7 +301,7 @@ def over_seeds(table: Table) -> list[Seeds]:
 
 
 def robustness(table: Table) -> list[Point]:
-    """The mean accuracy of CGD by the rate of corrupted critiques, in the lines' order; empty if no run corrupted any."""
+    """The mean accuracy of CGD by the rate of corrupted critiques; empty if no run corrupted any."""
     lines = [line for line in table.lines if line.model == "cgd" and line.critique.kind in {"matched", "corrupted"}]
     if all(line.critique.kind == "matched" for line in lines):
         return []

@@ -1,8 +1,8 @@
 """Intervals and tests for shares of right answers. Pure: the same numbers give the same figures, to the last bit.
 
 With one output for each question, the interval of a proportion is Wilson's and that of a difference of paired ones is
-the adjusted Wald interval of Bonett and Price (2012); both are valid for small sets, which are common. With several, the
-outputs of a question are not independent, so questions are resampled. The test is exact in both cases.
+the adjusted Wald interval of Bonett and Price (2012); both are valid for small sets, which are common. With several
+outputs, those of a question are not independent, so questions are resampled. The test is exact in both cases.
 """
 
 import math
@@ -62,8 +62,8 @@ def difference_interval(differences: Sequence[float]) -> Interval:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of at least two values by the bootstrap, with the expanded percentiles of Hesterberg
-    (2015), because plain percentiles are too narrow for few values."""
+    """The 95 % interval of the mean of at least two values by the bootstrap, with the expanded percentiles of
+    Hesterberg (2015), because plain percentiles are too narrow for few values."""
     n = len(values)
     kinds, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     # Drawing n of n values means drawing how often each distinct value comes, and these are few.
@@ -74,14 +74,14 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def student(freedom: int) -> float:
-    """The quantile of Student's t for intervals of 95 % (Abramowitz and Stegun, 26.7.5), within 1 % from 4 degrees on."""
+    """The quantile of Student's t for intervals of 95 % (Abramowitz and Stegun, 26.7.5): to 1 % from 4 degrees on."""
     corrections = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
     return Z + math.fsum(term / freedom**power for power, term in enumerate(corrections, start=1))
 
 
 def sign_flip(differences: Sequence[int]) -> float:
-    """The exact two-sided p-value of the hypothesis that each question's difference, a whole number of outputs, could as
-    well have the other sign. With one output for each question it is McNemar's exact test."""
+    """The exact two-sided p-value of the hypothesis that each question's difference, a whole number of outputs, could
+    as well have the other sign. With one output for each question it is McNemar's exact test."""
     sizes = [abs(difference) for difference in differences if difference]
     total, observed = sum(sizes), abs(sum(differences))
     # chances[i]: the chance that the sum over the questions so far is i - total.
