@@ -34,8 +34,9 @@ def judged(role: Role, row: Row, outcome: Outcome) -> tuple[Row | None, Row | No
         rejected = rejection(role, row, outcome.reason, outcome.detail, prompt_tokens=outcome.prompt_tokens)
         return None, rejected
     if fault := _fault(outcome):
+        reason, detail = fault
         cost = {"prompt_tokens": outcome.prompt_tokens, "tokens": outcome.tokens}
-        return None, rejection(role, row, *fault, **cost)
+        return None, rejection(role, row, reason, detail, **cost)
     reply, name = read_reply(outcome.text), text_column(role)
     columns: Row = {
         name: reply.text,
