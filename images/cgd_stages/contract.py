@@ -4,8 +4,8 @@ This is the one module that both worlds import, so it needs pydantic and nothing
 `StageTask` as JSON in the environment variable `CGD_TASK`; unknown fields are refused on both sides, so that an
 operator and an image of different versions fail loudly and at once.
 
-What a manifest and a task both say is one class, here, with the bounds and the descriptions of the manifest's fields.
-`cgd_operator.api` extends such a class by what a manifest alone says.
+A part that a manifest and a task share is one class here, with the bounds and the descriptions of the manifest's
+fields. `cgd_operator.api` extends it by the fields that only a manifest has.
 """
 
 from dataclasses import dataclass
@@ -26,22 +26,22 @@ INPUTS = "CGD_INPUTS"
 SCRATCH = "CGD_SCRATCH"
 """Environment variable: a writable folder that lives as long as the pod (model cache, checkpoints on their way)."""
 TERMINATION_LOG = "CGD_TERMINATION_LOG"
-"""Environment variable: the file that takes the last words."""
+"""Environment variable: the file that receives the last words."""
 TEACHER_API_KEY = "CGD_TEACHER_API_KEY"
 """Environment variable: the key of the teacher's endpoint. Never logged, never part of a digest."""
 PROGRESS_URL = "KUBEFLOW_TRAINER_SERVER_URL"
-"""Environment variable, named as Kubeflow Trainer names it, as are the next two: where to POST `Progress`."""
+"""Environment variable: the URL that takes `Progress`. Kubeflow Trainer gives this and the next two their names."""
 PROGRESS_CA = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
-"""Environment variable: path of the PEM file that the progress server's certificate is checked with, if it has one."""
+"""Environment variable: the path of the PEM file that verifies the progress server's certificate, if it uses TLS."""
 PROGRESS_TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105
-"""Environment variable: path of the file that holds the bearer token; read anew for every report."""
+"""Environment variable: the path of the file that holds the bearer token; every report reads it anew."""
 
 LAST_WORDS_LIMIT = 4096
-"""Bytes of a termination message that Kubernetes keeps."""
+"""Kubernetes keeps so many bytes of a termination message."""
 
 
 class Exit(IntEnum):
-    """What a program's exit code asks of the controllers. Every code that is not listed is retried."""
+    """What a program's exit code tells the controllers. They retry every code that is not listed."""
 
     DONE = 0
     PERMANENT = 3
@@ -49,7 +49,7 @@ class Exit(IntEnum):
     RETRY = 201
     """Worth another try. Above 127, because a PyTorchJob takes 1-127 as permanent."""
     INTERRUPTED = 143
-    """SIGTERM: everything finished so far is stored."""
+    """SIGTERM: all finished work is stored."""
 
 
 class Contract(BaseModel):
@@ -59,7 +59,7 @@ class Contract(BaseModel):
 
     @classmethod
     def part_of(cls, other: BaseModel) -> Self:
-        """What this class has of another object, by the names of its fields."""
+        """This class, filled from the attributes of another object that have the names of its fields."""
         return cls.model_validate(other, from_attributes=True)
 
     def to_json(self) -> str:
@@ -67,7 +67,7 @@ class Contract(BaseModel):
 
 
 MANIFEST = "manifest"
-"""The context of `model_dump` in which every `Number` is the text that the manifest has."""
+"""The context of `model_dump` that writes every number as the text of a manifest."""
 
 
 class Number(float):
@@ -91,9 +91,9 @@ class Number(float):
 
 @dataclass(frozen=True)
 class AsText:
-    """Marks a float that a manifest has as text: a custom resource holds no floats, for it has to compare equal after
-    any number of round trips. A manifest is read strictly, and then text of this pattern alone is a number; a task is
-    read laxly, and has numbers."""
+    """Marks a float that a manifest writes as text: a custom resource holds no floats, because it must compare equal
+    after any number of round trips. A manifest is read strictly, which accepts only text of this pattern; a task is
+    read laxly, which accepts numbers."""
 
     pattern: str
     max_length: int
@@ -117,13 +117,13 @@ def _written(number: float, info: SerializationInfo) -> float | str:
 
 
 def text_of(number: float) -> str:
-    """A number as a manifest has it."""
+    """The number as a manifest writes it."""
     return number.text if isinstance(number, Number) else f"{number:g}"
 
 
 @dataclass(frozen=True)
 class Between:
-    """The bounds of a number that a manifest has as text: for CEL in the CRD, for pydantic here."""
+    """The bounds of a number that a manifest writes as text: a CEL rule in the CRD, a validator in pydantic."""
 
     low: float
     high: float
@@ -161,7 +161,7 @@ Name = Annotated[str, Field(min_length=1, max_length=253)]
 
 class StageName(str):
     """The name of a stage: its kind and, where a run has several stages of that kind, the model that it makes or
-    measures: `train-cgd`, `evaluate-base`. It is a str, and stored and sent as one."""
+    measures: `train-cgd`, `evaluate-base`. It is stored and sent as a plain string."""
 
     __slots__ = ()
 
@@ -175,7 +175,7 @@ class StageName(str):
 
     @property
     def model(self) -> str:
-        """Empty where a run has one stage of the kind."""
+        """Empty when the run has one stage of this kind."""
         return self.partition("-")[2]
 
     @classmethod
@@ -190,7 +190,7 @@ class RunRef(Contract):
 
 
 class Storage(Contract):
-    """Where everything is kept. Credentials come from the environment (the default chain of the AWS SDK)."""
+    """The folder that holds all runs. Credentials come from the environment (the default chain of the AWS SDK)."""
 
     uri: str
     """`s3://bucket/prefix`, without a trailing slash."""
@@ -209,7 +209,7 @@ class Model(Contract):
 
 
 class Endpoint(Contract):
-    """An OpenAI-compatible chat server. Its key, if it wants one, is in `CGD_TEACHER_API_KEY`."""
+    """An OpenAI-compatible chat server. Its key, if it needs one, is in `CGD_TEACHER_API_KEY`."""
 
     url: str
     model: str
@@ -228,7 +228,7 @@ class Fields(Contract):
 
     @property
     def columns(self) -> list[str]:
-        """All that are named."""
+        """The columns that have a name."""
         return list(self.model_dump(exclude_none=True).values())
 
 
@@ -240,8 +240,8 @@ class BenchmarkFields(Fields):
 
 
 class Source(Contract):
-    """Rows in JSON lines or Parquet: `s3://bucket/key`, `hf://datasets/owner/name@revision/path` (in both, `*` is
-    allowed in the last part) or `configmap://name/key`."""
+    """Rows in JSON lines or Parquet, from `s3://bucket/key`, `hf://datasets/owner/name@revision/path` (the last part of
+    either may hold `*`) or `configmap://name/key`."""
 
     source: str
     fields: Fields = Fields()
@@ -253,10 +253,10 @@ class Source(Contract):
 
 
 class Decontaminate(Contract):
-    """The benchmarks from whose questions a prompt may be copied, and what counts as a copy."""
+    """The benchmarks that prompts are compared with, and what counts as a copy of a question."""
 
     against: tuple[str, ...]
-    """Names of benchmarks."""
+    """The names of the benchmarks."""
     ngram: int = Field(
         13,
         ge=5,
@@ -287,11 +287,11 @@ class Benchmark(Source):
     fields: BenchmarkFields = BenchmarkFields()
     instruction: str = ""
     tolerance: str | None = None
-    """How far answers to decimal references may be off: `0.01`, or `4%` of the reference. None: not at all."""
+    """How far an answer may be from a decimal reference: `0.01`, or `4%` of the reference. None: not at all."""
     questions: int | None = None
-    """How many the benchmark is known to have."""
+    """The number of questions, for benchmarks that the operator knows."""
     samples: int = 1
-    """Outputs of every question; more than one need a temperature."""
+    """Outputs for each question; more than one needs a temperature above 0."""
 
 
 class Sampling(Contract):
@@ -306,7 +306,7 @@ class Sampling(Contract):
 
 
 class Engine(Contract):
-    """Arguments of the vLLM engine; what is None is left to `engines`, which knows the hardware, or to the model."""
+    """Arguments of the vLLM engine. `engines` chooses each one that is None for the hardware, or the model does."""
 
     max_model_len: int | None = None
     tensor_parallel: int = 1
@@ -317,24 +317,24 @@ class Engine(Contract):
 
 
 Role = Literal["answer", "critique", "refine", "distill"]
-"""What a model is asked for. `distill`: the teacher's own answer to the prompt alone."""
+"""The text that a model is asked for. `distill`: the teacher's own answer to the prompt alone."""
 
 Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
-"""What a student is conditioned on and what it learns: the table is `examples.conversation`."""
+"""What a student reads and what it learns; `examples.conversation` is the table."""
 
 
 def train_stage(objective: Objective) -> StageName:
-    """Name of the stage that trains an objective."""
+    """The name of the stage that trains an objective."""
     return StageName.of("train", objective.lower())
 
 
 RivalKind = Literal["SelfRefine", "Reflexion"]
 CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
-"""What stands in the critique's place when CGD is trained: see `examples.critic`."""
+"""The text that takes the critique's place when CGD is trained: see `examples.critic`."""
 
 
 class Generate(Contract):
-    """Ask a model for what its roles are. Several roles share one warm engine, in this order."""
+    """Ask a model for the text of each role. Several roles share one warm engine, in this order."""
 
     kind: Literal["generate"] = "generate"
     roles: tuple[Role, ...]
@@ -345,11 +345,11 @@ class Generate(Contract):
     engine: Engine = Engine()
     shards: int = 1
     max_rejected: float
-    """Fraction of a stage's rows that may be rejected before the stage fails."""
+    """The fraction of a stage's rows that may be rejected before the stage fails."""
 
 
 class Critique(Contract):
-    """The critique that training is conditioned on. `rate`: the fraction of rows that `corrupted` gives a wrong one."""
+    """The critique that training reads. `rate`: the fraction of rows that `corrupted` gives a wrong critique."""
 
     kind: CritiqueKind = "matched"
     rate: float = 0.0
@@ -374,7 +374,7 @@ class Validation(HeldOut):
 
 
 class Course(Contract):
-    """What a training goes through, and how fast."""
+    """How much a training reads, and how fast it learns."""
 
     epochs: int = Field(1, ge=1, le=100, description="How often the training goes through the rows.")
     global_batch_size: int = Field(
@@ -396,7 +396,7 @@ class Course(Contract):
 
 
 class Upkeep(Contract):
-    """How a training fits into its GPUs, and how it is kept, watched and drawn."""
+    """How a training uses its GPUs, its checkpoints and validation, and its random seed."""
 
     zero_stage: int = Field(
         3,
@@ -438,18 +438,18 @@ class Upkeep(Contract):
 
 
 class Lesson(Contract):
-    """What one training learns, and with how many processes."""
+    """What a training learns, and the number of its processes."""
 
     kind: Literal["train"] = "train"
     objective: Objective = "CGD"
     critique: Critique = Critique()
-    """Of the objective CGD; the others have it matched."""
+    """Only the objective CGD may have another kind than `matched`."""
     student: Model
     workers: int = 1
     processes_per_worker: int = 1
 
 
-class Train(Upkeep, Course, Lesson):  # the fields of the last base come first
+class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last base first
     """Supervised fine-tuning of the student on the stored rows."""
 
     validation: Validation = Validation()
@@ -457,11 +457,11 @@ class Train(Upkeep, Course, Lesson):  # the fields of the last base come first
 
 
 CHECKPOINT_BYTES = "checkpoint_bytes"
-"""Metric of prepare's last words: bytes of a checkpoint on the node that stores most of it."""
+"""A metric in prepare's last words: the bytes of a checkpoint on the node that stores the largest part."""
 
 
 class Prepare(Contract):
-    """Read, check and store the prompts; refuse here what would fail on a GPU later."""
+    """Read, check and store the prompts, and refuse on a CPU what would fail on a GPU later."""
 
     kind: Literal["prepare"] = "prepare"
     prompts: Prompts
@@ -469,23 +469,23 @@ class Prepare(Contract):
     student: Model
     student_engine: Engine
     teacher: Model | None = None
-    """None when the teacher is an endpoint."""
+    """None if the teacher is an endpoint."""
     teacher_engine: Engine = Engine()
     endpoint: Endpoint | None = None
     max_rejected: float
     training: Train
-    """One of the run's; all are laid out alike."""
+    """One training of the run. All of them need the same memory."""
     gpu_memory: int | None = None
-    """Bytes of each GPU; None: the run does not say, or has none."""
+    """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
 
 
 class Check(Contract):
-    """Make the examples of every training on a CPU, and refuse there what would waste a GPU."""
+    """Make the examples of every training on a CPU, and refuse what would waste a GPU."""
 
     kind: Literal["check"] = "check"
     trainings: tuple[Train, ...]
     min_right_refinements: float | None = None
-    """Fraction of the graded refinements that must be right."""
+    """The fraction of the graded refinements that must be right."""
 
 
 class Rival(Contract):
@@ -501,7 +501,7 @@ class Rival(Contract):
 
 
 class Evaluate(Contract):
-    """Give a model every benchmark question alone, and grade what it says."""
+    """Ask a model each benchmark question by itself, and grade its outputs."""
 
     kind: Literal["evaluate"] = "evaluate"
     model: Model
@@ -509,24 +509,24 @@ class Evaluate(Contract):
     sampling: Sampling
     engine: Engine = Engine()
     rival: Rival | None = None
-    """None: one pass."""
+    """None: the model answers each question in one pass."""
 
 
 class HarnessTask(Contract):
-    """A task of lm-eval. `name` is what the report calls it; `metric` is right or wrong (1 or 0) for every document,
-    with the filter that it is read through after a comma, if there is one."""
+    """A task of lm-eval. The report calls it `name`. `metric` is 1 (right) or 0 (wrong) for every document; after a
+    comma it may name the filter of lm-eval that reads the outputs."""
 
     name: str
     task: str
     metric: str
     few_shot: int | None = None
-    """None: as many as the task has by itself."""
+    """None: the task's default."""
     limit: int | None = None
-    """Documents of every part of the task."""
+    """The most documents that each part of the task uses."""
     executes: bool = False
-    """What the model writes is a program, which is right when it ends well with the task's tests."""
+    """The model writes a program; it is right if the task's tests pass."""
     own_code: bool = False
-    """Its definition may bring code of its own, see harness.task_guard."""
+    """The task's definition may contain Python code: see `harness.task_guard`."""
 
     @property
     def measure(self) -> str:
@@ -544,12 +544,12 @@ class Harness(Contract):
     model: Model
     tasks: tuple[HarnessTask, ...]
     data: str | None = None
-    """s3:// folder with a copy of an HF_HOME; None: the hub."""
+    """An s3:// folder with a copy of an HF_HOME; None: the hub."""
     engine: Engine = Engine()
 
 
 class Report(Contract):
-    """Tell the whole run on one page. `spec` is the run's own, as YAML, for display."""
+    """Show the whole run on one page. `spec` is the run's spec as YAML, for display."""
 
     kind: Literal["report"] = "report"
     stages: tuple[StageName, ...]
@@ -558,7 +558,7 @@ class Report(Contract):
 
 
 class Clean(Contract):
-    """Delete what the run has stored and no other run claims."""
+    """Delete the objects that the run has stored and that no other run claims."""
 
     kind: Literal["clean"] = "clean"
 
@@ -567,7 +567,7 @@ Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Harness | Repor
 
 
 class StageTask(Contract):
-    """All a stage program is told. `stage` names the child: `teacher` for a fused teacher, else the stage itself."""
+    """Everything that a stage program needs. `stage` names the child: `teacher` if the teacher's stages are fused."""
 
     format: Literal[2] = FORMAT
     run: RunRef
@@ -577,14 +577,14 @@ class StageTask(Contract):
 
 
 MOST = 10**15
-"""No number that a pod tells is larger: a sum over its pods and stages is an integer of 64 bits."""
+"""The largest number that a pod may report, so that a sum over pods and stages fits in 64 bits."""
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Measure = Annotated[float, Field(ge=0, le=MOST)]
-"""Neither infinite nor NaN, which no bound holds for."""
+"""The bounds refuse infinity and NaN."""
 
 
 class Rows(Contract):
-    """Rows of a stage (or of one shard of it): total = done + rejected when it has ended."""
+    """The rows of a stage or of one shard: total = done + rejected at its end."""
 
     total: Count = 0
     done: Count = 0
@@ -592,11 +592,12 @@ class Rows(Contract):
 
 
 LENGTH = "length_to_"
-"""A metric's name: this and a power of two; its value: examples of at most so many tokens, and of more than half."""
+"""A metric's name is this prefix and a power of two. Its value is the number of examples with at most so many tokens
+and more than half as many."""
 
 
 class StageFacts(Contract):
-    """What a program knows about one stage at its end; of one shard where the stage has several."""
+    """What a program reports of a stage, or of its shard of the stage, at the end."""
 
     rows: Rows = Rows()
     prompt_tokens: Count = 0
@@ -605,7 +606,7 @@ class StageFacts(Contract):
     digest: str = ""
     output_uri: str = Field(default="", alias="outputURI")
     metrics: dict[str, float] = {}
-    """Whatever is worth telling. Names that begin with LENGTH and end in a number are a histogram."""
+    """The stage's figures. Names that begin with LENGTH and end in a number are a histogram."""
 
 
 class LastWords(Contract):
@@ -614,10 +615,10 @@ class LastWords(Contract):
     outcome: Literal["done", "failed", "interrupted"]
     stages: dict[str, StageFacts] = {}
     error: str = ""
-    """Class of the error."""
+    """The class of the error."""
     message: str = ""
     hint: str = ""
-    """What to change, and who must."""
+    """Who must act, and what to change."""
 
 
 class Metric(Contract):
@@ -626,7 +627,7 @@ class Metric(Contract):
 
 
 class TrainerStatus(Contract):
-    """The status that Kubeflow Trainer's server takes, as transformers reports it by itself."""
+    """The status in the format of Kubeflow Trainer's server, which transformers reports by itself."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -637,7 +638,7 @@ class TrainerStatus(Contract):
 
 
 class Progress(Contract):
-    """Body of a progress report. A report without a stage (transformers' own) counts for the child's first stage."""
+    """The body of a progress report. Transformers' reports name no stage; they count for the child's first stage."""
 
     trainer_status: TrainerStatus
     stage: str | None = None
@@ -647,7 +648,7 @@ class Progress(Contract):
 
 
 class ProgressAnswer(Contract):
-    """What the operator answers to a report."""
+    """The operator's answer to a report."""
 
     next_report_seconds: float = 0
-    """The next report is wanted after so long, or as soon as a stage begins or is through."""
+    """The program sends its next report after so many seconds, or when a stage begins or ends."""

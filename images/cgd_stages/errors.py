@@ -1,4 +1,4 @@
-"""The errors of the stage programs. An error says who must act: its class is its exit code, its hint is the mend."""
+"""The errors of the stage programs. The class of an error sets the exit code; its hint says who must act, and how."""
 
 from typing import ClassVar
 
@@ -9,13 +9,13 @@ GPU_HINT = (
     "An admin must look at the node's NVIDIA driver (the images have CUDA 13, which needs 580 or newer) and its device "
     "plugin. Where spec.placement.accelerator is none, spec.images must name images that are built for CPUs."
 )
-"""What to do where a pod has no GPU that can be used. Another node may have one: it is tried again."""
+"""The hint when a pod has no usable GPU. Another node may have one, so the pod is tried again."""
 
 
 class StageError(Exception):
-    """The root: a failure that a program understands. `message` says what happened, `hint` what to change and where.
+    """A failure that a program understands. `message` says what happened, `hint` what to change and where.
 
-    Neither shows a key: they become last words, status, events and report.
+    Keys are removed from both, because they become last words, status, events and report.
     """
 
     exit: ClassVar[Exit] = Exit.RETRY
@@ -32,14 +32,14 @@ class UserError(StageError):
 
 
 class TransientError(StageError):
-    """Something outside is not there right now; a retry may well succeed."""
+    """A service or a device is not available now; a retry may succeed."""
 
 
 class RowsLost(TransientError):
-    """The counts do not add up: read != kept + rejected. A retry reads the stored rows anew and asks for the rest."""
+    """The counts do not add up: read != kept + rejected. A retry reads the stored rows and asks for the others."""
 
 
 class Interrupted(StageError):
-    """SIGTERM: everything finished so far is stored."""
+    """SIGTERM: all finished work is stored."""
 
     exit: ClassVar[Exit] = Exit.INTERRUPTED

@@ -1,6 +1,6 @@
-"""The keys that a pod's environment holds leave it in no text: not in errors, last words, log or stored rows.
+"""Removes the keys in a pod's environment from the texts that leave it: errors, last words, logs and stored rows.
 
-Servers echo what they are sent, and libraries quote what servers say.
+A server may echo a key, and libraries quote servers.
 """
 
 import logging
@@ -14,40 +14,40 @@ from urllib.parse import quote
 from cgd_stages.contract import PROGRESS_TOKEN
 
 _KEYS = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-"""How the names of environment variables end that hold one. Ids of keys (AWS_ACCESS_KEY_ID) are no secrets."""
+"""The ends of the names of environment variables that hold a key. Ids of keys (AWS_ACCESS_KEY_ID) are no secrets."""
 SHORTEST = 8
-"""Characters. What is shorter is a word that stands in for a key where none is needed: EMPTY, none."""
+"""The characters of the shortest key. Shorter values are placeholders for servers that need no key: EMPTY, none."""
 
 
 def without_keys(text: str, *, only: str = "") -> str:
-    """The text, with the name of the variable in the place of each key (or of the variable `only`), also where it is
-    quoted for a URL, JSON or HTML, and of the beginning of a key that the text ends in: somebody has cut it there."""
-    for key, name in _keys():
-        if only in ("", name):
-            text = _spellings(key).sub(f"<{name}>", text)
-            if key[:SHORTEST] in text[-len(key) :]:
-                text = _without_beginning(text, key, name)
+    """The text with the variable's name in place of each key, or of the key in the variable `only`. A key that is
+    quoted for a URL, JSON or HTML is replaced too, and so is the beginning of a key where the text is cut."""
+    keys = ((key.strip(), name) for name, key in os.environ.items() if _KEYS.search(name) and name != PROGRESS_TOKEN)
+    # The longest key first: it may contain another.
+    for key, name in sorted(keys, key=lambda pair: -len(pair[0])):
+        if len(key) < SHORTEST or only not in ("", name):
+            continue
+        text = _spellings(key).sub(f"<{name}>", text)
+        if key[:SHORTEST] in text[-len(key) :]:
+            cut = next((size for size in range(len(key) - 1, SHORTEST - 1, -1) if text.endswith(key[:size])), 0)
+            text = f"{text[:-cut]}<{name}>" if cut else text
     return text
-
-
-def _without_beginning(text: str, key: str, name: str) -> str:
-    cut = next((size for size in range(len(key) - 1, SHORTEST - 1, -1) if text.endswith(key[:size])), 0)
-    return f"{text[:-cut]}<{name}>" if cut else text
 
 
 @lru_cache(maxsize=64)
 def _spellings(key: str) -> re.Pattern[str]:
-    """A key in the spellings that programs give it: each of its characters by itself, or escaped, once or more."""
-    return re.compile("".join(_spelling(one, len(list(run))) for one, run in groupby(key)))
+    """A pattern for a key in every spelling that programs use: each character plain, or escaped once or more."""
+    return re.compile("".join(_spelling(character, len(list(run))) for character, run in groupby(key)))
 
 
 def _spelling(character: str, times: int) -> str:
-    """Of a character that comes so many times in a row. Each has one way to match a text, or a text of the server
-    could take for ever."""
+    """A pattern for a character that is repeated `times` times. It matches a text in one way only: with several, a
+    hostile text could make the search run for ever."""
     if character.isascii() and character.isalnum():
         return character * times
     number = ord(character)
-    numbers = "".join(rf"\\{{1,8}}u(?i:{ord(half):04x})" for half in _halves(character))
+    utf16 = character.encode("utf-16-be", "surrogatepass").hex()  # JSON writes one or two units of four digits
+    numbers = "".join(rf"\\{{1,8}}u(?i:{utf16[at : at + 4]})" for at in range(0, len(utf16), 4))
     quoted = quote(character, safe="").lower() if quote(character, safe="") != character else f"%{number:02x}"
     entities = [f"#0*{number}", f"#x0*{number:x}", codepoint2name.get(number, "apos" if character == "'" else "")]
     html = "|".join(filter(None, entities))
@@ -56,20 +56,8 @@ def _spelling(character: str, times: int) -> str:
     return rf"(?:{runs}(?:{itself}|{numbers}|(?i:{quoted.replace('%', '%(?:25)*')})|&(?i:{html});){{{times}}})"
 
 
-def _halves(character: str) -> str:
-    """The one or two characters that JSON has for it."""
-    encoded = character.encode("utf-16-be", "surrogatepass")
-    return "".join(chr(int.from_bytes(encoded[at : at + 2], "big")) for at in range(0, len(encoded), 2))
-
-
-def _keys() -> list[tuple[str, str]]:
-    """Key and name, the longest first: one may be a part of another."""
-    found = ((key.strip(), name) for name, key in os.environ.items() if _KEYS.search(name) and name != PROGRESS_TOKEN)
-    return sorted(((key, name) for key, name in found if len(key) >= SHORTEST), key=lambda one: -len(one[0]))
-
-
 def hide_in_log() -> None:
-    """Have no line of this process's log show a key, tracebacks included."""
+    """Remove the keys from every line of this process's log, tracebacks included."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Hiding(handler.formatter or logging.Formatter()))
 

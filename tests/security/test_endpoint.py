@@ -218,7 +218,7 @@ def test_an_answer_that_is_changed_is_told_of(serve, monkeypatch, caplog):
     monkeypatch.setenv(TEACHER_API_KEY, "not-needed")
     body = json.dumps({"choices": [{"message": {"content": "a key is not-needed"}}]}).encode()
     assert isinstance(ask(serve(answering(200, body)).url), Completion)
-    assert f"the endpoint's key is in an answer, and <{TEACHER_API_KEY}> is stored in its place" in caplog.text
+    assert f"an answer holds the endpoint's key; <{TEACHER_API_KEY}> is stored in its place" in caplog.text
 
 
 def test_a_key_with_a_line_feed_at_its_end_is_the_key(serve, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_key_with_a_line_feed_at_its_end_is_the_key(serve, monkeypatch):
 def test_a_key_that_no_header_can_hold_is_refused_with_its_secret_named(serve, monkeypatch, key):
     monkeypatch.setenv(TEACHER_API_KEY, key)
     server = serve(answering(200, b"{}"))
-    with pytest.raises(UserError, match="no header of HTTP can hold") as told:
+    with pytest.raises(UserError, match="an HTTP header cannot hold") as told:
         ask(server.url)
     assert "apiKeySecretRef" in told.value.hint
     assert server.keys == []
@@ -304,7 +304,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
 
 
 def test_an_answer_without_an_end_is_read_up_to_a_bound(serve, monkeypatch):
-    monkeypatch.setattr(endpoints, "MOST", 1 << 20)
+    monkeypatch.setattr(endpoints, "MOST_BYTES", 1 << 20)
     with pytest.raises(TransientError, match="the answer has more than 1048576 bytes"):
         ask(serve(endless).url)
 

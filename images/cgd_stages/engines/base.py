@@ -1,7 +1,7 @@
-"""Engines: what turns messages into text. One protocol, two kinds: vLLM in this process, an OpenAI-compatible server.
+"""Engines turn messages into text. They share one protocol: vLLM in this process, or an OpenAI-compatible server.
 
-An engine is fed all the time: `submit` while it has room, `step` to collect what has finished. One bad request is an
-outcome (`Refused`), never an exception; an exception means that the engine as a whole cannot go on.
+The caller submits requests while the engine has room, and collects outcomes with `step`. A bad request has the outcome
+`Refused`; an exception means that the engine as a whole cannot go on.
 """
 
 import logging
@@ -20,31 +20,30 @@ from cgd_stages import contract
 from cgd_stages.contract import Sampling
 from cgd_stages.errors import GPU_HINT, TransientError, UserError
 from cgd_stages.method.prompts import Message, render, token_ids
-from cgd_stages.text.whole import whole
+from cgd_stages.text.normal import valid_unicode
 
 log = logging.getLogger(__name__)
 
 LOOP_TOKENS, LOOP_REPEATS = 64, 32
-"""A text that repeats up to so many tokens so many times in a row has no end: vLLM stops it there, which saves the
-rest of its `maxTokens`."""
+"""vLLM stops a text that repeats up to 64 tokens 32 times in a row, which saves the rest of its `maxTokens`."""
 
 MOST_TOKENS = 2**31 - 1
-"""Of a row, which has 32 bits for them."""
+"""A row has 32 bits for a number of tokens."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question. `name` is the caller's own and unique among the requests that are under way."""
+    """One question. The caller chooses `name`, which is unique among the requests under way."""
 
     name: str
     messages: list[Message]
     sampling: Sampling
-    """Its `seed` is this request's own, and counts only where the temperature is not zero."""
+    """The engine uses its `seed`, which differs by request, only at a temperature above 0."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model said: its whole output, why it ended (`stop`, `length` or `repetition`), its cost in tokens."""
+    """A model's whole output, why it ended (`stop`, `length` or `repetition`), and its cost in tokens."""
 
     name: str
     text: str
@@ -52,14 +51,14 @@ class Completion:
     prompt_tokens: int
     tokens: int
     thinking: str = ""
-    """What a server has told apart from the text; a thought inside the text is still there."""
+    """The thinking that a server returns in its own field. The text may hold more of it."""
     cached_tokens: int = 0
-    """Tokens of the prompt that were in the prefix cache."""
+    """The tokens of the prompt that the prefix cache held."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Why there is no output: `template`, `too_long` or `endpoint`."""
+    """A request without an output; `reason` is `template`, `too_long` or `endpoint`."""
 
     name: str
     reason: str
@@ -74,11 +73,11 @@ class Engine(Protocol):
     """A warm model. Not safe to share between threads."""
 
     settings: dict[str, Any]
-    """What it was started with: goes into logs and markers, and determines no output."""
+    """The settings that the engine runs with, for logs and markers. No output depends on them."""
 
     @property
     def room(self) -> int:
-        """How many more requests keep it busy without piling up."""
+        """How many more requests the engine can use now."""
 
     @property
     def busy(self) -> bool:
@@ -87,11 +86,11 @@ class Engine(Protocol):
     def submit(self, request: Request) -> None: ...
 
     def step(self) -> list[Outcome]:
-        """Work for a moment; what has finished since the last step. Raises TransientError when the engine is dead."""
+        """Work for a moment and return the outcomes since the last step. Raises TransientError if the engine died."""
 
     def metrics(self) -> dict[str, float]:
-        """What it tells of itself while it runs: `generated_tokens`, those of unfinished requests too where it knows
-        them, and what is its own, such as `preemptions`."""
+        """The engine's figures while it runs: `generated_tokens`, if possible with those of unfinished requests, and
+        others such as `preemptions`."""
 
     def close(self) -> None: ...
 
@@ -99,10 +98,10 @@ class Engine(Protocol):
 def drive(
     engine: Engine, take: Callable[[], Request | None], stop: Event, *, on_step: Callable[[], None] = lambda: None
 ) -> Iterator[Outcome]:
-    """Keep the engine full until every request has an outcome, or until `stop`: then the unfinished are dropped.
+    """Keep the engine full until every request has an outcome, or until `stop`, which drops unfinished requests.
 
-    `take` gives the next request, or None when there is none for now: outcomes may bring more, so it is asked again
-    after every step. `on_step` is called after every step, whether or not it finished anything.
+    `take` returns the next request, or None if it has none now. It is called again after every step, because outcomes
+    may lead to more requests. `on_step` is called after every step, with or without outcomes.
     """
     while not stop.is_set():
         while engine.room > 0 and (request := take()) is not None:
@@ -114,19 +113,17 @@ def drive(
 
 
 def _storable(outcome: Outcome) -> Outcome:
-    """The outcome, as rows take it: JSON from a server may hold half of a character, and any number of tokens."""
-    changed: dict[str, Any] = {field.name: _within(getattr(outcome, field.name)) for field in fields(outcome)}
-    return replace(outcome, **changed)
-
-
-def _within(value: str | int) -> str | int:
-    return whole(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
+    """The outcome within the bounds of a row: a server's JSON may hold half of a character, and any number."""
+    values: dict[str, Any] = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+    for name, value in values.items():
+        values[name] = valid_unicode(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
+    return replace(outcome, **values)
 
 
 class VllmEngine:
-    """vLLM in this process, on GPUs or on a CPU, fed request by request.
+    """vLLM in this process, on GPUs or on a CPU.
 
-    Raises UserError when the model does not load for a reason that a retry would meet again.
+    Raises UserError when the model does not load and a retry would fail the same way.
     """
 
     def __init__(self, model: Path, engine: contract.Engine) -> None:
@@ -134,7 +131,7 @@ class VllmEngine:
         config = self._llm.vllm_config
         self._tokenizer = self._llm.get_tokenizer()
         self._limit = int(config.model_config.max_model_len)
-        self._wanted = 2 * int(config.scheduler_config.max_num_seqs)
+        self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
         self._refused: list[Outcome] = []
         self.settings = {
             "engine": "vllm",
@@ -153,7 +150,7 @@ class VllmEngine:
     @property
     def room(self) -> int:
         under_way = int(self._llm.get_num_unfinished_requests())
-        return self._wanted - under_way - len(self._refused)
+        return self._most_requests - under_way - len(self._refused)
 
     @property
     def busy(self) -> bool:
@@ -170,59 +167,58 @@ class VllmEngine:
             self._refused.append(Refused(request.name, "template", str(error)))
             return
         if len(ids) >= self._limit:
-            detail = f"the prompt has {len(ids)} tokens, the context {self._limit}"
+            detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
             self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
             return
-        ask = request.sampling
+        sampling = request.sampling
         params = SamplingParams(
-            max_tokens=min(ask.max_tokens, self._limit - len(ids)),
-            temperature=ask.temperature,
-            top_p=ask.top_p,
-            seed=ask.seed if ask.temperature > 0 else None,
+            max_tokens=min(sampling.max_tokens, self._limit - len(ids)),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed if sampling.temperature > 0 else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             repetition_detection=RepetitionDetectionParams(max_pattern_size=LOOP_TOKENS, min_count=LOOP_REPEATS),
         )
         self._llm.add_request(request.name, tokens_input(ids), params)
 
     def step(self) -> list[Outcome]:
-        refused, self._refused = self._refused, []
+        outcomes, self._refused = self._refused, []
         if not self._llm.has_unfinished_requests():
-            return refused
+            return outcomes
         from vllm.exceptions import VLLMServerError
 
         try:
-            outputs = self._llm.step()
+            outputs = [output for output in self._llm.step() if output.finished]
         except (RuntimeError, VLLMServerError) as error:
-            raise TransientError(f"the engine died: {error}", hint="See the pod's log; it is started anew.") from error
-        return refused + [_completion(output) for output in outputs if output.finished]
+            hint = "The pod starts again by itself. If it dies again, an admin must read its log."
+            raise TransientError(f"the engine died: {error}", hint=hint) from error
+        for output in outputs:
+            (generated,) = output.outputs
+            completion = Completion(
+                name=output.request_id,
+                text=generated.text,
+                finish_reason=str(generated.finish_reason),
+                prompt_tokens=len(output.prompt_token_ids),
+                tokens=len(generated.token_ids),
+                cached_tokens=output.num_cached_tokens or 0,
+            )
+            outcomes.append(completion)
+        return outcomes
 
     def metrics(self) -> dict[str, float]:
-        """`preemptions`: how often a request lost its cache to others and had to be computed anew."""
-        told = {metric.name: metric.value for metric in self._llm.get_metrics() if hasattr(metric, "value")}
+        """`preemptions`: how often a request lost its cache to others and was computed again."""
+        values = {metric.name: metric.value for metric in self._llm.get_metrics() if hasattr(metric, "value")}
         names = {"generated_tokens": "vllm:generation_tokens", "preemptions": "vllm:num_preemptions"}
-        return {name: float(told.get(key, 0)) for name, key in names.items()}
+        return {name: float(values.get(vllm_name, 0)) for name, vllm_name in names.items()}
 
     def close(self) -> None:
         self._llm.engine_core.shutdown()
 
 
-def _completion(output: Any) -> Completion:
-    """A finished request as vLLM tells it."""
-    (said,) = output.outputs
-    return Completion(
-        name=output.request_id,
-        text=said.text,
-        finish_reason=str(said.finish_reason),
-        prompt_tokens=len(output.prompt_token_ids),
-        tokens=len(said.token_ids),
-        cached_tokens=output.num_cached_tokens or 0,
-    )
-
-
 def vllm_arguments(model: Path, engine: contract.Engine) -> dict[str, Any]:
-    """What vLLM is started with for a model on this machine, its environment variables set.
+    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too.
 
-    Raises TransientError where this vLLM has no device to run on.
+    Raises TransientError when vLLM has no device to run on.
     """
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
@@ -261,41 +257,36 @@ def _start_vllm(model: Path, engine: contract.Engine) -> Any:
         llm = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except (ValueError, NotImplementedError) as error:
         hint = "Correct the model or its settings (maxModelLen, dtype, ...) in spec.student or spec.teacher."
-        raise UserError(f"vLLM does not take the model {model}: {error}", hint=hint) from error
+        raise UserError(f"vLLM cannot load the model {model}: {error}", hint=hint) from error
     log.info("engine ready in %.0f s", time.monotonic() - started)
     return llm
 
 
 ON_GPU = {"max_num_seqs": 512, "max_num_batched_tokens": 16384, "gpu_memory_utilization": 0.92}
-"""For throughput, on GPUs with 80 GB: vLLM's own defaults look after latency as well."""
+"""For throughput, on GPUs with 80 GB. vLLM's own defaults compromise for latency."""
 
 
 def _on_cpu(engine: contract.Engine) -> dict[str, Any]:
-    """What vLLM wants on a CPU: a small cache, every core, one process, no compilation."""
-    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    """vLLM's settings for a CPU: a small cache, every core, one process, no compilation."""
+    import torch
+
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if engine.tensor_parallel == 1:
-        defaults["VLLM_CPU_OMP_THREADS_BIND"] = cores
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # The default block of 128 tokens would leave short prompts without a shared prefix.
+    fast_bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return {
         "enforce_eager": True,
-        "block_size": 32,
+        "block_size": 32,  # with the default of 128 tokens, short prompts would share no prefix
         "max_num_seqs": 64,
-        "dtype": cpu_dtype(engine.dtype, fast_bfloat16=_has_fast_bfloat16()),
+        "dtype": cpu_dtype(engine.dtype, fast_bfloat16=fast_bfloat16),
     }
 
 
-def cpu_dtype(wanted: str, *, fast_bfloat16: bool) -> str:
-    """The dtype that `auto` stands for on a CPU.
+def cpu_dtype(dtype: str, *, fast_bfloat16: bool) -> str:
+    """The dtype that vLLM uses on a CPU; `auto` becomes float32 where bfloat16 is slow.
 
-    Without AVX-512, torch multiplies bfloat16 matrices without oneDNN: 1 GFLOP/s where float32 reaches 33.
+    Without AVX-512, torch multiplies bfloat16 matrices without oneDNN: 1 GFLOP/s instead of 33 with float32.
     """
-    return "float32" if wanted == "auto" and not fast_bfloat16 else wanted
-
-
-def _has_fast_bfloat16() -> bool:
-    import torch
-
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "float32" if dtype == "auto" and not fast_bfloat16 else dtype

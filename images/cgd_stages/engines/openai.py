@@ -1,10 +1,10 @@
-"""The endpoint engine: any OpenAI-compatible chat server, asked by many threads at once.
+"""The endpoint engine: many threads send requests to an OpenAI-compatible chat server.
 
 A request that the server refuses rejects its own row. A wrong key ends the program for good; a server that is away
 for longer than the patience of a request ends it for a retry.
 
-Not through openai's own client (3.54): it loses the status of a refusal whose body is broken and unpacks what a server
-has packed, without a bound, so that nothing of it would be left but the names of two paths.
+It does not use openai's own client (3.54), which loses the status of a refusal with a broken body and decompresses
+answers without a bound. Only the names of two paths would be left of it.
 """
 
 import json
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 30.0
 ENDPOINT_HINT = "Check url and model in spec.teacher.endpoint, and that the server is running."
 KEY_HINT = "Check the Secret of spec.teacher.endpoint.apiKeySecretRef."
-MOST, LEAST, WHOLE = 8 << 20, 1 << 20, 512 << 20
-"""Bytes of an answer: more than any model's context, and less where so many requests are under way that all of their
-answers together would be more than `WHOLE`, but never less than `LEAST`."""
+MOST_BYTES, LEAST_BYTES, TOTAL_BYTES = 8 << 20, 1 << 20, 512 << 20
+"""The limit of an answer is `MOST_BYTES`, which is more than any model's context. With many requests at once it is
+lower, so that all answers together have at most `TOTAL_BYTES`, but never below `LEAST_BYTES`."""
 LONGEST_ID, LONGEST_REASON = 200, 40
-"""Characters that are kept of a model's id and of a reason to finish."""
+"""The most characters that are kept of a model's id and of a finish reason."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one request is tried: seconds for one answer, tries, and the first and longest pause between two.
+    """How long a request is tried: seconds for each answer, tries, and the first and longest pause between two tries.
 
-    In tenacity's words the loop would be as long, for who is to blame is decided between two tries.
+    With tenacity the loop would be as long, because it must decide after each try whose fault the failure is.
     """
 
     timeout: float = 600.0
@@ -49,10 +49,10 @@ class Patience:
     first_pause: float = 1.0
     longest_pause: float = 60.0
 
-    def pause(self, attempt: int, wanted: float | None) -> float:
-        """Seconds before the next try: what the server asks for, else doubling, with jitter so that no herd forms."""
-        if wanted is not None:
-            return min(wanted, 10 * self.longest_pause)
+    def pause(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds before the next try: as the server asks, else doubling, with jitter so that requests spread out."""
+        if retry_after is not None:
+            return min(retry_after, 10 * self.longest_pause)
         longest: float = min(self.first_pause * 2**attempt, self.longest_pause)
         return random.uniform(0.5, 1.0) * longest  # noqa: S311
 
@@ -61,17 +61,19 @@ PATIENT = Patience()
 
 
 class Failed(Exception):
-    """One try failed. `status` is None when no HTTP answer came. Of what the server said, which may echo the key, the
-    first characters are told."""
+    """One try failed. `status` is None when no HTTP answer came. The message quotes the first characters of the
+    server's answer, without keys, which it may echo."""
 
-    def __init__(self, what: str, said: object, *, status: int | None = None, wait: float | None = None) -> None:
-        super().__init__(f"{what}: {without_keys(str(said))[:300]}")
+    def __init__(
+        self, what: str, answer: object, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(f"{what}: {without_keys(str(answer))[:300]}")
         self.status = status
-        self.wait = wait
+        self.retry_after = retry_after
 
 
 class EndpointEngine:
-    """As many threads as `max_concurrency`, each with one request. Redoes what may pass, see `_RETRIED`."""
+    """Runs up to `max_concurrency` threads, each with one request. Retries the statuses in `_RETRIED`."""
 
     def __init__(self, endpoint: Endpoint, patience: Patience = PATIENT) -> None:
         self._endpoint, self._patience = endpoint, patience
@@ -97,21 +99,25 @@ class EndpointEngine:
         self._requests.put(request)
         if self._threads < min(self._under_way, self._endpoint.max_concurrency):
             self._threads += 1
-            # Daemons: a request that hangs must not keep the process from ending.
+            # A daemon thread: a request that hangs must not keep the process from ending.
             threading.Thread(target=self._work, name=f"endpoint-{self._threads}", daemon=True).start()
 
     def step(self) -> list[Outcome]:
-        """Wait up to a second for outcomes. Raises UserError for a wrong key or URL, TransientError when it is away."""
+        """Wait up to a second for outcomes. Raises UserError for a wrong key or URL, TransientError if the server does
+        not answer."""
         if self._failure is not None:
             raise self._failure
-        found = self._collect()
-        self._under_way -= len(found)
-        failures = [error for error in found if isinstance(error, StageError)]
-        outcomes = [outcome for outcome in found if not isinstance(outcome, StageError)]
+        try:
+            results = [self._outcomes.get(timeout=1.0)]
+        except queue.Empty:
+            return []
+        while not self._outcomes.empty():
+            results.append(self._outcomes.get_nowait())
+        self._under_way -= len(results)
+        # A failure is raised at the next step, so that the outcomes beside it are kept and not asked for again.
+        self._failure = next((result for result in results if isinstance(result, StageError)), None)
+        outcomes = [result for result in results if not isinstance(result, StageError)]
         self._tokens += sum(outcome.tokens for outcome in outcomes if isinstance(outcome, Completion))
-        if failures:
-            # What was answered beside the failure is handed out first: it must not be asked for again.
-            self._failure = failures[0]
         return outcomes
 
     def metrics(self) -> dict[str, float]:
@@ -119,15 +125,6 @@ class EndpointEngine:
 
     def close(self) -> None:
         self._closed.set()
-
-    def _collect(self) -> list[Outcome | StageError]:
-        try:
-            found = [self._outcomes.get(timeout=1.0)]
-        except queue.Empty:
-            return []
-        while not self._outcomes.empty():
-            found.append(self._outcomes.get_nowait())
-        return found
 
     def _work(self) -> None:
         while not self._closed.is_set():
@@ -139,11 +136,11 @@ class EndpointEngine:
                 self._outcomes.put(self._answer(request))
             except StageError as error:
                 self._outcomes.put(error)
-            except Exception as error:  # noqa: BLE001 (a thread's end would leave its request under way for ever)
+            except Exception as error:  # noqa: BLE001 (if the thread ended, its request would never get an outcome)
                 self._outcomes.put(TransientError(f"the endpoint engine failed: {error!r}"))
 
     def _answer(self, request: Request) -> Outcome:
-        """Try until there is an answer; decide whose fault it is when there is none."""
+        """Try until the server answers. If it never does, decide whether the request or the server is at fault."""
         body = _body(self._endpoint, request)
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
@@ -156,20 +153,20 @@ class EndpointEngine:
                     return Refused(request.name, "endpoint", str(failed))
                 if attempt + 1 < self._patience.tries:
                     self._retries += 1
-                    self._closed.wait(self._patience.pause(attempt, failed.wait))
+                    self._closed.wait(self._patience.pause(attempt, failed.retry_after))
                 if self._closed.is_set():
                     break
             else:
                 self._answered_at = time.monotonic()
                 return outcome
-        # Answers from before it failed prove nothing: when a server dies, all that is under way fails.
+        # Only an answer after the first failure proves that the server is alive: a server that dies fails all requests.
         if self._answered_at > failed_at or self._is_alive():
             return self._last_try(request, body)
         message = f"the endpoint {self._endpoint.url} does not answer: {last}"
         raise TransientError(message, hint=ENDPOINT_HINT)
 
     def _is_alive(self) -> bool:
-        """Whether the server answers anything; asked when no other request can tell."""
+        """Whether the server answers a short request, for when no other request has shown it."""
         try:
             _probe_by_asking(self._endpoint, min(self._patience.timeout, PROBE_SECONDS))
         except TransientError:
@@ -177,7 +174,7 @@ class EndpointEngine:
         return not self._closed.is_set()
 
     def _last_try(self, request: Request, body: bytes) -> Outcome:
-        """The server answers others, so it is this request that it cannot bear, unless it has just come back."""
+        """Try once more, as the server may have just come back. If it fails again, the request is at fault."""
         try:
             outcome = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
         except Failed as failed:
@@ -187,14 +184,16 @@ class EndpointEngine:
 
 
 def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
-    """Ask the server for its models; say what was found. Raises UserError or TransientError with a hint."""
+    """Ask the server for its models, and say in a sentence that it works. Raises UserError or TransientError."""
     try:
-        served = _served(call(endpoint, "/models", None, timeout))
+        answer = call(endpoint, "/models", None, timeout)
     except Failed as failed:
         _refuse_if_permanent(endpoint, failed, but=404)
         if failed.status in {404, 405}:
             return _probe_by_asking(endpoint, timeout)
         raise TransientError(f"the endpoint {endpoint.url} does not answer: {failed}", hint=ENDPOINT_HINT) from failed
+    models = answer.get("data") if isinstance(answer, dict) else None
+    served = [str(model["id"])[:LONGEST_ID] for model in models or [] if isinstance(model, dict) and "id" in model]
     if served and endpoint.model not in served:
         message = f"the endpoint {endpoint.url} does not serve {endpoint.model}, but {', '.join(served[:5])}"
         raise UserError(message, hint="Correct spec.teacher.endpoint.model.")
@@ -202,7 +201,7 @@ def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
 
 
 def _probe_by_asking(endpoint: Endpoint, timeout: float) -> str:
-    """For servers that do not list their models: one token."""
+    """Ask for one token: some servers do not list their models."""
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     try:
         post(endpoint, json.dumps(body).encode(), timeout)
@@ -220,47 +219,37 @@ def post(endpoint: Endpoint, body: bytes, timeout: float) -> Any:
 
 
 def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> Any:
-    """One HTTP exchange. Raises Failed for everything but an answer in JSON, UserError for a redirect."""
-    url, most = endpoint.url.rstrip("/") + path, min(MOST, max(LEAST, WHOLE // endpoint.max_concurrency))
+    """Make one HTTP exchange. Raises UserError for a bad key or a redirect, Failed for any answer but JSON."""
+    key = os.environ.get(TEACHER_API_KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("the endpoint's key has characters that an HTTP header cannot hold", hint=KEY_HINT)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    url = endpoint.url.rstrip("/") + path
+    most = min(MOST_BYTES, max(LEAST_BYTES, TOTAL_BYTES // endpoint.max_concurrency))
     try:
-        return json.loads(exchange(url, body, headers=_authorization(), seconds=timeout, most=most))
+        return json.loads(exchange(url, body, headers=headers, seconds=timeout, most=most))
     except Status as status:
         if status.redirect:
-            raise _redirected(endpoint, path, status.redirect) from status
-        wait = _retry_after(status.headers.get("Retry-After"))
-        raise Failed(
-            f"HTTP {status.code}", status.body.decode(errors="replace"), status=status.code, wait=wait
-        ) from status
+            target = without_keys(status.redirect)[:300]
+            message = f"the endpoint {endpoint.url} redirects to {target}, which would receive the key"
+            hint = f"Set spec.teacher.endpoint.url to {target.removesuffix(path)} if that server may have the key, "
+            raise UserError(message, hint=hint + "or to a URL that does not redirect.") from status
+        answer, retry_after = status.body.decode(errors="replace"), _retry_after(status.headers.get("Retry-After"))
+        raise Failed(f"HTTP {status.code}", answer, status=status.code, retry_after=retry_after) from status
     except (OSError, ValueError, RecursionError) as error:
         raise Failed(type(error).__name__, error) from error
 
 
-def _authorization() -> dict[str, str]:
-    key = os.environ.get(TEACHER_API_KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise UserError("the endpoint's key has characters that no header of HTTP can hold", hint=KEY_HINT)
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _redirected(endpoint: Endpoint, path: str, url: str) -> UserError:
-    where = without_keys(url)[:300]
-    return UserError(
-        f"the endpoint {endpoint.url} redirects to {where}, which is not followed: the key would go along",
-        hint=f"Set spec.teacher.endpoint.url to {where.removesuffix(path)} if that server may have the key, "
-        "or to a URL that answers itself.",
-    )
-
-
 def _refuse_if_permanent(endpoint: Endpoint, failed: Failed, but: int | None = None) -> None:
-    """Raise UserError for what every other request would meet as well."""
+    """Raise UserError for a failure that every other request would have too."""
     if failed.status in {401, 403}:
         raise UserError(f"the endpoint {endpoint.url} does not accept the key: {failed}", hint=KEY_HINT) from failed
     if failed.status == 404 and but != 404:
-        raise UserError(f"there is no such model or URL at {endpoint.url}: {failed}", hint=ENDPOINT_HINT) from failed
+        raise UserError(f"{endpoint.url} has no such model or URL: {failed}", hint=ENDPOINT_HINT) from failed
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date."""
+    """The seconds of a Retry-After header, which holds a number or a date."""
     if not value:
         return None
     try:
@@ -272,27 +261,27 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _body(endpoint: Endpoint, request: Request) -> bytes:
-    ask = request.sampling
+    sampling = request.sampling
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": request.messages,
-        "max_tokens": ask.max_tokens,
-        "temperature": ask.temperature,
-        "top_p": ask.top_p,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
     }
-    return json.dumps(body | ({"seed": ask.seed} if ask.temperature > 0 else {})).encode()
+    return json.dumps(body | ({"seed": sampling.seed} if sampling.temperature > 0 else {})).encode()
 
 
 def _completion(name: str, answer: Any) -> Completion:
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        said = choice["message"]
+        message = choice["message"]
         return Completion(
             name=name,
-            text=_said(said.get("content")),
+            text=_without_key(message.get("content")),
             # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
-            thinking=_said(said.get("reasoning") or said.get("reasoning_content")),
-            finish_reason=_said(str(choice.get("finish_reason") or "stop"))[:LONGEST_REASON],
+            thinking=_without_key(message.get("reasoning") or message.get("reasoning_content")),
+            finish_reason=_without_key(str(choice.get("finish_reason") or "stop"))[:LONGEST_REASON],
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             tokens=int(usage.get("completion_tokens", 0)),
             cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
@@ -301,16 +290,10 @@ def _completion(name: str, answer: Any) -> Completion:
         raise Failed("the answer is not a chat completion", answer) from error
 
 
-def _said(text: str | None) -> str:
-    """What a row may keep of a text of the server, which knows no key but its own. A change is told: a key that is an
-    ordinary word would change many."""
-    kept = without_keys(text or "", only=TEACHER_API_KEY)
-    if kept != (text or ""):
-        log.warning("the endpoint's key is in an answer, and <%s> is stored in its place", TEACHER_API_KEY)
-    return kept
-
-
-def _served(answer: Any) -> list[str]:
-    """Ids of the models that `/models` lists; empty when the list is not one that we know."""
-    listed = answer.get("data") if isinstance(answer, dict) else None
-    return [str(model["id"])[:LONGEST_ID] for model in listed or [] if isinstance(model, dict) and "id" in model]
+def _without_key(text: str | None) -> str:
+    """A server's text without the endpoint's key, the only key that it knows. A change is logged, because a key that
+    is an ordinary word would change many texts."""
+    stored_text = without_keys(text or "", only=TEACHER_API_KEY)
+    if stored_text != (text or ""):
+        log.warning("an answer holds the endpoint's key; <%s> is stored in its place", TEACHER_API_KEY)
+    return stored_text

@@ -1,27 +1,31 @@
-r"""Whether two answers are the same, and by which rule. Exact: nothing is rounded but where a tolerance is given.
+r"""Decides whether two answers are the same, and by which rule. It rounds nothing unless there is a tolerance.
 
-The rules, in this order; the first one that applies decides:
+The first rule that applies decides:
 
-spelling   the same text but for spacing, text commands, dollar signs, thousands commas
+spelling   the same text, apart from spacing, text commands, dollar signs and thousands commas
 choice     a lettered choice: `C`, `(C)`, `\text{(C) } 12`
 word       words: `\text{Evelyn}`, `even`, `True` (also `yes`)
-several    several values, all of which must be there, in any order: `1, 2`, `2 and 1`, `\{1, 2\}`, `1 \pm 2`
-interval   intervals and unions of them: brackets and ends; tuple: points and lists, in order
-unit       units that differ, or one that only one of the two has: `12 cm` and `12`, but never `12 m` and `12 cm`
-tolerance  numbers that may be off by so much, where the benchmark says so
+several    several values in any order, none missing: `1, 2`, `2 and 1`, `\{1, 2\}`, `1 \pm 2`
+interval   intervals and unions of them, by brackets and ends; tuple: points and lists, in order
+unit       units that differ, `12 m` and `12 cm`, or values that are equal and of which one has a unit, `12 cm` and `12`
+tolerance  numbers that differ by at most the benchmark's tolerance
 value      everything else: equal as expressions
 
-Whether two expressions are equal is math-verify's to say, which parses LaTeX into sympy. Decimals become exact
-fractions before that, so that 0.333 is not 1/3. It can take for ever: `grading` sets the deadline.
+math-verify, which parses LaTeX into sympy, decides whether two expressions are equal. Decimals become exact fractions
+first, so that 0.333 is not 1/3. This may take for ever: `grader` sets a deadline.
 """
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from cgd_stages.grading.units import is_bare_letter, quantity
+from cgd_stages.grading.units import Quantity, is_bare_letter, quantity
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -31,25 +35,29 @@ class Verdict:
 
 
 def compare(reference: str, answer: str, tolerance: str = "") -> Verdict:
-    """Compare an answer with a reference. `tolerance`: `0.01`, `4%` of a decimal reference, or one of them for each of
-    several values, with commas between; empty: exactly.
+    """Compare an answer with a reference. `tolerance`: `0.01`, `4%` of a decimal reference, or one for each of several
+    values, separated by commas; empty: exact.
 
     Raises:
-        Exception: whatever sympy or math-verify make of an expression that they cannot handle.
+        Exception: any error of sympy or math-verify for an expression that they cannot handle.
     """
     if same_spelling(reference, answer):
         return Verdict(True, "spelling")
-    if (chosen := _choice(reference)) is not None:
-        return Verdict(chosen == _choice(answer, lenient=True), "choice")
-    tolerances = [one.strip() for one in tolerance.split(",")]
+    if (letter := _choice(reference)) is not None:
+        return Verdict(letter == _choice(answer, lenient=True), "choice")
+    tolerances = [part.strip() for part in tolerance.split(",")]
     references, answers = _values(reference), _values(answer)
     if len(answers) != len(references):
         answers = _distinct(answers)
     if len(references) == 1 == len(answers):
-        return _one(references[0], answers[0], tolerances[0])
-    if len(references) == 1 and (listed := _bracketed(references[0])):
-        return Verdict(_in_order(listed.parts, answers, tolerances[0]), "tuple")
-    return Verdict(_all_there(references, answers, tolerances), "several")
+        return _compare_values(references[0], answers[0], tolerances[0])
+    if len(references) == 1 and (bracketed := _bracketed(references[0])):
+        return Verdict(_in_order(bracketed.parts, answers, tolerances[0]), "tuple")
+    if len(tolerances) != len(references):
+        tolerances = [tolerances[0]] * len(references)
+    pairs = list(zip(references, tolerances, strict=True))
+    same = _in_any_order(pairs, answers, lambda pair, value: _equal(pair[0], value, pair[1]))
+    return Verdict(same, "several")
 
 
 # --- one spelling for one value ---------------------------------------------------------------------------------
@@ -84,23 +92,23 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 
 
 def spell(expression: str) -> str:
-    """One spelling of an answer: no dollar signs, spacing commands, thousands commas or full stop."""
+    """The answer without dollar signs, spacing commands, thousands commas and full stop."""
     for pattern, replacement in _SPELLINGS:
         expression = pattern.sub(replacement, expression)
     expression = expression.strip().rstrip(".,;:").strip()
-    if not re.search(r"[(\[{]", expression):  # inside brackets a comma separates: (3,100) is a point
+    if not re.search(r"[(\[{]", expression):  # a comma inside brackets separates: (3,100) is a point
         expression = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression)
     return expression
 
 
 def same_spelling(reference: str, answer: str) -> bool:
-    """Whether two answers are the same text but for spacing and text commands."""
+    """Whether two answers are the same text, apart from spacing and text commands."""
     return _bare(reference) == _bare(answer) != ""
 
 
 def _bare(expression: str) -> str:
     text = _unwrapped(spell(expression)).removeprefix(r"\$")
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # a blank between digits is not nothing: 1 1/2
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # a blank between digits has a meaning: 1 1/2
 
 
 def _unwrapped(expression: str) -> str:
@@ -116,29 +124,30 @@ _SAME_WORD = {"yes": "true", "no": "false"}
 
 
 def _choice(expression: str, *, lenient: bool = False) -> str | None:
-    """The letter of a lettered choice, in upper case. Lenient: also one that is followed by what it stands for."""
+    """The letter of a lettered choice, in upper case. Lenient: the text of the choice may follow the letter."""
     text = _unwrapped(spell(expression)).strip()
-    found = _LETTER.fullmatch(text) or (_LED_BY_LETTER.fullmatch(text) if lenient else None)
-    if lenient and not found and re.fullmatch(r"[a-z]", text):
+    match = _LETTER.fullmatch(text) or (_LED_BY_LETTER.fullmatch(text) if lenient else None)
+    if lenient and not match and re.fullmatch(r"[a-z]", text):
         return text.upper()
-    return (found[1] or found[2]).upper() if found else None
+    return (match[1] or match[2]).upper() if match else None
 
 
 def _word(expression: str) -> str | None:
-    """The words that an answer consists of, or None where it is an expression."""
+    """The words of an answer, or None if it is an expression."""
     text = _unwrapped(expression).strip(" .!")
     if not re.fullmatch(r"[A-Za-z][A-Za-z' \-]*", text):
         return None
     words = text.casefold().split()
     if not re.match(_WORDS, expression) and not any(len(word) > 3 or word in _ORDINARY for word in words):
         return None
-    told = " ".join(word for word in words if word not in ("the", "a", "an"))
-    return _SAME_WORD.get(told, told)
+    phrase = " ".join(word for word in words if word not in ("the", "a", "an"))
+    return _SAME_WORD.get(phrase, phrase)
 
 
 # --- several values, lists, intervals ---------------------------------------------------------------------------
 
 _OPENING, _CLOSING = "([{", ")]}"
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _AND = re.compile(
     rf"\s*(?:{_WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
@@ -155,26 +164,33 @@ class Bracketed:
 
 
 def _values(expression: str) -> list[str]:
-    """The values of an answer: what commas, semicolons, "and", "or" separate outside brackets; the members of a set."""
+    r"""The values of an answer: the members of a set, or the parts between commas, semicolons, "and" or "or" outside
+    brackets. A part with one `\pm` has two values."""
     text = _NAMES.sub("", _MEMBER.sub("", spell(expression), count=1), count=1).strip()
     if inner := re.fullmatch(r"\\\{(.*)\\\}", text, re.DOTALL):
         text = inner[1] if _closes_at_end(text) else text
-    found = [part for part in _split(_AND.sub(", ", text)) if part]
-    return [one for part in found for one in _both_signs(part)] or [text]
+    values: list[str] = []
+    for part in filter(None, _split(_AND.sub(", ", text))):
+        if len(_PLUS_MINUS.findall(part)) == 1:
+            values += [_PLUS_MINUS.sub(sign, part).strip() for sign in "+-"]
+        else:
+            values.append(part)
+    return values or [text]
 
 
-def _split(text: str, separators: str = ",;") -> list[str]:
+def _split(text: str) -> list[str]:
+    """The parts between commas and semicolons outside brackets."""
     parts, depth, start = [], 0, 0
     for place, letter in enumerate(text):
         depth += (letter in _OPENING) - (letter in _CLOSING)
-        if letter in separators and depth == 0 and text[place - 1 : place] != "\\":
+        if letter in ",;" and depth == 0 and text[place - 1 : place] != "\\":
             parts.append(text[start:place].strip())
             start = place + 1
     return [*parts, text[start:].strip()]
 
 
 def _closes_at_end(text: str) -> bool:
-    r"""Whether the bracket that a text begins with is closed by its end alone: not so in `\{1\} \cup \{2\}`."""
+    r"""Whether the last bracket of a text closes its first: not so in `\{1\} \cup \{2\}`."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter in _OPENING) - (letter in _CLOSING)
@@ -183,26 +199,20 @@ def _closes_at_end(text: str) -> bool:
     return False
 
 
-def _both_signs(expression: str) -> list[str]:
-    if len(re.findall(r"\\pm(?![a-zA-Z])", expression)) != 1:
-        return [expression]
-    return [re.sub(r"\\pm(?![a-zA-Z])", sign, expression).strip() for sign in "+-"]
-
-
 def _distinct(values: Sequence[str]) -> list[str]:
-    """The values without those that were said before in other words: `1/2 or 0.5` is one."""
-    found: list[str] = []
+    """The values without repetitions: `1/2 or 0.5` is one value."""
+    distinct: list[str] = []
     for value in values:
-        if not any(_equal(value, other, "") for other in found):
-            found.append(value)
-    return found
+        if not any(_equal(value, other, "") for other in distinct):
+            distinct.append(value)
+    return distinct
 
 
-def _all_there(references: Sequence[str], answers: Sequence[str], tolerances: Sequence[str]) -> bool:
+def _in_any_order(references: Sequence[R], answers: Sequence[A], equal: Callable[[R, A], bool]) -> bool:
+    """Whether every reference has an answer of its own, and no answer is left."""
     left = list(answers)
-    each = tolerances if len(tolerances) == len(references) else [tolerances[0]] * len(references)
-    for reference, tolerance in zip(references, each, strict=True):
-        match = next((answer for answer in left if _equal(reference, answer, tolerance)), None)
+    for reference in references:
+        match = next((answer for answer in left if equal(reference, answer)), None)
         if match is None:
             return False
         left.remove(match)
@@ -210,8 +220,8 @@ def _all_there(references: Sequence[str], answers: Sequence[str], tolerances: Se
 
 
 def _equal(reference: str, answer: str, tolerance: str) -> bool:
-    """Whether two values of several are equal; x=1 and y=1 are not."""
-    return same_spelling(reference, answer) or _one(reference, answer, tolerance).equal
+    """Whether two values are equal; x=1 and y=1 are not."""
+    return same_spelling(reference, answer) or _compare_values(reference, answer, tolerance).equal
 
 
 def _in_order(references: Sequence[str], answers: Sequence[str], tolerance: str) -> bool:
@@ -221,22 +231,12 @@ def _in_order(references: Sequence[str], answers: Sequence[str], tolerance: str)
 
 
 def _bracketed(expression: str) -> Bracketed | None:
-    """A point, a list or an interval; None for anything else, (x + 1) too."""
+    """A point, a list or an interval; None for anything else, such as (x + 1)."""
     text = expression.strip()
     if not text or text[0] not in "([" or text[-1] not in ")]" or not _closes_at_end(text):
         return None
     parts = _split(text[1:-1])
     return Bracketed(text[0] + text[-1], tuple(parts)) if len(parts) > 1 else None
-
-
-def _same_union(references: Sequence[Bracketed], answers: Sequence[Bracketed]) -> bool:
-    left = list(answers)
-    for reference in references:
-        match = next((answer for answer in left if _same_brackets(reference, answer)), None)
-        if match is None:
-            return False
-        left.remove(match)
-    return not left
 
 
 def _same_brackets(reference: Bracketed, answer: Bracketed, tolerance: str = "") -> bool:
@@ -245,51 +245,53 @@ def _same_brackets(reference: Bracketed, answer: Bracketed, tolerance: str = "")
     return _in_order(reference.parts, answer.parts, tolerance)
 
 
-def _union(expression: str) -> list[Bracketed] | None:
+def _union(expression: str) -> list[Bracketed]:
+    """The pieces of a union; none if one of them is no interval, point or list."""
     pieces = [_bracketed(piece) for piece in re.split(r"\\cup(?![a-zA-Z])", expression)]
-    return [piece for piece in pieces if piece] if all(pieces) else None
+    return [piece for piece in pieces if piece] if all(pieces) else []
 
 
 # --- one value --------------------------------------------------------------------------------------------------
 
 
-def _one(reference: str, answer: str, tolerance: str) -> Verdict:
+def _compare_values(reference: str, answer: str, tolerance: str) -> Verdict:
     if (expected := _word(reference)) is not None:
         return Verdict(expected == _word(answer), "word")
-    pieces = _union(reference), _union(answer)
-    if pieces[0] and pieces[1]:
-        is_interval = len(pieces[0]) > 1 or (len(pieces[0][0].parts) == 2 and set(pieces[0][0].brackets) != set("()"))
-        if len(pieces[0]) == 1 == len(pieces[1]):
-            same = _same_brackets(pieces[0][0], pieces[1][0], tolerance)
+    references, answers = _union(reference), _union(answer)
+    if references and answers:
+        first = references[0]
+        is_interval = len(references) > 1 or (len(first.parts) == 2 and set(first.brackets) != set("()"))
+        if len(references) == 1 == len(answers):
+            same = _same_brackets(first, answers[0], tolerance)
         else:
-            same = _same_union(pieces[0], pieces[1])
+            same = _in_any_order(references, answers, _same_brackets)
         return Verdict(same, "interval" if is_interval else "tuple")
-    return _quantities(reference, answer, tolerance)
+    return _compare_quantities(reference, answer, tolerance)
 
 
-def _quantities(reference: str, answer: str, tolerance: str) -> Verdict:
-    wanted, given = quantity(reference), quantity(answer)
-    if wanted.unit and given.unit and wanted.unit != given.unit:
+def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
+    expected, actual = quantity(reference), quantity(answer)
+    if expected.unit and actual.unit and expected.unit != actual.unit:
         return Verdict(False, "unit")
-    if wanted.unit and given.unit is None and is_bare_letter(reference):
-        wanted = type(wanted)(reference)  # 12 m without a unit in the answer: m is a variable, for all we know
-    dropped = wanted.unit is not None or given.unit is not None
-    verdict = _numbers(wanted.value, given.value, tolerance)
-    return Verdict(verdict.equal, "unit") if dropped and verdict.equal else verdict
+    if expected.unit and actual.unit is None and is_bare_letter(reference):
+        expected = Quantity(reference)  # the m of 12 m may be a variable, because the answer has no unit
+    has_unit = expected.unit is not None or actual.unit is not None
+    verdict = _compare_numbers(expected.value, actual.value, tolerance)
+    return Verdict(verdict.equal, "unit") if has_unit and verdict.equal else verdict
 
 
-def _numbers(reference: str, answer: str, tolerance: str) -> Verdict:
+def _compare_numbers(reference: str, answer: str, tolerance: str) -> Verdict:
     if same_spelling(reference, answer):
         return Verdict(True, "spelling")
-    if tolerance and (off := _allowed(reference, tolerance)) is not None:
-        numbers = _number(reference), _number(answer)
-        if numbers[0] is not None and numbers[1] is not None:
-            return Verdict(abs(numbers[0] - numbers[1]) <= off * (1 + 1e-9), "tolerance")
+    if tolerance and (most := _largest_difference(reference, tolerance)) is not None:
+        expected, actual = _number(reference), _number(answer)
+        if expected is not None and actual is not None:
+            return Verdict(abs(expected - actual) <= most * (1 + 1e-9), "tolerance")
     return Verdict(same_value(reference, answer), "value")
 
 
-def _allowed(reference: str, tolerance: str) -> float | None:
-    """How far an answer may be off; None where the tolerance is a share and the reference is no decimal fraction."""
+def _largest_difference(reference: str, tolerance: str) -> float | None:
+    """The tolerance as a number; None if it is a share and the reference is no decimal fraction."""
     if not tolerance.endswith("%"):
         return float(tolerance)
     number = _number(reference) if re.search(r"\d\.\d|\.\d|10\^", reference) else None
@@ -297,22 +299,22 @@ def _allowed(reference: str, tolerance: str) -> float | None:
 
 
 def _number(expression: str) -> float | None:
-    for value in _parsed(expression):
-        if getattr(value, "is_number", False) and value.is_real:
-            return float(value)
-    return None
+    """The value of an expression that is a real number."""
+    values = (value for value in _parsed(expression) if getattr(value, "is_number", False) and value.is_real)
+    return next((float(value) for value in values), None)
 
 
 def same_value(reference: str, answer: str) -> bool:
-    """A percentage equals both its number and its fraction (25% = 25 = 0.25): references are written either way."""
+    """Whether two expressions are equal. A percentage equals its number and its fraction (25% = 25 = 0.25), because
+    references use both."""
     references, answers = _readings(reference), _readings(answer)
     if len(references) == len(answers):
         return _verify(references[0], answers[0])
-    return any(_verify(one, other) for one in references for other in answers)
+    return any(_verify(*pair) for pair in itertools.product(references, answers))
 
 
 def _readings(expression: str) -> list[str]:
-    """An expression as math-verify shall read it; a percentage as its number, then as its fraction."""
+    """An expression for math-verify; a percentage as its number and as its fraction."""
     if not expression.endswith("%"):
         return [expression]
     number = expression.removesuffix("%").strip()
@@ -322,7 +324,7 @@ def _readings(expression: str) -> list[str]:
 def _verify(reference: str, answer: str) -> bool:
     import math_verify
 
-    # The time-outs are None because signal.alarm belongs to main threads; the errors are raised, not swallowed.
+    # The time-outs use signal.alarm, which works in main threads only. Errors are raised: they are not wrong answers.
     return bool(
         math_verify.verify(
             _parsed(reference),
@@ -349,7 +351,7 @@ def _parsed(expression: str) -> list[Any]:
 
 @cache
 def _extraction() -> list[Any]:
-    """As math-verify reads by default, but without its units: it takes the m of 2m for one."""
+    """math-verify's default configuration without its units: it would read the m of 2m as one."""
     import math_verify
 
     latex = math_verify.LatexExtractionConfig()
@@ -358,7 +360,7 @@ def _extraction() -> list[Any]:
 
 
 def _exact(value: Any) -> Any:
-    """A sympy value without floats: math-verify rounds floats to six decimals before it compares them."""
+    """A sympy value without floats, which math-verify would round to six decimals."""
     import sympy  # type: ignore[import-untyped]
 
     floats = value.atoms(sympy.Float) if hasattr(value, "atoms") else set()

@@ -1,9 +1,9 @@
-"""Grade free text against a reference answer: exactly, out loud, and never for ever.
+"""Grades free text against a reference answer, exactly and within a deadline.
 
-Finding the answer is pure (`find_answer`, `reference_answer`); whether it is the reference's is `compare`'s to say.
-That ends in sympy, which can hang or eat all memory on a hostile expression, and math-verify's own time-outs use
-`signal.alarm`, which works in main threads only: `Grader` compares in worker processes with a deadline of its own.
-A deadline missed or a worker lost is an outcome of its own (`Grade.grade_error`), never a wrong answer.
+`find_answer` and `reference_answer` are pure; `compare` decides whether the two answers are the same. It uses sympy,
+which a hostile expression can make run for ever or take all memory, and math-verify's own time-outs use `signal.alarm`,
+which works in main threads only. So `Grader` compares in worker processes, with its own deadline. A missed deadline or
+a lost worker is reported in `Grade.grade_error`, never as a wrong answer.
 """
 
 import json
@@ -25,17 +25,17 @@ from cgd_stages.grading.compare import Verdict, compare, same_spelling, same_val
 AnswerSource = Literal["boxed", "text", "none"]
 
 WORKER_MEMORY = 8 << 30
-"""Bytes of address space that a worker may take: an answer such as 9^{9^{9}} must not take the machine."""
+"""The most bytes of address space for a worker: an answer such as 9^{9^{9}} must not exhaust the machine."""
 START_SECONDS = 120.0
-"""A worker imports sympy before its first comparison: seconds, more on a busy machine. No deadline counts them."""
-START_HINT = "See the pod's log, and its limits: a worker needs some 300 MB of memory."
+"""The most seconds until a worker has imported sympy. The deadline of a comparison does not include them."""
+START_HINT = "See the pod's log, and raise its memory limit if needed: a worker needs about 300 MB."
 
 UNDECIDED = Verdict(False, "")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was taken as the answer, and from where."""
+class FoundAnswer:
+    """The answer in an output, and where it was found."""
 
     text: str
     source: AnswerSource
@@ -49,13 +49,14 @@ class Grade:
     answer_source: AnswerSource
     correct: bool
     rule: str = ""
-    """What decided: see `compare`. Empty where there was nothing to compare, or the grader failed."""
+    """The rule of `compare` that decided. Empty if there was no answer to compare or the grader failed."""
     grade_error: str = ""
 
 
 # --- finding the answer -----------------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d\-])")
+_BARE_BOX = re.compile(r"-?\d+(?:\.\d+)?")
 _BETWEEN_BOXES = re.compile(r"[\s$.]*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?[\s$\\(\[]*", re.IGNORECASE)
 _BETWEEN_VALUES = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*", re.IGNORECASE)
 _ANNOUNCED = re.compile(
@@ -70,27 +71,32 @@ _NUMBER = re.compile(
 )
 
 
-def find_answer(output: str) -> Found:
-    """The answer that a text ends on: its last box, else what it announces as the answer, else its last number.
+def find_answer(output: str) -> FoundAnswer:
+    """The answer at the end of a text: its last box, else the value that it announces, else its last number.
 
-    Several boxes joined by a comma, "and" or "or" are one answer with several values. `source` keeps the
-    difference, so that an answer guessed from the last number is never mistaken for one that was marked.
+    Several boxes joined by a comma, "and" or "or" are one answer with several values. `source` tells a boxed answer
+    from one that was found in the words.
     """
     if boxes := _last_boxes(output):
-        return Found(", ".join(boxes), "boxed")
+        return FoundAnswer(", ".join(boxes), "boxed")
     for pattern in (_FINAL_MARK, _ANNOUNCED):
-        if announced := list(pattern.finditer(output)):
-            return Found(_leading_value(announced[-1]["answer"]), "text")
-    if numbers := _numbers(output):
-        return Found(numbers[-1], "text")
-    return Found("", "none")
+        if announcements := list(pattern.finditer(output)):
+            return FoundAnswer(_leading_value(announcements[-1]["answer"]), "text")
+    if numbers := list(_NUMBER.finditer(output)):
+        return FoundAnswer(_plain(numbers[-1]), "text")
+    return FoundAnswer("", "none")
 
 
 def reference_answer(reference: str) -> str:
-    r"""The value in a reference: its last `\boxed{}`, what follows `####`, or the whole text. A JSON list of texts, as
-    data sets on the hub have it, is several values."""
-    if listed := _json_texts(reference):
-        return ", ".join(listed)
+    r"""The value in a reference: its last `\boxed{}`, the text after `####`, or the whole text. A JSON list of texts,
+    which some data sets on the hub use, holds several values; a list of numbers such as `[1, 2]` is an interval."""
+    if re.match(r"\s*\[\s*\"", reference):
+        try:
+            values = json.loads(reference)
+        except ValueError:
+            values = []
+        if values and all(isinstance(value, str) for value in values):
+            return ", ".join(values)
     if boxes := _last_boxes(reference):
         return ", ".join(boxes)
     if marks := list(_FINAL_MARK.finditer(reference)):
@@ -98,50 +104,39 @@ def reference_answer(reference: str) -> str:
     return reference.strip()
 
 
-def _json_texts(reference: str) -> list[str]:
-    """The members of a JSON list of nothing but texts; `[1, 2]` is an interval."""
-    if not re.match(r"\s*\[\s*\"", reference):
-        return []
-    try:
-        found = json.loads(reference)
-    except ValueError:
-        return []
-    return found if all(isinstance(one, str) for one in found) else []
-
-
 def _last_boxes(text: str) -> list[str]:
-    """Contents of the last box, and of those that lead up to it with only a conjunction between."""
-    last: list[str] = []
-    following: int | None = None
+    """The contents of the last box, and of the boxes before it that only a conjunction separates."""
+    contents: list[str] = []
+    next_start: int | None = None
     for start, end, content in reversed(list(_boxes(text))):
-        if following is not None and not _BETWEEN_BOXES.fullmatch(text, end, following):
+        if next_start is not None and not _BETWEEN_BOXES.fullmatch(text, end, next_start):
             break
-        last.insert(0, content)
-        following = start
-    return last
+        contents.insert(0, content)
+        next_start = start
+    return contents
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Start, end and content of every box that is closed and not empty; an inner box belongs to the outer one."""
+    r"""The start, end and content of every box that is closed and not empty. An inner box is part of the outer one.
+
+    In `\boxed 5`, TeX takes one token; models mean the number.
+    """
     position = 0
     while match := _BOX.search(text, position):
         position = match.end()
-        end = _closing_brace(text, position) if text[position] == "{" else position
+        braced = text[position] == "{"
+        end = _closing_brace(text, position) if braced else position
         if end is None:
             continue
-        content = text[position + 1 : end] if text[position] == "{" else _bare_box(text, position)
+        number = None if braced else _BARE_BOX.match(text, position)
+        content = text[position + 1 : end] if braced else number[0] if number else ""
         position = end + 1
         if content.strip():
             yield match.start(), position, _BOX.sub("", content).strip()
 
 
-def _bare_box(text: str, start: int) -> str:
-    r"""`\boxed 5`: TeX takes one token; models mean the number."""
-    match = re.compile(r"-?\d+(?:\.\d+)?").match(text, start)
-    return match[0] if match else ""
-
-
 def _closing_brace(text: str, opening: int) -> int | None:
+    """The place of the brace that closes the one at `opening`."""
     depth = 0
     for index in range(opening, len(text)):
         if text[index] in "{}" and text[index - 1] != "\\":
@@ -152,8 +147,8 @@ def _closing_brace(text: str, opening: int) -> int | None:
 
 
 def _leading_value(sentence: str) -> str:
-    """The value in what follows "the answer is": its first formula, else its first number, with those that "and" or a
-    comma join to it; else its words."""
+    """The value after "the answer is": the first formula, else the first number, each with those that "and" or a comma
+    joins to it, else the words."""
     sentence = sentence.replace("**", "").strip()
     if formulas := _joined(list(_MATH.finditer(sentence)), sentence):
         return ", ".join(next(group for group in match.groups() if group).strip() for match in formulas)
@@ -163,17 +158,13 @@ def _leading_value(sentence: str) -> str:
 
 
 def _joined(matches: list[re.Match[str]], sentence: str) -> list[re.Match[str]]:
-    """The first match and those that follow it with only a conjunction between."""
-    found = matches[:1]
+    """The first match, and the next ones that only a conjunction separates."""
+    joined = matches[:1]
     for match in matches[1:]:
-        if not _BETWEEN_VALUES.fullmatch(sentence, found[-1].end(), match.start()):
+        if not _BETWEEN_VALUES.fullmatch(sentence, joined[-1].end(), match.start()):
             break
-        found.append(match)
-    return found
-
-
-def _numbers(text: str) -> list[str]:
-    return [_plain(match) for match in _NUMBER.finditer(text)]
+        joined.append(match)
+    return joined
 
 
 def _plain(match: re.Match[str]) -> str:
@@ -184,7 +175,7 @@ def _plain(match: re.Match[str]) -> str:
 
 
 def _serve(pipe: Connection) -> None:
-    """Life of a worker: reference, answer and tolerance in, verdict and error out, until the pipe closes."""
+    """Run a worker: read a reference, an answer and a tolerance, send a verdict and an error, until the pipe closes."""
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     same_value("1", "1.0")
@@ -196,15 +187,15 @@ def _serve(pipe: Connection) -> None:
             return
         try:
             pipe.send((compare(*question), ""))
-        except Exception as error:  # noqa: BLE001 - any failure of the grader is an outcome to be told
+        except Exception as error:  # noqa: BLE001 - any failure of the grader is a result to report
             pipe.send((UNDECIDED, f"{type(error).__name__}: {error}"[:200]))
 
 
 class _Worker:
-    """One worker process and its deadline; a process that misses it is killed and replaced at the next question.
+    """A worker process with a deadline. A process that misses it is killed, and the next question starts another.
 
-    Not a pool of pebble's (5.2.3): of workers that die on the question that they have just taken, one in 40 breaks it
-    as a whole, and the others' questions with it.
+    It is not a pool of pebble (5.2.3): one in 40 workers that die on a question just taken breaks the whole pool, and
+    the other workers' questions are lost.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -226,12 +217,12 @@ class _Worker:
         return verdict
 
     def _start(self) -> Connection:
-        # Spawned, because the program that grades holds threads and a vLLM engine: a fork of it may deadlock.
+        # Spawned, because a fork of a program with threads and a vLLM engine may deadlock.
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._pipe, worker_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(worker_pipe,), daemon=True)
         self._process.start()
-        theirs.close()
+        worker_pipe.close()
         try:
             if self._pipe.poll(START_SECONDS):
                 self._pipe.recv()
@@ -241,7 +232,7 @@ class _Worker:
             self._process.join()
             reason = f"it ended with {self._process.exitcode}"
         self.stop()
-        # A reason of this pod's, not of the answer: every other would be left ungraded as well.
+        # The fault is this pod's, not the answer's: no other answer could be graded either.
         raise TransientError(f"a worker of the grader does not start: {reason}", hint=START_HINT)
 
     def stop(self) -> None:
@@ -253,7 +244,7 @@ class _Worker:
 
 
 class Grader:
-    """A few worker processes that compare answers. Use it as a context manager."""
+    """Compares answers in a few worker processes. Use it as a context manager."""
 
     def __init__(self, *, workers: int = 2, seconds: float = 10.0) -> None:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -269,18 +260,18 @@ class Grader:
             worker.stop()
 
     def grade(self, reference: str, output: str, tolerance: str = "") -> Grade:
-        """Grade one output. `tolerance` as `compare.compare` has it. Safe to call from several threads."""
-        found, expected = find_answer(output), reference_answer(reference)
-        if found.source == "none":
+        """Grade one output; `compare.compare` documents `tolerance`. Safe to call from several threads."""
+        answer, expected = find_answer(output), reference_answer(reference)
+        if answer.source == "none":
             return Grade("", "none", correct=False)
-        if same_spelling(expected, found.text):
-            return Grade(found.text, found.source, correct=True, rule="spelling")
+        if same_spelling(expected, answer.text):
+            return Grade(answer.text, answer.source, correct=True, rule="spelling")
         worker = self._idle.get()
         try:
-            verdict, error = worker.ask(expected, found.text, tolerance)
+            verdict, error = worker.ask(expected, answer.text, tolerance)
         finally:
             self._idle.put(worker)
-        return Grade(found.text, found.source, verdict.equal, verdict.rule, error)
+        return Grade(answer.text, answer.source, verdict.equal, verdict.rule, error)
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list[Grade]:
         """Grade `(reference, output)` pairs, in their order."""

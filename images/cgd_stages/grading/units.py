@@ -1,7 +1,7 @@
 r"""Units at the end of an answer: `12\text{ cm}`, `12 cm`, `\$12`, `3 \text{ m}^2`, `5 miles per hour`. Pure.
 
-A unit that only one of two answers has says nothing, because references mostly leave it out. Two units that are known
-and differ make two answers different, whatever the numbers; nothing is converted.
+If only one of two answers has a unit, the unit is ignored, because most references leave it out. Answers with different
+known units are different, whatever their numbers: no unit is converted.
 """
 
 import re
@@ -48,8 +48,8 @@ _NAMES = {
     "pa": "pa pascal",
     "k": "kelvin",
 }
-_KNOWN = {name: unit for unit, names in _NAMES.items() for name in names.split()}
-_KNOWN |= {f"{name}s": unit for name, unit in _KNOWN.items() if len(name) > 1 and f"{name}s" not in _KNOWN}
+_UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 1 and f"{name}s" not in _UNITS}
 
 _TEXT = r"\\(?:text|mathrm|mbox|textrm|operatorname|rm)"
 _POWER = r"(?:\s*\^\s*\{?\s*(?P<power>[23])\s*\}?)?"
@@ -64,16 +64,17 @@ _FUNCTIONS = frozenset(
 
 @dataclass(frozen=True)
 class Quantity:
-    """An answer without its unit. `unit`: its one spelling; empty: words that are no known unit; None: none at all."""
+    """An answer without its unit. `unit` has one spelling; it is empty for words that are no known unit, and None if
+    the answer has neither."""
 
     value: str
     unit: str | None = None
 
 
 def quantity(expression: str) -> Quantity:
-    """The value and the unit that an answer ends on; dollars may stand before it.
+    """The value of an answer and the unit at its end; a dollar sign may stand in front.
 
-    A single bare letter after a number is a unit only where it stands apart (`12 m`): `12m` is a product.
+    A single letter after a number is a unit only if a blank separates them (`12 m`): `12m` is a product.
     """
     text = expression.strip()
     if text.startswith((r"\$", r"-\$")):
@@ -81,9 +82,9 @@ def quantity(expression: str) -> Quantity:
     if text.endswith(("^\\circ", "^{\\circ}", "\\degree", "\u00b0")):
         return Quantity(re.sub(r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|\u00b0)$", "", text).strip(), "degree")
     if (wrapped := _WRAPPED.fullmatch(text)) and wrapped["value"]:
-        return Quantity(wrapped["value"].strip(), _one_spelling(wrapped["unit"], wrapped["power"]) or "")
+        return Quantity(wrapped["value"].strip(), _standard_unit(wrapped["unit"], wrapped["power"]) or "")
     if plain := _PLAIN.fullmatch(text):
-        unit = _one_spelling(plain["unit"], plain["power"])
+        unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
         if unit and (plain["gap"] or len(plain["unit"]) > 1):
             return Quantity(plain["value"].strip(), unit)
@@ -93,13 +94,13 @@ def quantity(expression: str) -> Quantity:
 
 
 def is_bare_letter(expression: str) -> bool:
-    r"""Whether what looks like a unit may be a variable: `12 m`, not `12\text{ m}` and not `12 cm`."""
+    r"""Whether the unit may be a variable, as in `12 m`, but not in `12\text{ m}` or `12 cm`."""
     plain = _PLAIN.fullmatch(expression.strip())
     return bool(plain and len(plain["unit"]) == 1)
 
 
-def _one_spelling(unit: str, power: str | None) -> str | None:
-    """`square inches`, `in^2`, `sq in` -> `in^2`; None where a part of it is not known."""
+def _standard_unit(unit: str, power: str | None) -> str | None:
+    """`square inches`, `in^2`, `sq in` -> `in^2`; None if a part of the unit is unknown."""
     text = re.sub(r"(?<=[a-zA-Z])\.(?=[a-zA-Z]\b)|\.(?=\s|$)", "", unit.strip().lower())
     text = re.sub(r"\s+per\s+|\s*/\s*", "/", text)
     parts = [_factor(part.strip()) for part in text.split("/")]
@@ -110,10 +111,10 @@ def _one_spelling(unit: str, power: str | None) -> str | None:
 
 def _factor(text: str) -> str | None:
     for words, power in (("square |sq ", "2"), ("cubic |cu ", "3")):
-        if found := re.match(words, text):
-            unit = _KNOWN.get(text[found.end() :].strip())
+        if prefix := re.match(words, text):
+            unit = _UNITS.get(text[prefix.end() :].strip())
             return f"{unit}^{power}" if unit else None
-    if found := re.fullmatch(r"([a-z]+)\s*(?:\^?([23])|(squared)|(cubed))", text):
-        unit = _KNOWN.get(found[1])
-        return f"{unit}^{found[2] or ('2' if found[3] else '3')}" if unit else None
-    return _KNOWN.get(text)
+    if match := re.fullmatch(r"([a-z]+)\s*(?:\^?([23])|(squared)|(cubed))", text):
+        unit = _UNITS.get(match[1])
+        return f"{unit}^{match[2] or ('2' if match[3] else '3')}" if unit else None
+    return _UNITS.get(text)

@@ -1,14 +1,14 @@
-"""One stored row becomes one training example: token ids, and labels on the target alone.
+"""Makes one training example of one stored row: token ids, and labels on the target alone.
 
-`conversation` is the table of all objectives: who is context, who is target. The context is what `prompts.render` gives
-every model: the chat template up to the point where the reply begins. The target is what the same template writes
-after that point, up to the end-of-turn token, which is learned too. Nothing is ever truncated: a row that cannot be
-used as it is raises `Unusable`, with a reason to count.
+`conversation` is the table of all objectives: which texts are context, which is the target. `prompts.render` writes the
+context as every model reads it: the chat template up to the point where the reply begins. The same template writes the
+target after that point, up to the end-of-turn token, which is learned too. No text is truncated: a row that cannot be
+used whole raises `Unusable`, with a reason to count.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,14 +31,14 @@ from cgd_stages.method.prompts import (
 from cgd_stages.store.rows import Key, Row, key_of
 
 IGNORE = -100
-"""Label of a token that is not learned: the value that torch's cross entropy ignores."""
+"""The label of a token that is not learned: torch's cross entropy ignores it."""
 
 Reason = Literal["missing", "empty", "too_long", "template"]
 
 
 class Unusable(ValueError):
-    """Why a row makes no example: a target that is `missing` or `empty`, a row `too_long` for the model, or a chat
-    `template` that does not hold."""
+    """A row makes no example: its target is `missing` or `empty`, its example is `too_long`, or the model's chat
+    `template` does not work."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -48,22 +48,22 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of context and target, and as many labels: IGNORE on the context, the token itself on the target."""
+    """The token ids of context and target, and a label for each: IGNORE in the context, the token in the target."""
 
     input_ids: list[int]
     labels: list[int]
 
     @property
     def start(self) -> int:
-        """Index of the first token that is learned."""
+        """The index of the first token that is learned."""
         return next(index for index, label in enumerate(self.labels) if label != IGNORE)
 
 
 def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | None]:
-    """Context and target of a row: all that the objectives differ in. None: the row has no such target.
+    """The context and the target of a row, in which the objectives differ. The target is None if the row has none.
 
-    CFT has the words that the teacher was asked for its critique with; a context of x alone is the one that evaluation
-    gives. A critique of None is left out of CGD's context.
+    CFT's context is the teacher's request for a critique; a context of x alone is the one that evaluation uses. If the
+    critique is None, CGD's context has no slot for it.
     """
     x = row["prompt"]
     match objective:
@@ -86,7 +86,7 @@ CONTEXTS: dict[Objective, str] = {
     "SFT": "the prompt",
     "RefinedSFT": "the prompt",
 }
-"""The contexts in words, and below the targets: for cards and messages."""
+"""The contexts in words, for cards and messages; the next table has the targets."""
 TARGETS: dict[Objective, str] = {
     "CGD": "the teacher's refinement",
     "CFT": "the teacher's critique",
@@ -97,7 +97,7 @@ TARGETS: dict[Objective, str] = {
 
 
 def wording(objective: Objective, critique: Critique) -> str:
-    """Hash of the words around the slots of an objective's context: part of the digest of its training."""
+    """A hash of the words around the slots of an objective's context: part of the digest of its training."""
     slots: Row = {"id": "", "sample": 0, "prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
     slots |= dict.fromkeys(("refinement", "distilled", "reference"))
     if critique.kind in {"generic", "none"}:
@@ -106,25 +106,25 @@ def wording(objective: Objective, critique: Critique) -> str:
     return hashlib.sha256(repr((context, plain(context))).encode()).hexdigest()
 
 
-# --- what stands in the critique's place -------------------------------------------------------------------------
+# --- the text in the critique's place ----------------------------------------------------------------------------
 
 Critic = Callable[[Row], str | None]
-"""What a row has in the slot of its critique; None: the slot is left out."""
+"""Returns the text for the critique's slot of a row; None leaves the slot out."""
 
 
 def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
-    """The critique that CGD is conditioned on; targets stay as they are.
+    """Choose the critique that CGD reads; targets do not change.
 
-    - `matched`: the row's own.
-    - `shuffled`: another prompt's, as specific as the own but beside the point; every critique is used once.
-    - `generic`: one placeholder text.
-    - `none`: no critique, and no word of one.
-    - `corrupted`: of a fraction `rate` of the rows a wrong one, of the others their own. Wrong is what `shuffled` gives
-      the row, under the opposite of the row's own verdict. A higher rate corrupts the same rows and more.
+    - `matched`: the row's own critique.
+    - `shuffled`: the critique of another prompt, as specific but beside the point; each critique is used once.
+    - `generic`: the same general text for every row.
+    - `none`: no critique, and an instruction that does not mention one.
+    - `corrupted`: a fraction `rate` of the rows gets a wrong critique: the one that `shuffled` gives the row, with the
+      opposite of the row's own verdict. A higher rate corrupts the same rows and more.
 
-    `rows` are all rows of the stage, with id, sample and critique; they are read only where critiques change places,
-    and then these texts are in memory. Who gets what follows from keys and seed, not from the rows' order. Raises
-    ValueError when there are no critiques to change places with.
+    `rows` are all rows of the stage, with id, sample and critique. Only `shuffled` and `corrupted` read them, and keep
+    the critiques in memory. Keys and seed decide which row gets which critique, not the order of the rows. Raises
+    ValueError when too few prompts have critiques to exchange.
     """
     match critique.kind:
         case "matched":
@@ -133,23 +133,17 @@ def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
             return lambda _: GENERIC
         case "none":
             return lambda _: None
-        case "shuffled":
-            texts = _texts(rows)
-            others = exchanged(texts.keys(), seed)
-            return lambda row: texts[others[key_of(row)]]
-        case "corrupted":
-            return _corrupting(_texts(rows), critique.rate, seed)
-
-
-def _corrupting(texts: Mapping[Key, str], rate: float, seed: int) -> Critic:
-    others, wrong = exchanged(texts.keys(), seed), chosen(texts.keys(), rate, seed)
+    critiques: dict[Key, str] = {key_of(row): row["critique"] for row in rows}
+    exchange = exchanged(critiques, seed)
+    if critique.kind == "shuffled":
+        return lambda row: critiques[exchange[key_of(row)]]
+    corrupted_rows = chosen(critiques, critique.rate, seed)
 
     def corrupted(row: Row) -> str:
-        own = str(row["critique"])
-        if key_of(row) not in wrong:
-            return own
-        other = texts[others[key_of(row)]]
-        match verdict(own):
+        if key_of(row) not in corrupted_rows:
+            return str(row["critique"])
+        other = critiques[exchange[key_of(row)]]
+        match verdict(row["critique"]):
             case "right":
                 return with_verdict(other, "wrong")
             case "wrong":
@@ -161,17 +155,18 @@ def _corrupting(texts: Mapping[Key, str], rate: float, seed: int) -> Critic:
 
 
 def exchanged(keys: Iterable[Key], seed: int) -> dict[Key, Key]:
-    """To every row one of another prompt, each of them once: everyone moves on by as many places as the most frequent
-    prompt has samples, in an order that the seed determines. Raises ValueError when there are too few prompts."""
+    """Map every row to a row of another prompt, each used once. The seed orders the rows by prompt, and each row gets
+    the row that is as many places further on as the most frequent prompt has samples. Raises ValueError when there are
+    too few prompts."""
     order = sorted(keys, key=lambda key: (_lot(seed, "order", key[0]), key))
-    reach = max(Counter(identity for identity, _ in order).values(), default=1)
-    if len(order) < 2 * reach:
-        raise ValueError(f"critiques of {len(order)} rows cannot change places: there must be rows of other prompts")
-    return dict(zip(order, order[reach:] + order[:reach], strict=True))
+    shift = max(Counter(identity for identity, _ in order).values(), default=1)
+    if len(order) < 2 * shift:
+        raise ValueError(f"{len(order)} rows cannot exchange their critiques: too few of them have other prompts")
+    return dict(zip(order, order[shift:] + order[:shift], strict=True))
 
 
 def chosen(keys: Iterable[Key], rate: float, seed: int) -> set[Key]:
-    """The fraction `rate` of the rows, rounded to whole ones. Those of a lower rate are among those of a higher one."""
+    """The fraction `rate` of the rows, rounded. A higher rate chooses the same rows and more."""
     order = sorted(keys, key=lambda key: (_lot(seed, "corrupt", f"{key[0]}/{key[1]}"), key))
     return set(order[: round(rate * len(order))])
 
@@ -180,15 +175,11 @@ def _lot(seed: int, purpose: str, name: str) -> str:
     return hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).hexdigest()
 
 
-def _texts(rows: Iterable[Row]) -> dict[Key, str]:
-    return {key_of(row): row["critique"] for row in rows}
-
-
 # --- tokens and labels -------------------------------------------------------------------------------------------
 
 
 def row_example(tokenizer: Any, objective: Objective, row: Row, *, max_length: int) -> Example:
-    """The example that an objective makes of a row. Raises Unusable."""
+    """The example of a row for an objective. Raises Unusable."""
     context, target = conversation(objective, row)
     if target is None:
         raise Unusable("missing", f"the row does not have {TARGETS[objective]}")
@@ -200,54 +191,54 @@ def example(tokenizer: Any, context: list[Message], target: str, *, max_length: 
     if not target.strip():
         raise Unusable("empty", "the target holds no text")
     try:
-        start, ids = _split(tokenizer, context, target)
+        context_ids, target_ids = _split(tokenizer, context, target)
     except TemplateError as error:
         raise Unusable("template", str(error)) from error
-    ids = start + _ended(tokenizer, ids)
-    if len(ids) > max_length:
-        raise Unusable("too_long", f"{len(ids)} tokens, {len(ids) - len(start)} of them learned, limit {max_length}")
-    return Example(ids, [IGNORE] * len(start) + ids[len(start) :])
+    target_ids = _ended(tokenizer, target_ids)
+    if (length := len(context_ids) + len(target_ids)) > max_length:
+        raise Unusable("too_long", f"{length} tokens, {len(target_ids)} of them learned, limit {max_length}")
+    return Example(context_ids + target_ids, [IGNORE] * len(context_ids) + target_ids)
 
 
 def show(tokens: Sequence[str], labels: Sequence[int]) -> str:
-    """The mask, for people: learned tokens in brackets. `2+2 =5 wrong [4] [</s>]`."""
+    """The mask for people, with learned tokens in brackets: `2+2 =5 wrong [4] [</s>]`."""
     return " ".join(token if label == IGNORE else f"[{token}]" for token, label in zip(tokens, labels, strict=True))
 
 
 def _split(tokenizer: Any, context: list[Message], target: str) -> tuple[list[int], list[int]]:
-    """Token ids of the context, and of what follows it.
+    """The token ids of the context, and the ids of the text that follows it.
 
-    A tokenizer may merge characters across the border. Then the two sides are tokenised apart, because that is what
-    the model meets at inference: the context's ids are fixed before it writes a token.
+    A tokenizer may merge characters across the border. Then the two sides are tokenised apart, as at inference, where
+    the context's ids are fixed before the model writes a token.
     """
-    before = render(tokenizer, context)
-    whole = _whole(tokenizer, context, target, before)
-    start, ids = token_ids(tokenizer, before), token_ids(tokenizer, whole)
-    if ids[: len(start)] == start:
-        return start, ids[len(start) :]
-    rest = token_ids(tokenizer, whole[len(before) :])
-    if tokenizer.decode(start + rest) != tokenizer.decode(ids):
+    context_text = render(tokenizer, context)
+    text = _with_target(tokenizer, context, target, context_text)
+    context_ids, ids = token_ids(tokenizer, context_text), token_ids(tokenizer, text)
+    if ids[: len(context_ids)] == context_ids:
+        return context_ids, ids[len(context_ids) :]
+    target_ids = token_ids(tokenizer, text[len(context_text) :])
+    if tokenizer.decode(context_ids + target_ids) != tokenizer.decode(ids):
         raise Unusable("template", "the context's tokens are not a prefix of the example's")
-    return start, rest
+    return context_ids, target_ids
 
 
-def _whole(tokenizer: Any, context: list[Message], target: str, before: str) -> str:
-    """Text of context and target; it starts with `before`, the context as a model is given it."""
+def _with_target(tokenizer: Any, context: list[Message], target: str, context_text: str) -> str:
+    """The text of context and target, which begins with `context_text`."""
     if not getattr(tokenizer, "chat_template", None):
-        return f"{before} {target}"
+        return f"{context_text} {target}"
     reply: Message = {"role": "assistant", "content": target}
     for messages in (context, without_system(context)):
         try:
-            whole = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
+            text = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
         except TemplateError:
             continue
-        if whole.startswith(before):
-            return whole
-    raise Unusable("template", "with a reply, the chat template does not begin as it does without one")
+        if text.startswith(context_text):
+            return text
+    raise Unusable("template", "the chat template begins differently when a reply follows the context")
 
 
 def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The target up to and with its end-of-turn token; the tokenizer's end of text where the template writes none."""
+    """The target up to its end-of-turn token, or with the tokenizer's end of text if the template writes none."""
     special = set(tokenizer.all_special_ids)
     ends = [index for index, token in enumerate(ids) if token in special]
     if not ends:
@@ -255,9 +246,8 @@ def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
             raise Unusable("template", "the model has neither an end-of-turn nor an end-of-text token")
         return [*ids, int(tokenizer.eos_token_id)]
     if len(ends) > 1:
-        raise Unusable(
-            "template", f"the target holds the special token {tokenizer.convert_ids_to_tokens(ids[ends[0]])}"
-        )
+        token = tokenizer.convert_ids_to_tokens(ids[ends[0]])
+        raise Unusable("template", f"the target holds the special token {token}")
     if tokenizer.decode(ids[ends[0] + 1 :]).strip():
         raise Unusable("template", "the template writes text after the end of the reply")
     return ids[: ends[0] + 1]
@@ -266,10 +256,10 @@ def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
 def each_example(
     tokenizer: Any, objective: Objective, rows: Iterable[Row], critic: Critic | None = None, *, max_length: int
 ) -> Iterator[tuple[Row, Example | Unusable]]:
-    """Every row with its example, or with the reason why it has none. The `critic` fills the slot of the critique."""
+    """Every row with its example, or with the reason why it has none. `critic` fills the critique's slot."""
     for row in rows:
         try:
-            conditioned = row | {"critique": critic(row)} if critic else row
-            yield row, row_example(tokenizer, objective, conditioned, max_length=max_length)
+            with_critique = row | {"critique": critic(row)} if critic else row
+            yield row, row_example(tokenizer, objective, with_critique, max_length=max_length)
         except Unusable as error:
             yield row, error

@@ -1,8 +1,8 @@
-"""What each model is asked, word for word, and how its reply is read. Pure: texts in, texts out.
+"""The messages that each model gets, word for word, and how its reply is read. Pure: texts in, texts out.
 
-Who sees what: the student answers x alone, and so does the teacher when its own answer is asked for (distill); the
+Who sees what: the student answers x alone, and so does the teacher when it writes its own answer (distill); the
 teacher's critique sees x and y'; its refinement sees x, y' and c; training with CGD sees the same three, under an
-instruction that speaks of the teacher's critique.
+instruction that names the teacher's critique.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ Finish the critique with a verdict on a line of its own, which must be exactly "
 wrong". Where your critique is given, write an improved and complete answer to the question instead: correct every \
 error, fill in the missing steps, and keep what is already right. Reply with the improved answer alone; do not mention \
 the student or the critique."""
-"""The system turn of both of the teacher's roles. It and the slots of x and y' come first, word for word the same, so
-that an engine computes them once for both; what to do now is the last line."""
+"""The system turn of both of the teacher's roles. Both requests begin with the same words, up to the slots of x and y',
+so that an engine computes them once; their last line says which text to write."""
 CRITIQUE = "Write the critique."
 REFINE = "Write the improved answer."
 
@@ -43,12 +43,12 @@ already right. Reply with the improved answer alone; do not mention the student{
 
 TRAINING = _TRAINING.format(critique=" and the teacher's critique of it", or_critique=" or the critique")
 UNCRITICISED = _TRAINING.format(critique="", or_critique="")
-"""The training instruction where the slot of the critique is left out: it speaks of none."""
+"""The training instruction without a critique. It does not mention one."""
 
 GENERIC = """\
 The answer may hold mistakes, or leave out steps that it needs. Go through it line by line, check every statement and \
 every calculation, correct what is wrong and complete what is missing."""
-"""The placeholder that stands for every critique in the ablation `generic`. It has no verdict."""
+"""The text that replaces every critique in the ablation `generic`. It has no verdict."""
 
 REFLEXION = """\
 You have tried to answer the question below before, and your answer was wrong. You are given your reflections on what \
@@ -61,31 +61,31 @@ _VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
 
 
 def answer_messages(prompt: str) -> list[Message]:
-    """x alone: no system turn, nothing added."""
+    """x alone, without a system turn or any other word."""
     return [{"role": "user", "content": prompt}]
 
 
 def critique_messages(prompt: str, answer: str) -> list[Message]:
     """x and y', and the task to write the critique."""
-    return _told(TEACHER, *_slots(prompt, answer), CRITIQUE)
+    return _turns(TEACHER, *_slots(prompt, answer), CRITIQUE)
 
 
 def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
     """x, y' and c, and the task to write the improved answer."""
-    return _told(TEACHER, *_slots(prompt, answer, critique), REFINE)
+    return _turns(TEACHER, *_slots(prompt, answer, critique), REFINE)
 
 
 def retry_messages(prompt: str, reflections: Sequence[str]) -> list[Message]:
-    """x and what the model thinks of its earlier answers, which it does not see, and the task to answer anew."""
-    return _told(REFLEXION, f"Question: {prompt}", *(f"Reflection: {text}" for text in reflections))
+    """x, the model's reflections on its earlier answers, without those answers, and the task to answer anew."""
+    return _turns(REFLEXION, f"Question: {prompt}", *(f"Reflection: {text}" for text in reflections))
 
 
 def training_context(prompt: str, answer: str, critique: str | None) -> list[Message]:
-    """What the student is conditioned on in training; the refinement is the assistant's turn that follows.
+    """The messages that the student reads in training; the refinement is the assistant's turn that follows.
 
-    Without a critique its slot is left out.
+    If the critique is None, its slot is left out.
     """
-    return _told(UNCRITICISED if critique is None else TRAINING, *_slots(prompt, answer, critique))
+    return _turns(UNCRITICISED if critique is None else TRAINING, *_slots(prompt, answer, critique))
 
 
 def _slots(prompt: str, answer: str, critique: str | None = None) -> list[str]:
@@ -93,12 +93,12 @@ def _slots(prompt: str, answer: str, critique: str | None = None) -> list[str]:
     return slots if critique is None else [*slots, f"Critique: {critique}"]
 
 
-def _told(instruction: str, *slots: str) -> list[Message]:
+def _turns(instruction: str, *slots: str) -> list[Message]:
     return [{"role": "system", "content": instruction}, {"role": "user", "content": "\n\n".join(slots)}]
 
 
 def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
-    """What the role asks about a row. Columns of later stages and the reference are never looked at."""
+    """The messages of a role for a row. They never hold the reference or a column of a later stage."""
     match role:
         case "answer" | "distill":
             return answer_messages(row["prompt"])
@@ -109,13 +109,13 @@ def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
 
 
 def fingerprint(role: Role) -> str:
-    """Hash of the role's wording, slots and plain frame: part of the digest of its stage."""
+    """A hash of the role's wording, slots and plain frame: part of the digest of its stage."""
     slots = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
     return hashlib.sha256(repr((role_messages(role, slots), plain(role_messages(role, slots)))).encode()).hexdigest()
 
 
 def plain(messages: list[Message]) -> str:
-    """The frame for a model without a chat template: the instruction first, the slots, and where to go on."""
+    """The text for a model without a chat template: the instruction, the slots, and the word that its reply follows."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     user = [message["content"] for message in messages if message["role"] == "user"]
     if system:
@@ -124,19 +124,21 @@ def plain(messages: list[Message]) -> str:
 
 
 def without_system(messages: list[Message]) -> list[Message]:
-    """The same with the system turn's text in front of the user's, for templates that take no system turn."""
+    """The messages with the system turn's text in front of the user's, for templates that refuse a system turn."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     first, *rest = [message for message in messages if message["role"] != "system"]
     return [{"role": first["role"], "content": "\n\n".join([*system, first["content"]])}, *rest]
 
 
 def render(tokenizer: Any, messages: list[Message]) -> str:
-    """The text that a model is given, up to where its reply begins, special tokens included.
+    """The text that a model reads, up to where its reply begins, special tokens included.
 
     Tokenise it with `token_ids`. Raises jinja2's TemplateError when the model's template refuses the messages.
     """
     if not getattr(tokenizer, "chat_template", None):
-        return _opening(tokenizer) + plain(messages)
+        first = tokenizer("")["input_ids"][:1]
+        starts_with_bos = first and first == [tokenizer.bos_token_id]
+        return (str(tokenizer.bos_token) if starts_with_bos else "") + plain(messages)
     system = "".join(message["content"] for message in messages if message["role"] == "system")
     if not system:
         return _templated(tokenizer, messages)
@@ -144,12 +146,12 @@ def render(tokenizer: Any, messages: list[Message]) -> str:
         text = _templated(tokenizer, messages)
     except TemplateError:
         return _templated(tokenizer, without_system(messages))
-    # Some templates drop a system turn without a word.
+    # Some templates drop a system turn and raise no error.
     return text if system.strip() in text else _templated(tokenizer, without_system(messages))
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a rendered text; `render` has already written the special ones."""
+    """The tokens of a rendered text; `render` has already written the special ones."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -158,15 +160,9 @@ def _templated(tokenizer: Any, messages: list[Message]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _opening(tokenizer: Any) -> str:
-    """The beginning-of-text token, when the tokenizer puts one before plain text."""
-    first = tokenizer("")["input_ids"][:1]
-    return str(tokenizer.bos_token) if first and first == [tokenizer.bos_token_id] else ""
-
-
 @dataclass(frozen=True)
 class Reply:
-    """A model's output in its two parts, without blanks at the ends: what it thought, and the text that counts."""
+    """A model's output in two parts, without blanks at the ends: its thinking, and the text that counts."""
 
     text: str
     thinking: str = ""
@@ -174,18 +170,18 @@ class Reply:
 
 
 def read_reply(output: str) -> Reply:
-    """The text is what follows the last end-of-thinking marker; a thought that never ends leaves none."""
-    thought, marker, final = output.rpartition(END_OF_THINKING)
+    """Split an output after its last end-of-thinking marker. If the thinking never ends, the text is empty."""
+    thinking, marker, text = output.rpartition(END_OF_THINKING)
     if not marker and output.lstrip().startswith(_START_OF_THINKING):
         return Reply("", output.strip().removeprefix(_START_OF_THINKING).strip(), unfinished_thinking=True)
-    return Reply(final.strip(), thought.strip().removeprefix(_START_OF_THINKING).strip())
+    return Reply(text.strip(), thinking.strip().removeprefix(_START_OF_THINKING).strip())
 
 
 _LOOP_WORDS, _LOOP_REPEATS = 64, 8
 
 
 def loops(text: str) -> str:
-    """The words that a text repeats at its end, at least 8 times in a row and 40 words in all; "" when it does not."""
+    """The words that a text repeats at its end, at least 8 times in a row and 40 words in all; else ""."""
     words = text.split()
     for period in range(1, min(_LOOP_WORDS, len(words) // _LOOP_REPEATS) + 1):
         covered = max(period * _LOOP_REPEATS, 40)
@@ -196,16 +192,16 @@ def loops(text: str) -> str:
 
 
 def verdict(critique: str) -> Verdict | None:
-    """The verdict on the last line that holds anything, or None: a critique without one is kept, and counted."""
+    """The verdict on the critique's last line, or None. A critique without a verdict is kept and counted."""
     lines = critique.strip().splitlines()
-    found = _VERDICT.fullmatch(lines[-1]) if lines else None
-    if not found:
+    match = _VERDICT.fullmatch(lines[-1]) if lines else None
+    if not match:
         return None
-    return "right" if found[1].lower() == "right" else "wrong"
+    return "right" if match[1].lower() == "right" else "wrong"
 
 
-def with_verdict(critique: str, said: Verdict) -> str:
-    """The critique with this verdict as its last line, in place of its own if it has one."""
+def with_verdict(critique: str, new: Verdict) -> str:
+    """The critique with a new verdict as its last line, which replaces its old one."""
     lines = critique.strip().splitlines()
     body = lines[:-1] if verdict(critique) else lines
-    return "\n".join([*body, f"Conclusion: {said}"])
+    return "\n".join([*body, f"Conclusion: {new}"])

@@ -1,9 +1,9 @@
-"""Which prompts share words with a benchmark's questions: the overlap of n words in a row. Pure: texts in, texts out.
+"""Finds the prompts that share n words in a row with a benchmark's question. Pure: texts in, texts out.
 
-Words are runs of letters and digits, without case (in scripts that put no blanks between words, each character is a
-word); punctuation, operators and blanks are no words. A question of fewer than n words is looked for as a whole. One of
-fewer than `FEWEST` words says too little for that ("What is 2 + 3?" has four, "What is 2 - 3?" the same four): it is
-matched only by a prompt that is the same text but for case and blanks.
+A word is a run of letters and digits, without case; in scripts without blanks between words, each character is a word.
+Punctuation and operators are no words. A question with fewer than n words matches as a whole. A question with fewer
+than `FEWEST` words ("What is 2 + 3?" and "What is 2 - 3?" have the same four) matches only a prompt with the same text,
+apart from case and blanks.
 """
 
 import re
@@ -16,7 +16,7 @@ from cgd_stages.store.rows import Row
 from cgd_stages.text.normal import normalised
 
 FEWEST = 5
-"""Words of the shortest match inside a longer prompt."""
+"""The words of the shortest match inside a longer prompt."""
 
 Words = tuple[str, ...]
 
@@ -26,7 +26,7 @@ _WORD = re.compile(rf"[{_DENSE}]|[^\W_{_DENSE}]+")
 
 @dataclass(frozen=True)
 class Match:
-    """The question of a benchmark that a prompt shares words with."""
+    """A question that shares `words` with a prompt."""
 
     benchmark: str
     question: str
@@ -42,7 +42,7 @@ def words_of(text: str) -> Words:
 
 
 class Questions:
-    """The questions of some benchmarks, to hold prompts against. `ngram` is at least `FEWEST`."""
+    """The questions of some benchmarks, which prompts are compared with. `ngram` is at least `FEWEST`."""
 
     def __init__(self, questions: Iterable[Row], ngram: int) -> None:
         assert ngram >= FEWEST
@@ -52,38 +52,33 @@ class Questions:
         self._places: dict[Words, list[tuple[int, int]]] = {}
         for number, (row, words) in enumerate(self._questions):
             self._texts.setdefault(_text(row["prompt"]), row)
-            # Every run that is long enough holds one of these places, so that the others need not be remembered.
+            # Every run that is long enough covers one of these places, so the index needs no others.
             for place in range(0, len(words) - FEWEST + 1, self._needed(words) - FEWEST + 1):
                 self._places.setdefault(words[place : place + FEWEST], []).append((number, place))
 
     def match(self, prompt: str) -> Match | None:
-        """The first question that the prompt overlaps with, and all words in a row that they share there."""
-        if (same := self._texts.get(_text(prompt))) is not None:
-            return Match(same["benchmark"], same["id"], same["prompt"])
+        """The first question that the prompt copies, and the longest run of words that both have there."""
+        if (row := self._texts.get(_text(prompt))) is not None:
+            return Match(row["benchmark"], row["id"], row["prompt"])
         words = words_of(prompt)
         heads = zip(*(words[start:] for start in range(FEWEST)), strict=False)
         for place, head in enumerate(heads):
-            for number, there in self._places.get(head, ()):
-                row, asked = self._questions[number]
-                shared = _common_run(words, place, asked, there)
-                if len(shared) >= self._needed(asked):
-                    return Match(row["benchmark"], row["id"], " ".join(shared))
+            for number, question_place in self._places.get(head, ()):
+                row, question = self._questions[number]
+                before = _equal_words(reversed(words[:place]), reversed(question[:question_place]))
+                after = _equal_words(words[place:], question[question_place:])
+                if before + after >= self._needed(question):
+                    return Match(row["benchmark"], row["id"], " ".join(words[place - before : place + after]))
         return None
 
     def _needed(self, question: Words) -> int:
-        """How many words in a row make a match with the question; at least `FEWEST`."""
+        """The fewest words in a row that make a match with the question; at least `FEWEST`."""
         return max(FEWEST, min(self._ngram, len(question)))
 
 
-def _common_run(one: Words, here: int, other: Words, there: int) -> Words:
-    """The longest run of words that both have around a place where they agree."""
-    before = _agreeing(reversed(one[:here]), reversed(other[:there]))
-    after = _agreeing(one[here:], other[there:])
-    return one[here - before : here + after]
-
-
-def _agreeing(one: Iterable[str], other: Iterable[str]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _equal_words(words: Iterable[str], others: Iterable[str]) -> int:
+    """The number of words at the start of both that are equal."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(words, others, strict=False)))
 
 
 def _text(text: str) -> str:

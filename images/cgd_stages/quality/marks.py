@@ -1,8 +1,7 @@
-"""How good the rows are that a run learns from. Counts in, figures and words of caution out.
+"""Measures how good the rows are that a run learns from, and writes cautions about them.
 
-`Tally` counts over all rows. Right and wrong need a reference that ends on an answer and a grader: `grade_rows` looks
-at the rows of an even sample that have one. A leak is told with its rate by chance, because a short number stands in
-many texts.
+`Tally` counts over all rows. `grade_rows` decides right and wrong for the rows of an even sample whose reference holds
+an answer. Leaks are compared with their rate by chance, because many texts hold the same short number.
 """
 
 import re
@@ -21,16 +20,16 @@ from cgd_stages.results.statistics import wilson
 from cgd_stages.store.rows import Row
 
 SAMPLED = 2000
-"""Rows that are graded at most: with so many the interval of a share is at most 4.4 points wide."""
+"""The most rows that are graded: with so many, the interval of a share is at most 4.4 points wide."""
 GROUPS = 5
-"""Groups of near-duplicates that are shown."""
+"""The most groups of near-duplicates that are shown."""
 SHORT = 40
-"""Characters of a reference that is an answer as a whole, though nothing marks it as one."""
+"""The most characters of a reference that counts as an answer although nothing marks one in it."""
 TEXTS = ("prompt", "answer", "critique", "refinement")
 
 
 class Share(Contract):
-    """`count` of `n` rows, and the 95 % interval of the share; 0 of 0 says nothing."""
+    """The share `count` of `n` rows and its 95 % interval, which is 0 to 1 if n is 0."""
 
     count: int
     n: int
@@ -40,25 +39,25 @@ class Share(Contract):
 
 
 class Lengths(Contract):
-    """Tokens of a text over all rows."""
+    """The number of tokens of a text over all rows."""
 
     low: int
-    """A tenth of the rows has fewer."""
+    """A tenth of the rows has fewer tokens."""
     median: int
     high: int
-    """A tenth of the rows has more."""
+    """A tenth of the rows has more tokens."""
     most: int
 
 
 class Graded(Contract):
-    """What a grader makes of the rows that have a reference with an answer. A text without an answer is wrong."""
+    """The grades of the rows whose reference holds an answer. A text without an answer is wrong."""
 
     sampled: int
-    """Rows that were looked at."""
+    """The rows in the sample."""
     rows: int
-    """Of these, the rows whose reference has an answer and whose draft and refinement could both be graded."""
+    """The rows whose reference holds an answer and whose draft and refinement were both graded."""
     undecided: int
-    """Rows left out, because the grader could not decide on the draft or on the refinement."""
+    """The rows left out because the grader could not decide on the draft or the refinement."""
     confusion: dict[str, dict[str, int]]
     """Verdict (right, wrong, missing) -> draft (right, wrong) -> rows."""
     drafts_right: Share
@@ -68,17 +67,17 @@ class Graded(Contract):
     mended: Share
     """Wrong drafts with a right refinement."""
     verdicts_right: Share
-    """Of the verdicts that were given."""
+    """Of the critiques with a verdict."""
     constant: float
-    """Share of right verdicts if every draft were called the same, whichever does better."""
+    """The share of right verdicts if every draft got the same verdict, whichever is better."""
     leaks: Share
-    """Critiques that hold the reference's answer, of those whose draft does not hold it."""
+    """Critiques that hold the reference's answer, of the rows whose draft does not hold it."""
     chance: Share
-    """The same with the critique of another row."""
+    """The same, with the critique of another row."""
 
 
 class Alike(Contract):
-    """A group of prompts that nearly repeat each other, and two of them."""
+    """The size of a group of prompts that nearly repeat each other, and two of them."""
 
     size: int
     examples: tuple[str, ...]
@@ -89,28 +88,31 @@ class Quality(Contract):
     missing: Share
     """Critiques without a verdict."""
     unchanged: Share
-    """Refinements that are the student's answer, but for white space."""
+    """Refinements that repeat the student's answer, apart from white space."""
     near_duplicates: Share
-    """Prompts that nearly repeat another one, all but one of each group: see `alike`. Numbers, case and punctuation
-    count for nothing."""
+    """Prompts that nearly repeat another one, apart from numbers, case and punctuation; one of each group is not
+    counted."""
     alike: tuple[Alike, ...] = ()
     """The largest groups of such prompts."""
     lengths: dict[str, Lengths]
     graded: Graded | None = None
-    """None when no row of the sample has a reference with an answer."""
+    """None if no reference in the sample holds an answer."""
 
     def metrics(self) -> dict[str, float]:
-        """The figures that a limit can be set on: shares, and the rows that they are of; nothing without references."""
+        """The shares that a limit can be set on, and the number of graded rows; empty without references."""
         if self.graded is None:
             return {}
-        shares = {"drafts": self.graded.drafts_right, "refinements": self.graded.refinements_right}
-        told = {f"right_{name}": round(one.share, 6) for name, one in shares.items()}
-        return {**told, "right_verdicts": round(self.graded.verdicts_right.share, 6), "graded": float(self.graded.rows)}
+        return {
+            "right_drafts": round(self.graded.drafts_right.share, 6),
+            "right_refinements": round(self.graded.refinements_right.share, 6),
+            "right_verdicts": round(self.graded.verdicts_right.share, 6),
+            "graded": float(self.graded.rows),
+        }
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Whether a row's draft and its refinement are right; None where that is not known."""
+    """Whether a row's draft and its refinement are right; None if that is not known."""
 
     draft: bool | None = None
     refinement: bool | None = None
@@ -126,7 +128,8 @@ def share(count: int, n: int) -> Share:
 
 @dataclass
 class Tally:
-    """Counts over all rows, one at a time; there remain 4 integers of a row, an id and half a kilobyte of a prompt."""
+    """Counts over all rows, one at a time. It keeps 4 integers for each row, and an id and half a kilobyte for each
+    prompt."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     _unchanged: int = 0
@@ -144,30 +147,29 @@ class Tally:
             self._signatures.add(row["id"], outline(row["prompt"]).split(" "))
 
     def quality(self, graded: Graded | None, prompts_of: Callable[[set[str]], dict[str, str]]) -> Quality:
-        """`prompts_of` gives the prompts of some ids."""
+        """`prompts_of` returns the prompts of some ids."""
         rows, groups = self.verdicts.total(), self._signatures.groups()
         largest = groups[:GROUPS]
-        prompts = prompts_of({one for group in largest for one in group.pair})
+        prompts = prompts_of({identity for group in largest for identity in group.pair})
+        alike = (Alike(size=len(group.ids), examples=tuple(prompts[i] for i in group.pair)) for group in largest)
         return Quality(
             rows=rows,
             missing=share(self.verdicts["missing"], rows),
             unchanged=share(self._unchanged, rows),
             near_duplicates=share(sum(len(group.ids) - 1 for group in groups), len(self._prompts)),
-            alike=tuple(
-                Alike(size=len(group.ids), examples=tuple(prompts[one] for one in group.pair)) for group in largest
-            ),
+            alike=tuple(alike),
             lengths={text: quantiles(lengths) for text, lengths in self._lengths.items()} if rows else {},
             graded=graded,
         )
 
 
 def outline(prompt: str) -> str:
-    """A prompt without numbers, case and punctuation. One of no words stands for itself."""
+    """A prompt without numbers, case and punctuation; the prompt itself if it has no words."""
     return re.sub(r"\d+", "0", " ".join(words_of(prompt))) or prompt
 
 
 def quantiles(values: Sequence[int]) -> Lengths:
-    """Of at least one value."""
+    """The quantiles of at least one value."""
     ordered = sorted(values)
     low, median, high = (ordered[int(q * (len(ordered) - 1) + 0.5)] for q in (0.1, 0.5, 0.9))
     return Lengths(low=low, median=median, high=high, most=ordered[-1])
@@ -177,14 +179,15 @@ def quantiles(values: Sequence[int]) -> Lengths:
 
 
 def final_answer(reference: str) -> str | None:
-    """The answer that a reference marks, or is as a whole; None for prose, which no grader compares."""
-    told = reference_answer(reference)
-    marked = told != reference.strip()
-    return told if told and (marked or (len(told) <= SHORT and "\n" not in told)) else None
+    """The answer that a reference marks, or the whole reference if it is short; None for prose, which cannot be
+    graded."""
+    answer = reference_answer(reference)
+    marked = answer != reference.strip()
+    return answer if answer and (marked or (len(answer) <= SHORT and "\n" not in answer)) else None
 
 
 def grade_rows(rows: Sequence[Row], grader: Grader) -> tuple[Graded | None, list[Marks]]:
-    """Figures of a sample, and the marks of each of its rows."""
+    """The figures of a sample, and the marks of each of its rows."""
     usable = [index for index, row in enumerate(rows) if final_answer(row.get("reference") or "") is not None]
     marks = [Marks()] * len(rows)
     texts = [(rows[i]["reference"], rows[i][text]) for i in usable for text in ("answer", "refinement")]
@@ -201,8 +204,8 @@ def _graded(rows: Sequence[Row], marks: Sequence[Marks], usable: Sequence[int]) 
         confusion[rows[i]["verdict"] or "missing"]["right" if marks[i].draft else "wrong"] += 1
     pairs = Counter((marks[i].draft, marks[i].refinement) for i in decided)
     right, wrong = (pairs[draft, True] + pairs[draft, False] for draft in (True, False))
-    told = {draft: sum(confusion[verdict][draft] for verdict in ("right", "wrong")) for draft in ("right", "wrong")}
-    given = sum(told.values())
+    drafts = [sum(confusion[verdict][draft] for verdict in ("right", "wrong")) for draft in ("right", "wrong")]
+    verdicts = sum(drafts)
     leaked, by_chance = [], []
     for i, other in zip(usable, [*usable[1:], *usable[:1]], strict=True):
         answer = final_answer(rows[i]["reference"]) or ""
@@ -219,17 +222,18 @@ def _graded(rows: Sequence[Row], marks: Sequence[Marks], usable: Sequence[int]) 
         refinements_right=share(pairs[True, True] + pairs[False, True], len(decided)),
         broken=share(pairs[True, False], right),
         mended=share(pairs[False, True], wrong),
-        verdicts_right=share(confusion["right"]["right"] + confusion["wrong"]["wrong"], given),
-        constant=max(told.values()) / given if given else 0.0,
+        verdicts_right=share(confusion["right"]["right"] + confusion["wrong"]["wrong"], verdicts),
+        constant=max(drafts) / verdicts if verdicts else 0.0,
         leaks=share(sum(leaked), len(leaked)),
         chance=share(sum(by_chance), len(by_chance)),
     )
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether an answer stands in a text, as a word of its own and in one of its spellings."""
-    wanted = _plain(spell(answer))
-    return bool(wanted) and re.search(rf"(?<![\w.]){re.escape(wanted)}(?!\w|[.,]\d)", _plain(text)) is not None
+    """Whether a text holds an answer as separate words, in any of its spellings."""
+    plain_answer = _plain(spell(answer))
+    pattern = rf"(?<![\w.]){re.escape(plain_answer)}(?!\w|[.,]\d)"
+    return bool(plain_answer) and re.search(pattern, _plain(text)) is not None
 
 
 _SPACED = re.compile(r"\s*([=+*/^_,])\s*")
@@ -245,39 +249,34 @@ def _plain(text: str) -> str:
 
 
 def cautions(quality: Quality) -> list[str]:
-    """What is wrong with the rows, each in a sentence; nothing where nothing is."""
-    found = []
+    """One sentence for each fault of the rows."""
+    sentences = []
     if quality.missing.share > 0.1:
-        found.append(f"{percent(quality.missing.share)} of the critiques end without a verdict.")
+        sentences.append(f"{percent(quality.missing.share)} of the critiques end without a verdict.")
     if quality.unchanged.share > 0.2:
-        found.append(f"{percent(quality.unchanged.share)} of the refinements repeat the student's answer.")
+        sentences.append(f"{percent(quality.unchanged.share)} of the refinements repeat the student's answer.")
     if quality.near_duplicates.share > 0.2:
-        told = percent(quality.near_duplicates.share)
-        found.append(f"{told} of the prompts nearly repeat another one.")
-    if quality.graded:
-        found += _graded_cautions(quality.graded)
-    return found
-
-
-def _graded_cautions(graded: Graded) -> list[str]:
-    found = []
+        sentences.append(f"{percent(quality.near_duplicates.share)} of the prompts nearly repeat another one.")
+    if (graded := quality.graded) is None:
+        return sentences
     verdicts, refinements, broken, leaks = graded.verdicts_right, graded.refinements_right, graded.broken, graded.leaks
     if verdicts.n and verdicts.share < 0.6:
-        found.append(
-            f"The verdict is right in only {percent(verdicts.share)} of {verdicts.n} drafts; calling all of them the "
-            f"same would be in {percent(graded.constant)}."
+        right, constant = percent(verdicts.share), percent(graded.constant)
+        sentences.append(
+            f"The verdict is right for only {right} of {verdicts.n} drafts; one verdict for all of them would be right "
+            f"for {constant}."
         )
     if refinements.n and refinements.share < 0.7:
         wrong = percent(1 - refinements.share)
-        found.append(f"{wrong} of {refinements.n} refinements are wrong: the student learns wrong answers from them.")
+        sentences.append(f"{wrong} of {refinements.n} refinements are wrong, and the student learns wrong answers.")
     if refinements.n and refinements.share < graded.drafts_right.share:
         before, after = percent(graded.drafts_right.share), percent(refinements.share)
-        found.append(f"Refinements are right less often ({after}) than the drafts that they improve ({before}).")
+        sentences.append(f"Refinements are right less often ({after}) than the drafts that they improve ({before}).")
     if broken.share > 0.1:
-        found.append(f"{percent(broken.share)} of {broken.n} right drafts were broken by their refinement.")
+        sentences.append(f"{percent(broken.share)} of {broken.n} right drafts have a wrong refinement.")
     if leaks.share > 0.5:
-        found.append(
-            f"{percent(leaks.share)} of {leaks.n} critiques tell the reference's answer, which the draft does not have "
-            f"(by chance: {percent(graded.chance.share)}): the student may learn to copy it."
+        sentences.append(
+            f"{percent(leaks.share)} of {leaks.n} critiques state the reference's answer, which the draft does not "
+            f"have (by chance: {percent(graded.chance.share)}): the student may learn to copy it."
         )
-    return found
+    return sentences

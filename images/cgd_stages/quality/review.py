@@ -1,4 +1,4 @@
-"""What the rows that a run learns from are like: counted and graded by `check`, shown by `report`."""
+"""The review of the rows that a run learns from: `check` counts and grades them, `report` shows the outcome."""
 
 import heapq
 from collections.abc import Iterator
@@ -13,25 +13,25 @@ from cgd_stages.store.folder import Folder, Part, read_rows
 from cgd_stages.store.rows import Row
 
 SHOWN = 200
-"""Quadruples that the page carries: the first in the order of their hash ids, which is an even sample."""
+"""The most quadruples on the page: the first in the order of their hash ids, which is an even sample."""
 PROMPT_LIMIT = 1000
-"""Characters of a prompt that is shown as a near-duplicate."""
+"""The most characters of a prompt that is shown as a near-duplicate."""
 REVIEW = "review.json"
 GRADERS = 2
 GRADE_SECONDS = 10.0
 
 
 class Review(Contract):
-    """What there is to say of the rows, and some of them to look at."""
+    """The figures of the rows, and some of the rows to look at."""
 
     quadruples: Quadruples
     quality: Quality
 
 
 def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
-    """Count and grade the rows of `refine`, and store the outcome in the folder. What an attempt that broke off has
-    stored stands, unless it is damaged: a deadline that the grader missed then may be met now, and the same rows shall
-    give the same."""
+    """Count and grade the rows of `refine`, and store the review in the folder. A review that an earlier attempt has
+    stored is used unless it is damaged, because the grader may miss other deadlines now and the same rows must have the
+    same review."""
     stored = folder.bucket.get(folder.key(REVIEW)) or b""
     try:
         review = Review.model_validate_json(stored)
@@ -44,23 +44,23 @@ def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
 
 
 def read_quadruples(folder: Folder, grader: Grader, *, shown: int = SHOWN) -> Review:
-    """All rows counted, a sample graded, the first `shown` kept; one part and the sample in memory at a time."""
+    """Count all rows, grade a sample and keep the first `shown`. One part and the sample are in memory at a time."""
     tally = Tally()
 
-    def counted() -> Iterator[Row]:
+    def counted_rows() -> Iterator[Row]:
         for row in read_rows(folder):
             tally.add(row)
             yield row
 
-    sample = heapq.nsmallest(max(SAMPLED, shown), counted(), key=lambda row: (row["id"], row["sample"]))
+    sample = heapq.nsmallest(max(SAMPLED, shown), counted_rows(), key=lambda row: (row["id"], row["sample"]))
     graded, marks = grade_rows(sample, grader)
-    kept = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
-    quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=kept)
+    shown_rows = tuple(quadruple(row, mark) for row, mark in zip(sample[:shown], marks, strict=False))
+    quadruples = Quadruples(total=tally.verdicts.total(), verdicts=dict(tally.verdicts), shown=shown_rows)
     return Review(quadruples=quadruples, quality=tally.quality(graded, lambda ids: read_prompts(folder, ids)))
 
 
 def read_prompts(folder: Folder, ids: set[str]) -> dict[str, str]:
-    """Prompts by id, cut to `PROMPT_LIMIT`; nothing is read for no id."""
+    """The prompts by id, cut to `PROMPT_LIMIT`. Without ids it reads nothing."""
     rows = read_rows(folder, ["id", "prompt"]) if ids else iter(())
     return {row["id"]: row["prompt"][:PROMPT_LIMIT] for row in rows if row["id"] in ids}
 

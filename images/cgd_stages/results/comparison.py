@@ -1,19 +1,18 @@
-"""The table of a comparison: a line for each model, a column for each benchmark, and their mean. Pure.
+"""The table of a comparison: a line for each model, a column for each benchmark, and the mean of the columns. Pure.
 
-`table_of` makes it of one run's outputs and `joined` of several runs' tables, which `report.json` holds. A difference
-is always to the base of the same run, question by question.
+`table_of` makes the table of one run from its outputs, and `joined` makes one of several runs' tables, which their
+`report.json` hold. A difference is always to the base of the same run, question by question.
 """
 
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
 
 from cgd_stages.contract import Contract, Critique, StageName
 from cgd_stages.errors import UserError
 from cgd_stages.results.formatting import THIN
 from cgd_stages.results.model import ReportData
-from cgd_stages.results.scores import Comparison, Score, benchmarks, comparisons, scores
+from cgd_stages.results.scores import Comparison, Outcome, Score, benchmarks, comparisons, scores
 from cgd_stages.store.rows import digest_of
 
 BASE = "base"
@@ -27,10 +26,8 @@ NAMES = {
     "cft": "CFT",
     "cgd": "CGD",
 }
-"""How people write the label of an evaluated model, in the order of the paper's table."""
+"""The name of each evaluated model for people, in the order of the paper's table."""
 MEAN = "mean"
-
-Outcome = Literal["better", "worse", "noise"]
 
 
 class Difference(Contract):
@@ -40,7 +37,7 @@ class Difference(Contract):
     low: float
     high: float
     outcome: Outcome
-    """On a benchmark by the exact test of its pairs; of a mean by whether the interval holds 0."""
+    """The exact test of the pairs decides it on a benchmark; for a mean, whether the interval contains 0."""
 
 
 class Cell(Contract):
@@ -52,78 +49,77 @@ class Cell(Contract):
     low: float
     high: float
     difference: Difference | None = None
-    """None for the base, and where the base was not asked."""
+    """None for the base, and if the base has no outputs on the benchmark."""
     tokens: float
-    """Of an output, on average."""
+    """The mean number of tokens in an output."""
     longer: float | None = None
-    """How many times as long as the base's outputs; None as `difference`, or where the base said nothing."""
+    """The factor by which outputs are longer than the base's; None like `difference`, or if the base's are empty."""
 
 
 class Line(Contract):
     model: str
     """`base`, `cgd`, ..."""
     name: str
-    """The same for people, with the ablation of the critiques if there is one."""
+    """The model's name for people, with the ablation of the critiques if there is one."""
     critique: Critique = Critique()
     recipe: str = ""
-    """A hash of all that the training was made of but its seed; empty where nothing was trained."""
+    """A hash of the training's inputs without the seed; empty if the model was not trained."""
     seed: int | None = None
     runs: tuple[str, ...] = ()
-    """The runs that it comes from; none in the table of one run."""
+    """The runs that the line comes from; empty in the table of one run."""
     cells: dict[str, Cell]
     """Benchmark -> result."""
     mean: Cell | None = None
 
 
-class Asked(Contract):
-    """The questions of a benchmark: how many, and a hash of their ids, prompts and references."""
+class QuestionSet(Contract):
+    """The questions of a benchmark: their number, and a hash of their ids, prompts and references."""
 
     n: int
     digest: str
     general: bool = False
-    """A task of lm-eval, beside what the run distils for: its own column, and no part of the mean."""
+    """A task of lm-eval: it has its own column and no part in the mean."""
 
 
 class Table(Contract):
     lines: tuple[Line, ...]
-    questions: dict[str, Asked]
+    questions: dict[str, QuestionSet]
     """Benchmark -> its questions, in the order of the columns."""
     averaged: tuple[str, ...]
-    """The benchmarks, general ones apart, that every model was asked: `mean` is over these, each with the same
-    weight."""
+    """The benchmarks without general ones that every model was asked. They have the same weight in `mean`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The benchmarks, and their mean where that says more than they do."""
+        """The benchmarks, and the mean if it is over several."""
         return (*self.questions, *((MEAN,) if len(self.averaged) > 1 else ()))
 
     def cell(self, line: Line, column: str) -> Cell | None:
         return line.mean if column == MEAN else line.cells.get(column)
 
     def best(self, column: str) -> float:
-        """The highest accuracy of a column; NaN, which nothing equals, where there is nothing to choose from."""
-        found = [cell.accuracy for line in self.lines if (cell := self.cell(line, column))]
-        return max(found) if len(set(found)) > 1 else math.nan
+        """The highest accuracy of a column; NaN, which no cell equals, if all of them are the same."""
+        accuracies = [cell.accuracy for line in self.lines if (cell := self.cell(line, column))]
+        return max(accuracies) if len(set(accuracies)) > 1 else math.nan
 
 
 class Spread(Contract):
-    """Accuracies of several trainings: their mean and sample standard deviation, fractions of 1."""
+    """The mean and the sample standard deviation of several trainings' accuracies, fractions of 1."""
 
     mean: float
     deviation: float
 
 
 class Seeds(Contract):
-    """Trainings that differ in their seed alone, taken together."""
+    """Trainings that differ only in their seed."""
 
     name: str
     runs: tuple[str, ...]
     columns: dict[str, Spread]
-    """Benchmark, or the mean of several -> accuracies; what all of the trainings were asked."""
+    """Benchmark, or the mean of several -> accuracies; only benchmarks that all of the trainings were asked."""
 
 
 class Point(Contract):
-    """What a training reached with a share `rate` of its critiques corrupted."""
+    """The accuracy of a training whose critiques were corrupted in the share `rate` of the rows."""
 
     rate: float
     run: str
@@ -134,22 +130,31 @@ class Point(Contract):
 
 def table_of(data: ReportData) -> Table:
     """The table of one run: every evaluated model on every benchmark."""
-    found = {(one.model, one.benchmark): one for one in scores(data)}
-    pairs = {(one.trained, one.benchmark): one for one in comparisons(data, BASE)}
+    model_scores = {(score.model, score.benchmark): score for score in scores(data)}
+    to_base = {(comparison.trained, comparison.benchmark): comparison for comparison in comparisons(data, BASE)}
+    inputs = {stage.name: stage.inputs for stage in data.stages}
     lines = []
     for model in data.evaluations:
         cells = {
-            name: cell(found[model, name], pairs.get((model, name)), found.get((BASE, name)))
+            name: _cell(model_scores[model, name], to_base.get((model, name)), model_scores.get((BASE, name)))
             for name in benchmarks(data)
-            if (model, name) in found
+            if (model, name) in model_scores
         }
-        critique, made = critique_of(data, model), recipe_of(data, model)
-        lines.append(Line(model=model, name=name_of(model, critique), critique=critique, cells=cells, **made))
-    return assembled(lines, {name: asked(data, name) for name in benchmarks(data)})
+        trained = inputs.get(StageName.of("train", model), {})
+        critique = Critique.model_validate(trained.get("critique") or {})
+        line = Line(model=model, name=name_of(model, critique), critique=critique, cells=cells)
+        if training := trained.get("training"):
+            recipe = trained | {"training": {name: value for name, value in training.items() if name != "seed"}}
+            line = line.model_copy(update={"recipe": digest_of(**recipe), "seed": training.get("seed")})
+        lines.append(line)
+    return assembled(lines, {name: questions_of(data, name) for name in benchmarks(data)})
 
 
-def cell(score: Score, pair: Comparison | None, base: Score | None) -> Cell:
-    difference = pair and Difference(value=pair.difference, low=pair.low, high=pair.high, outcome=_outcome(pair))
+def _cell(score: Score, comparison: Comparison | None, base: Score | None) -> Cell:
+    difference = None
+    if comparison:
+        value, outcome = comparison.difference, comparison.outcome
+        difference = Difference(value=value, low=comparison.low, high=comparison.high, outcome=outcome)
     return Cell(
         n=score.n,
         accuracy=score.accuracy,
@@ -157,37 +162,12 @@ def cell(score: Score, pair: Comparison | None, base: Score | None) -> Cell:
         high=score.high,
         difference=difference,
         tokens=score.mean_tokens,
-        longer=score.mean_tokens / base.mean_tokens if pair and base and base.mean_tokens else None,
+        longer=score.mean_tokens / base.mean_tokens if comparison and base and base.mean_tokens else None,
     )
 
 
-def _outcome(pair: Comparison) -> Outcome:
-    match pair.outcome:
-        case "better" | "worse" as known:
-            return known
-    return "noise"
-
-
-def critique_of(data: ReportData, model: str) -> Critique:
-    """What stood in the critique's place when the model was trained."""
-    return Critique.model_validate(_trained_from(data, model).get("critique") or {})
-
-
-def recipe_of(data: ReportData, model: str) -> dict[str, Any]:
-    """A line's `recipe` and `seed`."""
-    inputs = _trained_from(data, model)
-    if not (training := inputs.get("training")):
-        return {}
-    rest = {name: value for name, value in training.items() if name != "seed"}
-    return {"recipe": digest_of(**inputs | {"training": rest}), "seed": training.get("seed")}
-
-
-def _trained_from(data: ReportData, model: str) -> dict[str, Any]:
-    return next((stage.inputs for stage in data.stages if stage.name == StageName.of("train", model)), {})
-
-
 def name_of(model: str, critique: Critique) -> str:
-    """How people write a model or an objective, with the ablation of its critiques if it had one."""
+    """The name of a model or an objective for people, with the ablation of its critiques if it has one."""
     name = NAMES.get(model, model)
     match critique.kind:
         case "matched":
@@ -198,27 +178,26 @@ def name_of(model: str, critique: Critique) -> str:
             return f"{name} (critique: {kind})"
 
 
-def asked(data: ReportData, benchmark: str) -> Asked:
-    """What the models of a run were asked in a benchmark; how often each question was sampled does not matter."""
+def questions_of(data: ReportData, benchmark: str) -> QuestionSet:
+    """The questions of a benchmark that a run asked its models; the number of samples does not matter."""
     questions = {
         (sample.id, sample.asked)
         for samples in data.evaluations.values()
         for sample in samples
         if sample.benchmark == benchmark
     }
-    return Asked(
-        n=len(questions), digest=digest_of(questions=sorted(questions)), general=benchmark in lm_eval_tasks(data)
-    )
+    digest = digest_of(questions=sorted(questions))
+    return QuestionSet(n=len(questions), digest=digest, general=benchmark in lm_eval_tasks(data))
 
 
 def lm_eval_tasks(data: ReportData) -> dict[str, str]:
-    """What the run's models were asked by lm-eval: the benchmark's name -> the task behind it."""
+    """The run's tasks of lm-eval: the benchmark's name -> the task's."""
     stages = (stage for stage in data.stages if stage.name.kind == "harness")
     return {task["name"]: task["task"] for stage in stages for task in stage.inputs.get("tasks", ())}
 
 
-def assembled(lines: Iterable[Line], questions: dict[str, Asked]) -> Table:
-    """The lines in the paper's order, each with its mean over the benchmarks that all of them have."""
+def assembled(lines: Iterable[Line], questions: dict[str, QuestionSet]) -> Table:
+    """The table of some lines: in the paper's order, each with its mean over the benchmarks that all lines have."""
     order = list(NAMES)
     ordered = sorted(
         lines,
@@ -229,7 +208,7 @@ def assembled(lines: Iterable[Line], questions: dict[str, Asked]) -> Table:
             line.critique.rate,
         ),
     )
-    special = (name for name, asked in questions.items() if not asked.general)
+    special = (name for name, benchmark in questions.items() if not benchmark.general)
     averaged = tuple(name for name in special if all(name in line.cells for line in ordered))
     return Table(
         lines=tuple(
@@ -242,30 +221,30 @@ def assembled(lines: Iterable[Line], questions: dict[str, Asked]) -> Table:
 
 
 def mean(cells: Sequence[Cell]) -> Cell:
-    """The mean of some benchmarks, each with the same weight. Its intervals are put together from theirs."""
-    accuracy, low, high = _mean([(one.accuracy, one.low, one.high) for one in cells])
-    differences = [one.difference for one in cells if one.difference]
+    """The mean of some benchmarks, each with the same weight; its intervals combine theirs."""
+    accuracy, low, high = _mean([(cell.accuracy, cell.low, cell.high) for cell in cells])
+    differences = [cell.difference for cell in cells if cell.difference]
     difference = None
     if len(differences) == len(cells):
-        value, least, most = _mean([(one.value, one.low, one.high) for one in differences])
+        value, least, most = _mean([(gain.value, gain.low, gain.high) for gain in differences])
         outcome: Outcome = "better" if least > 0 else "worse" if most < 0 else "noise"
         difference = Difference(value=value, low=least, high=most, outcome=outcome)
-    bases = [one.tokens / one.longer for one in cells if one.longer]
-    tokens = math.fsum(one.tokens for one in cells)
+    base_tokens = [cell.tokens / cell.longer for cell in cells if cell.longer]
+    tokens = math.fsum(cell.tokens for cell in cells)
     return Cell(
-        n=sum(one.n for one in cells),
+        n=sum(cell.n for cell in cells),
         accuracy=accuracy,
         low=low,
         high=high,
         difference=difference,
         tokens=tokens / len(cells),
-        longer=tokens / math.fsum(bases) if len(bases) == len(cells) else None,
+        longer=tokens / math.fsum(base_tokens) if len(base_tokens) == len(cells) else None,
     )
 
 
 def _mean(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Mean of independent estimates (value, low, high): the distances to their bounds add up as squares (MOVER, Zou
-    and Donner 2008), which keeps the intervals of small benchmarks wide."""
+    """The mean of independent estimates (value, low, high). The squares of the distances to their bounds add up (MOVER,
+    Zou and Donner 2008), which keeps the intervals of small benchmarks wide."""
     k = len(estimates)
     middle = math.fsum(value for value, _, _ in estimates) / k
     below = math.sqrt(math.fsum((value - low) ** 2 for value, low, _ in estimates)) / k
@@ -274,19 +253,19 @@ def _mean(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float
 
 
 def joined(tables: Mapping[str, Table]) -> Table:
-    """One table of several runs, by the runs' names. Bases with the same results are one line.
+    """One table of several runs, given by name. Bases with the same results share a line.
 
-    Raises UserError when a benchmark does not have the same questions in all of the runs that have it.
+    Raises UserError if a benchmark does not have the same questions in all of the runs that have it.
     """
-    questions: dict[str, Asked] = {}
-    first: dict[str, str] = {}
+    questions: dict[str, QuestionSet] = {}
+    first_runs: dict[str, str] = {}
     faults = []
     for run, table in tables.items():
-        for name, there in table.questions.items():
-            here = questions.setdefault(name, there)
-            origin = first.setdefault(name, run)
-            if here.digest != there.digest:
-                faults.append(f"{name}: {here.n:,} in {origin}, {there.n:,} others in {run}")
+        for name, other in table.questions.items():
+            first = questions.setdefault(name, other)
+            first_run = first_runs.setdefault(name, run)
+            if first.digest != other.digest:
+                faults.append(f"{name}: {first.n:,} in {first_run}, {other.n:,} others in {run}")
     if faults:
         raise UserError(
             f"the runs were not asked the same questions ({'; '.join(faults)})",
@@ -295,42 +274,36 @@ def joined(tables: Mapping[str, Table]) -> Table:
     lines: list[Line] = []
     for run, table in tables.items():
         for line in table.lines:
-            twin = next((i for i, one in enumerate(lines) if _same_base(one, line)), None)
-            if twin is None:
+            same = (i for i, base in enumerate(lines) if base.model == line.model == BASE and base.cells == line.cells)
+            if (place := next(same, None)) is None:
                 lines.append(line.model_copy(update={"runs": (run,)}))
             else:
-                lines[twin] = lines[twin].model_copy(update={"runs": (*lines[twin].runs, run)})
+                lines[place] = lines[place].model_copy(update={"runs": (*lines[place].runs, run)})
     return assembled(lines, questions)
 
 
-def _same_base(one: Line, other: Line) -> bool:
-    return one.model == other.model == BASE and one.cells == other.cells
-
-
 def over_seeds(table: Table) -> list[Seeds]:
-    """Mean and deviation of every recipe that was trained with several seeds, in the order of the lines."""
+    """The mean and deviation of every recipe that was trained with several seeds, in the order of the lines."""
     groups: dict[str, dict[int | None, Line]] = {}
     for line in table.lines:
         if line.recipe:
             groups.setdefault(line.recipe, {}).setdefault(line.seed, line)
-    return [_together(table, list(group.values())) for group in groups.values() if len(group) > 1]
-
-
-def _together(table: Table, lines: Sequence[Line]) -> Seeds:
-    found = {column: [cell for line in lines if (cell := table.cell(line, column))] for column in table.columns}
-    spreads = {
-        column: Spread(mean=statistics.fmean(values), deviation=statistics.stdev(values))
-        for column, cells in found.items()
-        if len(values := [cell.accuracy for cell in cells]) == len(lines)
-    }
-    runs = dict.fromkeys(run for line in lines for run in line.runs)
-    return Seeds(name=lines[0].name, runs=tuple(runs), columns=spreads)
+    recipes = []
+    for lines in (list(group.values()) for group in groups.values() if len(group) > 1):
+        spreads = {}
+        for column in table.columns:
+            accuracies = [cell.accuracy for line in lines if (cell := table.cell(line, column))]
+            if len(accuracies) == len(lines):
+                spreads[column] = Spread(mean=statistics.fmean(accuracies), deviation=statistics.stdev(accuracies))
+        runs = dict.fromkeys(run for line in lines for run in line.runs)
+        recipes.append(Seeds(name=lines[0].name, runs=tuple(runs), columns=spreads))
+    return recipes
 
 
 def robustness(table: Table) -> list[Point]:
-    """Mean accuracy of CGD by the rate of corrupted critiques, as the lines are; empty where no run corrupted any."""
-    chosen = [line for line in table.lines if line.model == "cgd" and line.critique.kind in {"matched", "corrupted"}]
-    if all(line.critique.kind == "matched" for line in chosen):
+    """The mean accuracy of CGD by the rate of corrupted critiques; empty if no run corrupted any."""
+    lines = [line for line in table.lines if line.model == "cgd" and line.critique.kind in {"matched", "corrupted"}]
+    if all(line.critique.kind == "matched" for line in lines):
         return []
     return [
         Point(
@@ -340,6 +313,6 @@ def robustness(table: Table) -> list[Point]:
             low=line.mean.low,
             high=line.mean.high,
         )
-        for line in chosen
+        for line in lines
         if line.mean
     ]

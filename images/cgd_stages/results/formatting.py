@@ -1,18 +1,18 @@
-"""Numbers as people read them. Pure."""
+"""Writes numbers for people. Pure."""
 
 import math
 
 THIN = "\u202f"
-"""Narrow space that does not break: between a number and its unit, and between thousands."""
+"""A narrow space that does not break, between a number and its unit and between thousands."""
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands apart."""
+    """A whole number with its thousands separated."""
     return f"{round(value):,}".replace(",", THIN) if math.isfinite(value) else "\u2013"
 
 
 def number(value: float | None) -> str:
-    """A quantity to three or four digits; a dash for what is not known or not finite."""
+    """A quantity with three or four digits; a dash if it is unknown or not finite."""
     if value is None or not math.isfinite(value):
         return "\u2013"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
@@ -27,12 +27,12 @@ def percent(share: float) -> str:
 
 
 def spread(mean: float, deviation: float) -> str:
-    """Mean and standard deviation of some shares, in percent."""
+    """The mean and the standard deviation of some shares, in percent."""
     return f"{100 * mean:.1f} \u00b1 {100 * deviation:.1f}"
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in percentage points, signed; of none it is plus or minus."""
+    """A difference of two shares in percentage points, with its sign; plus or minus for 0."""
     text = f"{100 * difference:+.1f}"
     return "\u00b10.0" if float(text) == 0 else text.replace("-", "\u2212")
 
@@ -44,9 +44,9 @@ def probability(p: float) -> str:
 def duration(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return "\u2013"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}{THIN}s"
-    if whole < 3600:
-        return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s"
-    return f"{count(whole // 3600)}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded}{THIN}s"
+    if rounded < 3600:
+        return f"{rounded // 60}{THIN}min {rounded % 60:02d}{THIN}s"
+    return f"{count(rounded // 3600)}{THIN}h {rounded % 3600 // 60:02d}{THIN}min"

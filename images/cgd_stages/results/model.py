@@ -1,4 +1,4 @@
-"""What is read of a run for its report, as values: its stages, their logs, graded outputs, rows. Pure."""
+"""The values that are read of a run for its report: its stages, their logs, graded outputs, rows. Pure."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from cgd_stages.contract import Contract, RunRef, StageFacts, StageName
 
 
 class StageRecord(Contract):
-    """One stage as its folder tells of it. `facts` is None when the run has no output of the stage."""
+    """A stage, read from its folder. `facts` is None if the run has no output of the stage."""
 
     name: StageName
     facts: StageFacts | None = None
@@ -28,14 +28,14 @@ class StageRecord(Contract):
 
     @property
     def seconds(self) -> float | None:
-        """Wall clock from the stage's start to its promise; None when the times are not known."""
+        """The time from the stage's start to its promise; None if one of them is unknown."""
         if not (self.started and self.completed):
             return None
         return max(0.0, at(self.completed) - at(self.started))
 
 
 class Step(Contract):
-    """One line of a training's log."""
+    """A line of a training's log."""
 
     step: int
     loss: float = math.nan
@@ -45,25 +45,25 @@ class Step(Contract):
     supervised_tokens_per_second: float | None = None
     tokens_per_second: float | None = None
     validation_loss: float | None = None
-    """Where it was measured: after every so many steps and after the last."""
+    """None if it was not measured after this step."""
     mfu: float | None = None
-    """Share of the devices' peak, a fraction of 1; None where the peak is not known."""
+    """The share of the devices' peak, a fraction of 1; None if the peak is unknown."""
     peak_memory_bytes: float | None = None
 
 
 Key = tuple[str, str, int]
-"""Of an output: benchmark, id of the question, sample."""
+"""The key of an output: benchmark, id of the question, sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One graded output of an evaluated model, without its texts: of these there may be hundreds of thousands."""
+    """A graded output of an evaluated model, without its texts, because there may be hundreds of thousands."""
 
     benchmark: str
     id: str
     sample: int
     asked: str
-    """Hash of the prompt and the reference."""
+    """A hash of the prompt and the reference."""
     finish_reason: str
     tokens: int
     answer_source: str
@@ -72,7 +72,7 @@ class Sample:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Sample":
-        """Of a row that evaluate has stored. Strings that come again and again are kept once."""
+        """The sample in a row that evaluate has stored. Equal strings share memory."""
         asked = hashlib.sha256(f"{row['prompt']}\0{row['reference']}".encode()).hexdigest()[:32]
         return cls(
             benchmark=intern(row["benchmark"]),
@@ -96,11 +96,11 @@ class Sample:
 
 
 Evaluations = dict[str, tuple[Sample, ...]]
-"""Label of the model (`base`, `cgd`) -> its graded outputs."""
+"""The model's label (`base`, `cgd`) -> its graded outputs."""
 
 
 class Quadruple(Contract):
-    """A row that training learns from; texts may have been cut for display."""
+    """A row that training learns from. Its texts may be cut for display."""
 
     id: str
     sample: int
@@ -114,19 +114,19 @@ class Quadruple(Contract):
     tokens: dict[str, int]
     """Text -> its tokens."""
     draft_right: bool | None = None
-    """What the grader says of the answer; None where there is no reference to hold it against, or no decision."""
+    """The grade of the answer; None without a reference or a decision of the grader."""
     refinement_right: bool | None = None
 
 
 class Quadruples(Contract):
     total: int
     verdicts: dict[str, int]
-    """Over all rows, not only those shown."""
+    """Verdict -> rows, over all rows."""
     shown: tuple[Quadruple, ...]
 
 
 class Said(Contract):
-    """What a model said, and what the grader took as its answer."""
+    """A model's output, and the answer that the grader found in it."""
 
     output: str
     extracted: str
@@ -156,17 +156,17 @@ class Rejected(Contract):
     reason: str
     detail: str
     prompt: str = ""
-    """Empty where the row has none, as some that prepare has read."""
+    """Empty if the row has none, like some rows that prepare rejects."""
 
 
 class ReportData(Contract):
-    """Everything that the report is made of."""
+    """The data of the report."""
 
     run: RunRef
     spec: str
     stages: tuple[StageRecord, ...]
     training: dict[str, tuple[Step, ...]] = Field(default_factory=dict)
-    """Stage -> its log, in order of steps."""
+    """Stage -> its log, in the order of the steps."""
     evaluations: Evaluations = Field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     """Some of the questions that training fixed or broke, in the order of `changed`."""
@@ -176,5 +176,5 @@ class ReportData(Contract):
 
 
 def at(time: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time."""
+    """The seconds from the epoch to an RFC 3339 time."""
     return datetime.fromisoformat(time).timestamp()

@@ -1,4 +1,4 @@
-"""Outputs of an evaluated model: their columns, and the figures that a stage tells of them. Pure."""
+"""The outputs of an evaluated model: their columns, and the figures that a stage reports. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from cgd_stages.results import model, scores
 from cgd_stages.store.rows import Row
 
 COUNTED = ("accuracy", "low", "high", "n", "outputs", "truncated", "unparsed", "ungraded", "refused", "mean_tokens")
-"""Figures of a benchmark's score that the stage tells."""
+"""The fields of a benchmark's score that the stage reports."""
 _COLUMNS: list[tuple[str, Any]] = [
     ("benchmark", pa.string()),
     ("id", pa.string()),
@@ -35,7 +35,7 @@ SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
 
 @dataclass
 class Totals:
-    """What the outputs of a model come to, whichever attempt has made them."""
+    """The outputs of a model so far, of this attempt and earlier ones."""
 
     samples: list[model.Sample] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -45,7 +45,7 @@ class Totals:
         self.prompt_tokens += row["prompt_tokens"]
 
     def facts(self, total: int, seconds: float) -> StageFacts:
-        """Facts of the stage, of whose `total` outputs these are all that are there."""
+        """The stage's facts, if it has no more of its `total` outputs than these."""
         return StageFacts(
             rows=Rows(total=total, done=len(self.samples)),
             prompt_tokens=self.prompt_tokens,
@@ -56,12 +56,12 @@ class Totals:
 
 
 def metrics(samples: Sequence[model.Sample]) -> dict[str, float]:
-    """Figures of each benchmark; `low` and `high` bound the accuracy with 95 %, `pass_k` is the chance that one of k
-    outputs is right."""
-    told: dict[str, float] = {}
+    """The figures of each benchmark. `low` and `high` are the 95 % interval of the accuracy, `pass_k` is the chance
+    that one of k outputs is right."""
+    figures: dict[str, float] = {}
     for benchmark in sorted({sample.benchmark for sample in samples}):
         score = scores.score("", benchmark, [sample for sample in samples if sample.benchmark == benchmark])
         values = {name: getattr(score, name) for name in COUNTED}
-        values |= {f"pass_{one.k}": one.share for one in score.pass_at if one.k > 1}
-        told |= {f"{benchmark}_{name}": round(float(value), 6) for name, value in values.items()}
-    return told
+        values |= {f"pass_{pass_at.k}": pass_at.share for pass_at in score.pass_at if pass_at.k > 1}
+        figures |= {f"{benchmark}_{name}": round(float(value), 6) for name, value in values.items()}
+    return figures

@@ -1,7 +1,7 @@
-"""What the report says: every figure that is computed from what was read of a run. Pure.
+"""The figures of the report, computed from the values that were read of a run. Pure.
 
-A question may have several outputs; it counts once, with the share of them that is right. Which interval and which test
-goes with how many outputs is told in `stats`.
+A question with several outputs counts once, with the share of its outputs that is right. `statistics` explains which
+interval and which test belong to the number of outputs.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cgd_stages.contract import Contract
 from cgd_stages.results import statistics
@@ -18,56 +18,57 @@ from cgd_stages.results.model import Evaluations, ReportData, Sample, StageRecor
 
 T = TypeVar("T")
 NOISE = 0.05
-"""A p-value from here on is called noise."""
+"""A difference with a p-value of this or more is noise."""
 RIVALS = ("selfrefine", "reflexion")
-"""Labels of what is no trained model but the base with more passes at inference."""
+"""The labels of rivals: the base model with more passes at inference, not a trained model."""
 EXAMPLES = 60
-"""Fixed and broken questions that the page carries, about."""
+"""About the number of fixed and broken questions on the page."""
 UNFINISHED = ("length", "repetition")
-"""Finish reasons of an output without an end."""
+"""The finish reasons of an output without an end."""
 Pair = tuple[Sample, Sample]
-"""Outputs of two models on the same question."""
+"""The outputs of two models on the same question."""
+Outcome = Literal["better", "worse", "noise"]
 
 
 class PassAt(Contract):
-    """Chance that at least one of k outputs is right: the mean over the questions of the unbiased estimate."""
+    """The chance that at least one of k outputs is right: the mean over the questions of the unbiased estimate."""
 
     k: int
     share: float
     low: float
     high: float
     tokens: float
-    """What k outputs cost: generated tokens, on average over all outputs."""
+    """The generated tokens of k outputs, at the mean of all outputs."""
 
 
 class Score(Contract):
-    """One model on one benchmark. Shares are fractions of 1."""
+    """The results of a model on a benchmark. Shares are fractions of 1."""
 
     model: str
     benchmark: str
     n: int
     """Questions."""
     samples: int
-    """Outputs of a question; of unequal numbers the smallest."""
+    """Outputs for each question; the smallest number if they differ."""
     outputs: int
-    """Of all questions together."""
+    """Outputs for all questions together."""
     correct: int
     accuracy: float
-    """Mean over the questions of the share of right outputs."""
+    """The mean over the questions of the share of right outputs."""
     low: float
     high: float
     truncated: int
-    """Outputs cut by the token limit; they count as what their text says, which is mostly wrong."""
+    """Outputs without an end; they are graded by their text, and most are wrong."""
     unparsed: int
-    """Outputs in which no answer was found."""
+    """Outputs without an answer."""
     ungraded: int
-    """Outputs that the grader could not decide on (time-outs and errors): counted as not correct."""
+    """Outputs that the grader could not decide on (time-outs and errors): they count as not correct."""
     refused: int
-    """Questions that were never answered: too long for the context, or refused by the engine."""
+    """Questions without an answer: too long for the context, or refused by the engine."""
     mean_tokens: float
     median_tokens: float
     p90_tokens: float
-    """Nine of ten outputs are at most as long."""
+    """Nine of ten outputs have at most so many tokens."""
     pass_at: tuple[PassAt, ...]
     """For k of 1, 2, 4, ... and `samples`."""
 
@@ -75,19 +76,19 @@ class Score(Contract):
 class Comparison(Contract):
     """Two models on the same questions. `difference` is trained minus base, a fraction of 1.
 
-    Every question is one of four: solved more often than before (fixed), less often (broken), or as often, in at least
-    half of its outputs (both) or in fewer (neither).
+    A question is solved more often than before (fixed), less often (broken), or as often: in at least half of its
+    outputs (both) or in fewer (neither).
     """
 
     benchmark: str
     base: str
     trained: str
     n: int
-    """Questions that both have outputs for."""
+    """Questions for which both models have outputs."""
     samples: int
-    """Outputs of each on a question; of unequal numbers the smallest."""
+    """Outputs of each model for a question; the smallest number if they differ."""
     before: float
-    """Accuracy of the base on these questions."""
+    """The base's accuracy on these questions."""
     after: float
     both: int
     neither: int
@@ -98,11 +99,10 @@ class Comparison(Contract):
     low: float
     high: float
     token_ratio: float | None
-    """Mean tokens that the trained model spends on an output over those of the base; None where it spends none."""
+    """The mean tokens of the trained model's outputs, divided by the base's; None if the base's have no tokens."""
 
     @property
-    def outcome(self) -> str:
-        """better, worse or noise."""
+    def outcome(self) -> Outcome:
         if self.p >= NOISE:
             return "noise"
         return "better" if self.difference > 0 else "worse"
@@ -110,7 +110,7 @@ class Comparison(Contract):
 
 @dataclass(frozen=True)
 class Changed:
-    """A question that training fixed or broke: the first pair of outputs that shows it."""
+    """A question that training fixed or broke, with the first pair of outputs that shows it."""
 
     trained: str
     kind: str
@@ -120,26 +120,35 @@ class Changed:
 
 
 def benchmarks(data: ReportData) -> list[str]:
-    """Names of the benchmarks, in the order in which they were met."""
+    """The names of the benchmarks, in the order of the outputs."""
     return list(dict.fromkeys(sample.benchmark for samples in data.evaluations.values() for sample in samples))
 
 
 def scores(data: ReportData) -> list[Score]:
-    """One for each benchmark and model that has outputs on it, benchmark by benchmark."""
+    """The score of each model on each benchmark for which it has outputs, benchmark by benchmark."""
     return [
-        score(model, benchmark, chosen)
+        score(model, benchmark, outputs)
         for benchmark in benchmarks(data)
         for model, samples in data.evaluations.items()
-        if (chosen := [sample for sample in samples if sample.benchmark == benchmark])
+        if (outputs := [sample for sample in samples if sample.benchmark == benchmark])
     ]
 
 
 def score(model: str, benchmark: str, outputs: Sequence[Sample]) -> Score:
-    groups = by_question(outputs)
-    tries = [(len(group), sum(one.correct for one in group)) for group in groups]
+    questions: dict[str, list[Sample]] = {}
+    for output in outputs:
+        questions.setdefault(output.id, []).append(output)
+    tries = [(len(group), sum(output.correct for output in group)) for group in questions.values()]
     samples, correct = min(n for n, _ in tries), sum(right for _, right in tries)
-    mean_tokens = sum(one.tokens for one in outputs) / len(outputs)
-    ladder = tuple(pass_at(k, tries, k * mean_tokens) for k in ks(samples))
+    mean_tokens = sum(output.tokens for output in outputs) / len(outputs)
+    ladder = []
+    for k in sorted({1 << power for power in range(samples.bit_length())} | {samples}):
+        shares = [statistics.pass_at_k(n, right, k) for n, right in tries]
+        total, single = math.fsum(shares), all(n == 1 for n, _ in tries)
+        low, high = statistics.wilson(total, len(shares)) if single else statistics.share_interval(shares)
+        ladder.append(PassAt(k=k, share=total / len(shares), low=low, high=high, tokens=k * mean_tokens))
+    tokens = sorted(output.tokens for output in outputs)
+    finished = {"stop", *UNFINISHED}
     return Score(
         model=model,
         benchmark=benchmark,
@@ -150,74 +159,49 @@ def score(model: str, benchmark: str, outputs: Sequence[Sample]) -> Score:
         accuracy=ladder[0].share,
         low=ladder[0].low,
         high=ladder[0].high,
-        truncated=sum(one.finish_reason in UNFINISHED for one in outputs),
-        unparsed=sum(one.answer_source == "none" for one in outputs),
-        ungraded=sum(bool(one.grade_error) for one in outputs),
-        refused=sum(any(one.finish_reason not in {"stop", *UNFINISHED} for one in group) for group in groups),
+        truncated=sum(output.finish_reason in UNFINISHED for output in outputs),
+        unparsed=sum(output.answer_source == "none" for output in outputs),
+        ungraded=sum(bool(output.grade_error) for output in outputs),
+        refused=len({output.id for output in outputs if output.finish_reason not in finished}),
         mean_tokens=mean_tokens,
-        median_tokens=median(one.tokens for one in outputs),
-        p90_tokens=quantile([one.tokens for one in outputs], 0.9),
-        pass_at=ladder,
+        median_tokens=median(tokens),
+        p90_tokens=tokens[math.ceil(0.9 * len(tokens)) - 1],
+        pass_at=tuple(ladder),
     )
 
 
-def pass_at(k: int, tries: Sequence[tuple[int, int]], tokens: float) -> PassAt:
-    """Of questions as (outputs, right ones), each with at least k outputs."""
-    shares = [statistics.pass_at_k(n, right, k) for n, right in tries]
-    single = all(n == 1 for n, _ in tries)
-    low, high = statistics.wilson(math.fsum(shares), len(shares)) if single else statistics.share_interval(shares)
-    return PassAt(k=k, share=math.fsum(shares) / len(shares), low=low, high=high, tokens=tokens)
-
-
-def ks(samples: int) -> list[int]:
-    """1, 2, 4, ... and the number of samples itself."""
-    return sorted({1 << power for power in range(samples.bit_length())} | {samples})
-
-
-def quantile(values: Iterable[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[math.ceil(share * len(ordered)) - 1]
-
-
-def by_question(outputs: Iterable[Sample]) -> list[list[Sample]]:
-    """The outputs of each question together, in the order in which the questions were met."""
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for output in outputs:
-        groups.setdefault(output.question, []).append(output)
-    return list(groups.values())
-
-
 def comparisons(data: ReportData, base: str = "base") -> list[Comparison]:
-    """Every trained model against the base, on the questions that both have outputs for."""
-    found = []
+    """Compares every other model with the base, on the questions for which both have outputs."""
+    results = []
     for model in data.evaluations:
         groups: dict[str, list[list[Pair]]] = {}
         for pairs in paired(data.evaluations, base, model) if model != base else ():
             groups.setdefault(pairs[0][0].benchmark, []).append(pairs)
-        found += [compare(name, base, model, groups[name]) for name in benchmarks(data) if name in groups]
-    return found
+        results += [compare(name, base, model, groups[name]) for name in benchmarks(data) if name in groups]
+    return results
 
 
 def compare(benchmark: str, base: str, trained: str, questions: Sequence[Sequence[Pair]]) -> Comparison:
-    """Two models by the pairs of their outputs on each question."""
-    rights = [(sum(one.correct for one, _ in pairs), sum(one.correct for _, one in pairs)) for pairs in questions]
-    gains = [after - before for before, after in rights]
+    """Compares two models by the pairs of their outputs for each question."""
     counts = [len(pairs) for pairs in questions]
+    befores = [sum(before.correct for before, _ in pairs) for pairs in questions]
+    afters = [sum(after.correct for _, after in pairs) for pairs in questions]
+    gains = [after - before for before, after in zip(befores, afters, strict=True)]
     n, fixed, broken = len(questions), sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    both = sum(after == before and 2 * before >= of for (before, after), of in zip(rights, counts, strict=True))
-    shares = [gain / of for gain, of in zip(gains, counts, strict=True)]
+    both = sum(gain == 0 and 2 * right >= count for gain, right, count in zip(gains, befores, counts, strict=True))
+    shares = [gain / count for gain, count in zip(gains, counts, strict=True)]
     single = max(counts) == 1
     low, high = statistics.paired_interval(fixed, broken, n) if single else statistics.difference_interval(shares)
-    tokens = [sum(pair[which].tokens for pairs in questions for pair in pairs) for which in (0, 1)]
+    base_tokens = sum(before.tokens for pairs in questions for before, _ in pairs)
+    trained_tokens = sum(after.tokens for pairs in questions for _, after in pairs)
     return Comparison(
         benchmark=benchmark,
         base=base,
         trained=trained,
         n=n,
         samples=min(counts),
-        before=math.fsum(before / of for (before, _), of in zip(rights, counts, strict=True)) / n,
-        after=math.fsum(after / of for (_, after), of in zip(rights, counts, strict=True)) / n,
+        before=math.fsum(right / count for right, count in zip(befores, counts, strict=True)) / n,
+        after=math.fsum(right / count for right, count in zip(afters, counts, strict=True)) / n,
         both=both,
         neither=n - both - fixed - broken,
         fixed=fixed,
@@ -226,12 +210,12 @@ def compare(benchmark: str, base: str, trained: str, questions: Sequence[Sequenc
         difference=math.fsum(shares) / n,
         low=low,
         high=high,
-        token_ratio=tokens[1] / tokens[0] if tokens[0] else None,
+        token_ratio=trained_tokens / base_tokens if base_tokens else None,
     )
 
 
 def paired(evaluations: Evaluations, base: str, trained: str) -> list[list[Pair]]:
-    """For each question that both models answered, in the order of their keys, the pairs of outputs."""
+    """The pairs of outputs for each question that both models answered, in the order of the keys."""
     before = {sample.key: sample for sample in evaluations.get(base, ())}
     after = {sample.key: sample for sample in evaluations.get(trained, ())}
     keys = sorted(before.keys() & after.keys())
@@ -242,51 +226,51 @@ def paired(evaluations: Evaluations, base: str, trained: str) -> list[list[Pair]
 
 
 def changed(evaluations: Evaluations, base: str = "base", *, most: int | None = None) -> list[Changed]:
-    """Questions that a training fixed or broke: at most `most` of each kind, benchmark and model; without it as many as
-    make about `EXAMPLES` of all."""
+    """The questions that a training fixed or broke: at most `most` of each kind, benchmark and model. By default,
+    `most` leads to about `EXAMPLES` questions in all."""
     pairings = {model: paired(evaluations, base, model) for model in evaluations if model not in (base, *RIVALS)}
     if most is None:
         groups = {(model, pairs[0][0].benchmark) for model, questions in pairings.items() for pairs in questions}
         most = max(1, min(6, EXAMPLES // (2 * len(groups) or 1)))
-    found: list[Changed] = []
-    taken: Counter[tuple[str, str, str]] = Counter()
+    examples: list[Changed] = []
+    counts: Counter[tuple[str, str, str]] = Counter()
     for model, questions in pairings.items():
         for pairs in questions:
             gain = sum(after.correct - before.correct for before, after in pairs)
             kind = "fixed" if gain > 0 else "broken"
             group = (pairs[0][0].benchmark, model, kind)
-            if gain and taken[group] < most:
-                taken[group] += 1
+            if gain and counts[group] < most:
+                counts[group] += 1
                 before, after = next(pair for pair in pairs if (pair[1].correct - pair[0].correct) * gain > 0)
-                found.append(Changed(trained=model, kind=kind, base=before, after=after))
-    return sorted(found, key=lambda one: (one.trained, one.base.benchmark, one.kind == "broken"))
+                examples.append(Changed(trained=model, kind=kind, base=before, after=after))
+    return sorted(examples, key=lambda example: (example.trained, example.base.benchmark, example.kind == "broken"))
 
 
 def moving_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Mean of each value and its neighbours, up to `reach` of them on either side."""
+    """The mean of each value and its neighbours, up to `reach` of them on either side."""
     sums = [0.0, *itertools.accumulate(values)]
     edges = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
     return [(sums[end] - sums[start]) / (end - start) for start, end in edges]
 
 
 def thinned(steps: Sequence[T], most: int) -> list[T]:
-    """At most about `most` steps, evenly spaced, the last one among them."""
+    """About `most` steps or fewer, evenly spaced, with the last step."""
     stride = math.ceil(len(steps) / most) or 1
     return [step for i, step in enumerate(steps) if i % stride == 0 or i == len(steps) - 1]
 
 
 def validations(steps: Sequence[Step]) -> list[Step]:
-    """The steps after which a finite validation loss was measured."""
+    """The steps with a finite validation loss."""
     return [step for step in steps if step.validation_loss is not None and math.isfinite(step.validation_loss)]
 
 
 def best_step(steps: Sequence[Step]) -> Step | None:
-    """The step of the least validation loss, the earliest of equals."""
+    """The step with the least validation loss; the earliest, if several have it."""
     return min(validations(steps), key=lambda step: step.validation_loss or 0.0, default=None)
 
 
 def figures(data: ReportData) -> dict[str, Any]:
-    """Every figure on the page, as JSON values: the content of `report.json`."""
+    """Every figure on the page, as the JSON values of `report.json`."""
     return {
         "run": data.run.model_dump(by_alias=True),
         "spec": data.spec,
@@ -301,24 +285,22 @@ def figures(data: ReportData) -> dict[str, Any]:
             if (best := best_step(steps))
         },
         "scores": [score.model_dump(by_alias=True) for score in scores(data)],
-        "comparisons": [{**c.model_dump(by_alias=True), "outcome": c.outcome} for c in comparisons(data)],
+        "comparisons": [
+            {**comparison.model_dump(by_alias=True), "outcome": comparison.outcome} for comparison in comparisons(data)
+        ],
         "quadruples": data.quadruples.model_dump(by_alias=True, exclude={"shown"}) if data.quadruples else None,
     }
 
 
 def models(data: ReportData) -> dict[str, str]:
-    """Who answered and who taught, by name, as far as the finished stages tell."""
-    found: dict[str, str] = {}
-    for stage, who in (("answer", "student"), ("critique", "teacher")):
-        for record in data.stages:
-            name = record.inputs.get("model", {}).get("name") if record.name == stage else None
-            if name:
-                found[who] = str(name)
-    return found
+    """The names of the student and the teacher, if a finished stage has them in its inputs."""
+    who = {"answer": "student", "critique": "teacher"}
+    names = {who[stage.name]: stage.inputs.get("model", {}).get("name") for stage in data.stages if stage.name in who}
+    return {role: str(names[role]) for role in who.values() if names.get(role)}
 
 
 def finite_or_none(value: Any) -> Any:
-    """The same JSON value with NaN and infinities as null, which JSON and the page can carry."""
+    """The JSON value with null for NaN and infinities, which JSON cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -329,16 +311,16 @@ def finite_or_none(value: Any) -> Any:
 
 
 def total_of(records: Iterable[StageRecord], name: str) -> float:
-    """Sum of one of the facts over the stages that have it."""
+    """The sum of a field of the facts over all stages with facts."""
     return math.fsum(getattr(record.facts, name) for record in records if record.facts)
 
 
 def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
-    """GPU-hours of the stages that ran on GPUs: from the start of a stage to its promise, times its GPUs.
+    """The GPU-hours of the stages that ran on GPUs: the time from a stage's start to its promise, times its GPUs.
 
-    A run is on GPUs when one of its engines says so; a training does not tell. Refinements that came while critiques
-    were still being written are those of a fused teacher: only what was left after the critiques is counted for them.
-    Nothing is told of a stage that found everything done by an earlier attempt and started no engine.
+    A run uses GPUs if the settings of an engine say so; those of a training do not. A fused teacher writes refinements
+    and critiques at the same time: the time after the last critique counts for the refinements. A stage that started
+    no engine, because an earlier attempt had done all its work, has no entry.
     """
     devices = {stage.settings["device"] for stage in stages if "device" in stage.settings}
     if not devices - {"cpu"}:
@@ -356,8 +338,8 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
 
 
 def gpus(stage: StageRecord) -> int:
-    """GPUs of all pods of a stage, if it ran on GPUs; 0 where its settings name none."""
-    given = stage.settings
+    """The GPUs of all pods of a stage that ran on GPUs; 0 if its settings name none."""
+    settings = stage.settings
     if stage.name.kind == "train":
-        return int(given.get("workers", 0) * given.get("processes", 0))
-    return int(given.get("tensorParallel", 0) * given.get("shards", 1))
+        return int(settings.get("workers", 0) * settings.get("processes", 0))
+    return int(settings.get("tensorParallel", 0) * settings.get("shards", 1))

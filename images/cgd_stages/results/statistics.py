@@ -1,8 +1,8 @@
 """Intervals and tests for shares of right answers. Pure: the same numbers give the same figures, to the last bit.
 
-With one output a question, Wilson's interval for a proportion and the adjusted Wald interval of Bonett and Price (2012)
-for the difference of paired ones: both hold for the small sets that are the rule. With several, the outputs of one
-question are not independent, so it is questions that are resampled. The test is exact for both.
+With one output for each question, the interval of a proportion is Wilson's and that of a difference of paired ones is
+the adjusted Wald interval of Bonett and Price (2012); both are valid for small sets, which are common. With several
+outputs, those of a question are not independent, so questions are resampled. The test is exact in both cases.
 """
 
 import math
@@ -12,16 +12,16 @@ from statistics import NormalDist
 import numpy as np
 
 Z = 1.959963984540054
-"""Quantile of the normal distribution for intervals of 95 %."""
+"""The quantile of the normal distribution for intervals of 95 %."""
 RESAMPLES = 10_000
 SEED = 20250516
-"""Of the resampling: figures must not change from one report to the next."""
+"""The seed of the resampling is fixed, so that every report has the same figures."""
 
 Interval = tuple[float, float]
 
 
 def wilson(successes: float, n: int) -> Interval:
-    """95 % interval of a proportion (E. B. Wilson, 1927); (0, 1) when nothing was tried."""
+    """The 95 % interval of a proportion (E. B. Wilson, 1927); (0, 1) if n is 0."""
     if n == 0:
         return 0.0, 1.0
     share, z2 = successes / n, Z * Z
@@ -33,17 +33,17 @@ def wilson(successes: float, n: int) -> Interval:
 
 
 def paired_interval(fixed: float, broken: float, n: int) -> Interval:
-    """95 % interval of the difference of two proportions over the same n questions (Bonett and Price, 2012)."""
+    """The 95 % interval of the difference of two proportions over the same n questions (Bonett and Price, 2012)."""
     up, down = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)
     half = Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
 def share_interval(shares: Sequence[float]) -> Interval:
-    """95 % interval of the mean of the questions' shares, each from 0 to 1, by resampling questions.
+    """The 95 % interval of the mean of the questions' shares, each from 0 to 1, by resampling questions.
 
-    Where all questions have the same share there is nothing to resample; the interval is Wilson's then, as if each
-    question had one output.
+    If all questions have the same share, resampling changes nothing; then the interval is Wilson's, as if each question
+    had one output.
     """
     if len(set(shares)) <= 1:
         return wilson(math.fsum(shares), len(shares))
@@ -51,9 +51,9 @@ def share_interval(shares: Sequence[float]) -> Interval:
 
 
 def difference_interval(differences: Sequence[float]) -> Interval:
-    """95 % interval of the mean of the questions' differences, each from -1 to 1, by resampling questions.
+    """The 95 % interval of the mean of the questions' differences, each from -1 to 1, by resampling questions.
 
-    Where all are the same it is that of Bonett and Price, as if each question had one output.
+    If all differences are the same, the interval is that of Bonett and Price, as if each question had one output.
     """
     if len(set(differences)) <= 1:
         total = math.fsum(differences)
@@ -62,11 +62,11 @@ def difference_interval(differences: Sequence[float]) -> Interval:
 
 
 def bootstrap(values: Sequence[float]) -> Interval:
-    """95 % interval of the mean of at least two values by the bootstrap, with the expanded percentiles of Hesterberg
-    (2015): the plain ones are too narrow for few values, by the factor that they are widened with here."""
+    """The 95 % interval of the mean of at least two values by the bootstrap, with the expanded percentiles of
+    Hesterberg (2015), because plain percentiles are too narrow for few values."""
     n = len(values)
     kinds, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    # To draw n of n values is to draw how often each distinct value comes, and these are few.
+    # Drawing n of n values means drawing how often each distinct value comes, and these are few.
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=RESAMPLES)
     tail = NormalDist().cdf(-student(n - 1) * math.sqrt(n / (n - 1)))
     low, high = np.quantile(drawn @ kinds / n, [tail, 1 - tail])
@@ -74,18 +74,17 @@ def bootstrap(values: Sequence[float]) -> Interval:
 
 
 def student(freedom: int) -> float:
-    """Quantile of Student's t for intervals of 95 % (Abramowitz and Stegun, 26.7.5): to 1 % from 4 degrees on."""
+    """The quantile of Student's t for intervals of 95 % (Abramowitz and Stegun, 26.7.5): to 1 % from 4 degrees on."""
     corrections = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
     return Z + math.fsum(term / freedom**power for power, term in enumerate(corrections, start=1))
 
 
 def sign_flip(differences: Sequence[int]) -> float:
-    """Exact two-sided p-value that as much was gained as lost but for chance: each question's difference, a whole
-    number of outputs, might as well have had the other sign. With one output a question it is McNemar's exact test.
-    """
+    """The exact two-sided p-value of the hypothesis that each question's difference, a whole number of outputs, could
+    as well have the other sign. With one output for each question it is McNemar's exact test."""
     sizes = [abs(difference) for difference in differences if difference]
     total, observed = sum(sizes), abs(sum(differences))
-    # chances[i]: of the sum being i - total, after the questions so far.
+    # chances[i]: the chance that the sum over the questions so far is i - total.
     chances = np.zeros(2 * total + 1)
     chances[total] = 1.0
     for size in sizes:
@@ -98,5 +97,5 @@ def sign_flip(differences: Sequence[int]) -> float:
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that one of k outputs is right, estimated without bias from n >= k of them (Chen et al., 2021)."""
+    """The chance that one of k outputs is right, estimated without bias from n >= k outputs (Chen et al., 2021)."""
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)

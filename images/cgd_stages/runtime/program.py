@@ -36,8 +36,8 @@ from cgd_stages.keys import hide_in_log, without_keys
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
+from cgd_stages.text.normal import valid_unicode
 from cgd_stages.text.printable import start_log
-from cgd_stages.text.whole import whole
 
 log = logging.getLogger("cgd")
 
@@ -177,7 +177,7 @@ def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords,
         outcome, code = "failed", Exit.RETRY
         message = without_keys(str(error))
         hint = "This is unexpected; the traceback is in the pod's log. It will be retried."
-    message, hint = whole(message), whole(hint)
+    message, hint = valid_unicode(message), valid_unicode(hint)
     unexpected = None if isinstance(error, StageError) else error
     log.error("%s: %s%s", type(error).__name__, message, f" {hint}" if hint else "", exc_info=unexpected)
     words = LastWords.model_validate(

@@ -160,7 +160,7 @@ def test_prompts_beyond_the_context_and_replies_without_end_are_rejected_alone(b
 
 
 def test_a_context_that_the_model_does_not_have_is_refused(tiny_model):
-    with pytest.raises(UserError, match="does not take the model"):
+    with pytest.raises(UserError, match="cannot load the model"):
         VllmEngine(tiny_model, contract.Engine(dtype="float32", max_model_len=1 << 20))
 
 

@@ -8,7 +8,7 @@ from support import broken_graders
 
 from cgd_stages.errors import TransientError
 from cgd_stages.grading import grader as grading
-from cgd_stages.grading.grader import Found, Grade, Grader, find_answer, reference_answer
+from cgd_stages.grading.grader import FoundAnswer, Grade, Grader, find_answer, reference_answer
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ from cgd_stages.grading.grader import Found, Grade, Grader, find_answer, referen
     ],
 )
 def test_the_answer_is_found_and_it_is_told_where(output: str, text: str, source: str) -> None:
-    assert find_answer(output) == Found(text, source)  # type: ignore[arg-type]
+    assert find_answer(output) == FoundAnswer(text, source)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

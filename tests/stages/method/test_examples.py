@@ -129,7 +129,7 @@ def test_a_template_that_takes_no_system_turn_keeps_the_instruction(tmp_path: Pa
 
 def test_a_template_whose_context_changes_with_the_reply_is_refused(tmp_path: Path) -> None:
     shifty = "{% if messages[-1]['role'] == 'assistant' %}transcript: {% endif %}" + tiny.TEMPLATE
-    with pytest.raises(Unusable, match="template: with a reply"):
+    with pytest.raises(Unusable, match="template: the chat template begins differently"):
         row_example(tokenizer(tmp_path, shifty), "CGD", ROW, max_length=1000)
 
 
@@ -210,7 +210,7 @@ def test_nobody_gets_a_critique_of_his_own_prompt_even_with_several_samples(seed
 
 
 def test_critiques_of_one_prompt_alone_cannot_change_places() -> None:
-    with pytest.raises(ValueError, match="there must be rows of other prompts"):
+    with pytest.raises(ValueError, match="too few of them have other prompts"):
         exchanged([("a", 0), ("a", 1), ("b", 0)], 0)
 
 

@@ -236,11 +236,11 @@ def test_good_rows_are_not_cautioned_against() -> None:
         ({"missing": share(11, 100)}, "11.0 % of the critiques end without a verdict"),
         ({"unchanged": share(21, 100)}, "21.0 % of the refinements repeat the student's answer"),
         ({"near_duplicates": share(21, 100)}, "21.0 % of the prompts nearly repeat another one"),
-        ({"verdicts_right": share(59, 100)}, "right in only 59.0 % of 100 drafts"),
+        ({"verdicts_right": share(59, 100)}, "right for only 59.0 % of 100 drafts"),
         ({"refinements_right": share(69, 100)}, "31.0 % of 100 refinements are wrong"),
         ({"refinements_right": share(80, 100), "drafts_right": share(81, 100)}, "right less often (80.0 %)"),
-        ({"broken": share(5, 40)}, "12.5 % of 40 right drafts were broken"),
-        ({"leaks": share(31, 60)}, "51.7 % of 60 critiques tell the reference's answer"),
+        ({"broken": share(5, 40)}, "12.5 % of 40 right drafts have a wrong refinement"),
+        ({"leaks": share(31, 60)}, "51.7 % of 60 critiques state the reference's answer"),
     ],
 )
 def test_bad_rows_are_named(change: dict[str, Any], told: str) -> None:
