@@ -39,7 +39,7 @@ class Trial:
     head: str = ""
     """Code that the checks may use beside `entry`; it ends with the head of a function, without a body."""
     checks: str = ""
-    """Code that calls `entry` and raises where an answer is wrong. Without checks the trial passes when the program says
+    """Code that calls `entry` and raises where an answer is wrong. Without it the trial passes when the program says
     that it has ended, which it could say at any time."""
 
 
