@@ -44,7 +44,7 @@ HINTS = {
     "empty": "Look at the examples: the model or its chat template does not suit this prompt.",
     "template": "The model's chat template fails on these rows: use another model, or a revision with a mended one.",
     "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model.",
-    "endpoint": "Ask the operators of the endpoint of spec.teacher why it refuses these requests.",
+    "endpoint": "Ask the owner of the endpoint of spec.teacher why it refuses these requests.",
 }
 
 
@@ -238,16 +238,6 @@ class Shard:
             self.writer.flush()
             raise _too_many_rejected(self.stage, self.writer.parts, total)
 
-    @property
-    def cache_hit_rate(self) -> float:
-        """Share of this attempt's prompt tokens that came from the engine's prefix cache."""
-        return self.fresh["cached_tokens"] / max(self.fresh["prompt_tokens"], 1)
-
-    @property
-    def rows_left(self) -> int:
-        rows = self.rows
-        return rows.total - rows.done - rows.rejected
-
     def facts(self, speed: "Speed | None") -> StageFacts:
         """Rows and tokens of all attempts so far; seconds, speed and cached tokens of this attempt."""
         measured = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | speed.metrics(self) if speed else {}
@@ -428,10 +418,11 @@ class Speed:
         self._logged = clock if with_log else self._logged
         # The roles run side by side: the rows of all count together, and the estimate is for the last row of any.
         finished = sum(shard.fresh["rows"] for shard in self._shards)
-        left = sum(shard.rows_left for shard in self._shards)
+        left = sum(shard.rows.total - shard.rows.done - shard.rows.rejected for shard in self._shards)
         eta = self._pace.remaining(finished, left, under_way=self._questions.under_way)
         for shard in self._shards:
-            rows, role, cache_hit_rate = shard.rows, shard.stage.role, shard.cache_hit_rate
+            rows, role = shard.rows, shard.stage.role
+            cache_hit_rate = shard.fresh["cached_tokens"] / max(shard.fresh["prompt_tokens"], 1)
             metrics = self.metrics(shard) | {"cache_hit_rate": cache_hit_rate} | shard.writer.metrics()
             speed = metrics["tokens_per_second"]
             self._context.progress.report(role, rows, tokens_per_second=speed, eta=eta, metrics=metrics)

@@ -172,7 +172,7 @@ def _where(benchmark: Benchmark) -> str:
 
 
 def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
-    """A benchmark's questions. Others count over the same questions, so one bad row is a UserError."""
+    """A benchmark's questions. Its scores are compared with published ones, so one bad row is a UserError."""
     where = _where(benchmark)
     count = 0
     seen: Counter[str] = Counter()
