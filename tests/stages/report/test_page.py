@@ -390,7 +390,7 @@ def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
     assert "Right refinementsof graded rows: what the student learns to say65.0 %13 of 20" in words
     assert "Right verdictsof verdicts given: the same verdict for every draft would have 72.2 %61.1 %11 of 18" in words
     assert "a critique of another row does by chance in 20.0 %" in words
-    assert "on 20 rows: of an even sample of 30 (of 40) those whose reference ends on an answer, without 1" in words
+    assert "on 20 rows: those of an even sample of 30 (of 40) whose reference ends on an answer, without 1" in words
     assert "right4 ✓agrees6 wrong17 ✓agrees missing02" in words
     assert "answer20" in words
 
