@@ -188,8 +188,7 @@ def asked(tasks: Path, definition: str, *, own_code: bool = False) -> dict[str, 
 
     (tasks / "own.yaml").write_text(definition)
     asker = DummyLM()
-    asker.tokenizer = None
-    asker.ended = defaultdict(lambda: "stop")
+    asker.tokenizer, asker.ended = None, defaultdict(lambda: "stop")
     task = HarnessTask(name="own", task="own", metric="exact_match", own_code=own_code)
     return harness.ask(asker, task, TaskManager(include_path=str(tasks), include_defaults=False))
 
@@ -209,8 +208,8 @@ def test_an_own_task_of_data_alone_is_asked(tasks: Path) -> None:
         ("task: own", "task: own\nclass: !function code.text", "has a function, code.text"),
         (TEXT, "doc_to_text: !function os.getcwd", "has a function, os.getcwd"),
         ("question}}", "cycler.__init__.__globals__.os.mkdir('ran')}}", "has a template that reaches into Python"),
-        ("metric: exact_match", "metric: ./program", "has a metric that is none of lm-eval's but a program, ./program"),
-        ("metric: exact_match", "hf_evaluate: true, metric: ./program", "is none of lm-eval's but a program"),
+        ("metric: exact_match", "metric: ./program", "is a program and not one of lm-eval's, ./program"),
+        ("metric: exact_match", "hf_evaluate: true, metric: ./program", "is a program and not one of lm-eval's"),
         (DATA, "{data_files: {test: /proc/self/environ}}", "reads /proc/self/environ"),
         (DATA, "{data_files: {test: [sums.jsonl, 'file:/proc/self/environ']}}", "reads file:/proc/self/environ"),
         (DATA, "{data_files: {test: ../x/../sums.jsonl}}", "reads ../x/../sums.jsonl"),

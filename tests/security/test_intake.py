@@ -204,7 +204,7 @@ def test_a_text_in_parquet_that_is_no_utf_8_is_rejected_alone(tmp_path):
 
 def test_a_reference_in_parquet_that_json_has_not_is_rejected(tmp_path):
     found = read(tmp_path / "p.parquet", table(question=pa.array(["a"]), answer=pa.array([b"\xff"])))
-    assert intake.row_of(found[0], FIELDS)[1] == ("malformed", "the field 'answer' is a bytes that JSON has not")
+    assert intake.row_of(found[0], FIELDS)[1] == ("malformed", "the field 'answer' is a bytes, which JSON cannot hold")
 
 
 def finished(bucket: Bucket) -> tuple[Folder, Done]:
@@ -269,7 +269,7 @@ def intake_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: 
     """The intake of one prompt."""
     folder = Folder(bucket, RUN.namespace, "prepare", "d1")
     made = intake.Intake(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
-    made._take([made._look(Line("line 1", {"question": prompt, "answer": "1"}))])
+    made._take(made._next(iter([Line("line 1", {"question": prompt, "answer": "1"})]), 1))
     return made
 
 
@@ -297,7 +297,7 @@ def test_of_the_fields_of_a_source_no_more_are_remembered_than_people_look_at(bu
     for row in range(8):
         names = [f"field-{row}-{column}" for column in range(8)]
         line = Line("", dict.fromkeys([*names, "x" * 300, "question", "answer"], 1))
-        taken.columns.update(taken._names(line))
+        taken._count_fields(line)
     assert len(taken.columns) == 10
     assert (taken.columns["question"], taken.columns["answer"]) == (8, 8)
     assert "x" * 300 not in taken.columns

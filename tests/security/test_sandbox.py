@@ -100,7 +100,7 @@ def older_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older.write_text(
         f"import sys; sys.path.insert(0, {folder!r})\nimport sandbox as jail\njail.SCOPES = 0\njail.main()\n"
     )
-    monkeypatch.setattr(sandboxed, "JAIL", older)
+    monkeypatch.setattr(sandboxed, "SANDBOX", older)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""Make the examples of every training on a CPU: refuse here what would waste a GPU.
+"""Make the examples of every training once, on a CPU, and refuse what would waste a GPU.
 
     CGD_TASK='{...}' python -m cgd_stages.check
 
-Examples exist only after refine, so this is the last place before training pods, and their GPUs, are asked for. Counts
-the tokens that each objective learns, the rows that it must leave out and the lengths of its examples; stores these
-figures and the rejected rows, and no example: the training pods make the same ones of the same rows. Says what the rows
-are like, and refuses those that are worse than the run allows. Checkpoints that are stored already must be such that
-the training pods can go on from them.
+Examples can be made only after refine, and the training pods with their GPUs start next. So this program counts the
+tokens that each objective learns, the rows that it leaves out and the lengths of its examples. It stores these figures
+and the rejected rows, but no example: the training pods make the same examples from the same rows. It measures the
+quality of the rows, and refuses rows that are worse than the run allows, and stored checkpoints from which the training
+pods could not go on.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import logging
 import time
-from typing import Any
 
 from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_stage
 from cgd_stages.errors import UserError
@@ -35,18 +34,32 @@ from cgd_stages.training.job import checkpoints_of, inputs_of
 log = logging.getLogger(__name__)
 
 EVERY = 1000
-"""Rows between two reports."""
+"""Rows between two reports of the progress."""
 
 
 def main(context: Context) -> dict[str, StageFacts]:
     work, stage, clock = context.work_of(Check), context.task.stage, time.monotonic()
     datasets = [Dataset.of(context.store, training) for training in work.trainings]
     students = [resolve.resolve(_student(context, training), context.store) for training in work.trainings]
-    # Not a part of what is stored: the same rows and settings may be trained in another layout.
-    _refuse_other_layouts(context, datasets, students)
+    # The stored figures do not depend on this: the same rows and settings may be trained in another layout.
+    for dataset, student in zip(datasets, students, strict=True):
+        training = train_stage(dataset.work.objective)
+        trained = context.store.place(training, inputs_of(training, dataset, student))
+        if trained.done() is None:
+            checkpoints_of(trained, dataset.work).newest()  # raises UserError where the pods could not go on from it
+    inputs = {
+        "stage": stage,
+        "trainings": [
+            dataset.identity()
+            | {"student": student.identity()}
+            | dataset.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
+            for dataset, student in zip(datasets, students, strict=True)
+        ],
+        "graded": SAMPLED,
+    }
 
     def check(folder: Folder) -> Product:
-        parts = _check(context, folder, datasets)
+        parts = _count_examples(context, folder, datasets)
         review, part = review_rows(folder, datasets[0].refine)
         for caution in cautions(review.quality):
             log.warning("%s", caution)
@@ -54,32 +67,23 @@ def main(context: Context) -> dict[str, StageFacts]:
         seconds, metrics = round(time.monotonic() - clock, 3), facts.metrics | review.quality.metrics()
         return Product(facts.model_copy(update={"seconds": seconds, "metrics": metrics}), [*parts, part])
 
-    done = context.store.make_once(stage, _inputs(stage, datasets, students), check)
+    done = context.store.make_once(stage, inputs, check)
     context.facts[stage] = done.facts
     _refuse_bad_rows(done.facts.metrics, work.min_right_refinements)
     context.store.point_at(done)
     return {stage: done.facts}
 
 
-def _refuse_other_layouts(context: Context, datasets: list[Dataset], students: list[resolve.Resolved]) -> None:
-    """Raise UserError when a training is begun, not done, and would not go on from its newest checkpoint."""
-    for dataset, student in zip(datasets, students, strict=True):
-        stage = train_stage(dataset.work.objective)
-        folder = context.store.place(stage, inputs_of(stage, dataset, student))
-        if folder.done() is None:
-            checkpoints_of(folder, dataset.work).newest()
-
-
 def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
-    """Raise UserError when fewer refinements are right than the run allows. No part of what is stored: another limit
-    is held against the same figures."""
+    """Raise UserError when fewer refinements are right than the run allows. The stored figures do not depend on the
+    limit, so a run with another limit uses the same ones."""
     if least is None:
         return
     right = metrics.get("right_refinements")
     if right is None:
         raise UserError(
-            "spec.generation.minRightRefinements is set, but no reference ends on an answer to grade refinements by",
-            hint="Name the column of the references in spec.prompts.fields.reference, or leave the limit out.",
+            "spec.generation.minRightRefinements is set, but no reference ends on an answer to grade refinements with",
+            hint="Set spec.prompts.fields.reference to the column of the references, or remove the limit.",
         )
     if right < least:
         raise UserError(
@@ -89,24 +93,15 @@ def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
         )
 
 
-def _inputs(stage: str, datasets: list[Dataset], students: list[resolve.Resolved]) -> dict[str, Any]:
-    trainings = [
-        dataset.identity()
-        | {"student": student.identity()}
-        | dataset.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
-        for dataset, student in zip(datasets, students, strict=True)
-    ]
-    return {"stage": stage, "trainings": trainings, "graded": SAMPLED}
-
-
 def _student(context: Context, work: Train) -> Model:
     return resolve.pinned(work.student, context.store)
 
 
-def _check(context: Context, folder: Folder, datasets: list[Dataset]) -> list[Part]:
-    """Count every training into the stage's facts, under its objective's name; the rejected rows, stored.
+def _count_examples(context: Context, folder: Folder, datasets: list[Dataset]) -> list[Part]:
+    """Count the examples of every training into the stage's facts, in metrics that begin with the objective's name.
+    Stores the rejected rows and returns their parts.
 
-    Raises one UserError for all that cannot be trained.
+    Raises one UserError about all trainings that reject too many rows.
     """
     from transformers import AutoTokenizer
 

@@ -2,9 +2,9 @@
 
     CGD_TASK='{...}' python -m cgd_stages.clean
 
-Folders are shared: runs with the same inputs use the same one. So a folder goes only when no other run claims it, also
-none that is gone and whose data were to stay. The promise of a folder goes first: nobody can take the rest for whole.
-The claims go last: an interrupted attempt is made again.
+Runs with the same inputs share a folder. So a folder is deleted only when no other run claims it; a deleted run whose
+data stay keeps its claim. The marker of a folder is deleted first, so that nobody takes the rest for complete. The
+claims are deleted last, so that the next attempt goes on where this one was interrupted.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -26,23 +26,23 @@ def main(context: Context) -> dict[str, StageFacts]:
     context.work_of(Clean)
     clock, store = time.monotonic(), context.store
     claims = store.claims()
-    own = claims.pop(store.run.uid, set())
-    shared = own & set[Folder]().union(*claims.values())
+    claimed = claims.pop(store.run.uid, set())
+    shared = claimed & set[Folder]().union(*claims.values())
     store.delete_pointers()
-    objects = sum(_delete(folder) for folder in sorted(own - shared, key=lambda folder: folder.uri))
-    for folder in own:
+    objects = sum(_delete(folder) for folder in sorted(claimed - shared, key=lambda folder: folder.uri))
+    for folder in claimed:
         store.withdraw(folder)
-    log.info("%d folders deleted, %d stay because other runs use them", len(own - shared), len(shared))
+    log.info("%d folders deleted, %d stay because other runs use them", len(claimed - shared), len(shared))
     facts = StageFacts(
-        rows=Rows(total=len(own), done=len(own - shared)),
+        rows=Rows(total=len(claimed), done=len(claimed - shared)),
         seconds=round(time.monotonic() - clock, 3),
-        metrics={"folders": len(own - shared), "shared": len(shared), "objects": objects},
+        metrics={"folders": len(claimed - shared), "shared": len(shared), "objects": objects},
     )
     return {context.task.stage: facts}
 
 
 def _delete(folder: Folder) -> int:
-    """Delete a folder; its number of objects."""
+    """Delete a folder. Returns its number of objects."""
     keys = [stored.key for stored in folder.bucket.list(folder.key())]
     folder.bucket.delete(folder.key(DONE))
     for key in keys:

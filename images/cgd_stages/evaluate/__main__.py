@@ -1,11 +1,11 @@
-"""Give a model every benchmark question alone, and grade what it says.
+"""Ask a model every benchmark question, with nothing else in view, and grade its outputs.
 
     CGD_TASK='{...}' python -m cgd_stages.evaluate
 
-The model sees the question, and the benchmark's instruction after a blank line; no draft, no critique, no reference.
-Every question ends as one row for each of the benchmark's samples, with the output, what was taken as the answer, and
-the verdict. A rival lets the model then criticise its own answer and give another. Interrupt it at any moment: the next
-attempt asks only for what is not stored.
+The model sees the question and, after a blank line, the benchmark's instruction; no draft, no critique, no reference.
+Each sample of each question becomes one row, with the output, the extracted answer and the grade. A rival lets the
+model criticise its own answer and give another. The program may be interrupted at any moment: the next attempt asks
+only for outputs that are not stored.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -45,7 +45,7 @@ REPORT_SECONDS = 3.0
 GRADERS = 2
 GRADE_SECONDS = 10.0
 UNGRADED_ROWS = 512
-"""Answers that wait for the grader at most: then the engine waits too."""
+"""The most answers that wait for the grader; when there are more, the engine waits."""
 
 
 def main(context: Context) -> dict[str, StageFacts]:
@@ -61,7 +61,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         facts = context.facts[stage] = totals.facts(len(questions), time.monotonic() - clock)
         if not len(questions) == len(totals.samples) == writer.stored_rows:
             graded, stored = len(totals.samples), writer.stored_rows
-            raise RowsLost(f"{stage}: {len(questions)} outputs wanted, {graded} graded, {stored} stored")
+            raise RowsLost(f"{stage}: {len(questions)} questions, {graded} graded, {stored} stored")
         return Product(facts, writer.parts, settings)
 
     done = context.store.produce(stage, _inputs(context, work, questions), evaluate)
@@ -71,8 +71,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def _questions(context: Context, work: Evaluate) -> list[Row]:
-    """The benchmarks' questions as prepare has stored them, each with the prompt that the model is given, once for each
-    sample of its benchmark."""
+    """The questions that prepare has stored, with the prompt that the model reads; one row for each sample."""
     stored = read_benchmarks(context.store.input("prepare"))
     benchmarks = {benchmark.name: benchmark for benchmark in work.benchmarks}
     missing = benchmarks.keys() - {row["benchmark"] for row in stored}
@@ -84,13 +83,13 @@ def _questions(context: Context, work: Evaluate) -> list[Row]:
     questions: list[Row] = []
     for row in stored:
         if benchmark := benchmarks.get(row["benchmark"]):
-            row["prompt"] = asked(row["prompt"], benchmark.instruction)  # a text that all its samples share
+            row["prompt"] = asked(row["prompt"], benchmark.instruction)  # one text in memory for all samples
             questions += [row | {"sample": sample} for sample in range(benchmark.samples)]
     return questions
 
 
 def asked(question: str, instruction: str) -> str:
-    """The one user turn: the question, and the benchmark's instruction after a blank line."""
+    """The text of the only user turn: the question, a blank line, the benchmark's instruction."""
     return f"{question}\n\n{instruction}" if instruction else question
 
 
@@ -104,10 +103,9 @@ def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str,
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
     if work.rival:
-        again = (
-            prompts.retry_messages("{x}", ["{c}"]) if work.rival.kind == "Reflexion" else prompts.fingerprint("refine")
-        )
-        inputs["rival"] = work.rival.model_dump() | {"prompts": [prompts.fingerprint("critique"), again]}
+        reflexion = work.rival.kind == "Reflexion"
+        second = prompts.retry_messages("{x}", ["{c}"]) if reflexion else prompts.fingerprint("refine")
+        inputs["rival"] = work.rival.model_dump() | {"prompts": [prompts.fingerprint("critique"), second]}
     return inputs
 
 
@@ -115,15 +113,14 @@ def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str,
 
 
 def _ask(context: Context, work: Evaluate, questions: list[Row], writer: PartWriter) -> dict[str, Any]:
-    """Ask whatever is not stored, and store what comes, until all is there or SIGTERM. The engine's settings."""
+    """Ask all questions whose output is not stored, and store the rows. Returns the engine's settings."""
     waiting = [question for question in questions if key_of(question) not in writer]
-    log.info("%d outputs wanted, %d to ask for", len(questions), len(waiting))
+    log.info("%d outputs to make, %d of them are stored", len(questions), len(questions) - len(waiting))
     if not waiting:
-        writer.flush()  # rows of a part that held others' as well
+        writer.flush()  # rows taken over from a part that is not listed may wait
         return {}
     engine = _engine(context, work)
-    named = ((name_of(question), question) for question in waiting)
-    dialogues = Dialogues(named, work.sampling, work.rival)
+    dialogues = Dialogues(((name_of(question), question) for question in waiting), work.sampling, work.rival)
     with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader, ThreadPoolExecutor(GRADERS) as threads:
         grading = Grading(writer, lambda row: threads.submit(grade, grader, row))
         speed = Speed(context, len(questions), grading, dialogues)
@@ -154,7 +151,7 @@ def name_of(row: Row) -> str:
 
 
 class Grading:
-    """Answers on their way through the grader to the writer, in the order in which they came."""
+    """Takes answers through the grader to the writer, in the order in which they came."""
 
     def __init__(self, writer: PartWriter, submit: Callable[[Row], Future[Grade]]) -> None:
         self._writer, self._submit = writer, submit
@@ -166,8 +163,20 @@ class Grading:
         return len(self._writer.kept) + len(self._under_way)
 
     def take(self, dialogue: Dialogue) -> None:
-        """Have one answer graded. A question refused is a question not solved."""
-        row = dialogue.question | _said(dialogue.outcome) | {"passes": dialogue.passes}
+        """Submit one answer to the grader. An output that the engine refused to make is graded too, as empty."""
+        outcome = dialogue.outcome
+        if isinstance(outcome, Completion):
+            tokens, reason, output = outcome.tokens, outcome.finish_reason, outcome.text
+        else:
+            log.warning("%s was not asked: %s, %s", outcome.name, outcome.reason, outcome.detail)
+            tokens, reason, output = 0, outcome.reason, ""
+        row = dialogue.question | {
+            "output": output,
+            "finish_reason": reason,
+            "prompt_tokens": outcome.prompt_tokens,
+            "tokens": tokens,
+            "passes": dialogue.passes,
+        }
         self._under_way.append((row, self._submit(row)))
 
     def store_when_due(self) -> None:
@@ -177,28 +186,19 @@ class Grading:
             self._writer.try_flush()
 
     def flush(self) -> None:
-        """Wait for the grader, and store what waits."""
+        """Wait for the grader, and store all answers."""
         while self._under_way:
             self._keep_first()
         self._writer.flush()
 
     def _keep_first(self) -> None:
-        row, verdict = self._under_way.popleft()
-        self._writer.keep(row | vars(verdict.result()))
-
-
-def _said(outcome: Outcome) -> Row:
-    if isinstance(outcome, Completion):
-        tokens, reason, output = outcome.tokens, outcome.finish_reason, outcome.text
-    else:
-        log.warning("%s was not asked: %s, %s", outcome.name, outcome.reason, outcome.detail)
-        tokens, reason, output = 0, outcome.reason, ""
-    return {"output": output, "finish_reason": reason, "prompt_tokens": outcome.prompt_tokens, "tokens": tokens}
+        row, grade = self._under_way.popleft()
+        self._writer.keep(row | vars(grade.result()))
 
 
 def grade(grader: Grader, row: Row) -> Grade:
-    """The grade of a row's output. Thinking does not count; of an output without an end only a box does, because the
-    last number of a sentence that was cut off is no answer."""
+    """The grade of a row's output, without its thinking. In an output that was cut only a box counts as an answer,
+    because the last number of an unfinished sentence is none."""
     text = read_reply(row["output"]).text
     if row["finish_reason"] in scores.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)
@@ -209,8 +209,8 @@ def grade(grader: Grader, row: Row) -> Grade:
 
 
 class Speed:
-    """How fast this attempt goes, from when the engine is warm: told to the operator and to the log every few
-    seconds."""
+    """How fast this attempt goes, counted from the moment when the engine is warm. It is reported to the operator and
+    logged every `REPORT_SECONDS`."""
 
     def __init__(self, context: Context, total: int, grading: Grading, dialogues: Dialogues) -> None:
         self._context, self._total, self._grading, self._dialogues = context, total, grading, dialogues
@@ -219,11 +219,9 @@ class Speed:
 
     def note(self, outcome: Outcome) -> None:
         self._tokens += outcome.tokens if isinstance(outcome, Completion) else 0
-        if time.monotonic() - self._reported >= REPORT_SECONDS:
-            self._reported = time.monotonic()
-            self._report()
-
-    def _report(self) -> None:
+        if time.monotonic() - self._reported < REPORT_SECONDS:
+            return
+        self._reported = time.monotonic()
         done, speed = self._grading.answered, self._tokens / self._pace.seconds
         eta = self._pace.remaining(done - self._before, self._total - done, under_way=self._dialogues.under_way)
         left = "?" if eta is None else round(eta)

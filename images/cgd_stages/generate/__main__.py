@@ -3,8 +3,8 @@
     CGD_TASK='{...}' python -m cgd_stages.generate
 
 Reads the rows of the stage before, asks the engine for every row that is not stored yet, and stores rows as they
-finish. Interrupt it at any moment: the next attempt asks only for the rest. Several roles share one warm engine and go
-hand in hand: a row's refinement is asked for as soon as its critique is there.
+finish. It may be interrupted at any moment: the next attempt asks for the rest only. Several roles share one warm
+engine and run side by side: a row's refinement is asked for as soon as its critique has come.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -42,9 +42,9 @@ HINTS = {
     "truncated": "Raise spec.generation.{role}.maxTokens or spec.{model}.maxModelLen.",
     "too_long": "Raise spec.{model}.maxModelLen, or lower maxTokens of the stages before.",
     "empty": "Look at the examples: the model or its chat template does not suit this prompt.",
-    "template": "The model's chat template fails on these rows: use another model, or a revision that is mended.",
+    "template": "The model's chat template fails on these rows: use another model, or a revision with a mended one.",
     "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model.",
-    "endpoint": "Ask whoever runs the endpoint of spec.teacher why it refuses these requests.",
+    "endpoint": "Ask the owner of the endpoint of spec.teacher why it refuses these requests.",
 }
 
 
@@ -54,8 +54,8 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
-    """Every role of the work, for this shard."""
-    # A store that is away for some minutes costs no warm engine.
+    """Do every role of the work, for this shard."""
+    # The warm engine outlives a store that is away for some minutes.
     context.store = context.store.waiting(context.stop)
     shards: list[Shard] = []
     before: Folder | None = None
@@ -74,19 +74,19 @@ def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, 
 
 @dataclass(frozen=True)
 class Source:
-    """The stage before. Without parts when it is under way in this very program, which then hands over its rows."""
+    """The stage before. It has no parts while this program itself runs it, and hands over its rows."""
 
     folder: Folder
     parts: tuple[Part, ...]
     identity: str
-    """What the digest of the next stage takes from this one."""
+    """What enters the digest of the next stage."""
     stage_rows: int | None
-    """Rows of the whole stage, when they are known yet."""
+    """Rows of the stage over all shards, once it has ended."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One role's work in this shard: where from, where to, how to ask."""
+    """One role's work in this shard: which rows it reads, where it stores them, how it asks."""
 
     role: Role
     sampling: Sampling
@@ -99,7 +99,7 @@ class Stage:
 
 
 class WarmEngine:
-    """The engine, started when the first row needs it, and shared by every role of this process."""
+    """The engine that all roles of this process share. It starts when the first row needs it."""
 
     def __init__(self, start: Callable[[], Engine]) -> None:
         self._start = start
@@ -132,15 +132,19 @@ def _source(context: Context, stage: str, before: Folder | None) -> Source:
     done = folder.done() if before else folder.require()
     if done is None:
         return Source(folder, (), folder.digest, None)
-    # What prepare keeps depends on more than its rows do: the rows themselves say whether answers can be shared.
+    # The digest of prepare covers more than its rows. The hash of the rows themselves lets more runs share answers.
     identity = done.content() if stage == "prepare" else folder.digest
     return Source(folder, tuple(done.under(PARTS)), identity, done.rows.done)
 
 
 def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, source: Source) -> Stage:
+    if work.endpoint is not None:
+        model = {"name": work.endpoint.model, "endpoint": work.endpoint.url}
+    else:
+        model = resolve.resolve(_model(context, work), context.store).identity()
     inputs: dict[str, Any] = {
         "stage": role,
-        "model": _identity(context, work),
+        "model": model,
         "prompts": prompts.fingerprint(role),
         "sampling": sampling.model_dump(by_alias=True),
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
@@ -150,14 +154,9 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
     return Stage(role, sampling, source, folder, inputs, context.shard, work.shards, work.max_rejected)
 
 
-def _identity(context: Context, work: Generate) -> dict[str, str]:
-    if work.endpoint is not None:
-        return {"name": work.endpoint.model, "endpoint": work.endpoint.url}
-    return resolve.resolve(_model(context, work), context.store).identity()
-
-
 def _reused(context: Context, stage: Stage) -> StageFacts | None:
-    """Facts of a stage that is done already, told so that the sum over all shards is the whole stage."""
+    """This shard's part of the facts of a finished stage; None while it is unfinished. Over all shards the parts sum up
+    to the stage: without shard markers shard 0 has the facts and the others have none."""
     done = stage.folder.done()
     if done is None:
         return None
@@ -171,29 +170,29 @@ def _reused(context: Context, stage: Stage) -> StageFacts | None:
 
 
 class Shard:
-    """This program's share of one stage. A feeder is the stage before, under way as well."""
+    """This program's share of one stage. A feeder is its share of the stage before, when it runs both."""
 
     def __init__(self, context: Context, stage: Stage, feeder: "Shard | None" = None) -> None:
         self.stage = stage
         self.started = now()
         self._context, self._feeder = context, feeder
-        source: Collection[Hashable] = feeder.writer.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
-        self._owned = len(source)
-        self.writer: ShardWriter = ShardWriter(stage.folder, stage.shard, stage.shards, source)
+        keys: Collection[Hashable] = feeder.writer.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
+        self._owned = len(keys)
+        self.writer: ShardWriter = ShardWriter(stage.folder, stage.shard, stage.shards, keys)
         self.fresh: Counter[str] = Counter()
-        """What this attempt has added: rows, tokens, prompt_tokens, cached_tokens."""
+        """What this attempt has added: `rows`, `tokens`, `prompt_tokens`, `cached_tokens`."""
         self._opened = time.monotonic()
         log.info("%s: %s in shard %d of %d", stage.role, self.rows, stage.shard, stage.shards)
         self.refuse_if_hopeless()
 
     @property
     def total(self) -> int:
-        """Rows to do: what the stage before has kept, or will keep unless it rejects more."""
+        """Rows to do: those that the stage before has kept, or keeps unless it rejects more."""
         return self._feeder.total - self._feeder.writer.counts["rejected"] if self._feeder else self._owned
 
     @property
     def stage_rows(self) -> int | None:
-        """Rows of the whole stage, over all shards; of one that is fed, those that its feeder may yet give."""
+        """Rows of the stage over all shards, where known. With a feeder: the most rows that it can still hand over."""
         rows = self.stage.source.stage_rows
         if rows is not None or self._feeder is None or self._feeder.stage_rows is None:
             return rows
@@ -204,12 +203,12 @@ class Shard:
         return self.writer.rows(self.total)
 
     def backlog(self) -> Iterator[Row]:
-        """Rows that can be asked for now. What a feeder keeps from now on comes on its own."""
+        """Rows that can be asked for now. `Questions` adds those that a feeder keeps from now on."""
         rows = self._feeder.stored() if self._feeder else _rows(self.stage)
         return (row for row in rows if packed(row) not in self.writer)
 
     def stored(self) -> Iterator[Row]:
-        """Rows that are stored at the time of the call."""
+        """Rows that are kept at the time of the call, from the store."""
         self.writer.flush()
         parts = [part for part in self.writer.parts if part.key.startswith(PARTS)]
         return (row for part in parts for row in from_parquet(self.stage.folder.read(part)))
@@ -220,7 +219,7 @@ class Shard:
         return Request(f"{row['id']}-{row['sample']}-{stage.role}", prompts.role_messages(stage.role, row), sampling)
 
     def take(self, row: Row, outcome: Outcome) -> Row | None:
-        """Keep or reject a row by its outcome; the row with its new columns when it is kept."""
+        """Keep or reject a row by its outcome. Returns the row with its new columns if it is kept."""
         kept, rejected = judged(self.stage.role, row, outcome)
         self.fresh.update(rows=1, prompt_tokens=outcome.prompt_tokens)
         if isinstance(outcome, Completion):
@@ -233,24 +232,14 @@ class Shard:
         return kept
 
     def refuse_if_hopeless(self) -> None:
-        """Stop as soon as this shard alone has more rejected rows than the whole stage may have."""
+        """Raise UserError when this shard alone has rejected more rows than the whole stage may reject."""
         total = self.stage_rows
         if total is not None and self.writer.counts["rejected"] > self.stage.max_rejected * total:
             self.writer.flush()
             raise _too_many_rejected(self.stage, self.writer.parts, total)
 
-    @property
-    def cache_hit_rate(self) -> float:
-        """Share of the prompts' tokens that the engine had in its prefix cache, in this attempt."""
-        return self.fresh["cached_tokens"] / max(self.fresh["prompt_tokens"], 1)
-
-    @property
-    def rows_left(self) -> int:
-        rows = self.rows
-        return rows.total - rows.done - rows.rejected
-
     def facts(self, speed: "Speed | None") -> StageFacts:
-        """Rows and tokens of every attempt so far; seconds, speed and cache of this one."""
+        """Rows and tokens of all attempts so far; seconds, speed and cached tokens of this attempt."""
         measured = {"prompt_tokens_cached": float(self.fresh["cached_tokens"])} | speed.metrics(self) if speed else {}
         return StageFacts(
             rows=self.rows,
@@ -263,9 +252,9 @@ class Shard:
         )
 
     def end(self, settings: dict[str, Any]) -> None:
-        """Promise this shard; when it is the last one, promise the stage."""
+        """Store this shard's marker and, when all other shards have theirs, the marker of the stage."""
         stage, rows = self.stage, self.rows
-        self.writer.flush()  # rows of another number of shards, which nothing need have been asked for
+        self.writer.flush()  # rows taken over from another number of shards may wait though nothing was asked for
         stored = self.writer.stored_rows
         if not rows.total == rows.done + rows.rejected == stored:
             counts = f"read {rows.total}, kept {rows.done}, rejected {rows.rejected}, stored {stored}"
@@ -283,19 +272,19 @@ class Shard:
         former = stage.folder.shard_marker(stage.shard, stage.shards)
         if former is None or former.parts != marker.parts:  # each attempt must get further than the one before
             stage.folder.mark_shard(marker)
-        every = (stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards))
-        markers = [marker for marker in every if marker is not None]
-        log.info("%s: shard %d has ended, %d of %d have", stage.role, stage.shard, len(markers), stage.shards)
+        shard_markers = (stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards))
+        markers = [shard_marker for shard_marker in shard_markers if shard_marker is not None]
+        log.info("%s: shard %d has ended, as have %d of %d", stage.role, stage.shard, len(markers), stage.shards)
         if len(markers) == stage.shards:
             self._context.store.point_at(_finish(stage, markers, settings))
 
 
 class Questions:
-    """What to ask next: the next role of a row that has just finished, then what is left from earlier attempts, the
-    last role first, then new rows."""
+    """What to ask next: first the next role of rows that have just been kept, then stored rows that lack a role. The
+    last role comes first there, so new rows of the first role come last."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        self._after = dict(pairwise(shards))
+        self._next = dict(pairwise(shards))
         self._ready: deque[tuple[Shard, Row]] = deque()
         backlogs = [(shard, shard.backlog()) for shard in reversed(shards)]
         self._waiting = ((shard, row) for shard, rows in backlogs for row in rows)
@@ -303,11 +292,11 @@ class Questions:
 
     @property
     def under_way(self) -> int:
-        """Those that the engine has."""
+        """Questions that the engine has not answered yet."""
         return len(self._under_way)
 
     def any(self) -> bool:
-        """Whether there is anything to ask now."""
+        """Whether a question is ready now."""
         if not self._ready and (first := next(self._waiting, None)):
             self._ready.append(first)
         return bool(self._ready)
@@ -323,12 +312,12 @@ class Questions:
     def answered(self, outcome: Outcome) -> None:
         shard, row = self._under_way.pop(outcome.name)
         kept = shard.take(row, outcome)
-        if kept is not None and (after := self._after.get(shard)):
-            self._ready.append((after, kept))
+        if kept is not None and (next_shard := self._next.get(shard)):
+            self._ready.append((next_shard, kept))
 
 
 def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
-    """Ask for every row that is not stored, store every outcome, and promise what is complete."""
+    """Ask for every row that is not stored, store every outcome, and write the markers of what is complete."""
     engine, speed = None, None
     try:
         questions = Questions(shards)
@@ -344,12 +333,12 @@ def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
 
 
 def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, speed: "Speed") -> None:
-    """Give the engine every question and the writers every row, until all are there or `stop`. All are stored."""
+    """Pass questions to the engine and rows to the writers until all are answered or SIGTERM comes; store every row."""
 
     def after_step() -> None:
         if any(shard.writer.due for shard in shards):
             all(shard.writer.try_flush() for shard in shards)
-        speed.tell()
+        speed.report_when_due()
 
     def flush() -> None:
         for shard in shards:
@@ -368,7 +357,7 @@ def _finish(stage: Stage, markers: list[ShardMarker], settings: dict[str, Any]) 
     facts = summed([marker.facts for marker in markers])
     parts = [part for marker in markers for part in marker.parts]
     if stage.source.stage_rows not in {None, facts.rows.total}:
-        raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} rows of {stage.source.stage_rows}")
+        raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} of {stage.source.stage_rows} rows")
     if facts.rows.rejected > stage.max_rejected * facts.rows.total:
         raise _too_many_rejected(stage, parts, facts.rows.total)
     return stage.folder.finish(
@@ -387,7 +376,7 @@ def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserE
     examples = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in rows[:2])
     message = (
         f"{stage.role}: {len(rows)} of {total} rows rejected, more than the {stage.max_rejected:.1%} that "
-        f"spec.generation.maxRejected allows ({counts}). Examples: {examples}. Everything finished is stored."
+        f"spec.generation.maxRejected allows ({counts}). Examples: {examples}. All finished rows are stored."
     )
     model = "student" if stage.role == "answer" else "teacher"
     hint = HINTS.get(reasons[0][0], "").format(role=stage.role, model=model) if reasons else ""
@@ -395,7 +384,7 @@ def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserE
 
 
 def summed(facts: Sequence[StageFacts]) -> StageFacts:
-    """One stage's facts from those of its shards. They run side by side: seconds are the longest's."""
+    """The facts of a stage: the sum over its shards, and the seconds of the longest."""
     metrics: Counter[str] = Counter()
     for shard in facts:
         metrics.update(shard.metrics)
@@ -413,28 +402,41 @@ def summed(facts: Sequence[StageFacts]) -> StageFacts:
 
 
 class Speed:
-    """How fast this attempt goes, from when the engine is warm: told to the operator every few seconds, and to the log
-    now and then."""
+    """How fast this attempt goes, counted from the moment when the engine is warm."""
 
     def __init__(self, context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine) -> None:
         self._context, self._shards, self._questions, self._engine = context, shards, questions, engine
         self._pace = Pace()
         self._reported = self._logged = time.monotonic()
 
-    def tell(self) -> None:
-        """Report and log, when it is time again."""
-        now = time.monotonic()
-        if now - self._reported >= REPORT_SECONDS:
-            self._reported, eta = now, self._eta()
-            for shard in self._shards:
-                metrics = self.metrics(shard) | {"cache_hit_rate": shard.cache_hit_rate} | shard.writer.metrics()
-                speed = metrics["tokens_per_second"]
-                self._context.progress.report(
-                    shard.stage.role, shard.rows, tokens_per_second=speed, eta=eta, metrics=metrics
+    def report_when_due(self) -> None:
+        """Report to the operator every `REPORT_SECONDS`, and log every `LOG_SECONDS`."""
+        clock = time.monotonic()
+        if clock - self._reported < REPORT_SECONDS:
+            return
+        self._reported, with_log = clock, clock - self._logged >= LOG_SECONDS
+        self._logged = clock if with_log else self._logged
+        # The roles run side by side: the rows of all count together, and the estimate is for the last row of any.
+        finished = sum(shard.fresh["rows"] for shard in self._shards)
+        left = sum(shard.rows.total - shard.rows.done - shard.rows.rejected for shard in self._shards)
+        eta = self._pace.remaining(finished, left, under_way=self._questions.under_way)
+        for shard in self._shards:
+            rows, role = shard.rows, shard.stage.role
+            cache_hit_rate = shard.fresh["cached_tokens"] / max(shard.fresh["prompt_tokens"], 1)
+            metrics = self.metrics(shard) | {"cache_hit_rate": cache_hit_rate} | shard.writer.metrics()
+            speed = metrics["tokens_per_second"]
+            self._context.progress.report(role, rows, tokens_per_second=speed, eta=eta, metrics=metrics)
+            if with_log:
+                log.info(
+                    "%s: %d of %d rows, %d rejected, %.0f tokens/s, %s s to go, %.0f%% of the prompts cached",
+                    role,
+                    rows.done + rows.rejected,
+                    rows.total,
+                    rows.rejected,
+                    speed,
+                    "?" if eta is None else round(eta),
+                    100 * cache_hit_rate,
                 )
-        if now - self._logged >= LOG_SECONDS:
-            self._logged = now
-            self._log()
 
     def metrics(self, shard: Shard) -> dict[str, float]:
         engine = self._engine.metrics()
@@ -443,27 +445,6 @@ class Speed:
             "tokens_per_second": round(shard.fresh["tokens"] / self._pace.seconds, 1),
             "prompt_tokens_per_second": round(shard.fresh["prompt_tokens"] / self._pace.seconds, 1),
         }
-
-    def _log(self) -> None:
-        eta = self._eta()
-        for shard in self._shards:
-            rows = shard.rows
-            log.info(
-                "%s: %d of %d rows, %d rejected, %.0f tokens/s, %s s to go, %.0f%% of the prompts cached",
-                shard.stage.role,
-                rows.done + rows.rejected,
-                rows.total,
-                rows.rejected,
-                self.metrics(shard)["tokens_per_second"],
-                "?" if eta is None else round(eta),
-                100 * shard.cache_hit_rate,
-            )
-
-    def _eta(self) -> float | None:
-        """Seconds until every role has ended; the rows of all roles count together, for they go hand in hand."""
-        finished = sum(shard.fresh["rows"] for shard in self._shards)
-        left = sum(shard.rows_left for shard in self._shards)
-        return self._pace.remaining(finished, left, under_way=self._questions.under_way)
 
 
 if __name__ == "__main__":

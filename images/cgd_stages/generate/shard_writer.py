@@ -1,9 +1,9 @@
-"""The rows of one shard of a stage: which of them are stored, and what they come to.
+"""The rows of one shard of a stage: which are stored, and their sums.
 
 A shard owns the rows with int(id, 16) % shards == shard. Its parts are named `<shard>-of-<shards>-<hash>.parquet`. Its
-marker lists parts that hold exactly the shard's rows, each once, so that the union of all markers of a stage has no
-row twice. Whatever breaks this is written anew instead of listed: rows of an attempt with another number of shards,
-and rows that two pods of the same shard have stored because one of them was thought dead.
+marker lists parts that hold the shard's rows and no others, each once, so that the markers of a stage together have no
+row twice. A part that breaks this is not listed; its rows are written anew. Such parts come from an attempt with
+another number of shards, and from two pods of one shard when the cluster lost sight of the first.
 """
 
 import re
@@ -23,14 +23,14 @@ def owns(identity: str, shard: int, shards: int) -> bool:
 
 
 def packed(row: Row) -> bytes:
-    """A row's key, in 14 bytes. A shard remembers one for every row that it has."""
+    """A row's key in 14 bytes, of which a shard remembers one for each of its rows."""
     return bytes.fromhex(row["id"]) + int(row["sample"]).to_bytes(4)
 
 
 def may_hold(part: str, shard: int, shards: int) -> bool:
-    """Whether a part of this name can hold rows of the shard. No when it belongs to another one of as many."""
-    named = _NAME.fullmatch(part)
-    return not named or int(named[2]) != shards or int(named[1]) == shard
+    """Whether a part of this name can hold rows of the shard: not when another shard of the same number wrote it."""
+    match = _NAME.fullmatch(part)
+    return not match or int(match[2]) != shards or int(match[1]) == shard
 
 
 def owned_rows(
@@ -43,10 +43,10 @@ def owned_rows(
 
 
 class ShardWriter(PartWriter):
-    """What a shard has stored and is about to store. Opening it reads everything stored so far.
+    """The stored and waiting rows of a shard. Its constructor reads all that is stored.
 
-    `source` are the keys of the shard's rows in the stage before: what is stored beyond them (by a pod that read
-    another outcome of that stage) is left out.
+    `source` has the keys of the shard's rows in the stage before. Stored rows with other keys, by a pod that read
+    another outcome of that stage, are left out.
     """
 
     def __init__(self, folder: Folder, shard: int, shards: int, source: Collection[Hashable] | None = None) -> None:
@@ -54,7 +54,7 @@ class ShardWriter(PartWriter):
             folder, row_schema(folder.stage), count=self._add, key=packed, own=f"{shard:05d}-of-{shards:05d}-"
         )
         self.counts: Counter[str] = Counter()
-        """Sums over the shard's rows: done, rejected, prompt_tokens, tokens, and the metrics of the stage."""
+        """Sums over the shard's rows: `done`, `rejected`, `prompt_tokens`, `tokens`, and the metrics of the stage."""
         self._shard, self._shards, self._source = shard, shards, source
         self.recover(lambda name: may_hold(name, shard, shards))
 
@@ -66,7 +66,7 @@ class ShardWriter(PartWriter):
         return Rows(total=total, done=self.counts["done"], rejected=self.counts["rejected"])
 
     def metrics(self) -> dict[str, float]:
-        """Counts by reason of rejection and by verdict."""
+        """Rows by reason of rejection and by verdict."""
         return {
             name: float(count) for name, count in sorted(self.counts.items()) if "_" in name and "tokens" not in name
         }

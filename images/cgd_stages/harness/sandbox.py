@@ -1,16 +1,16 @@
-"""Runs a Python program, and the checks of it, where they can do nothing but compute: `sandbox` starts both.
+"""Runs a Python program, and its checks, where they can do nothing but compute. `sandboxed` starts both processes.
 
     python -I -S sandbox.py program SECONDS MEGABYTES QUESTIONS ANSWERS < {"program": ..., "entry": ...}
     python -I -S sandbox.py checks SECONDS MEGABYTES ANSWERS QUESTIONS < {"head": ..., "entry": ..., "checks": ...}
 
-Before any of that is compiled each process gives away, for good: its limits (setrlimit), every file but Python's own
-libraries, to read (Landlock), and every system call but those that computing needs (seccomp), so that there is no
-network, no other process to start, trace or signal, and nothing to write to.
+Before it compiles any of that, each process locks itself in, for good. It limits its time and memory (setrlimit). It
+gives up every file but Python's libraries, which it can only read (Landlock), and every system call that computing does
+not need (seccomp). So it has no network, starts, traces and signals no other process, and writes to no file.
 
-A program is not believed. Its process calls the function `entry` for the arguments that come as lines of JSON on the
-descriptor QUESTIONS, and writes what it returns, made plain, to ANSWERS. The checks run in the other process, which
-alone knows them and alone has what was its standard output, for the verdict: "passed", or how it ended. Needs nothing
-but the standard library, no privilege, and a Linux of 5.13 or newer that has Landlock switched on.
+A program is not trusted. Its process reads arguments as lines of JSON from the descriptor QUESTIONS, calls the function
+`entry` with them, and writes the result, as plain data, to ANSWERS. The checks run in the other process. Only that one
+knows them, and only that one keeps its standard output, for the verdict: "passed", or how it ended. Both need nothing
+but the standard library, no privilege, and Linux 5.13 or newer with Landlock switched on.
 """
 
 import ctypes
@@ -31,13 +31,13 @@ DEVICES = ("/dev/null", "/dev/urandom")
 
 # linux/landlock.h
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-"""Numbers of the system calls, the same on every architecture."""
+"""Numbers of system calls, the same on every architecture."""
 VERSION_FLAG, PATH_BENEATH = 1, 1
 EXECUTE, READ_FILE, READ_DIR = 1 << 0, 1 << 2, 1 << 3
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""ABI -> how many rights over files it knows; newer ones know as many as 5."""
+"""Version of the ABI -> its number of rights over files; versions above 5 have as many as 5."""
 NETWORK, SCOPES = 0b11, 0b11
-"""TCP's bind and connect, from ABI 4; abstract sockets and signals, from ABI 6."""
+"""Bind and connect of TCP, from ABI 4; abstract sockets and signals, from ABI 6."""
 
 NO_NEW_PRIVILEGES = 38  # prctl
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
@@ -56,14 +56,14 @@ COMMANDS = {
     "fcntl": (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL),
     "ioctl": (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX),
 }
-"""What is left of these calls, by their second argument: others have the kernel signal any process (F_SETOWN, F_NOTIFY,
-FIOSETOWN), which Landlock stops only from Linux 6.12 on."""
+"""The allowed second arguments of these calls. Others make the kernel signal any process (F_SETOWN, F_NOTIFY,
+FIOSETOWN), which Landlock prevents only from Linux 6.12 on."""
 MASKED_EQUAL = 7
-"""libseccomp's comparison of some bits."""
+"""libseccomp's comparison under a mask."""
 LINE = 1 << 24
-"""Characters of a question or an answer at most."""
+"""The most characters of a question or an answer."""
 LONGEST_NAME = 50
-"""Of an error."""
+"""The most characters of an error's name."""
 SERIES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -72,7 +72,7 @@ class Unavailable(Exception):
 
 
 class Lost(Exception):
-    """The program's process has ended, or does not keep to the lines."""
+    """The program's process has ended, or writes something other than lines of JSON."""
 
 
 class Comparison(ctypes.Structure):
@@ -98,7 +98,7 @@ def limit(seconds: int, megabytes: int) -> None:
 
 
 def lock_files() -> None:
-    """Leave nothing of the file system but Python's libraries, to read."""
+    """Give up the file system but for Python's libraries, which stay readable."""
     libc = ctypes.CDLL(None, use_errno=True)
     abi = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)
     if abi < 1:
@@ -114,20 +114,20 @@ def lock_files() -> None:
             _called(libc, ADD_RULE, rules, PATH_BENEATH, struct.pack("=Qi", rights, place), 0)
             os.close(place)
     if libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0):
-        raise Unavailable("the kernel does not take new privileges away")
+        raise Unavailable("the kernel refuses PR_SET_NO_NEW_PRIVS")
     _called(libc, RESTRICT_SELF, rules, 0)
     os.close(rules)
 
 
 def _called(libc: ctypes.CDLL, number: int, *arguments: object) -> int:
-    done = int(libc.syscall(number, *arguments))
-    if done < 0:
+    result = int(libc.syscall(number, *arguments))
+    if result < 0:
         raise Unavailable(f"Landlock refused ({os.strerror(ctypes.get_errno())})")
-    return done
+    return result
 
 
 def lock_calls() -> None:
-    """Leave no system call but `COMPUTING` and `COMMANDS`; others fail with EPERM."""
+    """Give up all system calls but `COMPUTING` and `COMMANDS`; the others fail with EPERM."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
@@ -138,51 +138,51 @@ def lock_calls() -> None:
         _allow(library, rules, name)
     for name, commands in COMMANDS.items():
         for command in commands:
-            # The kernel takes 32 bits of the 64 in the register.
+            # The register has 64 bits, and the kernel reads 32 of them.
             _allow(library, rules, name, Comparison(1, MASKED_EQUAL, 0xFFFFFFFF, command))
     if library.seccomp_load(rules):
-        raise Unavailable("the kernel takes no seccomp filter")
+        raise Unavailable("the kernel refuses the seccomp filter")
 
 
 def _allow(library: ctypes.CDLL, rules: ctypes.c_void_p, name: str, *only: Comparison) -> None:
     number = library.seccomp_syscall_resolve_name(name.encode())
     comparisons = (Comparison * len(only))(*only)
-    # A number below 0 is none of this architecture.
+    # A call that this architecture lacks has a number below 0.
     if number >= 0 and library.seccomp_rule_add_array(rules, ALLOW, number, len(only), comparisons):
-        raise Unavailable(f"seccomp takes no rule for {name}")
+        raise Unavailable(f"seccomp refuses the rule for {name}")
 
 
 # --- the program ------------------------------------------------------------------------------------------------
 
 
 def run(program: str, entry: str, questions: TextIO, answers: TextIO) -> None:
-    """Define what the program defines, then call `entry` for every question until there are no more."""
+    """Execute the program, then call its function `entry` for every question until no more come."""
 
-    def tell(**answer: Any) -> None:
+    def write(**answer: Any) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
-        exec(compile(program, "<program>", "exec"), names)  # noqa: S102  what this is for
-    except BaseException as error:  # noqa: BLE001  whatever the program did, this is how it ended
-        tell(kind=type(error).__name__, words=str(error))
+        exec(compile(program, "<program>", "exec"), names)  # noqa: S102  the purpose of this process
+    except BaseException as error:  # noqa: BLE001  a program may raise anything
+        write(kind=type(error).__name__, words=str(error))
         return
-    tell(value=None)
+    write(value=None)
     for question in questions:
         try:
             arguments, named = made(json.loads(question))
-            tell(value=plain(names[entry](*arguments, **named)))
-        except BaseException as error:  # noqa: BLE001  the same
-            tell(kind=type(error).__name__, words=str(error))
+            write(value=plain(names[entry](*arguments, **named)))
+        except BaseException as error:  # noqa: BLE001  so may its function
+            write(kind=type(error).__name__, words=str(error))
 
 
 # --- the checks -------------------------------------------------------------------------------------------------
 
 
-def check(given: dict[str, str], questions: TextIO, answers: TextIO) -> None:
-    """Run the checks. Raises what they raise, what the program has raised, and Lost."""
+def check(code: dict[str, str], questions: TextIO, answers: TextIO) -> None:
+    """Run the checks. Raises what the checks or the program raise, and Lost."""
 
-    def heard() -> Any:
+    def read_answer() -> Any:
         line = answers.readline(LINE)
         if not line.endswith("\n"):
             raise Lost
@@ -193,42 +193,42 @@ def check(given: dict[str, str], questions: TextIO, answers: TextIO) -> None:
 
     def entry(*arguments: Any, **named: Any) -> Any:
         print(json.dumps(plain((arguments, named))), file=questions, flush=True)
-        return heard()
+        return read_answer()
 
-    heard()
+    read_answer()
     names: dict[str, Any] = {"__name__": "__main__"}
-    if given["head"]:
-        exec(compile(given["head"] + "    pass\n", "<head>", "exec"), names)  # noqa: S102  what this is for
-    names[given["entry"]] = entry
-    exec(compile(given["checks"], "<checks>", "exec"), names)  # noqa: S102  the same
+    if code["head"]:
+        exec(compile(code["head"] + "    pass\n", "<head>", "exec"), names)  # noqa: S102  the purpose of this process
+    names[code["entry"]] = entry
+    exec(compile(code["checks"], "<checks>", "exec"), names)  # noqa: S102  likewise
 
 
-def error_name(told: object) -> str:
-    """The name of an error as a program tells it, which may be any text, such as the words of a verdict."""
-    name = str(told)[:LONGEST_NAME]
+def error_name(kind: object) -> str:
+    """The name of an error that a program reports. It may be any text, such as the words of a verdict."""
+    name = str(kind)[:LONGEST_NAME]
     return name if name.isascii() and name.isidentifier() and name[0].isupper() else "Exception"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it. Raises TypeError for what is more than data."""
+    """A value in a form that JSON can hold. Raises TypeError for a value that is not plain data."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     for name, kind in SERIES.items():
         if isinstance(value, kind):
-            return {name: [plain(one) for one in value]}
+            return {name: [plain(item) for item in value]}
     if isinstance(value, dict):
-        return {"dict": [[plain(key), plain(one)] for key, one in value.items()]}
+        return {"dict": [[plain(key), plain(item)] for key, item in value.items()]}
     raise TypeError(f"a value of type {type(value).__name__} cannot be checked")
 
 
 def made(value: Any) -> Any:
-    """The value that `plain` was given."""
+    """The inverse of `plain`."""
     if not isinstance(value, dict):
         return value
     ((name, parts),) = value.items()
     if name == "dict":
-        return {made(key): made(one) for key, one in parts}
-    return SERIES[name](made(one) for one in parts)
+        return {made(key): made(item) for key, item in parts}
+    return SERIES[name](made(item) for item in parts)
 
 
 # --- the process ------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def made(value: Any) -> Any:
 
 def main() -> None:
     part, seconds, megabytes, reading, writing = sys.argv[1], *map(int, sys.argv[2:])
-    given, verdict = json.load(sys.stdin), os.dup(1)
+    code, verdict = json.load(sys.stdin), os.dup(1)
     incoming, outgoing = os.fdopen(reading), os.fdopen(writing, "w")
     nothing = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
@@ -250,13 +250,13 @@ def main() -> None:
         say(verdict, f"unavailable {error}")
     if part == "program":
         os.close(verdict)
-        run(given["program"], given["entry"], incoming, outgoing)
+        run(code["program"], code["entry"], incoming, outgoing)
         return
     try:
-        check(given, outgoing, incoming)
+        check(code, outgoing, incoming)
     except (Lost, BrokenPipeError):
         say(verdict, "lost")
-    except BaseException as error:  # noqa: BLE001  whatever the checks found, this is how they ended
+    except BaseException as error:  # noqa: BLE001  checks may raise anything
         say(verdict, f"failed {type(error).__name__}: {error}")
     say(verdict, "passed")
 

@@ -1,8 +1,8 @@
-"""Runs programs that a model wrote, each in a process of its own that can do nothing but compute; see `jail`.
+"""Runs programs that a model wrote, each in a process of its own that can do nothing but compute; see `sandbox`.
 
-A stage's pod holds credentials and a network, so a program must not see its environment, its files, its processes or
-its network. No privilege is needed for that, and no right that the `restricted` Pod Security Standard takes away. What
-a program returns is checked in another process of the same kind: the program can say nothing of its own success.
+A stage's pod has credentials and a network, so a program must not see the pod's environment, files, processes or
+network. The sandbox needs no privilege, and works under the `restricted` Pod Security Standard. A second process of the
+same kind checks what the program returns, so a program cannot claim its own success.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from typing import Any
 
 from cgd_stages.errors import UserError
 
-JAIL = Path(__file__).with_name("sandbox.py")
+SANDBOX = Path(__file__).with_name("sandbox.py")
 SECONDS, MEGABYTES = 10.0, 2048
-"""What a program may take: wall-clock time, and memory that it addresses."""
+"""A program's limits: wall-clock time, and address space."""
 NEEDS = (
-    "Executing what a model writes needs nodes with Linux 5.13 or newer whose kernel has Landlock switched on (in its "
-    "lsm= list), and libseccomp in the image; or leave the task out of spec.evaluation.tasks."
+    "Executing a model's programs needs nodes with Linux 5.13 or newer whose kernel has Landlock switched on (in its "
+    "lsm= list), and libseccomp in the image. Use such nodes, or remove the task from spec.evaluation.tasks."
 )
 
 
@@ -37,15 +37,15 @@ class Trial:
     program: str
     entry: str = ""
     head: str = ""
-    """What the checks may use beside `entry`: code that ends with the head of a function, whose body is left out."""
+    """Code that the checks may use beside `entry`; it ends with the head of a function, without a body."""
     checks: str = ""
-    """Code that calls `entry` and raises where an answer is wrong. None: it passes when the program says that it has
-    come to its end, which it could say at any time."""
+    """Code that calls `entry` and raises where an answer is wrong. Without it the trial passes when the program says
+    that it has ended, which it could say at any time."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a program ended; `error` is empty when it came to its end and passed, and names what happened otherwise."""
+    """How a program ended. `error` says why it did not pass; it is empty when it passed."""
 
     passed: bool
     error: str = ""
@@ -56,28 +56,29 @@ def execute(trial: Trial, *, seconds: float = SECONDS, megabytes: int = MEGABYTE
     """Run one program and its checks to their end, or to the end of their time.
 
     Raises:
-        UserError: this system cannot lock a process in; nothing was run.
+        UserError: this system cannot lock a process in; the program was not run.
     """
     limits = (str(int(seconds) + 1), str(megabytes))
-    program_given = {"program": trial.program, "entry": trial.entry}
-    checks_given = {"head": trial.head, "entry": trial.entry, "checks": trial.checks}
+    no_end = Verdict(False, f"no end within {seconds:g} s", timed_out=True)
+    program_code = {"program": trial.program, "entry": trial.entry}
+    checks_code = {"head": trial.head, "entry": trial.entry, "checks": trial.checks}
     with ExitStack() as processes:
         # Only the two processes keep the pipes, so that each sees the end of the other.
         with ExitStack() as ends:
-            (asked, ask), (told, tell) = os.pipe(), os.pipe()
-            for end in (asked, ask, told, tell):
+            (read_question, write_question), (read_answer, write_answer) = os.pipe(), os.pipe()
+            for end in (read_question, write_question, read_answer, write_answer):
                 ends.callback(os.close, end)
-            program = processes.enter_context(_process(program_given, "program", *limits, reads=asked, writes=tell))
-            checks = processes.enter_context(_process(checks_given, "checks", *limits, reads=told, writes=ask))
+            program = processes.enter_context(_process(program_code, "program", *limits, read_question, write_answer))
+            checks = processes.enter_context(_process(checks_code, "checks", *limits, read_answer, write_question))
         try:
             checks.wait(seconds)
         except subprocess.TimeoutExpired:
-            return _no_end(seconds)
+            return no_end
         assert checks.stdout
-        said = os.read(checks.stdout.fileno(), 4096).decode(errors="replace")
-    kind, _, detail = said.partition(" ")
+        words = os.read(checks.stdout.fileno(), 4096).decode(errors="replace")
+    kind, _, detail = words.partition(" ")
     if -signal.SIGXCPU in (program.returncode, checks.returncode):
-        return _no_end(seconds)
+        return no_end
     if kind == "unavailable":
         raise UserError(f"programs cannot be locked in here: {detail}", hint=NEEDS)
     if kind not in ("passed", "failed"):
@@ -86,18 +87,14 @@ def execute(trial: Trial, *, seconds: float = SECONDS, megabytes: int = MEGABYTE
     return Verdict(kind == "passed", detail)
 
 
-def _no_end(seconds: float) -> Verdict:
-    return Verdict(False, f"no end within {seconds:g} s", timed_out=True)
-
-
 @contextmanager
 def _process(
-    given: dict[str, str], part: str, *limits: str, reads: int, writes: int
+    code: dict[str, str], part: str, seconds: str, megabytes: str, reads: int, writes: int
 ) -> Iterator["subprocess.Popen[Any]"]:
-    """A part of the jail, given its code and two ends of pipes. It is killed at the end, whatever it does."""
-    command = [sys.executable, "-I", "-S", str(JAIL), part, *limits, str(reads), str(writes)]
+    """One process of the sandbox. It gets its code and two ends of pipes, and is killed at the end in any case."""
+    command = [sys.executable, "-I", "-S", str(SANDBOX), part, seconds, megabytes, str(reads), str(writes)]
     with tempfile.TemporaryFile() as text:
-        text.write(json.dumps(given).encode())
+        text.write(json.dumps(code).encode())
         text.seek(0)
         with subprocess.Popen(
             command, env={}, cwd="/", stdin=text, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -112,11 +109,11 @@ def _process(
 
 
 def execute_all(trials: Iterable[Trial], *, seconds: float = SECONDS) -> list[Verdict]:
-    """Run programs, as many at a time as there are processors."""
+    """Run programs, one for each processor at a time."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda trial: execute(trial, seconds=seconds), trials))
 
 
 def require() -> None:
-    """Raise a UserError where programs cannot be locked in."""
+    """Raise a UserError where this system cannot lock programs in."""
     execute(Trial(""))

@@ -1,8 +1,8 @@
-"""What a task of lm-eval may do in a stage's pod, which holds keys: ask and grade, by code of the image alone.
+"""Lets a task of lm-eval run only code of the image, because a stage's pod holds keys.
 
-A definition in the folder of spec.evaluation.taskData is other people's, and so are data in it or from the hub. lm-eval
-would take Python functions from beside a definition, fill in templates that reach into Python, fetch metrics that are
-programs, and read any file or URL as a data set.
+Task definitions and data in spec.evaluation.taskData, and data on the hub, come from other people. Without the guard
+lm-eval imports Python functions from beside a definition, fills in templates that reach into Python, fetches metrics
+that are programs, and reads any file or URL as a data set.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,21 +14,19 @@ from urllib.parse import urlsplit
 from cgd_stages.errors import UserError
 
 EXECUTING = {"cruxeval", "humaneval", "humaneval_infilling", "longproc", "mbpp"}
-"""Folders of lm-eval 0.4.13 whose functions execute what a model writes, not all of them with a warning."""
-
-
+"""Folders of lm-eval 0.4.13 whose functions execute a model's outputs, some without a warning."""
 HUB = "hf"
-"""Scheme of the URLs of files on the hub."""
+"""The scheme of URLs of files on the hub."""
 
 
 @contextmanager
 def guarded(task: str) -> Iterator[None]:
-    """Inside, lm-eval does nothing of that. Raises UserError for a task that wants it."""
+    """Inside, lm-eval does none of this. Raises UserError for a task that tries to."""
     guard = _Guard(task)
     try:
         with guard:
             yield
-    except Exception:  # lm-eval and datasets turn some errors into others, and swallow some
+    except Exception:  # lm-eval and datasets convert some errors, and swallow others
         if guard.refused is None:
             raise
     if guard.refused:
@@ -36,7 +34,7 @@ def guarded(task: str) -> Iterator[None]:
 
 
 class _Guard:
-    """Stands before the functions of lm-eval and its libraries through which a task gets at code or data."""
+    """Replaces the functions of lm-eval and its libraries through which a task gets code or data."""
 
     def __init__(self, task: str) -> None:
         self._task = task
@@ -83,38 +81,38 @@ class _Guard:
         return self._function(name, folder)
 
     def _no_program(self, name: str, *_: Any, **__: Any) -> NoReturn:
-        self._refuse(f"has a metric that is none of lm-eval's but a program, {name}")
+        self._refuse(f"has a metric that is a program and not one of lm-eval's, {name}")
 
-    def _read_beside(self, *given: Any, **named: Any) -> Any:
-        for text in _texts([given, named]):
+    def _read_beside(self, *arguments: Any, **named: Any) -> Any:
+        for text in _texts([arguments, named]):
             if text.startswith(("/", "~")) or ".." in Path(text).parts or urlsplit(text).scheme:
                 self._refuse(f"reads {text}")
-        return self._read(*given, **named)
+        return self._read(*arguments, **named)
 
-    def _find_beside(self, pattern: str, *given: Any, **named: Any) -> list[str]:
-        """The files of a pattern, which the README of a data set names as well, and where it likes."""
+    def _find_beside(self, pattern: str, *arguments: Any, **named: Any) -> list[str]:
+        """The files of a pattern. The README of a data set may name one too, and may name any place."""
         if urlsplit(pattern).scheme not in ("", HUB):
             self._refuse(f"reads {pattern}")
-        found: list[str] = self._find(pattern, *given, **named)
-        for file in found:
+        files: list[str] = self._find(pattern, *arguments, **named)
+        for file in files:
             beside = any(Path(file).resolve().is_relative_to(folder) for folder in (Path.cwd().resolve(), self._image))
             if not beside and urlsplit(file).scheme != HUB:
                 self._refuse(f"reads {file}")
-        return found
+        return files
 
     def _refuse(self, what: str) -> NoReturn:
         self.refused = UserError(
             f"the task {self._task} {what}, in a pod that holds this run's keys",
-            hint="Take it out of the task's definition. Or set ownCode: true for this task in spec.evaluation.tasks, "
-            "if everybody who can write to spec.evaluation.taskData may have these keys.",
+            hint="Remove it from the task's definition. Or, if everybody who can write to spec.evaluation.taskData may "
+            "have these keys, set ownCode: true for this task in spec.evaluation.tasks.",
         )
         raise self.refused
 
 
 def execution_refused(task: str) -> UserError:
     return UserError(
-        f"the task {task} executes code that the model writes, which is done for HumanEval alone",
-        hint="Leave it out of spec.evaluation.tasks.",
+        f"the task {task} executes code that the model writes, which is possible for HumanEval alone",
+        hint="Remove it from spec.evaluation.tasks.",
     )
 
 
@@ -125,5 +123,5 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         yield from _texts(list(value.values()))
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)

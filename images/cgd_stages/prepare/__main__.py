@@ -1,9 +1,9 @@
-"""Read, check and store the prompts; refuse here whatever would fail later on a GPU.
+"""Read, check and store the prompts, and refuse what would fail later on a GPU.
 
     CGD_TASK='{...}' python -m cgd_stages.prepare
 
-Probes the store, the endpoint, both models, tokenizers and templates. Then reads the source row by row: what can be
-used becomes a row (unless it is not drawn for a sample), what cannot becomes a rejection with its reason.
+First it tries the store, the endpoint, both models, their tokenizers and templates. Then it reads the source row by
+row. A usable row is kept (or, where a sample is drawn, perhaps not drawn); any other is rejected with its reason.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -45,32 +45,56 @@ def main(context: Context) -> dict[str, StageFacts]:
     student = check_model(context, work.student, work.student_engine, "spec.student")
     models = [student]
     if work.teacher:
-        models.append(check_model(context, work.teacher, work.teacher_engine, "spec.teacher"))
-    _compare_contexts(models)
+        teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher")
+        models.append(teacher)
+        if teacher.context < student.context:
+            log.warning(
+                "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
+                teacher.context,
+                student.context,
+            )
     if work.gpu_memory:
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
     files = open_source(context, work.prompts, "spec.prompts")
-    held_out = {benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks}
-    questions = [row for benchmark in work.benchmarks for row in read_benchmark(benchmark, held_out[benchmark.name])]
+    benchmark_files = {
+        benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks
+    }
+    questions = [
+        row for benchmark in work.benchmarks for row in read_benchmark(benchmark, benchmark_files[benchmark.name])
+    ]
+    inputs = {
+        "stage": STAGE,
+        "prompts": work.prompts.model_dump(by_alias=True),
+        "files": [file.sha256 for file in files],
+        "benchmarks": digest_of(questions=questions),
+        "models": [model.resolved.identity() for model in models],
+        "context": student.context,
+        "frame": prompts.fingerprint("answer"),
+    }
 
     def read_prompts(folder: Folder) -> Product:
         intake = _open_intake(context, work, student, folder, questions)
         intake.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
         log.info("%s", intake.summary())
         intake.check()
+        if intake.contaminated:
+            hint = "not of those named in against" if intake.questions else "spec.prompts.decontaminate removes them"
+            log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
+        metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
+        facts = StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
         benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
-        pins = _pins(models) | _commits(files, *held_out.values())
-        return Product(_facts(intake, questions), [*intake.writer.parts, benchmarks], notes={"pins": pins})
+        pins = _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
+        return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
 
-    done = context.store.produce(STAGE, _inputs(work, files, questions, models), read_prompts)
-    metrics = done.facts.metrics | _checkpoint(context, work, student)
+    done = context.store.produce(STAGE, inputs, read_prompts)
+    metrics = done.facts.metrics | _checkpoint_bytes(context, work, student)
     return {STAGE: done.facts.model_copy(update={"metrics": metrics})}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that has been looked at: its exact identity, tokenizer, and how it is to be served."""
+    """A model that loads and suits the spec: its exact identity, its tokenizer, and how it is to be served."""
 
     resolved: resolve.Resolved
     tokenizer: Any
@@ -78,12 +102,12 @@ class Checked:
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and reply may have together."""
+        """The most tokens of a prompt and its reply together."""
         return self.served.context
 
 
 def check_model(context: Context, model: Model, engine: Engine, where: str) -> Checked:
-    """Load all but the weights. Raises UserError when the model is not there or does not suit the spec."""
+    """Load everything but the weights. Raises UserError when the model does not exist or does not suit the spec."""
     from transformers import AutoTokenizer
 
     resolved = resolve.resolve(model, context.store)
@@ -95,25 +119,20 @@ def check_model(context: Context, model: Model, engine: Engine, where: str) -> C
     except (OSError, ValueError, KeyError) as error:
         raise resolve.unloadable(model, where, "tokenizer", error) from error
     length = fit.context_length(config, engine, model, where)
-    checked = Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
-    _try_template(checked, model, where)
-    log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, checked.context)
-    return checked
-
-
-def _try_template(checked: Checked, model: Model, where: str) -> None:
     try:
-        prompts.render(checked.tokenizer, prompts.critique_messages("1 + 1?", "2"))
+        prompts.render(tokenizer, prompts.critique_messages("1 + 1?", "2"))
     except (TemplateError, ValueError, TypeError) as error:
         hint = f"Take another {where}.model or revision, or mend its chat_template."
         raise UserError(f"the chat template of {model.name} fails: {error}", hint=hint) from error
-    if not getattr(checked.tokenizer, "chat_template", None):
+    if not getattr(tokenizer, "chat_template", None):
         log.warning("%s: %s has no chat template; it gets a plain question and answer frame", where, model.name)
+    log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, length)
+    return Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
 
 
-def _checkpoint(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
-    """How large a checkpoint of the training will be, where that can be known. It is told and not stored: runs that
-    share these rows may train them in another layout."""
+def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
+    """The metric that tells how large a checkpoint of the training will be, where the model's files show it. It is not
+    stored, because runs that share these rows may train them in another layout."""
     tensors = resolve.tensors(student.served.model, context.store.bucket, context.scratch)
     if tensors is None:
         return {}
@@ -123,48 +142,20 @@ def _checkpoint(context: Context, work: Prepare, student: Checked) -> dict[str, 
     return {CHECKPOINT_BYTES: float(size)}
 
 
-def _compare_contexts(models: list[Checked]) -> None:
-    student, *teachers = models
-    for teacher in teachers:
-        if teacher.context < student.context:
-            log.warning(
-                "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
-                teacher.context,
-                student.context,
-            )
-
-
-def _inputs(work: Prepare, files: list[File], questions: list[Row], models: list[Checked]) -> dict[str, Any]:
-    return {
-        "stage": STAGE,
-        "prompts": work.prompts.model_dump(by_alias=True),
-        "files": [file.sha256 for file in files],
-        "benchmarks": digest_of(questions=questions),
-        "models": [model.resolved.identity() for model in models],
-        "context": models[0].context,
-        "frame": prompts.fingerprint("answer"),
-    }
-
-
-def _pins(models: list[Checked]) -> dict[str, str]:
-    """Of every model from the hub, the commit that it was looked at."""
-    hub = [model for model in models if resolve.is_hub(model.served.model)]
-    return {model.served.model.name: model.resolved.revision for model in hub}
-
-
-def _commits(*sources: list[File]) -> dict[str, str]:
-    """Of every file from the hub, the commit that it was read at."""
-    return {file.name: file.revision for files in sources for file in files if file.revision}
+def _pins(models: list[Checked], files: list[File]) -> dict[str, str]:
+    """The commit of every model and file that came from the hub, by name."""
+    pins = {model.served.model.name: model.resolved.revision for model in models if resolve.is_hub(model.served.model)}
+    return pins | {file.name: file.revision for file in files if file.revision}
 
 
 def _open_intake(context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row]) -> Intake:
     source, decontaminate = work.prompts, work.prompts.decontaminate
-    sample, against = None, None
+    sample, held_out = None, None
     if source.seed is not None and source.limit is not None:
         sample = Sample(source.seed, source.limit, context.scratch / "sample", row_schema(STAGE))
     if decontaminate:
-        known = (row for row in questions if row["benchmark"] in decontaminate.against)
-        against = Questions(known, decontaminate.ngram)
+        rows = (row for row in questions if row["benchmark"] in decontaminate.against)
+        held_out = Questions(rows, decontaminate.ngram)
     return Intake(
         work=work,
         tokenizer=student.tokenizer,
@@ -172,7 +163,7 @@ def _open_intake(context: Context, work: Prepare, student: Checked, folder: Fold
         folder=folder,
         sample=sample,
         benchmark_ids=frozenset(row["id"] for row in questions),
-        questions=against,
+        questions=held_out,
     )
 
 
@@ -181,7 +172,7 @@ def _where(benchmark: Benchmark) -> str:
 
 
 def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
-    """A benchmark's questions. They are counted against other people's, so one bad row is a UserError."""
+    """A benchmark's questions. Its scores are compared with published ones, so one bad row is a UserError."""
     where = _where(benchmark)
     count = 0
     seen: Counter[str] = Counter()
@@ -194,11 +185,14 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
-        row = _in_context(row, line, benchmark)
-        repeated, seen[row["id"]] = seen[row["id"]], seen[row["id"]] + 1
-        identity = row_id(f"{row['prompt']} #{repeated}") if repeated else row["id"]
+        prompt, identity = row["prompt"], row["id"]
+        if text_before := _cell(line, benchmark.fields.context):
+            prompt = f"{text_before}\n\n{prompt}"
+            identity = row_id(prompt)
+        repeated, seen[identity] = seen[identity], seen[identity] + 1
         tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
-        row |= {"benchmark": benchmark.name, "id": identity, "tolerance": tolerance}
+        row |= {"benchmark": benchmark.name, "prompt": prompt, "tolerance": tolerance}
+        row["id"] = row_id(f"{prompt} #{repeated}") if repeated else identity
         yield {column: row[column] for column in BENCHMARK_SCHEMA.names}
     if not count:
         raise UserError(f"the benchmark {benchmark.name} has no questions", hint=f"Check the source of {where}.")
@@ -206,27 +200,10 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         log.warning("%s has %d questions, %s are published", benchmark.name, count, benchmark.questions)
 
 
-def _in_context(row: Row, line: Line, benchmark: Benchmark) -> Row:
-    """The row with the text that belongs before its question, if there is one."""
-    context = _cell(line, benchmark.fields.context)
-    if not context:
-        return row
-    prompt = f"{context}\n\n{row['prompt']}"
-    return row | {"id": row_id(prompt), "prompt": prompt}
-
-
 def _cell(line: Line, column: str | None) -> str:
-    """The text of an optional column; empty where there is none."""
+    """The text of an optional column; empty where the row lacks it."""
     value = line.value.get(column) if line.value and column else None
     return "" if value is None else str(value).strip()
-
-
-def _facts(intake: Intake, questions: list[Row]) -> StageFacts:
-    if intake.contaminated:
-        hint = "spec.prompts.decontaminate removes them" if not intake.questions else "not of those named in against"
-        log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
-    metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
-    return StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The intake of the prompts: every row read is kept, rejected with its reason, or (of a sample) not drawn.
+"""The intake of the prompts: every row read is kept, rejected with its reason, or (where a sample is drawn) not drawn.
 
-Memory does not grow with the texts: parts are stored as they fill up, and of each row there remains a fingerprint, by
-which duplicates are known.
+Memory does not grow with the texts: full parts are stored at once, and of each row only a fingerprint stays, by which
+duplicates are found.
 """
 
 import json
@@ -27,52 +27,49 @@ from cgd_stages.store.rows import Row, row_schema
 
 STAGE = "prepare"
 PART_ROWS = 10_000
-"""A part is stored when it has so many rows, or `FILE_CHARACTERS` of text."""
+"""A part is stored when it has this many rows, or `FILE_CHARACTERS` of text."""
 BATCH = 256
 BATCH_CHARACTERS = 4 << 20
-"""Rows, and characters, that are looked at together, so that their tokens are counted in one call."""
+"""The most rows, and characters, of a batch; the tokens of a batch are counted in one call."""
 COLUMNS, LONGEST_COLUMN = 1000, 256
-"""Fields of a source that are counted, and the characters of such a field's name, besides those that the run names."""
+"""Fields that are counted beside those that the run names: so many at most, with names shorter than this."""
 PIECE = 16
-"""Characters for each token of the context that are tokenised at once; a token of English has 4."""
+"""Characters that are tokenised at once, for each token of the context; a token of English has 4."""
 CLEANING = frozenset({"duplicate", "contaminated"})
-"""Reasons that say nothing against a source: such rows are listed, but `maxRejected` is not about them."""
+"""Reasons that say nothing against a source: such rows are listed, and `maxRejected` does not count them."""
 
 Fault = tuple[str, str]
 """Reason and detail."""
 
 
 @dataclass
-class Looked:
-    """One line after the first look: its row, what is wrong with it, and the text the student would get."""
+class Candidate:
+    """A line on its way in: its row, what is wrong with it, and the text that the student would read."""
 
     where: str
     row: Row
     fault: Fault | None
     text: str = ""
 
-    @property
-    def characters(self) -> int:
-        return len(self.text) + characters(self.row)
-
 
 @dataclass
 class Intake:
-    """Rows of the source on their way into the folder. `context_length` is the student's, in tokens; 0: not known."""
+    """Rows of the source on their way into the folder."""
 
     work: Prepare
     tokenizer: Any
     context_length: int
+    """The student's, in tokens; 0: not known."""
     folder: Folder
     sample: Sample | None = None
     benchmark_ids: frozenset[str] = frozenset()
     questions: Questions | None = None
-    """What prompts may not overlap with."""
+    """Prompts must not overlap with these."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """One detail for each reason."""
     columns: Counter[str] = field(default_factory=Counter)
-    """Fields that the source has, and in how many rows."""
+    """The fields of the source, and how many rows have each."""
     read_rows: int = 0
     usable: int = 0
     kept: int = 0
@@ -82,22 +79,28 @@ class Intake:
     """Kept prompts that are benchmark questions word for word."""
     _ids: set[int] = field(default_factory=set)
     """The first 64 bits of each row's id: 77 MB for a million rows, beside the libraries' 490 MB. Two of a million ids
-    agree in those with a probability of 1 to 40 million; the later row is a `duplicate` then."""
+    agree in them with a probability of 1 to 40 million; the later row is then a `duplicate`."""
     _characters: int = 0
-    """Of the kept rows that wait to be stored."""
+    """Characters of the kept rows that are not stored yet."""
 
     def __post_init__(self) -> None:
-        # The same source gives the same parts, so nothing of an earlier attempt is taken in.
+        # The same source gives the same parts, so an earlier attempt leaves nothing to take over.
         self.writer = PartWriter(self.folder, row_schema(STAGE), numbered=True, part_rows=PART_ROWS)
 
     def read(self, lines: Iterable[Line], context: Context) -> None:
         """Take the whole source, or as much of it as `limit` asks for."""
-        lines = iter(lines)
-        while batch := self._next(lines):
+        lines, limit = iter(lines), self.work.prompts.limit
+        first_rows = limit if limit and not self.sample else None
+        # Never so many lines that more than the first `limit` rows could be kept.
+        while batch := self._next(lines, BATCH if first_rows is None else min(BATCH, first_rows - self.kept)):
             self._take(batch)
-            context.progress.report(STAGE, self._progress())
-        if self.sample:
-            self._draw(self.sample)
+            total = first_rows + self.rejected if first_rows else 0
+            context.progress.report(STAGE, Rows(total=total, done=self.usable, rejected=self.rejected))
+        for row, drawn in self.sample.drawn() if self.sample else ():
+            if drawn:
+                self._keep(row)
+            else:
+                self.not_sampled += 1
         self.writer.flush()
 
     @property
@@ -121,7 +124,7 @@ class Intake:
         return text + (f" ({reasons})" if reasons else "") + f", not sampled {self.not_sampled}"
 
     def check(self) -> None:
-        """Raise UserError when what was read is not worth a GPU."""
+        """Raise UserError when the rows are not worth a GPU."""
         if self.read_rows != self.kept + self.rejected + self.not_sampled:
             raise RowsLost(f"prepare: {self.summary()}")
         source, fields = self.work.prompts.source, self.work.prompts.fields
@@ -129,8 +132,8 @@ class Intake:
             raise UserError(f"{source} has no rows", hint="Give spec.prompts.source a file with rows.")
         for name, column in (("prompt", fields.prompt), ("reference", fields.reference)):
             if column is not None and self.columns and column not in self.columns:
-                have = ", ".join(column for column, _ in self.columns.most_common(10))
-                hint = f"Set spec.prompts.fields.{name} to one of the fields that exist: {have}."
+                existing = ", ".join(column for column, _ in self.columns.most_common(10))
+                hint = f"Set spec.prompts.fields.{name} to one of the fields that exist: {existing}."
                 raise UserError(f"no row of {source} has the field {column!r}", hint=hint)
         bad = sum(count for reason, count in self.reasons.items() if reason not in CLEANING)
         if bad > self.work.max_rejected * self.read_rows:
@@ -138,8 +141,8 @@ class Intake:
         if not self.kept:
             raise self._refusal(self.rejected)
 
-    def _refusal(self, bad: int, apart: frozenset[str] = frozenset()) -> UserError:
-        top = [(reason, count) for reason, count in self.reasons.most_common() if reason not in apart]
+    def _refusal(self, bad: int, without: frozenset[str] = frozenset()) -> UserError:
+        top = [(reason, count) for reason, count in self.reasons.most_common() if reason not in without]
         counts = ", ".join(f"{reason} {count}" for reason, count in top)
         examples = "; ".join(self.examples[reason] for reason, _ in top[:2])
         source = self.work.prompts.source
@@ -148,67 +151,28 @@ class Intake:
         hint += ", raise spec.student.maxModelLen" if "too_long" in self.reasons else ""
         return UserError(message, hint=f"{hint}, or raise spec.generation.maxRejected.")
 
-    def _batch_size(self) -> int:
-        """Lines to look at next: never so many that more than `limit` could be kept."""
-        limit = self.work.prompts.limit
-        return BATCH if limit is None or self.sample else min(BATCH, limit - self.kept)
-
-    def _progress(self) -> Rows:
-        """How many rows there will be is known only where the first `limit` are taken."""
-        limit = self.work.prompts.limit
-        total = limit + self.rejected if limit and not self.sample else 0
-        return Rows(total=total, done=self.usable, rejected=self.rejected)
-
-    def _next(self, lines: Iterator[Line]) -> list[Looked]:
-        """The next rows after the first look: few at a time where they are long."""
-        batch: list[Looked] = []
-        characters = 0
-        for line in islice(lines, self._batch_size()):
-            batch.append(self._look(line))
-            characters += batch[-1].characters
-            if characters >= BATCH_CHARACTERS:
+    def _next(self, lines: Iterator[Line], most: int) -> list[Candidate]:
+        """The next lines, checked but for their number of tokens; fewer than `most` where they are long."""
+        batch: list[Candidate] = []
+        size = 0
+        for line in islice(lines, most):
+            self._count_fields(line)
+            row, fault = row_of(line, self.work.prompts.fields)
+            candidate = Candidate(line.where, row, fault or self._overlap(row))
+            if not candidate.fault:
+                self._render(candidate)
+            batch.append(candidate)
+            size += len(candidate.text) + characters(row)
+            if size >= BATCH_CHARACTERS:
                 break
         return batch
 
-    def _take(self, batch: list[Looked]) -> None:
-        self.read_rows += len(batch)
-        self._measure([looked for looked in batch if not looked.fault])
-        for looked in batch:
-            if looked.fault:
-                self._reject(looked, *looked.fault)
-            else:
-                self._keep(looked.row)
-
-    def _look(self, line: Line) -> Looked:
-        row, fault = row_of(line, self.work.prompts.fields)
-        self.columns.update(self._names(line))
-        looked = Looked(line.where, row, fault or self._overlap(row))
-        if not looked.fault:
-            try:
-                looked.text = prompts.render(self.tokenizer, prompts.answer_messages(row["prompt"]))
-                if least := self._far_too_long(looked.text):
-                    row["prompt_tokens"] = least
-                    detail = f"{least} tokens or more, the student's context has {self.context_length}"
-                    looked.fault = "too_long", detail
-            except (TemplateError, ValueError, TypeError) as error:
-                looked.fault = "template", str(error)
-        return looked
-
-    def _far_too_long(self, text: str) -> int:
-        """How many tokens a text has at least, when that is twice the context or more; else 0. A long one is counted
-        piece by piece: to tokenise millions of tokens at once would take a gigabyte."""
-        width, count = PIECE * self.context_length, 0
-        for start in range(0, len(text), width) if 0 < width < len(text) else ():
-            count += len(self.tokenizer(text[start : start + width], add_special_tokens=False)["input_ids"])
-            if count >= 2 * self.context_length:
-                return count
-        return 0
-
-    def _names(self, line: Line) -> list[str]:
-        """The fields of a line, to be counted: those that the run names, and of others no more than people look at."""
+    def _count_fields(self, line: Line) -> None:
+        """Count the fields that the run names, and of others no more than people would read."""
         named, names = self.work.prompts.fields.columns, line.value or {}
         others = [name for name in names if name not in named and len(name) < LONGEST_COLUMN]
-        return [name for name in named if name in names] + others[: max(0, COLUMNS - len(self.columns))]
+        room = max(0, COLUMNS - len(self.columns))
+        self.columns.update([name for name in named if name in names] + others[:room])
 
     def _overlap(self, row: Row) -> Fault | None:
         fingerprint = int(row["id"][:16], 16)
@@ -218,33 +182,58 @@ class Intake:
         match = self.questions.match(row["prompt"]) if self.questions else None
         return ("contaminated", str(match)) if match else None
 
-    def _measure(self, batch: list[Looked]) -> None:
-        """Count the tokens of the rendered prompts; a fault where they leave no room for a reply."""
-        if not batch:
-            return
-        texts = [looked.text for looked in batch]
-        for looked, ids in zip(batch, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
-            looked.row["prompt_tokens"] = len(ids)
-            if self.context_length and len(ids) >= self.context_length:
-                looked.fault = "too_long", f"{len(ids)} tokens, the student's context has {self.context_length}"
+    def _render(self, candidate: Candidate) -> None:
+        """Render the prompt with the student's template; a fault where that fails or the text is far too long."""
+        row = candidate.row
+        try:
+            candidate.text = prompts.render(self.tokenizer, prompts.answer_messages(row["prompt"]))
+            if least := self._far_too_long(candidate.text):
+                row["prompt_tokens"] = least
+                detail = f"{least} tokens or more, the student's context has {self.context_length}"
+                candidate.fault = "too_long", detail
+        except (TemplateError, ValueError, TypeError) as error:
+            candidate.fault = "template", str(error)
 
-    def _reject(self, looked: Looked, reason: str, detail: str) -> None:
-        detail = f"{looked.where}: {detail}"
+    def _far_too_long(self, text: str) -> int:
+        """The least number of tokens of a text that has twice the context or more; else 0. A long text is counted piece
+        by piece, because tokenising millions of tokens at once takes a gigabyte."""
+        width, count = PIECE * self.context_length, 0
+        for start in range(0, len(text), width) if 0 < width < len(text) else ():
+            count += len(self.tokenizer(text[start : start + width], add_special_tokens=False)["input_ids"])
+            if count >= 2 * self.context_length:
+                return count
+        return 0
+
+    def _take(self, batch: list[Candidate]) -> None:
+        """Count the tokens of the rendered prompts, then keep or reject every row of the batch."""
+        self.read_rows += len(batch)
+        rendered = [candidate for candidate in batch if not candidate.fault]
+        texts = [candidate.text for candidate in rendered]
+        token_ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for candidate, ids in zip(rendered, token_ids, strict=True):
+            candidate.row["prompt_tokens"] = len(ids)
+            if self.context_length and len(ids) >= self.context_length:
+                candidate.fault = "too_long", f"{len(ids)} tokens, the student's context has {self.context_length}"
+        for candidate in batch:
+            if candidate.fault:
+                self._reject(candidate, *candidate.fault)
+                continue
+            self.usable += 1
+            if self.sample:
+                self.sample.add(candidate.row)
+            else:
+                self._keep(candidate.row)
+
+    def _reject(self, candidate: Candidate, reason: str, detail: str) -> None:
+        detail = f"{candidate.where}: {detail}"
         self.reasons[reason] += 1
         self.examples.setdefault(reason, f"{reason}, {detail}"[:300])
-        tokens = looked.row.get("prompt_tokens", 0)
-        self.writer.reject(rejection(STAGE, looked.row, reason, detail, prompt_tokens=tokens))
+        tokens = candidate.row.get("prompt_tokens", 0)
+        self.writer.reject(rejection(STAGE, candidate.row, reason, detail, prompt_tokens=tokens))
         if self.writer.waiting(REJECTED) >= PART_ROWS:
             self.writer.flush(REJECTED)
 
     def _keep(self, row: Row) -> None:
-        self.usable += 1
-        if self.sample:
-            self.sample.add(row)
-        else:
-            self._take_in(row)
-
-    def _take_in(self, row: Row) -> None:
         self.kept += 1
         self.tokens += row["prompt_tokens"]
         self.contaminated += row["id"] in self.benchmark_ids
@@ -254,16 +243,10 @@ class Intake:
             self.writer.flush(PARTS)
             self._characters = 0
 
-    def _draw(self, sample: Sample) -> None:
-        for row, drawn in sample.drawn():
-            if drawn:
-                self._take_in(row)
-            else:
-                self.not_sampled += 1
-
 
 def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
-    """The row of a line, with id "" where there is no prompt, and what is wrong with it."""
+    """The row of a line (its id is "" where it has no prompt), and what is wrong with it. A reference that is a number
+    or a list is stored as JSON."""
     row: Row = {"id": "", "sample": 0}
     if line.value is None:
         return row, ("malformed", line.fault)
@@ -274,12 +257,11 @@ def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
         return row, ("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text")
     reference = line.value.get(fields.reference) if fields.reference else None
     try:
-        row |= {"id": row_id(prompt), "prompt": prompt, "reference": _text(reference)}
-    except (TypeError, ValueError, RecursionError):
-        return row, ("malformed", f"the field {fields.reference!r} is a {type(reference).__name__} that JSON has not")
+        text = (
+            reference if reference is None or isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+        )
+        row |= {"id": row_id(prompt), "prompt": prompt, "reference": text}
+    except (TypeError, ValueError, RecursionError):  # such as bytes, or halves of surrogate pairs
+        kind = type(reference).__name__
+        return row, ("malformed", f"the field {fields.reference!r} is a {kind}, which JSON cannot hold")
     return row, None if prompt.strip() else ("empty", "the prompt is empty")
-
-
-def _text(value: object) -> str | None:
-    """A reference as text: numbers and lists are welcome. Raises TypeError for what JSON has not, such as bytes."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

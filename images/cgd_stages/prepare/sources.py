@@ -1,5 +1,5 @@
-"""Sources of prompts and benchmarks: files of JSON lines or Parquet, in S3, on the Hugging Face hub or in a ConfigMap,
-read row by row."""
+"""Sources of prompts and benchmarks: files of JSON lines or Parquet, in S3, on the Hugging Face hub or in a ConfigMap.
+They are read row by row."""
 
 import codecs
 import gzip
@@ -28,18 +28,18 @@ from cgd_stages.text.normal import normalised
 CONFIG_MAP = "configmap://"
 HUB = "hf://datasets/"
 LINE_BYTES = 4 << 20
-"""Of a row, unpacked: a context of a million tokens. A longer one is rejected, so that a small file that unpacks to a
-large one costs no memory."""
+"""The most bytes of an unpacked row: a context of a million tokens. A longer row is rejected, so that a small file that
+unpacks to a large one takes no memory."""
 TOO_LONG = f"longer than {LINE_BYTES >> 20} MiB"
 BATCH_ROWS, BATCH_BYTES = 1000, 64 << 20
-"""Rows of a Parquet file that are unpacked together: so many, if they have no more bytes."""
+"""The most rows of a Parquet file that are unpacked together, and the most bytes of them."""
 FORMATS = ".jsonl or .json (JSON lines), the same with .gz or .zst, or .parquet"
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source on this machine: `name` as the user knows it, `sha256` of its bytes, and of a file from the
-    hub the commit it is of."""
+    """One file of a source on this machine. `name` is the user's; `sha256` is of the bytes; `revision` is the commit of
+    a file from the hub."""
 
     name: str
     path: Path
@@ -49,7 +49,7 @@ class File:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a source: `value`, or why there is none. `where` says which, such as `prompts.jsonl line 12`."""
+    """One row of a source: its `value`, or the `fault` why it has none. `where` names it: `prompts.jsonl line 12`."""
 
     where: str
     value: dict[str, Any] | None
@@ -57,14 +57,14 @@ class Line:
 
 
 def row_id(text: str) -> str:
-    """Id of a prompt: 20 hex digits that depend on nothing but its normalised text."""
+    """Id of a prompt: 20 hex digits of the hash of its normalised text."""
     return hashlib.sha256(normalised(text).encode()).hexdigest()[:20]
 
 
 def open_source(context: Context, source: Source, field: str) -> list[File]:
-    """Bring a source's files here. `field` is where the spec names it, for the messages.
+    """Fetch the files of a source. Messages call it by `field`, its place in the spec.
 
-    Raises UserError when there is no such file, TransientError for a ConfigMap that may still be on its way.
+    Raises UserError when no file exists, TransientError when a ConfigMap has not been mounted yet.
     """
     if source.source.startswith(CONFIG_MAP):
         return [_from_config_map(context, source.source)]
@@ -79,7 +79,7 @@ def open_source(context: Context, source: Source, field: str) -> list[File]:
 def read_lines(files: list[File], field: str, fields: Fields) -> Iterator[Line]:
     """Every row of the files, in order. Raises UserError when a file as a whole cannot be read.
 
-    Of a Parquet file that has all the `fields` no other column is read.
+    A Parquet file that has all `fields` is read without its other columns.
     """
     for file in files:
         try:
@@ -107,42 +107,44 @@ def _from_store(context: Context, uri: str, field: str) -> list[File]:
     parent, _, pattern = uri.rpartition("/")
     bucket = context.store.bucket.at(parent)
     fixed = pattern.partition("*")[0]
-    found = [item for item in bucket.list(fixed) if fnmatchcase(item.key, pattern) and "/" not in item.key]
-    if not found:
+    keys = [stored.key for stored in bucket.list(fixed) if fnmatchcase(stored.key, pattern) and "/" not in stored.key]
+    if not keys:
         raise UserError(f"there is no object {uri}", hint=f"Correct {field}.source.")
     files = []
-    for item in found:
-        path = place(context.scratch / "sources", hashlib.sha256(f"{parent}/{item.key}".encode()).hexdigest()[:16])
-        bucket.download(item.key, path)
-        files.append(_file(f"{parent}/{item.key}", path))
+    for key in keys:
+        name = f"{parent}/{key}"
+        path = place(context.scratch / "sources", hashlib.sha256(name.encode()).hexdigest()[:16])
+        bucket.download(key, path)
+        files.append(_file(name, path))
     return files
 
 
 def _from_hub(uri: str, field: str) -> list[File]:
-    """The files of a data set at one commit; those that an earlier run has left in the cache are not fetched again."""
+    """The files of a data set at one commit. Files that an earlier run has left in the cache are not fetched again."""
     from huggingface_hub import parse_hf_uri, snapshot_download
 
     try:
-        where = parse_hf_uri(uri)
-        folder, slash, pattern = where.path_in_repo.rpartition("/")
+        dataset = parse_hf_uri(uri)
+        folder, slash, pattern = dataset.path_in_repo.rpartition("/")
         commit = Path(
             snapshot_download(
-                where.id,
+                dataset.id,
                 repo_type="dataset",
-                revision=where.revision,
-                allow_patterns=[where.path_in_repo],
+                revision=dataset.revision,
+                allow_patterns=[dataset.path_in_repo],
                 # The hub's * crosses slashes; ours does not, and a folder below may be large.
                 ignore_patterns=[f"{folder}{slash}*/*"],
             )
         )
     except (ValueError, OSError) as error:
         _hub_refused(error, uri, field)
-    below = place(commit, where.path_in_repo).parent
-    found = sorted(path for path in below.glob("*") if path.is_file() and fnmatchcase(path.name, pattern))
-    if not found:
-        raise UserError(f"the data set {where.id} has no file {where.path_in_repo}", hint=f"Correct {field}.source.")
+    local_folder = place(commit, dataset.path_in_repo).parent
+    paths = sorted(path for path in local_folder.glob("*") if path.is_file() and fnmatchcase(path.name, pattern))
+    if not paths:
+        message = f"the data set {dataset.id} has no file {dataset.path_in_repo}"
+        raise UserError(message, hint=f"Correct {field}.source.")
     parent = uri.rpartition("/")[0]
-    return [replace(_file(f"{parent}/{path.name}", path), revision=commit.name) for path in found]
+    return [replace(_file(f"{parent}/{path.name}", path), revision=commit.name) for path in paths]
 
 
 def _hub_refused(error: Exception, uri: str, field: str) -> NoReturn:
@@ -179,68 +181,68 @@ def _file(name: str, path: Path) -> File:
 
 
 def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
-    numbers, wanted = itertools.count(1), fields.columns
-    # A text that comes many times is held once: a file of some hundred bytes may have a thousand of 5 MB.
-    options: dict[str, Any] = {"arrow_extensions_enabled": False}  # which its stubs do not know
-    texts = _texts(pq.read_metadata(file.path).schema)
+    numbers, named_columns = itertools.count(1), fields.columns
+    schema = pq.read_metadata(file.path).schema
+    schema_columns: list[Any] = [schema.column(index) for index in range(len(schema))]
+    texts = [  # all columns of text or bytes, also within lists and structs
+        column.path
+        for column in schema_columns
+        if column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
+    ]
+    options: dict[str, Any] = {"arrow_extensions_enabled": False}  # which its stubs lack
+    # A repeated text is held once (`read_dictionary`): a file of some hundred bytes may repeat 5 MB a thousand times.
     with pq.ParquetFile(file.path, read_dictionary=texts, **options) as table:
-        # A file that lacks one is read whole, so that what it has instead can be told.
-        columns = wanted if set(wanted) <= set(table.schema_arrow.names) else None
+        # A file that lacks a named column is read whole, so that the error can name the columns it has.
+        columns = named_columns if set(named_columns) <= set(table.schema_arrow.names) else None
         for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
             for value in _values(batch):
                 where = f"{file.name} row {next(numbers)}"
                 yield Line(where, None, value) if isinstance(value, str) else Line(where, value)
 
 
-def _texts(schema: pq.ParquetSchema) -> list[str]:
-    """The paths of all columns of text or bytes, also within lists and structs."""
-    columns: list[Any] = [schema.column(index) for index in range(len(schema))]
-    return [one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.logical_type.type != "DECIMAL"]
-
-
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """Every row of a batch, or what is wrong with it: of a small batch all at once, else one after another."""
+    """Every row of a batch, or what is wrong with it. A small batch is unpacked at once, a large one row by row."""
     if _size(batch) <= BATCH_BYTES:
-        with suppress(ValueError, OverflowError, LookupError):  # one of them has no value: it is found below
+        with suppress(ValueError, OverflowError, LookupError):  # a value cannot be read: the loop below finds its row
             yield from _plain(batch).to_pylist()
             return
-    for one in (batch.slice(index, 1) for index in range(batch.num_rows)):
+    for row in (batch.slice(index, 1) for index in range(batch.num_rows)):
         try:
-            yield _plain(one).to_pylist()[0] if _size(one) <= LINE_BYTES else TOO_LONG
+            yield _plain(row).to_pylist()[0] if _size(row) <= LINE_BYTES else TOO_LONG
         except UnicodeDecodeError as error:
             yield f"not UTF-8: {error}"
-        except (ValueError, OverflowError, LookupError) as error:  # dates that Python has not, unknown time zones
+        except (ValueError, OverflowError, LookupError) as error:  # dates beyond Python's, unknown time zones
             yield f"a value that cannot be read: {error}"
 
 
 def _size(batch: pa.RecordBatch) -> int:
-    """Bytes of all its rows when they are unpacked."""
+    """The bytes of all rows when they are unpacked."""
     columns: list[Any] = batch.columns
     return sum(map(_bytes, columns))
 
 
 def _bytes(column: Any) -> int:
-    kind = column.type
-    if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
-        return len(column) + (pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
-    if pa.types.is_struct(kind):
+    kind, types = column.type, pa.types
+    if types.is_dictionary(kind):
+        text = kind.value_type
+        if any(
+            is_kind(text)
+            for is_kind in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+        ):
+            return len(column) + (pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+    if types.is_struct(kind):
         return sum(map(_bytes, column.flatten()))
-    if pa.types.is_map(kind):
+    if types.is_map(kind):
         first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
         return len(column) + sum(_bytes(part.slice(first, end - first)) for part in (column.keys, column.items))
-    if any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+    if any(is_kind(kind) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
         return len(column) + _bytes(column.flatten())
     return int(column.nbytes)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    is_kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(kind) for is_kind in is_kinds)
-
-
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns: list[Any] = batch.columns
-    plain = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in columns]
+    plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
     return pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
 
 
@@ -254,8 +256,18 @@ def _json_lines(file: File, field: str) -> Iterator[Line]:
                 yield _json_line(where, raw)
 
 
+def _json_line(where: str, raw: bytes) -> Line:
+    try:  # the parser refuses values that are nested 200 deep, and halves of surrogate pairs
+        value = from_json(raw.removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
+        return Line(where, None, f"not JSON in UTF-8: {error}")
+    if not isinstance(value, dict):
+        return Line(where, None, f"a JSON {type(value).__name__}, not an object")
+    return Line(where, value)
+
+
 def _bounded(opened: BinaryIO) -> Iterator[bytes | None]:
-    """The lines of a file; None for one that is too long, which is never held as a whole."""
+    """The lines of a file; None for a line that is too long, which is never held as a whole."""
     while raw := opened.readline(LINE_BYTES + 1):
         if len(raw) <= LINE_BYTES:
             yield raw
@@ -265,27 +277,12 @@ def _bounded(opened: BinaryIO) -> Iterator[bytes | None]:
         yield None
 
 
-def _json_line(where: str, raw: bytes) -> Line:
-    """Values that are nested 200 deep, and halves of surrogate pairs, are refused by the reader."""
-    try:
-        value = from_json(raw.removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        return Line(where, None, f"not JSON in UTF-8: {error}")
-    if not isinstance(value, dict):
-        return Line(where, None, f"a JSON {type(value).__name__}, not an object")
-    return Line(where, value)
-
-
 def _opened(file: File, field: str) -> BinaryIO:
     if file.name.endswith((".jsonl", ".json")):
         return file.path.open("rb")
     if file.name.endswith((".jsonl.gz", ".json.gz")):
         return cast("BinaryIO", gzip.open(file.path, "rb"))
     if file.name.endswith((".jsonl.zst", ".json.zst")):
-        return _unzstd(file)
+        codec = pa.input_stream(str(file.path), compression="zstd")
+        return cast("BinaryIO", io.BufferedReader(codec))
     raise UserError(f"{file.name} has no known format", hint=f"{field}.source takes {FORMATS}.")
-
-
-def _unzstd(file: File) -> BinaryIO:
-    codec = pa.input_stream(str(file.path), compression="zstd")
-    return cast("BinaryIO", io.BufferedReader(codec))

@@ -1,10 +1,10 @@
-"""Tell a whole run on one page: `report.html` for people, `report.json` with every figure on it.
+"""Write the report of a run: `report.html`, a page for people, and `report.json` with all its figures.
 
     CGD_TASK='{...}' python -m cgd_stages.report
 
-Reads what the run's stages have stored, a part at a time, and writes both files beside a marker, as every stage does.
-Of an output there remain a few numbers; texts are kept of what is shown. A stage without output is shown as missing.
-The same stored rows give the same bytes, so that a repeated attempt conflicts with nothing.
+Reads the outputs of the run's stages, a part at a time. Memory holds a few numbers of each output, and the texts of
+those that the page shows. A stage without output is shown as missing. The same stored rows give the same bytes, so
+that a repeated attempt writes the same report.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -33,7 +33,7 @@ from cgd_stages.store.rows import Row, from_parquet
 from cgd_stages.store.run import Product, RunStore
 
 REJECTIONS = 5
-"""Rejected rows of a stage and reason that the page carries."""
+"""The most rejected rows that the page shows for a stage and reason."""
 TRAINING_LOG = "metrics.jsonl"
 
 
@@ -48,7 +48,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         "page": page.fingerprint(),
     }
 
-    def tell(folder: Folder) -> Product:
+    def write(folder: Folder) -> Product:
         review = read_review(outputs)
         quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
         data = read_run(context.task.run, work, outputs, quadruples)
@@ -59,21 +59,21 @@ def main(context: Context) -> dict[str, StageFacts]:
         seconds, metrics = round(time.monotonic() - clock, 3), {"stages": float(len(outputs))}
         return Product(StageFacts(seconds=seconds, metrics=metrics), parts)
 
-    return {stage: context.store.produce(stage, inputs, tell).facts}
+    return {stage: context.store.produce(stage, inputs, write).facts}
 
 
 @dataclass(frozen=True)
 class Output:
-    """The finished folder of one stage and its promise."""
+    """The finished folder of one stage, and its marker."""
 
     folder: Folder
     done: Done
 
 
 def find_outputs(store: RunStore, stages: Iterable[str]) -> dict[str, Output]:
-    """What the run's stages have stored, by stage; stages without a pointer are left out.
+    """The outputs of the run's stages, by stage; stages without a pointer are left out.
 
-    Raises TransientError when a pointer is there but leads to another run's life or to an unfinished folder.
+    Raises TransientError when a pointer leads to an unfinished folder, or belongs to an earlier run of this name.
     """
     pointers = store.stages()
     folders = {stage: store.input(stage) for stage in stages if stage in pointers}
@@ -81,13 +81,13 @@ def find_outputs(store: RunStore, stages: Iterable[str]) -> dict[str, Output]:
 
 
 def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: Quadruples | None = None) -> ReportData:
-    """Everything the report is made of, in an order that does not depend on how parts are named."""
+    """All data of the report, in an order that does not depend on the names of parts."""
     finished = [stage for stage in work.stages if stage in outputs]
     folders: dict[str, list[Folder]] = {}
     for stage in finished:
         if stage.kind in ("evaluate", "harness"):
             folders.setdefault(stage.model, []).append(outputs[stage].folder)
-    evaluations = {model: read_samples(found) for model, found in folders.items()}
+    evaluations = {model: read_samples(model_folders) for model, model_folders in folders.items()}
     return ReportData(
         run=run,
         spec=work.spec,
@@ -101,46 +101,42 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
 
 
 def read_samples(folders: Iterable[Folder]) -> tuple[Sample, ...]:
-    """A model's graded outputs without their texts, ordered by benchmark, id and sample."""
+    """The graded outputs of a model without their texts, ordered by benchmark, id and sample."""
     columns = [*(field.name for field in fields(Sample) if field.name != "asked"), "prompt", "reference"]
     rows = (row for folder in folders for row in read_rows(folder, columns))
     return tuple(sorted(map(Sample.of, rows), key=lambda sample: sample.key))
 
 
-def read_changes(folders: dict[str, list[Folder]], found: list[Changed]) -> Iterator[Change]:
-    """The texts of the questions that training has changed, from the folders of base and trained model."""
-    models = {one.trained for one in found} | ({"base"} if found else set())
-    wanted = {one.base.key for one in found}
-    texts = {(model, *key): row for model in sorted(models) for key, row in read_texts(folders[model], wanted)}
-    for one in found:
-        base, after = texts["base", *one.base.key], texts[one.trained, *one.after.key]
+def read_changes(folders: dict[str, list[Folder]], pairs: list[Changed]) -> Iterator[Change]:
+    """The changed questions with their texts, from the folders of the base and the trained models."""
+    models = {pair.trained for pair in pairs} | ({"base"} if pairs else set())
+    keys = {pair.base.key for pair in pairs}
+    texts = {(model, *key): row for model in sorted(models) for key, row in read_texts(folders[model], keys)}
+    for pair in pairs:
+        base, after = texts["base", *pair.base.key], texts[pair.trained, *pair.after.key]
         yield Change(
-            benchmark=one.base.benchmark,
-            id=one.base.id,
-            trained=one.trained,
-            kind=one.kind,
+            benchmark=pair.base.benchmark,
+            id=pair.base.id,
+            trained=pair.trained,
+            kind=pair.kind,
             prompt=base["prompt"],
             reference=base["reference"],
-            base=said(base),
-            after=said(after),
+            base=Said(**{name: base[name] for name in Said.model_fields}),
+            after=Said(**{name: after[name] for name in Said.model_fields}),
         )
 
 
-def read_texts(folders: Iterable[Folder], wanted: set[Key]) -> Iterator[tuple[Key, Row]]:
-    """The rows of some outputs, by their keys."""
+def read_texts(folders: Iterable[Folder], keys: set[Key]) -> Iterator[tuple[Key, Row]]:
+    """The rows of the outputs with these keys."""
     columns = ["benchmark", "id", "sample", "prompt", "reference", *Said.model_fields]
     for row in (row for folder in folders for row in read_rows(folder, columns)):
         key = row["benchmark"], row["id"], row["sample"]
-        if key in wanted:
+        if key in keys:
             yield key, row
 
 
-def said(row: Row) -> Said:
-    return Said(output=row["output"], extracted=row["extracted"], correct=row["correct"])
-
-
 def read_rejected(outputs: dict[str, Output]) -> list[Rejected]:
-    """The first `REJECTIONS` rows by id that each stage has rejected for each reason, with their prompts."""
+    """For each stage and reason the first `REJECTIONS` rejected rows, by id, with their prompts."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for name, output in outputs.items():
         for part in output.done.under(REJECTED):
@@ -164,7 +160,7 @@ def read_rejected(outputs: dict[str, Output]) -> list[Rejected]:
 
 
 def read_prompts(outputs: dict[str, Output], ids: set[str]) -> dict[str, str]:
-    """Prompts by id, of those that prepare has kept."""
+    """The prompts of these ids, by id, as far as prepare has kept them."""
     if not ids or "prepare" not in outputs:
         return {}
     rows = read_rows(outputs["prepare"].folder, ["id", "prompt"])
@@ -190,17 +186,19 @@ def stage_record(name: StageName, output: Output | None) -> StageRecord:
 
 
 def read_log(output: Output) -> list[Step]:
-    """A training's steps, in their order. A step that an interrupted training repeated counts as it came out last."""
+    """The steps of a training, in order. A step that was repeated after an interruption counts as it last was."""
     steps: dict[int, Step] = {}
     for part in output.done.under(TRAINING_LOG):
         for line in output.folder.read(part).decode().splitlines():
-            step = Step.model_validate(_known(json.loads(line)))
+            logged = json.loads(line)  # it may hold more than a report shows
+            shown = [name for name in Step.model_fields if logged.get(name) is not None]
+            step = Step.model_validate({name: logged[name] for name in shown})
             steps[step.step] = step
     return [steps[number] for number in sorted(steps)]
 
 
 def read_review(outputs: dict[str, Output]) -> Review | None:
-    """What the check has found out about the rows; None where it has not ended."""
+    """The review of the rows by the stage check; None where it has not ended."""
     if "check" not in outputs:
         return None
     (part,) = outputs["check"].done.under(REVIEW)
@@ -208,16 +206,11 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
 
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
-    told = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
-    told["summary"] = verdicts(data)
-    told["gpuHours"] = gpu_hours(data.stages)
-    told["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
-    return json.dumps(finite_or_none(told), indent=1, ensure_ascii=False, allow_nan=False).encode()
-
-
-def _known(line: Row) -> Row:
-    """The fields of a step that the report knows; whatever else the writer has told stays in its own files."""
-    return {name: line[name] for name in Step.model_fields if line.get(name) is not None}
+    document = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
+    document["summary"] = verdicts(data)
+    document["gpuHours"] = gpu_hours(data.stages)
+    document["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
+    return json.dumps(finite_or_none(document), indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
 if __name__ == "__main__":

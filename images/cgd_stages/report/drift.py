@@ -1,8 +1,8 @@
-"""Whether a training that moved mathematics has moved what else a model can do: the form of its answers first. Pure.
+"""Whether a training on mathematics has changed a model's other abilities, above all the form of its answers. Pure.
 
-IFEval asks for answers in a given form and checks the form alone, so a model that has come to answer everything as it
-answers mathematics loses there. A loss is called drift when the exact test of its pairs says so; otherwise the prompts
-that were asked cannot show any.
+IFEval asks for answers in a given form and checks only the form. A model that now answers every prompt as if it were
+mathematics scores lower there. A loss is called drift when the exact test of its pairs finds it; without that, the
+report says that these prompts show no drift.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,65 +13,65 @@ from cgd_stages.results.model import ReportData
 from cgd_stages.results.scores import NOISE, RIVALS, Comparison, comparisons
 
 IFEVAL = ("ifeval", "leaderboard_ifeval", "leaderboard_instruction_following")
-"""Tasks of lm-eval, and a group of one, that are IFEval; strict or loose is their metric."""
+"""The tasks of lm-eval, and a group, that are IFEval. Their metrics are strict or loose."""
 
 Sentence = dict[str, str]
 """`outcome` (better, worse or noise), `claim` and `detail`."""
 
 
-def drifts(data: ReportData, named: Mapping[str, str]) -> list[Sentence]:
-    """A sentence for each trained model that answered IFEval and mathematics as the base did, and one for all other
-    tasks of lm-eval; `named`: how models are written. None where a run has no such tasks beside mathematics."""
+def drifts(data: ReportData, names: Mapping[str, str]) -> list[Sentence]:
+    """A sentence for each trained model that answered IFEval and mathematics, as the base did, and one for all other
+    tasks of lm-eval. `names`: how sentences name the models. Empty where a run has no such tasks beside mathematics."""
     tasks, table = lm_eval_tasks(data), table_of(data)
-    gained = {line.model: line.mean.difference for line in table.lines if line.mean and line.mean.difference}
-    found = [one for one in comparisons(data) if one.benchmark in tasks and one.trained not in RIVALS]
-    found = [one for one in found if one.trained in gained]
-    form = [one for one in found if tasks[one.benchmark] in IFEVAL]
-    other = [one for one in found if tasks[one.benchmark] not in IFEVAL]
+    gains = {line.model: line.mean.difference for line in table.lines if line.mean and line.mean.difference}
+    compared = [
+        pair for pair in comparisons(data)
+        if pair.benchmark in tasks and pair.trained not in RIVALS and pair.trained in gains
+    ]  # fmt: skip
+    form = [pair for pair in compared if tasks[pair.benchmark] in IFEVAL]
+    other = [pair for pair in compared if tasks[pair.benchmark] not in IFEVAL]
     sentences = [
-        _form(own, gained[model], table, who)
-        for model, who in named.items()
-        if (own := [one for one in form if one.trained == model])
+        _form(pairs, gains[model], table, name)
+        for model, name in names.items()
+        if (pairs := [pair for pair in form if pair.trained == model])
     ]
-    return sentences + ([_others(other, named, beside=bool(form))] if other else [])
+    return sentences + ([_others(other, names, beside=bool(form))] if other else [])
 
 
-def _form(found: Sequence[Comparison], gained: Difference, table: Table, who: str) -> Sentence:
-    """Of one model: how mathematics and every metric of IFEval moved against the base."""
+def _form(pairs: Sequence[Comparison], gain: Difference, table: Table, name: str) -> Sentence:
+    """How mathematics and every metric of IFEval moved against the base, for one model."""
     (first, *more) = table.averaged
     mathematics = f"the mean of {len(table.averaged)} benchmarks" if more else first
-    moved = [f"{mathematics} {points(gained.value)}", *(f"{one.benchmark} {points(one.difference)}" for one in found)]
-    told = [f"{mathematics} {_interval(gained.low, gained.high)}"]
-    told += [f"{one.benchmark} {_interval(one.low, one.high)} ({probability(one.p)}): {_judged(one)}" for one in found]
-    outcomes = {one.outcome for one in found}
-    outcome = next((one for one in ("worse", "better") if one in outcomes), "noise")
-    detail = f"95 % intervals: {'; '.join(told)}"
+    moved, intervals = [f"{mathematics} {points(gain.value)}"], [f"{mathematics} {_interval(gain.low, gain.high)}"]
+    for pair in pairs:
+        prompts = f"{count(pair.n)} {'prompt' if pair.n == 1 else 'prompts'}"
+        judgement = "the format drifted" if pair.outcome == "worse" else f"no drift that {prompts} can show"
+        interval = f"{_interval(pair.low, pair.high)} ({probability(pair.p)})"
+        moved.append(f"{pair.benchmark} {points(pair.difference)}")
+        intervals.append(f"{pair.benchmark} {interval}: {judgement}")
+    outcomes = {pair.outcome for pair in pairs}
+    outcome = next((outcome for outcome in ("worse", "better") if outcome in outcomes), "noise")
     drifted = ", and the format drifted" if outcome == "worse" else ""
-    claim = f"{who} against base, in points: {', '.join(moved)}{drifted}"
-    return {"outcome": outcome, "claim": claim, "detail": detail}
+    claim = f"{name} against base, in points: {', '.join(moved)}{drifted}"
+    return {"outcome": outcome, "claim": claim, "detail": f"95 % intervals: {'; '.join(intervals)}"}
 
 
-def _judged(one: Comparison) -> str:
-    if one.outcome == "worse":
-        return "the format drifted"
-    return f"no drift that {count(one.n)} {'prompt' if one.n == 1 else 'prompts'} can show"
-
-
-def _others(found: Sequence[Comparison], named: Mapping[str, str], *, beside: bool) -> Sentence:
-    """Of all models: which of the other general tasks moved more than chance explains."""
-    tasks = list(dict.fromkeys(one.benchmark for one in found))
-    moved = [one for one in found if one.outcome != "noise"]
-    told = [
-        f"{named[one.trained]} {one.outcome} on {one.benchmark} ({points(one.difference)} points, {probability(one.p)})"
-        for one in moved
+def _others(pairs: Sequence[Comparison], names: Mapping[str, str], *, beside: bool) -> Sentence:
+    """Which models moved on which of the other general tasks, by more than chance explains."""
+    tasks = list(dict.fromkeys(pair.benchmark for pair in pairs))
+    moved = [pair for pair in pairs if pair.outcome != "noise"]
+    details = [
+        f"{names[pair.trained]} {pair.outcome} on {pair.benchmark} "
+        f"({points(pair.difference)} points, {probability(pair.p)})"
+        for pair in moved
     ]
-    if len(moved) < len(found):
-        told.append(f"{len(found) - len(moved)} of {len(found)} differences within noise (p < {NOISE} each)")
-    outcomes = {one.outcome for one in moved}
+    if len(moved) < len(pairs):
+        details.append(f"{len(pairs) - len(moved)} of {len(pairs)} differences within noise (p < {NOISE} each)")
+    outcomes = {pair.outcome for pair in moved}
     return {
-        "outcome": next((one for one in ("worse", "better") if one in outcomes), "noise"),
+        "outcome": next((outcome for outcome in ("worse", "better") if outcome in outcomes), "noise"),
         "claim": f"{'Other general' if beside else 'General'} tasks: {', '.join(tasks)}",
-        "detail": "; ".join(told),
+        "detail": "; ".join(details),
     }
 
 

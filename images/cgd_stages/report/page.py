@@ -1,7 +1,7 @@
-"""The report as one HTML file that asks nothing of any network: data in, page out.
+"""The report as one HTML file that needs no network: data in, page out.
 
-Whatever a model said is shown as text: templates escape, embedded JSON holds no `<`, and the page's own policy lets no
-script run but ours.
+Outputs of models are shown as text: templates escape them, embedded JSON holds no `<`, and the page's policy runs no
+script but ours.
 """
 
 import base64
@@ -29,7 +29,7 @@ from cgd_stages.results.scores import Score, comparisons, finite_or_none, gpus, 
 
 HERE = Path(__file__).parent
 TEXT_LIMIT = 4000
-"""Characters of a text that the page carries."""
+"""The most characters of a text that the page shows."""
 
 
 def render(report: ReportData, quality: Quality | None = None) -> str:
@@ -56,8 +56,8 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
 
 
 def render_comparison(table: Table) -> str:
-    """The page of several runs: their table, what differs by the seed alone taken together, and accuracy over corrupted
-    critiques where some runs corrupted them."""
+    """The page of several runs: their table, the spread of trainings that differ in their seed alone, and accuracy over
+    the share of corrupted critiques where runs corrupted them."""
     runs = list(dict.fromkeys(run for line in table.lines for run in line.runs))
     curve = robustness_chart(robustness(table))
     seeds = over_seeds(table)
@@ -70,12 +70,12 @@ def _page(template: str, **values: Any) -> str:
 
 
 def page(template: Path, script: Path, *styles: Path, connect: str = "'none'", **values: Any) -> tuple[str, str]:
-    """A page in our design, and its Content-Security-Policy: nothing is fetched, no script runs but ours.
+    """A page in our design, and its Content-Security-Policy: the page fetches nothing and runs no script but ours.
 
-    `template` extends `shell.html.j2`; `styles` go on from the report's; `connect` is where the script may ask for
-    data, in the policy's words.
+    `template` extends `shell.html.j2`; `styles` come after the report's; `connect` is the policy's `connect-src`, from
+    which the script may fetch data.
     """
-    style = Markup("").join(_text(one) for one in (HERE / "report.css", *styles))
+    style = Markup("").join(_text(file) for file in (HERE / "report.css", *styles))
     scripts = _text(HERE / "shell.js") + _text(script)
     digest = base64.b64encode(hashlib.sha256(scripts.encode()).digest()).decode()
     policy = (
@@ -87,14 +87,14 @@ def page(template: Path, script: Path, *styles: Path, connect: str = "'none'", *
 
 
 def fingerprint() -> str:
-    """Hash of everything that makes a page of data: a report made by another page is another report."""
+    """Hash of all code that turns data into the page. Another page gives another report."""
     rooms = [HERE, *(HERE.parent / room for room in ("results", "quality"))]
     files = sorted(file for room in rooms for file in room.iterdir() if file.is_file())
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _text(file: Path) -> Markup:
-    """A file of ours, put into the page as it is."""
+    """A file of ours, which the page contains as it is."""
     return Markup(file.read_text())  # noqa: S704
 
 
@@ -133,17 +133,17 @@ def _environment(folder: Path) -> Environment:
 
 
 def short_name(model: str) -> str:
-    """A hub id as it is; of a path or a URI the last part."""
+    """A hub id unchanged; the last part of a path or a URI."""
     return model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", ".", "~", "s3://")) else model
 
 
 def heading(column: str, table: Table) -> str:
-    """A column of the comparison: the benchmark, or how many benchmarks the mean is over."""
+    """The heading of a column of the comparison: the benchmark, or the number of benchmarks in the mean."""
     return f"mean of {len(table.averaged)}" if column == MEAN else column
 
 
 def cut(text: str, most: int = TEXT_LIMIT) -> str:
-    """The beginning of a very long text, with a note of what is left out."""
+    """The text, or the beginning of a very long text with the number of characters that follow."""
     return text if len(text) <= most else f"{text[:most]}\n[cut here: {count(len(text) - most)} more characters]"
 
 
@@ -151,28 +151,28 @@ def cut(text: str, most: int = TEXT_LIMIT) -> str:
 
 
 def _results(report: ReportData) -> list[dict[str, Any]]:
-    """One block a benchmark: its scores, scaled to a common axis, and its comparisons."""
-    all_scores, all_comparisons = scores(report), comparisons(report)
+    """A block for each benchmark: its scores, the ticks of their common axis, and its comparisons."""
+    all_comparisons = comparisons(report)
     blocks = []
-    for benchmark, group in itertools.groupby(all_scores, key=lambda one: one.benchmark):
+    for benchmark, group in itertools.groupby(scores(report), key=lambda score: score.benchmark):
         members: list[Score] = list(group)
         blocks.append(
             {
                 "benchmark": benchmark,
                 "scores": members,
-                "ticks": nice_ticks(0.0, max(one.high for one in members)),
-                "comparisons": [one for one in all_comparisons if one.benchmark == benchmark],
+                "ticks": nice_ticks(0.0, max(score.high for score in members)),
+                "comparisons": [pair for pair in all_comparisons if pair.benchmark == benchmark],
             }
         )
     return blocks
 
 
 def _tries(report: ReportData) -> list[dict[str, Any]]:
-    """One block for each benchmark whose questions some model answered several times: Pass@k, drawn and as a table."""
+    """A block for each benchmark with several outputs of a question: Pass@k as plots and as a table."""
     blocks = []
-    for benchmark, group in itertools.groupby(scores(report), key=lambda one: one.benchmark):
-        members = sorted(group, key=lambda one: rank(one.model))
-        ladders = {one.model: {at.k: at for at in one.pass_at} for one in members}
+    for benchmark, group in itertools.groupby(scores(report), key=lambda score: score.benchmark):
+        members = sorted(group, key=lambda score: rank(score.model))
+        ladders = {score.model: {at.k: at for at in score.pass_at} for score in members}
         columns = sorted({k for ladder in ladders.values() for k in ladder})
         if columns != [1]:
             plots = pass_charts(members)
@@ -185,13 +185,13 @@ def _tries(report: ReportData) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stage in the timeline; `left` and `width` are percentages, None when its times are not known."""
+    """A stage in the timeline. `left` and `width` are percents; `left` is None when the stage has no times."""
 
     stage: StageRecord
     left: float | None
     width: float
     rate: float | None
-    """Generated (in training: supervised) tokens a second."""
+    """Generated tokens a second, in training supervised tokens."""
 
 
 def _timeline(stages: Sequence[StageRecord]) -> dict[str, Any]:
@@ -209,9 +209,9 @@ def _timeline(stages: Sequence[StageRecord]) -> dict[str, Any]:
 
 
 def _without_pauses(spans: list[tuple[float, float]]) -> Any:
-    """A clock that stands still while no stage runs for long, as between a run and the earlier one it builds on."""
-    busy = sum(end - start for start, end in spans)
-    allowed = max(60.0, busy / 10)
+    """A clock that leaves out long pauses, as between an earlier run and this one that uses its stages. Each
+    such pause takes a quarter of `allowed` seconds."""
+    allowed = max(60.0, sum(end - start for start, end in spans) / 10)
     cuts: list[tuple[float, float]] = []
     reached = spans[0][0] if spans else 0.0
     origin = reached
@@ -230,59 +230,55 @@ def _rate(stage: StageRecord) -> float | None:
     facts = stage.facts
     if facts is None or facts.seconds <= 0:
         return None
-    told = facts.metrics.get("tokens_per_second")
-    if told:
-        return told
-    return facts.generated_tokens / facts.seconds if facts.generated_tokens else None
+    return facts.metrics.get("tokens_per_second") or facts.generated_tokens / facts.seconds or None
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
 
 
 def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
-    """Rows of the stages that pass rows on, scaled to the largest. Evaluation counts other rows, and check those of all
-    trainings together."""
-    counted = [stage for stage in stages if stage.facts and stage.name.kind not in ("evaluate", "check")]
-    most = max((stage.facts.rows.total for stage in counted if stage.facts), default=0) or 1
-    funnel = []
-    for stage in counted:
-        rows = stage.facts.rows if stage.facts else None
-        if rows is None or rows.total == 0:
-            continue
-        funnel.append(
-            {
-                "name": stage.name,
-                "rows": rows,
-                "kept": 100 * rows.done / most,
-                "lost": 100 * rows.rejected / most,
-                "reasons": sorted(stage.rejections.items(), key=lambda item: (-item[1], item[0])),
-                "balanced": rows.total == rows.done + rows.rejected,
-            }
-        )
-    return funnel
+    """The rows of the stages that pass rows on, scaled to the largest. Evaluation counts other rows, and check counts
+    the rows of all trainings together."""
+    counted = [
+        (stage, stage.facts.rows)
+        for stage in stages
+        if stage.facts and stage.facts.rows.total and stage.name.kind not in ("evaluate", "check")
+    ]
+    most = max((rows.total for _, rows in counted), default=1)
+    return [
+        {
+            "name": stage.name,
+            "rows": rows,
+            "kept": 100 * rows.done / most,
+            "lost": 100 * rows.rejected / most,
+            "reasons": sorted(stage.rejections.items(), key=lambda item: (-item[1], item[0])),
+            "balanced": rows.total == rows.done + rows.rejected,
+        }
+        for stage, rows in counted
+    ]
 
 
 # --- data quality ------------------------------------------------------------------------------------------------
 
 
 def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
-    """Measures as (name, share, what it is of, what it means), those of no rows left out; lengths; what was graded."""
-    everything = [
+    """The measures (name, share, of which rows, meaning), the grades, and the lengths of the texts."""
+    measures = [
         ("Critiques without a verdict", quality.missing, "all rows", "not named right or wrong"),
         ("Refinement is the answer", quality.unchanged, "all rows", "the same words, but for white space"),
         ("Near-duplicate prompts", quality.near_duplicates, "all prompts",
          f"{100 * ALIKE:g}{THIN}% of the word triples shared with another, numbers, case and punctuation aside"),
     ]  # fmt: skip
     prepare = next((stage.rejections for stage in report.stages if stage.name == "prepare"), {})
-    top = max((one.high for one in quality.lengths.values()), default=0) or 1
+    top = max((length.high for length in quality.lengths.values()), default=0) or 1
     return {
         "rows": quality.rows,
-        "measures": everything + _graded_measures(quality),
+        "measures": measures + _graded_measures(quality),
         "graded": quality.graded,
         "alike": quality.alike,
         "lengths": [
-            (text, one, {"low": one.low, "high": one.high, "accuracy": one.median})
-            for text, one in quality.lengths.items()
+            (text, length, {"low": length.low, "high": length.high, "accuracy": length.median})
+            for text, length in quality.lengths.items()
         ],
         "top": top,
         "removed": {reason: prepare[reason] for reason in ("duplicate", "contaminated") if reason in prepare},
@@ -290,6 +286,7 @@ def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
 
 
 def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
+    """The measures that need grades, without those of no rows."""
     graded = quality.graded
     if graded is None:
         return []
@@ -310,7 +307,7 @@ def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
 
 
 def _trainings(report: ReportData) -> list[dict[str, Any]]:
-    """One block a training: its loss, its figures, and how long its examples are."""
+    """A block for each training: its loss, its figures, and the lengths of its examples."""
     records: dict[str, StageRecord] = {stage.name: stage for stage in report.stages if stage.name.kind == "train"}
     blocks = []
     for name in dict.fromkeys([*records, *report.training]):
@@ -330,18 +327,18 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
 
 
 def _lengths(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:
-    """The histogram of examples: most tokens, examples, and their share of the largest bar in percent."""
+    """The histogram of lengths. For each bar: the most tokens, the examples, its percent of the largest bar."""
     lengths = {name.removeprefix(LENGTH): value for name, value in metrics.items() if name.startswith(LENGTH)}
-    found = {int(length): value for length, value in lengths.items() if length.isdecimal() and len(length) < 20}
-    top = max(found.values(), default=0.0) or 1.0
-    return [(most, found[most], 100 * found[most] / top) for most in sorted(found)]
+    bars = {int(length): value for length, value in lengths.items() if length.isdecimal() and len(length) < 20}
+    top = max(bars.values(), default=0.0) or 1.0
+    return [(most, bars[most], 100 * bars[most] / top) for most in sorted(bars)]
 
 
 # --- the browser of quadruples -----------------------------------------------------------------------------------
 
 
 def _browser(report: ReportData) -> list[dict[str, Any]]:
-    """The quadruples that the page carries, and after them the rejected rows; only these have a stage."""
+    """The quadruples that the page shows, then the rejected rows. Only rejected rows have a stage."""
     rows = (*(report.quadruples.shown if report.quadruples else ()), *report.rejected)
     return [
         {name: cut(value) if isinstance(value, str) else value for name, value in row.model_dump().items()}

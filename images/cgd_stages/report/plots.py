@@ -1,4 +1,4 @@
-"""The plots of the pages, as places in percent: a plot is as wide as the screen, and its letters are not. Pure."""
+"""The plots of the pages, with places in percent: a plot grows with the screen, and its letters do not. Pure."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,31 +11,31 @@ from cgd_stages.results.model import Step
 from cgd_stages.results.scores import PassAt, Score, best_step, moving_mean, thinned, validations
 
 CHART_POINTS = 600
-"""Points of a line, about."""
+"""About the most points of a line."""
 
 
 class Plot(TypedDict):
-    """What plot.html.j2 draws, at percents from the left and from the top, with classes of the style sheet."""
+    """What plot.html.j2 draws. Places are percents from the left and from the top; classes are the style sheet's."""
 
     y_ticks: list[tuple[str, float]]
     x_ticks: list[tuple[str, float]]
     bands: list[tuple[str, str]]
-    """Class and path of the intervals around a line."""
+    """Class, and path around the intervals of a line."""
     whiskers: list[tuple[float, float, float]]
-    """The interval of a point: where from the left, its low and its high end from the top."""
+    """The interval of a point: its place from the left, its low and its high end from the top."""
     lines: list[tuple[str, str]]
     """Class and path."""
     places: list[tuple[str, float, float]]
-    """Class of a point and where it is."""
+    """Class and place of a point."""
     points: list[tuple[float, float, str]]
-    """What the pointer and the arrow keys find: where, and what is told."""
+    """What the pointer and the arrow keys reach: place and text."""
 
 
 # --- loss --------------------------------------------------------------------------------------------------------
 
 
 def loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
-    """The loss over steps: lines (each step, a moving mean of long logs, what was held out), axes, values to hover."""
+    """The loss over steps: each step, a moving mean of a long log, the validation loss. None without a finite loss."""
     finite = [step for step in log if math.isfinite(step.loss)]
     if not finite:
         return None
@@ -63,7 +63,7 @@ def loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
             ("held best" if step is best else "held", x, y)
             for step, x, y in zip(held_out, held_xs, held_ys, strict=True)
         ],
-        points=[(round(x, 2), round(y, 2), _told(step)) for x, y, step in zip(xs, ys, steps, strict=True)],
+        points=[(round(x, 2), round(y, 2), _step_text(step)) for x, y, step in zip(xs, ys, steps, strict=True)],
     )
     return {
         "plot": plot,
@@ -78,7 +78,7 @@ def loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
     }
 
 
-def _told(step: Step) -> str:
+def _step_text(step: Step) -> str:
     parts = [f"step {count(step.step)}", f"loss {step.loss:.4f}"]
     if step.validation_loss is not None and math.isfinite(step.validation_loss):
         parts.append(f"validation loss {step.validation_loss:.4f}")
@@ -93,13 +93,13 @@ def sparks(log: Sequence[Step]) -> list[dict[str, Any]]:
     """Small lines beside the loss: gradient norm and learning rate, from zero to their largest value."""
     lines = []
     for name, title in (("grad_norm", "Gradient norm"), ("learning_rate", "Learning rate")):
-        known = [
+        finite = [
             (step.step, value) for step in log if (value := getattr(step, name)) is not None and math.isfinite(value)
         ]
-        if not known:
+        if not finite:
             continue
-        (first, before), (last, after), most = known[0], known[-1], max(value for _, value in known)
-        shown = thinned(known, CHART_POINTS)
+        (first, before), (last, after), most = finite[0], finite[-1], max(value for _, value in finite)
+        shown = thinned(finite, CHART_POINTS)
         xs = [_scaled(step, first, last) for step, _ in shown]
         line = _path(xs, [_down(value, 0.0, most) for _, value in shown])
         lines.append({"title": title, "line": line, "first": before, "most": most, "last": after})
@@ -110,19 +110,19 @@ def sparks(log: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def pass_charts(scores: Sequence[Score]) -> dict[str, Any]:
-    """Pass@k of some models on a benchmark: over k, and over the tokens that k outputs cost. Both axes are logarithmic;
-    of a model whose outputs hold no token there is nothing to draw over tokens."""
+    """Pass@k of models on a benchmark: over k, and over the tokens that k outputs cost. Both axes are logarithmic, so a
+    model whose outputs hold no token is not drawn over tokens."""
     series = [Series(score.model, score.pass_at) for score in scores]
-    spent = [Series(one.model, [at for at in one.ladder if at.tokens > 0]) for one in series]
-    costs = [at.tokens for one in spent for at in one.ladder]
-    over_k = _pass_plot(series, "k", sorted({float(at.k) for one in series for at in one.ladder}))
-    over_tokens = _pass_plot(spent, "tokens", log_ticks(min(costs), max(costs))) if costs else None
-    return {"k": over_k, "tokens": over_tokens, "names": [(one.style, one.name) for one in series]}
+    with_tokens = [Series(score.model, [at for at in score.pass_at if at.tokens > 0]) for score in scores]
+    costs = [at.tokens for model in with_tokens for at in model.ladder]
+    over_k = _pass_plot(series, "k", sorted({float(at.k) for model in series for at in model.ladder}))
+    over_tokens = _pass_plot(with_tokens, "tokens", log_ticks(min(costs), max(costs))) if costs else None
+    return {"k": over_k, "tokens": over_tokens, "names": [(model.style, model.name) for model in series]}
 
 
 @dataclass(frozen=True)
 class Series:
-    """What one model reached with 1, 2, 4, ... outputs."""
+    """Pass@k of one model with 1, 2, 4, ... outputs."""
 
     model: str
     ladder: Sequence[PassAt]
@@ -133,19 +133,19 @@ class Series:
 
     @property
     def style(self) -> str:
-        """Of the style sheet: a colour and a dash."""
+        """The class of the style sheet with its colour and dash."""
         return f"s{rank(self.model)}"
 
 
 def rank(model: str) -> int:
-    """Place of a model in the paper's table; the last of those that it does not have."""
+    """The place of a model in the paper's table; models that the table lacks come last."""
     return list(NAMES).index(model) if model in NAMES else len(NAMES)
 
 
 def _pass_plot(series: Sequence[Series], axis: str, ticks: Sequence[float]) -> Plot:
-    every = [at for one in series for at in one.ladder]
-    y_ticks = nice_ticks(min(at.low for at in every), max(at.high for at in every))
-    least, most = (math.log(which(getattr(at, axis) for at in every)) for which in (min, max))
+    points = [(model, at) for model in series for at in model.ladder]
+    y_ticks = nice_ticks(min(at.low for _, at in points), max(at.high for _, at in points))
+    least, most = (math.log(extreme(getattr(at, axis) for _, at in points)) for extreme in (min, max))
 
     def across(at: PassAt) -> float:
         return round(_scaled(math.log(getattr(at, axis)), least, most), 2)
@@ -157,28 +157,25 @@ def _pass_plot(series: Sequence[Series], axis: str, ticks: Sequence[float]) -> P
         bounds = [(across(at), down(at.low)) for at in ladder] + [(across(at), down(at.high)) for at in ladder[::-1]]
         return _path([x for x, _ in bounds], [y for _, y in bounds]) + " Z"
 
-    drawn = [one for one in series if len(one.ladder) > 1]
+    def text(name: str, at: PassAt) -> str:
+        share = f"{percent(at.share)} ({percent(at.low)} to {percent(at.high)})"
+        return f"{name} \u00b7 Pass@{at.k} {share} \u00b7 {count(at.tokens)} tokens"
+
+    lines = [model for model in series if len(model.ladder) > 1]
     return Plot(
         y_ticks=[(f"{100 * tick:g}{THIN}%", down(tick)) for tick in y_ticks],
         x_ticks=[
             (count(math.exp(tick)), _scaled(tick, least, most))
             for tick in _apart([math.log(tick) for tick in ticks], (most - least) / 8)
         ],
-        bands=[(one.style, band(one.ladder)) for one in drawn],
+        bands=[(model.style, band(model.ladder)) for model in lines],
         whiskers=[],
         lines=[
-            (one.style, _path([across(at) for at in one.ladder], [down(at.share) for at in one.ladder]))
-            for one in drawn
+            (model.style, _path([across(at) for at in model.ladder], [down(at.share) for at in model.ladder]))
+            for model in lines
         ],
-        places=[(f"point {one.style}", across(at), down(at.share)) for one in series for at in one.ladder],
-        points=[(across(at), down(at.share), _pass_told(one.name, at)) for one in series for at in one.ladder],
-    )
-
-
-def _pass_told(name: str, at: PassAt) -> str:
-    return (
-        f"{name} \u00b7 Pass@{at.k} {percent(at.share)} ({percent(at.low)} to {percent(at.high)}) "
-        f"\u00b7 {count(at.tokens)} tokens"
+        places=[(f"point {model.style}", across(at), down(at.share)) for model, at in points],
+        points=[(across(at), down(at.share), text(model.name, at)) for model, at in points],
     )
 
 
@@ -186,38 +183,41 @@ def _pass_told(name: str, at: PassAt) -> str:
 
 
 def robustness_chart(points: Sequence[Point]) -> dict[str, Any] | None:
-    """Accuracy over the share of corrupted critiques: a line through their means, each point with its interval."""
+    """Accuracy over the share of corrupted critiques: a line through the means, and each point with its interval."""
     if not points:
         return None
-    ticks = nice_ticks(min(one.low for one in points), max(one.high for one in points))
-    low, high, most = ticks[0], ticks[-1], max(one.rate for one in points) or 1.0
-    rates = {one.rate: [other.accuracy for other in points if other.rate == one.rate] for one in points}
-    means = [_down(math.fsum(found) / len(found), low, high) for found in rates.values()]
-    told = [
-        f"{100 * one.rate:g}{THIN}% corrupted \u00b7 accuracy {percent(one.accuracy)} "
-        f"({percent(one.low)} to {percent(one.high)}) \u00b7 {one.run}"
-        for one in points
+    ticks = nice_ticks(min(point.low for point in points), max(point.high for point in points))
+    low, high, most = ticks[0], ticks[-1], max(point.rate for point in points) or 1.0
+    accuracies: dict[float, list[float]] = {}
+    for point in points:
+        accuracies.setdefault(point.rate, []).append(point.accuracy)
+    means = [_down(math.fsum(values) / len(values), low, high) for values in accuracies.values()]
+    texts = [
+        f"{100 * point.rate:g}{THIN}% corrupted \u00b7 accuracy {percent(point.accuracy)} "
+        f"({percent(point.low)} to {percent(point.high)}) \u00b7 {point.run}"
+        for point in points
     ]
-    xs, ys = [_scaled(one.rate, 0.0, most) for one in points], [_down(one.accuracy, low, high) for one in points]
+    xs = [_scaled(point.rate, 0.0, most) for point in points]
+    ys = [_down(point.accuracy, low, high) for point in points]
     plot = Plot(
         y_ticks=[(f"{100 * tick:g}{THIN}%", _down(tick, low, high)) for tick in ticks],
-        x_ticks=[(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(rates, most / 12)],
+        x_ticks=[(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(accuracies, most / 12)],
         bands=[],
         whiskers=[
-            (x, _down(one.low, low, high), _down(one.high, low, high)) for x, one in zip(xs, points, strict=True)
+            (x, _down(point.low, low, high), _down(point.high, low, high)) for x, point in zip(xs, points, strict=True)
         ],
-        lines=[("", _path([_scaled(rate, 0.0, most) for rate in rates], means))],
+        lines=[("", _path([_scaled(rate, 0.0, most) for rate in accuracies], means))],
         places=[("point", x, y) for x, y in zip(xs, ys, strict=True)],
-        points=list(zip(xs, ys, told, strict=True)),
+        points=list(zip(xs, ys, texts, strict=True)),
     )
-    return {"plot": plot, "told": told}
+    return {"plot": plot, "texts": texts}
 
 
 # --- axes --------------------------------------------------------------------------------------------------------
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round values that span [low, high], at most about `most` of them."""
+    """Round values that span [low, high], about `most` at most."""
     if high - low < 1e-12:
         return [low - abs(low) / 10 - 1e-9, low, low + abs(low) / 10 + 1e-9]
     rough = (high - low) / (most - 1)
@@ -228,12 +228,12 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """The values of 1, 2 or 5 times a power of ten in [low, high], both positive; over more than two decades powers of
-    ten alone, about six of them at most."""
+    """The values in [low, high] of 1, 2 or 5 times a power of ten; both ends are positive. Beyond two decades only
+    powers of ten, about six at most."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     wide = math.log10(high / low) > 2
-    every = decades[:: math.ceil(len(decades) / 6)] if wide else decades
-    ticks = [factor * 10.0**power for power in every for factor in ((1,) if wide else (1, 2, 5))]
+    powers = decades[:: math.ceil(len(decades) / 6)] if wide else decades
+    ticks = [factor * 10.0**power for power in powers for factor in ((1,) if wide else (1, 2, 5))]
     return [tick for tick in ticks if low <= tick <= high]
 
 
@@ -245,7 +245,7 @@ def _step_ticks(first: int, last: int) -> list[tuple[str, float]]:
 
 
 def _apart(values: Iterable[float], distance: float) -> list[float]:
-    """Of rising values those that are far enough from the one before to be written."""
+    """Those of the rising values that are far enough apart to be written."""
     kept: list[float] = []
     for value in values:
         if not kept or value - kept[-1] >= distance:
@@ -258,7 +258,7 @@ def _scaled(value: float, low: float, high: float) -> float:
 
 
 def _down(value: float, low: float, high: float) -> float:
-    """From the top."""
+    """The place of a value in percent from the top."""
     return 100 - _scaled(value, low, high)
 
 

@@ -1,4 +1,4 @@
-"""What the report says first: the outcome in words, what to beware of, and the facts of the run. Pure."""
+"""The head of the report: the outcome in words, the cautions, and the facts of the run. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from cgd_stages.results.model import ReportData, StageRecord, at
 from cgd_stages.results.scores import NOISE, RIVALS, Comparison, comparisons, gpu_hours, models, scores, total_of
 
 SENTENCES = 3
-"""More comparisons than this are summed up, one sentence a model."""
+"""The most comparisons that get a sentence each; of more, each model gets one sentence."""
 CAUTIONS = 5
-"""More of them are folded."""
+"""The most cautions that the page shows unfolded."""
 
 
 def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
@@ -41,82 +41,81 @@ def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
 
 
 def verdicts(report: ReportData) -> list[Sentence]:
-    """What the run's comparisons come to; with tasks of lm-eval beside the benchmarks, what became of these besides."""
+    """The outcome of the run's comparisons, and whether lm-eval's tasks moved if it has any beside the benchmarks."""
     compared, general = comparisons(report), lm_eval_tasks(report)
-    special = [one for one in compared if one.benchmark not in general]
-    named = names_in_sentences(list(dict.fromkeys(one.trained for one in compared)))
-    if not special:
-        return outcomes(compared, named) or [_without_comparison(report)]
-    return outcomes(special, named) + drifts(report, named)
+    special = [pair for pair in compared if pair.benchmark not in general]
+    names = names_in_sentences(list(dict.fromkeys(pair.trained for pair in compared)))
+    if special:
+        return outcomes(special, names) + drifts(report, names)
+    missing = [stage.name for stage in report.stages if stage.facts is None]
+    detail = f"no output of {', '.join(missing)}" if missing else "the run evaluates no pair of models"
+    none: Sentence = {"outcome": "noise", "claim": "No comparison of base and trained model", "detail": detail}
+    return outcomes(compared, names) or [none]
 
 
 def names_in_sentences(models: Sequence[str]) -> dict[str, str]:
     """How sentences name the models that are compared with the base."""
     trained = [model for model in models if model not in RIVALS]
-    named = {model: label(model) for model in models}
-    return named | {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
+    names = {model: label(model) for model in models}
+    return names | {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
 
 
-def outcomes(compared: Sequence[Comparison], named: Mapping[str, str]) -> list[Sentence]:
-    """One for each comparison, or for each trained model where that would be many."""
+def outcomes(compared: Sequence[Comparison], names: Mapping[str, str]) -> list[Sentence]:
+    """A sentence for each comparison, or for each trained model where there are more than `SENTENCES`."""
     if len(compared) <= SENTENCES:
-        return [sentence(one, named[one.trained]) for one in compared]
-    groups = {one.trained: [other for other in compared if other.trained == one.trained] for one in compared}
-    return [summary(group, named[model]) for model, group in groups.items()]
+        return [sentence(pair, names[pair.trained]) for pair in compared]
+    groups: dict[str, list[Comparison]] = {}
+    for pair in compared:
+        groups.setdefault(pair.trained, []).append(pair)
+    return [summary(group, names[model]) for model, group in groups.items()]
 
 
-def summary(group: Sequence[Comparison], trained: str) -> Sentence:
-    """What a model's comparisons on several benchmarks come to; every benchmark weighs the same."""
-    after = math.fsum(one.after for one in group) / len(group)
-    before = math.fsum(one.before for one in group) / len(group)
-    better, worse = (sum(one.outcome == outcome for one in group) for outcome in ("better", "worse"))
+def summary(group: Sequence[Comparison], name: str) -> Sentence:
+    """The outcome of one model on several benchmarks, which all have the same weight. `name` names the model."""
+    after = math.fsum(pair.after for pair in group) / len(group)
+    before = math.fsum(pair.before for pair in group) / len(group)
+    better, worse = (sum(pair.outcome == outcome for pair in group) for outcome in ("better", "worse"))
     return {
         "outcome": "better" if better and not worse else "worse" if worse and not better else "noise",
-        "claim": f"{trained} {percent(after)}, base {percent(before)}: the mean of {len(group)} benchmarks",
+        "claim": f"{name} {percent(after)}, base {percent(before)}: the mean of {len(group)} benchmarks",
         "detail": f"Better than chance explains on {better}, worse on {worse}, within noise on "
         f"{len(group) - better - worse} (p < {NOISE} each)",
     }
 
 
-def sentence(one: Comparison, trained: str) -> Sentence:
-    """What a comparison comes to, in words that claim no more than its numbers do; `trained` names the model."""
+def sentence(pair: Comparison, name: str) -> Sentence:
+    """The outcome of one comparison, which claims no more than its numbers show. `name` names the model."""
     judgement = {
-        "better": f"better than chance explains ({probability(one.p)})",
-        "worse": f"worse than chance explains ({probability(one.p)})",
-        "noise": f"a difference within noise ({probability(one.p)})",
-    }[one.outcome]
-    if one.fixed == one.broken == 0:
+        "better": f"better than chance explains ({probability(pair.p)})",
+        "worse": f"worse than chance explains ({probability(pair.p)})",
+        "noise": f"a difference within noise ({probability(pair.p)})",
+    }[pair.outcome]
+    if pair.fixed == pair.broken == 0:
         judgement = "no question changed sides"
-    questions = "question" if one.n == 1 else "questions"
+    questions = "question" if pair.n == 1 else "questions"
     return {
-        "outcome": one.outcome,
-        "claim": f"{trained} {percent(one.after)}, base {percent(one.before)} on {one.benchmark}",
-        "detail": f"{count(one.n)} {questions}, {one.fixed} fixed and {one.broken} broken: {judgement}",
+        "outcome": pair.outcome,
+        "claim": f"{name} {percent(pair.after)}, base {percent(pair.before)} on {pair.benchmark}",
+        "detail": f"{count(pair.n)} {questions}, {pair.fixed} fixed and {pair.broken} broken: {judgement}",
     }
 
 
-def _without_comparison(report: ReportData) -> Sentence:
-    missing = [stage.name for stage in report.stages if stage.facts is None]
-    detail = f"no output of {', '.join(missing)}" if missing else "the run evaluates no pair of models"
-    return {"outcome": "noise", "claim": "No comparison of base and trained model", "detail": detail}
-
-
 def cautions(report: ReportData) -> list[str]:
-    """What a reader should know before believing the numbers."""
-    found = []
-    for one in scores(report):
-        who = f"{label(one.model).capitalize() if one.model == 'base' else label(one.model)} on {one.benchmark}"
-        if one.truncated > one.outputs / 20:
-            found.append(f"{who}: {percent(one.truncated / one.outputs)} of the outputs were cut by the token limit.")
-        if one.unparsed > one.outputs / 20:
-            found.append(f"{who}: no answer was found in {percent(one.unparsed / one.outputs)} of the outputs.")
-        if one.refused:
-            found.append(f"{who}: {one.refused} questions were never answered; they count as not correct.")
-        if one.ungraded:
-            found.append(f"{who}: {one.ungraded} outputs could not be graded; they count as not correct.")
-    sizes = {one.benchmark: one.n for one in scores(report)}
-    found += [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
-    return found
+    """What a reader should know before trusting the numbers."""
+    sentences, all_scores = [], scores(report)
+    for score in all_scores:
+        where = f"{'Base' if score.model == 'base' else label(score.model)} on {score.benchmark}"
+        cut, unparsed = score.truncated / score.outputs, score.unparsed / score.outputs
+        if cut > 1 / 20:
+            sentences.append(f"{where}: {percent(cut)} of the outputs were cut by the token limit.")
+        if unparsed > 1 / 20:
+            sentences.append(f"{where}: no answer was found in {percent(unparsed)} of the outputs.")
+        if score.refused:
+            sentences.append(f"{where}: {score.refused} questions were never answered; they count as not correct.")
+        if score.ungraded:
+            sentences.append(f"{where}: {score.ungraded} outputs could not be graded; they count as not correct.")
+    sizes = {score.benchmark: score.n for score in all_scores}
+    return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
 
 
 def _when(stages: Sequence[StageRecord]) -> str:
@@ -134,7 +133,7 @@ def label(model: str) -> str:
 
 
 def objective(stage: StageRecord) -> str:
-    """What a training learned, with the ablation of its critiques if it had one."""
+    """The objective of a training, with the ablation of its critiques if it had one."""
     critique = Critique.model_validate(stage.inputs.get("critique", {}))
     return name_of(stage.name.model, critique)
 

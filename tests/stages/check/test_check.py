@@ -73,7 +73,7 @@ def test_what_was_checked_once_is_not_checked_again(
 ) -> None:
     refined(bucket, ROWS)
     first = check.main(checking(storage, tmp_path, *two))
-    monkeypatch.setattr(check, "_check", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(check, "_count_examples", lambda *_: pytest.fail("checked again"))
     assert check.main(checking(storage, tmp_path, *two)) == first
 
 

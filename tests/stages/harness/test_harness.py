@@ -360,7 +360,7 @@ def test_a_pod_that_cannot_lock_programs_in_asks_no_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (lame := tmp_path / "lame.py").write_text("print('unavailable no Landlock', end='')")
-    monkeypatch.setattr("cgd_stages.harness.sandboxed.JAIL", lame)
+    monkeypatch.setattr("cgd_stages.harness.sandboxed.SANDBOX", lame)
     with pytest.raises(UserError, match="cannot be locked in here: no Landlock"):
         harness.main(program(storage, tmp_path, work_for(tiny_model, HUMANEVAL)))
     assert asked == []

@@ -151,7 +151,7 @@ def test_where_a_process_cannot_be_locked_in_nothing_runs(
         "real = jail.ctypes.CDLL\n"
         f"def lost(): raise OSError('no such library')\n{broken}\njail.main()\n"
     )
-    monkeypatch.setattr(sandboxed, "JAIL", lame)
+    monkeypatch.setattr(sandboxed, "SANDBOX", lame)
     ran = tmp_path / "ran"
     with pytest.raises(UserError, match=told) as refused:
         execute(Trial(f"open({str(ran)!r}, 'w')"))

@@ -337,7 +337,7 @@ def test_the_validation_loss_is_a_line_of_its_own_and_the_best_of_its_points_is_
     places = [[float(part) for part in re.findall(r"[\d.]+", style)] for style, _ in points]
     assert [x for x, _ in places] == [round(100 * (step - 1) / 39, 2) for step in (10, 20, 30, 40)]
     assert all(0 <= y <= 100 for _, y in places)
-    assert "least 1.2 after step 20 (large point), last 1.2" in found.words
+    assert "smallest 1.2 after step 20 (large point), last 1.2" in found.words
     (data,) = found.attributes("data-points")
     assert "validation loss 1.2000" in json.loads(data)[19][2]
 
@@ -348,7 +348,7 @@ def test_a_training_without_held_out_prompts_speaks_of_no_validation() -> None:
 
 def test_gradient_norm_and_learning_rate_have_small_lines_of_their_own() -> None:
     words = read(training={"train-cgd": steps(5)}).words
-    assert "Gradient norm: first 1.5, most 1.5, last 1.5" in words
+    assert "Gradient norm: first 1.5, largest 1.5, last 1.5" in words
     assert "Learning rate: first 1.00e-06" in words
     assert plots.sparks([Step(step=1, loss=1.0, grad_norm=math.nan)]) == []
 
@@ -390,7 +390,7 @@ def test_data_quality_is_a_table_of_shares_with_what_they_are_of() -> None:
     assert "Right refinementsof graded rows: what the student learns to say65.0 %13 of 20" in words
     assert "Right verdictsof verdicts given: the same verdict for every draft would have 72.2 %61.1 %11 of 18" in words
     assert "a critique of another row does by chance in 20.0 %" in words
-    assert "on 20 rows: of an even sample of 30 (of 40) those whose reference ends on an answer, without 1" in words
+    assert "on 20 rows: those of an even sample of 30 (of 40) whose reference ends on an answer, without 1" in words
     assert "right4 ✓agrees6 wrong17 ✓agrees missing02" in words
     assert "answer20" in words
 
