@@ -61,7 +61,10 @@ def resolve(model: Model, store: RunStore) -> Resolved:
     if model.name.startswith("s3://"):
         return Resolved(model.name, _stored_fingerprint(model.name, store.bucket))
     if _is_path(model.name):
-        return Resolved(model.name, _folder_fingerprint(_folder(model.name)))
+        folder = _folder(model.name)
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        entries = [[str(path.relative_to(folder)), path.stat().st_size, _sampled(path)] for path in files]
+        return Resolved(model.name, digest_of(files=entries))
     return Resolved(model.name, _hub(model.name, lambda: _snapshot(model, [_NEEDED]).name))
 
 
@@ -196,11 +199,6 @@ def _hint(name: str) -> str:
     return (
         f"Correct the model {name!r} in spec.student or spec.teacher: a hub id, an s3:// folder or a path in the image."
     )
-
-
-def _folder_fingerprint(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return digest_of(files=[[str(path.relative_to(folder)), path.stat().st_size, _sampled(path)] for path in files])
 
 
 def _sampled(path: Path) -> str:
