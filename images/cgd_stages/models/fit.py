@@ -152,19 +152,19 @@ def misfit_of(gpus: Gpus, served: Served, weights: int) -> Misfit | None:
 
 @dataclass(frozen=True)
 class Cache:
-    """Bytes of keys and values on one GPU: for each token of the full context (`whole`), and of a sliding window
+    """Bytes of keys and values on one GPU: for each token of the full context (`full`), and of a sliding window
     (`windowed`); `window` in tokens."""
 
-    whole: int
+    full: int
     windowed: int
     window: int
 
     def total(self, tokens: int) -> int:
-        return self.whole * tokens + self.windowed * min(tokens, self.window)
+        return self.full * tokens + self.windowed * min(tokens, self.window)
 
     def tokens(self, room: float) -> int:
         """Tokens whose keys and values fit into `room` bytes; 0 if they do not fill the window."""
-        tokens = max(0, int((room - self.windowed * self.window) / self.whole)) if self.whole else 0
+        tokens = max(0, int((room - self.windowed * self.window) / self.full)) if self.full else 0
         return tokens if tokens >= self.window else 0
 
 

@@ -164,7 +164,7 @@ def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
 
 
 def unloadable(model: Model, where: str, what: str, error: Exception) -> UserError:
-    """The error of a model whose config or tokenizer (`what`) transformers does not load; `where` is it in the spec.
+    """The error of a model whose config or tokenizer (`what`) transformers does not load; `where` names it in the spec.
 
     No code that comes with a model ever runs: every loader says `trust_remote_code=False`, because without it
     transformers asks on a terminal. Its own error names an option that users do not have.
