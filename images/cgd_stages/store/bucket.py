@@ -97,7 +97,7 @@ def patient(request: Callable[Concatenate["Bucket", P], T]) -> Callable[Concaten
     """The request, made again while the store is away, as long as the bucket's caller waits (see `Bucket.waiting`)."""
 
     @functools.wraps(request)
-    def repeated(bucket: "Bucket", *args: P.args, **kwargs: P.kwargs) -> T:
+    def repeated(bucket: "Bucket", /, *args: P.args, **kwargs: P.kwargs) -> T:
         for attempt in itertools.count():
             try:
                 result = request(bucket, *args, **kwargs)

@@ -40,10 +40,10 @@ from cgd_stages.method.examples import CONTEXTS, TARGETS, Unusable
 from cgd_stages.models import resolve
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
-from cgd_stages.store.rows import REJECTION_SCHEMA, Row
+from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
 from cgd_stages.store.run import Product
 from cgd_stages.training import curves
-from cgd_stages.training.checkpoints import METRICS, file_sha256
+from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.dataset import Dataset, ExampleCounts
 from cgd_stages.training.job import (
     BEGUN,
