@@ -75,14 +75,14 @@ class Plan(BaseModel):
 
 def haunt(plan: Plan, trainer: Any) -> None:
     """Put the plan into the classes that train and store."""
-    step, put, upload = trainer._step, Bucket._put, Bucket._upload
+    step, put, upload = trainer._step, Bucket.put, Bucket.upload
 
     def note_and_die(self: Any, number: int) -> None:
         step(self, number)
         time.sleep(STEP_SECONDS)
         plan.after(number + 1)
 
-    def die_or_put(self: Bucket, key: str, data: bytes, *, if_absent: bool) -> bool:
+    def die_or_put(self: Bucket, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         plan.before_write(key)
         return put(self, key, data, if_absent=if_absent)
 
@@ -91,8 +91,8 @@ def haunt(plan: Plan, trainer: Any) -> None:
         upload(self, path, key)
 
     trainer._step = note_and_die
-    Bucket._put = die_or_put  # type: ignore[method-assign]
-    Bucket._upload = die_or_upload  # type: ignore[method-assign]
+    Bucket.put = die_or_put  # type: ignore[method-assign]
+    Bucket.upload = die_or_upload  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -303,7 +303,7 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
         "operator/cgd_local/__main__.py:_until_stopped",
         "operator/cgd_local/launcher.py:become",
         "operator/cgd_local/smollm2.py:main",
-        "images/cgd_stages/runtime/supervisor.py:_say_interrupted",
+        "images/cgd_stages/runtime/supervisor.py:supervise",
         "images/cgd_stages/harness/sandbox.py:tell",  # these two write to the other process's pipe
         "images/cgd_stages/harness/sandbox.py:entry",
     }

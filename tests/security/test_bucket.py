@@ -20,9 +20,10 @@ from cgd_stages.errors import UserError
 from cgd_stages.harness import __main__ as harness
 from cgd_stages.harness.task_guard import EXECUTING
 from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.rows import file_sha256
 from cgd_stages.train import student
 from cgd_stages.train.saving import Saver
-from cgd_stages.training.checkpoints import Checkpoints, file_sha256
+from cgd_stages.training.checkpoints import Checkpoints
 from cgd_stages.training.job import CHECKPOINTS, Job
 
 CURVE = [{"step": 1.0, "loss": 2.0}]

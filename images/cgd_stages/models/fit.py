@@ -1,20 +1,20 @@
-"""Whether GPUs of the size that the run names hold its models: told on a CPU, before a GPU is asked for.
+"""Whether the run's models fit GPUs of the size that it names. Runs on a CPU, before the run asks for a GPU.
 
-For a GPU that serves the least is counted that must be there, so a refusal is certain and a pass is not:
+A GPU that serves needs at least these, so a refusal is certain and a pass is not:
 
     weights   bytes of the tensors, floating ones in the engine's dtype, divided by tensorParallel
-    cache     keys and values of one sequence of the whole context; a GPU has one head of them at least
+    cache     keys and values of one sequence of the full context; a GPU has one head of them at least
 
-within gpuMemoryUtilization of its memory; vLLM wants room for activations and CUDA graphs besides. For a GPU that
-trains it is the estimate in `memory`, with a micro-batch of maxSequenceLength tokens, the largest there may be. Sizes
-come from config.json and the headers of the safetensors, never from a model's name, and no model is made: `cgd plan`
-says the same where there is no torch. What cannot be known gets no verdict, and the log says so: other formats, latent
-attention (MLA), quantized students and mixtures of experts in training.
+They must fit into gpuMemoryUtilization of its memory; vLLM needs room for activations and CUDA graphs besides. A GPU
+that trains needs the estimate of `training_memory`, with the largest micro-batch: maxSequenceLength tokens. Sizes come
+from config.json and the headers of the safetensors, never from a model's name, and no model is loaded: `cgd plan` comes
+to the same result without torch. There is no verdict on other formats, latent attention (MLA), quantized students and
+mixtures of experts in training; the log names these.
 """
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.engines.base import ON_GPU
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve, training_memory
+from cgd_stages.models.training_memory import giga
 from cgd_stages.store.bucket import Bucket
 
 log = logging.getLogger(__name__)
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Dtypes of tensors that an engine turns into its own; the others are quantized and stay."""
+"""Dtypes that an engine converts to its own; tensors of other dtypes are quantized and stay as they are."""
 MOST_GPUS = 64
 CHANGES: tuple[dict[str, Any], ...] = (
     {"activation_checkpointing": "auto"},
@@ -37,21 +38,22 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"zero_stage": 3, "offload": "optimizer"},
     {"zero_stage": 3, "offload": "parameters"},
 )
-"""What may make a training fit, from the cheapest on."""
+"""Changes that may make a training fit, the cheapest first."""
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs that a run is going to ask for, and what it trains on them."""
+    """The GPUs that a run is going to ask for, and the training on them."""
 
     memory: int
-    """Bytes of one."""
+    """Bytes of one GPU."""
     training: Train
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model as an engine would serve it; `config` is that of transformers, `context` in tokens."""
+    """A model as an engine would serve it. `where`: its place in the spec; `config`: its config in transformers;
+    `context`: in tokens."""
 
     where: str
     model: Model
@@ -62,7 +64,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Misfit:
-    """What does not fit, with the arithmetic, and what to change."""
+    """The arithmetic of a model that does not fit, and what to change."""
 
     message: str
     hint: str
@@ -79,100 +81,95 @@ def read_config(folder: Path, model: Model, where: str) -> Any:
 
 
 def context_length(config: Any, engine: Engine, model: Model, where: str) -> int:
-    """Tokens that prompt and reply may have together. Raises UserError when the run wants more than the model takes."""
-    own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if own is None or (engine.max_model_len or 0) <= own:
-        return int(engine.max_model_len or own or 0)
-    if (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("factor", 1) != 1:
-        log.warning("%s: maxModelLen %d needs the model's rope scaling (%d)", where, engine.max_model_len, own)
-        return int(engine.max_model_len or own)
-    message = f"maxModelLen is {engine.max_model_len}, but {model.name} takes {own} tokens"
-    raise UserError(message, hint=f"Lower {where}.maxModelLen to {own}, or take another {where}.model.")
+    """Tokens of prompt and reply together, at most. Raises UserError if the run asks for more than the model takes."""
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    if longest is None or (engine.max_model_len or 0) <= longest:
+        return int(engine.max_model_len or longest or 0)
+    if (getattr(text, "rope_parameters", None) or {}).get("factor", 1) != 1:
+        log.warning("%s: maxModelLen %d needs the model's rope scaling (%d)", where, engine.max_model_len, longest)
+        return int(engine.max_model_len or longest)
+    message = f"maxModelLen is {engine.max_model_len}, but {model.name} takes {longest} tokens"
+    raise UserError(message, hint=f"Lower {where}.maxModelLen to {longest}, or take another {where}.model.")
 
 
 def refuse_misfits(bucket: Bucket, scratch: Path, gpus: Gpus, served: Sequence[Served]) -> None:
-    """Raise one UserError for all that does not fit; the student comes first among the served."""
+    """Raise one UserError for everything that does not fit; `served` begins with the student."""
     if misfits := find_misfits(bucket, scratch, gpus, served):
-        hints = " ".join(one.hint for one in misfits)
-        raise UserError("; ".join(one.message for one in misfits), hint=f"{hints} Or take larger GPUs: {_SAY}.")
+        hints = " ".join(misfit.hint for misfit in misfits)
+        message = "; ".join(misfit.message for misfit in misfits)
+        larger = "Or take larger GPUs: spec.placement.gpuMemory says how large they are."
+        raise UserError(message, hint=f"{hints} {larger}")
 
 
 def find_misfits(bucket: Bucket, scratch: Path, gpus: Gpus, served: Sequence[Served]) -> list[Misfit]:
-    """All that does not fit; the student comes first among the served."""
-    weights = [resolve.tensors(one.model, bucket, scratch) for one in served]
-    found = [_served(gpus, one, tensors) for one, tensors in zip(served, weights, strict=True)]
-    found.append(trained(gpus, served[0].config, weights[0]))
-    return [one for one in found if one]
+    """Everything that does not fit; `served` begins with the student."""
+    tensors = [resolve.tensors(model.model, bucket, scratch) for model in served]
+    misfits = []
+    for model, weights in zip(served, tensors, strict=True):
+        name = model.model.name
+        if weights is None:
+            log.warning("%s: the size of %s is not known; whether it fits is not checked", model.where, name)
+        elif cache_bytes(model.config, model.engine) is None:
+            log.warning("%s: %s has latent attention; whether it fits is not checked", model.where, name)
+        else:
+            misfits.append(misfit_of(gpus, model, weight_bytes(weights, model.engine)))
+    misfits.append(trained(gpus, served[0].config, tensors[0]))
+    return [misfit for misfit in misfits if misfit]
 
 
-_SAY = "spec.placement.gpuMemory says how large they are"
+def misfit_of(gpus: Gpus, served: Served, weights: int) -> Misfit | None:
+    """Whether `weights` bytes, on all GPUs together, and the cache of one sequence fit; the log has the verdict."""
 
+    def needs(parallel: int) -> tuple[int, int]:
+        cache = cache_bytes(served.config, served.engine.model_copy(update={"tensor_parallel": parallel}))
+        assert cache
+        return weights // parallel, cache.total(served.context)
 
-def _served(gpus: Gpus, one: Served, tensors: Sequence[resolve.Tensor] | None) -> Misfit | None:
-    if tensors is None:
-        log.warning("%s: the size of %s is not known; whether it fits is not checked", one.where, one.model.name)
-        return None
-    cache = cache_bytes(one.config, one.engine)
-    if cache is None:
-        log.warning("%s: %s has latent attention; whether it fits is not checked", one.where, one.model.name)
-        return None
-    return misfit_of(gpus, one, weight_bytes(tensors, one.engine))
-
-
-def misfit_of(gpus: Gpus, one: Served, weights: int) -> Misfit | None:
-    """Whether weights of so many bytes, all GPUs together, and a sequence's cache fit; the verdict is logged."""
-    share = one.engine.gpu_memory_utilization or float(ON_GPU["gpu_memory_utilization"])
-    room = share * gpus.memory
-    own, cache = _needs(one, weights, one.engine.tensor_parallel)
+    room = (served.engine.gpu_memory_utilization or float(ON_GPU["gpu_memory_utilization"])) * gpus.memory
+    parallel = served.engine.tensor_parallel
+    on_each, cached = needs(parallel)
     arithmetic = (
-        f"{one.where}: {one.model.name} needs at least {_giga(own)} of weights and {_giga(cache)} of cache for one "
-        f"sequence of {one.context} tokens on each GPU (tensorParallel {one.engine.tensor_parallel}); {share:.0%} of "
-        f"{_giga(gpus.memory)} are {_giga(room)}"
+        f"{served.where}: {served.model.name} needs at least {giga(on_each)} of weights and {giga(cached)} of cache "
+        f"for one sequence of {served.context} tokens on each GPU (tensorParallel {parallel}); "
+        f"{room / gpus.memory:.0%} of {giga(gpus.memory)} are {giga(room)}"
     )
     log.info("%s", arithmetic)
-    if own + cache <= room:
+    if on_each + cached <= room:
         return None
-    return Misfit(arithmetic, f"{one.where}: {_or(_serving_mends(one, weights, room))}.")
-
-
-def _needs(one: Served, weights: int, gpus: int) -> tuple[int, int]:
-    cache = cache_bytes(one.config, one.engine.model_copy(update={"tensor_parallel": gpus}))
-    assert cache
-    return weights // gpus, cache.total(one.context)
-
-
-def _serving_mends(one: Served, weights: int, room: float) -> Iterator[str]:
-    gpus = one.engine.tensor_parallel
-    more = (gpus << doublings for doublings in range(1, MOST_GPUS.bit_length()) if gpus << doublings <= MOST_GPUS)
-    enough = next((count for count in more if sum(_needs(one, weights, count)) <= room), None)
+    changes = []
+    more = (parallel << doublings for doublings in range(1, MOST_GPUS.bit_length()))
+    enough = next((count for count in more if count <= MOST_GPUS and sum(needs(count)) <= room), None)
     if enough:
-        yield f"set tensorParallel to {enough}"
-    cache = cache_bytes(one.config, one.engine)
-    if cache and (tokens := cache.tokens(room - weights // gpus) // 1024 * 1024):
-        yield f"set maxModelLen to {tokens} or less"
+        changes.append(f"set tensorParallel to {enough}")
+    cache = cache_bytes(served.config, served.engine)
+    if cache and (tokens := cache.tokens(room - on_each) // 1024 * 1024):
+        changes.append(f"set maxModelLen to {tokens} or less")
     if not enough:
-        yield "take a smaller or a quantized model"
+        changes.append("take a smaller or a quantized model")
+    return Misfit(arithmetic, f"{served.where}: {', or '.join(changes)}.")
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Bytes of keys and values on one GPU: for each token of the whole context, and of a sliding window."""
+    """Bytes of keys and values on one GPU: for each token of the full context (`full`), and of a sliding window
+    (`windowed`); `window` in tokens."""
 
-    whole: int
+    full: int
     windowed: int
     window: int
 
     def total(self, tokens: int) -> int:
-        return self.whole * tokens + self.windowed * min(tokens, self.window)
+        return self.full * tokens + self.windowed * min(tokens, self.window)
 
     def tokens(self, room: float) -> int:
-        """Tokens beyond the window whose keys and values fit into so many bytes; 0: none."""
-        found = max(0, int((room - self.windowed * self.window) / self.whole)) if self.whole else 0
-        return found if found >= self.window else 0
+        """Tokens whose keys and values fit into `room` bytes; 0 if they do not fill the window."""
+        tokens = max(0, int((room - self.windowed * self.window) / self.full)) if self.full else 0
+        return tokens if tokens >= self.window else 0
 
 
 def cache_bytes(config: Any, engine: Engine) -> Cache | None:
-    """What a model's layers keep of a token, at least; None for latent attention."""
+    """Bytes that a model's layers keep of a token, at least; None for latent attention."""
     text = config.get_text_config()
     if getattr(text, "kv_lora_rank", None):
         return None
@@ -183,85 +180,74 @@ def cache_bytes(config: Any, engine: Engine) -> Cache | None:
     window = getattr(text, "sliding_window", None) or 0
     plain = "sliding_attention" if window else "full_attention"
     kinds = getattr(text, "layer_types", None) or [plain] * text.num_hidden_layers
-    own = kinds[: len(kinds) - (getattr(text, "num_kv_shared_layers", None) or 0)]
+    kinds = kinds[: len(kinds) - (getattr(text, "num_kv_shared_layers", None) or 0)]
     layer = 2 * max(1, (heads or queries) // engine.tensor_parallel) * size * _width(engine)
-    return Cache(layer * own.count("full_attention"), layer * own.count("sliding_attention"), window)
+    return Cache(layer * kinds.count("full_attention"), layer * kinds.count("sliding_attention"), window)
 
 
 def weight_bytes(tensors: Iterable[resolve.Tensor], engine: Engine) -> int:
     """Bytes of a model's weights in the engine's dtype, on all GPUs together."""
-    return sum(one.parameters * _width(engine) if one.dtype in FLOATS else one.size for one in tensors)
+    return sum(tensor.parameters * _width(engine) if tensor.dtype in FLOATS else tensor.size for tensor in tensors)
 
 
 def _width(engine: Engine) -> int:
-    """vLLM's `auto` takes 16 bits, for a model in float32 too."""
+    """Bytes of a float. vLLM's `auto` means 16 bits, for a model in float32 too."""
     return 4 if engine.dtype == "float32" else 2
 
 
 def trained(gpus: Gpus, config: Any, tensors: Sequence[resolve.Tensor] | None) -> Misfit | None:
-    """Whether the training fits, with activations made again in backward unless the run says never."""
+    """Whether the training fits, with checkpointing unless the run says never."""
     shape = shape_of(config, tensors) if tensors else None
     if shape is None:
-        log.warning("spec.training: a training of this student is not estimated; whether it fits is not checked")
+        log.warning("spec.training: there is no estimate for this student; whether its training fits is not checked")
         return None
     work, room = gpus.training, training_memory.USABLE * gpus.memory
     world = work.workers * work.processes_per_worker
-    fixed, kept = _trains(work, shape, world)
+
+    def needs(work: Train) -> tuple[int, int]:
+        on = work.activation_checkpointing != "never"
+        kept = training_memory.activations(work, shape, tokens=work.max_sequence_length, checkpointing=on)
+        return training_memory.states(work, shape, world=world), kept
+
+    fixed, kept = needs(work)
     again = "kept" if work.activation_checkpointing == "never" else "made again in backward"
     arithmetic = (
-        f"spec.training: each of {world} GPUs needs {_giga(fixed)} of model and optimizer (zeroStage "
-        f"{work.zero_stage}, offload {work.offload}) and {_giga(kept)} of activations, {again}, for "
-        f"{work.max_sequence_length} tokens; {training_memory.USABLE:.0%} of {_giga(gpus.memory)} are {_giga(room)}"
+        f"spec.training: each of {world} GPUs needs {giga(fixed)} of model and optimizer (zeroStage "
+        f"{work.zero_stage}, offload {work.offload}) and {giga(kept)} of activations, {again}, for "
+        f"{work.max_sequence_length} tokens; {training_memory.USABLE:.0%} of {giga(gpus.memory)} are {giga(room)}"
     )
     log.info("%s", arithmetic)
     if fixed + kept <= room:
         return None
-    fitting = [
-        " and ".join(f"{_CAMEL[name]} to {value}" for name, value in change.items())
+    changes = [
+        "set " + " and ".join(f"{_CAMEL[name]} to {value}" for name, value in change.items())
         for change in CHANGES
-        if sum(_trains(work.model_copy(update=change), shape, world)) <= room
-    ]
-    mends = [f"set {one}" for one in fitting[:2]]
-    mends += ["raise workers or gpusPerWorker" if work.zero_stage else "set zeroStage to 3 and raise workers"]
-    mends += ["lower maxSequenceLength"]
-    return Misfit(arithmetic, f"spec.training: {_or(mends)}.")
+        if sum(needs(work.model_copy(update=change))) <= room
+    ][:2]
+    changes += ["raise workers or gpusPerWorker" if work.zero_stage else "set zeroStage to 3 and raise workers"]
+    changes += ["lower maxSequenceLength"]
+    return Misfit(arithmetic, f"spec.training: {', or '.join(changes)}.")
 
 
 _CAMEL = {"activation_checkpointing": "activationCheckpointing", "zero_stage": "zeroStage", "offload": "offload"}
 
 
 def shape_of(config: Any, tensors: Sequence[resolve.Tensor]) -> training_memory.Shape | None:
-    """The student in numbers, as `student.shape` has it of the model itself. None: not estimated."""
+    """The shape that `student.shape` finds in the loaded model. None: there is no estimate."""
     text = config.get_text_config()
     if getattr(text, "kv_lora_rank", None) or not getattr(text, "num_attention_heads", None):
         return None
-    if any(one.dtype not in FLOATS for one in tensors):
+    if any(tensor.dtype not in FLOATS for tensor in tensors):
         return None
-    tied = bool(getattr(text, "tie_word_embeddings", False))
-    own = [one for one in tensors if not (tied and one.name.endswith("lm_head.weight"))]
+    if getattr(text, "tie_word_embeddings", False):  # the head is the embeddings
+        tensors = [tensor for tensor in tensors if not tensor.name.endswith("lm_head.weight")]
     norms: dict[str, int] = {}
-    for one in own:
-        module = one.name.rpartition(".")[0]
+    for tensor in tensors:
+        module = tensor.name.rpartition(".")[0]
         if _NORM.search(module):
-            norms[module] = norms.get(module, 0) + one.parameters
-    return training_memory.shape_of(config, sum(one.parameters for one in own), norms.values())
+            norms[module] = norms.get(module, 0) + tensor.parameters
+    return training_memory.shape_of(config, sum(tensor.parameters for tensor in tensors), norms.values())
 
 
 _NORM = re.compile(r"(norm|\bln_)[^.]*$", re.IGNORECASE)
 """Modules that are norms, as the models of transformers call them."""
-
-
-def _trains(work: Train, shape: training_memory.Shape, world: int) -> tuple[int, int]:
-    checkpointing = work.activation_checkpointing != "never"
-    return (
-        training_memory.states(work, shape, world=world),
-        training_memory.activations(work, shape, tokens=work.max_sequence_length, checkpointing=checkpointing),
-    )
-
-
-def _or(mends: Iterable[str]) -> str:
-    return ", or ".join(mends)
-
-
-def _giga(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"

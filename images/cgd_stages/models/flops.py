@@ -1,8 +1,8 @@
 """How much of the hardware's peak a training uses (MFU), from the work that the model asks for. Pure.
 
-Counted are the multiplications that learning needs, forward and backward, as in PaLM (2022): 6 FLOPs for each parameter
-and token, and attention. What is done twice to save memory does not count, nor what a mask throws away: attention is
-causal, and the output layer works on learned tokens alone.
+The count has the multiplications that learning needs, forward and backward, as in PaLM (2022): 6 FLOPs for each
+parameter and token, and attention. It has neither work that is repeated to save memory nor work whose result a mask
+drops: attention is causal, and the output layer works on learned tokens alone.
 """
 
 import re
@@ -19,11 +19,11 @@ _PEAKS: list[tuple[str, float]] = [
     (r"L4", 121e12),
     (r"MI300X", 1307e12),
 ]
-"""Name of a GPU -> FLOP/s in bfloat16, dense, by its maker's data sheet. The first that fits counts."""
+"""Name of a GPU -> FLOP/s in bfloat16, dense, by its maker's data sheet. The first name that matches counts."""
 
 
 def peak(device: str) -> float | None:
-    """FLOP/s of a GPU in bfloat16, by the name that torch gives it; None when unknown, or a part of one (MIG)."""
+    """FLOP/s of a GPU in bfloat16, by its name in torch; None for an unknown GPU or a part of one (MIG)."""
     if "MIG" in device:
         return None
     return next((flops for name, flops in _PEAKS if re.search(rf"\b{name}\b", device)), None)
@@ -31,15 +31,15 @@ def peak(device: str) -> float | None:
 
 @dataclass(frozen=True)
 class Work:
-    """What one token costs. `body`: parameters but embeddings and output layer; `head`: those of the output layer;
-    `attention`: layers times heads times their size."""
+    """The cost of one token. `body`: parameters without embeddings and output layer; `head`: parameters of the output
+    layer; `attention`: layers times heads times their size."""
 
     body: int
     head: int
     attention: int
 
     def flops(self, lengths: Iterable[int], supervised: int) -> float:
-        """FLOPs of a step over examples of these lengths, of which so many tokens are learned."""
-        given = list(lengths)
-        pairs = sum(length * length for length in given)
-        return 6.0 * (self.body * sum(given) + self.head * supervised + self.attention * pairs)
+        """FLOPs of a step over examples of these lengths, `supervised` tokens of which are learned."""
+        lengths = list(lengths)
+        pairs = sum(length * length for length in lengths)
+        return 6.0 * (self.body * sum(lengths) + self.head * supervised + self.attention * pairs)

@@ -1,8 +1,8 @@
-"""Models: which exact one is meant (`resolve`), and where its files are on this machine (`fetch`).
+"""Models: which exact model a name means (`resolve`), and its files on this machine (`fetch`).
 
 A name is a hub id, an `s3://` folder, a path in the image, or `stage://<stage>`, the model that a stage of this run
-has made. The last two words of a model's identity are its name and its revision: a commit for the hub, a fingerprint
-of the files for folders, a digest for stages.
+has made. Name and revision identify a model; the revision is a commit on the hub, a fingerprint of a folder's files, or
+the digest of a stage.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from cgd_stages.contract import Model
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket, place
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import digest_of
+from cgd_stages.store.rows import digest_of, file_sha256
 from cgd_stages.store.run import RunStore
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ STAGE = "stage://"
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
 LONGEST_HEADER = 100_000_000
-"""Bytes of the header of a safetensors file, as the library itself has it."""
+"""Bytes of a safetensors file's header, the limit of the safetensors library."""
 LARGEST = 1 << 60
 """Bytes, or parameters, of a tensor."""
 _ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What the hub's library raises of an index or a header in which something else stands than it looks for."""
+"""Errors of the hub's library for an index or a header with unexpected values."""
 _SAMPLE = 1 << 20
 _NEEDED = "config.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -50,31 +50,34 @@ class Resolved:
     revision: str
 
     def identity(self) -> dict[str, str]:
-        """As a part of what a digest is made of."""
+        """The model's part of a digest's inputs."""
         return {"name": self.name, "revision": self.revision}
 
 
 def resolve(model: Model, store: RunStore) -> Resolved:
-    """Find out which exact model is meant. Raises UserError when there is none, TransientError when out of reach."""
+    """The exact model that a name means. Raises UserError when there is none, TransientError when out of reach."""
     if model.name.startswith(STAGE):
         return Resolved(model.name, store.input(model.name.removeprefix(STAGE)).digest)
     if model.name.startswith("s3://"):
         return Resolved(model.name, _stored_fingerprint(model.name, store.bucket))
     if _is_path(model.name):
-        return Resolved(model.name, _folder_fingerprint(_folder(model.name)))
-    return Resolved(model.name, _hub(model.name, lambda: _commit(model)))
+        folder = _folder(model.name)
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        entries = [[str(path.relative_to(folder)), path.stat().st_size, _sampled(path)] for path in files]
+        return Resolved(model.name, digest_of(files=entries))
+    return Resolved(model.name, _hub(model.name, lambda: _snapshot(model, [_NEEDED]).name))
 
 
 def pinned(model: Model, store: RunStore) -> Model:
-    """The model at the revision that prepare has found, so that a branch that moves does not mix two models."""
+    """The model at the revision that prepare has found, so that a moving branch does not mix two models."""
     pins: dict[str, str] = store.input("prepare").require().inputs.get("pins", {})
     return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
 
 
 def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True) -> Path:
-    """A local folder with the model's files. Files that are there from an earlier call are not fetched again.
+    """A local folder with the model's files; files of an earlier call are not fetched again.
 
-    Without `weights`, the large files may be missing: enough for config, tokenizer and template.
+    Without `weights` the large files may be missing: config, tokenizer and template need none.
     """
     if model.name.startswith(STAGE):
         return _fetch_stage(store.input(model.name.removeprefix(STAGE)), scratch)
@@ -87,7 +90,7 @@ def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True)
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a model's weights: `dtype` as safetensors call it, `size` in bytes."""
+    """A tensor of a model's weights. `dtype`: its name in safetensors; `size`: in bytes."""
 
     name: str
     dtype: str
@@ -96,7 +99,7 @@ class Tensor:
 
 
 def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
-    """Every tensor, from the headers of the model's safetensors alone; None when there are none to read.
+    """Every tensor, from the headers of the model's safetensors alone; None when they cannot be read.
 
     Raises TransientError when the store or the hub is out of reach.
     """
@@ -119,7 +122,7 @@ def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
 
 
 def _tensor(name: str, info: Any) -> Tensor:
-    """Raises ValueError for sizes that are none."""
+    """Raises ValueError for impossible sizes."""
     begin, end = info.data_offsets
     counts = (info.parameter_count, end - begin)
     if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
@@ -128,15 +131,15 @@ def _tensor(name: str, info: Any) -> Tensor:
 
 
 class _Index(BaseModel):
-    """What is read of an index of safetensors: the tensors' files."""
+    """The part of a safetensors index that names the tensors' files."""
 
     weight_map: dict[str, str]
 
 
 def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
-    """A folder with the beginnings of a stored model's safetensors, as far as they tell the tensors.
+    """A folder with the headers of a stored model's safetensors, which name the tensors.
 
-    Raises SafetensorsParsingError for what is none.
+    Raises SafetensorsParsingError for a file that is no such index or header.
     """
     from huggingface_hub.errors import SafetensorsParsingError
 
@@ -150,7 +153,7 @@ def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
             files = set(_Index.model_validate_json((folder / _INDEX).read_bytes()).weight_map.values())
         except ValidationError as error:
             raise SafetensorsParsingError(f"{source.uri(_INDEX)} is no index of safetensors: {error}") from error
-    places = {name: place(folder, name) for name in files}  # whoever reads the folder follows the index as well
+    places = {name: place(folder, name) for name in files}  # readers of the folder follow the index too
     for name in files & names:
         length = int.from_bytes(source.beginning(name, 8), "little")
         if length > LONGEST_HEADER:
@@ -161,10 +164,10 @@ def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
 
 
 def unloadable(model: Model, where: str, what: str, error: Exception) -> UserError:
-    """The error of a model whose config or tokenizer (`what`) transformers does not load; `where` it is in the spec.
+    """The error of a model whose config or tokenizer (`what`) transformers does not load; `where` names it in the spec.
 
-    Code that comes with a model is never run: every loader says `trust_remote_code=False`, because without it
-    transformers asks on a terminal. The words of its refusal name an option that users do not have.
+    No code that comes with a model ever runs: every loader says `trust_remote_code=False`, because without it
+    transformers asks on a terminal. Its own error names an option that users do not have.
     """
     if "trust_remote_code" in str(error):
         return UserError(
@@ -198,17 +201,12 @@ def _hint(name: str) -> str:
     )
 
 
-def _folder_fingerprint(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return digest_of(files=[[str(path.relative_to(folder)), path.stat().st_size, _sampled(path)] for path in files])
-
-
 def _sampled(path: Path) -> str:
-    """Hash of a file: whole up to 64 MiB, else 64 samples of 1 MiB (training moves every weight, so samples tell)."""
+    """Hash of a file of up to 64 MiB, or of 64 samples of 1 MiB (training changes every weight, so samples suffice)."""
     size, digest = path.stat().st_size, hashlib.sha256()
+    if size <= 64 * _SAMPLE:
+        return file_sha256(path)
     with path.open("rb") as file:
-        if size <= 64 * _SAMPLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         for index in range(64):
             file.seek((size - _SAMPLE) * index // 63)
             digest.update(file.read(_SAMPLE))
@@ -233,33 +231,24 @@ def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> 
             log.info("fetching %s (%.1f MB)", source.uri(stored.key), stored.size / 1e6)
             source.download(stored.key, path)
         if path.stat().st_size != stored.size:
-            raise TransientError(f"{source.uri(stored.key)} was cut on its way")
+            raise TransientError(f"{source.uri(stored.key)} is incomplete on this machine")
     return _folder(str(folder))
 
 
-def _fetch_stage(made: Folder, scratch: Path) -> Path:
-    folder = scratch / "models" / made.digest
-    for part in made.require().under(MODEL):
+def _fetch_stage(stage: Folder, scratch: Path) -> Path:
+    folder = scratch / "models" / stage.digest
+    for part in stage.require().under(MODEL):
         path = place(folder, part.key.removeprefix(MODEL))
-        if not (path.is_file() and _whole_sha256(path) == part.sha256):
-            made.bucket.download(made.key(part.key), path)
-        if _whole_sha256(path) != part.sha256:
+        if not (path.is_file() and file_sha256(path) == part.sha256):
+            stage.bucket.download(stage.key(part.key), path)
+        if file_sha256(path) != part.sha256:
             path.unlink()
-            raise TransientError(f"{made.uri}/{part.key} is not what its marker promises")
+            raise TransientError(f"{stage.uri}/{part.key} is not what its marker promises")
     return _folder(str(folder))
-
-
-def _whole_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _commit(model: Model) -> str:
-    return _snapshot(model, [_NEEDED]).name
 
 
 def _snapshot(model: Model, patterns: list[str]) -> Path:
-    """The hub's files in the local cache; the folder is named after the commit."""
+    """The hub's files in the local cache; the commit is the folder's name."""
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
@@ -276,7 +265,6 @@ def _hub(name: str, ask: Callable[[], T]) -> T:
     except (httpx2.HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         hint = f"{_hint(name)} The hub may be out of reach from this pod, or want a token (HF_TOKEN)."
         if constants.HF_HUB_OFFLINE:
-            raise UserError(
-                f"the model {name} is not in the local cache, and the hub is switched off", hint=hint
-            ) from error
+            message = f"the model {name} is not in the local cache, and HF_HUB_OFFLINE switches the hub off"
+            raise UserError(message, hint=hint) from error
         raise TransientError(f"the model {name} cannot be fetched from the hub: {error}", hint=hint) from error

@@ -1,15 +1,15 @@
-"""What a training needs of a device's memory, and whether activations must be made again in backward to fit. Pure.
+"""How much of a device's memory a training needs, and whether it fits only with checkpointing. Pure.
 
-Model and optimizer, bytes per parameter (Rajbhandari et al. 2020, ZeRO, section 3.1), `w` being those of the dtype:
+Model and optimizer, bytes per parameter (Rajbhandari et al. 2020, ZeRO, section 3.1); `w` is the dtype's bytes:
 
     parameters   w         partitioned by ZeRO 3
-    gradients    4, and w before they are summed in float32 where the dtype is another; partitioned from ZeRO 2 on
+    gradients    4, and w more before the sum in float32 if the dtype is another; partitioned from ZeRO 2 on
     optimizer    12        master copy and two moments in float32; partitioned from ZeRO 1 on
     buffers      w for each of 5e8 parameters that are reduced together, and of 1e9 that ZeRO 3 keeps gathered
 
-Offloaded are the optimizer and the summed gradients, or these and the parameters.
+`offload: optimizer` moves the optimizer and the summed gradients to the host, `parameters` the parameters too.
 
-A checkpoint holds parameters and optimizer, offloaded or not, and the best model so far as the student is stored.
+A checkpoint holds parameters and optimizer, offloaded or not, and the best model so far in the student's stored dtype.
 
 Activations, bytes per token, as the layers of transformers keep them for backward (counted as in Korthikanti et al.
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
@@ -19,11 +19,11 @@ matrix of positions; keys and values may be repeated to the number of queries.
     attention    w for each element of queries, keys, values, keys and values repeated, and what comes out
     MLP          4w for each element: gate, its activation, the other branch and their product
 
-With checkpointing a layer keeps its input alone, one layer at a time the rest, and the last norm is none of a layer.
-The output layer adds a chunk of logits, with a copy, its softmax and its gradient in float32. A tenth of the memory is
-left for what is not counted: fragments, NCCL, cuBLAS. tests/stages/models/test_training_memory.py compares with what
-torch keeps: 0.9 to 1.4 times as much for Llama, Qwen, Gemma, Mistral and Phi; layers without a gated MLP, such as
-GPT-2's, keep more than is estimated.
+With checkpointing, backward computes activations again: every layer keeps its input, one layer at a time keeps the
+rest, and the last norm belongs to no layer. The output layer adds a chunk of logits, with a copy, its softmax and its
+gradient in float32. A tenth of the memory stays free for fragments, NCCL and cuBLAS, which the estimate leaves out.
+tests/stages/models/test_training_memory.py compares it with what torch keeps: 0.9 to 1.4 times as much for Llama, Qwen,
+Gemma, Mistral and Phi. Layers without a gated MLP, such as GPT-2's, keep more than the estimate.
 """
 
 from collections.abc import Iterable
@@ -33,16 +33,16 @@ from typing import Any
 from cgd_stages.contract import Train
 
 CHUNK = 1024
-"""Positions whose logits and loss exist at a time: a row of logits is as wide as the vocabulary."""
+"""Positions whose logits and loss exist at the same time. A row of logits is as wide as the vocabulary."""
 REDUCED, GATHERED = 500_000_000, 1_000_000_000
-"""DeepSpeed's reduce_bucket_size and stage3_max_live_parameters, which we leave as they are."""
+"""The defaults of DeepSpeed's reduce_bucket_size and stage3_max_live_parameters."""
 USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A student in numbers. Elements per token: of its hidden state, of all queries and all keys of a layer, of the
-    MLP's inside (`inner`), and of the inputs of all norms of all layers together."""
+    """A student in numbers. Elements per token: of its hidden state; of a layer's queries, keys and MLP (`inner`); and
+    of the inputs of all layers' norms together (`norms`)."""
 
     parameters: int
     layers: int
@@ -55,8 +55,8 @@ class Shape:
 
 
 def shape_of(config: Any, parameters: int, norms: Iterable[int]) -> Shape | None:
-    """A student by its config in transformers, all its parameters, and those of each norm; None for a mixture of
-    experts."""
+    """A student's shape from its config in transformers, the number of its parameters, and that of each norm's; None
+    for a mixture of experts."""
     text = config.get_text_config()
     if is_mixture(text):
         return None
@@ -69,7 +69,7 @@ def shape_of(config: Any, parameters: int, norms: Iterable[int]) -> Shape | None
         queries=queries,
         keys=(getattr(text, "num_key_value_heads", None) or heads) * head_width(text),
         inner=getattr(text, "intermediate_size", None) or 4 * hidden,
-        norms=sum(size if size >= hidden else queries for size in norms),  # small ones: of each head
+        norms=sum(size if size >= hidden else queries for size in norms),  # a small norm works on each head
         vocabulary=text.vocab_size,
     )
 
@@ -84,28 +84,28 @@ def head_width(text: Any) -> int:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether activations are made again in backward, and why."""
+    """Whether backward computes activations again (checkpointing), and why."""
 
     checkpointing: bool
     why: str
 
 
 def decide(work: Train, shape: Shape | None, *, world: int, tokens: int, free: int | None) -> Decision:
-    """Once for a training, equal on every rank. `shape` None: a mixture of experts; `tokens`: of the largest
-    micro-batch; `free`: bytes of the device before the student is loaded, None on a CPU."""
+    """One decision for a training, equal on every rank. `shape`: None for a mixture of experts; `tokens`: of the
+    largest micro-batch; `free`: bytes of the device before the student is loaded, None on a CPU."""
     if work.activation_checkpointing != "auto":
         return Decision(work.activation_checkpointing == "always", "as training.activationCheckpointing says")
     if free is None:
         return Decision(False, "on a CPU")
     if shape is None:
-        return Decision(True, "what a mixture of experts keeps is not estimated")
+        return Decision(True, "there is no estimate of a mixture of experts")
     fixed = states(work, shape, world=world)
-    whole, little = (activations(work, shape, tokens=tokens, checkpointing=on) for on in (False, True))
-    fits = fixed + whole <= USABLE * free
+    kept, kept_less = (activations(work, shape, tokens=tokens, checkpointing=on) for on in (False, True))
+    fits = fixed + kept <= USABLE * free
     return Decision(
         not fits,
-        f"{USABLE:.0%} of {_giga(free)} {'hold' if fits else 'do not hold'} {_giga(fixed)} of model and optimizer and "
-        f"{_giga(whole)} of activations ({_giga(little)} with checkpointing) for {tokens} tokens",
+        f"{USABLE:.0%} of {giga(free)} {'hold' if fits else 'do not hold'} {giga(fixed)} of model and optimizer and "
+        f"{giga(kept)} of activations ({giga(kept_less)} with checkpointing) for {tokens} tokens",
     )
 
 
@@ -131,8 +131,8 @@ def states(work: Train, shape: Shape, *, world: int) -> int:
 
 
 def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
-    """Bytes of a checkpoint on the node that stores most of it, at most. What ZeRO partitions is divided by the nodes;
-    the rest is written by the first one, `stored` bytes of the best model so far included."""
+    """Bytes of a checkpoint on the node that stores most of it, at most. The nodes share what ZeRO partitions; the
+    first node writes the rest, with the `stored` bytes of the best model so far."""
     model, optimizer = _width(work) * parameters, 12 * parameters
     if work.zero_stage >= 1:
         optimizer //= work.workers
@@ -143,7 +143,7 @@ def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
 
 
 def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) -> int:
-    """Bytes that a micro-batch of so many tokens keeps for backward, at most."""
+    """Bytes that a micro-batch of `tokens` tokens keeps for backward, at most."""
     width = _width(work)
     norms = (8 + width) * shape.norms
     attention = width * shape.layers * (4 * shape.queries + 2 * shape.keys)
@@ -158,5 +158,5 @@ def _width(work: Train) -> int:
     return 2 if work.dtype == "bfloat16" else 4
 
 
-def _giga(count: float) -> str:
+def giga(count: float) -> str:
     return f"{count / 1e9:.1f} GB"

@@ -49,7 +49,7 @@ INDEX = "JOB_COMPLETION_INDEX"
 
 @dataclass
 class Context:
-    """What a program is given: its task, the store, and the ways to tell how it goes."""
+    """A program's task, the store, and the ways to report."""
 
     task: StageTask
     store: RunStore
@@ -58,22 +58,22 @@ class Context:
     inputs: Path | None = None
     shard: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set by SIGTERM where something is held: store it and leave, see `holding` and `check`."""
+    """SIGTERM sets it inside `holding`: the program stores what it holds and leaves by `check`."""
     facts: dict[str, StageFacts] = field(default_factory=dict)
-    """Told in the last words when the program fails: what is known of each stage so far."""
+    """The facts so far of each stage, for the last words of a program that fails."""
 
     @property
     def work(self) -> Work:
         return self.task.work
 
     def work_of(self, kind: type[W]) -> W:
-        """The work, as the kind that this program does."""
+        """The work. Raises UserError when it is not of the kind that this program does."""
         if not isinstance(self.task.work, kind):
             raise UserError(f"this program does {kind.__name__} work, the task is {self.task.work.kind!r}")
         return self.task.work
 
     def check(self) -> None:
-        """Raise Interrupted when SIGTERM has come. Call it where everything finished is stored."""
+        """Raise Interrupted after SIGTERM. Call it where everything finished is stored."""
         if self.stop.is_set():
             raise Interrupted("SIGTERM: stopped early, everything finished is stored")
 
@@ -81,7 +81,7 @@ class Context:
     def holding(self) -> Iterator[None]:
         """Inside, something finished is not stored yet: SIGTERM sets `stop`, and the program leaves by `check`.
 
-        Everywhere else SIGTERM ends the program at once, as SIGKILL may: it has no handler, see `supervisor`.
+        Elsewhere SIGTERM ends the program at once, as SIGKILL may: the program has no handler, see `supervisor`.
         """
         former = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         try:
@@ -92,14 +92,14 @@ class Context:
 
 @contextmanager
 def storing(flush: Callable[[], None]) -> Iterator[None]:
-    """Store at the end, however that comes about. If the store fails as well, the first error is told."""
+    """Call `flush` at the end of the block, also after an error. If `flush` fails too, the first error is raised."""
     try:
         yield
     except BaseException:
         try:
             flush()
         except StageError as error:
-            log.warning("what was finished last is not stored: %s", error.message)
+            log.warning("the rows that finished last are not stored: %s", error.message)
         raise
     flush()
 
@@ -123,25 +123,33 @@ def run(main: Main) -> NoReturn:
         context = _context()
         words, code = LastWords(outcome="done", stages=main(context)), Exit.DONE
     except Exception as error:  # noqa: BLE001 (the rim: every failure becomes last words and a code)
-        words, code = _failure(_first_of_all(error, context), context.facts if context else {})
+        cause = error
+        if context and context.stop.is_set() and not isinstance(error, Interrupted):
+            # An error after SIGTERM comes from the interruption, or comes up again in the next attempt.
+            cause = Interrupted(f"SIGTERM: stopped early, on {type(error).__name__}: {error}")
+        words, code = _failure(cause, context.facts if context else {})
     if context:
         context.progress.close()
-    _say(words)
+    path = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
+    try:
+        path.write_text(shortened(words).to_json())
+    except OSError as error:
+        log.warning("the last words cannot be written to %s: %s", path, error)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # not sys.exit: threads of a library may wait for an answer, and fail when they are torn down
 
 
-def _first_of_all(error: Exception, context: Context | None) -> Exception:
-    """What to tell of an error: that the program was interrupted, if it was. What fails then, fails of that, or will
-    fail again when it is tried again."""
-    if context is None or not context.stop.is_set() or isinstance(error, Interrupted):
-        return error
-    return Interrupted(f"SIGTERM: stopped early, on {type(error).__name__}: {error}")
-
-
 def _context() -> Context:
-    task = _task()
+    """What the environment says. Raises UserError when it has no task that this image understands."""
+    text = os.environ.get(TASK)
+    if text is None:
+        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract.py.")
+    try:
+        task = StageTask.model_validate_json(text)
+    except ValidationError as error:
+        hint = "The operator and the image of the stages must be of the same version: see spec.images."
+        raise UserError(f"the task is not one that this image understands: {error}", hint=hint) from error
     scratch = Path(os.environ.get(SCRATCH) or tempfile.mkdtemp(prefix="cgd-"))
     scratch.mkdir(parents=True, exist_ok=True)
     shard = int(os.environ.get(INDEX, "0"))
@@ -153,17 +161,6 @@ def _context() -> Context:
         inputs=Path(os.environ[INPUTS]) if INPUTS in os.environ else None,
         shard=shard,
     )
-
-
-def _task() -> StageTask:
-    text = os.environ.get(TASK)
-    if text is None:
-        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract.py.")
-    try:
-        return StageTask.model_validate_json(text)
-    except ValidationError as error:
-        hint = "The operator and the image of the stages must be of the same version: see spec.images."
-        raise UserError(f"the task is not one that this image understands: {error}", hint=hint) from error
 
 
 def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords, Exit]:
@@ -187,23 +184,15 @@ def _failure(error: Exception, facts: dict[str, StageFacts]) -> tuple[LastWords,
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Whether a full disk is somewhere in the chain of causes: libraries wrap it in errors of their own."""
+    """Whether the chain of causes has a full disk: libraries wrap it in errors of their own."""
     seen: set[int] = set()
-    chain: BaseException | None = error
-    while chain is not None and id(chain) not in seen:
-        if isinstance(chain, OSError) and chain.errno in {errno.ENOSPC, errno.EDQUOT}:
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
             return True
-        seen.add(id(chain))
-        chain = chain.__cause__ or chain.__context__
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
     return "No space left on device" in str(error)
-
-
-def _say(words: LastWords) -> None:
-    path = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
-    try:
-        path.write_text(shortened(words).to_json())
-    except OSError as error:
-        log.warning("the last words cannot be written to %s: %s", path, error)
 
 
 def shortened(words: LastWords, limit: int = LAST_WORDS_LIMIT) -> LastWords:

@@ -1,4 +1,4 @@
-"""Progress to the operator. Losing this channel changes nothing but the display, so nothing here ever raises."""
+"""Reports progress to the operator. Only the display depends on it, so nothing here ever raises."""
 
 import logging
 import os
@@ -24,30 +24,30 @@ from cgd_stages.store.rows import now
 log = logging.getLogger(__name__)
 
 INTERVAL = 2.0
-"""Seconds between two reports, unless the operator asks for more: it does where very many runs report."""
+"""Seconds between two reports, unless the operator asks for more: with very many runs it does."""
 MOST_SECONDS = 300.0
-"""The longest pause. It doubles with each report that is not taken: an operator that has a new key refuses the tokens
-of all pods that run, and what they go on to send must not keep other pods from reporting."""
+"""The longest pause. It doubles with each report that fails: an operator with a new key refuses the tokens of all
+running pods, and their further reports must not hold up those of other pods."""
 TIMEOUT = 5.0
 MOST = 1 << 16
 """Bytes of an answer."""
 
 
 class Reporter:
-    """Sends the newest state of each stage from a thread of its own; older states that were not sent are dropped."""
+    """Sends the newest state of each stage from its own thread, and drops older states that it has not sent."""
 
     def __init__(self, shard: int = 0, url: str | None = None) -> None:
         self._shard = shard
         self._url = url
         self._waiting: dict[str, Progress] = {}
         self._through: dict[str, bool] = {}
-        """By stage, whether all its rows are there; none before its first report."""
+        """By stage, whether all its rows have ended; a stage has no entry before its first report."""
         self._turned = False
-        """A stage has begun or is through since the last report: that is sent at once."""
+        """A stage has begun or ended since the last report, so the next one is sent at once."""
         self._changed = threading.Condition()
         self._closed = False
         self._failures = 0
-        """In a row."""
+        """Reports that have failed since the last one that the operator took."""
         self._thread = threading.Thread(target=self._send_all, name="progress", daemon=True)
         if url:
             self._thread.start()
@@ -65,7 +65,7 @@ class Reporter:
         eta: float | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Say how far a stage is: rows of this shard, tokens generated a second, seconds that remain."""
+        """Report how far a stage is: this shard's rows, tokens generated per second, seconds that remain."""
         if not self._url:
             return
         try:
@@ -81,7 +81,7 @@ class Reporter:
                 rows=rows,
                 tokens_per_second=tokens_per_second,
             )
-        except (ValueError, OverflowError) as error:  # no number, or none that can be
+        except (ValueError, OverflowError) as error:  # NaN, infinite or out of range
             log.warning("progress of %s is not shown: %s", stage, error)
             return
         through = rows.done + rows.rejected >= rows.total
@@ -92,7 +92,7 @@ class Reporter:
             self._changed.notify()
 
     def close(self) -> None:
-        """Send what waits, within one time-out, and stop."""
+        """Send the states that wait, within one time-out, and stop."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -112,30 +112,23 @@ class Reporter:
                 self._changed.wait_for(lambda: self._closed or self._turned, timeout=max([INTERVAL, *pauses]))
 
     def _send(self, progress: Progress) -> float:
-        """Seconds after which the operator wants the next report."""
+        """Send one report; the result is the number of seconds after which the operator wants the next one."""
+        headers: dict[str, str] = {}
+        authority = os.environ.get(PROGRESS_CA)
         try:
-            answer = _post(str(self._url), progress.to_json().encode())
+            if token := os.environ.get(PROGRESS_TOKEN):
+                # Projected tokens are renewed in place: read the file for every report.
+                headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
+            context = ssl.create_default_context(cafile=authority) if authority else None
+            body = progress.to_json().encode()
+            answer = exchange(str(self._url), body, headers=headers, seconds=TIMEOUT, most=MOST, context=context)
             self._failures = 0
         except (OSError, ValueError) as error:
             if not self._failures:
                 log.warning("progress is not shown: %s (%s)", error, self._url)
             self._failures += 1
             return min(INTERVAL * 2.0 ** min(self._failures, 10), MOST_SECONDS)
-        return _pause(answer)
-
-
-def _pause(answer: bytes) -> float:
-    try:
-        return ProgressAnswer.model_validate_json(answer).next_report_seconds
-    except ValidationError:  # Kubeflow Trainer's own server has another answer
-        return INTERVAL
-
-
-def _post(url: str, body: bytes) -> bytes:
-    headers = {}
-    if token := os.environ.get(PROGRESS_TOKEN):
-        # Projected tokens are renewed in place: read the file for every report.
-        headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
-    authority = os.environ.get(PROGRESS_CA)
-    context = ssl.create_default_context(cafile=authority) if authority else None
-    return exchange(url, body, headers=headers, seconds=TIMEOUT, most=MOST, context=context)
+        try:
+            return ProgressAnswer.model_validate_json(answer).next_report_seconds
+        except ValidationError:  # Kubeflow Trainer's own server has another answer
+            return INTERVAL

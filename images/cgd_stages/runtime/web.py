@@ -1,8 +1,9 @@
-"""One HTTP exchange of a stage program. No redirect is followed, because keys would go along, and an answer is bounded
-in bytes and seconds, whatever the server sends."""
+"""One HTTP exchange of a stage program. It follows no redirect, because keys would go along, and bounds the answer in
+bytes and seconds, whatever the server sends."""
 
 import asyncio
 import ssl
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.parse import urljoin
@@ -10,7 +11,7 @@ from urllib.parse import urljoin
 import httpx2
 
 EXCERPT = 2000
-"""Bytes that are read of an answer that refuses."""
+"""Bytes that are read of a refusal's body."""
 
 
 class Status(OSError):
@@ -19,16 +20,11 @@ class Status(OSError):
     def __init__(self, code: int, body: bytes, headers: Any, url: str) -> None:
         super().__init__(f"HTTP {code}")
         self.code, self.body, self.headers = code, body, headers
-        location = headers.get("Location") if 300 <= code < 400 else None
-        self.redirect: str | None = _joined(url, location) if location else None
-        """The URL where the server would have the request sent instead."""
-
-
-def _joined(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError:  # it is none
-        return location
+        self.redirect: str | None = headers.get("Location") if 300 <= code < 400 else None
+        """The URL to which the server redirects the request."""
+        if self.redirect:
+            with suppress(ValueError):  # it is no URL, and stays as it is
+                self.redirect = urljoin(url, self.redirect)
 
 
 def exchange(
@@ -40,11 +36,11 @@ def exchange(
     most: int,
     context: ssl.SSLContext | None = None,
 ) -> bytes:
-    """The body of the answer, at most `most` bytes, to a body of JSON that is posted, or to no body.
+    """The answer's body, of `most` bytes at most. With a `body` of JSON the request is a POST, without one a GET.
 
     Raises:
         Status: the server refuses, or redirects.
-        OSError: there is no such server, or no whole answer of that size, head and body, within so many seconds.
+        OSError: there is no such server, or no complete answer, head and body, of that size within so many seconds.
     """
     return asyncio.run(_exchange(url, body, headers, seconds, most, context or _default_context()))
 
@@ -52,15 +48,15 @@ def exchange(
 async def _exchange(
     url: str, body: bytes | None, headers: dict[str, str], seconds: float, most: int, context: ssl.SSLContext
 ) -> bytes:
-    # Raw and without encodings: a small body that is unpacked has no bound.
-    sent = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"} | headers
+    # Raw and without encodings: a small body may unpack to any size.
+    all_headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"} | headers
     answer: httpx2.Response | None = None
     received = bytearray()
     try:
         async with (
             asyncio.timeout(seconds),
             httpx2.AsyncClient(verify=context, timeout=None) as client,
-            client.stream("GET" if body is None else "POST", url, content=body, headers=sent) as answer,
+            client.stream("GET" if body is None else "POST", url, content=body, headers=all_headers) as answer,
         ):
             async for piece in answer.aiter_raw():
                 received += piece
@@ -70,7 +66,7 @@ async def _exchange(
         if answer is None or answer.is_success:
             raise _broken(error) from error
     assert answer
-    if not answer.is_success:  # which tells the most, however the rest has ended
+    if not answer.is_success:  # the status says more than an error in the rest of the answer
         raise Status(answer.status_code, bytes(received[:EXCERPT]), answer.headers, url)
     if len(received) > most:
         raise OSError(f"the answer has more than {most} bytes")
@@ -80,12 +76,12 @@ async def _exchange(
 def _broken(error: BaseException) -> OSError:
     if isinstance(error, TimeoutError):
         return TimeoutError("the answer comes too slowly")
-    while error.__cause__:  # httpx2 has no words for a connection that is refused
+    while error.__cause__:  # httpx2's own error does not say that a connection was refused
         error = error.__cause__
     return ConnectionError(f"{type(error).__name__}: {error}")
 
 
 @cache
 def _default_context() -> ssl.SSLContext:
-    """Made once: it reads the authorities that this machine trusts."""
+    """Cached, because it reads the authorities that this machine trusts."""
     return ssl.create_default_context()

@@ -19,6 +19,6 @@ BENCHMARK_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _BENCHM
 
 
 def read_benchmarks(folder: Folder) -> list[Row]:
-    """The questions that prepare has stored: benchmark, id, prompt, reference, tolerance."""
+    """The questions that prepare has stored, in the columns of `BENCHMARK_SCHEMA`."""
     (part,) = folder.require().under(BENCHMARKS)
     return from_parquet(folder.read(part))

@@ -1,6 +1,7 @@
 """The object store: bytes by key under `storage.uri`, through boto3, with every foreign error translated here."""
 
 import copy
+import functools
 import itertools
 import logging
 import random
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -34,7 +35,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from cgd_stages.contract import Storage
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.errors import StageError, TransientError, UserError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,13 +45,13 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5
 """Tries of one request, with pauses that double; the SDK makes them."""
 CONFLICTS = 5
-"""Tries of a new object, when another writer is at it too."""
+"""Tries of a new object while another writer stores it too."""
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 """How long one try waits for a connection, and for the next bytes."""
 AWAY_SECONDS = 600.0
-"""How long a store may be away before those who wait for it give up."""
+"""How long a caller that waits for a store waits at most."""
 LONGEST_PAUSE = 15.0
-"""Seconds between two tries of those who wait."""
+"""Seconds between two tries of a caller that waits, at most."""
 
 CREDENTIALS_HINT = (
     "Check the Secret of spec.storage.credentialsSecretRef (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), "
@@ -65,10 +66,11 @@ _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 _CONFIGURATION = (NoRegionError, InvalidEndpointDiscoveryConfigurationError, ProfileNotFound, ParamValidationError)
 
 LONGEST_NAME = 200
-"""Bytes of a file's name; file systems take 255, and what is being downloaded has a longer name for a while."""
+"""Bytes of a file's name. File systems take 255, and a file has a longer name while it is downloaded."""
 _NO_NAME = re.compile(r"[\\\x00-\x1f\x7f]")
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Stored:
 
 @dataclass
 class Outage:
-    """Since when a store is away; one clock for all who share a client."""
+    """Since when a store is away; all copies of a bucket share it."""
 
     since: float | None = None
 
@@ -90,11 +92,28 @@ class Outage:
     def too_long(self) -> bool:
         return self.since is not None and time.monotonic() - self.since > AWAY_SECONDS
 
-    def goes_on(self) -> None:
-        self.since = time.monotonic() if self.since is None else self.since
 
-    def ends(self) -> None:
-        self.since = None
+def patient(request: Callable[Concatenate["Bucket", P], T]) -> Callable[Concatenate["Bucket", P], T]:
+    """The request, made again while the store is away, as long as the bucket's caller waits (see `Bucket.waiting`)."""
+
+    @functools.wraps(request)
+    def repeated(bucket: "Bucket", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for attempt in itertools.count():
+            try:
+                result = request(bucket, *args, **kwargs)
+            except TransientError as error:
+                outage, stop = bucket.outage, bucket._waits_until
+                outage.since = time.monotonic() if outage.since is None else outage.since
+                if stop is None or stop.is_set() or outage.too_long:
+                    raise
+                log.warning("waiting for the store: %s", error.message)
+                stop.wait(min(2.0 ** min(attempt, 8), LONGEST_PAUSE))
+            else:
+                bucket.outage.since = None
+                return result
+        raise AssertionError("unreachable")
+
+    return repeated
 
 
 class Bucket:
@@ -107,18 +126,19 @@ class Bucket:
         self.storage = storage
         self._client: S3Client = _connect(storage)
         self._bucket, self._prefix = split_uri(storage.uri)
+        self._where = storage.endpoint or "AWS S3"
         self.outage = Outage()
         self._waits_until: threading.Event | None = None
 
     def waiting(self, stop: threading.Event) -> "Bucket":
-        """The same place for a caller that would rather wait than fail: while the store is away, what it asks for is
-        tried again, until `stop` is set (then once more) or the store has been away for `AWAY_SECONDS`."""
+        """The same place for a caller that waits: while the store is away, each request is made again until `stop` is
+        set (then once more) or the store has been away for `AWAY_SECONDS`."""
         bucket = copy.copy(self)
         bucket._waits_until = stop
         return bucket
 
     def at_once(self) -> "Bucket":
-        """The same place for a caller that has better things to do than wait."""
+        """The same place for a caller that does not wait."""
         bucket = copy.copy(self)
         bucket._waits_until = None
         return bucket
@@ -133,44 +153,76 @@ class Bucket:
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{self._absolute(key)}"
 
+    @patient
     def get(self, key: str) -> bytes | None:
         """The object's bytes; None when there is no such object."""
-        return self._patiently(lambda: self._get(key))
+        with self._translated(key):
+            for tries_left in reversed(range(ATTEMPTS)):
+                try:
+                    return self._client.get_object(Bucket=self._bucket, Key=self._absolute(key))["Body"].read()
+                except ClientError as error:
+                    if _code(error) in {"NoSuchKey", "404"}:
+                        return None
+                    raise
+                except _BROKEN_BODY as error:
+                    if not tries_left:
+                        raise
+                    log.info("%s is read again: %s", self.uri(key), error)
+        raise AssertionError("the last try returns or raises")
 
+    @patient
     def beginning(self, key: str, size: int) -> bytes:
-        """The first `size` bytes of an object that is there, or all when it has fewer."""
-        return self._patiently(lambda: self._beginning(key, size))
-
-    def _beginning(self, key: str, size: int) -> bytes:
+        """The first `size` bytes of an object that exists, or all bytes of a smaller one."""
         with self._translated(key):
             answer = self._client.get_object(Bucket=self._bucket, Key=self._absolute(key), Range=f"bytes=0-{size - 1}")
             return answer["Body"].read()
 
+    @patient
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
-        """Store bytes; with `if_absent`, False when an object was there already (it stays as it is).
+        """Store bytes. With `if_absent` an object that exists stays as it is, and the result is False.
 
-        When an answer is lost on its way, the object that was there already may be the caller's own.
+        That object may be the caller's own, if the answer to its first try was lost on the way.
         """
-        return self._patiently(lambda: self._put(key, data, if_absent=if_absent))
+        with self._translated(key):
+            if not if_absent:
+                self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data)
+                return True
+            for tries_left in reversed(range(CONFLICTS)):
+                try:
+                    self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data, IfNoneMatch="*")
+                except ClientError as error:
+                    if _code(error) in {"PreconditionFailed", "412"}:
+                        return False
+                    # AWS: two writers store the same key at this moment, and which one wins is not decided yet.
+                    if _code(error) != "ConditionalRequestConflict" or not tries_left:
+                        raise
+                    time.sleep(random.uniform(0.1, 0.5))  # noqa: S311
+                else:
+                    return True
+        raise AssertionError("the last try returns or raises")
 
+    @patient
     def list(self, prefix: str = "") -> Iterator[Stored]:
         """Every object whose key starts with `prefix`, in the order of keys."""
-        yield from self._patiently(lambda: list(self._list(prefix)))
+        objects = []
+        with self._translated(prefix):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
+                for item in page.get("Contents", []):
+                    key = item["Key"].removeprefix(self._absolute(""))
+                    objects.append(Stored(key=key, size=item["Size"], etag=item["ETag"].strip('"')))
+        return iter(objects)
 
+    @patient
     def upload(self, path: Path, key: str) -> None:
         """Store a file, in parts when it is large."""
-        self._patiently(lambda: self._upload(path, key))
-
-    def _upload(self, path: Path, key: str) -> None:
-        # upload_file would wrap the store's answer into a string; the file object's way keeps the error's code.
+        # upload_file would wrap the store's answer into a string; upload_fileobj keeps the error's code.
         with self._translated(key), path.open("rb") as source:
             self._client.upload_fileobj(source, self._bucket, self._absolute(key))
 
+    @patient
     def download(self, key: str, path: Path) -> None:
-        """Fetch an object into a file that appears only when it is whole. Raises UserError when there is none."""
-        self._patiently(lambda: self._download(key, path))
-
-    def _download(self, key: str, path: Path) -> None:
+        """Fetch an object into a file that appears only when it is complete. Raises UserError if there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -180,11 +232,9 @@ class Bucket:
         finally:
             partial.unlink(missing_ok=True)
 
+    @patient
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        self._patiently(lambda: self._delete(key))
-
-    def _delete(self, key: str) -> None:
+        """Remove an object; that it does not exist is no error."""
         with self._translated(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._absolute(key))
 
@@ -202,80 +252,12 @@ class Bucket:
                 )
         finally:
             self.delete(key)
-        return self._caller()
-
-    def _caller(self) -> str:
         if self.storage.endpoint is None:
             with self._translated(""):
                 return str(boto3.Session().client("sts", region_name=self.storage.region).get_caller_identity()["Arn"])
         # Key ids are names, not secrets; the end of one is enough to tell two apart.
         credentials = boto3.Session().get_credentials()
         return f"access key ...{credentials.access_key[-4:]} ({credentials.method})" if credentials else "anonymous"
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """The call's result, after as many tries as this bucket's caller has patience for."""
-        for attempt in itertools.count():
-            try:
-                result = call()
-            except TransientError as error:
-                self.outage.goes_on()
-                stop = self._waits_until
-                if stop is None or stop.is_set() or self.outage.too_long:
-                    raise
-                log.warning("waiting for the store: %s", error.message)
-                stop.wait(min(2.0 ** min(attempt, 8), LONGEST_PAUSE))
-            else:
-                self.outage.ends()
-                return result
-        raise AssertionError("unreachable")
-
-    def _get(self, key: str) -> bytes | None:
-        with self._translated(key):
-            for _ in range(ATTEMPTS - 1):
-                try:
-                    return self._get_once(key)
-                except _BROKEN_BODY as error:
-                    log.info("%s is read again: %s", self.uri(key), error)
-            return self._get_once(key)
-
-    def _get_once(self, key: str) -> bytes | None:
-        try:
-            return self._client.get_object(Bucket=self._bucket, Key=self._absolute(key))["Body"].read()
-        except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
-                return None
-            raise
-
-    def _list(self, prefix: str) -> Iterator[Stored]:
-        with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
-                for item in page.get("Contents", []):
-                    key = item["Key"].removeprefix(self._absolute(""))
-                    yield Stored(key=key, size=item["Size"], etag=item["ETag"].strip('"'))
-
-    def _put(self, key: str, data: bytes, *, if_absent: bool) -> bool:
-        with self._translated(key):
-            if if_absent:
-                return self._put_new(key, data)
-            self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data)
-            return True
-
-    def _put_new(self, key: str, data: bytes) -> bool:
-        """AWS answers ConditionalRequestConflict while another writer of the same key is at it: who has won is known a
-        moment later."""
-        for left in reversed(range(CONFLICTS)):
-            try:
-                self._client.put_object(Bucket=self._bucket, Key=self._absolute(key), Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if _code(error) in {"PreconditionFailed", "412"}:
-                    return False
-                if _code(error) != "ConditionalRequestConflict" or not left:
-                    raise
-                time.sleep(random.uniform(0.1, 0.5))  # noqa: S311
-            else:
-                return True
-        raise AssertionError("the last try returns or raises")
 
     def _absolute(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
@@ -285,14 +267,14 @@ class Bucket:
         try:
             yield
         except ClientError as error:
-            self._refused(error, key)
+            raise self._refusal(error, key) from error
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
             raise UserError(f"no usable S3 credentials: {error}", hint=CREDENTIALS_HINT) from error
         except SSLError as error:
-            # A connection that breaks off while it is made is one as well, and passes.
+            # A connection that breaks off during its handshake is an SSLError too, and the next one may succeed.
             if "CERTIFICATE_VERIFY_FAILED" not in str(error):
                 raise self._away(error) from error
-            message = f"the certificate of {self._where()} cannot be verified: {error}"
+            message = f"the certificate of {self._where} cannot be verified: {error}"
             raise UserError(message, hint="Give the CA in spec.storage.caBundleConfigMapRef.") from error
         except (*_CONFIGURATION, ValueError) as error:
             message = f"S3 settings do not work: {error}"
@@ -301,38 +283,35 @@ class Bucket:
             raise self._away(error) from error
 
     def _away(self, error: Exception) -> TransientError:
-        message = f"S3 at {self._where()} cannot be reached: {error}"
+        message = f"S3 at {self._where} cannot be reached: {error}"
         return TransientError(message, hint="Check spec.storage.endpoint and that the store is running.")
 
-    def _refused(self, error: ClientError, key: str) -> NoReturn:
-        code = _code(error)
-        what = f"{self.uri(key)}: {error}"
+    def _refusal(self, error: ClientError, key: str) -> StageError:
+        """The error of a request that the store has refused: who must act, and what to change."""
+        code, what = _code(error), f"{self.uri(key)}: {error}"
         if code in _WRONG_KEY:
-            raise UserError(f"S3 does not know the access key: {what}", hint=CREDENTIALS_HINT) from error
+            return UserError(f"S3 does not know the access key: {what}", hint=CREDENTIALS_HINT)
         if code in _WRONG_SECRET:
             message = f"S3 knows the access key, but the secret key does not belong to it: {what}"
-            raise UserError(message, hint=CREDENTIALS_HINT) from error
+            return UserError(message, hint=CREDENTIALS_HINT)
         if code in _DENIED:
-            raise UserError(f"S3 denies access: {what}", hint=CREDENTIALS_HINT) from error
+            return UserError(f"S3 denies access: {what}", hint=CREDENTIALS_HINT)
         if code in {"NoSuchBucket", "InvalidBucketName"}:
             hint = "Create the bucket or correct spec.storage.uri."
-            raise UserError(f"there is no bucket {self._bucket} at {self._where()}", hint=hint) from error
+            return UserError(f"there is no bucket {self._bucket} at {self._where}", hint=hint)
         if code in {"NoSuchKey", "404"}:
-            raise UserError(f"there is no object {self.uri(key)}", hint="Correct the URI in the spec.") from error
+            return UserError(f"there is no object {self.uri(key)}", hint="Correct the URI in the spec.")
         if code in _WRONG_PLACE:
-            raise UserError(f"the bucket is elsewhere: {what}", hint="Correct spec.storage.region.") from error
+            return UserError(f"the bucket is in another region: {what}", hint="Correct spec.storage.region.")
         if code in {"NotImplemented", "501"}:
-            raise UserError(f"the store cannot do this: {what}", hint="Use another store for spec.storage.") from error
-        raise TransientError(f"S3 failed: {what}", hint="The store may be overloaded; the program retries.") from error
-
-    def _where(self) -> str:
-        return self.storage.endpoint or "AWS S3"
+            return UserError(f"the store cannot do this: {what}", hint="Use another store for spec.storage.")
+        return TransientError(f"S3 failed: {what}", hint="The store may be overloaded; the program retries.")
 
 
 def place(folder: Path, key: str) -> Path:
-    """Where the object of a key, as a listing, a marker or an index names it, goes below a folder on this machine.
+    """The file below a folder of this machine for an object's key, as a listing, a marker or an index names it.
 
-    Every such key comes through here. Raises UserError for one that would lead out of the folder, or is no path in it.
+    Every such key comes through here. Raises UserError for a key that would lead out of the folder, or is no path.
     """
     parts = key.split("/")
     if any(part in {"", ".", ".."} or _NO_NAME.search(part) or len(part.encode()) > LONGEST_NAME for part in parts):
@@ -358,21 +337,21 @@ _connecting = threading.Lock()
 
 
 def _connect(storage: Storage) -> "S3Client":
-    # Since 2025 the SDK adds checksums that older S3-compatible stores refuse: send them where AWS itself answers.
-    own = storage.endpoint is not None
+    # Since 2025 the SDK adds checksums that older S3-compatible stores refuse: only AWS itself gets them.
+    is_aws = storage.endpoint is None
     config = Config(
         s3={"addressing_style": "path" if storage.path_style else "auto"},
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         max_pool_connections=32,
-        request_checksum_calculation="when_required" if own else "when_supported",
-        response_checksum_validation="when_required" if own else "when_supported",
+        request_checksum_calculation="when_supported" if is_aws else "when_required",
+        response_checksum_validation="when_supported" if is_aws else "when_required",
     )
-    region = storage.region or ("us-east-1" if own else None)
+    region = storage.region or (None if is_aws else "us-east-1")
     try:
         with _connecting:
-            # A session of our own: boto3's default one would keep the credentials of the first caller.
+            # A new session: boto3's default one would keep the credentials of the first caller.
             return boto3.Session().client(
                 "s3", endpoint_url=storage.endpoint, region_name=region, verify=storage.ca_bundle, config=config
             )

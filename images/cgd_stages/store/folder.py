@@ -1,4 +1,4 @@
-"""Folders of stages in the object store: where rows are, which marker says so, and who may trust it.
+"""Folders of stages in the object store: rows, and the markers that say which rows readers may trust.
 
     <namespace>/<stage>/<digest>/parts/*.parquet     rows
     <namespace>/<stage>/<digest>/rejected/*.parquet  id, sample, stage, reason, detail
@@ -26,20 +26,19 @@ DONE = "DONE.json"
 PARTS = "parts/"
 REJECTED = "rejected/"
 
-
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
-"""As `digest_of` makes it: it is part of keys, and of paths on machines that read them."""
+"""A result of `digest_of`. It is part of keys, and of paths on machines that read them."""
 
 
 def _moment(text: str) -> str:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None or not 1970 <= moment.year < 9000:
-        raise ValueError("no time with its zone")
+        raise ValueError("a time has a zone, and a year from 1970 to 8999")
     return text
 
 
 Moment = Annotated[str, AfterValidator(_moment)]
-"""As `now` makes it: readers take the time between two."""
+"""A result of `now`. Readers compute the time between two."""
 
 
 class Part(Contract):
@@ -51,7 +50,7 @@ class Part(Contract):
 
 
 class Marker(Contract):
-    """What the marker of a shard and the marker of a whole stage have in common."""
+    """The fields that the markers of a shard and of a stage share."""
 
     format: Literal[2] = FORMAT
     stage: str
@@ -68,8 +67,8 @@ class ShardMarker(Marker):
 
 
 class Done(Marker):
-    """`DONE.json`. `parts` lists every data file of the folder, rejected rows and model files too; `inputs` what the
-    digest was made of, `settings` what ran it without determining the output (engine arguments, workers)."""
+    """`DONE.json`. `parts` lists every data file of the folder, rejected rows and model files too. The digest was made
+    of `inputs`; `settings` ran the stage without determining its output (engine arguments, workers)."""
 
     inputs: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -83,7 +82,7 @@ class Done(Marker):
         return sorted((part for part in self.parts if part.key.startswith(prefix)), key=lambda part: part.key)
 
     def content(self) -> str:
-        """Fingerprint of the rows themselves, however they came about."""
+        """Fingerprint of the rows themselves, whatever inputs led to them."""
         return digest_of(parts=[part.sha256 for part in self.under(PARTS)])
 
 
@@ -108,7 +107,7 @@ class Folder:
         return self.bucket.uri(self.key()).rstrip("/")
 
     def done(self) -> Done | None:
-        """The promise, or None. Raises UserError when it is not the promise of this folder."""
+        """The promise, None before the stage has ended. Raises UserError when it is not this folder's."""
         data = self.bucket.get(self.key(DONE))
         return None if data is None else self._checked(Done, data, DONE)
 
@@ -120,7 +119,8 @@ class Folder:
         return done
 
     def put(self, name: str, data: bytes, *, rows: int = 0) -> Part:
-        """Store a data file and say what the marker must list. The same content under the same name is no conflict."""
+        """Store a data file; the result is its entry in the marker. The same content under the same name is no
+        conflict."""
         if not self.bucket.put(self.key(name), data, if_absent=True) and self.bucket.get(self.key(name)) != data:
             raise TransientError(f"{self.uri}/{name} exists with another content", hint="Delete the folder.")
         return Part(key=name, sha256=sha256(data), rows=rows)
@@ -128,8 +128,8 @@ class Folder:
     def put_rows(self, prefix: str, rows: Sequence[Row], schema: pa.Schema) -> Part:
         """Store rows as one Parquet file named after its content: two writers cannot overwrite each other.
 
-        An object of that name with another content is a damaged one. It is mended: to refuse it would fail every
-        attempt that comes to the same rows.
+        An object of that name with another content is damaged, and is overwritten: an error would fail every attempt
+        that makes the same rows.
         """
         data = to_parquet(rows, schema)
         name = f"{prefix}{sha256(data)[:32]}.parquet"
@@ -138,7 +138,7 @@ class Folder:
         return Part(key=name, sha256=sha256(data), rows=len(rows))
 
     def read(self, part: Part) -> bytes:
-        """A data file that a marker lists. Raises TransientError when it is missing or not what was promised."""
+        """A data file that a marker lists. Raises TransientError when it is missing, or has another hash."""
         data = self.bucket.get(self.key(part.key))
         if data is None or sha256(data) != part.sha256:
             state = "is missing" if data is None else "is not what its marker promises"
@@ -163,7 +163,7 @@ class Folder:
         inputs: dict[str, Any],
         settings: dict[str, Any] | None = None,
     ) -> Done:
-        """Write the promise, last. When another was quicker, that one holds and is returned."""
+        """Write the promise, last. If another writer was quicker, its promise holds and is returned."""
         done = Done(
             stage=self.stage,
             digest=self.digest,

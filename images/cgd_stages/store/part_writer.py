@@ -1,9 +1,9 @@
-"""Finished rows on their way into the parts of a folder, and what earlier attempts have stored there.
+"""Writes finished rows into the parts of a folder, and recovers the parts that earlier attempts have stored.
 
-One policy for every program that stores rows. While it runs, finished rows wait until they are many or have waited
-long; while the store is away they wait on, and the program goes on. When it is started again, a part that is whole
-counts as it is; a row that is stored twice counts once; of a part that is damaged or gone the rows are asked for
-again. The parts that are listed in the end hold every row once: what does not is written anew.
+Every program that stores rows does it this way. Finished rows wait in memory until they are many or have waited long.
+While the store is away they stay there, and the program goes on. A program that is started again keeps undamaged parts,
+counts a row that is stored twice once, and generates the rows of damaged and missing parts again. The parts that the
+marker lists hold every row once: rows of other parts are written anew.
 """
 
 import logging
@@ -21,27 +21,26 @@ from cgd_stages.store.rows import REJECTION_SCHEMA, Row, from_parquet, sha256
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 60.0
-"""Finished rows wait at most this long to be stored."""
+"""Finished rows are stored after this time at most."""
 FLUSH_ROWS = 512
-"""As many finished rows do not wait. Also the most rows of a part, unless the program says otherwise."""
+"""So many finished rows are stored at once. Also the most rows of a part, unless the program sets `part_rows`."""
 RETRY_SECONDS = 5.0
-"""While the store is away: the pause between two tries, at least."""
+"""While the store is away: the shortest pause between two tries."""
 RETRY_SHARE = 0.1
-"""While the store is away: the share of the time that tries may take from the program (they are made at least every
-`FLUSH_SECONDS`)."""
+"""While the store is away: the share of the program's time that tries may take. The pause between two is never longer
+than `FLUSH_SECONDS`."""
 HELD_ROWS = 50_000
-"""While the store is away: the most finished rows that are held in memory, about a gigabyte of long ones."""
+"""While the store is away: the most finished rows in memory. Long rows then need about a gigabyte."""
 
 _NAME = re.compile(r"(parts/|rejected/)([^/]*?)([0-9a-f]{32})\.parquet")
-"""Of a part: its prefix, what the program names its parts by, and the beginning of the content's hash."""
+"""A part's name: its prefix, the program's own words, and the first digits of the content's hash."""
 
 
 class PartWriter:
     """The parts of a folder, as one program writes them.
 
-    `count` is called with each row once, whether it was stored before or is new. `key` tells rows apart; without it no
-    row is remembered, and every row that is handed over is stored. Names of parts begin with `own`, and with their
-    number if they are `numbered`.
+    `count` is called once with each row, stored before or new. `key` tells rows apart; without it the writer remembers
+    no rows, and stores each one that it gets. A part's name begins with `own`, then its number if `numbered`.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class PartWriter:
         self.folder = folder
         self.parts: list[Part] = []
         self.kept: set[Hashable] = set()
-        """Keys of the rows that are kept, stored or not."""
+        """Keys of all rows that are kept, in parts or in memory."""
         self.rejected: set[Hashable] = set()
         self._count, self._key, self._part_rows = count, key, part_rows
         self._own, self._numbered = own, numbered
         self._schemas = {PARTS: schema, REJECTED: REJECTION_SCHEMA}
         self._rows: dict[str, list[Row]] = {PARTS: [], REJECTED: []}
-        """What waits to be stored."""
+        """Rows that are not stored yet."""
         self._stored_at = self._next_try = time.monotonic()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -74,11 +73,11 @@ class PartWriter:
     def stored_rows(self) -> int:
         return sum(part.rows for part in self.parts)
 
-    # --- what earlier attempts have stored ----------------------------------------------------------------------
+    # --- rows of earlier attempts -------------------------------------------------------------------------------
 
     def recover(self, may_hold: Callable[[str], bool] | None = None) -> None:
-        """Take in all parts of the folder, or those that may hold rows of this program's. Its own come first: of others
-        only what these lack is written anew."""
+        """Recover the parts of the folder whose names `may_hold` accepts; without it, all. The program's own parts come
+        first, so that only the rows that they lack are written anew from others."""
         for prefix in self._rows:
             stored = self.folder.bucket.list(self.folder.key(prefix))
             names = [part.key.removeprefix(self.folder.key()) for part in stored]
@@ -86,38 +85,38 @@ class PartWriter:
                 self.recover_part(name)
 
     def recover_part(self, name: str) -> bool:
-        """Take in a stored part. False: it is damaged or gone, or no part at all."""
-        data, named = self.folder.bucket.get(self.folder.key(name)), _NAME.fullmatch(name)
-        if data is None or named is None or not sha256(data).startswith(named[3]):
-            log.warning("%s is not whole: its rows are asked for again", name)
+        """Recover one part. False: it is damaged or missing, or is no part."""
+        data, name_parts = self.folder.bucket.get(self.folder.key(name)), _NAME.fullmatch(name)
+        if data is None or name_parts is None or not sha256(data).startswith(name_parts[3]):
+            log.warning("%s is damaged or missing: its rows are made again", name)
             return False
         rows = from_parquet(data)
         fresh = [row for row in rows if self.lacks(row)]
         if len(fresh) == len(rows) and not self._is_foreign(name):
             self.parts.append(Part(key=name, sha256=sha256(data), rows=len(rows)))
         else:
-            self._rows[named[1]].extend(fresh)
+            self._rows[name_parts[1]].extend(fresh)
         for row in fresh:
             self._enter(row)
         return True
 
     def lacks(self, row: Row) -> bool:
-        """Whether a stored row is one of this program's, and not counted yet."""
+        """Whether a stored row belongs to this program and is not counted yet."""
         return self._key is None or self._key(row) not in self
 
     def _is_foreign(self, name: str) -> bool:
-        """Whether a part is named as another program, or another number of shards, would name it."""
-        named = _NAME.fullmatch(name)
-        return named is None or named[2] != self._own
+        """Whether another program, or another number of shards, has named the part."""
+        name_parts = _NAME.fullmatch(name)
+        return name_parts is None or name_parts[2] != self._own
 
-    # --- what is new --------------------------------------------------------------------------------------------
+    # --- new rows -----------------------------------------------------------------------------------------------
 
     def keep(self, row: Row) -> None:
         self._enter(row)
         self._rows[PARTS].append(row)
 
     def reject(self, row: Row) -> None:
-        """A row that is left out of what follows; columns as in REJECTION_SCHEMA."""
+        """Store a row as rejected: later stages leave it out. Its columns are those of REJECTION_SCHEMA."""
         self._enter(row)
         self._rows[REJECTED].append(row)
 
@@ -128,7 +127,7 @@ class PartWriter:
             self._count(row)
 
     def waiting(self, *prefixes: str) -> int:
-        """Rows that are not stored yet; with prefixes (`parts/`, `rejected/`), those that go there."""
+        """Count of rows that are not stored yet; with prefixes (`parts/`, `rejected/`), only of those."""
         return sum(len(self._rows[prefix]) for prefix in prefixes or self._rows)
 
     @property
@@ -141,9 +140,9 @@ class PartWriter:
         return self.waiting() >= HELD_ROWS or (waited and now >= self._next_try)
 
     def try_flush(self) -> bool:
-        """Store what waits, unless the store is away: then the program goes on, and False is returned.
+        """Store the rows that wait. False: the store is away, and the program can go on.
 
-        Raises TransientError when it has been away for `AWAY_SECONDS`, or when `HELD_ROWS` rows wait.
+        Raises TransientError when the store has been away for `AWAY_SECONDS`, or when `HELD_ROWS` rows wait.
         """
         started = time.monotonic()
         if self.waiting() and started < self._next_try and self.waiting() < HELD_ROWS:
@@ -160,15 +159,15 @@ class PartWriter:
         return True
 
     def flush(self, *prefixes: str) -> None:
-        """Store what waits. Raises TransientError when the store is away; what waits stays."""
+        """Store the rows that wait. Raises TransientError when the store is away; the rows then stay in memory."""
         self._store(self.folder, *prefixes)
 
     def _store(self, folder: Folder, *prefixes: str) -> None:
-        most = self._part_rows or FLUSH_ROWS
+        size = self._part_rows or FLUSH_ROWS
         for prefix in prefixes or self._rows:
             rows = self._rows[prefix]
             while rows:
                 number = f"{len(self.parts):05d}-" if self._numbered else ""
-                self.parts.append(folder.put_rows(prefix + self._own + number, rows[:most], self._schemas[prefix]))
-                del rows[:most]
+                self.parts.append(folder.put_rows(prefix + self._own + number, rows[:size], self._schemas[prefix]))
+                del rows[:size]
         self._stored_at = time.monotonic()

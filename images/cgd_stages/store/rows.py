@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from cgd_stages.contract import FORMAT
 Row = dict[str, Any]
 """One row: column name to value."""
 Key = tuple[str, int]
-"""Of a row: id and sample."""
+"""A row's id and sample."""
 _COLUMNS: dict[str, list[tuple[str, Any]]] = {
     "prepare": [
         ("id", pa.string()),
@@ -57,7 +58,7 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
     ],
 }
 _CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
-"""Stages that add columns to the rows of the one before. The teacher's own answers need no student's."""
+"""Each stage adds columns to the rows of the stage before it. The teacher's own answers need none of the student."""
 _REJECTION: list[tuple[str, Any]] = [
     ("id", pa.string()),
     ("sample", pa.int32()),
@@ -79,20 +80,20 @@ def text_column(stage: str) -> str:
 
 
 def prompt_tokens_column(stage: str) -> str:
-    """Where the length of the stage's own prompt is: the answer's prompt is the prompt."""
+    """The column with the length of the stage's own prompt. The answer's prompt is the row's prompt."""
     return "prompt_tokens" if stage == "answer" else f"{text_column(stage)}_prompt_tokens"
 
 
 def row_schema(stage: str) -> pa.Schema:
-    """Columns of a stage's rows: those of every stage before it and its own. A part stands alone."""
+    """Columns of a stage's rows: its own after those of every stage before it, so that a part needs no other part."""
     chain = next(chain for chain in _CHAINS if stage in chain)
-    upto = chain[: chain.index(stage) + 1]
-    return pa.schema([pa.field(column, kind) for name in upto for column, kind in _COLUMNS[name]])
+    stages = chain[: chain.index(stage) + 1]
+    return pa.schema([pa.field(column, kind) for name in stages for column, kind in _COLUMNS[name]])
 
 
-def digest_of(**what: object) -> str:
+def digest_of(**values: object) -> str:
     """Hash of named JSON values, 32 hex digits. The format's version is always part of it."""
-    text = json.dumps({"format": FORMAT, **what}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps({"format": FORMAT, **values}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -102,6 +103,11 @@ def key_of(row: Row) -> Key:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def now() -> str:
@@ -116,7 +122,7 @@ def to_parquet(rows: Sequence[Row], schema: pa.Schema) -> bytes:
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> list[Row]:
-    """Rows of a Parquet file; of `columns`, those that the file has."""
+    """Rows of a Parquet file, with all columns or with those of `columns` that the file has."""
     file = pq.ParquetFile(io.BytesIO(data))
     present = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
     rows: list[Row] = file.read(columns=present).to_pylist()

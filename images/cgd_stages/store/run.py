@@ -1,4 +1,4 @@
-"""What a run has in the store: pointers to the folders of its stages, and claims that keep these from being deleted.
+"""A run's part of the store: pointers to the folders of its stages, and claims that protect these from deletion.
 
 <namespace>/runs/<run>/<stage>.json              pointer of a run to the folder of its stage
 <namespace>/claims/<uid>/<stage>/<digest>        empty: the run of this uid makes or uses the folder
@@ -36,25 +36,25 @@ class Pointer(Contract):
 
 @dataclass(frozen=True)
 class Product:
-    """What a stage has made in its folder, as its promise tells it."""
+    """A stage's output in its folder, in the words of its promise."""
 
     facts: StageFacts
     parts: Sequence[Part]
     settings: dict[str, Any] = field(default_factory=dict)
-    """What ran it without determining the output."""
+    """Settings that ran the stage without determining its output."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What later stages look up among the inputs; no digest is made of it."""
+    """Entries for later stages, stored among the inputs; they are no part of the digest."""
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """The store as one run uses it: what its earlier stages have made, and where its next one stores."""
+    """The store as one run uses it: the folders of its earlier stages, and the folder of its next one."""
 
     bucket: Bucket
     run: RunRef
 
     def waiting(self, stop: threading.Event) -> "RunStore":
-        """The same store for a program that would rather wait than fail, see `Bucket.waiting`."""
+        """The same store for a program that waits while the store is away, see `Bucket.waiting`."""
         return replace(self, bucket=self.bucket.waiting(stop))
 
     def input(self, stage: str) -> Folder:
@@ -62,18 +62,18 @@ class RunStore:
         return Folder(self.bucket, self.run.namespace, stage, self.pointer(stage).digest)
 
     def place(self, stage: str, inputs: dict[str, Any]) -> Folder:
-        """The folder of the output that these inputs determine, whoever has made it."""
+        """The folder of the output that these inputs determine; another run may have made it."""
         return Folder(self.bucket, self.run.namespace, stage, digest_of(**inputs))
 
     def folder(self, stage: str, inputs: dict[str, Any]) -> Folder:
-        """The same, claimed for the run, which is going to make or use it."""
+        """The same folder, claimed for this run, which is going to make or use it."""
         folder = self.place(stage, inputs)
         self.claim(folder)
         return folder
 
     def produce(self, stage: str, inputs: dict[str, Any], make: Callable[[Folder], Product]) -> Done:
-        """The promise of a stage's output, which the run points at. `make` fills the folder, unless it is done already:
-        by an earlier attempt, or by another run with the same inputs."""
+        """The promise of a stage's output, and a pointer of the run to it. `make` fills the folder, unless an earlier
+        attempt or another run with the same inputs has done so."""
         done = self.make_once(stage, inputs, make)
         self.point_at(done)
         return done
@@ -97,7 +97,7 @@ class RunStore:
     # --- pointers -----------------------------------------------------------------------------------------------
 
     def point_at(self, done: Done) -> None:
-        """Link the run to the folder of one of its stages. Doing it twice is doing it once."""
+        """Point from the run to the folder of one of its stages. Doing it twice is doing it once."""
         pointer = Pointer(
             run_uid=self.run.uid, stage=done.stage, digest=done.digest, uri=done.facts.output_uri, facts=done.facts
         )
@@ -106,7 +106,7 @@ class RunStore:
             self.bucket.put(key, data)
 
     def pointer(self, stage: str) -> Pointer:
-        """Where a stage has its output. Raises TransientError when it has none, or one of another run's life."""
+        """Where a stage has its output. Raises TransientError when it has none, or only an earlier run's."""
         data, name = self.bucket.get(self._pointer_key(stage)), self.run.name
         hint = f"The stage {stage} of {self.run.namespace}/{name} has not ended yet: its output is there when it has."
         if data is None:
@@ -133,13 +133,13 @@ class RunStore:
                 self.bucket.delete(stored.key)
 
     def _pointer_key(self, stage: str = "") -> str:
-        """Key of a pointer; without a stage, what those of the run begin with."""
+        """Key of a pointer; without a stage, the prefix of the run's pointers."""
         return f"{self.run.namespace}/runs/{self.run.name}/" + (f"{stage}.json" if stage else "")
 
     # --- claims -------------------------------------------------------------------------------------------------
 
     def claim(self, folder: Folder) -> None:
-        """Say that the run makes or uses the folder, before it does: the stage clean deletes what nobody claims."""
+        """Say that the run makes or uses the folder, before it does: clean deletes folders without a claim."""
         key = self._claim_key(self.run.uid, folder.stage, folder.digest)
         if self.bucket.get(key) is None:
             self.bucket.put(key, b"")
@@ -149,23 +149,23 @@ class RunStore:
         self.bucket.delete(self._claim_key(self.run.uid, folder.stage, folder.digest))
 
     def claims(self) -> dict[str, set[Folder]]:
-        """The folders that every run of the namespace claims, by the run's uid. Other objects that somebody has stored
-        below the same prefix are no claims."""
+        """The folders that the namespace's runs claim, by the run's uid. Other objects below the same prefix are no
+        claims."""
         prefix = self._claim_key()
         claims: dict[str, set[Folder]] = {}
         for stored in self.bucket.list(prefix):
-            if claimed := _CLAIM.fullmatch(stored.key.removeprefix(prefix)):
-                uid, stage, digest = claimed.groups()
+            if claim := _CLAIM.fullmatch(stored.key.removeprefix(prefix)):
+                uid, stage, digest = claim.groups()
                 claims.setdefault(uid, set()).add(Folder(self.bucket, self.run.namespace, stage, digest))
         return claims
 
     def _claim_key(self, *rest: str) -> str:
-        """Key of a claim; without the rest, what all keys of claims begin with."""
+        """Key of a claim; without `rest`, the prefix of all claims."""
         return f"{self.run.namespace}/claims/{'/'.join(rest)}"
 
 
 def _pointer(data: bytes) -> Pointer | None:
-    """None: it is none, but an object of somebody else's below the same prefix."""
+    """None: the object is no pointer."""
     try:
         return Pointer.model_validate_json(data)
     except ValidationError:

@@ -4,12 +4,12 @@
 
 Every pod of a training runs this program. It is the launcher: it makes the examples, fetches the student and the
 newest checkpoint, starts torchrun on loop.py as the job's environment says, passes SIGTERM on, and turns the end
-of its processes into last words and an exit code. The first pod also stores the model and the promise, and the others
-stay until it has: a pod that has ended well is never made again, and training goes on only with all of them. Nothing
-here imports torch: a training that is done already, or that cannot work, ends at once.
+of its processes into last words and an exit code. The first pod also stores the model and the promise. The others stay
+until it has done so: a pod that has succeeded is never started again, and training needs all of them. This module does
+not import torch, so that a training that is done already, or that cannot work, ends at once.
 
-Learned are all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero, one
-step for each `globalBatchSize` examples whatever the number of processes; the last batch of an epoch holds the rest.
+Training changes all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero.
+A step has `globalBatchSize` examples whatever the number of processes; the last step of an epoch has the rest.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -34,16 +34,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, Rows, StageFacts, Train
+from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, StageFacts, Train
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS, Unusable
 from cgd_stages.models import resolve
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
-from cgd_stages.store.rows import REJECTION_SCHEMA, Row
+from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
 from cgd_stages.store.run import Product
 from cgd_stages.training import curves
-from cgd_stages.training.checkpoints import METRICS, file_sha256
+from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.dataset import Dataset, ExampleCounts
 from cgd_stages.training.job import (
     BEGUN,
@@ -69,13 +69,13 @@ CHUNK = 1000
 LOOP = "cgd_stages.train.loop"
 """The program that torchrun starts."""
 PATIENCE = 0.2
-"""Seconds between two looks at torchrun."""
+"""Seconds between two looks at torchrun's process."""
 LOOK_SECONDS = 2.0
-"""Between two looks for another pod, or for what it stores."""
+"""Seconds between two looks for the first pod, or for the objects that it stores."""
 ABSENT_SECONDS = 600.0
-"""A first pod that cannot be found for so long is not waited for any more."""
+"""The other pods wait so long at most for the first pod's address."""
 SILENT_SECONDS = 600.0
-"""A first pod that has stored nothing more for so long, and the promise not at all, is taken for lost."""
+"""The other pods give up the first pod when it has stored nothing for so long, and has not written the promise."""
 ABLATIONS: dict[CritiqueKind, str] = {
     "matched": "",
     "shuffled": " An ablation: every critique was another prompt's.",
@@ -95,7 +95,7 @@ EXAMPLES_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
 
 @dataclass(frozen=True)
 class Node:
-    """This pod's place among the pods of the job, as operator and Kubeflow write it into the environment."""
+    """This pod's place among the pods of the job. Operator and Kubeflow write it into the environment."""
 
     rank: int
     nodes: int
@@ -105,10 +105,13 @@ class Node:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], work: Train) -> "Node":
-        """Read `PET_*`, as torchrun itself would; a pod that is alone needs none."""
+        """Read `PET_*`, as torchrun itself does; a single pod needs none of them."""
+        nodes = int(environment.get("PET_NNODES") or work.workers)
+        if nodes != work.workers:
+            raise UserError(f"the job has {nodes} pods, the task {work.workers}", hint="This is a bug of the operator.")
         return cls(
             rank=int(environment.get("PET_NODE_RANK", "0")),
-            nodes=_nodes(environment, work),
+            nodes=nodes,
             processes=work.processes_per_worker,
             master=environment.get("PET_MASTER_ADDR", "127.0.0.1"),
             port=environment.get("PET_MASTER_PORT", "29500"),
@@ -116,7 +119,7 @@ class Node:
 
     @property
     def first(self) -> bool:
-        """Whether this pod speaks for the stage: it alone stores what is not a checkpoint."""
+        """Whether this pod is the first: it alone stores rejected rows, the model and the promise."""
         return self.rank == 0
 
     def torchrun(self) -> list[str]:
@@ -128,16 +131,9 @@ class Node:
         return [*place, "--master-addr", self.master, "--master-port", self.port, *processes]
 
 
-def _nodes(environment: Mapping[str, str], work: Train) -> int:
-    nodes = int(environment.get("PET_NNODES") or work.workers)
-    if nodes != work.workers:
-        raise UserError(f"the job has {nodes} pods, the task {work.workers}", hint="This is a bug of the operator.")
-    return nodes
-
-
 @dataclass(frozen=True)
 class Stage:
-    """What is trained on what, and where it goes."""
+    """A training stage: its student, its dataset, and the folder for the model."""
 
     context: Context
     work: Train
@@ -150,7 +146,7 @@ class Stage:
 
 @dataclass
 class Made:
-    """What became of the rows."""
+    """The result of making examples: counts of the rows, and the part with the rejected ones."""
 
     counts: ExampleCounts
     parts: list[Part] = field(default_factory=list)
@@ -178,16 +174,16 @@ def _stage(context: Context) -> Stage:
 
 
 def _lead(stage: Stage, until_promised: ExitStack) -> Product:
-    """The first pod: it trains with the others, and stores the model."""
-    clock = time.monotonic()
+    """The first pod trains with the others, and stores the model."""
+    started = time.monotonic()
     made, folder = _get_ready(stage)
     until_promised.enter_context(stage.context.holding())
     _torchrun(stage, folder)
-    return _store(stage, made, _facts(stage, made, folder, time.monotonic() - clock), folder)
+    return _store(stage, made, _facts(stage, made, folder, time.monotonic() - started), folder)
 
 
 def _follow(stage: Stage) -> None:
-    """Any other pod: it trains with the first, and stays until that one has stored the model."""
+    """Any other pod trains with the first, and stays until the first has stored the model."""
     if stage.folder.done():
         log.info("%s is done already: %s", stage.context.task.stage, stage.folder.uri)
         return
@@ -199,29 +195,37 @@ def _follow(stage: Stage) -> None:
 
 
 def _get_ready(stage: Stage) -> tuple[Made, Path]:
-    """Everything before the first step, in a folder of this pod's own."""
-    folder = _clean_folder(stage)
+    """Make the examples, fetch student and newest undamaged checkpoint, and write the job, all in this pod's folder."""
+    task, node = stage.context.task, stage.node
+    folder = stage.context.scratch / f"{task.stage}-{node.rank}"
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt in this pod may have left files
+    folder.mkdir(parents=True)
     student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
     made = _make_examples(stage, student, folder)
-    _prepare_node(stage, student, made.counts.rows, folder)
+    job = Job(
+        run=task.run,
+        stage=task.stage,
+        digest=stage.folder.digest,
+        storage=task.storage,
+        work=stage.work,
+        student=str(student),
+        student_dtype=stored_dtype(student),
+        first_rank=node.rank * node.processes,
+        resume=0,
+        rows=made.counts.rows,
+    )
+    resume = job.checkpoints(stage.folder.bucket).fetch(folder / CHECKPOINTS, job.ranks)
+    (folder / JOB).write_text(job.model_copy(update={"resume": resume}).to_json())
     _find_first_pod(stage)
     return made, folder
 
 
-def _clean_folder(stage: Stage) -> Path:
-    """The pod's own folder, without what an earlier attempt in this pod has left."""
-    folder = stage.context.scratch / f"{stage.context.task.stage}-{stage.node.rank}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-# --- examples ---------------------------------------------------------------------------------------------------
+# --- before training --------------------------------------------------------------------------------------------
 
 
 def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
-    """Tokenise every row into the files that the processes map, one for what is learned and one for what is held out,
-    and refuse once more what check would have refused."""
+    """Tokenise every row into the files that the processes map, one of the examples to learn and one of those that are
+    held out. Raises the errors that `check` would have raised."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
@@ -248,7 +252,7 @@ def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
 
 @contextmanager
 def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
-    """What writes an example into the file, a chunk of them at a time."""
+    """A function that writes an example into the file, a chunk of them at a time."""
     chunk: list[Row] = []
 
     def flush() -> None:
@@ -265,54 +269,32 @@ def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
         flush()
 
 
-# --- checkpoint, job, torchrun ----------------------------------------------------------------------------------
-
-
-def _prepare_node(stage: Stage, student: Path, rows: Rows, folder: Path) -> None:
-    """Write the job for this pod's processes, and fetch the newest checkpoint that is whole."""
-    job = Job(
-        run=stage.context.task.run,
-        stage=stage.context.task.stage,
-        digest=stage.folder.digest,
-        storage=stage.context.task.storage,
-        work=stage.work,
-        student=str(student),
-        student_dtype=stored_dtype(student),
-        first_rank=stage.node.rank * stage.node.processes,
-        resume=0,
-        rows=rows,
-    )
-    resume = job.checkpoints(stage.folder.bucket).fetch(folder / CHECKPOINTS, job.ranks)
-    job = job.model_copy(update={"resume": resume})
-    (folder / JOB).write_text(job.to_json())
-
-
 def stored_dtype(model: Path) -> str:
-    """The dtype that a model's config names: older ones call it torch_dtype, multimodal ones hide it one level down."""
+    """The dtype in a model's config. Older configs call it torch_dtype, multimodal ones have it in text_config."""
     config = json.loads((model / "config.json").read_text())
-    for place in (config, config.get("text_config") or {}):
+    for fields in (config, config.get("text_config") or {}):
         for name in ("dtype", "torch_dtype"):
-            if isinstance(place.get(name), str):
-                return str(place[name]).removeprefix("torch.")
+            if isinstance(fields.get(name), str):
+                return str(fields[name]).removeprefix("torch.")
     return "float32"
 
 
 def _find_first_pod(stage: Stage) -> None:
-    """Wait until DNS knows the pod where the processes meet: its Service names it only while it runs."""
+    """Wait until DNS knows the first pod, where the processes meet: its Service names it only while it runs."""
     node, deadline = stage.node, time.monotonic() + ABSENT_SECONDS
     while node.nodes > 1 and not is_known(node.master):
         if time.monotonic() > deadline:
             raise TransientError(
                 f"the training's first pod was not found in {ABSENT_SECONDS:g} s: {node.master} has no address",
                 hint="That pod does not run (`kubectl describe pod` says why), or the cluster's DNS does not know its "
-                "Service. It is tried again.",
+                "Service. This pod tries again.",
             )
         log.info("waiting for the first pod, %s", node.master)
         time.sleep(LOOK_SECONDS)
 
 
 def is_known(host: str) -> bool:
-    """Whether DNS, or this machine, has an address for a name."""
+    """Whether DNS, or this machine, has an address for the name."""
     try:
         return bool(socket.getaddrinfo(host, None))
     except OSError:
@@ -320,13 +302,13 @@ def is_known(host: str) -> bool:
 
 
 def _torchrun(stage: Stage, folder: Path) -> None:
-    """Run this pod's processes to their end. Raises what they ended on. After SIGTERM they have their time to store a
-    checkpoint, if they have begun."""
+    """Run this pod's processes to their end, and raise their error. After SIGTERM they may store a checkpoint, if they
+    have begun a step."""
     command = [sys.executable, "-m", "torch.distributed.run", *stage.node.torchrun()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     environment[LAUNCHER] = str(os.getpid())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // stage.node.processes)))
-    # A session of its own: torchrun kills its processes when SIGTERM reaches it, and they have a checkpoint to store.
+    # A session of its own keeps SIGTERM from torchrun, which would kill processes that have a checkpoint to store.
     process = subprocess.Popen([*command, "-m", LOOP, str(folder)], env=environment, start_new_session=True)
     try:
         while process.poll() is None:
@@ -344,9 +326,9 @@ def _torchrun(stage: Stage, folder: Path) -> None:
 
 
 def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
-    """The error that tells most: what the user must change, else an interruption, else what may go better next time.
+    """The pod's error: what the user must change, else an interruption, else a reason to try again.
 
-    A process that was killed leaves no outcome, and the others fail because it is gone.
+    A killed process leaves no outcome, and the others fail because it is gone.
     """
     kinds: dict[int, type[StageError]] = {Exit.PERMANENT: UserError, Exit.INTERRUPTED: Interrupted}
     for exit_code, kind in kinds.items():
@@ -355,30 +337,30 @@ def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
                 return kind(outcome.message, hint=outcome.hint)
     ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
     silent = sorted(set(ranks) - {outcome.rank for outcome in outcomes})
-    told = "; ".join(f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code)
+    causes = [f"rank {', '.join(map(str, silent))} was killed or ended without a word"] if silent else []
+    causes += [f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code]
     hints = [outcome.hint for outcome in outcomes if outcome.code and outcome.hint]
-    lost = f"rank {', '.join(map(str, silent))} was killed or ended without a word" if silent else ""
     return TransientError(
-        f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(filter(None, [lost, told]))}"[:1500],
-        hint=hints[0] if hints else "It goes on from the newest checkpoint when it is tried again.",
+        f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(causes)}"[:1500],
+        hint=hints[0] if hints else "The next attempt continues from the newest checkpoint.",
     )
 
 
-# --- the end ----------------------------------------------------------------------------------------------------
+# --- after training ---------------------------------------------------------------------------------------------
 
 
 def _await_promise(stage: Stage) -> None:
-    """Stay until the first pod has stored the model. Fails when that pod seems lost, so that both are made again."""
+    """Stay until the first pod has stored the model. Fails when that pod seems lost, so that both start again."""
     folder = stage.folder
-    stored, since = 0, time.monotonic()
+    objects, since = 0, time.monotonic()
     while folder.done() is None:
-        now_stored = len(list(folder.bucket.list(folder.key())))
-        if now_stored != stored:
-            stored, since = now_stored, time.monotonic()
+        objects_now = len(list(folder.bucket.list(folder.key())))
+        if objects_now != objects:
+            objects, since = objects_now, time.monotonic()
         if time.monotonic() - since > SILENT_SECONDS:
             raise TransientError(
                 f"all steps are made, but the first pod has stored nothing more of the model for {SILENT_SECONDS:g} s",
-                hint="The training goes on from the newest checkpoint when its pods are tried again.",
+                hint="The pods start again and continue from the newest checkpoint.",
             )
         stage.context.stop.wait(LOOK_SECONDS)
         stage.context.check()
@@ -411,15 +393,15 @@ def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts
 
 
 def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
-    """Figures that not every training has: the validation loss of the model that is stored, memory and MFU."""
+    """The exported model's validation loss, peak memory and MFU, as far as the training has them."""
     figures = {"validation_loss": exported["validation_loss"]} if "validation_loss" in exported else {}
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
-    used = [record["mfu"] for record in records if "mfu" in record]
-    return figures | ({"mfu": round(sum(used) / len(used), 4)} if used else {})
+    shares = [record["mfu"] for record in records if "mfu" in record]
+    return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})
 
 
 def _store(stage: Stage, made: Made, facts: StageFacts, folder: Path) -> Product:
-    """Store the model, its card and the curve of its training."""
+    """Store the model, its card and its training's curve."""
     (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
     bucket, parts = stage.folder.bucket, list(made.parts)
     for path in sorted((folder / MODEL).iterdir()):
@@ -435,7 +417,7 @@ def _store(stage: Stage, made: Made, facts: StageFacts, folder: Path) -> Product
 
 
 def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:
-    """The README of the trained model: what it is, what made it, how it went."""
+    """The README of the trained model: what it is, its training, and the outcome."""
     student = inputs["student"]
     settings = "\n".join(
         f"| {name} | {value} |" for name, value in inputs["training"].items() if not isinstance(value, dict)
@@ -479,12 +461,13 @@ def _selection(work: Train, facts: StageFacts) -> str:
     """How the stored model was chosen, in a sentence."""
     if not facts.metrics.get("validation_examples"):
         return "It is the model after the last step; no prompts were held out."
-    of = f"whose loss on {facts.metrics['validation_examples']:g} rows of held-out prompts is"
+    loss = f"whose loss on {facts.metrics['validation_examples']:g} rows of held-out prompts is"
     if work.validation.select == "last":
-        return f"It is the model after the last step, {of} {facts.metrics['validation_loss']:.4g}."
+        return f"It is the model after the last step, {loss} {facts.metrics['validation_loss']:.4g}."
     return (
-        f"It is the model after step {facts.metrics['exported_step']:g} of {facts.metrics['steps']:g}, {of} the least "
-        f"of all that were measured: {facts.metrics['validation_loss']:.4g}. No benchmark had a part in the choice."
+        f"It is the model after step {facts.metrics['exported_step']:g} of {facts.metrics['steps']:g}, {loss} the "
+        f"least of all that were measured: {facts.metrics['validation_loss']:.4g}. No benchmark had a part in the "
+        "choice."
     )
 
 

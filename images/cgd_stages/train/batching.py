@@ -1,7 +1,7 @@
-"""Which examples are learned at which step, by which rank, at which rate. Pure, and equal on every rank.
+"""The examples and the learning rate of every step, and each rank's share. Pure, and equal on every rank.
 
-A global batch is exactly `globalBatchSize` examples for any number of ranks; the last one of an epoch holds what is
-left. The loss is the mean over the learned tokens of the whole global batch, so its curve does not depend on ranks.
+A global batch has exactly `globalBatchSize` examples for any number of ranks; the last one of an epoch has the rest.
+The loss is the mean over the learned tokens of the global batch, so its curve does not depend on the number of ranks.
 """
 
 import math
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class Schedule:
-    """The whole training run in numbers. `lengths` are the examples' tokens, in the order of their keys."""
+    """A training in numbers. `lengths` are the examples' tokens, in the order of their keys."""
 
     lengths: Sequence[int]
     global_batch_size: int
@@ -35,17 +35,17 @@ class Schedule:
         return list(_order(len(self.lengths), self.seed, epoch)[start : start + self.global_batch_size])
 
     def micro_batches(self, step: int, *, rank: int, world: int, budget: int, packing: bool) -> list[list[int]]:
-        """A rank's share of a step, in batches of at most `budget` tokens, padding included; packed, there is none.
+        """A rank's share of a step, in batches of at most `budget` tokens with their padding, which packing avoids.
 
-        Every rank gets the same number of micro-batches, because each one is a collective operation: the share of a
-        rank that has fewer ends with empty ones.
+        The step is dealt out by length, so that every rank has as much to do. Every rank gets the same number of
+        micro-batches, because each is a collective operation: empty ones fill up a rank's share.
         """
-        shares = [_fill(share, self.lengths, budget, packing=packing) for share in self._shares(step, world)]
-        mine = shares[rank]
-        return mine + [[] for _ in range(max(map(len, shares)) - len(mine))]
+        batch = sorted(self.batch(step), key=lambda index: (-self.lengths[index], index))
+        shares = [_fill(batch[start::world], self.lengths, budget, packing=packing) for start in range(world)]
+        return shares[rank] + [[] for _ in range(max(map(len, shares)) - len(shares[rank]))]
 
     def most_tokens(self, *, world: int, budget: int) -> int:
-        """Tokens of a micro-batch at most, padding included, in any step of any rank."""
+        """The most tokens of any micro-batch, with padding, in any step of any rank."""
         share = math.ceil(self.global_batch_size / world)
         longest = max(self.lengths)
         return max(longest, min(budget, share * longest))
@@ -55,22 +55,17 @@ class Schedule:
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * len(self.lengths) + min(rest * self.global_batch_size, len(self.lengths))
 
-    def _shares(self, step: int, world: int) -> list[list[int]]:
-        """The batch dealt out by length, so that every rank has as much to do."""
-        batch = sorted(self.batch(step), key=lambda index: (-self.lengths[index], index))
-        return [batch[rank::world] for rank in range(world)]
-
 
 @lru_cache(maxsize=2)
 def _order(examples: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """An epoch's order; kept, because every step of it is asked for several times."""
+    """An epoch's order; cached, because every step needs it several times."""
     order = list(range(examples))
     random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 (an order, not a secret)
     return tuple(order)
 
 
 def _fill(indices: list[int], lengths: Sequence[int], budget: int, *, packing: bool) -> list[list[int]]:
-    """Longest first, each batch padded to its first unless packed; one example always fits."""
+    """Batches of examples, longest first. Unless packed, a batch is padded to its first; one example always fits."""
     batches: list[list[int]] = []
     left = 0
     for index in indices:
@@ -85,7 +80,7 @@ def _fill(indices: list[int], lengths: Sequence[int], budget: int, *, packing: b
 def learning_rate(step: int, *, steps: int, peak: float, warmup_ratio: float) -> float:
     """Rate of a step (from 0): a linear warm-up over `warmup_ratio` of all steps, then half a cosine down to zero.
 
-    The first step already learns (1/n of the peak), and so does the last: zero would come one step after it.
+    The first step already learns (1/n of the peak), and so does the last: the rate is zero one step after it.
     """
     warmup = math.ceil(steps * warmup_ratio)
     if step < warmup:

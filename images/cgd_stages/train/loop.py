@@ -1,16 +1,16 @@
-"""The training loop: one process of the many that torchrun starts, see train.py.
+"""The training loop: one of the processes that torchrun starts for the launcher, `cgd_stages.train`.
 
     python -m cgd_stages.train.loop <folder>
 
-The folder is the node's own scratch: `job.json` and the tokenised examples go in; checkpoints pass through; the
-model, `metrics.jsonl` and one `outcome-<rank>.json` per process come out. DeepSpeed shards and steps; the loss is
-ours: negative log-likelihood of the target tokens alone, the mean over all of them in the global batch.
+The folder is the node's own scratch. It holds `job.json`, the tokenised examples and the fetched checkpoint; the
+processes add checkpoints, the model, `metrics.jsonl` and an `outcome-<rank>.json` each. DeepSpeed shards and steps. The
+loss is our own: the mean negative log-likelihood of the target tokens in the global batch.
 """
 
 from cgd_stages.runtime.supervisor import die_with_the_parent
 
 if __name__ == "__main__":
-    die_with_the_parent()  # before the other imports: torchrun, when it is killed, cannot end its processes
+    die_with_the_parent()  # before the other imports: a killed torchrun cannot end its processes
 
 import logging
 import math
@@ -59,8 +59,8 @@ from cgd_stages.training.job import (
 
 log = logging.getLogger(__name__)
 
-TOLD = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu", "peak_memory_bytes")
-"""Figures of a step that the operator is told."""
+REPORTED = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu", "peak_memory_bytes")
+"""Figures of a step that progress reports have."""
 
 
 class Examples:
@@ -78,15 +78,15 @@ class Examples:
         return f"{self._table['id'][row]}/{self._table['sample'][row]}"
 
     def learned(self, indices: list[int]) -> int:
-        """Tokens that the loss of these examples is the mean of."""
+        """Target tokens of these examples."""
         return sum(self.lengths[index] - self.starts[index] for index in indices)
 
     def tensors(self, indices: list[int], *, packing: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """What the model is given, and the target mask: `target[i, t]` says that token t+1 is learned from position t.
+        """The model's inputs, and the target mask: `target[i, t]` says that token t+1 is learned from position t.
 
-        Each (examples, longest), padded at the right; packed, (1, tokens): one row, and positions that begin again
-        with every example. No example gives one token that nothing is learned from: ranks without work must still
-        take part in every collective operation.
+        Each tensor is (examples, longest), padded at the right; packed, (1, tokens), with positions that begin again at
+        every example. Without examples it has one token and no target: a rank without work must still take part in
+        every collective operation.
         """
         return self._packed(indices) if packing and len(indices) > 1 else self._padded(indices)
 
@@ -118,7 +118,7 @@ class Examples:
 
 @dataclass
 class Trainer:
-    """One process's part in training. Every method is called by all ranks, in the same order."""
+    """One process's part in training. All ranks call every method, in the same order."""
 
     job: Job
     folder: Path
@@ -132,24 +132,25 @@ class Trainer:
     held_out: Examples
     cost: flops.Work | None = None
     peak: float | None = None
-    """FLOP/s of all processes' devices together, where they are known."""
+    """FLOP/s of all processes' devices together, if they are known."""
     records: list[Record] = field(default_factory=list)
     pace: Pace | None = None
-    """Of this attempt, from the end of its first step on, which is slower than the others."""
+    """This attempt's pace. It begins after the first step, which is slower than the others."""
 
     def run(self) -> None:
-        """Train from the step that the checkpoint holds to the last one."""
+        """Train from the checkpoint's step to the last one."""
         (self.folder / BEGUN).touch()
         for step in range(self.job.resume, self.schedule.steps):
-            self._seed(step)
+            # What is random in a step (dropout) follows from its number: a checkpoint holds no generator.
+            torch.manual_seed(Random(f"{self.job.work.seed}/{step}/{dist.get_rank()}").getrandbits(63))  # noqa: S311
             self._step(step)
             done, last = step + 1, step + 1 == self.schedule.steps
             self._validate(done)
-            self._tell()
-            stop = self._anyone(asked=(self.folder / STOP).exists())
+            self._report()
+            stop = self._sum(float((self.folder / STOP).exists())) > 0  # SIGTERM for one pod stops all of them
             if stop:
                 self.saver.hurry()
-            # After the last step the model itself is stored: no checkpoint, which is larger.
+            # After the last step the pod stores the model, which is smaller than a checkpoint.
             if not last and (stop or done % self.job.work.checkpoint_every_steps == 0):
                 self.saver.save(done, self.records)
             self.saver.go_on()
@@ -162,11 +163,8 @@ class Trainer:
         if dist.get_rank() == 0:
             write_records(self.folder / METRICS, self.records)
 
-    def _seed(self, step: int) -> None:
-        """Make what is random in a step (dropout) a function of its number: a checkpoint holds no generator."""
-        torch.manual_seed(Random(f"{self.job.work.seed}/{step}/{dist.get_rank()}").getrandbits(63))  # noqa: S311
-
     def _step(self, step: int) -> None:
+        """Learn the step's batch and add its record to the curve. Raises UserError when the loss makes no sense."""
         work, started = self.job.work, time.monotonic()
         rate = learning_rate(step, steps=self.schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
         for group in self.engine.optimizer.param_groups:
@@ -175,9 +173,15 @@ class Trainer:
         learned = self.examples.learned(batch)
         loss = self._sum(self._accumulate(step, learned)) / learned
         self._refuse_unless_finite("loss", loss, step)
-        norm = self._apply()
+        norm = None if work.zero_stage else student.grad_norm(self.engine.module)
+        self.engine.step()  # clips the gradients, too
+        norm = float(self.engine.get_global_grad_norm() if norm is None else norm)
         self._refuse_unless_finite("gradient norm", norm, step)
         seconds = time.monotonic() - started
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         tokens = sum(self.examples.lengths[index] for index in batch)
         self.records.append(
             {
@@ -192,13 +196,16 @@ class Trainer:
                 "seconds": round(seconds, 4),
                 "tokens_per_second": round(tokens / seconds, 1),
                 "supervised_tokens_per_second": round(learned / seconds, 1),
-                **self._vitals(batch, learned, seconds),
+                "peak_memory_bytes": float(memory),
             }
         )
+        if self.cost and self.peak:
+            flops_of_step = self.cost.flops((self.examples.lengths[index] for index in batch), learned)
+            self.records[-1]["mfu"] = round(flops_of_step / seconds / self.peak, 4)
         self._refuse_if_spiked()
 
     def _accumulate(self, step: int, learned: int) -> float:
-        """Gradients of the whole batch; this rank's part of the summed loss."""
+        """Compute the gradients of the step's batch; the result is this rank's part of the summed loss."""
         work, world, rank = self.job.work, dist.get_world_size(), dist.get_rank()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         micro_batches = self.schedule.micro_batches(
@@ -207,22 +214,15 @@ class Trainer:
         for number, indices in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
             loss = self._summed_loss(self.examples, indices)
-            # DeepSpeed takes the mean over ranks, whatever share of the tokens each one had.
+            # DeepSpeed takes the mean over ranks, whatever each rank's share of the tokens.
             self.engine.backward(loss * (world / learned), scale_wrt_gas=False)
-            total += loss.detach()  # read once a step: a GPU need not wait for every micro-batch
+            total += loss.detach()  # read once a step, so that a GPU need not wait for every micro-batch
         return float(total)
 
     def _summed_loss(self, examples: Examples, indices: list[int]) -> torch.Tensor:
         inputs, target = examples.tensors(indices, packing=self.job.work.packing)
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         return self.loss(on_device, target.to(self.device))
-
-    def _apply(self) -> float:
-        """Clip, step, and say what the norm of the gradients was before."""
-        norm = None if self.job.work.zero_stage else student.grad_norm(self.engine.module)
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return float(norm)
 
     def _refuse_unless_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):
@@ -231,35 +231,42 @@ class Trainer:
         rows = ", ".join(self.examples.key(index) for index in self.schedule.batch(step))
         raise UserError(
             f"the {what} is {value} at step {step + 1}; the rows of the batch (id/sample): {rows}",
-            hint="Lower spec.training.learningRate, or look at these rows for text that is no text.",
+            hint="Lower spec.training.learningRate, or look for damaged text in these rows.",
         )
 
     def _refuse_if_spiked(self) -> None:
-        if not self.job.work.stop_on_loss_spike or not curves.spiked(
-            [record["loss"] for record in self.records[-curves.BASELINE - curves.STREAK :]]
-        ):
+        losses = [record["loss"] for record in self.records[-curves.BASELINE - curves.STREAK :]]
+        if not self.job.work.stop_on_loss_spike or not curves.spiked(losses):
             return
         high = self.records[-curves.STREAK :]
         batches = [self.schedule.batch(int(record["step"]) - 1) for record in high]
-        told = [", ".join(self.examples.key(index) for index in batch) for batch in batches]
-        losses = ", ".join(f"{record['loss']:.4g}" for record in high)
-        for record, rows in zip(high, told, strict=True) if dist.get_rank() == 0 else ():
+        keys = [", ".join(self.examples.key(index) for index in batch) for batch in batches]
+        for record, rows in zip(high, keys, strict=True) if dist.get_rank() == 0 else ():
             log.error("step %d, loss %.4g, rows: %s", record["step"], record["loss"], rows)
         self.saver.store_curve(self.records)
         raise UserError(
-            f"the loss is far above what it was since step {high[0]['step']:.0f} ({losses}); the rows of the batches "
-            f"(id/sample), first to last: {'; '.join(told)}",
-            hint="Lower spec.training.learningRate or raise warmupRatio, or look at these rows; "
-            "stopOnLossSpike: false goes on.",
+            f"the loss is far above what it was since step {high[0]['step']:.0f} "
+            f"({', '.join(f'{loss:.4g}' for loss in losses[-curves.STREAK :])}); the rows of the batches (id/sample), "
+            f"first to last: {'; '.join(keys)}",
+            hint="Lower spec.training.learningRate or raise spec.training.warmupRatio, or look at these rows. "
+            "With spec.training.stopOnLossSpike: false the training continues.",
         )
 
     def _validate(self, done: int) -> None:
-        """Measure the loss on what is held out, where it is time for it, and keep the model if none was better."""
-        validation, lengths = self.job.work.validation, self.held_out.lengths
+        """Measure the mean loss on the held-out examples every few steps, and keep the best model."""
+        work, validation, lengths = self.job.work, self.job.work.validation, self.held_out.lengths
         if not lengths or (done % validation.every_steps and done < self.schedule.steps):
             return
-        started, last = time.monotonic(), self.records[-1]
-        loss = self._held_out_loss()
+        started, last, total = time.monotonic(), self.records[-1], 0.0
+        micro_batches = Schedule(lengths, len(lengths), 1, 0).micro_batches(
+            0, rank=dist.get_rank(), world=dist.get_world_size(), budget=work.max_sequence_length, packing=work.packing
+        )
+        self.engine.eval()
+        with torch.no_grad():
+            for indices in micro_batches:
+                total += self._summed_loss(self.held_out, indices).item()
+        self.engine.train()
+        loss = self._sum(total) / self.held_out.learned(list(range(len(lengths))))
         self._refuse_unless_finite("validation loss", loss, done - 1)
         last |= {"validation_loss": loss, "validation_seconds": round(time.monotonic() - started, 4)}
         if dist.get_rank() == 0:
@@ -267,50 +274,21 @@ class Trainer:
         if validation.select == "best" and curves.best(self.records) is last:
             student.export(self.job, self.engine, self.folder / BEST)
 
-    def _held_out_loss(self) -> float:
-        """Mean over the learned tokens of all held-out examples, whatever the number of ranks."""
-        lengths, work, total = self.held_out.lengths, self.job.work, 0.0
-        whole = Schedule(lengths, len(lengths), 1, 0)
-        self.engine.eval()
-        with torch.no_grad():
-            for indices in whole.micro_batches(
-                0, rank=dist.get_rank(), world=dist.get_world_size(), budget=work.max_sequence_length,
-                packing=work.packing,
-            ):  # fmt: skip
-                total += self._summed_loss(self.held_out, indices).item()
-        self.engine.train()
-        return self._sum(total) / self.held_out.learned(list(range(len(lengths))))
-
     def export(self) -> None:
-        """Write the model that is the result: the best one, or the last where there is no best."""
+        """Write the resulting model: the best one, or the last if the run wants that or nothing was measured."""
         if self.job.work.validation.select == "last" or curves.best(self.records) is None:
             student.export(self.job, self.engine, self.folder / MODEL)
         elif dist.get_rank() == 0:
             (self.folder / BEST).rename(self.folder / MODEL)
         dist.barrier()
 
-    def _vitals(self, batch: list[int], learned: int, seconds: float) -> dict[str, float]:
-        """Memory of this process, bytes at most since its start, and the share of the devices' peak (MFU) if known."""
-        if self.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(self.device)
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        vitals = {"peak_memory_bytes": float(memory)}
-        if self.cost and self.peak:
-            asked = self.cost.flops((self.examples.lengths[index] for index in batch), learned)
-            vitals["mfu"] = round(asked / seconds / self.peak, 4)
-        return vitals
-
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
 
-    def _anyone(self, *, asked: bool) -> bool:
-        """Whether any process was asked: all of them act on the same answer."""
-        return self._sum(float(asked)) > 0
-
-    def _tell(self) -> None:
+    def _report(self) -> None:
+        """Log the last step and report it to the operator, with an estimate of the remaining time."""
         last, steps = self.records[-1], self.schedule.steps
         step = int(last["step"])
         self.pace = self.pace or Pace()
@@ -320,8 +298,7 @@ class Trainer:
         if dist.get_rank() != 0:
             return
         measured = curves.measured(self.records)
-        held_out = len(self.held_out.lengths) if measured else 0
-        seen = self.schedule.seen(step) // self.schedule.epochs + held_out
+        seen = self.schedule.seen(step) // self.schedule.epochs + (len(self.held_out.lengths) if measured else 0)
         log.info(
             "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %s s to go",
             step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"],
@@ -332,18 +309,18 @@ class Trainer:
             self.job.rows.model_copy(update={"done": seen}),
             tokens_per_second=last["tokens_per_second"],
             eta=eta,
-            metrics={name: last[name] for name in TOLD if name in last}
+            metrics={name: last[name] for name in REPORTED if name in last}
             | ({"validation_loss": measured[-1]["validation_loss"]} if measured else {})
             | {"steps": float(steps)},
         )
 
 
 def start(folder: Path) -> Trainer:
-    """Load the student, hand it to DeepSpeed, and go to the step that the checkpoint holds, if there is one."""
+    """Load the student, hand it to DeepSpeed, and go to the checkpoint's step, if there is one."""
     job = Job.model_validate_json((folder / JOB).read_text())
     examples, held_out = Examples(folder / EXAMPLES), Examples(folder / VALIDATION)
     _agree("the number of examples", len(examples.lengths))
-    _agree("the checkpoint to go on from", job.resume)
+    _agree("the checkpoint to continue from", job.resume)
     work = job.work
     torch.manual_seed(work.seed)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -354,6 +331,8 @@ def start(folder: Path) -> Trainer:
     tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
     student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
+    has_peak = device.type == "cuda" and work.dtype == "bfloat16"
+    peak = flops.peak(torch.cuda.get_device_name(device)) if has_peak else None
     trainer = Trainer(
         job=job,
         folder=folder,
@@ -366,30 +345,23 @@ def start(folder: Path) -> Trainer:
         device=device,
         held_out=held_out,
         cost=student.cost(model),
-        peak=_peak(device, work.dtype),
+        peak=peak and peak * world,
     )
     if job.resume:
         trainer.records = trainer.saver.load()
     return trainer
 
 
-def _peak(device: torch.device, dtype: str) -> float | None:
-    if device.type != "cuda" or dtype != "bfloat16":
-        return None
-    peak = flops.peak(torch.cuda.get_device_name(device))
-    return peak and peak * dist.get_world_size()
-
-
 def _agree(what: str, value: int) -> None:
-    """Raise TransientError unless every process holds the same value: their pods may have looked at different times."""
+    """Raise TransientError unless every process has the same value: pods read the store at different times."""
     everyone = [0] * dist.get_world_size()
     dist.all_gather_object(everyone, value)
     if len(set(everyone)) > 1:
-        raise TransientError(f"the processes do not agree on {what}: {everyone}", hint="It is tried again.")
+        raise TransientError(f"the processes do not agree on {what}: {everyone}", hint="The pods start again.")
 
 
 def join_group() -> None:
-    """Join the process group that torchrun has announced in the environment."""
+    """Join the process group that torchrun has described in the environment."""
     gpu = take_gpu()
     import deepspeed
 
@@ -400,9 +372,9 @@ def join_group() -> None:
 
 
 def take_gpu() -> bool:
-    """Take this process's GPU; False where torch is built for CPUs alone.
+    """Take this process's GPU; False if torch is built for CPUs alone.
 
-    Raises TransientError where it is built for GPUs and cannot have one: it would go on, on the CPU, for weeks.
+    Raises TransientError if torch is built for GPUs and gets none: the training would take weeks on the CPU.
     """
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return False
@@ -414,7 +386,7 @@ def take_gpu() -> bool:
 
 
 def main(folder: Path) -> Exit:
-    """Run one process to its end and write how it ended."""
+    """Run one process to its end and write its outcome."""
     _die_with_the_launcher()
     _quieten()
     rank = int(os.environ["RANK"])
@@ -437,7 +409,7 @@ def main(folder: Path) -> Exit:
 
 
 def _quieten() -> None:
-    """Leave the log to the lines that say how training goes."""
+    """Keep progress bars and warnings of libraries out of the log."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -446,7 +418,7 @@ def _quieten() -> None:
 
 
 def _die_with_the_launcher() -> None:
-    """When the launcher is killed, torchrun and its processes would go on for nobody: leave at once."""
+    """Leave as soon as the launcher is gone: torchrun and its processes would go on without it."""
     launcher = os.environ.get(LAUNCHER)
 
     def watch() -> None:
@@ -461,6 +433,6 @@ def _die_with_the_launcher() -> None:
 if __name__ == "__main__":
     log_stage()
     code = main(Path(sys.argv[1]))
-    # Not sys.exit: the process group's threads may wait for processes that have failed.
+    # Not sys.exit: threads of the process group may wait for processes that have failed.
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The student in training: loaded, given to DeepSpeed, its loss, and stored as transformers and vLLM read it."""
+"""The student in training: loading, DeepSpeed, the loss, and the export that transformers and vLLM read."""
 
 import json
 import logging
@@ -23,44 +23,52 @@ log = logging.getLogger(__name__)
 MAX_GRAD_NORM = 1.0
 ADAM = {"torch_adam": True, "fused": True, "betas": [0.9, 0.999], "eps": 1e-8}
 FILE_SIZE = "5GB"
-"""Of a trained model's files at most (transformers: 50GB). The other pods take the first one for lost when it has
-stored no file for 10 minutes, see `train.SILENT_SECONDS`."""
+"""The largest file of a trained model (transformers: 50GB). The other pods give up the first one when it has stored no
+file for 10 minutes, see `train.SILENT_SECONDS`."""
 MARKS = (-64.0, 64.0)
-"""What the output layer says when it is asked whether the model returns it unchanged; exact in every dtype."""
+"""The output layer returns these once, to see whether the model passes them on unchanged; exact in every dtype."""
 
 
 class TargetLoss:
-    """Summed loss of a micro-batch, with logits for the positions that count and for no other, a chunk at a time.
+    """Summed loss of a micro-batch. Logits exist for the learned positions alone, a chunk at a time.
 
-    The loss is computed inside the output layer, in place of its forward, so that every architecture's own forward and
-    DeepSpeed's hooks run unchanged: ZeRO-3 gathers the layer's weights once for all chunks. Where a model does
-    something to the logits after the layer (soft-capping, scaling), the logits of all learned positions must exist.
+    The output layer's forward computes the loss, so that every architecture's own forward and DeepSpeed's hooks run
+    unchanged: ZeRO-3 gathers the layer's weights once for all chunks. If a model changes the logits after the layer
+    (soft-capping, scaling), the logits of all learned positions exist at once.
     """
 
     def __init__(self, model: Any) -> None:
-        """`model`: a causal language model or DeepSpeed's engine around one; all ranks at once, it is run once."""
+        """`model`: a causal language model or DeepSpeed's engine around one. Runs it once: all ranks call together."""
         head = model.get_output_embeddings()
         if head is None:
             raise UserError("the student has no output layer", hint="spec.student must be a causal language model.")
         self._model = model
         self._logits, head.forward = head.forward, self._forward
         self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._bare = self._returns_the_head_s_output()
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        with torch.no_grad():
+            marks = self._run({"input_ids": token}, lambda states: states.new_tensor(MARKS))
+        self._bare = marks.tolist() == list(MARKS)
+        """Whether the model returns the output layer's result unchanged."""
 
     def __call__(self, inputs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         learned = inputs["input_ids"][:, 1:][target[:, :-1]]
         if self._bare:
-            return self._run(inputs, lambda states: _in_chunks(self._head_loss, states[target], learned))
+
+            def loss(states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+                return _float32_loss(self._logits(states), learned)
+
+            return self._run(inputs, lambda states: _in_chunks(loss, states[target], learned))
         logits = self._run(inputs, lambda states: self._logits(states[target]))
         return _in_chunks(_float32_loss, logits, learned)
 
     def _forward(self, states: torch.Tensor) -> torch.Tensor:
-        """The output layer's: of hidden states (examples, positions, hidden)."""
-        made: torch.Tensor = self._logits(states) if self._instead is None else self._instead(states)
-        return made
+        """The output layer's forward, of hidden states (examples, positions, hidden)."""
+        result: torch.Tensor = self._logits(states) if self._instead is None else self._instead(states)
+        return result
 
     def _run(self, inputs: dict[str, torch.Tensor], instead: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What the model returns as logits when its output layer returns this instead of them."""
+        """The logits that the model returns when its output layer computes `instead`."""
         self._instead = instead
         try:
             logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
@@ -68,22 +76,13 @@ class TargetLoss:
             self._instead = None
         return logits
 
-    def _returns_the_head_s_output(self) -> bool:
-        token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
-        with torch.no_grad():
-            marks = self._run({"input_ids": token}, lambda states: states.new_tensor(MARKS))
-        return marks.tolist() == list(MARKS)
-
-    def _head_loss(self, states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-        return _float32_loss(self._logits(states), learned)
-
 
 def _in_chunks(
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: torch.Tensor, learned: torch.Tensor
 ) -> torch.Tensor:
     """Sum of `loss` over chunks of `rows` (positions, width) and `learned` (positions,).
 
-    What it computes on the way lives for one chunk at a time: beyond one chunk, backward makes it again.
+    Intermediate results exist for one chunk at a time; if there are several, backward computes them again.
     """
     if len(learned) <= CHUNK:
         return loss(rows, learned)
@@ -97,7 +96,7 @@ def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
 
 
 def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration. Batches and rates are ours (see batching.py), so it is told one example a rank."""
+    """DeepSpeed's configuration. Its batch is one example per rank, because batches and rates are ours: batching.py."""
     host = {"device": "cpu", "pin_memory": gpu}
     offloaded = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[work.offload]
     config: dict[str, Any] = {
@@ -106,7 +105,7 @@ def deepspeed_config(work: Train, world: int, *, gpu: bool) -> dict[str, Any]:
         "train_batch_size": world,
         "gradient_clipping": MAX_GRAD_NORM,
         "zero_optimization": {"stage": work.zero_stage} | {f"offload_{what}": host for what in offloaded},
-        # torch's AdamW, because DeepSpeed's own are compiled at start; in one kernel, which torch has for CPUs as well.
+        # torch's fused AdamW, for GPUs and CPUs: DeepSpeed's own are compiled at every start.
         "optimizer": {
             "type": "AdamW",
             "params": {"lr": work.learning_rate, "weight_decay": work.weight_decay, **ADAM},
@@ -126,9 +125,10 @@ def flash(work: Train, *, gpu: bool, installed: bool, head: int) -> bool:
 
 
 def load(job: Job, config: dict[str, Any]) -> Any:
-    """The student as it was before training, in the dtype that it is trained in. Raises UserError."""
+    """The student before training, in the dtype of its training, with its attention chosen. Raises UserError."""
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
+    from transformers.utils import is_flash_attn_2_available
 
     # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
     sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
@@ -139,35 +139,29 @@ def load(job: Job, config: dict[str, Any]) -> Any:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
     model.train()
-    _attend(model, job.work)
-    return model
-
-
-def _attend(model: Any, work: Train) -> None:
-    """Choose the attention; what transformers has chosen by itself is sdpa, or eager where a model has no other."""
-    from transformers.utils import is_flash_attn_2_available
-
-    head = head_width(model.config.get_text_config())
-    installed, supported = is_flash_attn_2_available(), model._supports_flash_attn
-    if supported and flash(work, gpu=torch.cuda.is_available(), installed=installed, head=head):
+    # transformers itself chooses sdpa, or eager for a model that has no other.
+    head, installed = head_width(model.config.get_text_config()), is_flash_attn_2_available()
+    usable = flash(job.work, gpu=torch.cuda.is_available(), installed=installed, head=head)
+    if usable and model._supports_flash_attn:
         model.set_attn_implementation("flash_attention_2")
     if dist.get_rank() == 0:
         log.info("attention: %s", model.config._attn_implementation)
+    return model
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on every rank's GPU; None on a CPU."""
+    """Bytes that are free on every rank's GPU, at least; None on a CPU."""
     if device.type != "cuda":
         return None
     free = torch.tensor(torch.cuda.mem_get_info(device)[0], device=device)
-    # With ZeRO-3 a recomputation is a collective operation: the ranks must decide alike.
+    # With ZeRO-3 a recomputation is a collective operation, so all ranks must take the same decision.
     dist.all_reduce(free, op=dist.ReduceOp.MIN)
     return int(free)
 
 
 def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> None:
-    """Make the layers compute their activations again in backward if memory asks for it: the price is one more forward
-    pass. `tokens`: of the largest micro-batch; `free`: see `free_memory`."""
+    """Let backward compute activations again if they do not fit into memory; it costs one more forward pass.
+    `tokens`: of the largest micro-batch; `free`: see `free_memory`."""
     decision = decide(work, shape(model), world=dist.get_world_size(), tokens=tokens, free=free)
     if decision.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -186,36 +180,35 @@ def initialize(model: Any, config: dict[str, Any]) -> Any:
 
 
 def grad_norm(model: torch.nn.Module) -> float:
-    """Norm of the gradients that DeepSpeed has averaged over ranks; without ZeRO it does not tell it."""
+    """Norm of the gradients that DeepSpeed has averaged over ranks. Without ZeRO, DeepSpeed does not report it."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def cost(model: Any) -> flops.Work | None:
-    """What the student's tokens cost; None for a mixture of experts, where a token meets only some parameters."""
+    """The cost of the student's tokens; None for a mixture of experts, where a token uses only some parameters."""
     config = model.config.get_text_config()
     if is_mixture(config):
         return None
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    body = _size(model) - _size(table) - (0 if head.weight is table.weight else _size(head))
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    body = _size(model) - _size(embeddings) - (0 if head.weight is embeddings.weight else _size(head))
     heads = config.num_attention_heads * head_width(config)
     return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
 
 
 def shape(model: Any) -> Shape | None:
-    """The student as its need of memory is estimated; None for a mixture of experts."""
+    """The student's shape, from which its need of memory is estimated; None for a mixture of experts."""
     norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
     return shape_of(model.config, _size(model), norms)
 
 
 def _size(module: torch.nn.Module) -> int:
-    """Parameters of a module. ZeRO-3 leaves an empty shell of each, with its size beside it."""
+    """Number of a module's parameters. ZeRO-3 replaces each by an empty one with the number in `ds_numel`."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
 def export(job: Job, engine: Any, target: Path) -> None:
-    """Write the trained model as transformers and vLLM read it, in the dtype that the student came in, to a folder that
-    holds nothing else."""
+    """Write the trained model for transformers and vLLM, in the student's stored dtype, to a folder of its own."""
     import deepspeed
     from transformers import AutoTokenizer
 
@@ -231,7 +224,7 @@ def export(job: Job, engine: Any, target: Path) -> None:
         state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
         shutil.rmtree(target, ignore_errors=True)
         engine.module.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
-        # save_pretrained names the dtype that was trained in, whatever the tensors have.
+        # save_pretrained writes the dtype of the training into the config, whatever the tensors have.
         config = target / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
         AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)

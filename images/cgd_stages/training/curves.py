@@ -1,4 +1,4 @@
-"""What the curves of a training say: which validation was the best, and whether the loss has run away. Pure."""
+"""The best validation in a training's curve, and whether its loss has run away. Pure."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -6,13 +6,13 @@ from statistics import median
 from cgd_stages.training.job import Record
 
 BASELINE = 50
-"""Steps before the suspicious ones that say what is normal; fewer steps are never suspicious."""
+"""Steps before the suspicious ones that define a normal loss; after fewer steps no loss is suspicious."""
 STREAK = 5
-"""So many steps in a row must be high: a single odd batch is no spike, and training recovers from it."""
+"""Steps in a row whose loss must be high. A single odd batch is no spike: training recovers from it."""
 DEVIATIONS = 6.0
-"""How many standard deviations (1.4826 times the median absolute deviation) above the median are high..."""
+"""A high loss is so many standard deviations (1.4826 times the median absolute deviation) above the median..."""
 RISE = 0.5
-"""...if they are also this fraction of the median above it: a curve without noise may wobble."""
+"""...and by this fraction of the median: a curve without noise may wobble."""
 
 
 def spiked(losses: Sequence[float]) -> bool:
@@ -30,10 +30,10 @@ def spiked(losses: Sequence[float]) -> bool:
 
 
 def measured(records: Sequence[Record]) -> list[Record]:
-    """The steps after which the held-out examples were measured."""
+    """The records of the steps with a validation loss."""
     return [record for record in records if "validation_loss" in record]
 
 
 def best(records: Sequence[Record]) -> Record | None:
-    """The step with the least validation loss, the earliest of equals; None when nothing was held out."""
+    """The record with the least validation loss, the earliest of equals; None when nothing was held out."""
     return min(measured(records), key=lambda record: record["validation_loss"], default=None)

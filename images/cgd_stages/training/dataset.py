@@ -1,7 +1,7 @@
 """The examples of one training: every stored row once, with its example or the reason why it has none, and the counts.
 
-Every objective learns from the same rows, those that refine has kept; so that two models differ by their objective and
-not by their prompts. `check` goes through them before a GPU is asked for, `train` right before it trains.
+Every objective learns from the rows that refine has kept, so that two models differ by their objective and not by their
+prompts. `check` makes all examples before the run asks for a GPU, `train` right before it trains.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from cgd_stages.training.validation_split import held_out
 
 HINTS = {
     "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
-    "template": "The student's chat template does not allow a mask that holds: use another student or revision.",
+    "template": "The student's chat template does not show where a reply ends: use another student or revision.",
     "empty": "Look at the stored rows: there is nothing to learn in {target}.",
     "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {objective} out of "
     "spec.training.objectives.",
@@ -30,7 +30,7 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where the rows of a training are. `distill` holds the teacher's own answers; None where nobody learns them."""
+    """The stored rows of a training. `distill` holds the teacher's own answers; None for objectives without them."""
 
     work: Train
     refine: Folder
@@ -38,7 +38,7 @@ class Dataset:
 
     @classmethod
     def of(cls, store: RunStore, work: Train) -> "Dataset":
-        """The finished stages that the objective learns from."""
+        """The dataset in the finished stages that the objective learns from."""
         distill = store.input("distill") if work.objective == "DistilledSFT" else None
         return cls(work, store.input("refine"), distill)
 
@@ -48,7 +48,7 @@ class Dataset:
         return self.refine.require().rows.done
 
     def identity(self) -> dict[str, Any]:
-        """All that determines the examples but the student: part of a digest."""
+        """Everything but the student that determines the examples; part of a digest."""
         work = self.work
         return {
             "objective": work.objective,
@@ -59,26 +59,25 @@ class Dataset:
         } | ({"distill": self.distill.digest} if self.distill else {})
 
     def held_out(self) -> frozenset[str]:
-        """Ids of the prompts that are not learned but measured."""
+        """Ids of the prompts that are measured instead of learned."""
         if self.work.validation.fraction == 0:
             return frozenset()
         prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
         return held_out(prompts, self.work.validation.fraction, self.work.seed)
 
     def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable]]:
-        """Every row with what becomes of it, in no promised order."""
-        work, critic = self.work, self._critic()
+        """Every row with its example, or the reason why it has none, in no promised order."""
+        work = self.work
+        critic: Critic | None = None
+        if work.objective == "CGD":
+            try:
+                critic = examples.critic(work.critique, work.seed, read_rows(self.refine, [*KEY, "critique"]))
+            except ValueError as error:
+                hint = "Give the run more prompts, or another spec.training.critique."
+                raise UserError(str(error), hint=hint) from error
         return examples.each_example(
             tokenizer, work.objective, self._rows(), critic, max_length=work.max_sequence_length
         )
-
-    def _critic(self) -> Critic | None:
-        if self.work.objective != "CGD":
-            return None
-        try:
-            return examples.critic(self.work.critique, self.work.seed, read_rows(self.refine, [*KEY, "critique"]))
-        except ValueError as error:
-            raise UserError(str(error), hint="Give the run more prompts, or another spec.training.critique.") from error
 
     def _rows(self) -> Iterator[Row]:
         if self.distill is None:
@@ -95,24 +94,24 @@ class Dataset:
 
 @dataclass
 class ExampleCounts:
-    """What became of a training's rows: learned, held out or rejected."""
+    """Counts of a training's rows: learned, held out, rejected."""
 
     stage: str
     objective: Objective
     held_out: frozenset[str] = frozenset()
-    """Ids of the prompts that are not learned."""
+    """Ids of the prompts that are measured instead of learned."""
     kept: int = 0
-    """Examples, those that are held out among them."""
+    """Examples, with those that are held out."""
     validation: int = 0
     """Examples that are held out."""
     learned: int = 0
-    """Tokens with a loss, in all examples that are learned."""
+    """Tokens with a loss in the examples that are learned."""
     tokens: int = 0
     validation_tokens: int = 0
-    """Tokens that the validation loss is the mean of."""
+    """Tokens with a loss in the examples that are held out."""
     longest: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
-    """Power of two -> examples of at most so many tokens."""
+    """Histogram: a power of two -> examples of at most so many tokens."""
     rejected: list[Row] = field(default_factory=list)
 
     def add(self, row: Row, example: Example | Unusable) -> None:
@@ -135,7 +134,7 @@ class ExampleCounts:
         return Rows(total=self.kept + len(self.rejected), done=self.kept, rejected=len(self.rejected))
 
     def metrics(self) -> dict[str, float]:
-        """Tokens of one pass over what is learned, what is held out, and the histogram of all examples' lengths."""
+        """Examples and tokens that one epoch learns and a validation measures, and the histogram of lengths."""
         metrics = {
             "example_tokens": self.tokens,
             "learned_tokens": self.learned,
@@ -146,31 +145,30 @@ class ExampleCounts:
         }
         return {
             **{name: float(value) for name, value in metrics.items()},
-            **{f"{LENGTH}{most}": float(count) for most, count in sorted(self.lengths.items())},
+            **{f"{LENGTH}{length}": float(count) for length, count in sorted(self.lengths.items())},
         }
 
     def refuse_unless_enough(self, expected: int, max_rejected: float) -> None:
-        """Raise RowsLost when rows are missing, UserError when too many rows make no example."""
+        """Raise RowsLost when rows are missing, UserError when too many rows have no example, or when prompts are held
+        out and one side of the split has no example."""
         if self.rows.total != expected:
             raise RowsLost(f"{self.stage}: {self.rows.total} of the {expected} rows of refine were read")
         if self.kept and len(self.rejected) <= max_rejected * expected:
-            self._refuse_unless_divided()
+            if self.held_out and not 0 < self.validation < self.kept:
+                nothing = "measure" if self.validation == 0 else "learn"
+                raise UserError(
+                    f"{self.objective}: of {self.kept} examples {self.validation} are held out, none is left to "
+                    f"{nothing}",
+                    hint="Change spec.training.validation.fraction, or spec.training.seed, which selects the prompts "
+                    "that are held out.",
+                )
             return
         reasons = Counter(str(row["reason"]) for row in self.rejected).most_common()
         counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
-        few = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])
+        first = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])
         hint = HINTS[reasons[0][0]] if reasons else "The stages before have kept nothing: look at their rejected rows."
         raise UserError(
             f"{self.objective}: {len(self.rejected)} of {expected} rows make no example, {max_rejected:.1%} may "
-            f"({counts}). {few}",
+            f"({counts}). {first}",
             hint=hint.format(target=TARGETS[self.objective], objective=self.objective),
         )
-
-    def _refuse_unless_divided(self) -> None:
-        """Raise UserError when one side has no example though prompts are held out for it."""
-        if self.held_out and not 0 < self.validation < self.kept:
-            nothing = "measure" if self.validation == 0 else "learn"
-            raise UserError(
-                f"{self.objective}: of {self.kept} examples {self.validation} are held out, none is left to {nothing}",
-                hint="Change spec.training.validation.fraction, or spec.training.seed, which says who is held out.",
-            )

@@ -1,4 +1,4 @@
-"""What the launcher of a training pod and its processes tell each other, in files of one folder. Needs no torch."""
+"""The messages between the launcher of a training pod and its processes: files in one folder. Needs no torch."""
 
 import json
 from pathlib import Path
@@ -14,24 +14,24 @@ from cgd_stages.training.dataset import Dataset
 JOB = "job.json"
 EXAMPLES = "examples.arrow"
 VALIDATION = "validation.arrow"
-"""Examples that are held out; no record in it where none are."""
+"""The held-out examples; the file has no record without any."""
 MODEL = "model"
 BEST = "best"
-"""The model with the least validation loss so far, on the node of the first process."""
+"""The folder of the model with the least validation loss so far, on the first process's node."""
 CHECKPOINTS = "checkpoints"
 BEGUN = "begun"
-"""A file of this name says that a process has begun its first step: from there on it has something to store."""
+"""A process creates this file before its first step: from then on it has something to store."""
 STOP = "stop"
-"""A file of this name asks every process to store a checkpoint and leave."""
+"""The launcher creates this file to ask every process to store a checkpoint and leave."""
 LAUNCHER = "CGD_LAUNCHER_PID"
-"""Environment variable: the process that must be alive for its processes to make sense."""
+"""Environment variable: the launcher's process id. The training's processes leave when it has ended."""
 
 Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
 
 
 def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]:
-    """All that determines the trained weights: the digest of a training is made of it."""
+    """Everything that determines the trained weights: the inputs of a training's digest."""
     weights = {
         "epochs",
         "global_batch_size",
@@ -52,12 +52,12 @@ def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]
 
 
 def checkpoints_of(folder: Folder, work: Train) -> Checkpoints:
-    """The checkpoints that this training may go on from."""
+    """The checkpoints that this training may continue from."""
     return Checkpoints(folder, Layout.of(work), work.keep_checkpoints)
 
 
 class Job(Contract):
-    """What the launcher tells every process of its node."""
+    """The launcher's message to every process of its node."""
 
     run: RunRef
     stage: str
@@ -67,13 +67,13 @@ class Job(Contract):
     student: str
     """Path of the student's files on this node."""
     student_dtype: str
-    """The dtype that the student is stored in, and the trained model will be."""
+    """The dtype in which the student is stored, and in which the trained model will be."""
     first_rank: int
     """Global rank of this node's first process."""
     resume: int
-    """Steps in the checkpoint that the launcher has fetched; 0: none."""
+    """Steps of the checkpoint that the launcher has fetched; 0 without one."""
     rows: Rows
-    """Rows of the stage; done counts the examples."""
+    """Rows of the stage; `done` counts the examples."""
 
     @property
     def ranks(self) -> range:
@@ -98,7 +98,7 @@ class Outcome(Contract):
 
 
 def read_outcomes(folder: Path) -> list[Outcome]:
-    """The outcomes of the processes that lived to write one."""
+    """The outcomes of those processes that have written one; a killed process has none."""
     return [Outcome.model_validate_json(path.read_text()) for path in sorted(folder.glob("outcome-*.json"))]
 
 

@@ -1,5 +1,6 @@
 """Evaluation: the model sees the prompt alone, every question ends as a graded row, and nothing is asked twice."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store import part_writer
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
-from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.bucket import Bucket, patient
 from cgd_stages.store.folder import Folder, read_rows
 from cgd_stages.store.rows import Row, digest_of, from_parquet, now, to_parquet
 from cgd_stages.store.run import RunStore
@@ -315,20 +316,21 @@ def test_while_the_store_is_away_an_evaluation_goes_on(
         monkeypatch.setattr(part_writer, name, value)
     monkeypatch.setattr(evaluate, "UNGRADED_ROWS", 1)  # each step waits for the grader
     prepared(bucket, [question(number) for number in range(20)])
-    put, steps = Bucket._put, iter(range(100))
+    put, steps = inspect.unwrap(Bucket.put), iter(range(100))
     away: list[bool] = []
     refused: list[str] = []
 
-    def put_if_there(self: Bucket, key: str, data: bytes, *, if_absent: bool) -> bool:
+    @patient
+    def put_if_there(self: Bucket, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         if away:
             refused.append(key)
             raise TransientError("the store is away")
-        return put(self, key, data, if_absent=if_absent)
+        return bool(put(self, key, data, if_absent=if_absent))
 
     def before() -> None:
         away[:] = [True] if 1 <= next(steps) < 6 else []
 
-    monkeypatch.setattr(Bucket, "_put", put_if_there)
+    monkeypatch.setattr(Bucket, "put", put_if_there)
     engine.before_step = before
     facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
     assert facts.rows == Rows(total=20, done=20)

@@ -97,7 +97,7 @@ def cached(found: Any, **engine: Any) -> tuple[int, int]:
     """Bytes of a token of the whole context, and of one in the window."""
     cache = fit.cache_bytes(found, Engine(**engine))
     assert cache
-    return cache.whole, cache.windowed
+    return cache.full, cache.windowed
 
 
 def test_a_token_keeps_keys_and_values_of_every_layer(tmp_path: Path) -> None:

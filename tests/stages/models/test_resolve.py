@@ -98,7 +98,7 @@ def test_a_stage_that_has_not_ended_has_no_model(bucket):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("/nowhere", "does not exist"), ("not a hub id!", "there is no model"), ("nobody/nothing", "hub is switched off")],
+    [("/nowhere", "does not exist"), ("not a hub id!", "there is no model"), ("nobody/nothing", "HF_HUB_OFFLINE")],
 )
 def test_a_model_that_is_not_there_is_refused_by_name(bucket, monkeypatch, name, message):
     from huggingface_hub import constants

@@ -1,5 +1,6 @@
 """What an outage of the store costs: nothing while it is short; and what is stored twice or damaged does no harm."""
 
+import inspect
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -41,15 +42,16 @@ class Weather:
 @pytest.fixture
 def weather(monkeypatch):
     """A store that can go away, for writes."""
-    state, put = Weather(), Bucket._put
+    state, put = Weather(), inspect.unwrap(Bucket.put)
 
-    def put_if_there(self: Bucket, key: str, data: bytes, *, if_absent: bool) -> bool:
+    @storage.patient
+    def put_if_there(self: Bucket, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         if state.away:
             state.refused += 1
             raise TransientError("the store is away")
-        return put(self, key, data, if_absent=if_absent)
+        return bool(put(self, key, data, if_absent=if_absent))
 
-    monkeypatch.setattr(Bucket, "_put", put_if_there)
+    monkeypatch.setattr(Bucket, "put", put_if_there)
     monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(part_writer, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(part_writer, "RETRY_SHARE", 1e9)

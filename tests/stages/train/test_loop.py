@@ -264,13 +264,21 @@ def test_a_training_stopped_between_checkpoints_goes_on_as_if_it_had_not_been(
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_rows_of_its_batch(
-    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from cgd_stages.train import loop as trainloop
+
+    monkeypatch.setattr(trainloop, "learning_rate", lambda step, **_: 1e30)
     refined(bucket, ROWS)
     with pytest.raises(
         UserError, match=r"is (nan|inf) at step \d; the rows of the batch .*: (0+\d/0(, )?){4}"
     ) as caught:
-        trained(storage, tmp_path, tiny_model, learning_rate=1e30, warmup_ratio=0.0)
+        trained(storage, tmp_path, tiny_model)
     assert "learningRate" in caught.value.hint
 
 

@@ -1,5 +1,6 @@
 """A checkpoint is stored while training goes on: one at a time, past outages, and what fails is not silent."""
 
+import inspect
 import threading
 import time
 from collections.abc import Iterator
@@ -50,8 +51,9 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    gate, upload = Gate(), Bucket._upload
+    gate, upload = Gate(), inspect.unwrap(Bucket.upload)
 
+    @storage_module.patient
     def guarded(self: Bucket, path: Path, key: str) -> None:
         gate.reached.set()
         gate.open.wait(PATIENCE)
@@ -59,7 +61,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
             raise gate.error
         upload(self, path, key)
 
-    monkeypatch.setattr(Bucket, "_upload", guarded)
+    monkeypatch.setattr(Bucket, "upload", guarded)
     monkeypatch.setattr(storage_module, "LONGEST_PAUSE", 0.01)
     return gate
 

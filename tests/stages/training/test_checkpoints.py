@@ -57,14 +57,14 @@ def test_files_are_stored_side_by_side_and_a_bounded_number_at_a_time(
     checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2 * UPLOADS)]
-    together, begun, upload = threading.Barrier(UPLOADS, timeout=30), [], Bucket._upload
+    together, begun, upload = threading.Barrier(UPLOADS, timeout=30), [], Bucket.upload
 
     def meet(self: Bucket, path: Path, key: str) -> None:
         begun.append(path.name)
         together.wait()
         upload(self, path, key)
 
-    monkeypatch.setattr(Bucket, "_upload", meet)
+    monkeypatch.setattr(Bucket, "upload", meet)
     parts = checkpoints.upload(5, written(tmp_path, 5, *names), range(2 * UPLOADS))
     assert [part.key for part in parts] == sorted(names)
     assert sorted(begun[:UPLOADS]) == sorted(names)[:UPLOADS]
