@@ -201,7 +201,9 @@ class PricedTask:
     @property
     def text(self) -> str:
         documents = f" ({self.documents} documents)" if self.requests != self.documents else ""
-        return f"{self.task}: {self.requests} requests{documents}, each {self.read} tokens read and {self.written} written"
+        return (
+            f"{self.task}: {self.requests} requests{documents}, each {self.read} tokens read and {self.written} written"
+        )
 
 
 def lm_eval_tasks(run: Run, assumptions: Assumptions) -> tuple[list[PricedTask], tuple[str, ...]]:

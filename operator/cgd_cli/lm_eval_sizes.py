@@ -1,4 +1,4 @@
-"""How many documents the known tasks of lm-eval have, and how long their prompts are, for the estimate of their cost."""
+"""The documents and the lengths of prompts of the known tasks of lm-eval, for the estimate of their cost."""
 
 from dataclasses import dataclass
 

@@ -280,17 +280,17 @@ def test_a_table_tells_stages_price_fit_and_assumptions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words", "told"),
     [
-        ({}, [], "how many rows? Set prompts.limit in the manifest, or say --rows 100000"),
-        ({}, ["--rows", "5", "--gpu", "abacus"], "--gpu abacus: is none of a100-40gb"),
+        ({}, [], "how many rows? Set prompts.limit in the manifest, or add an option such as --rows 100000"),
+        ({}, ["--rows", "5", "--gpu", "abacus"], "--gpu abacus must be one of a100-40gb"),
         (
             {"student": {"model": "org/model"}},
             ["--rows", "5"],
-            "org/model tells no number of parameters: say --student-",
+            "org/model names no number of parameters: add an option such as --student-",
         ),
         (
             {},
             ["--rows", "5", "--teacher-params", "many"],
-            "many tells no number of parameters: say --teacher-params 8B",
+            "many names no number of parameters: add an option such as --teacher-params 8B",
         ),
         ({"placement": {"accelerator": "none"}}, ["--rows", "5"], "asks for no GPU"),
     ],
