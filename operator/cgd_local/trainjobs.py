@@ -49,7 +49,7 @@ class TrainJobController(Controller):
         decision.services = []
         await super()._act(owner, decision)
 
-    async def _tell_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
+    async def _record_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
         """On the JobSet, in the form of the newer recorders: a time and a series, no first and last."""
         meta, moment = owner["metadata"], datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         reason = "HeadlessServiceCreationFailed" if kind is SERVICE else "JobCreationFailed"
