@@ -488,7 +488,7 @@ async def test_a_status_that_the_api_refuses_is_logged_and_the_pod_goes_on(world
     monkeypatch.setattr(runner_client, "patch", refuse_once)
     (world.folder() / "end").touch()
     assert (await world.ended())["status"]["phase"] == "Succeeded"
-    assert "the API refused the status of pod default/demo: 422 Invalid: no" in caplog.text
+    assert "/p: 422 Invalid: no" in caplog.text
 
 
 async def test_only_whole_mount_paths_are_rewritten():
