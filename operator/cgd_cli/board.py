@@ -11,7 +11,7 @@ from cgd_operator.kube.kinds import EVENT, RUN, ApiError, Kind
 
 PAUSE = 2.0
 """Seconds before a new try, after the server has refused a watch."""
-LOST = "The API server cannot be reached: what is shown here may be old. Trying again."
+LOST = "The API server cannot be reached: this page may be old. cgd ui tries again."
 
 
 class Mirror:
@@ -31,25 +31,22 @@ class Mirror:
         while True:
             try:
                 async for event, item in cluster.watch(self._kind, namespace, fields=self._fields, link=self._link):
-                    self._take(event, item)
+                    match event:
+                        case "SYNCED":
+                            for deleted in set(self.items) - self._listed:
+                                self._changed(self.items.pop(deleted))
+                            self._say("")
+                        case "DELETED":
+                            self.items.pop(key(item), None)
+                            self._changed(item)
+                        case _:
+                            self.items[key(item)] = item
+                            self._listed.add(key(item))
+                            self._changed(item)
             except ApiError as error:
                 refused = f"The API server refuses a watch of {self._kind.plural}: {error}"
                 self._say(LOST if error.status == 0 else refused)
                 await asyncio.sleep(PAUSE)
-
-    def _take(self, event: str, item: Object) -> None:
-        match event:
-            case "SYNCED":
-                for deleted in set(self.items) - self._listed:
-                    self._changed(self.items.pop(deleted))
-                self._say("")
-            case "DELETED":
-                self.items.pop(key(item), None)
-                self._changed(item)
-            case _:
-                self.items[key(item)] = item
-                self._listed.add(key(item))
-                self._changed(item)
 
     def _link(self, link: Link) -> None:
         match link:
@@ -85,8 +82,12 @@ class Board:
     """The runs, their Events, and the readers of both. `runs`: a first list of the runs."""
 
     def __init__(self, runs: Iterable[Object]) -> None:
+        def notify_event(event: Object | None) -> None:
+            run = event["involvedObject"] if event else {}
+            self._notify(f"{run.get('namespace')}/{run.get('name')}" if event else None)
+
         self._runs = Mirror(RUN, "", lambda run: self._notify(key(run) if run else None), runs)
-        self._events = Mirror(EVENT, f"involvedObject.kind={RUN.kind}", self._notify_event)
+        self._events = Mirror(EVENT, f"involvedObject.kind={RUN.kind}", notify_event)
         self._readers = set[Reader]()
         self.closed = False
 
@@ -129,10 +130,6 @@ class Board:
         """Wake every reader, which then finds `closed`."""
         self.closed = True
         self._notify(None)
-
-    def _notify_event(self, event: Object | None) -> None:
-        run = event["involvedObject"] if event else {}
-        self._notify(f"{run.get('namespace')}/{run.get('name')}" if event else None)
 
     def _notify(self, run: str | None) -> None:
         for reader in self._readers:

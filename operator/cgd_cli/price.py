@@ -30,6 +30,11 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
         counts = (_count(cost.rows), _count(cost.read), _count(cost.written), str(cost.gpus or ""))
         share = ProgressBar(total=1.0, completed=cost.money / money if money else 0.0, width=16)
         table.add_row(cost.stage, *counts, time, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", share)
+    verdicts = [plain(fit.text, "green" if fit.fits else "bold red") for fit in fits(run, assumptions)]
+    if misfits is not None:
+        verdicts = [line for misfit in misfits for line in (plain(misfit.message, "bold red"), plain(misfit.hint))]
+        fine = "prepare would refuse none of its models: by what their files say, they fit"
+        verdicts = verdicts or [plain(fine, "green")]
     tasks, unpriced = lm_eval_tasks(run, assumptions)
     missing = f"not in it: {', '.join(unpriced)}: their numbers of documents are not known; set a limit to price them"
     requests = [plain(f"lm-eval asks every model ({CHARACTERS} characters a token):", "dim")]
@@ -38,19 +43,11 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
         table,
         "",
         *([plain(missing, "yellow")] if unpriced else []),
-        *_verdicts(run, assumptions, misfits),
+        *verdicts,
         "",
         *_assumed(assumptions, gpu),
         *(requests if tasks else []),
     )
-
-
-def _verdicts(run: Run, assumptions: Assumptions, misfits: list[Misfit] | None) -> list[Text]:
-    if misfits is None:
-        return [plain(fit.text, "green" if fit.fits else "bold red") for fit in fits(run, assumptions)]
-    if not misfits:
-        return [plain("prepare would refuse none of its models: by what their files say, they fit", "green")]
-    return [line for misfit in misfits for line in (plain(misfit.message, "bold red"), plain(misfit.hint))]
 
 
 def _assumed(assumptions: Assumptions, gpu: str) -> list[Text]:

@@ -39,6 +39,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+STREAM = {"Content-Type": "text/event-stream"}
 BOARD, SCOPE = web.AppKey("board", Board), web.AppKey("scope", str)
 
 
@@ -150,8 +151,9 @@ async def _stream_runs(request: web.Request) -> web.StreamResponse:
         changed = [summary(board.runs[key]) for key in keys if key in board.runs]
         return {"changed": changed, "gone": [key for key in keys if key not in board.runs], "trouble": board.trouble}
 
+    stream = web.StreamResponse(headers=STREAM)
     with board.reader() as reader:
-        stream = await _start_stream(request)
+        await stream.prepare(request)
         await _send(stream, "all", news(set(board.runs)))
         async for keys in _changes(board, stream, reader):
             await _send(stream, "some", news(keys))
@@ -167,18 +169,13 @@ async def _stream_run(request: web.Request) -> web.StreamResponse:
         page = detail(run, board.events(run)) if run else None
         return {"run": page, "trouble": board.trouble, "eventless": board.eventless}
 
+    stream = web.StreamResponse(headers=STREAM)
     with board.reader() as reader:
-        stream = await _start_stream(request)
+        await stream.prepare(request)
         await _send(stream, "run", sent := news())
         async for _ in _changes(board, stream, reader):
             if (current := news()) != sent:
                 await _send(stream, "run", sent := current)
-    return stream
-
-
-async def _start_stream(request: web.Request) -> web.StreamResponse:
-    stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await stream.prepare(request)
     return stream
 
 

@@ -79,7 +79,7 @@ def detail(run: Object, events: Iterable[Object]) -> dict[str, Any]:
     return summary(run) | {
         "who": who(run, status),
         "student": short_name(spec["student"]["model"]),
-        "teacher": short_name(teacher(spec)),
+        "teacher": short_name(str(spec["teacher"].get("model") or spec["teacher"]["endpoint"]["model"])),
         "tokens": count(status.usage.tokens),
         "stages": [_stage(stage) for stage in status.stages],
         "conditions": [condition.model_dump(by_alias=True) for condition in status.conditions],
@@ -94,11 +94,6 @@ def detail(run: Object, events: Iterable[Object]) -> dict[str, Any]:
 def status_of(run: Object) -> CGDRunStatus:
     """The status, parsed. Raises ValidationError for a status of another version of the operator."""
     return CGDRunStatus.model_validate(run.get("status") or {})
-
-
-def teacher(spec: Object) -> str:
-    """The teacher's model, in the run's own pods or at an endpoint."""
-    return str(spec["teacher"].get("model") or spec["teacher"]["endpoint"]["model"])
 
 
 def _current(status: CGDRunStatus) -> StageStatus | None:

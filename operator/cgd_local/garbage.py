@@ -36,12 +36,12 @@ class GarbageCollector:
         async with asyncio.TaskGroup() as group:
             await forever("garbage collector", work)
 
-    async def _watch(self, kind: Kind) -> None:
-        async for event, body in self._cluster.watch(kind):
-            if event in ("SYNCED", "DELETED") or kind == CRD or _owners(body) or _leaves(body):
-                self._changed.set()
-
     async def _sweep(self, group: asyncio.TaskGroup) -> None:
+        async def follow(kind: Kind) -> None:
+            async for event, body in self._cluster.watch(kind):
+                if event in ("SYNCED", "DELETED") or kind == CRD or _owners(body) or _leaves(body):
+                    self._changed.set()
+
         crds, _ = await self._cluster.list(CRD)
         established = [crd for crd in crds if condition(crd.get("status", {}).get("conditions") or [], "Established")]
         served = {*BUILT_IN}
@@ -51,7 +51,7 @@ class GarbageCollector:
             served.add(Kind(f"{spec['group']}/{version}", names["kind"], names["plural"], namespaced))
         self._known |= {(kind.api_version, kind.kind): kind for kind in served}
         for kind in served - set(self._watches):
-            watch = forever(f"garbage collector's watch of {kind.plural}", partial(self._watch, kind))
+            watch = forever(f"garbage collector's watch of {kind.plural}", partial(follow, kind))
             self._watches[kind] = group.create_task(watch)
         for kind in set(self._watches) - served:
             self._watches.pop(kind).cancel()
@@ -86,7 +86,7 @@ class GarbageCollector:
         if deleted and len(deleted) < len(owners):
             await self._drop_owners(item, deleted)
         elif deleted:
-            meta, kind = item["metadata"], self._kind(item)
+            meta, kind = item["metadata"], self._known[item["apiVersion"], item["kind"]]
             how = propagation if waits else "Background"
             await self._cluster.delete(kind, meta["name"], meta.get("namespace"), uid=meta["uid"], propagation=how)
 
@@ -106,12 +106,9 @@ class GarbageCollector:
         await self._patch(item, {"finalizers": left})
 
     async def _patch(self, item: Object, change: Object) -> None:
-        meta = item["metadata"]
+        meta, kind = item["metadata"], self._known[item["apiVersion"], item["kind"]]
         body = {"metadata": {**change, "resourceVersion": meta["resourceVersion"]}}
-        await self._cluster.patch(self._kind(item), meta["name"], meta.get("namespace"), body)
-
-    def _kind(self, item: Object) -> Kind:
-        return self._known[item["apiVersion"], item["kind"]]
+        await self._cluster.patch(kind, meta["name"], meta.get("namespace"), body)
 
 
 def _owners(item: Object) -> list[Object]:

@@ -60,9 +60,13 @@ class Node:
         self.folder.mkdir(parents=True, mode=0o700)  # Secrets become files below it
         await self._server.setup()
         await web.TCPSite(self._server, "127.0.0.1", 0).start()
-        await self._delete_leftovers()
+        for pod in (await self.cluster.list(POD))[0]:  # pods of an earlier node process have no processes any more
+            if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
+                await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
+                await remove(self.cluster, pod)
         await self._register(self._server.addresses[0][1])
-        works = [forever("node's watch of pods", self._watch_pods), Names(self.cluster, self._sandboxes).run()]
+        names = Names(self.cluster, lambda: [runner.sandbox for runner in self._runners.values()])
+        works = [forever("node's watch of pods", self._watch_pods), names.run()]
         self._watches = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
@@ -88,13 +92,6 @@ class Node:
         """End a pod as node pressure or a preemption does: DisruptionTarget, phase Failed."""
         if runner := self._runner(namespace, name):
             runner.end(0, Verdict("Evicted", "The pod was evicted from the local node."))
-
-    async def _delete_leftovers(self) -> None:
-        """Delete the pods of an earlier node process, which have no processes; their controllers replace them."""
-        for pod in (await self.cluster.list(POD))[0]:
-            if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
-                await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
-                await remove(self.cluster, pod)
 
     async def _register(self, port: int) -> None:
         with contextlib.suppress(AlreadyExists):  # an earlier node process has created it
@@ -189,9 +186,6 @@ class Node:
             body = {"status": {"conditions": conditions}}
             await self.cluster.patch(POD, meta["name"], meta["namespace"], body, subresource="status")
             await record(self.cluster, pod, "Warning", "FailedScheduling", message, component="default-scheduler")
-
-    def _sandboxes(self) -> list[Sandbox]:
-        return [runner.sandbox for runner in self._runners.values()]
 
     def _runner(self, namespace: str, name: str) -> PodRunner | None:
         return next((r for r in self._runners.values() if (r.namespace, r.name) == (namespace, name)), None)

@@ -123,11 +123,8 @@ class Container:
 
     def kill(self) -> None:
         self._ending.set()
-        self.signal(signal.SIGUSR1)
-
-    def signal(self, number: signal.Signals) -> None:
         if self._process:
-            self._process.send_signal(number)
+            self._process.send_signal(signal.SIGUSR1)
 
     async def vanish(self) -> None:
         """End at once, without a change of the status."""
@@ -207,16 +204,17 @@ class PodRunner:
         """Whether the API has the status of the pod's end, or will never have it."""
         self.namespace, self.name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self._cluster, self._image, self._backoff = cluster, image, backoff
+        self._policy = str(pod["spec"].get("restartPolicy", "Always"))
+        self._status_lag, self._changed = status_lag, asyncio.Event()
         first = pod["spec"].get("initContainers") or []
         waits = "PodInitializing" if first else "ContainerCreating"
-        self._init = [Container(spec, sandbox, self._publish, waits) for spec in first]
-        self._main = [Container(spec, sandbox, self._publish, waits) for spec in pod["spec"]["containers"]]
+        self._init = [Container(spec, sandbox, self._changed.set, waits) for spec in first]
+        self._main = [Container(spec, sandbox, self._changed.set, waits) for spec in pod["spec"]["containers"]]
         self._sidecars: list[asyncio.Task[None]] = []
         self._conditions: list[Object] = []
         self._start_time = now()
         self._ending = asyncio.Event()
         self._verdict: Verdict | None = None
-        self._status_lag, self._changed = status_lag, asyncio.Event()
         self._writer = asyncio.create_task(self._write_statuses(), name=f"status of pod {self.name}")
         self.task = asyncio.create_task(self._run(), name=f"pod {self.name}")
 
@@ -251,9 +249,10 @@ class PodRunner:
 
     async def _run(self) -> None:
         try:
-            self._publish()
+            self._changed.set()
             if await self._mounted() and await self._initialize():
-                await asyncio.gather(*(self._live(container, self._policy) for container in self._main))
+                lives = (container.live(self._policy, self._image, self._backoff) for container in self._main)
+                await asyncio.gather(*lives)
             for container in self._init:
                 if container.is_sidecar:
                     container.terminate()
@@ -267,7 +266,7 @@ class PodRunner:
             self._kill()
         self._settle()
         self.over = True
-        self._publish()
+        self._changed.set()
         await self._writer
 
     def _settle(self) -> None:
@@ -280,13 +279,6 @@ class PodRunner:
         past_init = not self._init or self._init[-1].exit_code == 0 or main_started
         for container in self._main if past_init else ():
             container.settle()
-
-    @property
-    def _policy(self) -> str:
-        return str(self.pod["spec"].get("restartPolicy", "Always"))
-
-    async def _live(self, container: Container, policy: str) -> None:
-        await container.live(policy, self._image, self._backoff)
 
     async def _mounted(self) -> bool:
         """Wait until the volumes are mounted. False if the pod ends before that."""
@@ -306,16 +298,15 @@ class PodRunner:
             if self._ending.is_set():
                 return False
             if container.is_sidecar:
-                self._sidecars.append(asyncio.create_task(self._live(container, "Always")))
+                life = container.live("Always", self._image, self._backoff)
+                self._sidecars.append(asyncio.create_task(life))
                 await container.started.wait()
             else:
-                await self._live(container, "Never" if self._policy == "Never" else "OnFailure")
+                policy = "Never" if self._policy == "Never" else "OnFailure"
+                await container.live(policy, self._image, self._backoff)
                 if container.exit_code != 0:
                     return False
         return not self._ending.is_set()
-
-    def _publish(self) -> None:
-        self._changed.set()
 
     async def _write_statuses(self) -> None:
         """Write the current status some time after each change. After the last status, remove a deleted pod."""

@@ -62,6 +62,7 @@ class Look:
         self.time_now = time_now
         self.policy: Object = job["spec"].get("runPolicy") or {}
         self.replicas: dict[str, Object] = job["spec"]["pytorchReplicaSpecs"]
+        self.total = sum(count(spec) for spec in self.replicas.values())
         self.status: Object = {"conditions": [], "replicaStatuses": {}, **deepcopy(job.get("status") or {})}
         self.conditions: list[Object] = self.status["conditions"]
         self.decision = Decision(self.status)
@@ -72,10 +73,6 @@ class Look:
     @property
     def ended(self) -> bool:
         return self.is_true("Succeeded") or self.is_true("Failed")
-
-    @property
-    def total(self) -> int:
-        return sum(count(spec) for spec in self.replicas.values())
 
     def say(self, kind: str, message: str, *, status: str = "True", reason: str = "") -> None:
         """Set a condition with the real operator's reason, and record each change as an Event. A failed job stays
@@ -251,12 +248,7 @@ def _pod(look: Look, kind: str, index: int) -> Object:
         template["spec"]["initContainers"] = [*template["spec"].get("initContainers", []), init_container(look.name)]
     first = kind == "Master" or (not has_master and index == 0 and look.release.names_first_worker)
     labels = _labels(look, kind, index) | ({LABEL + "job-role": "master"} if first else {})
-    return pod_of(PYTORCHJOB, look.job, template, _name(look, kind, index), labels, {})
-
-
-def _name(look: Look, kind: str, index: int) -> str:
-    """The name of a pod and of its Service."""
-    return f"{look.name}-{kind.lower()}-{index}"
+    return pod_of(PYTORCHJOB, look.job, template, f"{look.name}-{kind.lower()}-{index}", labels, {})
 
 
 def _labels(look: Look, kind: str, index: int) -> dict[str, str]:
@@ -279,7 +271,8 @@ def _service(look: Look, kind: str, index: int) -> Object:
         if container["name"] == "pytorch"
     ]
     ports = ports or [{"name": "pytorchjob-port", "port": 23456}]
-    return headless(owned(PYTORCHJOB, look.job, _name(look, kind, index), labels), labels, ports=ports)
+    name = f"{look.name}-{kind.lower()}-{index}"
+    return headless(owned(PYTORCHJOB, look.job, name, labels), labels, ports=ports)
 
 
 def init_container(job: str) -> Object:

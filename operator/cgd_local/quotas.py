@@ -40,7 +40,7 @@ def charge(registry: Registry, resource: Resource, obj: Json) -> None:
     quotas = registry.shelf(registry.resources["resourcequotas"]).within(namespace) if resource.namespaced else []
     full_name, name = resource.full_name, obj["metadata"]["name"]
     one_each = dict.fromkeys([f"count/{full_name}", *([full_name] if full_name in ALIASES else [])], 1.0)
-    use = pod_use if is_pod else lambda _: one_each
+    use: Callable[[Json], Amounts] = pod_use if is_pod else lambda _: one_each
     for quota in quotas:
         if not _is_for(quota, obj, is_pod=is_pod):
             continue
@@ -83,10 +83,10 @@ def _matches(scope: Json, spec: Json) -> bool:
             return "activeDeadlineSeconds" in spec
         case "NotTerminating":
             return "activeDeadlineSeconds" not in spec
-        case "BestEffort":
-            return _is_best_effort(spec)
-        case "NotBestEffort":
-            return not _is_best_effort(spec)
+        case "BestEffort" | "NotBestEffort" as name:  # best effort: no container requests CPU or memory, or limits it
+            both = [_amounts(container, sort) for container in containers(spec) for sort in ("requests", "limits")]
+            is_limited = any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
+            return is_limited == (name == "NotBestEffort")
         case "PriorityClass":
             return _has_class(scope, spec.get("priorityClassName", ""))
     return False
@@ -101,12 +101,6 @@ def _has_class(scope: Json, name: str) -> bool:
         case "In":
             return name in scope["values"]
     return name not in scope["values"]
-
-
-def _is_best_effort(spec: Json) -> bool:
-    """Whether no container requests CPU or memory, or limits it."""
-    both = [_amounts(container, sort) for container in containers(spec) for sort in ("requests", "limits")]
-    return not any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
 
 
 # --- what pods use

@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +82,8 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
     if is_complete(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f"{folder.name}.lock")):
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the end of the block or of the process
         if is_complete(folder):
             return
         partial = folder.with_name(f"{folder.name}.partial")
@@ -94,14 +94,6 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         make(partial)
         (partial / MARKER).write_text(json.dumps(contents(partial), indent=1))
         partial.rename(folder)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that ends with the process, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def is_complete(folder: Path) -> bool:
@@ -119,17 +111,16 @@ def is_complete(folder: Path) -> bool:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in data_files(folder)}
+    files = {}
+    for path in data_files(folder):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
     return {"recipe": RECIPE, "files": files}
 
 
 def data_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name != MARKER)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sorted(path for path in folder.iterdir() if path.name != MARKER)
 
 
 def convert(gguf: Path, folder: Path) -> None:
