@@ -74,8 +74,11 @@ class View:
                 failed.append(pod)
         self.failed = sorted(failed, key=finished_at)
         self.counted = [pod for pod in self.failed if self.rule(pod)[0] != "Ignore"]
-        self.given_up = {index_of(pod) for pod in self.counted if self._is_final(pod)}
-        self.given_up |= parse_indexes(self.status.get("failedIndexes"))
+        limit = self.spec.get("backoffLimitPerIndex")
+        self.given_up = parse_indexes(self.status.get("failedIndexes"))
+        for pod in self.counted if limit is not None else ():  # the last try of an index, or a rule makes it final
+            if self.rule(pod)[0] == "FailIndex" or failures_of(pod)[0] >= limit:
+                self.given_up.add(index_of(pod))
         self.counted_out = [pod for pod in pods if self._is_counted_out(pod)]
 
     def last_failed(self, index: Index) -> Object | None:
@@ -97,12 +100,6 @@ class View:
             if why := _matches(rule, pod):
                 return rule["action"], f"{why} matching {rule['action']} rule at index {number}"
         return "Count", ""
-
-    def _is_final(self, pod: Object) -> bool:
-        """Whether the Job does not try the pod's index again: the pod was the last try of a limit per index, or a rule
-        makes its failure final."""
-        limit = self.spec.get("backoffLimitPerIndex")
-        return limit is not None and (self.rule(pod)[0] == "FailIndex" or failures_of(pod)[0] >= limit)
 
     def verdict(self, time_now: float) -> tuple[str, str] | None:
         """Reason and message of the Job's end, None while it continues. An earlier verdict in the status stands."""
