@@ -86,7 +86,7 @@ def _matches(scope: Json, spec: Json) -> bool:
         case "BestEffort" | "NotBestEffort" as name:  # best effort: no container requests CPU or memory, or limits it
             both = [_amounts(container, sort) for container in containers(spec) for sort in ("requests", "limits")]
             is_limited = any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
-            return is_limited == (name == "NotBestEffort")
+            return bool(is_limited == (name == "NotBestEffort"))
         case "PriorityClass":
             return _has_class(scope, spec.get("priorityClassName", ""))
     return False
