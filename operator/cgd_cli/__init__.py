@@ -1,1 +1,1 @@
-"""`cgd`, also as `kubectl cgd`: what a user of CGDRuns looks at, from a terminal."""
+"""`cgd`, also `kubectl cgd`: the command line for users of CGDRuns."""

@@ -1,9 +1,9 @@
 """The commands.
 
-`validate`, `render` and `plan` need a manifest and nothing else, `plan --read-models` the models' small files too.
-`status`, `watch`, `ui` and `logs` ask the cluster as kubectl does; `rows` and `report` also the run's object store,
-with the credentials of the environment or, if it has none, those of the Secret that the run names. `compare` reads
-reports, in files or in the stores of their runs.
+`validate`, `render` and `plan` need only a manifest; `plan --read-models` reads the models' small files, too.
+`status`, `watch`, `ui` and `logs` ask the cluster as kubectl does. `rows` and `report` also read the run's object store
+with the credentials in the environment or, if it has none, those in the run's Secret. `compare` reads reports from
+files, or from the stores of their runs.
 """
 
 import asyncio
@@ -52,45 +52,40 @@ Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Defaul
 Stage = Annotated[str, typer.Option(help="Stage, as `cgd status` lists them.")]
 
 
-MENDS = {
+HINTS = {
     0: "Is the server of the kubeconfig's context the right one, and does it run?",
     401: "Log in to the cluster again: it does not know the kubeconfig's user.",
     403: "The cluster's administrators can allow it.",
 }
-"""What to do about an answer of the API server, by its code; 0: there is none."""
+"""What the user can do, by the code of the API server's answer; 0: no answer came."""
 
 
 class Wrong(Exception):
-    """What the user must change."""
+    """The user must change something; the message says what."""
 
 
 def main() -> NoReturn:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background commands ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background commands ignore SIGINT
     start_log("%(message)s", level=logging.WARNING)
-    code = _exit_code()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):  # `cgd rows | head` has seen enough
-            stream.flush()
-    os._exit(code)  # not sys.exit: threads of libraries may abort the process when they are torn down
-
-
-def _exit_code() -> int:
-    """Of the command on the command line, carried out; what it fails of is told."""
+    code = 1
     try:
         app()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except (Wrong, InvalidRun, ApiError, StageError) as error:
-        hint = MENDS.get(error.status) if isinstance(error, ApiError) else getattr(error, "hint", "")
+        hint = HINTS.get(error.status) if isinstance(error, ApiError) else getattr(error, "hint", "")
         print(printable(f"cgd: {error}" + (f"\n{hint}" if hint else ""), lines=True), file=sys.stderr)
-    except Exception:  # noqa: BLE001 (the rim: a bug of ours ends with its traceback and our code)
+    except Exception:  # noqa: BLE001 (the rim: a bug of ours prints its traceback)
         sys.excepthook(*sys.exc_info())
-    return 1
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # `cgd rows | head` closes the pipe early
+            stream.flush()
+    os._exit(code)  # not sys.exit: threads of libraries may abort the process during their teardown
 
 
 @app.command()
 def validate(file: File) -> None:
-    """Check a manifest, without a cluster: its fields, and that a run can be planned from them."""
+    """Check a manifest without a cluster: its fields, and whether a run can be planned from them."""
     run = _run_of(file)
     children = plan(run)
     console.print(f"{file}: valid. {len(children)} children: {', '.join(child.stage for child in children)}")
@@ -102,7 +97,7 @@ def render(
     generate_image: Annotated[str, typer.Option(help="Image of every stage but training.")] = "cgd-generate:latest",
     train_image: Annotated[str, typer.Option(help="Image of training.")] = "cgd-train:latest",
 ) -> None:
-    """Print every object that the operator would make of a manifest, without a cluster."""
+    """Print every object that the operator would create for a manifest, without a cluster."""
     run, release = _run_of(file), Release(generate_image, train_image)
     backend = choose_backend(run, BACKENDS, ())
     assert backend is not None
@@ -111,7 +106,7 @@ def render(
         if child.kind == "TrainJob":
             objects.append(training_runtime(run, child, release))
         objects.append(manifest(run, child, release))
-    write("---\n".join(yamls.dump(one) for one in objects))
+    write("---\n".join(yamls.dump(item) for item in objects))
 
 
 @app.command("plan")
@@ -132,7 +127,7 @@ def price(
         bool,
         typer.Option(
             "--read-models",
-            help="Read the models' config.json and headers (a folder, S3, the hub): what prepare would refuse.",
+            help="Read the models' config.json and headers (a folder, S3, the hub) and say what prepare would refuse.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -142,11 +137,11 @@ def price(
     if run.spec.placement.accelerator == "none":
         raise Wrong(f"{file} asks for no GPU (placement.accelerator: none): there is nothing to price")
     if gpu not in GPUS:
-        raise Wrong(f"--gpu {gpu}: is none of {', '.join(GPUS)}")
+        raise Wrong(f"--gpu {gpu} must be one of {', '.join(GPUS)}")
     if (count := rows or run.spec.prompts.limit) is None:
-        raise Wrong("how many rows? Set prompts.limit in the manifest, or say --rows 100000")
+        raise Wrong("how many rows? Set prompts.limit in the manifest, or add an option such as --rows 100000")
     teacher = run.spec.teacher.model
-    given = Assumptions(
+    assumptions = Assumptions(
         rows=count,
         student=_parameters("student", run.spec.student.model, student_params),
         teacher=_parameters("teacher", teacher, teacher_params) if teacher else 0.0,
@@ -159,17 +154,17 @@ def price(
         input_million=input_million,
         output_million=output_million,
     )
-    found = models.misfits(run, given.gpu.memory) if read_models else None
+    misfits = models.misfits(run, assumptions.gpu.memory) if read_models else None
     if as_json:
-        write(price_json(run, given, found) + "\n")
+        write(price_json(run, assumptions, misfits) + "\n")
     else:
-        console.print(price_table(run, given, gpu, found))
+        console.print(price_table(run, assumptions, gpu, misfits))
 
 
 def _parameters(role: str, model: str, option: str) -> float:
-    if (found := size_in(option or model)) is None:
-        raise Wrong(f"{option or model} tells no number of parameters: say --{role}-params 8B")
-    return found
+    if (parameters := size_in(option or model)) is None:
+        raise Wrong(f"{option or model} names no number of parameters: add an option such as --{role}-params 8B")
+    return parameters
 
 
 @app.command()
@@ -180,15 +175,15 @@ def status(name: Name, namespace: Namespace = None) -> None:
 
 @app.command()
 def watch(name: Name, namespace: Namespace = None) -> None:
-    """Show a run's stages, live, until it has ended. Exit code 1 when it has failed."""
+    """Show a run's stages, live, until the run ends. Exit code 1 if it fails."""
 
     async def follow(remote: Remote) -> bool:
         with Live(console=console, auto_refresh=False) as live:
             async for run in remote.follow(name):
                 live.update(table(run), refresh=True)
-                ended = run.get("status", {}).get("state")
-                if ended in {"Succeeded", "Failed"}:
-                    return bool(ended == "Succeeded")
+                state = run.get("status", {}).get("state")
+                if state in {"Succeeded", "Failed"}:
+                    return bool(state == "Succeeded")
         raise Wrong(f"{name} was deleted")
 
     if not _ask(namespace, follow):
@@ -204,7 +199,7 @@ def ui(
 ) -> None:
     """Show runs in a browser, live and read-only, until Ctrl-C."""
     if namespace and everywhere:
-        raise Wrong("--namespace and --all-namespaces: say one of them")
+        raise Wrong("--namespace and --all-namespaces exclude each other: use one of them")
 
     async def serve(remote: Remote) -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -219,7 +214,7 @@ def ui(
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise Wrong(f"port {port} is taken: say --port {port + 1}, or --port 0 for a free one") from error
+            raise Wrong(f"port {port} is in use: try --port {port + 1}, or --port 0 for a free one") from error
 
     _ask(namespace, serve)
 
@@ -245,32 +240,32 @@ def rows(
     name: Name,
     stage: Stage = "refine",
     count: Annotated[int, typer.Option("--count", "-c", min=1, help="How many rows to show.")] = 3,
-    row: Annotated[str, typer.Option("--id", help="Only rows whose id begins so.")] = "",
+    row: Annotated[str, typer.Option("--id", help="Only rows whose id begins with this text.")] = "",
     rejected: Annotated[bool, typer.Option(help="The rejected rows, with their reasons.")] = False,
     mask: Annotated[
-        str, typer.Option(help="Show the training example of this objective: what is learned is marked.")
+        str, typer.Option(help="Show the training example of this objective, with the learned tokens marked.")
     ] = "",
     namespace: Namespace = None,
 ) -> None:
-    """Look at rows: prompt, answer, critique, refinement, side by side with their counts."""
+    """Show rows: prompt, answer, critique and refinement, with their counts."""
     run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
-    found = data.rows(run, storage, stage=stage, rejected=rejected, prefix=row, count=count)
-    if not found:
+    stored = data.rows(run, storage, stage=stage, rejected=rejected, prefix=row, count=count)
+    if not stored:
         raise Wrong(f"{stage} of {name} has no such rows")
-    for one in found:
-        console.print(data.example(run, storage, one, mask) if mask else data.row_panel(one))
+    for item in stored:
+        console.print(data.example(run, storage, item, mask) if mask else data.row_panel(item))
 
 
 @app.command()
 def report(
     name: Name,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to store the page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
     namespace: Namespace = None,
 ) -> None:
     """Fetch a run's report: one HTML page that opens from disk, or with `-o report.json` every figure on it."""
     kind = output.suffix.removeprefix(".")
     if kind not in {"html", "json"}:
-        raise Wrong(f"{output}: a report is written to a file that ends in .html or .json")
+        raise Wrong(f"{output}: the name of a report's file ends in .html or .json")
     run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
     output.write_bytes(data.report(run, storage, kind))
     console.print(f"{output}: {output.stat().st_size:,} bytes")
@@ -278,22 +273,23 @@ def report(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names of runs, or files that `cgd report -o x.json` has written.")],
-    html: Annotated[Path | None, typer.Option(help="Write the table to a page as well.")] = None,
+    runs: Annotated[list[str], typer.Argument(help="Names of runs, or files from `cgd report -o x.json`.")],
+    html: Annotated[Path | None, typer.Option(help="Also write the table to this HTML page.")] = None,
     namespace: Namespace = None,
 ) -> None:
     """Compare runs: accuracy of every model on every benchmark, and over the rate of corrupted critiques."""
-    reports = [Path(one).read_bytes() if Path(one).is_file() else _report_of(one, namespace) for one in runs]
-    table = comparison.joined_reports(dict(zip(runs, reports, strict=True)))
+    reports = {}
+    for source in runs:
+        if Path(source).is_file():
+            reports[source] = Path(source).read_bytes()
+        else:
+            run, storage = _ask(namespace, lambda remote, name=source: remote.run_and_storage(name))
+            reports[source] = data.report(run, storage, "json")
+    table = comparison.joined_reports(reports)
     console.print(*comparison.shown(table), sep="\n")
     if html:
         html.write_text(render_comparison(table))
         console.print(f"{html}: {html.stat().st_size:,} bytes")
-
-
-def _report_of(name: str, namespace: str | None) -> bytes:
-    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
-    return data.report(run, storage, "json")
 
 
 def _run_of(file: Path) -> Run:
@@ -303,7 +299,7 @@ def _run_of(file: Path) -> Run:
         raise Wrong(f"{file} is not YAML: {error}") from error
     except OSError as error:
         raise Wrong(f"{file} cannot be read: {error.strerror}") from error
-    runs = [one for one in documents if isinstance(one, dict) and one.get("kind") == "CGDRun"]
+    runs = [document for document in documents if isinstance(document, dict) and document.get("kind") == "CGDRun"]
     if len(runs) != 1:
         raise Wrong(f"{file} holds {len(runs) or 'no'} CGDRun{'s: give each a file of its own' if runs else ''}")
     (body,) = runs
@@ -311,19 +307,19 @@ def _run_of(file: Path) -> Run:
     if not isinstance(meta, dict) or not meta.get("name"):
         raise Wrong(f"{file}: metadata.name is missing")
     _check_names(file, body)
-    # What the API server would give it.
+    # The API server would set these.
     body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}
     return Run.of(body)
 
 
 def _check_names(file: Path, body: dict[str, Any]) -> None:
-    """Refuse what the API server would, beside the spec."""
+    """Refuse what the API server would refuse outside the spec."""
     meta, version = body["metadata"], f"{GROUP}/{VERSION}"
     if body.get("apiVersion") != version:
         raise Wrong(f"{file}: apiVersion must be {version} (it is {body.get('apiVersion')!r})")
-    for field, possible in (("name", is_name), ("namespace", is_label)):
+    for field, is_valid in (("name", is_name), ("namespace", is_label)):
         value = meta.get(field, "default")
-        if not isinstance(value, str) or len(value) > 63 or not possible(value):
+        if not isinstance(value, str) or len(value) > 63 or not is_valid(value):
             raise Wrong(
                 f"{file}: metadata.{field} must be text of at most 63 small letters, digits and hyphens"
                 f"{' (dots, too, in a name)' if field == 'name' else ''}, with a letter or digit at both ends (it is "

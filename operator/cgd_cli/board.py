@@ -1,4 +1,4 @@
-"""All CGDRuns as the API server tells them, for any number of readers: one watch of the runs, one of their Events."""
+"""All CGDRuns of the API server, for any number of readers: one watch follows the runs, one follows their Events."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +10,12 @@ from cgd_operator.kube.client import Cluster, Link, Object
 from cgd_operator.kube.kinds import EVENT, RUN, ApiError, Kind
 
 PAUSE = 2.0
-"""Seconds until a watch that the server refused is tried again."""
-LOST = "The API server cannot be reached: what is shown here may be old. Trying again."
+"""Seconds before a new try, after the server has refused a watch."""
+LOST = "The API server cannot be reached: this page may be old. cgd ui tries again."
 
 
 class Mirror:
-    """The objects of a kind by namespace and name, as the server has them. `trouble` says why they may be old."""
+    """A copy of the server's objects of one kind, by namespace and name. `trouble` says why the copy may be old."""
 
     def __init__(
         self, kind: Kind, fields: str, changed: Callable[[Object | None], None], items: Iterable[Object] = ()
@@ -26,30 +26,27 @@ class Mirror:
         self._listed = set[str]()
 
     async def follow(self, cluster: Cluster, namespace: str | None) -> None:
-        """For ever. Tells `changed` of every object that has come, changed or gone, and with None of the trouble."""
+        """Follow the server for ever. Calls `changed` with every object that is new, changed or deleted, and with None
+        when `trouble` changes."""
         while True:
             try:
                 async for event, item in cluster.watch(self._kind, namespace, fields=self._fields, link=self._link):
-                    self._take(event, item)
+                    match event:
+                        case "SYNCED":
+                            for deleted in set(self.items) - self._listed:
+                                self._changed(self.items.pop(deleted))
+                            self._say("")
+                        case "DELETED":
+                            self.items.pop(key(item), None)
+                            self._changed(item)
+                        case _:
+                            self.items[key(item)] = item
+                            self._listed.add(key(item))
+                            self._changed(item)
             except ApiError as error:
-                self._say(
-                    LOST if error.status == 0 else f"The API server does not tell of {self._kind.plural}: {error}"
-                )
+                refused = f"The API server refuses a watch of {self._kind.plural}: {error}"
+                self._say(LOST if error.status == 0 else refused)
                 await asyncio.sleep(PAUSE)
-
-    def _take(self, event: str, item: Object) -> None:
-        match event:
-            case "SYNCED":
-                for gone in set(self.items) - self._listed:
-                    self._changed(self.items.pop(gone))
-                self._say("")
-            case "DELETED":
-                self.items.pop(key(item), None)
-                self._changed(item)
-            case _:
-                self.items[key(item)] = item
-                self._listed.add(key(item))
-                self._changed(item)
 
     def _link(self, link: Link) -> None:
         match link:
@@ -68,26 +65,29 @@ class Mirror:
 
 @dataclass(eq=False)
 class Reader:
-    """One who looks at the board. What has changed since its last look is a set: a slow reader misses nothing, and a
-    run that has changed a hundred times meanwhile is told once."""
+    """A reader of the board. `changed` is a set of the runs that have changed since the reader last took it: a slow
+    reader misses no run, and gets a run that has changed a hundred times once."""
 
     changed: set[str] = field(default_factory=set)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self) -> set[str]:
-        """The keys of the runs that have changed, come or gone since the last call."""
+        """The keys of the runs that are new, changed or deleted since the last call."""
         taken, self.changed = self.changed, set()
         self.news.clear()
         return taken
 
 
 class Board:
-    """The runs and their Events, and who reads them. `runs` are those that are known already."""
+    """The runs, their Events, and the readers of both. `runs`: a first list of the runs."""
 
     def __init__(self, runs: Iterable[Object]) -> None:
-        about = f"involvedObject.kind={RUN.kind}"
-        self._runs = Mirror(RUN, "", lambda run: self._tell(key(run) if run else None), runs)
-        self._events = Mirror(EVENT, about, lambda event: self._tell(_about(event) if event else None))
+        def notify_event(event: Object | None) -> None:
+            run = event["involvedObject"] if event else {}
+            self._notify(f"{run.get('namespace')}/{run.get('name')}" if event else None)
+
+        self._runs = Mirror(RUN, "", lambda run: self._notify(key(run) if run else None), runs)
+        self._events = Mirror(EVENT, f"involvedObject.kind={RUN.kind}", notify_event)
         self._readers = set[Reader]()
         self.closed = False
 
@@ -103,7 +103,7 @@ class Board:
 
     @property
     def trouble(self) -> str:
-        """Why what is shown may be old; nothing while it is what the server has."""
+        """Why the runs may be old; empty while they are up to date."""
         return self._runs.trouble
 
     @property
@@ -112,13 +112,13 @@ class Board:
         return self._events.trouble
 
     def events(self, run: Object) -> list[Object]:
-        """What Events tell of a run."""
+        """The Events of a run."""
         uid = run["metadata"]["uid"]
-        return [one for one in self._events.items.values() if one["involvedObject"].get("uid") == uid]
+        return [event for event in self._events.items.values() if event["involvedObject"].get("uid") == uid]
 
     @contextmanager
     def reader(self) -> Iterator[Reader]:
-        """A new reader, who is told until the end of the block."""
+        """A new reader, which gets the changes until the end of the block."""
         reader = Reader()
         self._readers.add(reader)
         try:
@@ -127,17 +127,12 @@ class Board:
             self._readers.discard(reader)
 
     def close(self) -> None:
-        """Let every reader go."""
+        """Wake every reader, which then finds `closed`."""
         self.closed = True
-        self._tell(None)
+        self._notify(None)
 
-    def _tell(self, run: str | None) -> None:
+    def _notify(self, run: str | None) -> None:
         for reader in self._readers:
             if run:
                 reader.changed.add(run)
             reader.news.set()
-
-
-def _about(event: Object) -> str:
-    about = event["involvedObject"]
-    return f"{about.get('namespace')}/{about.get('name')}"

@@ -1,4 +1,4 @@
-"""Runs compared, for the terminal."""
+"""The comparison of runs, for the terminal."""
 
 import json
 from collections import Counter
@@ -24,18 +24,18 @@ NOTE = (
 
 
 def joined_reports(reports: Mapping[str, bytes]) -> comparison.Table:
-    """One table of several `report.json`, by where each came from. Raises UserError."""
-    read = [_read(source, data) for source, data in reports.items()]
-    if len(read) < 2:
+    """One table of several `report.json`; the keys say where each came from. Raises UserError."""
+    tables = {source: _read(source, data) for source, data in reports.items()}
+    if len(tables) < 2:
         raise UserError(f"there is nothing to compare {', '.join(reports)} with", hint="Name two runs or more.")
-    times = Counter(name for name, _ in read)
-    # Runs of one name, in two namespaces or one after the other, are told apart by where they came from.
-    named = zip(reports, read, strict=True)
-    return comparison.joined({name if times[name] == 1 else source: table for source, (name, table) in named})
+    uses = Counter(name for name, _ in tables.values())
+    # Runs that share a name (in two namespaces, or one after the other) go by their source.
+    named = {name if uses[name] == 1 else source: table for source, (name, table) in tables.items()}
+    return comparison.joined(named)
 
 
 def _read(source: str, data: bytes) -> tuple[str, comparison.Table]:
-    """Name and table of a run."""
+    """The name and the table of a run."""
     try:
         report = json.loads(data)
         return RunRef.model_validate(report["run"]).name, comparison.Table.model_validate(report["table"])
@@ -48,8 +48,8 @@ def _read(source: str, data: bytes) -> tuple[str, comparison.Table]:
 
 
 def shown(table: comparison.Table) -> list[RenderableType]:
-    """The table and its legend; what differs by the seed alone taken together, and accuracy over corrupted critiques,
-    where there are such runs."""
+    """The table and its legend; then means over runs that differ only in their seed, and the accuracy over the rate of
+    corrupted critiques, if the table has such runs."""
     parts: list[RenderableType] = [_results(table), plain(NOTE, "dim")]
     if seeds := comparison.over_seeds(table):
         parts += ["", _seeds(table, seeds)]
@@ -59,18 +59,21 @@ def shown(table: comparison.Table) -> list[RenderableType]:
 
 
 def _results(table: comparison.Table) -> Table:
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("model", no_wrap=True)
-    shown.add_column("run")
+    results = Table(box=None, pad_edge=False)
+    results.add_column("model", no_wrap=True)
+    results.add_column("run")
     for column in table.columns:
-        asked = table.questions.get(column)
-        head = plain(heading(column, table)).append(f"\nn = {count(asked.n)}" if asked else "")
-        shown.add_column(head, justify="right")
-    shown.add_column("tokens", justify="right")
+        questions = table.questions.get(column)
+        head = plain(heading(column, table)).append(f"\nn = {count(questions.n)}" if questions else "")
+        results.add_column(head, justify="right")
+    results.add_column("tokens", justify="right")
     for line in table.lines:
-        cells = [*(_cell(table, line, column) for column in table.columns), _tokens(line)]
-        shown.add_row(plain(line.name, "bold"), ", ".join(line.runs), *cells)
-    return shown
+        tokens = plain("-", "dim")
+        if mean := line.mean:
+            tokens = plain(count(mean.tokens)).append(f"\n{mean.longer:.2f} x base" if mean.longer else "", "dim")
+        cells = (_cell(table, line, column) for column in table.columns)
+        results.add_row(plain(line.name, "bold"), ", ".join(line.runs), *cells, tokens)
+    return results
 
 
 def _cell(table: comparison.Table, line: comparison.Line, column: str) -> Text:
@@ -81,38 +84,31 @@ def _cell(table: comparison.Table, line: comparison.Line, column: str) -> Text:
     text = plain(f"{'* ' if best else ''}{percent(cell.accuracy)}", "bold" if best else "")
     text.append(f"\n{100 * cell.low:.1f} - {100 * cell.high:.1f}", style="not bold dim")
     if difference := cell.difference:
-        told = f"\n{points(difference.value)} {difference.outcome}"
-        text.append(told, style=f"not bold {STYLES[difference.outcome]}")
+        words = f"\n{points(difference.value)} {difference.outcome}"
+        text.append(words, style=f"not bold {STYLES[difference.outcome]}")
     return text.append("\n")
-
-
-def _tokens(line: comparison.Line) -> Text:
-    if line.mean is None:
-        return plain("-", "dim")
-    text = plain(count(line.mean.tokens))
-    return text.append(f"\n{line.mean.longer:.2f} x base", style="dim") if line.mean.longer else text
 
 
 def _seeds(table: comparison.Table, seeds: list[comparison.Seeds]) -> Table:
     title = "Over seeds: mean accuracy and standard deviation, in %"
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    shown.add_column("model", no_wrap=True)
-    shown.add_column("runs")
+    means = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    means.add_column("model", no_wrap=True)
+    means.add_column("runs")
     for column in table.columns:
-        shown.add_column(heading(column, table), justify="right")
-    for one in seeds:
-        found = [one.columns.get(column) for column in table.columns]
-        cells = [spread(each.mean, each.deviation) if each else "-" for each in found]
-        shown.add_row(one.name, ", ".join(one.runs), *cells)
-    return shown
+        means.add_column(heading(column, table), justify="right")
+    for model in seeds:
+        spreads = [model.columns.get(column) for column in table.columns]
+        cells = [spread(cell.mean, cell.deviation) if cell else "-" for cell in spreads]
+        means.add_row(model.name, ", ".join(model.runs), *cells)
+    return means
 
 
 def _curve(curve: list[comparison.Point]) -> Table:
-    shown = Table(title="CGD over corrupted critiques", title_justify="left", box=None, pad_edge=False)
+    lines = Table(title="CGD over corrupted critiques", title_justify="left", box=None, pad_edge=False)
     for column in ("corrupted", "accuracy", "95 % interval"):
-        shown.add_column(column, justify="right")
-    shown.add_column("run")
-    for one in curve:
-        interval = f"{100 * one.low:.1f} - {100 * one.high:.1f}"
-        shown.add_row(percent(one.rate), percent(one.accuracy), interval, one.run)
-    return shown
+        lines.add_column(column, justify="right")
+    lines.add_column("run")
+    for point in curve:
+        interval = f"{100 * point.low:.1f} - {100 * point.high:.1f}"
+        lines.add_row(percent(point.rate), percent(point.accuracy), interval, point.run)
+    return lines

@@ -1,5 +1,6 @@
-"""What a run has stored, as the commands show it."""
+"""What a run has stored, in the form in which the commands show it."""
 
+import itertools
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,40 +36,42 @@ def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool
     stored: Iterable[Row] = read_rows(folder)
     if rejected:
         stored = (row for part in folder.require().under(REJECTED) for row in from_parquet(folder.read(part)))
-    found: list[Row] = []
-    for row in stored:
-        if len(found) == count:
-            break
-        if row["id"].startswith(prefix):
-            found.append(row)
-    return found
+    return list(itertools.islice((row for row in stored if row["id"].startswith(prefix)), count))
 
 
 def row_panel(row: Row) -> Panel:
-    """A row: its texts one under another, its counts below."""
+    """The texts of a row one under another, and its counts below."""
     body = plain("")
     for name in TEXTS:
         if row.get(name):
             body.append_text(plain(f"{name}\n", "bold cyan", lines=True))
             body.append_text(plain(f"{row[name]}\n\n", lines=True))
-    rest = {key: value for key, value in row.items() if key not in (*TEXTS, "id", "sample") and value not in (None, "")}
-    facts = plain("  ".join(f"{key} {value}" for key, value in rest.items()), "dim")
-    return panel(body.append_text(facts), f"{row['id']} / {row['sample']}")
+    counts = [
+        f"{column} {value}"
+        for column, value in row.items()
+        if column not in (*TEXTS, "id", "sample") and value not in (None, "")
+    ]
+    return panel(body.append_text(plain("  ".join(counts), "dim")), f"{row['id']} / {row['sample']}")
 
 
 def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) -> Panel:
-    """The training example that the run's objective makes of a row: the learned tokens are marked. Raises UserError."""
-    work, store = _training(run, objective), _store(run, storage)
+    """The training example that an objective of the run makes of a row, with its learned tokens marked. Raises
+    UserError."""
+    works = [child.task.work for child in plan(Run.of(run))]
+    trainings = {work.objective: work for work in works if isinstance(work, contract.Train)}
+    if objective not in trainings:
+        raise UserError(f"the run does not train {objective}", hint=f"It trains {', '.join(trainings)}.")
+    work, store = trainings[objective], _store(run, storage)
     with tempfile.TemporaryDirectory() as scratch:
         student = resolve.fetch(resolve.pinned(work.student, store), store, Path(scratch), weights=False)
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-    wanted = (row["id"], row["sample"])
+    key = (row["id"], row["sample"])
     examples = Dataset.of(store, work).examples(tokenizer)
-    made = next((made for one, made in examples if (one["id"], one["sample"]) == wanted), None)
+    made = next((made for source, made in examples if (source["id"], source["sample"]) == key), None)
     if made is None:
-        raise UserError(f"{wanted[0]}/{wanted[1]} is no row of {objective}", hint="Look with --stage refine.")
+        raise UserError(f"{key[0]}/{key[1]} is no row of {objective}", hint="Look with --stage refine.")
     if isinstance(made, Unusable):
         return panel(plain(str(made), lines=True), f"{row['id']}: no example", border="red")
     text = plain("")
@@ -80,16 +83,8 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
     return panel(text, title)
 
 
-def _training(run: Manifest, objective: str) -> contract.Train:
-    works = [child.task.work for child in plan(Run.of(run))]
-    found = {work.objective: work for work in works if isinstance(work, contract.Train)}
-    if objective not in found:
-        raise UserError(f"the run does not train {objective}", hint=f"It trains {', '.join(found)}.")
-    return found[objective]
-
-
 def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> bytes:
-    """The report of a run: its page, or with "json" every figure on it. Raises StageError when it has none yet."""
+    """The report of a run: its page, or with "json" every figure on it. Raises StageError while there is none."""
     folder = _store(run, storage).input("report")
     (file,) = (part for part in folder.require().parts if part.key == f"report.{kind}")
     return folder.read(file)

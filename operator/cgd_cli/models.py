@@ -1,7 +1,7 @@
-"""Whether a run's models fit into its GPUs, in the words of the stage `prepare`, which refuses what does not.
+"""Whether a run's models fit into its GPUs, in the words in which the stage `prepare` refuses them.
 
-Read are config.json and the headers of the safetensors, from a folder, from S3 with the environment's credentials, or
-from the hub.
+It reads config.json and the headers of the safetensors: from a folder, from the hub, or from S3 with the credentials of
+the environment.
 """
 
 import tempfile
@@ -15,17 +15,17 @@ from cgd_stages.store.run import RunStore
 
 
 def misfits(run: Run, memory: float) -> list[fit.Misfit]:
-    """What does not fit; `memory`: bytes of a GPU where the run does not say. Raises StageError."""
+    """What does not fit. `memory`: bytes of a GPU if the run does not set them. Raises StageError."""
     tasks = [child.task for child in plan(run)]
     task, work = next((task, task.work) for task in tasks if isinstance(task.work, contract.Prepare))
     gpus = fit.Gpus(memory=work.gpu_memory or int(memory), training=work.training)
     store = RunStore(Bucket(task.storage.model_copy(update={"ca_bundle": None})), task.run)  # the path is one in a pod
-    given = [("spec.student", work.student, work.student_engine)]
+    models = [("spec.student", work.student, work.student_engine)]
     if work.teacher:
-        given.append(("spec.teacher", work.teacher, work.teacher_engine))
+        models.append(("spec.teacher", work.teacher, work.teacher_engine))
     with tempfile.TemporaryDirectory() as scratch:
         served = []
-        for where, model, engine in given:
+        for where, model, engine in models:
             folder = resolve.fetch(model, store, Path(scratch), weights=False)
             config = fit.read_config(folder, model, where)
             context = fit.context_length(config, engine, model, where)

@@ -8,112 +8,59 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cgd_cli.estimate import (
-    CHARACTERS,
-    READING,
-    WRITING,
-    Asked,
-    Assumptions,
-    Cost,
-    all_asked,
-    costs,
-    fits,
-    harness_of,
-    unpriced,
-)
+from cgd_cli.estimate import CHARACTERS, READING, WRITING, Assumptions, costs, fits, lm_eval_tasks
 from cgd_cli.terminal import plain
 from cgd_operator.planning.dag import Run
 from cgd_stages.models.fit import Misfit
 
 
-def price_table(run: Run, given: Assumptions, gpu: str, misfits: list[Misfit] | None = None) -> RenderableType:
-    """Stages with tokens, GPUs, time, GPU-hours, price and their share; below, what was assumed and what fits: by the
-    sizes that were given, or by the models themselves where `misfits` tells what they were found to be."""
-    found = costs(run, given)
-    hours, money = _hours(found), sum(cost.money for cost in found)
-    shown = Table(
+def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misfit] | None = None) -> RenderableType:
+    """The stages with tokens, GPUs, time, GPU-hours, price and share of the price; below, what fits and what was
+    assumed. `misfits` are verdicts from the models' files; None: the verdicts come from the sizes in their names."""
+    stages = costs(run, assumptions)
+    hours, money = sum(cost.gpu_hours for cost in stages), sum(cost.money for cost in stages)
+    table = Table(
         title=f"CGDRun {run.name}: about {hours:,.1f} GPU-hours, {money:,.0f}", title_justify="left", box=None
     )
     for column in ("stage", "rows", "read", "written", "GPUs", "time", "GPU-hours", "price", ""):
-        shown.add_column(column, justify="left" if column in {"stage", ""} else "right", no_wrap=True)
-    for cost in found:
-        share = cost.money / money if money else 0.0
-        figures = (
-            _count(cost.rows),
-            _count(cost.read),
-            _count(cost.written),
-            str(cost.gpus or ""),
-            _time(cost.seconds),
-        )
-        bar = ProgressBar(total=1.0, completed=share, width=16)
-        shown.add_row(cost.stage, *figures, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", bar)
+        table.add_column(column, justify="left" if column in {"stage", ""} else "right", no_wrap=True)
+    for cost in stages:
+        minutes = round(cost.seconds / 60)
+        time = f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min" if minutes else ""
+        counts = (_count(cost.rows), _count(cost.read), _count(cost.written), str(cost.gpus or ""))
+        share = ProgressBar(total=1.0, completed=cost.money / money if money else 0.0, width=16)
+        table.add_row(cost.stage, *counts, time, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", share)
+    verdicts = [plain(fit.text, "green" if fit.fits else "bold red") for fit in fits(run, assumptions)]
+    if misfits is not None:
+        verdicts = [line for misfit in misfits for line in (plain(misfit.message, "bold red"), plain(misfit.hint))]
+        fine = "prepare would refuse none of its models: by what their files say, they fit"
+        verdicts = verdicts or [plain(fine, "green")]
+    tasks, unpriced = lm_eval_tasks(run, assumptions)
+    missing = f"not in it: {', '.join(unpriced)}: their numbers of documents are not known; set a limit to price them"
+    requests = [plain(f"lm-eval asks every model ({CHARACTERS} characters a token):", "dim")]
+    requests += [plain(f"  {task.text}", "dim") for task in tasks]
     return Group(
-        shown,
+        table,
         "",
-        *_missing(run, given),
-        *_verdicts(run, given, misfits),
+        *([plain(missing, "yellow")] if unpriced else []),
+        *verdicts,
         "",
-        *_assumed(given, gpu),
-        *_tasks(run, given),
+        *_assumed(assumptions, gpu),
+        *(requests if tasks else []),
     )
 
 
-def _verdicts(run: Run, given: Assumptions, misfits: list[Misfit] | None) -> list[Text]:
-    if misfits is None:
-        return [plain(one.text, "green" if one.fits else "bold red") for one in fits(run, given)]
-    told = [text for one in misfits for text in (plain(one.message, "bold red"), plain(one.hint))]
-    return told or [plain("prepare would refuse none of its models: as far as their files tell, they fit", "green")]
-
-
-def price_json(run: Run, given: Assumptions, misfits: list[Misfit] | None = None) -> str:
-    found = costs(run, given)
-    stages = [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in found]
-    verdicts = [{**asdict(one), "fits": one.fits} for one in fits(run, given)]
-    total = {"gpu_hours": _hours(found), "money": sum(cost.money for cost in found)}
-    told = {
-        "total": total,
-        "stages": stages,
-        "unpriced": unpriced(run, given),
-        "tasks": [asdict(one) for one in _asked(run, given)],
-        "fits": verdicts,
-        "misfits": None if misfits is None else [asdict(one) for one in misfits],
-        "assumed": asdict(given),
-    }
-    return json.dumps(told, indent=1)
-
-
-def _hours(found: list[Cost]) -> float:
-    return sum(cost.gpu_hours for cost in found)
-
-
-def _assumed(given: Assumptions, gpu: str) -> list[Text]:
-    teacher = f", teacher {given.teacher / 1e9:g} B" if given.teacher else ""
-    told = (
-        f"assumed: student {given.student / 1e9:g} B{teacher} parameters; {gpu} at {given.gpu_hour:g} an hour;",
-        f"tokens: prompt {given.prompt}, answer {given.answer}, critique {given.critique},",
-        f"refinement {given.refinement}; {given.in_flight} rows in flight; pods start in {given.start_minutes:g} min;",
-        f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {given.mfu:.0%}.",
+def _assumed(assumptions: Assumptions, gpu: str) -> list[Text]:
+    a = assumptions
+    teacher = f", teacher {a.teacher / 1e9:g} B" if a.teacher else ""
+    lines = (
+        f"assumed: student {a.student / 1e9:g} B{teacher} parameters; {gpu} at {a.gpu_hour:g} an hour;",
+        f"tokens: prompt {a.prompt}, answer {a.answer}, critique {a.critique},",
+        f"refinement {a.refinement}; {a.in_flight} rows in flight; pods start in {a.start_minutes:g} min;",
+        f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
-    return [plain(line, "dim") for line in told]
-
-
-def _asked(run: Run, given: Assumptions) -> list[Asked]:
-    work = harness_of(run)
-    return all_asked(work, given) if work else []
-
-
-def _missing(run: Run, given: Assumptions) -> list[Text]:
-    """What the sum leaves out."""
-    names = unpriced(run, given)
-    why = "how many documents lm-eval has of it is not known here; a limit would tell"
-    return [plain(f"not in it: {', '.join(names)}: {why}", "yellow")] if names else []
-
-
-def _tasks(run: Run, given: Assumptions) -> list[Text]:
-    """What is assumed of lm-eval's tasks, for every model."""
-    lines = [plain(f"  {one.text}", "dim") for one in _asked(run, given)]
-    return [plain(f"lm-eval asks every model ({CHARACTERS} characters a token):", "dim"), *lines] if lines else []
+    return [plain(line, "dim") for line in lines]
 
 
 def _count(number: float) -> str:
@@ -123,6 +70,16 @@ def _count(number: float) -> str:
     return f"{number:g}" if number else ""
 
 
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min" if minutes else ""
+def price_json(run: Run, assumptions: Assumptions, misfits: list[Misfit] | None = None) -> str:
+    stages = costs(run, assumptions)
+    tasks, unpriced = lm_eval_tasks(run, assumptions)
+    estimate = {
+        "total": {"gpu_hours": sum(c.gpu_hours for c in stages), "money": sum(c.money for c in stages)},
+        "stages": [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in stages],
+        "unpriced": unpriced,
+        "tasks": [asdict(task) for task in tasks],
+        "fits": [{**asdict(fit), "fits": fit.fits} for fit in fits(run, assumptions)],
+        "misfits": None if misfits is None else [asdict(misfit) for misfit in misfits],
+        "assumed": asdict(assumptions),
+    }
+    return json.dumps(estimate, indent=1)

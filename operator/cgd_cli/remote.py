@@ -1,10 +1,10 @@
-"""The cluster as the commands ask it."""
+"""What the commands ask the cluster for."""
 
 import base64
 import os
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import yaml
 from kubernetes.aio import config as kubeconfigs
@@ -21,7 +21,7 @@ KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class Remote:
-    """A connection to the cluster of the kubeconfig, looking at one namespace."""
+    """A connection to the cluster of the kubeconfig, for one namespace of it."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
@@ -31,8 +31,11 @@ class Remote:
         """Raises UserError when no kubeconfig names a cluster."""
         try:
             cluster = await Cluster.connect(manager="cgd")
-            return cls(cluster, namespace or _context_namespace())
-        except (ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:  # as the client reads it
+            if not namespace:
+                _, active = kubeconfigs.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
+                namespace = str(active["context"].get("namespace") or "default")
+            return cls(cluster, namespace)
+        except (ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:  # what the client raises
             hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
             raise UserError(f"no cluster is configured: {error}", hint=hint) from error
 
@@ -45,20 +48,16 @@ class Remote:
         await self.cluster.close()
 
     async def run(self, name: str) -> Object:
-        """The CGDRun. Raises ApiError (404) when there is none of that name, UserError when there is no such kind."""
-        found = await self.cluster.get(RUN, name, self.namespace)
-        if found is None:
-            await self._require_kind()
-            raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self.namespace}")
-        return found
-
-    async def _require_kind(self) -> None:
+        """The CGDRun. Raises ApiError (404) if no CGDRun has this name, UserError if the cluster lacks the kind."""
+        if run := await self.cluster.get(RUN, name, self.namespace):
+            return run
         try:
             await self.cluster.list(RUN, self.namespace)
         except ApiError as error:
             if error.status != 404:
                 raise
             raise UserError("the cluster knows no CGDRuns", hint="Install cgd-operator, as README.md says.") from error
+        raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self.namespace}")
 
     async def follow(self, name: str) -> AsyncIterator[Object]:
         """The run now and after every change, until it is deleted."""
@@ -70,21 +69,22 @@ class Remote:
                 yield item
 
     async def logs(self, run: Object, stage: str) -> list[tuple[str, str]]:
-        """Name and log of every pod of a stage's child; of the child that the run is at when none is named."""
+        """Name and log of every pod of a stage; of the run's current stage if `stage` is empty."""
         status = run.get("status", {})
-        wanted = stage or str(status.get("stage") or "")
-        child = next((one.get("child") for one in status.get("stages", []) if one["name"] == wanted), None)
+        stage = stage or str(status.get("stage") or "")
+        children = {entry["name"]: entry.get("child") for entry in status.get("stages", [])}
+        child = children.get(stage)
         pods, _ = await self.cluster.list(
             POD, self.namespace, labels=f"{one_of(UID_LABEL, [run['metadata']['uid']])},{STAGE_LABEL}"
         )
-        mine = [pod for pod in pods if child and pod["metadata"]["name"].startswith(child)]
-        if not mine:
-            raise ApiError(404, "NotFound", f"stage {wanted or '(none)'} of {run['metadata']['name']} has no pods")
-        names = sorted(pod["metadata"]["name"] for pod in mine)
+        names = sorted(pod["metadata"]["name"] for pod in pods if child and pod["metadata"]["name"].startswith(child))
+        if not names:
+            raise ApiError(404, "NotFound", f"stage {stage or '(none)'} of {run['metadata']['name']} has no pods")
         return [(name, await self.cluster.log(name, self.namespace)) for name in names]
 
     async def run_and_storage(self, name: str) -> tuple[Object, Storage]:
-        """The run, and its object store; the environment has credentials for it afterwards, if the run has any."""
+        """The run and its object store. Puts the credentials of the run's Secret, if it names one, into the
+        environment, unless that holds some already."""
         run = await self.run(name)
         spec = Run.of(run).spec
         reference = spec.storage.credentials_secret_ref
@@ -92,14 +92,7 @@ class Remote:
             secret = await self.cluster.get(SECRET, reference.name, self.namespace)
             if secret is None:
                 raise ApiError(404, "NotFound", f"there is no Secret {reference.name} in namespace {self.namespace}")
-            held: dict[str, str] = secret.get("data", {})
-            os.environ |= {key: base64.b64decode(held[key]).decode() for key in KEYS if key in held}
-        # The path of the CA is that of the pods; here AWS_CA_BUNDLE says where it is.
+            data: dict[str, str] = secret.get("data", {})
+            os.environ |= {key: base64.b64decode(data[key]).decode() for key in KEYS if key in data}
+        # The path of the CA is one in the pods; here AWS_CA_BUNDLE names the file.
         return run, storage_of(spec.storage).model_copy(update={"ca_bundle": None})
-
-
-def _context_namespace() -> str:
-    """That of the kubeconfig's context."""
-    _, active = kubeconfigs.list_kube_config_contexts(os.environ.get("KUBECONFIG"))
-    context: dict[str, Any] = active["context"]
-    return str(context.get("namespace") or "default")

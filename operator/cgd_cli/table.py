@@ -13,31 +13,26 @@ COLOURS = {"Succeeded": "green", "Running": "cyan", "Failed": "bold red", "Waiti
 
 
 def table(run: dict[str, Any]) -> Table:
-    """Stages with state, progress, rows, speed, ETA and time, from the run's status."""
+    """The stages in a run's status, with state, progress, rows, speed, ETA and time."""
     status = run.get("status", {})
     name, state = run["metadata"]["name"], status.get("state", "Pending")
-    shown = Table(title=f"CGDRun {name}: {state}", title_justify="left", box=None)
-    for column, justify in (
-        ("stage", "left"),
-        ("state", "left"),
-        ("", "left"),
-        ("rows", "right"),
-        ("rej.", "right"),
-        ("tokens/s", "right"),
-        ("ETA", "right"),
-        ("time", "right"),
-    ):
-        shown.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    lines = Table(title=f"CGDRun {name}: {state}", title_justify="left", box=None)
+    for column in ("stage", "state", "", "rows", "rej.", "tokens/s", "ETA", "time"):
+        lines.add_column(column, justify="left" if column in {"stage", "state", ""} else "right", no_wrap=True)
     for stage in status.get("stages", []):
-        shown.add_row(*_row(stage))
-    if message := _message(status):
-        shown.caption, shown.caption_justify = message, "left"
-    return shown
+        lines.add_row(*_cells(stage))
+    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    succeeded = conditions.get("Succeeded", {})
+    if succeeded.get("message") and succeeded.get("status") != "True":
+        lines.caption, lines.caption_justify = str(succeeded["message"]), "left"
+    return lines
 
 
-def _row(stage: dict[str, Any]) -> list[Any]:
+def _cells(stage: dict[str, Any]) -> list[Any]:
     state, percent, rows = stage.get("state", "Pending"), stage.get("percent", 0), stage.get("rows") or {}
     total = rows.get("total")
+    start, completion = moment(stage.get("startTime")), stage.get("completionTime")
+    end = moment(completion) if completion else datetime.now(UTC)  # None: the status holds no valid time
     return [
         stage["name"],
         plain(state, COLOURS.get(state, "dim")),
@@ -46,18 +41,5 @@ def _row(stage: dict[str, Any]) -> list[Any]:
         str(rows["rejected"]) if rows.get("rejected") else "",
         str(stage.get("tokensPerSecond") or ""),
         f"{stage['etaSeconds']}s" if stage.get("etaSeconds") is not None else "",
-        _time(stage),
+        f"{max(0, round((end - start).total_seconds()))}s" if start and end else "",
     ]
-
-
-def _time(stage: dict[str, Any]) -> str:
-    """How long a stage has taken; nothing where its times are none."""
-    start, ended = moment(stage.get("startTime")), stage.get("completionTime")
-    end = moment(ended) if ended else datetime.now(UTC)
-    return f"{max(0, round((end - start).total_seconds()))}s" if start and end else ""
-
-
-def _message(status: dict[str, Any]) -> str:
-    conditions = {one["type"]: one for one in status.get("conditions", [])}
-    told = conditions.get("Succeeded", {})
-    return str(told.get("message", "")) if told.get("status") != "True" else ""

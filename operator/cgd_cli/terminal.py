@@ -1,4 +1,4 @@
-"""Where the commands print. Text is text: no markup is read from it, and no control character reaches the terminal."""
+"""Where the commands print. They print text as text: no markup has an effect, no control character gets through."""
 
 import sys
 from typing import Any
@@ -12,13 +12,13 @@ from cgd_stages.text.printable import printable
 
 
 class Terminal(Console):
-    """Shows strings, also those in cells and titles of tables, as one line of plain text each."""
+    """A console that shows each string, also in cells and titles of tables, as one line of plain text."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, **options)
 
     def render_str(self, text: str, *, style: str | Style = "", **layout: Any) -> Text:
-        """What Rich calls for every string that it meets."""
+        """Rich calls this for every string that it shows."""
         return plain(text, style, justify=layout.get("justify"), overflow=layout.get("overflow"))
 
 
@@ -33,5 +33,5 @@ def panel(body: Text, title: str, *, border: str = "none") -> Panel:
 
 
 def write(text: str) -> None:
-    """The lines of a text on standard output as they are, not laid out for a terminal's width."""
+    """Write the lines of a text to standard output without fitting them to the terminal's width."""
     sys.stdout.write(printable(text, lines=True))

@@ -10,7 +10,7 @@
   const set = (element, text) => { if (element.textContent !== text) element.textContent = text; };
   const give = (element, name, value) => { if (element.getAttribute(name) !== String(value)) element.setAttribute(name, value); };
 
-  // The choice of light or dark goes along from page to page.
+  // The choice of light or dark holds for all pages.
   const root = document.documentElement, kept = localStorage.getItem("cgd-theme");
   if (kept) root.dataset.theme = kept;
   by("theme").addEventListener("click", () => localStorage.setItem("cgd-theme", root.dataset.theme));
@@ -27,7 +27,7 @@
   const clocks = new Set();
   setInterval(() => clocks.forEach((tick) => tick()), 5000);
 
-  // --- tables whose lines stay the same elements while their text changes -------------------------------------------
+  // --- tables that keep their elements and change only texts -------------------------------------------
   const cell = (row, column) => {
     const element = row.appendChild(make(column.head ? "th" : "td", column.className));
     element.setAttribute("role", column.head ? "rowheader" : "cell");
@@ -70,7 +70,7 @@
       this.explain(line, this.why ? this.why(item) : "");
       return line;
     }
-    // A second line below a line, for a text that is too long for a column.
+    // A second line for a text that is too long for a column.
     explain(line, text) {
       if (text && !line.more) {
         line.more = make("tr", "why");
@@ -95,10 +95,10 @@
       line.more?.remove();
       this.lines.delete(key);
     }
-    // Lines in this order and no others; those that are in their place are not touched.
+    // Only these lines, in this order; a line already in its place stays untouched.
     arrange(keys) {
-      const wanted = new Set(keys);
-      for (const key of [...this.lines.keys()]) if (!wanted.has(key)) this.drop(key);
+      const kept = new Set(keys);
+      for (const key of [...this.lines.keys()]) if (!kept.has(key)) this.drop(key);
       let next = this.body.firstChild;
       for (const key of keys) {
         const line = this.lines.get(key);
@@ -141,7 +141,7 @@
       });
     }
     source.addEventListener("error", () => {
-      cut = "cgd ui does not answer: what is shown here may be old. Trying again; if it was ended, start it again.";
+      cut = "cgd ui does not answer: this page may be old. It tries again; if cgd ui has ended, start it again.";
       showTrouble();
       if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(path, listeners), 3000);
     });
@@ -178,11 +178,11 @@
     ], (run) => run.why);
 
     const options = (select, values) => {
-      const there = [...select.options].map((option) => option.value).slice(1);
-      const wanted = [...new Set([...values, ...(select.value ? [select.value] : [])])].sort();
-      if (there.join("\n") === wanted.join("\n")) return;
+      const current = [...select.options].map((option) => option.value).slice(1);
+      const sorted = [...new Set([...values, ...(select.value ? [select.value] : [])])].sort();
+      if (current.join("\n") === sorted.join("\n")) return;
       const chosen = select.value;
-      select.replaceChildren(select.options[0], ...wanted.map((value) => new Option(value, value)));
+      select.replaceChildren(select.options[0], ...sorted.map((value) => new Option(value, value)));
       select.value = chosen;
     };
     const lines = () => [...table.lines.values()];
@@ -191,17 +191,17 @@
       let shown = 0;
       for (const line of lines()) {
         const run = line.item, text = `${run.key} ${run.stage} ${run.state} ${run.why}`.toLowerCase();
-        const hit = words.every((word) => text.includes(word)) && (!state.value || run.state === state.value) && (!space.value || run.namespace === space.value);
-        line.row.hidden = !hit;
-        if (line.more) line.more.hidden = !hit;
-        shown += hit;
+        const matches = words.every((word) => text.includes(word)) && (!state.value || run.state === state.value) && (!space.value || run.namespace === space.value);
+        line.row.hidden = !matches;
+        if (line.more) line.more.hidden = !matches;
+        shown += matches;
       }
       const all = table.lines.size, looks = { work: "at work", still: "waiting", bad: "failed", good: "succeeded" };
       const parts = Object.entries(looks).map(([look, word]) => [lines().filter((line) => line.item.look === look).length, word]);
-      set(by("counts"), [`${shown === all ? all : `${shown} of ${all}`} run${all === 1 ? "" : "s"}`, ...parts.filter(([many]) => many).map(([many, word]) => `${many} ${word}`)].join(" · "));
+      set(by("counts"), [`${shown === all ? all : `${shown} of ${all}`} run${all === 1 ? "" : "s"}`, ...parts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`)].join(" · "));
       table.element.hidden = !shown;
       by("none").hidden = Boolean(shown);
-      set(by("none"), all ? "No run is like that." : "There are no runs here. kubectl apply -f run.yaml makes one; cgd ui -A shows those of all namespaces.");
+      set(by("none"), all ? "No run matches the search." : "There are no runs here. kubectl apply -f run.yaml creates one; cgd ui -A shows those of all namespaces.");
       space.parentElement.hidden = space.options.length < 3 && !space.value;
     };
     const remember = () => {
@@ -225,7 +225,7 @@
       if (event.key === "Escape" && event.target === search) { search.value = ""; remember(); }
     });
 
-    const newestFirst = (one, other) => other.item.created.localeCompare(one.item.created) || one.item.key.localeCompare(other.item.key);
+    const newestFirst = (a, b) => b.item.created.localeCompare(a.item.created) || a.item.key.localeCompare(b.item.key);
     const show = () => {
       options(state, lines().map((line) => line.item.state));
       options(space, lines().map((line) => line.item.namespace));
@@ -235,8 +235,8 @@
     follow("/changes", {
       all: (data) => {
         data.changed.forEach((run) => table.put(run.key, run));
-        const there = new Set(data.changed.map((run) => run.key));
-        [...table.lines.keys()].filter((key) => !there.has(key)).forEach((key) => table.drop(key));
+        const keys = new Set(data.changed.map((run) => run.key));
+        [...table.lines.keys()].filter((key) => !keys.has(key)).forEach((key) => table.drop(key));
         arrange();
         show();
       },
@@ -299,17 +299,17 @@
       figure("GPU-hours", "GPU-h", "gpuHours"),
     ], (stage) => stage.message);
     const conditions = new Table(by("condition-lines"), "Conditions", [
-      { title: "Condition", head: true, text: (one) => one.type },
-      { title: "Status", text: (one) => one.status },
-      { title: "Reason", text: (one) => one.reason },
-      { title: "Message", className: "text-cell", text: (one) => one.message },
-      { title: "For", label: "for", className: "num", text: (one) => span(since(one.lastTransitionTime)) },
+      { title: "Condition", head: true, text: (condition) => condition.type },
+      { title: "Status", text: (condition) => condition.status },
+      { title: "Reason", text: (condition) => condition.reason },
+      { title: "Message", className: "text-cell", text: (condition) => condition.message },
+      { title: "For", label: "for", className: "num", text: (condition) => span(since(condition.lastTransitionTime)) },
     ]);
     const events = new Table(by("event-lines"), "Events", [
-      { title: "Reason", head: true, text: (one) => one.reason },
-      { title: "Type", text: (one) => one.type },
+      { title: "Reason", head: true, text: (event) => event.reason },
+      { title: "Type", text: (event) => event.type },
       { title: "When", ...when("when") },
-      { title: "Message", className: "text-cell", text: (one) => one.message },
+      { title: "Message", className: "text-cell", text: (event) => event.message },
     ]);
     const facts = new Map();
     const fact = (name, text) => {
@@ -325,20 +325,20 @@
       const line = make("p"), button = make("button", "copy", "Copy");
       button.type = "button";
       button.setAttribute("aria-label", `Copy ${text}`);
-      button.addEventListener("click", () => navigator.clipboard.writeText(text).then(() => tell("Copied"), () => tell("The browser does not let this page copy: select the command")));
+      button.addEventListener("click", () => navigator.clipboard.writeText(text).then(() => tell("Copied"), () => tell("The browser does not let this page copy: select the command yourself")));
       line.append(make("code", "uri", text), button);
       return line;
     };
-    const artifact = (one) => {
+    const artifact = (item) => {
       const part = make("div", "artifact"), texts = make("div");
       const uri = texts.appendChild(make("p"));
-      uri.append(make("code", "uri", one.uri));
-      texts.append(command(one.command));
-      if (one.open) {
+      uri.append(make("code", "uri", item.uri));
+      texts.append(command(item.command));
+      if (item.open) {
         const link = texts.appendChild(make("p")).appendChild(make("a", "", "Open the report"));
-        link.href = one.open;
+        link.href = item.open;
       }
-      part.append(make("b", "", one.what), texts);
+      part.append(make("b", "", item.what), texts);
       return part;
     };
     const show = (run) => {
@@ -354,8 +354,8 @@
       first = Math.min(...starts.map((stage) => Date.parse(stage.start)));
       last = Math.max(first + 1000, ...starts.map((stage) => stage.end ? Date.parse(stage.end) : Date.now()));
       stages.fill(run.stages, (stage) => stage.name);
-      conditions.fill(run.conditions, (one) => one.type);
-      events.fill(run.events, (one) => `${one.when} ${one.reason} ${one.message}`);
+      conditions.fill(run.conditions, (condition) => condition.type);
+      events.fill(run.events, (event) => `${event.when} ${event.reason} ${event.message}`);
       by("events").querySelector(".empty").hidden = run.events.length > 0;
       const made = JSON.stringify(run.artifacts);
       if (made !== artifacts) by("artifact-lines").replaceChildren(...run.artifacts.map(artifact));
@@ -370,7 +370,7 @@
           by("all").hidden = false;
           show(shown);
         } else if (!data.trouble) {
-          trouble = shown ? "This run has been deleted; below is what it was last." : "There is no run of this name here.";
+          trouble = shown ? "This run has been deleted; below is its last state." : "No run has this name.";
         }
         set(by("eventless"), data.eventless);
         by("eventless").hidden = !data.eventless;

@@ -1,9 +1,9 @@
-"""`cgd ui`: the runs in a browser, live. It shows and never writes.
+"""`cgd ui`: the runs in a browser, live. It never writes.
 
-It listens on loopback alone, answers GET alone, and only under a name of this machine, so that a page from elsewhere
+It listens on loopback only, answers only GET, and only under a name of this machine, so that a page from elsewhere
 cannot read it by rebinding its own name (DNS rebinding). Other users of the machine can read what it shows: statuses
-and manifests of runs, never a Secret. Each tab keeps one stream of server-sent events: all that there is first, and
-then what has changed.
+and manifests of runs, never a Secret. Each tab keeps one stream of server-sent events: first all runs, then those that
+change.
 """
 
 import asyncio
@@ -28,23 +28,24 @@ from cgd_stages.report.page import page
 
 HERE = Path(__file__).parent
 NAMES = ("127.0.0.1", "localhost", "::1")
-"""What a browser on this machine calls it, also through a tunnel to it."""
+"""The names by which a browser reaches this machine, also through a tunnel to it."""
 QUIET = 15.0
-"""Seconds of silence after which a tab is told that the server is there."""
+"""Seconds of silence after which a stream sends a sign of life."""
 GATHER = 0.2
-"""Seconds in which changes are gathered before a tab is told of them."""
+"""Seconds in which a stream gathers changes before it sends them."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+STREAM = {"Content-Type": "text/event-stream"}
 BOARD, SCOPE = web.AppKey("board", Board), web.AppKey("scope", str)
 
 
 @asynccontextmanager
 async def serving(cluster: Cluster, namespace: str | None, port: int) -> AsyncIterator[str]:
-    """Serve the runs of a namespace, or of all, until the end of the block; its value is the address.
+    """Serve the runs of a namespace, or of all, until the end of the block; yields the address.
 
     Raises ApiError when the runs cannot be listed, OSError when the port is taken.
     """
@@ -53,7 +54,7 @@ async def serving(cluster: Cluster, namespace: str | None, port: int) -> AsyncIt
     await runner.setup()
     try:
         await web.TCPSite(runner, NAMES[0], port).start()
-        async with asyncio.TaskGroup() as group:  # a watch that broke by a fault of ours ends all of it
+        async with asyncio.TaskGroup() as group:  # a watch that fails by a bug of ours ends the server
             following = group.create_task(board.follow(cluster, namespace))
             yield f"http://{NAMES[0]}:{runner.addresses[0][1]}/"
             following.cancel()
@@ -62,21 +63,28 @@ async def serving(cluster: Cluster, namespace: str | None, port: int) -> AsyncIt
 
 
 def _application(board: Board, namespace: str | None) -> web.Application:
+    async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(HEADERS)
+        response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+
+    async def end_streams(_: web.Application) -> None:
+        board.close()
+
     app = web.Application(middlewares=[_guarded])
     app[BOARD], app[SCOPE] = board, namespace or ""
-    app.on_response_prepare.append(_add_headers)
-    app.on_shutdown.append(_end_streams)
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(end_streams)
     app.router.add_get("/", _show_runs)
-    app.router.add_get("/changes", _tell_runs)
+    app.router.add_get("/changes", _stream_runs)
     app.router.add_get("/runs/{namespace}/{name}", _show_run)
-    app.router.add_get("/runs/{namespace}/{name}/changes", _tell_run)
+    app.router.add_get("/runs/{namespace}/{name}/changes", _stream_run)
     app.router.add_get("/runs/{namespace}/{name}/report", _open_report)
     return app
 
 
 @web.middleware
 async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a page of another site may have sent."""
+    """Refuse requests that a page of another site may have sent."""
     try:
         host = urlsplit(f"//{request.host}").hostname
     except ValueError:
@@ -84,15 +92,6 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     if host not in NAMES or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         raise web.HTTPForbidden(text=f"cgd ui answers this machine alone, as http://{NAMES[0]} or localhost\n")
     return await handler(request)
-
-
-async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)
-    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-
-
-async def _end_streams(app: web.Application) -> None:
-    app[BOARD].close()
 
 
 # --- pages
@@ -105,8 +104,8 @@ async def _show_runs(request: web.Request) -> web.Response:
 
 async def _show_run(request: web.Request) -> web.Response:
     name, namespace = request.match_info["name"], request.match_info["namespace"]
-    known = _key(request) in request.app[BOARD].runs
-    return _page(200 if known else 404, title=f"{name} \u00b7 CGD run", run=name, place=f"namespace {namespace}")
+    exists = _key(request) in request.app[BOARD].runs
+    return _page(200 if exists else 404, title=f"{name} \u00b7 CGD run", run=name, place=f"namespace {namespace}")
 
 
 def _page(status: int = 200, **values: Any) -> web.Response:
@@ -120,8 +119,8 @@ def _key(request: web.Request) -> str:
 
 
 async def _open_report(request: web.Request) -> web.Response:
-    """The run's `report.html`, as `cgd report` fetches it: in a process of its own, because the keys of a run's store
-    go into the environment, where the next run must not find them."""
+    """The run's `report.html`. A process of its own runs `cgd report`, because that puts the keys of the run's store
+    into the environment, where the next run must not find them."""
     name, namespace = request.match_info["name"], request.match_info["namespace"]
     if _key(request) not in request.app[BOARD].runs:
         raise web.HTTPNotFound(text=f"there is no CGDRun {name} in namespace {namespace}\n")
@@ -132,11 +131,11 @@ async def _open_report(request: web.Request) -> web.Response:
             sys.executable, "-m", "cgd_cli", *words,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, env=os.environ,
         )  # fmt: skip
-        _, told = await process.communicate()
+        _, errors = await process.communicate()
         if process.returncode:
-            raise web.HTTPBadGateway(text=f"{command(*words[:4])}\n\n{told.decode(errors='replace')}")
+            raise web.HTTPBadGateway(text=f"{command(*words[:4])}\n\n{errors.decode(errors='replace')}")
         html = await asyncio.to_thread(file.read_text)
-    # What a model has written must not reach this server: the page has an origin of its own, and its own policy.
+    # A model has written texts on this page, so it must not reach this server: it gets its own origin and policy.
     headers = {"Content-Security-Policy": "sandbox allow-scripts allow-modals; frame-ancestors 'none'"}
     return web.Response(text=html, content_type="text/html", headers=headers)
 
@@ -144,43 +143,39 @@ async def _open_report(request: web.Request) -> web.Response:
 # --- streams
 
 
-async def _tell_runs(request: web.Request) -> web.StreamResponse:
-    """All runs, then those that change: {changed: [summary], gone: [key], trouble}."""
+async def _stream_runs(request: web.Request) -> web.StreamResponse:
+    """Send all runs, then those that change: {changed: [summary], gone: [key], trouble}."""
     board = request.app[BOARD]
 
-    def news(changed: set[str]) -> dict[str, Any]:
-        there = [summary(board.runs[one]) for one in changed if one in board.runs]
-        return {"changed": there, "gone": [one for one in changed if one not in board.runs], "trouble": board.trouble}
+    def news(keys: set[str]) -> dict[str, Any]:
+        changed = [summary(board.runs[key]) for key in keys if key in board.runs]
+        return {"changed": changed, "gone": [key for key in keys if key not in board.runs], "trouble": board.trouble}
 
+    stream = web.StreamResponse(headers=STREAM)
     with board.reader() as reader:
-        stream = await _stream(request)
+        await stream.prepare(request)
         await _send(stream, "all", news(set(board.runs)))
-        async for changed in _changes(board, stream, reader):
-            await _send(stream, "some", news(changed))
+        async for keys in _changes(board, stream, reader):
+            await _send(stream, "some", news(keys))
     return stream
 
 
-async def _tell_run(request: web.Request) -> web.StreamResponse:
-    """A run, again after every change: {run: detail or null, trouble, eventless}."""
-    board, wanted = request.app[BOARD], _key(request)
+async def _stream_run(request: web.Request) -> web.StreamResponse:
+    """Send a run now and after every change: {run: detail or null, trouble, eventless}."""
+    board, key = request.app[BOARD], _key(request)
 
     def news() -> dict[str, Any]:
-        run = board.runs.get(wanted)
-        shown = detail(run, board.events(run)) if run else None
-        return {"run": shown, "trouble": board.trouble, "eventless": board.eventless}
+        run = board.runs.get(key)
+        page = detail(run, board.events(run)) if run else None
+        return {"run": page, "trouble": board.trouble, "eventless": board.eventless}
 
+    stream = web.StreamResponse(headers=STREAM)
     with board.reader() as reader:
-        stream = await _stream(request)
-        await _send(stream, "run", told := news())
+        await stream.prepare(request)
+        await _send(stream, "run", sent := news())
         async for _ in _changes(board, stream, reader):
-            if (now := news()) != told:
-                await _send(stream, "run", told := now)
-    return stream
-
-
-async def _stream(request: web.Request) -> web.StreamResponse:
-    stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await stream.prepare(request)
+            if (current := news()) != sent:
+                await _send(stream, "run", sent := current)
     return stream
 
 
@@ -189,7 +184,7 @@ async def _send(stream: web.StreamResponse, event: str, data: dict[str, Any]) ->
 
 
 async def _changes(board: Board, stream: web.StreamResponse, reader: Reader) -> AsyncIterator[set[str]]:
-    """What has changed, gathered, until the board is closed."""
+    """The keys of changed runs, gathered, until the board is closed."""
     while not board.closed:
         try:
             await asyncio.wait_for(reader.news.wait(), QUIET)

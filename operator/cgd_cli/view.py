@@ -1,6 +1,6 @@
-"""What the pages of `cgd ui` show of a run, in words: CGDRuns and Events in, values for JSON out. Pure.
+"""The texts and values that the pages of `cgd ui` show of a run: from CGDRuns and Events to JSON. Pure.
 
-Times are ISO texts; how long ago they are is counted in the browser.
+Times are ISO texts; the browser computes how long ago they are.
 """
 
 import shlex
@@ -10,110 +10,94 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from cgd_operator.api.status import CGDRunStatus, Condition, StageStatus
+from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.kube.client import Object
 from cgd_stages.report.page import short_name
 from cgd_stages.results.formatting import count, duration
 
-ENDS = {"Succeeded": "good", "Failed": "bad", "Refused": "bad"}
-"""How a run looks that has ended."""
+ENDED = {"Succeeded": "good", "Failed": "bad", "Refused": "bad"}
+"""The look of a run that has ended, by its state."""
 STILL = ("Suspended", "Pending", "New")
 STAGES = {"Succeeded": "good", "Failed": "bad", "Running": "work", "Waiting": "still", "Suspended": "still"}
-"""How a stage looks that is not to come."""
+"""The look of a stage, by its state; a pending stage has none."""
 STARTING = ("Starting", "NoPods", "Admitted")
-"""Reasons of a stage that waits as every stage does."""
+"""Reasons for a wait that every stage goes through."""
 
 
-def key(thing: Object) -> str:
+def key(item: Object) -> str:
     """Namespace and name."""
-    return f"{thing['metadata']['namespace']}/{thing['metadata']['name']}"
+    return f"{item['metadata']['namespace']}/{item['metadata']['name']}"
 
 
 def page_of(run: Object) -> str:
-    """Path of a run's own page."""
+    """The path of a run's own page."""
     return f"/runs/{quote(key(run))}"
 
 
 def command(*words: str) -> str:
-    """A command of ours as a shell takes it."""
+    """A `cgd` command, quoted for a shell."""
     return shlex.join(("cgd", *words))
 
 
 def summary(run: Object) -> dict[str, Any]:
     """A run's line in the list."""
-    meta = run["metadata"]
-    head = {
+    meta, unreadable = run["metadata"], dict[str, str]()
+    try:
+        status = status_of(run)
+    except ValidationError as error:
+        status, where = CGDRunStatus(), ".".join(str(part) for part in error.errors()[0]["loc"])
+        message = f"this cgd cannot read status.{where}: install the cgd of the operator's version"
+        unreadable = {"state": "Unreadable", "look": "bad", "why": message}
+    stage, reason = _current(status), why(status)
+    names = [entry.name for entry in status.stages]
+    done = sum(100 if entry.state == "Succeeded" else entry.percent or 0 for entry in status.stages)
+    return {
         "key": key(run),
         "namespace": meta["namespace"],
         "name": meta["name"],
         "created": meta["creationTimestamp"],
         "page": page_of(run),
+        "state": status.state,
+        "look": ENDED.get(status.state) or ("still" if reason or status.state in STILL else "work"),
+        "stage": f"{stage.name}, stage {names.index(stage.name) + 1} of {len(names)}" if stage else "",
+        "percent": round(done / len(names)) if names else 0,
+        **_figures(stage),
+        "eta": status.eta or "",
+        "gpuHours": status.usage.gpu_hours,
+        "why": reason,
+        **unreadable,
     }
-    try:
-        return head | _told(status_of(run))
-    except ValidationError as error:
-        return head | _told(CGDRunStatus()) | {"state": "Unreadable", "look": "bad", "why": _unreadable(error)}
 
 
 def detail(run: Object, events: Iterable[Object]) -> dict[str, Any]:
-    """All that a run's own page shows."""
-    shown = summary(run)
+    """Everything on a run's own page."""
     try:
         status = status_of(run)
     except ValidationError:
         status = CGDRunStatus()
     spec = run["spec"]
-    return shown | {
+    return summary(run) | {
         "who": who(run, status),
         "student": short_name(spec["student"]["model"]),
-        "teacher": short_name(teacher(spec)),
+        "teacher": short_name(str(spec["teacher"].get("model") or spec["teacher"]["endpoint"]["model"])),
         "tokens": count(status.usage.tokens),
-        "stages": [_stage(one) for one in status.stages],
-        "conditions": [one.model_dump(by_alias=True) for one in status.conditions],
-        "events": [_event(one) for one in sorted(events, key=_when, reverse=True)],
+        "stages": [_stage(stage) for stage in status.stages],
+        "conditions": [condition.model_dump(by_alias=True) for condition in status.conditions],
+        "events": [
+            {"when": _when(event), **{name: str(event.get(name, "")) for name in ("type", "reason", "message")}}
+            for event in sorted(events, key=_when, reverse=True)
+        ],
         "artifacts": list(_artifacts(run, status)),
     }
 
 
 def status_of(run: Object) -> CGDRunStatus:
-    """The status, parsed. Raises ValidationError for one of another version of the operator."""
+    """The status, parsed. Raises ValidationError for a status of another version of the operator."""
     return CGDRunStatus.model_validate(run.get("status") or {})
 
 
-def teacher(spec: Object) -> str:
-    """The teacher's model, wherever it runs."""
-    given = spec["teacher"]
-    return str(given.get("model") or given["endpoint"]["model"])
-
-
-def _unreadable(error: ValidationError) -> str:
-    where = ".".join(str(part) for part in error.errors()[0]["loc"])
-    return (
-        f"this cgd cannot read status.{where}: the operator is of another version; install the cgd that belongs to it"
-    )
-
-
-def _told(status: CGDRunStatus) -> dict[str, Any]:
-    stage = next((one for one in status.stages if one.name == status.stage), None)
-    told = why(status)
-    done = sum(100 if one.state == "Succeeded" else one.percent or 0 for one in status.stages)
-    return {
-        "state": status.state,
-        "look": ENDS.get(status.state) or ("still" if told or status.state in STILL else "work"),
-        "stage": _place(status, stage),
-        "percent": round(done / len(status.stages)) if status.stages else 0,
-        **_figures(stage),
-        "eta": status.eta or "",
-        "gpuHours": status.usage.gpu_hours,
-        "why": told,
-    }
-
-
-def _place(status: CGDRunStatus, stage: StageStatus | None) -> str:
-    if stage is None:
-        return ""
-    names = [one.name for one in status.stages]
-    return f"{stage.name}, stage {names.index(stage.name) + 1} of {len(names)}"
+def _current(status: CGDRunStatus) -> StageStatus | None:
+    return next((stage for stage in status.stages if stage.name == status.stage), None)
 
 
 def _figures(stage: StageStatus | None) -> dict[str, str]:
@@ -126,59 +110,54 @@ def _figures(stage: StageStatus | None) -> dict[str, str]:
 
 
 def why(status: CGDRunStatus) -> str:
-    """Why a run waits, stands still or has failed; nothing for one that is at work or has succeeded."""
-    conditions = {one.type: one for one in status.conditions}
-    told, stalled = conditions.get("Succeeded"), conditions.get("Stalled")
-    waits = any(one.state == "Waiting" and one.message for one in status.stages if one.name == status.stage)
-    stands = status.state in ("Failed", "Refused", "Suspended") or (stalled is not None and stalled.status == "True")
-    return told.message if told and (waits or stands) else ""
+    """Why a run waits, stands still or has failed; empty for a run that works or has succeeded."""
+    conditions, stage = {condition.type: condition for condition in status.conditions}, _current(status)
+    succeeded, stalled = conditions.get("Succeeded"), conditions.get("Stalled")
+    is_waiting = stage is not None and stage.state == "Waiting" and bool(stage.message)
+    is_stalled = stalled is not None and stalled.status == "True"
+    stands = status.state in ("Failed", "Refused", "Suspended") or is_stalled
+    return succeeded.message if succeeded and (is_waiting or stands) else ""
 
 
 def who(run: Object, status: CGDRunStatus) -> str:
-    """Who must act for a run to go on, and how."""
-    name, namespace = run["metadata"]["name"], run["metadata"]["namespace"]
-    stalled = next((one for one in status.conditions if one.type == "Stalled" and one.status == "True"), None)
-    stage = next((one for one in status.stages if one.name == status.stage), None)
+    """Who must act so that the run goes on, and how."""
+    name, namespace, stage = run["metadata"]["name"], run["metadata"]["namespace"], _current(status)
+    stalled = next((entry for entry in status.conditions if entry.type == "Stalled" and entry.status == "True"), None)
     match status.state:
         case "Succeeded":
             return ""
         case "Refused":
             return "You: correct the field in the manifest and apply it again."
         case "Failed":
-            shown = command("logs", name, stage.name, "-n", namespace) if stage and stage.child else ""
-            logs = f"; {shown} prints its logs" if shown else ""
-            return f"You: change what the message says{logs}."
+            logs = command("logs", name, stage.name, "-n", namespace) if stage and stage.child else ""
+            return f"You: change what the message says{f'; {logs} prints its logs' if logs else ''}."
         case "Suspended":
-            return "You: set spec.suspend to false when it is to go on."
+            return "You: set spec.suspend to false to let the run go on."
         case "New":
-            return "The operator: it has not looked at this run yet. If that lasts, see whether it runs."
+            return "The operator: it has not looked at this run yet. If that lasts, check that the operator runs."
         case _ if stalled and (stage is None or stage.reason != stalled.reason):
-            return _stalled(stalled)
+            if stalled.reason == "TrainingBackendMissing":
+                return "The cluster's administrator: install what the message names."
+            return "You or the cluster's administrator: the message says what is missing or not allowed."
         case _ if stage and (stage.state in ("Waiting", "Suspended") or stage.reason):
-            return _waits(stage)
-    return "Nobody: it is at work."
+            return _who_ends_the_wait(stage)
+    return "Nobody: the run is at work."
 
 
-def _stalled(condition: Condition) -> str:
-    if condition.reason == "TrainingBackendMissing":
-        return "The cluster's administrator: install what the message names."
-    return "You or the cluster's administrator: the message says what is missing or not allowed."
-
-
-def _waits(stage: StageStatus) -> str:
+def _who_ends_the_wait(stage: StageStatus) -> str:
     match stage.reason:
         case None | "Starting" | "NoPods" | "Admitted":
             return "Nobody: its pods are being started."
         case "Retrying":
-            return "Nobody yet: it is tried again by itself."
+            return "Nobody yet: the operator tries again by itself."
         case "WaitingForQuota" | "WaitingForAdmission":
-            return "Nobody, if the queue moves: it starts when there is quota. Else the queue's administrator."
+            return "Nobody, if the queue moves: the stage starts when there is quota. Else the queue's administrator."
         case "Unschedulable":
             return "The cluster's administrator or autoscaler: no node takes the pod. Or you: ask for less."
         case "NodeLost":
             return "The cluster's administrator: bring the node back, or say that it is off. The message says how."
         case "NotStarted" | "PodsMissing" | "WebhookUnavailable" | "FailedCreatePodSandBox":
-            return "The cluster's administrator: see to what the message names."
+            return "The cluster's administrator: repair what the message names."
         case "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName":
             return "The operator's administrator: the image cannot be pulled."
     return "You: do what the message says." if stage.message else "Nobody: its pods are being started."
@@ -202,17 +181,12 @@ def _stage(stage: StageStatus) -> dict[str, Any]:
     }
 
 
-def _event(event: Object) -> dict[str, str]:
-    fields = ("type", "reason", "message")
-    return {"when": _when(event), **{name: str(event.get(name, "")) for name in fields}}
-
-
 def _when(event: Object) -> str:
     return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
 
 
 def _artifacts(run: Object, status: CGDRunStatus) -> Iterable[dict[str, str]]:
-    """What the run has made, where, and how to look at it."""
+    """The artifacts of the run, where they are, and the commands that show them."""
     made, place = status.artifacts, (run["metadata"]["name"], "-n", run["metadata"]["namespace"])
     if made.quadruples:
         yield {"what": "Quadruples", "uri": made.quadruples, "command": command("rows", *place)}

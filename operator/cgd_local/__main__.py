@@ -1,10 +1,10 @@
-"""The demo: a whole CGDRun on one machine, with everything that a cluster would bring.
+"""The demo: a whole CGDRun on one machine, with everything that a cluster would provide.
 
     python -m cgd_local [--manifest FILE] [--folder .demo] [--file CONFIGMAP/KEY=PATH ...]
 
 Real: the operator process, kubectl, vLLM, DeepSpeed, the S3 server, the language model. Stand-ins: the API server, the
-controllers and the node of this package. With KUBECONFIG set, that API server is used instead, provided that it has no
-nodes of its own. What is stored in the folder's S3 survives: running it again resumes.
+controllers and the node of this package. With KUBECONFIG set, the demo uses that API server, which must have no nodes
+of its own. The folder's S3 keeps its data: the next demo resumes the run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
         help="put a file into a ConfigMap before the run is applied (repeatable)",
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background commands ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background commands ignore SIGINT
     options.folder.mkdir(parents=True, exist_ok=True)
     try:
         sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve(), QUICKSTART + options.file)))
@@ -55,7 +55,7 @@ async def _until_stopped(manifest: Path, folder: Path, files: list[str]) -> int:
     try:
         return await work
     except asyncio.CancelledError:
-        print("stopped; every process has ended. `make demo` goes on from what is stored.")
+        print("stopped; every process has ended. `make demo` resumes from the stored data.")
         return 130
 
 

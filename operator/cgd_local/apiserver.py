@@ -4,9 +4,9 @@
     await server.start()
     Path("kubeconfig").write_text(server.kubeconfig())
 
-It is kube-apiserver and etcd and nothing else: no garbage collection, no controllers, no kubelet. It listens on
-loopback, asks nobody who they are, and keeps everything in memory: `stop` and `start` of one object is a restart. It
-speaks JSON only, and every page of a list shows what is there when it is asked for.
+It plays kube-apiserver and etcd, and nothing else: no garbage collection, no controllers, no kubelet. It listens on
+loopback, authenticates nobody, and keeps everything in memory: `stop` and then `start` of one object is a restart. It
+speaks only JSON, and each page of a list shows the objects at the time of its request.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class ApiServer:
     """The server.
 
     Args:
-        history: how many writes per kind a watch can catch up with; older versions are answered with 410.
-        bookmark_seconds: after how long a silence a watch that allows bookmarks gets one.
-        fault: called with every request before it is served; a response that it returns is the answer.
+        history: writes per kind with which a watch can catch up; the answer to an older version is 410.
+        bookmark_seconds: silence after which a watch that allows bookmarks gets one.
+        fault: called with each request before the server handles it; a response that it returns is the answer.
     """
 
     def __init__(self, *, history: int = 10_000, bookmark_seconds: float = 30, fault: Fault | None = None) -> None:
@@ -56,7 +56,7 @@ class ApiServer:
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int = 0) -> None:
-        """Listen on loopback; port 0 takes a free one, `url` says which."""
+        """Listen on loopback; port 0 takes a free port, and `url` names it."""
         app = web.Application(client_max_size=_LARGEST)
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
@@ -121,16 +121,13 @@ class ApiServer:
             case ["api", _] | ["apis", _, _] as words:
                 return _answer(discovery.resource_list("/".join(words[1:]), served))
             case ["api", _, _, *_] | ["apis", _, _, _, *_] as words:
-                return await self._serve(Target.of(request, self.registry, words))
+                target = Target.of(request, self.registry, words)
+                verb = _VERBS.get((request.method, target.subresource or ("object" if target.name else "collection")))
+                lacks_namespace = target.resource.namespaced and not target.namespace and request.method != "GET"
+                if verb is None or lacks_namespace:
+                    raise ApiError(405, "the server does not allow this method on the requested resource")
+                return await verb(self, target)
         raise ApiError(404, "the server could not find the requested resource")
-
-    async def _serve(self, target: Target) -> web.StreamResponse:
-        method, place = target.request.method, target.subresource or ("object" if target.name else "collection")
-        verb = _VERBS.get((method, place))
-        everywhere = target.resource.namespaced and not target.namespace and method != "GET"
-        if verb is None or everywhere:
-            raise ApiError(405, "the server does not allow this method on the requested resource")
-        return await verb(self, target)
 
     # --- verbs
 
@@ -155,7 +152,7 @@ class ApiServer:
         try:
             async for event in events(self.registry.store, target, self._bookmark_seconds):
                 await response.write(_dumps(event) + b"\n")
-        except ApiError as error:  # a watch tells its errors as events
+        except ApiError as error:  # a watch reports its errors as events
             await response.write(_dumps({"type": "ERROR", "object": error.status()}) + b"\n")
         await response.write_eof()
         return response
@@ -178,8 +175,8 @@ class ApiServer:
             case "application/strategic-merge-patch+json" if not resource.custom:
                 return self._updated(target, lambda live: merge_patch(live, patch, resource.schema))
             case "application/apply-patch+yaml":
-                done, created = self.registry.apply(resource, target.key, patch, target.write("Apply"))
-                return _answer(done, 201 if created else 200)
+                stored, created = self.registry.apply(resource, target.key, patch, target.write("Apply"))
+                return _answer(stored, 201 if created else 200)
         raise ApiError(415, "the body of the request was in an unknown format")
 
     def _updated(self, target: Target, change: Callable[[Json], Json]) -> web.StreamResponse:
@@ -187,32 +184,40 @@ class ApiServer:
 
     async def _delete(self, target: Target) -> web.StreamResponse:
         options = drop_nulls(await target.body()) if target.request.can_read_body else {}
-        asked = ("propagationPolicy", "gracePeriodSeconds", "dryRun")
-        options |= {name: target.text(name) for name in asked if target.text(name)}
+        parameters = ("propagationPolicy", "gracePeriodSeconds", "dryRun")
+        options |= {name: target.text(name) for name in parameters if target.text(name)}
         return _answer(self.registry.delete(target.resource, target.key, options))
 
     async def _bind(self, target: Target) -> web.StreamResponse:
-        """The scheduler's word: this pod runs on that node."""
+        """Bind a pod to a node, as the scheduler asks."""
         node = (await target.body())["target"]["name"]
 
         def change(pod: Json) -> Json:
-            if taken := pod["spec"].get("nodeName"):
-                raise ApiError(409, f'pod {target.name} is already assigned to node "{taken}"')
+            if current := pod["spec"].get("nodeName"):
+                raise ApiError(409, f'pod {target.name} is already assigned to node "{current}"')
             return pod | {"spec": pod["spec"] | {"nodeName": node}}
 
         self.registry.update(target.resource, target.key, change, target.write())
         return _answer(success({"name": target.name, "kind": "pods"}), 201)
 
     async def _log(self, target: Target) -> web.StreamResponse:
-        """A pod's log, asked from the kubelet of its node as the real server does."""
+        """A pod's log, which the server requests from the kubelet of the pod's node, as the real server does."""
         pod = self.registry.get(target.resource, target.key)
-        if "nodeName" not in pod["spec"]:
+        name = pod["spec"].get("nodeName")
+        if name is None:
             return web.Response(text="")
-        container = target.text("container") or pod["spec"]["containers"][0]["name"]
-        url = f"{self._kubelet(pod['spec']['nodeName'])}/containerLogs/{target.namespace}/{target.name}/{container}"
-        patience = aiohttp.ClientTimeout(sock_connect=5)
+        node = self.registry.get(self.registry.resources["nodes"], ("", name))
         try:
-            async with aiohttp.request("GET", url, params=target.request.query, timeout=patience) as answer:
+            addresses = node["status"]["addresses"]
+            (address,) = [entry["address"] for entry in addresses if entry["type"] == "InternalIP"]
+            kubelet = f"http://{address}:{node['status']['daemonEndpoints']['kubeletEndpoint']['Port']}"
+        except (KeyError, ValueError) as error:
+            raise ApiError(500, f'node "{name}" names no InternalIP address or no kubelet port') from error
+        container = target.text("container") or pod["spec"]["containers"][0]["name"]
+        url = f"{kubelet}/containerLogs/{target.namespace}/{target.name}/{container}"
+        timeout = aiohttp.ClientTimeout(sock_connect=5)
+        try:
+            async with aiohttp.request("GET", url, params=target.request.query, timeout=timeout) as answer:
                 if answer.status >= 400:
                     raise ApiError(answer.status, (await answer.text()).strip())
                 response = web.StreamResponse(headers={"Content-Type": "text/plain"})
@@ -223,14 +228,6 @@ class ApiServer:
                 return response
         except aiohttp.ClientConnectorError as error:
             raise ApiError(500, f"Get {url}: {error}") from error
-
-    def _kubelet(self, name: str) -> str:
-        node = self.registry.get(self.registry.resources["nodes"], ("", name))
-        try:
-            (address,) = [one["address"] for one in node["status"]["addresses"] if one["type"] == "InternalIP"]
-            return f"http://{address}:{node['status']['daemonEndpoints']['kubeletEndpoint']['Port']}"
-        except (KeyError, ValueError) as error:
-            raise ApiError(500, f'node "{name}" tells no InternalIP address or no kubelet port') from error
 
 
 _VERBS: dict[tuple[str, str], Verb] = {
@@ -249,7 +246,7 @@ _VERBS: dict[tuple[str, str], Verb] = {
 
 
 def _dumps(body: Any) -> bytes:
-    """JSON; half a character (a log cut in the middle) must not make the object unreadable for ever."""
+    """JSON. Half a character (from a log cut in its middle) must not make the object unreadable for ever."""
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 

@@ -1,8 +1,7 @@
-"""How the API server reads a request's body: an apply by a YAML reader, everything else by a JSON reader.
+"""How the API server reads a request's body: an apply by Go's YAML reader, everything else by Go's JSON reader.
 
-The YAML reader is Go's (go.yaml.in/yaml/v2 2.4), and this plays what it makes of JSON: it takes no escape of half a
-character, not even two halves in a row, and no control characters as they are. The JSON reader is Go's as well: half a
-character becomes U+FFFD.
+The YAML reader (go.yaml.in/yaml/v2 2.4), as played here, refuses some JSON: escapes of half a character, even two
+halves in a row, and control characters that are not escaped. The JSON reader turns half a character into U+FFFD.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from cgd_local.statuses import bad_request
 
 _NOT_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-"""U+0085, U+2028 and U+2029 are not refused by the real reader, but read as line breaks, and lost."""
+"""The real reader does not refuse U+0085, U+2028 and U+2029: it takes them for line breaks and loses them."""
 _NO_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\(?:/|u[dD][89a-fA-F])")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -23,7 +22,7 @@ def read_json(text: str) -> Any:
     """The body of a request.
 
     Raises:
-        ApiError: 400, it is no JSON.
+        ApiError: 400 if it is not JSON.
     """
     body = _loads(text)
     if _HALF.search(text):
@@ -36,7 +35,7 @@ def read_apply(text: str) -> Any:
     """The body of an apply, which must be JSON as well.
 
     Raises:
-        ApiError: 400, it is no JSON, or the YAML reader does not take it.
+        ApiError: 400 if it is not JSON, or the YAML reader refuses it.
     """
     if not text.isascii() or "\x7f" in text:
         _refuse(_NOT_AS_IT_IS.search(text), "control characters are not allowed")
@@ -45,19 +44,18 @@ def read_apply(text: str) -> Any:
     return _loads(text)
 
 
-def _refuse(found: re.Match[str] | None, why: str) -> None:
-    if found:
-        raise bad_request(f"error decoding YAML: error converting YAML to JSON: yaml: {why}: {found[0]!a}")
+def _refuse(offence: re.Match[str] | None, why: str) -> None:
+    if offence:
+        raise bad_request(f"error decoding YAML: error converting YAML to JSON: yaml: {why}: {offence[0]!a}")
 
 
 def _loads(text: str) -> Any:
+    def integer(digits: str) -> int | float:
+        """A number beyond 64 bits is a float, even without a point."""
+        number = int(digits)
+        return number if -(2**63) <= number < 2**63 else float(number)
+
     try:
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, parse_int=integer)
     except ValueError as error:
         raise bad_request(f"error decoding the body: {error}") from error
-
-
-def _integer(digits: str) -> int | float:
-    """A number without a point, which is no integer where 64 bits do not hold it."""
-    number = int(digits)
-    return number if -(2**63) <= number < 2**63 else float(number)

@@ -4,7 +4,7 @@
         print(cluster.kubeconfig_path)      # for the operator, kubectl and everybody else
 
 Everything runs in this process except the containers, which end with it. The controllers and the node are ordinary
-clients: with `kubeconfig` they serve an API server that somebody else runs, one without controllers of its own.
+clients: with `kubeconfig` they work with another API server, which must have no controllers of its own.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ READY_SECONDS = 60.0
 
 
 def venv_environment() -> dict[str, str]:
-    """What the project's image would bring: this interpreter's programs first on the PATH, UTF-8, nothing else."""
+    """The environment of the project's image: this interpreter's programs first on the PATH, and UTF-8."""
     path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {"PATH": path, "LANG": "C.UTF-8"}
 
@@ -45,9 +45,9 @@ def venv_environment() -> dict[str, str]:
 class LocalCluster:
     """A whole cluster in one folder.
 
-    `environment` is the image environment of every container. `gpus` is what the node claims to have. `backoff` is how
-    long whatever failed waits before it is tried again. `kubeconfig` names an API server to use instead of one of our
-    own. It must have no controllers or nodes already, as with `real_apiserver`: two would fight.
+    `environment` is the image environment of every container; `gpus` is the number of GPUs that the node claims;
+    `backoff` is the wait in seconds before a failed pod or container runs again. `kubeconfig` names an API server to
+    use instead of our own. It must have no controllers or nodes, as with `real_apiserver`: two would fight.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LocalCluster:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Controllers first, so that nothing is replaced; then every process; then the API."""
+        """End the controllers first, so that they replace nothing; then every process; then the API."""
         await self._stack.aclose()
 
     async def _start(self) -> None:
@@ -108,13 +108,13 @@ class LocalCluster:
 
 
 async def install(client: Cluster, crd: Object) -> None:
-    """Create a CRD and wait until its kind is served."""
+    """Create a CRD and wait until the server serves its kind."""
     with contextlib.suppress(AlreadyExists):
         await client.create(CRD, crd)
     async with asyncio.timeout(READY_SECONDS):
         while True:
-            found = await client.get(CRD, crd["metadata"]["name"])
-            if found and condition(found.get("status", {}).get("conditions") or [], "Established"):
+            stored = await client.get(CRD, crd["metadata"]["name"])
+            if stored and condition(stored.get("status", {}).get("conditions") or [], "Established"):
                 return
             await asyncio.sleep(0.05)
 
@@ -123,11 +123,13 @@ async def install(client: Cluster, crd: Object) -> None:
 async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
     """etcd and kube-apiserver from a folder such as `$KUBEBUILDER_ASSETS`; yields the path of a kubeconfig.
 
-    Loopback, TLS with a certificate the server signs itself, one user with a random token who may do everything, no
-    ServiceAccount admission (no controller manager is there to make the accounts). Every call is in the audit log,
-    `audit.jsonl` in the folder. Tried with Kubernetes 1.20.2 and etcd 3.5, the newest that could be built here.
+    It uses loopback, TLS with a certificate that the server signs itself, one user with a random token and all rights,
+    and no ServiceAccount admission (no controller manager makes the accounts). `audit.jsonl` in the folder logs every
+    call. Tried with Kubernetes 1.20.2 and etcd 3.5, the newest that could be built here.
     """
-    store, peers, port = _free_ports(3)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        store, peers, port = (listener.getsockname()[1] for listener in sockets)
     token, key = _prepare(folder)
     etcd = f"""
         --data-dir={folder}/etcd
@@ -155,7 +157,7 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
         for program, flags in (("etcd", etcd), ("kube-apiserver", server)):
             command = [str(assets / program), *map(str.strip, flags.strip().splitlines())]
             processes.append(launch(command, {"HOME": str(folder)}, folder, folder / f"{program}.log"))
-        await _serves(kubeconfig, processes)
+        await _await_namespace(kubeconfig, processes)
         yield kubeconfig
     finally:
         for process in reversed(processes):
@@ -174,8 +176,8 @@ def _prepare(folder: Path) -> tuple[str, Path]:
     return token, key
 
 
-async def _serves(kubeconfig: Path, processes: list[subprocess.Popen[bytes]]) -> None:
-    """Wait until the API server has made its first namespace."""
+async def _await_namespace(kubeconfig: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until the API server has created its first namespace."""
     async with asyncio.timeout(READY_SECONDS), await Cluster.connect(str(kubeconfig), manager="cgd-local") as client:
         while all(process.poll() is None for process in processes):
             with contextlib.suppress(ApiError):
@@ -194,9 +196,3 @@ def _write_kubeconfig(path: Path, url: str, token: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts}))
     return path
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]

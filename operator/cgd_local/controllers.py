@@ -1,8 +1,8 @@
-"""What every controller here shares: the loop that looks, decides and acts; Events, conditions, owner references.
+"""What all controllers here share: the loop that looks, decides and acts; Events, conditions, owner references.
 
-A controller is an ordinary client of the API. It keeps nothing: a change of an object or of one of its pods makes it
-read both afresh and ask `decide`, a pure function of them and the time. That costs a list per look and saves the caches
-and "expectations" of the real controllers; at the size of a development cluster the trade is good.
+A controller is an ordinary client of the API and keeps no state: when an object or one of its pods changes, it reads
+both again and calls `decide`, a pure function of them and the time. Each look costs a list, and needs none of the
+caches and "expectations" of the real controllers: a good trade at the size of a development cluster.
 """
 
 import asyncio
@@ -20,48 +20,42 @@ from cgd_operator.kube.kinds import EVENT, POD, AlreadyExists, ApiError, Kind
 log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = 10.0
-"""The default wait before what has failed is tried again."""
+"""The default wait before a failed pod or container runs again."""
 REFUSED_SECONDS = 1.0
-"""The wait before what the API server has refused is tried again."""
+"""The wait before a new try, after the API server has refused to create an object."""
 SERVICE = Kind("v1", "Service", "services")
 Key = tuple[str, str]  # namespace, name
 
 
 @dataclass
 class Decision:
-    """What one look at an owner and what it controls leads to."""
+    """What a controller does after one look at an owner and the objects that it controls."""
 
     status: Object
     create: list[Object] = field(default_factory=list)
     delete: list[Object] = field(default_factory=list)
     release: list[Object] = field(default_factory=list)
-    """What has the controller's finalizer and need not have it any more."""
+    """Objects that lose the controller's finalizer."""
     services: list[Object] = field(default_factory=list)
-    """Services that there are to be."""
+    """Services that must exist."""
     unserved: list[str] = field(default_factory=list)
-    """Names of Services that are to go."""
+    """Names of Services to delete."""
     events: list[tuple[str, str, str]] = field(default_factory=list)
     """Type (Normal or Warning), reason and message."""
     again: float | None = None
     """Seconds after which to look again even if nothing changes."""
     expired: bool = False
-    """The owner itself is to go."""
-
-    def refused(self, count: int) -> None:
-        """So many of `create` could not be made: they are tried again."""
-        self.again = min(self.again or REFUSED_SECONDS, REFUSED_SECONDS)
-        if "active" in self.status:
-            self.status["active"] -= count
+    """Whether to delete the owner itself."""
 
     def expire(self, ended: Object, ttl: int | None, time_now: float) -> None:
-        """Let the owner go when its time to live after the condition `ended` is over."""
+        """Delete the owner when its time to live after the condition `ended` is over."""
         if ttl is not None:
             left = seconds(ended["lastTransitionTime"]) + ttl - time_now
             self.expired, self.again = left <= 0, max(left, 1.0)
 
 
 class Controller:
-    """Looks at objects of one kind, one at a time, whenever they or what they control (`makes`) change."""
+    """Looks at objects of one kind, one at a time, when they or the objects that they control (`makes`) change."""
 
     def __init__(
         self,
@@ -74,9 +68,9 @@ class Controller:
     ) -> None:
         self._cluster, self._kind, self._decide, self._makes = cluster, kind, decide, makes
         self._finalizer = finalizer
-        """With which it holds what it makes."""
+        """The finalizer with which it holds the objects that it makes."""
         self._refusal = refusal
-        """Reason of the Event that tells a refused creation."""
+        """The reason of the Event about a refused creation."""
         self._name = f"{kind.kind.lower()}-controller"
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
@@ -118,40 +112,31 @@ class Controller:
         owner = await self._cluster.get(self._kind, name, namespace)
         made, _ = await self._cluster.list(self._makes, namespace)
         if owner is None or "deletionTimestamp" in owner["metadata"]:
-            named = (self._kind.kind, name)
-            await self._release(one for one in made if _controller_name(one) == named)
+            for item in made:
+                controller = controller_of(item)
+                if (controller.get("kind"), controller.get("name")) == (self._kind.kind, name):
+                    await self._release([item])
             return None
-        mine = [item for item in made if controller_of(item).get("uid") == owner["metadata"]["uid"]]
-        decision = self._decide(await self._complete(owner), mine, time.time())
+        controlled = [item for item in made if controller_of(item).get("uid") == owner["metadata"]["uid"]]
+        decision = self._decide(await self._complete(owner), controlled, time.time())
         await self._act(owner, decision)
         return decision.again
 
     async def _complete(self, owner: Object) -> Object:
-        """The owner with whatever else is needed to decide."""
+        """The owner with everything else that `decide` needs."""
         return owner
 
     async def _act(self, owner: Object, decision: Decision) -> None:
         meta = owner["metadata"]
         name, namespace, uid = meta["name"], meta["namespace"], meta["uid"]
         what, propagation = self._makes.kind.lower(), "Background" if self._makes is POD else "Foreground"
-        await self._release(decision.delete)  # what it deletes itself has not failed
+        await self._release(decision.delete)  # a pod that the controller deletes has not failed
         for item in decision.delete:
             made, made_uid = item["metadata"]["name"], item["metadata"]["uid"]
             await self._cluster.delete(self._makes, made, namespace, uid=made_uid, propagation=propagation)
             decision.events.append(("Normal", "SuccessfulDelete", f"Deleted {what}: {made}"))
         await self._release(decision.release)
-        for count, item in enumerate(decision.create):
-            try:
-                await self._cluster.create(self._makes, item)
-            except AlreadyExists:  # a namesake is still leaving; its end brings us back
-                continue
-            except ApiError as error:
-                if error.status not in (400, 403, 422):
-                    raise
-                await self._tell_refusal(owner, error, self._makes)
-                decision.refused(len(decision.create) - count)
-                break
-            decision.events.append(("Normal", "SuccessfulCreate", f"Created {what}: {item['metadata']['name']}"))
+        await self._create(owner, decision)
         for service in decision.unserved:
             await self._cluster.delete(SERVICE, service, namespace)
         await self._serve(owner, decision)
@@ -163,11 +148,30 @@ class Controller:
         if decision.expired:
             await self._cluster.delete(self._kind, name, namespace, uid=uid, propagation="Foreground")
 
+    async def _create(self, owner: Object, decision: Decision) -> None:
+        """Create the objects until the server refuses one; the next look tries again."""
+        for count, item in enumerate(decision.create):
+            try:
+                await self._cluster.create(self._makes, item)
+            except AlreadyExists:  # another object of this name is still ending; its end triggers the next look
+                continue
+            except ApiError as error:
+                if error.status not in (400, 403, 422):
+                    raise
+                await self._record_refusal(owner, error, self._makes)
+                decision.again = min(decision.again or REFUSED_SECONDS, REFUSED_SECONDS)
+                if "active" in decision.status:
+                    decision.status["active"] -= len(decision.create) - count
+                break
+            decision.events.append(
+                ("Normal", "SuccessfulCreate", f"Created {self._makes.kind.lower()}: {item['metadata']['name']}")
+            )
+
     async def _serve(self, owner: Object, decision: Decision) -> bool:
-        """Make the Services that are missing; whether all are there now."""
+        """Create the missing Services. True when all exist."""
         namespace = owner["metadata"]["namespace"]
-        known = (await self._cluster.list(SERVICE, namespace))[0] if decision.services else []
-        names = {service["metadata"]["name"] for service in known}
+        existing = (await self._cluster.list(SERVICE, namespace))[0] if decision.services else []
+        names = {service["metadata"]["name"] for service in existing}
         for service in decision.services:
             if service["metadata"]["name"] in names:
                 continue
@@ -176,7 +180,7 @@ class Controller:
             except ApiError as error:
                 if error.status not in (400, 403, 422):
                     raise
-                await self._tell_refusal(owner, error, SERVICE)
+                await self._record_refusal(owner, error, SERVICE)
                 decision.again = REFUSED_SECONDS
                 return False
             name = service["metadata"]["name"]
@@ -187,11 +191,11 @@ class Controller:
         for item in items:
             meta = item["metadata"]
             if self._finalizer and self._finalizer in (meta.get("finalizers") or []):
-                left = [one for one in meta["finalizers"] if one != self._finalizer]
+                left = [finalizer for finalizer in meta["finalizers"] if finalizer != self._finalizer]
                 body = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": left}}
                 await self._cluster.patch(self._makes, meta["name"], meta["namespace"], body)
 
-    async def _tell_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
+    async def _record_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
         reason = "FailedCreateService" if kind is SERVICE else self._refusal
         message = f"Error creating: {error.message}"
         await record(self._cluster, owner, "Warning", reason, message, component=self._name)
@@ -210,15 +214,15 @@ async def forever(what: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def stop_task(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it has ended: a client whose time-out is over at that moment takes the first cancellation for
-    its own, and goes on."""
+    """Cancel a task until it has ended: a client whose time-out expires at that moment takes the first cancellation for
+    its own time-out, and continues."""
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=1.0)
 
 
 async def record(cluster: Cluster, about: Object, kind: str, reason: str, message: str, *, component: str) -> None:
-    """Write an Event (`kind` Normal or Warning), or that it was seen again. A courtesy: nothing fails without it."""
+    """Write an Event (`kind` Normal or Warning), or the time at which it happened again. Nothing fails without it."""
     meta = about["metadata"]
     digest = hashlib.sha256(f"{meta['uid']}/{reason}/{message}".encode()).hexdigest()[:16]
     name, reference = f"{meta['name'][:200]}.{digest}", {name: about[name] for name in ("apiVersion", "kind")}
@@ -241,29 +245,29 @@ async def record(cluster: Cluster, about: Object, kind: str, reason: str, messag
     except AlreadyExists:
         await cluster.patch(EVENT, name, meta["namespace"], {"lastTimestamp": now()})
     except ApiError as error:
-        log.warning("no event %s for %s: %s", reason, meta["name"], error)
+        log.warning("could not write the event %s for %s: %s", reason, meta["name"], error)
 
 
 def set_condition(conditions: list[Object], kind: str, status: str, reason: str, message: str) -> bool:
-    """Set one condition in place; the transition time moves only with the status. True when the status changed."""
-    found = next((c for c in conditions if c["type"] == kind), None)
-    changed = found is None or found["status"] != status
-    if found is None:
-        found = {"type": kind}
-        conditions.append(found)
-    found |= {"status": status, "reason": reason, "message": message}
+    """Set a condition in place. The transition time changes only with the status. True when the status changed."""
+    entry = next((entry for entry in conditions if entry["type"] == kind), None)
+    changed = entry is None or entry["status"] != status
+    if entry is None:
+        entry = {"type": kind}
+        conditions.append(entry)
+    entry |= {"status": status, "reason": reason, "message": message}
     if changed:
-        found["lastTransitionTime"] = now()
+        entry["lastTransitionTime"] = now()
     return changed
 
 
 def condition(conditions: Iterable[Object], kind: str) -> Object | None:
-    """The condition of that type when it is True."""
+    """The condition of that type, if it is True."""
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
 def owned(kind: Kind, owner: Object, name: str, labels: Object) -> Object:
-    """The metadata of what a controller makes for an owner."""
+    """The metadata of an object that a controller makes for an owner."""
     meta = owner["metadata"]
     reference = {"apiVersion": kind.api_version, "kind": kind.kind, "name": meta["name"], "uid": meta["uid"]}
     references = [reference | {"controller": True, "blockOwnerDeletion": True}]
@@ -271,36 +275,31 @@ def owned(kind: Kind, owner: Object, name: str, labels: Object) -> Object:
 
 
 def headless(metadata: Object, selector: Object, **spec: Any) -> Object:
-    """A Service that is a name for pods and has no address of its own."""
+    """A Service that gives pods a name and has no address."""
     spec = {"clusterIP": "None", "selector": selector, **spec}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
 
 def pod_of(kind: Kind, owner: Object, template: Object, name: str, labels: Object, annotations: Object) -> Object:
-    """A pod of an owner: its template, and what the controller adds."""
-    given = template.get("metadata") or {}
+    """A pod of an owner, from the owner's template and the controller's labels and annotations."""
+    meta = template.get("metadata") or {}
     metadata = {
-        **owned(kind, owner, name, {**(given.get("labels") or {}), **labels}),
-        "annotations": {**(given.get("annotations") or {}), **annotations},
+        **owned(kind, owner, name, {**(meta.get("labels") or {}), **labels}),
+        "annotations": {**(meta.get("annotations") or {}), **annotations},
     }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
 
 def with_env(template: Object, entries: list[Object]) -> Object:
-    """A template whose containers have these variables, too."""
+    """The template, with these variables added to its containers."""
     containers = [c | {"env": [*(c.get("env") or []), *entries]} for c in template["spec"]["containers"]]
     return template | {"spec": template["spec"] | {"containers": containers}}
 
 
 def controller_of(item: Object) -> Object:
-    """The owner reference of the controller; empty when there is none."""
+    """The owner reference of the object's controller; empty without a controller."""
     references: list[Object] = item["metadata"].get("ownerReferences") or []
-    return next((r for r in references if r.get("controller")), {})
-
-
-def _controller_name(item: Object) -> tuple[str, str]:
-    owner = controller_of(item)
-    return owner.get("kind", ""), owner.get("name", "")
+    return next((reference for reference in references if reference.get("controller")), {})
 
 
 def phase(pod: Object) -> str:
@@ -312,7 +311,7 @@ def is_over(pod: Object) -> bool:
 
 
 def is_leaving(pod: Object) -> bool:
-    """It is being deleted, and has not ended yet."""
+    """Whether somebody has deleted the pod, and it has not ended yet."""
     return "deletionTimestamp" in pod["metadata"] and not is_over(pod)
 
 
@@ -321,12 +320,12 @@ def is_active(pod: Object) -> bool:
 
 
 def containers_of(pod: Object) -> list[Object]:
-    """The statuses of its containers; none before there is any."""
+    """The statuses of the pod's containers; empty until the node has written them."""
     return pod.get("status", {}).get("containerStatuses") or []
 
 
 def end_of(container: Object) -> Object:
-    """How a container ended, by its status; empty when it did not, or never began."""
+    """How a container ended, by its status; empty if it has not ended, or never started."""
     end: Object = container.get("state", {}).get("terminated", {})
     return end
 

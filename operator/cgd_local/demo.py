@@ -41,16 +41,18 @@ class DemoError(Exception):
 
 
 async def demo(manifest: Path, folder: Path, files: list[str], kubeconfig: Path | None) -> int:
-    """Run the manifest; 0 when it has succeeded. `files`: what to put into ConfigMaps, as NAME/KEY=PATH."""
+    """Run the manifest; 0 when it has succeeded. `files` go into ConfigMaps: NAME/KEY=PATH."""
     run, configmaps = _read(manifest), _configmaps(files)
     async with AsyncExitStack() as stack:
         s3 = await stack.enter_async_context(
             SeaweedFS(folder / "s3", access_key="demo", secret_key="demo-secret", bucket=BUCKET)  # noqa: S106
         )
         console.print(f"S3        {s3.endpoint} (SeaweedFS, data in {_short(folder / 's3')})")
-        await asyncio.to_thread(_demo_model, s3)
+        model = await asyncio.to_thread(smollm2.ensure)
+        await asyncio.to_thread(upload_model, s3, model, BUCKET, model.name)
+        console.print(f"model     s3://{BUCKET}/models/{model.name}")
         if kubeconfig:
-            await _has_no_nodes(kubeconfig)
+            await _require_no_nodes(kubeconfig)
         cluster = await stack.enter_async_context(
             LocalCluster(folder / "cluster", environment=image_environment(), kubeconfig=kubeconfig)
         )
@@ -59,8 +61,7 @@ async def demo(manifest: Path, folder: Path, files: list[str], kubeconfig: Path 
         await stack.enter_async_context(_operator(cluster.kubeconfig_path, folder))
         console.print(f"operator  python -m cgd_operator (log: {_short(folder / 'operator.log')})")
         name = await _apply(run, s3, cluster.kubeconfig_path, folder)
-        ended = await _watch(cluster.kubeconfig_path, name)
-        return _tell_end(ended, s3, folder)
+        return _show_end(await _watch(cluster.kubeconfig_path, name), s3, folder)
 
 
 def _read(manifest: Path) -> Object:
@@ -70,12 +71,12 @@ def _read(manifest: Path) -> Object:
     except OSError as error:
         raise DemoError(f"{manifest} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, InvalidRun) as error:
-        raise DemoError(f"{manifest} is no CGDRun:\n{error}") from error
+        raise DemoError(f"{manifest} is not a valid CGDRun:\n{error}") from error
     return run
 
 
 def image_environment() -> dict[str, str]:
-    """What the images set on a machine without GPU and without a hub, and caches that outlive a pod."""
+    """The variables that the images set, for a machine without GPU and without a hub, and caches that outlive a pod."""
     cache = smollm2.cache_home()
     return venv_environment() | {
         "HF_HUB_OFFLINE": "1",
@@ -83,20 +84,14 @@ def image_environment() -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads stand in the way of whatever else runs here
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow down everything else on the machine
         "TORCH_EXTENSIONS_DIR": str(cache / "torch-extensions"),
         "VLLM_CACHE_ROOT": str(cache / "vllm"),
     }
 
 
-def _demo_model(s3: SeaweedFS) -> None:
-    folder = smollm2.ensure()
-    upload_model(s3, folder, BUCKET, folder.name)
-    console.print(f"model     s3://{BUCKET}/models/{folder.name}")
-
-
 def upload_model(s3: SeaweedFS, folder: Path, bucket: str, name: str) -> None:
-    """A model's folder as `s3://<bucket>/models/<name>`, as a user would bring his own; files that are there stay."""
+    """Store a model's folder as `s3://<bucket>/models/<name>`, as a user stores their own. Skips stored files."""
     client = s3.client()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         key = f"models/{name}/{path.name}"
@@ -108,13 +103,13 @@ def upload_model(s3: SeaweedFS, folder: Path, bucket: str, name: str) -> None:
             client.upload_file(str(path), bucket, key)
 
 
-async def _has_no_nodes(kubeconfig: Path) -> None:
+async def _require_no_nodes(kubeconfig: Path) -> None:
     async with await Cluster.connect(str(kubeconfig), manager="cgd-demo") as cluster:
         nodes, _ = await cluster.list(NODE)
     if others := [node["metadata"]["name"] for node in nodes if node["metadata"]["name"] != "local"]:
         raise DemoError(
             f"the cluster of {kubeconfig} has nodes of its own ({others[0]}, ...), and their pods cannot reach the S3 "
-            "server of this machine. There, apply a manifest with your own storage and images; here, unset KUBECONFIG."
+            "server of this machine. Apply a manifest with your own storage and images there, or unset KUBECONFIG here."
         )
 
 
@@ -126,7 +121,7 @@ def _configmaps(files: list[str]) -> list[Object]:
             name, key = target.split("/", 1)
             data.setdefault(name, {})[key] = Path(path).read_text()
         except ValueError as error:
-            raise DemoError(f"--file {file}: write CONFIGMAP/KEY=PATH of a UTF-8 text file") from error
+            raise DemoError(f"--file {file} must be CONFIGMAP/KEY=PATH and name a UTF-8 text file") from error
         except OSError as error:
             raise DemoError(f"--file {file}: {error.strerror}") from error
     return [_object("ConfigMap", name, data=content) for name, content in data.items()]
@@ -139,7 +134,7 @@ def _object(kind: str, name: str, **content: Object) -> Object:
 async def _install(kubeconfig: Path, configmaps: list[Object]) -> None:
     await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "crds/")
     keys = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo-secret"}
-    text = "\n---\n".join(json.dumps(one) for one in (_object("Secret", SECRET, stringData=keys), *configmaps))
+    text = "\n---\n".join(json.dumps(item) for item in (_object("Secret", SECRET, stringData=keys), *configmaps))
     await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "-", text=text)
 
 
@@ -190,44 +185,49 @@ async def _watch(kubeconfig: Path, name: str) -> Object:
     """Show the run until it has ended; returns it."""
     async with await Cluster.connect(str(kubeconfig), manager="cgd-demo") as cluster:
         with Live(console=console, refresh_per_second=4, transient=False) as live:
-            told, quiet_since = "", time.monotonic()
+            printed, printed_at = "", time.monotonic()
             while True:
                 run = await cluster.get(RUN, name, "default")
                 if run is None:
                     raise DemoError(f"CGDRun {name} was deleted")
+                status = run.get("status", {})
+                words = (status.get("state", "Pending"), *(status.get(field) for field in ("stage", "progress", "eta")))
+                line = "  ".join(word for word in words if word)
                 if console.is_terminal:
                     live.update(table(run))
-                elif (line := _line(run)) != told and time.monotonic() - quiet_since > QUIET_SECONDS:
-                    told, quiet_since = line, time.monotonic()
+                elif line != printed and time.monotonic() - printed_at > QUIET_SECONDS:
+                    printed, printed_at = line, time.monotonic()
                     console.print(line)
-                if _has_ended(run):
+                if _succeeded(status) != "Unknown":
                     live.update(table(run))
                     return run
                 await asyncio.sleep(LOOK_SECONDS)
 
 
-def _line(run: Object) -> str:
-    status = run.get("status", {})
-    words = (status.get("state", "Pending"), status.get("stage", ""), status.get("progress", ""), status.get("eta", ""))
-    return "  ".join(word for word in words if word)
+def _succeeded(status: Object) -> str:
+    """The status of the condition Succeeded."""
+    conditions = {entry["type"]: entry["status"] for entry in status.get("conditions", [])}
+    return str(conditions.get("Succeeded", "Unknown"))
 
 
-def _has_ended(run: Object) -> bool:
-    conditions = run.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Succeeded" and one["status"] != "Unknown" for one in conditions)
-
-
-def _tell_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
+def _show_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
     status = run["status"]
-    ended = next(one for one in status["conditions"] if one["type"] == "Succeeded")
-    if ended["status"] == "False":
+    if _succeeded(status) == "False":
+        message = next(entry["message"] for entry in status["conditions"] if entry["type"] == "Succeeded")
         console.print()
-        console.print(plain("failed: ", "bold red"), ended["message"], sep="", soft_wrap=True)
+        console.print(plain("failed: ", "bold red"), message, sep="", soft_wrap=True)
         console.print(f"logs of the pods: {_short(folder / 'cluster' / 'pods')}")
         return 1
-    artifacts = status["artifacts"]
-    report = folder / "report.html"
-    _download(f"{_folder(artifacts['report'], s3)}/report.html", s3, report)
+    artifacts, report, client = status["artifacts"], folder / "report.html", s3.client()
+    where = urlsplit(artifacts["report"])
+    key = where.path.lstrip("/")
+    if key.endswith(".json"):  # a pointer to the folder: the pod was deleted before the operator looked at it
+        pointer = client.get_object(Bucket=where.netloc, Key=key)["Body"].read()
+        where = urlsplit(str(json.loads(pointer)["uri"]))
+        key = where.path.lstrip("/")
+    part = report.with_suffix(".part")
+    client.download_file(where.netloc, f"{key}/report.html", str(part))
+    shutil.move(part, report)
     console.print()
     console.print(plain("report       ", "bold green"), str(report), sep="")
     console.print(f"quadruples   {artifacts['quadruples']}", soft_wrap=True)
@@ -236,24 +236,7 @@ def _tell_end(run: Object, s3: SeaweedFS, folder: Path) -> int:
     return 0
 
 
-def _folder(uri: str, s3: SeaweedFS) -> str:
-    """An artifact's folder; the status names a pointer to it where its pod was gone before the operator looked."""
-    if not uri.endswith(".json"):
-        return uri
-    where = urlsplit(uri)
-    body = s3.client().get_object(Bucket=where.netloc, Key=where.path.lstrip("/"))["Body"].read()
-    return str(json.loads(body)["uri"])
-
-
-def _download(uri: str, s3: SeaweedFS, path: Path) -> None:
-    where = urlsplit(uri)
-    client = s3.client()
-    part = path.with_suffix(".part")
-    client.download_file(where.netloc, where.path.lstrip("/"), str(part))
-    shutil.move(part, path)
-
-
 def _short(path: Path) -> str:
-    """Relative to the working folder where that is shorter."""
+    """The path, relative to the working folder if it lies below that."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

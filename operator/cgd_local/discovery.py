@@ -1,4 +1,4 @@
-"""What the server serves, told in the two languages clients ask for: lists of groups and kinds, and OpenAPI v3."""
+"""What the server serves, in the two forms that clients request: lists of groups and kinds, and OpenAPI v3."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ _PARTS = {"status": ["get", "patch", "update"], "log": ["get"], "binding": ["cre
 
 
 def _by_api_version(resources: Iterable[Resource]) -> dict[str, list[Resource]]:
-    found: dict[str, list[Resource]] = {}
+    grouped: dict[str, list[Resource]] = {}
     for resource in resources:
-        found.setdefault(resource.api_version, []).append(resource)
-    return found
+        grouped.setdefault(resource.api_version, []).append(resource)
+    return grouped
 
 
 def group_list(resources: Iterable[Resource]) -> Json:
-    """What /apis answers."""
+    """The answer to /apis."""
     groups: dict[str, list[Json]] = {}
     for api_version in _by_api_version(resources):
         group, _, version = api_version.rpartition("/")
         groups.setdefault(group, []).append({"groupVersion": api_version, "version": version})
-    told = [{"name": name, "versions": ones, "preferredVersion": ones[0]} for name, ones in groups.items() if name]
-    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": told}
+    listed = [
+        {"name": name, "versions": versions, "preferredVersion": versions[0]}
+        for name, versions in groups.items()
+        if name
+    ]
+    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
 
 
 def resource_list(api_version: str, resources: Iterable[Resource]) -> Json:
@@ -75,25 +79,21 @@ def openapi_document(api_version: str, resources: Iterable[Resource]) -> Json:
         for name in set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(todo.pop()))) - schemas.keys():
             schemas[name] = definitions()[name]
             todo.append(schemas[name])
+    parameters = [{"name": name, "in": "query"} for name in ("fieldValidation", "dryRun")]
     paths: Json = {}
     for resource in listed:
-        paths |= _paths(resource)
+        (gvk,) = resource.schema["x-kubernetes-group-version-kind"]
+        operation = {"x-kubernetes-group-version-kind": gvk, "parameters": parameters}
+        verbs = dict.fromkeys(("get", "post", "patch"), operation)
+        scope = "/namespaces/{namespace}" if resource.namespaced else ""
+        collection = f"/{_root(resource.api_version)}{scope}/{resource.plural}"
+        paths |= {collection: verbs, f"{collection}/{{name}}": verbs}
     info = {"title": "Kubernetes", "version": VERSION["gitVersion"]}
     return {"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": _v3(schemas)}}
 
 
-def _paths(resource: Resource) -> Json:
-    (gvk,) = resource.schema["x-kubernetes-group-version-kind"]
-    parameters = [{"name": name, "in": "query"} for name in ("fieldValidation", "dryRun")]
-    operation = {"x-kubernetes-group-version-kind": gvk, "parameters": parameters}
-    scope = "/namespaces/{namespace}" if resource.namespaced else ""
-    collection = f"/{_root(resource.api_version)}{scope}/{resource.plural}"
-    verbs = dict.fromkeys(("get", "post", "patch"), operation)
-    return {collection: verbs, f"{collection}/{{name}}": verbs}
-
-
 def _v3(raw: Any) -> Any:
-    """A published JSON schema in OpenAPI's words: one type, references to components wrapped beside a description."""
+    """A published JSON schema in OpenAPI's form: one type; a reference beside a description is wrapped."""
     match raw:
         case {"$ref": str(reference), **rest}:
             link = {"$ref": reference.replace("#/$defs/", "#/components/schemas/")}

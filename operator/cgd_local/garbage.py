@@ -1,10 +1,10 @@
-"""The owner garbage collector: what belongs to something that is gone goes too.
+"""The garbage collector: it deletes objects whose owners no longer exist.
 
-When something changes that may matter it lists everything and settles each object by what it sees. Nothing is deleted
-on a list's word alone: an owner that is not listed is asked for at the API first. Background, foreground
-(`foregroundDeletion` finalizer, `blockOwnerDeletion`) and orphan deletion follow the real collector.
+After a relevant change it lists all objects and settles each of them. Before it deletes an object it requests the
+owners that the list lacks from the API. Background, foreground (`foregroundDeletion` finalizer, `blockOwnerDeletion`)
+and orphan deletion follow the real collector.
 
-Deviation: kinds come from `BUILT_IN` and the CRDs, not from discovery; an owner of any other kind is taken to be alive.
+Deviation: kinds come from `BUILT_IN` and the CRDs, not from discovery; owners of other kinds count as existing.
 """
 
 import asyncio
@@ -22,37 +22,41 @@ class GarbageCollector:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._known: dict[tuple[str, str], Kind] = {}
-        """Every kind that was ever served: an owner of one that is not any more is gone."""
+        """Every kind that the server has ever served: an owner of a kind that it has dropped no longer exists."""
         self._watches: dict[Kind, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
+        async def work() -> None:
+            while True:
+                await self._sweep(group)
+                await self._changed.wait()
+                self._changed.clear()
+
         async with asyncio.TaskGroup() as group:
-            await forever("garbage collector", lambda: self._work(group))
-
-    async def _work(self, group: asyncio.TaskGroup) -> None:
-        while True:
-            await self._sweep(group)
-            await self._changed.wait()
-            self._changed.clear()
-
-    async def _watch(self, kind: Kind) -> None:
-        async for event, body in self._cluster.watch(kind):
-            if event in ("SYNCED", "DELETED") or kind == CRD or _owners(body) or _leaves(body):
-                self._changed.set()
+            await forever("garbage collector", work)
 
     async def _sweep(self, group: asyncio.TaskGroup) -> None:
+        async def follow(kind: Kind) -> None:
+            async for event, body in self._cluster.watch(kind):
+                if event in ("SYNCED", "DELETED") or kind == CRD or _owners(body) or _leaves(body):
+                    self._changed.set()
+
         crds, _ = await self._cluster.list(CRD)
         established = [crd for crd in crds if condition(crd.get("status", {}).get("conditions") or [], "Established")]
-        served = {*BUILT_IN, *map(_kind_of, established)}
+        served = {*BUILT_IN}
+        for spec in (crd["spec"] for crd in established):
+            version = next(version["name"] for version in spec["versions"] if version["served"])
+            names, namespaced = spec["names"], spec["scope"] == "Namespaced"
+            served.add(Kind(f"{spec['group']}/{version}", names["kind"], names["plural"], namespaced))
         self._known |= {(kind.api_version, kind.kind): kind for kind in served}
         for kind in served - set(self._watches):
-            watch = forever(f"garbage collector's watch of {kind.plural}", partial(self._watch, kind))
+            watch = forever(f"garbage collector's watch of {kind.plural}", partial(follow, kind))
             self._watches[kind] = group.create_task(watch)
         for kind in set(self._watches) - served:
             self._watches.pop(kind).cancel()
         first = await self._list(served)
-        items = await self._list(served)  # later: no dependent of an owner that waits in `first` is missing
+        items = await self._list(served)  # the second list lacks no dependent of an owner that waits in the first
         for item in first.values():
             await self._settle(item, items)
 
@@ -62,35 +66,37 @@ class GarbageCollector:
 
     async def _settle(self, item: Object, items: dict[str, Object]) -> None:
         uid = item["metadata"]["uid"]
-        dependents = [one for one in items.values() if any(ref["uid"] == uid for ref in _owners(one))]
+        dependents = [other for other in items.values() if any(ref["uid"] == uid for ref in _owners(other))]
         if _awaits(item, ORPHAN):
-            for one in dependents:
-                await self._drop_owners(one, {uid})
+            for dependent in dependents:
+                await self._drop_owners(dependent, {uid})
             await self._drop_finalizer(item, ORPHAN)
         elif _awaits(item, FOREGROUND):
-            if not any(ref["uid"] == uid and _blocks(ref) for one in dependents for ref in _owners(one)):
+            if not any(ref["uid"] == uid and _blocks(ref) for other in dependents for ref in _owners(other)):
                 await self._drop_finalizer(item, FOREGROUND)
         elif _owners(item) and not _leaves(item):
             await self._follow_owners(item, items, "Foreground" if dependents else "Background")
 
     async def _follow_owners(self, item: Object, items: dict[str, Object], propagation: str) -> None:
-        """Forget the owners that are gone; without any other, go. One that waits for us is as good as gone."""
-        waits = {r["uid"] for r in _owners(item) if _blocks(r) and _awaits(items.get(r["uid"]), FOREGROUND)}
-        gone = {r["uid"] for r in _owners(item) if r["uid"] not in items and await self._is_gone(item, r)} | waits
-        if gone and len(gone) < len(_owners(item)):
-            await self._drop_owners(item, gone)
-        elif gone:
-            meta, kind = item["metadata"], self._kind(item)
+        """Drop the owners that no longer exist, or delete the object if it has no other owner. An owner that waits for
+        the end of this object counts as deleted."""
+        owners = _owners(item)
+        waits = {r["uid"] for r in owners if _blocks(r) and _awaits(items.get(r["uid"]), FOREGROUND)}
+        deleted = {r["uid"] for r in owners if r["uid"] not in items and await self._is_deleted(item, r)} | waits
+        if deleted and len(deleted) < len(owners):
+            await self._drop_owners(item, deleted)
+        elif deleted:
+            meta, kind = item["metadata"], self._known[item["apiVersion"], item["kind"]]
             how = propagation if waits else "Background"
             await self._cluster.delete(kind, meta["name"], meta.get("namespace"), uid=meta["uid"], propagation=how)
 
-    async def _is_gone(self, item: Object, reference: Object) -> bool:
+    async def _is_deleted(self, item: Object, reference: Object) -> bool:
         kind = self._known.get((reference["apiVersion"], reference["kind"]))
         if kind is None:
             return False
         namespace = item["metadata"].get("namespace") if kind.namespaced else None
-        found = await self._cluster.get(kind, reference["name"], namespace)
-        return found is None or found["metadata"]["uid"] != reference["uid"]
+        owner = await self._cluster.get(kind, reference["name"], namespace)
+        return owner is None or owner["metadata"]["uid"] != reference["uid"]
 
     async def _drop_owners(self, item: Object, uids: set[str]) -> None:
         await self._patch(item, {"ownerReferences": [ref for ref in _owners(item) if ref["uid"] not in uids]})
@@ -100,12 +106,9 @@ class GarbageCollector:
         await self._patch(item, {"finalizers": left})
 
     async def _patch(self, item: Object, change: Object) -> None:
-        meta = item["metadata"]
+        meta, kind = item["metadata"], self._known[item["apiVersion"], item["kind"]]
         body = {"metadata": {**change, "resourceVersion": meta["resourceVersion"]}}
-        await self._cluster.patch(self._kind(item), meta["name"], meta.get("namespace"), body)
-
-    def _kind(self, item: Object) -> Kind:
-        return self._known[item["apiVersion"], item["kind"]]
+        await self._cluster.patch(kind, meta["name"], meta.get("namespace"), body)
 
 
 def _owners(item: Object) -> list[Object]:
@@ -122,10 +125,3 @@ def _leaves(item: Object) -> bool:
 
 def _awaits(item: Object | None, finalizer: str) -> bool:
     return item is not None and _leaves(item) and finalizer in (item["metadata"].get("finalizers") or [])
-
-
-def _kind_of(crd: Object) -> Kind:
-    spec = crd["spec"]
-    version = next(version["name"] for version in spec["versions"] if version["served"])
-    names = spec["names"]
-    return Kind(f"{spec['group']}/{version}", names["kind"], names["plural"], spec["scope"] == "Namespaced")

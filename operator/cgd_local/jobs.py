@@ -3,16 +3,16 @@
 The decisions (which pods count as failed, which indexes are done, whether the Job is over) are those of the real
 controller; so are the names of conditions, reasons, labels and annotations.
 
-A pod is held (`TRACKED`) until it has succeeded or failed: one that is deleted by force and never says so stays, where
-the Job's `podReplacementPolicy` is Failed. There a pod that somebody deletes has failed when it ends so; what the Job
-deletes itself, when it is suspended or over, is let go first and counts for nothing. With a limit per index the last
-failed pod of an index is held until another takes its place, which bears how often the index has failed (`FAILURES`),
-and how often that was ignored by the failure policy: these counts outlive the pods.
+A finalizer (`TRACKED`) holds each pod until it has succeeded or failed. If the Job's `podReplacementPolicy` is Failed,
+a pod that somebody deletes counts as failed when it ends so, and a pod deleted by force that never ends stays. The Job
+first releases pods that it deletes itself, when it is suspended or over: they do not count. With a limit per index, the
+finalizer holds the last failed pod of an index until another pod replaces it. The new pod carries how often the index
+has failed (`FAILURES`) and how many failures the failure policy ignored: these counts outlive the pods.
 
-Deviations: elsewhere a pod that is deleted never counts as failed, and is replaced once it has ended; ranges of indexes
-are not abbreviated; `status.failed` counts failures at once and forgets those of pods that are gone when new ones come.
-Left out: work queues (no `completions`), restarts in the pod, `successPolicy`, `managedBy`, a change of `parallelism`
-downwards.
+Deviations: with another `podReplacementPolicy` a deleted pod never counts as failed, and the Job replaces it after its
+end; ranges of indexes are not abbreviated; `status.failed` counts failures at once, and drops those of deleted pods
+when new failures come. Left out: work queues (no `completions`), restarts in the pod, `successPolicy`, `managedBy`, a
+reduction of `parallelism`.
 """
 
 import uuid
@@ -54,7 +54,7 @@ Index = int | None  # None: a pod of a Job without indexes
 
 
 class View:
-    """A Job and its pods as they are now, and what follows from them."""
+    """The current state of a Job and its pods, and what follows from it."""
 
     def __init__(self, job: Object, pods: list[Object]) -> None:
         self.job, self.spec, self.status = job, job["spec"], job.get("status") or {}
@@ -67,65 +67,62 @@ class View:
         self.done = {*succeeded, *parse_indexes(self.status.get("completedIndexes"))}
         self.succeeded = len(self.done) if self.indexed else max(len(succeeded), self.status.get("succeeded") or 0)
         self.waits_for_failure = self.spec.get("podReplacementPolicy") == "Failed"
-        failed = [pod for pod in pods if phase(pod) == "Failed" and self._is_ours_to_count(pod)]
+        failed = []
+        for pod in pods:
+            is_held = self.waits_for_failure and TRACKED in (pod["metadata"].get("finalizers") or [])
+            if phase(pod) == "Failed" and ("deletionTimestamp" not in pod["metadata"] or is_held):
+                failed.append(pod)
         self.failed = sorted(failed, key=finished_at)
         self.counted = [pod for pod in self.failed if self.rule(pod)[0] != "Ignore"]
-        self.given_up = {index_of(pod) for pod in self.counted if self._is_final(pod)}
-        self.given_up |= parse_indexes(self.status.get("failedIndexes"))
+        limit = self.spec.get("backoffLimitPerIndex")
+        self.given_up = parse_indexes(self.status.get("failedIndexes"))
+        for pod in self.counted if limit is not None else ():  # the last try of an index, or a rule makes it final
+            if self.rule(pod)[0] == "FailIndex" or failures_of(pod)[0] >= limit:
+                self.given_up.add(index_of(pod))
         self.counted_out = [pod for pod in pods if self._is_counted_out(pod)]
 
     def last_failed(self, index: Index) -> Object | None:
-        """The failed pod of an index that the next one takes the place of."""
+        """The failed pod of an index that the next pod replaces."""
         failed = [pod for pod in self.failed if index_of(pod) == index]
         return max(failed, key=lambda pod: (sum(failures_of(pod)), finished_at(pod)), default=None)
 
-    def _is_ours_to_count(self, pod: Object) -> bool:
-        held = TRACKED in (pod["metadata"].get("finalizers") or [])
-        return "deletionTimestamp" not in pod["metadata"] or (self.waits_for_failure and held)
-
     def _is_counted_out(self, pod: Object) -> bool:
-        """Nothing more will be learned from a pod."""
-        unheard = "deletionTimestamp" in pod["metadata"] and not self.waits_for_failure
+        """Whether the Job needs the pod for no further count."""
+        is_ignored = "deletionTimestamp" in pod["metadata"] and not self.waits_for_failure
         index = index_of(pod)
         settled = self.done | self.given_up | {index_of(active) for active in self.active}
         awaits_its_successor = self.per_index and index not in settled and self.last_failed(index) is pod
-        return (unheard or is_over(pod)) and not awaits_its_successor
+        return (is_ignored or is_over(pod)) and not awaits_its_successor
 
     def rule(self, pod: Object) -> tuple[str, str]:
-        """The action of the first matching rule of the failure policy (Count when none does), and why it matches."""
+        """The action of the failure policy's first rule that matches (Count if none matches), and why it matches."""
         for number, rule in enumerate(self.spec.get("podFailurePolicy", {}).get("rules") or []):
             if why := _matches(rule, pod):
                 return rule["action"], f"{why} matching {rule['action']} rule at index {number}"
         return "Count", ""
 
-    def _is_final(self, pod: Object) -> bool:
-        """Whether its index is not tried again, for which there must be a limit per index: it was the last try, or its
-        failure is final."""
-        limit = self.spec.get("backoffLimitPerIndex")
-        return limit is not None and (self.rule(pod)[0] == "FailIndex" or failures_of(pod)[0] >= limit)
-
     def verdict(self, time_now: float) -> tuple[str, str] | None:
-        """Reason and message of the Job's end, None while it goes on. What was decided once is kept to."""
+        """Reason and message of the Job's end, None while it continues. An earlier verdict in the status stands."""
         conditions = self.status.get("conditions") or []
-        if found := condition(conditions, "FailureTarget") or condition(conditions, "SuccessCriteriaMet"):
-            return found["reason"], found["message"]
+        if earlier := condition(conditions, "FailureTarget") or condition(conditions, "SuccessCriteriaMet"):
+            return earlier["reason"], earlier["message"]
         for action, message in map(self.rule, self.failed):
             if action == "FailJob":
                 return "PodFailurePolicy", message
-        reason = self._reason(time_now)
-        return (reason, MESSAGES[reason]) if reason else None
-
-    def _reason(self, time_now: float) -> str:
         given_up = len(self.given_up)
         if len(self.counted) > self.spec.get("backoffLimit", len(self.counted) if self.per_index else 6):
-            return "BackoffLimitExceeded"
-        if self.time_left(time_now) == 0:
-            return "DeadlineExceeded"
-        if given_up > self.spec.get("maxFailedIndexes", given_up):
-            return "MaxFailedIndexesExceeded"
-        if given_up and given_up + self.succeeded >= self.completions:
-            return "FailedIndexes"
-        return COMPLETE if self.succeeded >= self.completions else ""
+            reason = "BackoffLimitExceeded"
+        elif self.time_left(time_now) == 0:
+            reason = "DeadlineExceeded"
+        elif given_up > self.spec.get("maxFailedIndexes", given_up):
+            reason = "MaxFailedIndexesExceeded"
+        elif given_up and given_up + self.succeeded >= self.completions:
+            reason = "FailedIndexes"
+        elif self.succeeded >= self.completions:
+            reason = COMPLETE
+        else:
+            return None
+        return reason, MESSAGES[reason]
 
     def time_left(self, time_now: float) -> float | None:
         deadline, start = self.spec.get("activeDeadlineSeconds"), self.status.get("startTime")
@@ -135,34 +132,32 @@ class View:
 
     def missing(self, time_now: float, backoff: float) -> tuple[list[Index], float | None]:
         """The pods to create now, by index, and the seconds until the next back-off is over."""
-        held = self.active + self.leaving
-        room = max(0, int(self.spec.get("parallelism", 1)) - len(held))
-        wanted: list[Index] = [None] * (self.completions - self.succeeded - len(held))
+        occupied = self.active + self.leaving
+        room = max(0, int(self.spec.get("parallelism", 1)) - len(occupied))
+        open_indexes: list[Index] = [None] * (self.completions - self.succeeded - len(occupied))
         if self.indexed:
-            taken = self.done | self.given_up | {index_of(pod) for pod in held}
-            wanted = [index for index in range(self.completions) if index not in taken]
-        waits = {index: self._wait(index, time_now, backoff) for index in wanted}
-        ready = [index for index in wanted if waits[index] <= 0]
+            taken = self.done | self.given_up | {index_of(pod) for pod in occupied}
+            open_indexes = [index for index in range(self.completions) if index not in taken]
+        waits: dict[Index, float] = {}
+        for index in open_indexes:
+            waits[index] = 0.0
+            if last := self.last_failed(index):  # the back-off doubles with each failure
+                failures = sum(failures_of(last)) + 1 if self.per_index else len(self.failed)
+                pause = min(backoff * 2.0 ** (failures - 1), BACKOFF_LIMIT_SECONDS)
+                waits[index] = finished_at(last) + pause - time_now
+        ready = [index for index in open_indexes if waits[index] <= 0]
         return ready[:room], min((wait for wait in waits.values() if wait > 0), default=None)
-
-    def _wait(self, index: Index, time_now: float, backoff: float) -> float:
-        """Seconds until an index may be tried again; the back-off doubles with every failure."""
-        last = self.last_failed(index)
-        if last is None:
-            return 0.0
-        known = sum(failures_of(last)) + 1 if self.per_index else len(self.failed)
-        return finished_at(last) + min(backoff * 2.0 ** (known - 1), BACKOFF_LIMIT_SECONDS) - time_now
 
 
 def _matches(rule: Object, pod: Object) -> str:
     """Why a rule matches a failed pod; empty when it does not."""
     name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-    wanted = rule.get("onExitCodes") or {"operator": "In", "values": []}
-    for container in containers_of(pod) + (pod.get("status", {}).get("initContainerStatuses") or []):
-        code, called = end_of(container).get("exitCode"), container["name"]
-        meant = code and wanted.get("containerName") in (None, called)
-        if meant and (code in wanted["values"]) == (wanted["operator"] == "In"):
-            return f"Container {called} for pod {name} failed with exit code {code}"
+    codes = rule.get("onExitCodes") or {"operator": "In", "values": []}
+    for status in containers_of(pod) + (pod.get("status", {}).get("initContainerStatuses") or []):
+        code, container = end_of(status).get("exitCode"), status["name"]
+        applies = code and codes.get("containerName") in (None, container)
+        if applies and (code in codes["values"]) == (codes["operator"] == "In"):
+            return f"Container {container} for pod {name} failed with exit code {code}"
     for pattern in rule.get("onPodConditions") or []:
         if condition(pod["status"].get("conditions") or [], pattern["type"]):
             return f"Pod {name} has condition {pattern['type']}"
@@ -170,7 +165,7 @@ def _matches(rule: Object, pod: Object) -> str:
 
 
 def decide(job: Object, pods: list[Object], time_now: float, backoff: float = BACKOFF_SECONDS) -> Decision:
-    """What is to be done for a Job; `backoff` is the wait before an index's first retry."""
+    """What the controller does for a Job; `backoff` is the wait before an index's first retry."""
     view = View(job, pods)
     conditions = [dict(c) for c in view.status.get("conditions") or []]
     decision = Decision({"conditions": conditions}, release=view.counted_out)
@@ -184,12 +179,17 @@ def decide(job: Object, pods: list[Object], time_now: float, backoff: float = BA
     else:
         missing, wait = view.missing(time_now, backoff)
         decision.create = [_pod(view, index) for index in missing]
-        decision.again = min((one for one in (wait, view.time_left(time_now)) if one is not None), default=None)
+        waits = (wait, view.time_left(time_now))
+        decision.again = min((pause for pause in waits if pause is not None), default=None)
     decision.status |= _counts(view, decision)
     if verdict:
         _conclude(decision, *verdict)
-    else:
-        _tell_suspension(view, decision)
+    elif view.spec.get("suspend"):
+        if set_condition(conditions, "Suspended", "True", "JobSuspended", "Job suspended"):
+            decision.events.append(("Normal", "Suspended", "Job suspended"))
+    elif condition(conditions, "Suspended"):
+        set_condition(conditions, "Suspended", "False", "JobResumed", "Job resumed")
+        decision.events.append(("Normal", "Resumed", "Job resumed"))
     return decision
 
 
@@ -211,7 +211,7 @@ def _counts(view: View, decision: Decision) -> Object:
 
 
 def _conclude(decision: Decision, reason: str, message: str) -> None:
-    """An interim condition tells the end at once, the final one when no pod is left."""
+    """Set the interim condition at once, the final condition when no pod is left."""
     conditions = decision.status["conditions"]
     interim, final = ("SuccessCriteriaMet", "Complete") if reason == COMPLETE else ("FailureTarget", "Failed")
     set_condition(conditions, interim, "True", reason, message)
@@ -223,16 +223,6 @@ def _conclude(decision: Decision, reason: str, message: str) -> None:
         decision.events.append(("Normal", "Completed", "Job completed"))
     else:
         decision.events.append(("Warning", reason, message))
-
-
-def _tell_suspension(view: View, decision: Decision) -> None:
-    conditions = decision.status["conditions"]
-    if view.spec.get("suspend"):
-        if set_condition(conditions, "Suspended", "True", "JobSuspended", "Job suspended"):
-            decision.events.append(("Normal", "Suspended", "Job suspended"))
-    elif condition(conditions, "Suspended"):
-        set_condition(conditions, "Suspended", "False", "JobResumed", "Job resumed")
-        decision.events.append(("Normal", "Resumed", "Job resumed"))
 
 
 def _pod(view: View, index: Index) -> Object:
@@ -253,7 +243,7 @@ def _pod(view: View, index: Index) -> Object:
 
 
 def _failures_before(view: View, index: Index) -> dict[str, str]:
-    """What a new pod bears of the failures of its index: those of the pod whose place it takes, and that one's own."""
+    """The failure counts of a new pod: those of the pod that it replaces, plus that pod's own failure."""
     last = view.last_failed(index)
     if last is None:
         return {FAILURES: "0"}
@@ -266,21 +256,21 @@ def _failures_before(view: View, index: Index) -> dict[str, str]:
 
 
 def failures_of(pod: Object) -> tuple[int, int]:
-    """How often its index had failed when it was made: what counts, and what the failure policy ignores."""
+    """How often the pod's index had failed when the Job created the pod: failures that count, and ignored failures."""
     notes = pod["metadata"].get("annotations") or {}
     return int(notes.get(FAILURES, 0)), int(notes.get(IGNORED, 0))
 
 
 def finished_at(pod: Object) -> float:
-    """When its last container ended. Where one has no such time, when the pod stopped being ready, or was deleted, or
-    was made."""
+    """When the pod's last container ended; if a container has no such time, when the pod stopped being ready, or was
+    deleted, or was created."""
     meta, status = pod["metadata"], pod.get("status", {})
     ends: list[str] = [end_of(container).get("finishedAt") or "" for container in containers_of(pod)]
     if all(ends) and ends:
         return seconds(max(ends))
-    unready = [one for one in status.get("conditions") or [] if (one["type"], one["status"]) == ("Ready", "False")]
-    if unready:
-        return seconds(unready[0]["lastTransitionTime"])
+    for entry in status.get("conditions") or []:
+        if (entry["type"], entry["status"]) == ("Ready", "False"):
+            return seconds(entry["lastTransitionTime"])
     if "deletionTimestamp" in meta:
         return seconds(meta["deletionTimestamp"]) - float(meta.get("deletionGracePeriodSeconds", 0))
     return seconds(meta["creationTimestamp"])

@@ -1,6 +1,6 @@
-"""The served kinds: those known from birth, those that definitions define, and what creation sets in their objects.
+"""The kinds that the server serves: built-in kinds and those of CRDs, and the fields that creation sets in objects.
 
-Deviation: a definition has exactly one version.
+Deviation: a CRD has exactly one version.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Resource:
 
     @property
     def full_name(self) -> str:
-        """As error messages name it: `widgets.demo.example.com`."""
+        """The kind in error messages: `widgets.demo.example.com`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def details(self, name: str) -> Json:
-        """What a Status says about an object of this kind."""
+        """The details of a Status about an object of this kind."""
         return {"name": name, "group": self.group, "kind": self.plural}
 
 
@@ -112,13 +112,13 @@ def _builtin(words: list[str], names: dict[tuple[str, str, str], str]) -> Resour
 
 
 def custom_resource(crd: Json) -> Resource:
-    """The kind that a definition defines, at its only version."""
+    """The kind of a CRD, at its only version."""
     spec, names = crd["spec"], _names(crd["spec"])
     (version,) = spec["versions"]
     gvk = {"group": spec["group"], "version": version["name"], "kind": names["kind"]}
     raw = version["schema"]["openAPIV3Schema"]
-    own = {word: {"type": "string", "description": f"The {word} of the object."} for word in ("apiVersion", "kind")}
-    properties = raw.get("properties", {}) | own | {"metadata": {"$ref": f"#/$defs/{METADATA}"}}
+    head = {word: {"type": "string", "description": f"The {word} of the object."} for word in ("apiVersion", "kind")}
+    properties = raw.get("properties", {}) | head | {"metadata": {"$ref": f"#/$defs/{METADATA}"}}
     return Resource(
         **gvk,
         plural=names["plural"],
@@ -135,7 +135,7 @@ def custom_resource(crd: Json) -> Resource:
 
 
 def fill_in(resource: Resource, obj: Json) -> None:
-    """What a schema's defaults cannot say, in place, before they are filled in."""
+    """Set, in place, the defaults that a schema cannot express, before those of the schema."""
     match resource.full_name:
         case "jobs.batch":
             spec = obj.setdefault("spec", {})
@@ -150,7 +150,7 @@ def fill_in(resource: Resource, obj: Json) -> None:
 
 
 def begin(resource: Resource, obj: Json, now: str) -> None:
-    """What creation sets, in place: a first status, and for Jobs the labels by which their pods are found."""
+    """Set, in place, what creation sets: a first status, and for Jobs the labels that select their pods."""
     if "status" in resource.subresources and resource.plural != "nodes":  # a node registers with its status
         obj.pop("status", None)
     match resource.full_name:
@@ -166,17 +166,14 @@ def begin(resource: Resource, obj: Json, now: str) -> None:
             labels |= {"batch.kubernetes.io/controller-uid": uid, "batch.kubernetes.io/job-name": name}
             labels |= {"controller-uid": uid, "job-name": name}
             obj["spec"]["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
-        case "customresourcedefinitions.apiextensions.k8s.io":
-            obj["status"] = _established(obj["spec"], now)
+        case "customresourcedefinitions.apiextensions.k8s.io":  # the real server's controllers write it a moment later
+            spec = obj["spec"]
+            accepted = {"status": "True", "lastTransitionTime": now, "reason": "Accepted"}
+            accepted["message"] = "the names are accepted"
+            conditions = [{"type": kind} | accepted for kind in ("NamesAccepted", "Established")]
+            versions = [version["name"] for version in spec["versions"]]
+            obj["status"] = {"conditions": conditions, "acceptedNames": _names(spec), "storedVersions": versions}
 
 
 def _names(spec: Json) -> Json:
     return {"singular": spec["names"]["kind"].lower(), "listKind": f"{spec['names']['kind']}List", **spec["names"]}
-
-
-def _established(spec: Json, now: str) -> Json:
-    """The status that the real server's own controllers would write a moment later."""
-    common = {"status": "True", "lastTransitionTime": now, "reason": "Accepted", "message": "the names are accepted"}
-    conditions = [{"type": kind} | common for kind in ("NamesAccepted", "Established")]
-    stored = [version["name"] for version in spec["versions"]]
-    return {"conditions": conditions, "acceptedNames": _names(spec), "storedVersions": stored}

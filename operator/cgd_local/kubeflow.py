@@ -1,4 +1,4 @@
-"""What the controllers of Kubeflow's kinds share: definitions, and the port where a job's pods meet."""
+"""What the controllers of Kubeflow's kinds share: CRDs, and the port at which a job's pods meet."""
 
 import zlib
 
@@ -6,11 +6,11 @@ from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import Kind
 
 LOOSE: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-_PORTS = range(27000, 32000)  # below what Linux hands out to clients, above those of `s3`
+_PORTS = range(27000, 32000)  # below the ports that Linux gives to clients, above those of `s3`
 
 
 def port(job: Object) -> str:
-    """The job's own port: all jobs are on one machine, and two must not meet."""
+    """The job's own port: all jobs run on one machine and must not share a port."""
     return str(_PORTS[zlib.crc32(job["metadata"]["uid"].encode()) % len(_PORTS)])
 
 
@@ -19,7 +19,7 @@ def struct(required: list[str], **properties: Object) -> Object:
 
 
 def definition(kind: Kind, spec: Object) -> Object:
-    """A small structural schema: `spec` is checked, the status is taken as it comes."""
+    """A CRD with a small structural schema, which checks `spec` and accepts any status."""
     group, _, version = kind.api_version.rpartition("/")
     served = {
         "name": version,

@@ -2,16 +2,16 @@
 
     python -I -S launcher.py NODE_PID HOSTS COMMAND [ARGUMENT...]
 
-Run by `cgd_local.pods`, one per container. The launcher is a subreaper: processes that leave their session (torchrun
-gives each worker one of its own) come back to it when their parent dies. It ends with the command's exit code, or
-128 + signal, after every other process is gone, as a container does.
+`cgd_local.pods` starts one for each container. The launcher is a subreaper: processes that leave their session
+(torchrun gives each worker its own) become its children when their parent dies. It ends with the command's exit code,
+or 128 + signal, after all other processes have ended, as a container does.
 
-HOSTS is `shared`, or the path of a file: then the command is PID 1 of a namespace of its own, as it is in a container,
-where the kernel keeps every signal from it that it has no handler for, and that file is its /etc/hosts. That takes
-root, see `pods.pod_namespace`.
+HOSTS is `shared`, or the path of a file. With a file, which needs root (see `pods.pod_namespace`), that file is
+/etc/hosts, and the command is PID 1 of its own namespace, as in a container: the kernel withholds every signal for
+which it has no handler.
 
-SIGTERM is passed on to the command, and to nothing that it has started. SIGUSR1 kills everything at once; the kernel
-sends the same signal when the node dies, however it dies.
+The launcher passes SIGTERM on to the command, and to no process that the command has started. SIGUSR1 kills all of
+them at once; the kernel sends it when the node dies, however it dies.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ def main() -> int:
     hosts = None if sys.argv[2] == "shared" else os.fsencode(sys.argv[2])
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     signals = {signal.SIGUSR1, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may arrive before the child is known
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may arrive before the child exists
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the node handles Ctrl-C
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
-    if os.getppid() != node:  # it died before the line above
+    if os.getppid() != node:  # the node died before the line above
         return 128 + signal.SIGKILL
     if hosts:
         succeed(libc.unshare(CLONE_NEWPID))
@@ -47,13 +47,13 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = reap(child)
     kill()
-    while reap(-1) >= 0:  # one that was born meanwhile is met when its parent is reaped
+    while reap(-1) >= 0:  # a process started meanwhile becomes a child when its parent is reaped
         kill()
     return code
 
 
 def reap(pid: int) -> int:
-    """Wait for a child, or for any (-1); its exit code, 128 + signal, or -1 when there is none."""
+    """Wait for a child, or for any (-1); its exit code, 128 + signal, or -1 without a child."""
     try:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError:
@@ -75,18 +75,18 @@ def descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended while we looked
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found[1:]
+    pids = [root]
+    for pid in pids:
+        pids += children.get(pid, [])
+    return pids[1:]
 
 
 def become(command: list[str], hosts: bytes | None) -> None:
     try:
-        if hosts:  # its /proc shows the processes of its namespace, and nobody else sees what it mounts
+        if hosts:  # /proc shows the processes of this namespace, and other processes do not see these mounts
             succeed(libc.unshare(CLONE_NEWNS))
             succeed(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
             succeed(libc.mount(b"proc", b"/proc", b"proc", 0, None))
@@ -95,7 +95,7 @@ def become(command: list[str], hosts: bytes | None) -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        # As the node gave it. Not `os.environ`: Python adds LC_CTYPE to that when the locale is C.
+        # The environment from the node. Not `os.environ`: Python adds LC_CTYPE to that when the locale is C.
         entries = Path("/proc/self/environ").read_bytes().split(b"\0")
         environment = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
         os.execvpe(command[0], command, environment)  # noqa: S606  no shell is wanted

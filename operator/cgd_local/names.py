@@ -1,12 +1,12 @@
-"""DNS, for headless Services: which names a pod can find, and when.
+"""DNS for headless Services: which names a pod can resolve, and when.
 
-A Service has a name while a pod is behind it that has an address, and is ready or need not be
-(`publishNotReadyAddresses`); a pod has one of its own below a Service that is its `subdomain`. In its own namespace the
-short form does. Every pod's address is 127.0.0.1, and what it finds is in its /etc/hosts, which follows the Services
-and pods of the cluster.
+The name of a Service resolves while the Service selects a pod that has an address and is ready, or any pod with an
+address under `publishNotReadyAddresses`. A pod has its own name below the Service that is its `subdomain`. The short
+form works in the Service's namespace. Every pod's address is 127.0.0.1. The names are in each pod's /etc/hosts, which
+follows the Services and pods of the cluster.
 
-Deviations: there are no EndpointSlices; nothing is cached, so a name is found, and not found any more, at once; a
-Service with an address of its own is not found.
+Deviations: no EndpointSlices; no cache, so names appear and disappear at once; a Service with an address of its own has
+no name.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from cgd_operator.kube.kinds import POD, Kind
 
 
 class Names:
-    """Keeps what pods find up to date."""
+    """Keeps the names that pods can resolve up to date."""
 
     def __init__(self, cluster: Cluster, sandboxes: Callable[[], Iterable[Sandbox]]) -> None:
         self._cluster, self._sandboxes = cluster, sandboxes
@@ -48,7 +48,7 @@ class Names:
 
 
 def found_in(namespace: str, services: list[Object], pods: list[Object]) -> list[str]:
-    """The names that a pod of a namespace can find."""
+    """The names that a pod of a namespace can resolve."""
     names: set[str] = set()
     for service in services:
         home = service["metadata"]["namespace"]
@@ -65,16 +65,11 @@ def _names_of(service: Object, pods: list[Object]) -> Iterator[str]:
         return
     for pod in pods:
         labels = pod["metadata"].get("labels") or {}
-        is_behind = pod["metadata"]["namespace"] == meta["namespace"] and selector.items() <= labels.items()
-        if is_behind and _is_published(pod, ready_or_not=bool(spec.get("publishNotReadyAddresses"))):
+        is_selected = pod["metadata"]["namespace"] == meta["namespace"] and selector.items() <= labels.items()
+        status = pod.get("status", {})
+        is_ready = condition(status.get("conditions") or [], "Ready") and "deletionTimestamp" not in pod["metadata"]
+        is_published = "podIP" in status and not is_over(pod) and (is_ready or spec.get("publishNotReadyAddresses"))
+        if is_selected and is_published:
             yield meta["name"]
             if pod["spec"].get("subdomain") == meta["name"] and "hostname" in pod["spec"]:
                 yield f"{pod['spec']['hostname']}.{meta['name']}"
-
-
-def _is_published(pod: Object, *, ready_or_not: bool) -> bool:
-    status = pod.get("status", {})
-    if is_over(pod) or "podIP" not in status:
-        return False
-    is_ready = condition(status.get("conditions") or [], "Ready") is not None
-    return ready_or_not or (is_ready and "deletionTimestamp" not in pod["metadata"])

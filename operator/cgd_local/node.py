@@ -1,11 +1,11 @@
 """The node: registers itself, binds pods to itself, runs them as processes, serves their logs.
 
-It is kubelet, scheduler and pod garbage collector for one machine. What a container can see and how paths are
-rewritten is told in `sandbox`; the life of a pod in `pods`; how processes are kept and ended in `launcher`.
+It is kubelet, scheduler and pod garbage collector for one machine. `sandbox` says what a container can see and how
+paths are rewritten, `pods` describes the life of a pod, `launcher` how processes are kept and ended.
 
 Deviations: there are no images (a container's command runs with the pod's environment plus the constructor's "image
-environment"); of what a pod asks for only `nvidia.com/gpu` and `cpu` are honoured; the Node's heartbeat is not renewed.
-Logs are served over plain HTTP: a real kube-apiserver insists on TLS, so `kubectl logs` does not work with one.
+environment"); the node honours only `nvidia.com/gpu` and `cpu` of a pod's requests, and does not renew its heartbeat.
+It serves logs over plain HTTP: a real kube-apiserver requires TLS, so `kubectl logs` does not work with that.
 """
 
 import asyncio
@@ -31,9 +31,8 @@ STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 
 class Node:
-    """`environment` is what a container image would bring: PATH first of all. `folder` holds the pods' folders. Of
-    several nodes any takes a pod that fits. `status_lag` is after how many seconds the API hears of a change of a pod.
-    """
+    """`environment` is what a container image would set, above all PATH. `folder` holds the pods' folders. Any of
+    several nodes takes a pod that fits. `status_lag`: seconds between a change of a pod and the write of its status."""
 
     def __init__(
         self,
@@ -61,9 +60,13 @@ class Node:
         self.folder.mkdir(parents=True, mode=0o700)  # Secrets become files below it
         await self._server.setup()
         await web.TCPSite(self._server, "127.0.0.1", 0).start()
-        await self._delete_leftovers()
+        for pod in (await self.cluster.list(POD))[0]:  # pods of an earlier node process have no processes any more
+            if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
+                await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
+                await remove(self.cluster, pod)
         await self._register(self._server.addresses[0][1])
-        works = [forever("node's watch of pods", self._watch_pods), Names(self.cluster, self._sandboxes).run()]
+        names = Names(self.cluster, lambda: [runner.sandbox for runner in self._runners.values()])
+        works = [forever("node's watch of pods", self._watch_pods), names.run()]
         self._watches = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
@@ -75,10 +78,10 @@ class Node:
             runner.end(STOP_GRACE_SECONDS, verdict)
         if tasks := [runner.task for runner in self._runners.values()]:
             await asyncio.wait(tasks, timeout=STOP_GRACE_SECONDS + STOP_SECONDS)
-        await self.crash()  # statuses that could not be written: the API is away
+        await self.crash()  # if statuses could not be written, because the API is away
 
     async def crash(self) -> None:
-        """Lose power: every process is gone, and nothing is seen or said any more."""
+        """Lose power: end every process, and neither watch nor write any more."""
         for watch in self._watches:
             await stop_task(watch)
         for runner in self._runners.values():
@@ -86,19 +89,12 @@ class Node:
         await self._server.cleanup()
 
     def evict(self, namespace: str, name: str) -> None:
-        """End a pod from outside, as node pressure or a preemption would: DisruptionTarget, phase Failed."""
+        """End a pod as node pressure or a preemption does: DisruptionTarget, phase Failed."""
         if runner := self._runner(namespace, name):
             runner.end(0, Verdict("Evicted", "The pod was evicted from the local node."))
 
-    async def _delete_leftovers(self) -> None:
-        """Pods of a former node process have no processes any more; their controllers replace them."""
-        for pod in (await self.cluster.list(POD))[0]:
-            if pod["spec"].get("nodeName") == self.name and phase(pod) not in ("Succeeded", "Failed"):
-                await disrupt(self.cluster, pod, "TerminationByKubelet", "its processes are gone", phase="Failed")
-                await remove(self.cluster, pod)
-
     async def _register(self, port: int) -> None:
-        with contextlib.suppress(AlreadyExists):  # from a former process; what it said of itself is replaced
+        with contextlib.suppress(AlreadyExists):  # an earlier node process has created it
             await self.cluster.create(NODE, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
         capacity = {name: f"{number:g}" for name, number in self._capacity.items() if number} | {"pods": "110"}
         conditions: list[Object] = []
@@ -117,31 +113,31 @@ class Node:
         async for event, pod in self.cluster.watch(POD):
             if event == "SYNCED":
                 for uid in set(self._runners) - listed:
-                    self._gone(uid)
+                    self._forget(uid)
                 listed.clear()
             elif event == "DELETED":
-                self._gone(pod["metadata"]["uid"])
+                self._forget(pod["metadata"]["uid"])
             else:
                 listed.add(pod["metadata"]["uid"])
-                await self._seen(pod)
+                await self._take(pod)
             for waiting in list(self._waiting.values()):
                 await self._schedule(waiting)
 
-    async def _seen(self, pod: Object) -> None:
+    async def _take(self, pod: Object) -> None:
         meta, runner = pod["metadata"], self._runners.get(pod["metadata"]["uid"])
         if pod["spec"].get("nodeName", self.name) != self.name:
             self._waiting.pop(meta["uid"], None)
             return
         if "deletionTimestamp" in meta:
             self._waiting.pop(meta["uid"], None)
-            if runner and not runner.told:
+            if runner and not runner.reported:
                 runner.end(float(meta.get("deletionGracePeriodSeconds", 30)))
             else:
                 await remove(self.cluster, pod)
         elif not runner and "nodeName" not in pod["spec"]:
             self._waiting[meta["uid"]] = pod
 
-    def _gone(self, uid: str) -> None:
+    def _forget(self, uid: str) -> None:
         """The pod is deleted: end what runs, forget it, and drop its folder with its logs."""
         self._waiting.pop(uid, None)
         if runner := self._runners.pop(uid, None):
@@ -149,10 +145,10 @@ class Node:
             runner.task.add_done_callback(lambda _: shutil.rmtree(runner.sandbox.folder, ignore_errors=True))
 
     async def _schedule(self, pod: Object) -> None:
-        """Bind a pod that fits and start it; tell why another does not."""
+        """Bind a pod that fits and start it; write into the status of another pod why it does not fit."""
         meta = pod["metadata"]
-        if short := self._shortage(pod):
-            await self._say_unschedulable(pod, f"Insufficient {short}")
+        if resource := self._shortage(pod):
+            await self._report_unschedulable(pod, f"Insufficient {resource}")
             return
         del self._waiting[meta["uid"]]
         target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
@@ -161,7 +157,7 @@ class Node:
         try:
             await self.cluster.create(POD, body, subresource="binding")
         except ApiError as error:
-            if error.status not in (404, 409):  # it is gone
+            if error.status not in (404, 409):  # somebody has deleted the pod
                 raise
             return
         folder = self.folder / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
@@ -175,24 +171,21 @@ class Node:
         )
 
     def _shortage(self, pod: Object) -> str:
-        """The first resource of which too little is free; pods that are over, as the API knows, hold nothing."""
-        held = [requests_of(runner.pod) for runner in self._runners.values() if not runner.told]
-        asked = requests_of(pod)
-        free = {name: capacity - sum(one[name] for one in held) for name, capacity in self._capacity.items()}
-        return next((name for name in free if asked[name] > max(0.0, free[name])), "")
+        """The first resource of which too little is free. Pods that have ended, by the API, hold nothing."""
+        held = [requests_of(runner.pod) for runner in self._runners.values() if not runner.reported]
+        requests = requests_of(pod)
+        free = {name: capacity - sum(amounts[name] for amounts in held) for name, capacity in self._capacity.items()}
+        return next((name for name in free if requests[name] > max(0.0, free[name])), "")
 
-    async def _say_unschedulable(self, pod: Object, problem: str) -> None:
+    async def _report_unschedulable(self, pod: Object, problem: str) -> None:
         why = "preemption: 0/1 nodes are available: 1 No preemption victims found"
         message, meta = f"0/1 nodes are available: 1 {problem}. {why}.", pod["metadata"]
         conditions = list(pod.get("status", {}).get("conditions") or [])
-        if not any(c["type"] == "PodScheduled" and c.get("message") == message for c in conditions):
+        if not any(entry["type"] == "PodScheduled" and entry.get("message") == message for entry in conditions):
             set_condition(conditions, "PodScheduled", "False", "Unschedulable", message)
             body = {"status": {"conditions": conditions}}
             await self.cluster.patch(POD, meta["name"], meta["namespace"], body, subresource="status")
             await record(self.cluster, pod, "Warning", "FailedScheduling", message, component="default-scheduler")
-
-    def _sandboxes(self) -> list[Sandbox]:
-        return [runner.sandbox for runner in self._runners.values()]
 
     def _runner(self, namespace: str, name: str) -> PodRunner | None:
         return next((r for r in self._runners.values() if (r.namespace, r.name) == (namespace, name)), None)
@@ -218,7 +211,7 @@ class Node:
 
 
 async def _read(path: Path, tail: int, follow: Container | None) -> AsyncIterator[bytes]:
-    """A log's last lines (all if negative), and what is added to it until the container that is followed is over."""
+    """The last lines of a log (all if negative), and then its new content until the followed container is over."""
     with path.open("rb") as log_file:
         lines = log_file.read().splitlines(keepends=True)
         yield b"".join(lines if tail < 0 else lines[len(lines) - tail :])
@@ -233,13 +226,12 @@ async def _read(path: Path, tail: int, follow: Container | None) -> AsyncIterato
 
 
 def requests_of(pod: Object) -> dict[str, float]:
-    """GPUs and cores that a pod asks for."""
-    asked = together(pod["spec"], _asked)
-    return {name: asked.get(name, 0.0) for name in ("cpu", GPU)}
+    """GPUs and cores that a pod requests."""
 
+    def container_requests(container: Object) -> dict[str, float]:
+        resources = container.get("resources") or {}  # a limit stands for a missing request, as in Kubernetes
+        both = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+        return {name: quantity(amount) for name, amount in both.items()}
 
-def _asked(container: Object) -> dict[str, float]:
-    """What a container asks for; a limit stands for a request that is not there, as in Kubernetes."""
-    resources = container.get("resources") or {}
-    both = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: quantity(amount) for name, amount in both.items()}
+    requests = together(pod["spec"], container_requests)
+    return {name: requests.get(name, 0.0) for name in ("cpu", GPU)}

@@ -1,10 +1,11 @@
-"""What a control plane does about nodes that do not answer: node lifecycle controller and pod garbage collector.
+"""How a control plane handles nodes that do not answer: node lifecycle controller and pod garbage collector.
 
-A node that has lost its power (`Node.crash`) says nothing any more. Its pods are deleted, with their grace period, and
-stay: only their kubelet could say that they have ended. They go when an admin says that the machine is off, by the
-taint `node.kubernetes.io/out-of-service` or by deleting the Node: then they are marked as failed and deleted by force.
+A node that has lost its power (`Node.crash`) writes nothing. The control plane deletes its pods with their grace
+period, and they stay: only their kubelet could report their end. They disappear when an admin declares the machine off,
+with the taint `node.kubernetes.io/out-of-service` or by deleting the Node: the collector marks them as failed and
+deletes them by force.
 
-Deviation: nodes send no heartbeats; who plays a crash says when it is noticed (`declare_unreachable`).
+Deviation: nodes send no heartbeats; a test that plays a crash also calls `declare_unreachable`.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ UNREACHABLE, OUT_OF_SERVICE = "node.kubernetes.io/unreachable", "node.kubernetes
 
 
 async def declare_unreachable(cluster: Cluster, name: str) -> None:
-    """What happens 40 s after the last heartbeat, and to pods that tolerate that for no longer, 300 s by default."""
+    """Do what happens 40 s after the last heartbeat, and what then happens to pods when their toleration of an
+    unreachable node ends, after 300 s by default."""
     node = await cluster.get(NODE, name)
     assert node is not None
     conditions = node["status"]["conditions"]
@@ -39,7 +41,7 @@ async def taint(cluster: Cluster, name: str, key: str, effect: str, value: str =
 
 
 class PodCollector:
-    """Lets go of pods whose kubelet never will."""
+    """Deletes pods whose kubelet never will."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -49,7 +51,7 @@ class PodCollector:
         await asyncio.gather(nodes, forever("pod garbage collector's watch of pods", self._watch_pods))
 
     async def _watch_pods(self) -> None:
-        """A pod that is deleted before it has a node has no kubelet that could say that it has ended."""
+        """End the pods that somebody deletes before they have a node, and so a kubelet that could report their end."""
         async for event, pod in self._cluster.watch(POD):
             if event in ("SYNCED", "DELETED") or "nodeName" in pod["spec"]:
                 continue
@@ -66,7 +68,10 @@ class PodCollector:
             name = node["metadata"]["name"]
             if event == "DELETED":
                 await self._collect(name, "PodGC: node no longer exists")
-            elif is_out_of_service(node):
+                continue
+            taints = [entry["key"] for entry in node.get("spec", {}).get("taints") or []]
+            is_ready = condition(node.get("status", {}).get("conditions") or [], "Ready")
+            if OUT_OF_SERVICE in taints and not is_ready:
                 await self._collect(name, "PodGC: node is out-of-service", leaving=True)
 
     async def _collect(self, node: str, why: str, *, leaving: bool = False) -> None:
@@ -79,17 +84,12 @@ class PodCollector:
             await self._cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
 
 
-def is_out_of_service(node: Object) -> bool:
-    tainted = any(one["key"] == OUT_OF_SERVICE for one in node.get("spec", {}).get("taints") or [])
-    return tainted and condition(node.get("status", {}).get("conditions") or [], "Ready") is None
-
-
 async def _pods_on(cluster: Cluster, node: str) -> list[Object]:
     return [pod for pod in (await cluster.list(POD))[0] if pod["spec"].get("nodeName") == node]
 
 
 async def disrupt(cluster: Cluster, pod: Object, reason: str, message: str, **more: str) -> None:
-    """Write into a pod's status that it is ended by no fault of its own."""
+    """Write into a pod's status that the cluster ends it, by no fault of the pod."""
     conditions = list(pod.get("status", {}).get("conditions") or [])
     set_condition(conditions, "DisruptionTarget", "True", reason, message)
     body = {"status": {"conditions": conditions, **more}}

@@ -1,16 +1,16 @@
 """One pod's life as processes: volumes, init containers, containers, sidecars, its end, and its status all along.
 
-Each container is a process tree below `launcher.py`, so that ending it ends all of it; its command is PID 1 of a
-namespace of its own where this machine allows that, with names of its own (see `names`), and a process like any other
-elsewhere. Init containers run one after another; one with `restartPolicy: Always` is a sidecar, which runs on beside
-what follows and is ended after it. The containers run together, and the pod is over when all of them are: one that
-somebody has put beside ours keeps it.
+Each container is a process tree below `launcher.py`, which ends as a whole. Where this machine allows it, the command
+is PID 1 of its own namespace, with the pod's names (see `names`); elsewhere it is an ordinary process. Init containers
+run one after another. An init container with `restartPolicy: Always` is a sidecar: it keeps running beside the next
+containers, and ends after them. The containers run together, and the pod is over when all of them are over: a container
+that somebody has injected keeps the pod alive.
 
-Life and status are apart, as in a kubelet: what happens goes on while its status is on the way (`status_lag`), and of
-several changes the last one alone may reach the API. A pod that is deleted goes when the status of its end is written.
+Life and status are separate, as in a kubelet: the pod continues while its status is under way (`status_lag`), and of
+several changes only the last may reach the API. A deleted pod disappears after the status of its end is written.
 
 Left out: probes, postStart hooks, deadlines, limits (memory is neither reserved nor enforced, CPU only in whole cores),
-growing pauses between restarts, the end of sidecars one after another.
+growing pauses between restarts, an order among ending sidecars.
 """
 
 import asyncio
@@ -38,18 +38,18 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 MESSAGE_BYTES, LOG_MESSAGE_BYTES, LOG_MESSAGE_LINES = 4096, 2048, 80
 EXIT_SECONDS, RETRY_SECONDS = 0.03, 0.5
 OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "mount", "--bind", "/etc/hosts", "/etc/hosts"]
-"""Succeeds where a process may be PID 1 of a namespace of its own and mount there, for which one must be root."""
-PASSING = (0, 409, 429, 500, 503)  # what an API server answers, or does not, while it is in trouble
+"""Succeeds where a process may be PID 1 of its own namespace and mount there, which needs root."""
+PASSING = (0, 409, 429, 500, 503)  # codes of an API server in trouble; 0: no answer
 ANOTHER_POD = "UID in precondition"
-"""In the answer about a pod that is gone while another has its name."""
+"""Text in the answer about a deleted pod whose name another pod has taken."""
 UNKNOWN: Object = {
     "exitCode": 137,
     "reason": "ContainerStatusUnknown",
     "message": "The container could not be located when the pod was terminated",
 }
-"""The end of a container that never began, of a pod that is over."""
+"""The end of a container that never started, in a pod that is over."""
 Namespace = Literal["own", "shared"]
-"""Of a command's process ids, see `launcher`."""
+"""The namespace of a command's process ids, see `launcher`."""
 _turn = itertools.count()
 
 
@@ -62,12 +62,12 @@ class Verdict:
 
 
 class Container:
-    """One container of a pod: its process, its restarts, and what the status says of it."""
+    """One container of a pod: its process, its restarts, and its part of the status."""
 
     def __init__(self, spec: Object, sandbox: Sandbox, publish: Callable[[], None], waits: str) -> None:
         self.spec, self.name = spec, str(spec["name"])
         self.started = asyncio.Event()
-        """It runs, or never will."""
+        """Set when the container runs, or will never run."""
         self.over = False
         self.state: Object = {"waiting": {"reason": waits}}
         self.last_state: Object = {}
@@ -92,44 +92,42 @@ class Container:
         return "waiting" in self.state and not self.last_state
 
     async def live(self, policy: str, image: dict[str, str], backoff: float) -> None:
-        """Run, and again as the restart policy says, until it is done or is ended."""
+        """Run, and restart as the restart policy says, until the container is done or somebody ends it."""
         try:
             while ready := await self._prepared(image, backoff):
                 await self._execute(*ready)
                 if policy == "Never" or (policy == "OnFailure" and self.exit_code == 0):
                     return
                 if not self._ending.is_set():
-                    await self._back_off(backoff)
+                    self.last_state, self._restarts = self.state, self._restarts + 1
+                    self._wait("CrashLoopBackOff", f"back-off {backoff:g}s restarting failed container")
+                    await pause(self._ending, backoff)
         finally:
             self.over = True
             self.started.set()
 
     def terminate(self) -> None:
-        """Ask it to end, which is no failure to begin again after."""
+        """Ask the container to end, without a restart."""
         if not self._ending.is_set() and self._process:
             self._goodbye = asyncio.create_task(self._ask(self._process))
         self._ending.set()
 
     async def _ask(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGTERM, once the preStop hook is over."""
+        """Send SIGTERM after the preStop hook."""
         hook = self.spec.get("lifecycle", {}).get("preStop", {}).get("exec")
-        if hook and (inside := await entrance(process)):
-            ran = await asyncio.create_subprocess_exec(
-                *inside, *hook["command"], env=self._env, cwd=self._sandbox.folder
-            )
-            await ran.wait()
+        if hook and (entrance := await find_entrance(process)):
+            command = [*entrance, *hook["command"]]
+            execution = await asyncio.create_subprocess_exec(*command, env=self._env, cwd=self._sandbox.folder)
+            await execution.wait()
         process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self._ending.set()
-        self.signal(signal.SIGUSR1)
-
-    def signal(self, number: signal.Signals) -> None:
         if self._process:
-            self._process.send_signal(number)
+            self._process.send_signal(signal.SIGUSR1)
 
     async def vanish(self) -> None:
-        """Gone at once, and nothing is said of it."""
+        """End at once, without a change of the status."""
         self.kill()
         if self._process:
             await exited(self._process)
@@ -146,7 +144,8 @@ class Container:
         }
 
     async def _prepared(self, image: dict[str, str], backoff: float) -> tuple[list[str], dict[str, str]] | None:
-        """Command and environment, once all they refer to is there; None when it is ended first."""
+        """Command and environment, as soon as all objects exist that they refer to; None if somebody ends the container
+        before that."""
         while not self._ending.is_set():
             try:
                 env = await self._sandbox.environment(self.spec, image)
@@ -177,23 +176,18 @@ class Container:
         self.state = {"terminated": {**end, "startedAt": began, "finishedAt": now()}}
         self._publish()
 
-    async def _back_off(self, backoff: float) -> None:
-        self.last_state, self._restarts = self.state, self._restarts + 1
-        self._wait("CrashLoopBackOff", f"back-off {backoff:g}s restarting failed container")
-        await pause(self._ending, backoff)
-
     def _wait(self, reason: str, message: str) -> None:
         self.state = {"waiting": {"reason": reason, "message": message}}
         self._publish()
 
     def settle(self) -> None:
-        """Its pod is over: what waits, or waited to begin again, will not."""
+        """Give a container that waits for a start or a restart its end: its pod is over."""
         if "terminated" not in self.state:
             self.state = self.last_state or {"terminated": UNKNOWN}
 
 
 class PodRunner:
-    """Runs one pod that is bound to this node, from its volumes to its last status."""
+    """Runs a pod of this node, from its volumes to its last status."""
 
     def __init__(
         self,
@@ -206,33 +200,34 @@ class PodRunner:
         status_lag: float = 0,
     ) -> None:
         self.pod, self.sandbox, self.over = pod, sandbox, False
-        self.told = False
-        """The API has the status of its end, or never will."""
+        self.reported = False
+        """Whether the API has the status of the pod's end, or will never have it."""
         self.namespace, self.name = pod["metadata"]["namespace"], pod["metadata"]["name"]
         self._cluster, self._image, self._backoff = cluster, image, backoff
+        self._policy = str(pod["spec"].get("restartPolicy", "Always"))
+        self._status_lag, self._changed = status_lag, asyncio.Event()
         first = pod["spec"].get("initContainers") or []
         waits = "PodInitializing" if first else "ContainerCreating"
-        self._init = [Container(one, sandbox, self._publish, waits) for one in first]
-        self._main = [Container(one, sandbox, self._publish, waits) for one in pod["spec"]["containers"]]
+        self._init = [Container(spec, sandbox, self._changed.set, waits) for spec in first]
+        self._main = [Container(spec, sandbox, self._changed.set, waits) for spec in pod["spec"]["containers"]]
         self._sidecars: list[asyncio.Task[None]] = []
         self._conditions: list[Object] = []
         self._start_time = now()
         self._ending = asyncio.Event()
         self._verdict: Verdict | None = None
-        self._status_lag, self._changed = status_lag, asyncio.Event()
-        self._teller = asyncio.create_task(self._tell(), name=f"status of pod {self.name}")
+        self._writer = asyncio.create_task(self._write_statuses(), name=f"status of pod {self.name}")
         self.task = asyncio.create_task(self._run(), name=f"pod {self.name}")
 
     def container(self, name: str) -> Container | None:
-        return next((one for one in self._all if one.name == name), None)
+        return next((container for container in self._all if container.name == name), None)
 
     @property
     def _all(self) -> list[Container]:
         return [*self._init, *self._main]
 
     def end(self, grace: float, verdict: Verdict | None = None) -> None:
-        """SIGTERM now, SIGKILL after the grace period. Asked again, the earlier end wins. Sidecars have theirs when
-        the others are over."""
+        """Send SIGTERM now, SIGKILL after the grace period; of two calls the earlier end wins. Sidecars get their
+        SIGTERM when the other containers are over."""
         self._verdict = self._verdict or verdict
         if not self._ending.is_set() and grace > 0:
             for container in self._all:
@@ -242,8 +237,8 @@ class PodRunner:
         asyncio.get_running_loop().call_later(grace, self._kill)
 
     async def crash(self) -> None:
-        """The pod of a node that has lost its power: its processes are gone, and its status stays as it was."""
-        for task in (self.task, self._teller, *self._sidecars):
+        """End the processes, as when the node loses its power, and leave the status as it is."""
+        for task in (self.task, self._writer, *self._sidecars):
             await stop_task(task)
         for container in self._all:
             await container.vanish()
@@ -254,38 +249,39 @@ class PodRunner:
 
     async def _run(self) -> None:
         try:
-            self._publish()
+            self._changed.set()
             if await self._mounted() and await self._initialize():
-                await asyncio.gather(*(self._live(one, self._policy) for one in self._main))
-            await self._end_sidecars()
+                lives = (container.live(self._policy, self._image, self._backoff) for container in self._main)
+                await asyncio.gather(*lives)
+            for container in self._init:
+                if container.is_sidecar:
+                    container.terminate()
+            if self._sidecars:
+                grace = float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
+                asyncio.get_running_loop().call_later(grace, self._kill)
+                await asyncio.gather(*self._sidecars)
         except Exception:
-            log.exception("pod %s/%s failed in the node itself", self.namespace, self.name)
+            log.exception("the node could not run pod %s/%s", self.namespace, self.name)
         finally:
             self._kill()
         self._settle()
         self.over = True
-        self._publish()
-        await self._teller
+        self._changed.set()
+        await self._writer
 
     def _settle(self) -> None:
-        """Give an end to containers that have none: to the others unless the pod never came past its init containers,
-        and to init containers as far as it came."""
-        begun = [number for number, container in enumerate(self._init) if not container.never_ran]
-        for container in self._init[: max(begun, default=0) + 1]:
+        """Give an end to containers that have none: to each init container that the pod has reached, and to the main
+        containers if the pod has passed its init containers."""
+        started = [number for number, container in enumerate(self._init) if not container.never_ran]
+        for container in self._init[: max(started, default=0) + 1]:
             container.settle()
-        past_init = not self._init or self._init[-1].exit_code == 0 or not all(one.never_ran for one in self._main)
+        main_started = not all(container.never_ran for container in self._main)
+        past_init = not self._init or self._init[-1].exit_code == 0 or main_started
         for container in self._main if past_init else ():
             container.settle()
 
-    @property
-    def _policy(self) -> str:
-        return str(self.pod["spec"].get("restartPolicy", "Always"))
-
-    async def _live(self, container: Container, policy: str) -> None:
-        await container.live(policy, self._image, self._backoff)
-
     async def _mounted(self) -> bool:
-        """Whether the volumes are there, for which it waits; not when the pod ends first."""
+        """Wait until the volumes are mounted. False if the pod ends before that."""
         while not self._ending.is_set():
             try:
                 await self.sandbox.mount()
@@ -297,107 +293,95 @@ class PodRunner:
         return False
 
     async def _initialize(self) -> bool:
-        """Run the init containers one after another, sidecars beside what follows. Whether the others may start."""
+        """Run the init containers one after another, sidecars beside the next ones. True if the others may start."""
         for container in self._init:
             if self._ending.is_set():
                 return False
             if container.is_sidecar:
-                self._sidecars.append(asyncio.create_task(self._live(container, "Always")))
+                life = container.live("Always", self._image, self._backoff)
+                self._sidecars.append(asyncio.create_task(life))
                 await container.started.wait()
             else:
-                await self._live(container, "Never" if self._policy == "Never" else "OnFailure")
+                policy = "Never" if self._policy == "Never" else "OnFailure"
+                await container.live(policy, self._image, self._backoff)
                 if container.exit_code != 0:
                     return False
         return not self._ending.is_set()
 
-    async def _end_sidecars(self) -> None:
-        grace = float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
-        for container in self._init:
-            if container.is_sidecar:
-                container.terminate()
-        if self._sidecars:
-            asyncio.get_running_loop().call_later(grace, self._kill)
-            await asyncio.gather(*self._sidecars)
-
-    def _publish(self) -> None:
-        self._changed.set()
-
-    async def _tell(self) -> None:
-        """Write the status some time after it has changed, as it is by then. After the last one the pod may go."""
-        while not self.told:
+    async def _write_statuses(self) -> None:
+        """Write the current status some time after each change. After the last status, remove a deleted pod."""
+        while not self.reported:
             await self._changed.wait()
             await asyncio.sleep(self._status_lag)
             self._changed.clear()
-            self.told = await self._write()
-        try:  # its node does so where the deletion comes later
+            self.reported = await self._write()
+        try:  # the node removes a pod whose deletion comes later
             pod = await self._cluster.get(POD, self.name, self.namespace)
             if pod and pod["metadata"]["uid"] == self.pod["metadata"]["uid"] and "deletionTimestamp" in pod["metadata"]:
                 await remove(self._cluster, pod)
         except ApiError as error:
-            log.warning("pod %s/%s was not removed, and is when it is seen again: %s", self.namespace, self.name, error)
+            log.warning("pod %s/%s stays until the node sees it again: %s", self.namespace, self.name, error)
 
     async def _write(self) -> bool:
-        """Write the status, again until it is taken; whether it was that of the pod's end. The pod lives on while the
-        API is away; it ends when the API says that it is gone."""
+        """Write the status until the API takes it. True if it was the status of the pod's end. The pod continues while
+        the API is away, and ends when the API says that it no longer exists."""
         while True:
             body, last = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": self._status()}, self.over
             try:
-                is_there = await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status")
+                stored = await self._cluster.patch(POD, self.name, self.namespace, body, subresource="status")
             except ApiError as error:
-                is_there = None
+                stored = None
                 if ANOTHER_POD not in error.message:
                     if error.status not in PASSING:
-                        log.warning("status of pod %s/%s was refused: %s", self.namespace, self.name, error)
+                        log.warning("the API refused the status of pod %s/%s: %s", self.namespace, self.name, error)
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
-            if is_there is None:
+            if stored is None:
                 self.end(0)
             return last
 
-    def _phase(self) -> str:
-        if self.over:
-            done = self._verdict is None and all(one.exit_code == 0 for one in self._main)
-            return "Succeeded" if done else "Failed"
-        return "Pending" if any(one.never_ran for one in self._main) else "Running"
-
     def _status(self) -> Object:
-        phase = self._phase()
-        ready = all("running" in one.state for one in self._main)
+        if self.over:
+            succeeded = self._verdict is None and all(container.exit_code == 0 for container in self._main)
+            phase = "Succeeded" if succeeded else "Failed"
+        else:
+            phase = "Pending" if any(container.never_ran for container in self._main) else "Running"
+        ready = all("running" in container.state for container in self._main)
         reason = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
         set_condition(self._conditions, "PodScheduled", "True", "", "")
         set_condition(self._conditions, "Ready", str(ready), "" if ready else reason, "")
         if self._verdict and self.over:
             set_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", self._verdict.message)
-        init = {"initContainerStatuses": [one.status() for one in self._init]} if self._init else {}
+        init = {"initContainerStatuses": [container.status() for container in self._init]} if self._init else {}
         return {
             "phase": phase,
             "podIP": "127.0.0.1",
             "startTime": self._start_time,
             "conditions": self._conditions,
             **init,
-            "containerStatuses": [one.status() for one in self._main],
+            "containerStatuses": [container.status() for container in self._main],
         } | (vars(self._verdict) if self.over and self._verdict else {})
 
 
 async def remove(cluster: Cluster, pod: Object) -> None:
-    """The last step of a deletion: its processes are gone, so the object goes too."""
+    """Delete the object, the last step of a deletion: the pod has no processes any more."""
     meta = pod["metadata"]
     try:
         await cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"], grace=0)
     except ApiError as error:
-        if error.status != 409:  # 409: gone already, and another pod has its name
+        if error.status != 409:  # 409: somebody has deleted it, and another pod has its name
             raise
 
 
 async def pause(ending: asyncio.Event, seconds: float) -> None:
-    """So long, unless the end comes first."""
+    """Wait, but not beyond the end of the pod."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(ending.wait(), seconds)
 
 
 @lru_cache
 def pod_namespace() -> Namespace:
-    """A container's command is PID 1 where this machine lets it, and else a process like any other."""
+    """Own, so that a container's command is PID 1, where this machine allows it; shared elsewhere."""
     try:
         allowed = not subprocess.run(OWN_NAMESPACE, stderr=subprocess.DEVNULL, check=False).returncode
     except FileNotFoundError:
@@ -408,8 +392,8 @@ def pod_namespace() -> Namespace:
 def launch(
     command: list[str], env: dict[str, str], folder: Path, log_file: Path, *, hosts: Path | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one. SIGTERM reaches the command; SIGUSR1 kills all that it has started. With
-    `hosts` it has a namespace of its own, where that file is /etc/hosts."""
+    """Start a process that ends with this one. SIGTERM reaches the command; SIGUSR1 kills it and all processes that it
+    has started. With `hosts` it gets its own namespace, where that file is /etc/hosts."""
     launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(hosts or "shared")]
     with log_file.open("ab") as output:
         return subprocess.Popen(
@@ -424,17 +408,17 @@ def launch(
 
 
 def confine(process: subprocess.Popen[bytes], container: Object) -> None:
-    """A CPU limit of whole cores becomes as many cores, given out in turn: programs count theirs to set up threads."""
+    """Pin a container with a CPU limit of whole cores to as many cores, in turn: programs count them for threads."""
     limit = str(container.get("resources", {}).get("limits", {}).get("cpu", ""))
     cores = sorted(os.sched_getaffinity(0))
     if limit.isdigit() and 0 < int(limit) < len(cores):
         first = next(_turn) * int(limit)
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
+        with contextlib.suppress(ProcessLookupError):  # the process has ended already
             os.sched_setaffinity(process.pid, {cores[(first + n) % len(cores)] for n in range(int(limit))})
 
 
-async def entrance(process: subprocess.Popen[bytes]) -> list[str] | None:
-    """What runs a command beside a container's, in its namespaces; None where it has none of its own, or has ended."""
+async def find_entrance(process: subprocess.Popen[bytes]) -> list[str] | None:
+    """The prefix that runs a command in a container's namespaces; None if it has none of its own, or has ended."""
     while pod_namespace() == "own" and process.poll() is None:
         if first := first_process(process.pid):
             return ["nsenter", "--target", first, "--pid", "--mount"]
@@ -443,7 +427,7 @@ async def entrance(process: subprocess.Popen[bytes]) -> list[str] | None:
 
 
 def first_process(launcher: int) -> str | None:
-    """PID 1 of a container as we number it, once it has its own /proc."""
+    """The id, in our namespace, of a container's PID 1, as soon as it has its own /proc."""
     with contextlib.suppress(OSError, IndexError):
         first = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[0]
         if Path(f"/proc/{first}/ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink():
@@ -453,13 +437,14 @@ def first_process(launcher: int) -> str | None:
 
 async def exited(process: subprocess.Popen[bytes]) -> int:
     """Wait for a process without a thread; 128 + signal for one that was killed."""
-    while (code := process.poll()) is None:  # noqa: ASYNC110  it is no task of this loop that ends it
+    while (code := process.poll()) is None:  # noqa: ASYNC110  no task of this loop ends it
         await asyncio.sleep(EXIT_SECONDS)
     return code if code >= 0 else 128 - code
 
 
 def last_words(container: Object, message_file: Path, log_file: Path, code: int) -> str:
-    """The termination message: the file's content; the end of the log if asked for, failed, and the file is empty."""
+    """The termination message: the file's content. If that is empty, the container has failed and its spec asks for the
+    log, the end of the log."""
     message = message_file.read_bytes()[:MESSAGE_BYTES] if message_file.is_file() else b""
     fallback = container.get("terminationMessagePolicy") == "FallbackToLogsOnError"
     if not message and fallback and code:

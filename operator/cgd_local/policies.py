@@ -1,8 +1,8 @@
-"""ValidatingAdmissionPolicies: the requests that they match, and what they answer, in the real server's words.
+"""ValidatingAdmissionPolicies: the requests that they match, and their answers, in the real server's words.
 
-Deviations: a policy with `paramKind` is refused, so no expression has `params`; there is no `authorizer`, and everybody
-is anonymous; of an expression only the syntax is checked when the policy is written; Warn and Audit are silent; the
-scheduler's binding of a pod and what a deleted namespace takes with it are not judged.
+Deviations: the server refuses a policy with `paramKind`, so no expression has `params`; there is no `authorizer`, and
+all users are anonymous; a write of a policy checks only the syntax of its expressions; Warn and Audit are silent; no
+policy judges the scheduler's binding of a pod, or the objects that a deleted namespace takes with it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ GROUP = "admissionregistration.k8s.io"
 POLICIES, BINDINGS = f"validatingadmissionpolicies.{GROUP}", f"validatingadmissionpolicybindings.{GROUP}"
 _CODES = {"Unauthorized": 401, "Forbidden": 403, "RequestEntityTooLarge": 413, "Invalid": 422}
 _LONGEST = 5 * 1024
-"""Bytes of a message that an expression makes."""
+"""The most bytes of a message from an expression."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is about to be written. `old` is None for a creation, `new` for a deletion."""
+    """A write that the policies judge. `old` is None for a creation, `new` for a deletion."""
 
     operation: Literal["CREATE", "UPDATE", "DELETE"]
     resource: Resource
@@ -43,8 +43,8 @@ class Request:
     new: Json | None = None
     old: Json | None = None
 
-    def told(self) -> Json:
-        """As expressions see it."""
+    def attributes(self) -> Json:
+        """The variable `request` of expressions."""
         resource = self.resource
         kind = {"group": resource.group, "version": resource.version, "kind": resource.kind}
         plural = {"group": resource.group, "version": resource.version, "resource": resource.plural}
@@ -62,7 +62,7 @@ class Request:
 
 
 def judge(registry: Registry, request: Request) -> None:
-    """Ask the policies that are bound.
+    """Judge a request by the bound policies.
 
     Raises:
         ApiError: with the first refusal's reason and code, 422 if the policy names none.
@@ -71,111 +71,97 @@ def judge(registry: Registry, request: Request) -> None:
     if not policies or request.resource.group == GROUP:  # else a policy could forbid its own removal
         return
     bindings = registry.shelf(registry.resources[BINDINGS]).within("")
-    space = _namespace(registry, request)
+    home = registry.shelf(registry.resources["namespaces"]).objects.get(("", request.namespace))
+    home = home if request.resource.namespaced else None
     for policy in policies:
-        if not _matches(policy["spec"]["matchConstraints"], request, space):
+        if not _matches(policy["spec"]["matchConstraints"], request, home):
             continue
         for binding in bindings:
             spec, name = binding["spec"], policy["metadata"]["name"]
             bound = spec["policyName"] == name and "Deny" in spec["validationActions"]
-            if not bound or not _matches(spec.get("matchResources", {}), request, space):
+            if not bound or not _matches(spec.get("matchResources", {}), request, home):
                 continue
-            for reason, message in _refusals(policy["spec"], request, space):
-                with_binding = f"with binding '{binding['metadata']['name']}' denied request: {message}"
-                raise _forbidden(request, f"ValidatingAdmissionPolicy '{name}' {with_binding}", reason)
+            for reason, message in _refusals(policy["spec"], request, home):
+                denied = f"with binding '{binding['metadata']['name']}' denied request: {message}"
+                cause = f"ValidatingAdmissionPolicy '{name}' {denied}"
+                details = request.resource.details(request.name) | {"causes": [{"message": cause}]}
+                forbidden = f'{request.resource.full_name} "{request.name}" is forbidden: {cause}'
+                raise ApiError(_CODES[reason], forbidden, reason=reason, details=details)
 
 
-def _namespace(registry: Registry, request: Request) -> Json | None:
-    found = registry.shelf(registry.resources["namespaces"]).objects.get(("", request.namespace))
-    return found if request.resource.namespaced else None
+# --- which requests a policy, or a binding, matches
 
 
-def _forbidden(request: Request, message: str, reason: str) -> ApiError:
-    details = request.resource.details(request.name) | {"causes": [{"message": message}]}
-    told = f'{request.resource.full_name} "{request.name}" is forbidden: {message}'
-    return ApiError(_CODES[reason], told, reason=reason, details=details)
-
-
-# --- what a policy, or a binding, is about
-
-
-def _matches(about: Json, request: Request, space: Json | None) -> bool:
-    own = [one["metadata"].get("labels", {}) for one in (request.new, request.old) if one]
-    around = own[0] if request.resource.full_name == "namespaces" else space and space["metadata"].get("labels", {})
-    if around is not None and not chooses(about.get("namespaceSelector", {}), around):
+def _matches(constraints: Json, request: Request, home: Json | None) -> bool:
+    states = [state["metadata"].get("labels", {}) for state in (request.new, request.old) if state]
+    of_home = states[0] if request.resource.full_name == "namespaces" else home and home["metadata"].get("labels", {})
+    if of_home is not None and not chooses(constraints.get("namespaceSelector", {}), of_home):
         return False
-    if not any(chooses(about.get("objectSelector", {}), labels) for labels in own):
+    if not any(chooses(constraints.get("objectSelector", {}), labels) for labels in states):
         return False
-    if any(_names(rule, request) for rule in about.get("excludeResourceRules", [])):
+    if any(_names(rule, request) for rule in constraints.get("excludeResourceRules", [])):
         return False
-    rules = about.get("resourceRules", [])
+    rules = constraints.get("resourceRules", [])
     return not rules or any(_names(rule, request) for rule in rules)
 
 
 def _names(rule: Json, request: Request) -> bool:
+    """Whether a rule names the request's resource: `cgdruns` is not `cgdruns/status`, `cgdruns/*` is both, and `*`
+    is everything except subresources."""
     resource = request.resource
     scope = "Namespaced" if resource.namespaced else "Cluster"
-    asked = {"operations": request.operation, "apiGroups": resource.group, "apiVersions": resource.version}
+    fields = {"operations": request.operation, "apiGroups": resource.group, "apiVersions": resource.version}
+    patterns = [pattern.partition("/") for pattern in rule.get("resources", [])]
     return (
-        all({"*", value} & set(rule.get(field, [])) for field, value in asked.items())
+        all({"*", value} & set(rule.get(field, [])) for field, value in fields.items())
         and rule.get("scope", "*") in ("*", scope)
         and request.name in (rule.get("resourceNames") or [request.name])
-        and any(_covers(one, request) for one in rule.get("resources", []))
+        and any(p in ("*", resource.plural) and sub in ("*", request.subresource) for p, _, sub in patterns)
     )
 
 
-def _covers(pattern: str, request: Request) -> bool:
-    """`cgdruns` is not `cgdruns/status`; `cgdruns/*` is both, and `*` is everything but subresources."""
-    plural, _, subresource = pattern.partition("/")
-    return plural in ("*", request.resource.plural) and subresource in ("*", request.subresource)
-
-
-# --- what it says
+# --- what a policy answers
 
 
 class _Unevaluated(Exception):
-    """An expression has no value."""
+    """An expression has no value; the message says why."""
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What expressions see. A variable without a value is an error where it is used, and nowhere else."""
+class _Scope:
+    """The variables of expressions. A variable without a value is an error only where an expression uses it."""
 
-    seen: Json
+    values: Json
     failed: dict[str, str]
 
     @classmethod
-    def of(cls, request: Request, space: Json | None) -> _Sight:
-        seen = {"object": request.new, "oldObject": request.old, "request": request.told(), "namespaceObject": space}
-        return cls({**seen, "variables": {}}, {})
-
-    def define(self, variables: list[Json]) -> None:
-        for one in variables:
+    def of(cls, request: Request, home: Json | None, variables: list[Json]) -> _Scope:
+        states = {"object": request.new, "oldObject": request.old, "namespaceObject": home}
+        scope = cls({**states, "request": request.attributes(), "variables": {}}, {})
+        for variable in variables:
+            name = variable["name"]
             try:
-                self.seen["variables"][one["name"]] = self.value(one["expression"])
+                scope.values["variables"][name] = scope.value(variable["expression"])
             except _Unevaluated as error:
-                self.failed[one["name"]] = f'composited variable "{one["name"]}" fails to evaluate: {error}'
+                scope.failed[name] = f'composited variable "{name}" fails to evaluate: {error}'
+        return scope
 
     def value(self, expression: str) -> Any:
         try:
-            return program(expression).execute(cel.Context(variables=self.seen))
-        except KeyError as error:
-            key = str(error.args[0])
-            raise _Unevaluated(_told(expression, self.failed.get(key, f"no such key: {key}"))) from error
+            return program(expression).execute(cel.Context(variables=self.values))
         except EVALUATION_ERRORS as error:
-            raise _Unevaluated(_told(expression, str(error))) from error
+            why = str(error)
+            if isinstance(error, KeyError):
+                key = str(error.args[0])
+                why = self.failed.get(key, f"no such key: {key}")
+            raise _Unevaluated(f"expression '{expression.strip()}' resulted in error: {why}") from error
 
 
-def _told(expression: str, error: str) -> str:
-    return f"expression '{expression.strip()}' resulted in error: {error}"
-
-
-def _refusals(spec: Json, request: Request, space: Json | None) -> Iterator[tuple[str, str]]:
-    """Reason and message of each; what cannot be evaluated refuses too, unless the policy says Ignore."""
-    sight, fails = _Sight.of(request, space), spec["failurePolicy"] == "Fail"
-    sight.define(spec.get("variables", []))
+def _refusals(spec: Json, request: Request, home: Json | None) -> Iterator[tuple[str, str]]:
+    """Reason and message of each refusal. An expression without a value refuses, too, unless the policy says Ignore."""
+    scope, fails = _Scope.of(request, home, spec.get("variables", [])), spec["failurePolicy"] == "Fail"
     try:
-        if not _is_concerned(spec, sight):
+        if not _is_concerned(spec, scope):
             return
     except _Unevaluated as error:
         if fails:
@@ -183,44 +169,44 @@ def _refusals(spec: Json, request: Request, space: Json | None) -> Iterator[tupl
         return
     for validation in spec.get("validations", []):
         try:
-            if sight.value(validation["expression"]) is not True:
-                yield validation.get("reason", "Invalid"), _message(validation, sight)
+            if scope.value(validation["expression"]) is not True:
+                yield validation.get("reason", "Invalid"), _message(validation, scope)
         except _Unevaluated as error:
             if fails:
                 yield "Invalid", str(error)
 
 
-def _is_concerned(spec: Json, sight: _Sight) -> bool:
-    """A condition that does not hold decides, whatever becomes of the others."""
-    unknown = None
+def _is_concerned(spec: Json, scope: _Scope) -> bool:
+    """Whether all match conditions hold. One that does not hold decides, even if another has no value."""
+    failure = None
     for condition in spec.get("matchConditions", []):
         try:
-            if sight.value(condition["expression"]) is not True:
+            if scope.value(condition["expression"]) is not True:
                 return False
         except _Unevaluated as error:
-            unknown = unknown or error
-    if unknown:
-        raise unknown
+            failure = failure or error
+    if failure:
+        raise failure
     return True
 
 
-def _message(validation: Json, sight: _Sight) -> str:
-    """What the expression for it makes, if that is one line; else the fixed text; else the expression that failed."""
-    made: Any = None
+def _message(validation: Json, scope: _Scope) -> str:
+    """The value of the message's expression if it is one line; else the fixed text; else the expression that failed."""
+    text: Any = None
     with suppress(_Unevaluated):
-        made = sight.value(validation["messageExpression"]) if "messageExpression" in validation else None
-    made = made.strip() if isinstance(made, str) else ""
-    if made and "\n" not in made and len(made.encode()) <= _LONGEST:
-        return str(made)
+        text = scope.value(validation["messageExpression"]) if "messageExpression" in validation else None
+    text = text.strip() if isinstance(text, str) else ""
+    if text and "\n" not in text and len(text.encode()) <= _LONGEST:
+        return str(text)
     fixed: str = validation.get("message", "").strip()
     return fixed or f"failed expression: {validation['expression'].strip()}"
 
 
-# --- what is wrong with a policy
+# --- errors in a policy
 
 
 def causes(resource: Resource, obj: Json) -> Iterator[Cause]:
-    """What the real server's own checks find, beyond the schema of a policy or a binding."""
+    """The errors that the real server finds beyond the schema of a policy or a binding."""
     spec = obj.get("spec", {})
     if resource.full_name == POLICIES:
         yield from _wrong_policy(spec)
@@ -236,9 +222,9 @@ def _wrong_policy(spec: Json) -> Iterator[Cause]:
     if "paramKind" in spec:
         yield wrong("spec.paramKind", spec["paramKind"], "this server knows no parameters of policies")
     for field in ("matchConditions", "variables", "validations"):
-        for index, one in enumerate(spec.get(field, [])):
-            for part in one.keys() & {"expression", "messageExpression"}:
+        for index, entry in enumerate(spec.get(field, [])):
+            for part in entry.keys() & {"expression", "messageExpression"}:
                 try:
-                    program(one[part])
+                    program(entry[part])
                 except ValueError as error:
-                    yield wrong(f"spec.{field}[{index}].{part}", one[part], f"compilation failed: {error}")
+                    yield wrong(f"spec.{field}[{index}].{part}", entry[part], f"compilation failed: {error}")

@@ -1,7 +1,7 @@
-"""The published schemas of the built-in kinds (package kubernetes-validate), completed by what admission adds.
+"""The published schemas of the built-in kinds (package kubernetes-validate), with rules that a real server has in code.
 
-Defaults, bounds and fixed fields that a real server has in code are written here as schema, so that built-in and custom
-objects go one way. Only what clients and controllers here notice is written.
+Here those defaults, bounds and fixed fields are schema, so that built-in and custom objects take the same way. The list
+holds only what clients and controllers here can notice.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ _RULES: dict[str, list[Json]] = {
 
 @cache
 def definitions() -> dict[str, Json]:
-    """The schemas of the newest release, by name; those without fields (RawExtension) take anything."""
+    """The schemas of the newest release, by name. A schema without fields (RawExtension) accepts everything."""
     folder = resources.files("kubernetes_validate") / "kubernetes-json-schema"
     text = (folder / f"v{kubernetes_validate.latest_version()}-local" / "_definitions.json").read_text("utf-8")
-    found: dict[str, Json] = json.loads(text)["$defs"]
-    for raw in found.values():
+    schemas: dict[str, Json] = json.loads(text)["$defs"]
+    for raw in schemas.values():
         shaped = raw.keys() & {"properties", "additionalProperties", "items", "oneOf"}
         if not shaped and raw.get("type") in (None, ["object", "null"]):
             raw[PRESERVE] = True
     for name, fields in _FIELDS.items():
         for field, added in fields.items():
-            found[name]["properties"][field] |= added
+            schemas[name]["properties"][field] |= added
     for name, rules in _RULES.items():
-        found[name]["x-kubernetes-validations"] = rules
-    return found
+        schemas[name]["x-kubernetes-validations"] = rules
+    return schemas

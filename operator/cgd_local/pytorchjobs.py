@@ -1,13 +1,13 @@
 """The PyTorchJob controller (`kubeflow.org/v1`) with the semantics of the Training Operator, and its CRD. Pure.
 
-It plays 1.9.4 unless it is told to play 1.7 or 1.8, whose differences that matter to us are in `Release`. Pods, labels,
-environment, init container, conditions and reasons are those of the real operator, and its oddities too: a failed pod
-is made again without end (`backoffLimit` counts restarts of containers in their pods, and refuses a failed pod only
-where it is 0), and 1.7 does not end a job for a permanent exit code. Deviations:
+It plays 1.9.4, or on request 1.7 or 1.8; `Release` holds their differences that matter here. Pods, labels, environment,
+init container, conditions and reasons are those of the real operator, with its oddities: it replaces a failed pod
+without end (`backoffLimit` counts restarts of containers in their pods, and refuses a failed pod only if it is 0), and
+1.7 does not end a job for a permanent exit code. Deviations:
 
-- One machine: the port is derived from the job's uid, whatever port the spec names, so that two jobs do not meet.
-- The init container does not wait for the Master's name, which is found only where pods have names of their own.
-- Left out: elasticPolicy, gang scheduling, replicas beyond the number asked for.
+- One machine: the port comes from the job's uid, whatever port the spec names, so that two jobs do not share one.
+- The init container does not wait for the Master's name, which resolves only where pods have their own namespaces.
+- Left out: elasticPolicy, gang scheduling, replicas beyond the requested number.
 """
 
 from copy import deepcopy
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cgd_local.controllers import (
     Decision,
+    condition,
     containers_of,
     end_of,
     headless,
@@ -36,67 +37,61 @@ LABEL = "training.kubeflow.org/"
 
 @dataclass(frozen=True)
 class Release:
-    """What differs between releases of the Training Operator."""
+    """The differences between releases of the Training Operator."""
 
-    tells_processes: bool = True
-    """PET_NPROC_PER_NODE without a Master, too."""
+    sets_processes: bool = True
+    """It sets PET_NPROC_PER_NODE without a Master, too."""
     names_first_worker: bool = True
-    """Worker 0 has the role of the master when there is none."""
+    """Worker 0 has the role of the master if the job has no Master."""
     ends_for_permanent: bool = True
     """A pod's permanent exit code fails the job."""
-    cleans_as_told: bool = True
-    """`cleanPodPolicy` holds for a job that has met a limit, too: before 1.9.4 all its pods are deleted."""
+    keeps_pods_at_limit: bool = True
+    """`cleanPodPolicy` also applies to a job that has met a limit: before 1.9.4 that deletes all its pods."""
 
 
 V1_9 = Release()
-V1_8 = Release(cleans_as_told=False)
-V1_7 = Release(tells_processes=False, names_first_worker=False, ends_for_permanent=False, cleans_as_told=False)
+V1_8 = Release(keeps_pods_at_limit=False)
+V1_7 = Release(sets_processes=False, names_first_worker=False, ends_for_permanent=False, keeps_pods_at_limit=False)
 
 
 class Look:
-    """One look at a job: what is there, and the decision as it grows."""
+    """One look at a job: its state, and the decision as it grows."""
 
     def __init__(self, job: Object, pods: list[Object], time_now: float, release: Release) -> None:
         self.job, self.pods, self.name, self.release = job, pods, job["metadata"]["name"], release
         self.time_now = time_now
         self.policy: Object = job["spec"].get("runPolicy") or {}
         self.replicas: dict[str, Object] = job["spec"]["pytorchReplicaSpecs"]
+        self.total = sum(count(spec) for spec in self.replicas.values())
         self.status: Object = {"conditions": [], "replicaStatuses": {}, **deepcopy(job.get("status") or {})}
         self.conditions: list[Object] = self.status["conditions"]
         self.decision = Decision(self.status)
 
     def is_true(self, kind: str) -> bool:
-        return any(one["type"] == kind and one["status"] == "True" for one in self.conditions)
+        return condition(self.conditions, kind) is not None
 
     @property
     def ended(self) -> bool:
         return self.is_true("Succeeded") or self.is_true("Failed")
 
-    @property
-    def total(self) -> int:
-        return sum(count(spec) for spec in self.replicas.values())
-
     def say(self, kind: str, message: str, *, status: str = "True", reason: str = "") -> None:
-        """Set a condition with the real operator's reason; an Event goes with each change. A failed job stays so."""
+        """Set a condition with the real operator's reason, and record each change as an Event. A failed job stays
+        failed."""
         if self.is_true("Failed"):
             return
         reason = f"PyTorchJob{reason or kind}"
         other = {"Running": "Restarting", "Restarting": "Running"}.get(kind)
-        self.conditions[:] = [one for one in self.conditions if one["type"] != other]
-        if kind in ("Succeeded", "Failed"):
-            for running in (one for one in self.conditions if one["type"] == "Running"):
-                running["status"] = "False"
+        self.conditions[:] = [entry for entry in self.conditions if entry["type"] != other]
+        for entry in self.conditions:
+            if kind in ("Succeeded", "Failed") and entry["type"] == "Running":
+                entry["status"] = "False"
         if set_condition(self.conditions, kind, status, reason, message):
             severity = "Warning" if kind == "Restarting" else "Normal"
             self.decision.events.append((severity, reason, message))
-            self.conditions.sort(key=lambda one: one["type"] == kind)  # the newest is the last one
-
-    def pods_of(self, kind: str) -> dict[int, Object]:
-        mine = [pod for pod in self.pods if pod["metadata"]["labels"][LABEL + "replica-type"] == kind.lower()]
-        return {int(pod["metadata"]["labels"][LABEL + "replica-index"]): pod for pod in mine}
+            self.conditions.sort(key=lambda entry: entry["type"] == kind)  # the newest comes last
 
     def clean(self) -> None:
-        """Delete the pods that a job that has ended, or is suspended, does not keep."""
+        """Delete the pods that an ended or suspended job does not keep."""
         policy = self.policy.get("cleanPodPolicy", "None") if self.ended else "All"
         phases = {"All": ("Pending", "Running", "Succeeded", "Failed"), "Running": ("Pending", "Running"), "None": ()}
         staying = (pod for pod in self.pods if "deletionTimestamp" not in pod["metadata"])
@@ -109,7 +104,7 @@ def count(replica: Object) -> int:
 
 
 def decide(job: Object, pods: list[Object], time_now: float, release: Release = V1_9) -> Decision:
-    """What is to be done for a PyTorchJob."""
+    """What the operator does for a PyTorchJob."""
     look = Look(job, pods, time_now, release)
     if not look.conditions:
         look.say("Created", f"PyTorchJob {look.name} is created.")
@@ -117,18 +112,19 @@ def decide(job: Object, pods: list[Object], time_now: float, release: Release = 
         _settle(look)
     elif look.policy.get("suspend"):
         look.clean()
-        _suspend(look)
+        for counts in look.status["replicaStatuses"].values():
+            counts["active"] = 0
+        message = f"PyTorchJob {look.name} is suspended."
+        if look.is_true("Running"):
+            look.say("Running", message, status="False", reason="Suspended")
+        look.say("Suspended", message)
     else:
-        _resume(look)
-        if message := _limit(look):
-            _give_up(look, message)
-        else:
-            _advance(look)
+        _advance(look)
     return look.decision
 
 
 def _settle(look: Look) -> None:
-    """Clean up after an end. Those still active when the job succeeded count as succeeded."""
+    """Clean up after the end. Pods still active when the job succeeded count as succeeded."""
     look.clean()
     if look.is_true("Succeeded"):
         for counts in look.status["replicaStatuses"].values():
@@ -139,31 +135,37 @@ def _settle(look: Look) -> None:
         look.decision.expire(ended, look.policy.get("ttlSecondsAfterFinished"), look.time_now)
 
 
-def _suspend(look: Look) -> None:
-    message = f"PyTorchJob {look.name} is suspended."
-    for counts in look.status["replicaStatuses"].values():
-        counts["active"] = 0
-    if look.is_true("Running"):
-        look.say("Running", message, status="False", reason="Suspended")
-    look.say("Suspended", message)
-
-
-def _resume(look: Look) -> None:
+def _advance(look: Look) -> None:
     if look.is_true("Suspended"):
         look.say("Suspended", f"PyTorchJob {look.name} is resumed.", status="False", reason="Resumed")
         look.status["startTime"] = now()
+    if message := _limit(look):
+        look.status.setdefault("completionTime", now())
+        if not look.release.keeps_pods_at_limit:
+            look.clean()
+        look.say("Failed", message)
+        if look.release.keeps_pods_at_limit:
+            look.clean()
+        return
+    for kind in look.replicas:
+        _reconcile_pods(look, kind)
+    look.status.setdefault("startTime", now())
+    for kind in look.replicas:
+        _conclude(look, kind)
 
 
 def _limit(look: Look) -> str:
-    """Why the job is given up. A new failure counts only where not all pods are active, and as the first one ever."""
+    """The limit that the job has met, empty if none. A new failure counts only if not all pods are active, and only as
+    the job's first failure."""
     failed = sum(phase(pod) == "Failed" for pod in look.pods)
-    known = sum(counts["failed"] for counts in look.status["replicaStatuses"].values())
-    active = sum(is_active(pod) for pod in look.pods)
-    restarts = sum(_restarts(pod) for pod in look.pods if phase(pod) == "Running")
+    counted = sum(counts["failed"] for counts in look.status["replicaStatuses"].values())
+    active, restarts = sum(is_active(pod) for pod in look.pods), 0
+    for status in (pod["status"] for pod in look.pods if phase(pod) == "Running"):
+        containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+        restarts += sum(int(container.get("restartCount", 0)) for container in containers)
     backoff, deadline = look.policy.get("backoffLimit"), look.policy.get("activeDeadlineSeconds")
-    if backoff is not None and (
-        (failed > known and active != look.total and backoff == 0) or restarts >= max(1, int(backoff))
-    ):
+    is_first_failure = failed > counted and active != look.total and backoff == 0
+    if backoff is not None and (is_first_failure or restarts >= max(1, int(backoff))):
         return f"Job {look.name} has failed because it has reached the specified backoff limit"
     start = look.status.get("startTime")
     if deadline is not None and start:
@@ -174,32 +176,13 @@ def _limit(look: Look) -> str:
     return ""
 
 
-def _restarts(pod: Object) -> int:
-    status = pod.get("status", {})
-    statuses = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
-    return sum(int(one.get("restartCount", 0)) for one in statuses)
-
-
-def _give_up(look: Look, message: str) -> None:
-    look.status.setdefault("completionTime", now())
-    if not look.release.cleans_as_told:
-        look.clean()
-    look.say("Failed", message)
-    if look.release.cleans_as_told:
-        look.clean()
-
-
-def _advance(look: Look) -> None:
-    for kind in look.replicas:
-        _reconcile_pods(look, kind)
-    look.status.setdefault("startTime", now())
-    for kind in look.replicas:
-        _conclude(look, kind)
-
-
 def _reconcile_pods(look: Look, kind: str) -> None:
-    """Make the pods that are missing, delete those that are to be made again, and count."""
-    pods, counts = look.pods_of(kind), {"active": 0, "succeeded": 0, "failed": 0}
+    """Create the missing pods, delete the pods to replace, and count."""
+    labelled = [(pod["metadata"]["labels"], pod) for pod in look.pods]
+    pods = {
+        int(meta[LABEL + "replica-index"]): p for meta, p in labelled if meta[LABEL + "replica-type"] == kind.lower()
+    }
+    counts = {"active": 0, "succeeded": 0, "failed": 0}
     for index in range(count(look.replicas[kind])):
         look.decision.services.append(_service(look, kind, index))
         pod = pods.get(index)
@@ -219,7 +202,7 @@ def _reconcile_pods(look: Look, kind: str) -> None:
 
 
 def _judge(look: Look, kind: str, pod: Object) -> None:
-    """Delete a failed pod to have it made again, or fail the job, as the restart policy says."""
+    """Delete a failed pod so that the next look replaces it, or fail the job, as the restart policy says."""
     code, policy = _exit_code(pod), look.replicas[kind].get("restartPolicy", "OnFailure")
     if policy in ("OnFailure", "Always") or (policy == "ExitCode" and (code is None or code >= 128)):
         look.decision.delete += [] if "deletionTimestamp" in pod["metadata"] else [pod]
@@ -229,24 +212,24 @@ def _judge(look: Look, kind: str, pod: Object) -> None:
 
 
 def _exit_code(pod: Object) -> int | None:
-    """Of the container that the real operator looks at; a pod that failed without one counts as retryable."""
-    ends = [end_of(one) for one in containers_of(pod) if one["name"] == "pytorch"]
+    """The exit code of the container that the real operator looks at. A pod that failed without one is retryable."""
+    ends = [end_of(container) for container in containers_of(pod) if container["name"] == "pytorch"]
     code: int | None = ends[0].get("exitCode") if ends else None
     return code
 
 
 def _conclude(look: Look, kind: str) -> None:
-    """With a Master the job does what it does; without one it has succeeded when all Workers have."""
+    """Set the job's condition: that of the Master if it has one, else Succeeded when all Workers have succeeded."""
     counts, replica = look.status["replicaStatuses"][kind], look.replicas[kind]
     leads = kind == "Master" or "Master" not in look.replicas
-    whole = look.name if kind == "Master" else f"{look.job['metadata']['namespace']}/{look.name}"
+    name = look.name if kind == "Master" else f"{look.job['metadata']['namespace']}/{look.name}"
     if leads and counts["succeeded"] == count(replica):
         look.status.setdefault("completionTime", now())
         end = "is successfully completed." if kind == "Master" else "successfully completed."
-        look.say("Succeeded", f"PyTorchJob {whole} {end}")
+        look.say("Succeeded", f"PyTorchJob {name} {end}")
         return
     if leads and counts["active"]:
-        look.say("Running", f"PyTorchJob {whole} is running.")
+        look.say("Running", f"PyTorchJob {name} is running.")
     if counts["failed"] and count(replica) > counts["succeeded"] + counts["active"]:
         why = f"because {counts['failed']} {kind} replica(s) failed."
         if replica.get("restartPolicy", "OnFailure") == "Never":
@@ -265,12 +248,7 @@ def _pod(look: Look, kind: str, index: int) -> Object:
         template["spec"]["initContainers"] = [*template["spec"].get("initContainers", []), init_container(look.name)]
     first = kind == "Master" or (not has_master and index == 0 and look.release.names_first_worker)
     labels = _labels(look, kind, index) | ({LABEL + "job-role": "master"} if first else {})
-    return pod_of(PYTORCHJOB, look.job, template, _name(look, kind, index), labels, {})
-
-
-def _name(look: Look, kind: str, index: int) -> str:
-    """Of a pod and of its Service."""
-    return f"{look.name}-{kind.lower()}-{index}"
+    return pod_of(PYTORCHJOB, look.job, template, f"{look.name}-{kind.lower()}-{index}", labels, {})
 
 
 def _labels(look: Look, kind: str, index: int) -> dict[str, str]:
@@ -284,20 +262,21 @@ def _labels(look: Look, kind: str, index: int) -> dict[str, str]:
 
 
 def _service(look: Look, kind: str, index: int) -> Object:
-    """The name of a pod, which is found while the pod is ready."""
+    """The Service that gives a pod its name while the pod is ready."""
     labels = _labels(look, kind, index)
     ports = [
-        {"name": each["name"], "port": each["containerPort"]}
+        {"name": port["name"], "port": port["containerPort"]}
         for container in look.replicas[kind]["template"]["spec"]["containers"]
-        for each in container.get("ports", [])
+        for port in container.get("ports", [])
         if container["name"] == "pytorch"
     ]
     ports = ports or [{"name": "pytorchjob-port", "port": 23456}]
-    return headless(owned(PYTORCHJOB, look.job, _name(look, kind, index), labels), labels, ports=ports)
+    name = f"{look.name}-{kind.lower()}-{index}"
+    return headless(owned(PYTORCHJOB, look.job, name, labels), labels, ports=ports)
 
 
 def init_container(job: str) -> Object:
-    """What waits in a Worker for the name of the Master. It says nothing of its user, so it is its image's: root."""
+    """The container that waits in a Worker for the Master's name. It sets no user, so it runs as its image's: root."""
     return {
         "name": "init-pytorch",
         "image": "alpine:3.10",
@@ -308,23 +287,18 @@ def init_container(job: str) -> Object:
 
 
 def _at_own_port(job: Object, template: Object) -> Object:
-    """The template with the job's own port wherever it names one: here all jobs are on one machine."""
-    containers = [
-        container | {"env": [one | {"value": port(job)} if _names_port(one) else one for one in container["env"]]}
-        if "env" in container
-        else container
-        for container in template["spec"]["containers"]
-    ]
+    """The template with the job's own port in place of any other: here all jobs run on one machine."""
+    containers, value = [], {"value": port(job)}
+    for container in template["spec"]["containers"]:
+        env = container.get("env", [])
+        env = [entry | (value if entry["name"] in ("MASTER_PORT", "PET_MASTER_PORT") else {}) for entry in env]
+        containers.append(container | ({"env": env} if env else {}))
     return template | {"spec": template["spec"] | {"containers": containers}}
 
 
-def _names_port(entry: Object) -> bool:
-    return entry["name"] in ("MASTER_PORT", "PET_MASTER_PORT")
-
-
 def _environment(look: Look, kind: str, index: int) -> list[Object]:
-    """What the Training Operator adds. RANK is the rank of the node (pod), WORLD_SIZE counts processes; without a
-    Master it tells neither, nor where to meet."""
+    """The variables that the Training Operator adds. RANK is the rank of the node (pod), WORLD_SIZE counts processes.
+    Without a Master it sets neither, and no address."""
     processes = look.job["spec"].get("nprocPerNode", "auto")
     env = {"PYTHONUNBUFFERED": "1"}
     if "Master" in look.replicas:
@@ -338,14 +312,14 @@ def _environment(look: Look, kind: str, index: int) -> list[Object]:
             "RANK": rank,
             "PET_NODE_RANK": rank,
         }
-    if "Master" in look.replicas or look.release.tells_processes:
+    if "Master" in look.replicas or look.release.sets_processes:
         env["PET_NPROC_PER_NODE"] = processes
     env["PET_NNODES"] = str(look.total)
     return [{"name": name, "value": value} for name, value in env.items()]
 
 
 def crd() -> Object:
-    """Policies and pod templates are taken as they come, the rest is checked."""
+    """The CRD, which checks everything except policies and pod templates."""
     number, policy = {"type": "integer", "minimum": 0}, {"type": "string", "enum": ["OnFailure", "Never", "ExitCode"]}
     replica = struct(required=["template"], replicas=number, restartPolicy=policy, template=LOOSE)
     spec = struct(

@@ -1,9 +1,9 @@
-"""Admission by ResourceQuotas, as the API server's plugin and its evaluators count and say it: objects of every kind by
-`count/<plural>.<group>`, some by older names too, and of pods what they ask for. A quota with scopes is for the pods
-that all of them match, and for nothing else.
+"""Admission by ResourceQuotas, with the counts and the words of the API server's plugin and its evaluators. A quota
+counts objects of every kind by `count/<plural>.<group>`, of some kinds also by older names, and what pods request. A
+quota with scopes applies only to pods that match all of them.
 
-Deviations: what is used is counted anew each time, where the real server believes the quota's status, which may be old;
-the scopes CrossNamespacePodAffinity and VolumeAttributesClass match nothing; pods get no priority class by default.
+Deviations: each admission counts the use anew, where the real server trusts the quota's status, which may be old; the
+scopes CrossNamespacePodAffinity and VolumeAttributesClass match nothing; pods get no default priority class.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Amounts = dict[str, float]
 
 UNITS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 ALIASES = ("configmaps", "resourcequotas", "secrets", "services")
-"""Kinds that a quota may also name by their plural alone."""
+"""Kinds that a quota may also name by their plural."""
 NATIVE = ("cpu", "memory", "ephemeral-storage")
 DEMANDED = tuple(prefix + name for prefix in ("", "requests.", "limits.") for name in ("cpu", "memory"))
-"""What each container must name where a quota limits it."""
+"""The resources that each container must set if a quota limits them."""
 
 
 def charge(registry: Registry, resource: Resource, obj: Json) -> None:
@@ -38,40 +38,34 @@ def charge(registry: Registry, resource: Resource, obj: Json) -> None:
     """
     namespace, is_pod = obj["metadata"].get("namespace", ""), resource.full_name == "pods"
     quotas = registry.shelf(registry.resources["resourcequotas"]).within(namespace) if resource.namespaced else []
-    use = pod_use if is_pod else _count_of(resource)
+    full_name, name = resource.full_name, obj["metadata"]["name"]
+    one_each = dict.fromkeys([f"count/{full_name}", *([full_name] if full_name in ALIASES else [])], 1.0)
+    use: Callable[[Json], Amounts] = pod_use if is_pod else lambda _: one_each
     for quota in quotas:
         if not _is_for(quota, obj, is_pod=is_pod):
             continue
         hard: Json = quota["spec"].get("hard", {})
-        asked = {name: amount for name, amount in use(obj).items() if name in hard}
-        others = registry.shelf(resource).within(namespace) if asked else []
+        requested = {what: amount for what, amount in use(obj).items() if what in hard}
+        others = registry.shelf(resource).within(namespace) if requested else []
         held = [use(other) for other in others if _is_for(quota, other, is_pod=is_pod)]
-        unsaid = _unsaid(obj["spec"], hard) if is_pod else ""
-        if trouble := _demand(quota, unsaid) or _excess(quota, asked, held):
-            name = obj["metadata"]["name"]
-            raise ApiError(
-                403, f'{resource.full_name} "{name}" is forbidden: {trouble}', details=resource.details(name)
-            )
+        trouble = _excess(quota, requested, held)
+        if is_pod and (missing := _missing(obj["spec"], hard)):
+            trouble = f"failed quota: {quota['metadata']['name']}: must specify {missing}"
+        if trouble:
+            raise ApiError(403, f'{full_name} "{name}" is forbidden: {trouble}', details=resource.details(name))
 
 
-def _demand(quota: Json, unsaid: str) -> str:
-    return f"failed quota: {quota['metadata']['name']}: must specify {unsaid}" if unsaid else ""
-
-
-def _excess(quota: Json, asked: Amounts, held: list[Amounts]) -> str:
-    name, hard = quota["metadata"]["name"], quota["spec"]["hard"]
-    used = {what: sum(amounts.get(what, 0) for amounts in held) for what in asked}
-    over = sorted(what for what in asked if used[what] + asked[what] > quantity(hard[what]))
+def _excess(quota: Json, requested: Amounts, held: list[Amounts]) -> str:
+    name, hard = quota["metadata"]["name"], quota["spec"].get("hard", {})
+    used = {what: sum(amounts.get(what, 0) for amounts in held) for what in requested}
+    over = sorted(what for what in requested if used[what] + requested[what] > quantity(hard[what]))
     if not over:
         return ""
     limited = {what: quantity(hard[what]) for what in over}
-    tables = [",".join(f"{what}={_text(what, amounts[what])}" for what in over) for amounts in (asked, used, limited)]
-    return "exceeded quota: {}, requested: {}, used: {}, limited: {}".format(name, *tables)
-
-
-def _count_of(resource: Resource) -> Callable[[Json], Amounts]:
-    names = [f"count/{resource.full_name}", *([resource.full_name] if resource.full_name in ALIASES else [])]
-    return lambda _: dict.fromkeys(names, 1.0)
+    lists = [
+        ",".join(f"{what}={_text(what, amounts[what])}" for what in over) for amounts in (requested, used, limited)
+    ]
+    return "exceeded quota: {}, requested: {}, used: {}, limited: {}".format(name, *lists)
 
 
 # --- scopes
@@ -89,10 +83,10 @@ def _matches(scope: Json, spec: Json) -> bool:
             return "activeDeadlineSeconds" in spec
         case "NotTerminating":
             return "activeDeadlineSeconds" not in spec
-        case "BestEffort":
-            return _is_best_effort(spec)
-        case "NotBestEffort":
-            return not _is_best_effort(spec)
+        case "BestEffort" | "NotBestEffort" as name:  # best effort: no container requests CPU or memory, or limits it
+            both = [_amounts(container, sort) for container in containers(spec) for sort in ("requests", "limits")]
+            is_limited = any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
+            return bool(is_limited == (name == "NotBestEffort"))
         case "PriorityClass":
             return _has_class(scope, spec.get("priorityClassName", ""))
     return False
@@ -109,12 +103,6 @@ def _has_class(scope: Json, name: str) -> bool:
     return name not in scope["values"]
 
 
-def _is_best_effort(spec: Json) -> bool:
-    """No container asks for CPU or memory, or limits it."""
-    both = [_amounts(container, sort) for container in containers(spec) for sort in ("requests", "limits")]
-    return not any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
-
-
 # --- what pods use
 
 
@@ -123,9 +111,13 @@ def containers(spec: Json) -> list[Json]:
 
 
 def pod_use(pod: Json) -> Amounts:
-    """What a pod counts for in every quota that there may be. One that is over is an object and nothing more."""
+    """The use of a pod in every quota. A pod that is over counts only as an object."""
     use = {"count/pods": 1.0}
-    if _is_over(pod):
+    meta, is_over = pod["metadata"], pod["status"]["phase"] in ("Succeeded", "Failed")
+    if "deletionTimestamp" in meta:
+        grace = float(meta["deletionGracePeriodSeconds"])
+        is_over |= time.time() > datetime.fromisoformat(meta["deletionTimestamp"]).timestamp() + grace
+    if is_over:
         return use
     use["pods"] = 1.0
     for name, amount in together(pod["spec"], partial(_amounts, sort="requests")).items():
@@ -135,19 +127,9 @@ def pod_use(pod: Json) -> Amounts:
     return use | {f"limits.{name}": limits[name] for name in NATIVE if name in limits}
 
 
-def _is_over(pod: Json) -> bool:
-    meta = pod["metadata"]
-    if pod["status"]["phase"] in ("Succeeded", "Failed"):
-        return True
-    if "deletionTimestamp" not in meta:
-        return False
-    due = datetime.fromisoformat(meta["deletionTimestamp"]).timestamp() + float(meta["deletionGracePeriodSeconds"])
-    return time.time() > due
-
-
 def together(spec: Json, amounts: Callable[[Json], Amounts]) -> Amounts:
-    """What a whole pod has of what each container has: its containers and sidecars run together, each init container
-    beside the sidecars before it."""
+    """The amounts of a whole pod, from those of each container: containers and sidecars run together, each init
+    container beside the sidecars before it."""
     sidecars: Amounts = {}
     most: Amounts = {}
     for container in spec.get("initContainers") or []:
@@ -166,22 +148,22 @@ def _amounts(container: Json, sort: str) -> Amounts:
     return {name: quantity(amount) for name, amount in container.get("resources", {}).get(sort, {}).items()}
 
 
-def _sum(one: Amounts, other: Amounts) -> Amounts:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in {*one, *other}}
+def _sum(left: Amounts, right: Amounts) -> Amounts:
+    return {name: left.get(name, 0) + right.get(name, 0) for name in {*left, *right}}
 
 
-def _unsaid(spec: Json, hard: Json) -> str:
-    """What containers must name and do not, with their names."""
+def _missing(spec: Json, hard: Json) -> str:
+    """The resources that containers must set and do not, with the names of the containers."""
     demands = []
     for what in sorted(set(hard) & set(DEMANDED)):
         sort, _, name = what.rpartition(".")
-        silent = [
+        names = [
             container["name"]
             for container in containers(spec)
             if name not in container.get("resources", {}).get(sort or "requests", {})
         ]
-        if silent:
-            demands.append(f"{what} for: {','.join(sorted(silent))}")
+        if names:
+            demands.append(f"{what} for: {','.join(sorted(names))}")
     return "; ".join(demands)
 
 
@@ -196,7 +178,7 @@ def quantity(text: object) -> float:
 
 
 def _text(what: str, amount: float) -> str:
-    """A quantity with the largest unit that leaves a whole number: powers of two for memory and the like."""
+    """A quantity with the largest unit that leaves a whole number: powers of two for memory and storage."""
     binary = any(word in what for word in ("memory", "storage", "hugepages"))
     for unit in (*(("Ti", "Gi", "Mi", "Ki") if binary else ()), "T", "G", "M", "k"):
         if amount and amount % UNITS[unit] == 0:

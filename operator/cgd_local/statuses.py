@@ -1,4 +1,4 @@
-"""Errors as the Kubernetes API tells them: an exception that becomes a `Status` object."""
+"""Errors in the form of the Kubernetes API: an exception that becomes a `Status` object."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REASONS = {410: "Expired", 422: "Invalid", 500: "InternalError", 504: "Timeout"
 
 
 class Cause(NamedTuple):
-    """One invalid field: its path, the machine's word for the trouble, and the sentence for people."""
+    """One invalid field: its path, the reason for programs, and the message for people."""
 
     field: str
     reason: str
@@ -30,12 +30,12 @@ class ApiError(Exception):
 
     def status(self) -> Json:
         """The body of the answer; clients read reason and details, people read message."""
-        told = {"message": self.message, "reason": self.reason, "details": self.details, "code": self.code}
-        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"} | told
+        error = {"message": self.message, "reason": self.reason, "details": self.details, "code": self.code}
+        return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"} | error
 
 
 def success(details: Json) -> Json:
-    """What a finished deletion answers."""
+    """The answer to a finished deletion."""
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
 
@@ -46,10 +46,10 @@ def bad_request(message: str) -> ApiError:
 def invalid(group: str, kind: str, name: str, causes: list[Cause]) -> ApiError:
     """422 with one cause per field, worded so that kubectl prints its usual list."""
     lines = [f"{cause.field}: {cause.message}" for cause in causes]
-    told = lines[0] if len(lines) == 1 else "[" + ", ".join(lines) + "]"
+    message = lines[0] if len(lines) == 1 else "[" + ", ".join(lines) + "]"
     subject = f"{kind}.{group}" if group else kind
     details = {"name": name, "group": group, "kind": kind, "causes": [cause._asdict() for cause in causes]}
-    return ApiError(422, f'{subject} "{name}" is invalid: {told}', details=details)
+    return ApiError(422, f'{subject} "{name}" is invalid: {message}', details=details)
 
 
 def required(field: str, why: str = "") -> Cause:
@@ -61,6 +61,6 @@ def wrong(field: str, value: object, why: str) -> Cause:
 
 
 def show(value: object) -> str:
-    """A value as API messages print it; whole objects are only named."""
-    named = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else value
-    return json.dumps(named, ensure_ascii=False)
+    """A value as API messages print it; of an object or a list only its type."""
+    printed = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else value
+    return json.dumps(printed, ensure_ascii=False)

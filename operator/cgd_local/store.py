@@ -1,6 +1,6 @@
-"""What etcd and the watch cache are to a real API server: objects, one version counter, a bounded history per kind.
+"""The part of etcd and of the watch cache: objects, one version counter, and a bounded history for each kind.
 
-Stored objects are never changed, only replaced: a reader may keep and send one without copying it.
+Stored objects never change, they are only replaced: a reader may keep and send an object without a copy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import NamedTuple
 from cgd_local.statuses import ApiError, Json
 
 Key = tuple[str, str]  # namespace ("" for cluster-scoped objects), name
-Wanted = Mapping[str, Collection[str]]  # labels, and the values of which each must have one
 
 
 class Change(NamedTuple):
-    """One write. `old` is None for a creation; a deletion carries the last state under a new version."""
+    """One write. `old` is None for a creation; a deletion has the last state under a new version."""
 
     version: int
     new: Json
@@ -37,11 +36,11 @@ class Shelf:
     history: deque[Change]
     objects: dict[Key, Json] = field(default_factory=dict)
     feeds: set[Feed] = field(default_factory=set)
-    forgotten: int = 0  # the newest version that the history no longer tells
+    forgotten: int = 0  # the newest version that the history no longer holds
     labelled: dict[tuple[str, str], set[Key]] = field(default_factory=lambda: defaultdict(set))  # by label and value
 
     def replace(self, key: Key, new: Json | None) -> Json | None:
-        """Put an object in the place of another, or (None) take that away; the other."""
+        """Replace the object of a key, or (None) remove it; returns the old object."""
         old = self.objects.pop(key, None) if new is None else self.objects.get(key)
         for label in _labels(old):
             self.labelled[label].discard(key)
@@ -58,12 +57,13 @@ class Shelf:
         for feed in self.feeds:
             feed.put_nowait(change)
 
-    def within(self, namespace: str, wanted: Wanted | None = None) -> list[Json]:
-        """The objects of a namespace ("" for all) with such labels, in the order of their names, as etcd lists them."""
+    def within(self, namespace: str, labels: Mapping[str, Collection[str]] | None = None) -> list[Json]:
+        """The objects of a namespace ("" for all) in the order of their names, as etcd lists them. `labels`: those that
+        an object must have, each with its possible values."""
         keys: Collection[Key] = self.objects
-        for name, values in (wanted or {}).items():
-            named = set().union(*(self.labelled.get((name, value), ()) for value in values))
-            keys = named if keys is self.objects else named.intersection(keys)
+        for name, values in (labels or {}).items():
+            labelled = set().union(*(self.labelled.get((name, value), ()) for value in values))
+            keys = labelled if keys is self.objects else labelled.intersection(keys)
         return [self.objects[key] for key in sorted(keys) if not namespace or key[0] == namespace]
 
     def end(self) -> None:
@@ -72,10 +72,10 @@ class Shelf:
 
     @contextmanager
     def changes(self, since: int) -> Iterator[Feed]:
-        """A feed of the writes after a version, forgotten when its reader leaves.
+        """A feed of the writes after a version, until the end of the block.
 
         Raises:
-            ApiError: 410 if not all of them are known any more; the client has to list again.
+            ApiError: 410 if the history no longer holds all of them; the client has to list again.
         """
         if since < self.forgotten:
             raise ApiError(410, f"too old resource version: {since} ({self.forgotten})")
@@ -102,14 +102,14 @@ class Store:
         return self._shelves.setdefault(kind, Shelf(deque(maxlen=self._history)))
 
     def put(self, shelf: Shelf, key: Key, obj: Json) -> Json:
-        """Store an object under the next version, which it then carries."""
+        """Store an object under the next version; returns it with that version."""
         new = self._stamped(obj)
         old = shelf.replace(key, new)
         shelf.record(Change(self.version, new, old, deleted=False))
         return new
 
     def remove(self, shelf: Shelf, key: Key, last: Json) -> Json:
-        """Take an object away; `last` is its state at the end, which its deletion event carries."""
+        """Remove an object; `last` is its final state, for the event of its deletion."""
         last = self._stamped(last)
         old = shelf.replace(key, None)
         shelf.record(Change(self.version, last, old, deleted=True))

@@ -1,6 +1,6 @@
-"""Tables: the columns that `kubectl get` prints, computed by the server as the real one does.
+"""Tables: the columns that `kubectl get` prints, which the server computes.
 
-Every column is a JSONPath, also those of the built-in kinds: they are fewer and plainer than the real ones.
+Each column is a JSONPath, also of built-in kinds, which have fewer and plainer columns than in the real server.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ _STEP = re.compile(r'\.([\w-]+)|\[(-?\d+)\]|\[\?\(@\.(\w+)\s*==\s*"(.*?)"\)\]')
 
 
 def json_path(obj: Any, path: str) -> Any:
-    """The value of a JSONPath as columns use it: fields, indexes and `[?(@.type=="Ready")]`; None if there is none."""
-    for name, index, key, wanted in _STEP.findall(path):
+    """The value at a column's JSONPath: fields, indexes and `[?(@.type=="Ready")]`; None if there is no value."""
+    for name, index, key, value in _STEP.findall(path):
         if name:
             obj = obj.get(name) if isinstance(obj, dict) else None
         else:
             listed = obj if isinstance(obj, list) else []
-            chosen = [item for item in listed if index or (isinstance(item, dict) and item.get(key) == wanted)]
+            chosen = [item for item in listed if index or (isinstance(item, dict) and item.get(key) == value)]
             obj = next(iter(chosen[int(index or 0) :]), None)
     return obj
 
 
 def _cell(column: Json, obj: Json) -> Any:
-    found = json_path(obj, column["jsonPath"])
-    if column["type"] == "date" and found:
-        return age(found)
-    return json.dumps(found) if isinstance(found, (dict, list)) else found
+    value = json_path(obj, column["jsonPath"])
+    if column["type"] == "date" and value:
+        return age(value)
+    return json.dumps(value) if isinstance(value, (dict, list)) else value
 
 
 def age(timestamp: str) -> str:
-    """The time since then, in the one unit that fits best."""
+    """The time since `timestamp`, in the unit that fits best."""
     seconds = int((dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(timestamp)).total_seconds())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= 2 * size:
@@ -45,18 +45,15 @@ def age(timestamp: str) -> str:
 
 
 def table(resource: Resource, objects: list[Json], version: str, *, whole: bool) -> Json:
-    """A Table of the objects; each row carries the object, or its metadata only."""
+    """A Table of the objects; each row holds the object (`whole`) or only its metadata."""
     name = {"name": "Name", "type": "string", "format": "name", "jsonPath": ".metadata.name"}
     columns = [name, *resource.columns]
-    plain = {"format": "", "description": "", "priority": 0}
-    heads = [plain | {word: value for word, value in c.items() if word != "jsonPath"} for c in columns]
-    rows = [
-        {"cells": [_cell(column, obj) for column in columns], "object": obj if whole else _partial(obj)}
-        for obj in objects
-    ]
+    defaults = {"format": "", "description": "", "priority": 0}
+    heads = [defaults | {word: value for word, value in column.items() if word != "jsonPath"} for column in columns]
+    partial = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+    rows = []
+    for obj in objects:
+        held = obj if whole else partial | {"metadata": obj["metadata"]}
+        rows.append({"cells": [_cell(column, obj) for column in columns], "object": held})
     head = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version}}
     return head | {"columnDefinitions": heads, "rows": rows}
-
-
-def _partial(obj: Json) -> Json:
-    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}

@@ -1,10 +1,10 @@
 """The TrainJob controller (`trainer.kubeflow.org/v1alpha1`) with the semantics of Kubeflow Trainer 2, and its CRDs.
 
-A TrainJob becomes a Job of the TrainingRuntime's template, as it does through a JobSet in a real cluster, and `jobs`
-runs that Job's pods. Environment, names, conditions and reasons are those of the Trainer and of JobSet. Deviations:
+A TrainJob becomes a Job from the TrainingRuntime's template, as through a JobSet in a real cluster, and `jobs` runs
+that Job's pods. Environment, names, conditions and reasons are those of the Trainer and of JobSet. Deviations:
 
-- There is no JobSet between the two; `status.restarts`, which is the JobSet's, is the TrainJob's.
-- One machine: PET_MASTER_PORT is derived from the job's uid, not 29500.
+- There is no JobSet between the two: the TrainJob has the JobSet's `status.restarts`.
+- One machine: PET_MASTER_PORT comes from the job's uid, and is not 29500.
 - A suspended TrainJob's Job is deleted, not suspended.
 - Left out: initializers, patches of the runtime, other policies than `torch`, other jobs than `node`, failure
   rules that look at anything but a Job's reason, ClusterTrainingRuntimes.
@@ -32,7 +32,7 @@ RESTARTS, JOBSET = "jobset.sigs.k8s.io/restart-attempt", "jobset.sigs.k8s.io/job
 
 
 class TrainJobController(Controller):
-    """Looks at a TrainJob together with the runtime that it refers to."""
+    """Looks at a TrainJob together with its runtime."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__(cluster, TRAINJOB, decide, makes=JOB)
@@ -43,14 +43,14 @@ class TrainJobController(Controller):
         return owner | {"runtime": runtime}
 
     async def _act(self, owner: Object, decision: Decision) -> None:
-        """The Service comes first: without it there is no Job."""
+        """Create the Service first: without it there is no Job."""
         if not await self._serve(owner, decision):
             decision.create = []
         decision.services = []
         await super()._act(owner, decision)
 
-    async def _tell_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
-        """On the JobSet, in the form of the newer recorders: a time and a series, no first and last."""
+    async def _record_refusal(self, owner: Object, error: ApiError, kind: Kind) -> None:
+        """Write an Event about the JobSet, in the form of newer recorders: a time and a series, no first and last."""
         meta, moment = owner["metadata"], datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         reason = "HeadlessServiceCreationFailed" if kind is SERVICE else "JobCreationFailed"
         failed = "" if kind is SERVICE else f'job "{meta["name"]}-node-0" creation failed with error: '
@@ -72,11 +72,14 @@ class TrainJobController(Controller):
 
 
 def decide(trainjob: Object, jobs: list[Object], _: float) -> Decision:
-    """What is to be done for a TrainJob, which carries its `runtime` (None when there is none)."""
+    """What the Trainer does for a TrainJob, which holds its `runtime` (None if that does not exist)."""
     status: Object = {"restarts": 0, "conditions": [], **deepcopy(trainjob.get("status") or {})}
     decision, conditions = Decision(status), status["conditions"]
     staying = [job for job in jobs if "deletionTimestamp" not in job["metadata"]]
-    status["jobsStatus"] = [_counts(staying)]
+    ends = [job.get("status", {}).get("conditions", []) for job in staying]
+    succeeded, failed = (sum(condition(end, kind) is not None for end in ends) for kind in ("Complete", "Failed"))
+    counts = {"succeeded": succeeded, "failed": failed, "active": len(staying) - succeeded - failed}
+    status["jobsStatus"] = [{"name": "node", **counts}]  # of Jobs, not of pods, as the JobSet counts
     if condition(conditions, "Complete") or condition(conditions, "Failed"):
         return decision
     if trainjob["runtime"] is None:
@@ -91,7 +94,7 @@ def decide(trainjob: Object, jobs: list[Object], _: float) -> Decision:
         name = trainjob["metadata"]["name"]
         service = owned(TRAINJOB, trainjob, name, {})
         decision.services = [headless(service, {JOBSET: name}, publishNotReadyAddresses=True)]
-        if not jobs:  # one that still leaves holds the pods' names and the port
+        if not jobs:  # a Job that is still ending holds the pods' names and the port
             decision.create = [_job(trainjob)]
         for job in staying:
             _judge(trainjob, job, decision)
@@ -99,7 +102,8 @@ def decide(trainjob: Object, jobs: list[Object], _: float) -> Decision:
 
 
 def _judge(trainjob: Object, job: Object, decision: Decision) -> None:
-    """End with the Job, or delete it to have it created again, as the JobSet's failure policy says."""
+    """End the TrainJob with its Job, or delete the Job so that a new one replaces it, as the JobSet's failure policy
+    says."""
     status, ends = decision.status, job.get("status", {}).get("conditions", [])
     if condition(ends, "Complete"):
         set_condition(status["conditions"], "Complete", "True", "AllJobsCompleted", "jobset completed successfully")
@@ -107,25 +111,17 @@ def _judge(trainjob: Object, job: Object, decision: Decision) -> None:
         policy = _jobset(trainjob).get("failurePolicy") or {}
         final = [rule for rule in policy.get("rules") or [] if failed["reason"] in rule.get("onJobFailureReasons", [])]
         if final and final[0]["action"] == "FailJobSet":
-            reason, told = "FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action"
+            reason, message = "FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action"
         elif not policy.get("maxRestarts"):
-            reason, told = "FailedJobs", "jobset failed due to one or more job failures"
+            reason, message = "FailedJobs", "jobset failed due to one or more job failures"
         elif status["restarts"] >= policy["maxRestarts"]:
-            reason, told = "ReachedMaxRestarts", "jobset failed due to reaching max number of restarts"
+            reason, message = "ReachedMaxRestarts", "jobset failed due to reaching max number of restarts"
         else:
             status["restarts"] += 1
             decision.delete.append(job)
             return
-        told = f"{told} (first failed job: {job['metadata']['name']})"
-        set_condition(status["conditions"], "Failed", "True", reason, told)
-
-
-def _counts(jobs: list[Object]) -> Object:
-    """Of Jobs, not of pods, as the JobSet counts."""
-    ends = [job.get("status", {}).get("conditions", []) for job in jobs]
-    succeeded = sum(condition(end, "Complete") is not None for end in ends)
-    failed = sum(condition(end, "Failed") is not None for end in ends)
-    return {"name": "node", "succeeded": succeeded, "failed": failed, "active": len(jobs) - succeeded - failed}
+        message = f"{message} (first failed job: {job['metadata']['name']})"
+        set_condition(status["conditions"], "Failed", "True", reason, message)
 
 
 def _jobset(trainjob: Object) -> Object:
@@ -139,10 +135,10 @@ def _job(trainjob: Object) -> Object:
     nodes = trainer.get("numNodes") or trainjob["runtime"]["spec"]["mlPolicy"].get("numNodes", 1)
     template = replicated["template"]["spec"]
     pods = with_env(template["template"], _environment(trainjob, nodes)) if trainer else template["template"]
-    given = pods.get("metadata") or {}
+    pods_meta = pods.get("metadata") or {}
     jobset = {RESTARTS: str((trainjob.get("status") or {}).get("restarts", 0)), JOBSET: meta["name"]}
     pods = pods | {
-        "metadata": given | {"labels": {**(given.get("labels") or {}), **jobset}},
+        "metadata": pods_meta | {"labels": {**(pods_meta.get("labels") or {}), **jobset}},
         "spec": pods["spec"] | {"subdomain": meta["name"]},
     }
     labels = (replicated["template"].get("metadata") or {}).get("labels", {})
@@ -155,7 +151,7 @@ def _job(trainjob: Object) -> Object:
 
 
 def _environment(trainjob: Object, nodes: int) -> list[Object]:
-    """What the Trainer's torch plugin injects."""
+    """The variables that the Trainer's torch plugin injects."""
     name, processes = trainjob["metadata"]["name"], trainjob["spec"]["trainer"].get("numProcPerNode", "auto")
     rank = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
     return [
@@ -168,7 +164,7 @@ def _environment(trainjob: Object, nodes: int) -> list[Object]:
 
 
 def crds() -> list[Object]:
-    """TrainingRuntime and TrainJob."""
+    """The CRDs of TrainingRuntime and TrainJob."""
     count, text = {"type": "integer", "minimum": 1}, {"type": "string"}
     reference = struct(required=["name"], name=text, kind=text, apiGroup=text)
     trainer = struct(required=[], numNodes=count, numProcPerNode=count)

@@ -1,4 +1,4 @@
-"""What a watch tells: the objects there are, if asked for, then every change, and bookmarks."""
+"""The events of a watch: on request the existing objects, then every change, and bookmarks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cgd_local.store import Change, Feed, Store
 
 
 async def events(store: Store, target: Target, bookmark_seconds: float) -> AsyncIterator[Json]:
-    """The events of one watch, until its time is over or its kind is gone.
+    """The events of one watch, until its time is over or its kind is deleted.
 
     Raises:
-        ApiError: 410 for a version that is too old, 504 for one that is not there yet.
+        ApiError: 410 for a version that is too old, 504 for a version that does not exist yet.
     """
     shelf, current, chosen = store.shelf(target.resource.full_name), store.version, target.chosen()
     since, initial = target.number("resourceVersion"), target.flag("sendInitialEvents")
@@ -31,12 +31,12 @@ async def events(store: Store, target: Target, bookmark_seconds: float) -> Async
         async for change in _changes(feed, target.number("timeoutSeconds") or 3600, pause):
             if change is None:
                 yield _bookmark(target, store.version, {})
-            elif event := _told(target, chosen, change):
+            elif event := _change_event(target, chosen, change):
                 yield event
 
 
 async def _changes(feed: Feed, seconds: float, pause: float | None) -> AsyncIterator[Change | None]:
-    """Changes as they come, None when nothing came for so long that a bookmark is due."""
+    """Changes as they come; None when a bookmark is due after a silence."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + seconds
     while (left := deadline - clock()) > 0:
@@ -51,8 +51,8 @@ async def _changes(feed: Feed, seconds: float, pause: float | None) -> AsyncIter
         yield change
 
 
-def _told(target: Target, chosen: Test, change: Change) -> Json | None:
-    """An object that comes into the selection is ADDED, one that leaves it is DELETED."""
+def _change_event(target: Target, chosen: Test, change: Change) -> Json | None:
+    """The event of a change: ADDED if the object enters the selection, DELETED if it leaves it."""
     if target.namespace not in ("", change.new["metadata"].get("namespace")):
         return None
     before = change.old if change.old and chosen(change.old) else None

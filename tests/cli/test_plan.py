@@ -17,7 +17,7 @@ from support.builders import manifest
 from support.stage_builders import context
 
 from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
-from cgd_cli.extents import EXTENTS
+from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
 from cgd_cli.terminal import Terminal
@@ -129,7 +129,7 @@ def test_the_parts_of_a_task_add_up_to_what_is_published(name: str, documents: i
 
 
 def test_every_known_task_has_an_extent() -> None:
-    assert {one.task for one in TASKS.values()} <= EXTENTS.keys()
+    assert {one.task for one in TASKS.values()} <= TASK_SIZES.keys()
 
 
 def test_choices_are_read_one_by_one_and_write_a_token_each() -> None:
@@ -158,13 +158,13 @@ def test_an_own_task_is_priced_by_its_limit_and_named_as_unpriced_without() -> N
     run = with_tasks(own, {"name": "IFEval"})
     assert json.loads(price_json(run, assumed()))["unpriced"] == ["own"]
     assert by_stage(run, assumed())["harness-base"].rows == 541
-    assert "not in it: own: how many documents lm-eval has of it is not known here" in shown(run)
+    assert "not in it: own: their numbers of documents are not known" in shown(run)
 
 
 def test_what_is_assumed_of_a_task_is_told() -> None:
     run = with_tasks({"name": "IFEval"}, {"name": "MuSR"})
     words = shown(run)
-    assert "how many documents" not in words
+    assert "numbers of documents" not in words
     assert "IFEval: 541 requests, each 53 tokens read and 700 written" in words
     assert "MuSR: 2268 requests (756 documents), each 1223 tokens read and 1 written" in words
     assert [one["requests"] for one in json.loads(price_json(run, assumed()))["tasks"]] == [541, 2268]
@@ -280,17 +280,17 @@ def test_a_table_tells_stages_price_fit_and_assumptions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words", "told"),
     [
-        ({}, [], "how many rows? Set prompts.limit in the manifest, or say --rows 100000"),
-        ({}, ["--rows", "5", "--gpu", "abacus"], "--gpu abacus: is none of a100-40gb"),
+        ({}, [], "how many rows? Set prompts.limit in the manifest, or add an option such as --rows 100000"),
+        ({}, ["--rows", "5", "--gpu", "abacus"], "--gpu abacus must be one of a100-40gb"),
         (
             {"student": {"model": "org/model"}},
             ["--rows", "5"],
-            "org/model tells no number of parameters: say --student-",
+            "org/model names no number of parameters: add an option such as --student-",
         ),
         (
             {},
             ["--rows", "5", "--teacher-params", "many"],
-            "many tells no number of parameters: say --teacher-params 8B",
+            "many names no number of parameters: add an option such as --teacher-params 8B",
         ),
         ({"placement": {"accelerator": "none"}}, ["--rows", "5"], "asks for no GPU"),
     ],

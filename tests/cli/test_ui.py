@@ -350,4 +350,4 @@ async def test_a_port_that_is_taken_is_told_with_a_way_out(ui: Ui) -> None:
         process = await cgd("ui", "--port", str(port), "--no-browser")
         _, told = await process.communicate()
     assert process.returncode == 1
-    assert told.decode().startswith(f"cgd: port {port} is taken: say --port {port + 1}")
+    assert told.decode().startswith(f"cgd: port {port} is in use: try --port {port + 1}")

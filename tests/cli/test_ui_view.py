@@ -107,4 +107,4 @@ def test_a_status_of_another_version_is_named_and_does_not_hide_the_run() -> Non
     told = detail(run, [])
     assert (told["state"], told["name"]) == ("Unreadable", "demo")
     assert "status.stages.0.dreams" in told["why"]
-    assert "install the cgd that belongs to it" in told["why"]
+    assert "install the cgd of the operator's version" in told["why"]

@@ -297,7 +297,7 @@ async def test_the_server_tells_its_version_and_health(client):
 
 async def test_protobuf_is_refused_with_advice(client):
     status = await client.ask("POST", PODS, {}, kind="application/vnd.kubernetes.protobuf", code=415)
-    assert "protobuf is not spoken here" in status["message"]
+    assert "this server does not speak protobuf" in status["message"]
 
 
 async def test_a_body_that_is_no_object_is_a_bad_request(client):

@@ -300,6 +300,7 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
         "operator/cgd_cli/__main__.py:_exit_code",  # made printable there
         "operator/cgd_operator/api/crd.py:",
         "operator/cgd_operator/api/manual.py:",
+        "operator/cgd_cli/__main__.py:main",  # an error, which it makes printable
         "operator/cgd_local/__main__.py:_until_stopped",
         "operator/cgd_local/launcher.py:become",
         "operator/cgd_local/smollm2.py:main",

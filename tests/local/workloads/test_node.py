@@ -153,7 +153,7 @@ async def test_a_command_that_does_not_exist_is_named_in_the_last_words(world):
 async def test_a_container_without_a_command_waits_and_says_why(world):
     await world.pod(containers=[{"name": "main", "image": "local"}])
     pod = await world.until(POD, "p", lambda pod: waiting(pod).get("reason") == "CreateContainerConfigError")
-    assert "containers that name their command" in waiting(pod)["message"]
+    assert "the container must set its command" in waiting(pod)["message"]
 
 
 async def test_the_last_words_come_from_the_file(world):
@@ -488,7 +488,7 @@ async def test_a_status_that_the_api_refuses_is_logged_and_the_pod_goes_on(world
     monkeypatch.setattr(runner_client, "patch", refuse_once)
     (world.folder() / "end").touch()
     assert (await world.ended())["status"]["phase"] == "Succeeded"
-    assert "was refused: 422 Invalid: no" in caplog.text
+    assert "/p: 422 Invalid: no" in caplog.text
 
 
 async def test_only_whole_mount_paths_are_rewritten():

@@ -1,0 +1,45 @@
+"""The documents and the lengths of prompts of the known tasks of lm-eval, for the estimate of their cost."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSize:
+    """The size of a task. `characters` counts a question with everything that the task puts before it except shots."""
+
+    parts: tuple[int, ...]
+    """Documents of each part; a limit applies to each part."""
+    characters: int
+    shot: int = 0
+    """Characters of an example."""
+    choices: int = 0
+    """Mean requests for a document where the task compares the likelihoods of choices; 0: the model writes one text."""
+    max_tokens: int = 1
+    """Tokens that a request may write."""
+
+    def documents(self, limit: int | None) -> int:
+        return sum(part if limit is None else min(part, limit) for part in self.parts)
+
+
+# EvalScope's documentation publishes the numbers of documents and the mean prompts (looked up in November 2026). We
+# counted the examples of BBH in lm-eval's files, and split the prompt of MMLU-Pro by the sizes in its data card.
+# TruthfulQA: lm-eval's preamble, counted, and a guess for question and choice. HumanEval: the heads of its functions,
+# which the task for chat models states twice. We found no published mean of the choices: MuSR has 2 and 3 in two of
+# its parts, and 3 is a guess for all three; 5 is a guess for TruthfulQA. `max_tokens` comes from lm-eval's files; GPQA
+# sets none there and gets what the stage gives such tasks.
+TASK_SIZES = {
+    "ifeval": TaskSize(parts=(541,), characters=211, max_tokens=1280),
+    "gpqa_diamond_cot_zeroshot": TaskSize(parts=(198,), characters=841, max_tokens=4096),
+    "mmlu_pro": TaskSize(
+        parts=(717, 789, 1132, 410, 844, 969, 818, 381, 1101, 1351, 924, 499, 1299, 798),
+        characters=600,
+        shot=870,
+        max_tokens=2048,
+    ),
+    "leaderboard_musr": TaskSize(parts=(250, 256, 250), characters=4892, choices=3),
+    "truthfulqa_mc1": TaskSize(parts=(817,), characters=700, choices=5),
+    "humaneval": TaskSize(parts=(164,), characters=460, max_tokens=1024),
+    "humaneval_instruct": TaskSize(parts=(164,), characters=1040, max_tokens=1024),
+    "bbh_cot_fewshot": TaskSize(parts=(*24 * (250,), 187, 146, 178), characters=540, shot=923, max_tokens=1024),
+}
+"""lm-eval's name of a task -> its size."""
