@@ -22,6 +22,8 @@ refused, package, without = {refused!r}, {package!r}, {without!r}
 
 class Without:
     # Finds what is installed, but for the modules that are refused.
+    find_distributions = staticmethod(importlib.machinery.PathFinder.find_distributions)
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in refused:
             return PathFinder.find_spec(name, path, target)

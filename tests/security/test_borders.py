@@ -297,7 +297,6 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
     written = places(calls("print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"))
     assert written == {
         f"{TERMINAL}:write",
-        "operator/cgd_cli/__main__.py:_exit_code",  # made printable there
         "operator/cgd_operator/api/crd.py:",
         "operator/cgd_operator/api/manual.py:",
         "operator/cgd_cli/__main__.py:main",  # an error, which it makes printable
@@ -305,7 +304,7 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
         "operator/cgd_local/launcher.py:become",
         "operator/cgd_local/smollm2.py:main",
         "images/cgd_stages/runtime/supervisor.py:supervise",
-        "images/cgd_stages/harness/sandbox.py:tell",  # these two write to the other process's pipe
+        "images/cgd_stages/harness/sandbox.py:write",  # these two write to the other process's pipe
         "images/cgd_stages/harness/sandbox.py:entry",
     }
     for file, _, node in EVERY:

@@ -237,7 +237,10 @@ def made(value: Any) -> Any:
 def main() -> None:
     part, seconds, megabytes, reading, writing = sys.argv[1], *map(int, sys.argv[2:])
     code, verdict = json.load(sys.stdin), os.dup(1)
-    incoming, outgoing = os.fdopen(reading), os.fdopen(writing, "w")
+    # The parent may have many open files; here the pipes get the lowest numbers, below the limit of open files.
+    incoming, outgoing = os.fdopen(os.dup(reading)), os.fdopen(os.dup(writing), "w")
+    os.close(reading)
+    os.close(writing)
     nothing = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)

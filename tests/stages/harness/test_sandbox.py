@@ -1,6 +1,7 @@
 """What a program that a model wrote can do in its sandbox: compute, and nothing else. Nothing is played here."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_a_program_has_no_environment_no_arguments_of_others_and_no_open_file(mo
     seen = "import os\nassert 'secret' not in str(dict(os.environ)), os.environ\n"
     files = "opened = []\n" + EVERY.format("os", range(3, 64), "os.fstat(n); opened.append(n)")
     assert execute(Trial(f"{seen}{files}\nassert len(opened) == 2, opened")) == Verdict(passed=True)  # question, answer
+
+
+def test_a_parent_with_many_open_files_changes_nothing(tmp_path: Path) -> None:
+    """A program may open as many files as in any other stage, and its pipes are among the first."""
+    with ExitStack() as files:
+        for number in range(80):
+            files.enter_context((tmp_path / str(number)).open("w"))
+        program = "opened = []\n" + EVERY.format("os", range(3, 256), "os.fstat(n); opened.append(n)")
+        assert execute(Trial(f"{program}\nassert max(opened) < 10, opened")) == Verdict(passed=True)
 
 
 def test_what_a_program_writes_to_its_pipes_is_not_a_verdict() -> None:

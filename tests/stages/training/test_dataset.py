@@ -104,7 +104,7 @@ def test_a_run_with_one_row_cannot_be_shuffled(
     bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
 ) -> None:
     refined(bucket, ROWS[:1])
-    with pytest.raises(UserError, match="there must be rows of other prompts") as caught:
+    with pytest.raises(UserError, match="cannot exchange their critiques") as caught:
         counts_of(bucket, tiny_model, tokens, critique=Critique(kind="shuffled"))
     assert "spec.training.critique" in caught.value.hint
 
