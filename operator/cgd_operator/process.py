@@ -161,8 +161,8 @@ async def _new_key(cluster: Cluster) -> bytes:
         await cluster.create(SECRET, body | {"stringData": {"key": key}})
     except AlreadyExists as error:
         raise SystemExit(
-            f"cgd-operator: the Secret {printable(secret)} is there, but this process was started without its key, and must be "
-            "started again. If that does not help, the Secret has no field `key`: delete the Secret"
+            f"cgd-operator: the Secret {printable(secret)} is there, but this process was started without its key, and "
+            "must be started again. If that does not help, the Secret has no field `key`: delete the Secret"
         ) from error
     except ApiError as error:
         if error.status not in (400, 403, 404, 422):
