@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,12 +96,12 @@ async def test_a_formula_reaches_the_process_of_a_pod(tmp_path: Path) -> None:
     task, template = next((task, pod) for task, pod in pods(asking(LATEX)) if task.work.kind == "prepare")
     pod = template | {"metadata": template["metadata"] | {"name": "demo", "namespace": "default", "uid": "1"}}
     (container,) = pod["spec"]["containers"]
-    print_it = [sys.executable, "-c", f"import os, sys; sys.stdout.write(os.environ[{contract.TASK!r}])"]
+    print_it = ["printenv", contract.TASK]  # found on the PATH: a path below /tmp would be taken for one in the pod
     async with Cluster(Configuration(), manager="test") as nowhere:  # nothing of this pod is in a Secret
         sandbox = Sandbox(nowhere, pod, tmp_path / "pod")
         env = await sandbox.environment(container, {"PATH": "/usr/bin:/bin"})
         command = sandbox.command({**container, "command": print_it}, env)
     process = await asyncio.create_subprocess_exec(*command, env=env, stdout=asyncio.subprocess.PIPE)
     told = (await process.communicate())[0].decode()
-    assert told == task.to_json()
+    assert told == f"{task.to_json()}\n"
     assert json.dumps(LATEX) in told
