@@ -124,7 +124,7 @@ def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
     assert master.wait().code == -signal.SIGKILL
     left = worker.wait()
     assert left.code == Exit.RETRY, left.log
-    assert "continue from the newest checkpoint" in left.words.hint
+    assert "continues from the newest checkpoint" in left.words.hint
     until_gone(tmp_path / "a")
 
     ended, other = [pod.wait() for pod in pods(tmp_path / "b")]
