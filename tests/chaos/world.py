@@ -21,7 +21,7 @@ from support.stage_builders import GREEDY, prepared
 
 from cgd_local.s3 import SeaweedFS
 from cgd_stages.contract import Endpoint, Exit, Generate, Role, RunRef, StageTask, Storage
-from cgd_stages.method.prompts import read_reply, role_messages
+from cgd_stages.method.prompts import role_messages, split_output
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
 from cgd_stages.store.rows import Row, from_parquet, text_column
@@ -305,7 +305,7 @@ class Run:
 
 
 def _is_right(role: Role, row: Row) -> bool:
-    return bool(row[text_column(role)] == read_reply(reply(role_messages(role, row))).text)
+    return bool(row[text_column(role)] == split_output(reply(role_messages(role, row))).text)
 
 
 async def whole_run(

@@ -109,13 +109,23 @@ class World:
     @asynccontextmanager
     async def operator(self, namespaces: tuple[str, ...] = ()) -> AsyncIterator[None]:
         """The operator, in a thread with a loop of its own: it ends by waiting for every task of its loop."""
-        stop = threading.Event()
+        stop, since = threading.Event(), len(self._requests())
         thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(self._operate(namespaces, stop))))
+
+        async def under_way() -> bool:
+            """Whether Kopf watches. If it is stopped while it still connects, it leaves open connections behind."""
+            watches = (path for _, path in self._requests()[since:] if "/cgdruns?" in path and "watch=true" in path)
+            return thread.done() or not self.is_embedded or any(watches)
+
         try:
             yield
+            await until(under_way)
         finally:
             stop.set()
             await thread
+
+    def _requests(self) -> list[tuple[str, str]]:
+        return list(self._embedded.requests) if self._embedded else []
 
     async def _operate(self, namespaces: tuple[str, ...], stop: threading.Event) -> None:
         await operate(namespaces, stop)

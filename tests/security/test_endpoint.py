@@ -20,7 +20,7 @@ from support.stage_builders import each, generate_work, task
 
 from cgd_stages.contract import PROGRESS_TOKEN, TEACHER_API_KEY, Endpoint, Exit, LastWords, Rows, Sampling, Storage
 from cgd_stages.engines import openai as endpoints
-from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine, Patience, probe
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.keys import SHORTEST, hide_in_log, without_keys
@@ -86,12 +86,12 @@ def answering(status: int, body: bytes, **headers: str) -> Callable[[BaseHTTPReq
     return answer
 
 
-def ask(url: str, patience: Patience = QUICK) -> Outcome:
+def ask(url: str, patience: Patience = QUICK) -> Reply:
     engine = EndpointEngine(Endpoint(url=url, model="big"), patience)
     try:
         request = Request("q", prompts.answer_messages("q"), Sampling(max_tokens=9))
-        (outcome,) = drive(engine, each([request]), threading.Event())
-        return outcome
+        (reply,) = drive(engine, each([request]), threading.Event())
+        return reply
     finally:
         engine.close()
 
@@ -194,23 +194,23 @@ def test_a_redirect_to_a_url_with_the_key_does_not_show_the_key_s_beginning(serv
 
 
 def test_a_row_that_is_refused_with_an_echo_of_the_key_does_not_store_it(serve):
-    outcome = ask(serve(answering(400, ECHO.encode())).url)
-    assert outcome == Refused("q", "endpoint", f"HTTP 400: no such key: Bearer <{TEACHER_API_KEY}>")
+    reply = ask(serve(answering(400, ECHO.encode())).url)
+    assert reply == Refused("q", "endpoint", f"HTTP 400: no such key: Bearer <{TEACHER_API_KEY}>")
 
 
 def test_an_answer_that_echoes_the_key_does_not_store_it(serve):
     message = {"content": f"you sent {KEY}", "reasoning": KEY}
-    outcome = ask(serve(answering(200, json.dumps({"choices": [{"message": message}]}).encode())).url)
-    assert isinstance(outcome, Completion)
-    assert (outcome.text, outcome.thinking) == (f"you sent <{TEACHER_API_KEY}>", f"<{TEACHER_API_KEY}>")
+    reply = ask(serve(answering(200, json.dumps({"choices": [{"message": message}]}).encode())).url)
+    assert isinstance(reply, Completion)
+    assert (reply.text, reply.thinking) == (f"you sent <{TEACHER_API_KEY}>", f"<{TEACHER_API_KEY}>")
 
 
 def test_an_answer_keeps_what_is_a_key_of_others(serve, monkeypatch, caplog):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "minioadmin")
     body = json.dumps({"choices": [{"message": {"content": "log in as minioadmin"}}]}).encode()
-    outcome = ask(serve(answering(200, body)).url)
-    assert isinstance(outcome, Completion)
-    assert outcome.text == "log in as minioadmin"
+    reply = ask(serve(answering(200, body)).url)
+    assert isinstance(reply, Completion)
+    assert reply.text == "log in as minioadmin"
     assert "is stored in its place" not in caplog.text
 
 
@@ -405,9 +405,9 @@ def test_a_server_that_keeps_the_connection_open_is_not_waited_for(serve):
         handler.wfile.flush()
         held.wait(5.0)
 
-    outcome = ask(serve(rule).url, Patience(timeout=3.0, tries=1))
+    reply = ask(serve(rule).url, Patience(timeout=3.0, tries=1))
     held.set()
-    assert isinstance(outcome, Completion)
+    assert isinstance(reply, Completion)
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"choices": [{"message": {"content": ["4"]}}]}', b"\xff"])

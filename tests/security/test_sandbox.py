@@ -36,7 +36,9 @@ def judged(reply: str) -> dict[str, Any]:
     """The verdict on a reply to a document of HumanEval."""
     document = {"prompt": HEAD, "entry_point": "add"}
     sample = {"doc": document, "resps": [[reply]], "target": TESTS}
-    results: dict[str, Any] = harness.judged(HUMANEVAL, {"samples": {"humaneval": [sample]}})["samples"]["humaneval"][0]
+    results: dict[str, Any] = harness.graded_by_tests(HUMANEVAL, {"samples": {"humaneval": [sample]}})["samples"][
+        "humaneval"
+    ][0]
     return results
 
 

@@ -41,7 +41,7 @@ from cgd_stages.contract import (
     Storage,
     Work,
 )
-from cgd_stages.engines.base import Outcome, Request
+from cgd_stages.engines.base import Reply, Request
 from cgd_stages.errors import Interrupted
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.harness import __main__ as harness
@@ -61,7 +61,7 @@ QUESTIONS = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1
 TASKS = tuple(HarnessTask(name=name, task=name, metric="exact_match,none") for name in ("sums", "others"))
 
 
-def rule(request: Request) -> Outcome:
+def rule(request: Request) -> Reply:
     """What the models of these runs say: two rows of each role go wrong, a refinement more than a critique."""
     last = request.messages[-1]["content"]
     if request.name.startswith("numbers/"):

@@ -5,7 +5,7 @@ from typing import Any
 
 from cgd_stages.contract import Rows, RunRef, StageFacts
 from cgd_stages.quality.marks import Alike, Graded, Lengths, Quality, share
-from cgd_stages.results.model import Change, Quadruple, Quadruples, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.results.model import Change, GradedOutput, Quadruple, Quadruples, ReportData, Sample, StageRecord, Step
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
@@ -64,8 +64,8 @@ def change(**changes: Any) -> Change:
         "kind": "fixed",
         "prompt": "What is q1?",
         "reference": "#### 4",
-        "base": Said(output="It is 5.", extracted="5", correct=False),
-        "after": Said(output="It is 4.", extracted="4", correct=True),
+        "base": GradedOutput(output="It is 5.", extracted="5", correct=False),
+        "after": GradedOutput(output="It is 4.", extracted="4", correct=True),
     }
     return Change(**(given | changes))
 

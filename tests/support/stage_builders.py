@@ -32,7 +32,7 @@ from cgd_stages.contract import (
     Train,
     Work,
 )
-from cgd_stages.engines.base import Completion, Engine, Outcome, Request
+from cgd_stages.engines.base import Completion, Engine, Reply, Request
 from cgd_stages.generate import __main__ as generate
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.runtime.program import Context
@@ -108,10 +108,10 @@ def prepared(bucket: Bucket, texts: Sequence[str], run: RunRef = RUN, part_rows:
 
 
 class RuleEngine:
-    """An engine without a model: `rule` makes the outcome of a request. It finishes `batch` requests a step, the
+    """An engine without a model: `rule` makes the reply of a request. It finishes `batch` requests a step, the
     newest first, so that no order can be relied on, and it remembers what it was asked."""
 
-    def __init__(self, rule: Callable[[Request], Outcome] | None = None, *, batch: int = 3, room: int = 8) -> None:
+    def __init__(self, rule: Callable[[Request], Reply] | None = None, *, batch: int = 3, room: int = 8) -> None:
         self.asked: list[Request] = []
         self.settings: dict[str, Any] = {"engine": "rule"}
         self.before_step: Callable[[], None] = lambda: None
@@ -131,7 +131,7 @@ class RuleEngine:
         self.asked.append(request)
         self._waiting.append(request)
 
-    def step(self) -> list[Outcome]:
+    def step(self) -> list[Reply]:
         self.before_step()
         done = [self._waiting.pop() for _ in range(min(self._batch, len(self._waiting)))]
         return [self._rule(request) for request in done]
@@ -220,7 +220,7 @@ class Program:
     def wait(self) -> Ended:
         code = self._process.wait()
         self.progress.close()
-        words = self._words.read_text() if self._words.exists() else '{"outcome": "failed"}'
+        words = self._words.read_text() if self._words.exists() else '{"reply": "failed"}'
         return Ended(code, LastWords.model_validate_json(words), self._log.read_text())
 
 

@@ -1,6 +1,6 @@
 """Engines turn messages into text. They share one protocol: vLLM in this process, or an OpenAI-compatible server.
 
-The caller submits requests while the engine has room, and collects outcomes with `step`. A bad request has the outcome
+The caller submits requests while the engine has room, and collects replies with `step`. A bad request has the reply
 `Refused`; an exception means that the engine as a whole cannot go on.
 """
 
@@ -66,7 +66,7 @@ class Refused:
     prompt_tokens: int = 0
 
 
-Outcome = Completion | Refused
+Reply = Completion | Refused
 
 
 class Engine(Protocol):
@@ -81,12 +81,12 @@ class Engine(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether outcomes are still to come."""
+        """Whether replies are still to come."""
 
     def submit(self, request: Request) -> None: ...
 
-    def step(self) -> list[Outcome]:
-        """Work for a moment and return the outcomes since the last step. Raises TransientError if the engine died."""
+    def step(self) -> list[Reply]:
+        """Work for a moment and return the replies since the last step. Raises TransientError if the engine died."""
 
     def metrics(self) -> dict[str, float]:
         """The engine's figures while it runs: `generated_tokens`, if possible with those of unfinished requests, and
@@ -97,11 +97,11 @@ class Engine(Protocol):
 
 def drive(
     engine: Engine, take: Callable[[], Request | None], stop: Event, *, on_step: Callable[[], None] = lambda: None
-) -> Iterator[Outcome]:
-    """Keep the engine full until every request has an outcome, or until `stop`, which drops unfinished requests.
+) -> Iterator[Reply]:
+    """Keep the engine full until every request has a reply, or until `stop`, which drops unfinished requests.
 
-    `take` returns the next request, or None if it has none now. It is called again after every step, because outcomes
-    may lead to more requests. `on_step` is called after every step, with or without outcomes.
+    `take` returns the next request, or None if it has none now. It is called again after every step, because replies
+    may lead to more requests. `on_step` is called after every step, with or without replies.
     """
     while not stop.is_set():
         while engine.room > 0 and (request := take()) is not None:
@@ -112,12 +112,12 @@ def drive(
         on_step()
 
 
-def _storable(outcome: Outcome) -> Outcome:
-    """The outcome within the bounds of a row: a server's JSON may hold half of a character, and any number."""
-    values: dict[str, Any] = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+def _storable(reply: Reply) -> Reply:
+    """The reply within the bounds of a row: a server's JSON may hold half of a character, and any number."""
+    values: dict[str, Any] = {field.name: getattr(reply, field.name) for field in fields(reply)}
     for name, value in values.items():
         values[name] = valid_unicode(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
-    return replace(outcome, **values)
+    return replace(reply, **values)
 
 
 class VllmEngine:
@@ -132,7 +132,7 @@ class VllmEngine:
         self._tokenizer = self._llm.get_tokenizer()
         self._limit = int(config.model_config.max_model_len)
         self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
-        self._refused: list[Outcome] = []
+        self._refused: list[Reply] = []
         self.settings = {
             "engine": "vllm",
             "device": config.device_config.device_type,
@@ -181,10 +181,10 @@ class VllmEngine:
         )
         self._llm.add_request(request.name, tokens_input(ids), params)
 
-    def step(self) -> list[Outcome]:
-        outcomes, self._refused = self._refused, []
+    def step(self) -> list[Reply]:
+        replies, self._refused = self._refused, []
         if not self._llm.has_unfinished_requests():
-            return outcomes
+            return replies
         from vllm.exceptions import VLLMServerError
 
         try:
@@ -202,8 +202,8 @@ class VllmEngine:
                 tokens=len(generated.token_ids),
                 cached_tokens=output.num_cached_tokens or 0,
             )
-            outcomes.append(completion)
-        return outcomes
+            replies.append(completion)
+        return replies
 
     def metrics(self) -> dict[str, float]:
         """`preemptions`: how often a request lost its cache to others and was computed again."""

@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from cgd_stages.contract import TEACHER_API_KEY, Endpoint
-from cgd_stages.engines.base import Completion, Outcome, Refused, Request
+from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.keys import without_keys
 from cgd_stages.runtime.web import Status, exchange
@@ -78,7 +78,7 @@ class EndpointEngine:
     def __init__(self, endpoint: Endpoint, patience: Patience = PATIENT) -> None:
         self._endpoint, self._patience = endpoint, patience
         self._requests: queue.Queue[Request] = queue.Queue()
-        self._outcomes: queue.Queue[Outcome | StageError] = queue.Queue()
+        self._replies: queue.Queue[Reply | StageError] = queue.Queue()
         self._threads = self._retries = self._tokens = 0
         self._under_way = 0
         self._answered_at = 0.0
@@ -102,23 +102,23 @@ class EndpointEngine:
             # A daemon thread: a request that hangs must not keep the process from ending.
             threading.Thread(target=self._work, name=f"endpoint-{self._threads}", daemon=True).start()
 
-    def step(self) -> list[Outcome]:
-        """Wait up to a second for outcomes. Raises UserError for a wrong key or URL, TransientError if the server does
+    def step(self) -> list[Reply]:
+        """Wait up to a second for replies. Raises UserError for a wrong key or URL, TransientError if the server does
         not answer."""
         if self._failure is not None:
             raise self._failure
         try:
-            results = [self._outcomes.get(timeout=1.0)]
+            results = [self._replies.get(timeout=1.0)]
         except queue.Empty:
             return []
-        while not self._outcomes.empty():
-            results.append(self._outcomes.get_nowait())
+        while not self._replies.empty():
+            results.append(self._replies.get_nowait())
         self._under_way -= len(results)
-        # A failure is raised at the next step, so that the outcomes beside it are kept and not asked for again.
+        # A failure is raised at the next step, so that the replies beside it are kept and not asked for again.
         self._failure = next((result for result in results if isinstance(result, StageError)), None)
-        outcomes = [result for result in results if not isinstance(result, StageError)]
-        self._tokens += sum(outcome.tokens for outcome in outcomes if isinstance(outcome, Completion))
-        return outcomes
+        replies = [result for result in results if not isinstance(result, StageError)]
+        self._tokens += sum(reply.tokens for reply in replies if isinstance(reply, Completion))
+        return replies
 
     def metrics(self) -> dict[str, float]:
         return {"generated_tokens": float(self._tokens), "retries": float(self._retries)}
@@ -133,19 +133,19 @@ class EndpointEngine:
             except queue.Empty:
                 continue
             try:
-                self._outcomes.put(self._answer(request))
+                self._replies.put(self._answer(request))
             except StageError as error:
-                self._outcomes.put(error)
-            except Exception as error:  # noqa: BLE001 (if the thread ended, its request would never get an outcome)
-                self._outcomes.put(TransientError(f"the endpoint engine failed: {error!r}"))
+                self._replies.put(error)
+            except Exception as error:  # noqa: BLE001 (if the thread ended, its request would never get an reply)
+                self._replies.put(TransientError(f"the endpoint engine failed: {error!r}"))
 
-    def _answer(self, request: Request) -> Outcome:
+    def _answer(self, request: Request) -> Reply:
         """Try until the server answers. If it never does, decide whether the request or the server is at fault."""
         body = _body(self._endpoint, request)
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
             try:
-                outcome = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
+                reply = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
             except Failed as failed:
                 _refuse_if_permanent(self._endpoint, failed)
                 last, failed_at = failed, time.monotonic() if attempt == 0 else failed_at
@@ -158,7 +158,7 @@ class EndpointEngine:
                     break
             else:
                 self._answered_at = time.monotonic()
-                return outcome
+                return reply
         # Only an answer after the first failure proves that the server is alive: a server that dies fails all requests.
         if self._answered_at > failed_at or self._is_alive():
             return self._last_try(request, body)
@@ -173,14 +173,14 @@ class EndpointEngine:
             return False
         return not self._closed.is_set()
 
-    def _last_try(self, request: Request, body: bytes) -> Outcome:
+    def _last_try(self, request: Request, body: bytes) -> Reply:
         """Try once more, as the server may have just come back. If it fails again, the request is at fault."""
         try:
-            outcome = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
+            reply = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
         except Failed as failed:
             return Refused(request.name, "endpoint", f"{failed} ({self._patience.tries + 1} tries)")
         self._answered_at = time.monotonic()
-        return outcome
+        return reply
 
 
 def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:

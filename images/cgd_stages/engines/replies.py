@@ -1,10 +1,10 @@
-"""Makes a stored row or a rejection of a model's outcome, and the seed that a row is sampled with. Pure."""
+"""Makes a stored row or a rejection of a model's reply, and the seed that a row is sampled with. Pure."""
 
 import hashlib
 
 from cgd_stages.contract import Role, Sampling
-from cgd_stages.engines.base import Completion, Outcome, Refused
-from cgd_stages.method.prompts import loops, read_reply, verdict
+from cgd_stages.engines.base import Completion, Refused, Reply
+from cgd_stages.method.prompts import loops, split_output, verdict
 from cgd_stages.store.rows import Row, prompt_tokens_column, text_column
 
 
@@ -28,25 +28,25 @@ def rejection(stage: str, row: Row, reason: str, detail: str, *, prompt_tokens: 
     }
 
 
-def judged(role: Role, row: Row, outcome: Outcome) -> tuple[Row | None, Row | None]:
+def kept_or_rejected(role: Role, row: Row, reply: Reply) -> tuple[Row | None, Row | None]:
     """Either the row with the stage's columns added, or the rejection with the reason; the other is None."""
-    if isinstance(outcome, Refused):
-        rejected = rejection(role, row, outcome.reason, outcome.detail, prompt_tokens=outcome.prompt_tokens)
+    if isinstance(reply, Refused):
+        rejected = rejection(role, row, reply.reason, reply.detail, prompt_tokens=reply.prompt_tokens)
         return None, rejected
-    if fault := _fault(outcome):
+    if fault := _fault(reply):
         reason, detail = fault
-        cost = {"prompt_tokens": outcome.prompt_tokens, "tokens": outcome.tokens}
+        cost = {"prompt_tokens": reply.prompt_tokens, "tokens": reply.tokens}
         return None, rejection(role, row, reason, detail, **cost)
-    reply, name = read_reply(outcome.text), text_column(role)
+    parts, name = split_output(reply.text), text_column(role)
     columns: Row = {
-        name: reply.text,
-        f"{name}_thinking": outcome.thinking or reply.thinking or None,
-        f"{name}_tokens": outcome.tokens,
-        f"{name}_finish_reason": outcome.finish_reason,
-        prompt_tokens_column(role): outcome.prompt_tokens,
+        name: parts.text,
+        f"{name}_thinking": reply.thinking or parts.thinking or None,
+        f"{name}_tokens": reply.tokens,
+        f"{name}_finish_reason": reply.finish_reason,
+        prompt_tokens_column(role): reply.prompt_tokens,
     }
     if role == "critique":
-        columns["verdict"] = verdict(reply.text)
+        columns["verdict"] = verdict(parts.text)
     return row | columns, None
 
 
@@ -58,8 +58,8 @@ def _fault(completion: Completion) -> tuple[str, str] | None:
         return "truncated", f"no end after {completion.tokens} tokens: ...{completion.text[-100:]!r}"
     if completion.finish_reason != "stop":
         return "endpoint", f"the engine ended with {completion.finish_reason!r}"
-    reply = read_reply(completion.text)
-    if not reply.text:
-        thinking = "; the thinking part never ended" if reply.unfinished_thinking else ""
+    parts = split_output(completion.text)
+    if not parts.text:
+        thinking = "; the thinking part never ended" if parts.unfinished_thinking else ""
         return "empty", f"no text in {completion.tokens} tokens{thinking}"
     return None

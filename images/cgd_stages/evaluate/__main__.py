@@ -21,12 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from cgd_stages.contract import Evaluate, Rows, StageFacts
-from cgd_stages.engines.base import Completion, Engine, Outcome, VllmEngine, drive
+from cgd_stages.engines.base import Completion, Engine, Reply, VllmEngine, drive
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
 from cgd_stages.grading.grader import Grade, Grader, find_answer
 from cgd_stages.method import prompts
-from cgd_stages.method.prompts import answer_messages, read_reply
+from cgd_stages.method.prompts import answer_messages, split_output
 from cgd_stages.models import resolve
 from cgd_stages.results import scores
 from cgd_stages.results.model import Key
@@ -125,10 +125,10 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], writer: PartWri
         grading = Grading(writer, lambda row: threads.submit(grade, grader, row))
         speed = Speed(context, len(questions), grading, dialogues)
         with context.holding(), storing(grading.flush):
-            for outcome in drive(engine, dialogues.take, context.stop, on_step=grading.store_when_due):
-                if ended := dialogues.note(outcome):
+            for reply in drive(engine, dialogues.take, context.stop, on_step=grading.store_when_due):
+                if ended := dialogues.note(reply):
                     grading.take(ended)
-                speed.note(outcome)
+                speed.note(reply)
     context.check()
     engine.close()
     return engine.settings
@@ -164,16 +164,16 @@ class Grading:
 
     def take(self, dialogue: Dialogue) -> None:
         """Submit one answer to the grader. An output that the engine refused to make is graded too, as empty."""
-        outcome = dialogue.outcome
-        if isinstance(outcome, Completion):
-            tokens, reason, output = outcome.tokens, outcome.finish_reason, outcome.text
+        reply = dialogue.reply
+        if isinstance(reply, Completion):
+            tokens, reason, output = reply.tokens, reply.finish_reason, reply.text
         else:
-            log.warning("%s was not asked: %s, %s", outcome.name, outcome.reason, outcome.detail)
-            tokens, reason, output = 0, outcome.reason, ""
+            log.warning("%s was not asked: %s, %s", reply.name, reply.reason, reply.detail)
+            tokens, reason, output = 0, reply.reason, ""
         row = dialogue.question | {
             "output": output,
             "finish_reason": reason,
-            "prompt_tokens": outcome.prompt_tokens,
+            "prompt_tokens": reply.prompt_tokens,
             "tokens": tokens,
             "passes": dialogue.passes,
         }
@@ -199,7 +199,7 @@ class Grading:
 def grade(grader: Grader, row: Row) -> Grade:
     """The grade of a row's output, without its thinking. In an output that was cut only a box counts as an answer,
     because the last number of an unfinished sentence is none."""
-    text = read_reply(row["output"]).text
+    text = split_output(row["output"]).text
     if row["finish_reason"] in scores.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)
     return grader.grade(row["reference"], text, row["tolerance"] or "")
@@ -217,8 +217,8 @@ class Speed:
         self._before, self._tokens, self._pace = grading.answered, 0, Pace()
         self._reported = time.monotonic()
 
-    def note(self, outcome: Outcome) -> None:
-        self._tokens += outcome.tokens if isinstance(outcome, Completion) else 0
+    def note(self, reply: Reply) -> None:
+        self._tokens += reply.tokens if isinstance(reply, Completion) else 0
         if time.monotonic() - self._reported < REPORT_SECONDS:
             return
         self._reported = time.monotonic()

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from cgd_stages.contract import Rival, Role, Sampling
-from cgd_stages.engines.base import Completion, Outcome, Request
+from cgd_stages.engines.base import Completion, Reply, Request
 from cgd_stages.engines.replies import row_sampling
-from cgd_stages.method.prompts import read_reply, retry_messages, role_messages, verdict
+from cgd_stages.method.prompts import retry_messages, role_messages, split_output, verdict
 from cgd_stages.store.rows import Row
 
 MEMORY = 3
@@ -29,7 +29,7 @@ class Dialogue:
     name: str
     question: Row
     role: Role = "answer"
-    answer: Outcome | None = None
+    answer: Reply | None = None
     texts: Row = field(default_factory=dict)
     """The `answer` and `critique` that the next pass sees."""
     reflections: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Dialogue:
     tokens: int = 0
 
     @property
-    def outcome(self) -> Outcome:
+    def reply(self) -> Reply:
         """The answer that is graded, with the cost of all passes."""
         assert self.answer is not None
         if isinstance(self.answer, Completion):
@@ -68,17 +68,17 @@ class Dialogues:
         self._under_way[request.name] = dialogue
         return request
 
-    def note(self, outcome: Outcome) -> Dialogue | None:
-        """Enter the outcome of a pass. Returns the dialogue if that was its last pass."""
-        dialogue = self._under_way.pop(outcome.name)
+    def note(self, reply: Reply) -> Dialogue | None:
+        """Enter the reply of a pass. Returns the dialogue if that was its last pass."""
+        dialogue = self._under_way.pop(reply.name)
         text = ""
-        if isinstance(outcome, Completion) and outcome.finish_reason == "stop":
-            text = read_reply(outcome.text).text  # without the thinking
+        if isinstance(reply, Completion) and reply.finish_reason == "stop":
+            text = split_output(reply.text).text  # without the thinking
         dialogue.passes += 1
-        dialogue.prompt_tokens += outcome.prompt_tokens
-        dialogue.tokens += outcome.tokens if isinstance(outcome, Completion) else 0
+        dialogue.prompt_tokens += reply.prompt_tokens
+        dialogue.tokens += reply.tokens if isinstance(reply, Completion) else 0
         if dialogue.answer is None or (dialogue.role == "refine" and text):
-            dialogue.answer = outcome
+            dialogue.answer = reply
         if not text or not self._goes_on(dialogue, text):
             return dialogue
         # Its next pass comes first, while its prefix is in the engine's cache.

@@ -21,9 +21,9 @@ from itertools import pairwise
 from typing import Any
 
 from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts
-from cgd_stages.engines.base import Completion, Engine, Outcome, Request, VllmEngine, drive
+from cgd_stages.engines.base import Completion, Engine, Reply, Request, VllmEngine, drive
 from cgd_stages.engines.openai import EndpointEngine
-from cgd_stages.engines.replies import judged, row_sampling
+from cgd_stages.engines.replies import kept_or_rejected, row_sampling
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.generate.shard_writer import ShardWriter, owned_rows, packed
 from cgd_stages.method import prompts
@@ -218,12 +218,12 @@ class Shard:
         sampling = row_sampling(stage.sampling, stage.role, row)
         return Request(f"{row['id']}-{row['sample']}-{stage.role}", prompts.role_messages(stage.role, row), sampling)
 
-    def take(self, row: Row, outcome: Outcome) -> Row | None:
-        """Keep or reject a row by its outcome. Returns the row with its new columns if it is kept."""
-        kept, rejected = judged(self.stage.role, row, outcome)
-        self.fresh.update(rows=1, prompt_tokens=outcome.prompt_tokens)
-        if isinstance(outcome, Completion):
-            self.fresh.update(tokens=outcome.tokens, cached_tokens=outcome.cached_tokens)
+    def take(self, row: Row, reply: Reply) -> Row | None:
+        """Keep or reject a row by its reply. Returns the row with its new columns if it is kept."""
+        kept, rejected = kept_or_rejected(self.stage.role, row, reply)
+        self.fresh.update(rows=1, prompt_tokens=reply.prompt_tokens)
+        if isinstance(reply, Completion):
+            self.fresh.update(tokens=reply.tokens, cached_tokens=reply.cached_tokens)
         if kept is not None:
             self.writer.keep(kept)
         if rejected is not None:
@@ -309,15 +309,15 @@ class Questions:
         self._under_way[request.name] = shard, row
         return request
 
-    def answered(self, outcome: Outcome) -> None:
-        shard, row = self._under_way.pop(outcome.name)
-        kept = shard.take(row, outcome)
+    def answered(self, reply: Reply) -> None:
+        shard, row = self._under_way.pop(reply.name)
+        kept = shard.take(row, reply)
         if kept is not None and (next_shard := self._next.get(shard)):
             self._ready.append((next_shard, kept))
 
 
 def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
-    """Ask for every row that is not stored, store every outcome, and write the markers of what is complete."""
+    """Ask for every row that is not stored, store every reply, and write the markers of what is complete."""
     engine, speed = None, None
     try:
         questions = Questions(shards)
@@ -345,8 +345,8 @@ def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine
             shard.writer.flush()
 
     with context.holding(), storing(flush):
-        for outcome in drive(engine, questions.take, context.stop, on_step=after_step):
-            questions.answered(outcome)
+        for reply in drive(engine, questions.take, context.stop, on_step=after_step):
+            questions.answered(reply)
 
 
 def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:

@@ -51,7 +51,7 @@ class ShardWriter(PartWriter):
 
     def __init__(self, folder: Folder, shard: int, shards: int, source: Collection[Hashable] | None = None) -> None:
         super().__init__(
-            folder, row_schema(folder.stage), count=self._add, key=packed, own=f"{shard:05d}-of-{shards:05d}-"
+            folder, row_schema(folder.stage), count=self._add, key=packed, name_start=f"{shard:05d}-of-{shards:05d}-"
         )
         self.counts: Counter[str] = Counter()
         """Sums over the shard's rows: `done`, `rejected`, `prompt_tokens`, `tokens`, and the metrics of the stage."""

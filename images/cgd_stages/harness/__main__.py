@@ -112,7 +112,7 @@ def _stored(writer: PartWriter, task: HarnessTask) -> Record | None:
 
 def _store(writer: PartWriter, task: HarnessTask, answered: dict[str, Any], tokenizer: Any) -> Record:
     """Store the rows of a task as one part, then its record."""
-    results = judged(task, answered) if task.executes else answered
+    results = graded_by_tests(task, answered) if task.executes else answered
     rows, settings = to_rows(task, results, tokenizer), settings_of(task, results)
     for row in rows:
         writer.keep(row)
@@ -191,7 +191,7 @@ def _name_vllm(scratch: Path) -> None:
         sys.path.append(str(folder.parent))
 
 
-class Reply(str):
+class EndedText(str):
     """An output, and why it ended. lm-eval's backend passes on texts alone, so the text carries the reason, also after
     the backend has cut it at a stop string."""
 
@@ -205,7 +205,7 @@ class Reply(str):
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         first, *rest = super().split(sep, maxsplit) or [""]
-        return [Reply.of(first, "stop" if rest else self.finish_reason), *rest]
+        return [EndedText.of(first, "stop" if rest else self.finish_reason), *rest]
 
 
 def start(model: Path, work: Harness) -> Any:
@@ -222,7 +222,7 @@ def start(model: Path, work: Harness) -> Any:
     def generate_replies(*arguments: Any, **settings: Any) -> Any:
         outputs = generate(*arguments, **settings)
         for completion in itertools.chain.from_iterable(output.outputs for output in outputs):
-            completion.text = Reply.of(completion.text, str(completion.finish_reason))
+            completion.text = EndedText.of(completion.text, str(completion.finish_reason))
         return outputs
 
     def remember_why_they_ended(requests: list[Any], **settings: Any) -> list[str]:
@@ -293,7 +293,7 @@ def _without_execution(name: str, manager: Any) -> dict[str, Any]:
     return kept | {"task": name, "metric_list": [{"metric": "bypass"}]}
 
 
-def judged(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
+def graded_by_tests(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
     """The results with a verdict on every document. The head of a function and the model's output, up to the end of
     the code, are a program. It passes when the document's tests of the function pass within their time.
 

@@ -161,7 +161,7 @@ def _templated(tokenizer: Any, messages: list[Message]) -> str:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Split:
     """A model's output in two parts, without blanks at the ends: its thinking, and the text that counts."""
 
     text: str
@@ -169,12 +169,12 @@ class Reply:
     unfinished_thinking: bool = False
 
 
-def read_reply(output: str) -> Reply:
+def split_output(output: str) -> Split:
     """Split an output after its last end-of-thinking marker. If the thinking never ends, the text is empty."""
     thinking, marker, text = output.rpartition(END_OF_THINKING)
     if not marker and output.lstrip().startswith(_START_OF_THINKING):
-        return Reply("", output.strip().removeprefix(_START_OF_THINKING).strip(), unfinished_thinking=True)
-    return Reply(text.strip(), thinking.strip().removeprefix(_START_OF_THINKING).strip())
+        return Split("", output.strip().removeprefix(_START_OF_THINKING).strip(), unfinished_thinking=True)
+    return Split(text.strip(), thinking.strip().removeprefix(_START_OF_THINKING).strip())
 
 
 _LOOP_WORDS, _LOOP_REPEATS = 64, 8

@@ -25,7 +25,17 @@ from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
 from cgd_stages.report.summary import verdicts
 from cgd_stages.results.comparison import table_of
-from cgd_stages.results.model import Change, Key, Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.results.model import (
+    Change,
+    GradedOutput,
+    Key,
+    Quadruples,
+    Rejected,
+    ReportData,
+    Sample,
+    StageRecord,
+    Step,
+)
 from cgd_stages.results.scores import Changed, changed, figures, finite_or_none, gpu_hours
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Done, Folder, read_rows
@@ -121,14 +131,14 @@ def read_changes(folders: dict[str, list[Folder]], pairs: list[Changed]) -> Iter
             kind=pair.kind,
             prompt=base["prompt"],
             reference=base["reference"],
-            base=Said(**{name: base[name] for name in Said.model_fields}),
-            after=Said(**{name: after[name] for name in Said.model_fields}),
+            base=GradedOutput(**{name: base[name] for name in GradedOutput.model_fields}),
+            after=GradedOutput(**{name: after[name] for name in GradedOutput.model_fields}),
         )
 
 
 def read_texts(folders: Iterable[Folder], keys: set[Key]) -> Iterator[tuple[Key, Row]]:
     """The rows of the outputs with these keys."""
-    columns = ["benchmark", "id", "sample", "prompt", "reference", *Said.model_fields]
+    columns = ["benchmark", "id", "sample", "prompt", "reference", *GradedOutput.model_fields]
     for row in (row for folder in folders for row in read_rows(folder, columns)):
         key = row["benchmark"], row["id"], row["sample"]
         if key in keys:

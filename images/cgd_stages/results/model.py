@@ -125,7 +125,7 @@ class Quadruples(Contract):
     shown: tuple[Quadruple, ...]
 
 
-class Said(Contract):
+class GradedOutput(Contract):
     """A model's output, and the answer that the grader found in it."""
 
     output: str
@@ -143,8 +143,8 @@ class Change(Contract):
     """fixed or broken."""
     prompt: str
     reference: str
-    base: Said
-    after: Said
+    base: GradedOutput
+    after: GradedOutput
 
 
 class Rejected(Contract):

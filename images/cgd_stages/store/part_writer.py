@@ -40,7 +40,7 @@ class PartWriter:
     """The parts of a folder, as one program writes them.
 
     `count` is called once with each row, stored before or new. `key` tells rows apart; without it the writer remembers
-    no rows, and stores each one that it gets. A part's name begins with `own`, then its number if `numbered`.
+    no rows, and stores each one that it gets. A part's name begins with `name_start`, then its number if `numbered`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PartWriter:
         *,
         count: Callable[[Row], None] | None = None,
         key: Callable[[Row], Hashable] | None = None,
-        own: str = "",
+        name_start: str = "",
         numbered: bool = False,
         part_rows: int | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class PartWriter:
         """Keys of all rows that are kept, in parts or in memory."""
         self.rejected: set[Hashable] = set()
         self._count, self._key, self._part_rows = count, key, part_rows
-        self._own, self._numbered = own, numbered
+        self._name_start, self._numbered = name_start, numbered
         self._schemas = {PARTS: schema, REJECTED: REJECTION_SCHEMA}
         self._rows: dict[str, list[Row]] = {PARTS: [], REJECTED: []}
         """Rows that are not stored yet."""
@@ -107,7 +107,7 @@ class PartWriter:
     def _is_foreign(self, name: str) -> bool:
         """Whether another program, or another number of shards, has named the part."""
         name_parts = _NAME.fullmatch(name)
-        return name_parts is None or name_parts[2] != self._own
+        return name_parts is None or name_parts[2] != self._name_start
 
     # --- new rows -----------------------------------------------------------------------------------------------
 
@@ -168,6 +168,8 @@ class PartWriter:
             rows = self._rows[prefix]
             while rows:
                 number = f"{len(self.parts):05d}-" if self._numbered else ""
-                self.parts.append(folder.put_rows(prefix + self._own + number, rows[:size], self._schemas[prefix]))
+                self.parts.append(
+                    folder.put_rows(prefix + self._name_start + number, rows[:size], self._schemas[prefix])
+                )
                 del rows[:size]
         self._stored_at = time.monotonic()

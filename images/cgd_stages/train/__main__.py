@@ -55,10 +55,10 @@ from cgd_stages.training.job import (
     STOP,
     VALIDATION,
     Job,
-    Outcome,
+    ProcessEnd,
     Record,
     inputs_of,
-    read_outcomes,
+    read_process_ends,
     read_records,
 )
 
@@ -145,7 +145,7 @@ class Stage:
 
 
 @dataclass
-class Made:
+class MadeExamples:
     """The result of making examples: counts of the rows, and the part with the rejected ones."""
 
     counts: ExampleCounts
@@ -194,7 +194,7 @@ def _follow(stage: Stage) -> None:
     log.info("pod %d has ended well", stage.node.rank)
 
 
-def _get_ready(stage: Stage) -> tuple[Made, Path]:
+def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     """Make the examples, fetch student and newest undamaged checkpoint, and write the job, all in this pod's folder."""
     task, node = stage.context.task, stage.node
     folder = stage.context.scratch / f"{task.stage}-{node.rank}"
@@ -223,14 +223,14 @@ def _get_ready(stage: Stage) -> tuple[Made, Path]:
 # --- before training --------------------------------------------------------------------------------------------
 
 
-def _make_examples(stage: Stage, student: Path, folder: Path) -> Made:
+def _make_examples(stage: Stage, student: Path, folder: Path) -> MadeExamples:
     """Tokenise every row into the files that the processes map, one of the examples to learn and one of those that are
     held out. Raises the errors that `check` would have raised."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
     counts = ExampleCounts(stage.context.task.stage, stage.work.objective, stage.dataset.held_out())
-    made = Made(counts)
+    made = MadeExamples(counts)
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
         for row, example in stage.dataset.examples(tokenizer):
             counts.add(row, example)
@@ -322,24 +322,24 @@ def _torchrun(stage: Stage, folder: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise failure(read_outcomes(folder), process.returncode, stage.node)
+        raise failure(read_process_ends(folder), process.returncode, stage.node)
 
 
-def failure(outcomes: list[Outcome], code: int, node: Node) -> StageError:
+def failure(process_ends: list[ProcessEnd], code: int, node: Node) -> StageError:
     """The pod's error: what the user must change, else an interruption, else a reason to try again.
 
-    A killed process leaves no outcome, and the others fail because it is gone.
+    A killed process does not write how it ended, and the others fail because it is gone.
     """
     kinds: dict[int, type[StageError]] = {Exit.PERMANENT: UserError, Exit.INTERRUPTED: Interrupted}
     for exit_code, kind in kinds.items():
-        for outcome in outcomes:
-            if outcome.code == exit_code:
-                return kind(outcome.message, hint=outcome.hint)
+        for end in process_ends:
+            if end.code == exit_code:
+                return kind(end.message, hint=end.hint)
     ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
-    silent = sorted(set(ranks) - {outcome.rank for outcome in outcomes})
+    silent = sorted(set(ranks) - {end.rank for end in process_ends})
     causes = [f"rank {', '.join(map(str, silent))} was killed or ended without a word"] if silent else []
-    causes += [f"rank {outcome.rank}: {outcome.error}: {outcome.message}" for outcome in outcomes if outcome.code]
-    hints = [outcome.hint for outcome in outcomes if outcome.code and outcome.hint]
+    causes += [f"rank {end.rank}: {end.error}: {end.message}" for end in process_ends if end.code]
+    hints = [end.hint for end in process_ends if end.code and end.hint]
     return TransientError(
         f"training in pod {node.rank} broke off (torchrun {code}): {'; '.join(causes)}"[:1500],
         hint=hints[0] if hints else "The next attempt continues from the newest checkpoint.",
@@ -366,7 +366,7 @@ def _await_promise(stage: Stage) -> None:
         stage.context.check()
 
 
-def _facts(stage: Stage, made: Made, folder: Path, seconds: float) -> StageFacts:
+def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> StageFacts:
     records = read_records(folder / METRICS)
     best, select = curves.best(records), stage.work.validation.select
     exported = best if best and select == "best" else records[-1]
@@ -400,7 +400,7 @@ def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float
     return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})
 
 
-def _store(stage: Stage, made: Made, facts: StageFacts, folder: Path) -> Product:
+def _store(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) -> Product:
     """Store the model, its card and its training's curve."""
     (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
     bucket, parts = stage.folder.bucket, list(made.parts)

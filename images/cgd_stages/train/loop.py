@@ -3,7 +3,7 @@
     python -m cgd_stages.train.loop <folder>
 
 The folder is the node's own scratch. It holds `job.json`, the tokenised examples and the fetched checkpoint; the
-processes add checkpoints, the model, `metrics.jsonl` and an `outcome-<rank>.json` each. DeepSpeed shards and steps. The
+processes add checkpoints, the model, `metrics.jsonl` and an `end-<rank>.json` each. DeepSpeed shards and steps. The
 loss is our own: the mean negative log-likelihood of the target tokens in the global batch.
 """
 
@@ -52,7 +52,7 @@ from cgd_stages.training.job import (
     STOP,
     VALIDATION,
     Job,
-    Outcome,
+    ProcessEnd,
     Record,
     write_records,
 )
@@ -386,11 +386,11 @@ def take_gpu() -> bool:
 
 
 def main(folder: Path) -> Exit:
-    """Run one process to its end and write its outcome."""
+    """Run one process to its end and write how it ended."""
     _die_with_the_launcher()
     _quieten()
     rank = int(os.environ["RANK"])
-    outcome = Outcome(rank=rank, code=Exit.DONE)
+    end = ProcessEnd(rank=rank, code=Exit.DONE)
     try:
         join_group()
         trainer = start(folder)
@@ -399,13 +399,13 @@ def main(folder: Path) -> Exit:
         trainer.reporter.close()
     except StageError as error:
         name = type(error).__name__
-        outcome = Outcome(rank=rank, code=error.exit, error=name, message=error.message, hint=error.hint)
-    except Exception as error:  # the rim: every failure becomes an outcome
+        end = ProcessEnd(rank=rank, code=error.exit, error=name, message=error.message, hint=error.hint)
+    except Exception as error:  # the rim: every failure is written down
         log.exception("rank %d has failed", rank)
         message = without_keys(str(error))[-1000:]
-        outcome = Outcome(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=message)
-    outcome.write(folder)
-    return Exit(outcome.code)
+        end = ProcessEnd(rank=rank, code=Exit.RETRY, error=type(error).__name__, message=message)
+    end.write(folder)
+    return Exit(end.code)
 
 
 def _quieten() -> None:

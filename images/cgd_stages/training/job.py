@@ -84,7 +84,7 @@ class Job(Contract):
         return checkpoints_of(Folder(bucket, self.run.namespace, self.stage, self.digest), self.work)
 
 
-class Outcome(Contract):
+class ProcessEnd(Contract):
     """How one process ended."""
 
     rank: int
@@ -94,12 +94,12 @@ class Outcome(Contract):
     hint: str = ""
 
     def write(self, folder: Path) -> None:
-        (folder / f"outcome-{self.rank:05d}.json").write_text(self.to_json())
+        (folder / f"end-{self.rank:05d}.json").write_text(self.to_json())
 
 
-def read_outcomes(folder: Path) -> list[Outcome]:
-    """The outcomes of those processes that have written one; a killed process has none."""
-    return [Outcome.model_validate_json(path.read_text()) for path in sorted(folder.glob("outcome-*.json"))]
+def read_process_ends(folder: Path) -> list[ProcessEnd]:
+    """How those processes ended that have written it; a killed process has not."""
+    return [ProcessEnd.model_validate_json(path.read_text()) for path in sorted(folder.glob("end-*.json"))]
 
 
 def write_records(path: Path, records: list[Record]) -> None:

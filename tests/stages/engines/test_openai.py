@@ -12,16 +12,16 @@ import pytest
 from support.stage_builders import each
 
 from cgd_stages.contract import Endpoint, Sampling
-from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine, Patience, probe
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.method import prompts
 
 QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
-Reply = tuple[int, dict[str, str], Any]
+Answer = tuple[int, dict[str, str], Any]
 
 
-def chat(text: str, finish: str = "stop") -> Reply:
+def chat(text: str, finish: str = "stop") -> Answer:
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
     return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 
@@ -29,7 +29,7 @@ def chat(text: str, finish: str = "stop") -> Reply:
 class Server:
     """Answers by a rule that sees the question and how often it was asked before."""
 
-    def __init__(self, rule: Callable[[str, int], Reply]) -> None:
+    def __init__(self, rule: Callable[[str, int], Answer]) -> None:
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
@@ -78,10 +78,10 @@ class Server:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
+def serve() -> Iterator[Callable[[Callable[[str, int], Answer]], Server]]:
     servers: list[Server] = []
 
-    def start(rule: Callable[[str, int], Reply]) -> Server:
+    def start(rule: Callable[[str, int], Answer]) -> Server:
         servers.append(Server(rule))
         return servers[-1]
 
@@ -90,12 +90,12 @@ def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
         server.close()
 
 
-def ask(url: str, questions: list[str], *, concurrency: int = 4, patience: Patience = QUICK) -> dict[str, Outcome]:
+def ask(url: str, questions: list[str], *, concurrency: int = 4, patience: Patience = QUICK) -> dict[str, Reply]:
     engine = EndpointEngine(Endpoint(url=url, model="big", max_concurrency=concurrency), patience)
     sampling = Sampling(max_tokens=9, seed=7)
     requests = [Request(text, prompts.answer_messages(text), sampling) for text in questions]
     try:
-        return {outcome.name: outcome for outcome in drive(engine, each(requests), threading.Event())}
+        return {reply.name: reply for reply in drive(engine, each(requests), threading.Event())}
     finally:
         engine.close()
 
@@ -103,8 +103,8 @@ def ask(url: str, questions: list[str], *, concurrency: int = 4, patience: Patie
 def test_every_question_is_asked_once_and_answered(serve):
     server = serve(lambda question, before: chat(f"re: {question}"))
     questions = [f"q{n}" for n in range(30)]
-    outcomes = ask(server.url, questions)
-    assert outcomes["q7"] == Completion("q7", "re: q7", "stop", 3, 2)
+    replies = ask(server.url, questions)
+    assert replies["q7"] == Completion("q7", "re: q7", "stop", 3, 2)
     assert server.asked == dict.fromkeys(questions, 1)
 
 
@@ -114,12 +114,12 @@ def test_a_thought_that_the_server_tells_apart_and_cached_tokens_are_kept(serve,
     answer[2]["choices"][0]["message"][word] = "2 and 2"
     answer[2]["usage"]["prompt_tokens_details"] = {"cached_tokens": 2}
     server = serve(lambda question, before: answer)
-    (outcome,) = ask(server.url, ["2 + 2?"]).values()
-    assert outcome == Completion("2 + 2?", "4", "stop", 3, 2, thinking="2 and 2", cached_tokens=2)
+    (reply,) = ask(server.url, ["2 + 2?"]).values()
+    assert reply == Completion("2 + 2?", "4", "stop", 3, 2, thinking="2 and 2", cached_tokens=2)
 
 
 def test_no_more_requests_are_under_way_than_allowed(serve):
-    def slow(question: str, before: int) -> Reply:
+    def slow(question: str, before: int) -> Answer:
         time.sleep(0.02)
         return chat("ok")
 
@@ -171,22 +171,22 @@ def test_pauses_double_with_jitter_up_to_the_longest():
 
 def test_a_request_that_the_server_refuses_rejects_its_row_alone(serve):
     server = serve(lambda question, before: (400, {}, b"too long for me") if question == "bad" else chat("ok"))
-    outcomes = ask(server.url, ["a", "bad", "b"])
-    assert outcomes["bad"] == Refused("bad", "endpoint", "HTTP 400: too long for me")
-    assert isinstance(outcomes["a"], Completion)
+    replies = ask(server.url, ["a", "bad", "b"])
+    assert replies["bad"] == Refused("bad", "endpoint", "HTTP 400: too long for me")
+    assert isinstance(replies["a"], Completion)
     assert server.asked["bad"] == 1
 
 
 def test_a_request_that_breaks_the_server_rejects_its_row_when_others_are_served(serve):
-    def rule(question: str, before: int) -> Reply:
+    def rule(question: str, before: int) -> Answer:
         if question == "poison":
             time.sleep(0.05)
             return 500, {}, b"oops"
         return chat("ok")
 
-    outcomes = ask(serve(rule).url, ["poison", *[f"q{n}" for n in range(20)]], concurrency=2)
-    assert isinstance(outcomes["poison"], Refused)
-    assert len(outcomes) == 21
+    replies = ask(serve(rule).url, ["poison", *[f"q{n}" for n in range(20)]], concurrency=2)
+    assert isinstance(replies["poison"], Refused)
+    assert len(replies) == 21
 
 
 def test_an_answer_that_is_no_completion_is_not_believed(serve):
@@ -212,7 +212,7 @@ def test_a_server_that_dies_rejects_nothing_of_what_was_under_way(serve):
     """Answers from before it died do not prove that the server answers others."""
     slow, died = threading.Event(), threading.Event()
 
-    def rule(question: str, before: int) -> Reply:
+    def rule(question: str, before: int) -> Answer:
         if question == "slow":
             slow.set()
             died.wait(5.0)
@@ -231,11 +231,11 @@ def test_what_was_answered_beside_a_failure_is_handed_out_first(serve):
     for text in ("a", "b"):
         engine.submit(Request(text, prompts.answer_messages(text), Sampling(max_tokens=9)))
     seen: list[str] = []
-    while engine._outcomes.qsize() < 2:
+    while engine._replies.qsize() < 2:
         time.sleep(0.01)
     engine.submit(Request("bad", prompts.answer_messages("bad"), Sampling(max_tokens=9)))
     while len(seen) < 2:
-        seen += [outcome.name for outcome in engine.step()]
+        seen += [reply.name for reply in engine.step()]
     with pytest.raises(UserError):
         list(drive(engine, each([]), threading.Event()))
     engine.close()

@@ -9,7 +9,7 @@ from support.stage_builders import RUN, Program, RuleEngine, context, said, stop
 
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rival, Rows, Sampling, StageFacts, StageTask, Storage
 from cgd_stages.contract import Engine as EngineSettings
-from cgd_stages.engines.base import Outcome, Refused, Request
+from cgd_stages.engines.base import Refused, Reply, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.grading.grader import Grader
@@ -68,7 +68,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> RuleEngine:
     return engine
 
 
-def adds(request: Request) -> Outcome:
+def adds(request: Request) -> Reply:
     number = int(request.messages[-1]["content"].split()[2])
     match number % 5:
         case 1:
@@ -166,7 +166,7 @@ def test_base_and_trained_draw_with_the_same_seeds(
 def test_self_refine_is_graded_by_its_last_answer_and_pays_for_all_passes(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rule(request: Request) -> Outcome:
+    def rule(request: Request) -> Reply:
         asked = request.messages[-1]["content"]
         if asked.endswith("Write the critique."):
             return said(request, "Add again.\nConclusion: wrong")

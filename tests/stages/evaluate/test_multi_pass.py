@@ -8,7 +8,7 @@ import pytest
 from support.stage_builders import RuleEngine, said
 
 from cgd_stages.contract import Rival, RivalKind, Sampling
-from cgd_stages.engines.base import Completion, Outcome, Refused, Request, drive
+from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
 from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
 from cgd_stages.method.prompts import answer_messages, critique_messages, refine_messages, retry_messages
 from cgd_stages.store.rows import Row
@@ -16,7 +16,7 @@ from cgd_stages.store.rows import Row
 QUESTION = "What is 1 + 1?"
 WRONG, RIGHT = "Look again.\nConclusion: wrong", "Fine.\nConclusion: right"
 CUT = ("and so on", "length")
-Reply = str | tuple[str, str] | None
+Given = str | tuple[str, str] | None
 """A text, a text and its finish reason, or a refusal."""
 
 
@@ -24,11 +24,11 @@ def question(number: int = 0) -> Row:
     return {"benchmark": "sums", "id": f"{number:020x}", "sample": 0, "prompt": QUESTION}
 
 
-def replies(*given: Reply) -> Callable[[Request], Outcome]:
+def replies(*given: Given) -> Callable[[Request], Reply]:
     """A model that says one thing after the other; None: it is refused."""
     left = list(given)
 
-    def rule(request: Request) -> Outcome:
+    def rule(request: Request) -> Reply:
         match left.pop(0):
             case None:
                 return Refused(request.name, "too_long", "too long", 99)
@@ -45,8 +45,8 @@ def play(engine: RuleEngine, rounds: int, questions: int = 1, kind: RivalKind = 
     dialogues = Dialogues(
         named, Sampling(max_tokens=8, temperature=0.5), Rival(kind=kind, rounds=rounds) if rounds else None
     )
-    outcomes = drive(engine, dialogues.take, threading.Event())
-    return [ended for outcome in outcomes if (ended := dialogues.note(outcome))]
+    replies = drive(engine, dialogues.take, threading.Event())
+    return [ended for reply in replies if (ended := dialogues.note(reply))]
 
 
 def test_the_model_sees_its_own_answer_and_critique_in_the_teachers_words() -> None:
@@ -59,7 +59,7 @@ def test_the_model_sees_its_own_answer_and_critique_in_the_teachers_words() -> N
         critique_messages(QUESTION, "two"),
         refine_messages(QUESTION, "two", WRONG),
     ]
-    assert (ended.outcome.name, text_of(ended), ended.passes) == ("q0", "three", 5)
+    assert (ended.reply.name, text_of(ended), ended.passes) == ("q0", "three", 5)
 
 
 def test_reflexion_answers_anew_with_its_last_three_reflections_and_without_its_answers() -> None:
@@ -81,8 +81,8 @@ def test_reflexion_answers_anew_with_its_last_three_reflections_and_without_its_
 
 
 def text_of(dialogue: Dialogue) -> str:
-    assert isinstance(dialogue.outcome, Completion)
-    return dialogue.outcome.text
+    assert isinstance(dialogue.reply, Completion)
+    return dialogue.reply.text
 
 
 @pytest.mark.parametrize("kind", ["SelfRefine", "Reflexion"])
@@ -101,7 +101,7 @@ def text_of(dialogue: Dialogue) -> str:
     ],
 )
 def test_a_dialogue_ends_where_nothing_is_wrong_or_a_pass_comes_to_nothing(
-    given: list[Reply], text: str, passes: int, kind: RivalKind
+    given: list[Given], text: str, passes: int, kind: RivalKind
 ) -> None:
     (ended,) = play(RuleEngine(replies(*given)), rounds=3, kind=kind)
     assert (text_of(ended), ended.passes) == (text, passes)
@@ -109,14 +109,14 @@ def test_a_dialogue_ends_where_nothing_is_wrong_or_a_pass_comes_to_nothing(
 
 def test_every_pass_is_paid_for() -> None:
     (ended,) = play(RuleEngine(replies("one", WRONG, "two and two")), rounds=1)
-    assert (ended.outcome.prompt_tokens, ended.tokens) == (30, 1 + 4 + 3)
-    assert isinstance(ended.outcome, Completion)
-    assert ended.outcome.tokens == 8
+    assert (ended.reply.prompt_tokens, ended.tokens) == (30, 1 + 4 + 3)
+    assert isinstance(ended.reply, Completion)
+    assert ended.reply.tokens == 8
 
 
 def test_a_question_that_is_refused_is_refused() -> None:
     (ended,) = play(RuleEngine(replies(None)), rounds=1)
-    assert isinstance(ended.outcome, Refused)
+    assert isinstance(ended.reply, Refused)
 
 
 def test_no_rounds_are_a_single_pass_and_the_first_pass_is_always_the_same() -> None:

@@ -20,7 +20,7 @@ from support.stage_builders import (
 )
 
 from cgd_stages.contract import Rows, Sampling
-from cgd_stages.engines.base import Completion, Outcome, Refused, Request
+from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.replies import row_sampling
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
 from cgd_stages.generate import __main__ as generate
@@ -116,7 +116,7 @@ def test_a_crash_loses_only_what_was_not_stored_yet(bucket, answering):
 
 
 def test_an_engine_that_dies_leaves_what_is_finished(bucket, answering):
-    def die_at_last(request: Request) -> Outcome:
+    def die_at_last(request: Request) -> Reply:
         if TEXTS[0] in request.messages[-1]["content"]:
             raise TransientError("the engine died")
         return echo(request)
@@ -200,7 +200,7 @@ def test_a_part_that_is_not_whole_is_generated_again(bucket, answering):
     assert len(stored_rows(bucket, "answer")) == 40
 
 
-def some_bad(request: Request) -> Outcome:
+def some_bad(request: Request) -> Reply:
     """Five rows go wrong, each in its own way."""
     text = request.messages[-1]["content"]
     match text:
@@ -264,7 +264,7 @@ def test_a_rerun_after_too_many_rejections_fails_the_same_way_without_an_engine(
 
 
 def test_a_hopeless_stage_stops_early_and_is_not_started_again(answering):
-    def silent(request: Request) -> Outcome:
+    def silent(request: Request) -> Reply:
         return said(request, "")
 
     for asked_at_most in (10, 0):
@@ -279,7 +279,7 @@ def test_the_limit_counts_the_whole_stage_when_the_last_shard_ends(answering):
     owned = [[text for text in TEXTS if owns(row_id(text), shard, 2)] for shard in range(2)]
     bad = {*owned[0][:2], *owned[1][:2]}
 
-    def two_bad_a_shard(request: Request) -> Outcome:
+    def two_bad_a_shard(request: Request) -> Reply:
         return said(request, "") if request.messages[-1]["content"] in bad else echo(request)
 
     generate_with(RuleEngine(two_bad_a_shard), answering(shards=2, shard=0, max_rejected=0.075))
@@ -345,7 +345,7 @@ def test_a_refinement_is_asked_for_right_after_its_critique(answering):
 def test_a_fused_teacher_whose_refinements_are_hopeless_stops_early(answering):
     generate_with(RuleEngine(), answering())
 
-    def mute(request: Request) -> Outcome:
+    def mute(request: Request) -> Reply:
         return said(request, "") if request.name.endswith("refine") else echo(request)
 
     for asked_at_most in (16, 0):
@@ -358,7 +358,7 @@ def test_a_fused_teacher_whose_refinements_are_hopeless_stops_early(answering):
 def test_a_rejected_critique_has_no_refinement_and_both_stages_add_up(bucket, answering):
     generate_with(RuleEngine(), answering())
 
-    def some_silent(request: Request) -> Outcome:
+    def some_silent(request: Request) -> Reply:
         silent = request.name.endswith("critique") and "1 apples" in request.messages[-1]["content"]
         return said(request, "") if silent else echo(request)
 
@@ -490,7 +490,7 @@ def test_the_seed_of_a_row_depends_on_the_run_the_stage_and_the_key_only():
 
 
 def test_rows_that_vanish_are_an_error(answering, monkeypatch):
-    monkeypatch.setattr(generate, "judged", lambda *_: (None, None))
+    monkeypatch.setattr(generate, "kept_or_rejected", lambda *_: (None, None))
     with pytest.raises(RowsLost, match="read 40, kept 0, rejected 0"):
         generate_with(RuleEngine(), answering())
 

@@ -128,7 +128,7 @@ def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
         for row in rows:
             outcome = told[row["id"]]
             assert isinstance(outcome, Completion)
-            assert row[column] == prompts.read_reply(outcome.text).text
+            assert row[column] == prompts.split_output(outcome.text).text
             assert row[f"{column}_tokens"] == outcome.tokens
 
 

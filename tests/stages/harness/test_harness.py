@@ -15,7 +15,7 @@ from cgd_stages.contract import Engine, Harness, HarnessTask, Model, Rows, Stage
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.harness import __main__ as harness
 from cgd_stages.harness import sandboxed
-from cgd_stages.harness.__main__ import Reply
+from cgd_stages.harness.__main__ import EndedText
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder, read_rows
@@ -303,11 +303,11 @@ def test_an_output_that_was_cut_is_truncated_and_counted(
 def test_a_reply_keeps_why_it_ended_and_one_that_is_cut_at_a_stop_ended_there() -> None:
     from lm_eval.models.utils import postprocess_generated_text
 
-    cut = Reply.of("first\nsecond", "length")
+    cut = EndedText.of("first\nsecond", "length")
     whole = postprocess_generated_text(cut, ["", "Question:"], None)
     stopped = postprocess_generated_text(cut, ["Question:", "\n", "c"], None)
-    assert isinstance(whole, Reply)
-    assert isinstance(stopped, Reply)
+    assert isinstance(whole, EndedText)
+    assert isinstance(stopped, EndedText)
     assert (whole, whole.finish_reason) == ("first\nsecond", "length")
     assert (stopped, stopped.finish_reason) == ("first", "stop")
 
@@ -332,7 +332,7 @@ def test_what_a_model_writes_is_right_when_it_passes_the_tests_and_every_row_say
         "    import os; os._exit(0)\n": "sandbox: ended without a verdict",
     }
     asked = results("humaneval", *(written(number, reply) for number, reply in enumerate(replies)))
-    rows = harness.to_rows(HUMANEVAL, harness.judged(HUMANEVAL, asked), Words())
+    rows = harness.to_rows(HUMANEVAL, harness.graded_by_tests(HUMANEVAL, asked), Words())
     assert [row["rule"] for row in rows] == list(replies.values())
     assert [row["correct"] for row in rows] == [True, True, *[False] * 5]
     assert rows[0]["output"] == "    return a + b\n"
@@ -341,14 +341,14 @@ def test_what_a_model_writes_is_right_when_it_passes_the_tests_and_every_row_say
 def test_a_program_that_does_not_end_is_a_class_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cgd_stages.harness.sandboxed.execute_all", partial(sandboxed.execute_all, seconds=0.5))
     asked = results("humaneval", written(0, "    while True: pass\n"))
-    (row,) = harness.to_rows(HUMANEVAL, harness.judged(HUMANEVAL, asked), Words())
+    (row,) = harness.to_rows(HUMANEVAL, harness.graded_by_tests(HUMANEVAL, asked), Words())
     assert (row["rule"], row["correct"]) == ("sandbox: timed out", False)
 
 
 def test_a_task_of_programs_has_one_metric() -> None:
     other = HUMANEVAL.model_copy(update={"metric": "pass@10"})
     with pytest.raises(UserError, match="humaneval has no metric 'pass@10', only pass@1"):
-        harness.judged(other, results("humaneval", written(0, "")))
+        harness.graded_by_tests(other, results("humaneval", written(0, "")))
 
 
 def test_a_pod_that_cannot_lock_programs_in_asks_no_model(

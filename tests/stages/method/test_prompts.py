@@ -110,7 +110,7 @@ def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
     ],
 )
 def test_only_what_follows_the_thinking_counts(output, text, thinking, unfinished):
-    assert prompts.read_reply(output) == prompts.Reply(text, thinking, unfinished)
+    assert prompts.split_output(output) == prompts.Split(text, thinking, unfinished)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from cgd_stages.report.plots import nice_ticks
 from cgd_stages.report.summary import objective
 from cgd_stages.results.comparison import Table, joined, table_of
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability
-from cgd_stages.results.model import Quadruples, Rejected, ReportData, Said, Sample, StageRecord, Step
+from cgd_stages.results.model import GradedOutput, Quadruples, Rejected, ReportData, Sample, StageRecord, Step
 from cgd_stages.results.scores import EXAMPLES
 
 VOID = {"meta", "link", "input", "br", "line", "path", "rect"}
@@ -88,7 +88,7 @@ def read(**changes: Any) -> Read:
 
 def hostile() -> ReportData:
     """A run in which every text tries to break out."""
-    said = Said(output=HOSTILE, extracted=HOSTILE, correct=False)
+    said = GradedOutput(output=HOSTILE, extracted=HOSTILE, correct=False)
     row = quadruple(prompt=HOSTILE, answer=HOSTILE, critique=HOSTILE, refinement=HOSTILE, reference=HOSTILE)
     one = stage(
         "answer",
@@ -445,7 +445,7 @@ def test_a_very_long_text_is_cut_with_a_note() -> None:
 def test_however_long_the_texts_are_the_page_is_small() -> None:
     text = "\u6578" * 100_000
     row = dict.fromkeys(("prompt", "reference", "answer", "critique", "refinement"), text)
-    said = Said(output=text, extracted=text, correct=True)
+    said = GradedOutput(output=text, extracted=text, correct=True)
     shown = tuple(quadruple(f"{i}", **row) for i in range(SHOWN))
     html = render(
         report_data(

@@ -18,7 +18,7 @@ from support.stage_builders import (
 )
 
 from cgd_stages.contract import Storage
-from cgd_stages.engines.base import Outcome, Request
+from cgd_stages.engines.base import Reply, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.generate.shard_writer import ShardWriter, owns, packed
 from cgd_stages.prepare.sources import row_id
@@ -127,7 +127,7 @@ def test_sigterm_does_not_claim_that_everything_is_stored_when_it_is_not(answeri
 
 
 def test_what_the_user_must_change_is_told_even_when_the_store_is_away(answering, weather):
-    def refuse(request: Request) -> Outcome:
+    def refuse(request: Request) -> Reply:
         if len(engine.asked) < 12:
             return echo(request)
         attempt.stop.set()
@@ -175,7 +175,7 @@ def test_rows_of_another_number_of_shards_are_written_anew_once(bucket):
 
 
 def test_rows_that_the_stage_before_does_not_have_are_left_out(bucket):
-    """Another pod of the shard has read another outcome of that stage."""
+    """Another pod of the shard has read another reply of that stage."""
     folder = Folder(bucket, "team", "answer", "d2")
     rows = rows_of(TEXTS[:5])
     folder.put_rows(f"{PARTS}00000-of-00001-", rows, row_schema("answer"))

@@ -22,7 +22,7 @@ from cgd_stages.store.rows import from_parquet
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.train.__main__ import Node, failure, model_card, stored_dtype
-from cgd_stages.training.job import EXAMPLES, JOB, MODEL, VALIDATION, Job, Outcome, write_records
+from cgd_stages.training.job import EXAMPLES, JOB, MODEL, VALIDATION, Job, ProcessEnd, write_records
 
 KUBEFLOW = {
     "PET_NNODES": "2",
@@ -155,29 +155,29 @@ def test_a_first_pod_that_still_stores_is_waited_for(second_of_two: train.Stage)
 
 
 NODE = Node(rank=0, nodes=1, processes=3, master="", port="")
-GONE = Outcome(rank=1, code=Exit.RETRY, error="RuntimeError", message="connection closed by peer")
+GONE = ProcessEnd(rank=1, code=Exit.RETRY, error="RuntimeError", message="connection closed by peer")
 
 
 def test_what_the_user_must_change_is_told_even_when_other_processes_failed_of_it() -> None:
-    bad = Outcome(rank=2, code=Exit.PERMANENT, error="UserError", message="the loss is nan", hint="Lower it.")
+    bad = ProcessEnd(rank=2, code=Exit.PERMANENT, error="UserError", message="the loss is nan", hint="Lower it.")
     error = failure([GONE, bad], 1, NODE)
     assert isinstance(error, UserError)
     assert (error.message, error.hint) == ("the loss is nan", "Lower it.")
 
 
 def test_an_interruption_is_told_as_one() -> None:
-    assert isinstance(failure([Outcome(rank=0, code=Exit.INTERRUPTED, message="SIGTERM")], 1, NODE), Interrupted)
+    assert isinstance(failure([ProcessEnd(rank=0, code=Exit.INTERRUPTED, message="SIGTERM")], 1, NODE), Interrupted)
 
 
 def test_a_process_that_was_killed_is_named_and_the_training_tried_again() -> None:
-    error = failure([GONE, Outcome(rank=2, code=Exit.DONE)], 1, NODE)
+    error = failure([GONE, ProcessEnd(rank=2, code=Exit.DONE)], 1, NODE)
     assert isinstance(error, TransientError)
     assert "rank 0 was killed or ended without a word" in error.message
     assert "rank 1: RuntimeError: connection closed by peer" in error.message
 
 
 def test_what_a_process_knows_to_be_done_is_told() -> None:
-    blind = Outcome(rank=0, code=Exit.RETRY, error="TransientError", message="no GPU can be used", hint=GPU_HINT)
+    blind = ProcessEnd(rank=0, code=Exit.RETRY, error="TransientError", message="no GPU can be used", hint=GPU_HINT)
     assert failure([blind], 1, Node(rank=0, nodes=1, processes=1, master="", port="")).hint == GPU_HINT
 
 

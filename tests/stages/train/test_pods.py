@@ -165,4 +165,4 @@ def greedy(model: Path, prompt: str) -> str:
     ids = prompts.token_ids(tokenizer, prompts.render(tokenizer, prompts.answer_messages(prompt)))
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
-    return prompts.read_reply(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text
+    return prompts.split_output(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text
