@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cgd_stages.method.prompts import Message
+from cgd_stages.chat.messages import Message
 from replicate import tutor
 from replicate.arithmetic import ENDINGS, Arithmetic, Problem, Sum, exact, make_problem, without_carry
 

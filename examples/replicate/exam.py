@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cgd_stages.chat.template import render
 from cgd_stages.method import prompts
 
 MOST_TOKENS = 160
@@ -31,7 +32,7 @@ def taken(folder: Path, questions: list[str]) -> Iterator[tuple[str, int, bool]]
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     for at in range(0, len(questions), BATCH):
-        texts = [prompts.render(tokenizer, prompts.answer_messages(one)) for one in questions[at : at + BATCH]]
+        texts = [render(tokenizer, prompts.answer_messages(one)) for one in questions[at : at + BATCH]]
         given = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
         with torch.inference_mode():
             made = model.generate(

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cgd_stages.chat.template import render, token_ids
 from cgd_stages.method import prompts
 from replicate.corpus import JUMPS, LATER_JUMPS, Conversation, conversations
 
@@ -127,7 +128,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, jumps: float = JUMPS)
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, one: Conversation) -> list[int]:
-    return prompts.token_ids(tokenizer, prompts.render(tokenizer, one.messages) + one.reply + END)
+    return token_ids(tokenizer, render(tokenizer, one.messages) + one.reply + END)
 
 
 def _optimizers(model: LlamaForCausalLM) -> tuple["Muon", torch.optim.AdamW]:

@@ -316,6 +316,29 @@ class Engine(Contract):
     gpu_memory_utilization: float | None = None
 
 
+Thinking = Literal["auto", "on", "off"]
+
+
+class Chat(Contract):
+    """How a model is spoken to: its chat template, and whether it thinks before it answers."""
+
+    thinking: Thinking = Field(
+        "auto",
+        description="Whether the model thinks before it answers: on, off, or as its template does when nobody asks "
+        "(auto). prepare refuses what the template cannot do.",
+    )
+    template: str | None = None
+    """A chat template in Jinja that replaces the model's own."""
+    template_kwargs: dict[str, bool | int | str] = {}
+    """More variables of the template, such as `reasoning_effort`."""
+    reasoning_parser: str | None = None
+    """vLLM's name of the model's thought format; None: the template shows it."""
+    thinking_budget: int | None = None
+    """The most tokens of a thought."""
+    date: str | None = None
+    """The date (YYYY-MM-DD) that a template is told when it asks for today's."""
+
+
 Role = Literal["answer", "critique", "refine", "distill"]
 """The text that a model is asked for. `distill`: the teacher's own answer to the prompt alone."""
 
@@ -343,6 +366,7 @@ class Generate(Contract):
     model: Model | None = None
     endpoint: Endpoint | None = None
     engine: Engine = Engine()
+    chat: Chat = Chat()
     shards: int = 1
     max_rejected: float
     """The fraction of a stage's rows that may be rejected before the stage fails."""
@@ -445,6 +469,9 @@ class Lesson(Contract):
     critique: Critique = Critique()
     """Only the objective CGD may have another kind than `matched`."""
     student: Model
+    chat: Chat = Chat()
+    thinking: Literal["drop", "learn"] = "drop"
+    """Whether the teacher's thought before the target is learned too, in the student's own markup."""
     workers: int = 1
     processes_per_worker: int = 1
 
@@ -468,9 +495,11 @@ class Prepare(Contract):
     benchmarks: tuple[Benchmark, ...] = ()
     student: Model
     student_engine: Engine
+    student_chat: Chat = Chat()
     teacher: Model | None = None
     """None if the teacher is an endpoint."""
     teacher_engine: Engine = Engine()
+    teacher_chat: Chat = Chat()
     endpoint: Endpoint | None = None
     max_rejected: float
     training: Train
@@ -508,6 +537,7 @@ class Evaluate(Contract):
     benchmarks: tuple[Benchmark, ...]
     sampling: Sampling
     engine: Engine = Engine()
+    chat: Chat = Chat()
     rival: Rival | None = None
     """None: the model answers each question in one pass."""
 
@@ -546,6 +576,7 @@ class Harness(Contract):
     data: str | None = None
     """An s3:// folder with a copy of an HF_HOME; None: the hub."""
     engine: Engine = Engine()
+    chat: Chat = Chat()
 
 
 class Report(Contract):

@@ -11,8 +11,8 @@ from rich.panel import Panel
 from cgd_cli.terminal import panel, plain
 from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
+from cgd_stages.chat.example import IGNORE, Unusable
 from cgd_stages.errors import UserError
-from cgd_stages.method.examples import IGNORE, Unusable
 from cgd_stages.models import resolve
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows

@@ -155,7 +155,7 @@ def _tell(tokens: int, started: float) -> None:
 
 
 def _ours() -> None:
-    from cgd_stages.engines.base import VllmEngine
+    from cgd_stages.engines.vllm import VllmEngine
 
     storage = Storage.model_validate_json(os.environ["BENCH_STORAGE"])
     folder, bucket = Path(os.environ["BENCH_FOLDER"]), Bucket(storage)

@@ -20,8 +20,9 @@ from chaos.proxy import Moment, Proxy, no_fault, no_watch
 from support.stage_builders import GREEDY, prepared
 
 from cgd_local.s3 import SeaweedFS
+from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Endpoint, Exit, Generate, Role, RunRef, StageTask, Storage
-from cgd_stages.method.prompts import role_messages, split_output
+from cgd_stages.method.prompts import role_messages
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
 from cgd_stages.store.rows import Row, from_parquet, text_column

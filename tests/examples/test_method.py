@@ -11,11 +11,12 @@ import pytest
 from support.stage_builders import GREEDY, RUN, RuleEngine, context, generate_with, generate_work, said, stored_rows
 from transformers import PreTrainedTokenizerFast
 
+from cgd_stages.chat.example import IGNORE
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rows, StageFacts, Storage
 from cgd_stages.engines.base import Completion, Request
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.method import prompts
-from cgd_stages.method.examples import IGNORE, conversation, row_example
+from cgd_stages.method.examples import conversation, row_example
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.bucket import Bucket

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from cgd_operator.api.spec import parse_spec
+from cgd_stages.chat.template import token_ids
 from cgd_stages.method import prompts
 from replicate import corpus, exam, pretrain, results, tutor
 from replicate.arithmetic import (
@@ -194,8 +195,8 @@ class TestStudent:
     def test_every_digit_is_a_token(self, tmp_path: Path) -> None:
         pretrain.make_tokenizer().save_pretrained(tmp_path)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-        assert tokenizer.decode(prompts.token_ids(tokenizer, RIGHT)) == RIGHT
-        assert len(prompts.token_ids(tokenizer, "1234567")) == 7
+        assert tokenizer.decode(token_ids(tokenizer, RIGHT)) == RIGHT
+        assert len(token_ids(tokenizer, "1234567")) == 7
 
     def test_an_update_of_muon_is_nearly_orthogonal(self) -> None:
         torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ from support import tiny
 from support.stage_builders import context, prepare_work
 
 from cgd_stages.contract import Engine, Model
-from cgd_stages.engines.base import vllm_arguments
+from cgd_stages.engines.vllm_settings import vllm_arguments
 from cgd_stages.errors import UserError
 from cgd_stages.models import fit
 from cgd_stages.prepare import __main__ as prepare

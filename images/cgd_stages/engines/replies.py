@@ -2,9 +2,10 @@
 
 import hashlib
 
+from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Role, Sampling
 from cgd_stages.engines.base import Completion, Refused, Reply
-from cgd_stages.method.prompts import loops, split_output, verdict
+from cgd_stages.method.prompts import loops, verdict
 from cgd_stages.store.rows import Row, prompt_tokens_column, text_column
 
 

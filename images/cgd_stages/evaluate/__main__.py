@@ -20,13 +20,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Evaluate, Rows, StageFacts
-from cgd_stages.engines.base import Completion, Engine, Reply, VllmEngine, drive
+from cgd_stages.engines.base import Completion, Engine, Reply, drive
+from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
 from cgd_stages.grading.grader import Grade, Grader, find_answer
 from cgd_stages.method import prompts
-from cgd_stages.method.prompts import answer_messages, split_output
+from cgd_stages.method.prompts import answer_messages
 from cgd_stages.models import resolve
 from cgd_stages.results import scores
 from cgd_stages.results.model import Key

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Rival, Role, Sampling
 from cgd_stages.engines.base import Completion, Reply, Request
 from cgd_stages.engines.replies import row_sampling
-from cgd_stages.method.prompts import retry_messages, role_messages, split_output, verdict
+from cgd_stages.method.prompts import retry_messages, role_messages, verdict
 from cgd_stages.store.rows import Row
 
 MEMORY = 3

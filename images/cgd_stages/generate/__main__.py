@@ -21,9 +21,10 @@ from itertools import pairwise
 from typing import Any
 
 from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts
-from cgd_stages.engines.base import Completion, Engine, Reply, Request, VllmEngine, drive
+from cgd_stages.engines.base import Completion, Engine, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import kept_or_rejected, row_sampling
+from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.generate.shard_writer import ShardWriter, owned_rows, packed
 from cgd_stages.method import prompts

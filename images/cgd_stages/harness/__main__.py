@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self, SupportsIndex
 
 from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
-from cgd_stages.engines.base import vllm_arguments
+from cgd_stages.engines.vllm_settings import vllm_arguments
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.harness import sandboxed
 from cgd_stages.harness.task_guard import execution_refused, guarded

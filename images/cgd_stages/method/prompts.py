@@ -8,19 +8,12 @@ instruction that names the teacher's critique.
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
-from jinja2.exceptions import TemplateError
-
+from cgd_stages.chat.messages import Message, plain
 from cgd_stages.contract import Role
 
 Verdict = Literal["right", "wrong"]
-
-
-class Message(TypedDict):
-    role: Literal["system", "user", "assistant"]
-    content: str
 
 
 TEACHER = """\
@@ -55,8 +48,6 @@ You have tried to answer the question below before, and your answer was wrong. Y
 you tried. Answer the question anew, from the beginning, and avoid the mistakes that they name. Reply with the answer \
 alone; do not mention the reflections."""
 
-END_OF_THINKING = "</think>"
-_START_OF_THINKING = "<think>"
 _VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
 
 
@@ -112,69 +103,6 @@ def fingerprint(role: Role) -> str:
     """A hash of the role's wording, slots and plain frame: part of the digest of its stage."""
     slots = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
     return hashlib.sha256(repr((role_messages(role, slots), plain(role_messages(role, slots)))).encode()).hexdigest()
-
-
-def plain(messages: list[Message]) -> str:
-    """The text for a model without a chat template: the instruction, the slots, and the word that its reply follows."""
-    system = [message["content"] for message in messages if message["role"] == "system"]
-    user = [message["content"] for message in messages if message["role"] == "user"]
-    if system:
-        return "\n\n".join([*system, *user, "Response:"])
-    return "\n\n".join([f"Question: {text}" for text in user] + ["Answer:"])
-
-
-def without_system(messages: list[Message]) -> list[Message]:
-    """The messages with the system turn's text in front of the user's, for templates that refuse a system turn."""
-    system = [message["content"] for message in messages if message["role"] == "system"]
-    first, *rest = [message for message in messages if message["role"] != "system"]
-    return [{"role": first["role"], "content": "\n\n".join([*system, first["content"]])}, *rest]
-
-
-def render(tokenizer: Any, messages: list[Message]) -> str:
-    """The text that a model reads, up to where its reply begins, special tokens included.
-
-    Tokenise it with `token_ids`. Raises jinja2's TemplateError when the model's template refuses the messages.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        first = tokenizer("")["input_ids"][:1]
-        starts_with_bos = first and first == [tokenizer.bos_token_id]
-        return (str(tokenizer.bos_token) if starts_with_bos else "") + plain(messages)
-    system = "".join(message["content"] for message in messages if message["role"] == "system")
-    if not system:
-        return _templated(tokenizer, messages)
-    try:
-        text = _templated(tokenizer, messages)
-    except TemplateError:
-        return _templated(tokenizer, without_system(messages))
-    # Some templates drop a system turn and raise no error.
-    return text if system.strip() in text else _templated(tokenizer, without_system(messages))
-
-
-def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a rendered text; `render` has already written the special ones."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _templated(tokenizer: Any, messages: list[Message]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-@dataclass(frozen=True)
-class Split:
-    """A model's output in two parts, without blanks at the ends: its thinking, and the text that counts."""
-
-    text: str
-    thinking: str = ""
-    unfinished_thinking: bool = False
-
-
-def split_output(output: str) -> Split:
-    """Split an output after its last end-of-thinking marker. If the thinking never ends, the text is empty."""
-    thinking, marker, text = output.rpartition(END_OF_THINKING)
-    if not marker and output.lstrip().startswith(_START_OF_THINKING):
-        return Split("", output.strip().removeprefix(_START_OF_THINKING).strip(), unfinished_thinking=True)
-    return Split(text.strip(), thinking.strip().removeprefix(_START_OF_THINKING).strip())
 
 
 _LOOP_WORDS, _LOOP_REPEATS = 64, 8

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cgd_stages.contract import Engine, Model, Train
-from cgd_stages.engines.base import ON_GPU
+from cgd_stages.engines.vllm_settings import ON_GPU
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve, training_memory
 from cgd_stages.models.training_memory import giga

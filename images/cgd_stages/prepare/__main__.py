@@ -6,6 +6,7 @@ First it tries the store, the endpoint, both models, their tokenizers and templa
 row. A usable row is kept (or, where a sample is drawn, perhaps not drawn); any other is rejected with its reason.
 """
 
+from cgd_stages.chat.template import render
 from cgd_stages.runtime.supervisor import supervise
 
 if __name__ == "__main__":
@@ -120,7 +121,7 @@ def check_model(context: Context, model: Model, engine: Engine, where: str) -> C
         raise resolve.unloadable(model, where, "tokenizer", error) from error
     length = fit.context_length(config, engine, model, where)
     try:
-        prompts.render(tokenizer, prompts.critique_messages("1 + 1?", "2"))
+        render(tokenizer, prompts.critique_messages("1 + 1?", "2"))
     except (TemplateError, ValueError, TypeError) as error:
         hint = f"Take another {where}.model or revision, or mend its chat_template."
         raise UserError(f"the chat template of {model.name} fails: {error}", hint=hint) from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from cgd_stages.chat.template import render
 from cgd_stages.contract import Fields, Prepare, Rows
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
@@ -186,7 +187,7 @@ class Intake:
         """Render the prompt with the student's template; a fault where that fails or the text is far too long."""
         row = candidate.row
         try:
-            candidate.text = prompts.render(self.tokenizer, prompts.answer_messages(row["prompt"]))
+            candidate.text = render(self.tokenizer, prompts.answer_messages(row["prompt"]))
             if least := self._far_too_long(candidate.text):
                 row["prompt_tokens"] = least
                 detail = f"{least} tokens or more, the student's context has {self.context_length}"

@@ -34,9 +34,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from cgd_stages.chat.example import Unusable
 from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, StageFacts, Train
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
-from cgd_stages.method.examples import CONTEXTS, TARGETS, Unusable
+from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part

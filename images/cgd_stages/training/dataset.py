@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cgd_stages.chat.example import Example, Unusable
 from cgd_stages.contract import LENGTH, Objective, Rows, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
-from cgd_stages.method.examples import TARGETS, Critic, Example, Unusable
+from cgd_stages.method.examples import TARGETS, Critic
 from cgd_stages.store.folder import Folder, read_rows
 from cgd_stages.store.rows import KEY, Row, key_of
 from cgd_stages.store.run import RunStore

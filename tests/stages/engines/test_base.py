@@ -5,7 +5,8 @@ import threading
 import pytest
 from support.stage_builders import GREEDY, RuleEngine, each
 
-from cgd_stages.engines.base import Request, cpu_dtype, drive
+from cgd_stages.engines.base import Request, drive
+from cgd_stages.engines.vllm_settings import cpu_dtype
 from cgd_stages.method.prompts import answer_messages
 
 

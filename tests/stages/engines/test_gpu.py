@@ -3,7 +3,7 @@
 import pytest
 
 from cgd_stages import contract
-from cgd_stages.engines.base import vllm_arguments
+from cgd_stages.engines.vllm_settings import vllm_arguments
 from cgd_stages.errors import GPU_HINT, TransientError
 
 # vLLM and torch warn about themselves while they are imported.

@@ -21,8 +21,11 @@ from support.stage_builders import (
 )
 
 from cgd_stages import contract
+from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Progress
-from cgd_stages.engines.base import Completion, Request, VllmEngine, drive
+from cgd_stages.engines.base import Completion, Request, drive
+from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 
@@ -113,8 +116,8 @@ def test_the_engine_saw_what_the_stored_rows_say_token_for_token(bucket, storage
     assert len(rows) > 20
     for row in rows:
         for role in ("answer", "critique", "refine"):
-            text = prompts.render(tokenizer, prompts.role_messages(role, row))
-            assert engine.seen[f"{row['id']}-0-{role}"] == prompts.token_ids(tokenizer, text)
+            text = render(tokenizer, prompts.role_messages(role, row))
+            assert engine.seen[f"{row['id']}-0-{role}"] == token_ids(tokenizer, text)
     refine = facts["refine"]  # instruction, question and answer were computed for the critique
     assert refine.metrics["prompt_tokens_cached"] > 0.5 * refine.prompt_tokens
     assert facts["refine"].metrics["preemptions"] == 0
@@ -128,7 +131,7 @@ def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
         for row in rows:
             outcome = told[row["id"]]
             assert isinstance(outcome, Completion)
-            assert row[column] == prompts.split_output(outcome.text).text
+            assert row[column] == split_output(outcome.text).text
             assert row[f"{column}_tokens"] == outcome.tokens
 
 

@@ -7,24 +7,21 @@ import pytest
 from support import tiny
 from transformers import PreTrainedTokenizerFast
 
+from cgd_stages.chat.example import IGNORE, Example, Unusable, example, show
+from cgd_stages.chat.template import render, token_ids
 from cgd_stages.contract import Critique
 from cgd_stages.method import prompts
 from cgd_stages.method.examples import (
-    IGNORE,
     Critic,
-    Example,
-    Unusable,
     chosen,
     conversation,
     critic,
     each_example,
-    example,
     exchanged,
     row_example,
-    show,
     wording,
 )
-from cgd_stages.method.prompts import TRAINING, render, token_ids, training_context, verdict
+from cgd_stages.method.prompts import TRAINING, training_context, verdict
 from cgd_stages.store.rows import Key, Row
 
 ROW = {

@@ -4,6 +4,8 @@ import pytest
 from support import tiny
 from transformers import AutoTokenizer
 
+from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.thoughts import Split, split_output
 from cgd_stages.method import prompts
 
 STRICT = (
@@ -47,30 +49,30 @@ def test_the_slots_of_the_refinement_and_of_training_are_the_same():
 
 def test_critique_and_refinement_begin_alike_up_to_the_end_of_the_answer(tokenizer):
     chat = with_template(tokenizer, tiny.TEMPLATE)
-    critique = prompts.render(chat, prompts.critique_messages("2 + 2?", "5"))
-    refine = prompts.render(chat, prompts.refine_messages("2 + 2?", "5", "off by one"))
+    critique = render(chat, prompts.critique_messages("2 + 2?", "5"))
+    refine = render(chat, prompts.refine_messages("2 + 2?", "5", "off by one"))
     shared, _, _ = critique.partition("Write the critique.")
     assert shared.endswith("Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\n")
     assert refine.startswith(shared)
 
 
 def test_a_template_is_used_as_it_is(tokenizer):
-    text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.critique_messages("x", "y"))
+    text = render(with_template(tokenizer, tiny.TEMPLATE), prompts.critique_messages("x", "y"))
     assert text.startswith(f"{tiny.START}system\n{prompts.TEACHER}{tiny.END}")
     assert text.endswith(f"{tiny.START}assistant\n")
 
 
 @pytest.mark.parametrize("template", [STRICT, DROPPING])
 def test_a_template_without_a_system_turn_keeps_the_instruction(tokenizer, template):
-    text = prompts.render(with_template(tokenizer, template), prompts.critique_messages("x", "y"))
+    text = render(with_template(tokenizer, template), prompts.critique_messages("x", "y"))
     assert text.startswith(f"[user]{prompts.TEACHER}\n\nQuestion: x")
     assert text.count(prompts.TEACHER) == 1
 
 
 def test_a_model_without_a_template_gets_a_plain_frame(tokenizer):
     bare = with_template(tokenizer, None)
-    assert prompts.render(bare, prompts.answer_messages("2 + 2?")) == "Question: 2 + 2?\n\nAnswer:"
-    asked = prompts.render(bare, prompts.refine_messages("x", "y", "c"))
+    assert render(bare, prompts.answer_messages("2 + 2?")) == "Question: 2 + 2?\n\nAnswer:"
+    asked = render(bare, prompts.refine_messages("x", "y", "c"))
     assert asked.startswith(prompts.TEACHER)
     assert asked.endswith("Critique: c\n\nWrite the improved answer.\n\nResponse:")
 
@@ -83,19 +85,19 @@ def test_the_plain_frame_begins_as_the_tokenizer_begins_a_text(tokenizer):
         def __call__(self, text, **_):
             return {"input_ids": [1]}
 
-    assert prompts.render(Opening(), prompts.answer_messages("x")).startswith("<s>Question: x")
+    assert render(Opening(), prompts.answer_messages("x")).startswith("<s>Question: x")
 
 
 def test_special_tokens_of_a_rendered_text_are_single_tokens(tokenizer):
-    text = prompts.render(with_template(tokenizer, tiny.TEMPLATE), prompts.answer_messages("x"))
-    ids = prompts.token_ids(tokenizer, text)
+    text = render(with_template(tokenizer, tiny.TEMPLATE), prompts.answer_messages("x"))
+    ids = token_ids(tokenizer, text)
     assert ids.count(tokenizer.convert_tokens_to_ids(tiny.START)) == 2
     assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("text", ["7 \u00d7 8 = 56", "naïve 東京 \U0001f34e", " two  blanks\n\n"])
 def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
-    assert tokenizer.decode(prompts.token_ids(tokenizer, text)) == text
+    assert tokenizer.decode(token_ids(tokenizer, text)) == text
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
     ],
 )
 def test_only_what_follows_the_thinking_counts(output, text, thinking, unfinished):
-    assert prompts.split_output(output) == prompts.Split(text, thinking, unfinished)
+    assert split_output(output) == Split(text, thinking, unfinished)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from support.train_builders import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Exit, Progress, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
@@ -162,7 +164,7 @@ def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
 def greedy(model: Path, prompt: str) -> str:
     """What transformers says to a prompt."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = prompts.token_ids(tokenizer, prompts.render(tokenizer, prompts.answer_messages(prompt)))
+    ids = token_ids(tokenizer, render(tokenizer, prompts.answer_messages(prompt)))
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
-    return prompts.split_output(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text
+    return split_output(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text

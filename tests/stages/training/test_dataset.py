@@ -9,9 +9,9 @@ from support.tiny import END
 from support.train_builders import distilled, quadruple, refined, train_work
 from transformers import PreTrainedTokenizerFast
 
+from cgd_stages.chat.example import IGNORE, Example
 from cgd_stages.contract import Critique, Objective, Rows, Validation
 from cgd_stages.errors import RowsLost, UserError
-from cgd_stages.method.examples import IGNORE, Example
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.rows import Row
 from cgd_stages.store.run import RunStore

@@ -1,0 +1,131 @@
+"""The vLLM engine, in this process, on GPUs or on a CPU."""
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from cgd_stages import contract
+from cgd_stages.chat.template import render, token_ids
+from cgd_stages.engines.base import Completion, Refused, Reply, Request
+from cgd_stages.engines.vllm_settings import vllm_arguments
+from cgd_stages.errors import TransientError, UserError
+
+log = logging.getLogger(__name__)
+
+LOOP_TOKENS, LOOP_REPEATS = 64, 32
+"""vLLM stops a text that repeats up to 64 tokens 32 times in a row, which saves the rest of its `maxTokens`."""
+
+
+class VllmEngine:
+    """vLLM in this process, on GPUs or on a CPU.
+
+    Raises UserError when the model does not load and a retry would fail the same way.
+    """
+
+    def __init__(self, model: Path, engine: contract.Engine) -> None:
+        self._llm = _start_vllm(model, engine)
+        config = self._llm.vllm_config
+        self._tokenizer = self._llm.get_tokenizer()
+        self._limit = int(config.model_config.max_model_len)
+        self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
+        self._refused: list[Reply] = []
+        self.settings = {
+            "engine": "vllm",
+            "device": config.device_config.device_type,
+            "dtype": str(config.model_config.dtype),
+            "maxModelLen": self._limit,
+            "maxNumSeqs": config.scheduler_config.max_num_seqs,
+            "maxNumBatchedTokens": config.scheduler_config.max_num_batched_tokens,
+            "blockSize": config.cache_config.block_size,
+            "prefixCaching": config.cache_config.enable_prefix_caching,
+            "gpuMemoryUtilization": config.cache_config.gpu_memory_utilization,
+            "tensorParallel": config.parallel_config.tensor_parallel_size,
+        }
+        log.info("engine: %s", self.settings)
+
+    @property
+    def room(self) -> int:
+        under_way = int(self._llm.get_num_unfinished_requests())
+        return self._most_requests - under_way - len(self._refused)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._refused) or self._llm.has_unfinished_requests()
+
+    def submit(self, request: Request) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
+
+        try:
+            ids = token_ids(self._tokenizer, render(self._tokenizer, request.messages))
+        except (TemplateError, ValueError, TypeError) as error:
+            self._refused.append(Refused(request.name, "template", str(error)))
+            return
+        if len(ids) >= self._limit:
+            detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
+            self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
+            return
+        sampling = request.sampling
+        params = SamplingParams(
+            max_tokens=min(sampling.max_tokens, self._limit - len(ids)),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed if sampling.temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            repetition_detection=RepetitionDetectionParams(max_pattern_size=LOOP_TOKENS, min_count=LOOP_REPEATS),
+        )
+        self._llm.add_request(request.name, tokens_input(ids), params)
+
+    def step(self) -> list[Reply]:
+        replies, self._refused = self._refused, []
+        if not self._llm.has_unfinished_requests():
+            return replies
+        from vllm.exceptions import VLLMServerError
+
+        try:
+            outputs = [output for output in self._llm.step() if output.finished]
+        except (RuntimeError, VLLMServerError) as error:
+            hint = "The pod starts again by itself. If it dies again, an admin must read its log."
+            raise TransientError(f"the engine died: {error}", hint=hint) from error
+        for output in outputs:
+            (generated,) = output.outputs
+            completion = Completion(
+                name=output.request_id,
+                text=generated.text,
+                finish_reason=str(generated.finish_reason),
+                prompt_tokens=len(output.prompt_token_ids),
+                tokens=len(generated.token_ids),
+                cached_tokens=output.num_cached_tokens or 0,
+            )
+            replies.append(completion)
+        return replies
+
+    def metrics(self) -> dict[str, float]:
+        """`preemptions`: how often a request lost its cache to others and was computed again."""
+        values = {metric.name: metric.value for metric in self._llm.get_metrics() if hasattr(metric, "value")}
+        names = {"generated_tokens": "vllm:generation_tokens", "preemptions": "vllm:num_preemptions"}
+        return {name: float(values.get(vllm_name, 0)) for name, vllm_name in names.items()}
+
+    def close(self) -> None:
+        self._llm.engine_core.shutdown()
+
+
+def _start_vllm(model: Path, engine: contract.Engine) -> Any:
+    started, arguments = time.monotonic(), vllm_arguments(model, engine)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        from vllm import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+    try:
+        llm = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
+    except (ValueError, NotImplementedError) as error:
+        hint = "Correct the model or its settings (maxModelLen, dtype, ...) in spec.student or spec.teacher."
+        raise UserError(f"vLLM cannot load the model {model}: {error}", hint=hint) from error
+    log.info("engine ready in %.0f s", time.monotonic() - started)
+    return llm
