@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PURE = [
     "images/cgd_stages/method",
+    "images/cgd_stages/chat",
     "images/cgd_stages/results",
     "operator/cgd_operator/planning",
     "operator/cgd_operator/facts",
