@@ -1,8 +1,9 @@
 """A Lease makes sure that a single operator acts at a time. The Kubernetes client runs the election, over our
 connection.
 
-The client's own `LeaseLock` is not used: it cannot create a Lease, errors of aiohttp pass through it and end the election while the
-leader acts on (findings/lease-election-of-the-asyncio-client.sh), and it releases nothing. Memory, 2 MB, is no reason.
+The client's own `LeaseLock` is not used: it cannot create a Lease, errors of aiohttp pass through it and end the
+election while the leader acts on (findings/lease-election-of-the-asyncio-client.sh), and it releases nothing. Its
+memory, 2 MB, is no reason.
 """
 
 import asyncio
