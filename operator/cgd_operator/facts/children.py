@@ -66,7 +66,7 @@ def observe(
     now: datetime = LONG_AGO,
     gone: Iterable[Gone] = (),
 ) -> dict[str, ChildFacts]:
-    """The facts of every existing child by stage. Of two children of a stage the child that is not being deleted counts.
+    """The facts of every existing child by stage. If a stage has two, the child not being deleted counts.
 
     `events` are Warnings about the children, the objects that their controllers create, and their pods. `now` decides
     what takes too long; without it nothing does. `gone` are recently deleted pods.
