@@ -417,6 +417,11 @@ class Course(Contract):
         description="Puts several examples into one row of at most maxSequenceLength tokens, and each sees itself "
         "alone. Without it, examples of like length are padded to the longest. The losses are the same.",
     )
+    router_loss_weight: Fraction | None = Field(
+        None,
+        description='The weight of the loss that keeps the routers of a mixture of experts balanced; a string, "0" '
+        "leaves it out. Default: as the student's config says (router_aux_loss_coef).",
+    )
 
 
 class Upkeep(Contract):

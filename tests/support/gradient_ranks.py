@@ -20,6 +20,7 @@ from cgd_stages.train import loop, student
 from cgd_stages.training.job import JOB, Job
 
 CASES = "cases.json"
+"""Of each case, what differs from the job or its work."""
 
 
 def main(folder: Path) -> None:
@@ -28,7 +29,8 @@ def main(folder: Path) -> None:
     in_float64()
     job = Job.model_validate_json((folder / JOB).read_text())
     for number, changes in enumerate(json.loads((folder / CASES).read_text())):
-        case = job.model_copy(update={"work": job.work.model_copy(update=changes)})
+        of_job = {name: changes.pop(name) for name in ("student", "router_loss_weight") if name in changes}
+        case = job.model_copy(update=of_job | {"work": job.work.model_copy(update=changes)})
         if dist.get_rank() == 0:
             (folder / JOB).write_text(case.to_json())
         dist.barrier()

@@ -20,6 +20,7 @@ import time
 from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_stage
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.quality.marks import SAMPLED, cautions
 from cgd_stages.quality.review import review_rows
 from cgd_stages.results.formatting import percent
@@ -29,7 +30,7 @@ from cgd_stages.store.folder import REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA
 from cgd_stages.store.run import Product
 from cgd_stages.training.dataset import Dataset, ExampleCounts
-from cgd_stages.training.job import checkpoints_of, inputs_of
+from cgd_stages.training.job import checkpoints_of, inputs_of, router_loss_weight
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,10 @@ def main(context: Context) -> dict[str, StageFacts]:
     students = [resolve.resolve(_student(context, training), context.store) for training in work.trainings]
     # The stored figures do not depend on this: the same rows and settings may be trained in another layout.
     for dataset, student in zip(datasets, students, strict=True):
-        training = train_stage(dataset.work.objective)
-        trained = context.store.place(training, inputs_of(training, dataset, student))
+        training, model = train_stage(dataset.work.objective), _student(context, dataset.work)
+        files = resolve.fetch(model, context.store, context.scratch, weights=False)
+        weight = router_loss_weight(dataset.work, read_config(files, model, "spec.student"))
+        trained = context.store.place(training, inputs_of(training, dataset, student, weight))
         if trained.done() is None:
             checkpoints_of(trained, dataset.work).newest()  # raises UserError where the pods could not go on from it
     inputs = {

@@ -20,11 +20,12 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Engine, Model, Prepare, StageFacts
+from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Engine, Model, Prepare, StageFacts, Train
 from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, training_memory
+from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.intake import STAGE, Intake, row_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines, row_id
@@ -44,6 +45,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     if work.endpoint:
         log.info("teacher: %s", openai.probe(work.endpoint))
     student = check_model(context, work.student, work.student_engine, "spec.student")
+    _refuse_untrainable(student.served, work.training)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher")
@@ -131,12 +133,28 @@ def check_model(context: Context, model: Model, engine: Engine, where: str) -> C
     return Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
 
 
+def _refuse_untrainable(student: fit.Served, work: Train) -> None:
+    """Raise UserError for a student that this training cannot train."""
+    if (method := fit.quantization(student.config)) not in (None, fit.MXFP4):
+        raise UserError(
+            f"the weights of {student.model.name} are quantized ({method}), and cannot be trained",
+            hint="Set spec.student.model to the model as it was before its quantization.",
+        )
+    if work.router_loss_weight and not has_experts(student.config):
+        raise UserError(
+            f"spec.training.routerLossWeight is set, but {student.model.name} has no experts and no router",
+            hint="Leave spec.training.routerLossWeight out.",
+        )
+
+
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
     """The metric that tells how large a checkpoint of the training will be, where the model's files show it. It is not
     stored, because runs that share these rows may train them in another layout."""
     tensors = resolve.tensors(student.served.model, context.store.bucket, context.scratch)
     if tensors is None:
         return {}
+    if fit.quantization(student.served.config) == fit.MXFP4:
+        tensors = fit.as_trained(tensors)
     parameters, stored = sum(tensor.parameters for tensor in tensors), sum(tensor.size for tensor in tensors)
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)

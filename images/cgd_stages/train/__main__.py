@@ -39,6 +39,7 @@ from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, StageFacts, T
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
@@ -61,6 +62,7 @@ from cgd_stages.training.job import (
     inputs_of,
     read_process_ends,
     read_records,
+    router_loss_weight,
 )
 
 log = logging.getLogger(__name__)
@@ -143,6 +145,7 @@ class Stage:
     folder: Folder
     inputs: dict[str, Any]
     student: Model
+    router_loss_weight: float
 
 
 @dataclass
@@ -168,10 +171,12 @@ def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
     dataset = Dataset.of(context.store, work)
     student = resolve.pinned(work.student, context.store)
-    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store))
+    config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
+    weight = router_loss_weight(work, config)
+    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
     folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, dataset, folder, inputs, student)
+    return Stage(context, work, node, dataset, folder, inputs, student, weight)
 
 
 def _lead(stage: Stage, until_promised: ExitStack) -> Product:
@@ -211,6 +216,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         work=stage.work,
         student=str(student),
         student_dtype=stored_dtype(student),
+        router_loss_weight=stage.router_loss_weight,
         first_rank=node.rank * node.processes,
         resume=0,
         rows=made.counts.rows,
@@ -394,8 +400,8 @@ def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> St
 
 
 def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
-    """The exported model's validation loss, peak memory and MFU, as far as the training has them."""
-    figures = {"validation_loss": exported["validation_loss"]} if "validation_loss" in exported else {}
+    """The exported model's validation and router loss, peak memory and MFU, as far as the training has them."""
+    figures = {name: exported[name] for name in ("validation_loss", "router_loss") if name in exported}
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
     shares = [record["mfu"] for record in records if "mfu" in record]
     return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})
