@@ -1,8 +1,9 @@
 """One process of the training loop that writes down the gradients of its first step: see test_train_gradients.py.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m gradient_ranks <folder>
+    python -m torch.distributed.run --nproc-per-node 2 -m gradient_ranks <folder> <dtype>
 
-All is the product's own but for the dtype: float64, also in the loss; between ranks, where DeepSpeed can send it.
+All is the product's own but for the dtype if it is float64, also in the loss; between ranks, where DeepSpeed can send
+it.
 """
 
 import json
@@ -23,10 +24,11 @@ CASES = "cases.json"
 """Of each case, what differs from the job or its work."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, dtype: str) -> None:
     loop._quieten()
     loop.join_group()
-    in_float64()
+    if dtype == "float64":
+        in_float64()
     job = Job.model_validate_json((folder / JOB).read_text())
     for number, changes in enumerate(json.loads((folder / CASES).read_text())):
         of_job = {name: changes.pop(name) for name in ("student", "router_loss_weight") if name in changes}
@@ -69,4 +71,4 @@ def of_first_step(trainer: loop.Trainer) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -13,7 +13,8 @@ A checkpoint holds parameters and optimizer, offloaded or not, and the best mode
 
 Activations, bytes per token, as the layers of transformers keep them for backward (counted as in Korthikanti et al.
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
-matrix of positions; keys and values may be repeated to the number of queries.
+matrix of positions, but in gpt-oss: there each head of a layer keeps w for each pair of positions, of one example at
+most. Keys and values may be repeated to the number of queries.
 
     norms        8 + w for each element: two copies in float32 and what comes out
     attention    w for each element of queries, keys, values, keys and values repeated, and what comes out
@@ -46,6 +47,8 @@ CHUNK = 1024
 REDUCED, GATHERED = 500_000_000, 1_000_000_000
 """The defaults of DeepSpeed's reduce_bucket_size and stage3_max_live_parameters."""
 USABLE = 0.9
+GPT_OSS = "gpt_oss"
+"""Its attention has sinks, which no attention in tiles that comes with torch knows; its experts clamp."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Shape:
     """What its layers have in the place of an MLP; `inner` is then what a token meets of it."""
     kept: int = 4
     """Copies of `inner` that a layer keeps for backward."""
+    matrices: int = 0
+    """Matrices of positions that a layer keeps for backward."""
 
 
 def shape_of(config: Any, parameters: int, norms: Iterable[int]) -> Shape | None:
@@ -90,7 +95,8 @@ def shape_of(config: Any, parameters: int, norms: Iterable[int]) -> Shape | None
         norms=sum(size if size >= hidden else queries for size in norms),  # a small norm works on each head
         vocabulary=text.vocab_size,
         mixture=mixture,
-        kept=8 if getattr(text, "swiglu_limit", None) else 4,
+        kept=8 if text.model_type == GPT_OSS else 4,
+        matrices=heads if text.model_type == GPT_OSS else 0,
     )
 
 
@@ -164,11 +170,12 @@ def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) 
     norms = (8 + width) * shape.norms
     attention = width * shape.layers * (4 * shape.queries + 2 * shape.keys)
     mlp = shape.kept * width * shape.layers * shape.inner
+    matrices = width * shape.matrices * tokens * (1 if checkpointing else shape.layers)
     experts, active = (shape.mixture.experts, shape.mixture.active) if shape.mixture else (0, 0)
     kept = norms + attention + mlp + shape.layers * (2 * width * active * shape.hidden + 4 * experts)
     if checkpointing:
         kept = kept // shape.layers + (width * shape.layers + 8 + width) * shape.hidden
-    kept += 2 * width * shape.layers * experts
+    kept += 2 * width * shape.layers * experts + matrices
     return tokens * kept + min(tokens, CHUNK) * (width + 12) * shape.vocabulary
 
 

@@ -277,13 +277,16 @@ def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
 
 
 def stored_dtype(model: Path) -> str:
-    """The dtype in a model's config. Older configs call it torch_dtype, multimodal ones have it in text_config."""
+    """The dtype in a model's config. Older ones call it torch_dtype, multimodal ones have it in text_config.
+
+    gpt-oss, whose experts are quantized, may have none.
+    """
     config = json.loads((model / "config.json").read_text())
     for fields in (config, config.get("text_config") or {}):
         for name in ("dtype", "torch_dtype"):
             if isinstance(fields.get(name), str):
                 return str(fields[name]).removeprefix("torch.")
-    return "float32"
+    return "bfloat16" if config.get("quantization_config") else "float32"
 
 
 def _find_first_pod(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -161,6 +163,9 @@ def load(job: Job, config: dict[str, Any]) -> Any:
         if quantization(AutoConfig.from_pretrained(job.student, trust_remote_code=False)) == MXFP4:
             given["quantization_config"] = Mxfp4Config(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(job.student, **given)
+        if "quantization_config" in given:
+            # transformers leaves in bfloat16 what was quantized, and saves it under a name that nothing reads.
+            model.to(given["dtype"])._weight_conversions = None
     except (ValueError, OSError) as error:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
@@ -294,4 +299,17 @@ def export(job: Job, engine: Any, target: Path) -> None:
         config = target / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
         AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
+        left_out = set(engine.module._keys_to_ignore_on_save or ())
+        whole = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
+        if (stored := _stored_elements(target)) != whole:
+            raise RuntimeError(f"transformers has stored {stored} of the model's {whole} parameters")
     dist.barrier()
+
+
+def _stored_elements(folder: Path) -> int:
+    """The elements of all tensors in a folder's safetensors."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
