@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import rules
-from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Objective, Rate, Upkeep
+from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Keep, Objective, Rate, Upkeep
 
 BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
@@ -84,6 +84,11 @@ class Objectives(Contract):
         "reference answer (set prompts.fields.reference), and RefinedSFT the refinement.",
     )
     critique: Critique = Critique()
+    keep: Keep = Field(
+        "all",
+        description="Which rows every objective learns, by the grade of their refinement: all, those with a right one "
+        "(right), or one right one of each prompt (one-right). right and one-right need references.",
+    )
 
 
 class Workers(Contract):
