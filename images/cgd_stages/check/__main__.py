@@ -28,6 +28,7 @@ from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
 from cgd_stages.grading.grader import Grader
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.quality import selection
 from cgd_stages.quality.marks import SAMPLED, cautions
 from cgd_stages.quality.review import GRADE_SECONDS, GRADERS, review_rows
