@@ -351,7 +351,7 @@ def start(folder: Path) -> Trainer:
     student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
     if work.packing:
-        student.refuse_leaking_packs(engine)
+        student.refuse_leaking_packs(engine.module)
     loss = student.TargetLoss(engine)
     if job.router_loss_weight and not loss.has_router:
         log.warning("transformers has no router loss for a %s; it is left out", model.config.model_type)

@@ -206,7 +206,8 @@ def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> N
 
 def refuse_leaking_packs(model: Any) -> None:
     """Raise UserError for a student whose examples see each other in a packed row: not every architecture's attention
-    goes by the positions. `model`: DeepSpeed's engine. Runs it once: all ranks call together."""
+    goes by the positions. `model`: DeepSpeed's engine has it, and would take this look for a step. Runs it once: all
+    ranks call together."""
     half = 4
     ids = torch.arange(half, device=model.device).repeat(2)[None]
     embedded: list[torch.Tensor] = []
