@@ -22,7 +22,7 @@ from cgd_stages.models import resolve
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import now, to_parquet
+from cgd_stages.store.rows import digest_of, now, to_parquet
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 
@@ -83,7 +83,7 @@ def evaluated(bucket: Bucket, storage: Storage, scratch: Path) -> dict[str, str]
         for row in ROWS
     ]
     store = RunStore(bucket, RUN)
-    folder = Folder(bucket, RUN.namespace, "prepare", "questions")
+    folder = Folder(bucket, RUN.namespace, "prepare", digest_of(questions=questions))
     part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
     store.point_at(folder.finish(facts=store.input("prepare").require().facts, parts=[part], started=now(), inputs={}))
     work = Evaluate(
