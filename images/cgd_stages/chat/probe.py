@@ -6,9 +6,9 @@ prompt that opens one shows the family, or the template's habit of cutting the f
 the user names the format (`chat.reasoningParser`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
@@ -96,7 +96,7 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
         markup=markup,
         opened=opened,
         values=values,
-        keeps=_keeps(speak, head, values),
+        keeps=_keeps(speak, values),
         made=prompt + head + tail,
     )
 
@@ -155,7 +155,9 @@ def _named(chat: Chat) -> Markup | None:
     if name is None:
         return None
     if name not in PARSERS:
-        raise Unfit(f"has no thoughts of the format {name!r}", f"Set chat.reasoningParser to one of {', '.join(PARSERS)}.")
+        raise Unfit(
+            f"has no thoughts of the format {name!r}", f"Set chat.reasoningParser to one of {', '.join(PARSERS)}."
+        )
     return PARSERS[name]
 
 
@@ -256,7 +258,7 @@ def _header(prompt: str, head: str, markup: Markup | None, opened: Opened) -> st
     )
 
 
-def _keeps(speak: Speak, head: str, values: dict[str, Any]) -> tuple[bool, bool]:
+def _keeps(speak: Speak, values: dict[str, Any]) -> tuple[bool, bool]:
     pad = " \n "
     text = speak(_replied(f"{pad}{_ANSWER}{pad}"), prompt=False, **values)
     before, after = _around(text, _ANSWER)
@@ -275,7 +277,7 @@ def _end(
     added = set(tokenizer.added_tokens_decoder)
     ids = _ids(tokenizer, tail)
     following = _ids(tokenizer, _following(speak, values))
-    shared = ids[: len(commonprefix([ids, following]))]
+    shared = [number for number, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, following, strict=False))]
     ends = [place for place, number in enumerate(shared) if number in added]
     ends = ends[-1:] or [place for place, number in enumerate(ids) if number in stops or number in added]
     if ends:

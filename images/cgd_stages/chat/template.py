@@ -61,9 +61,11 @@ class ChatTemplate:
         self.tokenizer, self.chat, self.name = tokenizer, chat or Chat(), name
         self._stops = stops | ({tokenizer.eos_token_id} - {None})
         self._values: dict[str, Any] = dict(self.chat.template_kwargs)
-        self._source = self.chat.template or getattr(tokenizer, "chat_template", None)
+        self._source = self.chat.template or _own(tokenizer)
         try:
-            self.turn = probe.turn(self._speak, tokenizer, self.chat, self._stops) if self._source else self._bare_turn()
+            self.turn = (
+                probe.turn(self._speak, tokenizer, self.chat, self._stops) if self._source else self._bare_turn()
+            )
         except TemplateError as error:
             hint = "Take another model or revision, or mend its template by chat.template."
             raise UserError(f"the chat template of {name} fails: {error}", hint=hint) from error
@@ -103,8 +105,8 @@ class ChatTemplate:
     @cached_property
     def dated(self) -> bool:
         """Whether the template writes the day on which it is asked."""
-        texts = {self._speak(probe.QUESTION, prompt=True, date=day) for day in (_SOME_DAY, _ANOTHER_DAY)}
-        return bool(self._source) and len(texts) > 1
+        one, other = (self._prompts(self._source, self._values, day) for day in (_SOME_DAY, _ANOTHER_DAY))
+        return one != other
 
     @property
     def end_marker(self) -> str | None:
@@ -114,6 +116,14 @@ class ChatTemplate:
             return None
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         return None if any(content in self.markup.end for content in special) else self.markup.end
+
+    @property
+    def summary(self) -> str:
+        """How the model is spoken to, in a sentence for a log."""
+        if not self._source:
+            return f"{self.name} has no chat template; it gets a plain question and answer frame"
+        mode = f"thinking {self.chat.thinking}, thoughts end with {self.markup.end}" if self.markup else "no thoughts"
+        return f"{self.name}: {mode}" + (f", the template is told {self.chat.date}" if self.dated else "")
 
     # --- rendering --------------------------------------------------------------------------------------------------
 
@@ -151,7 +161,7 @@ class ChatTemplate:
             values["strftime_now"] = datetime.fromisoformat(day).strftime
         return self._rendered(messages, prompt, self._source, values)
 
-    def _rendered(self, messages: Sequence[Any], prompt: bool, source: Any, values: dict[str, Any]) -> str:
+    def _rendered(self, messages: Sequence[Any], prompt: bool, source: str | None, values: dict[str, Any]) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -204,9 +214,10 @@ class ChatTemplate:
     # --- replies ----------------------------------------------------------------------------------------------------
 
     def split(self, ids: Sequence[int], text: str) -> Split:
-        """A reply's thought and answer, from its ids without the one that ended it. `text`: the engine's own text of
-        them, for a reply without any marker."""
-        seen = self._seen.text(ids)
+        """A reply's thought and answer, from its ids. `text`: the engine's own text of them, for a reply without any
+        marker."""
+        ended = len(ids) > 0 and (ids[-1] in self._stops or ids[-1] == self.turn.end[-1])
+        seen = self._seen.text(ids[:-1] if ended else ids)
         if self.markup is not None:
             return self._seen.restored(split(seen, self._seen.markup(self.markup), self.opened))
         for markup in self._marked_by_tokens:
@@ -238,13 +249,20 @@ class ChatTemplate:
         template makes, and the model has no thoughts."""
         dated = self.dated and self.chat.date is not None
         mine = self._prompts(self._source, self._values, self.chat.date if dated else None)
-        bare = self._prompts(getattr(self.tokenizer, "chat_template", None), {}, None)
+        bare = self._prompts(_own(self.tokenizer), {}, None)
         if self.markup is None and not dated and not self.extra_stops and mine == bare:
             return {}
         marks = (self.markup.opening, self.markup.bridge, self.markup.header) if self.markup else None
         return {"chat": digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)}
 
-    def _prompts(self, source: Any, values: dict[str, Any], day: str | None) -> list[str]:
+    def ending(self) -> dict[str, list[int]]:
+        """The part of a training's digest for the ids that end a reply: empty where they are the first special token
+        that the template writes, or the end of the text, as in earlier builds."""
+        special = set(self.tokenizer.all_special_ids)
+        first = next((place for place, number in enumerate(self.turn.end) if number in special), None)
+        return {} if first == len(self.turn.end) - 1 else {"end": list(self.turn.end)}
+
+    def _prompts(self, source: str | None, values: dict[str, Any], day: str | None) -> list[str]:
         """What a template makes of the probes' conversations; nothing where the model has no template, or the template
         does not work without the variables of the mode."""
         clock = {"strftime_now": datetime.fromisoformat(day or _SOME_DAY).strftime}
@@ -269,6 +287,11 @@ def prompt_of(speak: probe.Speak, messages: list[Message]) -> str:
     except TemplateError:
         return speak(without_system(messages), prompt=True)
     return text if system.strip() in text else speak(without_system(messages), prompt=True)
+
+
+def _own(tokenizer: Any) -> str | None:
+    """The text of the model's own template; of several named ones the default."""
+    return str(tokenizer.get_chat_template()) if getattr(tokenizer, "chat_template", None) else None
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

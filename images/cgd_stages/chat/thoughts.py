@@ -85,8 +85,10 @@ FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, SKY
 
 PARSERS: dict[str, Markup] = {
     **dict.fromkeys(
-        ("deepseek_r1", "deepseek_v3", "deepseek_v4", "ernie45", "glm45", "glm47", "holo2", "hunyuan_a13b", "kimi_k2")
-        + ("mimo", "minimax_m2", "nemotron_v3", "olmo3", "plamo3", "qwen3", "step3", "step3p5"),
+        (
+            *("deepseek_r1", "deepseek_v3", "deepseek_v4", "ernie45", "glm45", "glm47", "holo2", "hunyuan_a13b"),
+            *("kimi_k2", "mimo", "minimax_m2", "nemotron_v3", "olmo3", "plamo3", "qwen3", "step3", "step3p5"),
+        ),
         THINK,
     ),
     "cohere_command3": COHERE,
@@ -194,7 +196,9 @@ class Seen:
 
     def holds(self, markup: Markup) -> bool:
         """Whether the tokenizer has a control token for the markup's opening and its end."""
-        return all(any(character in self._hidden for character in self._coded(text)) for text in (markup.start, markup.end))
+        return all(
+            any(character in self._hidden for character in self._coded(text)) for text in (markup.start, markup.end)
+        )
 
     def restored(self, parts: Split) -> Split:
         """The parts with the control tokens that are no special tokens as text again."""
@@ -215,7 +219,9 @@ def unknown_markers(tokenizer: Any) -> list[str]:
     known = "".join(markup.opening + markup.bridge for markup in FAMILIES)
     contents = {token.content for token in tokenizer.added_tokens_decoder.values()}
     named = {content for content in contents if _NAMED_LIKE_THOUGHT.search(content) and content not in known}
-    return sorted(content for content in named if "channel" in content.lower() or _partners(content) & named)
+    pairs = {content: _partners(content) & named for content in named}
+    channels = {content for content in named if "channel" in content.lower()}
+    return sorted(channels.union(*({content, *opens} for content, opens in pairs.items() if opens)))
 
 
 def _partners(marker: str) -> set[str]:

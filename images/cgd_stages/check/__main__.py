@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import logging
 import time
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_stage
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve
@@ -41,25 +42,26 @@ def main(context: Context) -> dict[str, StageFacts]:
     work, stage, clock = context.work_of(Check), context.task.stage, time.monotonic()
     datasets = [Dataset.of(context.store, training) for training in work.trainings]
     students = [resolve.resolve(_student(context, training), context.store) for training in work.trainings]
+    templates = [_template(context, training) for training in work.trainings]
     # The stored figures do not depend on this: the same rows and settings may be trained in another layout.
-    for dataset, student in zip(datasets, students, strict=True):
+    for dataset, student, template in zip(datasets, students, templates, strict=True):
         training = train_stage(dataset.work.objective)
-        trained = context.store.place(training, inputs_of(training, dataset, student))
+        trained = context.store.place(training, inputs_of(training, dataset, student, template))
         if trained.done() is None:
             checkpoints_of(trained, dataset.work).newest()  # raises UserError where the pods could not go on from it
     inputs = {
         "stage": stage,
         "trainings": [
-            dataset.identity()
+            dataset.identity(template)
             | {"student": student.identity()}
             | dataset.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
-            for dataset, student in zip(datasets, students, strict=True)
+            for dataset, student, template in zip(datasets, students, templates, strict=True)
         ],
         "graded": SAMPLED,
     }
 
     def check(folder: Folder) -> Product:
-        parts = _count_examples(context, folder, datasets)
+        parts = _count_examples(context, folder, datasets, templates)
         review, part = review_rows(folder, datasets[0].refine)
         for caution in cautions(review.quality):
             log.warning("%s", caution)
@@ -97,24 +99,26 @@ def _student(context: Context, work: Train) -> Model:
     return resolve.pinned(work.student, context.store)
 
 
-def _count_examples(context: Context, folder: Folder, datasets: list[Dataset]) -> list[Part]:
+def _template(context: Context, work: Train) -> ChatTemplate:
+    return resolve.spoken(_student(context, work), work.chat, context.store, context.scratch)
+
+
+def _count_examples(
+    context: Context, folder: Folder, datasets: list[Dataset], templates: list[ChatTemplate]
+) -> list[Part]:
     """Count the examples of every training into the stage's facts, in metrics that begin with the objective's name.
     Stores the rejected rows and returns their parts.
 
     Raises one UserError about all trainings that reject too many rows.
     """
-    from transformers import AutoTokenizer
-
     metrics: dict[str, float] = {}
     total, ended, pace = sum(dataset.total for dataset in datasets), Rows(), Pace()
     refusals: list[UserError] = []
     parts: list[Part] = []
-    for dataset in datasets:
+    for dataset, template in zip(datasets, templates, strict=True):
         work = dataset.work
-        student = resolve.fetch(_student(context, work), context.store, context.scratch, weights=False)
-        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-        counts = ExampleCounts(train_stage(work.objective), work.objective, dataset.held_out())
-        for row, example in dataset.examples(tokenizer):
+        counts = ExampleCounts.of(work, dataset.held_out())
+        for row, example in dataset.examples(template):
             counts.add(row, example)
             if counts.rows.total % EVERY == 0:
                 rows = _sum(ended, counts.rows, total)

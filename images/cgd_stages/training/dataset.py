@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
-from cgd_stages.contract import LENGTH, Objective, Rows, Train
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import LENGTH, Objective, Rows, Train, train_stage
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
@@ -23,6 +24,7 @@ from cgd_stages.training.validation_split import held_out
 HINTS = {
     "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
     "template": "The student's chat template does not show where a reply ends: use another student or revision.",
+    "control_tokens": "These texts hold control tokens of the student: remove them from the prompts.",
     "empty": "Look at the stored rows: there is nothing to learn in {target}.",
     "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {objective} out of "
     "spec.training.objectives.",
@@ -48,16 +50,26 @@ class Dataset:
         """Rows of every training of the run."""
         return self.refine.require().rows.done
 
-    def identity(self) -> dict[str, Any]:
-        """Everything but the student that determines the examples; part of a digest."""
+    def identity(self, template: ChatTemplate) -> dict[str, Any]:
+        """Everything but the student that determines the examples; part of a digest. `template`: the student's."""
         work = self.work
-        return {
-            "objective": work.objective,
-            "critique": work.critique.model_dump(by_alias=True),
-            "prompts": examples.wording(work.objective, work.critique),
-            "upstream": self.refine.digest,
-            "heldOut": work.validation.fraction,
-        } | ({"distill": self.distill.digest} if self.distill else {})
+        return (
+            {
+                "objective": work.objective,
+                "critique": work.critique.model_dump(by_alias=True),
+                "prompts": examples.wording(work.objective, work.critique),
+                "upstream": self.refine.digest,
+                "heldOut": work.validation.fraction,
+            }
+            | template.identity()
+            | template.ending()
+            | self._learned()
+            | ({"distill": self.distill.digest} if self.distill else {})
+        )
+
+    def _learned(self) -> dict[str, str]:
+        """What is learned of thoughts, where it is not what a student without thoughts learns."""
+        return {"thinking": self.work.thinking} if self.work.thinking == "learn" else {}
 
     def held_out(self) -> frozenset[str]:
         """Ids of the prompts that are measured instead of learned."""
@@ -66,7 +78,7 @@ class Dataset:
         prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
         return held_out(prompts, self.work.validation.fraction, self.work.seed)
 
-    def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable]]:
+    def examples(self, template: ChatTemplate) -> Iterator[tuple[Row, Example | Unusable]]:
         """Every row with its example, or the reason why it has none, in no promised order."""
         work = self.work
         critic: Critic | None = None
@@ -77,7 +89,12 @@ class Dataset:
                 hint = "Give the run more prompts, or another spec.training.critique."
                 raise UserError(str(error), hint=hint) from error
         return examples.each_example(
-            tokenizer, work.objective, self._rows(), critic, max_length=work.max_sequence_length
+            template,
+            work.objective,
+            self._rows(),
+            critic,
+            max_length=work.max_sequence_length,
+            thinking=work.thinking,
         )
 
     def _rows(self) -> Iterator[Row]:
@@ -113,7 +130,15 @@ class ExampleCounts:
     longest: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     """Histogram: a power of two -> examples of at most so many tokens."""
+    without_thought: int | None = None
+    """Examples with an empty thought, because the teacher had none; None where no thoughts are learned."""
     rejected: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, work: Train, held_out: frozenset[str]) -> "ExampleCounts":
+        """The counts of a training before its first row."""
+        none = 0 if work.thinking == "learn" else None
+        return cls(train_stage(work.objective), work.objective, held_out, without_thought=none)
 
     def add(self, row: Row, example: Example | Unusable) -> None:
         if isinstance(example, Unusable):
@@ -121,6 +146,8 @@ class ExampleCounts:
             return
         length = len(example.input_ids)
         self.kept += 1
+        if self.without_thought is not None:
+            self.without_thought += not example.thought
         if row["id"] in self.held_out:
             self.validation += 1
             self.validation_tokens += length - example.start
@@ -143,7 +170,7 @@ class ExampleCounts:
             "train_examples": self.kept - self.validation,
             "validation_examples": self.validation,
             "validation_tokens": self.validation_tokens,
-        }
+        } | ({} if self.without_thought is None else {"without_thought": self.without_thought})
         return {
             **{name: float(value) for name, value in metrics.items()},
             **{f"{LENGTH}{length}": float(count) for length, count in sorted(self.lengths.items())},

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
@@ -30,8 +31,8 @@ Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
 
 
-def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]:
-    """Everything that determines the trained weights: the inputs of a training's digest."""
+def inputs_of(stage: str, dataset: Dataset, student: Resolved, template: ChatTemplate) -> dict[str, Any]:
+    """Everything that determines the trained weights: the inputs of a training's digest. `template`: the student's."""
     weights = {
         "epochs",
         "global_batch_size",
@@ -45,7 +46,7 @@ def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]
     }
     return {
         "stage": stage,
-        **dataset.identity(),
+        **dataset.identity(template),
         "student": student.identity(),
         "training": dataset.work.model_dump(by_alias=True, include=weights),
     }

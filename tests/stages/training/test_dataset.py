@@ -10,6 +10,7 @@ from support.train_builders import distilled, quadruple, refined, train_work
 from transformers import PreTrainedTokenizerFast
 
 from cgd_stages.chat.example import IGNORE, Example
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Critique, Objective, Rows, Validation
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.store.bucket import Bucket
@@ -29,7 +30,7 @@ def counts_of(bucket: Bucket, model: Path, tokens: PreTrainedTokenizerFast, **wo
     """The counts of a training over what is stored."""
     dataset = Dataset.of(RunStore(bucket, RUN), train_work(model, **work))
     counts = ExampleCounts("train-x", dataset.work.objective, dataset.held_out())
-    for row, found in dataset.examples(tokens):
+    for row, found in dataset.examples(ChatTemplate(tokens)):
         counts.add(row, found)
     return counts
 
@@ -40,7 +41,7 @@ def test_own_answers_of_the_teacher_are_learned_for_the_rows_that_refine_has_kep
     refined(bucket, ROWS[:4])
     distilled(bucket, {str(row["id"]): f"answer {row['id']}" for row in ROWS[1:]})
     dataset = Dataset.of(RunStore(bucket, RUN), train_work(tiny_model, objective="DistilledSFT"))
-    found = {row["id"]: made for row, made in dataset.examples(tokens)}
+    found = {row["id"]: made for row, made in dataset.examples(ChatTemplate(tokens))}
     assert set(found) == {row["id"] for row in ROWS[:4]}
     told = {
         i: tokens.decode([one for one in made.labels if one != IGNORE]) for i, made in found.items() if is_whole(made)
@@ -75,7 +76,7 @@ def test_tokens_and_lengths_are_counted_over_all_examples(
 ) -> None:
     refined(bucket, ROWS)
     dataset = Dataset.of(RunStore(bucket, RUN), train_work(tiny_model))
-    made = [found for _, found in dataset.examples(tokens) if isinstance(found, Example)]
+    made = [found for _, found in dataset.examples(ChatTemplate(tokens)) if isinstance(found, Example)]
     lengths = [len(one.input_ids) for one in made]
     metrics = counts_of(bucket, tiny_model, tokens).metrics()
     assert metrics["example_tokens"] == sum(lengths)
@@ -93,7 +94,7 @@ def test_shuffled_critiques_are_taken_from_all_stored_rows(
 ) -> None:
     refined(bucket, [quadruple(number, critique=f"Critique of {number}.") for number in range(6)])
     dataset = Dataset.of(RunStore(bucket, RUN), train_work(tiny_model, critique=Critique(kind="shuffled")))
-    for row, made in dataset.examples(tokens):
+    for row, made in dataset.examples(ChatTemplate(tokens)):
         assert isinstance(made, Example)
         shown = tokens.decode(made.input_ids[: made.start])
         assert "Critique of " in shown
