@@ -65,7 +65,7 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
     with tempfile.TemporaryDirectory() as scratch:
         template = resolve.spoken(resolve.pinned(work.student, store), work.chat, store, Path(scratch))
     key = (row["id"], row["sample"])
-    examples = Dataset.of(store, work).examples(template)
+    examples = Dataset.of(store, work, template).examples()
     made = next((made for source, made in examples if (source["id"], source["sample"]) == key), None)
     if made is None:
         raise UserError(f"{key[0]}/{key[1]} is no row of {objective}", hint="Look with --stage refine.")

@@ -25,14 +25,14 @@ def turn_markers(text: str) -> list[str]:
 
 
 def plain(messages: list[Message]) -> str:
-    """The text for a model without a chat template: the instruction, the slots, and the word that its reply follows."""
+    """The text for a model without a chat template: the instruction, the slots, and the word that its reply follows. Of
+    several turns each is marked as a question or an answer."""
     system = [message["content"] for message in messages if message["role"] == "system"]
-    others = [message for message in messages if message["role"] != "system"]
-    if system and len(others) == 1:
-        return "\n\n".join([*system, others[0]["content"], "Response:"])
-    names = {"user": "Question", "assistant": "Answer"}
-    turns = [f"{names[message['role']]}: {message['content']}" for message in others]
-    return "\n\n".join([*system, *turns, "Answer:"])
+    turns = [message for message in messages if message["role"] != "system"]
+    if system and len(turns) == 1:
+        return "\n\n".join([*system, turns[0]["content"], "Response:"])
+    framed = [f"{'Question' if turn['role'] == 'user' else 'Answer'}: {turn['content']}" for turn in turns]
+    return "\n\n".join([*system, *framed, "Answer:"])
 
 
 def without_system(messages: list[Message]) -> list[Message]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
@@ -31,8 +30,8 @@ Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
 
 
-def inputs_of(stage: str, dataset: Dataset, student: Resolved, template: ChatTemplate) -> dict[str, Any]:
-    """Everything that determines the trained weights: the inputs of a training's digest. `template`: the student's."""
+def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]:
+    """Everything that determines the trained weights: the inputs of a training's digest."""
     weights = {
         "epochs",
         "global_batch_size",
@@ -46,7 +45,7 @@ def inputs_of(stage: str, dataset: Dataset, student: Resolved, template: ChatTem
     }
     return {
         "stage": stage,
-        **dataset.identity(template),
+        **dataset.identity(),
         "student": student.identity(),
         "training": dataset.work.model_dump(by_alias=True, include=weights),
     }

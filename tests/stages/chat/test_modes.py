@@ -109,10 +109,8 @@ def test_a_template_that_has_no_place_for_a_thought_makes_no_example_with_one() 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
 
-PHI = (
-    "{% for m in messages %}<|user|>\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n"
-)
-PHI += "{% else %}{{ eos_token }}{% endif %}"
+PHI = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+PHI += "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 
 
 def test_a_reply_ends_once_where_a_template_writes_the_end_of_text_as_well() -> None:
