@@ -11,7 +11,7 @@ from support import families
 from support.stage_builders import RUN, context, generate_work, prepared, stored_rows
 from support.train_builders import STAGE, plain_training, quadruple, refined, stored_curve, train_work
 
-from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.check import __main__ as check
 from cgd_stages.contract import Benchmark, Check, Evaluate, Model, Sampling, Storage
 from cgd_stages.contract import Engine as EngineSettings
@@ -104,10 +104,10 @@ def evaluated(bucket: Bucket, storage: Storage, scratch: Path) -> dict[str, str]
 
 def greedy(model: Path, prompt: str) -> str:
     """What transformers says to a prompt."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = token_ids(tokenizer, render(tokenizer, prompts.answer_messages(prompt)))
+    template = ChatTemplate.load(model)
+    ids = template.token_ids(template.render(prompts.answer_messages(prompt)))
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = loaded.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=TOKENS)
-    return str(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+    return str(template.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))

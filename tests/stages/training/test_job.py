@@ -7,6 +7,7 @@ from support import families
 from support.stage_builders import RUN
 from support.train_builders import quadruple, refined, train_work
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
@@ -31,9 +32,10 @@ def test_the_router_s_loss_has_the_weight_of_the_config_unless_the_run_has_its_o
     assert router_loss_weight(work, families.config_of(family)) == weight
 
 
-def test_the_router_s_loss_enters_the_digest_where_there_is_such_a_loss(bucket: Bucket) -> None:
+def test_the_router_s_loss_enters_the_digest_where_there_is_such_a_loss(bucket: Bucket, tiny_model: Path) -> None:
     refined(bucket, [quadruple(1)])
-    dataset = Dataset.of(RunStore(bucket, RUN), train_work(Path("student"), router_loss_weight=0.0))
+    work = train_work(Path("student"), router_loss_weight=0.0)
+    dataset = Dataset.of(RunStore(bucket, RUN), work, ChatTemplate.load(tiny_model))
     student = Resolved("student", "1")
     without, with_one = (inputs_of("train-cgd", dataset, student, weight)["training"] for weight in (0.0, 0.02))
     assert with_one == without | {"routerLossWeight": 0.02}
