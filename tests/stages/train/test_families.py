@@ -55,7 +55,7 @@ def test_a_student_of_the_family_goes_the_whole_way(
 
     said = evaluated(bucket, storage, tmp_path)
     trained = resolve.fetch(Model(name=f"stage://{STAGE}"), RunStore(bucket, RUN), tmp_path)
-    # vLLM leaves out the bytes of a character that does not end, transformers shows them as U+FFFD. Where two tokens are
+    # vLLM leaves out the bytes of a character that does not end, transformers shows U+FFFD. Where two tokens are
     # all but equally likely, the two may choose differently.
     same = [text.rstrip("\ufffd") == greedy(trained, prompt).rstrip("\ufffd") for prompt, text in said.items()]
     assert len(same) == len(ROWS)
