@@ -141,8 +141,8 @@ def asked_without_thought(report: ReportData) -> list[str]:
         if told.get("without_thought")
     ]
     return [
-        f"{', '.join(names)}: asked without thoughts, because lm-eval {why}. The figures are of another mode than those "
-        "of the benchmarks."
+        f"{', '.join(names)}: asked without thoughts, because lm-eval {why}. These figures are of another mode than "
+        "the benchmarks'."
         for reason, why in WITHOUT_THOUGHT.items()
         if (names := list(dict.fromkeys(name for name, told in tasks if told == reason)))
     ]

@@ -79,6 +79,13 @@ AGAINST_RULE = (
 )
 
 
+_MODES = "(self.training.thinking == 'learn') == (self.student.chat.thinking == 'on')"
+THINKING_RULE = (
+    f"!has(self.training.thinking) || self.student.chat.thinking == 'auto' || {_MODES}",
+    "training.thinking: a student is trained as it answers: learn goes with student.chat.thinking on, drop with off",
+)
+
+
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
@@ -109,7 +116,7 @@ class Budget(Contract):
 class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
-    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, THINKING_RULE))
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
         {"suspend", "ttl_seconds_after_finished", "deletion_policy", "replace_lost_pods_after_seconds"}
@@ -166,6 +173,9 @@ class CGDRunSpec(Contract):
             raise ValueError(AGAINST_RULE[1])
         if "SFT" in self.training.objectives and self.prompts.fields.reference is None:
             raise ValueError(REFERENCE_RULE[1])
+        learned, thinks = self.training.thinking, self.student.chat.thinking
+        if learned and thinks != "auto" and (learned == "learn") != (thinks == "on"):
+            raise ValueError(THINKING_RULE[1])
         return self
 
 
@@ -220,6 +230,8 @@ def _mend(error: Any) -> str:
             return f"{path}: is true or false; write it in quotes: {json.dumps(json.dumps(value))}"
         case "string_type" if isinstance(value, int | float):
             return f"{path}: is a number; write it in quotes: {json.dumps(json.dumps(value))}"
+        case "literal_error" if isinstance(value, bool) and "'on'" in error["ctx"]["expected"]:
+            return f'{path}: write it in quotes: "{"on" if value else "off"}"'
         case "string_pattern_mismatch" if error["ctx"]["pattern"] in SHAPES:
             return f"{path}: {SHAPES[error['ctx']['pattern']]} (it is {value!r})"
         case "value_error":

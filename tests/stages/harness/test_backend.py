@@ -1,4 +1,4 @@
-"""lm-eval asks a model that thinks: real lm-eval, real vLLM, and a tiny model that thinks where its template lets it."""
+"""lm-eval asks a model that thinks: real lm-eval, real vLLM, and a tiny model that thinks where it may."""
 
 import json
 from collections.abc import Callable
