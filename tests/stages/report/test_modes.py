@@ -1,5 +1,6 @@
 """The page says how the models were spoken to, where they think, and warns where modes differ."""
 
+import html
 import re
 from typing import Any
 
@@ -17,7 +18,7 @@ DATED = {"chat": {"date": "2026-11-29", "rendering": "abc"}}
 
 
 def words(page: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
 def told(**changes: Any) -> dict[str, str]:
