@@ -55,7 +55,6 @@ DATA_HINT = (
 def main(context: Context) -> dict[str, StageFacts]:
     context.store = context.store.waiting(context.stop)
     work, stage = context.work_of(Harness), context.task.stage
-    work = work.model_copy(update={"chat": resolve.pinned_chat(work.chat, context.store)})
 
     def evaluate(folder: Folder) -> Product:
         clock, totals = time.monotonic(), Totals()
@@ -71,8 +70,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def _inputs(context: Context, work: Harness) -> dict[str, Any]:
-    pinned = resolve.pinned(work.model, context.store)
-    model, chat = resolve.resolve(pinned, context.store), _chat(context, work, pinned)
+    model, chat = resolve.resolve(_model(context, work), context.store), _chat(context, work)
     inputs = {
         "stage": context.task.stage,
         "model": model.identity(),
@@ -85,10 +83,12 @@ def _inputs(context: Context, work: Harness) -> dict[str, Any]:
     return inputs | ({"maxTokens": work.max_tokens} if chat.thinks else {})
 
 
-def _chat(context: Context, work: Harness, model: Model) -> ChatTemplate:
-    """How the model is spoken to, for which its weights are not needed."""
-    folder = resolve.fetch(model, context.store, context.scratch, weights=False)
-    return ChatTemplate.load(folder, work.chat, name=work.model.name)
+def _model(context: Context, work: Harness) -> Model:
+    return resolve.pinned(work.model, context.store)
+
+
+def _chat(context: Context, work: Harness) -> ChatTemplate:
+    return resolve.spoken(_model(context, work), work.chat, context.store, context.scratch)
 
 
 # --- records of tasks -------------------------------------------------------------------------------------------
@@ -143,11 +143,12 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
     """Evaluate every task that is not stored, and store each as it ends."""
     if any(task.executes for task in work.tasks):
         sandboxed.require()
-    path = resolve.fetch(resolve.pinned(work.model, context.store), context.store, context.scratch)
+    path = resolve.fetch(_model(context, work), context.store, context.scratch)
     definitions = _use_mirror(context, work.data)
     _name_vllm(context.scratch)
     engine = resolve.with_drafts(work.engine, context.store, context.scratch)
-    asker, manager = start(path, work.model_copy(update={"engine": engine})), known_tasks(definitions)
+    asker = start(path, work.model_copy(update={"engine": engine}), _chat(context, work))
+    manager = known_tasks(definitions)
     answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
     """Two metrics of one task need its outputs only once."""
     for task in work.tasks:
@@ -203,11 +204,11 @@ def _name_vllm(scratch: Path) -> None:
         sys.path.append(str(folder.parent))
 
 
-def start(model: Path, work: Harness) -> Any:
+def start(model: Path, work: Harness, chat: ChatTemplate) -> Any:
     """lm-eval's vLLM backend for the model; see `backend`."""
     from cgd_stages.harness.backend import Backend
 
-    return Backend(model, work)
+    return Backend(model, work, chat)
 
 
 def known_tasks(definitions: Path | None) -> Any:

@@ -119,9 +119,21 @@ def cautions(report: ReportData) -> list[str]:
             sentences.append(f"{where}: {score.refused} questions were never answered; they count as not correct.")
         if score.ungraded:
             sentences.append(f"{where}: {score.ungraded} outputs could not be graded; they count as not correct.")
-    sentences += asked_without_thought(report)
+    sentences += learned_without_thought(report) + asked_without_thought(report)
     sizes = {score.benchmark: score.n for score in all_scores}
     return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
+
+
+def learned_without_thought(report: ReportData) -> list[str]:
+    """A sentence for each training that learned to answer at once, of a student that is asked to think."""
+    trained = [(stage, stage.facts.metrics) for stage in report.stages if stage.name.kind == "train" and stage.facts]
+    return [
+        f"{objective(stage)}: {count(none)} of {count(examples)} targets have no thought of a teacher, so the student "
+        "learned to answer them at once, but it thinks when it is evaluated."
+        for stage, metrics in trained
+        if (none := metrics.get("without_thought"))
+        and (examples := metrics["train_examples"] + metrics["validation_examples"])
+    ]
 
 
 WITHOUT_THOUGHT = {

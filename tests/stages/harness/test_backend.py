@@ -63,11 +63,8 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     model = tiny.thinking(tmp_path_factory.mktemp("models") / "thinking")
-    work = Harness(
-        model=Model(name=str(model)), tasks=(), engine=Engine(dtype="float32"), chat=Chat(thinking="on"),
-        max_tokens=ENOUGH,
-    )  # fmt: skip
-    return harness.start(model, work)
+    work = Harness(model=Model(name=str(model)), tasks=(), engine=Engine(dtype="float32"), max_tokens=ENOUGH)
+    return harness.start(model, work, ChatTemplate.load(model, Chat(thinking="on")))
 
 
 Asked = tuple[list[Row], str]

@@ -65,6 +65,18 @@ def test_a_template_that_replaces_the_models_own_is_named(template: str, said: s
     assert told(teacher_chat=Chat(template=template)) == {"Teacher's chat template": said}
 
 
+def test_targets_without_a_thought_are_named_where_thoughts_are_learned() -> None:
+    metrics = {"train_examples": 8.0, "validation_examples": 2.0}
+    stages = (
+        stage("train-sft", facts={"metrics": metrics | {"without_thought": 10.0}}),
+        stage("train-cgd", facts={"metrics": metrics | {"without_thought": 0.0}}),
+        stage("train-cft", facts={"metrics": metrics}),
+    )
+    said = [caution for caution in cautions(report_data(stages=stages)) if "no thought of a teacher" in caution]
+    assert len(said) == 1
+    assert said[0].startswith("SFT: 10 of 10 targets have no thought of a teacher")
+
+
 def test_tasks_that_were_asked_without_thoughts_are_named_with_the_reason_once_for_all_models() -> None:
     settings = {
         "TruthfulQA": {"metric": "acc", "without_thought": "likelihood"},
