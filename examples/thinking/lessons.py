@@ -30,10 +30,10 @@ class Solved:
 
 
 def lessons(seed: int = SEED) -> Iterator[Lesson]:
-    """Lessons without end: most of them answers, which are short, and half with a thought."""
+    """Lessons without end: most of them answers, which are short, and most with a thought."""
     dice = random.Random(seed)
     for problem in problems(dice):
-        thinks = dice.random() < 0.5
+        thinks = dice.random() < 2 / 3
         teach = dice.choice((answer, answer, answer, answer, answer, critique, refinement))
         yield teach(problem, dice, thinks)
 
