@@ -1,7 +1,8 @@
 """lm-eval asks a model that thinks: real lm-eval, real vLLM, and a tiny model that thinks where it may."""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -61,10 +62,13 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     model = tiny.thinking(tmp_path_factory.mktemp("models") / "thinking")
     work = Harness(model=Model(name=str(model)), tasks=(), engine=Engine(dtype="float32"), max_tokens=ENOUGH)
-    return harness.start(model, work, ChatTemplate.load(model, Chat(thinking="on")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        harness._name_vllm(tmp_path_factory.mktemp("names"))
+        yield harness.start(model, work, ChatTemplate.load(model, Chat(thinking="on")))
 
 
 Asked = tuple[list[Row], str]
