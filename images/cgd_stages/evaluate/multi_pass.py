@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Rival, Role, Sampling
 from cgd_stages.engines.base import Completion, Reply, Request
 from cgd_stages.engines.replies import row_sampling
-from cgd_stages.method.prompts import retry_messages, role_messages, verdict
+from cgd_stages.method.prompts import earlier_turns, retry_messages, role_messages, verdict
 from cgd_stages.store.rows import Row
 
 MEMORY = 3
@@ -74,7 +73,7 @@ class Dialogues:
         dialogue = self._under_way.pop(reply.name)
         text = ""
         if isinstance(reply, Completion) and reply.finish_reason == "stop":
-            text = split_output(reply.text).text  # without the thinking
+            text = reply.text
         dialogue.passes += 1
         dialogue.prompt_tokens += reply.prompt_tokens
         dialogue.tokens += reply.tokens if isinstance(reply, Completion) else 0
@@ -100,7 +99,8 @@ class Dialogues:
         purpose = f"evaluate-{dialogue.passes}" if dialogue.passes else "evaluate"
         sampling = row_sampling(self._sampling, purpose, dialogue.question)
         if dialogue.role == "refine" and self._kind == "Reflexion":
-            messages = retry_messages(dialogue.question["prompt"], dialogue.reflections[-MEMORY:])
+            turns = earlier_turns(dialogue.question)
+            messages = retry_messages(dialogue.question["prompt"], dialogue.reflections[-MEMORY:], turns=turns)
         else:
             messages = role_messages(dialogue.role, dialogue.question | dialogue.texts)
         return Request(f"{dialogue.name}#{dialogue.passes}", messages, sampling)

@@ -6,40 +6,42 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable, example
 from cgd_stages.chat.messages import Message, plain
-from cgd_stages.contract import Critique, Objective
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import Critique, Learned, Objective
 from cgd_stages.method.prompts import (
     GENERIC,
     answer_messages,
     critique_messages,
+    earlier_turns,
     training_context,
     verdict,
     with_verdict,
 )
-from cgd_stages.store.rows import Key, Row, key_of
+from cgd_stages.store.rows import Key, Row, key_of, right_answers
 
 
 def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | None]:
     """The context and the target of a row, in which the objectives differ. The target is None if the row has none.
 
     CFT's context is the teacher's request for a critique; a context of x alone is the one that evaluation uses. If the
-    critique is None, CGD's context has no slot for it.
+    critique is None, CGD's context has no slot for it. Of several right answers SFT learns the first.
     """
-    x = row["prompt"]
+    x, turns = row["prompt"], earlier_turns(row)
     match objective:
         case "CGD":
-            return training_context(x, row["answer"], row["critique"]), row["refinement"]
+            return training_context(x, row["answer"], row["critique"], turns=turns), row["refinement"]
         case "CFT":
-            return critique_messages(x, row["answer"]), row["critique"]
+            return critique_messages(x, row["answer"], turns=turns), row["critique"]
         case "DistilledSFT":
-            return answer_messages(x), row["distilled"]
+            return answer_messages(x, turns=turns), row["distilled"]
         case "SFT":
-            return answer_messages(x), row["reference"]
+            reference = row["reference"]
+            return answer_messages(x, turns=turns), None if reference is None else right_answers(reference)[0]
         case "RefinedSFT":
-            return answer_messages(x), row["refinement"]
+            return answer_messages(x, turns=turns), row["refinement"]
 
 
 CONTEXTS: dict[Objective, str] = {
@@ -57,6 +59,15 @@ TARGETS: dict[Objective, str] = {
     "SFT": "the reference answer",
     "RefinedSFT": "the teacher's refinement",
 }
+
+
+_THOUGHTS: dict[Objective, str] = {
+    "CGD": "refinement_thinking",
+    "CFT": "critique_thinking",
+    "DistilledSFT": "distilled_thinking",
+    "RefinedSFT": "refinement_thinking",
+}
+"""The columns with the thoughts that the teacher had before it wrote the targets. A reference has none."""
 
 
 def wording(objective: Objective, critique: Critique) -> str:
@@ -141,21 +152,31 @@ def _lot(seed: int, purpose: str, name: str) -> str:
 # --- examples of rows -----------------------------------------------------------------------------------------------
 
 
-def row_example(tokenizer: Any, objective: Objective, row: Row, *, max_length: int) -> Example:
-    """The example of a row for an objective. Raises Unusable."""
+def row_example(
+    template: ChatTemplate, objective: Objective, row: Row, *, max_length: int, thinking: Learned = "drop"
+) -> Example:
+    """The example of a row for an objective. With `learn`, the thought before the target is learned too; if the row has
+    none, an empty one. Raises Unusable."""
     context, target = conversation(objective, row)
     if target is None:
         raise Unusable("missing", f"the row does not have {TARGETS[objective]}")
-    return example(tokenizer, context, target, max_length=max_length)
+    thought = (row.get(_THOUGHTS.get(objective, "")) or "") if thinking == "learn" else None
+    return example(template, context, target, thought=thought, max_length=max_length)
 
 
 def each_example(
-    tokenizer: Any, objective: Objective, rows: Iterable[Row], critic: Critic | None = None, *, max_length: int
+    template: ChatTemplate,
+    objective: Objective,
+    rows: Iterable[Row],
+    critic: Critic | None = None,
+    *,
+    max_length: int,
+    thinking: Learned = "drop",
 ) -> Iterator[tuple[Row, Example | Unusable]]:
     """Every row with its example, or with the reason why it has none. `critic` fills the critique's slot."""
     for row in rows:
         try:
             with_critique = row | {"critique": critic(row)} if critic else row
-            yield row, row_example(tokenizer, objective, with_critique, max_length=max_length)
+            yield row, row_example(template, objective, with_critique, max_length=max_length, thinking=thinking)
         except Unusable as error:
             yield row, error

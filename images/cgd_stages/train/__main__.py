@@ -34,8 +34,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages.chat.example import Unusable
+from cgd_stages.chat.example import Example
 from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, StageFacts, Train
+from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
@@ -45,7 +46,7 @@ from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
 from cgd_stages.store.run import Product
 from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS
-from cgd_stages.training.dataset import Dataset, ExampleCounts
+from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
     BEGUN,
     CHECKPOINTS,
@@ -166,8 +167,8 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
-    dataset = Dataset.of(context.store, work)
     student = resolve.pinned(work.student, context.store)
+    dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
     inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store))
     folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
@@ -202,7 +203,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt in this pod may have left files
     folder.mkdir(parents=True)
     student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
-    made = _make_examples(stage, student, folder)
+    made = _make_examples(stage, folder)
     job = Job(
         run=task.run,
         stage=task.stage,
@@ -224,24 +225,23 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
 # --- before training --------------------------------------------------------------------------------------------
 
 
-def _make_examples(stage: Stage, student: Path, folder: Path) -> MadeExamples:
+def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
     """Tokenise every row into the files that the processes map, one of the examples to learn and one of those that are
     held out. Raises the errors that `check` would have raised."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-    counts = ExampleCounts(stage.context.task.stage, stage.work.objective, stage.dataset.held_out())
-    made = MadeExamples(counts)
+    counts = ExampleCounts.of(stage.work, stage.dataset.held_out())
+    made, left_out = MadeExamples(counts), list[Row]()
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
-        for row, example in stage.dataset.examples(tokenizer):
+        for row, example in stage.dataset.examples():
             counts.add(row, example)
-            if isinstance(example, Unusable):
+            if isinstance(example, LeftOut):
+                left_out.append(rejection(counts.stage, row, example.reason, example.detail))
+            if not isinstance(example, Example):
                 continue
             write = measured if row["id"] in counts.held_out else learned
             write({"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start})
     log.info("%s: %d tokens learned", counts.rows, counts.learned)
-    if counts.rejected and stage.node.first:
-        made.parts.append(stage.folder.put_rows(REJECTED, counts.rejected, REJECTION_SCHEMA))
+    if (rejected := counts.rejected + left_out) and stage.node.first:
+        made.parts.append(stage.folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA))
     try:
         counts.refuse_unless_enough(stage.dataset.total, stage.work.max_rejected)
     except UserError:
