@@ -322,6 +322,27 @@ def test_tasks_of_lm_eval_are_a_stage_of_every_model_with_what_is_known_filled_i
     assert {"harness-base", "harness-cgd"} <= set(made["report"].after)
 
 
+TASKS_OF_ALL_KINDS = [{"name": name} for name in ("IFEval", "TruthfulQA", "MuSR", "HumanEval")]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "limit", "named"),
+    [("on", 4000, ("TruthfulQA", "MuSR", "HumanEval")), ("off", None, None), ("auto", None, None)],
+)
+def test_tasks_of_a_student_that_thinks_get_the_runs_limit_and_prepare_knows_those_without_room_for_a_thought(
+    thinking: str, limit: int | None, named: tuple[str, ...] | None
+) -> None:
+    changes = {
+        "student.chat": {"thinking": thinking},
+        "evaluation.tasks": TASKS_OF_ALL_KINDS,
+        "evaluation.executeCode": True,
+        "evaluation.sampling": {"maxTokens": 4000},
+    }
+    made = children(changes)
+    assert made["harness-base"].task.work.max_tokens == made["harness-cgd"].task.work.max_tokens == limit
+    assert made["prepare"].task.work.without_thoughts == named
+
+
 def test_tasks_are_asked_of_the_models_that_are_evaluated() -> None:
     made = children({"evaluation.tasks": [{"name": "IFEval"}], "evaluation.models": ["trained"]})
     assert [name for name in made if name.startswith("harness")] == ["harness-cgd"]
