@@ -97,7 +97,7 @@ def _asked(value: Mapping[str, Any], fields: Fields) -> Row:
             hint = "; a list of messages belongs to fields.messages" if isinstance(prompt, list) else ""
             raise Faulty("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text{hint}")
     reference = value_at(value, fields.reference).value if fields.reference else reply
-    if fields.choices:
+    if fields.choices and prompt.strip():
         listed = list(choices(_required(value, fields.choices), fields.choices))
         prompt = f"{prompt}\n\n{lettered(listed)}"
         reference = None if reference is None else letter_of(reference, listed)
@@ -212,7 +212,8 @@ def choices(value: Any, column: str) -> Iterator[Choice]:
     labels: list[Any] = list(ascii_uppercase)
     match value:
         case {"text": list(texts), **rest}:
-            labels = rest.get("label") or labels
+            given = rest.get("label")
+            labels = given if isinstance(given, list) and given else labels
         case {**texts_by_label} if texts_by_label:
             named = [(label, text) for label, text in texts_by_label.items() if text is not None]
             labels, texts = [label for label, _ in named], [text for _, text in named]

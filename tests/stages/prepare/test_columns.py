@@ -244,6 +244,10 @@ def test_choices_without_a_right_one_are_rejected(choices: Any, answer: Any) -> 
     assert fault(CHOICES, question="Which?", choices=choices, answer=answer)[0] == "malformed"
 
 
+def test_choices_without_a_question_are_empty() -> None:
+    assert fault(CHOICES, question=" ", choices=["Moon", "Mars"], answer=0) == ("empty", "the prompt is empty")
+
+
 def test_choices_follow_the_last_turn_of_a_conversation() -> None:
     fields = Fields(messages="messages", reference="answer", choices="choices")
     made = row(fields, messages=[SYSTEM, ASKED], choices=["3", "4"], answer=1)
