@@ -126,7 +126,8 @@ class WarmEngine:
 def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
         return EndpointEngine(work.endpoint)
-    return VllmEngine(resolve.fetch(_model(context, work), context.store, context.scratch), work.engine)
+    engine = resolve.with_drafts(work.engine, context.store, context.scratch)
+    return VllmEngine(resolve.fetch(_model(context, work), context.store, context.scratch), engine)
 
 
 def _model(context: Context, work: Generate) -> Model:
@@ -147,15 +148,15 @@ def _source(context: Context, stage: str, before: Folder | None) -> Source:
 
 def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, source: Source) -> Stage:
     if work.endpoint is not None:
-        model = {"name": work.endpoint.model, "endpoint": work.endpoint.url}
+        model = work.endpoint.identity()
     else:
         model = resolve.resolve(_model(context, work), context.store).identity()
     inputs: dict[str, Any] = {
         "stage": role,
         "model": model,
         "prompts": prompts.fingerprint(role),
-        "sampling": sampling.model_dump(by_alias=True),
-        "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
+        "sampling": sampling.identity(),
+        "engine": work.engine.identity(),
         "upstream": source.identity,
     }
     draws = work.draws(role)

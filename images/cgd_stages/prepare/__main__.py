@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Engine, Model, Prepare, StageFacts
+from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts
 from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
@@ -29,6 +29,7 @@ from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
+from cgd_stages.prepare.templates import read_template
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
@@ -44,6 +45,10 @@ def main(context: Context) -> dict[str, StageFacts]:
     log.info("storage: %s as %s", context.task.storage.uri, context.store.bucket.probe())
     if work.endpoint:
         log.info("teacher: %s", openai.probe(work.endpoint))
+    chats = {
+        where: read_template(context, chat, where)
+        for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
+    }
     student = check_model(context, work.student, work.student_engine, "spec.student")
     models = [student]
     if work.teacher:
@@ -73,7 +78,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         "models": [model.resolved.identity() for model in models],
         "context": student.context,
         "frame": prompts.fingerprint("answer"),
-    }
+    } | _templates(work, chats)
 
     def read_prompts(folder: Folder) -> Product:
         intake = _open_intake(context, work, student, folder, questions)
@@ -142,6 +147,13 @@ def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
     return {CHECKPOINT_BYTES: float(size)}
+
+
+def _templates(work: Prepare, chats: dict[str, Chat]) -> dict[str, Any]:
+    """The entry of prepare's inputs with the texts of templates that the run names by their place."""
+    given = {"spec.student": work.student_chat, "spec.teacher": work.teacher_chat}
+    texts = {uri: chats[where].template for where, chat in given.items() if (uri := chat.template_uri)}
+    return {resolve.TEMPLATES: texts} if texts else {}
 
 
 def _pins(models: list[Checked], files: list[File]) -> dict[str, str]:

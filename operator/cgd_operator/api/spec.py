@@ -84,6 +84,13 @@ AGAINST_RULE = (
 )
 
 
+_MODES = "(self.training.thinking == 'learn') == (self.student.chat.thinking == 'on')"
+THINKING_RULE = (
+    f"!has(self.training.thinking) || self.student.chat.thinking == 'auto' || {_MODES}",
+    "training.thinking: a student is trained as it answers: learn goes with student.chat.thinking on, drop with off",
+)
+
+
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
@@ -114,7 +121,7 @@ class Budget(Contract):
 class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
-    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE))
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
         {"suspend", "ttl_seconds_after_finished", "deletion_policy", "replace_lost_pods_after_seconds"}
@@ -169,6 +176,9 @@ class CGDRunSpec(Contract):
         known = {benchmark.name for benchmark in self.evaluation.benchmarks} if self.evaluation else set()
         if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
             raise ValueError(AGAINST_RULE[1])
+        learned, thinks = self.training.thinking, self.student.chat.thinking
+        if learned and thinks != "auto" and (learned == "learn") != (thinks == "on"):
+            raise ValueError(THINKING_RULE[1])
         fields = self.prompts.fields
         if fields.reference is None and fields.messages is None:
             if "SFT" in self.training.objectives:
@@ -229,6 +239,8 @@ def _mend(error: Any) -> str:
             return f"{path}: is true or false; write it in quotes: {json.dumps(json.dumps(value))}"
         case "string_type" if isinstance(value, int | float):
             return f"{path}: is a number; write it in quotes: {json.dumps(json.dumps(value))}"
+        case "literal_error" if isinstance(value, bool) and "'on'" in error["ctx"]["expected"]:
+            return f'{path}: write it in quotes: "{"on" if value else "off"}"'
         case "string_pattern_mismatch" if error["ctx"]["pattern"] in SHAPES:
             return f"{path}: {SHAPES[error['ctx']['pattern']]} (it is {value!r})"
         case "value_error":
