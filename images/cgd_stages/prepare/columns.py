@@ -13,7 +13,8 @@ from cgd_stages.chat.messages import Message
 from cgd_stages.contract import Fields
 from cgd_stages.method.prompts import answer_messages, earlier_turns
 from cgd_stages.prepare.sources import Line, row_id
-from cgd_stages.store.rows import Row, any_of
+from cgd_stages.store.rows import Row
+from cgd_stages.text.references import any_of
 
 Fault = tuple[str, str]
 """Reason and detail."""

@@ -8,7 +8,8 @@ import pytest
 from cgd_stages.contract import Fields
 from cgd_stages.prepare.columns import row_of, value_at
 from cgd_stages.prepare.sources import Line, row_id
-from cgd_stages.store.rows import Row, right_answers
+from cgd_stages.store.rows import Row
+from cgd_stages.text.references import right_answers
 
 CHAT = Fields(messages="messages")
 SYSTEM = {"role": "system", "content": "Answer in one word."}
