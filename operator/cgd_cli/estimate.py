@@ -1,10 +1,10 @@
 """What a run will cost before it starts: tokens, GPU-hours and money, stage by stage. Pure; uses no network.
 
-Tokens are rows times assumed lengths; the estimate foresees no rejected row. A model of P parameters needs 2P FLOPs to
-compute a token (Kaplan et al. 2020), 6P to learn from it, and 8P when activations are recomputed (Chowdhery et al.
-2022). FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then each step reads
-the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The estimate leaves
-out reads of the KV cache, so long contexts take longer than it says.
+Tokens are rows times assumed lengths; the estimate foresees no row that is rejected or not kept. A model of P
+parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from it, and 8P when activations are
+recomputed (Chowdhery et al. 2022). FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in
+flight: then each step reads the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al.
+2009). The estimate leaves out reads of the KV cache, so long contexts take longer than it says.
 """
 
 import math
@@ -93,21 +93,25 @@ class Cost:
 
 def costs(run: Run, assumptions: Assumptions) -> list[Cost]:
     """The cost of every stage that generates or trains. The roles of a fused teacher use its GPUs one after another."""
-    return [cost for child in plan(run) for cost in _child_costs(child, assumptions)]
+    return [cost for child in plan(run) for cost in _child_costs(run, child, assumptions)]
 
 
-def _child_costs(child: Child, assumptions: Assumptions) -> Iterator[Cost]:
-    rows, student, stage = assumptions.rows, assumptions.student, child.stage
+def _child_costs(run: Run, child: Child, assumptions: Assumptions) -> Iterator[Cost]:
+    student, stage = assumptions.student, child.stage
     match child.task.work:
         case contract.Generate() as work:
             for role, sampling in zip(work.roles, work.sampling, strict=True):
                 is_fused = role == "refine" and "critique" in work.roles
                 read, written = _row_tokens(role, assumptions, is_fused=is_fused)
                 written = min(written, sampling.max_tokens)
+                rows = assumptions.rows * _answers(run, role)
+                drawn = rows * work.draws(role)
+                # An engine of ours finds the prompt of a row's further draws in the cache; an endpoint bills it again.
+                read *= rows if child.gpus else drawn
                 parameters = student if role == "answer" else assumptions.teacher
-                yield _generated(child, role, rows, rows * read, rows * written, parameters, assumptions, warm=is_fused)
+                yield _generated(child, role, drawn, read, drawn * written, parameters, assumptions, warm=is_fused)
         case contract.Train() as work:
-            yield _trained(child, work, assumptions)
+            yield _trained(child, work, assumptions, assumptions.rows * _learned(run))
         case contract.Evaluate() as work:
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
             limit = work.sampling.max_tokens
@@ -125,6 +129,18 @@ def _child_costs(child: Child, assumptions: Assumptions) -> Iterator[Cost]:
             yield _generated(child, stage, documents, read, written, student, assumptions)
         case _:
             return
+
+
+def _answers(run: Run, role: contract.Role) -> int:
+    """The rows that a role reads of each prompt: the answers of the student, where it reads them."""
+    return run.spec.generation.answer.samples if role in {"critique", "refine"} else 1
+
+
+def _learned(run: Run) -> int:
+    """The most examples that a training makes of each prompt."""
+    generation, keep = run.spec.generation, run.spec.training.keep
+    refinements = generation.refine.samples if generation.refine.select == "all-right" else 1
+    return 1 if keep == "one-right" else generation.answer.samples * refinements
 
 
 def _row_tokens(role: contract.Role, assumptions: Assumptions, *, is_fused: bool) -> tuple[int, int]:
@@ -167,7 +183,7 @@ def _generated(
     return Cost(stage, rows, read, written, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
 
 
-def _trained(child: Child, work: contract.Train, assumptions: Assumptions) -> Cost:
+def _trained(child: Child, work: contract.Train, assumptions: Assumptions, examples: int) -> Cost:
     prompt, refinement = assumptions.prompt, assumptions.refinement
     critiqued = INSTRUCTION + prompt + assumptions.answer + assumptions.critique
     tokens = {
@@ -177,7 +193,7 @@ def _trained(child: Child, work: contract.Train, assumptions: Assumptions) -> Co
         "DistilledSFT": prompt + refinement,
         "RefinedSFT": prompt + refinement,
     }
-    rows, gpus = assumptions.rows * work.epochs, child.pods * child.gpus
+    rows, gpus = examples * work.epochs, child.pods * child.gpus
     read = rows * tokens[work.objective]
     per_token = (6 if work.activation_checkpointing == "never" else 8) * assumptions.student
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
