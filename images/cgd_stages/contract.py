@@ -662,6 +662,12 @@ class Prepare(Contract):
     teacher_engine: Engine = Engine()
     teacher_chat: Chat = Chat()
     endpoint: Endpoint | None = None
+    roles: tuple[Role, ...] = ()
+    """The texts that the run asks models for."""
+    sampling: tuple[Sampling, ...] = ()
+    """One for each role."""
+    evaluation: Sampling | None = None
+    """How the models write their answers to benchmarks; None: the run evaluates nothing."""
     max_rejected: float
     training: Train
     """One training of the run. All of them need the same memory."""

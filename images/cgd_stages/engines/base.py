@@ -47,7 +47,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Refused:
-    """A request without an output; `reason` is `template`, `too_long` or `endpoint`."""
+    """A request without an output; `reason` is `template`, `too_long`, `engine` or `endpoint`."""
 
     name: str
     reason: str

@@ -169,10 +169,9 @@ def loop_detection(loop: Repetition) -> Any:
 
 def needs_judging(engine: Engine, chat: Chat) -> bool:
     """Whether the arguments hold anything that only vLLM can judge."""
-    own = Engine(max_model_len=engine.max_model_len, dtype=engine.dtype)
-    return engine != own.model_copy(update={"gpu_memory_utilization": engine.gpu_memory_utilization}) or bool(
-        chat.reasoning_parser
-    )
+    given = (engine.quantization, engine.kv_cache_dtype, engine.speculative, chat.reasoning_parser)
+    sizes = (engine.max_num_seqs, engine.max_num_batched_tokens)
+    return engine.tensor_parallel > 1 or any(value is not None for value in (*given, *sizes))
 
 
 def refuse_wrong_engine(model: Path, engine: Engine, chat: Chat, samplings: Sequence[Sampling], where: str) -> None:
