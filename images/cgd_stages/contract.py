@@ -258,19 +258,43 @@ class Endpoint(Contract):
 
 
 class Fields(Contract):
-    """The names of the columns in the source."""
+    """The names of the columns in the source. Where no column has a name, its dots lead into objects and lists:
+    reward_model.ground_truth, answers.text, answers.0."""
 
     prompt: Name = Field("prompt", description="The column with the prompt or question.")
+    messages: Name | None = Field(
+        None,
+        description="The column with a conversation, in place of prompt: a list of {role, content} or {from, value}. "
+        "The prompt is its last user turn. The system turn and the turns before stay turns, for every model, training "
+        "and evaluation. An assistant turn after the prompt is the reference unless reference names a column.",
+    )
     reference: Name | None = Field(
         None,
         description="The column with the reference answer. Benchmarks and the objective SFT need it. The teacher never "
         "sees it.",
     )
+    several: Literal["any", "all"] | None = Field(
+        None,
+        description="What a list of references means: any of them is a right answer, or a right answer has all of "
+        "them. Default: any for a list of texts, and all for a list of numbers, which is a point or an interval.",
+    )
+    choices: Name | None = Field(
+        None,
+        description="The column with the choices of a question: a list of texts, {text: [...], label: [...]}, or "
+        "{A: ..., B: ...}. They follow the question as lettered lines, and the reference becomes the letter; the "
+        "column of the reference may have the letter, the label, the text, or the index from 0 of the right choice.",
+    )
 
     @property
-    def columns(self) -> list[str]:
-        """The columns that have a name."""
-        return list(self.model_dump(exclude_none=True).values())
+    def named(self) -> dict[str, str]:
+        """The columns that are read, by the field that names them."""
+        unread = {"several"} | ({"prompt"} if self.messages else set())
+        return self.model_dump(exclude_none=True, exclude=unread)
+
+    def given(self) -> dict[str, Any]:
+        """The fields for a digest: those that came later only where they are set."""
+        later = {"messages", "several", "choices"}
+        return self.model_dump(by_alias=True, exclude={name for name in later if getattr(self, name) is None})
 
 
 class BenchmarkFields(Fields):
@@ -517,6 +541,12 @@ CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
 """The text that takes the critique's place when CGD is trained: see `examples.critic`."""
 
 
+Select = Literal["first", "shortest-right", "all-right"]
+"""Which of several refinements of an answer are learned; see `quality.selection`."""
+Keep = Literal["all", "right", "one-right"]
+"""Which rows are learned, by the grade of their refinement; see `quality.selection`."""
+
+
 class Generate(Contract):
     """Ask a model for the text of each role. Several roles share one warm engine, in this order."""
 
@@ -524,6 +554,8 @@ class Generate(Contract):
     roles: tuple[Role, ...]
     sampling: tuple[Sampling, ...]
     """One for each role."""
+    samples: int = 1
+    """How many texts are drawn for each row. A critique is drawn once."""
     model: Model | None = None
     endpoint: Endpoint | None = None
     engine: Engine = Engine()
@@ -531,6 +563,10 @@ class Generate(Contract):
     shards: int = 1
     max_rejected: float
     """The fraction of a stage's rows that may be rejected before the stage fails."""
+
+    def draws(self, role: Role) -> int:
+        """How many texts a role draws for each row that it reads."""
+        return 1 if role == "critique" else self.samples
 
 
 class Critique(Contract):
@@ -642,6 +678,8 @@ class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last ba
 
     validation: Validation = Validation()
     max_rejected: float
+    common_rows: bool = False
+    """Leave out the rows that check leaves out: for every training alike, so that trainings can be compared."""
 
 
 CHECKPOINT_BYTES = "checkpoint_bytes"
@@ -680,6 +718,8 @@ class Check(Contract):
 
     kind: Literal["check"] = "check"
     trainings: tuple[Train, ...]
+    select: Select = "first"
+    keep: Keep = "all"
     min_right_refinements: float | None = None
     """The fraction of the graded refinements that must be right."""
 

@@ -24,17 +24,18 @@ from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, training_memory
+from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.endpoint import check_endpoint
 from cgd_stages.prepare.engine import check_engine
-from cgd_stages.prepare.intake import STAGE, Intake, row_of
+from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
-from cgd_stages.prepare.sources import File, Line, open_source, read_lines, row_id
+from cgd_stages.prepare.sources import File, Line, open_source, read_lines
 from cgd_stages.prepare.templates import read_template
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import Row, digest_of, row_schema, to_parquet
+from cgd_stages.store.rows import Row, digest_of, to_parquet
 from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     ]
     inputs = {
         "stage": STAGE,
-        "prompts": work.prompts.model_dump(by_alias=True),
+        "prompts": work.prompts.model_dump(by_alias=True) | {"fields": work.prompts.fields.given()},
         "files": [file.sha256 for file in files],
         "benchmarks": digest_of(questions=questions),
         "models": [model.resolved.identity() for model in models],
@@ -169,7 +170,7 @@ def _open_intake(context: Context, work: Prepare, student: Checked, folder: Fold
     source, decontaminate = work.prompts, work.prompts.decontaminate
     sample, held_out = None, None
     if source.seed is not None and source.limit is not None:
-        sample = Sample(source.seed, source.limit, context.scratch / "sample", row_schema(STAGE))
+        sample = Sample(source.seed, source.limit, context.scratch / "sample", schema_of(source))
     if decontaminate:
         rows = (row for row in questions if row["benchmark"] in decontaminate.against)
         held_out = Questions(rows, decontaminate.ngram)
@@ -202,15 +203,15 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
-        prompt, identity = row["prompt"], row["id"]
         if text_before := _cell(line, benchmark.fields.context):
-            prompt = f"{text_before}\n\n{prompt}"
-            identity = row_id(prompt)
+            row["prompt"] = f"{text_before}\n\n{row['prompt']}"
+            row["id"] = identity_of(row)
+        identity = row["id"]
         repeated, seen[identity] = seen[identity], seen[identity] + 1
         tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
-        row |= {"benchmark": benchmark.name, "prompt": prompt, "tolerance": tolerance}
-        row["id"] = row_id(f"{prompt} #{repeated}") if repeated else identity
-        yield {column: row[column] for column in BENCHMARK_SCHEMA.names}
+        row |= {"benchmark": benchmark.name, "tolerance": tolerance}
+        row["id"] = identity_of(row, f" #{repeated}") if repeated else identity
+        yield {column: row[column] for column in BENCHMARK_SCHEMA.names if column in row}
     if not count:
         raise UserError(f"the benchmark {benchmark.name} has no questions", hint=f"Check the source of {where}.")
     if benchmark.limit is None and benchmark.questions not in (None, count):
@@ -219,7 +220,7 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
 
 def _cell(line: Line, column: str | None) -> str:
     """The text of an optional column; empty where the row lacks it."""
-    value = line.value.get(column) if line.value and column else None
+    value = value_at(line.value, column).value if line.value and column else None
     return "" if value is None else str(value).strip()
 
 

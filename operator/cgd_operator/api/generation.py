@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import HTTP, PLAIN, BenchmarkName, KeyRef, ModelUri, Percent, Text, Uri, no_user, rules
 from cgd_stages import contract
-from cgd_stages.contract import Contract, Engine, Name, Number, Sampling
+from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select
 
 TEMPLATE_URI = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
 
@@ -131,14 +131,51 @@ class Prompts(contract.Prompts):
         return self
 
 
+DRAWS_RULE = (
+    "!has(self.samples) || self.samples == 1 || double(self.temperature) > 0.0",
+    "greedy decoding gives the same text every time: set temperature above 0, or samples to 1",
+)
+
+
+class Draws(Sampling):
+    """How a model writes, and how many texts it writes for each row."""
+
+    model_config = ConfigDict(json_schema_extra=rules(DRAWS_RULE))
+
+    samples: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="How many texts are drawn for each row; each becomes a row. More than 1 needs a temperature above "
+        "0.",
+    )
+
+    @model_validator(mode="after")
+    def _texts_differ(self) -> "Draws":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(DRAWS_RULE[1])
+        return self
+
+
+class Refinements(Draws):
+    """How the teacher refines, and which of several refinements of an answer are learned."""
+
+    select: Select = Field(
+        "first",
+        description="Which of several refinements of an answer are learned: the first that is complete, the shortest "
+        "right one, or all right ones. If none is right, the first is taken. Right is what the grader finds right by "
+        "the reference.",
+    )
+
+
 class Generation(Contract):
     """How the rows are made, stage by stage, and how many of them may be lost."""
 
-    answer: Sampling = Sampling()
+    answer: Draws = Draws()
     critique: Sampling = Sampling()
-    refine: Sampling = Sampling()
-    distill: Sampling = Field(
-        Sampling(), description="How the teacher writes its own answers, for the objective DistilledSFT."
+    refine: Refinements = Refinements()
+    distill: Draws = Field(
+        Draws(), description="How the teacher writes its own answers, for the objective DistilledSFT."
     )
     max_rejected: Percent = Field(Number("2%"), description="A stage fails when it rejects a larger share of its rows.")
     min_right_refinements: Percent | None = Field(

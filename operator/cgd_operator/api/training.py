@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import rules
-from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Learned, Objective, Rate, Upkeep
+from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Keep, Learned, Objective, Rate, Upkeep
 
 BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
@@ -89,6 +89,11 @@ class Objectives(Contract):
         description="What becomes of thoughts. drop: the student is trained and evaluated with its thinking off. "
         "learn: with its thinking on, and the teacher's thought before a target is learned too, in the student's own "
         "markup. Default: learn where student.chat.thinking is on, else drop.",
+    )
+    keep: Keep = Field(
+        "all",
+        description="Which rows every objective learns, by the grade of their refinement: all, those with a right one "
+        "(right), or one right one of each prompt (one-right). right and one-right need references.",
     )
 
 

@@ -181,7 +181,12 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
     """A check on a CPU, then one training after another: they want the same GPUs."""
     works = tuple(_train(spec, objective) for objective in spec.training.objectives)
-    check = contract.Check(trainings=works, min_right_refinements=spec.generation.min_right_refinements)
+    check = contract.Check(
+        trainings=works,
+        select=spec.generation.refine.select,
+        keep=spec.training.keep,
+        min_right_refinements=spec.generation.min_right_refinements,
+    )
     yield _Work(CHECK, check, "cpu", generated)
     before: tuple[StageName, ...] = (CHECK,)
     for work in works:
@@ -290,7 +295,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         teacher_chat=_chat(spec.teacher),
         endpoint=_endpoint(spec),
         roles=roles,
-        sampling=tuple(getattr(spec.generation, role) for role in roles),
+        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
         evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
         training=_train(spec, spec.training.objectives[0]),
@@ -303,7 +308,8 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
     served = spec.student if own else spec.teacher
     return contract.Generate(
         roles=roles,
-        sampling=tuple(getattr(spec.generation, role) for role in roles),
+        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
+        samples=getattr(getattr(spec.generation, roles[-1]), "samples", 1),
         model=_student(spec) if own else _teacher(spec),
         endpoint=None if own else _endpoint(spec),
         engine=contract.Engine.part_of(served),
@@ -315,7 +321,7 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
 
 def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
     """What the manifest leaves out of critique and validation is what a task says by itself."""
-    elsewhere = {"objectives", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
+    elsewhere = {"objectives", "keep", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
     elsewhere |= {"critique"} if objective != "CGD" else set()
     return contract.Train(
         **spec.training.model_dump(exclude=elsewhere, exclude_none=True),
@@ -324,7 +330,14 @@ def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
         chat=_chat(spec.student),
         processes_per_worker=spec.training.gpus_per_worker,
         max_rejected=spec.generation.max_rejected,
+        common_rows=_chooses_rows(spec),
     )
+
+
+def _chooses_rows(spec: CGDRunSpec) -> bool:
+    """Whether a training may learn fewer rows than its objective could use."""
+    several = len(spec.training.objectives) > 1 or spec.generation.refine.samples > 1
+    return several or spec.training.keep != "all"
 
 
 def _evaluate(

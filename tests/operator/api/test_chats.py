@@ -228,7 +228,7 @@ def test_the_spec_on_the_page_names_the_mode_where_the_manifest_says_anything_of
 def test_new_fields_of_the_sampling_enter_a_digest_only_where_they_are_given(sampling: Any, entered: Any) -> None:
     spec = parse_spec(manifest({"generation.answer": sampling}))
     before = {"maxTokens": 16384, "temperature": 0.0, "topP": 1.0, "seed": 0}
-    assert spec.generation.answer.identity() == before | entered
+    assert contract.Sampling.part_of(spec.generation.answer).identity() == before | entered
 
 
 def test_new_fields_of_engine_and_endpoint_enter_a_digest_only_where_they_are_given() -> None:
