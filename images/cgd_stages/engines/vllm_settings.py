@@ -119,8 +119,16 @@ def cpu_dtype(dtype: str, *, fast_bfloat16: bool) -> str:
 # --- requests
 
 
-def sampling_params(sampling: Sampling, limit: int, prompt_tokens: int, *, thinking_budget: int | None = None) -> Any:
-    """vLLM's SamplingParams of a request whose prompt has `prompt_tokens` of the context's `limit` tokens.
+def sampling_params(
+    sampling: Sampling,
+    limit: int,
+    prompt_tokens: int,
+    *,
+    stops: Sequence[int] = (),
+    thinking_budget: int | None = None,
+) -> Any:
+    """vLLM's SamplingParams of a request whose prompt has `prompt_tokens` of the context's `limit` tokens. `stops`: ids
+    of tokens that end a reply besides those that the model's generation config names.
 
     Raises UserError when vLLM does not take the sampling.
     """
@@ -136,6 +144,7 @@ def sampling_params(sampling: Sampling, limit: int, prompt_tokens: int, *, think
             top_k=sampling.top_k or 0,
             min_p=sampling.min_p or 0.0,
             seed=sampling.seed if sampling.temperature > 0 else None,
+            stop_token_ids=list(stops),
             output_kind=RequestOutputKind.FINAL_ONLY,
             repetition_detection=loop_detection(sampling.loop),
             thinking_token_budget=thinking_budget,

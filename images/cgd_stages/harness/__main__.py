@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, SupportsIndex
 
@@ -133,7 +134,9 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
     """Evaluate every task that is not stored, and store each as it ends."""
     if any(task.executes for task in work.tasks):
         sandboxed.require()
-    path = resolve.fetch(resolve.pinned(work.model, context.store), context.store, context.scratch)
+    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
+    work = work.model_copy(update={"engine": resolve.with_drafts(work.engine, fetch)})
+    path = fetch(work.model)
     definitions = _use_mirror(context, work.data)
     _name_vllm(context.scratch)
     asker, manager = start(path, work), known_tasks(definitions)

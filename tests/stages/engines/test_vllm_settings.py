@@ -73,7 +73,8 @@ def test_the_longest_part_is_the_same_unless_loops_are_very_long():
 
 def test_a_request_is_told_what_the_manifest_says():
     given = Sampling(max_tokens=100, temperature=0.7, top_p=0.9, top_k=20, min_p=0.05, seed=3)
-    params = sampling_params(given, 64, 14, thinking_budget=9)
+    params = sampling_params(given, 64, 14, stops=[5], thinking_budget=9)
+    assert params.stop_token_ids == [5]
     assert (params.max_tokens, params.temperature, params.top_p, params.top_k) == (50, 0.7, 0.9, 20)
     assert (params.min_p, params.seed, params.thinking_token_budget) == (0.05, 3, 9)
     greedy = sampling_params(Sampling(), 1 << 20, 0)
