@@ -23,6 +23,8 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from cgd_stages.chat.messages import turn_markers
+from cgd_stages.chat.thoughts import Split, split_text
 from cgd_stages.contract import TEACHER_API_KEY, Chat, Endpoint
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.errors import StageError, TransientError, UserError
@@ -148,6 +150,9 @@ class EndpointEngine:
 
     def _answer(self, request: Request) -> Reply:
         """Try until the server answers. If it never does, decide whether the request or the server is at fault."""
+        if markers := sorted({marker for message in request.messages for marker in turn_markers(message["content"])}):
+            detail = f"the server may read {', '.join(markers)} in a text as the end of a turn"
+            return Refused(request.name, "control_tokens", detail)
         body = json.dumps(request_body(self._endpoint, self._chat, request)).encode()
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
@@ -257,9 +262,8 @@ def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, pa
 
 def _thinks(completion: Completion, answer: Any) -> bool:
     """Whether there is a thought that is not empty."""
-    text = re.sub(r"^\s*<think>\s*</think>", "", completion.text)
     counted = ((answer.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return bool(completion.thinking.strip() or counted) or "<think>" in text or "</think>" in text
+    return bool(completion.thinking.strip() or counted)
 
 
 def refuse_other_mode(chat: Chat, tried: Sequence[Tried]) -> None:
@@ -406,11 +410,15 @@ def _thinking(chat: Chat) -> dict[str, Any]:
 def _completion(name: str, answer: Any) -> Completion:
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text, thought = _parts(choice["message"])
+        text, thought = map(_without_key, _parts(choice["message"]))
+        parts = split_text(text, lone_end=not thought)
+        if thought:
+            parts = Split(parts.text, thought, unfinished_thinking=not parts.text)
         return Completion(
             name=name,
-            text=_without_key(text),
-            thinking=_without_key(thought),
+            text=parts.text,
+            thinking=parts.thinking,
+            unfinished_thinking=parts.unfinished_thinking,
             finish_reason=_without_key(str(choice.get("finish_reason") or "stop"))[:LONGEST_REASON],
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             tokens=int(usage.get("completion_tokens", 0)),

@@ -9,7 +9,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
-from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.template import ChatTemplate, ControlTokens
+from cgd_stages.chat.thoughts import Markup
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.vllm_settings import sampling_params, vllm_arguments
 from cgd_stages.errors import TransientError, UserError
@@ -24,13 +25,15 @@ SETTINGS_HINT = (
 class VllmEngine:
     """vLLM in this process, on GPUs or on a CPU.
 
-    Raises UserError when the model does not load and a retry would fail the same way.
+    `template` is how the model is spoken to: `resolve.spoken`. Raises UserError when the model does not load and a
+    retry would fail the same way.
     """
 
-    def __init__(self, model: Path, engine: contract.Engine) -> None:
-        self._llm = _start_vllm(model, engine)
+    def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
+        self._template = template
+        self._thinking_budget = template.chat.thinking_budget if template.thinks else None
+        self._llm = _start_vllm(model, engine, template)
         config = self._llm.vllm_config
-        self._tokenizer = self._llm.get_tokenizer()
         self._limit = int(config.model_config.max_model_len)
         self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
         self._refused: list[Reply] = []
@@ -62,15 +65,17 @@ class VllmEngine:
         from vllm.inputs.engine import tokens_input
 
         try:
-            ids = token_ids(self._tokenizer, render(self._tokenizer, request.messages))
-        except (TemplateError, ValueError, TypeError) as error:
-            self._refused.append(Refused(request.name, "template", str(error)))
+            ids = self._template.token_ids(self._template.render(request.messages))
+        except (TemplateError, ControlTokens) as error:
+            reason = "template" if isinstance(error, TemplateError) else "control_tokens"
+            self._refused.append(Refused(request.name, reason, str(error)))
             return
         if len(ids) >= self._limit:
             detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
             self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
             return
-        params = sampling_params(request.sampling, self._limit, len(ids))
+        stops, budget = self._template.extra_stops, self._thinking_budget
+        params = sampling_params(request.sampling, self._limit, len(ids), stops=stops, thinking_budget=budget)
         try:
             self._llm.add_request(request.name, tokens_input(ids), params)
         except (ValueError, VLLMClientError) as error:
@@ -91,9 +96,12 @@ class VllmEngine:
             raise TransientError(f"the engine died: {error}", hint=hint) from error
         for output in outputs:
             (generated,) = output.outputs
+            parts = self._template.split(generated.token_ids, generated.text)
             completion = Completion(
                 name=output.request_id,
-                text=generated.text,
+                text=parts.text,
+                thinking=parts.thinking,
+                unfinished_thinking=parts.unfinished_thinking,
                 finish_reason=str(generated.finish_reason),
                 prompt_tokens=len(output.prompt_token_ids),
                 tokens=len(generated.token_ids),
@@ -112,8 +120,13 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
 
 
-def _start_vllm(model: Path, engine: contract.Engine) -> Any:
-    started, arguments = time.monotonic(), vllm_arguments(model, engine)
+def _budgeted(template: ChatTemplate) -> Markup | None:
+    """The markers of the thoughts that must not be longer than a budget; None: there is none."""
+    return template.markup if template.thinks and template.chat.thinking_budget is not None else None
+
+
+def _start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
+    started, arguments = time.monotonic(), vllm_arguments(model, engine, _budgeted(template))
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs
         from vllm.exceptions import VLLMClientError

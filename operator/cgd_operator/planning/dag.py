@@ -299,6 +299,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
         training=_train(spec, spec.training.objectives[0]),
+        objectives=spec.training.objectives,
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
     )
 
