@@ -66,7 +66,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
     drafts: dict[str, str] = {}
     for model in models:
-        drafts |= check_engine(context, model.served, chats[model.served.where])
+        drafts |= check_engine(context, model.served)
     files = open_source(context, work.prompts, "spec.prompts")
     benchmark_files = {
         benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks
