@@ -122,6 +122,27 @@ def test_the_turns_before_a_question_are_asked_before_it(
     assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
 
 
+@pytest.mark.parametrize("finish_reason", ["length", "stop"])
+def test_a_thought_without_an_end_has_no_answer_whatever_box_it_holds(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finish_reason: str,
+) -> None:
+    replies = {0: r"<think>Perhaps \boxed{1}. But", 1: r"<think>\boxed{9}?</think>\boxed{2}"}
+    engine = RuleEngine(lambda request: said(request, replies[int(request.messages[-1]["content"][8])], finish_reason))
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: engine)
+    prepared(bucket, [question(number) for number in range(2)])
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    told = [(row["output"], row["thinking"], row["answer_source"], row["correct"]) for row in stored(bucket, facts)]
+    assert told == [
+        ("", r"Perhaps \boxed{1}. But", "none", False),
+        (r"\boxed{2}", r"\boxed{9}?", "boxed", True),
+    ]
+
+
 def test_the_first_estimate_of_what_remains_is_no_longer_than_the_work(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
