@@ -19,10 +19,9 @@ from support.train_builders import (
     until_gone,
     until_torchrun_has_started_processes,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from cgd_stages.chat.template import render, token_ids
-from cgd_stages.chat.thoughts import split_output
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Exit, Progress, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
@@ -163,8 +162,9 @@ def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
 
 def greedy(model: Path, prompt: str) -> str:
     """What transformers says to a prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = token_ids(tokenizer, render(tokenizer, prompts.answer_messages(prompt)))
+    template = ChatTemplate.load(model)
+    ids = template.token_ids(template.render(prompts.answer_messages(prompt)))
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
-    return split_output(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text
+    reply = made[0, len(ids) :].tolist()
+    return template.split(reply, template.tokenizer.decode(reply, skip_special_tokens=True)).text
