@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 STAGE = "stage://"
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
+ADAPTER = "adapter/"
+"""Prefix of the files of the adapter that was trained, in the same folder."""
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors file's header, the limit of the safetensors library."""
 LARGEST = 1 << 60
@@ -96,6 +98,7 @@ class Tensor:
     dtype: str
     parameters: int
     size: int
+    shape: tuple[int, ...] = ()
 
 
 def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
@@ -127,7 +130,7 @@ def _tensor(name: str, info: Any) -> Tensor:
     counts = (info.parameter_count, end - begin)
     if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
         raise ValueError(f"{name} has {counts[0]} parameters in {counts[1]} bytes")
-    return Tensor(name, str(info.dtype), *counts)
+    return Tensor(name, str(info.dtype), *counts, tuple(info.shape))
 
 
 class _Index(BaseModel):
