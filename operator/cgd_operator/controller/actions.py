@@ -1,5 +1,5 @@
-"""Carries out what was decided for a run. Whatever is created bears a name that derives from the run: creating it twice
-is creating it once."""
+"""Carries out what was decided for a run. Every created object has a name that derives from the run, so creating it
+twice creates it once."""
 
 import logging
 from collections.abc import Iterable
@@ -42,14 +42,14 @@ class Actor:
     """Signs the progress tokens."""
     teller: Teller
     rehearse_pods: bool
-    """Whether the operator may create pods, which it does as a dry run alone."""
+    """Whether the operator has the right to create pods. It only ever does so as a dry run."""
     equipped: set[str] = field(default_factory=set)
-    """The uids of runs that have the tokens of our key."""
+    """The uids of runs whose Secret with the tokens of our key exists."""
 
     async def rehearse(self, view: View) -> Trouble | None:
-        """Before the first child of a run is made, have the API server judge what its children will be: what it would
-        refuse, with its quotas, limits and policies, must not be found out when the teacher's GPUs were used. Whatever
-        may pass, such as a quota that is used up now, is met again when the child is made."""
+        """Before the first child is created, send all kinds of children to the API server as dry runs. What its quotas,
+        limits and policies refuse must be known before the teacher's GPUs are used. A refusal that may pass, such as a
+        quota that is used up now, is ignored here: it comes again when the child is created."""
         samples: dict[tuple[str, ...], Child] = {}
         for child in view.children:
             samples.setdefault((child.pool, child.image, child.kind, str(child.gpus)), child)
@@ -66,7 +66,7 @@ class Actor:
         return None
 
     async def act(self, view: View) -> Trouble | None:
-        """Carry the actions out, as far as the API server lets us; what they make or change is put in what there is."""
+        """Carry out the actions until the API server refuses an action. Updates the view's objects."""
         run, objects = view.run, view.objects
         await self._equip(view)
         for action in view.actions:
@@ -93,8 +93,9 @@ class Actor:
         return None
 
     async def _equip(self, view: View) -> None:
-        """Give the run its progress tokens, before the first child that this process starts. They are in a Secret for
-        each key: the operator may create Secrets, and can neither read nor change one."""
+        """Create the Secret with the run's progress tokens, before the first child that this process starts. Each
+        signing key has a Secret of its own, because the operator may create Secrets but neither read nor change
+        them."""
         run = view.run
         if run.uid in self.equipped or not view.starts:
             return
@@ -103,7 +104,7 @@ class Actor:
         }
         try:
             await self.cluster.create(SECRET, manifests.progress_secret(run, tokens, self.release))
-        except AlreadyExists:  # from a process before this one that had the same key
+        except AlreadyExists:  # an earlier process with the same key created it
             log.debug("%s/%s: its tokens are there", run.namespace, run.name)
         except ApiError as error:
             if error.status not in (400, 403, 404, 422):
@@ -126,7 +127,7 @@ class Actor:
                 objects.children.append(existing)
 
     async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, objects: RunObjects) -> None:
-        """Hold a child or let it go: where Kueue has it, by its Workload, else by itself."""
+        """Suspend or resume a child: by its Workload if Kueue manages it, else by its own field."""
         if facts.workload and (suspend or not facts.held):
             served = next(kind for kind in WORKLOADS if kind.api_version == facts.workload.api_version)
             body = workload_suspension(suspend)
@@ -142,8 +143,8 @@ class Actor:
         objects.children[:] = _replaced(objects.children, patched)
 
     async def _replace(self, view: View, action: Replace) -> None:
-        """What the cluster's own pod garbage collector does when it knows that a node is out of service. The Job
-        controller holds a pod until it has failed, and counts no failure of one that was disrupted."""
+        """Do what the cluster's pod garbage collector does on a node that is marked out of service. The Job controller
+        keeps its finalizer on a pod until the pod has failed, and does not count a disrupted pod as a failure."""
         run, lost = view.run, action.pod
         manifest = next(pod for pod in view.objects.pods if pod["metadata"]["uid"] == lost.uid)
         await self.cluster.delete(POD, lost.name, run.namespace, uid=lost.uid, grace=0)
@@ -151,13 +152,13 @@ class Actor:
         try:
             await self.cluster.patch(POD, lost.name, run.namespace, body, subresource="status")
         except ApiError as error:
-            if error.status not in (409, 422):  # a pod of the same name has another uid: this one is gone already
+            if error.status not in (409, 422):  # the name has another uid now: the lost pod is gone already
                 raise
         await self.teller.announce([events.replaced(run, action.stage, lost, view.now)])
         log.info("%s/%s: pod %s of the lost node %s is replaced", run.namespace, run.name, lost.name, lost.node)
 
 
 def _replaced(objects: Iterable[Object], new: Object | None) -> list[Object]:
-    """The objects, with the new state of one of them; none: it is gone, which a later look tells."""
+    """The objects with the new state of one object. If it is None the object is gone: a later reconcile notices."""
     uid = new["metadata"]["uid"] if new else ""
     return [new if new and item["metadata"]["uid"] == uid else item for item in objects]

@@ -1,4 +1,4 @@
-"""Reads what there is of runs: their children, pods, Workloads, and Events that say why a pod is missing."""
+"""Reads the objects of runs: children, pods, Workloads, and Events that explain why a pod is missing."""
 
 import asyncio
 import logging
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 ABSENT_SECONDS = 30.0
-"""A kind that the cluster did not serve is asked for again after so long."""
+"""A kind that the cluster does not serve is tried again after this time."""
 
 
 @dataclass
 class RunObjects:
-    """What there is of one run."""
+    """The objects of a run."""
 
     children: list[Object]
     pods: list[Object]
     served: tuple[Backend, ...]
     """Kinds of trainings that the cluster knows."""
     workloads: list[Object]
-    """What Kueue has for those that have not ended."""
+    """Kueue's Workloads of the children that have not ended."""
     gone: tuple[Gone, ...] = ()
-    """Pods that were deleted, which no status tells yet."""
+    """Deleted pods that the status does not mention yet."""
     events: list[Object] = field(default_factory=list)
-    """Why pods of theirs are missing or do not start."""
+    """They explain why pods are missing or do not start."""
 
     def observe(self, now: datetime) -> dict[str, ChildFacts]:
         return observe(self.children, self.pods, self.workloads, self.events, now, self.gone)
@@ -48,13 +48,14 @@ class ChildReader:
     cluster: Cluster
     departed: Departed
     _absent: dict[Kind, float] = field(default_factory=dict)
-    """When the cluster was found not to serve a kind, on the monotonic clock."""
+    """When the cluster last did not serve a kind, on the monotonic clock."""
 
     async def read(self, namespace: str | None, homes: Mapping[str, str]) -> dict[str, RunObjects]:
-        """What there is of some runs, by their uids, in a namespace or (None) in all.
+        """The objects of some runs by uid, in a namespace or (None) in all.
 
         Args:
-            homes: the runs' namespaces by their uids. Labels are anybody's to write: nothing elsewhere is of a run.
+            homes: the runs' namespaces by uid. Anybody may write our labels, so objects in other namespaces are
+                ignored.
         """
         labels = one_of(UID_LABEL, homes)
         (jobs, _), (pods, _), trainings = await asyncio.gather(
@@ -71,7 +72,7 @@ class ChildReader:
                 run_of[item["metadata"]["uid"]] = uid
         for pod in pods:
             own = runs[_run_uid(pod)]
-            is_gone = any(gone.pod.uid == pod["metadata"]["uid"] for gone in own.gone)  # then the list is older
+            is_gone = any(gone.pod.uid == pod["metadata"]["uid"] for gone in own.gone)  # an older list
             if _namespace(pod) == homes[_run_uid(pod)] and not is_gone:
                 own.pods.append(pod)
         if owners := queued(child for own in runs.values() for child in own.children):
@@ -83,14 +84,14 @@ class ChildReader:
         return runs
 
     async def _ask_events(self, runs: Collection[RunObjects]) -> None:
-        """Read the Events that may say why pods are missing or do not start: few lists, however many children."""
+        """Read the Events that may explain why pods are missing or do not start, with few lists for many children."""
         now = datetime.now(UTC)
         asked = [(own, {*unexplained(own.children, own.pods, now)}) for own in runs]
         answers: dict[tuple[str, str], list[Object]] = {}
         for namespace, fields in sorted({question for _, questions in asked for question in questions}):
             try:
                 answers[namespace, fields] = (await self.cluster.list(EVENT, namespace, fields=fields))[0]
-            except ApiError as error:  # what they would say is a courtesy
+            except ApiError as error:  # a run goes on without this explanation
                 log.warning("events in %s were not read: %s", namespace, error)
         for own, questions in asked:
             names = {item["metadata"]["name"] for item in (*own.children, *own.pods)}
@@ -105,7 +106,7 @@ class ChildReader:
         return []
 
     async def _list_if_served(self, kind: Kind, namespace: str | None, labels: str) -> list[Object] | None:
-        """The objects, None when the cluster does not serve the kind."""
+        """The objects; None if the cluster does not serve the kind."""
         if time.monotonic() - self._absent.get(kind, -ABSENT_SECONDS) < ABSENT_SECONDS:
             return None
         try:

@@ -1,4 +1,4 @@
-"""How a run goes: its finalizer, the deletion of what it stored, and its own deletion when its time is over."""
+"""The end of a run: its finalizer, the deletion of its stored data, and its own deletion when its TTL is over."""
 
 import logging
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 
 CLEAN_SECONDS = 1800
-"""A deleted run stays at most so long for what it stored to be deleted."""
+"""The longest that a deleted run waits for its stored data to be deleted."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Deletion:
     teller: Teller
 
     async def finalize(self, manifest: Object, *, wanted: bool) -> None:
-        """Have our finalizer on the run, or not. Of a run that has changed meanwhile, the next look takes care."""
+        """Add or remove our finalizer. If the run has changed meanwhile, the next reconcile does it."""
         meta = manifest["metadata"]
         others = [finalizer for finalizer in meta.get("finalizers", []) if finalizer != FINALIZER]
         if wanted != (FINALIZER in meta.get("finalizers", [])):
@@ -46,28 +46,28 @@ class Deletion:
             manifest["metadata"] = patched["metadata"] if patched else meta
 
     async def expire(self, manifest: Object, status: CGDRunStatus, now: datetime) -> None:
-        """Delete the run when it ended long enough ago; its children go with it."""
+        """Delete the run if its TTL is over; its children are garbage collected."""
         seconds, meta = ttl(manifest), manifest["metadata"]
         if seconds is None or not expired(seconds, status, now):
             return
         await self.teller.announce([events.expiry(manifest, seconds, now)])
-        unchanged = {"uid": meta["uid"], "version": meta["resourceVersion"]}  # somebody may have given it more time
+        unchanged = {"uid": meta["uid"], "version": meta["resourceVersion"]}  # a user may have raised the TTL
         await self.cluster.delete(RUN, meta["name"], meta["namespace"], **unchanged)
         log.info("%s/%s: deleted %d s after it ended", meta["namespace"], meta["name"], seconds)
 
     async def clean(self, manifest: Object, now: datetime) -> float | None:
-        """Bring the deletion of a run with `deletionPolicy: Delete` one step on: its children go, then a Job deletes
-        what they stored, then the run may go. Whatever fails, the run goes after `CLEAN_SECONDS`.
+        """Take the deletion of a run with `deletionPolicy: Delete` to its next step: delete its children, start a Job
+        that deletes the stored data, remove the finalizer. After `CLEAN_SECONDS` the finalizer is removed in any case.
 
         Returns:
-            Seconds after which to look again, until the run may go.
+            Seconds to the next reconcile, until the finalizer is removed.
         """
         meta = manifest["metadata"]
         objects = (await self.reader.read(meta["namespace"], {meta["uid"]: meta["namespace"]}))[meta["uid"]]
         try:
             run = Run.of(manifest)
         except InvalidRun as error:
-            # A newer operator may have accepted it, and started something.
+            # A newer operator may have accepted the run and started children.
             started = bool(objects.children or manifest.get("status", {}).get("stages"))
             readable = Run.readable(manifest)
             if not started or readable is None:
@@ -103,7 +103,8 @@ class Deletion:
                 await self.cluster.delete(KINDS[item["kind"]], meta["name"], meta["namespace"], uid=meta["uid"])
 
     async def _start(self, run: Run) -> str | None:
-        """Create the Job that deletes what the run has stored; why there can be none, such as a namespace that goes."""
+        """Create the Job that deletes the stored data. Returns why it cannot be created, such as a terminating
+        namespace."""
         child = cleaning(run)
         try:
             await self.cluster.create(JOB, cleaning_job(run, child, self.release))
@@ -118,7 +119,7 @@ class Deletion:
 
 
 def _unreadable(manifest: Object, error: InvalidRun) -> str:
-    """Why nothing of a run was deleted whose storage cannot be read, and what stays."""
+    """Why the data of a run with an unreadable storage was not deleted, and where it is."""
     stages = manifest.get("status", {}).get("stages", [])
     places = [stage["outputURI"] for stage in stages if stage.get("outputURI")]
     stays = f"; what stays: {', '.join(places)}" if places else ""

@@ -1,8 +1,8 @@
-"""When a run is looked at: at once when its spec changed or a child of it ended, a little later when anything else
-happened, and twice a minute in any case.
+"""When a run is reconciled: at once when its spec changed or one of its children ended, a few seconds after any other
+event, and twice a minute in any case.
 
-Nothing depends on an event: a sweep finds every run that there is something to do or to tell about. So a watch that
-starts, or starts again, only asks for a sweep.
+Nothing depends on an event: a sweep finds every run with something to do or to report. So a watch that starts, or
+starts again, only requests a sweep.
 """
 
 import asyncio
@@ -28,16 +28,17 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 30.0
 SWEEP_RATE = 50.0
-"""Runs a second that a sweep looks over which nobody asked for: five thousand runs take it 100 s, not a whole core."""
+"""Runs per second that a regular sweep checks: 5,000 runs take 100 s, and not a whole core."""
 RETRY_SECONDS = 2.0
 PAUSE_SECONDS = 0.1
-"""Between two looks at a run, and before a sweep that watches ask for: they come in bursts."""
+"""Between two reconciles of a run, and before a sweep that watches request, because requests come in bursts."""
 OPENING_SECONDS = 2.0
-"""So long the first sweep waits for the watches, so that one will do."""
+"""The first sweep waits this long for the watches, so that a single sweep serves all of them."""
 READING_SECONDS = 5.0
-"""A look that begins so soon after a sweep has read its run reads nothing again, if nothing has happened meanwhile."""
+"""A reconcile that begins this soon after a sweep has read its run uses that reading, unless an event has come
+since."""
 READINGS = 64
-"""So many are kept at once, for the memory's sake."""
+"""The most readings in memory."""
 AT_ONCE = 16
 CHILDREN = (JOB, PYTORCHJOB, TRAINJOB, POD)
 OURS = f"{MANAGED_BY}={MANAGER},{RUN_LABEL}"
@@ -48,24 +49,24 @@ Key = tuple[str, str]
 
 @dataclass
 class Loop:
-    """Has the reconciler look at runs, one at a time for each run, `AT_ONCE` at a time in all."""
+    """Calls the reconciler: for each run one call at a time, for all runs `AT_ONCE` at a time."""
 
     reconciler: Reconciler
     namespaces: tuple[str, ...] = ()
     """Watched namespaces; none: all."""
     health: Health = field(default_factory=Health)
     _runs: dict[Key, str] = field(default_factory=dict)
-    """The uid of every run that there is, as events and sweeps tell: no other is tried again, or told of its children.
-    """
+    """The uid of every run that exists, from events and sweeps. Other runs are not retried, and events of objects that
+    claim to be their children are ignored."""
     _first: dict[Key, None] = field(default_factory=dict)
     _waiting: dict[Key, None] = field(default_factory=dict)
-    """Runs that need a look, in their order; none of the second while there is one of the first."""
+    """Runs that wait for a reconcile, in order. `_waiting` waits until `_first` is empty."""
     _readings: dict[Key, tuple[float, Reading]] = field(default_factory=dict)
-    """What a sweep has read of runs that wait for a look, and since when, on the monotonic clock."""
+    """What a sweep has read of runs that wait for a reconcile, and when the reading began, on the monotonic clock."""
     _heard: set[Key] = field(default_factory=set)
-    """Runs to which something has happened since the sweep began to read its page."""
+    """Runs with an event since the sweep began to read its page."""
     _resting: set[Key] = field(default_factory=set)
-    """Runs that were looked at a moment ago."""
+    """Runs that were reconciled less than `PAUSE_SECONDS` ago."""
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _tasks: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _standing: list[asyncio.Task[None]] = field(default_factory=list)
@@ -81,8 +82,8 @@ class Loop:
         self._standing = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
-        """End everything under way and begin nothing more, whoever still reports: another operator may act from now on.
-        Whatever that leaves undone is seen at the next start."""
+        """Cancel all work and start none, even if reports still arrive: another operator may act from now on. The next
+        start finds what is left undone."""
         self._stopped = True
         for timer in self._timers.values():
             timer.cancel()
@@ -94,29 +95,29 @@ class Loop:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def there(self, key: Key, uid: str) -> None:
-        """Say that there is a run."""
+        """Note that a run exists."""
         self._runs[key] = uid
 
     def gone(self, key: Key, uid: str) -> None:
-        """Say that a run is deleted: nothing of it is kept, and nothing is taken that is told of it."""
+        """Note that a run is deleted: forget it, and ignore later reports about it."""
         if self._runs.get(key) == uid:
             del self._runs[key]
         self.changed(key)
         self.over(key, uid)
 
     def over(self, key: Key, uid: str) -> None:
-        """Say that nothing is left to do for a run: nothing of it is kept in memory."""
+        """Note that nothing is left to do for a run, and forget it."""
         self.reconciler.forget(uid)
-        if task := self._tasks.get(key):  # it may have read the run before
+        if task := self._tasks.get(key):  # it may have read the run before this call
             task.add_done_callback(lambda _: self.reconciler.forget(uid))
 
     def changed(self, key: Key) -> None:
-        """Say that what was read of a run may be old."""
+        """Note that what was read of a run may be out of date."""
         self._heard.add(key)
         self._readings.pop(key, None)
 
     def poke(self, namespace: str, name: str, *, first: bool = False) -> None:
-        """Say that a run needs a look, now; `first`: before others, for its next stage may begin."""
+        """Request a reconcile of a run now; with `first` before other runs, because its next stage may begin."""
         key = (namespace, name)
         self.changed(key)
         if first:
@@ -127,7 +128,7 @@ class Loop:
         self._begin()
 
     def later(self, namespace: str, name: str, seconds: float) -> None:
-        """Say that a run needs a look within so many seconds; one that comes earlier will do."""
+        """Request a reconcile of a run within so many seconds; an earlier reconcile serves as well."""
         key, loop = (namespace, name), asyncio.get_running_loop()
         self.changed(key)
         timer = self._timers.get(key)
@@ -137,15 +138,15 @@ class Loop:
             self._timers[key] = loop.call_later(seconds, self.poke, namespace, name)
 
     def soon(self, namespace: str, name: str) -> None:
-        """Say that something happened that needs no answer."""
+        """Request a reconcile for an event that can wait some seconds."""
         self.later(namespace, name, reconciler.SETTLE_SECONDS)
 
     def sweep_soon(self) -> None:
-        """Say that any run may need a look."""
+        """Request a sweep over all runs."""
         self._wanted.set()
 
     def _begin(self) -> None:
-        """Look at what waits, `AT_ONCE` at a time."""
+        """Start reconciles of the runs that wait, `AT_ONCE` at a time."""
         while not self._stopped and len(self._tasks) < AT_ONCE and (key := self._next()):
             self._tasks[key] = asyncio.create_task(self._attend(key), name=f"reconcile {key[0]}/{key[1]}")
         metrics.QUEUE.set(len(self._first) + len(self._waiting) + len(self._tasks))
@@ -173,7 +174,7 @@ class Loop:
                 self.later(*key, again)
         finally:
             del self._tasks[key]
-            self.changed(key)  # what a sweep reads just now may be from before
+            self.changed(key)  # what a sweep reads at this moment may be older
             self._resting.add(key)
             asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._rested, key)
             self._begin()
@@ -183,7 +184,7 @@ class Loop:
         self._begin()
 
     async def _look(self, namespace: str, name: str, reading: Reading | None) -> float | None:
-        """One reconcile; the seconds to the next, if one is due. An error is logged, whatever it was."""
+        """Reconcile a run once. Returns the seconds to the next reconcile, if a time is known. Logs every error."""
         try:
             return await self.reconciler.reconcile(namespace, name, reading)
         except ApiError as error:
@@ -198,8 +199,8 @@ class Loop:
             return None
 
     async def _watch(self, kind: Kind, namespace: str | None) -> None:
-        """Look at once at a run whose child has ended or is gone, soon where anything else happened to one. What is
-        there when the watch begins, or begins anew, is the sweep's: nobody lists it here."""
+        """Reconcile a run at once when a child has ended or is deleted, and soon after any other event. The watch lists
+        nothing when it begins: the sweep reads what exists at that time."""
         while True:
             try:
                 async for event, item in self.reconciler.cluster.watch(kind, namespace, labels=OURS, listing=False):
@@ -213,19 +214,19 @@ class Loop:
                 if (kind, namespace) in self._opening:
                     self._opened(kind, namespace)
                 await asyncio.sleep(RETRY_SECONDS if error.status != 404 else children.ABSENT_SECONDS)
-            except Exception:  # without its watch the operator would only sweep, and nobody would know
+            except Exception:  # without this, the operator would fall back to sweeps in silence
                 metrics.RECONCILE_ERRORS.labels("bug").inc()
                 log.exception("watch of %s broke; this is a bug of cgd-operator", kind.plural)
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _opened(self, kind: Kind, namespace: str | None) -> None:
-        """Have all runs looked over, once for all watches that begin together."""
+        """Request a sweep, a single one for all watches that begin together."""
         self._opening.discard((kind, namespace))
         if not self._opening:
             self.sweep_soon()
 
     def _happened(self, kind: Kind, event: str, item: Object) -> None:
-        """Anybody may make an object with our labels: it is of a run only if both name and uid are a run's."""
+        """Handle an event. Anybody may create objects with our labels, so name and uid must both match a run."""
         metrics.LAST_EVENT.set_to_current_time()
         labels = item["metadata"]["labels"]
         run, uid = (item["metadata"]["namespace"], labels[RUN_LABEL]), labels.get(UID_LABEL)
@@ -249,22 +250,22 @@ class Loop:
                 await self._sweep(0 if asked_for else 1 / SWEEP_RATE)
             except ApiError as error:
                 log.warning("sweep failed: %s", error)
-            except Exception:  # without sweeps nothing would be noticed that no event tells
+            except Exception:  # without sweeps the operator would miss whatever has no event
                 metrics.RECONCILE_ERRORS.labels("bug").inc()
                 log.exception("sweep broke; this is a bug of cgd-operator")
             await self._unless_wanted(begun + SWEEP_SECONDS - time.monotonic())
 
     async def _unless_wanted(self, seconds: float) -> None:
-        """Wait so long, or until somebody asks for a sweep."""
+        """Wait so long, or until a sweep is requested."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0, seconds)):
                 await self._wanted.wait()
 
     async def _sweep(self, pause: float = 0) -> None:
-        """Poke every run that needs a look.
+        """Poke every run that needs a reconcile.
 
         Args:
-            pause: seconds to wait for each run, so that the sweep takes its time unless one is asked for meanwhile.
+            pause: seconds to wait per run, which spreads the sweep over time. A request for a sweep ends the waiting.
         """
         states: Counter[str] = Counter()
         known, runs_before = self.reconciler.known(), dict(self._runs)
@@ -281,11 +282,11 @@ class Loop:
                 if awake := [run for run in runs if due(run, now) is not Due.NOTHING]:
                     awake_uids.update(run["metadata"]["uid"] for run in awake)
                     await self._sweep_over(namespace, awake, since)
-                self.health.swept()  # page by page: a sweep over very many runs is no hang
+                self.health.swept()  # after every page, because a sweep over very many runs is not stuck
                 await self._unless_wanted(pause * len(runs))
                 self._heard.clear()
                 since = time.monotonic()
-        for key, uid in runs_before.items():  # the event of its deletion may have been lost
+        for key, uid in runs_before.items():  # the event of the deletion may have been lost
             if uid not in listed:
                 self.gone(key, uid)
         for uid in known - awake_uids:
@@ -296,26 +297,27 @@ class Loop:
             metrics.RUNS.labels(state).set(count)
 
     async def _sweep_over(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
-        """Poke those of some runs that need a look, which began to be read at that moment of the monotonic clock."""
+        """Poke those of the listed runs that need a reconcile. `since`: when the listing began, on the monotonic
+        clock."""
         homes = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
         objects = await self.reconciler.reader.read(namespace, homes)
         for run in runs:
             key, uid = _key(run), run["metadata"]["uid"]
             if self._runs.get(key) != uid:  # deleted since it was listed
                 continue
-            if key in self._heard or key in self._tasks:  # what was read may be older than what a look has seen
+            if key in self._heard or key in self._tasks:  # the listing may be older than what a reconcile has seen
                 self.poke(*key)
                 continue
             try:
                 need = self.reconciler.due(run, objects[uid])
-            except Exception:  # the others must not wait for it
+            except Exception:  # a bug in one run must not stop the others
                 log.exception("%s/%s: cannot be looked over", *key)
                 need = Due.TELLING
             if need is not Due.NOTHING:
                 self.poke(*key, first=need is Due.ACTING)
                 if len(self._readings) < READINGS:
                     self._readings[key] = (since, Reading(run, objects[uid]))
-            await asyncio.sleep(0)  # a child that has ended goes first
+            await asyncio.sleep(0)  # lets the events of ended children in first
 
 
 def _key(run: Object) -> Key:

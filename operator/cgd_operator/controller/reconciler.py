@@ -1,6 +1,6 @@
-"""One look at a run: read it and its children, decide, act, write the status once.
+"""One reconcile of a run: read it and its children, decide, act, write the status once.
 
-Level-based: a reconcile starts from what exists and needs nothing that an earlier one remembered. `queue` says when.
+Level-based: a reconcile starts from what exists and needs no memory of earlier reconciles. `queue` decides when.
 """
 
 from dataclasses import dataclass, field, replace
@@ -31,14 +31,15 @@ from cgd_operator.status import events, render
 Object = dict[str, Any]
 
 SETTLE_SECONDS = 5.0
-"""A child that was started is told of when it had so long to get its pod: mostly one write instead of two."""
+"""After a child is started, the status is written this much later, when the child mostly has its pod: one write instead
+of two."""
 ENDED = ("Succeeded", "Failed")
-"""States of a run of which nothing more is reported."""
+"""States of a run that takes no more reports."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A run and its children as a sweep has read them, which a look may start from instead of reading them again."""
+    """A run and its children as a sweep has read them. A reconcile may use them instead of reading again."""
 
     manifest: Object
     objects: RunObjects
@@ -46,7 +47,7 @@ class Reading:
 
 @dataclass
 class Reconciler:
-    """Brings runs one step on."""
+    """Takes runs to their next step."""
 
     cluster: Cluster
     release: Release
@@ -55,7 +56,7 @@ class Reconciler:
     """Signs the progress tokens."""
     departed: Departed = field(default_factory=Departed)
     rehearse_pods: bool = True
-    """Whether the operator may create pods, which it does as a dry run alone."""
+    """Whether the operator has the right to create pods. It only ever does so as a dry run."""
     stalled_after: timedelta = render.STALLED_AFTER
 
     def __post_init__(self) -> None:
@@ -66,13 +67,14 @@ class Reconciler:
         self._deletion = Deletion(self.cluster, self.release, self.reader, self._teller)
 
     async def reconcile(self, namespace: str, name: str, reading: Reading | None = None) -> float | None:
-        """Look, decide, act, tell. Every step may be repeated, or be the last before the operator is killed.
+        """Read, decide, act, write the status. Every step may be repeated, or be the last before the operator is
+        killed.
 
         Args:
-            reading: what a sweep has read of the run a moment ago; None: it is read now.
+            reading: what a sweep has just read of the run; None: read it now.
 
         Returns:
-            Seconds after which to look again, if something is left to be told.
+            Seconds to the next reconcile, if something is left to report.
         """
         manifest = reading.manifest if reading else await self.cluster.get(RUN, name, namespace)
         now = datetime.now(UTC)
@@ -85,7 +87,7 @@ class Reconciler:
         await self._deletion.finalize(manifest, wanted=wants_finalizer(manifest))
         previous = previous_status(manifest)
         if has_succeeded(manifest):
-            if previous.observed_generation not in (0, generation):  # 0: nobody can read it, and it stays
+            if previous.observed_generation not in (0, generation):  # 0: the status cannot be read, and stays as it is
                 await self._teller.tell(manifest, render.acknowledged(previous, generation), ())
             await self._deletion.expire(manifest, previous, now)
             return None
@@ -120,10 +122,10 @@ class Reconciler:
         if trouble and trouble.reason == WEBHOOK_DOWN.reason:
             return SETTLE_SECONDS
         podless = any(stage.reason == "NoPods" for stage in status.stages)
-        return QUIET.total_seconds() + 1 if podless else None  # by then Events say why
+        return QUIET.total_seconds() + 1 if podless else None  # by then Events give the reason
 
     def due(self, manifest: Object, objects: RunObjects) -> Due:
-        """What a run needs, by all that a sweep has read of it; and whose reports are taken from now on."""
+        """What a run needs, judged by what a sweep has read of it. Also updates whose progress reports are accepted."""
         now, uid = datetime.now(UTC), manifest["metadata"]["uid"]
         if "deletionTimestamp" in manifest["metadata"] or has_succeeded(manifest):
             self.board.forget(uid)
@@ -141,11 +143,11 @@ class Reconciler:
         return due(manifest, now, outlook)
 
     def known(self) -> set[str]:
-        """The uids of the runs of which something is in memory."""
+        """The uids of the runs that something in memory belongs to."""
         return {*self.board.runs, *self.board.allowances, *self.departed.runs, *self._actor.equipped}
 
     def forget(self, uid: str) -> None:
-        """The run is through, or is not there any more."""
+        """Forget a run that has ended or is deleted."""
         self.board.forget(uid)
         self.departed.runs.pop(uid, None)
         self._actor.equipped.discard(uid)

@@ -1,4 +1,4 @@
-"""Tells people what has become of a run: Events, and the status, once for each look and only when it says more."""
+"""Writes Events and the status of a run: once per reconcile, and only when they say something new."""
 
 import logging
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ class Teller:
     cluster: Cluster
 
     async def tell(self, manifest: Object, status: CGDRunStatus, news: Iterable[Object]) -> bool:
-        """Write the status if it says more, and nobody has changed the run since it was read: what was read may have
-        been old already. Whether it said more. Events go first: their names make them safe to post again, and a status
-        that was written is no reason for news any more."""
+        """Write the status if it says something new, on the condition that nobody has changed the run since it was
+        read. Returns whether it said something new. Events are posted first: their names make posting twice harmless,
+        and after the status is written the same Events would not be due again."""
         if not says_more(status, manifest):
             return False
         await self.announce(news)
@@ -41,5 +41,5 @@ class Teller:
                 await self.cluster.create(EVENT, body)
             except AlreadyExists:
                 continue
-            except ApiError as error:  # an Event is a courtesy: never the reason why a run stands still
+            except ApiError as error:  # a missing Event must never stop a run
                 log.warning("event %s was not posted: %s", body["reason"], error)

@@ -1,4 +1,4 @@
-"""A run at one moment, and what is to be done: the plan and the facts put together. Pure."""
+"""A run at one moment and the actions that it needs: the plan and the facts together. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Object = dict[str, Any]
 class View:
     run: Run
     objects: RunObjects
-    """What there is of the run; actions put in what they make and change."""
+    """The run's objects. Actions update them with what they create and change."""
     previous: CGDRunStatus
     created: datetime
     now: datetime
@@ -37,7 +37,8 @@ class View:
     limit: Trouble | None
     actions: tuple[Action, ...]
     checkpoint_bytes: int
-    """Of a training; 0: not known. From prepare's last words, or from the status where its pod is gone."""
+    """Bytes of a training's checkpoint; 0: unknown. From prepare's last words, or from the status if its pod is
+    gone."""
 
     @classmethod
     def of(cls, run: Run, manifest: Object, objects: RunObjects, now: datetime) -> "View":
@@ -65,12 +66,12 @@ class View:
 
     @property
     def under_way(self) -> dict[str, tuple[tuple[str, ...], int]]:
-        """The children that are there by now and have not ended, as `Board.expect` takes them."""
+        """The children that exist and have not ended, as `Board.expect` takes them."""
         going = [item["metadata"]["labels"].get(STAGE_LABEL) for item in self.objects.children if not has_ended(item)]
         return {child.stage: (child.stages, child.pods) for child in self.children if child.stage in going}
 
     def status(self, board: Board, trouble: Trouble | None, stalled_after: timedelta) -> CGDRunStatus:
-        """Of what is there by now."""
+        """The status of what exists now."""
         return render.render(
             render.Seen(
                 run=self.run,

@@ -1,4 +1,4 @@
-"""What has become of each child: Jobs, PyTorchJobs, TrainJobs, their pods, Workloads and Events in, facts out. Pure."""
+"""The state of each child: Jobs, PyTorchJobs, TrainJobs, their pods, Workloads and Events in, facts out. Pure."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -42,7 +42,7 @@ class ChildFacts:
     reason: str = ""
     message: str = ""
     stuck: datetime | None = None
-    """Since when it has waited for something that a person must mend; None: it does not."""
+    """Since when it waits for a person to mend something; None: it does not."""
     suspended: bool = False
     held: bool = False
     """Suspended by the operator, not by a queue."""
@@ -53,9 +53,9 @@ class ChildFacts:
     attempts: int = 0
     pods: tuple[PodFacts, ...] = ()
     gone: tuple[PodFacts, ...] = ()
-    """Pods that were deleted, as they were last, until the status has it."""
+    """Deleted pods in their last known state, until the status has recorded them."""
     workload: Workload | None = None
-    """What Kueue has for it; None: Kueue has no part in it."""
+    """Its Workload; None: Kueue does not manage it."""
 
 
 def observe(
@@ -66,10 +66,10 @@ def observe(
     now: datetime = LONG_AGO,
     gone: Iterable[Gone] = (),
 ) -> dict[str, ChildFacts]:
-    """The facts of every child there is, by its stage. Of two children of one stage the one that stays counts.
+    """The facts of every existing child by stage. If a stage has two, the child not being deleted counts.
 
-    `events` are Warnings about the children, what their controllers make of them, and their pods. By `now` is judged
-    what takes too long; without it nothing does. `gone` are pods that were deleted lately.
+    `events` are Warnings about the children, the objects that their controllers create, and their pods. `now` decides
+    what takes too long; without it nothing does. `gone` are recently deleted pods.
     """
     queues = {item["metadata"]["labels"][JOB_UID_LABEL]: workload(item, now) for item in workloads}
     notices = [Notice.of(event) for event in events]
@@ -87,7 +87,7 @@ def observe(
 
 
 def checkpoint_bytes(facts: Mapping[str, ChildFacts]) -> int:
-    """What prepare has told of the trainings' checkpoints; 0: nothing."""
+    """The bytes of a training's checkpoint, from prepare's last words; 0: unknown."""
     prepare = facts.get(PREPARE)
     for pod in (*prepare.pods, *prepare.gone) if prepare else ():
         stage = pod.words.stages.get(PREPARE) if pod.words else None
@@ -115,8 +115,8 @@ def queued(children: Iterable[Object]) -> tuple[str, ...]:
 
 
 def unexplained(children: Iterable[Object], pods: Collection[Object], now: datetime) -> Iterator[tuple[str, str]]:
-    """Where Events may say what nothing else says, as namespace and field selector: why a child lacks a pod, and why
-    one that has a node has no container, when that has lasted some seconds."""
+    """The Events to read, as namespace and field selector: those that may explain why a child has no pod, or why a pod
+    on a node has no container, after some seconds."""
     for child in children:
         if has_ended(child):
             continue
@@ -127,7 +127,7 @@ def unexplained(children: Iterable[Object], pods: Collection[Object], now: datet
 
 
 def is_suspended(child: Object) -> bool:
-    """By its manifest; pods of it may still run."""
+    """Whether its manifest suspends it. Its pods may still run."""
     spec = child.get("spec", {})
     return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
@@ -199,7 +199,8 @@ def _fate(
 
 
 def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> Why:
-    """In the words of the pod that says most: that the user must change something, or else the last one that spoke."""
+    """The reason of a failure, from the pod that explains it best: a pod that asks the user for a change, else the last
+    pod with last words."""
     failed = [pod for pod in pods if pod.failed]
     reason = str(condition.get("reason") or "Failed")
     if not failed:

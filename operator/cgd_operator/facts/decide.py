@@ -1,4 +1,4 @@
-"""What to do next. Pure: the plan and the facts in, actions out; nothing is remembered."""
+"""What to do next. Pure and without memory: the plan and the facts in, actions out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ class Start:
 
 @dataclass(frozen=True)
 class Hold:
-    """Suspend a child: its pods go, what they stored stays."""
+    """Suspend a child: its pods end, their stored rows stay."""
 
     facts: ChildFacts
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Let go of a child that the operator held."""
+    """Resume a child that the operator has suspended."""
 
     facts: ChildFacts
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """End a child that its controller would try for ever: it has failed."""
+    """Fail a child that its controller would retry for ever."""
 
     facts: ChildFacts
     why: str
@@ -38,7 +38,7 @@ class GiveUp:
 
 @dataclass(frozen=True)
 class Replace:
-    """Have the pod of a lost node made again: it is declared failed, and deleted without its node's word."""
+    """Replace a pod of a lost node: declare it failed, and delete it without waiting for its node."""
 
     stage: str
     pod: PodFacts
@@ -50,8 +50,8 @@ Action = Start | Hold | Resume | GiveUp | Replace
 def decide(
     children: tuple[Child, ...], facts: Mapping[str, ChildFacts], *, stop: bool, enough: Mapping[str, str]
 ) -> tuple[Action, ...]:
-    """The actions of this moment; none when there is only to wait, or nothing more to do. `stop`: the run is suspended,
-    or has met a limit. `enough`: the stages whose child was tried often enough, and why."""
+    """The actions to take now; none if the run waits or has ended. `stop`: the run is suspended or has reached a limit.
+    `enough`: the stages whose child has used up its retries, and why."""
     started = [facts[child.stage] for child in children if child.stage in facts]
     active = [child for child in started if child.fate in (Fate.WAITING, Fate.RUNNING)]
     if stop or any(child.fate is Fate.FAILED for child in started):
@@ -65,7 +65,7 @@ def decide(
 
 
 def replacements(facts: Mapping[str, ChildFacts], patience: int | None, now: datetime) -> tuple[Replace, ...]:
-    """The pods of lost nodes that should have been gone for `patience` seconds; None: they are left alone."""
+    """Replacements for pods on lost nodes that are overdue by `patience` seconds; None: replace no pod."""
     if patience is None:
         return ()
     pods = [(child.stage, pod) for child in facts.values() for pod in child.pods if pod.phase == LOST and pod.due]
@@ -73,14 +73,14 @@ def replacements(facts: Mapping[str, ChildFacts], patience: int | None, now: dat
 
 
 def _deactivated(facts: ChildFacts) -> bool:
-    """The operator has deactivated its Workload; Kueue may not have stopped it yet."""
+    """Whether the operator has deactivated the child's Workload. Kueue may not have stopped the child yet."""
     return facts.workload is not None and facts.workload.held
 
 
 def done_stages(children: tuple[Child, ...], facts: Mapping[str, ChildFacts]) -> frozenset[str]:
-    """Stages that have succeeded: their child says so, or a later child exists that only starts after them.
+    """Stages that have succeeded: their child has, or a child exists that only starts after them.
 
-    The second half keeps a finished stage finished when somebody has cleaned up its Job.
+    The second rule keeps a finished stage finished after somebody has deleted its Job.
     """
     done: set[str] = set()
     for child in reversed(children):

@@ -1,4 +1,4 @@
-"""Is there anything to do for a run? Pure, and the only answer: events, sweeps and looks all go by it."""
+"""Is there anything to do for a run? Pure. Events, sweeps and reconciles all use this single answer."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,40 +15,39 @@ from cgd_operator.planning.manifests import FINALIZER
 Object = dict[str, Any]
 
 GPU_TIME = ("gpuSeconds", "podGpuSeconds")
-"""Fields of a stage that grow by themselves: they are no reason to write."""
+"""Fields of a stage that grow with time: a change of them alone is no reason to write the status."""
 COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta")
-"""Fields of a status that say how far a stage is. Reports have them written, as often as the operator can write: no
-sweep does."""
+"""Fields of a status that show progress. Reports cause their writes, at a bounded rate; a sweep never does."""
 
 
 class Due(Enum):
     NOTHING = "nothing"
-    """A look would read, and do nothing."""
+    """A reconcile would change nothing."""
     CHILDREN = "what its children say"
-    """The run itself needs nothing: read them to know."""
+    """The run itself needs nothing; its children must be read to know more."""
     TELLING = "telling"
-    """There is something to write on the run, or it has to be deleted."""
+    """The run's status must be written, or the run must be deleted."""
     ACTING = "acting"
-    """Something can begin or must stop: that goes before what is only told."""
+    """A child can start or must stop. Such runs go before those with only a status to write."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a look would make of a run and its children."""
+    """What a reconcile would do with a run and its children."""
 
     acts: bool
     status: CGDRunStatus
 
 
 def due(manifest: Object, now: datetime, outlook: Outlook | None = None) -> Due:
-    """What a run needs; without an `outlook` as far as that can be told before its children are read."""
+    """What a run needs; without an `outlook`, as far as the run alone shows it."""
     meta = manifest["metadata"]
     if "deletionTimestamp" in meta:
         return Due.ACTING if FINALIZER in meta.get("finalizers", []) else Due.NOTHING
     generation = meta["generation"]
     if has_succeeded(manifest):
         status = previous_status(manifest)
-        # 0: nobody can read the status, and it stays
+        # 0: the status cannot be read, and stays as it is
         news = status.observed_generation not in (0, generation) or expired(ttl(manifest), status, now)
     elif outlook:
         if outlook.acts:
@@ -62,7 +61,8 @@ def due(manifest: Object, now: datetime, outlook: Outlook | None = None) -> Due:
 
 
 def has_succeeded(manifest: Object) -> bool:
-    """A run that has succeeded stays so, even when somebody cleans up its Jobs: the one fact that is read back."""
+    """Whether the run has succeeded. This is the only fact that is read back from the status: it holds even after
+    somebody has deleted the run's Jobs."""
     conditions = manifest.get("status", {}).get("conditions", [])
     return any(condition["type"] == "Succeeded" and condition["status"] == "True" for condition in conditions)
 
@@ -72,7 +72,7 @@ def wants_finalizer(manifest: Object) -> bool:
 
 
 def has_right_finalizer(manifest: Object) -> bool:
-    """Whether our finalizer is on the run, or not, as its deletionPolicy wants it."""
+    """Whether the run has or lacks our finalizer as its deletionPolicy requires."""
     return wants_finalizer(manifest) == (FINALIZER in manifest["metadata"].get("finalizers", []))
 
 
@@ -82,8 +82,7 @@ def ttl(manifest: Object) -> int | None:
 
 
 def previous_status(manifest: Object) -> CGDRunStatus:
-    """The status as it was written last; what another version of the operator wrote there and this one does not know is
-    left out."""
+    """The status as it was written last, without fields of another version of the operator."""
     try:
         return CGDRunStatus.model_validate(manifest.get("status") or {}, extra="ignore")
     except ValidationError:  # of another version of the operator: GPU seconds of pods that are gone are lost with it
@@ -91,12 +90,12 @@ def previous_status(manifest: Object) -> CGDRunStatus:
 
 
 def body_of(status: CGDRunStatus) -> Object:
-    """As it is written."""
+    """The status as JSON for the API server."""
     return status.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
 def says_more(status: CGDRunStatus, manifest: Object, *, without: Collection[str] = ()) -> bool:
-    """Whether a status differs from that which the run has by more than these fields, and GPU time."""
+    """Whether a status differs from the run's present status in other fields than `without` and GPU time."""
     left_out = (*GPU_TIME, *without)
     return _part(body_of(status), left_out) != _part(manifest.get("status", {}), left_out)
 

@@ -1,8 +1,8 @@
-"""What Kueue says of a child, read from the Workload that it keeps for it. Pure.
+"""The state of a child that Kueue manages, read from its Workload. Pure.
 
-Kueue owns `suspend` of a child that it manages: it starts what is suspended and admitted, and stops what runs and is
-not. Such a child is therefore held by deactivating its Workload, which gives its quota back, and let go by activating
-it, which puts it into the queue again.
+Kueue owns the field `suspend` of such a child: it resumes an admitted child, and suspends a child that is not admitted.
+So the operator suspends the child by deactivating its Workload, which frees the quota, and resumes it by activating the
+Workload, which queues it again.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Object = dict[str, Any]
 WAITS = ("WaitingForQuota", "WaitingForAdmission", "Admitted", "NotStarted")
 """Reasons of a child that Kueue holds."""
 STARTING = timedelta(seconds=15)
-"""What Kueue may take to start what it has admitted."""
+"""The time that Kueue may need to start an admitted child."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def workload(item: Object, now: datetime) -> Workload:
 
 
 def workload_suspension(suspend: bool) -> Object:
-    """The patch of a Workload that holds its child or lets it go: fact and note in one write."""
+    """The patch of a Workload that suspends or resumes its child, with our annotation in the same write."""
     note = {SUSPENDED_BY_RUN: "true" if suspend else None}
     return {"metadata": {"annotations": note}, "spec": {"active": not suspend}}
 

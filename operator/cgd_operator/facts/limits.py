@@ -1,6 +1,6 @@
-"""When a run is ended although no stage has failed, its budget or its time being used up, and when it is deleted. Pure.
+"""When a run ends because its budget or its time is used up, and when it is deleted. Pure.
 
-Derived anew from usage and time at every look, so a run that has met its limit never starts again by itself.
+Computed from usage and time at every reconcile, so a run that has reached its limit never starts again by itself.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ MEND = (
 def exceeded(
     run: Run, children: tuple[Child, ...], facts: Mapping[str, ChildFacts], gpu_seconds: int, age: timedelta
 ) -> Trouble | None:
-    """The limit that the run has met while something was left to do; a failure that came before stays the reason."""
+    """The limit that an unfinished run has reached; None if a stage failed before, which stays the reason."""
     budget = run.spec.budget
     stages = {stage for child in children for stage in child.stages}
     failed = any(child.fate is Fate.FAILED for child in facts.values())
@@ -39,7 +39,7 @@ def exceeded(
 
 
 def expired(ttl: int | None, status: CGDRunStatus, now: datetime) -> bool:
-    """Whether the run ended so many seconds ago: succeeded, or failed and was not tried again since."""
+    """Whether the run succeeded or failed more than `ttl` seconds ago."""
     ends = [condition for condition in status.conditions if condition.type == "Succeeded"]
     if ttl is None or not ends or ends[0].status == "Unknown" or status.state == "Refused":
         return False

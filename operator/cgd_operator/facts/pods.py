@@ -1,4 +1,4 @@
-"""What has become of each pod: objects in, facts out. Pure."""
+"""The state of each pod: objects in, facts out. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ FAILURES = ("batch.kubernetes.io/job-index-failure-count", "batch.kubernetes.io/
 """Annotations with which a Job counts the failures of an index on its next pod."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LOST = "Lost"
-"""Phase of a pod that its node should have taken down by now: the node is gone. To Kubernetes it still runs."""
+"""The phase of a pod that its node should have ended by now: the node is lost. Kubernetes still calls it running."""
 LOST_AFTER = timedelta(minutes=1)
-"""What a node that is well may take for that after the grace period."""
+"""The time that a healthy node may need to end a pod after its grace period."""
 KEPT_AFTER = timedelta(seconds=30)
-"""What other containers of a pod may take to end after ours."""
+"""The time that other containers of a pod may need to end after ours."""
 OURS = frozenset(CONTAINERS.values())
 OUT_OF_MEMORY = "OOMKilled"
 
@@ -31,32 +31,32 @@ class PodFacts:
     name: str
     uid: str
     owner: str
-    """The uid of the object that has made it."""
+    """The uid of the object that created it."""
     shard: int
-    """Which of its child's pods it is: its number."""
+    """Its number among the pods of its child."""
     phase: str
     """Kubernetes's, or LOST."""
     restarts: int
-    """How often a JobSet had begun all of its pods anew when it made this one."""
+    """How often the JobSet had restarted all its pods when it created this pod."""
     failures: int
-    """How often its Job had made it before, as the Job counts: pods that are gone are among them."""
+    """How often its index has failed, by the Job's count, which includes deleted pods."""
     due: datetime | None
-    """It is being deleted, and its grace period ends then."""
+    """When its grace period ends, if it is being deleted."""
     disrupted: bool
-    """The cluster wanted its place, or lost it: no failure of its own."""
+    """Whether the cluster ended it (preemption, eviction, lost node): not a failure of the program."""
     taken: datetime | None
-    """When a node took it: from then on its GPUs are its own."""
+    """When a node accepted it: from then on it holds its GPUs."""
     start: datetime | None
     end: datetime | None
     exit_code: int | None
     node: str
     trouble: str
-    """Why it waits, is kept, or how it ended: reason and message."""
+    """Why it waits or cannot end, or how it ended: reason and message."""
     troubled: datetime | None
     """Since when."""
     words: LastWords | None
     tail: str
-    """The termination message when it is not ours: the last lines of the log."""
+    """A termination message that is not in our format: the last lines of the log."""
 
     @property
     def failed(self) -> bool:
@@ -65,7 +65,7 @@ class PodFacts:
 
 @dataclass(frozen=True)
 class Gone:
-    """A pod that was deleted, as it was last."""
+    """A deleted pod in its last known state."""
 
     stage: str
     pod: PodFacts
@@ -77,7 +77,7 @@ def stage_of(item: Object) -> str:
 
 
 def pods_by_stage(pods: Iterable[Object], gone: Iterable[Gone], now: datetime) -> dict[str, tuple[PodFacts, ...]]:
-    """All pods that there are or were lately, whether or not their child is there."""
+    """All existing and recently deleted pods by stage, also those whose child is gone."""
     stages: dict[str, tuple[PodFacts, ...]] = {}
     for pod in (*(Gone(stage_of(pod), pod_facts(pod, now)) for pod in pods), *gone):
         stages[pod.stage] = (*stages.get(pod.stage, ()), pod.pod)
@@ -85,7 +85,8 @@ def pods_by_stage(pods: Iterable[Object], gone: Iterable[Gone], now: datetime) -
 
 
 def last_state(pod: Object, now: datetime) -> Gone:
-    """Of a pod that was deleted, just now: it ended when its container did, or else by now, when it had to go."""
+    """The last state of a pod that was just deleted. It ended with its container, or else now or when its grace period
+    ended."""
     facts = pod_facts(pod, LONG_AGO)
     end = facts.end or min(filter(None, (now, facts.due)))
     phase = "Succeeded" if facts.phase == "Succeeded" else "Failed"
@@ -93,7 +94,7 @@ def last_state(pod: Object, now: datetime) -> Gone:
 
 
 def account(pod: PodFacts) -> str:
-    """How a pod ended, for people: where, exit code, what it said and what to change."""
+    """How a pod ended, for people: its name, exit code, last words and hint."""
     code = "" if pod.exit_code is None else f"exit code {pod.exit_code}"
     said = pod.tail.strip().rpartition("\n")[2]
     if pod.words and (message := pod.words.message):

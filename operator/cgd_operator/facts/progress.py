@@ -1,4 +1,4 @@
-"""What the children of a run report of their progress: who may, and the last report of each shard. Pure."""
+"""Progress reports of a run's children: which children may report, and the last report of each shard. Pure."""
 
 import time
 from collections.abc import Mapping
@@ -9,32 +9,32 @@ from cgd_stages.contract import MOST, Progress, Rows
 
 LEAST_PATIENCE, MOST_PATIENCE = 2.0, 30.0
 REPORTS_AT_ONCE = 4.0
-"""Of each pod and stage; afterwards one a second. A stage program sends one every two seconds, and one more when the
-stage begins or is through."""
+"""Reports that a pod may send for a stage in a burst; after that, a report per second. A stage program reports every
+two seconds, and when a stage begins or ends."""
 
 
 @dataclass(frozen=True)
 class StageProgress:
-    """The reports of a stage's shards, added up."""
+    """The sum of the reports of a stage's shards."""
 
     rows: Rows | None
     percent: int | None
     tokens_per_second: int | None
     eta_seconds: int | None
     shards: int = 1
-    """Those that have reported."""
+    """Shards that have reported."""
 
     @property
     def all_done(self) -> bool:
         return _all_done(self.rows)
 
     def is_through(self, shards: int) -> bool:
-        """Whether every one of so many shards has all its rows."""
+        """Whether all of so many shards have finished their rows."""
         return self.all_done and self.shards >= shards
 
 
 class Told(NamedTuple):
-    """What is kept of a report."""
+    """The part of a report that is kept."""
 
     rows: Rows | None
     percent: int | None
@@ -51,27 +51,27 @@ class Told(NamedTuple):
 
 @dataclass
 class Reports:
-    """Of one stage."""
+    """The reports of a stage."""
 
     since: float
-    """When the first came, on the monotonic clock."""
+    """When the first report came, on the monotonic clock."""
     last: dict[int, Told] = field(default_factory=dict)
-    """By shard."""
+    """The last report by shard."""
     turns: int = 0
-    """How often the stage began, was through, or was so no more."""
+    """How often the stage changed between under way and finished."""
 
 
 @dataclass
 class Allowance:
-    """What a child may report, and how often."""
+    """Which stages a child may report, and how often."""
 
     stages: tuple[str, ...]
-    """Those that it carries out."""
+    """The stages that the child carries out."""
     pods: int
     _paid: float = 0.0
 
     def may_report(self, now: float) -> bool:
-        """Whether one more report is in time, at this moment of the monotonic clock. It counts if it is."""
+        """Whether a report at this moment of the monotonic clock is within the rate. If so, the report is counted."""
         paid = max(self._paid, now) + 1 / (self.pods * len(self.stages))
         if paid > now + REPORTS_AT_ONCE:
             return False
@@ -89,17 +89,17 @@ class Allowance:
 
 @dataclass
 class Board:
-    """The children that may report, by run uid and child's stage; the last report of every shard, by run uid and
-    stage. Of a run it holds no more than its own children's stages and pods can fill."""
+    """The children that may report, by run uid and the child's stage; the last report of every shard, by run uid and
+    stage. The stages and pods of a run's children bound what is stored for the run."""
 
     complete: bool = False
-    """Every run there is was looked at: whoever is not known here is not there."""
+    """Whether a sweep has seen every run, so that an unknown run does not exist."""
     allowances: dict[str, dict[str, Allowance]] = field(default_factory=dict)
     runs: dict[str, dict[str, Reports]] = field(default_factory=dict)
 
     def expect(self, uid: str, children: Mapping[str, tuple[tuple[str, ...], int]]) -> None:
-        """The children of a run that may report from now on, by their stage: the stages that each carries out, and its
-        pods. No others may."""
+        """Set the children of a run that may report from now on. `children`: the stage of each child -> the stages that
+        it carries out, and its number of pods."""
         known = self.allowances.pop(uid, {})
         expected = {stage: _same(known.get(stage), *child) for stage, child in children.items()}
         if expected:
@@ -109,8 +109,8 @@ class Board:
         return self.allowances.get(uid, {}).get(stage)
 
     def put(self, uid: str, stage: str, report: Progress) -> bool:
-        """Take a report; whether it is the stage's first, or the first to say that all rows are done. A stage turns so
-        once for each shard, or somebody makes it turn."""
+        """Store a report. Returns whether it is the stage's first report, or the first with all rows done. That happens
+        at most twice per shard; further changes come from false reports and return False."""
         before = self._is_done(uid, stage)
         reports = self.runs.setdefault(uid, {}).setdefault(stage, Reports(time.monotonic()))
         reports.last[report.shard] = Told.by(report)
@@ -123,24 +123,24 @@ class Board:
         return _sum(tuple(reports.last.values())) if reports else None
 
     def _is_done(self, uid: str, stage: str) -> bool | None:
-        """None: nothing is known of it."""
+        """Whether the stage has finished its rows; None without a report."""
         progress = self.of(uid, stage)
         return progress.all_done if progress else None
 
     def patience(self, uid: str, stage: str) -> float:
-        """Seconds that a report may wait to be shown: a hundredth of the stage's age, from 2 to 30. Where many runs
-        report, a tenth of a second for each, so that no more than ten statuses a second are written for it."""
+        """Seconds until a report must be shown: a hundredth of the stage's age, from 2 to 30. With many runs that
+        report, a tenth of a second per run, so that reports cause at most ten status writes per second."""
         age = time.monotonic() - self.runs[uid][stage].since
         return max(LEAST_PATIENCE, min(age / 100, MOST_PATIENCE), 0.1 * len(self.runs))
 
     def forget(self, uid: str) -> None:
-        """The run has ended or is deleted: its tokens open nothing any more."""
+        """Forget a run that has ended or is deleted: its tokens are refused from now on."""
         self.runs.pop(uid, None)
         self.allowances.pop(uid, None)
 
 
 def _same(known: Allowance | None, stages: tuple[str, ...], pods: int) -> Allowance:
-    """That which is known already, with what it has paid."""
+    """The known allowance with its count of reports if the child is unchanged, else a new allowance."""
     return known if known and (known.stages, known.pods) == (stages, pods) else Allowance(stages, pods)
 
 
@@ -169,7 +169,7 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
 
 
 def _percent(rows: Rows, reported: list[int]) -> int | None:
-    """From the rows where there are some: what is shown beside them must not say otherwise."""
+    """Computed from the rows if there are rows, so that it agrees with the numbers beside it."""
     if rows.total:
         return percent_of(rows.done + rows.rejected, rows.total)
     return min(100, max(0, sum(reported) // len(reported))) if reported else None

@@ -1,8 +1,8 @@
-"""How often the pods of a PyTorchJob were made, and when that is enough. Pure.
+"""How often the pods of a PyTorchJob were created, and when that is enough. Pure.
 
-The Training Operator makes a failed pod again without end, under its old name, and nothing that is left tells how
-often: the status keeps a count for every name. Its release 1.7 does not end a job for a permanent exit code either. So
-the operator gives such a child up; of other kinds `spec.retries` is their controllers' to count.
+The Training Operator recreates a failed pod without limit, under its old name, and no object records how often: the
+status keeps a count by pod name. Its release 1.7 does not end a job after a permanent exit code either. So the operator
+itself fails such a child; for other kinds their controllers count `spec.retries`.
 """
 
 from collections.abc import Iterable, Mapping

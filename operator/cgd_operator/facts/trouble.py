@@ -1,4 +1,4 @@
-"""Why a run makes no step although no stage has failed, and who must act. Pure."""
+"""Why a run does not go on although no stage has failed, and who must act. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,23 +20,23 @@ INSTALL: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Trouble:
-    """`final`: the run never makes a step again."""
+    """Why a run does not go on. `final`: it never will."""
 
     reason: str
     message: str
     final: bool = False
     since: datetime | None = LONG_AGO
-    """Since when a person has had to mend it; None: it may pass by itself."""
+    """Since when a person must mend it; None: it may pass by itself."""
 
 
 def without_backend(backend: str) -> Trouble:
-    """Nothing in the cluster runs trainings as the run asks for."""
+    """The cluster does not serve the training kind that the run asks for."""
     return Trouble("TrainingBackendMissing", INSTALL[backend])
 
 
 def refused(stage: str, error: ApiError, ready: datetime, kind: Kind | None = None) -> Trouble:
-    """The API server refuses a stage's child, or (`kind`) what it was tried as. What somebody can put right beside the
-    run, such as an absent ServiceAccount, may be on its way, and alarms nobody at once.
+    """The API server refuses a stage's child, or (`kind`) its dry run. A cause outside the run, such as an absent
+    ServiceAccount, may be mended soon, so the run is not called stalled at once.
 
     Args:
         ready: when the stage could have begun.

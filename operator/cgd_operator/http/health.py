@@ -1,4 +1,4 @@
-"""What probes, Prometheus and `helm test` ask the operator: `/healthz`, `/readyz`, `/leaderz` and `/metrics`."""
+"""The endpoints for probes, Prometheus and `helm test`: `/healthz`, `/readyz`, `/leaderz` and `/metrics`."""
 
 import logging
 import math
@@ -20,16 +20,16 @@ STALE_SECONDS = 120.0
 
 @dataclass
 class Health:
-    """Whether this operator lives, and could lead or does. One that waits for the Lease is ready: it can take over, and
-    passes on what is for the one that leads."""
+    """Whether this operator is alive, and whether it leads or could. An operator that waits for the Lease is ready: it
+    can take over, and it forwards progress reports to the leader."""
 
     leader_answers: Callable[[], Awaitable[bool]] | None = None
-    """Whether any operator leads, as this one sees it."""
+    """Whether a leader answers this operator."""
     ready: bool = False
     leading_since: float | None = None
     """On the monotonic clock."""
     last_sweep: float | None = None
-    """The same; set by every sweep."""
+    """The last sweep, on the monotonic clock."""
     port: int = 0
     _listener: Listener | None = field(default=None, repr=False)
 
@@ -46,7 +46,7 @@ class Health:
         metrics.LEADER.set(1)
 
     def trouble(self) -> str:
-        """Why this operator should be started anew; "" when all is well."""
+        """Why this operator should be restarted; "" if it is healthy."""
         if self.leading_since is None:
             return ""
         silent = time.monotonic() - max(self.leading_since, self.last_sweep or 0.0)

@@ -1,7 +1,7 @@
-"""The operator's HTTP servers, for callers that nobody trusts: one request for each connection, a time for all of it.
+"""The operator's HTTP servers, for untrusted callers: a connection carries one request and has a time limit.
 
-What a flood costs can be bounded at the door, before a byte is read: connections are accepted at a bounded rate,
-whoever opens them, and more slowly where many are refused, so that the reconcile loop beside it goes on.
+The cost of a flood is bounded before a byte is read: connections are accepted at a bounded rate, and more slowly while
+many requests are refused, so that the reconcile loop keeps running.
 """
 
 import asyncio
@@ -19,31 +19,31 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SECONDS = 10.0
-"""So long a connection lives: to send its request and to take the answer. Stage programs wait 5 s for theirs."""
+"""The time limit of a connection, for its request and the answer. Stage programs wait 5 s for an answer."""
 MOST = 128
-"""Connections at a time. One more ends the oldest, which has had its time: a caller that is well takes milliseconds."""
+"""The most connections at a time. A further connection ends the oldest: an ordinary caller takes milliseconds."""
 AT_ONCE = 20
 """Connections that are accepted without a pause after a quiet time."""
 REFUSED = 4
-"""A connection whose request is refused counts as so many: floods are made of such."""
+"""A connection whose request is refused counts as this many: floods consist of them."""
 LONGEST_PAUSE = 1.0
 BODY_LIMIT = 64 * 1024
 LINE, HEADERS = 4096, 32
-"""Bytes of a header's line, and lines: what a connection can make us keep before its request is whole."""
+"""The most bytes of a header line, and the most lines: they bound the memory of an incomplete request."""
 
 
 class _Well(logging.Filter):
-    """Without requests that are no HTTP: they are answered with 400, and are no news."""
+    """Drops log records about requests that are not HTTP: the answer is 400, and an admin has nothing to do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class Listener:
-    """Serves an application. `port` is the one it has got.
+    """Serves an application. `port` is the port that it listens on.
 
     Args:
-        rate: connections that are accepted in a second; the others wait in the kernel.
+        rate: the connections that are accepted per second; others wait in the kernel.
     """
 
     def __init__(self, app: web.Application, *, rate: float) -> None:
@@ -68,9 +68,9 @@ class Listener:
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._open: dict[asyncio.Transport, asyncio.TimerHandle] = {}
-        """In the order in which they came."""
+        """Open connections, the oldest first."""
         self._paid = float("-inf")
-        """Until when the connections that were accepted use up the rate, on the monotonic clock."""
+        """Until when the accepted connections use up the rate, on the monotonic clock."""
         self.host, self.port = "", 0
 
     async def start(self, host: str, port: int) -> None:
@@ -96,10 +96,10 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                with suppress(ConnectionError):  # the caller has gone
+                with suppress(ConnectionError):  # the caller has closed the connection
                     taken, _ = await loop.sock_accept(listening)
                     await self._serve(taken)
-            except OSError as error:  # such as that this process may open no more files
+            except OSError as error:  # for example, too many open files
                 log.warning("a connection was not accepted: %s", error)
                 await asyncio.sleep(LONGEST_PAUSE)
             self._pay(1)
@@ -129,8 +129,8 @@ class Listener:
             transport.abort()
 
     async def _last(self, _: web.Request, answer: web.StreamResponse) -> None:
-        """One request for each connection, so that each report of a flood comes through the door. Here, because what is
-        answered to a header `Expect` comes by no middleware."""
+        """Close the connection after its first request, so that every request of a flood counts against the rate. It is
+        done here because middlewares do not see the answer to an `Expect` header."""
         if 400 <= answer.status < 500:
             self._pay(REFUSED - 1)
         answer.headers["Connection"] = "close"
@@ -155,7 +155,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _take_the_rest(request: web.Request) -> None:
-    """A body that was refused unread: a caller that still sends when the connection is closed never sees why."""
+    """Read the rest of a refused request: a caller that still sends when the connection is closed never sees the
+    answer."""
     if request.content_length is not None and request.content_length <= BODY_LIMIT:
         while not request.content.at_eof():
             await request.content.readany()

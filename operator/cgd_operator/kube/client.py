@@ -38,17 +38,17 @@ Object = dict[str, Any]
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
 PAGE = 50
-"""Objects that are read at once where there may be very many."""
+"""Objects per page of a long list."""
 WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
 Link = Literal["listing", "linked", "lost"]
-"""A watch lists from the start, has an answer of the server, has none any more."""
+"""The states of a watch: it reads the list, it is connected, it has lost the connection."""
 STEADY_SECONDS, LONGEST_PAUSE = 10.0, 5.0
-"""A watch that lasts less long is opened anew after ever longer pauses, so that a server that is away, or a proxy that
-ends all watches, is not asked without end."""
+"""A watch that ends sooner than this is opened again after growing pauses, so that an unreachable server, or a proxy
+that ends all watches, is not flooded with requests."""
 TRIES = 4
 RETRY_AFTER_SECONDS = 10.0
-"""The longest that one answer's Retry-After is obeyed."""
+"""The longest Retry-After that is obeyed."""
 MERGE, APPLY, JSON = "application/merge-patch+json", "application/apply-patch+yaml", "application/json"
 
 
@@ -60,7 +60,7 @@ class Cluster:
         self._session: aiohttp.ClientSession | None = None
         self._manager = manager
         self._versions: dict[Kind, int] = {}
-        """Of each kind, the newest version that a list was read at."""
+        """The newest resource version of a list, by kind."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
@@ -97,8 +97,8 @@ class Cluster:
         """All objects of a kind (their `kind` and `apiVersion` filled in) and the version the list was read at.
 
         Raises:
-            ApiError: among others, the list is older than one that was read before this one was asked for, as from a
-                server that lags behind: what it tells may be undone already.
+            ApiError: for example, the list is older than a list that was read before this request, as from a server
+                that lags behind.
         """
         query, newest = _query(labelSelector=labels, fieldSelector=fields), self._versions.get(kind, 0)
         body = await self._call("GET", kind.path(namespace) + query)
@@ -113,10 +113,10 @@ class Cluster:
     async def pages(
         self, kind: Kind, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> AsyncIterator[tuple[Sequence[Object], str]]:
-        """All objects of a kind, `PAGE` at a time so that memory for those is enough, and the version of each page.
+        """All objects of a kind, `PAGE` at a time to bound memory, and the version of each page.
 
         Raises:
-            Gone: between two pages, when the first is too long ago: start over.
+            Gone: between two pages, if the first page is too old: start over.
         """
         token = ""
         while True:
@@ -129,14 +129,14 @@ class Cluster:
                 return
 
     async def version(self, kind: Kind, namespace: str | None) -> str:
-        """Now, of a kind: from there a watch tells what happens next. Reads no more than one object."""
+        """The current resource version of a kind, from which a watch can start. Reads at most one object."""
         body = await self._call("GET", kind.path(namespace) + _query(limit="1"))
         assert body is not None
         return str(body["metadata"]["resourceVersion"])
 
     async def create(self, kind: Kind, body: Object, *, subresource: str = "", dry_run: bool = False) -> Object:
-        """Create, below an object of the body's name where it is a part of that; a dry run is admitted and validated,
-        and nothing comes of it."""
+        """Create an object, or with `subresource` a part of the object with the body's name. A dry run is admitted and
+        validated, but not stored."""
         query = _query(fieldManager=self._manager, dryRun="All" if dry_run else "")
         name = body["metadata"]["name"] if subresource else None
         path = kind.path(body["metadata"].get("namespace"), name, subresource) + query
@@ -145,7 +145,7 @@ class Cluster:
         return created
 
     async def apply(self, kind: Kind, body: Object, *, subresource: str = "") -> Object:
-        """Server-side apply, taking over fields that someone else holds."""
+        """Server-side apply with force: takes over fields of other managers."""
         body = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         meta = body["metadata"]
         path = kind.path(meta.get("namespace"), meta["name"], subresource) + _query(
@@ -158,7 +158,7 @@ class Cluster:
     async def patch(
         self, kind: Kind, name: str, namespace: str | None, body: Object, *, subresource: str = ""
     ) -> Object | None:
-        """Merge patch; None when the object is gone."""
+        """Merge patch; None if the object does not exist."""
         path = kind.path(namespace, name, subresource) + _query(fieldManager=self._manager)
         return await self._call("PATCH", path, body, content_type=MERGE, absent_is_none=True)
 
@@ -173,7 +173,7 @@ class Cluster:
         propagation: str = "Background",
         grace: int | None = None,
     ) -> None:
-        """Delete; an object that is gone already is fine. One of another uid or version is refused as a conflict."""
+        """Delete an object if it exists. An object with another uid or version is refused as a conflict."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         if conditions := {key: text for key, text in (("uid", uid), ("resourceVersion", version)) if text is not None}:
             options["preconditions"] = conditions
@@ -182,7 +182,7 @@ class Cluster:
         await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)
 
     async def log(self, pod: str, namespace: str) -> str:
-        """What a pod has printed so far."""
+        """The log of a pod so far."""
         path = POD.path(namespace, pod, "log")
         async with await self._request("GET", path, None, JSON, REQUEST_TIMEOUT) as response:
             if response.status >= 300:
@@ -199,11 +199,11 @@ class Cluster:
         listing: bool = True,
         link: Callable[[Link], None] = lambda _: None,
     ) -> AsyncIterator[tuple[str, Object]]:
-        """Every object there is as LISTED (unless `listing` is false), then ("SYNCED", {}), then changes, for ever.
+        """Every existing object as LISTED (unless `listing` is false), then ("SYNCED", {}), then changes, without end.
 
-        A lost connection goes on from the last version seen; a version that is too old (410) starts over from the
-        list, so that a consumer sees LISTED and SYNCED again and must treat both as "look again". `link` is told of
-        the connection, of which the changes say nothing.
+        After a lost connection the watch continues from the last version seen. If that version is too old (410), it
+        starts over: the consumer sees LISTED and SYNCED again, and must read again what it keeps. `link` is called
+        when the state of the connection changes.
         """
         while True:
             link("listing")
@@ -254,7 +254,7 @@ class Cluster:
             else:
                 why = "it was ended"
             short = short + 1 if time.monotonic() - begun < STEADY_SECONDS else 0
-            if short == 1:  # once, however long it lasts
+            if short == 1:  # logged once, however long the interruption lasts
                 log.info("watch of %s was interrupted (%s); going on", kind.plural, why)
             await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE, 0.2 * 2**short))  # noqa: S311
 
@@ -279,8 +279,8 @@ class Cluster:
         content_type: str = JSON,
         absent_is_none: bool = False,
     ) -> Object | None:
-        """The answer's body. A server that names a time to come back (Retry-After, as for 429) is asked again then,
-        `TRIES` times in all: what is written bears names or versions, so that writing it twice is harmless."""
+        """The answer's body. If the answer has a Retry-After (as with 429), the request is repeated, `TRIES` times in
+        all: every write has a name or a version, so that repeating it is harmless."""
         for left in reversed(range(TRIES)):
             try:
                 response = await self._request(method, path, body, content_type, REQUEST_TIMEOUT)
@@ -318,9 +318,10 @@ class Cluster:
         return response
 
     def _connections(self) -> aiohttp.ClientSession:
-        """With the client's TLS. Its own session is not used: it writes every body in ASCII, which an apply must not
-        be, and reads the environment and ~/.netrc before every request. Nor is its limit of 100 connections: the four
-        watches of every namespace hold one each, and whatever is asked beside them would wait for ever."""
+        """A session with the client's TLS settings. The client's own session writes bodies in ASCII, which an apply
+        does not accept, and reads the environment and ~/.netrc before every request. Its limit of 100 connections is
+        not used either: each namespace has four watches with a connection each, and other requests would wait for
+        ever."""
         if self._session is None:
             connector = Connector(limit=0, ssl=self._client.rest_client.ssl_context)
             self._session = aiohttp.ClientSession(connector=connector, trust_env=False, read_bufsize=2**21)
@@ -328,8 +329,8 @@ class Cluster:
 
 
 class Connector(aiohttp.TCPConnector):
-    """Has no connection left when it is closed. aiohttp's own forgets those that were let go in the middle of an answer
-    as every watch is: with TLS they would wait for the server's farewell, in a loop that may be over."""
+    """Closes every connection. aiohttp's own connector forgets connections that were released in the middle of an
+    answer, as those of watches are: with TLS they would wait for the server's close, in a loop that may have ended."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -352,10 +353,10 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encoded(body: Object) -> bytes:
-    """A request's body: JSON that the API server's YAML reader, which takes what is applied, reads alike.
+    """A request's body: JSON that the API server's YAML reader, which parses applied bodies, reads in the same way.
 
-    It refuses characters above U+FFFF as the pair of escapes that JSON has for them, and control characters (C0, C1 and
-    a few more) as they are; some of those it takes for line breaks. Half of a pair is no character in either: U+FFFD.
+    The YAML reader refuses JSON's surrogate pairs of escapes for characters above U+FFFF, and raw control characters
+    (C0, C1 and a few more), some of which it takes for line breaks. A lone surrogate becomes U+FFFD.
     """
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     whole = _SURROGATE.sub("\ufffd", text)
@@ -363,7 +364,7 @@ def encoded(body: Object) -> bytes:
 
 
 def _proxy(url: str) -> str | None:
-    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say of a server."""
+    """The proxy for a server, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
     parts = urlsplit(url)
     return None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
 
@@ -374,7 +375,7 @@ def _query(**parameters: str) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds after which the server wants to be asked again, None when it does not."""
+    """The seconds of Retry-After; None without a request to repeat."""
     text = response.headers.get("Retry-After", "")
     if (response.status != 429 and response.status < 500) or not text.isdecimal():
         return None

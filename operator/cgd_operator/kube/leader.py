@@ -1,7 +1,9 @@
-"""One operator acts at a time: a Lease says which. The election is the Kubernetes client's own, over our connection.
+"""A Lease makes sure that a single operator acts at a time. The Kubernetes client runs the election, over our
+connection.
 
-Its `LeaseLock` is not: it cannot make a Lease, what aiohttp raises passes through it and ends the election while the
-leader acts on (findings/lease-election-of-the-asyncio-client.sh), and it releases nothing. Memory, 2 MB, is no reason.
+The client's own `LeaseLock` is not used: it cannot create a Lease, errors of aiohttp pass through it and end the
+election while the leader acts on (findings/lease-election-of-the-asyncio-client.sh), and it releases nothing. Its
+memory, 2 MB, is no reason.
 """
 
 import asyncio
@@ -26,18 +28,18 @@ write of the Lease. A last try that hangs must be over before the Lease is free:
 
 
 ADDRESS = "cgd.dev/progress-server"
-"""Annotation of the Lease: where the one that holds it takes progress reports."""
+"""Annotation of the Lease: the address where its holder accepts progress reports."""
 
 
 class LeaseLost(Exception):
-    """Another operator may act now: this one must not."""
+    """The Lease is lost: another operator may act, so this one must stop."""
 
 
 class LeaseLock:
-    """The Lease as the election reads and writes it. A write that someone else was ahead of is refused by version.
+    """The Lease as the election reads and writes it. The resource version refuses a write after somebody else's write.
 
-    `address` is written with the Lease by the one that holds it; `leader` is that of the one that held it when it was
-    read last, "" where nobody did.
+    `address` is this operator's, and is written with the Lease while it holds the Lease; `leader` is the address of the
+    holder at the last read, "" without a holder.
     """
 
     def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str) -> None:
@@ -78,7 +80,7 @@ class LeaseLock:
         return await self._written(lambda: self._patch(name, namespace, _spec(updated_record)))
 
     async def release(self) -> None:
-        """Let the next one act at once, instead of after `DURATION`; nothing where another one holds the Lease."""
+        """Release the Lease if we hold it, so that the next operator can act at once instead of after `DURATION`."""
         _, record = await self.get(self.name, self.namespace)
         if isinstance(record, LeaderElectionRecord) and record.holder_identity == self.identity:
             await self._written(lambda: self._patch(self.name, self.namespace, {"holderIdentity": None}))
@@ -101,7 +103,7 @@ class LeaseLock:
 
 
 def _not_found() -> ApiException:
-    """What the election must be told before it makes a Lease."""
+    """The error on which the election creates a Lease."""
     error = ApiException(status=404, reason="NotFound")
     error.body = '{"code": 404}'
     return error
@@ -113,17 +115,18 @@ def _spec(record: LeaderElectionRecord) -> Object:
     return {
         "holderIdentity": record.holder_identity,
         "leaseDurationSeconds": DURATION,
-        # The election gives a time of its own form to a leader that is new, and ours back to one that goes on.
+        # The election writes its own time format for a new leader, and gives our format back for a renewal.
         "acquireTime": acquired if acquired.endswith("Z") else now,
         "renewTime": now,
     }
 
 
 async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]], stop: threading.Event | None = None) -> None:
-    """Wait for the Lease, then run `work` for as long as it is held; released at the end, a cancellation included.
+    """Wait for the Lease, then run `work` while it is held. The Lease is released at the end, also after a
+    cancellation.
 
     Raises:
-        LeaseLost: it could not be renewed; `work` was cancelled.
+        LeaseLost: the Lease could not be renewed; `work` was cancelled.
     """
     election = LeaderElection(Config(lock, DURATION, RENEW_WITHIN, RETRY, work, None))
     log.info("%s waits for the Lease %s/%s", lock.identity, lock.namespace, lock.name)
@@ -136,8 +139,8 @@ async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]], stop: threa
 
 
 async def _acquired(election: LeaderElection, stop: threading.Event | None) -> bool:
-    """Whether the Lease was acquired before `stop` was set. A try under way is ended whatever happens: what it has
-    written must be known, to be taken back."""
+    """Whether the Lease was acquired before `stop` was set. A try that is under way always runs to its end: whether it
+    wrote the Lease must be known, to release it."""
     while stop is None or not stop.is_set():
         attempt = asyncio.create_task(election.try_acquire_or_renew())
         try:

@@ -1,7 +1,7 @@
-"""What others have written on objects, read without trust: annotations, labels, times, last words. Pure.
+"""Reads untrusted values on objects: annotations, labels, times, last words. Pure.
 
-Whoever may write pods may write anything there. What cannot be read counts as not written, so that no run, no watch and
-no sweep fails of it.
+Whoever may write pods may write anything there. A value that cannot be read counts as absent, so that no run, watch or
+sweep fails because of it.
 """
 
 from datetime import UTC, datetime
@@ -14,13 +14,13 @@ LARGEST_NUMBER = 10**9
 
 
 def number(text: object) -> int:
-    """A whole number in a label or an annotation; 0 where it is none."""
+    """The whole number in a label or an annotation; 0 if it is not a number."""
     digits = str(text)
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < len(str(LARGEST_NUMBER)) else 0
 
 
 def moment(text: object) -> datetime | None:
-    """A time of this world: seconds can be added to it, and taken away."""
+    """A time between 1970 and 9000, so that arithmetic with it cannot overflow; None for anything else."""
     if not isinstance(text, str):
         return None
     try:
@@ -31,7 +31,7 @@ def moment(text: object) -> datetime | None:
 
 
 def last_words(message: str) -> LastWords | None:
-    """The termination message of one of our programs; None for any other, which is shown as it is."""
+    """The termination message of a stage program; None for any other text, which is shown unchanged."""
     if not message.startswith("{"):
         return None
     try:

@@ -1,6 +1,6 @@
-"""The status of a run, derived anew from the plan and the facts. Pure.
+"""The status of a run, computed from the plan and the facts. Pure.
 
-The previous status is read to keep what a vanished pod once said, and the time at which a condition last changed.
+The previous status supplies the last words of pods that are gone, and the time at which a condition last changed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ from cgd_stages.contract import MOST, StageFacts, train_stage
 ProgressOf = Callable[[str], StageProgress | None]
 
 STALLED_AFTER = timedelta(minutes=5)
-"""What a person must mend has so long before the run is called stalled, which alarms people."""
+"""The time that a person has to mend something before the run is called stalled, which raises alarms."""
 
 WORDS = {
     "prepare": "Preparing",
@@ -42,7 +42,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """All that a status is made of."""
+    """The inputs of a status."""
 
     run: Run
     children: tuple[Child, ...]
@@ -76,7 +76,7 @@ def render(seen: Seen) -> CGDRunStatus:
 
 
 def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime) -> CGDRunStatus:
-    """The status of a run whose spec cannot be run. What an operator that ran it has written of its stages stays."""
+    """The status of a run with an invalid spec. The stages that an earlier operator has written stay."""
     conditions = {
         "Accepted": ("False", "InvalidSpec", message),
         "Reconciling": ("False", "InvalidSpec", ""),
@@ -90,7 +90,7 @@ def refused(generation: int, message: str, previous: CGDRunStatus, now: datetime
 
 
 def acknowledged(settled: CGDRunStatus, generation: int) -> CGDRunStatus:
-    """The status of a run that has succeeded, after a change to what may change: tools wait for its generation."""
+    """The status of a succeeded run after a change of a mutable field: tools wait for its observedGeneration."""
     conditions = [condition.model_copy(update={"observed_generation": generation}) for condition in settled.conditions]
     return settled.model_copy(update={"observed_generation": generation, "conditions": tuple(conditions)})
 
@@ -146,7 +146,8 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
 
 
 def _message(facts: ChildFacts, old: StageStatus) -> str:
-    """A failure whose pods are gone is told in what they said when they were last seen: their controller says less."""
+    """The message of a stage. If the pods of a failed stage are gone, their last message stays: it says more than their
+    controller's."""
     if facts.fate is not Fate.FAILED or any(pod.failed for pod in facts.gone + facts.pods):
         return facts.message
     if old.state == "Failed" and old.message:
@@ -174,7 +175,7 @@ def _stage_state(
 
 
 def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, old: StageStatus) -> StageState:
-    """By its reports; an operator that has just started has none yet, but what it wrote of the last ones."""
+    """The state of a stage that shares its pod, from its reports, or from the previous status if there are none yet."""
     if progress and progress.rows:
         return "Succeeded" if progress.is_through(child.pods) else "Running"
     if old.rows:
