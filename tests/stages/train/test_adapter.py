@@ -121,7 +121,7 @@ def test_the_stored_model_is_the_student_with_the_adapter_added_and_rounded_once
         expected = base[name]
         if (a := parts.get(name.replace(".weight", ".lora_A.default.weight"))) is not None:
             b = parts[name.replace(".weight", ".lora_B.default.weight")]
-            expected = (expected.float() + 1.5 * b.float() @ a.float()).to(tensor.dtype)
+            expected = (expected.float() + (b.float() @ a.float()) * 1.5).to(tensor.dtype)
             added += not torch.equal(expected, base[name])
         assert torch.equal(tensor, expected), name
     assert added == 14
