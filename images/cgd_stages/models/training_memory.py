@@ -18,7 +18,7 @@ Activations, bytes per token, as the layers of transformers keep them for backwa
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
 matrix of positions; keys and values may be repeated to the number of queries.
 
-    norms        8 + w for each element: two copies in float32 and what comes out
+    norms        8 + w for each element: two copies in float32 and what comes out; 4 + w where their weights are frozen
     attention    w for each element of queries, keys, values, keys and values repeated, and what comes out
     MLP          4w for each element: gate, its activation, the other branch and their product
     adapter      w for each row of A, of 7 modules in a layer; with dropout, w + 1 for each element of their inputs
@@ -155,7 +155,7 @@ def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
 def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) -> int:
     """Bytes that a micro-batch of `tokens` tokens keeps for backward, at most."""
     width = number_bytes(work)
-    norms = (8 + width) * shape.norms
+    norms = ((4 if work.adapter else 8) + width) * shape.norms
     attention = width * shape.layers * (4 * shape.queries + 2 * shape.keys)
     mlp = 4 * width * shape.layers * shape.inner
     kept = norms + attention + mlp
