@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import core_schema
 
@@ -59,8 +68,9 @@ class Contract(BaseModel):
 
     @classmethod
     def part_of(cls, other: BaseModel) -> Self:
-        """This class, filled from the attributes of another object that have the names of its fields."""
-        return cls.model_validate(other, from_attributes=True)
+        """This class, filled from the attributes of another object that have the names of its fields; of a subclass
+        too, which pydantic would take as it is."""
+        return cls.model_validate({name: getattr(other, name) for name in cls.model_fields if hasattr(other, name)})
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
@@ -157,6 +167,10 @@ Half = Annotated[Decimal, Between(0, 0.5)]
 Temperature = Annotated[Decimal, Between(0, 2)]
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
+Word = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Date = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$")]
+FREE: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+"""The schema of an object whose fields are somebody else's."""
 
 
 class StageName(str):
@@ -208,28 +222,79 @@ class Model(Contract):
     revision: str | None = None
 
 
-class Endpoint(Contract):
-    """An OpenAI-compatible chat server. Its key, if it needs one, is in `CGD_TEACHER_API_KEY`."""
+_OURS = ("model", "messages", "stream", "n")
 
-    url: str
-    model: str
-    max_concurrency: int = 64
+
+def _extra_body(body: dict[str, Any]) -> dict[str, Any]:
+    if ours := [name for name in _OURS if name in body]:
+        raise ValueError(f"the run sets {', '.join(ours)} of a request: leave it out of extraBody")
+    return body
+
+
+class Endpoint(Contract):
+    """A chat server that speaks OpenAI's API. A pod has its key, if it needs one, in `CGD_TEACHER_API_KEY`."""
+
+    url: str = Field(description="The server's base URL, such as https://api.example.com/v1.")
+    model: str = Field(description="The model's name on the server.")
+    max_concurrency: int = Field(64, ge=1, le=4096, description="The most requests that are open at a time.")
+    token_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="The name under which the server takes maxTokens. Newer servers refuse max_tokens."
+    )
+    omit: tuple[Literal["temperature", "seed"], ...] = Field(
+        (),
+        max_length=2,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Parameters that no request holds, because the server refuses them. It then uses its own.",
+    )
+    extra_body: Annotated[dict[str, Any], AfterValidator(_extra_body), WithJsonSchema(FREE)] = Field(
+        {},
+        description="More fields of every request, such as reasoning_effort. They win over what the run would send.",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The model's part of a digest's inputs: everything that may change a text."""
+        given = {"omit": sorted(self.omit), "extraBody": self.extra_body}
+        return {"name": self.model, "endpoint": self.url} | {name: value for name, value in given.items() if value}
 
 
 class Fields(Contract):
-    """The names of the columns in the source."""
+    """The names of the columns in the source. Where no column has a name, its dots lead into objects and lists:
+    reward_model.ground_truth, answers.text, answers.0."""
 
     prompt: Name = Field("prompt", description="The column with the prompt or question.")
+    messages: Name | None = Field(
+        None,
+        description="The column with a conversation, in place of prompt: a list of {role, content} or {from, value}. "
+        "The prompt is its last user turn. The system turn and the turns before stay turns, for every model, training "
+        "and evaluation. An assistant turn after the prompt is the reference unless reference names a column.",
+    )
     reference: Name | None = Field(
         None,
         description="The column with the reference answer. Benchmarks and the objective SFT need it. The teacher never "
         "sees it.",
     )
+    several: Literal["any", "all"] | None = Field(
+        None,
+        description="What a list of references means: any of them is a right answer, or a right answer has all of "
+        "them. Default: any for a list of texts, and all for a list of numbers, which is a point or an interval.",
+    )
+    choices: Name | None = Field(
+        None,
+        description="The column with the choices of a question: a list of texts, {text: [...], label: [...]}, or "
+        "{A: ..., B: ...}. They follow the question as lettered lines, and the reference becomes the letter; the "
+        "column of the reference may have the letter, the label, the text, or the index from 0 of the right choice.",
+    )
 
     @property
-    def columns(self) -> list[str]:
-        """The columns that have a name."""
-        return list(self.model_dump(exclude_none=True).values())
+    def named(self) -> dict[str, str]:
+        """The columns that are read, by the field that names them."""
+        unread = {"several"} | ({"prompt"} if self.messages else set())
+        return self.model_dump(exclude_none=True, exclude=unread)
+
+    def given(self) -> dict[str, Any]:
+        """The fields for a digest: those that came later only where they are set."""
+        later = {"messages", "several", "choices"}
+        return self.model_dump(by_alias=True, exclude={name for name in later if getattr(self, name) is None})
 
 
 class BenchmarkFields(Fields):
@@ -294,6 +359,20 @@ class Benchmark(Source):
     """Outputs for each question; more than one needs a temperature above 0."""
 
 
+class Repetition(Contract):
+    """What a loop is: a text whose end repeats itself. It is stopped and rejected."""
+
+    stop: bool = Field(True, description="Whether the run looks for loops. If not, a loop ends at maxTokens.")
+    min_tokens: int = Field(
+        512,
+        ge=32,
+        le=8192,
+        description="The fewest tokens of a loop, all repetitions together. A shorter run of the same token, such as "
+        "the zeros of a large number, is no loop.",
+    )
+    min_repeats: int = Field(32, ge=8, le=1024, description="How often a loop repeats itself at least.")
+
+
 class Sampling(Contract):
     """How a model writes. The defaults are the paper's: greedy decoding, at most 16,384 new tokens."""
 
@@ -303,20 +382,108 @@ class Sampling(Contract):
     temperature: Temperature = Field(0.0, description='The sampling temperature; "0" means greedy decoding.')
     top_p: Rate = Field(1.0, description="The share of nucleus sampling. It matters only with a temperature above 0.")
     seed: int = Field(0, ge=0, description="Gives every row a seed of its own, together with the row's key.")
+    top_k: int | None = Field(
+        None, ge=1, description="How many of the likeliest tokens a token is drawn from; default: all."
+    )
+    min_p: Fraction | None = Field(
+        None,
+        description="The least probability of a token that may be drawn, as a share of the likeliest token's; default: "
+        "none.",
+    )
+    repetition: Repetition | None = Field(
+        None, description="What a loop is; default: at least 32 repetitions with 512 tokens or more in all."
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Its part of a digest's inputs, without the fields that are not given: earlier builds had fewer."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+    @property
+    def loop(self) -> Repetition:
+        return self.repetition or Repetition()
+
+
+class Speculative(Contract):
+    """Speculative decoding, as vLLM has it: a draft of several tokens, which the model checks in one step. The texts
+    have the same distribution as without it."""
+
+    method: (
+        Literal[
+            "ngram",
+            "ngram_gpu",
+            "suffix",
+            "draft_model",
+            "medusa",
+            "mlp_speculator",
+            "eagle",
+            "eagle3",
+            "mtp",
+            "dflash",
+            "dspark",
+        ]
+        | None
+    ) = Field(None, description="vLLM's name of the method; default: what the model of the drafts is made for.")
+    model: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="The model that writes the drafts: on the hub, an s3:// folder, or a path in the image."
+    )
+    num_speculative_tokens: int | None = Field(
+        None, ge=1, le=64, description="The tokens of a draft; default: what the model of the drafts is made for."
+    )
 
 
 class Engine(Contract):
     """Arguments of the vLLM engine. `engines` chooses each one that is None for the hardware, or the model does."""
 
-    max_model_len: int | None = None
-    tensor_parallel: int = 1
-    dtype: str = "auto"
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    gpu_memory_utilization: float | None = None
+    tensor_parallel: int = Field(1, ge=1, le=64, description="How many GPUs one engine uses.")
+    max_model_len: int | None = Field(
+        None, ge=32, description="The context length in tokens; default: the model's own."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="The number format of the weights; auto leaves it to the engine."
+    )
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        le=8192,
+        description="The most rows that one engine works on at a time. Default by the GPU's memory: 128 below 30 GiB, "
+        "256 below 60 GiB, 512 below 120 GiB, else 1024.",
+    )
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=64,
+        le=1048576,
+        description="The most tokens of one engine step; default: 16384 on a GPU of 60 GiB or more, else 8192.",
+    )
+    gpu_memory_utilization: Rate | None = Field(
+        None, description='The share of a GPU\'s memory that the engine takes; default: "0.92".'
+    )
+    quantization: Word | None = Field(
+        None,
+        description="vLLM's name of a quantization, such as fp8; default: what the model's config says. prepare checks "
+        "it.",
+    )
+    kv_cache_dtype: Word | None = Field(
+        None, description="vLLM's name of the number format of keys and values, such as fp8; default: the weights'."
+    )
+    speculative: Speculative | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """The part of a digest's inputs of what may change a text by more than rounding."""
+        given = {"quantization": self.quantization, "kvCacheDtype": self.kv_cache_dtype}
+        always = {"maxModelLen": self.max_model_len, "dtype": self.dtype}
+        return always | {name: value for name, value in given.items() if value}
 
 
 Thinking = Literal["auto", "on", "off"]
+Learned = Literal["drop", "learn"]
+"""What becomes of the teacher's thoughts in training."""
+CONFIG_MAP = "configmap://"
+
+
+def _plain_values(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if wrong := [name for name, value in kwargs.items() if not isinstance(value, bool | int | str)]:
+        raise ValueError(f"{', '.join(wrong)}: write text, a whole number, true or false")
+    return kwargs
 
 
 class Chat(Contract):
@@ -324,19 +491,37 @@ class Chat(Contract):
 
     thinking: Thinking = Field(
         "auto",
-        description="Whether the model thinks before it answers: on, off, or as its template does when nobody asks "
-        "(auto). prepare refuses what the template cannot do.",
+        description='Whether the model thinks before it answers: "on" or "off" (with the quotes, which YAML needs), '
+        "or as its template does when nobody asks (auto). prepare refuses what the template cannot do.",
     )
-    template: str | None = None
-    """A chat template in Jinja that replaces the model's own."""
-    template_kwargs: dict[str, bool | int | str] = {}
-    """More variables of the template, such as `reasoning_effort`."""
-    reasoning_parser: str | None = None
-    """vLLM's name of the model's thought format; None: the template shows it."""
-    thinking_budget: int | None = None
-    """The most tokens of a thought."""
-    date: str | None = None
-    """The date (YYYY-MM-DD) that a template is told when it asks for today's."""
+    template: Annotated[str, Field(min_length=1, max_length=8192)] | None = Field(
+        None,
+        description="A chat template that replaces the model's own: its Jinja text, or the place of a file with it, "
+        "configmap://name/key or s3://bucket/key.",
+    )
+    template_kwargs: Annotated[dict[str, Any], AfterValidator(_plain_values), WithJsonSchema(FREE)] = Field(
+        {},
+        description="More variables of the template, such as reasoning_effort: text, whole numbers, true and false.",
+    )
+    reasoning_parser: Word | None = Field(
+        None,
+        description="vLLM's name of the form in which the model writes its thoughts, such as deepseek_r1; default: "
+        "what template and tokenizer show.",
+    )
+    thinking_budget: int | None = Field(
+        None, ge=1, le=1048576, description="The most tokens of a thought; the engine then ends it. Default: no limit."
+    )
+    date: Date | None = Field(
+        None,
+        description="The date (YYYY-MM-DD) that a template is told when it asks for today's; default: the day on which "
+        "the run was created, in UTC.",
+    )
+
+    @property
+    def template_uri(self) -> str | None:
+        """Where the template's text is, if the manifest does not hold it."""
+        found = self.template is not None and self.template.startswith((CONFIG_MAP, "s3://"))
+        return self.template if found else None
 
 
 Role = Literal["answer", "critique", "refine", "distill"]
@@ -356,6 +541,12 @@ CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
 """The text that takes the critique's place when CGD is trained: see `examples.critic`."""
 
 
+Select = Literal["first", "shortest-right", "all-right"]
+"""Which of several refinements of an answer are learned; see `quality.selection`."""
+Keep = Literal["all", "right", "one-right"]
+"""Which rows are learned, by the grade of their refinement; see `quality.selection`."""
+
+
 class Generate(Contract):
     """Ask a model for the text of each role. Several roles share one warm engine, in this order."""
 
@@ -363,6 +554,8 @@ class Generate(Contract):
     roles: tuple[Role, ...]
     sampling: tuple[Sampling, ...]
     """One for each role."""
+    samples: int = 1
+    """How many texts are drawn for each row. A critique is drawn once."""
     model: Model | None = None
     endpoint: Endpoint | None = None
     engine: Engine = Engine()
@@ -370,6 +563,10 @@ class Generate(Contract):
     shards: int = 1
     max_rejected: float
     """The fraction of a stage's rows that may be rejected before the stage fails."""
+
+    def draws(self, role: Role) -> int:
+        """How many texts a role draws for each row that it reads."""
+        return 1 if role == "critique" else self.samples
 
 
 class Critique(Contract):
@@ -496,7 +693,7 @@ class Lesson(Contract):
     """Only the objective CGD may have another kind than `matched`."""
     student: Model
     chat: Chat = Chat()
-    thinking: Literal["drop", "learn"] = "drop"
+    thinking: Learned = "drop"
     """Whether the teacher's thought before the target is learned too, in the student's own markup."""
     workers: int = 1
     processes_per_worker: int = 1
@@ -507,6 +704,8 @@ class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last ba
 
     validation: Validation = Validation()
     max_rejected: float
+    common_rows: bool = False
+    """Leave out the rows that check leaves out: for every training alike, so that trainings can be compared."""
 
 
 CHECKPOINT_BYTES = "checkpoint_bytes"
@@ -539,6 +738,8 @@ class Check(Contract):
 
     kind: Literal["check"] = "check"
     trainings: tuple[Train, ...]
+    select: Select = "first"
+    keep: Keep = "all"
     min_right_refinements: float | None = None
     """The fraction of the graded refinements that must be right."""
 
@@ -612,6 +813,10 @@ class Report(Contract):
     stages: tuple[StageName, ...]
     """Every stage before this one, in order."""
     spec: str
+    student_chat: Chat = Chat()
+    """The student's in answer, training and evaluation."""
+    teacher_chat: Chat = Chat()
+    thinking: Learned = "drop"
 
 
 class Clean(Contract):

@@ -66,7 +66,7 @@ def test_a_manifest_has_numbers_as_text_and_a_task_has_them_as_numbers() -> None
 
 
 def test_a_default_is_written_as_a_manifest_would_have_it() -> None:
-    assert Sampling().model_dump(mode="json", context=MANIFEST) == {
+    assert Sampling().model_dump(mode="json", context=MANIFEST, exclude_none=True) == {
         "max_tokens": 16384, "temperature": "0", "top_p": "1", "seed": 0,
     }  # fmt: skip
 

@@ -9,12 +9,14 @@ class Message(TypedDict):
 
 
 def plain(messages: list[Message]) -> str:
-    """The text for a model without a chat template: the instruction, the slots, and the word that its reply follows."""
+    """The text for a model without a chat template: the instruction, the slots, and the word that its reply follows. Of
+    several turns each is marked as a question or an answer."""
     system = [message["content"] for message in messages if message["role"] == "system"]
-    user = [message["content"] for message in messages if message["role"] == "user"]
-    if system:
-        return "\n\n".join([*system, *user, "Response:"])
-    return "\n\n".join([f"Question: {text}" for text in user] + ["Answer:"])
+    turns = [message for message in messages if message["role"] != "system"]
+    if system and len(turns) == 1:
+        return "\n\n".join([*system, turns[0]["content"], "Response:"])
+    framed = [f"{'Question' if turn['role'] == 'user' else 'Answer'}: {turn['content']}" for turn in turns]
+    return "\n\n".join([*system, *framed, "Answer:"])
 
 
 def without_system(messages: list[Message]) -> list[Message]:

@@ -1,33 +1,62 @@
-"""The arguments of vLLM on this machine, for generation, evaluation and lm-eval."""
+"""The arguments of vLLM on this machine, for generation, evaluation and lm-eval, and of each request."""
 
 import logging
+import math
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cgd_stages import contract
-from cgd_stages.errors import GPU_HINT, TransientError
+from cgd_stages.contract import Chat, Engine, Repetition, Sampling
+from cgd_stages.errors import GPU_HINT, TransientError, UserError
 
 log = logging.getLogger(__name__)
 
-ON_GPU = {"max_num_seqs": 512, "max_num_batched_tokens": 16384, "gpu_memory_utilization": 0.92}
-"""For throughput, on GPUs with 80 GB. vLLM's own defaults compromise for latency."""
+GPU_MEMORY_UTILIZATION = 0.92
+LOOP_TOKENS = 64
+"""The longest part, in tokens, whose repetition is looked for."""
+_GIB = 1 << 30
 
 
-def vllm_arguments(model: Path, engine: contract.Engine) -> dict[str, Any]:
-    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too.
+def on_gpu(memory: int) -> dict[str, Any]:
+    """The settings for a GPU with `memory` bytes, for throughput: vLLM's own defaults compromise for latency. A smaller
+    GPU has less room for keys and values, and a row that loses its room is computed again."""
+    gib = memory / _GIB
+    return {
+        "max_num_seqs": 128 if gib < 30 else 256 if gib < 60 else 512 if gib < 120 else 1024,
+        "max_num_batched_tokens": 8192 if gib < 60 else 16384,
+        "gpu_memory_utilization": GPU_MEMORY_UTILIZATION,
+    }
+
+
+def vllm_arguments(
+    model: Path, engine: Engine, chat: Chat | None = None, *, thought: tuple[str, str] | None = None
+) -> dict[str, Any]:
+    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `thought`: the markers
+    that stand around a thought, which vLLM needs to hold a model to `chat.thinking_budget`.
 
     Raises TransientError when vLLM has no device to run on.
     """
+    platform = _platform()
+    if platform.is_unspecified():
+        raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
+    hardware = _on_cpu(engine) if platform.is_cpu() else on_gpu(platform.get_device_total_memory())
+    return _arguments(model, engine, hardware) | _thinking(chat or Chat(), thought)
+
+
+def _platform() -> Any:
     for name, value in {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm.platforms import current_platform
 
-    if current_platform.is_unspecified():
-        raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
-    arguments: dict[str, Any] = {
+    return current_platform
+
+
+def _arguments(model: Path, engine: Engine, hardware: dict[str, Any]) -> dict[str, Any]:
+    always = {
         "model": str(model),
         "dtype": engine.dtype,
         "max_model_len": engine.max_model_len,
@@ -37,16 +66,31 @@ def vllm_arguments(model: Path, engine: contract.Engine) -> dict[str, Any]:
         "trust_remote_code": False,
         "seed": 0,
     }
-    arguments |= _on_cpu(engine) if current_platform.is_cpu() else dict(ON_GPU)
-    arguments |= {
+    chosen = {
         name: value
-        for name in ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
+        for name in (*on_gpu(0), "quantization", "kv_cache_dtype")
         if (value := getattr(engine, name)) is not None
     }
-    return arguments
+    if engine.speculative:
+        chosen["speculative_config"] = engine.speculative.model_dump(exclude_none=True)
+    return always | hardware | chosen
 
 
-def _on_cpu(engine: contract.Engine) -> dict[str, Any]:
+def _thinking(chat: Chat, thought: tuple[str, str] | None) -> dict[str, Any]:
+    """What vLLM must know of a model's thoughts to end one that reaches the budget."""
+    if chat.thinking_budget is None:
+        return {}
+    if chat.reasoning_parser:
+        return {"reasoning_parser": chat.reasoning_parser}
+    if thought is None:
+        message = "thinkingBudget is set, and nothing shows how the model marks the beginning and the end of a thought"
+        raise UserError(message, hint="Set reasoningParser beside it, or remove thinkingBudget.")
+    from vllm.config.reasoning import ReasoningConfig
+
+    return {"reasoning_config": ReasoningConfig(reasoning_start_str=thought[0], reasoning_end_str=thought[1])}
+
+
+def _on_cpu(engine: Engine) -> dict[str, Any]:
     """vLLM's settings for a CPU: a small cache, every core, one process, no compilation."""
     import torch
 
@@ -70,3 +114,115 @@ def cpu_dtype(dtype: str, *, fast_bfloat16: bool) -> str:
     Without AVX-512, torch multiplies bfloat16 matrices without oneDNN: 1 GFLOP/s instead of 33 with float32.
     """
     return "float32" if dtype == "auto" and not fast_bfloat16 else dtype
+
+
+# --- requests
+
+
+def sampling_params(sampling: Sampling, limit: int, prompt_tokens: int, *, thinking_budget: int | None = None) -> Any:
+    """vLLM's SamplingParams of a request whose prompt has `prompt_tokens` of the context's `limit` tokens.
+
+    Raises UserError when vLLM does not take the sampling.
+    """
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMClientError
+    from vllm.sampling_params import RequestOutputKind
+
+    try:
+        return SamplingParams(
+            max_tokens=min(sampling.max_tokens, limit - prompt_tokens),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or 0,
+            min_p=sampling.min_p or 0.0,
+            seed=sampling.seed if sampling.temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            repetition_detection=loop_detection(sampling.loop),
+            thinking_token_budget=thinking_budget,
+        )
+    except (ValueError, VLLMClientError) as error:
+        hint = "Correct the sampling in spec.generation or spec.evaluation."
+        raise UserError(f"vLLM refuses the sampling: {error}", hint=hint) from error
+
+
+def loop_detection(loop: Repetition) -> Any:
+    """vLLM's RepetitionDetectionParams; None: it looks for no loops.
+
+    vLLM counts repetitions of a part that has `min_pattern_size` tokens or more. A shorter part that repeats is a
+    longer part that repeats, so this size sets the fewest tokens of any loop: with 16 tokens, 32 times, a run of one
+    token is a loop from 512 tokens on, and not from 32. The longest part has at least twice as many tokens less one, so
+    that every shorter part has a multiple between the two.
+    """
+    if not loop.stop:
+        return None
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    repeats = max(loop.min_repeats, math.ceil(loop.min_tokens / LOOP_TOKENS))
+    shortest = math.ceil(loop.min_tokens / repeats)
+    return RepetitionDetectionParams(
+        min_pattern_size=shortest, max_pattern_size=max(LOOP_TOKENS, 2 * shortest - 1), min_count=repeats
+    )
+
+
+# --- checks without a GPU
+
+
+def needs_judging(engine: Engine, chat: Chat) -> bool:
+    """Whether the arguments hold anything that only vLLM can judge."""
+    own = Engine(max_model_len=engine.max_model_len, dtype=engine.dtype)
+    return engine != own.model_copy(update={"gpu_memory_utilization": engine.gpu_memory_utilization}) or bool(
+        chat.reasoning_parser
+    )
+
+
+def refuse_wrong_engine(model: Path, engine: Engine, chat: Chat, samplings: Sequence[Sampling], where: str) -> None:
+    """Have vLLM's own code judge an engine's arguments, and the sampling of its requests, where there is no GPU yet.
+    `where` names the model in the spec. Raises UserError with the fields to correct.
+
+    vLLM's config of a whole engine needs a device; its parts do not.
+    """
+    hardware = _on_cpu(engine) if (platform := _platform()).is_cpu() else on_gpu(0)
+    from vllm import EngineArgs
+    from vllm.config import CacheConfig, ParallelConfig, SchedulerConfig, VllmConfig
+    from vllm.reasoning import ReasoningParserManager
+
+    log.info("%s: vLLM judges its arguments for %s", where, platform.device_type or "a GPU")
+    with _judged(where, "quantization", "dtype", "maxModelLen"):
+        arguments = EngineArgs(**_arguments(model, engine, hardware))
+        config = arguments.create_model_config()
+        VllmConfig.get_quantization_config(config, arguments.create_load_config())
+    with _judged(where, "kvCacheDtype", "gpuMemoryUtilization"):
+        CacheConfig(cache_dtype=arguments.kv_cache_dtype, gpu_memory_utilization=arguments.gpu_memory_utilization)
+    with _judged(where, "tensorParallel"):
+        parallel = ParallelConfig(tensor_parallel_size=engine.tensor_parallel, distributed_executor_backend="mp")
+        config.verify_with_parallel_config(parallel)
+    with _judged(where, "speculative"):
+        speculative = arguments.create_speculative_config(config, parallel)
+    with _judged(where, "maxNumSeqs", "maxNumBatchedTokens"):
+        SchedulerConfig(
+            max_num_batched_tokens=arguments.max_num_batched_tokens or SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_num_seqs=arguments.max_num_seqs,
+            max_model_len=config.max_model_len,
+            is_encoder_decoder=config.is_encoder_decoder,
+            enable_chunked_prefill=True,
+        )
+    if chat.reasoning_parser:
+        with _judged(where, "chat.reasoningParser"):
+            ReasoningParserManager.get_reasoning_parser(chat.reasoning_parser)
+    for sampling in samplings:
+        with _judged(where, "speculative", "the sampling in spec.generation or spec.evaluation"):
+            sampling_params(sampling, config.max_model_len, 0).verify(config, speculative, None, None)
+
+
+@contextmanager
+def _judged(where: str, *fields: str) -> Iterator[None]:
+    """Names the fields that the block reads when vLLM refuses them."""
+    from vllm.exceptions import VLLMError
+
+    names = [field if " " in field else f"{where}.{field}" for field in fields]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except (ValueError, TypeError, LookupError, NotImplementedError, ImportError, VLLMError) as error:
+        message = f"{where}: vLLM refuses its arguments: {error}"
+        raise UserError(message, hint=f"Correct {' or '.join(names)}.") from error

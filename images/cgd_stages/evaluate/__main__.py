@@ -101,8 +101,8 @@ def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str,
         "stage": context.task.stage,
         "model": model.identity(),
         "questions": digest_of(rows=questions, frame=answer_messages("{x}")),
-        "sampling": work.sampling.model_dump(by_alias=True),
-        "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
+        "sampling": work.sampling.identity(),
+        "engine": work.engine.identity(),
     }
     if work.rival:
         reflexion = work.rival.kind == "Reflexion"
@@ -138,7 +138,8 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], writer: PartWri
 
 def _engine(context: Context, work: Evaluate) -> Engine:
     model = resolve.pinned(work.model, context.store)
-    return VllmEngine(resolve.fetch(model, context.store, context.scratch), work.engine)
+    engine = resolve.with_drafts(work.engine, context.store, context.scratch)
+    return VllmEngine(resolve.fetch(model, context.store, context.scratch), engine)
 
 
 def key_of(row: Row) -> Key:

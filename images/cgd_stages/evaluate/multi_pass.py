@@ -16,7 +16,7 @@ from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Rival, Role, Sampling
 from cgd_stages.engines.base import Completion, Reply, Request
 from cgd_stages.engines.replies import row_sampling
-from cgd_stages.method.prompts import retry_messages, role_messages, verdict
+from cgd_stages.method.prompts import earlier_turns, retry_messages, role_messages, verdict
 from cgd_stages.store.rows import Row
 
 MEMORY = 3
@@ -100,7 +100,8 @@ class Dialogues:
         purpose = f"evaluate-{dialogue.passes}" if dialogue.passes else "evaluate"
         sampling = row_sampling(self._sampling, purpose, dialogue.question)
         if dialogue.role == "refine" and self._kind == "Reflexion":
-            messages = retry_messages(dialogue.question["prompt"], dialogue.reflections[-MEMORY:])
+            turns = earlier_turns(dialogue.question)
+            messages = retry_messages(dialogue.question["prompt"], dialogue.reflections[-MEMORY:], turns=turns)
         else:
             messages = role_messages(dialogue.role, dialogue.question | dialogue.texts)
         return Request(f"{dialogue.name}#{dialogue.passes}", messages, sampling)

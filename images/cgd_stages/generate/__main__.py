@@ -26,7 +26,7 @@ from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import kept_or_rejected, row_sampling
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
-from cgd_stages.generate.shard_writer import ShardWriter, owned_rows, packed
+from cgd_stages.generate.shard_writer import ShardWriter, drawn, owned_rows, packed
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
 from cgd_stages.runtime.pace import Pace
@@ -91,12 +91,19 @@ class Stage:
 
     role: Role
     sampling: Sampling
+    draws: int
+    """How many texts it asks for, for each row that it reads."""
     source: Source
     folder: Folder
     inputs: dict[str, Any]
     shard: int
     shards: int
     max_rejected: float
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of this stage over all shards, once the stage before has ended."""
+        return None if self.source.stage_rows is None else self.source.stage_rows * self.draws
 
 
 class WarmEngine:
@@ -119,7 +126,8 @@ class WarmEngine:
 def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
         return EndpointEngine(work.endpoint)
-    return VllmEngine(resolve.fetch(_model(context, work), context.store, context.scratch), work.engine)
+    engine = resolve.with_drafts(work.engine, context.store, context.scratch)
+    return VllmEngine(resolve.fetch(_model(context, work), context.store, context.scratch), engine)
 
 
 def _model(context: Context, work: Generate) -> Model:
@@ -140,19 +148,21 @@ def _source(context: Context, stage: str, before: Folder | None) -> Source:
 
 def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, source: Source) -> Stage:
     if work.endpoint is not None:
-        model = {"name": work.endpoint.model, "endpoint": work.endpoint.url}
+        model = work.endpoint.identity()
     else:
         model = resolve.resolve(_model(context, work), context.store).identity()
     inputs: dict[str, Any] = {
         "stage": role,
         "model": model,
         "prompts": prompts.fingerprint(role),
-        "sampling": sampling.model_dump(by_alias=True),
-        "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
+        "sampling": sampling.identity(),
+        "engine": work.engine.identity(),
         "upstream": source.identity,
     }
+    draws = work.draws(role)
+    inputs |= {"samples": draws} if draws > 1 else {}
     folder = context.store.folder(role, inputs)
-    return Stage(role, sampling, source, folder, inputs, context.shard, work.shards, work.max_rejected)
+    return Stage(role, sampling, draws, source, folder, inputs, context.shard, work.shards, work.max_rejected)
 
 
 def _reused(context: Context, stage: Stage) -> StageFacts | None:
@@ -178,8 +188,8 @@ class Shard:
         self.started = now()
         self._context, self._feeder = context, feeder
         keys: Collection[Hashable] = feeder.writer.kept if feeder else {packed(row) for row in _rows(stage, KEY)}
-        self._owned = len(keys)
-        self.writer: ShardWriter = ShardWriter(stage.folder, stage.shard, stage.shards, keys)
+        self._owned = len(keys) * stage.draws
+        self.writer: ShardWriter = ShardWriter(stage.folder, stage.shard, stage.shards, keys, stage.draws)
         self.fresh: Counter[str] = Counter()
         """What this attempt has added: `rows`, `tokens`, `prompt_tokens`, `cached_tokens`."""
         self._opened = time.monotonic()
@@ -188,16 +198,18 @@ class Shard:
 
     @property
     def total(self) -> int:
-        """Rows to do: those that the stage before has kept, or keeps unless it rejects more."""
-        return self._feeder.total - self._feeder.writer.counts["rejected"] if self._feeder else self._owned
+        """Rows to do: a draw or more for each that the stage before has kept, or keeps unless it rejects more."""
+        if self._feeder is None:
+            return self._owned
+        return (self._feeder.total - self._feeder.writer.counts["rejected"]) * self.stage.draws
 
     @property
     def stage_rows(self) -> int | None:
         """Rows of the stage over all shards, where known. With a feeder: the most rows that it can still hand over."""
-        rows = self.stage.source.stage_rows
+        rows = self.stage.rows
         if rows is not None or self._feeder is None or self._feeder.stage_rows is None:
             return rows
-        return self._feeder.stage_rows - self._feeder.writer.counts["rejected"]
+        return (self._feeder.stage_rows - self._feeder.writer.counts["rejected"]) * self.stage.draws
 
     @property
     def rows(self) -> Rows:
@@ -206,7 +218,11 @@ class Shard:
     def backlog(self) -> Iterator[Row]:
         """Rows that can be asked for now. `Questions` adds those that a feeder keeps from now on."""
         rows = self._feeder.stored() if self._feeder else _rows(self.stage)
-        return (row for row in rows if packed(row) not in self.writer)
+        return (draw for row in rows for draw in self.draws_of(row) if packed(draw) not in self.writer)
+
+    def draws_of(self, row: Row) -> Iterator[Row]:
+        """A row of the stage before, as the rows that this stage makes of it."""
+        return drawn(row, self.stage.draws)
 
     def stored(self) -> Iterator[Row]:
         """Rows that are kept at the time of the call, from the store."""
@@ -314,7 +330,7 @@ class Questions:
         shard, row = self._under_way.pop(reply.name)
         kept = shard.take(row, reply)
         if kept is not None and (next_shard := self._next.get(shard)):
-            self._ready.append((next_shard, kept))
+            self._ready.extend((next_shard, draw) for draw in next_shard.draws_of(kept))
 
 
 def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
@@ -357,8 +373,8 @@ def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:
 def _finish(stage: Stage, markers: list[ShardMarker], settings: dict[str, Any]) -> Done:
     facts = summed([marker.facts for marker in markers])
     parts = [part for marker in markers for part in marker.parts]
-    if stage.source.stage_rows not in {None, facts.rows.total}:
-        raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} of {stage.source.stage_rows} rows")
+    if stage.rows not in {None, facts.rows.total}:
+        raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} of {stage.rows} rows")
     if facts.rows.rejected > stage.max_rejected * facts.rows.total:
         raise _too_many_rejected(stage, parts, facts.rows.total)
     return stage.folder.finish(

@@ -27,6 +27,12 @@ def packed(row: Row) -> bytes:
     return bytes.fromhex(row["id"]) + int(row["sample"]).to_bytes(4)
 
 
+def drawn(row: Row, draws: int) -> Iterator[Row]:
+    """A row of the stage before, once for each text that is drawn for it. Its samples follow one another:
+    `sample * draws` and up."""
+    return (row | {"sample": row["sample"] * draws + draw} for draw in range(draws))
+
+
 def may_hold(part: str, shard: int, shards: int) -> bool:
     """Whether a part of this name can hold rows of the shard: not when another shard of the same number wrote it."""
     match = _NAME.fullmatch(part)
@@ -45,21 +51,24 @@ def owned_rows(
 class ShardWriter(PartWriter):
     """The stored and waiting rows of a shard. Its constructor reads all that is stored.
 
-    `source` has the keys of the shard's rows in the stage before. Stored rows with other keys, by a pod that read
-    another outcome of that stage, are left out.
+    `source` has the keys of the shard's rows in the stage before; for each of them `draws` texts are drawn. Stored rows
+    of other keys, by a pod that read another outcome of that stage, are left out.
     """
 
-    def __init__(self, folder: Folder, shard: int, shards: int, source: Collection[Hashable] | None = None) -> None:
+    def __init__(
+        self, folder: Folder, shard: int, shards: int, source: Collection[Hashable] | None = None, draws: int = 1
+    ) -> None:
         super().__init__(
             folder, row_schema(folder.stage), count=self._add, key=packed, name_start=f"{shard:05d}-of-{shards:05d}-"
         )
         self.counts: Counter[str] = Counter()
         """Sums over the shard's rows: `done`, `rejected`, `prompt_tokens`, `tokens`, and the metrics of the stage."""
-        self._shard, self._shards, self._source = shard, shards, source
+        self._shard, self._shards, self._source, self._draws = shard, shards, source, draws
         self.recover(lambda name: may_hold(name, shard, shards))
 
     def lacks(self, row: Row) -> bool:
-        has_source = self._source is None or packed(row) in self._source
+        drawn_for = row | {"sample": row["sample"] // self._draws}
+        has_source = self._source is None or packed(drawn_for) in self._source
         return has_source and super().lacks(row) and owns(row["id"], self._shard, self._shards)
 
     def rows(self, total: int) -> Rows:

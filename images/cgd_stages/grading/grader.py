@@ -21,6 +21,7 @@ from typing import Literal, Self
 
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, same_spelling, same_value
+from cgd_stages.store.rows import right_answers
 
 AnswerSource = Literal["boxed", "text", "none"]
 
@@ -89,7 +90,7 @@ def find_answer(output: str) -> FoundAnswer:
 
 def reference_answer(reference: str) -> str:
     r"""The value in a reference: its last `\boxed{}`, the text after `####`, or the whole text. A JSON list of texts,
-    which some data sets on the hub use, holds several values; a list of numbers such as `[1, 2]` is an interval."""
+    which a source with `several: all` has, holds several values; a list of numbers such as `[1, 2]` is an interval."""
     if re.match(r"\s*\[\s*\"", reference):
         try:
             values = json.loads(reference)
@@ -260,10 +261,19 @@ class Grader:
             worker.stop()
 
     def grade(self, reference: str, output: str, tolerance: str = "") -> Grade:
-        """Grade one output; `compare.compare` documents `tolerance`. Safe to call from several threads."""
-        answer, expected = find_answer(output), reference_answer(reference)
+        """Grade one output; `compare.compare` documents `tolerance`. Of several right answers it needs to have one.
+        Safe to call from several threads."""
+        answer = find_answer(output)
         if answer.source == "none":
             return Grade("", "none", correct=False)
+        grades = []
+        for right_answer in right_answers(reference):
+            grades.append(self._grade(reference_answer(right_answer), answer, tolerance))
+            if grades[-1].correct:
+                return grades[-1]
+        return next((grade for grade in grades if grade.grade_error), grades[-1])
+
+    def _grade(self, expected: str, answer: FoundAnswer, tolerance: str) -> Grade:
         if same_spelling(expected, answer.text):
             return Grade(answer.text, answer.source, correct=True, rule="spelling")
         worker = self._idle.get()

@@ -77,7 +77,7 @@ def _inputs(context: Context, work: Harness) -> dict[str, Any]:
         "tasks": [task.model_dump(exclude={"own_code"}) for task in work.tasks],
         "data": work.data,
         "lm_eval": importlib.metadata.version("lm_eval"),  # importing lm_eval here would read the environment too early
-        "engine": {"maxModelLen": work.engine.max_model_len, "dtype": work.engine.dtype},
+        "engine": work.engine.identity(),
     }
 
 

@@ -15,31 +15,33 @@ from cgd_stages.method.prompts import (
     GENERIC,
     answer_messages,
     critique_messages,
+    earlier_turns,
     training_context,
     verdict,
     with_verdict,
 )
-from cgd_stages.store.rows import Key, Row, key_of
+from cgd_stages.store.rows import Key, Row, key_of, right_answers
 
 
 def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | None]:
     """The context and the target of a row, in which the objectives differ. The target is None if the row has none.
 
     CFT's context is the teacher's request for a critique; a context of x alone is the one that evaluation uses. If the
-    critique is None, CGD's context has no slot for it.
+    critique is None, CGD's context has no slot for it. Of several right answers SFT learns the first.
     """
-    x = row["prompt"]
+    x, turns = row["prompt"], earlier_turns(row)
     match objective:
         case "CGD":
-            return training_context(x, row["answer"], row["critique"]), row["refinement"]
+            return training_context(x, row["answer"], row["critique"], turns=turns), row["refinement"]
         case "CFT":
-            return critique_messages(x, row["answer"]), row["critique"]
+            return critique_messages(x, row["answer"], turns=turns), row["critique"]
         case "DistilledSFT":
-            return answer_messages(x), row["distilled"]
+            return answer_messages(x, turns=turns), row["distilled"]
         case "SFT":
-            return answer_messages(x), row["reference"]
+            reference = row["reference"]
+            return answer_messages(x, turns=turns), None if reference is None else right_answers(reference)[0]
         case "RefinedSFT":
-            return answer_messages(x), row["refinement"]
+            return answer_messages(x, turns=turns), row["refinement"]
 
 
 CONTEXTS: dict[Objective, str] = {

@@ -2,10 +2,12 @@
 
 Who sees what: the student answers x alone, and so does the teacher when it writes its own answer (distill); the
 teacher's critique sees x and y'; its refinement sees x, y' and c; training with CGD sees the same three, under an
-instruction that names the teacher's critique.
+instruction that names the teacher's critique. Where the prompt is a conversation, x is its last user turn, and all of
+them see the turns before it.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -51,32 +53,38 @@ alone; do not mention the reflections."""
 _VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
 
 
-def answer_messages(prompt: str) -> list[Message]:
-    """x alone, without a system turn or any other word."""
-    return [{"role": "user", "content": prompt}]
+def earlier_turns(row: dict[str, Any]) -> list[Message]:
+    """The turns of a row's conversation before x; empty where x is the whole prompt."""
+    turns: list[Message] = json.loads(row.get("turns") or "[]")
+    return turns
 
 
-def critique_messages(prompt: str, answer: str) -> list[Message]:
+def answer_messages(prompt: str, *, turns: Sequence[Message] = ()) -> list[Message]:
+    """x alone, after the turns before it, without a system turn or any other word of ours."""
+    return [*turns, {"role": "user", "content": prompt}]
+
+
+def critique_messages(prompt: str, answer: str, *, turns: Sequence[Message] = ()) -> list[Message]:
     """x and y', and the task to write the critique."""
-    return _turns(TEACHER, *_slots(prompt, answer), CRITIQUE)
+    return _instructed(turns, TEACHER, *_slots(prompt, answer), CRITIQUE)
 
 
-def refine_messages(prompt: str, answer: str, critique: str) -> list[Message]:
+def refine_messages(prompt: str, answer: str, critique: str, *, turns: Sequence[Message] = ()) -> list[Message]:
     """x, y' and c, and the task to write the improved answer."""
-    return _turns(TEACHER, *_slots(prompt, answer, critique), REFINE)
+    return _instructed(turns, TEACHER, *_slots(prompt, answer, critique), REFINE)
 
 
-def retry_messages(prompt: str, reflections: Sequence[str]) -> list[Message]:
+def retry_messages(prompt: str, reflections: Sequence[str], *, turns: Sequence[Message] = ()) -> list[Message]:
     """x, the model's reflections on its earlier answers, without those answers, and the task to answer anew."""
-    return _turns(REFLEXION, f"Question: {prompt}", *(f"Reflection: {text}" for text in reflections))
+    return _instructed(turns, REFLEXION, f"Question: {prompt}", *(f"Reflection: {text}" for text in reflections))
 
 
-def training_context(prompt: str, answer: str, critique: str | None) -> list[Message]:
+def training_context(prompt: str, answer: str, critique: str | None, *, turns: Sequence[Message] = ()) -> list[Message]:
     """The messages that the student reads in training; the refinement is the assistant's turn that follows.
 
     If the critique is None, its slot is left out.
     """
-    return _turns(UNCRITICISED if critique is None else TRAINING, *_slots(prompt, answer, critique))
+    return _instructed(turns, UNCRITICISED if critique is None else TRAINING, *_slots(prompt, answer, critique))
 
 
 def _slots(prompt: str, answer: str, critique: str | None = None) -> list[str]:
@@ -84,19 +92,24 @@ def _slots(prompt: str, answer: str, critique: str | None = None) -> list[str]:
     return slots if critique is None else [*slots, f"Critique: {critique}"]
 
 
-def _turns(instruction: str, *slots: str) -> list[Message]:
+def _instructed(turns: Sequence[Message], instruction: str, *slots: str) -> list[Message]:
+    """Our instruction as the system turn, and the slots as the user's. The turns of a conversation stay in front, word
+    for word and with a system turn of their own; the instruction then stands above the slots, in the last turn."""
+    if turns:
+        return [*turns, {"role": "user", "content": "\n\n".join([instruction, *slots])}]
     return [{"role": "system", "content": instruction}, {"role": "user", "content": "\n\n".join(slots)}]
 
 
 def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
     """The messages of a role for a row. They never hold the reference or a column of a later stage."""
+    x, turns = row["prompt"], earlier_turns(row)
     match role:
         case "answer" | "distill":
-            return answer_messages(row["prompt"])
+            return answer_messages(x, turns=turns)
         case "critique":
-            return critique_messages(row["prompt"], row["answer"])
+            return critique_messages(x, row["answer"], turns=turns)
         case "refine":
-            return refine_messages(row["prompt"], row["answer"], row["critique"])
+            return refine_messages(x, row["answer"], row["critique"], turns=turns)
 
 
 def fingerprint(role: Role) -> str:

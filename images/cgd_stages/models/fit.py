@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cgd_stages.contract import Engine, Model, Train
-from cgd_stages.engines.vllm_settings import ON_GPU
+from cgd_stages.engines.vllm_settings import GPU_MEMORY_UTILIZATION
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve, targets, training_memory
 from cgd_stages.models.training_memory import giga
@@ -126,7 +126,7 @@ def misfit_of(gpus: Gpus, served: Served, weights: int) -> Misfit | None:
         assert cache
         return weights // parallel, cache.total(served.context)
 
-    room = (served.engine.gpu_memory_utilization or float(ON_GPU["gpu_memory_utilization"])) * gpus.memory
+    room = (served.engine.gpu_memory_utilization or GPU_MEMORY_UTILIZATION) * gpus.memory
     parallel = served.engine.tensor_parallel
     on_each, cached = needs(parallel)
     arithmetic = (
@@ -181,18 +181,36 @@ def cache_bytes(config: Any, engine: Engine) -> Cache | None:
     plain = "sliding_attention" if window else "full_attention"
     kinds = getattr(text, "layer_types", None) or [plain] * text.num_hidden_layers
     kinds = kinds[: len(kinds) - (getattr(text, "num_kv_shared_layers", None) or 0)]
-    layer = 2 * max(1, (heads or queries) // engine.tensor_parallel) * size * _width(engine)
+    layer = int(2 * max(1, (heads or queries) // engine.tensor_parallel) * size * _cache_width(engine))
     return Cache(layer * kinds.count("full_attention"), layer * kinds.count("sliding_attention"), window)
 
 
 def weight_bytes(tensors: Iterable[resolve.Tensor], engine: Engine) -> int:
-    """Bytes of a model's weights in the engine's dtype, on all GPUs together."""
-    return sum(tensor.parameters * _width(engine) if tensor.dtype in FLOATS else tensor.size for tensor in tensors)
+    """Bytes of a model's weights in the engine's dtype, on all GPUs together; of weights that the engine quantizes, the
+    least."""
+    width = _quantized_width(engine.quantization) if engine.quantization else _width(engine)
+    return int(sum(tensor.parameters * width if tensor.dtype in FLOATS else tensor.size for tensor in tensors))
 
 
 def _width(engine: Engine) -> int:
     """Bytes of a float. vLLM's `auto` means 16 bits, for a model in float32 too."""
     return 4 if engine.dtype == "float32" else 2
+
+
+def _cache_width(engine: Engine) -> float:
+    """Bytes of a key's or a value's number."""
+    match engine.kv_cache_dtype:
+        case None | "auto":
+            return _width(engine)
+        case "bfloat16" | "float16":
+            return 2
+        case name:
+            return _quantized_width(name)
+
+
+def _quantized_width(name: str) -> float:
+    """The least bytes of a number in a format of vLLM: `fp8` and the like have one, others may have three bits."""
+    return 1 if re.fullmatch(r"(mx)?(fp|int)8.*", name) else 0.375
 
 
 def trained(gpus: Gpus, config: Any, tensors: Sequence[resolve.Tensor] | None) -> Misfit | None:

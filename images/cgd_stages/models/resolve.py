@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cgd_stages.contract import Model
+from cgd_stages.contract import Chat, Engine, Model
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket, place
 from cgd_stages.store.folder import Folder
@@ -24,6 +24,8 @@ from cgd_stages.store.run import RunStore
 log = logging.getLogger(__name__)
 
 STAGE = "stage://"
+TEMPLATES = "templates"
+"""The entry of prepare's inputs with the text of each chat template that the run names by its place."""
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
 ADAPTER = "adapter/"
@@ -74,6 +76,27 @@ def pinned(model: Model, store: RunStore) -> Model:
     """The model at the revision that prepare has found, so that a moving branch does not mix two models."""
     pins: dict[str, str] = store.input("prepare").require().inputs.get("pins", {})
     return model if model.revision else model.model_copy(update={"revision": pins.get(model.name)})
+
+
+def pinned_chat(chat: Chat, store: RunStore) -> Chat:
+    """The chat with the text of its template as prepare has read it, so that a file that changes does not mix two
+    templates in one run."""
+    if chat.template_uri is None:
+        return chat
+    texts: dict[str, str] = store.input("prepare").require().inputs.get(TEMPLATES, {})
+    if chat.template_uri not in texts:
+        message = f"prepare has not read the chat template {chat.template_uri}"
+        raise UserError(message, hint="Delete the run and apply it again: this stage does not belong to its prepare.")
+    return chat.model_copy(update={"template": texts[chat.template_uri]})
+
+
+def with_drafts(engine: Engine, store: RunStore, scratch: Path) -> Engine:
+    """The engine with a local folder in place of the model that writes its drafts."""
+    drafts = engine.speculative
+    if drafts is None or drafts.model is None:
+        return engine
+    folder = fetch(pinned(Model(name=drafts.model), store), store, scratch)
+    return engine.model_copy(update={"speculative": drafts.model_copy(update={"model": str(folder)})})
 
 
 def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True) -> Path:

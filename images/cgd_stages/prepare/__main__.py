@@ -20,19 +20,21 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Engine, Model, Prepare, StageFacts
+from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts
 from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
-from cgd_stages.prepare.intake import STAGE, Intake, row_of
+from cgd_stages.prepare.columns import identity_of, row_of, value_at
+from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
-from cgd_stages.prepare.sources import File, Line, open_source, read_lines, row_id
+from cgd_stages.prepare.sources import File, Line, open_source, read_lines
+from cgd_stages.prepare.templates import read_template
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import Row, digest_of, row_schema, to_parquet
+from cgd_stages.store.rows import Row, digest_of, to_parquet
 from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ def main(context: Context) -> dict[str, StageFacts]:
     log.info("storage: %s as %s", context.task.storage.uri, context.store.bucket.probe())
     if work.endpoint:
         log.info("teacher: %s", openai.probe(work.endpoint))
+    chats = {
+        where: read_template(context, chat, where)
+        for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
+    }
     student = check_model(context, work.student, work.student_engine, "spec.student")
     if work.training.adapter:
         targets.refuse(student.served.config, student.tokenizer, work.training.adapter)
@@ -70,13 +76,13 @@ def main(context: Context) -> dict[str, StageFacts]:
     ]
     inputs = {
         "stage": STAGE,
-        "prompts": work.prompts.model_dump(by_alias=True),
+        "prompts": work.prompts.model_dump(by_alias=True) | {"fields": work.prompts.fields.given()},
         "files": [file.sha256 for file in files],
         "benchmarks": digest_of(questions=questions),
         "models": [model.resolved.identity() for model in models],
         "context": student.context,
         "frame": prompts.fingerprint("answer"),
-    }
+    } | _templates(work, chats)
 
     def read_prompts(folder: Folder) -> Product:
         intake = _open_intake(context, work, student, folder, questions)
@@ -150,6 +156,13 @@ def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict
     return {CHECKPOINT_BYTES: float(size)}
 
 
+def _templates(work: Prepare, chats: dict[str, Chat]) -> dict[str, Any]:
+    """The entry of prepare's inputs with the texts of templates that the run names by their place."""
+    given = {"spec.student": work.student_chat, "spec.teacher": work.teacher_chat}
+    texts = {uri: chats[where].template for where, chat in given.items() if (uri := chat.template_uri)}
+    return {resolve.TEMPLATES: texts} if texts else {}
+
+
 def _pins(models: list[Checked], files: list[File]) -> dict[str, str]:
     """The commit of every model and file that came from the hub, by name."""
     pins = {model.served.model.name: model.resolved.revision for model in models if resolve.is_hub(model.served.model)}
@@ -160,7 +173,7 @@ def _open_intake(context: Context, work: Prepare, student: Checked, folder: Fold
     source, decontaminate = work.prompts, work.prompts.decontaminate
     sample, held_out = None, None
     if source.seed is not None and source.limit is not None:
-        sample = Sample(source.seed, source.limit, context.scratch / "sample", row_schema(STAGE))
+        sample = Sample(source.seed, source.limit, context.scratch / "sample", schema_of(source))
     if decontaminate:
         rows = (row for row in questions if row["benchmark"] in decontaminate.against)
         held_out = Questions(rows, decontaminate.ngram)
@@ -193,15 +206,15 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
-        prompt, identity = row["prompt"], row["id"]
         if text_before := _cell(line, benchmark.fields.context):
-            prompt = f"{text_before}\n\n{prompt}"
-            identity = row_id(prompt)
+            row["prompt"] = f"{text_before}\n\n{row['prompt']}"
+            row["id"] = identity_of(row)
+        identity = row["id"]
         repeated, seen[identity] = seen[identity], seen[identity] + 1
         tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
-        row |= {"benchmark": benchmark.name, "prompt": prompt, "tolerance": tolerance}
-        row["id"] = row_id(f"{prompt} #{repeated}") if repeated else identity
-        yield {column: row[column] for column in BENCHMARK_SCHEMA.names}
+        row |= {"benchmark": benchmark.name, "tolerance": tolerance}
+        row["id"] = identity_of(row, f" #{repeated}") if repeated else identity
+        yield {column: row[column] for column in BENCHMARK_SCHEMA.names if column in row}
     if not count:
         raise UserError(f"the benchmark {benchmark.name} has no questions", hint=f"Check the source of {where}.")
     if benchmark.limit is None and benchmark.questions not in (None, count):
@@ -210,7 +223,7 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
 
 def _cell(line: Line, column: str | None) -> str:
     """The text of an optional column; empty where the row lacks it."""
-    value = line.value.get(column) if line.value and column else None
+    value = value_at(line.value, column).value if line.value and column else None
     return "" if value is None else str(value).strip()
 
 

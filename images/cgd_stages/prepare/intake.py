@@ -4,22 +4,23 @@ Memory does not grow with the texts: full parts are stored at once, and of each 
 duplicates are found.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat.template import render
-from cgd_stages.contract import Fields, Prepare, Rows
+from cgd_stages.contract import Prepare, Prompts, Rows
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import prompts
+from cgd_stages.prepare.columns import Fault, row_of, value_at
 from cgd_stages.prepare.sampling import FILE_CHARACTERS, Sample, characters
-from cgd_stages.prepare.sources import Line, row_id
+from cgd_stages.prepare.sources import Line
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.folder import PARTS, REJECTED, Folder
@@ -39,8 +40,10 @@ PIECE = 16
 CLEANING = frozenset({"duplicate", "contaminated"})
 """Reasons that say nothing against a source: such rows are listed, and `maxRejected` does not count them."""
 
-Fault = tuple[str, str]
-"""Reason and detail."""
+
+def schema_of(source: Prompts) -> pa.Schema:
+    """The columns of the prompts that are stored."""
+    return row_schema(STAGE, conversations=source.fields.messages is not None)
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Intake:
 
     def __post_init__(self) -> None:
         # The same source gives the same parts, so an earlier attempt leaves nothing to take over.
-        self.writer = PartWriter(self.folder, row_schema(STAGE), numbered=True, part_rows=PART_ROWS)
+        self.writer = PartWriter(self.folder, schema_of(self.work.prompts), numbered=True, part_rows=PART_ROWS)
 
     def read(self, lines: Iterable[Line], context: Context) -> None:
         """Take the whole source, or as much of it as `limit` asks for."""
@@ -131,8 +134,8 @@ class Intake:
         source, fields = self.work.prompts.source, self.work.prompts.fields
         if not self.read_rows:
             raise UserError(f"{source} has no rows", hint="Give spec.prompts.source a file with rows.")
-        for name, column in (("prompt", fields.prompt), ("reference", fields.reference)):
-            if column is not None and self.columns and column not in self.columns:
+        for name, column in fields.named.items():
+            if self.columns and column not in self.columns:
                 existing = ", ".join(column for column, _ in self.columns.most_common(10))
                 hint = f"Set spec.prompts.fields.{name} to one of the fields that exist: {existing}."
                 raise UserError(f"no row of {source} has the field {column!r}", hint=hint)
@@ -170,24 +173,26 @@ class Intake:
 
     def _count_fields(self, line: Line) -> None:
         """Count the fields that the run names, and of others no more than people would read."""
-        named, names = self.work.prompts.fields.columns, line.value or {}
-        others = [name for name in names if name not in named and len(name) < LONGEST_COLUMN]
+        named, value = self.work.prompts.fields.named.values(), line.value or {}
+        others = [name for name in value if name not in named and len(name) < LONGEST_COLUMN]
         room = max(0, COLUMNS - len(self.columns))
-        self.columns.update([name for name in named if name in names] + others[:room])
+        self.columns.update([name for name in named if value_at(value, name).exists] + others[:room])
 
     def _overlap(self, row: Row) -> Fault | None:
         fingerprint = int(row["id"][:16], 16)
         if fingerprint in self._ids:
             return "duplicate", "the same text as an earlier row"
         self._ids.add(fingerprint)
-        match = self.questions.match(row["prompt"]) if self.questions else None
+        asked = [turn["content"] for turn in prompts.answer_messages(row["prompt"], turns=prompts.earlier_turns(row))]
+        matches = (self.questions.match(text) for text in reversed(asked)) if self.questions else iter(())
+        match = next(filter(None, matches), None)
         return ("contaminated", str(match)) if match else None
 
     def _render(self, candidate: Candidate) -> None:
         """Render the prompt with the student's template; a fault where that fails or the text is far too long."""
         row = candidate.row
         try:
-            candidate.text = render(self.tokenizer, prompts.answer_messages(row["prompt"]))
+            candidate.text = render(self.tokenizer, prompts.role_messages("answer", row))
             if least := self._far_too_long(candidate.text):
                 row["prompt_tokens"] = least
                 detail = f"{least} tokens or more, the student's context has {self.context_length}"
@@ -243,26 +248,3 @@ class Intake:
         if self.writer.waiting(PARTS) >= PART_ROWS or self._characters >= FILE_CHARACTERS:
             self.writer.flush(PARTS)
             self._characters = 0
-
-
-def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
-    """The row of a line (its id is "" where it has no prompt), and what is wrong with it. A reference that is a number
-    or a list is stored as JSON."""
-    row: Row = {"id": "", "sample": 0}
-    if line.value is None:
-        return row, ("malformed", line.fault)
-    prompt = line.value.get(fields.prompt)
-    if prompt is None:
-        return row, ("missing_field", f"there is no field {fields.prompt!r}")
-    if not isinstance(prompt, str):
-        return row, ("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text")
-    reference = line.value.get(fields.reference) if fields.reference else None
-    try:
-        text = (
-            reference if reference is None or isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
-        )
-        row |= {"id": row_id(prompt), "prompt": prompt, "reference": text}
-    except (TypeError, ValueError, RecursionError):  # such as bytes, or halves of surrogate pairs
-        kind = type(reference).__name__
-        return row, ("malformed", f"the field {fields.reference!r} is a {kind}, which JSON cannot hold")
-    return row, None if prompt.strip() else ("empty", "the prompt is empty")

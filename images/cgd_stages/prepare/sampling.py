@@ -21,8 +21,8 @@ FILE_CHARACTERS = 256 << 20
 
 
 def characters(row: Row) -> int:
-    """The length of a row's prompt and reference."""
-    return len(row.get("prompt", "")) + len(row.get("reference") or "")
+    """The length of a row's prompt and reference, and of the turns before the prompt."""
+    return sum(len(row.get(column) or "") for column in ("prompt", "reference", "turns"))
 
 
 class Sample:

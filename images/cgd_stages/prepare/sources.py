@@ -181,7 +181,7 @@ def _file(name: str, path: Path) -> File:
 
 
 def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
-    numbers, named_columns = itertools.count(1), fields.columns
+    numbers = itertools.count(1)
     schema = pq.read_metadata(file.path).schema
     schema_columns: list[Any] = [schema.column(index) for index in range(len(schema))]
     texts = [  # all columns of text or bytes, also within lists and structs
@@ -192,8 +192,10 @@ def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
     options: dict[str, Any] = {"arrow_extensions_enabled": False}  # which its stubs lack
     # A repeated text is held once (`read_dictionary`): a file of some hundred bytes may repeat 5 MB a thousand times.
     with pq.ParquetFile(file.path, read_dictionary=texts, **options) as table:
+        names = table.schema_arrow.names
+        wanted = {name if name in names else name.partition(".")[0] for name in fields.named.values()}
         # A file that lacks a named column is read whole, so that the error can name the columns it has.
-        columns = named_columns if set(named_columns) <= set(table.schema_arrow.names) else None
+        columns = sorted(wanted) if wanted <= set(names) else None
         for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
             for value in _values(batch):
                 where = f"{file.name} row {next(numbers)}"

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cgd_stages.contract import Contract
+from cgd_stages.contract import Contract, Keep
 from cgd_stages.grading.compare import spell
 from cgd_stages.grading.grader import Grader, reference_answer
 from cgd_stages.quality.contamination import words_of
 from cgd_stages.quality.near_duplicates import Signatures
 from cgd_stages.results.formatting import percent
 from cgd_stages.results.statistics import wilson
-from cgd_stages.store.rows import Row
+from cgd_stages.store.rows import Row, right_answers
 
 SAMPLED = 2000
 """The most rows that are graded: with so many, the interval of a share is at most 4.4 points wide."""
@@ -97,6 +97,8 @@ class Quality(Contract):
     lengths: dict[str, Lengths]
     graded: Graded | None = None
     """None if no reference in the sample holds an answer."""
+    keep: Keep = "all"
+    """Which of these rows are learned."""
 
     def metrics(self) -> dict[str, float]:
         """The shares that a limit can be set on, and the number of graded rows; empty without references."""
@@ -144,7 +146,7 @@ class Tally:
             lengths.append(row[f"{text}_tokens"] or 0)
         if row["id"] not in self._prompts:
             self._prompts.add(row["id"])
-            self._signatures.add(row["id"], outline(row["prompt"]).split(" "))
+            self._signatures.add(row["id"], outline(row["prompt"] + (row.get("turns") or "")).split(" "))
 
     def quality(self, graded: Graded | None, prompts_of: Callable[[set[str]], dict[str, str]]) -> Quality:
         """`prompts_of` returns the prompts of some ids."""
@@ -180,7 +182,8 @@ def quantiles(values: Sequence[int]) -> Lengths:
 
 def final_answer(reference: str) -> str | None:
     """The answer that a reference marks, or the whole reference if it is short; None for prose, which cannot be
-    graded."""
+    graded. Of several right answers it is the first."""
+    reference = right_answers(reference)[0]
     answer = reference_answer(reference)
     marked = answer != reference.strip()
     return answer if answer and (marked or (len(answer) <= SHORT and "\n" not in answer)) else None
@@ -268,7 +271,8 @@ def cautions(quality: Quality) -> list[str]:
         )
     if refinements.n and refinements.share < 0.7:
         wrong = percent(1 - refinements.share)
-        sentences.append(f"{wrong} of {refinements.n} refinements are wrong, and the student learns wrong answers.")
+        learned = ", and the student learns wrong answers" if quality.keep == "all" else ""
+        sentences.append(f"{wrong} of {refinements.n} refinements are wrong{learned}.")
     if refinements.n and refinements.share < graded.drafts_right.share:
         before, after = percent(graded.drafts_right.share), percent(refinements.share)
         sentences.append(f"Refinements are right less often ({after}) than the drafts that they improve ({before}).")

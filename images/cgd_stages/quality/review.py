@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from cgd_stages.contract import Contract
+from cgd_stages.contract import Contract, Keep
 from cgd_stages.grading.grader import Grader
 from cgd_stages.quality.marks import SAMPLED, Marks, Quality, Tally, grade_rows
 from cgd_stages.results.model import Quadruple, Quadruples
@@ -28,10 +28,10 @@ class Review(Contract):
     quality: Quality
 
 
-def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
+def review_rows(folder: Folder, rows: Folder, keep: Keep = "all") -> tuple[Review, Part]:
     """Count and grade the rows of `refine`, and store the review in the folder. A review that an earlier attempt has
     stored is used unless it is damaged, because the grader may miss other deadlines now and the same rows must have the
-    same review."""
+    same review. `keep` says which of the rows are learned."""
     stored = folder.bucket.get(folder.key(REVIEW)) or b""
     try:
         review = Review.model_validate_json(stored)
@@ -39,6 +39,7 @@ def review_rows(folder: Folder, rows: Folder) -> tuple[Review, Part]:
         folder.bucket.delete(folder.key(REVIEW))
         with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
             review = read_quadruples(rows, grader)
+        review = review.model_copy(update={"quality": review.quality.model_copy(update={"keep": keep})})
         stored = review.to_json().encode()
     return review, folder.put(REVIEW, stored)
 

@@ -57,6 +57,9 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
         ("distilled_finish_reason", pa.string()),
     ],
 }
+TURNS: tuple[str, Any] = ("turns", pa.string())
+"""The column with a conversation's turns before the prompt, as JSON: a list of {role, content}. Null: the prompt is all
+that there is."""
 _CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
 """Each stage adds columns to the rows of the stage before it. The teacher's own answers need none of the student."""
 _REJECTION: list[tuple[str, Any]] = [
@@ -84,11 +87,33 @@ def prompt_tokens_column(stage: str) -> str:
     return "prompt_tokens" if stage == "answer" else f"{text_column(stage)}_prompt_tokens"
 
 
-def row_schema(stage: str) -> pa.Schema:
-    """Columns of a stage's rows: its own after those of every stage before it, so that a part needs no other part."""
+def row_schema(stage: str, *, conversations: bool = False) -> pa.Schema:
+    """Columns of a stage's rows: its own after those of every stage before it, so that a part needs no other part.
+
+    The rows of prepare have turns only where the prompts are conversations: the hash of these rows names the folders
+    of answers, and prompts of one text keep the hash that they have always had.
+    """
     chain = next(chain for chain in _CHAINS if stage in chain)
-    stages = chain[: chain.index(stage) + 1]
-    return pa.schema([pa.field(column, kind) for name in stages for column, kind in _COLUMNS[name]])
+    columns = [column for name in chain[: chain.index(stage) + 1] for column in _COLUMNS[name]]
+    columns += [TURNS] if conversations or stage != "prepare" else []
+    return pa.schema([pa.field(column, kind) for column, kind in columns])
+
+
+def any_of(answers: Sequence[str]) -> str:
+    """A reference of several answers of which each is right by itself."""
+    return json.dumps({"any": list(answers)}, ensure_ascii=False)
+
+
+def right_answers(reference: str) -> list[str]:
+    """The texts of which each is a right answer: the reference itself, or those that `any_of` has joined."""
+    if reference.startswith('{"any":'):
+        try:
+            answers = json.loads(reference)["any"]
+        except ValueError:
+            return [reference]
+        if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
+            return answers
+    return [reference]
 
 
 def digest_of(**values: object) -> str:

@@ -35,8 +35,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages.chat.example import Unusable
+from cgd_stages.chat.example import Example
 from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, StageFacts, Train
+from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
@@ -46,7 +47,7 @@ from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
 from cgd_stages.store.run import Product
 from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS
-from cgd_stages.training.dataset import Dataset, ExampleCounts
+from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
     ADAPTER,
     BEGUN,
@@ -233,17 +234,19 @@ def _make_examples(stage: Stage, student: Path, folder: Path) -> MadeExamples:
 
     tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
     counts = ExampleCounts(stage.context.task.stage, stage.work.objective, stage.dataset.held_out())
-    made = MadeExamples(counts)
+    made, left_out = MadeExamples(counts), list[Row]()
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
         for row, example in stage.dataset.examples(tokenizer):
             counts.add(row, example)
-            if isinstance(example, Unusable):
+            if isinstance(example, LeftOut):
+                left_out.append(rejection(counts.stage, row, example.reason, example.detail))
+            if not isinstance(example, Example):
                 continue
             write = measured if row["id"] in counts.held_out else learned
             write({"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start})
     log.info("%s: %d tokens learned", counts.rows, counts.learned)
-    if counts.rejected and stage.node.first:
-        made.parts.append(stage.folder.put_rows(REJECTED, counts.rejected, REJECTION_SCHEMA))
+    if (rejected := counts.rejected + left_out) and stage.node.first:
+        made.parts.append(stage.folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA))
     try:
         counts.refuse_unless_enough(stage.dataset.total, stage.work.max_rejected)
     except UserError:

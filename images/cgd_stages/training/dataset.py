@@ -1,22 +1,24 @@
 """The examples of one training: every stored row once, with its example or the reason why it has none, and the counts.
 
-Every objective learns from the rows that refine has kept, so that two models differ by their objective and not by their
-prompts. `check` makes all examples before the run asks for a GPU, `train` right before it trains.
+Every objective learns from the same rows, so that two models differ by their objective and not by their prompts: rows
+that refine has kept, that the run's choice of refinements keeps, and that every objective of the run can use. `check`
+makes all examples before the run asks for a GPU, and stores which rows it leaves out; `train` makes the others again
+right before it trains.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
-from cgd_stages.contract import LENGTH, Objective, Rows, Train
+from cgd_stages.contract import LENGTH, Objective, Rows, Train, train_stage
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
 from cgd_stages.method.examples import TARGETS, Critic
-from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import KEY, Row, key_of
+from cgd_stages.store.folder import REJECTED, Folder, read_rows
+from cgd_stages.store.rows import KEY, Key, Row, digest_of, from_parquet, key_of
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.validation_split import held_out
 
@@ -29,6 +31,20 @@ HINTS = {
 }
 
 
+CHECK = "check"
+"""The stage of the rows that no objective learns, whatever it can use."""
+UNUSABLE = "unusable"
+"""The reason of a row that this objective could use and another one of the run cannot."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why a training leaves out a row that its objective may be able to use."""
+
+    reason: str
+    detail: str
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The stored rows of a training. `distill` holds the teacher's own answers; None for objectives without them."""
@@ -36,17 +52,25 @@ class Dataset:
     work: Train
     refine: Folder
     distill: Folder | None = None
+    left_out: Mapping[Key, LeftOut] = field(default_factory=dict)
+    """Rows that the objective may be able to use and that no training of the run learns."""
 
     @classmethod
     def of(cls, store: RunStore, work: Train) -> "Dataset":
         """The dataset in the finished stages that the objective learns from."""
         distill = store.input("distill") if work.objective == "DistilledSFT" else None
-        return cls(work, store.input("refine"), distill)
+        left_out = read_left_out(store.input(CHECK), work.objective) if work.common_rows else {}
+        return cls(work, store.input("refine"), distill, left_out)
 
     @property
     def total(self) -> int:
-        """Rows of every training of the run."""
+        """Rows of every training of the run, with those that it leaves out."""
         return self.refine.require().rows.done
+
+    @property
+    def draws(self) -> int:
+        """How many refinements were drawn of each answer."""
+        return draws_of(self.refine)
 
     def identity(self) -> dict[str, Any]:
         """Everything but the student that determines the examples; part of a digest."""
@@ -57,7 +81,9 @@ class Dataset:
             "prompts": examples.wording(work.objective, work.critique),
             "upstream": self.refine.digest,
             "heldOut": work.validation.fraction,
-        } | ({"distill": self.distill.digest} if self.distill else {})
+            **({"distill": self.distill.digest} if self.distill else {}),
+            **({"leftOut": digest_of(keys=sorted(self.left_out))} if self.left_out else {}),
+        }
 
     def held_out(self) -> frozenset[str]:
         """Ids of the prompts that are measured instead of learned."""
@@ -66,36 +92,66 @@ class Dataset:
         prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
         return held_out(prompts, self.work.validation.fraction, self.work.seed)
 
-    def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable]]:
+    def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable | LeftOut]]:
         """Every row with its example, or the reason why it has none, in no promised order."""
+        objective, critic, most = self.work.objective, self._critic(), self.work.max_sequence_length
+        for row in self._rows():
+            if left_out := self.left_out.get(key_of(row)):
+                yield row, left_out
+            else:
+                yield from examples.each_example(tokenizer, objective, [row], critic, max_length=most)
+
+    def _critic(self) -> Critic | None:
         work = self.work
-        critic: Critic | None = None
-        if work.objective == "CGD":
-            try:
-                critic = examples.critic(work.critique, work.seed, read_rows(self.refine, [*KEY, "critique"]))
-            except ValueError as error:
-                hint = "Give the run more prompts, or another spec.training.critique."
-                raise UserError(str(error), hint=hint) from error
-        return examples.each_example(
-            tokenizer, work.objective, self._rows(), critic, max_length=work.max_sequence_length
-        )
+        if work.objective != "CGD":
+            return None
+        try:
+            return examples.critic(work.critique, work.seed, read_rows(self.refine, [*KEY, "critique"]))
+        except ValueError as error:
+            hint = "Give the run more prompts, or another spec.training.critique."
+            raise UserError(str(error), hint=hint) from error
 
     def _rows(self) -> Iterator[Row]:
         if self.distill is None:
             yield from read_rows(self.refine)
             return
-        missing = {key_of(row) for row in read_rows(self.refine, KEY)}
+        own_answers, wanted = draws_of(self.distill), defaultdict[Key, list[int]](list)
+        for row in read_rows(self.refine, KEY):
+            answer = row["sample"] // self.draws
+            # With fewer own answers than the student has written for a prompt, some are learned more than once.
+            wanted[row["id"], answer % own_answers].append(row["sample"])
         for row in read_rows(self.distill):
-            if key_of(row) in missing:
-                missing.remove(key_of(row))
-                yield row
-        for identity, sample in sorted(missing):
-            yield {"id": identity, "sample": sample, "prompt": "", "distilled": None}
+            for sample in wanted.pop(key_of(row), []):
+                yield row | {"sample": sample}
+        for (identity, _), samples in sorted(wanted.items()):
+            for sample in samples:
+                yield {"id": identity, "sample": sample, "prompt": "", "distilled": None}
+
+
+def draws_of(folder: Folder) -> int:
+    """How many texts a stage has drawn for each row that it read."""
+    return int(folder.require().inputs.get("samples", 1))
+
+
+def read_left_out(check: Folder, objective: Objective) -> dict[Key, LeftOut]:
+    """The rows that a training leaves out because of the run's choice of rows, or because another objective cannot use
+    them; without those that its own objective cannot use."""
+    own, others = set[Key](), dict[Key, LeftOut]()
+    for part in check.require().under(REJECTED):
+        for row in from_parquet(check.read(part)):
+            if row["stage"] == train_stage(objective):
+                own.add(key_of(row))
+            elif row["stage"] == CHECK:
+                others[key_of(row)] = LeftOut(row["reason"], row["detail"])
+            else:
+                detail = f"{row['stage']} cannot use it: {row['reason']}, {row['detail']}"
+                others.setdefault(key_of(row), LeftOut(UNUSABLE, detail))
+    return {key: left_out for key, left_out in others.items() if key not in own}
 
 
 @dataclass
 class ExampleCounts:
-    """Counts of a training's rows: learned, held out, rejected."""
+    """Counts of a training's rows: learned, held out, rejected, left out."""
 
     stage: str
     objective: Objective
@@ -114,25 +170,35 @@ class ExampleCounts:
     lengths: Counter[int] = field(default_factory=Counter)
     """Histogram: a power of two -> examples of at most so many tokens."""
     rejected: list[Row] = field(default_factory=list)
+    """Rows that the objective cannot use."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Other rows that the training leaves out, by reason."""
 
-    def add(self, row: Row, example: Example | Unusable) -> None:
-        if isinstance(example, Unusable):
-            self.rejected.append(rejection(self.stage, row, example.reason, example.detail))
-            return
-        length = len(example.input_ids)
+    def add(self, row: Row, example: Example | Unusable | LeftOut) -> None:
+        match example:
+            case Example():
+                self.keep(row["id"], len(example.input_ids), example.start)
+            case Unusable():
+                self.rejected.append(rejection(self.stage, row, example.reason, example.detail))
+            case LeftOut():
+                self.left_out[example.reason] += 1
+
+    def keep(self, identity: str, length: int, start: int) -> None:
+        """Count an example of so many tokens, which are learned from `start`."""
         self.kept += 1
-        if row["id"] in self.held_out:
+        if identity in self.held_out:
             self.validation += 1
-            self.validation_tokens += length - example.start
+            self.validation_tokens += length - start
         else:
-            self.learned += length - example.start
+            self.learned += length - start
             self.tokens += length
         self.longest = max(self.longest, length)
         self.lengths[1 << (length - 1).bit_length()] += 1
 
     @property
     def rows(self) -> Rows:
-        return Rows(total=self.kept + len(self.rejected), done=self.kept, rejected=len(self.rejected))
+        rejected = len(self.rejected) + self.left_out.total()
+        return Rows(total=self.kept + rejected, done=self.kept, rejected=rejected)
 
     def metrics(self) -> dict[str, float]:
         """Examples and tokens that one epoch learns and a validation measures, and the histogram of lengths."""
@@ -150,8 +216,8 @@ class ExampleCounts:
         }
 
     def refuse_unless_enough(self, expected: int, max_rejected: float) -> None:
-        """Raise RowsLost when rows are missing, UserError when too many rows have no example, or when prompts are held
-        out and one side of the split has no example."""
+        """Raise RowsLost when rows are missing, UserError when too many rows have no example, when none is left, or
+        when prompts are held out and one side of the split has no example."""
         if self.rows.total != expected:
             raise RowsLost(f"{self.stage}: {self.rows.total} of the {expected} rows of refine were read")
         if self.kept and len(self.rejected) <= max_rejected * expected:
@@ -164,6 +230,13 @@ class ExampleCounts:
                     "that are held out.",
                 )
             return
+        if self.left_out and len(self.rejected) <= max_rejected * expected:
+            counts = ", ".join(f"{reason} {count}" for reason, count in self.left_out.most_common())
+            raise UserError(
+                f"{self.objective}: none of {expected} rows is left to learn from ({counts})",
+                hint="Look at the rejected rows of check: a better teacher, more samples, or another "
+                "spec.training.keep keeps more rows; an objective that cannot use its rows may be taken out.",
+            )
         reasons = Counter(str(row["reason"]) for row in self.rejected).most_common()
         counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
         first = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])

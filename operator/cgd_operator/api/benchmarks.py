@@ -42,7 +42,9 @@ BENCHMARKS = {
         "OE_TO_maths_en_COMP",
         "train",
         674,
-        BenchmarkFields(prompt="question", reference="final_answer", context="context", tolerance="error"),
+        BenchmarkFields(
+            prompt="question", reference="final_answer", several="all", context="context", tolerance="error"
+        ),
     ),
     "AMC23": Named("math-ai/amc23", "default", "test", 40, _QUESTION),
     "AIME24": Named("HuggingFaceH4/aime_2024", "default", "train", 30, _PROBLEM),

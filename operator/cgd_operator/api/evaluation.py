@@ -15,7 +15,10 @@ SOURCELESS_RULE = (
     f"has(self.source) || {_KNOWN_NAME}",
     f"a benchmark needs a source, or one of the names that are known: {', '.join(BENCHMARKS)}",
 )
-GRADED_RULE = (f"has(self.fields) ? has(self.fields.reference) : {_KNOWN_NAME}", "a benchmark needs fields.reference")
+GRADED_RULE = (
+    f"has(self.fields) ? has(self.fields.reference) || has(self.fields.messages) : {_KNOWN_NAME}",
+    "a benchmark needs fields.reference, or fields.messages with a last assistant turn",
+)
 
 
 class Benchmark(Contract):
@@ -58,7 +61,8 @@ class Benchmark(Contract):
     def _known_or_whole(self) -> "Benchmark":
         if self.source is None and self.name not in BENCHMARKS:
             raise ValueError(SOURCELESS_RULE[1])
-        if self.fields.reference is None if self.fields else self.name not in BENCHMARKS:
+        fields = self.fields
+        if fields.reference is None and fields.messages is None if fields else self.name not in BENCHMARKS:
             raise ValueError(GRADED_RULE[1])
         return self
 

@@ -1,36 +1,41 @@
 """How the rows are made: the two models, the prompts, the decoding."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import HTTP, PLAIN, BenchmarkName, KeyRef, ModelUri, Percent, Text, Uri, no_user, rules
 from cgd_stages import contract
-from cgd_stages.contract import Contract, Name, Number, Rate, Sampling
+from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select
+
+TEMPLATE_URI = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
+
+TEMPLATE_RULE = (
+    f"!has(self.template) || self.template.contains('{{') || self.template.matches('{TEMPLATE_URI}')",
+    "write the text of a Jinja template (8,192 characters at most), configmap://name/key or s3://bucket/key",
+)
 
 
-class ServedModel(Contract):
+class Chat(contract.Chat):
+    """How a model is spoken to: its chat template, and whether it thinks before it answers."""
+
+    model_config = ConfigDict(json_schema_extra=rules(TEMPLATE_RULE))
+
+    @model_validator(mode="after")
+    def _template_or_its_place(self) -> "Chat":
+        if self.template is not None and "{" not in self.template and not re.fullmatch(TEMPLATE_URI, self.template):
+            raise ValueError(TEMPLATE_RULE[1])
+        return self
+
+
+class ServedModel(Engine):
     """How vLLM serves a model. One independent engine per shard, tensor parallel inside it."""
 
     shards: int = Field(
         1, ge=1, le=1024, description="How many pods share the rows of a stage. Each runs its own engine."
     )
-    tensor_parallel: int = Field(1, ge=1, le=64, description="How many GPUs one engine uses.")
-    max_model_len: int | None = Field(
-        None, ge=32, description="The context length in tokens; default: the model's own."
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="The number format of the weights; auto leaves it to the engine."
-    )
-    max_num_seqs: int | None = Field(
-        None, ge=1, le=8192, description="The most rows that one engine works on at a time; default on a GPU: 512."
-    )
-    max_num_batched_tokens: int | None = Field(
-        None, ge=64, le=1048576, description="The most tokens of one engine step; default on a GPU: 16384."
-    )
-    gpu_memory_utilization: Rate | None = Field(
-        None, description='The share of a GPU\'s memory that the engine takes; default: "0.92".'
-    )
+    chat: Chat = Chat()
 
 
 class Student(ServedModel):
@@ -38,7 +43,7 @@ class Student(ServedModel):
     revision: Name | None = Field(None, description="A branch, tag or commit on the hub. prepare pins it to a commit.")
 
 
-class Endpoint(Contract):
+class Endpoint(contract.Endpoint):
     """A chat server that speaks OpenAI's API."""
 
     url: Annotated[
@@ -50,7 +55,12 @@ class Endpoint(Contract):
         description="The model's name on the server."
     )
     api_key_secret_ref: KeyRef | None = Field(None, description="The key of a Secret that holds the server's API key.")
-    max_concurrency: int = Field(64, ge=1, le=4096, description="The most requests that are open at a time.")
+
+
+SERVED_RULE = (
+    "has(self.model) || !(has(self.chat.template) || has(self.chat.reasoningParser) || has(self.chat.date))",
+    "template, reasoningParser and date of chat are for a model that the run serves: remove them, or set model",
+)
 
 
 class Teacher(ServedModel):
@@ -60,6 +70,7 @@ class Teacher(ServedModel):
         json_schema_extra=rules(
             ("has(self.model) != has(self.endpoint)", "set exactly one of model (served here) and endpoint"),
             ("!has(self.revision) || has(self.model)", "revision belongs to model: remove it or set model"),
+            SERVED_RULE,
         )
     )
     model: ModelUri | None = Field(None, description="A model on the hub, an s3:// folder, or a path in the image.")
@@ -73,6 +84,9 @@ class Teacher(ServedModel):
             raise ValueError("set exactly one of model (served here) and endpoint")
         if self.revision and not self.model:
             raise ValueError("revision belongs to model: remove it or set model")
+        chat = self.chat
+        if not self.model and (chat.template or chat.reasoning_parser or chat.date):
+            raise ValueError(SERVED_RULE[1])
         return self
 
 
@@ -117,14 +131,51 @@ class Prompts(contract.Prompts):
         return self
 
 
+DRAWS_RULE = (
+    "!has(self.samples) || self.samples == 1 || double(self.temperature) > 0.0",
+    "greedy decoding gives the same text every time: set temperature above 0, or samples to 1",
+)
+
+
+class Draws(Sampling):
+    """How a model writes, and how many texts it writes for each row."""
+
+    model_config = ConfigDict(json_schema_extra=rules(DRAWS_RULE))
+
+    samples: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="How many texts are drawn for each row; each becomes a row. More than 1 needs a temperature above "
+        "0.",
+    )
+
+    @model_validator(mode="after")
+    def _texts_differ(self) -> "Draws":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(DRAWS_RULE[1])
+        return self
+
+
+class Refinements(Draws):
+    """How the teacher refines, and which of several refinements of an answer are learned."""
+
+    select: Select = Field(
+        "first",
+        description="Which of several refinements of an answer are learned: the first that is complete, the shortest "
+        "right one, or all right ones. If none is right, the first is taken. Right is what the grader finds right by "
+        "the reference.",
+    )
+
+
 class Generation(Contract):
     """How the rows are made, stage by stage, and how many of them may be lost."""
 
-    answer: Sampling = Sampling()
+    answer: Draws = Draws()
     critique: Sampling = Sampling()
-    refine: Sampling = Sampling()
-    distill: Sampling = Field(
-        Sampling(), description="How the teacher writes its own answers, for the objective DistilledSFT."
+    refine: Refinements = Refinements()
+    distill: Draws = Field(
+        Draws(), description="How the teacher writes its own answers, for the objective DistilledSFT."
     )
     max_rejected: Percent = Field(Number("2%"), description="A stage fails when it rejects a larger share of its rows.")
     min_right_refinements: Percent | None = Field(

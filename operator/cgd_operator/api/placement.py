@@ -6,10 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from cgd_operator.api.fields import Memory, rules
-from cgd_stages.contract import Contract, Name
-
-FREE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
-
+from cgd_stages.contract import FREE, Contract, Name
 
 QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 

@@ -66,9 +66,14 @@ class PodMetadata(Contract):
     annotations: dict[str, str] = Field({})
 
 
+_REFERENCES = "has(self.prompts.fields.reference) || has(self.prompts.fields.messages)"
 REFERENCE_RULE = (
-    "!('SFT' in self.training.objectives) || has(self.prompts.fields.reference)",
+    f"!('SFT' in self.training.objectives) || {_REFERENCES}",
     "the objective SFT learns the reference answer: set prompts.fields.reference to the column that has it",
+)
+RIGHT_RULE = (
+    f"(self.training.keep == 'all' && self.generation.refine.select == 'first') || {_REFERENCES}",
+    "training.keep and generation.refine.select need references to grade with: set prompts.fields.reference",
 )
 
 
@@ -76,6 +81,13 @@ _KNOWN = "self.prompts.decontaminate.against.all(name, self.evaluation.benchmark
 AGAINST_RULE = (
     f"!has(self.prompts.decontaminate) || (has(self.evaluation) && {_KNOWN})",
     "prompts.decontaminate.against: takes names of evaluation.benchmarks, and there must be some",
+)
+
+
+_MODES = "(self.training.thinking == 'learn') == (self.student.chat.thinking == 'on')"
+THINKING_RULE = (
+    f"!has(self.training.thinking) || self.student.chat.thinking == 'auto' || {_MODES}",
+    "training.thinking: a student is trained as it answers: learn goes with student.chat.thinking on, drop with off",
 )
 
 
@@ -109,7 +121,7 @@ class Budget(Contract):
 class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
-    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE))
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
         {"suspend", "ttl_seconds_after_finished", "deletion_policy", "replace_lost_pods_after_seconds"}
@@ -164,8 +176,15 @@ class CGDRunSpec(Contract):
         known = {benchmark.name for benchmark in self.evaluation.benchmarks} if self.evaluation else set()
         if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
             raise ValueError(AGAINST_RULE[1])
-        if "SFT" in self.training.objectives and self.prompts.fields.reference is None:
-            raise ValueError(REFERENCE_RULE[1])
+        learned, thinks = self.training.thinking, self.student.chat.thinking
+        if learned and thinks != "auto" and (learned == "learn") != (thinks == "on"):
+            raise ValueError(THINKING_RULE[1])
+        fields = self.prompts.fields
+        if fields.reference is None and fields.messages is None:
+            if "SFT" in self.training.objectives:
+                raise ValueError(REFERENCE_RULE[1])
+            if self.training.keep != "all" or self.generation.refine.select != "first":
+                raise ValueError(RIGHT_RULE[1])
         return self
 
 
@@ -220,6 +239,8 @@ def _mend(error: Any) -> str:
             return f"{path}: is true or false; write it in quotes: {json.dumps(json.dumps(value))}"
         case "string_type" if isinstance(value, int | float):
             return f"{path}: is a number; write it in quotes: {json.dumps(json.dumps(value))}"
+        case "literal_error" if isinstance(value, bool) and "'on'" in error["ctx"]["expected"]:
+            return f'{path}: write it in quotes: "{"on" if value else "off"}"'
         case "string_pattern_mismatch" if error["ctx"]["pattern"] in SHAPES:
             return f"{path}: {SHAPES[error['ctx']['pattern']]} (it is {value!r})"
         case "value_error":

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.fields import rules
-from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Objective, Rate, Upkeep
+from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Keep, Learned, Objective, Rate, Upkeep
 
 BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
@@ -84,6 +84,17 @@ class Objectives(Contract):
         "reference answer (set prompts.fields.reference), and RefinedSFT the refinement.",
     )
     critique: Critique = Critique()
+    thinking: Learned | None = Field(
+        None,
+        description="What becomes of thoughts. drop: the student is trained and evaluated with its thinking off. "
+        "learn: with its thinking on, and the teacher's thought before a target is learned too, in the student's own "
+        "markup. Default: learn where student.chat.thinking is on, else drop.",
+    )
+    keep: Keep = Field(
+        "all",
+        description="Which rows every objective learns, by the grade of their refinement: all, those with a right one "
+        "(right), or one right one of each prompt (one-right). right and one-right need references.",
+    )
 
 
 class Workers(Contract):

@@ -4,12 +4,13 @@ import hashlib
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cgd_operator import yamls
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, INSTRUCTION, TASKS, Harnessed
 from cgd_operator.api.evaluation import Benchmark, Evaluation, Task
 from cgd_operator.api.fields import bytes_of
+from cgd_operator.api.generation import Chat, ServedModel
 from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec, readable_spec
 from cgd_stages import contract
 from cgd_stages.contract import StageName
@@ -25,6 +26,8 @@ class Run:
     generation: int
     spec: CGDRunSpec
     labels: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    """The moment when the API server created it, in RFC 3339; empty for a manifest that was never applied."""
 
     @classmethod
     def of(cls, manifest: dict[str, Any]) -> "Run":
@@ -45,7 +48,31 @@ class Run:
     def _with(cls, manifest: dict[str, Any], spec: CGDRunSpec) -> "Run":
         meta = manifest["metadata"]
         labels = meta.get("labels") or {}
-        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec, labels)
+        created = meta.get("creationTimestamp") or ""
+        return cls(meta["namespace"], meta["name"], meta["uid"], meta.get("generation", 1), spec, labels, created)
+
+    @property
+    def resolved(self) -> CGDRunSpec:
+        """The spec with what it leaves open and the run decides: whether the student thinks and whether it learns
+        thoughts, which is one decision for its answers, its training and its evaluation, and the date of templates."""
+        student, teacher, training = self.spec.student, self.spec.teacher, self.spec.training
+        learned: contract.Learned = training.thinking or ("learn" if student.chat.thinking == "on" else "drop")
+        today = self.created.partition("T")[0] or None
+        spoken = {"thinking": "on" if learned == "learn" else "off", "date": student.chat.date or today}
+        taught = {"date": teacher.chat.date or today} if teacher.model else {}
+        changed = {
+            "student": _with_chat(student, spoken),
+            "teacher": _with_chat(teacher, taught),
+            "training": training.model_copy(update={"thinking": learned}),
+        }
+        return self.spec.model_copy(update=changed)
+
+
+M = TypeVar("M", bound=ServedModel)
+
+
+def _with_chat(model: M, changes: dict[str, Any]) -> M:
+    return model.model_copy(update={"chat": model.chat.model_copy(update=changes)})
 
 
 Backend = Literal["PyTorchJob", "TrainJob"]
@@ -97,9 +124,16 @@ def choose_backend(run: Run, served: Collection[Backend], started: Collection[st
 def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -> tuple[Child, ...]:
     """Every child of the run, in order; `backend` is the kind of its trainings, `checkpoint_bytes` what prepare has
     told of their checkpoints, 0: nothing."""
-    works = list(_works(run.spec))
+    spec = run.resolved
+    works = list(_works(spec))
     before_report = tuple(stage for work in works for stage in work.stages)
-    report = contract.Report(stages=before_report, spec=_spec_text(run.spec))
+    report = contract.Report(
+        stages=before_report,
+        spec=_spec_text(run),
+        student_chat=_chat(spec.student),
+        teacher_chat=_chat(spec.teacher),
+        thinking=spec.training.thinking or "drop",
+    )
     works.append(_Work(REPORT, report, "cpu", before_report))
     return tuple(_child(run, work, backend, checkpoint_bytes) for work in works)
 
@@ -147,7 +181,12 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
     """A check on a CPU, then one training after another: they want the same GPUs."""
     works = tuple(_train(spec, objective) for objective in spec.training.objectives)
-    check = contract.Check(trainings=works, min_right_refinements=spec.generation.min_right_refinements)
+    check = contract.Check(
+        trainings=works,
+        select=spec.generation.refine.select,
+        keep=spec.training.keep,
+        min_right_refinements=spec.generation.min_right_refinements,
+    )
     yield _Work(CHECK, check, "cpu", generated)
     before: tuple[StageName, ...] = (CHECK,)
     for work in works:
@@ -247,8 +286,10 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
         student=_student(spec),
         student_engine=contract.Engine.part_of(spec.student),
+        student_chat=_chat(spec.student),
         teacher=_teacher(spec),
         teacher_engine=contract.Engine.part_of(spec.teacher),
+        teacher_chat=_chat(spec.teacher),
         endpoint=_endpoint(spec),
         max_rejected=spec.generation.max_rejected,
         training=_train(spec, spec.training.objectives[0]),
@@ -261,10 +302,12 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
     served = spec.student if own else spec.teacher
     return contract.Generate(
         roles=roles,
-        sampling=tuple(getattr(spec.generation, role) for role in roles),
+        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
+        samples=getattr(getattr(spec.generation, roles[-1]), "samples", 1),
         model=_student(spec) if own else _teacher(spec),
         endpoint=None if own else _endpoint(spec),
         engine=contract.Engine.part_of(served),
+        chat=_chat(served),
         shards=served.shards,
         max_rejected=spec.generation.max_rejected,
     )
@@ -272,15 +315,23 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
 
 def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
     """What the manifest leaves out of critique and validation is what a task says by itself."""
-    elsewhere = {"objectives", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
+    elsewhere = {"objectives", "keep", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
     elsewhere |= {"critique"} if objective != "CGD" else set()
     return contract.Train(
         **spec.training.model_dump(exclude=elsewhere, exclude_none=True),
         objective=objective,
         student=_student(spec),
+        chat=_chat(spec.student),
         processes_per_worker=spec.training.gpus_per_worker,
         max_rejected=spec.generation.max_rejected,
+        common_rows=_chooses_rows(spec),
     )
+
+
+def _chooses_rows(spec: CGDRunSpec) -> bool:
+    """Whether a training may learn fewer rows than its objective could use."""
+    several = len(spec.training.objectives) > 1 or spec.generation.refine.samples > 1
+    return several or spec.training.keep != "all"
 
 
 def _evaluate(
@@ -291,6 +342,7 @@ def _evaluate(
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)),
         sampling=evaluation.sampling,
         engine=contract.Engine.part_of(spec.student),
+        chat=_chat(spec.student),
         rival=rival,
     )
 
@@ -301,6 +353,7 @@ def _harness(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) ->
         tasks=tuple(map(_task, evaluation.tasks)),
         data=evaluation.task_data,
         engine=contract.Engine.part_of(spec.student),
+        chat=_chat(spec.student),
     )
 
 
@@ -331,6 +384,10 @@ def _endpoint(spec: CGDRunSpec) -> contract.Endpoint | None:
     return contract.Endpoint.part_of(spec.teacher.endpoint) if spec.teacher.endpoint else None
 
 
+def _chat(model: ServedModel) -> contract.Chat:
+    return contract.Chat.part_of(model.chat)
+
+
 def _prompts(spec: CGDRunSpec) -> contract.Prompts:
     """With the names of all benchmarks, where decontaminate names none."""
     prompts = spec.prompts.model_dump()
@@ -354,7 +411,11 @@ def storage_of(storage: Storage) -> contract.Storage:
     return contract.Storage.part_of(storage).model_copy(update=place)
 
 
-def _spec_text(spec: CGDRunSpec) -> str:
+def _spec_text(run: Run) -> str:
+    """As it was given; where that says anything of chats, with what follows for them."""
+    spec = run.spec
+    if spec.training.thinking or any(model.chat != Chat() for model in (spec.student, spec.teacher)):
+        spec = run.resolved
     given = spec.model_dump(
         by_alias=True, exclude_defaults=True, exclude=set(spec.MUTABLE), mode="json", context=contract.MANIFEST
     )

@@ -455,13 +455,15 @@ def _projected(name: str, keys: set[str]) -> Object:
 
 
 def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
-    """Names and keys of the ConfigMaps that the task reads: only prepare reads sources."""
+    """Names and keys of the ConfigMaps that the task reads: only prepare reads sources and files of templates."""
     work = task.work
     if not isinstance(work, contract.Prepare):
         return {}
+    sources = [source.source for source in (work.prompts, *work.benchmarks)]
+    templates = [chat.template_uri or "" for chat in (work.student_chat, work.teacher_chat)]
     found: dict[str, set[str]] = {}
-    for source in (work.prompts, *work.benchmarks):
-        if source.source.startswith("configmap://"):
-            name, _, key = source.source.removeprefix("configmap://").partition("/")
+    for uri in (*sources, *templates):
+        if uri.startswith(contract.CONFIG_MAP):
+            name, _, key = uri.removeprefix(contract.CONFIG_MAP).partition("/")
             found.setdefault(name, set()).add(key)
     return found

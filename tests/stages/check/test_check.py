@@ -30,7 +30,7 @@ def checking(storage: Storage, scratch: Path, *trainings: Train) -> Context:
 
 @pytest.fixture
 def two(tiny_model: Path) -> list[Train]:
-    return [train_work(tiny_model), train_work(tiny_model, objective="SFT")]
+    return [train_work(tiny_model, common_rows=True), train_work(tiny_model, objective="SFT", common_rows=True)]
 
 
 def test_rows_and_tokens_of_every_objective_are_told(
@@ -39,8 +39,9 @@ def test_rows_and_tokens_of_every_objective_are_told(
     refined(bucket, ROWS)
     given = checking(storage, tmp_path, *two)
     facts = check.main(given)["check"]
-    assert facts.rows == Rows(total=20, done=19, rejected=1)
+    assert facts.rows == Rows(total=20, done=18, rejected=2)
     assert (facts.metrics["cgd_rejected"], facts.metrics["sft_rejected"]) == (0, 1)
+    assert (facts.metrics["cgd_left_out"], facts.metrics["common_examples"]) == (1, 9)
     assert 0 < facts.metrics["cgd_learned_tokens"] < facts.metrics["sft_learned_tokens"]
     assert sum(value for name, value in facts.metrics.items() if name.startswith("sft_length_to_")) == 9
     assert RunStore(bucket, given.task.run).pointer("check").digest == facts.digest

@@ -21,8 +21,10 @@ from cgd_stages.contract import (
     Decontaminate,
     Endpoint,
     Engine,
+    Fields,
     Model,
     Prompts,
+    Rows,
     Storage,
 )
 from cgd_stages.errors import RowsLost, TransientError, UserError
@@ -413,3 +415,92 @@ def test_fields_default_to_a_prompt_alone(bucket, storage, tiny_model, tmp_path)
     source = Prompts(source=put(bucket, "in/p.jsonl", lines([{"prompt": "Why?"}])))
     found = Prepared(storage, prepare_work(tiny_model, "", prompts=source), tmp_path)
     assert [(row["prompt"], row["reference"]) for row in found.rows] == [("Why?", None)]
+
+
+CHATS = [
+    {
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{n} apples?"}],
+        "n": {"a": str(n)},
+    }
+    for n in range(8)
+]
+
+
+def with_fields(work, **fields):
+    return work.model_copy(update={"prompts": Prompts(source=work.prompts.source, fields=Fields(**fields))})
+
+
+@pytest.mark.parametrize(("name", "packed"), [("c.jsonl", lines), ("c.parquet", table)])
+def test_conversations_and_nested_references_are_stored(bucket, storage, tiny_model, tmp_path, name, packed):
+    source = put(bucket, f"in/{name}", packed(CHATS))
+    work = with_fields(prepare_work(tiny_model, source), messages="messages", reference="n.a")
+    found = Prepared(storage, work, tmp_path)
+    assert [(row["prompt"], row["reference"]) for row in found.rows] == [(f"{n} apples?", str(n)) for n in range(8)]
+    assert {row["turns"] for row in found.rows} == {'[{"role": "system", "content": "Be brief."}]'}
+
+
+def test_every_conversation_read_is_kept_or_rejected_with_a_reason(bucket, storage, tiny_model, tmp_path):
+    bad = [{"messages": [{"role": "assistant", "content": "4"}]}, {"messages": [{"role": "user", "content": " "}]}]
+    source = put(bucket, "in/c.jsonl", lines([*CHATS, *bad, CHATS[0]]))
+    work = with_fields(prepare_work(tiny_model, source, max_rejected=0.5), messages="messages")
+    found = Prepared(storage, work, tmp_path)
+    assert found.facts.rows == Rows(total=11, done=8, rejected=3)
+    reasons = {name: n for name, n in found.facts.metrics.items() if name.startswith("rejected_")}
+    assert reasons == {"rejected_malformed": 1, "rejected_empty": 1, "rejected_duplicate": 1}
+
+
+def test_the_turns_before_the_prompt_count_as_its_tokens(bucket, storage, tiny_model, tmp_path):
+    alone = [{"messages": chat["messages"][1:]} for chat in CHATS]
+    lengths = [
+        sum(row["prompt_tokens"] for row in Prepared(storage, work, tmp_path).rows)
+        for name, rows in (("whole", CHATS), ("alone", alone))
+        for work in [
+            with_fields(prepare_work(tiny_model, put(bucket, f"in/{name}.jsonl", lines(rows))), messages="messages")
+        ]
+    ]
+    assert lengths[0] > lengths[1] + 8 * 2
+
+
+def test_prompts_of_one_text_are_stored_as_ever(bucket, storage, tiny_model, tmp_path):
+    """The hash of these files names the folders of answers that runs share."""
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    found = Prepared(storage, prepare_work(tiny_model, source), tmp_path)
+    assert list(found.rows[0]) == ["id", "sample", "prompt", "reference", "prompt_tokens"]
+    assert found.done.inputs["prompts"]["fields"] == {"prompt": "question", "reference": "answer"}
+
+
+def test_a_benchmark_question_in_an_earlier_turn_is_contamination(bucket, storage, tiny_model, tmp_path):
+    text = "How many of the nine green apples does Ann keep?"
+    turns = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "Why?"},
+    ]
+    source = put(bucket, "in/c.jsonl", lines([*CHATS, {"messages": turns}]))
+    held_out = put(bucket, "in/b.jsonl", lines([{"question": text, "answer": "4"}]))
+    benchmark = Benchmark(name="b", source=held_out, fields=BenchmarkFields(prompt="question", reference="answer"))
+    work = prepare_work(tiny_model, source, benchmarks=(benchmark,))
+    prompts = Prompts(source=source, fields=Fields(messages="messages"), decontaminate=Decontaminate(against=("b",)))
+    found = Prepared(storage, work.model_copy(update={"prompts": prompts}), tmp_path)
+    assert [row["reason"] for row in found.rejected] == ["contaminated"]
+
+
+def test_a_benchmark_may_have_conversations_and_choices(bucket, storage, tiny_model, tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which?"}]
+    asked = put(bucket, "in/b.jsonl", lines([{"messages": turns, "choices": ["Moon", "Mars"], "answer": 1}]))
+    fields = BenchmarkFields(messages="messages", reference="answer", choices="choices")
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    work = prepare_work(tiny_model, source, benchmarks=(Benchmark(name="b", source=asked, fields=fields),))
+    (question,) = read_benchmarks(Prepared(storage, work, tmp_path).folder)
+    assert (question["prompt"], question["reference"]) == ("Which?\n\nA. Moon\nB. Mars", "B")
+    assert json.loads(question["turns"]) == turns[:1]
+
+
+def test_a_question_without_turns_has_no_such_column(bucket, storage, tiny_model, tmp_path):
+    """Questions are part of digests."""
+    asked = put(bucket, "in/b.jsonl", lines([{"prompt": "Which?", "reference": "B"}]))
+    fields = BenchmarkFields(reference="reference")
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    work = prepare_work(tiny_model, source, benchmarks=(Benchmark(name="b", source=asked, fields=fields),))
+    (question,) = read_benchmarks(Prepared(storage, work, tmp_path).folder)
+    assert list(question) == ["benchmark", "id", "prompt", "reference", "tolerance"]
