@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cgd_stages.chat.template import render
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.method import prompts
 
 MOST_TOKENS = 160
@@ -31,8 +31,9 @@ def taken(folder: Path, questions: list[str]) -> Iterator[tuple[str, int, bool]]
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    template = ChatTemplate(tokenizer)
     for at in range(0, len(questions), BATCH):
-        texts = [render(tokenizer, prompts.answer_messages(one)) for one in questions[at : at + BATCH]]
+        texts = [template.render(prompts.answer_messages(one)).text for one in questions[at : at + BATCH]]
         given = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
         with torch.inference_mode():
             made = model.generate(

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.template import ChatTemplate, token_ids
 from cgd_stages.method import prompts
 from replicate.corpus import JUMPS, LATER_JUMPS, Conversation, conversations
 
@@ -117,7 +117,8 @@ def pretrain(folder: Path, *, steps: int, seed: int, tell: Callable[[int, float]
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, jumps: float = JUMPS) -> Iterator[torch.Tensor]:
     """Token ids, each (BATCH, longest); conversations of like length together."""
     dice = random.Random(seed)
-    examples = (_encoded(tokenizer, one) for one in conversations(seed, jumps))
+    template = ChatTemplate(tokenizer)
+    examples = (_encoded(template, one) for one in conversations(seed, jumps))
     while True:
         some = sorted(itertools.islice(examples, 16 * BATCH), key=len)
         chosen = [some[at : at + BATCH] for at in range(0, len(some), BATCH)]
@@ -127,8 +128,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, jumps: float = JUMPS)
             yield torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids in rows])
 
 
-def _encoded(tokenizer: PreTrainedTokenizerFast, one: Conversation) -> list[int]:
-    return token_ids(tokenizer, render(tokenizer, one.messages) + one.reply + END)
+def _encoded(template: ChatTemplate, one: Conversation) -> list[int]:
+    return token_ids(template.tokenizer, template.render(one.messages).text + one.reply + END)
 
 
 def _optimizers(model: LlamaForCausalLM) -> tuple["Muon", torch.optim.AdamW]:

@@ -729,6 +729,8 @@ class Prepare(Contract):
     max_rejected: float
     training: Train
     """One training of the run. All of them need the same memory."""
+    objectives: tuple[Objective, ...] = ()
+    """The objectives of all trainings."""
     gpu_memory: int | None = None
     """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
 

@@ -63,12 +63,9 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
         raise UserError(f"the run does not train {objective}", hint=f"It trains {', '.join(trainings)}.")
     work, store = trainings[objective], _store(run, storage)
     with tempfile.TemporaryDirectory() as scratch:
-        student = resolve.fetch(resolve.pinned(work.student, store), store, Path(scratch), weights=False)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
+        template = resolve.spoken(resolve.pinned(work.student, store), work.chat, store, Path(scratch))
     key = (row["id"], row["sample"])
-    examples = Dataset.of(store, work).examples(tokenizer)
+    examples = Dataset.of(store, work, template).examples()
     made = next((made for source, made in examples if (source["id"], source["sample"]) == key), None)
     if made is None:
         raise UserError(f"{key[0]}/{key[1]} is no row of {objective}", hint="Look with --stage refine.")
@@ -77,9 +74,10 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
     text = plain("")
     for token, label in zip(made.input_ids, made.labels, strict=True):
         style = "dim" if label == IGNORE else "bold green"
-        text.append_text(plain(tokenizer.decode([token]), style, lines=True))
+        text.append_text(plain(template.tokenizer.decode([token]), style, lines=True))
     learned = len(made.input_ids) - made.start
     title = f"{row['id']} / {row['sample']}  {objective}: {learned} of {len(made.input_ids)} tokens learned"
+    title += f", thinking {work.chat.thinking}, thoughts: {work.thinking}" if template.markup else ""
     return panel(text, title)
 
 

@@ -155,11 +155,12 @@ def _tell(tokens: int, started: float) -> None:
 
 
 def _ours() -> None:
+    from cgd_stages.chat.template import ChatTemplate
     from cgd_stages.engines.vllm import VllmEngine
 
     storage = Storage.model_validate_json(os.environ["BENCH_STORAGE"])
     folder, bucket = Path(os.environ["BENCH_FOLDER"]), Bucket(storage)
-    engine = _staying(VllmEngine(smollm2.ensure(), ENGINE))
+    engine = _staying(VllmEngine(smollm2.ensure(), ENGINE, ChatTemplate.load(smollm2.ensure())))
     for number, texts in enumerate(_rounds()):
         run = RunRef(namespace="bench", name=f"ours-{number}", uid=str(number))
         prepared(bucket, texts, run)

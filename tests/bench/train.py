@@ -156,14 +156,13 @@ def _tell(loss: float, learned: int, seconds: float) -> None:
 
 def _examples(rows: Path) -> list[Any]:
     """The rows' examples, as CGD makes them, in the order in which our own schedule takes them."""
-    from transformers import AutoTokenizer
-
+    from cgd_stages.chat.template import ChatTemplate
     from cgd_stages.method.examples import row_example
     from cgd_stages.train.batching import Schedule
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.ensure())
+    template = ChatTemplate.load(smollm2.ensure())
     given = [json.loads(line) for line in rows.read_text().splitlines()]
-    made = [row_example(tokenizer, "CGD", row, max_length=LENGTH) for row in given]
+    made = [row_example(template, "CGD", row, max_length=LENGTH) for row in given]
     schedule = Schedule([len(one.input_ids) for one in made], BATCH, 1, 0)
     return [made[index] for step in range(schedule.steps) for index in schedule.batch(step)]
 

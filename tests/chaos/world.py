@@ -20,7 +20,7 @@ from chaos.proxy import Moment, Proxy, no_fault, no_watch
 from support.stage_builders import GREEDY, prepared
 
 from cgd_local.s3 import SeaweedFS
-from cgd_stages.chat.thoughts import split_output
+from cgd_stages.chat.thoughts import split_text
 from cgd_stages.contract import Endpoint, Exit, Generate, Role, RunRef, StageTask, Storage
 from cgd_stages.method.prompts import role_messages
 from cgd_stages.store.bucket import Bucket
@@ -306,7 +306,7 @@ class Run:
 
 
 def _is_right(role: Role, row: Row) -> bool:
-    return bool(row[text_column(role)] == split_output(reply(role_messages(role, row))).text)
+    return bool(row[text_column(role)] == split_text(reply(role_messages(role, row))).text)
 
 
 async def whole_run(

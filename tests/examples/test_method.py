@@ -12,6 +12,7 @@ from support.stage_builders import GREEDY, RUN, RuleEngine, context, generate_wi
 from transformers import PreTrainedTokenizerFast
 
 from cgd_stages.chat.example import IGNORE
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rows, StageFacts, Storage
 from cgd_stages.engines.base import Completion, Request
 from cgd_stages.evaluate import __main__ as evaluate
@@ -131,7 +132,7 @@ def test_training_is_conditioned_on_prompt_answer_and_critique_but_not_on_the_re
 def test_only_the_refinement_is_learned(run, tiny_model):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
     for row in run.rows:
-        made = row_example(tokenizer, "CGD", row, max_length=2048)
+        made = row_example(ChatTemplate(tokenizer), "CGD", row, max_length=2048)
         learned = [label for label in made.labels if label != IGNORE]
         assert tokenizer.decode(learned) == row["refinement"] + tokenizer.eos_token
         shown = tokenizer.decode(made.input_ids[: made.start])
@@ -156,7 +157,7 @@ def test_an_objective_is_conditioned_on_its_context_and_learns_its_target_alone(
 ):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
     for row in run.rows:
-        made = row_example(tokenizer, objective, row, max_length=2048)
+        made = row_example(ChatTemplate(tokenizer), objective, row, max_length=2048)
         shown = tokenizer.decode(made.input_ids[: made.start])
         assert [name for name in TEXTS if row[name] in shown] == context
         learned = [label for label in made.labels if label != IGNORE]

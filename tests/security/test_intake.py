@@ -27,6 +27,7 @@ from support.stage_builders import (
     stored_rows,
 )
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Endpoint, Fields, Sampling
 from cgd_stages.engines.base import MOST_TOKENS, Completion, Refused, Request, drive
 from cgd_stages.engines.openai import EndpointEngine
@@ -268,7 +269,8 @@ class Counting:
 def intake_of(bucket: Bucket, tokenizer: Counting, context_length: int, prompt: str) -> intake.Intake:
     """The intake of one prompt."""
     folder = Folder(bucket, RUN.namespace, "prepare", "d1")
-    made = intake.Intake(prepare_work("m", "s3://data/p.jsonl"), tokenizer, context_length, folder)
+    template = ChatTemplate(tokenizer)
+    made = intake.Intake(prepare_work("m", "s3://data/p.jsonl"), template, context_length, folder)
     made._take(made._next(iter([Line("line 1", {"question": prompt, "answer": "1"})]), 1))
     return made
 

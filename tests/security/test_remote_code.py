@@ -9,7 +9,7 @@ import pytest
 from support import tiny
 from support.stage_builders import context, prepare_work
 
-from cgd_stages.contract import Engine, Model
+from cgd_stages.contract import Chat, Engine, Model
 from cgd_stages.engines.vllm_settings import vllm_arguments
 from cgd_stages.errors import UserError
 from cgd_stages.models import fit
@@ -105,7 +105,7 @@ def test_a_model_that_needs_its_own_code_is_refused_by_name(storage, tmp_path, w
     folder = with_code(tmp_path / "model", file, **changes)
     made = context(storage, prepare_work(folder, "s3://data/p.jsonl"), tmp_path)
     with pytest.raises(UserError) as caught:
-        prepare.check_model(made, Model(name=str(folder)), Engine(), where)
+        prepare.check_model(made, Model(name=str(folder)), Engine(), where, Chat())
     told = f"the {what} of the model {folder} needs code from the model's own repository, which is never run"
     assert caught.value.message == told
     assert caught.value.hint.startswith(f"Set {where}.model to a model whose architecture")

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from cgd_stages.chat.thoughts import split_text
 from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.contract import (
     Fields,
@@ -150,7 +151,17 @@ def each(requests: Iterable[Request]) -> Callable[[], Request | None]:
 
 
 def said(request: Request, text: str, finish_reason: str = "stop") -> Completion:
-    return Completion(request.name, text, finish_reason, prompt_tokens=10, tokens=len(text.split()))
+    """The reply of a model that writes a thought between <think> and </think>."""
+    parts = split_text(text)
+    return Completion(
+        request.name,
+        parts.text,
+        finish_reason,
+        prompt_tokens=10,
+        tokens=len(text.split()),
+        thinking=parts.thinking,
+        unfinished_thinking=parts.unfinished_thinking,
+    )
 
 
 def echo(request: Request) -> Completion:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Model, RunRef, StageFacts, StageTask, Storage, Train
 from cgd_stages.method.examples import row_example
 from cgd_stages.store.bucket import Bucket
@@ -123,11 +124,11 @@ Plain = tuple[list[float], list[float], dict[str, torch.Tensor]]
 def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
     """The same training without DeepSpeed, batches, padding or narrowed logits."""
     torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    template = ChatTemplate.load(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
     if work.adapter:
         student = with_adapter(student, work)
-    examples = [row_example(tokenizer, "CGD", row, max_length=work.max_sequence_length) for row in rows]
+    examples = [row_example(template, "CGD", row, max_length=work.max_sequence_length) for row in rows]
     lengths = [len(example.input_ids) for example in examples]
     schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)
@@ -165,11 +166,11 @@ def with_adapter(student: Any, work: Train) -> Any:
 
 def plain_loss(model: Path, rows: list[Row]) -> float:
     """Mean loss of a stored model over the target tokens of rows, taken one by one."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    template = ChatTemplate.load(model)
     stored = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     total = count = 0.0
     for row in rows:
-        example = row_example(tokenizer, "CGD", row, max_length=10_000)
+        example = row_example(template, "CGD", row, max_length=10_000)
         labels = torch.tensor(example.labels[1:])
         with torch.no_grad():
             logits = stored(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]

@@ -1,28 +1,28 @@
-"""Makes one training example of a conversation: token ids, and labels on the target alone.
+"""Makes one training example of a conversation: token ids, and labels on what the model itself must write.
 
-`template.render` writes the context as every model reads it: the chat template up to the point where the reply begins.
-The same template writes the target after that point, up to the end-of-turn token, which is learned too. No text is
+The context is what the engine gives a model (`ChatTemplate.render`), token for token. Learned is exactly what the model
+writes from there on: the target and the end of its turn and, with a thought, the thought with its markers. No text is
 truncated: a conversation that cannot be used whole raises `Unusable`, with a reason to count.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.chat.messages import Message, without_system
-from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.messages import Message
+from cgd_stages.chat.template import ChatTemplate, ControlTokens, Rendered
 
 IGNORE = -100
 """The label of a token that is not learned: torch's cross entropy ignores it."""
 
-Reason = Literal["missing", "empty", "too_long", "template"]
+Reason = Literal["missing", "empty", "too_long", "template", "control_tokens"]
 
 
 class Unusable(ValueError):
-    """A row makes no example: its target is `missing` or `empty`, its example is `too_long`, or the model's chat
-    `template` does not work."""
+    """A row makes no example: its target is `missing` or `empty`, its example is `too_long`, the model's chat
+    `template` does not work, or a text holds `control_tokens` that the tokenizer cannot write as plain text."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -36,6 +36,8 @@ class Example:
 
     input_ids: list[int]
     labels: list[int]
+    thought: bool = False
+    """Whether a thought that is not empty is learned."""
 
     @property
     def start(self) -> int:
@@ -43,18 +45,22 @@ class Example:
         return next(index for index, label in enumerate(self.labels) if label != IGNORE)
 
 
-def example(tokenizer: Any, context: list[Message], target: str, *, max_length: int) -> Example:
-    """The example of a conversation whose next assistant turn is `target`. Raises Unusable."""
+def example(
+    template: ChatTemplate, context: list[Message], target: str, *, thought: str | None = None, max_length: int
+) -> Example:
+    """The example of a conversation whose next assistant turn is `target`. `thought` is learned before it, even if it
+    is empty; None: the reply has no thought. Raises Unusable."""
     if not target.strip():
         raise Unusable("empty", "the target holds no text")
     try:
-        context_ids, target_ids = _split(tokenizer, context, target)
+        context_ids, target_ids = _split(template, template.render(context), _reply(template, target, thought))
     except TemplateError as error:
         raise Unusable("template", str(error)) from error
-    target_ids = _ended(tokenizer, target_ids)
+    except ControlTokens as error:
+        raise Unusable("control_tokens", str(error)) from error
     if (length := len(context_ids) + len(target_ids)) > max_length:
         raise Unusable("too_long", f"{length} tokens, {len(target_ids)} of them learned, limit {max_length}")
-    return Example(context_ids + target_ids, [IGNORE] * len(context_ids) + target_ids)
+    return Example(context_ids + target_ids, [IGNORE] * len(context_ids) + target_ids, thought=bool(thought))
 
 
 def show(tokens: Sequence[str], labels: Sequence[int]) -> str:
@@ -62,49 +68,36 @@ def show(tokens: Sequence[str], labels: Sequence[int]) -> str:
     return " ".join(token if label == IGNORE else f"[{token}]" for token, label in zip(tokens, labels, strict=True))
 
 
-def _split(tokenizer: Any, context: list[Message], target: str) -> tuple[list[int], list[int]]:
-    """The token ids of the context, and the ids of the text that follows it.
+def _reply(template: ChatTemplate, target: str, thought: str | None) -> Rendered:
+    """What the model writes up to the ids that end its turn."""
+    turn = template.turn
+    lead, trail = turn.keeps
+    target = target if lead else target.lstrip()
+    target = target if trail else target.rstrip()
+    if thought is None:
+        if turn.opened:
+            raise Unusable("template", "the prompt opens a thought, and the example has none")
+        return _made(turn.header).then(template.plainly(target)).then(_made(turn.tail))
+    if turn.markup is None or turn.opened is False:
+        raise Unusable("template", "the chat template has no place for a thought in this mode")
+    opened = _made(turn.opening).then(template.plainly(thought)).then(_made(turn.markup.bridge))
+    return opened.then(template.plainly(target)).then(_made(turn.tail))
+
+
+def _made(text: str) -> Rendered:
+    return Rendered((text,))
+
+
+def _split(template: ChatTemplate, context: Rendered, reply: Rendered) -> tuple[list[int], list[int]]:
+    """The token ids of the context, and the ids of the reply that follows it, with those that end it.
 
     A tokenizer may merge characters across the border. Then the two sides are tokenised apart, as at inference, where
     the context's ids are fixed before the model writes a token.
     """
-    context_text = render(tokenizer, context)
-    text = _with_target(tokenizer, context, target, context_text)
-    context_ids, ids = token_ids(tokenizer, context_text), token_ids(tokenizer, text)
+    context_ids, ids = template.token_ids(context), template.token_ids(context.then(reply))
     if ids[: len(context_ids)] == context_ids:
-        return context_ids, ids[len(context_ids) :]
-    target_ids = token_ids(tokenizer, text[len(context_text) :])
-    if tokenizer.decode(context_ids + target_ids) != tokenizer.decode(ids):
+        return context_ids, [*ids[len(context_ids) :], *template.turn.end]
+    target_ids = template.token_ids(reply)
+    if template.tokenizer.decode(context_ids + target_ids) != template.tokenizer.decode(ids):
         raise Unusable("template", "the context's tokens are not a prefix of the example's")
-    return context_ids, target_ids
-
-
-def _with_target(tokenizer: Any, context: list[Message], target: str, context_text: str) -> str:
-    """The text of context and target, which begins with `context_text`."""
-    if not getattr(tokenizer, "chat_template", None):
-        return f"{context_text} {target}"
-    reply: Message = {"role": "assistant", "content": target}
-    for messages in (context, without_system(context)):
-        try:
-            text = str(tokenizer.apply_chat_template([*messages, reply], tokenize=False))
-        except TemplateError:
-            continue
-        if text.startswith(context_text):
-            return text
-    raise Unusable("template", "the chat template begins differently when a reply follows the context")
-
-
-def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The target up to its end-of-turn token, or with the tokenizer's end of text if the template writes none."""
-    special = set(tokenizer.all_special_ids)
-    ends = [index for index, token in enumerate(ids) if token in special]
-    if not ends:
-        if tokenizer.eos_token_id is None:
-            raise Unusable("template", "the model has neither an end-of-turn nor an end-of-text token")
-        return [*ids, int(tokenizer.eos_token_id)]
-    if len(ends) > 1:
-        token = tokenizer.convert_ids_to_tokens(ids[ends[0]])
-        raise Unusable("template", f"the target holds the special token {token}")
-    if tokenizer.decode(ids[ends[0] + 1 :]).strip():
-        raise Unusable("template", "the template writes text after the end of the reply")
-    return ids[: ends[0] + 1]
+    return context_ids, [*target_ids, *template.turn.end]

@@ -1,11 +1,27 @@
 """The turns of a conversation, and the plain text that stands for them where a model has no chat template. Pure."""
 
+import re
 from typing import Literal, TypedDict
 
 
 class Message(TypedDict):
     role: Literal["system", "user", "assistant"]
     content: str
+
+
+_MARKERS = re.compile(
+    r"<\|(?:im_start|im_end|im_sep|start_header_id|end_header_id|begin_of_text|end_of_text|endoftext|eot_id|eom_id"
+    r"|start|end|message|channel|return|call|constrain|system|user|assistant|observation|eot|eom"
+    r"|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|USER_TOKEN|CHATBOT_TOKEN|SYSTEM_TOKEN)\|>"
+    r"|<(?:start|end)_of_turn>|<\|?turn\|?>|<\|?channel\|?>|\[/?(?:INST|SYSTEM_PROMPT)\]|<<SYS>>|<\uff5c[^\uff5c<>]{1,40}\uff5c>"
+)
+"""The texts by which widely used chat templates begin and end turns."""
+
+
+def turn_markers(text: str) -> list[str]:
+    """The texts in it by which known chat templates begin and end turns. A server whose tokenizer is not known may read
+    them as such, so that the text forges a turn."""
+    return sorted(set(_MARKERS.findall(text)))
 
 
 def plain(messages: list[Message]) -> str:

@@ -1,37 +1,309 @@
-"""Renders messages with a model's chat template into the text and the tokens that the model reads."""
+"""How one model is spoken to: its tokenizer, its chat template and its mode, and what it writes around a reply.
 
+`ChatTemplate.load` finds out once, with the model's own template, what stands around a thought and a reply (`probe`).
+After that every program speaks through the same object: the engine, which renders and splits; the examples, whose
+context is the engine's prompt token for token; and the digests.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
+from cgd_stages.chat.thoughts import FAMILIES, THINK, Markup, Opened, Seen, Split, split, split_text
+from cgd_stages.contract import Chat
+from cgd_stages.errors import UserError
+from cgd_stages.store.rows import digest_of
+
+_BREAKS = [chr(0xFDD0 + number) for number in range(32)]
+"""Characters that Unicode keeps out of texts: a rendered text is tokenised apart at one of them."""
+_SOME_DAY, _ANOTHER_DAY = "2001-02-03", "2002-03-04"
 
 
-def render(tokenizer: Any, messages: list[Message]) -> str:
-    """The text that a model reads, up to where its reply begins, special tokens included.
+class ControlTokens(ValueError):
+    """A text holds a control token of the model, which its tokenizer cannot write as plain text."""
 
-    Tokenise it with `token_ids`. Raises jinja2's TemplateError when the model's template refuses the messages.
+
+@dataclass(frozen=True)
+class Rendered:
+    """A text that is tokenised in pieces, so that no text of a user or a model becomes a control token. Nearly always
+    it is one piece."""
+
+    pieces: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def then(self, other: "Rendered") -> "Rendered":
+        joint = self.pieces[-1] + other.pieces[0]
+        return Rendered((*self.pieces[:-1], joint, *other.pieces[1:]))
+
+
+class ChatTemplate:
+    """A model's tokenizer, chat template and mode. `chat.template`, if any, is the template's own text.
+
+    `name` names the model in errors; `stops` are the ids at which its generation ends. Raises UserError for what the
+    template cannot do.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        first = tokenizer("")["input_ids"][:1]
-        starts_with_bos = first and first == [tokenizer.bos_token_id]
-        return (str(tokenizer.bos_token) if starts_with_bos else "") + plain(messages)
+
+    def __init__(
+        self, tokenizer: Any, chat: Chat | None = None, *, name: str = "the model", stops: frozenset[int] = frozenset()
+    ) -> None:
+        self.tokenizer, self.chat, self.name = tokenizer, chat or Chat(), name
+        self._stops = stops | ({tokenizer.eos_token_id} - {None})
+        self._values: dict[str, Any] = dict(self.chat.template_kwargs)
+        self._source = self.chat.template or _own(tokenizer)
+        try:
+            self.turn = (
+                probe.turn(self._speak, tokenizer, self.chat, self._stops) if self._source else self._bare_turn()
+            )
+        except TemplateError as error:
+            hint = "Take another model or revision, or mend its template by chat.template."
+            raise UserError(f"the chat template of {name} fails: {error}", hint=hint) from error
+        except probe.Unfit as unfit:
+            raise UserError(f"the chat template of {name} {unfit.what}", hint=unfit.hint) from unfit
+        self._values |= self.turn.values
+
+    @classmethod
+    def load(cls, folder: Path, chat: Chat | None = None, *, name: str | None = None) -> "ChatTemplate":
+        """Of a model's folder, weights or not. Raises what AutoTokenizer raises, too."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return cls(tokenizer, chat, name=name or str(folder), stops=_stops(folder))
+
+    # --- what the model is and does ---------------------------------------------------------------------------------
+
+    @property
+    def markup(self) -> Markup | None:
+        """The markers of the model's thoughts; None if it has none that are known."""
+        return self.turn.markup
+
+    @property
+    def opened(self) -> Opened:
+        return self.turn.opened
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks, or may think, before it answers in this mode."""
+        return self.markup is not None and self.opened is not False and self.chat.thinking != "off"
+
+    @property
+    def extra_stops(self) -> list[int]:
+        """The id that ends a turn by the template, where the model's own generation would go on after it."""
+        return [self.turn.end[-1]] if self.turn.end[-1] not in self._stops else []
+
+    @cached_property
+    def dated(self) -> bool:
+        """Whether the template writes the day on which it is asked."""
+        one, other = (self._prompts(self._source, self._values, day) for day in (_SOME_DAY, _ANOTHER_DAY))
+        return one != other
+
+    @property
+    def end_marker(self) -> str | None:
+        """The text after which the answer begins, where a reply's text shows it: control tokens that are special do not
+        appear in the texts of lm-eval and of most servers."""
+        if self.markup is None:
+            return None
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return None if any(content in self.markup.end for content in special) else self.markup.end
+
+    @property
+    def summary(self) -> str:
+        """How the model is spoken to, in a sentence for a log."""
+        if not self._source:
+            return f"{self.name} has no chat template; it gets a plain question and answer frame"
+        mode = f"thinking {self.chat.thinking}, thoughts end with {self.markup.end}" if self.markup else "no thoughts"
+        return f"{self.name}: {mode}" + (f", the template is told {self.chat.date}" if self.dated else "")
+
+    # --- rendering --------------------------------------------------------------------------------------------------
+
+    def render(self, messages: list[Message]) -> Rendered:
+        """What the model reads, up to where its reply begins, special tokens included. Raises jinja2's TemplateError
+        when the template refuses the messages."""
+        messages, mark = self._broken(messages)
+        return Rendered(tuple(self._prompt(messages).split(mark)) if mark else (self._prompt(messages),))
+
+    def token_ids(self, rendered: Rendered) -> list[int]:
+        """The ids of a rendered text. Raises ControlTokens where its pieces cannot be written as plain text."""
+        ids = [number for piece in rendered.pieces for number in token_ids(self.tokenizer, piece)]
+        if len(rendered.pieces) > 1:
+            whole = token_ids(self.tokenizer, rendered.text)
+            if self.tokenizer.decode(ids) != self.tokenizer.decode(whole):
+                raise ControlTokens("the tokenizer cannot write a control token as plain text")
+        return ids
+
+    def control_tokens(self, text: str) -> list[str]:
+        """The texts in it that the tokenizer would read as control tokens."""
+        return sorted(set(self._control.findall(text)))
+
+    def plainly(self, text: str) -> Rendered:
+        """A text of a user or a model, in pieces of which none holds a control token."""
+        mark = next(character for character in _BREAKS if character not in text)
+        return Rendered(tuple(self._broken_text(text, mark).split(mark)))
+
+    def _prompt(self, messages: list[Message]) -> str:
+        return prompt_of(self._speak, messages) if self._source else self._opening + plain(messages)
+
+    def _speak(self, messages: Sequence[Any], *, prompt: bool, date: str | None = None, **more: Any) -> str:
+        """The rendered messages; `more` replaces variables of the template. Raises TemplateError."""
+        values = self._values | more
+        if day := date or self.chat.date:
+            values["strftime_now"] = datetime.fromisoformat(day).strftime
+        return self._rendered(messages, prompt, self._source, values)
+
+    def _rendered(self, messages: Sequence[Any], prompt: bool, source: str | None, values: dict[str, Any]) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), chat_template=source, tokenize=False, add_generation_prompt=prompt, **values
+                )
+            )
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _opening(self) -> str:
+        """The token with which the tokenizer begins a text, for a model without a template."""
+        first = self.tokenizer("")["input_ids"][:1]
+        return str(self.tokenizer.bos_token) if first and first == [self.tokenizer.bos_token_id] else ""
+
+    def _bare_turn(self) -> probe.Turn:
+        if self.chat.thinking == "on":
+            raise probe.Unfit("is missing, so nothing asks for a thought", probe.NO_THOUGHTS)
+        return probe.Turn(header=" ", end=probe.end_of_text(self.tokenizer))
+
+    # --- control tokens in texts ------------------------------------------------------------------------------------
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Finds the special tokens, and other added tokens by which the template or a thought is marked. (Some
+        tokenizers have added tokens for ordinary text, such as three blanks.)"""
+        made = self.turn.made + (self.markup.opening + self.markup.bridge if self.markup else "")
+        added = self.tokenizer.added_tokens_decoder.values()
+        contents = {token.content for token in added if token.special or token.content in made}
+        contents = {content for content in contents | set(self.tokenizer.all_special_tokens) if content.strip()}
+        return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))) or r"(?!)")
+
+    def _broken(self, messages: list[Message]) -> tuple[list[Message], str]:
+        """The messages with a mark in every control token of their texts, and the mark; "" if they need none."""
+        if not any(self._control.search(message["content"]) for message in messages):
+            return messages, ""
+        texts = "".join(message["content"] for message in messages)
+        mark = next(character for character in _BREAKS if character not in texts)
+        return [{**message, "content": self._broken_text(message["content"], mark)} for message in messages], mark
+
+    def _broken_text(self, text: str, mark: str) -> str:
+        def broken(found: re.Match[str]) -> str:
+            middle = len(found[0]) // 2
+            return found[0][:middle] + mark + found[0][middle:]
+
+        while self._control.search(text):  # a second one may overlap the first
+            text = self._control.sub(broken, text)
+        return text
+
+    # --- replies ----------------------------------------------------------------------------------------------------
+
+    def split(self, ids: Sequence[int], text: str) -> Split:
+        """A reply's thought and answer, from its ids. `text`: the engine's own text of them, for a reply without any
+        marker."""
+        ended = len(ids) > 0 and (ids[-1] in self._stops or ids[-1] == self.turn.end[-1])
+        seen = self._seen.text(ids[:-1] if ended else ids)
+        if self.markup is not None:
+            return self._seen.restored(split(seen, self._seen.markup(self.markup), self.opened))
+        for markup in self._marked_by_tokens:
+            if seen.strip().startswith((markup.start, markup.header.strip() or markup.start)):
+                return self._seen.restored(split(seen, markup))
+        think = self._seen.markup(THINK)
+        if think in self._marked_by_tokens and think.end in seen:
+            return self._seen.restored(split(seen, think))
+        return split_text(text, lone_end=False)
+
+    def split_text(self, text: str) -> Split:
+        """A reply's thought and answer, from a text that shows the model's markers. See `end_marker`."""
+        return split(text, self.markup, self.opened) if self.markup else split_text(text, lone_end=False)
+
+    @cached_property
+    def _seen(self) -> Seen:
+        return Seen(self.tokenizer, [*FAMILIES, *([self.markup] if self.markup else [])])
+
+    @cached_property
+    def _marked_by_tokens(self) -> list[Markup]:
+        """The markups, in coded form, whose markers are control tokens of this model: a reply that begins with one is a
+        thought of that form, whatever the template says. S1.1's template says nothing."""
+        return [self._seen.markup(markup) for markup in FAMILIES if self._seen.holds(markup)]
+
+    # --- digests ----------------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, str]:
+        """Its part of a digest's inputs: empty where mode, template, variables and date change nothing of what the bare
+        template makes, and the model has no thoughts."""
+        dated = self.dated and self.chat.date is not None
+        mine = self._prompts(self._source, self._values, self.chat.date if dated else None)
+        bare = self._prompts(_own(self.tokenizer), {}, None)
+        if self.markup is None and not dated and not self.extra_stops and mine == bare:
+            return {}
+        marks = (self.markup.opening, self.markup.bridge, self.markup.header) if self.markup else None
+        return {"chat": digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)}
+
+    def ending(self) -> dict[str, list[int]]:
+        """The part of a training's digest for the ids that end a reply: empty where they are the first special token
+        that the template writes, or the end of the text, as in earlier builds."""
+        special = set(self.tokenizer.all_special_ids)
+        first = next((place for place, number in enumerate(self.turn.end) if number in special), None)
+        return {} if first == len(self.turn.end) - 1 else {"end": list(self.turn.end)}
+
+    def _prompts(self, source: str | None, values: dict[str, Any], day: str | None) -> list[str]:
+        """What a template makes of the probes' conversations; nothing where the model has no template, or the template
+        does not work without the variables of the mode."""
+        clock = {"strftime_now": datetime.fromisoformat(day or _SOME_DAY).strftime}
+
+        def speak(messages: Sequence[Any], *, prompt: bool, **more: Any) -> str:
+            return self._rendered(messages, prompt, source, values | clock | more)
+
+        try:
+            return [prompt_of(speak, messages) for messages in probe.CONVERSATIONS] if source else []
+        except TemplateError:
+            return []
+
+
+def prompt_of(speak: probe.Speak, messages: list[Message]) -> str:
+    """The text of the messages up to where the reply begins. Where the template refuses a system turn, or drops it, its
+    text stands in front of the user's. Raises TemplateError."""
     system = "".join(message["content"] for message in messages if message["role"] == "system")
     if not system:
-        return _templated(tokenizer, messages)
+        return speak(messages, prompt=True)
     try:
-        text = _templated(tokenizer, messages)
+        text = speak(messages, prompt=True)
     except TemplateError:
-        return _templated(tokenizer, without_system(messages))
-    # Some templates drop a system turn and raise no error.
-    return text if system.strip() in text else _templated(tokenizer, without_system(messages))
+        return speak(without_system(messages), prompt=True)
+    return text if system.strip() in text else speak(without_system(messages), prompt=True)
+
+
+def _own(tokenizer: Any) -> str | None:
+    """The text of the model's own template; of several named ones the default."""
+    return str(tokenizer.get_chat_template()) if getattr(tokenizer, "chat_template", None) else None
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a rendered text; `render` has already written the special ones."""
+    """The tokens of a rendered text, in which the special ones are written already."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def _templated(tokenizer: Any, messages: list[Message]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def _stops(folder: Path) -> frozenset[int]:
+    """The ids at which vLLM and transformers end a generation: those of the generation config, else of the config."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file() and (ids := json.loads(path.read_text()).get("eos_token_id")) is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()

@@ -1,9 +1,26 @@
-"""Splits a model's output into its thinking and the text that counts. Pure."""
+"""How models mark their thoughts, and the one place that splits a reply into its thought and its answer. Pure.
 
-from dataclasses import dataclass
+A reply is split by markers of its model, never by ordinary words. From this process the token ids are at hand, and each
+control token of a marker becomes one character that no text holds (`Seen`); from a server there is only a text.
 
-END_OF_THINKING = "</think>"
-_START_OF_THINKING = "<think>"
+The rule, for all families:
+
+- A thought begins where the prompt has opened it, or where the reply begins with the marker that opens it.
+- It ends at the *last* marker that ends it, as olmo3's parser in vLLM, lm-eval and the templates themselves have it:
+  a marker that is only quoted in a thought, or is written twice, stays out of the answer.
+- A thought without an end is unfinished: the reply has no answer, whatever the thought holds.
+- Where the prompt has closed the thought, and the reply opens none, all of it is the answer.
+- Nothing else ends a thought: `<tool_call>` in a thought is a word of the thought.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+Opened = bool | None
+"""Whether the prompt has opened a thought (True), or opened and closed one (False); None: it has done neither."""
 
 
 @dataclass(frozen=True)
@@ -15,9 +32,199 @@ class Split:
     unfinished_thinking: bool = False
 
 
-def split_output(output: str) -> Split:
-    """Split an output after its last end-of-thinking marker. If the thinking never ends, the text is empty."""
-    thinking, marker, text = output.rpartition(END_OF_THINKING)
-    if not marker and output.lstrip().startswith(_START_OF_THINKING):
-        return Split("", output.strip().removeprefix(_START_OF_THINKING).strip(), unfinished_thinking=True)
-    return Split(text.strip(), thinking.strip().removeprefix(_START_OF_THINKING).strip())
+@dataclass(frozen=True)
+class Markup:
+    """The texts that a model writes around a thought.
+
+    A whole reply is `opening`, thought, `bridge`, answer; a reply without a thought is `header`, answer. Blanks at the
+    ends of the markers are written, and do not matter where a reply is read.
+    """
+
+    opening: str
+    bridge: str
+    header: str = ""
+    """What a model writes before an answer even if it does not think; `bridge` ends in it."""
+
+    @property
+    def start(self) -> str:
+        return self.opening.strip()
+
+    @property
+    def end(self) -> str:
+        """The marker after which the answer begins."""
+        return (self.header or self.bridge).strip()
+
+    @property
+    def again(self) -> str:
+        """What stands between two thoughts of one reply, where answers have a header; else empty."""
+        return (self.bridge.removesuffix(self.header) + self.opening).strip() if self.header else ""
+
+
+THINK = Markup("<think>\n", "\n</think>\n\n")
+HARMONY = Markup(
+    "<|channel|>analysis<|message|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "<|channel|>final<|message|>",
+)
+S1 = Markup("<|im_start|>think\n", "\n<|im_start|>answer\n", "<|im_start|>answer\n")
+COHERE = Markup("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>", "<|START_RESPONSE|>")
+COHERE4 = Markup("<|START_THINKING|>", "<|END_THINKING|><|START_TEXT|>", "<|START_TEXT|>")
+MISTRAL = Markup("[THINK]", "[/THINK]")
+SEED = Markup("<seed:think>", "</seed:think>")
+GEMMA = Markup("<|channel>thought\n", "\n<channel|>")
+MUSE = Markup(" to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>", " to=user<|message|>")
+LLAMA = Markup("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>")
+SKY = Markup(
+    "<|begin_of_thought|>\n\n",
+    "\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
+    "<|begin_of_solution|>\n\n",
+)
+MINIMAX = Markup("<mm:think>", "</mm:think>")
+FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, SKY, MINIMAX, THINK)
+"""The markups of families whose templates do not show them. A template that shows another one is read instead."""
+
+PARSERS: dict[str, Markup] = {
+    **dict.fromkeys(
+        (
+            *("deepseek_r1", "deepseek_v3", "deepseek_v4", "ernie45", "glm45", "glm47", "holo2", "hunyuan_a13b"),
+            *("kimi_k2", "mimo", "minimax_m2", "nemotron_v3", "olmo3", "plamo3", "qwen3", "step3", "step3p5"),
+        ),
+        THINK,
+    ),
+    "cohere_command3": COHERE,
+    "cohere_command4": COHERE4,
+    "gemma4": GEMMA,
+    "minimax_m3": MINIMAX,
+    "mistral": MISTRAL,
+    "muse_glimmer": MUSE,
+    "openai_gptoss": HARMONY,
+    "s1": S1,
+    "seed_oss": SEED,
+}
+"""vLLM's names of thought formats, and `s1`, for which vLLM has no name."""
+
+_ENDS = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|endoftext|return|eot_id|eot|eom|end|END_RESPONSE|END_TEXT|END_OF_TURN_TOKEN"
+    r"|end_of_solution)\|>|</s>|<turn\|>|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*\Z"
+)
+"""The ends of turns in a text that a server gives with its special tokens."""
+_NAMED_LIKE_THOUGHT = re.compile(r"think|thought|reason|analysis|channel", re.IGNORECASE)
+
+
+def split(text: str, markup: Markup, opened: Opened = None) -> Split:
+    """Split a reply by its model's markup. `opened`: see `Opened`."""
+    body = text.strip()
+    started = opened is True or body.startswith(markup.start)
+    if opened is False and not started and not markup.header:
+        while body.startswith(markup.end):  # the model closes once more what the prompt has closed
+            body = body.removeprefix(markup.end).strip()
+        return Split(body)
+    before, found, after = body.rpartition(markup.end)
+    if found:
+        return Split(_answer(after, markup), _thought(before, markup))
+    if started or (markup.header and any(_is_control(character) for character in body)):
+        return Split("", _thought(body, markup), unfinished_thinking=True)
+    return Split(body)
+
+
+def _answer(text: str, markup: Markup) -> str:
+    """The answer's text. Where answers have a header, a control token after it begins another turn."""
+    end = next((place for place, character in enumerate(text) if markup.header and _is_control(character)), len(text))
+    return text[:end].strip()
+
+
+def _thought(text: str, markup: Markup) -> str:
+    """The thought without its markers, in a text up to the answer's marker."""
+    if markup.header:
+        text = text.strip().removesuffix(markup.bridge.removesuffix(markup.header).strip())
+        text = text.replace(markup.again, "\n")
+    return text.strip().removeprefix(markup.start).strip()
+
+
+def split_text(text: str, *, lone_end: bool = True) -> Split:
+    """Split the text of a server that has not done so, or of a model whose tokenizer has no markers: it may begin with
+    the opening marker of a family. `lone_end`: a `</think>` that nothing has opened ends a thought too, because the
+    server's template may have opened it."""
+    body = text.strip()
+    for markup in FAMILIES:
+        if any(marker and body.startswith(marker) for marker in (markup.start, markup.header.strip())):
+            return split(_ENDS.sub("", body), markup)
+    return split(body, THINK) if lone_end else Split(body)
+
+
+_CONTROL = 0xF0000
+"""The first of the private characters that stand for control tokens."""
+
+
+def _is_control(character: str) -> bool:
+    return ord(character) >= _CONTROL
+
+
+class Seen:
+    """Token ids as a text in which each control token of some markers is one character that no text holds."""
+
+    def __init__(self, tokenizer: Any, markups: Iterable[Markup]) -> None:
+        added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+        self._tokenizer = tokenizer
+        self._shown: dict[int, str] = {}
+        self._written: dict[str, str] = {}
+        self._hidden: dict[str, str] = {}
+        texts = "".join(markup.opening + markup.bridge for markup in markups)
+        for content in sorted(added, key=len, reverse=True):
+            if content in texts:
+                number, special = added[content]
+                character = chr(_CONTROL + number)
+                self._shown[number], self._written[content] = character, character
+                self._hidden[character] = "" if special else content
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of the ids without special tokens, and with a character for each control token."""
+        runs: list[list[int]] = [[]]
+        shown: list[str] = []
+        for number in ids:
+            if number in self._shown:
+                shown.append(self._shown[number])
+                runs.append([])
+            else:
+                runs[-1].append(number)
+        texts = [self._tokenizer.decode(run, skip_special_tokens=True) if run else "" for run in runs]
+        return texts[0] + "".join(character + text for character, text in zip(shown, texts[1:], strict=True))
+
+    def markup(self, markup: Markup) -> Markup:
+        """The markup as it looks in such a text."""
+        return Markup(*(self._coded(text) for text in (markup.opening, markup.bridge, markup.header)))
+
+    def holds(self, markup: Markup) -> bool:
+        """Whether the tokenizer has a control token for the markup's opening and its end."""
+        return all(
+            any(character in self._hidden for character in self._coded(text)) for text in (markup.start, markup.end)
+        )
+
+    def restored(self, parts: Split) -> Split:
+        """The parts with the control tokens that are no special tokens as text again."""
+        text, thinking = (_replaced(text, self._hidden) for text in (parts.text, parts.thinking))
+        return replace(parts, text=text.strip(), thinking=thinking.strip())
+
+    def _coded(self, text: str) -> str:
+        return _replaced(text, self._written)
+
+
+def _replaced(text: str, table: dict[str, str]) -> str:
+    return reduce(lambda done, pair: done.replace(*pair), table.items(), text)
+
+
+def unknown_markers(tokenizer: Any) -> list[str]:
+    """The tokenizer's control tokens that look like the markers of a thought, a pair of them or a channel's, and belong
+    to no known family."""
+    known = "".join(markup.opening + markup.bridge for markup in FAMILIES)
+    contents = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    named = {content for content in contents if _NAMED_LIKE_THOUGHT.search(content) and content not in known}
+    pairs = {content: _partners(content) & named for content in named}
+    channels = {content for content in named if "channel" in content.lower()}
+    return sorted(channels.union(*({content, *opens} for content, opens in pairs.items() if opens)))
+
+
+def _partners(marker: str) -> set[str]:
+    """The markers that this one may close."""
+    ends = {"/": ("",), "end": ("start", "begin"), "END": ("START", "BEGIN"), "End": ("Start", "Begin")}
+    return {marker.replace(end, start, 1) for end, starts in ends.items() if end in marker for start in starts}

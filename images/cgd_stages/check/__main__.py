@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cgd_stages.chat.example import Example
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_stage
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
@@ -50,7 +51,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     work, stage, clock = context.work_of(Check), context.task.stage, time.monotonic()
     # This program finds the rows that they have in common.
     trainings = [training.model_copy(update={"common_rows": False}) for training in work.trainings]
-    datasets = [Dataset.of(context.store, training) for training in trainings]
+    datasets = [Dataset.of(context.store, training, _template(context, training)) for training in trainings]
     students = [resolve.resolve(_student(context, training), context.store) for training in trainings]
     draws = datasets[0].draws
     inputs: dict[str, Any] = {
@@ -118,6 +119,10 @@ def _student(context: Context, work: Train) -> Model:
     return resolve.pinned(work.student, context.store)
 
 
+def _template(context: Context, work: Train) -> ChatTemplate:
+    return resolve.spoken(_student(context, work), work.chat, context.store, context.scratch)
+
+
 def _choice(refine: Folder, work: Check, draws: int) -> dict[Key, str]:
     """The rows that the run chooses not to learn, with the reasons."""
     rows = read_rows(refine, [*KEY, "reference", "refinement", "refinement_tokens"])
@@ -139,6 +144,7 @@ class Examples:
     """Of each row, in tokens; 0: the row makes no example, or is not chosen."""
     starts: "array[int]"
     """The first token that is learned."""
+    thoughtless: set[int] = field(default_factory=set)
 
     def usable(self) -> set[int]:
         return {place for place, length in enumerate(self.lengths) if length}
@@ -152,7 +158,7 @@ def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], c
     """
     places = {key_of(row): place for place, row in enumerate(read_rows(datasets[0].refine, KEY))}
     progress = _Progress(context, sum(dataset.total for dataset in datasets))
-    made = [_make_examples(context, dataset, places, choice, progress) for dataset in datasets]
+    made = [_make_examples(dataset, places, choice, progress) for dataset in datasets]
     common = set.intersection(*(examples.usable() for examples in made))
     metrics: dict[str, float] = {}
     refusals: list[UserError] = []
@@ -173,22 +179,17 @@ def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], c
     return _store_left_out(folder, made, choice)
 
 
-def _make_examples(
-    context: Context, dataset: Dataset, places: dict[Key, int], choice: dict[Key, str], progress: "_Progress"
-) -> Examples:
+def _make_examples(dataset: Dataset, places: dict[Key, int], choice: dict[Key, str], progress: "_Progress") -> Examples:
     """Make the examples of the chosen rows, and remember their lengths."""
-    from transformers import AutoTokenizer
-
-    work = dataset.work
-    student = resolve.fetch(_student(context, work), context.store, context.scratch, weights=False)
-    tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-    counts = ExampleCounts(train_stage(work.objective), work.objective, dataset.held_out())
+    counts = ExampleCounts.of(dataset.work, dataset.held_out())
     made = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
     chosen = replace(dataset, left_out={key: LeftOut(reason, "") for key, reason in choice.items()})
-    for row, example in chosen.examples(tokenizer):
+    for row, example in chosen.examples():
         if isinstance(example, Example):
             place = places[key_of(row)]
             made.lengths[place], made.starts[place] = len(example.input_ids), example.start
+            if not example.thought:
+                made.thoughtless.add(place)
         else:
             counts.add(row, example)
         progress.report_one()
@@ -200,7 +201,8 @@ def _count(examples: Examples, places: dict[Key, int], common: set[int]) -> None
     them."""
     for (identity, _), place in places.items():
         if place in common:
-            examples.counts.keep(identity, examples.lengths[place], examples.starts[place])
+            thought = place not in examples.thoughtless
+            examples.counts.keep(identity, examples.lengths[place], examples.starts[place], thought=thought)
         elif examples.lengths[place]:
             examples.counts.left_out[UNUSABLE] += 1
 

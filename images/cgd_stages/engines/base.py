@@ -32,7 +32,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """A model's whole output, why it ended (`stop`, `length` or `repetition`), and its cost in tokens."""
+    """A model's output, split into its answer (`text`) and its thought, why it ended (`stop`, `length` or
+    `repetition`), and its cost in tokens."""
 
     name: str
     text: str
@@ -40,14 +41,15 @@ class Completion:
     prompt_tokens: int
     tokens: int
     thinking: str = ""
-    """The thinking that a server returns in its own field. The text may hold more of it."""
+    unfinished_thinking: bool = False
+    """Whether the output ends in a thought: it has no answer."""
     cached_tokens: int = 0
     """The tokens of the prompt that the prefix cache held."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A request without an output; `reason` is `template`, `too_long` or `endpoint`."""
+    """A request without an output; `reason` is `template`, `control_tokens`, `too_long` or `endpoint`."""
 
     name: str
     reason: str
@@ -105,5 +107,8 @@ def _storable(reply: Reply) -> Reply:
     """The reply within the bounds of a row: a server's JSON may hold half of a character, and any number."""
     values: dict[str, Any] = {field.name: getattr(reply, field.name) for field in fields(reply)}
     for name, value in values.items():
-        values[name] = valid_unicode(value) if isinstance(value, str) else max(0, min(value, MOST_TOKENS))
+        if isinstance(value, str):
+            values[name] = valid_unicode(value)
+        elif not isinstance(value, bool):
+            values[name] = max(0, min(value, MOST_TOKENS))
     return replace(reply, **values)

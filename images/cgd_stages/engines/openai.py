@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from cgd_stages.chat.messages import turn_markers
+from cgd_stages.chat.thoughts import Split, split_text
 from cgd_stages.contract import TEACHER_API_KEY, Endpoint
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.errors import StageError, TransientError, UserError
@@ -141,6 +143,9 @@ class EndpointEngine:
 
     def _answer(self, request: Request) -> Reply:
         """Try until the server answers. If it never does, decide whether the request or the server is at fault."""
+        if markers := sorted({marker for message in request.messages for marker in turn_markers(message["content"])}):
+            detail = f"the server may read {', '.join(markers)} in a text as the end of a turn"
+            return Refused(request.name, "control_tokens", detail)
         body = _body(self._endpoint, request)
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
@@ -276,11 +281,17 @@ def _completion(name: str, answer: Any) -> Completion:
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         message = choice["message"]
+        text = _without_key(message.get("content"))
+        # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
+        thinking = _without_key(message.get("reasoning") or message.get("reasoning_content"))
+        parts = split_text(text, lone_end=not thinking)
+        if thinking:
+            parts = Split(parts.text, thinking, unfinished_thinking=not parts.text)
         return Completion(
             name=name,
-            text=_without_key(message.get("content")),
-            # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
-            thinking=_without_key(message.get("reasoning") or message.get("reasoning_content")),
+            text=parts.text,
+            thinking=parts.thinking,
+            unfinished_thinking=parts.unfinished_thinking,
             finish_reason=_without_key(str(choice.get("finish_reason") or "stop"))[:LONGEST_REASON],
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             tokens=int(usage.get("completion_tokens", 0)),

@@ -2,7 +2,6 @@
 
 import hashlib
 
-from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Role, Sampling
 from cgd_stages.engines.base import Completion, Refused, Reply
 from cgd_stages.method.prompts import loops, verdict
@@ -38,29 +37,31 @@ def kept_or_rejected(role: Role, row: Row, reply: Reply) -> tuple[Row | None, Ro
         reason, detail = fault
         cost = {"prompt_tokens": reply.prompt_tokens, "tokens": reply.tokens}
         return None, rejection(role, row, reason, detail, **cost)
-    parts, name = split_output(reply.text), text_column(role)
+    name = text_column(role)
     columns: Row = {
-        name: parts.text,
-        f"{name}_thinking": reply.thinking or parts.thinking or None,
+        name: reply.text,
+        f"{name}_thinking": reply.thinking or None,
         f"{name}_tokens": reply.tokens,
         f"{name}_finish_reason": reply.finish_reason,
         prompt_tokens_column(role): reply.prompt_tokens,
     }
     if role == "critique":
-        columns["verdict"] = verdict(parts.text)
+        columns["verdict"] = verdict(reply.text)
     return row | columns, None
 
 
 def _fault(completion: Completion) -> tuple[str, str] | None:
     """The reason and the detail of a completion's rejection."""
-    if completion.finish_reason == "repetition" or loops(completion.text):
-        return "repetition", f"repeats itself after {completion.tokens} tokens: ...{completion.text[-100:]!r}"
+    written = completion.text or completion.thinking
+    end = written[-100:]
+    if completion.finish_reason == "repetition" or loops(written):
+        return "repetition", f"repeats itself after {completion.tokens} tokens: ...{end!r}"
     if completion.finish_reason == "length":
-        return "truncated", f"no end after {completion.tokens} tokens: ...{completion.text[-100:]!r}"
+        return "truncated", f"no end after {completion.tokens} tokens: ...{end!r}"
     if completion.finish_reason != "stop":
         return "endpoint", f"the engine ended with {completion.finish_reason!r}"
-    parts = split_output(completion.text)
-    if not parts.text:
-        thinking = "; the thinking part never ended" if parts.unfinished_thinking else ""
-        return "empty", f"no text in {completion.tokens} tokens{thinking}"
+    if completion.unfinished_thinking:
+        return "unfinished_thought", f"the thought of {completion.tokens} tokens has no end: ...{end!r}"
+    if not completion.text:
+        return "empty", f"no text in {completion.tokens} tokens"
     return None

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
-from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.template import ChatTemplate, ControlTokens
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.vllm_settings import vllm_arguments
 from cgd_stages.errors import TransientError, UserError
@@ -23,13 +23,14 @@ LOOP_TOKENS, LOOP_REPEATS = 64, 32
 class VllmEngine:
     """vLLM in this process, on GPUs or on a CPU.
 
-    Raises UserError when the model does not load and a retry would fail the same way.
+    `template` is how the model is spoken to: `resolve.spoken`. Raises UserError when the model does not load and a
+    retry would fail the same way.
     """
 
-    def __init__(self, model: Path, engine: contract.Engine) -> None:
+    def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
+        self._template = template
         self._llm = _start_vllm(model, engine)
         config = self._llm.vllm_config
-        self._tokenizer = self._llm.get_tokenizer()
         self._limit = int(config.model_config.max_model_len)
         self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
         self._refused: list[Reply] = []
@@ -62,9 +63,10 @@ class VllmEngine:
         from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
         try:
-            ids = token_ids(self._tokenizer, render(self._tokenizer, request.messages))
-        except (TemplateError, ValueError, TypeError) as error:
-            self._refused.append(Refused(request.name, "template", str(error)))
+            ids = self._template.token_ids(self._template.render(request.messages))
+        except (TemplateError, ControlTokens) as error:
+            reason = "template" if isinstance(error, TemplateError) else "control_tokens"
+            self._refused.append(Refused(request.name, reason, str(error)))
             return
         if len(ids) >= self._limit:
             detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
@@ -79,6 +81,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             repetition_detection=RepetitionDetectionParams(max_pattern_size=LOOP_TOKENS, min_count=LOOP_REPEATS),
         )
+        params.stop_token_ids = [*(params.stop_token_ids or []), *self._template.extra_stops]
         self._llm.add_request(request.name, tokens_input(ids), params)
 
     def step(self) -> list[Reply]:
@@ -94,9 +97,12 @@ class VllmEngine:
             raise TransientError(f"the engine died: {error}", hint=hint) from error
         for output in outputs:
             (generated,) = output.outputs
+            parts = self._template.split(generated.token_ids, generated.text)
             completion = Completion(
                 name=output.request_id,
-                text=generated.text,
+                text=parts.text,
+                thinking=parts.thinking,
+                unfinished_thinking=parts.unfinished_thinking,
                 finish_reason=str(generated.finish_reason),
                 prompt_tokens=len(output.prompt_token_ids),
                 tokens=len(generated.token_ids),

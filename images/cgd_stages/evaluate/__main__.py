@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from cgd_stages.chat.thoughts import split_output
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Evaluate, Rows, StageFacts
 from cgd_stages.engines.base import Completion, Engine, Reply, drive
 from cgd_stages.engines.vllm import VllmEngine
@@ -97,7 +97,7 @@ def asked(question: str, instruction: str) -> str:
 
 def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str, Any]:
     model = resolve.resolve(resolve.pinned(work.model, context.store), context.store)
-    inputs: dict[str, Any] = {
+    inputs: dict[str, Any] = _template(context, work).identity() | {
         "stage": context.task.stage,
         "model": model.identity(),
         "questions": digest_of(rows=questions, frame=answer_messages("{x}")),
@@ -139,7 +139,11 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], writer: PartWri
 def _engine(context: Context, work: Evaluate) -> Engine:
     model = resolve.pinned(work.model, context.store)
     engine = resolve.with_drafts(work.engine, context.store, context.scratch)
-    return VllmEngine(resolve.fetch(model, context.store, context.scratch), engine)
+    return VllmEngine(resolve.fetch(model, context.store, context.scratch), engine, _template(context, work))
+
+
+def _template(context: Context, work: Evaluate) -> ChatTemplate:
+    return resolve.spoken(resolve.pinned(work.model, context.store), work.chat, context.store, context.scratch)
 
 
 def key_of(row: Row) -> Key:
@@ -169,16 +173,17 @@ class Grading:
         """Submit one answer to the grader. An output that the engine refused to make is graded too, as empty."""
         reply = dialogue.reply
         if isinstance(reply, Completion):
-            tokens, reason, output = reply.tokens, reply.finish_reason, reply.text
+            tokens, reason, output, thinking = reply.tokens, reply.finish_reason, reply.text, reply.thinking
         else:
             log.warning("%s was not asked: %s, %s", reply.name, reply.reason, reply.detail)
-            tokens, reason, output = 0, reply.reason, ""
+            tokens, reason, output, thinking = 0, reply.reason, "", ""
         row = dialogue.question | {
             "output": output,
             "finish_reason": reason,
             "prompt_tokens": reply.prompt_tokens,
             "tokens": tokens,
             "passes": dialogue.passes,
+            "thinking": thinking or None,
         }
         self._under_way.append((row, self._submit(row)))
 
@@ -200,9 +205,9 @@ class Grading:
 
 
 def grade(grader: Grader, row: Row) -> Grade:
-    """The grade of a row's output, without its thinking. In an output that was cut only a box counts as an answer,
-    because the last number of an unfinished sentence is none."""
-    text = split_output(row["output"]).text
+    """The grade of a row's output, which is empty if its thought has no end. In an output that was cut only a box
+    counts as an answer, because the last number of an unfinished sentence is none."""
+    text = row["output"]
     if row["finish_reason"] in scores.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)
     return grader.grade(row["reference"], text, row["tolerance"] or "")

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cgd_stages.chat.thoughts import split_output
 from cgd_stages.contract import Rival, Role, Sampling
 from cgd_stages.engines.base import Completion, Reply, Request
 from cgd_stages.engines.replies import row_sampling
@@ -74,7 +73,7 @@ class Dialogues:
         dialogue = self._under_way.pop(reply.name)
         text = ""
         if isinstance(reply, Completion) and reply.finish_reason == "stop":
-            text = split_output(reply.text).text  # without the thinking
+            text = reply.text
         dialogue.passes += 1
         dialogue.prompt_tokens += reply.prompt_tokens
         dialogue.tokens += reply.tokens if isinstance(reply, Completion) else 0

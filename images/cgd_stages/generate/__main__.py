@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import Chat, Generate, Model, Role, Rows, Sampling, StageFacts
 from cgd_stages.engines.base import Completion, Engine, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import kept_or_rejected, row_sampling
@@ -45,6 +46,9 @@ HINTS = {
     "empty": "Look at the examples: the model or its chat template does not suit this prompt.",
     "template": "The model's chat template fails on these rows: use another model, or a revision with a mended one.",
     "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model.",
+    "unfinished_thought": "The model ends its thoughts without an answer: set spec.{model}.chat.thinking to off, or "
+    "use another model or chat template.",
+    "control_tokens": "These texts hold control tokens of the model: remove them from the prompts.",
     "endpoint": "Ask the owner of the endpoint of spec.teacher why it refuses these requests.",
 }
 
@@ -127,7 +131,13 @@ def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
         return EndpointEngine(work.endpoint)
     engine = resolve.with_drafts(work.engine, context.store, context.scratch)
-    return VllmEngine(resolve.fetch(_model(context, work), context.store, context.scratch), engine)
+    return VllmEngine(
+        resolve.fetch(_model(context, work), context.store, context.scratch), engine, _template(context, work)
+    )
+
+
+def _template(context: Context, work: Generate) -> ChatTemplate:
+    return resolve.spoken(_model(context, work), work.chat, context.store, context.scratch)
 
 
 def _model(context: Context, work: Generate) -> Model:
@@ -148,10 +158,11 @@ def _source(context: Context, stage: str, before: Folder | None) -> Source:
 
 def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, source: Source) -> Stage:
     if work.endpoint is not None:
-        model = work.endpoint.identity()
+        model, spoken = work.endpoint.identity(), _asked_of_server(work.chat)
     else:
         model = resolve.resolve(_model(context, work), context.store).identity()
-    inputs: dict[str, Any] = {
+        spoken = _template(context, work).identity()
+    inputs: dict[str, Any] = spoken | {
         "stage": role,
         "model": model,
         "prompts": prompts.fingerprint(role),
@@ -163,6 +174,12 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
     inputs |= {"samples": draws} if draws > 1 else {}
     folder = context.store.folder(role, inputs)
     return Stage(role, sampling, draws, source, folder, inputs, context.shard, work.shards, work.max_rejected)
+
+
+def _asked_of_server(chat: Chat) -> dict[str, Any]:
+    """The part of a digest's inputs for how a server is asked to speak with its model."""
+    given = chat.model_dump(by_alias=True, exclude_defaults=True, exclude={"date"})
+    return {"chat": given} if given else {}
 
 
 def _reused(context: Context, stage: Stage) -> StageFacts | None:

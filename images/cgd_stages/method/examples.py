@@ -6,11 +6,11 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable, example
 from cgd_stages.chat.messages import Message, plain
-from cgd_stages.contract import Critique, Objective
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import Critique, Learned, Objective
 from cgd_stages.method.prompts import (
     GENERIC,
     answer_messages,
@@ -59,6 +59,15 @@ TARGETS: dict[Objective, str] = {
     "SFT": "the reference answer",
     "RefinedSFT": "the teacher's refinement",
 }
+
+
+_THOUGHTS: dict[Objective, str] = {
+    "CGD": "refinement_thinking",
+    "CFT": "critique_thinking",
+    "DistilledSFT": "distilled_thinking",
+    "RefinedSFT": "refinement_thinking",
+}
+"""The columns with the thoughts that the teacher had before it wrote the targets. A reference has none."""
 
 
 def wording(objective: Objective, critique: Critique) -> str:
@@ -143,21 +152,31 @@ def _lot(seed: int, purpose: str, name: str) -> str:
 # --- examples of rows -----------------------------------------------------------------------------------------------
 
 
-def row_example(tokenizer: Any, objective: Objective, row: Row, *, max_length: int) -> Example:
-    """The example of a row for an objective. Raises Unusable."""
+def row_example(
+    template: ChatTemplate, objective: Objective, row: Row, *, max_length: int, thinking: Learned = "drop"
+) -> Example:
+    """The example of a row for an objective. With `learn`, the thought before the target is learned too; if the row has
+    none, an empty one. Raises Unusable."""
     context, target = conversation(objective, row)
     if target is None:
         raise Unusable("missing", f"the row does not have {TARGETS[objective]}")
-    return example(tokenizer, context, target, max_length=max_length)
+    thought = (row.get(_THOUGHTS.get(objective, "")) or "") if thinking == "learn" else None
+    return example(template, context, target, thought=thought, max_length=max_length)
 
 
 def each_example(
-    tokenizer: Any, objective: Objective, rows: Iterable[Row], critic: Critic | None = None, *, max_length: int
+    template: ChatTemplate,
+    objective: Objective,
+    rows: Iterable[Row],
+    critic: Critic | None = None,
+    *,
+    max_length: int,
+    thinking: Learned = "drop",
 ) -> Iterator[tuple[Row, Example | Unusable]]:
     """Every row with its example, or with the reason why it has none. `critic` fills the critique's slot."""
     for row in rows:
         try:
             with_critique = row | {"critique": critic(row)} if critic else row
-            yield row, row_example(tokenizer, objective, with_critique, max_length=max_length)
+            yield row, row_example(template, objective, with_critique, max_length=max_length, thinking=thinking)
         except Unusable as error:
             yield row, error

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Chat, Engine, Model
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket, place
@@ -90,6 +91,15 @@ def pinned_chat(chat: Chat, store: RunStore) -> Chat:
     return chat.model_copy(update={"template": texts[chat.template_uri]})
 
 
+def spoken(model: Model, chat: Chat, store: RunStore, scratch: Path) -> ChatTemplate:
+    """How the model is spoken to. Raises UserError when its tokenizer does not load or its template cannot do it."""
+    folder = fetch(model, store, scratch, weights=False)
+    try:
+        return ChatTemplate.load(folder, pinned_chat(chat, store), name=model.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise unloadable(model, "spec.student or spec.teacher", "tokenizer", error) from error
+
+
 def with_drafts(engine: Engine, store: RunStore, scratch: Path) -> Engine:
     """The engine with a local folder in place of the model that writes its drafts."""
     drafts = engine.speculative
@@ -105,7 +115,7 @@ def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True)
     Without `weights` the large files may be missing: config, tokenizer and template need none.
     """
     if model.name.startswith(STAGE):
-        return _fetch_stage(store.input(model.name.removeprefix(STAGE)), scratch)
+        return _fetch_stage(store.input(model.name.removeprefix(STAGE)), scratch, weights=weights)
     if model.name.startswith("s3://"):
         return _fetch_stored(model.name, store.bucket, scratch, weights=weights)
     if _is_path(model.name):
@@ -261,9 +271,11 @@ def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> 
     return _folder(str(folder))
 
 
-def _fetch_stage(stage: Folder, scratch: Path) -> Path:
+def _fetch_stage(stage: Folder, scratch: Path, *, weights: bool) -> Path:
     folder = scratch / "models" / stage.digest
     for part in stage.require().under(MODEL):
+        if not weights and part.key.endswith(_WEIGHT_SUFFIXES):
+            continue
         path = place(folder, part.key.removeprefix(MODEL))
         if not (path.is_file() and file_sha256(path) == part.sha256):
             stage.bucket.download(stage.key(part.key), path)

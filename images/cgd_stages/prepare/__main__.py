@@ -6,7 +6,6 @@ First it tries the store, the endpoint, both models, their tokenizers and templa
 row. A usable row is kept (or, where a sample is drawn, perhaps not drawn); any other is rejected with its reason.
 """
 
-from cgd_stages.chat.template import render
 from cgd_stages.runtime.supervisor import supervise
 
 if __name__ == "__main__":
@@ -18,8 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts
 from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
@@ -30,6 +28,7 @@ from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
 from cgd_stages.prepare.templates import read_template
+from cgd_stages.prepare.tryout import try_out
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
@@ -49,14 +48,14 @@ def main(context: Context) -> dict[str, StageFacts]:
         where: read_template(context, chat, where)
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
-    student = check_model(context, work.student, work.student_engine, "spec.student")
+    student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
     if work.training.adapter:
-        targets.refuse(student.served.config, student.tokenizer, work.training.adapter)
+        targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
         if work.training.learning_rate < targets.LEAST_RATE:
             log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
     models = [student]
     if work.teacher:
-        teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher")
+        teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
         models.append(teacher)
         if teacher.context < student.context:
             log.warning(
@@ -64,6 +63,7 @@ def main(context: Context) -> dict[str, StageFacts]:
                 teacher.context,
                 student.context,
             )
+    try_out(work, student.template, models[-1].template if work.teacher else None)
     if work.gpu_memory:
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
@@ -82,7 +82,9 @@ def main(context: Context) -> dict[str, StageFacts]:
         "models": [model.resolved.identity() for model in models],
         "context": student.context,
         "frame": prompts.fingerprint("answer"),
-    } | _templates(work, chats)
+        **_templates(work, chats),
+        **student.template.identity(),
+    }
 
     def read_prompts(folder: Folder) -> Product:
         intake = _open_intake(context, work, student, folder, questions)
@@ -105,10 +107,10 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that loads and suits the spec: its exact identity, its tokenizer, and how it is to be served."""
+    """A model that loads and suits the spec: its exact identity, how it is spoken to, and how it is to be served."""
 
     resolved: resolve.Resolved
-    tokenizer: Any
+    template: ChatTemplate
     served: fit.Served
 
     @property
@@ -117,28 +119,20 @@ class Checked:
         return self.served.context
 
 
-def check_model(context: Context, model: Model, engine: Engine, where: str) -> Checked:
+def check_model(context: Context, model: Model, engine: Engine, where: str, chat: Chat) -> Checked:
     """Load everything but the weights. Raises UserError when the model does not exist or does not suit the spec."""
-    from transformers import AutoTokenizer
-
     resolved = resolve.resolve(model, context.store)
     exact = model.model_copy(update={"revision": resolved.revision}) if resolve.is_hub(model) else model
     folder = resolve.fetch(exact, context.store, context.scratch, weights=False)
     config = fit.read_config(folder, model, where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        template = ChatTemplate.load(folder, chat, name=model.name)
     except (OSError, ValueError, KeyError) as error:
         raise resolve.unloadable(model, where, "tokenizer", error) from error
     length = fit.context_length(config, engine, model, where)
-    try:
-        render(tokenizer, prompts.critique_messages("1 + 1?", "2"))
-    except (TemplateError, ValueError, TypeError) as error:
-        hint = f"Take another {where}.model or revision, or mend its chat_template."
-        raise UserError(f"the chat template of {model.name} fails: {error}", hint=hint) from error
-    if not getattr(tokenizer, "chat_template", None):
-        log.warning("%s: %s has no chat template; it gets a plain question and answer frame", where, model.name)
+    log.info("%s: %s", where, template.summary)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, length)
-    return Checked(resolved, tokenizer, fit.Served(where, exact, engine, config, length))
+    return Checked(resolved, template, fit.Served(where, exact, engine, config, length))
 
 
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
@@ -179,7 +173,7 @@ def _open_intake(context: Context, work: Prepare, student: Checked, folder: Fold
         held_out = Questions(rows, decontaminate.ngram)
     return Intake(
         work=work,
-        tokenizer=student.tokenizer,
+        template=student.template,
         context_length=student.context,
         folder=folder,
         sample=sample,

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 from jinja2.exceptions import TemplateError
 
-from cgd_stages.chat.template import render
+from cgd_stages.chat.messages import turn_markers
+from cgd_stages.chat.template import ChatTemplate, ControlTokens
 from cgd_stages.contract import Prepare, Prompts, Rows
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
@@ -54,6 +54,8 @@ class Candidate:
     row: Row
     fault: Fault | None
     text: str = ""
+    tokens: int = 0
+    """Of a text that is not tokenised in one piece: see `chat.template.Rendered`."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Intake:
     """Rows of the source on their way into the folder."""
 
     work: Prepare
-    tokenizer: Any
+    template: ChatTemplate
     context_length: int
     """The student's, in tokens; 0: not known."""
     folder: Folder
@@ -192,20 +194,34 @@ class Intake:
         """Render the prompt with the student's template; a fault where that fails or the text is far too long."""
         row = candidate.row
         try:
-            candidate.text = render(self.tokenizer, prompts.role_messages("answer", row))
+            rendered = self.template.render(prompts.role_messages("answer", row))
+            candidate.text = rendered.text
+            if len(rendered.pieces) > 1:
+                candidate.fault = self._forged(row)
+                candidate.tokens = len(self.template.token_ids(rendered))
             if least := self._far_too_long(candidate.text):
                 row["prompt_tokens"] = least
                 detail = f"{least} tokens or more, the student's context has {self.context_length}"
                 candidate.fault = "too_long", detail
-        except (TemplateError, ValueError, TypeError) as error:
+        except TemplateError as error:
             candidate.fault = "template", str(error)
+        except ControlTokens as error:
+            candidate.fault = "control_tokens", str(error)
+
+    def _forged(self, row: Row) -> Fault | None:
+        """The fault of a prompt that could forge a turn for a teacher behind an endpoint, whose server tokenises."""
+        text = "\n".join(message["content"] for message in prompts.role_messages("answer", row))
+        markers = sorted({*self.template.control_tokens(text), *turn_markers(text)})
+        if not (markers and self.work.endpoint):
+            return None
+        return "control_tokens", f"the teacher's server may read {', '.join(markers)} as a control token"
 
     def _far_too_long(self, text: str) -> int:
         """The least number of tokens of a text that has twice the context or more; else 0. A long text is counted piece
         by piece, because tokenising millions of tokens at once takes a gigabyte."""
         width, count = PIECE * self.context_length, 0
         for start in range(0, len(text), width) if 0 < width < len(text) else ():
-            count += len(self.tokenizer(text[start : start + width], add_special_tokens=False)["input_ids"])
+            count += len(self.template.tokenizer(text[start : start + width], add_special_tokens=False)["input_ids"])
             if count >= 2 * self.context_length:
                 return count
         return 0
@@ -215,11 +231,11 @@ class Intake:
         self.read_rows += len(batch)
         rendered = [candidate for candidate in batch if not candidate.fault]
         texts = [candidate.text for candidate in rendered]
-        token_ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        token_ids = self.template.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         for candidate, ids in zip(rendered, token_ids, strict=True):
-            candidate.row["prompt_tokens"] = len(ids)
-            if self.context_length and len(ids) >= self.context_length:
-                candidate.fault = "too_long", f"{len(ids)} tokens, the student's context has {self.context_length}"
+            tokens = candidate.row["prompt_tokens"] = candidate.tokens or len(ids)
+            if self.context_length and tokens >= self.context_length:
+                candidate.fault = "too_long", f"{tokens} tokens, the student's context has {self.context_length}"
         for candidate in batch:
             if candidate.fault:
                 self._reject(candidate, *candidate.fault)

@@ -29,6 +29,7 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("correct", pa.bool_()),
     ("rule", pa.string()),
     ("grade_error", pa.string()),
+    ("thinking", pa.string()),
 ]
 SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
 

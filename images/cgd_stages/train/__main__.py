@@ -169,8 +169,8 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
-    dataset = Dataset.of(context.store, work)
     student = resolve.pinned(work.student, context.store)
+    dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
     inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store))
     folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
@@ -205,7 +205,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt in this pod may have left files
     folder.mkdir(parents=True)
     student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
-    made = _make_examples(stage, student, folder)
+    made = _make_examples(stage, folder)
     job = Job(
         run=task.run,
         stage=task.stage,
@@ -227,16 +227,13 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
 # --- before training --------------------------------------------------------------------------------------------
 
 
-def _make_examples(stage: Stage, student: Path, folder: Path) -> MadeExamples:
+def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
     """Tokenise every row into the files that the processes map, one of the examples to learn and one of those that are
     held out. Raises the errors that `check` would have raised."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
-    counts = ExampleCounts(stage.context.task.stage, stage.work.objective, stage.dataset.held_out())
+    counts = ExampleCounts.of(stage.work, stage.dataset.held_out())
     made, left_out = MadeExamples(counts), list[Row]()
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
-        for row, example in stage.dataset.examples(tokenizer):
+        for row, example in stage.dataset.examples():
             counts.add(row, example)
             if isinstance(example, LeftOut):
                 left_out.append(rejection(counts.stage, row, example.reason, example.detail))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import LENGTH, Objective, Rows, Train, train_stage
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
@@ -25,6 +26,7 @@ from cgd_stages.training.validation_split import held_out
 HINTS = {
     "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
     "template": "The student's chat template does not show where a reply ends: use another student or revision.",
+    "control_tokens": "These texts hold control tokens of the student: remove them from the prompts.",
     "empty": "Look at the stored rows: there is nothing to learn in {target}.",
     "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {objective} out of "
     "spec.training.objectives.",
@@ -50,17 +52,19 @@ class Dataset:
     """The stored rows of a training. `distill` holds the teacher's own answers; None for objectives without them."""
 
     work: Train
+    template: ChatTemplate
+    """How the student is spoken to."""
     refine: Folder
     distill: Folder | None = None
     left_out: Mapping[Key, LeftOut] = field(default_factory=dict)
     """Rows that the objective may be able to use and that no training of the run learns."""
 
     @classmethod
-    def of(cls, store: RunStore, work: Train) -> "Dataset":
+    def of(cls, store: RunStore, work: Train, template: ChatTemplate) -> "Dataset":
         """The dataset in the finished stages that the objective learns from."""
         distill = store.input("distill") if work.objective == "DistilledSFT" else None
         left_out = read_left_out(store.input(CHECK), work.objective) if work.common_rows else {}
-        return cls(work, store.input("refine"), distill, left_out)
+        return cls(work, template, store.input("refine"), distill, left_out)
 
     @property
     def total(self) -> int:
@@ -83,6 +87,9 @@ class Dataset:
             "heldOut": work.validation.fraction,
             **({"distill": self.distill.digest} if self.distill else {}),
             **({"leftOut": digest_of(keys=sorted(self.left_out))} if self.left_out else {}),
+            **self.template.identity(),
+            **self.template.ending(),
+            **({"thinking": work.thinking} if work.thinking == "learn" else {}),
         }
 
     def held_out(self) -> frozenset[str]:
@@ -92,14 +99,21 @@ class Dataset:
         prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
         return held_out(prompts, self.work.validation.fraction, self.work.seed)
 
-    def examples(self, tokenizer: Any) -> Iterator[tuple[Row, Example | Unusable | LeftOut]]:
+    def examples(self) -> Iterator[tuple[Row, Example | Unusable | LeftOut]]:
         """Every row with its example, or the reason why it has none, in no promised order."""
-        objective, critic, most = self.work.objective, self._critic(), self.work.max_sequence_length
+        work, critic = self.work, self._critic()
         for row in self._rows():
             if left_out := self.left_out.get(key_of(row)):
                 yield row, left_out
             else:
-                yield from examples.each_example(tokenizer, objective, [row], critic, max_length=most)
+                yield from examples.each_example(
+                    self.template,
+                    work.objective,
+                    [row],
+                    critic,
+                    max_length=work.max_sequence_length,
+                    thinking=work.thinking,
+                )
 
     def _critic(self) -> Critic | None:
         work = self.work
@@ -169,23 +183,33 @@ class ExampleCounts:
     longest: int = 0
     lengths: Counter[int] = field(default_factory=Counter)
     """Histogram: a power of two -> examples of at most so many tokens."""
+    without_thought: int | None = None
+    """Examples with an empty thought, because the teacher had none; None where no thoughts are learned."""
     rejected: list[Row] = field(default_factory=list)
     """Rows that the objective cannot use."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Other rows that the training leaves out, by reason."""
 
+    @classmethod
+    def of(cls, work: Train, held_out: frozenset[str]) -> "ExampleCounts":
+        """The counts of a training before its first row."""
+        none = 0 if work.thinking == "learn" else None
+        return cls(train_stage(work.objective), work.objective, held_out, without_thought=none)
+
     def add(self, row: Row, example: Example | Unusable | LeftOut) -> None:
         match example:
             case Example():
-                self.keep(row["id"], len(example.input_ids), example.start)
+                self.keep(row["id"], len(example.input_ids), example.start, thought=example.thought)
             case Unusable():
                 self.rejected.append(rejection(self.stage, row, example.reason, example.detail))
             case LeftOut():
                 self.left_out[example.reason] += 1
 
-    def keep(self, identity: str, length: int, start: int) -> None:
-        """Count an example of so many tokens, which are learned from `start`."""
+    def keep(self, identity: str, length: int, start: int, *, thought: bool) -> None:
+        """Count an example of so many tokens, which are learned from `start`, with a thought or without."""
         self.kept += 1
+        if self.without_thought is not None:
+            self.without_thought += not thought
         if identity in self.held_out:
             self.validation += 1
             self.validation_tokens += length - start
@@ -209,7 +233,7 @@ class ExampleCounts:
             "train_examples": self.kept - self.validation,
             "validation_examples": self.validation,
             "validation_tokens": self.validation_tokens,
-        }
+        } | ({} if self.without_thought is None else {"without_thought": self.without_thought})
         return {
             **{name: float(value) for name, value in metrics.items()},
             **{f"{LENGTH}{length}": float(count) for length, count in sorted(self.lengths.items())},

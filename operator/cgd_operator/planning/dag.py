@@ -293,6 +293,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         endpoint=_endpoint(spec),
         max_rejected=spec.generation.max_rejected,
         training=_train(spec, spec.training.objectives[0]),
+        objectives=spec.training.objectives,
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
     )
 

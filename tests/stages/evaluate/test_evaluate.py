@@ -344,11 +344,11 @@ def test_while_the_store_is_away_an_evaluation_goes_on(
         (r"\boxed{3} because", "length", "boxed", True),
         ("the answer is 3", "length", "none", False),
         ("the answer is 3", "stop", "text", True),
-        (r"<think>is it \boxed{3}?</think> No, \boxed{4}.", "stop", "boxed", False),
-        (r"<think>\boxed{3}", "stop", "none", False),
+        ("", "length", "none", False),
+        ("", "stop", "none", False),
     ],
 )
-def test_a_cut_output_counts_only_with_its_box_and_thinking_never(
+def test_a_cut_output_counts_only_with_its_box_and_an_empty_one_never(
     output: str, finish_reason: str, source: str, correct: bool
 ) -> None:
     with Grader(workers=1) as grader:

@@ -223,9 +223,9 @@ def test_bad_rows_are_rejected_one_by_one_with_their_reason(bucket, answering):
     assert len(stored_rows(bucket, "answer")) == 35
     rejected = {row["id"]: row for row in stored_rejections(bucket, "answer")}
     reasons = [rejected[row_id(TEXTS[n])]["reason"] for n in range(5)]
-    assert reasons == ["truncated", "empty", "too_long", "empty", "repetition"]
-    assert "thinking part never ended" in rejected[row_id(TEXTS[3])]["detail"]
-    assert facts.metrics["rejected_empty"] == 2
+    assert reasons == ["truncated", "empty", "too_long", "unfinished_thought", "repetition"]
+    assert "has no end: ...'still thinking'" in rejected[row_id(TEXTS[3])]["detail"]
+    assert facts.metrics["rejected_empty"] == 1
 
 
 def test_rejected_rows_are_not_asked_again(answering):

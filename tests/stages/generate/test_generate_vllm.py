@@ -21,8 +21,7 @@ from support.stage_builders import (
 )
 
 from cgd_stages import contract
-from cgd_stages.chat.template import render, token_ids
-from cgd_stages.chat.thoughts import split_output
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Progress
 from cgd_stages.engines.base import Completion, Request, drive
 from cgd_stages.engines.vllm import VllmEngine
@@ -112,12 +111,12 @@ def test_the_engine_saw_what_the_stored_rows_say_token_for_token(bucket, storage
     prepared(bucket, TEXTS[:160])
     for roles in (("answer",), ("critique", "refine")):
         facts = generate_with(engine, context(storage, generate_work(tiny_model, *roles, max_rejected=1.0), tmp_path))
-    rows, tokenizer = stored_rows(bucket, "refine"), engine._llm.get_tokenizer()
+    rows, template = stored_rows(bucket, "refine"), ChatTemplate.load(tiny_model)
     assert len(rows) > 20
     for row in rows:
         for role in ("answer", "critique", "refine"):
-            text = render(tokenizer, prompts.role_messages(role, row))
-            assert engine.seen[f"{row['id']}-0-{role}"] == token_ids(tokenizer, text)
+            rendered = template.render(prompts.role_messages(role, row))
+            assert engine.seen[f"{row['id']}-0-{role}"] == template.token_ids(rendered)
     refine = facts["refine"]  # instruction, question and answer were computed for the critique
     assert refine.metrics["prompt_tokens_cached"] > 0.5 * refine.prompt_tokens
     assert facts["refine"].metrics["preemptions"] == 0
@@ -131,7 +130,7 @@ def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
         for row in rows:
             outcome = told[row["id"]]
             assert isinstance(outcome, Completion)
-            assert row[column] == split_output(outcome.text).text
+            assert row[column] == outcome.text
             assert row[f"{column}_tokens"] == outcome.tokens
 
 
@@ -164,7 +163,7 @@ def test_prompts_beyond_the_context_and_replies_without_end_are_rejected_alone(b
 
 def test_a_context_that_the_model_does_not_have_is_refused(tiny_model):
     with pytest.raises(UserError, match="cannot load the model"):
-        VllmEngine(tiny_model, contract.Engine(dtype="float32", max_model_len=1 << 20))
+        VllmEngine(tiny_model, contract.Engine(dtype="float32", max_model_len=1 << 20), ChatTemplate.load(tiny_model))
 
 
 def test_a_sampled_row_has_the_same_text_in_any_company(engine):

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from support import tiny
-from transformers import PreTrainedTokenizerFast
 
 from cgd_stages.chat.example import IGNORE, Example, Unusable, example, show
-from cgd_stages.chat.template import render, token_ids
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Critique
+from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.method.examples import (
     Critic,
@@ -34,59 +34,59 @@ ROW = {
 }
 
 
-def tokenizer(folder: Path, template: str | None = tiny.TEMPLATE) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(tiny.make(folder / "model", template=template))
+def spoken(folder: Path, template: str | None = tiny.TEMPLATE) -> ChatTemplate:
+    return ChatTemplate.load(tiny.make(folder / "model", template=template))
 
 
 @pytest.fixture
-def chat(tmp_path: Path) -> PreTrainedTokenizerFast:
-    return tokenizer(tmp_path)
+def chat(tmp_path: Path) -> ChatTemplate:
+    return spoken(tmp_path)
 
 
-def learned(tokens: PreTrainedTokenizerFast, made: Example) -> str:
-    return str(tokens.decode([label for label in made.labels if label != IGNORE]))
+def learned(template: ChatTemplate, made: Example) -> str:
+    return str(template.tokenizer.decode([label for label in made.labels if label != IGNORE]))
 
 
-def test_the_refinement_and_its_end_of_turn_are_learned_and_nothing_else(chat: PreTrainedTokenizerFast) -> None:
+def test_the_refinement_and_its_end_of_turn_are_learned_and_nothing_else(chat: ChatTemplate) -> None:
     made = row_example(chat, "CGD", ROW, max_length=1000)
     assert learned(chat, made) == f"{ROW['refinement']}{tiny.END}"
-    context = chat.decode(made.input_ids[: made.start])
+    context = chat.tokenizer.decode(made.input_ids[: made.start])
     assert [part in context for part in (TRAINING, ROW["prompt"], ROW["answer"], ROW["critique"])] == [True] * 4
     assert str(ROW["refinement"]) not in context
 
 
-def test_the_context_is_token_for_token_what_a_model_is_given(chat: PreTrainedTokenizerFast) -> None:
+def test_the_context_is_token_for_token_what_a_model_is_given(chat: ChatTemplate) -> None:
     made = row_example(chat, "CGD", ROW, max_length=1000)
     context = training_context(ROW["prompt"], ROW["answer"], ROW["critique"])  # type: ignore[arg-type]
-    assert made.input_ids[: made.start] == token_ids(chat, render(chat, context))
+    assert made.input_ids[: made.start] == chat.token_ids(chat.render(context))
 
 
-def test_labels_are_the_tokens_themselves_after_the_context(chat: PreTrainedTokenizerFast) -> None:
+def test_labels_are_the_tokens_themselves_after_the_context(chat: ChatTemplate) -> None:
     made = row_example(chat, "CGD", ROW, max_length=1000)
     assert len(made.labels) == len(made.input_ids)
     assert set(made.labels[: made.start]) == {IGNORE}
     assert made.labels[made.start :] == made.input_ids[made.start :]
 
 
-def test_what_the_template_writes_after_the_end_of_turn_is_not_learned(chat: PreTrainedTokenizerFast) -> None:
-    assert chat.decode(row_example(chat, "CGD", ROW, max_length=1000).input_ids).endswith(f"left.{tiny.END}")
+def test_what_the_template_writes_after_the_end_of_turn_is_not_learned(chat: ChatTemplate) -> None:
+    assert chat.tokenizer.decode(row_example(chat, "CGD", ROW, max_length=1000).input_ids).endswith(f"left.{tiny.END}")
 
 
-def test_the_mask_can_be_shown(chat: PreTrainedTokenizerFast) -> None:
+def test_the_mask_can_be_shown(chat: ChatTemplate) -> None:
     assert show(["2+2", "=5", "wrong", "4", "</s>"], [IGNORE] * 3 + [7, 2]) == "2+2 =5 wrong [4] [</s>]"
     made = row_example(chat, "CGD", ROW, max_length=1000)
-    shown = show(chat.convert_ids_to_tokens(made.input_ids), made.labels)
+    shown = show(chat.tokenizer.convert_ids_to_tokens(made.input_ids), made.labels)
     assert shown.endswith(f"[{tiny.END}]")
     assert shown.count("[") >= len(made.input_ids) - made.start
 
 
 @pytest.mark.parametrize("target", ["", "  \n"])
-def test_an_empty_target_is_refused(chat: PreTrainedTokenizerFast, target: str) -> None:
+def test_an_empty_target_is_refused(chat: ChatTemplate, target: str) -> None:
     with pytest.raises(Unusable, match="empty"):
         row_example(chat, "CGD", ROW | {"refinement": target}, max_length=1000)
 
 
-def test_a_row_one_token_too_long_is_refused_and_never_cut(chat: PreTrainedTokenizerFast) -> None:
+def test_a_row_one_token_too_long_is_refused_and_never_cut(chat: ChatTemplate) -> None:
     length = len(row_example(chat, "CGD", ROW, max_length=1000).input_ids)
     assert len(row_example(chat, "CGD", ROW, max_length=length).input_ids) == length
     with pytest.raises(Unusable, match=f"too_long: {length} tokens, .* limit {length - 1}"):
@@ -94,51 +94,52 @@ def test_a_row_one_token_too_long_is_refused_and_never_cut(chat: PreTrainedToken
 
 
 def test_without_a_chat_template_the_plain_frame_is_used_and_the_end_of_text_is_learned(tmp_path: Path) -> None:
-    plain = tokenizer(tmp_path, template=None)
+    plain = spoken(tmp_path, template=None)
     made = row_example(plain, "CGD", ROW, max_length=1000)
     assert learned(plain, made) == f" {ROW['refinement']}{tiny.END}"
-    assert TRAINING in plain.decode(made.input_ids[: made.start])
+    assert TRAINING in plain.tokenizer.decode(made.input_ids[: made.start])
 
 
 def test_a_template_without_an_end_of_turn_gets_the_end_of_text(tmp_path: Path) -> None:
     turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     bare = turns + "{% if add_generation_prompt %}assistant: {% endif %}"
-    tokens = tokenizer(tmp_path, bare)
+    tokens = spoken(tmp_path, bare)
     assert learned(tokens, row_example(tokens, "CGD", ROW, max_length=1000)) == f"{ROW['refinement']}\n{tiny.END}"
 
 
 def test_a_model_without_any_end_token_is_refused(tmp_path: Path) -> None:
-    tokens = tokenizer(tmp_path, template=None)
+    tokens = spoken(tmp_path, template=None).tokenizer
     tokens.eos_token = None
-    with pytest.raises(Unusable, match="neither an end-of-turn nor"):
-        row_example(tokens, "CGD", ROW, max_length=1000)
+    with pytest.raises(UserError, match="no end-of-text token"):
+        ChatTemplate(tokens)
 
 
 def test_a_template_that_takes_no_system_turn_keeps_the_instruction(tmp_path: Path) -> None:
     strict = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + tiny.TEMPLATE
     )
-    tokens = tokenizer(tmp_path, strict)
+    tokens = spoken(tmp_path, strict)
     made = row_example(tokens, "CGD", ROW, max_length=1000)
-    assert TRAINING in tokens.decode(made.input_ids[: made.start])
+    assert TRAINING in tokens.tokenizer.decode(made.input_ids[: made.start])
     assert learned(tokens, made) == f"{ROW['refinement']}{tiny.END}"
 
 
 def test_a_template_whose_context_changes_with_the_reply_is_refused(tmp_path: Path) -> None:
     shifty = "{% if messages[-1]['role'] == 'assistant' %}transcript: {% endif %}" + tiny.TEMPLATE
-    with pytest.raises(Unusable, match="template: the chat template begins differently"):
-        row_example(tokenizer(tmp_path, shifty), "CGD", ROW, max_length=1000)
+    with pytest.raises(UserError, match="begins differently when a reply follows"):
+        spoken(tmp_path, shifty)
 
 
 def test_a_template_that_writes_more_turns_after_the_reply_is_refused(tmp_path: Path) -> None:
     chatty = tiny.TEMPLATE + "{% if not add_generation_prompt %}and so on{% endif %}"
-    with pytest.raises(Unusable, match="after the end of the reply"):
-        row_example(tokenizer(tmp_path, chatty), "CGD", ROW, max_length=1000)
+    with pytest.raises(UserError, match="after the end of the reply"):
+        spoken(tmp_path, chatty)
 
 
-def test_a_target_that_holds_a_special_token_is_refused(chat: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(Unusable, match="special token"):
-        row_example(chat, "CGD", ROW | {"refinement": f"5 {tiny.END} and more"}, max_length=1000)
+def test_a_special_token_in_a_target_is_learned_as_the_text_that_it_is(chat: ChatTemplate) -> None:
+    made = row_example(chat, "CGD", ROW | {"refinement": f"5 {tiny.END} and more"}, max_length=1000)
+    assert learned(chat, made) == f"5 {tiny.END} and more{tiny.END}"
+    assert made.input_ids[made.start :].count(chat.tokenizer.eos_token_id) == 1
 
 
 def test_tokens_that_would_merge_across_the_border_stay_apart(tmp_path: Path) -> None:
@@ -146,21 +147,21 @@ def test_tokens_that_would_merge_across_the_border_stay_apart(tmp_path: Path) ->
         "{% for m in messages %}{% if m['role'] == 'assistant' %}ans{% endif %}{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}ans{% endif %}"
     )
-    tokens = tokenizer(tmp_path, glued)
-    before, whole = tokens("an ans")["input_ids"], tokens("an answer")["input_ids"]
+    tokens = spoken(tmp_path, glued)
+    before, whole = (tokens.tokenizer(text)["input_ids"] for text in ("an ans", "an answer"))
     assert whole[: len(before)] != before
     made = example(tokens, [{"role": "user", "content": "an "}], "wer is left", max_length=100)
     assert made.input_ids[: made.start] == before
     assert learned(tokens, made) == f"wer is left{tiny.END}"
 
 
-def test_every_row_comes_back_with_an_example_or_a_reason(chat: PreTrainedTokenizerFast) -> None:
+def test_every_row_comes_back_with_an_example_or_a_reason(chat: ChatTemplate) -> None:
     rows = [ROW, ROW | {"refinement": ""}, ROW]
     outcomes = [found for _, found in each_example(chat, "CGD", rows, max_length=1000)]
     assert [isinstance(found, Example) for found in outcomes] == [True, False, True]
 
 
-def test_a_row_without_the_target_is_missing_it_and_not_empty(chat: PreTrainedTokenizerFast) -> None:
+def test_a_row_without_the_target_is_missing_it_and_not_empty(chat: ChatTemplate) -> None:
     with pytest.raises(Unusable, match="missing: the row does not have the reference answer"):
         row_example(chat, "SFT", ROW | {"reference": None}, max_length=1000)
 
@@ -249,13 +250,13 @@ def test_a_higher_rate_corrupts_the_same_rows_and_more() -> None:
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "generic", "none", "corrupted"])
-def test_every_ablation_leaves_the_targets_as_they_are(chat: PreTrainedTokenizerFast, kind: str) -> None:
+def test_every_ablation_leaves_the_targets_as_they_are(chat: ChatTemplate, kind: str) -> None:
     made = critic(Critique.model_validate({"kind": kind, "rate": 1.0}), 0, ROWS)
     plain = dict(learnt(chat, None))
     assert dict(learnt(chat, made)) == plain
 
 
-def learnt(tokens: PreTrainedTokenizerFast, critic: Critic | None) -> list[tuple[str, str]]:
+def learnt(tokens: ChatTemplate, critic: Critic | None) -> list[tuple[str, str]]:
     found = each_example(tokens, "CGD", ROWS, critic, max_length=1000)
     return [(row["id"], learned(tokens, made)) for row, made in found if isinstance(made, Example)]
 

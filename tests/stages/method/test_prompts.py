@@ -4,8 +4,7 @@ import pytest
 from support import tiny
 from transformers import AutoTokenizer
 
-from cgd_stages.chat.template import render, token_ids
-from cgd_stages.chat.thoughts import Split, split_output
+from cgd_stages.chat.template import ChatTemplate, token_ids
 from cgd_stages.method import prompts
 
 STRICT = (
@@ -22,7 +21,11 @@ def tokenizer(tiny_model):
 
 def with_template(tokenizer, template):
     tokenizer.chat_template = template
-    return tokenizer
+    return ChatTemplate(tokenizer)
+
+
+def render(template, messages):
+    return template.render(messages).text
 
 
 def test_the_answer_is_asked_with_the_prompt_and_nothing_else():
@@ -82,10 +85,12 @@ def test_the_plain_frame_begins_as_the_tokenizer_begins_a_text(tokenizer):
         chat_template = None
         bos_token, bos_token_id = "<s>", 1
 
+        eos_token_id, added_tokens_decoder, all_special_tokens = 2, {}, ()
+
         def __call__(self, text, **_):
             return {"input_ids": [1]}
 
-    assert render(Opening(), prompts.answer_messages("x")).startswith("<s>Question: x")
+    assert render(ChatTemplate(Opening()), prompts.answer_messages("x")).startswith("<s>Question: x")
 
 
 def test_special_tokens_of_a_rendered_text_are_single_tokens(tokenizer):
@@ -98,21 +103,6 @@ def test_special_tokens_of_a_rendered_text_are_single_tokens(tokenizer):
 @pytest.mark.parametrize("text", ["7 \u00d7 8 = 56", "naïve 東京 \U0001f34e", " two  blanks\n\n"])
 def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
     assert tokenizer.decode(token_ids(tokenizer, text)) == text
-
-
-@pytest.mark.parametrize(
-    ("output", "text", "thinking", "unfinished"),
-    [
-        (" 4 \n", "4", "", False),
-        ("<think>2 and 2</think>\n\n4", "4", "2 and 2", False),
-        ("2 and 2</think>4", "4", "2 and 2", False),
-        ("<think>a</think>b</think>c", "c", "a</think>b", False),
-        ("<think>2 and", "", "2 and", True),
-        ("<think>2</think>  ", "", "2", False),
-    ],
-)
-def test_only_what_follows_the_thinking_counts(output, text, thinking, unfinished):
-    assert split_output(output) == Split(text, thinking, unfinished)
 
 
 @pytest.mark.parametrize(

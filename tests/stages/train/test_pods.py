@@ -22,10 +22,9 @@ from support.train_builders import (
     until_gone,
     until_torchrun_has_started_processes,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from cgd_stages.chat.template import render, token_ids
-from cgd_stages.chat.thoughts import split_output
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Adapter, Exit, Progress, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
@@ -187,8 +186,8 @@ def test_vllm_says_the_same_with_the_stored_adapter_as_with_the_stored_model(
     trained = Program("train", training, tmp_path / "train", OMP_NUM_THREADS="1").wait()
     folder = Folder(bucket, "team", STAGE, trained.words.stages[STAGE].digest)
     model = download(bucket, folder, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    asked = [token_ids(tokenizer, render(tokenizer, prompts.answer_messages(row["prompt"]))) for row in ROWS]
+    template = ChatTemplate.load(model)
+    asked = [template.token_ids(template.render(prompts.answer_messages(row["prompt"]))) for row in ROWS]
     file = tmp_path / "prompts.json"
     file.write_text(json.dumps(asked))
     adapted = download(bucket, folder, tmp_path / "adapter")
@@ -217,8 +216,9 @@ def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
 
 def greedy(model: Path, prompt: str) -> str:
     """What transformers says to a prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = token_ids(tokenizer, render(tokenizer, prompts.answer_messages(prompt)))
+    template = ChatTemplate.load(model)
+    ids = template.token_ids(template.render(prompts.answer_messages(prompt)))
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=GREEDY.max_tokens)
-    return split_output(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)).text
+    reply = made[0, len(ids) :].tolist()
+    return template.split(reply, template.tokenizer.decode(reply, skip_special_tokens=True)).text

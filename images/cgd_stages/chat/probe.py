@@ -1,0 +1,304 @@
+"""Reads off a chat template what stands around a reply and its thought, by rendering conversations with it. Pure.
+
+Nothing is guessed from a template's source: words that no template holds stand for question, thought and answer, and
+what the template writes between them is what the model writes there. Where a template never writes a thought, the
+prompt that opens one shows the family, or the template's habit of cutting the family's thoughts from its replies; else
+the user names the format (`chat.reasoningParser`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Protocol
+
+from jinja2.exceptions import TemplateError
+
+from cgd_stages.chat.messages import Message
+from cgd_stages.chat.thoughts import FAMILIES, PARSERS, Markup, Opened, unknown_markers
+from cgd_stages.contract import Chat
+
+_USER, _ANSWER, _THOUGHT, _NEXT = "qzxvuone", "qzxvatwo", "qzxvtthree", "qzxvnfour"
+QUESTION: list[Message] = [{"role": "user", "content": _USER}]
+CONVERSATIONS: list[list[Message]] = [QUESTION, [{"role": "system", "content": _NEXT}, *QUESTION]]
+_SWITCHES = ("enable_thinking", "thinking", "reasoning")
+"""The variables by which templates switch thinking, as far as they say it with true and false."""
+NO_THOUGHTS = (
+    "Set chat.thinking to off and spec.training.thinking to drop, or name the format of its thoughts in "
+    "chat.reasoningParser."
+)
+CANNOT_STOP = (
+    "Set spec.training.thinking to learn, so that the student thinks in answer, training and evaluation; or give its "
+    "chat.template a prompt that ends behind an empty thought."
+)
+
+
+class Unfit(ValueError):
+    """What a template cannot do; `what` follows the words "the chat template of ..."."""
+
+    def __init__(self, what: str, hint: str) -> None:
+        super().__init__(what)
+        self.what, self.hint = what, hint
+
+
+class Speak(Protocol):
+    """Renders messages; keyword arguments are variables of the template. Raises TemplateError."""
+
+    def __call__(self, messages: Sequence[Any], *, prompt: bool, **more: Any) -> str: ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What stands around a reply in one mode."""
+
+    end: tuple[int, ...]
+    """The ids with which the model ends its reply."""
+    header: str = ""
+    """What the model writes before an answer without a thought."""
+    opening: str = ""
+    """What the model writes before a thought; empty where the prompt has opened it."""
+    tail: str = ""
+    """Plain text between an answer and the ids that end it."""
+    markup: Markup | None = None
+    opened: Opened = None
+    values: dict[str, Any] = field(default_factory=dict)
+    """The variables of the template that set the mode."""
+    keeps: tuple[bool, bool] = (True, True)
+    """Whether the template keeps blanks before and after an answer."""
+    made: str = ""
+    """Everything that the template itself has written around the probes."""
+
+
+def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Turn:
+    """What stands around a reply of this model in this mode. Raises TemplateError, and Unfit."""
+    switch = _switch(speak)
+    thinking, idle = ({switch: True}, {switch: False}) if switch else ({}, {})
+    markup = _markup(speak, chat, thinking, idle)
+    if markup is None and (unknown := unknown_markers(tokenizer)):
+        raise Unfit(
+            f"does not show how the model writes its thoughts, whose markers seem to be {', '.join(unknown)}",
+            "Name the format of its thoughts in chat.reasoningParser, or give it a chat.template that writes a "
+            "reply's reasoning_content.",
+        )
+    values = {"auto": {}, "on": thinking, "off": idle}[chat.thinking]
+    prompt = speak(QUESTION, prompt=True, **values)
+    opened = _opened(_after_question(prompt), markup)
+    _refuse_mode(chat, markup, opened, switch)
+    reply = speak(_replied(_ANSWER), prompt=False, **values)
+    if _ANSWER not in reply:
+        raise Unfit("does not write the assistant's turn", "Take another model, or give it another chat.template.")
+    head, tail = _around(reply, _ANSWER)
+    plain_tail, end = _end(speak, tokenizer, tail, stops, values)
+    return Turn(
+        end=end,
+        header=_header(prompt, head, markup, opened),
+        opening=markup.opening if markup and not opened else "",
+        tail=plain_tail,
+        markup=markup,
+        opened=opened,
+        values=values,
+        keeps=_keeps(speak, values),
+        made=prompt + head + tail,
+    )
+
+
+def end_of_text(tokenizer: Any) -> tuple[int, ...]:
+    if tokenizer.eos_token_id is None:
+        raise Unfit(
+            "writes no end of a turn, and the tokenizer has no end-of-text token", "Take another model or revision."
+        )
+    return (int(tokenizer.eos_token_id),)
+
+
+def _replied(content: Any, **more: str) -> list[dict[str, Any]]:
+    return [*QUESTION, {"role": "assistant", "content": content, **more}]
+
+
+def _around(text: str, word: str) -> tuple[str, str]:
+    before, _, after = text.rpartition(word)
+    return before, after
+
+
+def _after_question(text: str) -> str:
+    return text.rpartition(_USER)[2]
+
+
+# --- thoughts ---------------------------------------------------------------------------------------------------------
+
+
+def _switch(speak: Speak) -> str | None:
+    """The variable that changes what the template makes of a question."""
+    for name in _SWITCHES:
+        if speak(QUESTION, prompt=True, **{name: True}) != speak(QUESTION, prompt=True, **{name: False}):
+            return name
+    return None
+
+
+def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markup | None:
+    """The markers of the model's thoughts: as the template writes them, else those of the family that it handles."""
+    named = _named(chat)
+    prompt = speak(QUESTION, prompt=True, **thinking)
+    shown = _shown(speak, prompt, thinking)
+    if shown and (named is None or named.end == shown.end):
+        return shown
+    made = [_after_question(prompt), _after_question(speak(QUESTION, prompt=True, **idle))]
+    for family in [named] if named else FAMILIES:
+        for text in made:
+            if family.start in text:
+                return _as_opened(family, text)
+        if named or _cuts(speak, family, thinking):
+            return family
+    return None
+
+
+def _named(chat: Chat) -> Markup | None:
+    name = chat.reasoning_parser
+    if name is None:
+        return None
+    if name not in PARSERS:
+        raise Unfit(
+            f"has no thoughts of the format {name!r}", f"Set chat.reasoningParser to one of {', '.join(PARSERS)}."
+        )
+    return PARSERS[name]
+
+
+def _shown(speak: Speak, prompt: str, values: dict[str, Any]) -> Markup | None:
+    """The markers, if the template writes a thought that a reply has in a field of its own."""
+    fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
+    parts: Any = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
+    for reply in (_replied(_ANSWER, **fields), _replied(parts)):
+        try:
+            text = speak(reply, prompt=False, **values)
+        except TemplateError:
+            continue
+        if any(f"{quote}{_THOUGHT}{quote}" in text for quote in "'\""):
+            continue  # the list of parts itself, written as text
+        before, found, rest = text.partition(_THOUGHT)
+        bridge, answered, _ = rest.partition(_ANSWER)
+        if found and answered and bridge.strip():
+            return _read(prompt, before, bridge, speak(_replied(_ANSWER), prompt=False, **values))
+    return None
+
+
+def _read(prompt: str, before: str, bridge: str, without: str) -> Markup:
+    """The markup of a reply that has `before` its thought and `bridge` behind it, where a reply without a thought is
+    `without`."""
+    header = ""
+    answered = without.rpartition(_ANSWER)[0]
+    if answered.startswith(prompt) and bridge.endswith(rest := answered[len(prompt) :]) and rest != bridge:
+        header = rest if rest.strip() else ""
+    if len(before) > len(prompt) and before.startswith(prompt):
+        return Markup(before[len(prompt) :], bridge, header)
+    start = _start_of(bridge, header)
+    made = _after_question(before)
+    return Markup(made[made.rindex(start) :] if start in made else made.lstrip(), bridge, header)
+
+
+def _start_of(bridge: str, header: str) -> str:
+    """The marker that opens what the bridge ends: of the family with this end, or the end without its slash."""
+    end = (header or bridge).strip()
+    return next((family.start for family in FAMILIES if family.end == end), end.replace("/", "", 1))
+
+
+def _as_opened(family: Markup, made: str) -> Markup:
+    """The family's markup with the blanks that the template writes after the marker that opens a thought."""
+    rest = made[made.rindex(family.start) + len(family.start) :]
+    blanks = rest[: len(rest) - len(rest.lstrip())] if family.end in rest or not rest.strip() else ""
+    lead = family.opening[: len(family.opening) - len(family.opening.lstrip())]
+    if family.header or family.end in rest:
+        return family
+    return Markup(lead + family.start + blanks, blanks + family.bridge.lstrip())
+
+
+def _cuts(speak: Speak, family: Markup, values: dict[str, Any]) -> bool:
+    """Whether the template cuts a thought of this family from a reply."""
+    try:
+        content = f"{family.opening}{_THOUGHT}{family.bridge}{_ANSWER}"
+        text = speak(_replied(content), prompt=False, **values)
+    except TemplateError:
+        return False
+    return _ANSWER in text and _THOUGHT not in text
+
+
+def _opened(made: str, markup: Markup | None) -> Opened:
+    if markup is None:
+        return None
+    start, end = made.rfind(markup.start), made.rfind(markup.end)
+    return None if start == end == -1 else start > end
+
+
+def _refuse_mode(chat: Chat, markup: Markup | None, opened: Opened, switch: str | None) -> None:
+    if chat.thinking == "on":
+        if markup is None:
+            raise Unfit("has no thoughts, but thinking is on", NO_THOUGHTS)
+        if opened is False:
+            raise Unfit("closes the thought in the prompt although thinking is on", NO_THOUGHTS)
+    if chat.thinking == "off" and markup and (opened or (markup.header and switch is None and opened is None)):
+        raise Unfit(f"cannot switch thinking off: a reply begins with {markup.start}", CANNOT_STOP)
+
+
+# --- the reply --------------------------------------------------------------------------------------------------------
+
+
+def _header(prompt: str, head: str, markup: Markup | None, opened: Opened) -> str:
+    """What the model itself writes between the prompt and an answer without a thought. `head`: what the template writes
+    before a stored answer."""
+    if head.startswith(prompt):
+        rest = head[len(prompt) :]
+        return "" if markup and markup.start in rest else rest  # an empty thought is the template's
+    base = prompt
+    if markup and opened is not None:
+        made = _after_question(prompt)
+        first = min(place for place in (made.find(markup.start), made.find(markup.end)) if place != -1)
+        base = prompt[: len(prompt) - len(made) + first].rstrip()
+    if head.startswith(base) or (base.startswith(head) and not base[len(head) :].strip()):
+        return ""
+    raise Unfit(
+        "begins differently when a reply follows the context, so that its examples would differ from its prompts",
+        "Take another model or revision, or mend its template by chat.template.",
+    )
+
+
+def _keeps(speak: Speak, values: dict[str, Any]) -> tuple[bool, bool]:
+    pad = " \n "
+    text = speak(_replied(f"{pad}{_ANSWER}{pad}"), prompt=False, **values)
+    before, after = _around(text, _ANSWER)
+    return before.endswith(pad), after.startswith(pad)
+
+
+def _end(
+    speak: Speak, tokenizer: Any, tail: str, stops: frozenset[int], values: dict[str, Any]
+) -> tuple[str, tuple[int, ...]]:
+    """Plain text after an answer, and the ids that end the reply.
+
+    The end of a turn is what follows an answer whether or not another turn follows: some templates write the end of the
+    text as well where the conversation ends. Else it is what the template writes there, or begins the next turn with
+    and the model stops at, or the end of the text.
+    """
+    added = set(tokenizer.added_tokens_decoder)
+    ids = _ids(tokenizer, tail)
+    following = _ids(tokenizer, _following(speak, values))
+    shared = [number for number, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, following, strict=False))]
+    ends = [place for place, number in enumerate(shared) if number in added]
+    ends = ends[-1:] or [place for place, number in enumerate(ids) if number in stops or number in added]
+    if ends:
+        first = next(place for place, number in enumerate(ids) if number in added or number in stops)
+        rest = [number for number in ids[ends[0] + 1 :] if number not in added]
+        if tokenizer.decode(rest).strip():
+            raise Unfit("writes text after the end of the reply", "Mend the template by chat.template.")
+        return tokenizer.decode(ids[:first]), tuple(ids[first : ends[0] + 1])
+    begins = next((number for number in following if number in added), None)
+    return tail, (begins,) if begins in stops and begins is not None else end_of_text(tokenizer)
+
+
+def _following(speak: Speak, values: dict[str, Any]) -> str:
+    """What the template writes between an answer and the next question."""
+    try:
+        text = speak([*_replied(_ANSWER), {"role": "user", "content": _NEXT}], prompt=False, **values)
+    except TemplateError:
+        return ""
+    return text.rpartition(_ANSWER)[2].partition(_NEXT)[0]
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,165 @@
+"""Modes and forms: what a template is found to do, what is refused, how a reply ends, and what enters a digest."""
+
+from typing import Any
+
+import pytest
+from support import stand_in
+
+from cgd_stages.chat.example import IGNORE, Unusable, example
+from cgd_stages.chat.messages import Message
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import Chat
+from cgd_stages.errors import UserError
+
+ASKED: list[Message] = [{"role": "user", "content": "2 + 2?"}]
+HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+TAIL = "{{ m.content }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n"
+PLAIN = HEAD + TAIL + PROMPT + "{% endif %}"
+TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>")
+
+
+def of(
+    source: str | None, *tokens: str, end: str = "<|im_end|>", stops: tuple[str, ...] = (), **chat: Any
+) -> ChatTemplate:
+    tokenizer = stand_in.tokenizer(source, (*TOKENS, *tokens), end=end)
+    ids = frozenset(tokenizer.convert_tokens_to_ids(list(stops)))
+    return ChatTemplate(tokenizer, Chat(**chat), name="team/model", stops=ids)
+
+
+def learned(template: ChatTemplate, thought: str | None = None) -> str:
+    made = example(template, ASKED, "4", thought=thought, max_length=1000)
+    return str(template.tokenizer.decode([label for label in made.labels if label != IGNORE]))
+
+
+# --- thoughts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_form_that_nobody_knows_is_read_off_a_template_that_writes_it() -> None:
+    shown = "{% if m.reasoning_content %}<|muse_a|>{{ m.reasoning_content }}<|muse_b|>\n{% endif %}"
+    template = of(HEAD + shown + TAIL + PROMPT + "{% endif %}", "<|muse_a|>", "<|muse_b|>", thinking="on")
+    assert learned(template, "hm") == "<|muse_a|>hm<|muse_b|>\n4<|im_end|>"
+    ids = stand_in.ids(template.tokenizer, "<|muse_a|>hm<|muse_b|>\n4<|im_end|>")
+    parts = template.split(ids, "")
+    assert (parts.thinking, parts.text) == ("hm", "4")
+
+
+@pytest.mark.parametrize(
+    "tokens", [("<|thought_begin|>", "<|thought_end|>"), ("<my_think>", "</my_think>"), ("<|channels|>",)]
+)
+def test_tokens_of_an_unknown_form_are_refused_with_their_names(tokens: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="team/model does not show how the model writes its thoughts") as caught:
+        of(PLAIN, *tokens)
+    assert all(token in caught.value.message for token in tokens)
+    assert "chat.reasoningParser" in caught.value.hint
+
+
+@pytest.mark.parametrize("tokens", [("<|reasoning_reserved_0|>",), ("<|thinker|>",), ("<|reasoning_thinking_start|>",)])
+def test_tokens_that_only_sound_like_thoughts_refuse_nothing(tokens: tuple[str, ...]) -> None:
+    assert of(PLAIN, *tokens).markup is None
+
+
+def test_a_form_can_be_named_and_an_unknown_name_is_refused_with_those_that_exist() -> None:
+    template = of(PLAIN, "[THINK]", "[/THINK]", thinking="on", reasoning_parser="mistral")
+    assert learned(template, "hm") == "[THINK]hm[/THINK]4<|im_end|>"
+    with pytest.raises(UserError, match="no thoughts of the format 'qwen9'") as caught:
+        of(PLAIN, reasoning_parser="qwen9")
+    assert "qwen3, " in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["enable_thinking", "thinking"])
+def test_thinking_is_switched_by_the_variable_that_the_template_reads(name: str) -> None:
+    switched = f"{{% if {name} is defined and not {name} %}}<think>\n\n</think>\n\n{{% endif %}}{{% endif %}}"
+    source = HEAD + TAIL + PROMPT + switched
+    assert of(source, thinking="off").render(ASKED).text.endswith("<think>\n\n</think>\n\n")
+    assert of(source, thinking="on").render(ASKED).text.endswith("assistant\n")
+    assert learned(of(source, thinking="off")) == "4<|im_end|>"
+    assert learned(of(source, thinking="on"), "hm") == "<think>\nhm\n</think>\n\n4<|im_end|>"
+
+
+def test_a_variable_of_the_manifest_reaches_the_template() -> None:
+    source = "{{ mood }}" + PLAIN
+    assert "cheerful" in of(source, template_kwargs={"mood": "cheerful"}).render(ASKED).text
+    assert of(source, template_kwargs={"mood": "cheerful"}).identity() != of(source).identity() == {}
+
+
+def test_a_template_of_the_manifest_replaces_the_models() -> None:
+    template = of(PLAIN, template=HEAD + TAIL + PROMPT + "<think>\n{% endif %}", thinking="on")
+    assert template.render(ASKED).text.endswith("<think>\n")
+    assert learned(template, "hm") == "hm\n</think>\n\n4<|im_end|>"
+
+
+def test_a_broken_template_is_refused_by_the_models_name() -> None:
+    with pytest.raises(UserError, match="the chat template of team/model fails"):
+        of(PLAIN, template="{% if %}")
+    with pytest.raises(UserError, match="the chat template of team/model fails: TypeError"):
+        of("{{ messages[0].content + 1 }}")
+
+
+def test_a_prompt_that_opens_a_thought_makes_no_example_without_one() -> None:
+    template = of(HEAD + TAIL + PROMPT + "<think>\n{% endif %}")
+    with pytest.raises(Unusable, match="opens a thought"):
+        learned(template)
+
+
+def test_a_template_that_has_no_place_for_a_thought_makes_no_example_with_one() -> None:
+    with pytest.raises(Unusable, match="no place for a thought"):
+        learned(of(PLAIN), "hm")
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+PHI = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+PHI += "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+
+
+def test_a_reply_ends_once_where_a_template_writes_the_end_of_text_as_well() -> None:
+    for stops in ((), ("<|endoftext|>", "<|end|>")):
+        template = of(PHI, "<|user|>", "<|end|>", "<|assistant|>", end="<|endoftext|>", stops=stops)
+        assert learned(template) == "4<|end|>"
+
+
+def test_a_model_that_would_go_on_after_the_end_of_a_turn_is_stopped_there_and_its_digest_says_so() -> None:
+    template = of(PLAIN, end="<|endoftext|>")
+    assert template.extra_stops == [template.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert template.identity() != {}
+    assert of(PLAIN, end="<|endoftext|>", stops=("<|im_end|>",)).extra_stops == []
+    assert of(PLAIN, end="<|endoftext|>", stops=("<|im_end|>",)).identity() == {}
+
+
+def test_a_template_without_an_end_ends_as_the_next_turn_begins_if_the_model_stops_there() -> None:
+    source = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    source += "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    tokens = ("<|user|>", "<|assistant|>")
+    assert learned(of(source, *tokens, end="<|endoftext|>", stops=("<|user|>",))) == "4<|user|>"
+    assert learned(of(source, *tokens, end="<|endoftext|>")) == "4<|endoftext|>"
+
+
+def test_the_ids_at_which_a_generation_ends_are_those_of_the_models_folder(tmp_path: Any) -> None:
+    from support import tiny
+
+    folder = tiny.make(tmp_path / "model", template=PLAIN)
+    assert ChatTemplate.load(folder).extra_stops == []
+    config = folder / "generation_config.json"
+    config.write_text('{"eos_token_id": [0, 1, 2]}')
+    assert len(ChatTemplate.load(folder)._stops) == 3
+
+
+# --- blanks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("content", "text"), [("m.content", " 4\n"), ("m.content | trim", "4")])
+def test_a_target_keeps_the_blanks_that_the_template_keeps(content: str, text: str) -> None:
+    template = of(PLAIN.replace("m.content", content))
+    made = example(template, ASKED, " 4\n", max_length=1000)
+    assert template.tokenizer.decode(made.input_ids[made.start :]) == f"{text}<|im_end|>"
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_model_has_no_part_in_a_digest_and_a_thinking_one_has() -> None:
+    assert of(PLAIN, thinking="off", date="2026-11-29").identity() == {}
+    assert of(None).identity() == {}
+    shown = HEAD + "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}" + TAIL + PROMPT
+    assert of(shown + "{% endif %}").identity() != {}
