@@ -139,9 +139,10 @@ def refuse(config: Any, tokenizer: Any, adapter: Adapter) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
         everything = sum(parameter.numel() for parameter in model.parameters())
-        add(model, adapter)
+        names = ", ".join(sorted(add(model, adapter).target_modules))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    log.info("adapter: %d parameters, %.2f%% of the student's %d", trained, 100 * trained / everything, everything)
+    share = 100 * trained / everything
+    log.info("adapter: %d parameters (%.2f%% of the student's) for %s; all others stay", trained, share, names)
 
 
 def _refuse_packed(config: Any) -> None:
