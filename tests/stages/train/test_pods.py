@@ -160,7 +160,7 @@ def test_two_processes_that_train_an_adapter_go_on_after_sigterm_as_a_plain_loop
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int
 ) -> None:
     refined(bucket, ROWS)
-    given = LONG | {"adapter": Adapter(rank=4, alpha=8), "learning_rate": 1e-3, "zero_stage": zero_stage}
+    given = LONG | {"epochs": 12, "adapter": Adapter(rank=4, alpha=8), "learning_rate": 1e-3, "zero_stage": zero_stage}
     work = train_work(tiny_model, processes_per_worker=2, **given)
     first = Program("train", train_task(storage, work), tmp_path / "a", OMP_NUM_THREADS="1")
     first.send_when(past(1), signal.SIGTERM)
