@@ -21,7 +21,7 @@ from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
-from cgd_stages.models import fit, resolve, training_memory
+from cgd_stages.models import fit, resolve, targets, training_memory
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.endpoint import check_endpoint
 from cgd_stages.prepare.engine import check_engine
@@ -50,6 +50,10 @@ def main(context: Context) -> dict[str, StageFacts]:
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
+    if work.training.adapter:
+        targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
+        if work.training.learning_rate < targets.LEAST_RATE:
+            log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -142,6 +146,9 @@ def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict
     if tensors is None:
         return {}
     parameters, stored = sum(tensor.parameters for tensor in tensors), sum(tensor.size for tensor in tensors)
+    if work.training.adapter:
+        parameters = targets.parameters_of(tensors, work.training.adapter)
+        stored = parameters * training_memory.number_bytes(work.training)
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
     return {CHECKPOINT_BYTES: float(size)}
