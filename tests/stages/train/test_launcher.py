@@ -192,6 +192,7 @@ def test_what_a_process_knows_to_be_done_is_told() -> None:
         ({"torch_dtype": "torch.float32"}, "float32"),
         ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
         ({}, "float32"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "bfloat16"),
     ],
 )
 def test_the_dtype_that_a_student_is_stored_in_is_read_from_its_config(
