@@ -127,6 +127,8 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
     torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
     template = ChatTemplate.load(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    if work.adapter:
+        student = with_adapter(student, work)
     examples = [row_example(template, "CGD", row, max_length=work.max_sequence_length) for row in rows]
     lengths = [len(example.input_ids) for example in examples]
     schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
@@ -150,7 +152,19 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
         optimizer.zero_grad()
         losses.append(total)
     assert all(math.isfinite(loss) for loss in losses)
+    if work.adapter:
+        student = student.merge_and_unload()
     return losses, norms, {name: tensor.detach() for name, tensor in student.named_parameters()}
+
+
+def with_adapter(student: Any, work: Train) -> Any:
+    """The student with the task's adapter on all linear modules of its layers, as users of PEFT make it."""
+    from peft import LoraConfig, get_peft_model
+
+    assert work.adapter
+    torch.manual_seed(work.seed)
+    given = {"r": work.adapter.rank, "lora_alpha": work.adapter.alpha}
+    return get_peft_model(student, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **given))
 
 
 def plain_loss(model: Path, rows: list[Row]) -> float:

@@ -16,14 +16,14 @@ these.
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.engines.vllm_settings import GPU_MEMORY_UTILIZATION
 from cgd_stages.errors import UserError
-from cgd_stages.models import resolve, training_memory
+from cgd_stages.models import resolve, targets, training_memory
 from cgd_stages.models.training_memory import giga
 from cgd_stages.store.bucket import Bucket
 
@@ -231,6 +231,8 @@ def trained(gpus: Gpus, config: Any, tensors: Sequence[resolve.Tensor] | None) -
         log.warning("spec.training: there is no estimate for this student; whether its training fits is not checked")
         return None
     work, room = gpus.training, training_memory.USABLE * gpus.memory
+    if work.adapter and tensors:
+        shape = replace(shape, trained=targets.parameters_of(tensors, work.adapter))
     world = work.workers * work.processes_per_worker
 
     def needs(work: Train) -> tuple[int, int]:

@@ -7,19 +7,23 @@ Model and optimizer, bytes per parameter (Rajbhandari et al. 2020, ZeRO, section
     optimizer    12        master copy and two moments in float32; partitioned from ZeRO 1 on
     buffers      w for each of 5e8 parameters that are reduced together, and of 1e9 that ZeRO 3 keeps gathered
 
+An adapter has gradients and optimizer alone; the student's own parameters are kept, and not learned.
+
 `offload: optimizer` moves the optimizer and the summed gradients to the host, `parameters` the parameters too.
 
-A checkpoint holds parameters and optimizer, offloaded or not, and the best model so far in the student's stored dtype.
+A checkpoint holds parameters and optimizer, offloaded or not, and the best model so far in the student's stored dtype;
+of a training of an adapter, the adapter's and no other.
 
 Activations, bytes per token, as the layers of transformers keep them for backward (counted as in Korthikanti et al.
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
 matrix of positions, but in gpt-oss: there each head of a layer keeps w for each pair of positions, of one example at
 most. Keys and values may be repeated to the number of queries.
 
-    norms        8 + w for each element: two copies in float32 and what comes out
+    norms        8 + w for each element: two copies in float32 and what comes out; 4 + w where their weights are frozen
     attention    w for each element of queries, keys, values, keys and values repeated, and what comes out
     MLP          4w for each element: gate, its activation, the other branch and their product; 8w in gpt-oss, which
                  clamps gate and branch
+    adapter      w for each row of A, of 7 modules in a layer; with dropout, w + 1 for each element of their inputs
     experts      2w for each element of the hidden state and expert that a token meets: what goes in and what comes out
     router       4 for each expert, a softmax in float32, and 2w for its loss: logits, and their softmax
 
@@ -47,6 +51,8 @@ CHUNK = 1024
 REDUCED, GATHERED = 500_000_000, 1_000_000_000
 """The defaults of DeepSpeed's reduce_bucket_size and stage3_max_live_parameters."""
 USABLE = 0.9
+ADAPTED = 7
+"""Modules of a layer that get an adapter: four of attention, three of a gated MLP."""
 GPT_OSS = "gpt_oss"
 """Its attention has sinks, which no attention in tiles that comes with torch knows; its experts clamp."""
 
@@ -64,6 +70,8 @@ class Shape:
     inner: int
     norms: int
     vocabulary: int
+    trained: int | None = None
+    """Parameters of the adapter that is learned beside them; None: they are learned themselves."""
     mixture: Mixture | None = None
     """What its layers have in the place of an MLP; `inner` is then what a token meets of it."""
     kept: int = 4
@@ -133,13 +141,14 @@ def decide(work: Train, shape: Shape | None, *, world: int, tokens: int, free: i
 
 def states(work: Train, shape: Shape, *, world: int) -> int:
     """Bytes of parameters, gradients, optimizer and buffers on one device of `world`."""
-    width = _width(work)
-    parameters = width * shape.parameters
-    gradients = (4 if width == 4 else 4 + width) * shape.parameters
-    optimizer = 12 * shape.parameters
-    buffers = width * min(shape.parameters, REDUCED)
+    width = number_bytes(work)
+    trained = shape.parameters if shape.trained is None else shape.trained
+    parameters = width * (shape.parameters + (shape.trained or 0))
+    gradients = (4 if width == 4 else 4 + width) * trained
+    optimizer = 12 * trained
+    buffers = width * min(trained, REDUCED)
     if work.offload != "none":
-        gradients, optimizer = width * shape.parameters, 0
+        gradients, optimizer = width * trained, 0
     if work.offload == "parameters":
         parameters = 0
     if work.zero_stage >= 1:
@@ -153,9 +162,10 @@ def states(work: Train, shape: Shape, *, world: int) -> int:
 
 
 def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
-    """Bytes of a checkpoint on the node that stores most of it, at most. The nodes share what ZeRO partitions; the
-    first node writes the rest, with the `stored` bytes of the best model so far."""
-    model, optimizer = _width(work) * parameters, 12 * parameters
+    """Bytes of a checkpoint on the node that stores most of it, at most. `parameters`: those that are learned. The
+    nodes share what ZeRO partitions; the first node writes the rest, with the `stored` bytes of the best model (or
+    adapter) so far."""
+    model, optimizer = number_bytes(work) * parameters, 12 * parameters
     if work.zero_stage >= 1:
         optimizer //= work.workers
     if work.zero_stage == 3:
@@ -166,13 +176,17 @@ def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
 
 def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) -> int:
     """Bytes that a micro-batch of `tokens` tokens keeps for backward, at most."""
-    width = _width(work)
-    norms = (8 + width) * shape.norms
+    width = number_bytes(work)
+    norms = ((4 if work.adapter else 8) + width) * shape.norms
     attention = width * shape.layers * (4 * shape.queries + 2 * shape.keys)
     mlp = shape.kept * width * shape.layers * shape.inner
     matrices = width * shape.matrices * tokens * (1 if checkpointing else shape.layers)
     experts, active = (shape.mixture.experts, shape.mixture.active) if shape.mixture else (0, 0)
     kept = norms + attention + mlp + shape.layers * (2 * width * active * shape.hidden + 4 * experts)
+    if work.adapter:
+        kept += shape.layers * ADAPTED * work.adapter.rank * width
+        inputs = 5 * shape.hidden + shape.queries + shape.inner
+        kept += shape.layers * inputs * (width + 1) if work.adapter.dropout else 0
     if checkpointing:
         kept = kept // shape.layers + (width * shape.layers + 8 + width) * shape.hidden
     kept += 2 * width * shape.layers * experts + matrices
@@ -184,7 +198,8 @@ def _experts_of_layer(shape: Shape) -> int:
     return 3 * shape.hidden * shape.mixture.width * shape.mixture.experts if shape.mixture else 0
 
 
-def _width(work: Train) -> int:
+def number_bytes(work: Train) -> int:
+    """Bytes of a number in the dtype of the training."""
     return 2 if work.dtype == "bfloat16" else 4
 
 

@@ -8,8 +8,9 @@ of its processes into last words and an exit code. The first pod also stores the
 until it has done so: a pod that has succeeded is never started again, and training needs all of them. This module does
 not import torch, so that a training that is done already, or that cannot work, ends at once.
 
-Training changes all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero.
-A step has `globalBatchSize` examples whatever the number of processes; the last step of an epoch has the rest.
+Training changes all parameters, or those of an adapter (adapter.py), with AdamW, gradients clipped to norm 1, a linear
+warm-up and then a cosine to zero. A step has `globalBatchSize` examples whatever the number of processes; the last step
+of an epoch has the rest.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -49,6 +50,7 @@ from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
+    ADAPTER,
     BEGUN,
     CHECKPOINTS,
     EXAMPLES,
@@ -214,7 +216,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         stage=task.stage,
         digest=stage.folder.digest,
         storage=task.storage,
-        work=stage.work,
+        work=stage.work.model_copy(update={"student": stage.student}),
         student=str(student),
         student_dtype=stored_dtype(student),
         router_loss_weight=stage.router_loss_weight,
@@ -414,10 +416,11 @@ def _store(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) ->
     """Store the model, its card and its training's curve."""
     (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
     bucket, parts = stage.folder.bucket, list(made.parts)
-    for path in sorted((folder / MODEL).iterdir()):
-        name = f"{resolve.MODEL}{path.name}"
-        bucket.upload(path, stage.folder.key(name))
-        parts.append(Part(key=name, sha256=file_sha256(path)))
+    learned = {resolve.MODEL: folder / MODEL} | ({resolve.ADAPTER: folder / ADAPTER} if stage.work.adapter else {})
+    for prefix, files in learned.items():
+        for path in sorted(files.iterdir()):
+            bucket.upload(path, stage.folder.key(f"{prefix}{path.name}"))
+            parts.append(Part(key=f"{prefix}{path.name}", sha256=file_sha256(path)))
     bucket.upload(folder / METRICS, stage.folder.key(METRICS))
     parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
     log.info("the model is stored: %s/%s", stage.folder.uri, resolve.MODEL)
@@ -449,7 +452,7 @@ tags: [critique-guided-distillation]
 
 Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
 {CONTEXTS[work.objective]}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
-Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.
+Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.{_adapter(work)}
 {_selection(work, facts)}
 
 | training | |
@@ -465,6 +468,18 @@ Ask it the prompt alone: one pass, no draft, no critique, the chat template unch
 Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`{own_answers}. The model keeps
 the licence of the one it was made from; its data carry the licences of their prompts and of the teacher.
 """
+
+
+def _adapter(work: Train) -> str:
+    """What was trained, in a sentence, where it is not all parameters."""
+    if not work.adapter:
+        return ""
+    modules = ", ".join(work.adapter.targets) or "every linear module of the layers"
+    return (
+        f"\nTrained was a low-rank adapter (rank {work.adapter.rank}, alpha {work.adapter.alpha}, dropout "
+        f"{work.adapter.dropout:g}, for {modules}), which is stored beside this folder in `{resolve.ADAPTER}`; this is "
+        "the student with the adapter added, rounded once, and the model that was evaluated."
+    )
 
 
 def _selection(work: Train, facts: StageFacts) -> str:

@@ -37,13 +37,14 @@ from cgd_stages.models import flops
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
-from cgd_stages.train import student
+from cgd_stages.train import adapter, student
 from cgd_stages.train.batching import Schedule, learning_rate
 from cgd_stages.train.router import spans_of
 from cgd_stages.train.saving import Saver
 from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import (
+    ADAPTER,
     BEGUN,
     BEST,
     EXAMPLES,
@@ -140,6 +141,8 @@ class Trainer:
     loss: student.TargetLoss
     device: torch.device
     held_out: Examples
+    keeper: adapter.Keeper | None = None
+    """None where all of the student's parameters are learned."""
     cost: flops.Work | None = None
     peak: float | None = None
     """FLOP/s of all processes' devices together, if they are known."""
@@ -291,15 +294,25 @@ class Trainer:
         if dist.get_rank() == 0:
             log.info("validation loss %.4f after step %d", last["validation_loss"], done)
         if validation.select == "best" and curves.best(self.records) is last:
-            student.export(self.job, self.engine, self.folder / BEST)
+            self._write(self.folder / BEST)
 
     def export(self) -> None:
         """Write the resulting model: the best one, or the last if the run wants that or nothing was measured."""
+        learned = self.folder / (ADAPTER if self.keeper else MODEL)
         if self.job.work.validation.select == "last" or curves.best(self.records) is None:
-            student.export(self.job, self.engine, self.folder / MODEL)
+            self._write(learned)
         elif dist.get_rank() == 0:
-            (self.folder / BEST).rename(self.folder / MODEL)
+            (self.folder / BEST).rename(learned)
         dist.barrier()
+        if self.keeper:
+            self.keeper.merge(learned, self.folder / MODEL)
+
+    def _write(self, target: Path) -> None:
+        """Write what is learned: the model, or its adapter."""
+        if self.keeper:
+            self.keeper.write(target)
+        else:
+            student.export(self.job, self.engine, target)
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -347,6 +360,8 @@ def start(folder: Path) -> Trainer:
     schedule = Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed)
     config = student.deepspeed_config(work, world, gpu=device.type == "cuda")
     model = student.load(job, config)
+    if work.adapter:
+        adapter.add(model, work.adapter, work.seed)
     tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
     student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
@@ -369,6 +384,7 @@ def start(folder: Path) -> Trainer:
         loss=loss,
         device=device,
         held_out=held_out,
+        keeper=adapter.Keeper(engine, job) if work.adapter else None,
         cost=student.cost(model),
         peak=peak and peak * world,
     )

@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,8 @@ def initialize(model: Any, config: dict[str, Any]) -> Any:
 
     if dist.get_rank() == 0:
         log.info("DeepSpeed's configuration: %s", json.dumps(config))
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=learned, config=config)
     return engine
 
 
@@ -254,19 +256,29 @@ def cost(model: Any) -> flops.Work | None:
         mixture = mixture_of(model.config)
     except UnknownMixture:
         return None
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    body = _size(model) - _size(embeddings) - (0 if head.weight is embeddings.weight else _size(head))
+    embeddings, head, adapter = model.get_input_embeddings(), model.get_output_embeddings(), _adapter(model)
+    body = _size(model) - (adapter or 0) - _size(embeddings) - (0 if head.weight is embeddings.weight else _size(head))
     if mixture:
         routed = sum(_numel(parameter) for name, parameter in model.named_parameters() if is_routed(name))
         body -= routed - routed * mixture.active // mixture.experts
     heads = config.num_attention_heads * head_width(config)
-    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
+    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads, adapter=adapter)
 
 
 def shape(model: Any) -> Shape | None:
     """The student's shape, from which its need of memory is estimated; None where there is no estimate."""
     norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
-    return shape_of(model.config, _size(model), norms)
+    found, adapter = shape_of(model.config, _size(model), norms), _adapter(model)
+    if found is None or adapter is None:
+        return found
+    return replace(found, parameters=found.parameters - adapter, trained=adapter)
+
+
+def _adapter(model: torch.nn.Module) -> int | None:
+    """Number of parameters of the adapter that is learned; None where all of the student's are."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return None
+    return sum(_numel(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _size(module: torch.nn.Module) -> int:
@@ -274,7 +286,7 @@ def _size(module: torch.nn.Module) -> int:
     return sum(_numel(parameter) for parameter in module.parameters())
 
 
-def _numel(parameter: torch.nn.Parameter) -> int:
+def _numel(parameter: torch.Tensor) -> int:
     """Its number of elements. ZeRO-3 replaces it by an empty one with the number in `ds_numel`."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
@@ -282,7 +294,6 @@ def _numel(parameter: torch.nn.Parameter) -> int:
 def export(job: Job, engine: Any, target: Path) -> None:
     """Write the trained model for transformers and vLLM, in the student's stored dtype, to a folder of its own."""
     import deepspeed
-    from transformers import AutoTokenizer
 
     state: dict[str, torch.Tensor] = {}
     dtype = getattr(torch, job.student_dtype)
@@ -296,15 +307,22 @@ def export(job: Job, engine: Any, target: Path) -> None:
         state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
         shutil.rmtree(target, ignore_errors=True)
         engine.module.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
-        # save_pretrained writes the dtype of the training into the config, whatever the tensors have.
-        config = target / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
-        AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
+        describe(job, target)
         left_out = set(engine.module._keys_to_ignore_on_save or ())
         whole = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
         if (stored := _stored_elements(target)) != whole:
             raise RuntimeError(f"transformers has stored {stored} of the model's {whole} parameters")
     dist.barrier()
+
+
+def describe(job: Job, target: Path) -> None:
+    """Add the tokenizer to a written model, and its dtype to the config: save_pretrained writes that of the training
+    whatever the tensors have."""
+    from transformers import AutoTokenizer
+
+    config = target / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
+    AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
 
 
 def _stored_elements(folder: Path) -> int:

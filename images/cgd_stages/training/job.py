@@ -17,8 +17,9 @@ EXAMPLES = "examples.arrow"
 VALIDATION = "validation.arrow"
 """The held-out examples; the file has no record without any."""
 MODEL = "model"
+ADAPTER = "adapter"
 BEST = "best"
-"""The folder of the model with the least validation loss so far, on the first process's node."""
+"""The folder of the model (or adapter) with the least validation loss so far, on the first process's node."""
 CHECKPOINTS = "checkpoints"
 BEGUN = "begun"
 """A process creates this file before its first step: from then on it has something to store."""
@@ -43,7 +44,7 @@ def inputs_of(stage: str, dataset: Dataset, student: Resolved, router_loss_weigh
         "dtype",
         "seed",
         "validation",
-    }
+    } | ({"adapter"} if dataset.work.adapter else set())
     return {
         "stage": stage,
         **dataset.identity(),

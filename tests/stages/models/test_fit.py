@@ -31,7 +31,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from cgd_stages.contract import Engine, Model, Train
+from cgd_stages.contract import Adapter, Engine, Model, Train
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.models import fit, resolve
 from cgd_stages.prepare import __main__ as prepare
@@ -95,7 +95,10 @@ def tensors_of(found: Any) -> list[resolve.Tensor]:
     """What the headers would tell of a model with this config."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found)
-    return [resolve.Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
+    return [
+        resolve.Tensor(name, "BF16", one.numel(), 2 * one.numel(), tuple(one.shape))
+        for name, one in model.named_parameters()
+    ]
 
 
 def served(found: Any, context: int = 8192, **engine: Any) -> fit.Served:
@@ -279,6 +282,16 @@ def test_a_training_that_keeps_its_activations_is_told_to_make_them_again(tmp_pa
     assert found
     assert ", kept, for 16384 tokens" in found.message
     assert "set activationCheckpointing to auto" in found.hint
+
+
+def test_an_adapter_fits_where_the_whole_student_does_not(tmp_path: Path) -> None:
+    llama = config(tmp_path)
+    alone = {"workers": 1, "processes_per_worker": 1, "zero_stage": 0}
+    assert fit.trained(gpus(80, **alone), llama, tensors_of(llama))
+    assert fit.trained(gpus(80, adapter=Adapter(), **alone), llama, tensors_of(llama)) is None
+    found = fit.trained(gpus(20, adapter=Adapter(), **alone), llama, tensors_of(llama))
+    assert found
+    assert "each of 1 GPUs needs 17.0 GB of model and optimizer (zeroStage 0, offload none)" in found.message
 
 
 def test_a_mixture_of_experts_needs_memory_for_all_of_its_experts(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from cgd_stages.contract import Model, Train, Validation
+from cgd_stages.contract import Adapter, Model, Train, Validation
+from cgd_stages.models import targets
 from cgd_stages.models.training_memory import CHUNK, Shape, activations, checkpoint, decide, states
 from cgd_stages.train import router, student
 
@@ -85,6 +86,25 @@ def test_what_is_offloaded_takes_no_memory_of_the_device(offload: str, zero_stag
     given = work(offload=offload, zero_stage=zero_stage)
     buffers = 2 * (5e8 + (1e9 if zero_stage == 3 else 0))
     assert states(given, QWEN_7B, world=8) == pytest.approx(expected * QWEN_7B.parameters + buffers)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload", "own", "learned"),
+    [
+        (0, "none", 2, 2 + 6 + 12 + 2),
+        (2, "none", 2, 2 + 6 / 8 + 12 / 8 + 2),
+        (3, "none", 2 / 8, 2 / 8 + 6 / 8 + 12 / 8 + 2),
+        (3, "parameters", 0, 2 / 8 + 2),
+    ],
+)
+def test_of_an_adapter_gradients_and_optimizer_are_its_own(
+    zero_stage: int, offload: str, own: float, learned: float
+) -> None:
+    """And a buffer for their sum. The student's parameters are there all the same."""
+    shape = replace(QWEN_7B, trained=40_000_000)
+    given = work(zero_stage=zero_stage, offload=offload, adapter=Adapter())
+    gathered = 2 * 1e9 if zero_stage == 3 else 0
+    assert states(given, shape, world=8) == pytest.approx(own * QWEN_7B.parameters + learned * 40e6 + gathered)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +228,23 @@ def test_the_estimate_of_activations_is_what_torch_keeps(kind: Any, dtype: str, 
     if checkpointing:  # the layer at work keeps its activations only in backward
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         estimate -= activations(given, layers, tokens=TOKENS, checkpointing=False) // shape.layers
+    assert 0.9 < estimate / kept_for_backward(model) < 1.4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_estimate_of_an_adapter_s_activations_is_what_torch_keeps(kind: Any, dtype: str, dropout: float) -> None:
+    model, adapter = model_of(kind, getattr(torch, dtype)), Adapter(rank=16, dropout=dropout)
+    before = student.shape(model)
+    targets.add(model, adapter)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(model.dtype)
+    shape = student.shape(model)
+    assert before
+    assert shape == replace(before, trained=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    layers = replace(shape, vocabulary=0)
+    estimate = activations(work(dtype=dtype, adapter=adapter), layers, tokens=TOKENS, checkpointing=False)
     assert 0.9 < estimate / kept_for_backward(model) < 1.4
 
 
