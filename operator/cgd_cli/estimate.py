@@ -1,10 +1,11 @@
 """What a run will cost before it starts: tokens, GPU-hours and money, stage by stage. Pure; uses no network.
 
-Tokens are rows times assumed lengths; the estimate foresees no rejected row, and counts thoughts where a model thinks.
-A model of P parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from it, and 8P when
-activations are recomputed (Chowdhery et al. 2022). FLOP/s limit the reading of prompts. They limit writing, too, unless
-few rows are in flight: then each step reads the weights once for all rows, and bandwidth is the limit (the roofline of
-Williams et al. 2009). The estimate leaves out reads of the KV cache, so long contexts take longer than it says.
+Tokens are rows times assumed lengths; the estimate foresees no row that is rejected or not kept, and counts thoughts
+where a model thinks. A model of P parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from
+it, and 8P when activations are recomputed (Chowdhery et al. 2022). FLOP/s limit the reading of prompts. They limit
+writing, too, unless few rows are in flight: then each step reads the weights once for all rows, and bandwidth is the
+limit (the roofline of Williams et al. 2009). The estimate leaves out reads of the KV cache, so long contexts take
+longer than it says.
 """
 
 import math
@@ -95,22 +96,8 @@ class Cost:
 
 def costs(run: Run, assumptions: Assumptions) -> list[Cost]:
     """The cost of every stage that generates or trains. The roles of a fused teacher use its GPUs one after another."""
-    thoughts, counts = Thoughts.of(run, assumptions), _rows(run, assumptions)
-    return [cost for child in plan(run) for cost in _child_costs(child, assumptions, thoughts, counts)]
-
-
-def _rows(run: Run, assumptions: Assumptions) -> dict[str, int]:
-    """The rows of each role, and of a training (`learn`) if `training.keep` leaves none out."""
-    drawn = run.spec.generation
-    answers = assumptions.rows * drawn.answer.samples
-    refinements = answers * drawn.refine.samples
-    return {
-        "answer": answers,
-        "critique": answers,
-        "refine": refinements,
-        "distill": assumptions.rows * drawn.distill.samples,
-        "learn": refinements if drawn.refine.select == "all-right" else answers,
-    }
+    thoughts = Thoughts.of(run, assumptions)
+    return [cost for child in plan(run) for cost in _child_costs(run, child, assumptions, thoughts)]
 
 
 @dataclass(frozen=True)
@@ -136,7 +123,7 @@ def _thought(chat: contract.Chat, assumptions: Assumptions) -> int:
     return min(assumptions.thought, chat.thinking_budget or assumptions.thought)
 
 
-def _child_costs(child: Child, assumptions: Assumptions, thoughts: Thoughts, counts: dict[str, int]) -> Iterator[Cost]:
+def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Thoughts) -> Iterator[Cost]:
     student, stage = assumptions.student, child.stage
     match child.task.work:
         case contract.Generate() as work:
@@ -145,10 +132,14 @@ def _child_costs(child: Child, assumptions: Assumptions, thoughts: Thoughts, cou
                 read, written = _row_tokens(role, assumptions, is_fused=is_fused)
                 written += thoughts.student if role == "answer" else thoughts.teacher
                 written = min(written, sampling.max_tokens)
-                parameters, rows = student if role == "answer" else assumptions.teacher, counts[role]
-                yield _generated(child, role, rows, rows * read, rows * written, parameters, assumptions, warm=is_fused)
+                rows = assumptions.rows * _answers(run, role)
+                drawn = rows * work.draws(role)
+                # An engine of ours finds the prompt of a row's further draws in the cache; an endpoint bills it again.
+                read *= rows if child.gpus else drawn
+                parameters = student if role == "answer" else assumptions.teacher
+                yield _generated(child, role, drawn, read, drawn * written, parameters, assumptions, warm=is_fused)
         case contract.Train() as work:
-            yield _trained(child, work, assumptions, thoughts, counts["learn"])
+            yield _trained(child, work, assumptions, thoughts, assumptions.rows * _learned(run))
         case contract.Evaluate() as work:
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
             limit = work.sampling.max_tokens
@@ -169,6 +160,18 @@ def _child_costs(child: Child, assumptions: Assumptions, thoughts: Thoughts, cou
             yield _generated(child, stage, documents, read, written, student, assumptions)
         case _:
             return
+
+
+def _answers(run: Run, role: contract.Role) -> int:
+    """The rows that a role reads of each prompt: the answers of the student, where it reads them."""
+    return run.spec.generation.answer.samples if role in {"critique", "refine"} else 1
+
+
+def _learned(run: Run) -> int:
+    """The most examples that a training makes of each prompt."""
+    generation, keep = run.spec.generation, run.spec.training.keep
+    refinements = generation.refine.samples if generation.refine.select == "all-right" else 1
+    return 1 if keep == "one-right" else generation.answer.samples * refinements
 
 
 def _row_tokens(role: contract.Role, assumptions: Assumptions, *, is_fused: bool) -> tuple[int, int]:

@@ -284,6 +284,40 @@ def test_no_more_is_written_than_the_manifest_allows() -> None:
     assert [found[stage].written for stage in ("answer", "critique", "refine")] == [64_000, 32_000, 16_000]
 
 
+WARM = {"temperature": "0.7"}
+
+
+def test_every_draw_is_written_and_its_prompt_is_read_once() -> None:
+    one = by_stage(run_of(), assumed())
+    several = by_stage(
+        run_of(generation={"answer": {**WARM, "samples": 4}, "refine": {**WARM, "samples": 2}}), assumed()
+    )
+    rows = {"answer": 4, "critique": 4, "refine": 8, "train-cgd": 4}
+    reads = {"answer": 1, "critique": 4, "refine": 4, "train-cgd": 4}
+    for stage, times in rows.items():
+        assert several[stage].rows == times * one[stage].rows
+        assert several[stage].written == times * one[stage].written
+        assert several[stage].read == reads[stage] * one[stage].read
+
+
+def test_an_endpoint_bills_the_prompt_of_every_draw() -> None:
+    endpoint = {"endpoint": {"url": "https://api.example.com/v1", "model": "big"}}
+    one, two = (
+        by_stage(run_of(teacher=endpoint, generation={"refine": {**WARM, "samples": n}}), assumed()) for n in (1, 2)
+    )
+    assert two["refine"].read == 2 * one["refine"].read
+
+
+@pytest.mark.parametrize(
+    ("select", "keep", "examples"),
+    [("first", "all", 4), ("shortest-right", "right", 4), ("all-right", "right", 8), ("all-right", "one-right", 1)],
+)
+def test_training_is_paid_for_the_rows_that_may_be_kept(select: str, keep: str, examples: int) -> None:
+    generation = {"answer": {**WARM, "samples": 4}, "refine": {**WARM, "samples": 2, "select": select}}
+    found = by_stage(run_of(generation=generation, training={**TRAINING, "keep": keep}), assumed())
+    assert found["train-cgd"].rows == 1000 * examples
+
+
 def test_an_endpoint_costs_tokens_and_no_gpu() -> None:
     endpoint = {"endpoint": {"url": "https://api.example.com/v1", "model": "big"}}
     found = by_stage(run_of(teacher=endpoint), assumed(teacher=0.0, input_million=3.0, output_million=15.0))
