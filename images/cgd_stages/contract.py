@@ -703,6 +703,12 @@ class Prepare(Contract):
     without_thoughts: tuple[str, ...] | None = None
     """The names of the run's tasks of lm-eval that leave no room for a thought of the student; None: it has no thoughts
     to give, or there are no such tasks."""
+    roles: tuple[Role, ...] = ()
+    """The texts that the run asks models for."""
+    sampling: tuple[Sampling, ...] = ()
+    """One for each role."""
+    evaluation: Sampling | None = None
+    """How the models write their answers to benchmarks; None: the run evaluates nothing."""
     max_rejected: float
     training: Train
     """One training of the run. All of them need the same memory."""

@@ -21,6 +21,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,11 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
     """Evaluate every task that is not stored, and store each as it ends."""
     if any(task.executes for task in work.tasks):
         sandboxed.require()
-    path = resolve.fetch(_model(context, work), context.store, context.scratch)
+    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
+    path = fetch(work.model)
     definitions = _use_mirror(context, work.data)
     _name_vllm(context.scratch)
-    engine = resolve.with_drafts(work.engine, context.store, context.scratch)
+    engine = resolve.with_drafts(work.engine, fetch)
     asker = start(path, work.model_copy(update={"engine": engine}), _chat(context, work))
     manager = known_tasks(definitions)
     answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}

@@ -281,6 +281,9 @@ def _gpus(spec: CGDRunSpec, work: _Work) -> int:
 
 def _prepare(spec: CGDRunSpec) -> contract.Prepare:
     evaluation = spec.evaluation
+    roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
+    if "DistilledSFT" in spec.training.objectives:
+        roles = (*roles, "distill")
     return contract.Prepare(
         prompts=_prompts(spec),
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
@@ -292,6 +295,9 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         teacher_chat=_chat(spec.teacher),
         endpoint=_endpoint(spec),
         without_thoughts=_without_thoughts(spec),
+        roles=roles,
+        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
+        evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
         training=_train(spec, spec.training.objectives[0]),
         objectives=spec.training.objectives,

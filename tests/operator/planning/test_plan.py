@@ -346,3 +346,34 @@ def test_tasks_of_a_student_that_thinks_get_the_runs_limit_and_prepare_knows_tho
 def test_tasks_are_asked_of_the_models_that_are_evaluated() -> None:
     made = children({"evaluation.tasks": [{"name": "IFEval"}], "evaluation.models": ["trained"]})
     assert [name for name in made if name.startswith("harness")] == ["harness-cgd"]
+
+
+def test_samples_select_and_keep_reach_the_stages_that_they_concern() -> None:
+    generation = {
+        "answer": {"samples": 4, "temperature": "0.7"},
+        "refine": {"samples": 2, "temperature": "0.5", "select": "all-right"},
+    }
+    works = {child.stage: child.task.work for child in plan(run({"generation": generation, "training.keep": "right"}))}
+    answer, teacher, check, train = (works[stage] for stage in ("answer", "teacher", "check", "train-cgd"))
+    assert isinstance(answer, contract.Generate)
+    assert isinstance(teacher, contract.Generate)
+    assert isinstance(check, contract.Check)
+    assert isinstance(train, contract.Train)
+    assert answer.draws("answer") == 4
+    assert [teacher.draws(role) for role in teacher.roles] == [1, 2]
+    assert (check.select, check.keep, train.common_rows) == ("all-right", "right", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "common"),
+    [
+        ({}, False),
+        ({"training.objectives": ["CGD", "CFT"]}, True),
+        ({"training.keep": "right"}, True),
+        ({"generation.refine": {"samples": 2, "temperature": "0.5"}}, True),
+        ({"generation.answer": {"samples": 2, "temperature": "0.5"}}, False),
+    ],
+)
+def test_a_training_asks_for_the_common_rows_where_they_may_be_fewer(changes: dict[str, Any], common: bool) -> None:
+    works = [child.task.work for child in plan(run(changes))]
+    assert {work.common_rows for work in works if isinstance(work, contract.Train)} == {common}
