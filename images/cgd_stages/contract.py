@@ -726,6 +726,15 @@ class Prepare(Contract):
     teacher_engine: Engine = Engine()
     teacher_chat: Chat = Chat()
     endpoint: Endpoint | None = None
+    without_thoughts: tuple[str, ...] | None = None
+    """The names of the run's tasks of lm-eval that leave no room for a thought of the student; None: it has no thoughts
+    to give, or there are no such tasks."""
+    roles: tuple[Role, ...] = ()
+    """The texts that the run asks models for."""
+    sampling: tuple[Sampling, ...] = ()
+    """One for each role."""
+    evaluation: Sampling | None = None
+    """How the models write their answers to benchmarks; None: the run evaluates nothing."""
     max_rejected: float
     training: Train
     """One training of the run. All of them need the same memory."""
@@ -806,6 +815,9 @@ class Harness(Contract):
     """An s3:// folder with a copy of an HF_HOME; None: the hub."""
     engine: Engine = Engine()
     chat: Chat = Chat()
+    max_tokens: int | None = None
+    """The most tokens of a reply with a thought, for which the tasks' own limits leave no room; None: the context's
+    end."""
 
 
 class Report(Contract):

@@ -119,8 +119,16 @@ def cpu_dtype(dtype: str, *, fast_bfloat16: bool) -> str:
 # --- requests
 
 
-def sampling_params(sampling: Sampling, limit: int, prompt_tokens: int, *, thinking_budget: int | None = None) -> Any:
-    """vLLM's SamplingParams of a request whose prompt has `prompt_tokens` of the context's `limit` tokens.
+def sampling_params(
+    sampling: Sampling,
+    limit: int,
+    prompt_tokens: int,
+    *,
+    stops: Sequence[int] = (),
+    thinking_budget: int | None = None,
+) -> Any:
+    """vLLM's SamplingParams of a request whose prompt has `prompt_tokens` of the context's `limit` tokens. `stops`: ids
+    of tokens that end a reply besides those that the model's generation config names.
 
     Raises UserError when vLLM does not take the sampling.
     """
@@ -136,6 +144,7 @@ def sampling_params(sampling: Sampling, limit: int, prompt_tokens: int, *, think
             top_k=sampling.top_k or 0,
             min_p=sampling.min_p or 0.0,
             seed=sampling.seed if sampling.temperature > 0 else None,
+            stop_token_ids=list(stops),
             output_kind=RequestOutputKind.FINAL_ONLY,
             repetition_detection=loop_detection(sampling.loop),
             thinking_token_budget=thinking_budget,
@@ -169,10 +178,9 @@ def loop_detection(loop: Repetition) -> Any:
 
 def needs_judging(engine: Engine, chat: Chat) -> bool:
     """Whether the arguments hold anything that only vLLM can judge."""
-    own = Engine(max_model_len=engine.max_model_len, dtype=engine.dtype)
-    return engine != own.model_copy(update={"gpu_memory_utilization": engine.gpu_memory_utilization}) or bool(
-        chat.reasoning_parser
-    )
+    given = (engine.quantization, engine.kv_cache_dtype, engine.speculative, chat.reasoning_parser)
+    sizes = (engine.max_num_seqs, engine.max_num_batched_tokens)
+    return engine.tensor_parallel > 1 or any(value is not None for value in (*given, *sizes))
 
 
 def refuse_wrong_engine(model: Path, engine: Engine, chat: Chat, samplings: Sequence[Sampling], where: str) -> None:

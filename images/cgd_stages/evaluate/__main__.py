@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
@@ -137,9 +138,8 @@ def _ask(context: Context, work: Evaluate, questions: list[Row], writer: PartWri
 
 
 def _engine(context: Context, work: Evaluate) -> Engine:
-    model = resolve.pinned(work.model, context.store)
-    engine = resolve.with_drafts(work.engine, context.store, context.scratch)
-    return VllmEngine(resolve.fetch(model, context.store, context.scratch), engine, _template(context, work))
+    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
+    return VllmEngine(fetch(work.model), resolve.with_drafts(work.engine, fetch), _template(context, work))
 
 
 def _template(context: Context, work: Evaluate) -> ChatTemplate:

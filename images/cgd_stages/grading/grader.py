@@ -21,7 +21,7 @@ from typing import Literal, Self
 
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, same_spelling, same_value
-from cgd_stages.store.rows import right_answers
+from cgd_stages.text.references import right_answers
 
 AnswerSource = Literal["boxed", "text", "none"]
 

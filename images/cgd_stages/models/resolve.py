@@ -100,13 +100,18 @@ def spoken(model: Model, chat: Chat, store: RunStore, scratch: Path) -> ChatTemp
         raise unloadable(model, "spec.student or spec.teacher", "tokenizer", error) from error
 
 
-def with_drafts(engine: Engine, store: RunStore, scratch: Path) -> Engine:
-    """The engine with a local folder in place of the model that writes its drafts."""
+def with_drafts(engine: Engine, folder_of: Callable[[Model], Path]) -> Engine:
+    """The engine with a local folder in place of the model that writes its drafts, if it has one."""
     drafts = engine.speculative
     if drafts is None or drafts.model is None:
         return engine
-    folder = fetch(pinned(Model(name=drafts.model), store), store, scratch)
+    folder = folder_of(Model(name=drafts.model))
     return engine.model_copy(update={"speculative": drafts.model_copy(update={"model": str(folder)})})
+
+
+def fetch_pinned(model: Model, store: RunStore, scratch: Path) -> Path:
+    """`fetch` at the revision that prepare has found."""
+    return fetch(pinned(model, store), store, scratch)
 
 
 def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True) -> Path:

@@ -19,11 +19,12 @@ from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts
-from cgd_stages.engines import openai
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
+from cgd_stages.prepare.endpoint import check_endpoint
+from cgd_stages.prepare.engine import check_engine
 from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
@@ -43,7 +44,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Prepare)
     log.info("storage: %s as %s", context.task.storage.uri, context.store.bucket.probe())
     if work.endpoint:
-        log.info("teacher: %s", openai.probe(work.endpoint))
+        check_endpoint(work, work.endpoint)
     chats = {
         where: read_template(context, chat, where)
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
@@ -67,6 +68,9 @@ def main(context: Context) -> dict[str, StageFacts]:
     if work.gpu_memory:
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
+    drafts: dict[str, str] = {}
+    for model in models:
+        drafts |= check_engine(context, model.served, chats[model.served.where])
     files = open_source(context, work.prompts, "spec.prompts")
     benchmark_files = {
         benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks
@@ -97,7 +101,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
         facts = StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
         benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
-        pins = _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
+        pins = drafts | _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
         return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
 
     done = context.store.produce(STAGE, inputs, read_prompts)

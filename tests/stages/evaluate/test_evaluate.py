@@ -1,6 +1,7 @@
 """Evaluation: the model sees the prompt alone, every question ends as a graded row, and nothing is asked twice."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_every_question_ends_as_a_row_that_says_how(
     expected = {"accuracy": 0.2, "n": 5, "truncated": 1, "refused": 1, "unparsed": 3, "ungraded": 0}
     assert {name: facts.metrics[f"sums_{name}"] for name in expected} == expected
     assert 0 < facts.metrics["sums_low"] < 0.2 < facts.metrics["sums_high"] < 1
+
+
+def test_the_turns_before_a_question_are_asked_before_it(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
+) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    prepared(bucket, [question(5) | {"turns": json.dumps([system])}, question(10)])
+    evaluate.main(program(storage, tmp_path, work_for(tiny_model)))
+    asked = {len(request.messages): request.messages for request in engine.asked}
+    assert asked[2] == [system, {"role": "user", "content": f"What is 5 + 1?\n\n{BOX}"}]
+    assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
 
 
 def test_the_first_estimate_of_what_remains_is_no_longer_than_the_work(

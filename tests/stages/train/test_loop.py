@@ -5,15 +5,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tiny
 from support.ports import free_port
 from support.stage_builders import RUN, context
 from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
+from transformers import AutoTokenizer
 
-from cgd_stages.contract import Adapter, Storage, Validation
+from cgd_stages.contract import Adapter, Chat, Storage, Validation
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.models import training_memory
 from cgd_stages.store.bucket import Bucket
@@ -260,6 +263,51 @@ def test_a_training_stopped_between_checkpoints_goes_on_as_if_it_had_not_been(
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert [record["loss"] for record in records] == [record["loss"] for record in whole]
     for name, tensor in weights(model).items():
+        assert torch.equal(tensor, weights(expected)[name]), name
+
+
+DATED = "<|im_start|>system\nToday is {{ strftime_now('%d %B %Y') }}.<|im_end|>\n" + tiny.TEMPLATE
+"""A template that writes the day, as Llama 3.2's does."""
+
+
+@contextmanager
+def on_day(day: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The clock of chat templates shows this day of November 2026."""
+    from transformers.utils import chat_template_utils
+
+    class Clock:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2026, 11, day, 23, 59, tzinfo=UTC)
+
+    with monkeypatch.context() as clock:
+        clock.setattr(chat_template_utils, "datetime", Clock)
+        yield
+
+
+def test_a_training_that_midnight_interrupts_ends_with_the_weights_of_a_whole_one(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
+    refined(Bucket(elsewhere), ROWS)
+    model = tiny.make(tmp_path / "dated", template=DATED)
+    settings = {"chat": Chat(date="2026-11-29"), "max_sequence_length": 700}
+    with on_day(28, monkeypatch):
+        whole, expected = trained(elsewhere, tmp_path / "whole", model, **settings)
+    with on_day(29, monkeypatch), stopped_in(4, monkeypatch), pytest.raises(Interrupted):
+        trained(storage, tmp_path / "first", model, **settings)
+    with on_day(30, monkeypatch):
+        assert "30 November" in AutoTokenizer.from_pretrained(model).apply_chat_template([], tokenize=False)
+        records, found = trained(storage, tmp_path / "second", model, **settings)
+    assert [record["loss"] for record in records] == [record["loss"] for record in whole]
+    for name, tensor in weights(found).items():
         assert torch.equal(tensor, weights(expected)[name]), name
 
 
