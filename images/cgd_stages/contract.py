@@ -594,6 +594,26 @@ class Validation(HeldOut):
     select: Literal["best", "last"] = "best"
 
 
+class Adapter(Contract):
+    """A low-rank adapter (LoRA, Hu et al. 2021): W + alpha / rank * B A is trained in A and B alone, W stays."""
+
+    rank: int = Field(
+        16,
+        ge=1,
+        le=512,
+        description="The rows of A and columns of B. vLLM serves the adapter with a max_lora_rank of at least this.",
+    )
+    alpha: int = Field(32, ge=1, le=65536, description="What the adapter adds is scaled by alpha / rank.")
+    dropout: Half = Field(0.0, description="The share of a module's inputs that the adapter does not see in a step.")
+    targets: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.]+$")], ...] = Field(
+        (),
+        max_length=50,
+        description="What gets A and B: attention, mlp, or linear modules by the architecture's names, such as q_proj. "
+        "Default: every linear module of the layers; of a mixture of experts, those of attention. prepare refuses what "
+        "the student does not have.",
+    )
+
+
 class Course(Contract):
     """How much a training reads, and how fast it learns."""
 
@@ -613,6 +633,17 @@ class Course(Contract):
         False,
         description="Puts several examples into one row of at most maxSequenceLength tokens, and each sees itself "
         "alone. Without it, examples of like length are padded to the longest. The losses are the same.",
+    )
+    adapter: Adapter | None = Field(
+        None,
+        description="Trains a low-rank adapter (LoRA) instead of all parameters, and stores both the adapter and the "
+        "student with the adapter added. {} takes the defaults. An adapter wants a higher learningRate: ten to a "
+        'hundred times that of a full training, such as "1e-4".',
+    )
+    router_loss_weight: Fraction | None = Field(
+        None,
+        description='The weight of the loss that keeps the routers of a mixture of experts balanced; a string, "0" '
+        "leaves it out. Default: as the student's config says (router_aux_loss_coef).",
     )
 
 
@@ -700,6 +731,15 @@ class Prepare(Contract):
     teacher_engine: Engine = Engine()
     teacher_chat: Chat = Chat()
     endpoint: Endpoint | None = None
+    without_thoughts: tuple[str, ...] | None = None
+    """The names of the run's tasks of lm-eval that leave no room for a thought of the student; None: it has no thoughts
+    to give, or there are no such tasks."""
+    roles: tuple[Role, ...] = ()
+    """The texts that the run asks models for."""
+    sampling: tuple[Sampling, ...] = ()
+    """One for each role."""
+    evaluation: Sampling | None = None
+    """How the models write their answers to benchmarks; None: the run evaluates nothing."""
     max_rejected: float
     training: Train
     """One training of the run. All of them need the same memory."""
@@ -780,6 +820,9 @@ class Harness(Contract):
     """An s3:// folder with a copy of an HF_HOME; None: the hub."""
     engine: Engine = Engine()
     chat: Chat = Chat()
+    max_tokens: int | None = None
+    """The most tokens of a reply with a thought, for which the tasks' own limits leave no room; None: the context's
+    end."""
 
 
 class Report(Contract):

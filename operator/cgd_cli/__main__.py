@@ -121,6 +121,7 @@ def price(
     answer: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 700,
     critique: Annotated[int, typer.Option(min=1, help="Tokens of a critique.")] = 500,
     refinement: Annotated[int, typer.Option(min=1, help="Tokens of a refinement.")] = 800,
+    thought: Annotated[int, typer.Option(min=0, help="Tokens of a thought, where a model thinks.")] = 4000,
     input_million: Annotated[float, typer.Option(min=0, help="Price of a million tokens read at the endpoint.")] = 0.0,
     output_million: Annotated[float, typer.Option(min=0, help="Price of a million written at the endpoint.")] = 0.0,
     read_models: Annotated[
@@ -151,6 +152,7 @@ def price(
         answer=answer,
         critique=critique,
         refinement=refinement,
+        thought=thought,
         input_million=input_million,
         output_million=output_million,
     )

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from cgd_cli.terminal import panel, plain
 from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
-from cgd_stages.chat.example import IGNORE, Unusable
+from cgd_stages.chat.example import IGNORE, Example
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve
 from cgd_stages.store.bucket import Bucket
@@ -69,7 +69,7 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
     made = next((made for source, made in examples if (source["id"], source["sample"]) == key), None)
     if made is None:
         raise UserError(f"{key[0]}/{key[1]} is no row of {objective}", hint="Look with --stage refine.")
-    if isinstance(made, Unusable):
+    if not isinstance(made, Example):
         return panel(plain(str(made), lines=True), f"{row['id']}: no example", border="red")
     text = plain("")
     for token, label in zip(made.input_ids, made.labels, strict=True):

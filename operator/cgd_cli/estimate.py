@@ -1,10 +1,12 @@
 """What a run will cost before it starts: tokens, GPU-hours and money, stage by stage. Pure; uses no network.
 
-Tokens are rows times assumed lengths; the estimate foresees no rejected row. A model of P parameters needs 2P FLOPs to
-compute a token (Kaplan et al. 2020), 6P to learn from it, and 8P when activations are recomputed (Chowdhery et al.
-2022). FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then each step reads
-the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The estimate leaves
-out reads of the KV cache, so long contexts take longer than it says.
+Tokens are rows times assumed lengths; the estimate foresees no row that is rejected or not kept, and counts thoughts
+where a model thinks. A model of P parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from
+it, and 8P when activations are recomputed (Chowdhery et al. 2022); 2P less where an adapter is trained and the
+parameters are frozen. FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then
+each step reads the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The
+estimate leaves out reads of the KV cache, so long contexts take
+longer than it says.
 """
 
 import math
@@ -16,6 +18,7 @@ from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_operator.api.generation import ServedModel
 from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
+from cgd_stages.models.targets import roughly
 from cgd_stages.models.training_memory import Shape, states
 
 SERVED_WIDTH = 2
@@ -61,6 +64,8 @@ class Assumptions:
     answer: int = 700
     critique: int = 500
     refinement: int = 800
+    thought: int = 4000
+    """Of a model that thinks, before each text; at most its thinkingBudget."""
     questions: int = 500
     """Questions of a benchmark that sets no limit."""
     in_flight: int = 256
@@ -93,38 +98,82 @@ class Cost:
 
 def costs(run: Run, assumptions: Assumptions) -> list[Cost]:
     """The cost of every stage that generates or trains. The roles of a fused teacher use its GPUs one after another."""
-    return [cost for child in plan(run) for cost in _child_costs(child, assumptions)]
+    thoughts = Thoughts.of(run, assumptions)
+    return [cost for child in plan(run) for cost in _child_costs(run, child, assumptions, thoughts)]
 
 
-def _child_costs(child: Child, assumptions: Assumptions) -> Iterator[Cost]:
-    rows, student, stage = assumptions.rows, assumptions.student, child.stage
+@dataclass(frozen=True)
+class Thoughts:
+    """Tokens of the thought before a text of each model, and of the thought that a training learns with a target."""
+
+    student: int
+    teacher: int
+    learned: int
+
+    @classmethod
+    def of(cls, run: Run, assumptions: Assumptions) -> "Thoughts":
+        """A teacher whose mode is left to its template thinks where its thoughts are learned, and else does not."""
+        spec = run.resolved
+        learns = spec.training.thinking == "learn"
+        mode = spec.teacher.chat.thinking
+        teacher = _thought(spec.teacher.chat, assumptions) if mode == "on" or (mode == "auto" and learns) else 0
+        student = _thought(spec.student.chat, assumptions) if spec.student.chat.thinking == "on" else 0
+        return cls(student, teacher, teacher if learns else 0)
+
+
+def _thought(chat: contract.Chat, assumptions: Assumptions) -> int:
+    return min(assumptions.thought, chat.thinking_budget or assumptions.thought)
+
+
+def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Thoughts) -> Iterator[Cost]:
+    student, stage = assumptions.student, child.stage
     match child.task.work:
         case contract.Generate() as work:
             for role, sampling in zip(work.roles, work.sampling, strict=True):
                 is_fused = role == "refine" and "critique" in work.roles
                 read, written = _row_tokens(role, assumptions, is_fused=is_fused)
+                written += thoughts.student if role == "answer" else thoughts.teacher
                 written = min(written, sampling.max_tokens)
+                rows = assumptions.rows * _answers(run, role)
+                drawn = rows * work.draws(role)
+                # An engine of ours finds the prompt of a row's further draws in the cache; an endpoint bills it again.
+                read *= rows if child.gpus else drawn
                 parameters = student if role == "answer" else assumptions.teacher
-                yield _generated(child, role, rows, rows * read, rows * written, parameters, assumptions, warm=is_fused)
+                yield _generated(child, role, drawn, read, drawn * written, parameters, assumptions, warm=is_fused)
         case contract.Train() as work:
-            yield _trained(child, work, assumptions)
+            yield _trained(child, work, assumptions, thoughts, assumptions.rows * _learned(run))
         case contract.Evaluate() as work:
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
             limit = work.sampling.max_tokens
             answer, critique = min(assumptions.answer, limit), min(assumptions.critique, limit)
             # A rival that needs all its rounds writes a critique and an answer in each, and reads the context of both.
             rounds = work.rival.rounds if work.rival else 0
-            written = answer + rounds * (critique + answer)
+            thinking = min(thoughts.student, limit)
+            written = min(thinking + answer, limit) + rounds * (
+                min(thinking + critique, limit) + min(thinking + answer, limit)
+            )
             read = assumptions.prompt + rounds * (2 * (INSTRUCTION + assumptions.prompt + answer) + critique)
             yield _generated(child, stage, outputs, outputs * read, outputs * written, student, assumptions)
         case contract.Harness() as work:
-            tasks = priced_tasks(work, assumptions)
+            tasks = priced_tasks(work, assumptions, thoughts.student)
             read = sum(task.requests * task.read for task in tasks)
             written = sum(task.requests * task.written for task in tasks)
             documents = sum(task.documents for task in tasks)
             yield _generated(child, stage, documents, read, written, student, assumptions)
         case _:
             return
+
+
+def _answers(run: Run, role: contract.Role) -> int:
+    """The rows that a role reads of each prompt: the answers of the student, where it reads them."""
+    return run.spec.generation.answer.samples if role in {"critique", "refine"} else 1
+
+
+def _learned(run: Run) -> int:
+    """The most examples that a training makes of each prompt."""
+    generation, keep = run.spec.generation, run.spec.training.keep
+    refinements = generation.refine.samples if generation.refine.select == "all-right" else 1
+    return 1 if keep == "one-right" else generation.answer.samples * refinements
 
 
 def _row_tokens(role: contract.Role, assumptions: Assumptions, *, is_fused: bool) -> tuple[int, int]:
@@ -167,7 +216,8 @@ def _generated(
     return Cost(stage, rows, read, written, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
 
 
-def _trained(child: Child, work: contract.Train, assumptions: Assumptions) -> Cost:
+def _example_tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: Thoughts) -> int:
+    """Tokens of a training's example. A reference answer has no thought."""
     prompt, refinement = assumptions.prompt, assumptions.refinement
     critiqued = INSTRUCTION + prompt + assumptions.answer + assumptions.critique
     tokens = {
@@ -177,9 +227,14 @@ def _trained(child: Child, work: contract.Train, assumptions: Assumptions) -> Co
         "DistilledSFT": prompt + refinement,
         "RefinedSFT": prompt + refinement,
     }
-    rows, gpus = assumptions.rows * work.epochs, child.pods * child.gpus
-    read = rows * tokens[work.objective]
-    per_token = (6 if work.activation_checkpointing == "never" else 8) * assumptions.student
+    return tokens[objective] + (0 if objective == "SFT" else thoughts.learned)
+
+
+def _trained(child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts, examples: int) -> Cost:
+    rows, gpus = examples * work.epochs, child.pods * child.gpus
+    read = rows * _example_tokens(work.objective, assumptions, thoughts)
+    needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
+    per_token = needed * assumptions.student
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
     seconds = read * per_token / speed + 60 * assumptions.start_minutes
     return Cost(child.stage, rows, read, 0, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
@@ -211,30 +266,85 @@ def lm_eval_tasks(run: Run, assumptions: Assumptions) -> tuple[list[PricedTask],
     works = [child.task.work for child in plan(run)]
     for work in works:
         if isinstance(work, contract.Harness):
-            unpriced = tuple(task.name for task in work.tasks if _priced_task(task, assumptions) is None)
-            return priced_tasks(work, assumptions), unpriced
+            thought = Thoughts.of(run, assumptions).student
+            unpriced = tuple(task.name for task in work.tasks if _priced_task(task, assumptions, thought) is None)
+            return priced_tasks(work, assumptions, thought), unpriced
     return [], ()
 
 
-def priced_tasks(work: contract.Harness, assumptions: Assumptions) -> list[PricedTask]:
+def priced_tasks(work: contract.Harness, assumptions: Assumptions, thought: int) -> list[PricedTask]:
     """The tasks of a stage that can be priced. Several metrics of one task share its requests."""
     distinct = {(task.task, task.few_shot, task.limit): task for task in reversed(work.tasks)}
-    return [priced for task in reversed(distinct.values()) if (priced := _priced_task(task, assumptions))]
+    return [priced for task in reversed(distinct.values()) if (priced := _priced_task(task, assumptions, thought))]
 
 
-def _priced_task(task: contract.HarnessTask, assumptions: Assumptions) -> PricedTask | None:
+def _priced_task(task: contract.HarnessTask, assumptions: Assumptions, thought: int) -> PricedTask | None:
     """The requests of a task of known size. Of any other task, `limit` is taken for the number of its documents, and
-    their lengths for those of the run's rows; None if it has no limit."""
+    their lengths for those of the run's rows; None if it has no limit. A thought of `thought` tokens comes before every
+    text, and before no choice: those are only compared."""
     size, shots = TASK_SIZES.get(task.task), task.few_shot or 0
     if size is None:
         if task.limit is None:
             return None
         read = assumptions.prompt + shots * (assumptions.prompt + assumptions.answer)
-        return PricedTask(task.name, task.limit, task.limit, read, assumptions.answer)
+        return PricedTask(task.name, task.limit, task.limit, read, thought + assumptions.answer)
     documents = size.documents(task.limit)
     read = math.ceil((size.characters + shots * (size.shot or size.characters)) / CHARACTERS)
-    written = min(assumptions.answer, size.max_tokens)
+    written = min(assumptions.answer, size.max_tokens) + (0 if size.choices else thought)
     return PricedTask(task.name, documents, documents * (size.choices or 1), read, written)
+
+
+# --- lengths
+
+
+@dataclass(frozen=True)
+class Length:
+    """Whether what is expected fits into a limit of the manifest. Both in tokens."""
+
+    what: str
+    need: int
+    limit: int
+
+    @property
+    def fits(self) -> bool:
+        return self.need <= self.limit
+
+    @property
+    def text(self) -> str:
+        return f"{self.what}: {self.need} of {self.limit} tokens: {'fits' if self.fits else 'is TOO LONG'}"
+
+
+def lengths(run: Run, assumptions: Assumptions) -> list[Length]:
+    """The longest expected text of each kind, its thought and what it follows, against the limits that the manifest
+    sets: longer texts are cut and rejected."""
+    return [*_written(run, assumptions), *_contexts(run, assumptions)]
+
+
+def _written(run: Run, assumptions: Assumptions) -> Iterator[Length]:
+    """Thought and text of each role against its maxTokens."""
+    thoughts = Thoughts.of(run, assumptions)
+    for child in plan(run):
+        if isinstance(work := child.task.work, contract.Generate):
+            for role, sampling in zip(work.roles, work.sampling, strict=True):
+                written = _row_tokens(role, assumptions, is_fused=False)[1]
+                written += thoughts.student if role == "answer" else thoughts.teacher
+                yield Length(f"generation.{role}.maxTokens", written, sampling.max_tokens)
+
+
+def _contexts(run: Run, assumptions: Assumptions) -> Iterator[Length]:
+    """Prompt, thought and text together, against maxModelLen and maxSequenceLength."""
+    spec, thoughts = run.spec, Thoughts.of(run, assumptions)
+
+    def needed(role: contract.Role) -> int:
+        read, written = _row_tokens(role, assumptions, is_fused=False)
+        return read + written + (thoughts.student if role == "answer" else thoughts.teacher)
+
+    if spec.student.max_model_len:
+        yield Length("student.maxModelLen", needed("answer"), spec.student.max_model_len)
+    if spec.teacher.model and spec.teacher.max_model_len:
+        yield Length("teacher.maxModelLen", max(needed("critique"), needed("refine")), spec.teacher.max_model_len)
+    example = max(_example_tokens(objective, assumptions, thoughts) for objective in spec.training.objectives)
+    yield Length("training.maxSequenceLength", example, spec.training.max_sequence_length)
 
 
 # --- memory
@@ -271,7 +381,9 @@ def fits(run: Run, assumptions: Assumptions) -> list[Fit]:
     for child in plan(run):
         if isinstance(work := child.task.work, contract.Train):
             what = f"{child.stage}, model and optimizer (ZeRO {work.zero_stage})"
-            need = states(work, Shape(int(assumptions.student), 0, 0, 0, 0, 0, 0, 0), world=child.pods * child.gpus)
+            trained = roughly(assumptions.student, work.adapter) if work.adapter else None
+            shape = Shape(int(assumptions.student), 0, 0, 0, 0, 0, 0, 0, trained=trained)
+            need = states(work, shape, world=child.pods * child.gpus)
             verdicts.append(Fit(what, need, 0.9 * memory))
     return verdicts
 

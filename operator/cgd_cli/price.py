@@ -1,6 +1,7 @@
 """An estimate as a table for the terminal, and as JSON."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
@@ -8,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cgd_cli.estimate import CHARACTERS, READING, WRITING, Assumptions, costs, fits, lm_eval_tasks
+from cgd_cli.estimate import CHARACTERS, READING, WRITING, Assumptions, Thoughts, costs, fits, lengths, lm_eval_tasks
 from cgd_cli.terminal import plain
 from cgd_operator.planning.dag import Run
 from cgd_stages.models.fit import Misfit
@@ -35,6 +36,7 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
         verdicts = [line for misfit in misfits for line in (plain(misfit.message, "bold red"), plain(misfit.hint))]
         fine = "prepare would refuse none of its models: by what their files say, they fit"
         verdicts = verdicts or [plain(fine, "green")]
+    verdicts += [plain(length.text, "bold red") for length in lengths(run, assumptions) if not length.fits]
     tasks, unpriced = lm_eval_tasks(run, assumptions)
     missing = f"not in it: {', '.join(unpriced)}: their numbers of documents are not known; set a limit to price them"
     requests = [plain(f"lm-eval asks every model ({CHARACTERS} characters a token):", "dim")]
@@ -45,12 +47,12 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
         *([plain(missing, "yellow")] if unpriced else []),
         *verdicts,
         "",
-        *_assumed(assumptions, gpu),
+        *_assumed(run, assumptions, gpu),
         *(requests if tasks else []),
     )
 
 
-def _assumed(assumptions: Assumptions, gpu: str) -> list[Text]:
+def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
     a = assumptions
     teacher = f", teacher {a.teacher / 1e9:g} B" if a.teacher else ""
     lines = (
@@ -58,9 +60,21 @@ def _assumed(assumptions: Assumptions, gpu: str) -> list[Text]:
         f"tokens: prompt {a.prompt}, answer {a.answer}, critique {a.critique},",
         f"refinement {a.refinement}; {a.in_flight} rows in flight; pods start in {a.start_minutes:g} min;",
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",
+        *_modes(run, assumptions),
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
     return [plain(line, "dim") for line in lines]
+
+
+def _modes(run: Run, assumptions: Assumptions) -> Iterator[str]:
+    """Whether the models think, and what stands in place of their own templates."""
+    spec, thoughts = run.resolved, Thoughts.of(run, assumptions)
+    student, teacher = spec.student.chat, spec.teacher.chat
+    yield f"Thinking of the student {student.thinking}, as training.thinking {spec.training.thinking} has it, with "
+    yield f"{thoughts.student} tokens a thought; of the teacher {teacher.thinking}, with {thoughts.teacher}."
+    for name, chat in (("student", student), ("teacher", teacher)):
+        if chat.template:
+            yield f"Chat template of the {name}: {chat.template_uri or 'in the manifest'}."
 
 
 def _count(number: float) -> str:
@@ -78,6 +92,7 @@ def price_json(run: Run, assumptions: Assumptions, misfits: list[Misfit] | None 
         "stages": [{**asdict(cost), "gpu_hours": cost.gpu_hours} for cost in stages],
         "unpriced": unpriced,
         "tasks": [asdict(task) for task in tasks],
+        "lengths": [{**asdict(length), "fits": length.fits} for length in lengths(run, assumptions)],
         "fits": [{**asdict(fit), "fits": fit.fits} for fit in fits(run, assumptions)],
         "misfits": None if misfits is None else [asdict(misfit) for misfit in misfits],
         "assumed": asdict(assumptions),

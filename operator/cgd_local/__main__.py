@@ -1,6 +1,6 @@
 """The demo: a whole CGDRun on one machine, with everything that a cluster would provide.
 
-    python -m cgd_local [--manifest FILE] [--folder .demo] [--file CONFIGMAP/KEY=PATH ...]
+    python -m cgd_local [--manifest FILE] [--folder .demo] [--file CONFIGMAP/KEY=PATH ...] [--model FOLDER ...]
 
 Real: the operator process, kubectl, vLLM, DeepSpeed, the S3 server, the language model. Stand-ins: the API server, the
 controllers and the node of this package. With KUBECONFIG set, the demo uses that API server, which must have no nodes
@@ -34,21 +34,30 @@ def main() -> None:
         metavar="CONFIGMAP/KEY=PATH",
         help="put a file into a ConfigMap before the run is applied (repeatable)",
     )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="store a model beside the demo's own, as s3://cgd/models/<name of the folder> (repeatable)",
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background commands ignore SIGINT
     options.folder.mkdir(parents=True, exist_ok=True)
+    files = QUICKSTART + options.file
     try:
-        sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve(), QUICKSTART + options.file)))
+        sys.exit(asyncio.run(_until_stopped(options.manifest, options.folder.resolve(), files, options.model)))
     except DemoError as error:
         sys.exit(printable(f"demo: {error}", lines=True))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-async def _until_stopped(manifest: Path, folder: Path, files: list[str]) -> int:
+async def _until_stopped(manifest: Path, folder: Path, files: list[str], models: list[Path]) -> int:
     """Ctrl-C and SIGTERM end every process; a second Ctrl-C is not needed."""
     kubeconfig = os.environ.get("KUBECONFIG")
-    work = asyncio.create_task(demo(manifest, folder, files, Path(kubeconfig) if kubeconfig else None))
+    work = asyncio.create_task(demo(manifest, folder, files, models, Path(kubeconfig) if kubeconfig else None))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, work.cancel)

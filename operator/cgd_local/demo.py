@@ -40,17 +40,20 @@ class DemoError(Exception):
     """The demo cannot run; says what to change."""
 
 
-async def demo(manifest: Path, folder: Path, files: list[str], kubeconfig: Path | None) -> int:
-    """Run the manifest; 0 when it has succeeded. `files` go into ConfigMaps: NAME/KEY=PATH."""
+async def demo(manifest: Path, folder: Path, files: list[str], models: list[Path], kubeconfig: Path | None) -> int:
+    """Run the manifest; 0 when it has succeeded. `files` go into ConfigMaps: NAME/KEY=PATH. `models` are folders that
+    are stored beside the demo's own model."""
     run, configmaps = _read(manifest), _configmaps(files)
+    if missing := [model for model in models if not (model / "config.json").is_file()]:
+        raise DemoError(f"--model {missing[0]} must be the folder of a model, with its config.json")
     async with AsyncExitStack() as stack:
         s3 = await stack.enter_async_context(
             SeaweedFS(folder / "s3", access_key="demo", secret_key="demo-secret", bucket=BUCKET)  # noqa: S106
         )
         console.print(f"S3        {s3.endpoint} (SeaweedFS, data in {_short(folder / 's3')})")
-        model = await asyncio.to_thread(smollm2.ensure)
-        await asyncio.to_thread(upload_model, s3, model, BUCKET, model.name)
-        console.print(f"model     s3://{BUCKET}/models/{model.name}")
+        for model in (await asyncio.to_thread(smollm2.ensure), *models):
+            await asyncio.to_thread(upload_model, s3, model, BUCKET, model.resolve().name)
+            console.print(f"model     s3://{BUCKET}/models/{model.resolve().name}")
         if kubeconfig:
             await _require_no_nodes(kubeconfig)
         cluster = await stack.enter_async_context(

@@ -16,7 +16,7 @@ import yaml
 from support.builders import manifest
 from support.stage_builders import context
 
-from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, size_in
+from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, lengths, size_in
 from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
@@ -146,6 +146,79 @@ def test_shots_are_read_and_no_more_is_written_than_the_task_allows() -> None:
     assert by_stage(with_tasks({"name": "GPQA-Diamond", "limit": 1}), long)["harness-base"].written == 4096
 
 
+BENCH = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "limit": 10}
+ON = {"student": {**SERVED["student"], "chat": {"thinking": "on"}}}
+GENEROUS = {"generation": {role: {"maxTokens": 16384} for role in ("answer", "critique", "refine")}}
+
+
+def test_a_student_that_thinks_pays_for_its_thoughts_in_answers_and_evaluation() -> None:
+    rivals = [{"kind": "SelfRefine", "rounds": 2}]
+    evaluation = {"benchmarks": [BENCH], "rivals": rivals, "tasks": [{"name": "IFEval"}, {"name": "MuSR"}]}
+    found, plainly = (by_stage(run_of(**GENEROUS, **on, evaluation=evaluation), assumed()) for on in (ON, {}))
+    more = {stage: found[stage].written - plainly[stage].written for stage in found}
+    assert more["answer"] == 1000 * 4000
+    assert more["evaluate-base"] == more["evaluate-cgd"] == 10 * 4000
+    assert more["evaluate-selfrefine"] == 10 * 5 * 4000
+    assert more["harness-base"] == 541 * 4000, "choices are compared, not written"
+
+
+def test_a_thought_is_at_most_as_long_as_its_budget_and_no_text_longer_than_the_limit() -> None:
+    budget = {"student": {**SERVED["student"], "chat": {"thinking": "on", "thinkingBudget": 100}}}
+    assert by_stage(run_of(**budget), assumed())["answer"].written == 1000 * (700 + 100)
+    assert by_stage(run_of(**ON), assumed())["answer"].written == 1000 * 4096
+
+
+def test_thoughts_of_the_teacher_are_paid_for_where_it_thinks_and_learned_where_the_student_learns_them() -> None:
+    on = {"teacher": {**SERVED["teacher"], "chat": {"thinking": "on"}}}
+    off = {"teacher": {**SERVED["teacher"], "chat": {"thinking": "off"}}}
+    learn = {"training": {**TRAINING, "objectives": ["CGD", "SFT"], "thinking": "learn"}}
+
+    def more(**changes: Any) -> tuple[int, int, int]:
+        objectives = {"training": {**TRAINING, "objectives": ["CGD", "SFT"]}}
+        found, plainly = (
+            by_stage(run_of(**GENEROUS, **with_), assumed()) for with_ in ({**objectives, **changes}, objectives)
+        )
+        written = found["refine"].written - plainly["refine"].written
+        return written, *(found[stage].read - plainly[stage].read for stage in ("train-cgd", "train-sft"))
+
+    assert more(**on) == (1000 * 4000, 0, 0)
+    assert more(**learn) == more(**learn, **on) == (1000 * 4000, 1000 * 4000, 0)
+    assert more(**learn, **off) == (0, 0, 0)
+
+
+def test_texts_that_do_not_fit_the_manifests_limits_are_told() -> None:
+    small = {
+        "student": {**SERVED["student"], "maxModelLen": 2048},
+        "teacher": {**SERVED["teacher"], "maxModelLen": 8192},
+    }
+    assert [one.fits for one in lengths(run_of(**GENEROUS, **small), assumed())] == [True] * 6
+    thinking = {**small, "student": {**small["student"], "chat": {"thinking": "on"}}}
+    long = [one.text for one in lengths(run_of(**GENEROUS, **thinking), assumed()) if not one.fits]
+    assert long == ["student.maxModelLen: 4900 of 2048 tokens: is TOO LONG"]
+    assert long[0] in shown(run_of(**GENEROUS, **thinking))
+    assert "TOO LONG" not in shown(run_of(**GENEROUS, **small))
+
+
+def test_the_modes_are_told() -> None:
+    words = " ".join(shown(run_of(**ON, teacher={**SERVED["teacher"], "chat": {"template": "s3://b/t.jinja"}})).split())
+    assert "Thinking of the student on, as training.thinking learn has it, with 4000 tokens a thought" in words
+    assert "of the teacher auto, with 4000" in words
+    assert "Chat template of the teacher: s3://b/t.jinja" in words
+    assert "Thinking of the student off, as training.thinking drop has it" in " ".join(shown(run_of()).split())
+
+
+def test_every_text_that_is_drawn_is_paid_for() -> None:
+    drawn = {"answer": {"samples": 3}, "refine": {"samples": 2}, "distill": {"samples": 5}}
+    warm = {role: {"temperature": "0.7", **given} for role, given in drawn.items()}
+    both = {**TRAINING, "objectives": ["CGD", "DistilledSFT"]}
+    found = by_stage(run_of(generation=warm, training=both), assumed())
+    assert [found[stage].rows for stage in ("answer", "critique", "refine", "distill", "train-cgd")] == [
+        3000, 3000, 6000, 5000, 3000,
+    ]  # fmt: skip
+    every = {**warm, "refine": {**warm["refine"], "select": "all-right"}}
+    assert by_stage(run_of(generation=every), assumed())["train-cgd"].rows == 6000
+
+
 def test_two_metrics_of_a_task_are_asked_once() -> None:
     both = with_tasks({"name": "IFEval"}, {"name": "IFEval-loose"})
     assert by_stage(both, assumed()) == by_stage(with_tasks({"name": "IFEval"}), assumed())
@@ -176,6 +249,27 @@ def test_without_checkpointing_it_is_six() -> None:
     assert by_stage(never, given)["train-cgd"].seconds == pytest.approx(
         by_stage(run_of(), given)["train-cgd"].seconds * 6 / 8
     )
+
+
+def test_with_an_adapter_the_frozen_parameters_need_no_gradients() -> None:
+    given = assumed(start_minutes=0)
+    whole, adapter, kept = (
+        by_stage(run_of(training={**TRAINING, **changes}), given)["train-cgd"].seconds
+        for changes in ({}, {"adapter": {}}, {"adapter": {}, "activationCheckpointing": "never"})
+    )
+    assert adapter == pytest.approx(6 / 8 * whole)
+    assert kept == pytest.approx(4 / 8 * whole)
+
+
+def test_an_adapter_trains_where_all_parameters_do_not_fit() -> None:
+    alone = {**TRAINING, "workers": 1, "gpusPerWorker": 1, "zeroStage": 0}
+    whole, adapter = (
+        fit_of("train-cgd", run_of(training={**alone, **changes}), assumed())
+        for changes in ({}, {"adapter": {"rank": 64}})
+    )
+    assert not whole.fits
+    assert adapter.fits
+    assert adapter.need == pytest.approx(2 * 8e9 + 22 * 168e6, rel=0.1), "a rank of 64 has 168 million parameters"
 
 
 def test_writing_with_few_rows_in_flight_is_bound_by_bandwidth() -> None:
@@ -209,6 +303,40 @@ def test_no_more_is_written_than_the_manifest_allows() -> None:
     short = run_of(generation={"answer": {"maxTokens": 64}, "critique": {"maxTokens": 32}, "refine": {"maxTokens": 16}})
     found = by_stage(short, assumed())
     assert [found[stage].written for stage in ("answer", "critique", "refine")] == [64_000, 32_000, 16_000]
+
+
+WARM = {"temperature": "0.7"}
+
+
+def test_every_draw_is_written_and_its_prompt_is_read_once() -> None:
+    one = by_stage(run_of(), assumed())
+    several = by_stage(
+        run_of(generation={"answer": {**WARM, "samples": 4}, "refine": {**WARM, "samples": 2}}), assumed()
+    )
+    rows = {"answer": 4, "critique": 4, "refine": 8, "train-cgd": 4}
+    reads = {"answer": 1, "critique": 4, "refine": 4, "train-cgd": 4}
+    for stage, times in rows.items():
+        assert several[stage].rows == times * one[stage].rows
+        assert several[stage].written == times * one[stage].written
+        assert several[stage].read == reads[stage] * one[stage].read
+
+
+def test_an_endpoint_bills_the_prompt_of_every_draw() -> None:
+    endpoint = {"endpoint": {"url": "https://api.example.com/v1", "model": "big"}}
+    one, two = (
+        by_stage(run_of(teacher=endpoint, generation={"refine": {**WARM, "samples": n}}), assumed()) for n in (1, 2)
+    )
+    assert two["refine"].read == 2 * one["refine"].read
+
+
+@pytest.mark.parametrize(
+    ("select", "keep", "examples"),
+    [("first", "all", 4), ("shortest-right", "right", 4), ("all-right", "right", 8), ("all-right", "one-right", 1)],
+)
+def test_training_is_paid_for_the_rows_that_may_be_kept(select: str, keep: str, examples: int) -> None:
+    generation = {"answer": {**WARM, "samples": 4}, "refine": {**WARM, "samples": 2, "select": select}}
+    found = by_stage(run_of(generation=generation, training={**TRAINING, "keep": keep}), assumed())
+    assert found["train-cgd"].rows == 1000 * examples
 
 
 def test_an_endpoint_costs_tokens_and_no_gpu() -> None:

@@ -86,6 +86,12 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
         ("teacher", {}, "set exactly one of model (served here) and endpoint"),
         ("prompts.source", "hf://datasets/owner/name", "hf://datasets/owner/name/path"),
         ("prompts.seed", 1, "seed says how the limit rows are drawn: set limit as well"),
+        ("generation.answer", {"samples": 4}, "greedy decoding gives the same text every time"),
+        (
+            "prompts.fields",
+            {"prompt": "question", "choices": "options", "several": "some"},
+            'supported values: "any", "all"',
+        ),
         ("prompts.decontaminate", {"against": ["sums"]}, "takes names of evaluation.benchmarks"),
         ("evaluation", {"benchmarks": [{"name": "math-500"}]}, "one of the names that are known: MATH-500, GSM8K"),
         ("evaluation", {"benchmarks": [{"name": "GSM8K", "fields": {}}]}, "a benchmark needs fields.reference"),
@@ -109,6 +115,14 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
 async def test_a_wrong_manifest_is_refused_with_field_and_mend(world: Any, path: str, value: Any, told: str) -> None:
     out = await kubectl(world, "apply", "-f", "-", body=user_manifest({path: value}), fails=True)
     assert told in out
+
+
+async def test_keep_without_references_is_refused_and_with_them_taken(world: Any) -> None:
+    changes: dict[str, Any] = {"training.keep": "right", "generation.refine": {"samples": 2, "temperature": "0.7"}}
+    bare = user_manifest(changes | {"prompts.fields.reference": None})
+    out = await kubectl(world, "apply", "-f", "-", body=bare, fails=True)
+    assert "need references to grade with: set prompts.fields.reference" in out
+    await kubectl(world, "apply", "-f", "-", body=user_manifest(changes))
 
 
 async def test_sft_without_reference_answers_is_refused_and_with_them_taken(world: Any) -> None:

@@ -10,6 +10,7 @@ from support import tiny
 
 from cgd_local.demo import upload_model
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_stages.store.rows import from_parquet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -50,6 +51,36 @@ async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: An
     await stand.kubectl("patch", "cgd", "demo", "--type=merge", "-p", '{"spec": {"deletionPolicy": "Delete"}}')
     await stand.kubectl("wait", "cgd/demo", "--for=jsonpath={.metadata.finalizers[0]}=cgd.dev/clean", "--timeout=30s")
     await check_deletion(stand, stays=False)
+
+
+@pytest.mark.parametrize(("mode", "thought"), [("on", "a"), ("off", None)])
+async def test_a_student_that_can_think_answers_learns_and_is_evaluated_in_one_mode(
+    stand: Any, mode: str, thought: str | None
+) -> None:
+    model = tiny.thinking(stand.folder / "thinking")
+    await asyncio.to_thread(upload_model, stand.s3, model, "data", "thinking")
+    served = {"model": "s3://data/models/thinking", "maxModelLen": 2048, "dtype": "float32", "chat": {"thinking": mode}}
+    training = stand.manifest("any")["spec"]["training"] | {"workers": 1, "learningRate": "1e-6"}
+    stand.start_operator()
+    await stand.apply("thinks", student=served, teacher=served, training=training)
+    status = (await stand.ended("thinks"))["status"]
+    assert status["state"] == "Succeeded", status["conditions"]
+    for row in rows_of(stand, "refine"):
+        for text in ("answer", "critique", "refinement"):
+            assert (row[text], row[f"{text}_thinking"]) == ("4", thought)
+    for stage in ("evaluate-base", "evaluate-cgd"):
+        assert {(row["output"], row["thinking"]) for row in rows_of(stand, stage)} == {("4", thought)}
+    (report,) = [body for key, body in stand.stored("default/report/").items() if key.endswith("report.json")]
+    said = {"on": "on, the teacher's thoughts are learned", "off": "off"}[mode]
+    assert json.loads(report)["modes"] == {"Thinking": said, "Teacher's thinking": mode}
+
+
+def rows_of(stand: Any, stage: str) -> list[dict[str, Any]]:
+    """The stored rows of a stage."""
+    parts = [body for key, body in stand.stored(f"default/{stage}/").items() if "/parts/" in key]
+    rows = [row for body in parts for row in from_parquet(body)]
+    assert rows
+    return rows
 
 
 async def disturb(stand: Any) -> set[str]:

@@ -45,6 +45,7 @@ from cgd_stages.engines.base import Reply, Request
 from cgd_stages.errors import Interrupted
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.harness import __main__ as harness
+from cgd_stages.harness.replies import Reply as Ended
 from cgd_stages.prepare import __main__ as prepare
 from cgd_stages.runtime.program import Context
 from cgd_stages.store import part_writer
@@ -94,7 +95,7 @@ def documents(task: HarnessTask) -> dict[str, Any]:
             "resps": [[f"It is {number + 1}"]],
             "filtered_resps": [str(number + 1)],
             "filter": "none",
-            "finish_reason": "stop",
+            "reply": Ended.of("It is", "stop"),
             "metrics": [task.measure],
             task.measure: float(number % 2),
         }

@@ -1,12 +1,13 @@
 """A tiny random Llama with a real tokenizer and chat template: every test of a program stands on the same one."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cgd_stages.method import prompts
 
@@ -15,6 +16,7 @@ Weights = dict[str, Array]
 HIDDEN, LAYERS = 64, 2
 NEWLINE = "\u010a"
 """How byte-level BPE spells a newline."""
+THINKING = Path(__file__).parents[2] / "examples/thinking/template.jinja"
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 WORDS = (
@@ -35,15 +37,19 @@ def make(
     template: str | None = TEMPLATE,
     always: str | None = None,
     end_weight: float = 2.0,
+    markers: tuple[str, ...] = (),
+    chain: tuple[str, ...] = (),
 ) -> Path:
     """Write the model into `folder` (float32, 2 layers, hidden 64, heads of 32; milliseconds) and return it.
 
     `context` is the model's own limit in tokens. `end_weight` scales how strongly it feels about ending its reply:
     random models rarely end by themselves. As it stands every reply ends after a few tokens, and none is empty (with
-    other seeds some are). With `always` it says that one token for ever: END gives empty replies.
+    other seeds some are). With `always` it says that one token for ever: END gives empty replies. `markers` are tokens
+    of their own that decoding keeps, such as <think>. With a `chain` of tokens it says after each of them the next one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
+    tokenizer.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in markers])
     tokenizer.save(str(folder / "tokenizer.json"))
     tokens = {"bos_token": START, "eos_token": END, "pad_token": PAD, "model_max_length": context}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
@@ -56,8 +62,19 @@ def make(
     _end_sometimes(weights, ids["eos"], tokenizer.token_to_id(NEWLINE), end_weight)
     if always is not None:
         _constant(weights, tokenizer.token_to_id(always))
+    if chain:
+        _follow(weights, [tokenizer.token_to_id(token) for token in chain])
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def thinking(folder: Path) -> Path:
+    """The tiny model with a template like Qwen3's. It writes a thought where the template does not write an empty one,
+    and says 4: `<think>a</think>`, an empty line, `4`."""
+    template = THINKING.read_text()
+    end_of_thought = ("</think>", "\n\n")
+    chain = (NEWLINE, "<think>", "a", *end_of_thought, "4", END)
+    return make(folder, template=template, markers=("<think>", *end_of_thought), chain=chain)
 
 
 def _write(path: Path, value: dict[str, object]) -> None:
@@ -124,10 +141,26 @@ def _end_sometimes(weights: Weights, end: int, newline: int, end_weight: float) 
     head[end] -= embedding[newline]
 
 
+def _follow(weights: Weights, chain: list[int]) -> None:
+    """Let every position end in a hidden state that only its own token determines, and that points at the next one."""
+    _mute(weights)
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    embedding[:, 0] = 1.0
+    for place, (token, following) in enumerate(pairwise(chain), 1):
+        embedding[token] = numpy.eye(HIDDEN, dtype=numpy.float32)[place]
+        head[following, place] = 2.0
+    head[chain[-1], 0] = 2.0
+
+
 def _constant(weights: Weights, token: int) -> None:
     """Let every position end in the same hidden state, which points at one token."""
+    _mute(weights)
+    weights["model.embed_tokens.weight"][:, 0] = 1.0
+    weights["lm_head.weight"][token, 0] = 1.0
+
+
+def _mute(weights: Weights) -> None:
+    """No layer adds anything to the embedding of a token, and no token is likely."""
     for name, weight in weights.items():
         if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight", "lm_head.weight")):
             weight[:] = 0.0
-    weights["model.embed_tokens.weight"][:, 0] = 1.0
-    weights["lm_head.weight"][token, 0] = 1.0

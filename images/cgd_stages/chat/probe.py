@@ -110,7 +110,7 @@ def end_of_text(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _replied(content: Any, **more: str) -> list[dict[str, Any]]:
-    return [*QUESTION, {"role": "assistant", "content": content, **more}]
+    return [*map(dict, QUESTION), {"role": "assistant", "content": content, **more}]
 
 
 def _around(text: str, word: str) -> tuple[str, str]:

@@ -98,6 +98,18 @@ class ChatTemplate:
         return self.markup is not None and self.opened is not False and self.chat.thinking != "off"
 
     @property
+    def templated(self) -> bool:
+        """Whether the model has a chat template, its own or the run's."""
+        return bool(self._source)
+
+    def without_thoughts(self) -> "ChatTemplate":
+        """The same model, asked to answer at once. Raises UserError for a model that always thinks."""
+        if not self.thinks:
+            return self
+        off = self.chat.model_copy(update={"thinking": "off"})
+        return ChatTemplate(self.tokenizer, off, name=self.name, stops=self._stops)
+
+    @property
     def extra_stops(self) -> list[int]:
         """The id that ends a turn by the template, where the model's own generation would go on after it."""
         return [self.turn.end[-1]] if self.turn.end[-1] not in self._stops else []
@@ -241,16 +253,19 @@ class ChatTemplate:
 
     # --- digests ----------------------------------------------------------------------------------------------------
 
-    def identity(self) -> dict[str, str]:
-        """Its part of a digest's inputs: empty where mode, template, variables and date change nothing of what the bare
-        template makes, and the model has no thoughts."""
+    def identity(self) -> dict[str, dict[str, str]]:
+        """Its part of a digest's inputs, with the mode and the date in words for the report. Empty where mode,
+        template, variables and date change nothing of what the bare template makes, and the model has no thoughts."""
         dated = self.dated and self.chat.date is not None
         mine = self._prompts(self._source, self._values, self.chat.date if dated else None)
         bare = self._prompts(_own(self.tokenizer), {}, None)
         if self.markup is None and not dated and not self.extra_stops and mine == bare:
             return {}
         marks = (self.markup.opening, self.markup.bridge, self.markup.header) if self.markup else None
-        return {"chat": digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)}
+        rendering = digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)
+        thinking = {"thinking": "on" if self.thinks else "off"} if self.markup else {}
+        date = {"date": str(self.chat.date)} if dated else {}
+        return {"chat": {"rendering": rendering, **thinking, **date}}
 
     def ending(self) -> dict[str, list[int]]:
         """The part of a training's digest for the ids that end a reply: empty where they are the first special token

@@ -49,7 +49,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Refused:
-    """A request without an output; `reason` is `template`, `control_tokens`, `too_long` or `endpoint`."""
+    """A request without an output; `reason` is `template`, `control_tokens`, `too_long`, `engine` or `endpoint`."""
 
     name: str
     reason: str

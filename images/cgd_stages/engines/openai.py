@@ -1,7 +1,8 @@
 """The endpoint engine: many threads send requests to an OpenAI-compatible chat server.
 
 A request that the server refuses rejects its own row. A wrong key ends the program for good; a server that is away
-for longer than the patience of a request ends it for a retry.
+for longer than the patience of a request ends it for a retry. What a server would refuse of every request,
+`try_request` finds out before the run asks for a GPU.
 
 It does not use openai's own client (3.54), which loses the status of a refusal with a broken body and decompresses
 answers without a bound. Only the names of two paths would be left of it.
@@ -12,15 +13,19 @@ import logging
 import os
 import queue
 import random
+import re
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from cgd_stages.chat.messages import turn_markers
 from cgd_stages.chat.thoughts import Split, split_text
-from cgd_stages.contract import TEACHER_API_KEY, Endpoint
+from cgd_stages.contract import TEACHER_API_KEY, Chat, Endpoint
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.keys import without_keys
@@ -36,6 +41,8 @@ MOST_BYTES, LEAST_BYTES, TOTAL_BYTES = 8 << 20, 1 << 20, 512 << 20
 lower, so that all answers together have at most `TOTAL_BYTES`, but never below `LEAST_BYTES`."""
 LONGEST_ID, LONGEST_REASON = 200, 40
 """The most characters that are kept of a model's id and of a finish reason."""
+SPECIAL_TOKENS = "skip_special_tokens"
+"""A parameter of vLLM's and SGLang's servers: false leaves special tokens in the text."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -60,6 +67,7 @@ class Patience:
 
 
 PATIENT = Patience()
+TRIAL = Patience(tries=4)
 
 
 class Failed(Exception):
@@ -69,7 +77,8 @@ class Failed(Exception):
     def __init__(
         self, what: str, answer: object, *, status: int | None = None, retry_after: float | None = None
     ) -> None:
-        super().__init__(f"{what}: {without_keys(str(answer))[:300]}")
+        self.answer = without_keys(str(answer))
+        super().__init__(f"{what}: {self.answer[:300]}")
         self.status = status
         self.retry_after = retry_after
 
@@ -77,8 +86,8 @@ class Failed(Exception):
 class EndpointEngine:
     """Runs up to `max_concurrency` threads, each with one request. Retries the statuses in `_RETRIED`."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience = PATIENT) -> None:
-        self._endpoint, self._patience = endpoint, patience
+    def __init__(self, endpoint: Endpoint, patience: Patience = PATIENT, chat: Chat | None = None) -> None:
+        self._endpoint, self._patience, self._chat = endpoint, patience, chat or Chat()
         self._requests: queue.Queue[Request] = queue.Queue()
         self._replies: queue.Queue[Reply | StageError] = queue.Queue()
         self._threads = self._retries = self._tokens = 0
@@ -146,7 +155,7 @@ class EndpointEngine:
         if markers := sorted({marker for message in request.messages for marker in turn_markers(message["content"])}):
             detail = f"the server may read {', '.join(markers)} in a text as the end of a turn"
             return Refused(request.name, "control_tokens", detail)
-        body = _body(self._endpoint, request)
+        body = json.dumps(request_body(self._endpoint, self._chat, request)).encode()
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
             try:
@@ -173,7 +182,7 @@ class EndpointEngine:
     def _is_alive(self) -> bool:
         """Whether the server answers a short request, for when no other request has shown it."""
         try:
-            _probe_by_asking(self._endpoint, min(self._patience.timeout, PROBE_SECONDS))
+            _ping(self._endpoint, min(self._patience.timeout, PROBE_SECONDS))
         except TransientError:
             return False
         return not self._closed.is_set()
@@ -189,13 +198,15 @@ class EndpointEngine:
 
 
 def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
-    """Ask the server for its models, and say in a sentence that it works. Raises UserError or TransientError."""
+    """Ask the server for its models, and say in a sentence that it serves the run's. Raises UserError or
+    TransientError."""
     try:
         answer = call(endpoint, "/models", None, timeout)
     except Failed as failed:
         _refuse_if_permanent(endpoint, failed, but=404)
         if failed.status in {404, 405}:
-            return _probe_by_asking(endpoint, timeout)
+            _ping(endpoint, timeout)
+            return f"{endpoint.url} answers as {endpoint.model}"
         raise TransientError(f"the endpoint {endpoint.url} does not answer: {failed}", hint=ENDPOINT_HINT) from failed
     models = answer.get("data") if isinstance(answer, dict) else None
     served = [str(model["id"])[:LONGEST_ID] for model in models or [] if isinstance(model, dict) and "id" in model]
@@ -205,17 +216,144 @@ def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
     return f"{endpoint.url} serves {endpoint.model}"
 
 
-def _probe_by_asking(endpoint: Endpoint, timeout: float) -> str:
-    """Ask for one token: some servers do not list their models."""
-    body = {"model": endpoint.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+def _ping(endpoint: Endpoint, timeout: float) -> None:
+    """Ask for one token, to see that the server answers. Raises TransientError if it does not. A server that refuses
+    this request is there; what it refuses of the run's requests, `try_request` finds."""
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"model": endpoint.model, "messages": messages, endpoint.token_field: 1} | endpoint.extra_body
     try:
         post(endpoint, json.dumps(body).encode(), timeout)
     except Failed as failed:
         _refuse_if_permanent(endpoint, failed)
         if failed.status is None or failed.status in _RETRIED:
             raise TransientError(f"the endpoint does not answer: {failed}", hint=ENDPOINT_HINT) from failed
-        raise UserError(f"the endpoint {endpoint.url} refuses a request: {failed}", hint=ENDPOINT_HINT) from failed
-    return f"{endpoint.url} answers as {endpoint.model}"
+
+
+# --- a trial ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A reply of the trial, and whether the model has thought before it, be the thought shown or only counted."""
+
+    completion: Completion
+    thinks: bool
+
+
+def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, patience: Patience = TRIAL) -> Tried:
+    """One whole completion with the body that the run is going to send. `where` is the place of its sampling in the
+    spec.
+
+    Raises UserError with the parameter that the server refuses, TransientError if it does not answer.
+    """
+    body = request_body(endpoint, chat, request)
+    last: Failed | None = None
+    for attempt in range(patience.tries):
+        try:
+            answer = post(endpoint, json.dumps(body).encode(), patience.timeout)
+            completion = _completion(request.name, answer)
+            return Tried(completion, _thinks(completion, answer))
+        except Failed as failed:
+            _refuse_if_permanent(endpoint, failed)
+            if failed.status is not None and failed.status not in _RETRIED:
+                raise _refusal(endpoint, body, failed, where) from failed
+            last = failed
+            time.sleep(patience.pause(attempt, failed.retry_after) if attempt + 1 < patience.tries else 0)
+    raise TransientError(f"the endpoint {endpoint.url} does not answer: {last}", hint=ENDPOINT_HINT) from last
+
+
+def refuse_hidden_thoughts(endpoint: Endpoint, chat: Chat, request: Request, patience: Patience = TRIAL) -> None:
+    """Raise UserError when the server leaves a thought in the text and takes its markers, which are special tokens, out
+    of it. A server that can show special tokens is asked to; of another one, nothing can be known."""
+    if SPECIAL_TOKENS in endpoint.extra_body:
+        return
+    shown = endpoint.model_copy(update={"extra_body": {**endpoint.extra_body, SPECIAL_TOKENS: False}})
+    try:
+        answer = post(shown, json.dumps(request_body(shown, chat, request)).encode(), patience.timeout)
+        completion = _completion(request.name, answer)
+    except Failed as failed:
+        log.info("the endpoint does not show special tokens: %s", failed)
+        return
+    if completion.thinking or completion.unfinished_thinking:
+        raise UserError(
+            f"{endpoint.model} at {endpoint.url} thinks, and the server leaves the thought in the text without its "
+            "markers, where nothing tells it from the answer",
+            hint=f"Start the server with a reasoning parser, or set spec.teacher.endpoint.extraBody to "
+            f"{{{SPECIAL_TOKENS}: false}}.",
+        )
+
+
+def _thinks(completion: Completion, answer: Any) -> bool:
+    """Whether there is a thought that is not empty."""
+    counted = ((answer.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
+    return bool(completion.thinking.strip() or counted)
+
+
+def refuse_other_mode(chat: Chat, tried: Sequence[Tried]) -> None:
+    """Raise UserError when a model behind an endpoint thinks although it must not, or never does although it must."""
+    thinks = any(trial.thinks for trial in tried)
+    if chat.thinking == "auto" or not tried or thinks == (chat.thinking == "on"):
+        return
+    shown = "no reply has a thought" if chat.thinking == "on" else "a reply has a thought"
+    message = (
+        f"spec.teacher.chat.thinking is {chat.thinking}, but {shown}: the server does not use chat_template_kwargs"
+    )
+    hint = (
+        "Set spec.teacher.chat.thinking to auto, and write the parameter that the server has for it into "
+        "spec.teacher.endpoint.extraBody, such as reasoning_effort."
+    )
+    raise UserError(message, hint=hint)
+
+
+def _refusal(endpoint: Endpoint, body: dict[str, Any], failed: Failed, where: str) -> UserError:
+    names = _refused_parameters(failed.answer, body)
+    what = f"its {', '.join(names)}" if names else "it"
+    message = f"the endpoint {endpoint.url} refuses a request with the sampling of {where}, because of {what}: {failed}"
+    general = f"See what the server says of {endpoint.model}, and correct spec.teacher.endpoint."
+    return UserError(message, hint=" Or: ".join(_mend(endpoint, name, where) for name in names) or general)
+
+
+def _refused_parameters(answer: str, body: dict[str, Any]) -> list[str]:
+    """The fields of a request that the server's answer names: in the field for it, else in its text."""
+    try:
+        error = json.loads(answer)["error"]
+        named = [error["param"]] if error["param"] in body else []
+    except (ValueError, LookupError, TypeError, RecursionError):
+        named = []
+    words = [
+        name for name in body if name not in ("model", "messages") and re.search(rf"\b{re.escape(name)}\b", answer)
+    ]
+    return list(dict.fromkeys([*named, *words]))
+
+
+def _mend(endpoint: Endpoint, name: str, where: str) -> str:
+    if name in endpoint.extra_body:
+        return f"Correct {name} in spec.teacher.endpoint.extraBody."
+    match name:
+        case "max_tokens" | "max_completion_tokens":
+            other = "max_tokens" if name == "max_completion_tokens" else "max_completion_tokens"
+            return f"Set spec.teacher.endpoint.tokenField to {other}, or lower {where}.maxTokens."
+        case "temperature":
+            return (
+                f"Add temperature to spec.teacher.endpoint.omit, which leaves it to the server, or change "
+                f"{where}.temperature."
+            )
+        case "seed":
+            return "Add seed to spec.teacher.endpoint.omit."
+        case "top_p" | "top_k" | "min_p":
+            return f"Remove {to_camel(name)} from {where}."
+        case "thinking_token_budget":
+            return "Remove spec.teacher.chat.thinkingBudget."
+        case "chat_template_kwargs":
+            return (
+                "Remove thinking and templateKwargs from spec.teacher.chat, and write the server's own parameter into "
+                "spec.teacher.endpoint.extraBody."
+            )
+        case _:
+            return f"Correct {name} of the model or the messages: see what the server says."
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------
 
 
 def post(endpoint: Endpoint, body: bytes, timeout: float) -> Any:
@@ -265,28 +403,40 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _body(endpoint: Endpoint, request: Request) -> bytes:
+def request_body(endpoint: Endpoint, chat: Chat, request: Request) -> dict[str, Any]:
+    """The body of a chat completion. It leaves out every parameter that changes nothing, because servers refuse some
+    parameters, and some pairs of them, whatever their values are."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": request.messages,
-        "max_tokens": sampling.max_tokens,
+        endpoint.token_field: sampling.max_tokens,
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
     }
-    return json.dumps(body | ({"seed": sampling.seed} if sampling.temperature > 0 else {})).encode()
+    if sampling.temperature > 0 or "temperature" in endpoint.omit:
+        neutral = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None}
+        drawn = {name: getattr(sampling, name) for name in neutral}
+        body |= {name: value for name, value in drawn.items() if value not in (None, neutral[name])}
+    kept = {name: value for name, value in body.items() if name not in endpoint.omit}
+    return kept | _thinking(chat) | endpoint.extra_body
+
+
+def _thinking(chat: Chat) -> dict[str, Any]:
+    """The mode in the words of vLLM's server, which SGLang and others share. Templates have two names for the switch;
+    one that does not use a name ignores it."""
+    switch = {} if chat.thinking == "auto" else dict.fromkeys(("enable_thinking", "thinking"), chat.thinking == "on")
+    kwargs, budget = switch | chat.template_kwargs, chat.thinking_budget
+    told: dict[str, Any] = {"chat_template_kwargs": kwargs} if kwargs else {}
+    return told | ({} if budget is None else {"thinking_token_budget": budget})
 
 
 def _completion(name: str, answer: Any) -> Completion:
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        message = choice["message"]
-        text = _without_key(message.get("content"))
-        # vLLM's server and OpenRouter say "reasoning", DeepSeek and older servers "reasoning_content".
-        thinking = _without_key(message.get("reasoning") or message.get("reasoning_content"))
-        parts = split_text(text, lone_end=not thinking)
-        if thinking:
-            parts = Split(parts.text, thinking, unfinished_thinking=not parts.text)
+        text, thought = map(_without_key, _parts(choice["message"]))
+        parts = split_text(text, lone_end=not thought)
+        if thought:
+            parts = Split(parts.text, thought, unfinished_thinking=not parts.text)
         return Completion(
             name=name,
             text=parts.text,
@@ -297,8 +447,36 @@ def _completion(name: str, answer: Any) -> Completion:
             tokens=int(usage.get("completion_tokens", 0)),
             cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         )
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise Failed("the answer is not a chat completion", answer) from error
+
+
+def _parts(message: Any) -> tuple[str, str]:
+    """The text and the thought of a message. The thought has a field of its own (vLLM's server and OpenRouter say
+    `reasoning`, DeepSeek and older servers `reasoning_content`), or is a part of the content, as Mistral and Anthropic
+    have it."""
+    content = message.get("content")
+    texts, thoughts = list[str](), list[str]()
+    if not isinstance(content, list):
+        texts.append(_flat(content))
+    for part in content if isinstance(content, list) else ():
+        (thoughts if part.get("type") in ("thinking", "reasoning") else texts).append(_flat(part))
+    told = message.get("reasoning") or message.get("reasoning_content")
+    return "".join(texts), _flat(told) or "".join(thoughts)
+
+
+def _flat(part: Any) -> str:
+    """The text of a part of a message, whatever it is wrapped into. Raises TypeError for what holds none."""
+    match part:
+        case None:
+            return ""
+        case str():
+            return part
+        case list():
+            return "".join(map(_flat, part))
+        case {"thinking": inner} | {"reasoning": inner} | {"text": inner} | {"summary": inner} | {"content": inner}:
+            return _flat(inner)
+    raise TypeError(f"a part of a message that holds no text: {part!r:.100}")
 
 
 def _without_key(text: str | None) -> str:

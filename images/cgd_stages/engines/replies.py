@@ -2,7 +2,7 @@
 
 import hashlib
 
-from cgd_stages.contract import Role, Sampling
+from cgd_stages.contract import Repetition, Role, Sampling
 from cgd_stages.engines.base import Completion, Refused, Reply
 from cgd_stages.method.prompts import loops, verdict
 from cgd_stages.store.rows import Row, prompt_tokens_column, text_column
@@ -28,12 +28,12 @@ def rejection(stage: str, row: Row, reason: str, detail: str, *, prompt_tokens: 
     }
 
 
-def kept_or_rejected(role: Role, row: Row, reply: Reply) -> tuple[Row | None, Row | None]:
+def kept_or_rejected(role: Role, row: Row, reply: Reply, loop: Repetition) -> tuple[Row | None, Row | None]:
     """Either the row with the stage's columns added, or the rejection with the reason; the other is None."""
     if isinstance(reply, Refused):
         rejected = rejection(role, row, reply.reason, reply.detail, prompt_tokens=reply.prompt_tokens)
         return None, rejected
-    if fault := _fault(reply):
+    if fault := _fault(reply, loop):
         reason, detail = fault
         cost = {"prompt_tokens": reply.prompt_tokens, "tokens": reply.tokens}
         return None, rejection(role, row, reason, detail, **cost)
@@ -50,11 +50,11 @@ def kept_or_rejected(role: Role, row: Row, reply: Reply) -> tuple[Row | None, Ro
     return row | columns, None
 
 
-def _fault(completion: Completion) -> tuple[str, str] | None:
+def _fault(completion: Completion, loop: Repetition) -> tuple[str, str] | None:
     """The reason and the detail of a completion's rejection."""
     written = completion.text or completion.thinking
     end = written[-100:]
-    if completion.finish_reason == "repetition" or loops(written):
+    if completion.finish_reason == "repetition" or loops(written, loop):
         return "repetition", f"repeats itself after {completion.tokens} tokens: ...{end!r}"
     if completion.finish_reason == "length":
         return "truncated", f"no end after {completion.tokens} tokens: ...{end!r}"

@@ -10,14 +10,16 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
+from cgd_stages.chat.thoughts import Markup
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
-from cgd_stages.engines.vllm_settings import vllm_arguments
+from cgd_stages.engines.vllm_settings import sampling_params, vllm_arguments
 from cgd_stages.errors import TransientError, UserError
 
 log = logging.getLogger(__name__)
 
-LOOP_TOKENS, LOOP_REPEATS = 64, 32
-"""vLLM stops a text that repeats up to 64 tokens 32 times in a row, which saves the rest of its `maxTokens`."""
+SETTINGS_HINT = (
+    "Correct the model or its settings (maxModelLen, dtype, quantization, ...) in spec.student or spec.teacher."
+)
 
 
 class VllmEngine:
@@ -29,7 +31,8 @@ class VllmEngine:
 
     def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
         self._template = template
-        self._llm = _start_vllm(model, engine)
+        self._thinking_budget = template.chat.thinking_budget if template.thinks else None
+        self._llm = _start_vllm(model, engine, template)
         config = self._llm.vllm_config
         self._limit = int(config.model_config.max_model_len)
         self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
@@ -58,9 +61,8 @@ class VllmEngine:
         return bool(self._refused) or self._llm.has_unfinished_requests()
 
     def submit(self, request: Request) -> None:
-        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 
         try:
             ids = self._template.token_ids(self._template.render(request.messages))
@@ -72,27 +74,24 @@ class VllmEngine:
             detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
             self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
             return
-        sampling = request.sampling
-        params = SamplingParams(
-            max_tokens=min(sampling.max_tokens, self._limit - len(ids)),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed if sampling.temperature > 0 else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            repetition_detection=RepetitionDetectionParams(max_pattern_size=LOOP_TOKENS, min_count=LOOP_REPEATS),
-        )
-        params.stop_token_ids = [*(params.stop_token_ids or []), *self._template.extra_stops]
-        self._llm.add_request(request.name, tokens_input(ids), params)
+        stops, budget = self._template.extra_stops, self._thinking_budget
+        params = sampling_params(request.sampling, self._limit, len(ids), stops=stops, thinking_budget=budget)
+        try:
+            self._llm.add_request(request.name, tokens_input(ids), params)
+        except (ValueError, VLLMClientError) as error:
+            self._refused.append(Refused(request.name, "engine", f"vLLM refuses the request: {error}", len(ids)))
 
     def step(self) -> list[Reply]:
         replies, self._refused = self._refused, []
         if not self._llm.has_unfinished_requests():
             return replies
-        from vllm.exceptions import VLLMServerError
+        from vllm.exceptions import VLLMClientError, VLLMError
 
         try:
             outputs = [output for output in self._llm.step() if output.finished]
-        except (RuntimeError, VLLMServerError) as error:
+        except VLLMClientError as error:
+            raise UserError(f"vLLM refuses a request: {error}", hint=SETTINGS_HINT) from error
+        except (RuntimeError, VLLMError) as error:
             hint = "The pod starts again by itself. If it dies again, an admin must read its log."
             raise TransientError(f"the engine died: {error}", hint=hint) from error
         for output in outputs:
@@ -121,17 +120,22 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
 
 
-def _start_vllm(model: Path, engine: contract.Engine) -> Any:
-    started, arguments = time.monotonic(), vllm_arguments(model, engine)
+def _budgeted(template: ChatTemplate) -> Markup | None:
+    """The markers of the thoughts that must not be longer than a budget; None: there is none."""
+    return template.markup if template.thinks and template.chat.thinking_budget is not None else None
+
+
+def _start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
+    started, arguments = time.monotonic(), vllm_arguments(model, engine, _budgeted(template))
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs
+        from vllm.exceptions import VLLMClientError
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
     try:
         llm = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
-    except (ValueError, NotImplementedError) as error:
-        hint = "Correct the model or its settings (maxModelLen, dtype, ...) in spec.student or spec.teacher."
-        raise UserError(f"vLLM cannot load the model {model}: {error}", hint=hint) from error
+    except (ValueError, NotImplementedError, VLLMClientError) as error:
+        raise UserError(f"vLLM cannot load the model {model}: {error}", hint=SETTINGS_HINT) from error
     log.info("engine ready in %.0f s", time.monotonic() - started)
     return llm

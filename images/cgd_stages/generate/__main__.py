@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -45,10 +46,12 @@ HINTS = {
     "too_long": "Raise spec.{model}.maxModelLen, or lower maxTokens of the stages before.",
     "empty": "Look at the examples: the model or its chat template does not suit this prompt.",
     "template": "The model's chat template fails on these rows: use another model, or a revision with a mended one.",
-    "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model.",
+    "repetition": "The model loops on these prompts: raise spec.generation.{role}.temperature, or use another model. "
+    "Where the repetition is right, set spec.generation.{role}.repetition.",
     "unfinished_thought": "The model ends its thoughts without an answer: set spec.{model}.chat.thinking to off, or "
     "use another model or chat template.",
     "control_tokens": "These texts hold control tokens of the model: remove them from the prompts.",
+    "engine": "Correct spec.{model} or spec.generation.{role}: vLLM's own words are in the examples.",
     "endpoint": "Ask the owner of the endpoint of spec.teacher why it refuses these requests.",
 }
 
@@ -129,11 +132,10 @@ class WarmEngine:
 
 def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
-        return EndpointEngine(work.endpoint)
-    engine = resolve.with_drafts(work.engine, context.store, context.scratch)
-    return VllmEngine(
-        resolve.fetch(_model(context, work), context.store, context.scratch), engine, _template(context, work)
-    )
+        return EndpointEngine(work.endpoint, chat=work.chat)
+    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
+    folder = resolve.fetch(_model(context, work), context.store, context.scratch)
+    return VllmEngine(folder, resolve.with_drafts(work.engine, fetch), _template(context, work))
 
 
 def _template(context: Context, work: Generate) -> ChatTemplate:
@@ -254,7 +256,7 @@ class Shard:
 
     def take(self, row: Row, reply: Reply) -> Row | None:
         """Keep or reject a row by its reply. Returns the row with its new columns if it is kept."""
-        kept, rejected = kept_or_rejected(self.stage.role, row, reply)
+        kept, rejected = kept_or_rejected(self.stage.role, row, reply, self.stage.sampling.loop)
         self.fresh.update(rows=1, prompt_tokens=reply.prompt_tokens)
         if isinstance(reply, Completion):
             self.fresh.update(tokens=reply.tokens, cached_tokens=reply.cached_tokens)

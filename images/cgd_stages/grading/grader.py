@@ -21,9 +21,9 @@ from typing import Literal, Self
 
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, same_spelling, same_value
-from cgd_stages.store.rows import right_answers
+from cgd_stages.text.references import right_answers
 
-AnswerSource = Literal["boxed", "text", "none"]
+AnswerSource = Literal["boxed", "text", "none", "unfinished_thought"]
 
 WORKER_MEMORY = 8 << 30
 """The most bytes of address space for a worker: an answer such as 9^{9^{9}} must not exhaust the machine."""

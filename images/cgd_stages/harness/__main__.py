@@ -21,15 +21,18 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, SupportsIndex
+from typing import Any
 
-from cgd_stages.contract import Harness, HarnessTask, Rows, StageFacts
-from cgd_stages.engines.vllm_settings import vllm_arguments
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import Harness, HarnessTask, Model, Rows, StageFacts
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.harness import sandboxed
+from cgd_stages.harness.replies import Reply
 from cgd_stages.harness.task_guard import execution_refused, guarded
 from cgd_stages.models import resolve
+from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.results.outputs import SCHEMA, Totals
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.bucket import place
@@ -40,8 +43,6 @@ from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TOKENS = 4096
-"""The most output tokens, for tasks that set no limit; lm-eval's 256 would cut the reasoning of GPQA-Diamond."""
 PASSED = "pass@1"
 """The metric of a task that executes what the model writes."""
 TASKS = "tasks/"
@@ -70,15 +71,25 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 
 def _inputs(context: Context, work: Harness) -> dict[str, Any]:
-    model = resolve.resolve(resolve.pinned(work.model, context.store), context.store)
-    return {
+    model, chat = resolve.resolve(_model(context, work), context.store), _chat(context, work)
+    inputs = {
         "stage": context.task.stage,
         "model": model.identity(),
         "tasks": [task.model_dump(exclude={"own_code"}) for task in work.tasks],
         "data": work.data,
         "lm_eval": importlib.metadata.version("lm_eval"),  # importing lm_eval here would read the environment too early
         "engine": work.engine.identity(),
+        **chat.identity(),
     }
+    return inputs | ({"maxTokens": work.max_tokens} if chat.thinks else {})
+
+
+def _model(context: Context, work: Harness) -> Model:
+    return resolve.pinned(work.model, context.store)
+
+
+def _chat(context: Context, work: Harness) -> ChatTemplate:
+    return resolve.spoken(_model(context, work), work.chat, context.store, context.scratch)
 
 
 # --- records of tasks -------------------------------------------------------------------------------------------
@@ -133,10 +144,13 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
     """Evaluate every task that is not stored, and store each as it ends."""
     if any(task.executes for task in work.tasks):
         sandboxed.require()
-    path = resolve.fetch(resolve.pinned(work.model, context.store), context.store, context.scratch)
+    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
+    path = fetch(work.model)
     definitions = _use_mirror(context, work.data)
     _name_vllm(context.scratch)
-    asker, manager = start(path, work), known_tasks(definitions)
+    engine = resolve.with_drafts(work.engine, fetch)
+    asker = start(path, work.model_copy(update={"engine": engine}), _chat(context, work))
+    manager = known_tasks(definitions)
     answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
     """Two metrics of one task need its outputs only once."""
     for task in work.tasks:
@@ -172,9 +186,10 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
         "HF_DATASETS_OFFLINE": "1",
         "PYTHONSAFEPATH": "1",  # processes that start in the copy must not import files of it
     }
-    import huggingface_hub.constants
+    from huggingface_hub import constants
 
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # it was imported, and read the environment, to fetch the model
+    # The library was imported, and read the environment, to fetch the model.
+    constants.HF_HUB_OFFLINE, constants.HF_HOME, constants.HF_HUB_CACHE = True, str(home), str(home / "hub")
     os.chdir(home)
     return home / "tasks"
 
@@ -191,48 +206,11 @@ def _name_vllm(scratch: Path) -> None:
         sys.path.append(str(folder.parent))
 
 
-class EndedText(str):
-    """An output, and why it ended. lm-eval's backend passes on texts alone, so the text carries the reason, also after
-    the backend has cut it at a stop string."""
+def start(model: Path, work: Harness, chat: ChatTemplate) -> Any:
+    """lm-eval's vLLM backend for the model; see `backend`."""
+    from cgd_stages.harness.backend import Backend
 
-    finish_reason: str
-
-    @classmethod
-    def of(cls, text: str, finish_reason: str) -> Self:
-        reply = cls(text)
-        reply.finish_reason = finish_reason
-        return reply
-
-    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
-        first, *rest = super().split(sep, maxsplit) or [""]
-        return [EndedText.of(first, "stop" if rest else self.finish_reason), *rest]
-
-
-def start(model: Path, work: Harness) -> Any:
-    """lm-eval's vLLM backend, with the settings of our engines. Its added attribute `ended` maps the id of a request's
-    arguments to the reason why its first reply ended."""
-    from lm_eval.models.vllm_causallms import VLLM
-
-    arguments = vllm_arguments(model, work.engine)
-    asker = VLLM(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
-    asker._max_gen_toks = min(DEFAULT_TOKENS, asker.max_length // 2)  # the question needs the rest of the context
-    asker.ended = {}
-    generate, generate_until = asker.model.generate, asker.generate_until
-
-    def generate_replies(*arguments: Any, **settings: Any) -> Any:
-        outputs = generate(*arguments, **settings)
-        for completion in itertools.chain.from_iterable(output.outputs for output in outputs):
-            completion.text = EndedText.of(completion.text, str(completion.finish_reason))
-        return outputs
-
-    def remember_why_they_ended(requests: list[Any], **settings: Any) -> list[str]:
-        replies = generate_until(requests, **settings)
-        for request, reply in zip(requests, replies, strict=True):
-            asker.ended.setdefault(id(request.args), reply.finish_reason)
-        return [str(reply) for reply in replies]  # tasks check for the type str
-
-    asker.model.generate, asker.generate_until = generate_replies, remember_why_they_ended
-    return asker
+    return Backend(model, work, chat)
 
 
 def known_tasks(definitions: Path | None) -> Any:
@@ -256,7 +234,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
             f"lm-eval {lm_eval.__version__} has no task {task.task!r}",
             hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
         )
-    asker.ended.clear()
+    asker.replies.clear()
     try:
         with nullcontext() if task.own_code else guarded(task.task):
             results: dict[str, Any] | None = lm_eval.simple_evaluate(
@@ -266,7 +244,7 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
                 limit=task.limit,
                 log_samples=True,
                 bootstrap_iters=0,
-                apply_chat_template=bool(getattr(asker.tokenizer, "chat_template", None)),
+                apply_chat_template=asker.chat.templated,
                 task_manager=manager,
             )
     except StageError:
@@ -278,10 +256,21 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     except OSError as error:  # the hub's libraries raise kinds of it where data are missing
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
-    for sample in itertools.chain.from_iterable(results["samples"].values()):
+    samples = list(itertools.chain.from_iterable(results["samples"].values()))
+    for sample in samples:
         if _is_generated(sample):
-            sample["finish_reason"] = asker.ended[id(sample["arguments"][0])]
+            sample["reply"] = asker.replies[id(sample["arguments"][0])]
+    results["without_thought"] = _without_thought(asker, samples)
     return results
+
+
+def _without_thought(asker: Any, samples: list[dict[str, Any]]) -> str:
+    """Why a model that thinks was asked a task without a thought; empty for other tasks and models."""
+    if not asker.chat.thinks:
+        return ""
+    if not all(map(_is_generated, samples)):
+        return "likelihood"
+    return "begun" if any(sample["arguments"][0][0] in asker.begun for sample in samples) else ""
 
 
 def _without_execution(name: str, manager: Any) -> dict[str, Any]:
@@ -359,6 +348,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
     asked = [str(argument[0]) for argument in arguments]
     generated = _is_generated(sample)
     output = _first(sample["resps"]) if generated else ""
+    reply = sample["reply"] if generated else Reply.of("", "stop")
     return {
         "benchmark": task.name,
         "id": f"{name}/{sample['doc_id']}",
@@ -367,16 +357,21 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "reference": str(sample["target"]),
         "tolerance": "",
         "output": output,
-        "finish_reason": sample["finish_reason"] if generated else "stop",
+        "finish_reason": reply.finish_reason,
         "prompt_tokens": sum(len(tokenizer(text)["input_ids"]) for text in asked),
-        "tokens": len(tokenizer(output)["input_ids"]) if output else 0,
+        "tokens": sum(len(tokenizer(text)["input_ids"]) for text in (reply.thinking, output) if text),
         "passes": len(asked),
         "extracted": _first(sample["filtered_resps"]) if generated else "",
-        "answer_source": "text" if generated else "likelihood",
-        "correct": bool(value),
+        "answer_source": _answer_source(reply) if generated else "likelihood",
+        "correct": bool(value) and not reply.unfinished_thought,
         "rule": sample.get("rule", f"lm-eval {task.metric}"),
         "grade_error": "",
+        "thinking": reply.thinking or None,
     }
+
+
+def _answer_source(reply: Reply) -> str:
+    return UNFINISHED_THOUGHT if reply.unfinished_thought else "text"
 
 
 def _is_generated(sample: dict[str, Any]) -> bool:
@@ -408,7 +403,7 @@ def settings_of(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:
         "shots": results.get("n-shot", {}),
         "documents": {name: sizes["effective"] for name, sizes in results.get("n-samples", {}).items()},
         "results": metrics,
-    }
+    } | ({"without_thought": reason} if (reason := results.get("without_thought")) else {})
 
 
 if __name__ == "__main__":

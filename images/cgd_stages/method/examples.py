@@ -20,7 +20,8 @@ from cgd_stages.method.prompts import (
     verdict,
     with_verdict,
 )
-from cgd_stages.store.rows import Key, Row, key_of, right_answers
+from cgd_stages.store.rows import Key, Row, key_of
+from cgd_stages.text.references import right_answers
 
 
 def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | None]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cgd_stages.chat.messages import Message, plain
-from cgd_stages.contract import Role
+from cgd_stages.contract import Repetition, Role
 
 Verdict = Literal["right", "wrong"]
 
@@ -49,6 +49,8 @@ REFLEXION = """\
 You have tried to answer the question below before, and your answer was wrong. You are given your reflections on what \
 you tried. Answer the question anew, from the beginning, and avoid the mistakes that they name. Reply with the answer \
 alone; do not mention the reflections."""
+
+DEFAULT_LOOP = Repetition()
 
 _VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
 
@@ -118,14 +120,18 @@ def fingerprint(role: Role) -> str:
     return hashlib.sha256(repr((role_messages(role, slots), plain(role_messages(role, slots)))).encode()).hexdigest()
 
 
-_LOOP_WORDS, _LOOP_REPEATS = 64, 8
+_LOOP_WORDS, _WORD = 64, 4
+"""The most words of a part whose repetition is looked for, and the tokens that a word counts for: an engine has seen
+the tokens, and this is for what it has not seen, such as the texts of an endpoint."""
 
 
-def loops(text: str) -> str:
-    """The words that a text repeats at its end, at least 8 times in a row and 40 words in all; else ""."""
-    words = text.split()
-    for period in range(1, min(_LOOP_WORDS, len(words) // _LOOP_REPEATS) + 1):
-        covered = max(period * _LOOP_REPEATS, 40)
+def loops(text: str, loop: Repetition = DEFAULT_LOOP) -> str:
+    """The words that a text repeats at its end so often, and with so many words in all, that it is a loop; else ""."""
+    if not loop.stop:
+        return ""
+    words, repeats = text.split(), loop.min_repeats // _WORD
+    for period in range(1, min(_LOOP_WORDS, len(words) // repeats) + 1):
+        covered = max(period * repeats, loop.min_tokens // _WORD)
         tail = words[-covered:]
         if len(tail) == covered and tail[period:] == tail[:-period]:
             return " ".join(tail[-period:])

@@ -29,6 +29,8 @@ TEMPLATES = "templates"
 """The entry of prepare's inputs with the text of each chat template that the run names by its place."""
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
+ADAPTER = "adapter/"
+"""Prefix of the files of the adapter that was trained, in the same folder."""
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors file's header, the limit of the safetensors library."""
 LARGEST = 1 << 60
@@ -98,13 +100,18 @@ def spoken(model: Model, chat: Chat, store: RunStore, scratch: Path) -> ChatTemp
         raise unloadable(model, "spec.student or spec.teacher", "tokenizer", error) from error
 
 
-def with_drafts(engine: Engine, store: RunStore, scratch: Path) -> Engine:
-    """The engine with a local folder in place of the model that writes its drafts."""
+def with_drafts(engine: Engine, folder_of: Callable[[Model], Path]) -> Engine:
+    """The engine with a local folder in place of the model that writes its drafts, if it has one."""
     drafts = engine.speculative
     if drafts is None or drafts.model is None:
         return engine
-    folder = fetch(pinned(Model(name=drafts.model), store), store, scratch)
+    folder = folder_of(Model(name=drafts.model))
     return engine.model_copy(update={"speculative": drafts.model_copy(update={"model": str(folder)})})
+
+
+def fetch_pinned(model: Model, store: RunStore, scratch: Path) -> Path:
+    """`fetch` at the revision that prepare has found."""
+    return fetch(pinned(model, store), store, scratch)
 
 
 def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True) -> Path:
@@ -129,6 +136,7 @@ class Tensor:
     dtype: str
     parameters: int
     size: int
+    shape: tuple[int, ...] = ()
 
 
 def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
@@ -160,7 +168,7 @@ def _tensor(name: str, info: Any) -> Tensor:
     counts = (info.parameter_count, end - begin)
     if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
         raise ValueError(f"{name} has {counts[0]} parameters in {counts[1]} bytes")
-    return Tensor(name, str(info.dtype), *counts)
+    return Tensor(name, str(info.dtype), *counts, tuple(info.shape))
 
 
 class _Index(BaseModel):

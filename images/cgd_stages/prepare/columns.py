@@ -13,7 +13,8 @@ from cgd_stages.chat.messages import Message
 from cgd_stages.contract import Fields
 from cgd_stages.method.prompts import answer_messages, earlier_turns
 from cgd_stages.prepare.sources import Line, row_id
-from cgd_stages.store.rows import Row, any_of
+from cgd_stages.store.rows import Row
+from cgd_stages.text.references import any_of
 
 Fault = tuple[str, str]
 """Reason and detail."""
@@ -97,7 +98,7 @@ def _asked(value: Mapping[str, Any], fields: Fields) -> Row:
             hint = "; a list of messages belongs to fields.messages" if isinstance(prompt, list) else ""
             raise Faulty("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text{hint}")
     reference = value_at(value, fields.reference).value if fields.reference else reply
-    if fields.choices:
+    if fields.choices and prompt.strip():
         listed = list(choices(_required(value, fields.choices), fields.choices))
         prompt = f"{prompt}\n\n{lettered(listed)}"
         reference = None if reference is None else letter_of(reference, listed)
@@ -212,7 +213,8 @@ def choices(value: Any, column: str) -> Iterator[Choice]:
     labels: list[Any] = list(ascii_uppercase)
     match value:
         case {"text": list(texts), **rest}:
-            labels = rest.get("label") or labels
+            given = rest.get("label")
+            labels = given if isinstance(given, list) and given else labels
         case {**texts_by_label} if texts_by_label:
             named = [(label, text) for label, text in texts_by_label.items() if text is not None]
             labels, texts = [label for label, _ in named], [text for _, text in named]

@@ -17,7 +17,8 @@ from cgd_stages.quality.contamination import words_of
 from cgd_stages.quality.near_duplicates import Signatures
 from cgd_stages.results.formatting import percent
 from cgd_stages.results.statistics import wilson
-from cgd_stages.store.rows import Row, right_answers
+from cgd_stages.store.rows import Row
+from cgd_stages.text.references import right_answers
 
 SAMPLED = 2000
 """The most rows that are graded: with so many, the interval of a share is at most 4.4 points wide."""

@@ -23,6 +23,7 @@ from cgd_stages.contract import Report, RunRef, StageFacts, StageName
 from cgd_stages.quality.marks import Quality, cautions
 from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
+from cgd_stages.report.modes import modes
 from cgd_stages.report.summary import verdicts
 from cgd_stages.results.comparison import table_of
 from cgd_stages.results.model import (
@@ -55,6 +56,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         "stages": {name: output.done.digest for name, output in outputs.items()},
         "missing": sorted(set(work.stages) - outputs.keys()),
         "spec": work.spec,
+        "modes": [work.student_chat.model_dump(), work.teacher_chat.model_dump(), work.thinking],
         "page": page.fingerprint(),
     }
 
@@ -101,6 +103,9 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
     return ReportData(
         run=run,
         spec=work.spec,
+        student_chat=work.student_chat,
+        teacher_chat=work.teacher_chat,
+        thinking=work.thinking,
         stages=tuple(stage_record(stage, outputs.get(stage)) for stage in work.stages),
         training={stage: tuple(read_log(outputs[stage])) for stage in finished if stage.kind == "train"},
         evaluations=evaluations,
@@ -218,6 +223,7 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     document = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
     document["summary"] = verdicts(data)
+    document["modes"] = modes(data)
     document["gpuHours"] = gpu_hours(data.stages)
     document["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
     return json.dumps(finite_or_none(document), indent=1, ensure_ascii=False, allow_nan=False).encode()

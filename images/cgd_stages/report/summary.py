@@ -9,6 +9,7 @@ from cgd_stages.contract import Critique
 from cgd_stages.quality.marks import Quality
 from cgd_stages.quality.marks import cautions as data_cautions
 from cgd_stages.report.drift import Sentence, drifts
+from cgd_stages.report.modes import modes
 from cgd_stages.results.comparison import NAMES, lm_eval_tasks, name_of
 from cgd_stages.results.formatting import count, percent, probability
 from cgd_stages.results.model import ReportData, StageRecord, at
@@ -31,6 +32,7 @@ def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
         "student": names.get("student", ""),
         "teacher": names.get("teacher", ""),
         "objectives": ", ".join(objectives),
+        "modes": modes(report),
         "when": _when(report.stages),
         "prompt_tokens": total_of(report.stages, "prompt_tokens"),
         "generated_tokens": total_of(report.stages, "generated_tokens"),
@@ -105,17 +107,57 @@ def cautions(report: ReportData) -> list[str]:
     sentences, all_scores = [], scores(report)
     for score in all_scores:
         where = f"{'Base' if score.model == 'base' else label(score.model)} on {score.benchmark}"
-        cut, unparsed = score.truncated / score.outputs, score.unparsed / score.outputs
+        cut, unparsed, unfinished = (
+            number / score.outputs for number in (score.truncated, score.unparsed, score.unfinished)
+        )
         if cut > 1 / 20:
             sentences.append(f"{where}: {percent(cut)} of the outputs were cut by the token limit.")
         if unparsed > 1 / 20:
-            sentences.append(f"{where}: no answer was found in {percent(unparsed)} of the outputs.")
+            thoughts = f"; in {percent(unfinished)} the thought never ended" if unfinished else ""
+            sentences.append(f"{where}: no answer was found in {percent(unparsed)} of the outputs{thoughts}.")
         if score.refused:
             sentences.append(f"{where}: {score.refused} questions were never answered; they count as not correct.")
         if score.ungraded:
             sentences.append(f"{where}: {score.ungraded} outputs could not be graded; they count as not correct.")
+    sentences += learned_without_thought(report) + asked_without_thought(report)
     sizes = {score.benchmark: score.n for score in all_scores}
     return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
+
+
+def learned_without_thought(report: ReportData) -> list[str]:
+    """A sentence for each training that learned to answer at once, of a student that is asked to think."""
+    trained = [(stage, stage.facts.metrics) for stage in report.stages if stage.name.kind == "train" and stage.facts]
+    return [
+        f"{objective(stage)}: {count(none)} of {count(examples)} targets have no thought of a teacher, so the student "
+        "learned to answer them at once, but it thinks when it is evaluated."
+        for stage, metrics in trained
+        if (none := metrics.get("without_thought"))
+        and (examples := metrics["train_examples"] + metrics["validation_examples"])
+    ]
+
+
+WITHOUT_THOUGHT = {
+    "likelihood": "compares the likelihoods of its choices",
+    "begun": "writes the beginning of each reply",
+}
+"""Why lm-eval asks a model that thinks without a thought: see `harness.backend`."""
+
+
+def asked_without_thought(report: ReportData) -> list[str]:
+    """A sentence for the tasks of lm-eval that a student that thinks was asked without thoughts, for each reason."""
+    tasks = [
+        (name, told["without_thought"])
+        for stage in report.stages
+        if stage.name.kind == "harness"
+        for name, told in stage.settings.items()
+        if told.get("without_thought")
+    ]
+    return [
+        f"{', '.join(names)}: asked without thoughts, because lm-eval {why}. These figures are of another mode than "
+        "the benchmarks'."
+        for reason, why in WITHOUT_THOUGHT.items()
+        if (names := list(dict.fromkeys(name for name, told in tasks if told == reason)))
+    ]
 
 
 def _when(stages: Sequence[StageRecord]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cgd_stages.contract import Contract, RunRef, StageFacts, StageName
+from cgd_stages.contract import Chat, Contract, Learned, RunRef, StageFacts, StageName
 
 
 class StageRecord(Contract):
@@ -39,6 +39,8 @@ class Step(Contract):
 
     step: int
     loss: float = math.nan
+    router_loss: float | None = None
+    """Of a mixture of experts, the mean over examples; None for a dense model."""
     learning_rate: float | None = None
     grad_norm: float | None = None
     supervised_tokens: int | None = None
@@ -51,6 +53,8 @@ class Step(Contract):
     peak_memory_bytes: float | None = None
 
 
+UNFINISHED_THOUGHT = "unfinished_thought"
+"""The answer source of an output whose thought never ended, and the reason why generation rejects such a reply."""
 Key = tuple[str, str, int]
 """The key of an output: benchmark, id of the question, sample."""
 
@@ -164,6 +168,10 @@ class ReportData(Contract):
 
     run: RunRef
     spec: str
+    student_chat: Chat = Chat()
+    """The student's in answer, training and evaluation."""
+    teacher_chat: Chat = Chat()
+    thinking: Learned = "drop"
     stages: tuple[StageRecord, ...]
     training: dict[str, tuple[Step, ...]] = Field(default_factory=dict)
     """Stage -> its log, in the order of the steps."""

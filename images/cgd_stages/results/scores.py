@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from cgd_stages.contract import Contract
 from cgd_stages.results import statistics
-from cgd_stages.results.model import Evaluations, ReportData, Sample, StageRecord, Step, at
+from cgd_stages.results.model import UNFINISHED_THOUGHT, Evaluations, ReportData, Sample, StageRecord, Step, at
 
 T = TypeVar("T")
 NOISE = 0.05
@@ -25,6 +25,8 @@ EXAMPLES = 60
 """About the number of fixed and broken questions on the page."""
 UNFINISHED = ("length", "repetition")
 """The finish reasons of an output without an end."""
+UNPARSED = ("none", UNFINISHED_THOUGHT)
+"""The answer sources of an output without an answer."""
 Pair = tuple[Sample, Sample]
 """The outputs of two models on the same question."""
 Outcome = Literal["better", "worse", "noise"]
@@ -61,6 +63,8 @@ class Score(Contract):
     """Outputs without an end; they are graded by their text, and most are wrong."""
     unparsed: int
     """Outputs without an answer."""
+    unfinished: int
+    """Those of them whose thought never ended."""
     ungraded: int
     """Outputs that the grader could not decide on (time-outs and errors): they count as not correct."""
     refused: int
@@ -160,7 +164,8 @@ def score(model: str, benchmark: str, outputs: Sequence[Sample]) -> Score:
         low=ladder[0].low,
         high=ladder[0].high,
         truncated=sum(output.finish_reason in UNFINISHED for output in outputs),
-        unparsed=sum(output.answer_source == "none" for output in outputs),
+        unparsed=sum(output.answer_source in UNPARSED for output in outputs),
+        unfinished=sum(output.answer_source == UNFINISHED_THOUGHT for output in outputs),
         ungraded=sum(bool(output.grade_error) for output in outputs),
         refused=len({output.id for output in outputs if output.finish_reason not in finished}),
         mean_tokens=mean_tokens,

@@ -99,23 +99,6 @@ def row_schema(stage: str, *, conversations: bool = False) -> pa.Schema:
     return pa.schema([pa.field(column, kind) for column, kind in columns])
 
 
-def any_of(answers: Sequence[str]) -> str:
-    """A reference of several answers of which each is right by itself."""
-    return json.dumps({"any": list(answers)}, ensure_ascii=False)
-
-
-def right_answers(reference: str) -> list[str]:
-    """The texts of which each is a right answer: the reference itself, or those that `any_of` has joined."""
-    if reference.startswith('{"any":'):
-        try:
-            answers = json.loads(reference)["any"]
-        except ValueError:
-            return [reference]
-        if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
-            return answers
-    return [reference]
-
-
 def digest_of(**values: object) -> str:
     """Hash of named JSON values, 32 hex digits. The format's version is always part of it."""
     text = json.dumps({"format": FORMAT, **values}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

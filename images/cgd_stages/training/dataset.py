@@ -46,6 +46,9 @@ class LeftOut:
     reason: str
     detail: str
 
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class Dataset:

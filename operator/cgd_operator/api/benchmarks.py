@@ -69,6 +69,8 @@ class Harnessed:
     task: str
     metric: str
     few_shot: int | None = None
+    thoughts: bool = True
+    """False: it compares the likelihoods of choices, or writes the beginning of each reply."""
 
 
 TASKS = {
@@ -76,10 +78,10 @@ TASKS = {
     "IFEval-loose": Harnessed("ifeval", "prompt_level_loose_acc"),
     "GPQA-Diamond": Harnessed("gpqa_diamond_cot_zeroshot", "exact_match,flexible-extract"),
     "MMLU-Pro": Harnessed("mmlu_pro", "exact_match,custom-extract", 5),
-    "MuSR": Harnessed("leaderboard_musr", "acc_norm"),
-    "TruthfulQA": Harnessed("truthfulqa_mc1", "acc"),
+    "MuSR": Harnessed("leaderboard_musr", "acc_norm", thoughts=False),
+    "TruthfulQA": Harnessed("truthfulqa_mc1", "acc", thoughts=False),
     "BBH": Harnessed("bbh_cot_fewshot", "exact_match,get-answer", 3),
-    "HumanEval": Harnessed("humaneval_instruct", "pass@1"),
+    "HumanEval": Harnessed("humaneval_instruct", "pass@1", thoughts=False),
 }
 """Name -> task of lm-eval 0.4.13, and the metric that is right or wrong for every question."""
 

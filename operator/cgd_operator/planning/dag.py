@@ -281,6 +281,9 @@ def _gpus(spec: CGDRunSpec, work: _Work) -> int:
 
 def _prepare(spec: CGDRunSpec) -> contract.Prepare:
     evaluation = spec.evaluation
+    roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
+    if "DistilledSFT" in spec.training.objectives:
+        roles = (*roles, "distill")
     return contract.Prepare(
         prompts=_prompts(spec),
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
@@ -291,11 +294,25 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         teacher_engine=contract.Engine.part_of(spec.teacher),
         teacher_chat=_chat(spec.teacher),
         endpoint=_endpoint(spec),
+        without_thoughts=_without_thoughts(spec),
+        roles=roles,
+        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
+        evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
         training=_train(spec, spec.training.objectives[0]),
         objectives=spec.training.objectives,
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
     )
+
+
+def _without_thoughts(spec: CGDRunSpec) -> tuple[str, ...] | None:
+    """The known tasks of lm-eval that a student that thinks must reply to without a thought."""
+    tasks = spec.evaluation.tasks if spec.evaluation and _thinks(spec) else ()
+    return tuple(task.name for task in tasks if task.name in TASKS and not TASKS[task.name].thoughts) or None
+
+
+def _thinks(spec: CGDRunSpec) -> bool:
+    return spec.student.chat.thinking == "on"
 
 
 def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
@@ -355,6 +372,7 @@ def _harness(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) ->
         data=evaluation.task_data,
         engine=contract.Engine.part_of(spec.student),
         chat=_chat(spec.student),
+        max_tokens=evaluation.sampling.max_tokens if _thinks(spec) else None,
     )
 
 

@@ -31,6 +31,11 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.zeroStage", 4, "spec.training.zeroStage", "less than or equal to 3"),
         ("training", {"offload": "parameters", "zeroStage": 2}, "spec.training", "set zeroStage to 3 for parameters"),
         ("training", {"offload": "optimizer", "zeroStage": 0}, "spec.training", "to 1 or more for the optimizer"),
+        ("training.adapter", {"rank": 0}, "spec.training.adapter.rank", "greater than or equal to 1"),
+        ("training.adapter", {"rank": 513}, "spec.training.adapter.rank", "less than or equal to 512"),
+        ("training.adapter", {"dropout": "0.9"}, "spec.training.adapter.dropout", "from 0 to 0.5"),
+        ("training.adapter", {"targets": ["q proj"]}, "spec.training.adapter.targets.0", "should match pattern"),
+        ("training.adapter", {"initLoraWeights": "pissa"}, "spec.training.adapter.initLoraWeights", "no such field"),
         ("training.globalBatchSize", 4, "spec.training", "raise globalBatchSize"),
         ("training.objectives", ["CDG"], "spec.training.objectives.0", "'CGD'"),
         ("training.objectives", ["CGD", "CGD"], "spec.training", "each objective once"),
@@ -52,6 +57,11 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("prompts.source", "hf://datasets/only-a-name", "spec.prompts.source", "hf://datasets/owner/name/path"),
         ("prompts.source", "hf://datasets/owner/name", "spec.prompts.source", "hf://datasets/owner/name/path"),
         ("prompts.seed", 1, "spec.prompts", "set limit as well"),
+        ("generation.answer", {"samples": 4}, "spec.generation.answer", "set temperature above 0, or samples to 1"),
+        ("generation.refine", {"samples": 2, "temperature": "0"}, "spec.generation.refine", "set temperature above 0"),
+        ("generation.critique", {"samples": 2}, "spec.generation.critique.samples", "no such field"),
+        ("generation.refine.select", "best", "spec.generation.refine.select", "'shortest-right'"),
+        ("training.keep", "wrong", "spec.training.keep", "'one-right'"),
         ("prompts.decontaminate", {"ngram": 4}, "spec.prompts.decontaminate.ngram", "greater than or equal to 5"),
         ("prompts.decontaminate", {"against": ["arithmetics"]}, "spec", "takes names of evaluation.benchmarks"),
         ("budget", {}, "spec.budget", "gpuHours, deadlineSeconds or both"),
@@ -185,3 +195,20 @@ def test_sft_without_reference_answers_is_refused() -> None:
 def test_a_spec_survives_a_round_trip() -> None:
     spec = parse_spec(manifest())
     assert CGDRunSpec.model_validate(spec.model_dump(by_alias=True, exclude_none=True, mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    "choice", [{"training.keep": "right"}, {"training.keep": "one-right"}, {"generation.refine.select": "all-right"}]
+)
+def test_a_choice_by_grades_needs_references(choice: dict[str, Any]) -> None:
+    assert parse_spec(manifest(choice))
+    assert parse_spec(manifest(choice | {"prompts.fields": {"messages": "messages"}}))
+    with pytest.raises(InvalidRun, match=r"need references to grade with: set prompts\.fields\.reference"):
+        parse_spec(manifest(choice | {"prompts.fields.reference": None}))
+
+
+def test_the_last_assistant_turns_of_conversations_are_references() -> None:
+    chats = {"prompts.fields": {"messages": "messages"}, "training.objectives": ["SFT"]}
+    assert parse_spec(manifest(chats))
+    benchmark = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"messages": "messages"}}
+    assert parse_spec(manifest(chats | {"evaluation.benchmarks": [benchmark]}))

@@ -322,6 +322,58 @@ def test_tasks_of_lm_eval_are_a_stage_of_every_model_with_what_is_known_filled_i
     assert {"harness-base", "harness-cgd"} <= set(made["report"].after)
 
 
+TASKS_OF_ALL_KINDS = [{"name": name} for name in ("IFEval", "TruthfulQA", "MuSR", "HumanEval")]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "limit", "named"),
+    [("on", 4000, ("TruthfulQA", "MuSR", "HumanEval")), ("off", None, None), ("auto", None, None)],
+)
+def test_tasks_of_a_student_that_thinks_get_the_runs_limit_and_prepare_knows_those_without_room_for_a_thought(
+    thinking: str, limit: int | None, named: tuple[str, ...] | None
+) -> None:
+    changes = {
+        "student.chat": {"thinking": thinking},
+        "evaluation.tasks": TASKS_OF_ALL_KINDS,
+        "evaluation.executeCode": True,
+        "evaluation.sampling": {"maxTokens": 4000},
+    }
+    made = children(changes)
+    assert made["harness-base"].task.work.max_tokens == made["harness-cgd"].task.work.max_tokens == limit
+    assert made["prepare"].task.work.without_thoughts == named
+
+
 def test_tasks_are_asked_of_the_models_that_are_evaluated() -> None:
     made = children({"evaluation.tasks": [{"name": "IFEval"}], "evaluation.models": ["trained"]})
     assert [name for name in made if name.startswith("harness")] == ["harness-cgd"]
+
+
+def test_samples_select_and_keep_reach_the_stages_that_they_concern() -> None:
+    generation = {
+        "answer": {"samples": 4, "temperature": "0.7"},
+        "refine": {"samples": 2, "temperature": "0.5", "select": "all-right"},
+    }
+    works = {child.stage: child.task.work for child in plan(run({"generation": generation, "training.keep": "right"}))}
+    answer, teacher, check, train = (works[stage] for stage in ("answer", "teacher", "check", "train-cgd"))
+    assert isinstance(answer, contract.Generate)
+    assert isinstance(teacher, contract.Generate)
+    assert isinstance(check, contract.Check)
+    assert isinstance(train, contract.Train)
+    assert answer.draws("answer") == 4
+    assert [teacher.draws(role) for role in teacher.roles] == [1, 2]
+    assert (check.select, check.keep, train.common_rows) == ("all-right", "right", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "common"),
+    [
+        ({}, False),
+        ({"training.objectives": ["CGD", "CFT"]}, True),
+        ({"training.keep": "right"}, True),
+        ({"generation.refine": {"samples": 2, "temperature": "0.5"}}, True),
+        ({"generation.answer": {"samples": 2, "temperature": "0.5"}}, False),
+    ],
+)
+def test_a_training_asks_for_the_common_rows_where_they_may_be_fewer(changes: dict[str, Any], common: bool) -> None:
+    works = [child.task.work for child in plan(run(changes))]
+    assert {work.common_rows for work in works if isinstance(work, contract.Train)} == {common}

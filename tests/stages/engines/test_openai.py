@@ -138,7 +138,6 @@ def test_the_request_says_what_the_task_says(serve, monkeypatch):
             "messages": [{"role": "user", "content": "q"}],
             "max_tokens": 9,
             "temperature": 0.0,
-            "top_p": 1.0,
         }
     ]
     assert server.keys == {"Bearer secret-key"}

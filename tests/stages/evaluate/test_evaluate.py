@@ -1,6 +1,7 @@
 """Evaluation: the model sees the prompt alone, every question ends as a graded row, and nothing is asked twice."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cgd_stages.engines.base import Refused, Reply, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.grading.grader import Grader
+from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store import part_writer
@@ -110,25 +112,36 @@ def test_every_question_ends_as_a_row_that_says_how(
     assert 0 < facts.metrics["sums_low"] < 0.2 < facts.metrics["sums_high"] < 1
 
 
-@pytest.mark.parametrize("finish_reason", ["length", "stop"])
-def test_a_thought_without_an_end_has_no_answer_whatever_box_it_holds(
-    bucket: Bucket,
-    storage: Storage,
-    tmp_path: Path,
-    tiny_model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    finish_reason: str,
+def test_the_turns_before_a_question_are_asked_before_it(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, engine: RuleEngine
 ) -> None:
-    replies = {0: r"<think>Perhaps \boxed{1}. But", 1: r"<think>\boxed{9}?</think>\boxed{2}"}
-    engine = RuleEngine(lambda request: said(request, replies[int(request.messages[-1]["content"][8])], finish_reason))
-    monkeypatch.setattr(evaluate, "_engine", lambda *_: engine)
-    prepared(bucket, [question(number) for number in range(2)])
+    system = {"role": "system", "content": "Be brief."}
+    prepared(bucket, [question(5) | {"turns": json.dumps([system])}, question(10)])
+    evaluate.main(program(storage, tmp_path, work_for(tiny_model)))
+    asked = {len(request.messages): request.messages for request in engine.asked}
+    assert asked[2] == [system, {"role": "user", "content": f"What is 5 + 1?\n\n{BOX}"}]
+    assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
+
+
+def test_an_output_whose_thought_never_ended_has_no_answer_whatever_the_thought_holds(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def thinks(request: Request) -> Reply:
+        number = int(request.messages[-1]["content"].split()[2])
+        right = rf"\boxed{{{number + 1}}}"
+        texts = [(f"<think>{right}", "length"), (f"<think>{right}", "stop"), (f"<think>hm</think>{right}", "stop")]
+        return said(request, *texts[number])
+
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: RuleEngine(thinks))
+    prepared(bucket, [question(number) for number in range(3)])
     facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
-    told = [(row["output"], row["thinking"], row["answer_source"], row["correct"]) for row in stored(bucket, facts)]
-    assert told == [
-        ("", r"Perhaps \boxed{1}. But", "none", False),
-        (r"\boxed{2}", r"\boxed{9}?", "boxed", True),
+    assert [(row["output"], row["answer_source"], row["correct"]) for row in stored(bucket, facts)] == [
+        ("", UNFINISHED_THOUGHT, False),
+        ("", UNFINISHED_THOUGHT, False),
+        (r"\boxed{3}", "boxed", True),
     ]
+    assert [row["thinking"] for row in stored(bucket, facts)] == [r"\boxed{1}", r"\boxed{2}", "hm"]
+    assert (facts.metrics["sums_unparsed"], facts.metrics["sums_unfinished"]) == (2, 2)
 
 
 def test_the_first_estimate_of_what_remains_is_no_longer_than_the_work(

@@ -130,3 +130,25 @@ def test_an_expression_that_cannot_be_computed_is_told_as_an_error_or_a_time_out
         grade = grader.grade("18", r"\boxed{9^{9^{9^{9}}} + \sqrt{2}}")
     assert not grade.correct
     assert grade.grade_error
+
+
+@pytest.mark.parametrize("output", ["It is 4.", "The answer is Evelyn.", r"\boxed{1/2}"])
+def test_each_of_several_right_answers_is_right(output: str) -> None:
+    with Grader(workers=1) as grader:  # the same spelling needs no worker
+        assert grader.grade('{"any": ["4", "Evelyn", "1/2"]}', output).correct
+
+
+def test_an_answer_that_is_none_of_several_is_wrong() -> None:
+    with Grader(workers=1) as grader:
+        assert grader.grade(r'{"any": ["\\boxed{4}", "2"]}', "It is 0.5.") == Grade(
+            "0.5", "text", correct=False, rule="value"
+        )
+        assert grader.grade(r'{"any": ["7", "\\frac{1}{2}"]}', "It is 0.5.").correct
+        assert not grader.grade('["4", "5"]', "It is 4.").correct
+
+
+def test_a_grader_that_fails_on_one_of_several_right_answers_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Grader(workers=1) as grader:
+        verdicts = iter([(grading.UNDECIDED, "timeout"), (grading.Verdict(False, "value"), "")])
+        monkeypatch.setattr(grader._workers[0], "ask", lambda *_: next(verdicts))
+        assert grader.grade('{"any": ["1", "2"]}', "It is 3.").grade_error == "timeout"

@@ -15,7 +15,7 @@ from cgd_stages.contract import Engine, Harness, HarnessTask, Model, Rows, Stage
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.harness import __main__ as harness
 from cgd_stages.harness import sandboxed
-from cgd_stages.harness.__main__ import EndedText
+from cgd_stages.harness.replies import Reply
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder, read_rows
@@ -87,10 +87,17 @@ class Words:
         return {"input_ids": text.split()}
 
 
+class Chat:
+    """A chat of a model without thoughts."""
+
+    templated, thinks = True, False
+
+
 class Asker:
     def __init__(self) -> None:
         self.tokenizer = Words()
-        self.ended: dict[int, str] = {}
+        self.chat = Chat()
+        self.replies: dict[int, Reply] = {}
 
 
 def sample(number: int, *, right: float, metric: str = "exact_match", **more: Any) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def sample(number: int, *, right: float, metric: str = "exact_match", **more: An
         "arguments": [(f"What is {number} + 1 ?", {"until": []})],
         "target": str(number + 1),
         "resps": [[f"It is {number + 1}"]],
-        "finish_reason": "stop",
+        "reply": Reply.of(f"It is {number + 1}", "stop"),
         "filtered_resps": [str(number + 1)],
         "filter": "none",
         "metrics": [metric],
@@ -292,7 +299,7 @@ def test_an_output_that_was_cut_is_truncated_and_counted(
     asked: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cut = [sample(number, right=0.0, finish_reason="length") for number in range(3)]
+    cut = [sample(number, right=0.0, reply=Reply.of("It is", "length")) for number in range(3)]
     answered = results("sums", sample(7, right=1.0), *cut)
     monkeypatch.setattr(harness, "ask", lambda *_: answered)
     facts = harness.main(program(storage, tmp_path, work_for(tiny_model, SUMS)))[STAGE]
@@ -303,13 +310,14 @@ def test_an_output_that_was_cut_is_truncated_and_counted(
 def test_a_reply_keeps_why_it_ended_and_one_that_is_cut_at_a_stop_ended_there() -> None:
     from lm_eval.models.utils import postprocess_generated_text
 
-    cut = EndedText.of("first\nsecond", "length")
+    cut = Reply.of("first\nsecond", "length", thinking="a thought")
     whole = postprocess_generated_text(cut, ["", "Question:"], None)
     stopped = postprocess_generated_text(cut, ["Question:", "\n", "c"], None)
-    assert isinstance(whole, EndedText)
-    assert isinstance(stopped, EndedText)
+    assert isinstance(whole, Reply)
+    assert isinstance(stopped, Reply)
     assert (whole, whole.finish_reason) == ("first\nsecond", "length")
     assert (stopped, stopped.finish_reason) == ("first", "stop")
+    assert whole.thinking == stopped.thinking == "a thought"
 
 
 # --- programs ---------------------------------------------------------------------------------------------------
@@ -379,7 +387,8 @@ def mirror(storage: Storage, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tm
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "NLTK_DATA", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setattr(huggingface_hub.constants, name, getattr(huggingface_hub.constants, name))
     uri = f"{storage.uri}-mirror"
     there = bucket.at(uri)
     there.put("tasks/sums.yaml", DEFINITION.encode())

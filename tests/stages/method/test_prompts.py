@@ -5,6 +5,7 @@ from support import tiny
 from transformers import AutoTokenizer
 
 from cgd_stages.chat.template import ChatTemplate, token_ids
+from cgd_stages.contract import Repetition
 from cgd_stages.method import prompts
 
 STRICT = (
@@ -108,18 +109,28 @@ def test_the_tiny_tokenizer_loses_no_text(tokenizer, text):
 @pytest.mark.parametrize(
     ("text", "loop"),
     [
-        ("So it is " + "I am sure. " * 20, "I am sure."),
-        ("yes " * 40, "yes"),
-        ("yes " * 39, ""),
-        ("one two three four five six " * 7, ""),
-        ("one two three four five six " * 8, "one two three four five six"),
-        ("I am sure. " * 20 + "The answer is 4.", ""),
+        ("So it is " + "I am sure. " * 43, "I am sure."),
+        ("So it is " + "I am sure. " * 42, ""),
+        ("yes " * 128, "yes"),
+        ("yes " * 127, ""),
+        ("1" + "0" * 400, ""),
+        ("1" + " 0" * 100, ""),
+        (f"{' '.join(map(str, range(20)))} " * 7, ""),
+        (f"{' '.join(map(str, range(20)))} " * 8, " ".join(map(str, range(20)))),
+        ("I am sure. " * 60 + "The answer is 4.", ""),
         (" ".join(f"{n} plus {n} is {2 * n}." for n in range(100)), ""),
         ("", ""),
     ],
 )
 def test_a_text_loops_when_its_end_repeats(text, loop):
     assert prompts.loops(text) == loop
+
+
+def test_what_a_loop_is_can_be_set_and_switched_off():
+    text = "yes " * 200
+    assert prompts.loops(text, Repetition(min_tokens=1024)) == ""
+    assert prompts.loops("yes " * 256, Repetition(min_tokens=1024)) == "yes"
+    assert prompts.loops(text, Repetition(stop=False)) == ""
 
 
 @pytest.mark.parametrize(

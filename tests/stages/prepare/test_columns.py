@@ -8,7 +8,8 @@ import pytest
 from cgd_stages.contract import Fields
 from cgd_stages.prepare.columns import row_of, value_at
 from cgd_stages.prepare.sources import Line, row_id
-from cgd_stages.store.rows import Row, right_answers
+from cgd_stages.store.rows import Row
+from cgd_stages.text.references import right_answers
 
 CHAT = Fields(messages="messages")
 SYSTEM = {"role": "system", "content": "Answer in one word."}
@@ -242,6 +243,10 @@ def test_the_right_choice_is_named_by_label_index_letter_or_text(choices: Any, a
 )
 def test_choices_without_a_right_one_are_rejected(choices: Any, answer: Any) -> None:
     assert fault(CHOICES, question="Which?", choices=choices, answer=answer)[0] == "malformed"
+
+
+def test_choices_without_a_question_are_empty() -> None:
+    assert fault(CHOICES, question=" ", choices=["Moon", "Mars"], answer=0) == ("empty", "the prompt is empty")
 
 
 def test_choices_follow_the_last_turn_of_a_conversation() -> None:

@@ -6,7 +6,7 @@ import pytest
 from support.report_builders import report_data, sample, samples, steps
 
 from cgd_stages.results import statistics
-from cgd_stages.results.model import Sample
+from cgd_stages.results.model import UNFINISHED_THOUGHT, Sample
 from cgd_stages.results.scores import (
     best_step,
     changed,
@@ -29,9 +29,20 @@ def test_a_score_counts_what_was_cut_not_found_and_not_graded_apart() -> None:
     )
     (score,) = scores(report_data(evaluations={"base": outputs}))
     assert (score.n, score.correct, score.truncated, score.unparsed, score.ungraded) == (4, 1, 1, 1, 1)
+    assert score.unfinished == 0
     assert (score.accuracy, score.mean_tokens, score.median_tokens, score.p90_tokens) == (0.25, 20.0, 20.0, 30.0)
     assert (score.low, score.high) == statistics.wilson(1, 4)
     assert [at.k for at in score.pass_at] == [1]
+
+
+def test_an_output_whose_thought_never_ended_has_no_answer_and_is_counted_as_such() -> None:
+    outputs = (
+        sample("a", correct=False, answer_source="none"),
+        sample("b", correct=False, answer_source=UNFINISHED_THOUGHT, finish_reason="length"),
+        sample("c", correct=False, answer_source=UNFINISHED_THOUGHT),
+    )
+    (score,) = scores(report_data(evaluations={"base": outputs}))
+    assert (score.unparsed, score.unfinished, score.truncated, score.refused) == (3, 2, 1, 0)
 
 
 def tries(*marks: str) -> tuple[Sample, ...]:
