@@ -115,6 +115,13 @@ def test_a_prompt_that_opens_a_thought_makes_no_example_without_one() -> None:
         learned(template)
 
 
+def test_an_empty_thought_that_the_template_writes_before_a_reply_is_never_learned() -> None:
+    empty = "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    source = HEAD + empty + TAIL + PROMPT + "{% endif %}"
+    assert learned(of(source)) == "4<|im_end|>"
+    assert learned(of(stand_in.template("qwen3"))) == "4<|im_end|>"
+
+
 def test_a_template_that_has_no_place_for_a_thought_makes_no_example_with_one() -> None:
     with pytest.raises(Unusable, match="no place for a thought"):
         learned(of(PLAIN), "hm")
