@@ -2,10 +2,10 @@
 
 Tokens are rows times assumed lengths; the estimate foresees no row that is rejected or not kept, and counts thoughts
 where a model thinks. A model of P parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from
-it, and 8P when activations are recomputed (Chowdhery et al. 2022). FLOP/s limit the reading of prompts. They limit
-writing, too, unless few rows are in flight: then each step reads the weights once for all rows, and bandwidth is the
-limit (the roofline of Williams et al. 2009). The estimate leaves out reads of the KV cache, so long contexts take
-longer than it says.
+it, and 8P when activations are recomputed (Chowdhery et al. 2022); 2P less where an adapter is trained and the
+parameters are frozen. FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then
+each step reads the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The
+estimate leaves out reads of the KV cache, so long contexts take longer than it says.
 """
 
 import math
@@ -17,6 +17,7 @@ from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_operator.api.generation import ServedModel
 from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
+from cgd_stages.models.targets import roughly
 from cgd_stages.models.training_memory import Shape, states
 
 SERVED_WIDTH = 2
@@ -231,7 +232,8 @@ def _example_tokens(objective: contract.Objective, assumptions: Assumptions, tho
 def _trained(child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts, examples: int) -> Cost:
     rows, gpus = examples * work.epochs, child.pods * child.gpus
     read = rows * _example_tokens(work.objective, assumptions, thoughts)
-    per_token = (6 if work.activation_checkpointing == "never" else 8) * assumptions.student
+    needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
+    per_token = needed * assumptions.student
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
     seconds = read * per_token / speed + 60 * assumptions.start_minutes
     return Cost(child.stage, rows, read, 0, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
@@ -378,7 +380,9 @@ def fits(run: Run, assumptions: Assumptions) -> list[Fit]:
     for child in plan(run):
         if isinstance(work := child.task.work, contract.Train):
             what = f"{child.stage}, model and optimizer (ZeRO {work.zero_stage})"
-            need = states(work, Shape(int(assumptions.student), 0, 0, 0, 0, 0, 0, 0), world=child.pods * child.gpus)
+            trained = roughly(assumptions.student, work.adapter) if work.adapter else None
+            shape = Shape(int(assumptions.student), 0, 0, 0, 0, 0, 0, 0, trained=trained)
+            need = states(work, shape, world=child.pods * child.gpus)
             verdicts.append(Fit(what, need, 0.9 * memory))
     return verdicts
 
