@@ -640,6 +640,11 @@ class Course(Contract):
         "student with the adapter added. {} takes the defaults. An adapter wants a higher learningRate: ten to a "
         'hundred times that of a full training, such as "1e-4".',
     )
+    router_loss_weight: Fraction | None = Field(
+        None,
+        description='The weight of the loss that keeps the routers of a mixture of experts balanced; a string, "0" '
+        "leaves it out. Default: as the student's config says (router_aux_loss_coef).",
+    )
 
 
 class Upkeep(Contract):

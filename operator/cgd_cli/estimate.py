@@ -333,16 +333,15 @@ def _written(run: Run, assumptions: Assumptions) -> Iterator[Length]:
 def _contexts(run: Run, assumptions: Assumptions) -> Iterator[Length]:
     """Prompt, thought and text together, against maxModelLen and maxSequenceLength."""
     spec, thoughts = run.spec, Thoughts.of(run, assumptions)
-    longest: dict[contract.Role, int] = {
-        "answer": thoughts.student,
-        "critique": thoughts.teacher,
-        "refine": thoughts.teacher,
-    }
-    needs = {role: sum(_row_tokens(role, assumptions, is_fused=False)) + longest[role] for role in longest}
+
+    def needed(role: contract.Role) -> int:
+        read, written = _row_tokens(role, assumptions, is_fused=False)
+        return read + written + (thoughts.student if role == "answer" else thoughts.teacher)
+
     if spec.student.max_model_len:
-        yield Length("student.maxModelLen", needs["answer"], spec.student.max_model_len)
+        yield Length("student.maxModelLen", needed("answer"), spec.student.max_model_len)
     if spec.teacher.model and spec.teacher.max_model_len:
-        yield Length("teacher.maxModelLen", max(needs["critique"], needs["refine"]), spec.teacher.max_model_len)
+        yield Length("teacher.maxModelLen", max(needed("critique"), needed("refine")), spec.teacher.max_model_len)
     example = max(_example_tokens(objective, assumptions, thoughts) for objective in spec.training.objectives)
     yield Length("training.maxSequenceLength", example, spec.training.max_sequence_length)
 

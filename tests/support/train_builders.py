@@ -122,7 +122,8 @@ Plain = tuple[list[float], list[float], dict[str, torch.Tensor]]
 
 
 def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
-    """The same training without DeepSpeed, batches, padding or narrowed logits."""
+    """The same training without DeepSpeed, batches, padding or narrowed logits. A mixture's router learns too, with the
+    weight that transformers takes from its config."""
     torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
     template = ChatTemplate.load(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
@@ -132,7 +133,7 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
     lengths = [len(example.input_ids) for example in examples]
     schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)
-    losses, norms = [], []
+    losses, norms, weight = [], [], getattr(student, "router_aux_loss_coef", 0.0)
     for step in range(schedule.steps):
         rate = learning_rate(step, steps=schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
         optimizer.param_groups[0]["lr"] = rate
@@ -140,9 +141,11 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
         learned = sum(label != -100 for example in batch for label in example.labels)
         total = 0.0
         for example in batch:
-            logits = student(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-            loss = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="sum", ignore_index=-100) / learned
-            loss.backward()
+            asked = {"output_router_logits": True} if weight else {}
+            output = student(input_ids=torch.tensor([example.input_ids]), **asked)
+            labels = torch.tensor(example.labels[1:])
+            loss = cross_entropy(output.logits[0, :-1], labels, reduction="sum", ignore_index=-100) / learned
+            (loss + weight * output.aux_loss / len(batch) if weight else loss).backward()
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
         optimizer.step()

@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
-from cgd_stages.chat.thoughts import FAMILIES, THINK, Markup, Opened, Seen, Split, split, split_text
+from cgd_stages.chat.thoughts import FAMILIES, Markup, Opened, Seen, Split, split, split_text
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
 from cgd_stages.store.rows import digest_of
@@ -96,6 +96,18 @@ class ChatTemplate:
     def thinks(self) -> bool:
         """Whether the model thinks, or may think, before it answers in this mode."""
         return self.markup is not None and self.opened is not False and self.chat.thinking != "off"
+
+    @property
+    def templated(self) -> bool:
+        """Whether the model has a chat template, its own or the run's."""
+        return bool(self._source)
+
+    def without_thoughts(self) -> "ChatTemplate":
+        """The same model, asked to answer at once. Raises UserError for a model that always thinks."""
+        if not self.thinks:
+            return self
+        off = self.chat.model_copy(update={"thinking": "off"})
+        return ChatTemplate(self.tokenizer, off, name=self.name, stops=self._stops)
 
     @property
     def extra_stops(self) -> list[int]:
@@ -223,9 +235,6 @@ class ChatTemplate:
         for markup in self._marked_by_tokens:
             if seen.strip().startswith((markup.start, markup.header.strip() or markup.start)):
                 return self._seen.restored(split(seen, markup))
-        think = self._seen.markup(THINK)
-        if think in self._marked_by_tokens and think.end in seen:
-            return self._seen.restored(split(seen, think))
         return split_text(text, lone_end=False)
 
     def split_text(self, text: str) -> Split:
@@ -244,16 +253,19 @@ class ChatTemplate:
 
     # --- digests ----------------------------------------------------------------------------------------------------
 
-    def identity(self) -> dict[str, str]:
-        """Its part of a digest's inputs: empty where mode, template, variables and date change nothing of what the bare
-        template makes, and the model has no thoughts."""
+    def identity(self) -> dict[str, dict[str, str]]:
+        """Its part of a digest's inputs, with the mode and the date in words for the report. Empty where mode,
+        template, variables and date change nothing of what the bare template makes, and the model has no thoughts."""
         dated = self.dated and self.chat.date is not None
         mine = self._prompts(self._source, self._values, self.chat.date if dated else None)
         bare = self._prompts(_own(self.tokenizer), {}, None)
         if self.markup is None and not dated and not self.extra_stops and mine == bare:
             return {}
         marks = (self.markup.opening, self.markup.bridge, self.markup.header) if self.markup else None
-        return {"chat": digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)}
+        rendering = digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)
+        thinking = {"thinking": "on" if self.thinks else "off"} if self.markup else {}
+        date = {"date": str(self.chat.date)} if dated else {}
+        return {"chat": {"rendering": rendering, **thinking, **date}}
 
     def ending(self) -> dict[str, list[int]]:
         """The part of a training's digest for the ids that end a reply: empty where they are the first special token

@@ -11,7 +11,7 @@ from jinja2.exceptions import TemplateError
 from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
-from cgd_stages.engines.vllm_settings import sampling_params, vllm_arguments
+from cgd_stages.engines.vllm_settings import sampling_params, thinking_budget, vllm_arguments
 from cgd_stages.errors import TransientError, UserError
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class VllmEngine:
 
     def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
         self._template = template
+        self._thinking_budget = thinking_budget(template)
         self._llm = _start_vllm(model, engine, template)
         config = self._llm.vllm_config
         self._limit = int(config.model_config.max_model_len)
@@ -72,9 +73,8 @@ class VllmEngine:
             detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
             self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
             return
-        budget = self._template.chat.thinking_budget if self._template.thinks else None
-        params = sampling_params(request.sampling, self._limit, len(ids), thinking_budget=budget)
-        params.stop_token_ids = [*(params.stop_token_ids or []), *self._template.extra_stops]
+        stops, budget = self._template.extra_stops, self._thinking_budget
+        params = sampling_params(request.sampling, self._limit, len(ids), stops=stops, thinking_budget=budget)
         try:
             self._llm.add_request(request.name, tokens_input(ids), params)
         except (ValueError, VLLMClientError) as error:
@@ -120,10 +120,7 @@ class VllmEngine:
 
 
 def _start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
-    started = time.monotonic()
-    chat = template.chat if template.thinks else contract.Chat()
-    thought = (template.markup.start, template.markup.end) if template.markup else None
-    arguments = vllm_arguments(model, engine, chat, thought=thought)
+    started, arguments = time.monotonic(), vllm_arguments(model, engine, template)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs
         from vllm.exceptions import VLLMClientError

@@ -185,7 +185,8 @@ class Grading:
             "passes": dialogue.passes,
             "thinking": thinking or None,
         }
-        self._under_way.append((row, self._submit(row)))
+        unfinished = isinstance(reply, Completion) and reply.unfinished_thinking
+        self._under_way.append((row, _no_answer() if unfinished else self._submit(row)))
 
     def store_when_due(self) -> None:
         while self._under_way and (self._under_way[0][1].done() or len(self._under_way) >= UNGRADED_ROWS):
@@ -204,9 +205,16 @@ class Grading:
         self._writer.keep(row | vars(grade.result()))
 
 
+def _no_answer() -> Future[Grade]:
+    """The grade of an output whose thought has no end."""
+    grade: Future[Grade] = Future()
+    grade.set_result(Grade("", "unfinished_thought", correct=False))
+    return grade
+
+
 def grade(grader: Grader, row: Row) -> Grade:
-    """The grade of a row's output, which is empty if its thought has no end. In an output that was cut only a box
-    counts as an answer, because the last number of an unfinished sentence is none."""
+    """The grade of a row's output. In an output that was cut only a box counts as an answer, because the last number of
+    an unfinished sentence is none."""
     text = row["output"]
     if row["finish_reason"] in scores.UNFINISHED and find_answer(text).source != "boxed":
         return Grade("", "none", correct=False)

@@ -23,7 +23,7 @@ from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, same_spelling, same_value
 from cgd_stages.text.references import right_answers
 
-AnswerSource = Literal["boxed", "text", "none"]
+AnswerSource = Literal["boxed", "text", "none", "unfinished_thought"]
 
 WORKER_MEMORY = 8 << 30
 """The most bytes of address space for a worker: an answer such as 9^{9^{9}} must not exhaust the machine."""

@@ -35,6 +35,8 @@ def try_out(work: Prepare, student: ChatTemplate, teacher: ChatTemplate | None) 
     for role in ("answer", "critique", "refine", "distill") if teacher else ("answer",):
         _ask(student if role == "answer" or teacher is None else teacher, role)
     _render(student, answer_messages(ROW["prompt"]), "the question of an evaluation")
+    if work.without_thoughts:
+        _answer_at_once(student, work.without_thoughts)
     for objective in work.objectives or (work.training.objective,):
         _learn(student, objective, work)
 
@@ -49,6 +51,15 @@ def _render(template: ChatTemplate, messages: list[Message], what: str) -> None:
     except (TemplateError, ControlTokens) as error:
         hint = "Take another model or revision, or mend its template by chat.template."
         raise UserError(f"the chat template of {template.name} fails on {what}: {error}", hint=hint) from error
+
+
+def _answer_at_once(template: ChatTemplate, tasks: tuple[str, ...]) -> None:
+    """Refuse tasks of lm-eval that leave no room for a thought, for a student that always thinks."""
+    try:
+        template.without_thoughts()
+    except UserError as error:
+        hint = f"Remove {', '.join(tasks)} from spec.evaluation.tasks."
+        raise UserError(f"{', '.join(tasks)}: lm-eval asks them without a thought, but {error}", hint=hint) from error
 
 
 def _learn(template: ChatTemplate, objective: Objective, work: Prepare) -> None:

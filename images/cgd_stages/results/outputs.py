@@ -58,11 +58,12 @@ class Totals:
 
 def metrics(samples: Sequence[model.Sample]) -> dict[str, float]:
     """The figures of each benchmark. `low` and `high` are the 95 % interval of the accuracy, `pass_k` is the chance
-    that one of k outputs is right."""
+    that one of k outputs is right, `unfinished` counts the outputs whose thought never ended."""
     figures: dict[str, float] = {}
     for benchmark in sorted({sample.benchmark for sample in samples}):
         score = scores.score("", benchmark, [sample for sample in samples if sample.benchmark == benchmark])
         values = {name: getattr(score, name) for name in COUNTED}
         values |= {f"pass_{pass_at.k}": pass_at.share for pass_at in score.pass_at if pass_at.k > 1}
+        values |= {"unfinished": score.unfinished} if score.unfinished else {}
         figures |= {f"{benchmark}_{name}": round(float(value), 6) for name, value in values.items()}
     return figures

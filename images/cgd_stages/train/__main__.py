@@ -41,6 +41,7 @@ from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
@@ -64,6 +65,7 @@ from cgd_stages.training.job import (
     inputs_of,
     read_process_ends,
     read_records,
+    router_loss_weight,
 )
 
 log = logging.getLogger(__name__)
@@ -146,6 +148,7 @@ class Stage:
     folder: Folder
     inputs: dict[str, Any]
     student: Model
+    router_loss_weight: float
 
 
 @dataclass
@@ -171,10 +174,12 @@ def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
     student = resolve.pinned(work.student, context.store)
     dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
-    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store))
+    config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
+    weight = router_loss_weight(work, config)
+    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
     folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, dataset, folder, inputs, student)
+    return Stage(context, work, node, dataset, folder, inputs, student, weight)
 
 
 def _lead(stage: Stage, until_promised: ExitStack) -> Product:
@@ -214,6 +219,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         work=stage.work.model_copy(update={"student": stage.student}),
         student=str(student),
         student_dtype=stored_dtype(student),
+        router_loss_weight=stage.router_loss_weight,
         first_rank=node.rank * node.processes,
         resume=0,
         rows=made.counts.rows,
@@ -273,13 +279,16 @@ def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
 
 
 def stored_dtype(model: Path) -> str:
-    """The dtype in a model's config. Older configs call it torch_dtype, multimodal ones have it in text_config."""
+    """The dtype in a model's config. Older ones call it torch_dtype, multimodal ones have it in text_config.
+
+    gpt-oss, whose experts are quantized, may have none.
+    """
     config = json.loads((model / "config.json").read_text())
     for fields in (config, config.get("text_config") or {}):
         for name in ("dtype", "torch_dtype"):
             if isinstance(fields.get(name), str):
                 return str(fields[name]).removeprefix("torch.")
-    return "float32"
+    return "bfloat16" if config.get("quantization_config") else "float32"
 
 
 def _find_first_pod(stage: Stage) -> None:
@@ -396,8 +405,10 @@ def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> St
 
 
 def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
-    """The exported model's validation loss, peak memory and MFU, as far as the training has them."""
-    figures = {"validation_loss": exported["validation_loss"]} if "validation_loss" in exported else {}
+    """The exported model's validation and router loss, peak memory and MFU, as far as the training has them."""
+    figures: dict[str, float] = {
+        name: exported[name] for name in ("validation_loss", "router_loss") if name in exported
+    }
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
     shares = [record["mfu"] for record in records if "mfu" in record]
     return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})

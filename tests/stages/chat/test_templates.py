@@ -209,7 +209,7 @@ def test_a_model_without_thoughts_has_the_digests_that_it_had(name: str) -> None
 @pytest.mark.parametrize("name", sorted(name for name, form in FORMS.items() if form.on))
 def test_modes_of_a_thinking_model_have_digests_of_their_own(name: str) -> None:
     modes: list[Literal["on", "off"]] = ["on"] if FORMS[name].off is CANNOT else ["on", "off"]
-    found = [spoken(name, mode).identity()["chat"] for mode in modes]
+    found = [spoken(name, mode).identity()["chat"]["rendering"] for mode in modes]
     assert len(set(found)) == len(found) or name.startswith("lfm")
 
 

@@ -14,6 +14,7 @@ from cgd_stages.engines.base import Refused, Reply, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.grading.grader import Grader
+from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store import part_writer
@@ -120,6 +121,27 @@ def test_the_turns_before_a_question_are_asked_before_it(
     asked = {len(request.messages): request.messages for request in engine.asked}
     assert asked[2] == [system, {"role": "user", "content": f"What is 5 + 1?\n\n{BOX}"}]
     assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
+
+
+def test_an_output_whose_thought_never_ended_has_no_answer_whatever_the_thought_holds(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def thinks(request: Request) -> Reply:
+        number = int(request.messages[-1]["content"].split()[2])
+        right = rf"\boxed{{{number + 1}}}"
+        texts = [(f"<think>{right}", "length"), (f"<think>{right}", "stop"), (f"<think>hm</think>{right}", "stop")]
+        return said(request, *texts[number])
+
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: RuleEngine(thinks))
+    prepared(bucket, [question(number) for number in range(3)])
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
+    assert [(row["output"], row["answer_source"], row["correct"]) for row in stored(bucket, facts)] == [
+        ("", UNFINISHED_THOUGHT, False),
+        ("", UNFINISHED_THOUGHT, False),
+        (r"\boxed{3}", "boxed", True),
+    ]
+    assert [row["thinking"] for row in stored(bucket, facts)] == [r"\boxed{1}", r"\boxed{2}", "hm"]
+    assert (facts.metrics["sums_unparsed"], facts.metrics["sums_unfinished"]) == (2, 2)
 
 
 def test_the_first_estimate_of_what_remains_is_no_longer_than_the_work(

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -242,6 +243,36 @@ def test_a_model_in_the_store_is_known_by_its_files(bucket, storage, tiny_model,
     source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
     work = prepare_work(tiny_model, source, teacher=Model(name=bucket.uri("models/tiny")))
     assert len(Prepared(storage, work, tmp_path).rows) == 60
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "message", "hint"),
+    [
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            {},
+            r"the weights of .* are quantized \(fp8\), and cannot be trained",
+            "Set spec.student.model to the model as it was before its quantization.",
+        ),
+        (
+            {},
+            {"router_loss_weight": 0.1},
+            "spec.training.routerLossWeight is set, but .* has no experts and no router",
+            "Leave spec.training.routerLossWeight out.",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be_trained_as_the_run_says_is_refused(
+    storage, tiny_model, tmp_path, given, changes, message, hint
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | given))
+    work = prepare_work(model, "s3://data/x.jsonl")
+    work = work.model_copy(update={"training": work.training.model_copy(update=changes)})
+    with pytest.raises(UserError, match=message) as refused:
+        prepare.main(context(storage, work, tmp_path))
+    assert refused.value.hint == hint
 
 
 def test_a_context_beyond_the_models_own_is_refused(bucket, storage, tiny_model, tmp_path):

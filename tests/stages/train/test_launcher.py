@@ -192,6 +192,7 @@ def test_what_a_process_knows_to_be_done_is_told() -> None:
         ({"torch_dtype": "torch.float32"}, "float32"),
         ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
         ({}, "float32"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "bfloat16"),
     ],
 )
 def test_the_dtype_that_a_student_is_stored_in_is_read_from_its_config(
@@ -378,7 +379,7 @@ def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for
 ) -> None:
     refined(bucket, [quadruple(number) for number in range(10)] + [quadruple(10, refinement=" ")])
     stage = train._stage(training(storage, tmp_path, train_work(tiny_model, validation=Validation(fraction=0.3))))
-    made = train._make_examples(stage, tiny_model, tmp_path)
+    made = train._make_examples(stage, tmp_path)
     ids = []
     for name in (EXAMPLES, VALIDATION):
         with pa.memory_map(str(tmp_path / name)) as source:

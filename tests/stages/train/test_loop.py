@@ -304,7 +304,8 @@ def test_a_training_that_midnight_interrupts_ends_with_the_weights_of_a_whole_on
     with on_day(29, monkeypatch), stopped_in(4, monkeypatch), pytest.raises(Interrupted):
         trained(storage, tmp_path / "first", model, **settings)
     with on_day(30, monkeypatch):
-        assert "30 November" in AutoTokenizer.from_pretrained(model).apply_chat_template([], tokenize=False)
+        bare = AutoTokenizer.from_pretrained(model)
+        assert "30 November" in bare.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
         records, found = trained(storage, tmp_path / "second", model, **settings)
     assert [record["loss"] for record in records] == [record["loss"] for record in whole]
     for name, tensor in weights(found).items():
