@@ -33,7 +33,7 @@ bench-operator: .venv/ready ## 1,000 CGDRuns with played children: latency, memo
 bench-flood: .venv/ready ## 10,000 hostile reports from one run's token, and what they cost the others (8 minutes)
 	@PYTHONPATH=tests $(BIN)/python tests/bench/flood.py $(if $(BASE),--base $(BASE))
 
-bench-train: .venv/bench
+bench-train: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/train.py
 
 chaos-generate: .venv/ready ## Kill generate at random instants and at every write, and break its store (10 minutes)
@@ -80,9 +80,8 @@ constraints: .venv/ready ## Make constraints/ anew, with the hashes of the index
 	  $(COMPILE) $$([ $$image = operator ] && echo operator/pyproject.toml || echo images/pyproject.toml --extra $$image) \
 	    --no-emit-package cgd-stages --python-version 3.13 --python-platform x86_64-manylinux_2_28 \
 	    -o constraints/$$image.txt || exit 1; done
-	for file in local bench; do \
-	  sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' constraints/$$file.txt | $(COMPILE) --no-deps - -o .venv/$$file.txt \
-	    && mv .venv/$$file.txt constraints/ || exit 1; done
+	sed -n 's/^\([^ #]*==[^ ]*\).*/\1/p' constraints/local.txt | $(COMPILE) --no-deps - -o .venv/local.txt \
+	  && mv .venv/local.txt constraints/
 
 BUILD ?= docker build
 REGISTRY ?= cgd
@@ -109,10 +108,6 @@ dist: .venv/ready
 	@rm -rf dist
 	@for folder in images operator .; do \
 	  $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist $$folder || exit 1; done
-
-.venv/bench: .venv/ready constraints/bench.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r constraints/bench.txt
-	@touch $@
 
 clean: ## Remove what was installed and what the demo stored
 	rm -rf .venv .demo

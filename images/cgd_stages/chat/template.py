@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
-from cgd_stages.chat.thoughts import FAMILIES, THINK, Markup, Opened, Seen, Split, split, split_text
+from cgd_stages.chat.thoughts import FAMILIES, Markup, Opened, Seen, Split, split, split_text
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
 from cgd_stages.store.rows import digest_of
@@ -235,9 +235,6 @@ class ChatTemplate:
         for markup in self._marked_by_tokens:
             if seen.strip().startswith((markup.start, markup.header.strip() or markup.start)):
                 return self._seen.restored(split(seen, markup))
-        think = self._seen.markup(THINK)
-        if think in self._marked_by_tokens and think.end in seen:
-            return self._seen.restored(split(seen, think))
         return split_text(text, lone_end=False)
 
     def split_text(self, text: str) -> Split:

@@ -97,7 +97,7 @@ def test_training_counts_what_the_check_has_counted(
     metrics = check.main(checking(storage, tmp_path, *two))["check"].metrics
     for work in two:
         stage = train._stage(context(storage, work, tmp_path))
-        made = train._make_examples(stage, Path(work.student.name), tmp_path)
+        made = train._make_examples(stage, tmp_path)
         own = {f"{work.objective.lower()}_{name}": value for name, value in made.counts.metrics().items()}
         assert own.items() <= metrics.items()
 

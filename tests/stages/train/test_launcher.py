@@ -344,7 +344,7 @@ def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for
 ) -> None:
     refined(bucket, [quadruple(number) for number in range(10)] + [quadruple(10, refinement=" ")])
     stage = train._stage(training(storage, tmp_path, train_work(tiny_model, validation=Validation(fraction=0.3))))
-    made = train._make_examples(stage, tiny_model, tmp_path)
+    made = train._make_examples(stage, tmp_path)
     ids = []
     for name in (EXAMPLES, VALIDATION):
         with pa.memory_map(str(tmp_path / name)) as source:
