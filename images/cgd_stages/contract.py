@@ -594,6 +594,26 @@ class Validation(HeldOut):
     select: Literal["best", "last"] = "best"
 
 
+class Adapter(Contract):
+    """A low-rank adapter (LoRA, Hu et al. 2021): W + alpha / rank * B A is trained in A and B alone, W stays."""
+
+    rank: int = Field(
+        16,
+        ge=1,
+        le=512,
+        description="The rows of A and columns of B. vLLM serves the adapter with a max_lora_rank of at least this.",
+    )
+    alpha: int = Field(32, ge=1, le=65536, description="What the adapter adds is scaled by alpha / rank.")
+    dropout: Half = Field(0.0, description="The share of a module's inputs that the adapter does not see in a step.")
+    targets: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.]+$")], ...] = Field(
+        (),
+        max_length=50,
+        description="What gets A and B: attention, mlp, or linear modules by the architecture's names, such as q_proj. "
+        "Default: every linear module of the layers; of a mixture of experts, those of attention. prepare refuses what "
+        "the student does not have.",
+    )
+
+
 class Course(Contract):
     """How much a training reads, and how fast it learns."""
 
@@ -613,6 +633,17 @@ class Course(Contract):
         False,
         description="Puts several examples into one row of at most maxSequenceLength tokens, and each sees itself "
         "alone. Without it, examples of like length are padded to the longest. The losses are the same.",
+    )
+    adapter: Adapter | None = Field(
+        None,
+        description="Trains a low-rank adapter (LoRA) instead of all parameters, and stores both the adapter and the "
+        "student with the adapter added. {} takes the defaults. An adapter wants a higher learningRate: ten to a "
+        'hundred times that of a full training, such as "1e-4".',
+    )
+    router_loss_weight: Fraction | None = Field(
+        None,
+        description='The weight of the loss that keeps the routers of a mixture of experts balanced; a string, "0" '
+        "leaves it out. Default: as the student's config says (router_aux_loss_coef).",
     )
 
 

@@ -2,9 +2,10 @@
 
 Tokens are rows times assumed lengths; the estimate foresees no row that is rejected or not kept, and counts thoughts
 where a model thinks. A model of P parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from
-it, and 8P when activations are recomputed (Chowdhery et al. 2022). FLOP/s limit the reading of prompts. They limit
-writing, too, unless few rows are in flight: then each step reads the weights once for all rows, and bandwidth is the
-limit (the roofline of Williams et al. 2009). The estimate leaves out reads of the KV cache, so long contexts take
+it, and 8P when activations are recomputed (Chowdhery et al. 2022); 2P less where an adapter is trained and the
+parameters are frozen. FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then
+each step reads the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The
+estimate leaves out reads of the KV cache, so long contexts take
 longer than it says.
 """
 
@@ -17,6 +18,7 @@ from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_operator.api.generation import ServedModel
 from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
+from cgd_stages.models.targets import roughly
 from cgd_stages.models.training_memory import Shape, states
 
 SERVED_WIDTH = 2
@@ -231,7 +233,8 @@ def _example_tokens(objective: contract.Objective, assumptions: Assumptions, tho
 def _trained(child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts, examples: int) -> Cost:
     rows, gpus = examples * work.epochs, child.pods * child.gpus
     read = rows * _example_tokens(work.objective, assumptions, thoughts)
-    per_token = (6 if work.activation_checkpointing == "never" else 8) * assumptions.student
+    needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
+    per_token = needed * assumptions.student
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
     seconds = read * per_token / speed + 60 * assumptions.start_minutes
     return Cost(child.stage, rows, read, 0, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
@@ -331,16 +334,15 @@ def _written(run: Run, assumptions: Assumptions) -> Iterator[Length]:
 def _contexts(run: Run, assumptions: Assumptions) -> Iterator[Length]:
     """Prompt, thought and text together, against maxModelLen and maxSequenceLength."""
     spec, thoughts = run.spec, Thoughts.of(run, assumptions)
-    longest: dict[contract.Role, int] = {
-        "answer": thoughts.student,
-        "critique": thoughts.teacher,
-        "refine": thoughts.teacher,
-    }
-    needs = {role: sum(_row_tokens(role, assumptions, is_fused=False)) + longest[role] for role in longest}
+
+    def needed(role: contract.Role) -> int:
+        read, written = _row_tokens(role, assumptions, is_fused=False)
+        return read + written + (thoughts.student if role == "answer" else thoughts.teacher)
+
     if spec.student.max_model_len:
-        yield Length("student.maxModelLen", needs["answer"], spec.student.max_model_len)
+        yield Length("student.maxModelLen", needed("answer"), spec.student.max_model_len)
     if spec.teacher.model and spec.teacher.max_model_len:
-        yield Length("teacher.maxModelLen", max(needs["critique"], needs["refine"]), spec.teacher.max_model_len)
+        yield Length("teacher.maxModelLen", max(needed("critique"), needed("refine")), spec.teacher.max_model_len)
     example = max(_example_tokens(objective, assumptions, thoughts) for objective in spec.training.objectives)
     yield Length("training.maxSequenceLength", example, spec.training.max_sequence_length)
 
@@ -379,7 +381,9 @@ def fits(run: Run, assumptions: Assumptions) -> list[Fit]:
     for child in plan(run):
         if isinstance(work := child.task.work, contract.Train):
             what = f"{child.stage}, model and optimizer (ZeRO {work.zero_stage})"
-            need = states(work, Shape(int(assumptions.student), 0, 0, 0, 0, 0, 0, 0), world=child.pods * child.gpus)
+            trained = roughly(assumptions.student, work.adapter) if work.adapter else None
+            shape = Shape(int(assumptions.student), 0, 0, 0, 0, 0, 0, 0, trained=trained)
+            need = states(work, shape, world=child.pods * child.gpus)
             verdicts.append(Fit(what, need, 0.9 * memory))
     return verdicts
 

@@ -251,6 +251,27 @@ def test_without_checkpointing_it_is_six() -> None:
     )
 
 
+def test_with_an_adapter_the_frozen_parameters_need_no_gradients() -> None:
+    given = assumed(start_minutes=0)
+    whole, adapter, kept = (
+        by_stage(run_of(training={**TRAINING, **changes}), given)["train-cgd"].seconds
+        for changes in ({}, {"adapter": {}}, {"adapter": {}, "activationCheckpointing": "never"})
+    )
+    assert adapter == pytest.approx(6 / 8 * whole)
+    assert kept == pytest.approx(4 / 8 * whole)
+
+
+def test_an_adapter_trains_where_all_parameters_do_not_fit() -> None:
+    alone = {**TRAINING, "workers": 1, "gpusPerWorker": 1, "zeroStage": 0}
+    whole, adapter = (
+        fit_of("train-cgd", run_of(training={**alone, **changes}), assumed())
+        for changes in ({}, {"adapter": {"rank": 64}})
+    )
+    assert not whole.fits
+    assert adapter.fits
+    assert adapter.need == pytest.approx(2 * 8e9 + 22 * 168e6, rel=0.1), "a rank of 64 has 168 million parameters"
+
+
 def test_writing_with_few_rows_in_flight_is_bound_by_bandwidth() -> None:
     given = assumed(start_minutes=0, in_flight=1, prompt=1, critique=1, refinement=1)
     cost = by_stage(run_of(), given)["answer"]

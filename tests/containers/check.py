@@ -46,8 +46,16 @@ CERTIFICATES, MOUNTED = Path("/etc/ssl/certs/ca-certificates.crt"), "/run/ca-cer
 PROGRAMS = [f"cgd_stages.{name}" for name in ("prepare", "generate", "check", "evaluate", "harness", "report", "clean")]
 IMPORTS = {
     "operator": ["cgd_operator.process"],
-    "generate": [*PROGRAMS, "vllm", "vllm.v1.engine.llm_engine", "vllm.entrypoints.llm", "lm_eval", "math_verify"],
-    "train": ["cgd_stages.train.loop", "cgd_stages.train.student", "deepspeed", "accelerate", "triton"],
+    "generate": [
+        *PROGRAMS,
+        "vllm",
+        "vllm.v1.engine.llm_engine",
+        "vllm.entrypoints.llm",
+        "lm_eval",
+        "math_verify",
+        "peft",
+    ],
+    "train": ["cgd_stages.train.loop", "cgd_stages.train.student", "deepspeed", "accelerate", "peft", "triton"],
 }
 PROBLEMS = "".join(json.dumps({"question": f"What is {n} + {n}?", "answer": str(2 * n)}) + "\n" for n in range(20))
 MODEL = "/scratch/model"

@@ -1,8 +1,9 @@
 """One process of the training loop that writes down the gradients of its first step: see test_train_gradients.py.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m gradient_ranks <folder>
+    python -m torch.distributed.run --nproc-per-node 2 -m gradient_ranks <folder> <dtype>
 
-All is the product's own but for the dtype: float64, also in the loss; between ranks, where DeepSpeed can send it.
+All is the product's own but for the dtype if it is float64, also in the loss; between ranks, where DeepSpeed can send
+it.
 """
 
 import json
@@ -20,15 +21,18 @@ from cgd_stages.train import loop, student
 from cgd_stages.training.job import JOB, Job
 
 CASES = "cases.json"
+"""Of each case, what differs from the job or its work."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, dtype: str) -> None:
     loop._quieten()
     loop.join_group()
-    in_float64()
+    if dtype == "float64":
+        in_float64()
     job = Job.model_validate_json((folder / JOB).read_text())
     for number, changes in enumerate(json.loads((folder / CASES).read_text())):
-        case = job.model_copy(update={"work": job.work.model_copy(update=changes)})
+        of_job = {name: changes.pop(name) for name in ("student", "router_loss_weight") if name in changes}
+        case = job.model_copy(update=of_job | {"work": job.work.model_copy(update=changes)})
         if dist.get_rank() == 0:
             (folder / JOB).write_text(case.to_json())
         dist.barrier()
@@ -67,4 +71,4 @@ def of_first_step(trainer: loop.Trainer) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

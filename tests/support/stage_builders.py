@@ -231,7 +231,7 @@ class Program:
     def wait(self) -> Ended:
         code = self._process.wait()
         self.progress.close()
-        words = self._words.read_text() if self._words.exists() else '{"reply": "failed"}'
+        words = self._words.read_text() if self._words.exists() else '{"outcome": "failed"}'
         return Ended(code, LastWords.model_validate_json(words), self._log.read_text())
 
 

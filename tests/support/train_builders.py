@@ -122,15 +122,18 @@ Plain = tuple[list[float], list[float], dict[str, torch.Tensor]]
 
 
 def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
-    """The same training without DeepSpeed, batches, padding or narrowed logits."""
+    """The same training without DeepSpeed, batches, padding or narrowed logits. A mixture's router learns too, with the
+    weight that transformers takes from its config."""
     torch.set_num_threads(1)  # threads that wait for each other are slow on a busy machine
     template = ChatTemplate.load(model)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    if work.adapter:
+        student = with_adapter(student, work)
     examples = [row_example(template, "CGD", row, max_length=work.max_sequence_length) for row in rows]
     lengths = [len(example.input_ids) for example in examples]
     schedule = Schedule(lengths, work.global_batch_size, work.epochs, work.seed)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=work.weight_decay)
-    losses, norms = [], []
+    losses, norms, weight = [], [], getattr(student, "router_aux_loss_coef", 0.0)
     for step in range(schedule.steps):
         rate = learning_rate(step, steps=schedule.steps, peak=work.learning_rate, warmup_ratio=work.warmup_ratio)
         optimizer.param_groups[0]["lr"] = rate
@@ -138,16 +141,30 @@ def plain_training(model: Path, rows: list[Row], work: Train) -> Plain:
         learned = sum(label != -100 for example in batch for label in example.labels)
         total = 0.0
         for example in batch:
-            logits = student(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
-            loss = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="sum", ignore_index=-100) / learned
-            loss.backward()
+            asked = {"output_router_logits": True} if weight else {}
+            output = student(input_ids=torch.tensor([example.input_ids]), **asked)
+            labels = torch.tensor(example.labels[1:])
+            loss = cross_entropy(output.logits[0, :-1], labels, reduction="sum", ignore_index=-100) / learned
+            (loss + weight * output.aux_loss / len(batch) if weight else loss).backward()
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
     assert all(math.isfinite(loss) for loss in losses)
+    if work.adapter:
+        student = student.merge_and_unload()
     return losses, norms, {name: tensor.detach() for name, tensor in student.named_parameters()}
+
+
+def with_adapter(student: Any, work: Train) -> Any:
+    """The student with the task's adapter on all linear modules of its layers, as users of PEFT make it."""
+    from peft import LoraConfig, get_peft_model
+
+    assert work.adapter
+    torch.manual_seed(work.seed)
+    given = {"r": work.adapter.rank, "lora_alpha": work.adapter.alpha}
+    return get_peft_model(student, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **given))
 
 
 def plain_loss(model: Path, rows: list[Row]) -> float:

@@ -29,6 +29,7 @@ from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
 from cgd_stages.grading.grader import Grader
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.quality import selection
 from cgd_stages.quality.marks import SAMPLED, cautions
 from cgd_stages.quality.review import GRADE_SECONDS, GRADERS, review_rows
@@ -39,7 +40,7 @@ from cgd_stages.store.folder import REJECTED, Folder, Part, read_rows
 from cgd_stages.store.rows import KEY, REJECTION_SCHEMA, Key, key_of
 from cgd_stages.store.run import Product
 from cgd_stages.training.dataset import CHECK, UNUSABLE, Dataset, ExampleCounts, LeftOut, read_left_out
-from cgd_stages.training.job import checkpoints_of, inputs_of
+from cgd_stages.training.job import checkpoints_of, inputs_of, router_loss_weight
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,10 @@ def _refuse_foreign_checkpoints(context: Context, dataset: Dataset, student: res
     """Raise UserError where the training pods could not go on from the checkpoints that they will find. The stored
     figures do not depend on this: the same rows and settings may be trained in another layout."""
     stage = train_stage(dataset.work.objective)
-    trained = context.store.place(stage, inputs_of(stage, dataset, student))
+    model = _student(context, dataset.work)
+    files = resolve.fetch(model, context.store, context.scratch, weights=False)
+    weight = router_loss_weight(dataset.work, read_config(files, model, "spec.student"))
+    trained = context.store.place(stage, inputs_of(stage, dataset, student, weight))
     if trained.done() is None:
         checkpoints_of(trained, dataset.work).newest()
 

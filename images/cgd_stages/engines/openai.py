@@ -41,6 +41,8 @@ MOST_BYTES, LEAST_BYTES, TOTAL_BYTES = 8 << 20, 1 << 20, 512 << 20
 lower, so that all answers together have at most `TOTAL_BYTES`, but never below `LEAST_BYTES`."""
 LONGEST_ID, LONGEST_REASON = 200, 40
 """The most characters that are kept of a model's id and of a finish reason."""
+SPECIAL_TOKENS = "skip_special_tokens"
+"""A parameter of vLLM's and SGLang's servers: false leaves special tokens in the text."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -260,11 +262,31 @@ def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, pa
     raise TransientError(f"the endpoint {endpoint.url} does not answer: {last}", hint=ENDPOINT_HINT) from last
 
 
+def refuse_hidden_thoughts(endpoint: Endpoint, chat: Chat, request: Request, patience: Patience = TRIAL) -> None:
+    """Raise UserError when the server leaves a thought in the text and takes its markers, which are special tokens, out
+    of it. A server that can show special tokens is asked to; of another one, nothing can be known."""
+    if SPECIAL_TOKENS in endpoint.extra_body:
+        return
+    shown = endpoint.model_copy(update={"extra_body": {**endpoint.extra_body, SPECIAL_TOKENS: False}})
+    try:
+        answer = post(shown, json.dumps(request_body(shown, chat, request)).encode(), patience.timeout)
+        completion = _completion(request.name, answer)
+    except Failed as failed:
+        log.info("the endpoint does not show special tokens: %s", failed)
+        return
+    if completion.thinking or completion.unfinished_thinking:
+        raise UserError(
+            f"{endpoint.model} at {endpoint.url} thinks, and the server leaves the thought in the text without its "
+            "markers, where nothing tells it from the answer",
+            hint=f"Start the server with a reasoning parser, or set spec.teacher.endpoint.extraBody to "
+            f"{{{SPECIAL_TOKENS}: false}}.",
+        )
+
+
 def _thinks(completion: Completion, answer: Any) -> bool:
     """Whether there is a thought that is not empty."""
-    text = re.sub(r"^\s*<think>\s*</think>", "", completion.text)
     counted = ((answer.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return bool(completion.thinking.strip() or counted) or "<think>" in text or "</think>" in text
+    return bool(completion.thinking.strip() or counted)
 
 
 def refuse_other_mode(chat: Chat, tried: Sequence[Tried]) -> None:

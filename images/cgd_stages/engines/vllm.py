@@ -10,6 +10,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
+from cgd_stages.chat.thoughts import Markup
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.vllm_settings import sampling_params, vllm_arguments
 from cgd_stages.errors import TransientError, UserError
@@ -30,6 +31,7 @@ class VllmEngine:
 
     def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
         self._template = template
+        self._thinking_budget = template.chat.thinking_budget if template.thinks else None
         self._llm = _start_vllm(model, engine, template)
         config = self._llm.vllm_config
         self._limit = int(config.model_config.max_model_len)
@@ -72,9 +74,8 @@ class VllmEngine:
             detail = f"the prompt has {len(ids)} tokens; the model's context ends at {self._limit}"
             self._refused.append(Refused(request.name, "too_long", detail, len(ids)))
             return
-        budget = self._template.chat.thinking_budget if self._template.thinks else None
-        params = sampling_params(request.sampling, self._limit, len(ids), thinking_budget=budget)
-        params.stop_token_ids = [*(params.stop_token_ids or []), *self._template.extra_stops]
+        stops, budget = self._template.extra_stops, self._thinking_budget
+        params = sampling_params(request.sampling, self._limit, len(ids), stops=stops, thinking_budget=budget)
         try:
             self._llm.add_request(request.name, tokens_input(ids), params)
         except (ValueError, VLLMClientError) as error:
@@ -119,11 +120,13 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
 
 
+def _budgeted(template: ChatTemplate) -> Markup | None:
+    """The markers of the thoughts that must not be longer than a budget; None: there is none."""
+    return template.markup if template.thinks and template.chat.thinking_budget is not None else None
+
+
 def _start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
-    started = time.monotonic()
-    chat = template.chat if template.thinks else contract.Chat()
-    thought = (template.markup.start, template.markup.end) if template.markup else None
-    arguments = vllm_arguments(model, engine, chat, thought=thought)
+    started, arguments = time.monotonic(), vllm_arguments(model, engine, _budgeted(template))
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs
         from vllm.exceptions import VLLMClientError

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cgd_stages.contract import Chat, Engine, Repetition, Sampling
+from cgd_stages.chat.thoughts import Markup
+from cgd_stages.contract import Engine, Repetition, Sampling
 from cgd_stages.errors import GPU_HINT, TransientError, UserError
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,9 @@ def on_gpu(memory: int) -> dict[str, Any]:
     }
 
 
-def vllm_arguments(
-    model: Path, engine: Engine, chat: Chat | None = None, *, thought: tuple[str, str] | None = None
-) -> dict[str, Any]:
-    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `thought`: the markers
-    that stand around a thought, which vLLM needs to hold a model to `chat.thinking_budget`.
+def vllm_arguments(model: Path, engine: Engine, budgeted: Markup | None = None) -> dict[str, Any]:
+    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `budgeted`: markers
+    of thoughts, where vLLM must end those that reach their budget.
 
     Raises TransientError when vLLM has no device to run on.
     """
@@ -43,7 +42,7 @@ def vllm_arguments(
     if platform.is_unspecified():
         raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
     hardware = _on_cpu(engine) if platform.is_cpu() else on_gpu(platform.get_device_total_memory())
-    return _arguments(model, engine, hardware) | _thinking(chat or Chat(), thought)
+    return _arguments(model, engine, hardware) | (_thoughts(budgeted) if budgeted else {})
 
 
 def _platform() -> Any:
@@ -76,18 +75,12 @@ def _arguments(model: Path, engine: Engine, hardware: dict[str, Any]) -> dict[st
     return always | hardware | chosen
 
 
-def _thinking(chat: Chat, thought: tuple[str, str] | None) -> dict[str, Any]:
-    """What vLLM must know of a model's thoughts to end one that reaches the budget."""
-    if chat.thinking_budget is None:
-        return {}
-    if chat.reasoning_parser:
-        return {"reasoning_parser": chat.reasoning_parser}
-    if thought is None:
-        message = "thinkingBudget is set, and nothing shows how the model marks the beginning and the end of a thought"
-        raise UserError(message, hint="Set reasoningParser beside it, or remove thinkingBudget.")
+def _thoughts(markup: Markup) -> dict[str, Any]:
+    """How vLLM finds a thought, and what it has the model write in its place when the budget is used up."""
     from vllm.config.reasoning import ReasoningConfig
 
-    return {"reasoning_config": ReasoningConfig(reasoning_start_str=thought[0], reasoning_end_str=thought[1])}
+    end = markup.bridge.strip()
+    return {"reasoning_config": ReasoningConfig(reasoning_start_str=markup.start, reasoning_end_str=end)}
 
 
 def _on_cpu(engine: Engine) -> dict[str, Any]:
@@ -176,14 +169,14 @@ def loop_detection(loop: Repetition) -> Any:
 # --- checks without a GPU
 
 
-def needs_judging(engine: Engine, chat: Chat) -> bool:
+def needs_judging(engine: Engine) -> bool:
     """Whether the arguments hold anything that only vLLM can judge."""
-    given = (engine.quantization, engine.kv_cache_dtype, engine.speculative, chat.reasoning_parser)
+    given = (engine.quantization, engine.kv_cache_dtype, engine.speculative)
     sizes = (engine.max_num_seqs, engine.max_num_batched_tokens)
     return engine.tensor_parallel > 1 or any(value is not None for value in (*given, *sizes))
 
 
-def refuse_wrong_engine(model: Path, engine: Engine, chat: Chat, samplings: Sequence[Sampling], where: str) -> None:
+def refuse_wrong_engine(model: Path, engine: Engine, samplings: Sequence[Sampling], where: str) -> None:
     """Have vLLM's own code judge an engine's arguments, and the sampling of its requests, where there is no GPU yet.
     `where` names the model in the spec. Raises UserError with the fields to correct.
 
@@ -192,7 +185,6 @@ def refuse_wrong_engine(model: Path, engine: Engine, chat: Chat, samplings: Sequ
     hardware = _on_cpu(engine) if (platform := _platform()).is_cpu() else on_gpu(0)
     from vllm import EngineArgs
     from vllm.config import CacheConfig, ParallelConfig, SchedulerConfig, VllmConfig
-    from vllm.reasoning import ReasoningParserManager
 
     log.info("%s: vLLM judges its arguments for %s", where, platform.device_type or "a GPU")
     with _judged(where, "quantization", "dtype", "maxModelLen"):
@@ -214,9 +206,6 @@ def refuse_wrong_engine(model: Path, engine: Engine, chat: Chat, samplings: Sequ
             is_encoder_decoder=config.is_encoder_decoder,
             enable_chunked_prefill=True,
         )
-    if chat.reasoning_parser:
-        with _judged(where, "chat.reasoningParser"):
-            ReasoningParserManager.get_reasoning_parser(chat.reasoning_parser)
     for sampling in samplings:
         with _judged(where, "speculative", "the sampling in spec.generation or spec.evaluation"):
             sampling_params(sampling, config.max_model_len, 0).verify(config, speculative, None, None)
@@ -231,6 +220,6 @@ def _judged(where: str, *fields: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    except (ValueError, TypeError, LookupError, NotImplementedError, ImportError, VLLMError) as error:
+    except (ValueError, TypeError, NotImplementedError, ImportError, VLLMError) as error:
         message = f"{where}: vLLM refuses its arguments: {error}"
         raise UserError(message, hint=f"Correct {' or '.join(names)}.") from error

@@ -8,21 +8,22 @@ A GPU that serves needs at least these, so a refusal is certain and a pass is no
 They must fit into gpuMemoryUtilization of its memory; vLLM needs room for activations and CUDA graphs besides. A GPU
 that trains needs the estimate of `training_memory`, with the largest micro-batch: maxSequenceLength tokens. Sizes come
 from config.json and the headers of the safetensors, never from a model's name, and no model is loaded: `cgd plan` comes
-to the same result without torch. There is no verdict on other formats, latent attention (MLA), quantized students and
-mixtures of experts in training; the log names these.
+to the same result without torch. A mixture of experts needs memory for all of its experts, and activations of those
+that a token meets. There is no verdict on other formats, latent attention (MLA) and quantized students; the log names
+these.
 """
 
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.engines.vllm_settings import GPU_MEMORY_UTILIZATION
 from cgd_stages.errors import UserError
-from cgd_stages.models import resolve, training_memory
+from cgd_stages.models import resolve, targets, training_memory
 from cgd_stages.models.training_memory import giga
 from cgd_stages.store.bucket import Bucket
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes that an engine converts to its own; tensors of other dtypes are quantized and stay as they are."""
+MXFP4 = "mxfp4"
+"""The quantization of gpt-oss, which transformers undoes for a training."""
 MOST_GPUS = 64
 CHANGES: tuple[dict[str, Any], ...] = (
     {"activation_checkpointing": "auto"},
@@ -78,6 +81,14 @@ def read_config(folder: Path, model: Model, where: str) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise resolve.unloadable(model, where, "config", error) from error
+
+
+def quantization(config: Any) -> str | None:
+    """The method by which a model's stored weights are quantized, as its config names it."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    return str(found["quant_method"] if isinstance(found, dict) else found.quant_method)
 
 
 def context_length(config: Any, engine: Engine, model: Model, where: str) -> int:
@@ -220,6 +231,8 @@ def trained(gpus: Gpus, config: Any, tensors: Sequence[resolve.Tensor] | None) -
         log.warning("spec.training: there is no estimate for this student; whether its training fits is not checked")
         return None
     work, room = gpus.training, training_memory.USABLE * gpus.memory
+    if work.adapter and tensors:
+        shape = replace(shape, trained=targets.parameters_of(tensors, work.adapter))
     world = work.workers * work.processes_per_worker
 
     def needs(work: Train) -> tuple[int, int]:
@@ -250,11 +263,23 @@ def trained(gpus: Gpus, config: Any, tensors: Sequence[resolve.Tensor] | None) -
 _CAMEL = {"activation_checkpointing": "activationCheckpointing", "zero_stage": "zeroStage", "offload": "offload"}
 
 
+def as_trained(tensors: Sequence[resolve.Tensor]) -> list[resolve.Tensor]:
+    """The tensors of a student in its training: what is stored in MXFP4 (two weights in a byte, a scale for 32 of
+    them) is trained, and stored again, in bfloat16."""
+    return [
+        resolve.Tensor(tensor.name, "BF16", 2 * tensor.size, 4 * tensor.size)
+        if tensor.name.endswith("_blocks")
+        else tensor
+        for tensor in tensors
+        if not tensor.name.endswith("_scales")
+    ]
+
+
 def shape_of(config: Any, tensors: Sequence[resolve.Tensor]) -> training_memory.Shape | None:
     """The shape that `student.shape` finds in the loaded model. None: there is no estimate."""
     text = config.get_text_config()
-    if getattr(text, "kv_lora_rank", None) or not getattr(text, "num_attention_heads", None):
-        return None
+    if quantization(config) == MXFP4:
+        tensors = as_trained(tensors)
     if any(tensor.dtype not in FLOATS for tensor in tensors):
         return None
     if getattr(text, "tie_word_embeddings", False):  # the head is the embeddings

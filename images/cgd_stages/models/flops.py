@@ -1,8 +1,9 @@
 """How much of the hardware's peak a training uses (MFU), from the work that the model asks for. Pure.
 
 The count has the multiplications that learning needs, forward and backward, as in PaLM (2022): 6 FLOPs for each
-parameter and token, and attention. It has neither work that is repeated to save memory nor work whose result a mask
-drops: attention is causal, and the output layer works on learned tokens alone.
+parameter and token, 4 for a parameter that is frozen beside an adapter, and attention. It has neither work that is
+repeated to save memory nor work whose result a mask drops: attention is causal, and the output layer works on learned
+tokens alone.
 """
 
 import re
@@ -37,9 +38,13 @@ class Work:
     body: int
     head: int
     attention: int
+    adapter: int | None = None
+    """Parameters of an adapter that is learned instead of the others; None: all are learned."""
 
     def flops(self, lengths: Iterable[int], supervised: int) -> float:
         """FLOPs of a step over examples of these lengths, `supervised` tokens of which are learned."""
         lengths = list(lengths)
         pairs = sum(length * length for length in lengths)
-        return 6.0 * (self.body * sum(lengths) + self.head * supervised + self.attention * pairs)
+        own = 6.0 if self.adapter is None else 4.0
+        learned = 6.0 * ((self.adapter or 0) * sum(lengths) + self.attention * pairs)
+        return own * (self.body * sum(lengths) + self.head * supervised) + learned

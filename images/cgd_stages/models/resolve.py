@@ -29,6 +29,8 @@ TEMPLATES = "templates"
 """The entry of prepare's inputs with the text of each chat template that the run names by its place."""
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
+ADAPTER = "adapter/"
+"""Prefix of the files of the adapter that was trained, in the same folder."""
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors file's header, the limit of the safetensors library."""
 LARGEST = 1 << 60
@@ -134,6 +136,7 @@ class Tensor:
     dtype: str
     parameters: int
     size: int
+    shape: tuple[int, ...] = ()
 
 
 def tensors(model: Model, bucket: Bucket, scratch: Path) -> list[Tensor] | None:
@@ -165,7 +168,7 @@ def _tensor(name: str, info: Any) -> Tensor:
     counts = (info.parameter_count, end - begin)
     if not all(type(count) is int and 0 <= count < LARGEST for count in counts):
         raise ValueError(f"{name} has {counts[0]} parameters in {counts[1]} bytes")
-    return Tensor(name, str(info.dtype), *counts)
+    return Tensor(name, str(info.dtype), *counts, tuple(info.shape))
 
 
 class _Index(BaseModel):

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts
+from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts, Train
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
-from cgd_stages.models import fit, resolve, training_memory
+from cgd_stages.models import fit, resolve, targets, training_memory
+from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.endpoint import check_endpoint
 from cgd_stages.prepare.engine import check_engine
@@ -50,6 +51,11 @@ def main(context: Context) -> dict[str, StageFacts]:
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
+    _refuse_untrainable(student.served, work.training)
+    if work.training.adapter:
+        targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
+        if work.training.learning_rate < targets.LEAST_RATE:
+            log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -66,7 +72,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
     drafts: dict[str, str] = {}
     for model in models:
-        drafts |= check_engine(context, model.served, chats[model.served.where])
+        drafts |= check_engine(context, model.served)
     files = open_source(context, work.prompts, "spec.prompts")
     benchmark_files = {
         benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks
@@ -135,13 +141,32 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     return Checked(resolved, template, fit.Served(where, exact, engine, config, length))
 
 
+def _refuse_untrainable(student: fit.Served, work: Train) -> None:
+    """Raise UserError for a student that this training cannot train."""
+    if (method := fit.quantization(student.config)) not in (None, fit.MXFP4):
+        raise UserError(
+            f"the weights of {student.model.name} are quantized ({method}), and cannot be trained",
+            hint="Set spec.student.model to the model as it was before its quantization.",
+        )
+    if work.router_loss_weight and not has_experts(student.config):
+        raise UserError(
+            f"spec.training.routerLossWeight is set, but {student.model.name} has no experts and no router",
+            hint="Leave spec.training.routerLossWeight out.",
+        )
+
+
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
     """The metric that tells how large a checkpoint of the training will be, where the model's files show it. It is not
     stored, because runs that share these rows may train them in another layout."""
     tensors = resolve.tensors(student.served.model, context.store.bucket, context.scratch)
     if tensors is None:
         return {}
+    if fit.quantization(student.served.config) == fit.MXFP4:
+        tensors = fit.as_trained(tensors)
     parameters, stored = sum(tensor.parameters for tensor in tensors), sum(tensor.size for tensor in tensors)
+    if work.training.adapter:
+        parameters = targets.parameters_of(tensors, work.training.adapter)
+        stored = parameters * training_memory.number_bytes(work.training)
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
     return {CHECKPOINT_BYTES: float(size)}

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cgd_stages.contract import Chat, Model, Prepare, Sampling
+from cgd_stages.contract import Model, Prepare, Sampling
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import Served
 from cgd_stages.runtime.program import Context
 
 
-def check_engine(context: Context, served: Served, chat: Chat) -> dict[str, str]:
+def check_engine(context: Context, served: Served) -> dict[str, str]:
     """Raise UserError when vLLM refuses the engine's arguments or the sampling of its requests. Returns the commit of
     the model that writes its drafts, by name, if that is on the hub."""
-    if not needs_judging(served.engine, chat):
+    if not needs_judging(served.engine):
         return {}
     pins: dict[str, str] = {}
 
@@ -26,7 +26,7 @@ def check_engine(context: Context, served: Served, chat: Chat) -> dict[str, str]
 
     folder = resolve.fetch(served.model, context.store, context.scratch, weights=False)
     samplings = samplings_of(context.work_of(Prepare), served.where)
-    refuse_wrong_engine(folder, resolve.with_drafts(served.engine, small_files), chat, samplings, served.where)
+    refuse_wrong_engine(folder, resolve.with_drafts(served.engine, small_files), samplings, served.where)
     return pins
 
 

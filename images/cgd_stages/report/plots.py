@@ -90,9 +90,14 @@ def _step_text(step: Step) -> str:
 
 
 def sparks(log: Sequence[Step]) -> list[dict[str, Any]]:
-    """Small lines beside the loss: gradient norm and learning rate, from zero to their largest value."""
+    """Small lines beside the loss: gradient norm, learning rate, and for a mixture of experts the routers' loss, from
+    zero to their largest value."""
     lines = []
-    for name, title in (("grad_norm", "Gradient norm"), ("learning_rate", "Learning rate")):
+    for name, title in (
+        ("grad_norm", "Gradient norm"),
+        ("learning_rate", "Learning rate"),
+        ("router_loss", "Routers' loss"),
+    ):
         finite = [
             (step.step, value) for step in log if (value := getattr(step, name)) is not None and math.isfinite(value)
         ]

@@ -39,6 +39,8 @@ class Step(Contract):
 
     step: int
     loss: float = math.nan
+    router_loss: float | None = None
+    """Of a mixture of experts, the mean over examples; None for a dense model."""
     learning_rate: float | None = None
     grad_norm: float | None = None
     supervised_tokens: int | None = None

@@ -8,8 +8,9 @@ of its processes into last words and an exit code. The first pod also stores the
 until it has done so: a pod that has succeeded is never started again, and training needs all of them. This module does
 not import torch, so that a training that is done already, or that cannot work, ends at once.
 
-Training changes all parameters, with AdamW, gradients clipped to norm 1, a linear warm-up and then a cosine to zero.
-A step has `globalBatchSize` examples whatever the number of processes; the last step of an epoch has the rest.
+Training changes all parameters, or those of an adapter (adapter.py), with AdamW, gradients clipped to norm 1, a linear
+warm-up and then a cosine to zero. A step has `globalBatchSize` examples whatever the number of processes; the last step
+of an epoch has the rest.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -40,6 +41,7 @@ from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
@@ -48,6 +50,7 @@ from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
+    ADAPTER,
     BEGUN,
     CHECKPOINTS,
     EXAMPLES,
@@ -62,6 +65,7 @@ from cgd_stages.training.job import (
     inputs_of,
     read_process_ends,
     read_records,
+    router_loss_weight,
 )
 
 log = logging.getLogger(__name__)
@@ -144,6 +148,7 @@ class Stage:
     folder: Folder
     inputs: dict[str, Any]
     student: Model
+    router_loss_weight: float
 
 
 @dataclass
@@ -169,10 +174,12 @@ def _stage(context: Context) -> Stage:
     work, task = context.work_of(Train), context.task
     student = resolve.pinned(work.student, context.store)
     dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
-    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store))
+    config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
+    weight = router_loss_weight(work, config)
+    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
     folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, dataset, folder, inputs, student)
+    return Stage(context, work, node, dataset, folder, inputs, student, weight)
 
 
 def _lead(stage: Stage, until_promised: ExitStack) -> Product:
@@ -209,9 +216,10 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         stage=task.stage,
         digest=stage.folder.digest,
         storage=task.storage,
-        work=stage.work,
+        work=stage.work.model_copy(update={"student": stage.student}),
         student=str(student),
         student_dtype=stored_dtype(student),
+        router_loss_weight=stage.router_loss_weight,
         first_rank=node.rank * node.processes,
         resume=0,
         rows=made.counts.rows,
@@ -271,13 +279,16 @@ def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
 
 
 def stored_dtype(model: Path) -> str:
-    """The dtype in a model's config. Older configs call it torch_dtype, multimodal ones have it in text_config."""
+    """The dtype in a model's config. Older ones call it torch_dtype, multimodal ones have it in text_config.
+
+    gpt-oss, whose experts are quantized, may have none.
+    """
     config = json.loads((model / "config.json").read_text())
     for fields in (config, config.get("text_config") or {}):
         for name in ("dtype", "torch_dtype"):
             if isinstance(fields.get(name), str):
                 return str(fields[name]).removeprefix("torch.")
-    return "float32"
+    return "bfloat16" if config.get("quantization_config") else "float32"
 
 
 def _find_first_pod(stage: Stage) -> None:
@@ -394,8 +405,8 @@ def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> St
 
 
 def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
-    """The exported model's validation loss, peak memory and MFU, as far as the training has them."""
-    figures = {"validation_loss": exported["validation_loss"]} if "validation_loss" in exported else {}
+    """The exported model's validation and router loss, peak memory and MFU, as far as the training has them."""
+    figures = {name: exported[name] for name in ("validation_loss", "router_loss") if name in exported}
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
     shares = [record["mfu"] for record in records if "mfu" in record]
     return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})
@@ -405,10 +416,11 @@ def _store(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) ->
     """Store the model, its card and its training's curve."""
     (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
     bucket, parts = stage.folder.bucket, list(made.parts)
-    for path in sorted((folder / MODEL).iterdir()):
-        name = f"{resolve.MODEL}{path.name}"
-        bucket.upload(path, stage.folder.key(name))
-        parts.append(Part(key=name, sha256=file_sha256(path)))
+    learned = {resolve.MODEL: folder / MODEL} | ({resolve.ADAPTER: folder / ADAPTER} if stage.work.adapter else {})
+    for prefix, files in learned.items():
+        for path in sorted(files.iterdir()):
+            bucket.upload(path, stage.folder.key(f"{prefix}{path.name}"))
+            parts.append(Part(key=f"{prefix}{path.name}", sha256=file_sha256(path)))
     bucket.upload(folder / METRICS, stage.folder.key(METRICS))
     parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
     log.info("the model is stored: %s/%s", stage.folder.uri, resolve.MODEL)
@@ -440,7 +452,7 @@ tags: [critique-guided-distillation]
 
 Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
 {CONTEXTS[work.objective]}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
-Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.
+Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.{_adapter(work)}
 {_selection(work, facts)}
 
 | training | |
@@ -456,6 +468,18 @@ Ask it the prompt alone: one pass, no draft, no critique, the chat template unch
 Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`{own_answers}. The model keeps
 the licence of the one it was made from; its data carry the licences of their prompts and of the teacher.
 """
+
+
+def _adapter(work: Train) -> str:
+    """What was trained, in a sentence, where it is not all parameters."""
+    if not work.adapter:
+        return ""
+    modules = ", ".join(work.adapter.targets) or "every linear module of the layers"
+    return (
+        f"\nTrained was a low-rank adapter (rank {work.adapter.rank}, alpha {work.adapter.alpha}, dropout "
+        f"{work.adapter.dropout:g}, for {modules}), which is stored beside this folder in `{resolve.ADAPTER}`; this is "
+        "the student with the adapter added, rounded once, and the model that was evaluated."
+    )
 
 
 def _selection(work: Train, facts: StageFacts) -> str:

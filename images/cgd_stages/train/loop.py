@@ -37,12 +37,14 @@ from cgd_stages.models import flops
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
-from cgd_stages.train import student
+from cgd_stages.train import adapter, student
 from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.train.router import spans_of
 from cgd_stages.train.saving import Saver
 from cgd_stages.training import curves
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import (
+    ADAPTER,
     BEGUN,
     BEST,
     EXAMPLES,
@@ -59,7 +61,16 @@ from cgd_stages.training.job import (
 
 log = logging.getLogger(__name__)
 
-REPORTED = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "mfu", "peak_memory_bytes")
+REPORTED = (
+    "step",
+    "loss",
+    "router_loss",
+    "grad_norm",
+    "learning_rate",
+    "supervised_tokens",
+    "mfu",
+    "peak_memory_bytes",
+)
 """Figures of a step that progress reports have."""
 
 
@@ -130,6 +141,8 @@ class Trainer:
     loss: student.TargetLoss
     device: torch.device
     held_out: Examples
+    keeper: adapter.Keeper | None = None
+    """None where all of the student's parameters are learned."""
     cost: flops.Work | None = None
     peak: float | None = None
     """FLOP/s of all processes' devices together, if they are known."""
@@ -171,7 +184,8 @@ class Trainer:
             group["lr"] = rate
         batch = self.schedule.batch(step)
         learned = self.examples.learned(batch)
-        loss = self._sum(self._accumulate(step, learned)) / learned
+        loss, router_loss = self._accumulate(step, learned)
+        loss = self._sum(loss) / learned
         self._refuse_unless_finite("loss", loss, step)
         norm = None if work.zero_stage else student.grad_norm(self.engine.module)
         self.engine.step()  # clips the gradients, too
@@ -199,30 +213,38 @@ class Trainer:
                 "peak_memory_bytes": float(memory),
             }
         )
+        if self.job.router_loss_weight:
+            self.records[-1]["router_loss"] = self._sum(router_loss) / len(batch)
         if self.cost and self.peak:
             flops_of_step = self.cost.flops((self.examples.lengths[index] for index in batch), learned)
             self.records[-1]["mfu"] = round(flops_of_step / seconds / self.peak, 4)
         self._refuse_if_spiked()
 
-    def _accumulate(self, step: int, learned: int) -> float:
-        """Compute the gradients of the step's batch; the result is this rank's part of the summed loss."""
+    def _accumulate(self, step: int, learned: int) -> list[float]:
+        """Compute the gradients of the step's batch; the result is this rank's part of the summed loss, and of the
+        examples' summed router losses."""
         work, world, rank = self.job.work, dist.get_world_size(), dist.get_rank()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        router_share = self.job.router_loss_weight / len(self.schedule.batch(step))
         micro_batches = self.schedule.micro_batches(
             step, rank=rank, world=world, budget=work.max_sequence_length, packing=work.packing
         )
         for number, indices in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            loss = self._summed_loss(self.examples, indices)
+            loss, router_loss = self._losses(self.examples, indices)
             # DeepSpeed takes the mean over ranks, whatever each rank's share of the tokens.
-            self.engine.backward(loss * (world / learned), scale_wrt_gas=False)
-            total += loss.detach()  # read once a step, so that a GPU need not wait for every micro-batch
-        return float(total)
+            self.engine.backward(loss * (world / learned) + router_loss * (world * router_share), scale_wrt_gas=False)
+            # Read once a step, so that a GPU need not wait for every micro-batch.
+            total += torch.stack([loss.detach(), router_loss.detach()])
+        return total.tolist()
 
-    def _summed_loss(self, examples: Examples, indices: list[int]) -> torch.Tensor:
+    def _losses(self, examples: Examples, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of a micro-batch, and in training the summed router losses of its examples."""
         inputs, target = examples.tensors(indices, packing=self.job.work.packing)
         on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        return self.loss(on_device, target.to(self.device))
+        balanced = self.job.router_loss_weight and indices and self.engine.training
+        spans = spans_of(inputs) if balanced else []
+        return self.loss.with_router(on_device, target.to(self.device), spans)
 
     def _refuse_unless_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):
@@ -264,7 +286,7 @@ class Trainer:
         self.engine.eval()
         with torch.no_grad():
             for indices in micro_batches:
-                total += self._summed_loss(self.held_out, indices).item()
+                total += self._losses(self.held_out, indices)[0].item()
         self.engine.train()
         loss = self._sum(total) / self.held_out.learned(list(range(len(lengths))))
         self._refuse_unless_finite("validation loss", loss, done - 1)
@@ -272,15 +294,25 @@ class Trainer:
         if dist.get_rank() == 0:
             log.info("validation loss %.4f after step %d", last["validation_loss"], done)
         if validation.select == "best" and curves.best(self.records) is last:
-            student.export(self.job, self.engine, self.folder / BEST)
+            self._write(self.folder / BEST)
 
     def export(self) -> None:
         """Write the resulting model: the best one, or the last if the run wants that or nothing was measured."""
+        learned = self.folder / (ADAPTER if self.keeper else MODEL)
         if self.job.work.validation.select == "last" or curves.best(self.records) is None:
-            student.export(self.job, self.engine, self.folder / MODEL)
+            self._write(learned)
         elif dist.get_rank() == 0:
-            (self.folder / BEST).rename(self.folder / MODEL)
+            (self.folder / BEST).rename(learned)
         dist.barrier()
+        if self.keeper:
+            self.keeper.merge(learned, self.folder / MODEL)
+
+    def _write(self, target: Path) -> None:
+        """Write what is learned: the model, or its adapter."""
+        if self.keeper:
+            self.keeper.write(target)
+        else:
+            student.export(self.job, self.engine, target)
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -328,9 +360,17 @@ def start(folder: Path) -> Trainer:
     schedule = Schedule(examples.lengths, work.global_batch_size, work.epochs, work.seed)
     config = student.deepspeed_config(work, world, gpu=device.type == "cuda")
     model = student.load(job, config)
+    if work.adapter:
+        adapter.add(model, work.adapter, work.seed)
     tokens = schedule.most_tokens(world=world, budget=work.max_sequence_length)
     student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
+    if work.packing:
+        student.refuse_leaking_packs(engine.module)
+    loss = student.TargetLoss(engine)
+    if job.router_loss_weight and not loss.has_router:
+        log.warning("transformers has no router loss for a %s; it is left out", model.config.model_type)
+        job = job.model_copy(update={"router_loss_weight": 0.0})
     has_peak = device.type == "cuda" and work.dtype == "bfloat16"
     peak = flops.peak(torch.cuda.get_device_name(device)) if has_peak else None
     trainer = Trainer(
@@ -341,9 +381,10 @@ def start(folder: Path) -> Trainer:
         saver=Saver(engine, job, folder),
         reporter=Reporter.from_environment(0) if dist.get_rank() == 0 else Reporter(),
         engine=engine,
-        loss=student.TargetLoss(engine),
+        loss=loss,
         device=device,
         held_out=held_out,
+        keeper=adapter.Keeper(engine, job) if work.adapter else None,
         cost=student.cost(model),
         peak=peak and peak * world,
     )

@@ -1,5 +1,7 @@
 """The checkpoints of a running training: written at a step, stored during the next steps.
 
+A checkpoint of an adapter has the adapter and its optimizer alone; the student comes from its own files.
+
 DeepSpeed writes a step's files to the node's own disk; from there a few threads of each node store and hash them.
 Threads of different nodes do not communicate. Between two later steps the processes agree that all files are stored;
 then a thread of the first process writes the promise. One checkpoint at a time is on its way.
@@ -23,6 +25,7 @@ import torch.distributed as dist
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Part
+from cgd_stages.train import adapter
 from cgd_stages.training.checkpoints import METRICS, name_of
 from cgd_stages.training.job import BEST, CHECKPOINTS, Job, Record, read_records, write_records
 
@@ -62,7 +65,10 @@ class Saver:
         `records` are the curve so far; rank 0 stores its own.
         """
         self.wait()
-        self._engine.save_checkpoint(str(self._local), tag=name_of(step), save_latest=False)
+        frozen_stay = self._job.work.adapter is not None
+        self._engine.save_checkpoint(
+            str(self._local), tag=name_of(step), save_latest=False, exclude_frozen_parameters=frozen_stay
+        )
         if dist.get_rank() == 0:
             folder, best = self._local / name_of(step), self._folder / BEST
             write_records(folder / METRICS, records)
@@ -87,7 +93,8 @@ class Saver:
         """Go to the step that the job continues from; the result is the curve up to there."""
         folder = self._local / name_of(self._job.resume)
         with _data_alone(self._checkpoints.uri(self._job.resume)):
-            path, _ = self._engine.load_checkpoint(str(self._local), tag=folder.name)
+            into = adapter.load_state if self._job.work.adapter else None
+            path, _ = self._engine.load_checkpoint(str(self._local), tag=folder.name, custom_load_fn=into)
         if path is None:
             raise TransientError(f"DeepSpeed does not load the checkpoint {folder}", hint="See the pod's log.")
         records = read_records(folder / METRICS)

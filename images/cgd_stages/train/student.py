@@ -2,20 +2,26 @@
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
 from cgd_stages.models import flops
-from cgd_stages.models.training_memory import CHUNK, Shape, decide, head_width, is_mixture, shape_of
+from cgd_stages.models.fit import MXFP4, quantization
+from cgd_stages.models.mixture import UnknownMixture, is_routed, mixture_of
+from cgd_stages.models.training_memory import CHUNK, Shape, decide, head_width, shape_of
+from cgd_stages.train import router
 from cgd_stages.training.job import Job
 
 log = logging.getLogger(__name__)
@@ -45,36 +51,57 @@ class TargetLoss:
         self._model = model
         self._logits, head.forward = head.forward, self._forward
         self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._balance = router.balance_of(model)
         token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         with torch.no_grad():
             marks = self._run({"input_ids": token}, lambda states: states.new_tensor(MARKS))
-        self._bare = marks.tolist() == list(MARKS)
+        self._bare = marks.logits.tolist() == list(MARKS)
         """Whether the model returns the output layer's result unchanged."""
 
+    @property
+    def has_router(self) -> bool:
+        """Whether the model is a mixture of experts whose routers have a loss."""
+        return self._balance is not None
+
     def __call__(self, inputs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        return self._losses(inputs, target)[0]
+
+    def with_router(
+        self, inputs: dict[str, torch.Tensor], target: torch.Tensor, spans: Sequence[slice]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and the router's losses of all examples, summed; `spans`: see `router.spans_of`."""
+        if not (self._balance and spans):
+            return self(inputs, target), torch.zeros((), device=target.device)
+        loss, output = self._losses(inputs, target, output_router_logits=True)
+        return loss, router.summed(self._balance, output.router_logits, spans)
+
+    def _losses(self, inputs: dict[str, torch.Tensor], target: torch.Tensor, **asked: bool) -> tuple[torch.Tensor, Any]:
+        """The loss, and all that the model returns."""
         learned = inputs["input_ids"][:, 1:][target[:, :-1]]
         if self._bare:
 
             def loss(states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
                 return _float32_loss(self._logits(states), learned)
 
-            return self._run(inputs, lambda states: _in_chunks(loss, states[target], learned))
-        logits = self._run(inputs, lambda states: self._logits(states[target]))
-        return _in_chunks(_float32_loss, logits, learned)
+            output = self._run(inputs, lambda states: _in_chunks(loss, states[target], learned), **asked)
+            return output.logits, output
+        output = self._run(inputs, lambda states: self._logits(states[target]), **asked)
+        return _in_chunks(_float32_loss, output.logits, learned), output
 
     def _forward(self, states: torch.Tensor) -> torch.Tensor:
         """The output layer's forward, of hidden states (examples, positions, hidden)."""
         result: torch.Tensor = self._logits(states) if self._instead is None else self._instead(states)
         return result
 
-    def _run(self, inputs: dict[str, torch.Tensor], instead: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The logits that the model returns when its output layer computes `instead`."""
+    def _run(
+        self, inputs: dict[str, torch.Tensor], instead: Callable[[torch.Tensor], torch.Tensor], **asked: bool
+    ) -> Any:
+        """What the model returns when its output layer computes `instead`."""
         self._instead = instead
         try:
-            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
+            return self._model(**inputs, use_cache=False, **asked)
         finally:
             self._instead = None
-        return logits
 
 
 def _in_chunks(
@@ -126,15 +153,20 @@ def flash(work: Train, *, gpu: bool, installed: bool, head: int) -> bool:
 
 def load(job: Job, config: dict[str, Any]) -> Any:
     """The student before training, in the dtype of its training, with its attention chosen. Raises UserError."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.utils import is_flash_attn_2_available
 
     # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
     sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
     try:
-        dtype = getattr(torch, job.work.dtype)
-        model = AutoModelForCausalLM.from_pretrained(job.student, dtype=dtype, trust_remote_code=False)
+        given: dict[str, Any] = {"dtype": getattr(torch, job.work.dtype), "trust_remote_code": False}
+        if quantization(AutoConfig.from_pretrained(job.student, trust_remote_code=False)) == MXFP4:
+            given["quantization_config"] = Mxfp4Config(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(job.student, **given)
+        if "quantization_config" in given:
+            # transformers leaves in bfloat16 what was quantized, and saves it under a name that nothing reads.
+            model.to(given["dtype"])._weight_conversions = None
     except (ValueError, OSError) as error:
         raise UserError(f"the student does not load: {error}", hint="Correct spec.student.model.") from error
     del sharded
@@ -142,7 +174,11 @@ def load(job: Job, config: dict[str, Any]) -> Any:
     # transformers itself chooses sdpa, or eager for a model that has no other.
     head, installed = head_width(model.config.get_text_config()), is_flash_attn_2_available()
     usable = flash(job.work, gpu=torch.cuda.is_available(), installed=installed, head=head)
-    if usable and model._supports_flash_attn:
+    if (
+        usable
+        and model._supports_flash_attn
+        and "flash_attention_2" in (model._compatible_flash_implementations or ["flash_attention_2"])
+    ):
         model.set_attn_implementation("flash_attention_2")
     if dist.get_rank() == 0:
         log.info("attention: %s", model.config._attn_implementation)
@@ -169,13 +205,40 @@ def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> N
         log.info("activation checkpointing %s: %s", "on" if decision.checkpointing else "off", decision.why)
 
 
+def refuse_leaking_packs(model: Any) -> None:
+    """Raise UserError for a student whose examples see each other in a packed row: not every architecture's attention
+    goes by the positions. `model`: DeepSpeed's engine has it, and would take this look for a step. Runs it once: all
+    ranks call together."""
+    half = 4
+    ids = torch.arange(half, device=model.device).repeat(2)[None]
+    embedded: list[torch.Tensor] = []
+
+    def embed(*given: Any) -> torch.Tensor:
+        """A hook: of the module, its arguments, and its result."""
+        embedded.append(given[-1].detach().requires_grad_())
+        return embedded[0]
+
+    hook = model.get_input_embeddings().register_forward_hook(embed)
+    try:
+        logits = model(input_ids=ids, position_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    (gradient,) = torch.autograd.grad(logits[:, half:].float().square().sum(), embedded)
+    if gradient[:, :half].any():
+        raise UserError(
+            f"in a {model.config.model_type}, examples that share a row see each other",
+            hint="Set spec.training.packing to false.",
+        )
+
+
 def initialize(model: Any, config: dict[str, Any]) -> Any:
     """DeepSpeed's engine around the student."""
     import deepspeed
 
     if dist.get_rank() == 0:
         log.info("DeepSpeed's configuration: %s", json.dumps(config))
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=learned, config=config)
     return engine
 
 
@@ -186,31 +249,51 @@ def grad_norm(model: torch.nn.Module) -> float:
 
 
 def cost(model: Any) -> flops.Work | None:
-    """The cost of the student's tokens; None for a mixture of experts, where a token uses only some parameters."""
+    """The cost of the student's tokens, which meet some of the experts of a mixture; None if its config does not say
+    how many."""
     config = model.config.get_text_config()
-    if is_mixture(config):
+    try:
+        mixture = mixture_of(model.config)
+    except UnknownMixture:
         return None
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    body = _size(model) - _size(embeddings) - (0 if head.weight is embeddings.weight else _size(head))
+    embeddings, head, adapter = model.get_input_embeddings(), model.get_output_embeddings(), _adapter(model)
+    body = _size(model) - (adapter or 0) - _size(embeddings) - (0 if head.weight is embeddings.weight else _size(head))
+    if mixture:
+        routed = sum(_numel(parameter) for name, parameter in model.named_parameters() if is_routed(name))
+        body -= routed - routed * mixture.active // mixture.experts
     heads = config.num_attention_heads * head_width(config)
-    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads)
+    return flops.Work(body=body, head=_size(head), attention=config.num_hidden_layers * heads, adapter=adapter)
 
 
 def shape(model: Any) -> Shape | None:
-    """The student's shape, from which its need of memory is estimated; None for a mixture of experts."""
+    """The student's shape, from which its need of memory is estimated; None where there is no estimate."""
     norms = [_size(module) for module in model.modules() if type(module).__name__.endswith("Norm")]
-    return shape_of(model.config, _size(model), norms)
+    found, adapter = shape_of(model.config, _size(model), norms), _adapter(model)
+    if found is None or adapter is None:
+        return found
+    return replace(found, parameters=found.parameters - adapter, trained=adapter)
+
+
+def _adapter(model: torch.nn.Module) -> int | None:
+    """Number of parameters of the adapter that is learned; None where all of the student's are."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return None
+    return sum(_numel(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _size(module: torch.nn.Module) -> int:
-    """Number of a module's parameters. ZeRO-3 replaces each by an empty one with the number in `ds_numel`."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+    """Number of a module's parameters."""
+    return sum(_numel(parameter) for parameter in module.parameters())
+
+
+def _numel(parameter: torch.Tensor) -> int:
+    """Its number of elements. ZeRO-3 replaces it by an empty one with the number in `ds_numel`."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def export(job: Job, engine: Any, target: Path) -> None:
     """Write the trained model for transformers and vLLM, in the student's stored dtype, to a folder of its own."""
     import deepspeed
-    from transformers import AutoTokenizer
 
     state: dict[str, torch.Tensor] = {}
     dtype = getattr(torch, job.student_dtype)
@@ -224,8 +307,28 @@ def export(job: Job, engine: Any, target: Path) -> None:
         state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
         shutil.rmtree(target, ignore_errors=True)
         engine.module.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
-        # save_pretrained writes the dtype of the training into the config, whatever the tensors have.
-        config = target / "config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
-        AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
+        describe(job, target)
+        left_out = set(engine.module._keys_to_ignore_on_save or ())
+        whole = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
+        if (stored := _stored_elements(target)) != whole:
+            raise RuntimeError(f"transformers has stored {stored} of the model's {whole} parameters")
     dist.barrier()
+
+
+def describe(job: Job, target: Path) -> None:
+    """Add the tokenizer to a written model, and its dtype to the config: save_pretrained writes that of the training
+    whatever the tensors have."""
+    from transformers import AutoTokenizer
+
+    config = target / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
+    AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
+
+
+def _stored_elements(folder: Path) -> int:
+    """The elements of all tensors in a folder's safetensors."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
+from cgd_stages.models.mixture import router_weight
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
@@ -16,8 +17,9 @@ EXAMPLES = "examples.arrow"
 VALIDATION = "validation.arrow"
 """The held-out examples; the file has no record without any."""
 MODEL = "model"
+ADAPTER = "adapter"
 BEST = "best"
-"""The folder of the model with the least validation loss so far, on the first process's node."""
+"""The folder of the model (or adapter) with the least validation loss so far, on the first process's node."""
 CHECKPOINTS = "checkpoints"
 BEGUN = "begun"
 """A process creates this file before its first step: from then on it has something to store."""
@@ -30,7 +32,7 @@ Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
 
 
-def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]:
+def inputs_of(stage: str, dataset: Dataset, student: Resolved, router_loss_weight: float) -> dict[str, Any]:
     """Everything that determines the trained weights: the inputs of a training's digest."""
     weights = {
         "epochs",
@@ -42,13 +44,20 @@ def inputs_of(stage: str, dataset: Dataset, student: Resolved) -> dict[str, Any]
         "dtype",
         "seed",
         "validation",
-    }
+    } | ({"adapter"} if dataset.work.adapter else set())
     return {
         "stage": stage,
         **dataset.identity(),
         "student": student.identity(),
-        "training": dataset.work.model_dump(by_alias=True, include=weights),
+        "training": dataset.work.model_dump(by_alias=True, include=weights)
+        | ({"routerLossWeight": router_loss_weight} if router_loss_weight else {}),
     }
+
+
+def router_loss_weight(work: Train, config: Any) -> float:
+    """The weight of the router's loss in a training of a student with this config; 0 for a dense one."""
+    own = router_weight(config)
+    return own if work.router_loss_weight is None else work.router_loss_weight
 
 
 def checkpoints_of(folder: Folder, work: Train) -> Checkpoints:
@@ -68,6 +77,8 @@ class Job(Contract):
     """Path of the student's files on this node."""
     student_dtype: str
     """The dtype in which the student is stored, and in which the trained model will be."""
+    router_loss_weight: float = 0.0
+    """Of the router's loss, for each example; 0: it is not computed."""
     first_rank: int
     """Global rank of this node's first process."""
     resume: int

@@ -125,6 +125,19 @@ def test_what_a_training_leaves_out_is_in_its_digest_only_where_it_leaves_someth
     assert together[1] == alone[1] | {"leftOut": digest_of(keys=[[f"{0:020x}", 0]])}
 
 
+def test_a_row_that_several_objectives_cannot_use_is_their_own_to_reject(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, rows(critique=LONG))
+    run = Run(storage, tmp_path, works(tiny_model, "CGD", "CFT"))
+    assert run.check().rows == Rows(total=20, done=18, rejected=2)
+    for work in run.trainings:
+        dataset = Dataset.of(RunStore(bucket, RUN), work)
+        assert not dataset.left_out
+        assert "leftOut" not in dataset.identity()
+        assert [row["reason"] for row in run.trained(work)[1].counts.rejected] == ["too_long"]
+
+
 def test_rows_that_every_objective_can_use_change_no_digest(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -301,6 +301,35 @@ def test_a_model_may_answer_a_simple_question_without_a_thought(serve):
         refuse_other_mode(Chat(thinking="off"), [Tried(completion, False), Tried(completion, True)])
 
 
+HARMONY = "<|channel|>analysis<|message|>We add.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"
+
+
+def gpt_oss(body: Json) -> tuple[int, Json]:
+    """Leaves thoughts in the text, as vLLM's server does without a reasoning parser."""
+    return says(HARMONY if body.get("skip_special_tokens") is False else "analysisWe add.assistantfinal4")
+
+
+def hidden_thoughts(endpoint: Endpoint) -> None:
+    openai.refuse_hidden_thoughts(endpoint, Chat(), Request("r", MESSAGES, WARM), QUICK)
+
+
+def test_a_thought_whose_markers_the_server_takes_out_of_the_text_is_refused(serve):
+    server = serve(gpt_oss)
+    with pytest.raises(UserError, match="without its markers") as raised:
+        hidden_thoughts(server.endpoint)
+    assert "reasoning parser" in raised.value.hint
+    shown = server.endpoint.model_copy(update={"extra_body": {"skip_special_tokens": False}})
+    hidden_thoughts(shown)
+    reply = try_request(shown, Chat(), Request("r", MESSAGES, WARM), "w", QUICK).completion
+    assert (reply.text, reply.thinking) == ("4", "We add.")
+
+
+def test_words_alone_and_servers_that_show_no_special_tokens_are_believed(serve):
+    """Nothing is guessed from words."""
+    for rule in (lambda body: says("analysisWe add.assistantfinal4"), unknown, lambda body: (500, {})):
+        hidden_thoughts(serve(rule).endpoint)
+
+
 # --- prepare
 
 

@@ -8,7 +8,9 @@ import pytest
 from support import tiny
 from support.stage_builders import each
 
-from cgd_stages.contract import Chat, Engine, Repetition, Sampling, Speculative
+from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.chat.thoughts import HARMONY, THINK
+from cgd_stages.contract import Engine, Repetition, Sampling, Speculative
 from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.engines.vllm_settings import (
@@ -105,16 +107,11 @@ def test_the_arguments_hold_what_the_manifest_says(tmp_path):
     assert not vllm_arguments(tmp_path, Engine()).keys() & {"quantization", "kv_cache_dtype", "speculative_config"}
 
 
-def test_a_budget_of_thoughts_needs_to_know_what_a_thought_is(tmp_path):
-    chat = Chat(thinking_budget=5)
-    assert vllm_arguments(tmp_path, Engine(), Chat(reasoning_parser="qwen3")).keys().isdisjoint({"reasoning_parser"})
-    named = vllm_arguments(tmp_path, Engine(), chat.model_copy(update={"reasoning_parser": "qwen3"}))
-    assert named["reasoning_parser"] == "qwen3"
-    marked = vllm_arguments(tmp_path, Engine(), chat, thought=("<think>", "</think>"))["reasoning_config"]
-    assert (marked.reasoning_start_str, marked.reasoning_end_str) == ("<think>", "</think>")
-    with pytest.raises(UserError, match="thinkingBudget is set") as raised:
-        vllm_arguments(tmp_path, Engine(), chat)
-    assert "reasoningParser" in raised.value.hint
+def test_a_budget_of_thoughts_tells_vllm_what_a_thought_is(tmp_path):
+    assert "reasoning_config" not in vllm_arguments(tmp_path, Engine())
+    for markup in (THINK, HARMONY):
+        told = vllm_arguments(tmp_path, Engine(), markup)["reasoning_config"]
+        assert (told.reasoning_start_str, told.reasoning_end_str) == (markup.start, markup.bridge.strip())
 
 
 NGRAM = Speculative(method="ngram", num_speculative_tokens=3)
@@ -139,27 +136,25 @@ def platform(request, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("engine", "chat", "field", "words"),
+    ("engine", "field", "words"),
     [
-        (Engine(quantization="fp9"), Chat(), "spec.teacher.quantization", "Unknown quantization method"),
-        (Engine(quantization="awq"), Chat(), "spec.teacher.quantization", "config"),
-        (Engine(kv_cache_dtype="fp9"), Chat(), "spec.teacher.kvCacheDtype", "fp9"),
-        (Engine(tensor_parallel=3), Chat(), "spec.teacher.tensorParallel", "attention heads"),
-        (Engine(max_num_seqs=64, max_num_batched_tokens=64), Chat(), "", ""),
-        (Engine(max_num_seqs=512, max_num_batched_tokens=64), Chat(), "spec.teacher.maxNumSeqs", "max_num_seqs"),
-        (Engine(speculative=Speculative(num_speculative_tokens=3)), Chat(), "spec.teacher.speculative", "without"),
-        (Engine(speculative=Speculative(method="suffix")), Chat(), "spec.teacher.speculative", "Arctic"),
-        (Engine(speculative=NGRAM), Chat(), "", ""),
-        (Engine(), Chat(reasoning_parser="qwen4"), "spec.teacher.chat.reasoningParser", "Available parsers"),
-        (Engine(), Chat(reasoning_parser="qwen3"), "", ""),
+        (Engine(quantization="fp9"), "spec.teacher.quantization", "Unknown quantization method"),
+        (Engine(quantization="awq"), "spec.teacher.quantization", "config"),
+        (Engine(kv_cache_dtype="fp9"), "spec.teacher.kvCacheDtype", "fp9"),
+        (Engine(tensor_parallel=3), "spec.teacher.tensorParallel", "attention heads"),
+        (Engine(max_num_seqs=64, max_num_batched_tokens=64), "", ""),
+        (Engine(max_num_seqs=512, max_num_batched_tokens=64), "spec.teacher.maxNumSeqs", "max_num_seqs"),
+        (Engine(speculative=Speculative(num_speculative_tokens=3)), "spec.teacher.speculative", "without"),
+        (Engine(speculative=Speculative(method="suffix")), "spec.teacher.speculative", "Arctic"),
+        (Engine(speculative=NGRAM), "", ""),
     ],
     ids=str,
 )
-def test_a_wrong_argument_is_refused_without_a_gpu_and_named(tiny_model, platform, engine, chat, field, words):
-    assert needs_judging(engine, chat)
+def test_a_wrong_argument_is_refused_without_a_gpu_and_named(tiny_model, platform, engine, field, words):
+    assert needs_judging(engine)
 
     def judge() -> None:
-        refuse_wrong_engine(tiny_model, engine, chat, [Sampling()], "spec.teacher")
+        refuse_wrong_engine(tiny_model, engine, [Sampling()], "spec.teacher")
 
     if not field:
         return judge()
@@ -171,14 +166,14 @@ def test_a_wrong_argument_is_refused_without_a_gpu_and_named(tiny_model, platfor
 
 def test_a_sampling_that_does_not_go_with_the_engine_is_refused_without_a_gpu(tiny_model, platform):
     sampling = Sampling(temperature=1.0, min_p=0.1)
-    refuse_wrong_engine(tiny_model, Engine(max_num_seqs=4), Chat(), [sampling], "spec.student")
+    refuse_wrong_engine(tiny_model, Engine(max_num_seqs=4), [sampling], "spec.student")
     with pytest.raises(UserError, match="min_p") as raised:
-        refuse_wrong_engine(tiny_model, Engine(speculative=NGRAM), Chat(), [Sampling(), sampling], "spec.student")
+        refuse_wrong_engine(tiny_model, Engine(speculative=NGRAM), [Sampling(), sampling], "spec.student")
     assert "spec.student.speculative" in raised.value.hint
 
 
 def test_what_vllm_alone_can_judge_is_found():
-    assert not needs_judging(Engine(dtype="float32", max_model_len=64, gpu_memory_utilization=0.5), Chat(thinking="on"))
+    assert not needs_judging(Engine(dtype="float32", max_model_len=64, gpu_memory_utilization=0.5))
 
 
 # --- an engine
@@ -194,7 +189,7 @@ def ask(engine: VllmEngine, **sampling: object) -> Reply:
 def endless(tmp_path_factory):
     """A model that writes one digit for ever."""
     model = tiny.make(tmp_path_factory.mktemp("endless"), always="7")
-    engine = VllmEngine(model, Engine(dtype="float32"))
+    engine = VllmEngine(model, Engine(dtype="float32"), ChatTemplate.load(model))
     yield engine
     engine.close()
 
@@ -213,10 +208,7 @@ def test_a_loop_ends_where_the_manifest_says(endless):
 
 def test_a_request_that_vllm_refuses_rejects_its_row_and_no_other(endless, monkeypatch):
     """The engine has no parser of thoughts, so that a budget is one that vLLM's own code refuses."""
-    import cgd_stages.engines.vllm as module
-
-    plain = module.sampling_params
-    monkeypatch.setattr(module, "sampling_params", lambda *given: plain(*given, thinking_budget=5))
+    monkeypatch.setattr(endless, "_thinking_budget", 5)
     reply = ask(endless, max_tokens=4)
     assert isinstance(reply, Refused)
     assert reply.reason == "engine"
@@ -229,5 +221,5 @@ def test_an_argument_that_vllm_refuses_at_the_start_names_the_field(tiny_model: 
     config = json.loads((tiny_model / "config.json").read_text())
     assert config["num_attention_heads"] == 2
     with pytest.raises(UserError, match="fp9") as raised:
-        VllmEngine(tiny_model, Engine(dtype="float32", kv_cache_dtype="fp9"))
+        VllmEngine(tiny_model, Engine(dtype="float32", kv_cache_dtype="fp9"), ChatTemplate.load(tiny_model))
     assert "spec.student" in raised.value.hint

@@ -18,14 +18,20 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
-from cgd_stages.contract import Engine, Model, Train
+from cgd_stages.contract import Adapter, Engine, Model, Train
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.models import fit, resolve
 from cgd_stages.prepare import __main__ as prepare
@@ -43,7 +49,10 @@ LLAMA = {
 }
 """Llama 3.1 8B, in numbers."""
 PARAMETERS = 8_030_261_248
-CONFIGS = [LlamaConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config, GPT2Config]
+CONFIGS = [
+    LlamaConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config, GPT2Config,
+    Olmo2Config, Olmo3Config, MixtralConfig, OlmoeConfig, Qwen3MoeConfig, GptOssConfig,
+]  # fmt: skip
 GIB = 2**30
 
 
@@ -86,7 +95,10 @@ def tensors_of(found: Any) -> list[resolve.Tensor]:
     """What the headers would tell of a model with this config."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found)
-    return [resolve.Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
+    return [
+        resolve.Tensor(name, "BF16", one.numel(), 2 * one.numel(), tuple(one.shape))
+        for name, one in model.named_parameters()
+    ]
 
 
 def served(found: Any, context: int = 8192, **engine: Any) -> fit.Served:
@@ -272,9 +284,46 @@ def test_a_training_that_keeps_its_activations_is_told_to_make_them_again(tmp_pa
     assert "set activationCheckpointing to auto" in found.hint
 
 
-def test_a_mixture_of_experts_in_training_gets_no_verdict(tmp_path: Path) -> None:
-    mixture = config(tmp_path, model_type="mixtral", num_local_experts=8, num_hidden_layers=2)
-    assert fit.trained(gpus(0.1), mixture, tensors_of(mixture)) is None
+def test_an_adapter_fits_where_the_whole_student_does_not(tmp_path: Path) -> None:
+    llama = config(tmp_path)
+    alone = {"workers": 1, "processes_per_worker": 1, "zero_stage": 0}
+    assert fit.trained(gpus(80, **alone), llama, tensors_of(llama))
+    assert fit.trained(gpus(80, adapter=Adapter(), **alone), llama, tensors_of(llama)) is None
+    found = fit.trained(gpus(20, adapter=Adapter(), **alone), llama, tensors_of(llama))
+    assert found
+    assert "each of 1 GPUs needs 17.0 GB of model and optimizer (zeroStage 0, offload none)" in found.message
+
+
+def test_a_mixture_of_experts_needs_memory_for_all_of_its_experts(tmp_path: Path) -> None:
+    changes = {"model_type": "mixtral", "num_local_experts": 8, "vocab_size": 32000}  # Mixtral 8x7B
+    mixtral = config(tmp_path, **changes)
+    found = fit.trained(gpus(64), mixtral, tensors_of(mixtral))
+    assert found
+    assert "each of 16 GPUs needs 62.2 GB of model and optimizer (zeroStage 3, offload none)" in found.message
+    assert "set zeroStage to 3 and offload to optimizer" in found.hint
+    assert fit.trained(gpus(64, workers=4), mixtral, tensors_of(mixtral)) is None
+
+
+def stored_in_mxfp4(found: Any) -> list[resolve.Tensor]:
+    """The headers of a gpt-oss as its maker stores it: two weights of an expert in a byte, a scale for 32 of them."""
+    tensors = []
+    for one in tensors_of(found):
+        if one.name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            blocks, scales = one.parameters // 2, one.parameters // 32
+            tensors += [resolve.Tensor(f"{one.name}_blocks", "U8", blocks, blocks)]
+            tensors += [resolve.Tensor(f"{one.name}_scales", "U8", scales, scales)]
+        else:
+            tensors.append(one)
+    return tensors
+
+
+def test_a_student_in_mxfp4_is_trained_in_bfloat16(tmp_path: Path) -> None:
+    gpt_oss = GptOssConfig(num_hidden_layers=2, num_local_experts=32, quantization_config={"quant_method": "mxfp4"})
+    stored, plain = stored_in_mxfp4(gpt_oss), tensors_of(GptOssConfig(num_hidden_layers=2, num_local_experts=32))
+    assert sum(one.size for one in stored) < 0.7 * sum(one.size for one in plain)
+    assert sorted(one.size for one in fit.as_trained(stored)) == sorted(one.size for one in plain)
+    assert fit.shape_of(gpt_oss, stored) == fit.shape_of(gpt_oss, plain)
+    assert fit.trained(gpus(10, zero_stage=0), gpt_oss, stored)
 
 
 def test_a_student_of_unknown_size_or_in_few_bits_gets_no_verdict(tmp_path: Path) -> None:

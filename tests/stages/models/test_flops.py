@@ -1,5 +1,6 @@
 """The work that a training asks of its hardware, and what that hardware can do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,25 @@ def test_no_peak_is_invented(device: str) -> None:
 def test_the_work_of_a_step_is_that_of_its_matrices_and_of_causal_attention() -> None:
     work = Work(body=1000, head=50, attention=3)
     assert work.flops([10, 20], 7) == 6 * (1000 * 30 + 50 * 7 + 3 * (100 + 400))
+
+
+def test_parameters_that_are_frozen_beside_an_adapter_need_no_gradients() -> None:
+    work = Work(body=1000, head=50, attention=3, adapter=20)
+    assert work.flops([10, 20], 7) == 4 * (1000 * 30 + 50 * 7) + 6 * (20 * 30 + 3 * (100 + 400))
+
+
+def test_the_work_of_a_student_with_an_adapter_is_its_own_and_the_adapter_s(tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from cgd_stages.contract import Adapter
+    from cgd_stages.models import targets
+    from cgd_stages.train.student import cost
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    without = cost(model)
+    targets.add(model, Adapter(rank=4))
+    assert without
+    assert cost(model) == replace(without, adapter=4 * 2 * (4 * (64 + 64) + 3 * (64 + 128)))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -9,17 +9,24 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
-from cgd_stages.contract import Model, Train, Validation
+from cgd_stages.contract import Adapter, Model, Train, Validation
+from cgd_stages.models import targets
 from cgd_stages.models.training_memory import CHUNK, Shape, activations, checkpoint, decide, states
-from cgd_stages.train import student
+from cgd_stages.train import router, student
 
 QWEN_7B = Shape(
     parameters=7_615_616_512,
@@ -79,6 +86,25 @@ def test_what_is_offloaded_takes_no_memory_of_the_device(offload: str, zero_stag
     given = work(offload=offload, zero_stage=zero_stage)
     buffers = 2 * (5e8 + (1e9 if zero_stage == 3 else 0))
     assert states(given, QWEN_7B, world=8) == pytest.approx(expected * QWEN_7B.parameters + buffers)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload", "own", "learned"),
+    [
+        (0, "none", 2, 2 + 6 + 12 + 2),
+        (2, "none", 2, 2 + 6 / 8 + 12 / 8 + 2),
+        (3, "none", 2 / 8, 2 / 8 + 6 / 8 + 12 / 8 + 2),
+        (3, "parameters", 0, 2 / 8 + 2),
+    ],
+)
+def test_of_an_adapter_gradients_and_optimizer_are_its_own(
+    zero_stage: int, offload: str, own: float, learned: float
+) -> None:
+    """And a buffer for their sum. The student's parameters are there all the same."""
+    shape = replace(QWEN_7B, trained=40_000_000)
+    given = work(zero_stage=zero_stage, offload=offload, adapter=Adapter())
+    gathered = 2 * 1e9 if zero_stage == 3 else 0
+    assert states(given, shape, world=8) == pytest.approx(own * QWEN_7B.parameters + learned * 40e6 + gathered)
 
 
 @pytest.mark.parametrize(
@@ -147,20 +173,33 @@ def test_the_decision_tells_its_numbers() -> None:
     )
 
 
-CONFIGS = [LlamaConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config]
+CONFIGS = [
+    LlamaConfig, Qwen2Config, Qwen3Config, Gemma2Config, Gemma3TextConfig, MistralConfig, Phi3Config, Olmo2Config,
+    Olmo3Config,
+]  # fmt: skip
+MIXTURES: dict[Any, dict[str, int]] = {
+    MixtralConfig: {"num_local_experts": 8, "num_experts_per_tok": 2},
+    Qwen2MoeConfig: {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 48,
+                     "shared_expert_intermediate_size": 96},
+    Qwen3MoeConfig: {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 48},
+    OlmoeConfig: {"num_experts": 8, "num_experts_per_tok": 4},
+    GptOssConfig: {"num_local_experts": 8, "num_experts_per_tok": 4},
+}  # fmt: skip
 TOKENS = 128
 
 
 def model_of(kind: Any, dtype: torch.dtype) -> Any:
     config = kind(
         vocab_size=97, hidden_size=64, intermediate_size=176, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, **MIXTURES.get(kind, {}),
     )  # fmt: skip
+    if kind is GptOssConfig:  # its attention keeps a matrix of positions, where it is not FlashAttention
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).train()
     return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").train()
 
 
 def kept_for_backward(model: Any) -> int:
-    """Bytes of all tensors but parameters that the layers of the model save."""
+    """Bytes of all tensors but parameters that the layers of the model save, and the loss of their routers."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
@@ -169,14 +208,17 @@ def kept_for_backward(model: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = model.base_model(input_ids=torch.ones(2, TOKENS // 2, dtype=torch.long), use_cache=False)
+        ids, balance = torch.arange(TOKENS).remainder(97).reshape(2, -1), router.balance_of(model)
+        out = model.base_model(input_ids=ids, use_cache=False, output_router_logits=balance is not None)
+        if balance:
+            balance(out.router_logits)
     assert out.last_hidden_state.requires_grad
     return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in own)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [*CONFIGS, *MIXTURES])
 def test_the_estimate_of_activations_is_what_torch_keeps(kind: Any, dtype: str, checkpointing: bool) -> None:
     model = model_of(kind, getattr(torch, dtype))
     shape = student.shape(model)
@@ -189,16 +231,64 @@ def test_the_estimate_of_activations_is_what_torch_keeps(kind: Any, dtype: str, 
     assert 0.9 < estimate / kept_for_backward(model) < 1.4
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_estimate_of_an_adapter_s_activations_is_what_torch_keeps(kind: Any, dtype: str, dropout: float) -> None:
+    model, adapter = model_of(kind, getattr(torch, dtype)), Adapter(rank=16, dropout=dropout)
+    before = student.shape(model)
+    targets.add(model, adapter)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(model.dtype)
+    shape = student.shape(model)
+    assert before
+    assert shape == replace(before, trained=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    layers = replace(shape, vocabulary=0)
+    estimate = activations(work(dtype=dtype, adapter=adapter), layers, tokens=TOKENS, checkpointing=False)
+    assert 0.9 < estimate / kept_for_backward(model) < 1.4
+
+
 def test_a_chunk_of_logits_is_counted_with_what_float32_makes_of_it() -> None:
     without = replace(QWEN_7B, vocabulary=0)
     chunk = [activations(work(), shape, tokens=9000, checkpointing=True) for shape in (QWEN_7B, without)]
     assert chunk[0] - chunk[1] == CHUNK * 152_064 * (2 + 12)
 
 
-def test_a_mixture_of_experts_has_no_shape() -> None:
-    config = MixtralConfig(
-        vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=2,
+def mixtral(**changes: Any) -> Shape:
+    """Mixtral 8x7B."""
+    with torch.device("meta"):
+        shape = student.shape(AutoModelForCausalLM.from_config(MixtralConfig(**changes)))
+    assert shape is not None
+    return shape
+
+
+def test_all_experts_take_memory_and_the_active_ones_keep_activations() -> None:
+    shape, fewer = mixtral(), mixtral(num_experts_per_tok=1)
+    assert shape.parameters == 46_702_792_704
+    assert states(work(), shape, world=16) == states(work(), fewer, world=16)
+    with_one, with_two = (activations(work(), one, tokens=1, checkpointing=False) for one in (fewer, shape))
+    assert with_two - with_one == 32 * 2 * (4 * 14336 + 2 * 4096), (
+        "4 copies of the elements, what goes in and comes out"
+    )
+
+
+def test_zero_3_gathers_all_experts_of_a_layer_at_once() -> None:
+    shape = mixtral()
+    buffers = states(work(), shape, world=10**12)
+    assert buffers == 2 * (500_000_000 + 8 * 3 * 4096 * 14336)
+
+
+def test_what_the_routers_loss_needs_stays_with_checkpointing() -> None:
+    shape = mixtral()
+    assert shape.mixture is not None
+    more = replace(shape, mixture=replace(shape.mixture, experts=16))
+    kept, kept_more = (activations(work(), one, tokens=1, checkpointing=True) for one in (shape, more))
+    assert kept_more - kept == 8 * (32 * 2 * 2 + 4), "logits and softmax in every layer, a router's own in one"
+
+
+def test_experts_of_which_nothing_is_known_have_no_estimate() -> None:
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_experts=2,
     )  # fmt: skip
     with torch.device("meta"):
         assert student.shape(AutoModelForCausalLM.from_config(config)) is None

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +16,7 @@ from support import tiny
 from support.stage_builders import context, prepare_work
 
 from cgd_stages.contract import (
+    Adapter,
     Benchmark,
     BenchmarkFields,
     Decontaminate,
@@ -80,6 +82,36 @@ def test_how_large_a_checkpoint_will_be_is_told_and_not_stored(bucket, storage, 
     parameters, stored = sum(one.parameters for one in tensors), sum(one.size for one in tensors)
     assert told == [14 * parameters + stored, 8 * parameters + stored]
     assert "checkpoint_bytes" not in half.done.facts.metrics
+
+
+def adapted(work, **changes):
+    training = work.training.model_copy(update={"adapter": Adapter(**changes)})
+    return work.model_copy(update={"training": training})
+
+
+def test_of_an_adapter_the_checkpoint_is_its_own_and_the_rows_are_shared(bucket, storage, tiny_model, tmp_path, caplog):
+    work = prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    whole = Prepared(storage, work, tmp_path)
+    with caplog.at_level("INFO"):
+        found = Prepared(storage, adapted(work, rank=8), tmp_path)
+    assert found.folder.uri == whole.folder.uri
+    learned = 8 * 2 * (4 * (64 + 64) + 3 * (64 + 128))
+    assert found.facts.metrics["checkpoint_bytes"] == (14 + 2) * learned, "parameters, optimizer, and the best so far"
+    assert f"adapter: {learned} parameters" in caplog.text
+    assert "adapter learns little" not in caplog.text
+
+
+def test_an_adapter_that_cannot_be_is_refused_before_a_gpu_is_asked_for(bucket, storage, tiny_model, tmp_path):
+    work = prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    with pytest.raises(UserError, match="'lm_head': the student has no linear module of this name in its layers"):
+        Prepared(storage, adapted(work, targets=("lm_head",)), tmp_path)
+
+
+def test_the_learning_rate_of_a_full_training_is_too_low_for_an_adapter(bucket, storage, tiny_model, tmp_path, caplog):
+    work = adapted(prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS))))
+    low = work.model_copy(update={"training": work.training.model_copy(update={"learning_rate": 1e-6})})
+    Prepared(storage, low, tmp_path)
+    assert "spec.training.learningRate is 1e-06: an adapter learns little" in caplog.text
 
 
 def table(rows: list[dict[str, object]]) -> bytes:
@@ -211,6 +243,36 @@ def test_a_model_in_the_store_is_known_by_its_files(bucket, storage, tiny_model,
     source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
     work = prepare_work(tiny_model, source, teacher=Model(name=bucket.uri("models/tiny")))
     assert len(Prepared(storage, work, tmp_path).rows) == 60
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "message", "hint"),
+    [
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            {},
+            r"the weights of .* are quantized \(fp8\), and cannot be trained",
+            "Set spec.student.model to the model as it was before its quantization.",
+        ),
+        (
+            {},
+            {"router_loss_weight": 0.1},
+            "spec.training.routerLossWeight is set, but .* has no experts and no router",
+            "Leave spec.training.routerLossWeight out.",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be_trained_as_the_run_says_is_refused(
+    storage, tiny_model, tmp_path, given, changes, message, hint
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | given))
+    work = prepare_work(model, "s3://data/x.jsonl")
+    work = work.model_copy(update={"training": work.training.model_copy(update=changes)})
+    with pytest.raises(UserError, match=message) as refused:
+        prepare.main(context(storage, work, tmp_path))
+    assert refused.value.hint == hint
 
 
 def test_a_context_beyond_the_models_own_is_refused(bucket, storage, tiny_model, tmp_path):

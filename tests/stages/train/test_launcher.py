@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.stage_builders import context
+from support.stage_builders import RUN, context
 from support.train_builders import STAGE, distilled, quadruple, refined, train_work
 
-from cgd_stages.contract import Critique, Exit, Rows, StageFacts, Storage, Train, Validation
+from cgd_stages.contract import Adapter, Critique, Exit, Rows, StageFacts, Storage, Train, Validation
 from cgd_stages.errors import GPU_HINT, Interrupted, TransientError, UserError
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
@@ -22,7 +22,7 @@ from cgd_stages.store.rows import from_parquet
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.train.__main__ import Node, failure, model_card, stored_dtype
-from cgd_stages.training.job import EXAMPLES, JOB, MODEL, VALIDATION, Job, ProcessEnd, write_records
+from cgd_stages.training.job import ADAPTER, EXAMPLES, JOB, MODEL, VALIDATION, Job, ProcessEnd, write_records
 
 KUBEFLOW = {
     "PET_NNODES": "2",
@@ -48,6 +48,9 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         given.append(folder)
         (folder / MODEL).mkdir()
         (folder / MODEL / "config.json").write_text("{}")
+        if stage.work.adapter:
+            (folder / ADAPTER).mkdir()
+            (folder / ADAPTER / "adapter_config.json").write_text("{}")
         figures = {"loss": 2.0, "seconds": 1.0, "tokens": 10.0, "supervised_tokens": 3.0, "peak_memory_bytes": 9.0}
         write_records(folder / "metrics.jsonl", [figures | {"step": 1.0}, figures | {"step": 2.0, "loss": 1.0}])
 
@@ -189,6 +192,7 @@ def test_what_a_process_knows_to_be_done_is_told() -> None:
         ({"torch_dtype": "torch.float32"}, "float32"),
         ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
         ({}, "float32"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "bfloat16"),
     ],
 )
 def test_the_dtype_that_a_student_is_stored_in_is_read_from_its_config(
@@ -289,6 +293,16 @@ def test_every_objective_and_every_ablation_has_a_digest_of_its_own(
     assert len(digests) == 3
 
 
+def test_an_adapter_and_each_of_its_settings_has_a_digest_of_its_own_and_no_adapter_has_none(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, [quadruple(1)])
+    adapters = [None, Adapter(), Adapter(rank=8), Adapter(alpha=16), Adapter(dropout=0.1), Adapter(targets=("mlp",))]
+    stages = [train._stage(training(storage, tmp_path, train_work(tiny_model, adapter=one))) for one in adapters]
+    assert len({stage.folder.digest for stage in stages}) == len(adapters)
+    assert ["adapter" in stage.inputs["training"] for stage in stages] == [False] + 5 * [True]
+
+
 def test_other_answers_of_the_teacher_are_another_training(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -337,6 +351,27 @@ def test_the_model_card_tells_what_was_learned_and_that_it_was_an_ablation() -> 
     assert "ablation" not in cft
     assert "An ablation: every critique was another prompt's." in shuffled
     assert "length_to" not in shuffled
+
+
+def test_the_model_card_tells_that_an_adapter_was_trained_and_where_it_is() -> None:
+    inputs = {"student": {"name": "org/small", "revision": "abc"}, "upstream": "u1", "training": {"adapter": {}}}
+    whole, some = (
+        model_card(inputs, train_work(Path("x"), adapter=adapter), StageFacts())
+        for adapter in (Adapter(rank=8), Adapter(targets=("attention", "up_proj"), dropout=0.1))
+    )
+    assert "a low-rank adapter (rank 8, alpha 32, dropout 0, for every linear module of the layers)" in whole
+    assert "dropout 0.1, for attention, up_proj), which is stored beside this folder in `adapter/`" in some
+    assert "low-rank" not in model_card(inputs, train_work(Path("x")), StageFacts())
+
+
+def test_the_model_and_its_adapter_are_both_stored(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path]
+) -> None:
+    refined(bucket, [quadruple(number) for number in range(10)])
+    work = train_work(tiny_model, adapter=Adapter(), max_sequence_length=1000)
+    train.main(training(storage, tmp_path, work))
+    keys = {part.key for part in RunStore(bucket, RUN).input(STAGE).require().parts}
+    assert {"model/config.json", "model/README.md", "adapter/adapter_config.json"} <= keys
 
 
 def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for(

@@ -16,8 +16,8 @@ from support.stage_builders import RUN, context
 from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 from transformers import AutoTokenizer
 
-from cgd_stages.contract import Chat, Storage, Validation
-from cgd_stages.errors import Interrupted, UserError
+from cgd_stages.contract import Adapter, Chat, Storage, Validation
+from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.models import training_memory
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
@@ -520,3 +520,145 @@ def test_every_step_tells_its_speed_memory_and_remaining_time_and_no_share_of_an
     assert "eta_seconds" not in records[0], "the first step of an attempt is slower than the others"
     assert any(record.get("eta_seconds", 0) > 0 for record in records)
     assert records[-1]["eta_seconds"] == 0
+
+
+ADAPTER = {"adapter": Adapter(rank=4, alpha=8), "learning_rate": 1e-2}
+
+
+def stored_checkpoint(bucket: Bucket, folder: Path) -> list[Path]:
+    """The files of the one checkpoint that is stored."""
+    folder.mkdir()
+    keys = [found.key for found in bucket.list(f"team/{STAGE}/") if "/checkpoints/" in found.key]
+    for key in keys:
+        bucket.download(key, folder / Path(key).name)
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"), [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+)
+def test_an_adapter_learns_as_in_a_plain_loop_of_peft_also_after_an_interruption(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    offload: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    refined(bucket, ROWS)
+    given = {"zero_stage": zero_stage, "offload": offload, "weight_decay": 0.1, **ADAPTER}
+    if offload == "parameters":
+        given |= {"packing": True, "max_sequence_length": 700, "activation_checkpointing": "always"}
+    with stopped_in(3, monkeypatch), pytest.raises(Interrupted, match="after step 3 of 6"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    losses, norms, expected = plain_training(tiny_model, ROWS, train_work(tiny_model, **given))
+    assert losses[-1] < losses[0]
+    assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
+    assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-3)
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+    own = weights(tiny_model)
+    changed = {name for name, tensor in weights(model).items() if not tensor.equal(own[name])}
+    assert changed == {name for name in own if "_proj" in name}
+    kept = {part.key for part in RunStore(bucket, RUN).input(STAGE).require().parts}
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "model/model.safetensors"} <= kept
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    tied: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    student = tmp_path / "student"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    model.save_pretrained(student)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(student)
+    refined(bucket, ROWS)
+    given = {"zero_stage": zero_stage, "adapter": Adapter(rank=32), "validation": Validation(fraction=0)}
+    with stopped_in(3, monkeypatch), pytest.raises(Interrupted):
+        trained(storage, tmp_path / "train", student, **given)
+    found = sum(path.stat().st_size for path in stored_checkpoint(bucket, tmp_path / "checkpoint"))
+    learned = 32 * 2 * (4 * (64 + 64) + 3 * (64 + 128))
+    size = training_memory.checkpoint(train_work(student, **given), parameters=learned, stored=0)
+    assert 0.9 < found / size < 1.2
+    assert found < 17 * learned < 4 * sum(tensor.numel() for tensor in model.parameters()) + 12 * learned
+
+
+@pytest.mark.parametrize(("zero_stage", "dtype"), [(0, "bfloat16"), (2, "bfloat16"), (3, "bfloat16"), (3, "float32")])
+def test_an_interrupted_adapter_with_dropout_ends_as_an_uninterrupted_one_and_the_best_is_stored(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    worsens_after(4, monkeypatch)
+    given: dict[str, Any] = {"zero_stage": zero_stage, "dtype": dtype, "epochs": 4, "warmup_ratio": 0.0, **HELD_OUT}
+    given |= {"adapter": Adapter(rank=4, alpha=8, dropout=0.2), "learning_rate": 1e-2, "checkpoint_every_steps": 5}
+    elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
+    for store in (storage, elsewhere):
+        refined(Bucket(store), ROWS)
+    whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **given)
+    losses = {record["step"]: record["validation_loss"] for record in whole if "validation_loss" in record}
+    assert min(losses, key=lambda step: losses[step]) == 4, losses
+
+    with stopped_in(7, monkeypatch), pytest.raises(Interrupted, match="after step 7 of 8"):
+        trained(storage, tmp_path / "first", tiny_model, **given)
+    records, model = trained(storage, tmp_path / "second", tiny_model, **given)
+    assert [record["loss"] for record in records] == [record["loss"] for record in whole]
+    assert {r["step"]: r["validation_loss"] for r in records if "validation_loss" in r} == losses
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, weights(expected)[name]), name
+    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    measured = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
+    assert measured == pytest.approx(losses[4], rel=1e-5 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_no_adapter_is_stored_when_the_student_s_own_weights_have_changed(
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from cgd_stages.train.loop import Trainer
+
+    step = Trainer._step
+
+    def damage(self: Trainer, number: int) -> None:
+        step(self, number)
+        own = next(p for name, p in self.engine.module.named_parameters() if "q_proj.base_layer" in name)
+        with torch.no_grad():
+            getattr(own, "ds_tensor", own).flatten()[:1] += 1e-3
+
+    monkeypatch.setattr(Trainer, "_step", damage)
+    refined(bucket, ROWS)
+    with pytest.raises(TransientError, match="the student's own weights have changed in 1 processes"):
+        trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, **ADAPTER)
+    assert not [found.key for found in bucket.list(f"team/{STAGE}/") if "/adapter/" in found.key]

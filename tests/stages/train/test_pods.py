@@ -1,6 +1,9 @@
 """Training as pods run it: torchrun, two processes, real DeepSpeed, signals; the numbers stay those of a plain loop."""
 
+import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ from support.train_builders import (
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Exit, Progress, Storage, Validation
+from cgd_stages.contract import Adapter, Exit, Progress, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
@@ -152,10 +155,61 @@ def test_the_stored_model_says_the_same_in_vllm_and_in_transformers(
     assert said == {prompt: greedy(model, prompt) for prompt in said}
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_processes_that_train_an_adapter_go_on_after_sigterm_as_a_plain_loop(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    refined(bucket, ROWS)
+    given = LONG | {"epochs": 12, "adapter": Adapter(rank=4, alpha=8), "learning_rate": 1e-3, "zero_stage": zero_stage}
+    work = train_work(tiny_model, processes_per_worker=2, **given)
+    first = Program("train", train_task(storage, work), tmp_path / "a", OMP_NUM_THREADS="1")
+    first.send_when(past(1), signal.SIGTERM)
+    stopped = first.wait()
+    assert stopped.code == Exit.INTERRUPTED, stopped.log
+
+    ended = Program("train", train_task(storage, work), tmp_path / "b", OMP_NUM_THREADS="1").wait()
+    assert "going on after step" in ended.log
+    losses, _, expected = plain_training(tiny_model, ROWS, work)
+    assert_plain(bucket, ended, losses)
+    folder = Folder(bucket, "team", STAGE, ended.words.stages[STAGE].digest)
+    model = AutoModelForCausalLM.from_pretrained(download(bucket, folder, tmp_path / "model"))
+    for name, tensor in model.named_parameters():
+        torch.testing.assert_close(tensor.data, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_vllm_says_the_same_with_the_stored_adapter_as_with_the_stored_model(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    refined(bucket, ROWS)
+    adapter = {"adapter": Adapter(rank=4, alpha=8), "learning_rate": 1e-2, "epochs": 4}
+    training = train_task(storage, train_work(tiny_model, zero_stage=2, **adapter))
+    trained = Program("train", training, tmp_path / "train", OMP_NUM_THREADS="1").wait()
+    folder = Folder(bucket, "team", STAGE, trained.words.stages[STAGE].digest)
+    model = download(bucket, folder, tmp_path / "model")
+    template = ChatTemplate.load(model)
+    asked = [template.token_ids(template.render(prompts.answer_messages(row["prompt"]))) for row in ROWS]
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps(asked))
+    adapted = download(bucket, folder, tmp_path / "adapter")
+    serve = [sys.executable, "-m", "support.serve_adapter", str(tiny_model), str(adapted), str(file)]
+    ended = subprocess.run(serve, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-6000:]
+    said = json.loads(file.read_text())
+    assert said == [written(model, ids) for ids in asked]
+    assert said != [written(tiny_model, ids) for ids in asked]
+
+
+def written(model: Path, ids: list[int]) -> list[int]:
+    """What transformers writes after these tokens."""
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    made: list[int] = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0].tolist()
+    return made[len(ids) :]
+
+
 def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
-    """The trained model's files, as a user would fetch them."""
+    """The files of the trained model, or of its adapter, as a user would fetch them."""
     target.mkdir()
-    for stored in bucket.list(folder.key("model/")):
+    for stored in bucket.list(folder.key(f"{target.name}/")):
         bucket.download(stored.key, target / Path(stored.key).name)
     return target
 

@@ -30,12 +30,14 @@ class Disk:
 
     device = torch.device("cpu")
 
-    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool) -> None:
+    def save_checkpoint(
+        self, folder: str, *, tag: str, save_latest: bool, exclude_frozen_parameters: bool = False
+    ) -> None:
         path = Path(folder) / tag
         path.mkdir(parents=True)
         (path / "mp_rank_00_model_states.pt").write_text(f"weights of {tag}")
 
-    def load_checkpoint(self, folder: str, *, tag: str) -> tuple[str, None]:
+    def load_checkpoint(self, folder: str, *, tag: str, custom_load_fn: Any = None) -> tuple[str, None]:
         return str(Path(folder) / tag), None
 
 

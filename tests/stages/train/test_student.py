@@ -1,12 +1,18 @@
-"""What DeepSpeed is told for a training."""
+"""What DeepSpeed is told for a training, and how the student is loaded."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support import families
+from support.stage_builders import RUN
 from support.train_builders import train_work
 
+from cgd_stages.contract import Model, Rows, Storage
+from cgd_stages.models import fit, resolve
 from cgd_stages.train import student
+from cgd_stages.training.job import Job
 
 
 def config(*, gpu: bool = True, **changes: Any) -> dict[str, Any]:
@@ -49,3 +55,32 @@ def test_what_is_offloaded_is_in_the_host_s_memory_pinned_for_a_gpu(
     expected = {f"offload_{what}": {"device": "cpu", "pin_memory": gpu} for what in offloaded}
     zero = config(offload=offload, zero_stage=zero_stage, gpu=gpu)["zero_optimization"]
     assert zero == {"stage": zero_stage} | expected
+
+
+def test_a_student_in_mxfp4_is_loaded_as_what_its_four_bits_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student.dist, "get_rank", lambda: 0)
+    folder, experts = families.make_mxfp4(tmp_path / "gpt-oss")
+    job = Job(
+        run=RUN,
+        stage="train-cgd",
+        digest="none",
+        storage=Storage(uri="s3://nowhere/at-all"),
+        work=train_work(folder, zero_stage=0),
+        student=str(folder),
+        student_dtype="bfloat16",
+        first_rank=0,
+        resume=0,
+        rows=Rows(),
+    )
+    model = student.load(job, {})
+    loaded = dict(model.named_parameters())
+    assert {parameter.dtype for parameter in loaded.values()} == {torch.float32}
+    assert len(experts) == 2 * families.LAYERS
+    for name, expected in experts.items():
+        torch.testing.assert_close(loaded[name].to(torch.bfloat16), expected, rtol=0, atol=0)
+    assert fit.quantization(model.config) is None, "and so it is stored"
+    tensors = resolve.tensors(Model(name=str(folder)), None, tmp_path)  # type: ignore[arg-type]
+    assert tensors
+    assert fit.shape_of(fit.read_config(folder, Model(name=""), "spec.student"), tensors) == student.shape(model)
