@@ -166,7 +166,6 @@ def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict
     parameters, stored = sum(tensor.parameters for tensor in tensors), sum(tensor.size for tensor in tensors)
     if work.training.adapter:
         parameters = targets.parameters_of(tensors, work.training.adapter)
-        stored = parameters * training_memory.number_bytes(work.training)
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
     return {CHECKPOINT_BYTES: float(size)}

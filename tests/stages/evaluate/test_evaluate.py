@@ -123,26 +123,25 @@ def test_the_turns_before_a_question_are_asked_before_it(
     assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
 
 
-@pytest.mark.parametrize("finish_reason", ["length", "stop"])
-def test_a_thought_without_an_end_has_no_answer_whatever_box_it_holds(
-    bucket: Bucket,
-    storage: Storage,
-    tmp_path: Path,
-    tiny_model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    finish_reason: str,
+def test_an_output_whose_thought_never_ended_has_no_answer_whatever_the_thought_holds(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replies = {0: r"<think>Perhaps \boxed{1}. But", 1: r"<think>\boxed{9}?</think>\boxed{2}"}
-    engine = RuleEngine(lambda request: said(request, replies[int(request.messages[-1]["content"][8])], finish_reason))
-    monkeypatch.setattr(evaluate, "_engine", lambda *_: engine)
-    prepared(bucket, [question(number) for number in range(2)])
+    def thinks(request: Request) -> Reply:
+        number = int(request.messages[-1]["content"].split()[2])
+        right = rf"\boxed{{{number + 1}}}"
+        texts = [(f"<think>{right}", "length"), (f"<think>{right}", "stop"), (f"<think>hm</think>{right}", "stop")]
+        return said(request, *texts[number])
+
+    monkeypatch.setattr(evaluate, "_engine", lambda *_: RuleEngine(thinks))
+    prepared(bucket, [question(number) for number in range(3)])
     facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
-    told = [(row["output"], row["thinking"], row["answer_source"], row["correct"]) for row in stored(bucket, facts)]
-    assert told == [
-        ("", r"Perhaps \boxed{1}. But", UNFINISHED_THOUGHT, False),
-        (r"\boxed{2}", r"\boxed{9}?", "boxed", True),
+    assert [(row["output"], row["answer_source"], row["correct"]) for row in stored(bucket, facts)] == [
+        ("", UNFINISHED_THOUGHT, False),
+        ("", UNFINISHED_THOUGHT, False),
+        (r"\boxed{3}", "boxed", True),
     ]
-    assert (facts.metrics["sums_unparsed"], facts.metrics["sums_unfinished"]) == (1, 1)
+    assert [row["thinking"] for row in stored(bucket, facts)] == [r"\boxed{1}", r"\boxed{2}", "hm"]
+    assert (facts.metrics["sums_unparsed"], facts.metrics["sums_unfinished"]) == (2, 2)
 
 
 def test_the_first_estimate_of_what_remains_is_no_longer_than_the_work(
