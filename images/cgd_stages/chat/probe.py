@@ -102,11 +102,8 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
 
 
 def end_of_text(tokenizer: Any) -> tuple[int, ...]:
-    if tokenizer.eos_token_id is None:
-        raise Unfit(
-            "writes no end of a turn, and the tokenizer has no end-of-text token", "Take another model or revision."
-        )
-    return (int(tokenizer.eos_token_id),)
+    """Empty where the tokenizer has no such token: the model can be asked, and no example can be made."""
+    return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
 
 def _replied(content: Any, **more: str) -> list[dict[str, Any]]:

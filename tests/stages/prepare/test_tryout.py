@@ -100,3 +100,13 @@ def test_a_prompt_with_control_tokens_is_kept_as_text_and_refused_for_a_teacher_
     refused = intake(prepare_work(tiny_model, "s3://data/p.jsonl", endpoint=Endpoint(url="http://h", model="m")))
     assert (refused.kept, refused.reasons) == (1, {"control_tokens": 1})
     assert tiny.END in refused.examples["control_tokens"]
+
+
+def test_tasks_without_room_for_a_thought_are_refused_for_a_student_that_always_thinks() -> None:
+    tasks = ("MuSR", "HumanEval")
+    switched = of(tiny.THINKING.read_text(), thinking="on")
+    try_out(work("learn", without_thoughts=tasks), switched, None)
+    with pytest.raises(UserError, match="MuSR, HumanEval: lm-eval asks them without a thought, but") as caught:
+        try_out(work("learn", without_thoughts=tasks), of(THINKS, thinking="on"), None)
+    assert "cannot switch thinking off" in caught.value.message
+    assert caught.value.hint == "Remove MuSR, HumanEval from spec.evaluation.tasks."
