@@ -236,7 +236,16 @@ class Endpoint(Contract):
 
     url: str = Field(description="The server's base URL, such as https://api.example.com/v1.")
     model: str = Field(description="The model's name on the server.")
-    max_concurrency: int = Field(64, ge=1, le=4096, description="The most requests that are open at a time.")
+    max_concurrency: int = Field(
+        64, ge=1, le=4096, description="The most requests that are open at a time, for each of the teacher's shards."
+    )
+    timeout_seconds: int = Field(
+        1800,
+        ge=1,
+        le=86400,
+        description="The most seconds that the server may take for a whole reply. After that the request is sent "
+        "again, and the server may bill both.",
+    )
     token_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="The name under which the server takes maxTokens. Newer servers refuse max_tokens."
     )
@@ -377,7 +386,10 @@ class Sampling(Contract):
     """How a model writes. The defaults are the paper's: greedy decoding, at most 16,384 new tokens."""
 
     max_tokens: int = Field(
-        16384, ge=1, description="The most tokens that the model may write. A text that reaches it is cut and rejected."
+        16384,
+        ge=1,
+        description="The most tokens that the model may write, its thought included. A text that reaches it is cut and "
+        "rejected; an output of an evaluation is cut and counted.",
     )
     temperature: Temperature = Field(0.0, description='The sampling temperature; "0" means greedy decoding.')
     top_p: Rate = Field(1.0, description="The share of nucleus sampling. It matters only with a temperature above 0.")
@@ -492,7 +504,8 @@ class Chat(Contract):
     thinking: Thinking = Field(
         "auto",
         description='Whether the model thinks before it answers: "on" or "off" (with the quotes, which YAML needs), '
-        "or as its template does when nobody asks (auto). prepare refuses what the template cannot do.",
+        "or auto: the teacher as its template does when nobody asks, the student as training.thinking needs it, which "
+        "is off unless that is learn. prepare refuses what the template cannot do.",
     )
     template: Annotated[str, Field(min_length=1, max_length=8192)] | None = Field(
         None,
@@ -666,8 +679,9 @@ class Upkeep(Contract):
     )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         "none",
-        description="What moves from the GPU's memory to the host's, and makes steps slower: optimizer (12 bytes per "
-        "parameter, divided by the GPUs; AdamW then runs on the CPU), or, with zeroStage 3, parameters as well.",
+        description="What moves from the GPU's memory to the host's, and makes steps slower: optimizer (16 bytes per "
+        "parameter with the summed gradients, divided by the GPUs; AdamW then runs on the CPU), or, with zeroStage 3, "
+        "parameters as well.",
     )
     checkpoint_every_steps: int = Field(
         200,

@@ -5,8 +5,7 @@ where a model thinks. A model of P parameters needs 2P FLOPs to compute a token 
 it, and 8P when activations are recomputed (Chowdhery et al. 2022); 2P less where an adapter is trained and the
 parameters are frozen. FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then
 each step reads the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The
-estimate leaves out reads of the KV cache, so long contexts take
-longer than it says.
+estimate leaves out reads of the KV cache, so long contexts take longer than it says.
 """
 
 import math

@@ -63,7 +63,7 @@ async def test_a_student_that_can_think_answers_learns_and_is_evaluated_in_one_m
     training = stand.manifest("any")["spec"]["training"] | {"workers": 1, "learningRate": "1e-6"}
     stand.start_operator()
     await stand.apply("thinks", student=served, teacher=served, training=training)
-    status = (await stand.ended("thinks"))["status"]
+    status = (await stand.ended("thinks", seconds=850))["status"]
     assert status["state"] == "Succeeded", status["conditions"]
     for row in rows_of(stand, "refine"):
         for text in ("answer", "critique", "refinement"):

@@ -52,6 +52,8 @@ def example(
     is empty; None: the reply has no thought. Raises Unusable."""
     if not target.strip():
         raise Unusable("empty", "the target holds no text")
+    if not template.turn.end:
+        raise Unusable("template", "the model has neither an end-of-turn nor an end-of-text token")
     try:
         context_ids, target_ids = _split(template, template.render(context), _reply(template, target, thought))
     except TemplateError as error:

@@ -102,11 +102,8 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
 
 
 def end_of_text(tokenizer: Any) -> tuple[int, ...]:
-    if tokenizer.eos_token_id is None:
-        raise Unfit(
-            "writes no end of a turn, and the tokenizer has no end-of-text token", "Take another model or revision."
-        )
-    return (int(tokenizer.eos_token_id),)
+    """Empty where the tokenizer has no such token: the model can be asked, and no example can be made."""
+    return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
 
 def _replied(content: Any, **more: str) -> list[dict[str, Any]]:
@@ -141,10 +138,11 @@ def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, 
     if shown and (named is None or named.end == shown.end):
         return shown
     made = [_after_question(prompt), _after_question(speak(QUESTION, prompt=True, **idle))]
+    stored = _around(_after_question(speak(_replied(_ANSWER), prompt=False, **idle)), _ANSWER)[0]
     for family in [named] if named else FAMILIES:
         for text in made:
             if family.start in text:
-                return _as_opened(family, text)
+                return _as_opened(family, text, stored)
         if named or _cuts(speak, family, thinking):
             return family
     return None
@@ -199,14 +197,18 @@ def _start_of(bridge: str, header: str) -> str:
     return next((family.start for family in FAMILIES if family.end == end), end.replace("/", "", 1))
 
 
-def _as_opened(family: Markup, made: str) -> Markup:
-    """The family's markup with the blanks that the template writes after the marker that opens a thought."""
-    rest = made[made.rindex(family.start) + len(family.start) :]
-    blanks = rest[: len(rest) - len(rest.lstrip())] if family.end in rest or not rest.strip() else ""
-    lead = family.opening[: len(family.opening) - len(family.opening.lstrip())]
-    if family.header or family.end in rest:
+def _as_opened(family: Markup, made: str, stored: str) -> Markup:
+    """The family's markup with the blanks that the template writes: after the marker that opens a thought, in a prompt,
+    and before an answer, in a stored reply."""
+    if family.header:
         return family
-    return Markup(lead + family.start + blanks, blanks + family.bridge.lstrip())
+    inner, closed, _ = made[made.rindex(family.start) + len(family.start) :].partition(family.end)
+    inner = "" if inner.strip() else inner
+    middle = (len(inner) + 1) // 2 if closed else len(inner)  # an empty thought has the blanks of both sides
+    lead, trail = inner[:middle], inner[middle:] if closed else inner
+    _, ended, after = stored.rpartition(family.end)
+    rest = after if ended and not after.strip() else family.bridge.partition(family.end)[2]
+    return Markup(family.start + lead, trail + family.end + rest)
 
 
 def _cuts(speak: Speak, family: Markup, values: dict[str, Any]) -> bool:

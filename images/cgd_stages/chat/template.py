@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
-from cgd_stages.chat.thoughts import FAMILIES, THINK, Markup, Opened, Seen, Split, split, split_text
+from cgd_stages.chat.thoughts import FAMILIES, Markup, Opened, Seen, Split, split, split_text
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
 from cgd_stages.store.rows import digest_of
@@ -112,7 +112,7 @@ class ChatTemplate:
     @property
     def extra_stops(self) -> list[int]:
         """The id that ends a turn by the template, where the model's own generation would go on after it."""
-        return [self.turn.end[-1]] if self.turn.end[-1] not in self._stops else []
+        return [number for number in self.turn.end[-1:] if number not in self._stops]
 
     @cached_property
     def dated(self) -> bool:
@@ -228,16 +228,13 @@ class ChatTemplate:
     def split(self, ids: Sequence[int], text: str) -> Split:
         """A reply's thought and answer, from its ids. `text`: the engine's own text of them, for a reply without any
         marker."""
-        ended = len(ids) > 0 and (ids[-1] in self._stops or ids[-1] == self.turn.end[-1])
+        ended = not self._stops.union(self.turn.end[-1:]).isdisjoint(ids[-1:])
         seen = self._seen.text(ids[:-1] if ended else ids)
         if self.markup is not None:
             return self._seen.restored(split(seen, self._seen.markup(self.markup), self.opened))
         for markup in self._marked_by_tokens:
             if seen.strip().startswith((markup.start, markup.header.strip() or markup.start)):
                 return self._seen.restored(split(seen, markup))
-        think = self._seen.markup(THINK)
-        if think in self._marked_by_tokens and think.end in seen:
-            return self._seen.restored(split(seen, think))
         return split_text(text, lone_end=False)
 
     def split_text(self, text: str) -> Split:
@@ -275,7 +272,7 @@ class ChatTemplate:
         that the template writes, or the end of the text, as in earlier builds."""
         special = set(self.tokenizer.all_special_ids)
         first = next((place for place, number in enumerate(self.turn.end) if number in special), None)
-        return {} if first == len(self.turn.end) - 1 else {"end": list(self.turn.end)}
+        return {} if first == len(self.turn.end) - 1 or not self.turn.end else {"end": list(self.turn.end)}
 
     def _prompts(self, source: str | None, values: dict[str, Any], day: str | None) -> list[str]:
         """What a template makes of the probes' conversations; nothing where the model has no template, or the template

@@ -216,6 +216,13 @@ def _metrics(examples: Examples) -> dict[str, float]:
     log.info("%s: %s, %s", counts.objective, counts.rows, counts.metrics())
     metrics = counts.metrics() | {"rejected": float(len(counts.rejected))}
     metrics |= {"left_out": float(counts.left_out.total())} if counts.left_out else {}
+    if counts.without_thought:
+        log.warning(
+            "%s: %d of %d examples learn an empty thought, because their targets were written without one",
+            counts.objective,
+            counts.without_thought,
+            counts.kept,
+        )
     return {f"{name}_{figure}": value for figure, value in metrics.items()}
 
 

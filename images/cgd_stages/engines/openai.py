@@ -10,6 +10,7 @@ answers without a bound. Only the names of two paths would be left of it.
 
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -48,15 +49,20 @@ _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a request is tried: seconds for each answer, tries, and the first and longest pause between two tries.
+    """How long a request is tried: at most so many seconds for each answer (the endpoint has its own limit as well),
+    tries, and the first and longest pause between two tries.
 
     With tenacity the loop would be as long, because it must decide after each try whose fault the failure is.
     """
 
-    timeout: float = 600.0
+    timeout: float = math.inf
     tries: int = 8
     first_pause: float = 1.0
     longest_pause: float = 60.0
+
+    def seconds(self, endpoint: Endpoint) -> float:
+        """The most seconds of one answer."""
+        return min(self.timeout, endpoint.timeout_seconds)
 
     def pause(self, attempt: int, retry_after: float | None) -> float:
         """Seconds before the next try: as the server asks, else doubling, with jitter so that requests spread out."""
@@ -159,7 +165,7 @@ class EndpointEngine:
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
         for attempt in range(self._patience.tries):
             try:
-                reply = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
+                reply = _completion(request.name, post(self._endpoint, body, self._patience.seconds(self._endpoint)))
             except Failed as failed:
                 _refuse_if_permanent(self._endpoint, failed)
                 last, failed_at = failed, time.monotonic() if attempt == 0 else failed_at
@@ -190,7 +196,7 @@ class EndpointEngine:
     def _last_try(self, request: Request, body: bytes) -> Reply:
         """Try once more, as the server may have just come back. If it fails again, the request is at fault."""
         try:
-            reply = _completion(request.name, post(self._endpoint, body, self._patience.timeout))
+            reply = _completion(request.name, post(self._endpoint, body, self._patience.seconds(self._endpoint)))
         except Failed as failed:
             return Refused(request.name, "endpoint", f"{failed} ({self._patience.tries + 1} tries)")
         self._answered_at = time.monotonic()
@@ -250,7 +256,7 @@ def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, pa
     last: Failed | None = None
     for attempt in range(patience.tries):
         try:
-            answer = post(endpoint, json.dumps(body).encode(), patience.timeout)
+            answer = post(endpoint, json.dumps(body).encode(), patience.seconds(endpoint))
             completion = _completion(request.name, answer)
             return Tried(completion, _thinks(completion, answer))
         except Failed as failed:
@@ -269,7 +275,7 @@ def refuse_hidden_thoughts(endpoint: Endpoint, chat: Chat, request: Request, pat
         return
     shown = endpoint.model_copy(update={"extra_body": {**endpoint.extra_body, SPECIAL_TOKENS: False}})
     try:
-        answer = post(shown, json.dumps(request_body(shown, chat, request)).encode(), patience.timeout)
+        answer = post(shown, json.dumps(request_body(shown, chat, request)).encode(), patience.seconds(shown))
         completion = _completion(request.name, answer)
     except Failed as failed:
         log.info("the endpoint does not show special tokens: %s", failed)
@@ -303,6 +309,20 @@ def refuse_other_mode(chat: Chat, tried: Sequence[Tried]) -> None:
         "spec.teacher.endpoint.extraBody, such as reasoning_effort."
     )
     raise UserError(message, hint=hint)
+
+
+def refuse_unseen_thoughts(tried: Sequence[Tried]) -> None:
+    """Raise UserError when thoughts are to be learned and the server counts them but does not give their text."""
+    if any(trial.completion.thinking for trial in tried):
+        return
+    if any(trial.thinks for trial in tried):
+        raise UserError(
+            "spec.training.thinking is learn, but the endpoint does not give the text of its thoughts, so that every "
+            "row would learn an empty one",
+            hint="Set spec.training.thinking to drop, or use a server that returns its reasoning.",
+        )
+    if tried:
+        log.warning("no reply of the trial has a thought: rows without one learn an empty thought")
 
 
 def _refusal(endpoint: Endpoint, body: dict[str, Any], failed: Failed, where: str) -> UserError:

@@ -10,9 +10,8 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.chat.thoughts import Markup
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
-from cgd_stages.engines.vllm_settings import sampling_params, vllm_arguments
+from cgd_stages.engines.vllm_settings import sampling_params, thinking_budget, vllm_arguments
 from cgd_stages.errors import TransientError, UserError
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ class VllmEngine:
 
     def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
         self._template = template
-        self._thinking_budget = template.chat.thinking_budget if template.thinks else None
+        self._thinking_budget = thinking_budget(template)
         self._llm = _start_vllm(model, engine, template)
         config = self._llm.vllm_config
         self._limit = int(config.model_config.max_model_len)
@@ -120,13 +119,8 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
 
 
-def _budgeted(template: ChatTemplate) -> Markup | None:
-    """The markers of the thoughts that must not be longer than a budget; None: there is none."""
-    return template.markup if template.thinks and template.chat.thinking_budget is not None else None
-
-
 def _start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
-    started, arguments = time.monotonic(), vllm_arguments(model, engine, _budgeted(template))
+    started, arguments = time.monotonic(), vllm_arguments(model, engine, template)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs
         from vllm.exceptions import VLLMClientError

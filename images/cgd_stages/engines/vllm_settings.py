@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cgd_stages.chat.thoughts import Markup
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Engine, Repetition, Sampling
 from cgd_stages.errors import GPU_HINT, TransientError, UserError
 
@@ -32,9 +32,9 @@ def on_gpu(memory: int) -> dict[str, Any]:
     }
 
 
-def vllm_arguments(model: Path, engine: Engine, budgeted: Markup | None = None) -> dict[str, Any]:
-    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `budgeted`: markers
-    of thoughts, where vLLM must end those that reach their budget.
+def vllm_arguments(model: Path, engine: Engine, template: ChatTemplate | None = None) -> dict[str, Any]:
+    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `template` shows what
+    a thought is, where vLLM must end one that reaches its budget.
 
     Raises TransientError when vLLM has no device to run on.
     """
@@ -42,7 +42,7 @@ def vllm_arguments(model: Path, engine: Engine, budgeted: Markup | None = None) 
     if platform.is_unspecified():
         raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
     hardware = _on_cpu(engine) if platform.is_cpu() else on_gpu(platform.get_device_total_memory())
-    return _arguments(model, engine, hardware) | (_thoughts(budgeted) if budgeted else {})
+    return _arguments(model, engine, hardware) | _thoughts(template)
 
 
 def _platform() -> Any:
@@ -75,12 +75,19 @@ def _arguments(model: Path, engine: Engine, hardware: dict[str, Any]) -> dict[st
     return always | hardware | chosen
 
 
-def _thoughts(markup: Markup) -> dict[str, Any]:
-    """How vLLM finds a thought, and what it has the model write in its place when the budget is used up."""
+def thinking_budget(template: ChatTemplate) -> int | None:
+    """The most tokens of a thought, in a mode that has thoughts; None: no limit."""
+    return template.chat.thinking_budget if template.thinks else None
+
+
+def _thoughts(template: ChatTemplate | None) -> dict[str, Any]:
+    """How vLLM finds a thought, and what it has the model write when the budget is used up."""
+    if template is None or template.markup is None or thinking_budget(template) is None:
+        return {}
     from vllm.config.reasoning import ReasoningConfig
 
-    end = markup.bridge.strip()
-    return {"reasoning_config": ReasoningConfig(reasoning_start_str=markup.start, reasoning_end_str=end)}
+    start, end = template.markup.start, template.markup.bridge.strip()
+    return {"reasoning_config": ReasoningConfig(reasoning_start_str=start, reasoning_end_str=end)}
 
 
 def _on_cpu(engine: Engine) -> dict[str, Any]:

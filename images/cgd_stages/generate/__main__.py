@@ -134,8 +134,7 @@ def start_engine(context: Context, work: Generate) -> Engine:
     if work.endpoint is not None:
         return EndpointEngine(work.endpoint, chat=work.chat)
     fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
-    folder = resolve.fetch(_model(context, work), context.store, context.scratch)
-    return VllmEngine(folder, resolve.with_drafts(work.engine, fetch), _template(context, work))
+    return VllmEngine(fetch(_model(context, work)), resolve.with_drafts(work.engine, fetch), _template(context, work))
 
 
 def _template(context: Context, work: Generate) -> ChatTemplate:

@@ -29,8 +29,7 @@ class Backend(VLLM):  # type: ignore[misc]  # lm-eval has no types
     """The model, as lm-eval asks it. `replies` maps the id of a request's arguments to its first reply."""
 
     def __init__(self, model: Path, work: Harness, chat: ChatTemplate) -> None:
-        thought = (chat.markup.start, chat.markup.end) if chat.markup else None
-        arguments = vllm_arguments(model, work.engine, chat.chat, thought=thought)
+        arguments = vllm_arguments(model, work.engine, chat)
         super().__init__(pretrained=arguments.pop("model"), batch_size="auto", **arguments)
         self._max_gen_toks = min(DEFAULT_TOKENS, self.max_length // 2)  # the question needs the rest of the context
         self._most_tokens = work.max_tokens or self.max_length

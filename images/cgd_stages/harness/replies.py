@@ -28,5 +28,4 @@ class Reply(str):
         return self._with(super().lstrip(characters), self.finish_reason)
 
     def _with(self, text: str, finish_reason: str) -> "Reply":
-        thought = {"thinking": self.thinking, "unfinished_thought": self.unfinished_thought}
-        return Reply.of(text, finish_reason, **thought)
+        return Reply.of(text, finish_reason, thinking=self.thinking, unfinished_thought=self.unfinished_thought)

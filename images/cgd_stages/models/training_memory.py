@@ -141,7 +141,7 @@ def decide(work: Train, shape: Shape | None, *, world: int, tokens: int, free: i
 
 def states(work: Train, shape: Shape, *, world: int) -> int:
     """Bytes of parameters, gradients, optimizer and buffers on one device of `world`."""
-    width = number_bytes(work)
+    width = _width(work)
     trained = shape.parameters if shape.trained is None else shape.trained
     parameters = width * (shape.parameters + (shape.trained or 0))
     gradients = (4 if width == 4 else 4 + width) * trained
@@ -163,20 +163,21 @@ def states(work: Train, shape: Shape, *, world: int) -> int:
 
 def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
     """Bytes of a checkpoint on the node that stores most of it, at most. `parameters`: those that are learned. The
-    nodes share what ZeRO partitions; the first node writes the rest, with the `stored` bytes of the best model (or
-    adapter) so far."""
-    model, optimizer = number_bytes(work) * parameters, 12 * parameters
+    nodes share what ZeRO partitions; the first node writes the rest, with the `stored` bytes of the best model so far;
+    the best adapter is stored in the dtype of the training."""
+    model, optimizer = _width(work) * parameters, 12 * parameters
     if work.zero_stage >= 1:
         optimizer //= work.workers
     if work.zero_stage == 3:
         model //= work.workers
+    stored = _width(work) * parameters if work.adapter else stored
     keeps_best = work.validation.select == "best" and work.validation.fraction != 0
     return model + optimizer + (stored if keeps_best else 0)
 
 
 def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) -> int:
     """Bytes that a micro-batch of `tokens` tokens keeps for backward, at most."""
-    width = number_bytes(work)
+    width = _width(work)
     norms = ((4 if work.adapter else 8) + width) * shape.norms
     attention = width * shape.layers * (4 * shape.queries + 2 * shape.keys)
     mlp = shape.kept * width * shape.layers * shape.inner
@@ -198,8 +199,7 @@ def _experts_of_layer(shape: Shape) -> int:
     return 3 * shape.hidden * shape.mixture.width * shape.mixture.experts if shape.mixture else 0
 
 
-def number_bytes(work: Train) -> int:
-    """Bytes of a number in the dtype of the training."""
+def _width(work: Train) -> int:
     return 2 if work.dtype == "bfloat16" else 4
 
 

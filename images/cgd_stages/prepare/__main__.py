@@ -56,6 +56,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
         if work.training.learning_rate < targets.LEAST_RATE:
             log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
+    _warn_of_thoughts(work, student.template)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -155,6 +156,26 @@ def _refuse_untrainable(student: fit.Served, work: Train) -> None:
         )
 
 
+def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:
+    """Log what often goes wrong with a student that thinks: greedy decoding, and no room for a thought."""
+    if not student.thinks or student.chat.thinking == "auto":
+        return
+    sampling = dict(zip(work.roles, work.sampling, strict=True))
+    if "answer" in sampling and sampling["answer"].temperature == 0:
+        log.warning(
+            "the student thinks and decodes greedily, which makes many models repeat themselves: see what its maker "
+            "advises, and set spec.generation.answer.temperature"
+        )
+    longest = max((sampling[role].max_tokens for role in ("refine", "distill") if role in sampling), default=0)
+    if work.training.thinking == "learn" and work.training.max_sequence_length <= longest:
+        log.warning(
+            "an example holds its context, a thought and a target: with spec.training.maxSequenceLength %d and texts "
+            "of up to %d tokens, long ones will be rejected as too_long",
+            work.training.max_sequence_length,
+            longest,
+        )
+
+
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
     """The metric that tells how large a checkpoint of the training will be, where the model's files show it. It is not
     stored, because runs that share these rows may train them in another layout."""
@@ -166,7 +187,6 @@ def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict
     parameters, stored = sum(tensor.parameters for tensor in tensors), sum(tensor.size for tensor in tensors)
     if work.training.adapter:
         parameters = targets.parameters_of(tensors, work.training.adapter)
-        stored = parameters * training_memory.number_bytes(work.training)
     size = training_memory.checkpoint(work.training, parameters=parameters, stored=stored)
     log.info("a checkpoint of the training: %.1f GB on the node that stores most of it", size / 1e9)
     return {CHECKPOINT_BYTES: float(size)}

@@ -28,3 +28,5 @@ def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
     if requests and not any(trial.thinks for trial in tried):
         openai.refuse_hidden_thoughts(endpoint, work.teacher_chat, requests[0][1])
     openai.refuse_other_mode(work.teacher_chat, tried)
+    if work.training.thinking == "learn":
+        openai.refuse_unseen_thoughts(tried)

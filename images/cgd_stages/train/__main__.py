@@ -406,7 +406,9 @@ def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> St
 
 def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
     """The exported model's validation and router loss, peak memory and MFU, as far as the training has them."""
-    figures = {name: exported[name] for name in ("validation_loss", "router_loss") if name in exported}
+    figures: dict[str, float] = {
+        name: exported[name] for name in ("validation_loss", "router_loss") if name in exported
+    }
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
     shares = [record["mfu"] for record in records if "mfu" in record]
     return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})

@@ -4,6 +4,7 @@ import re
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from cgd_operator.api.fields import HTTP, PLAIN, BenchmarkName, KeyRef, ModelUri, Percent, Text, Uri, no_user, rules
 from cgd_stages import contract
@@ -61,6 +62,21 @@ SERVED_RULE = (
     "has(self.model) || !(has(self.chat.template) || has(self.chat.reasoningParser) || has(self.chat.date))",
     "template, reasoningParser and date of chat are for a model that the run serves: remove them, or set model",
 )
+ENGINE_FIELDS = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "gpu_memory_utilization",
+    "quantization",
+    "kv_cache_dtype",
+    "speculative",
+)
+ENGINE_RULE = (
+    "has(self.model) || !("
+    + " || ".join(f"has(self.{to_camel(name)})" for name in ENGINE_FIELDS)
+    + " || self.tensorParallel != 1 || self.dtype != 'auto')",
+    "maxModelLen, tensorParallel and an engine's other fields are for a model that the run serves: remove them",
+)
 
 
 class Teacher(ServedModel):
@@ -71,6 +87,7 @@ class Teacher(ServedModel):
             ("has(self.model) != has(self.endpoint)", "set exactly one of model (served here) and endpoint"),
             ("!has(self.revision) || has(self.model)", "revision belongs to model: remove it or set model"),
             SERVED_RULE,
+            ENGINE_RULE,
         )
     )
     model: ModelUri | None = Field(None, description="A model on the hub, an s3:// folder, or a path in the image.")
@@ -87,6 +104,9 @@ class Teacher(ServedModel):
         chat = self.chat
         if not self.model and (chat.template or chat.reasoning_parser or chat.date):
             raise ValueError(SERVED_RULE[1])
+        served = any(getattr(self, name) is not None for name in ENGINE_FIELDS)
+        if not self.model and (served or self.tensor_parallel != 1 or self.dtype != "auto"):
+            raise ValueError(ENGINE_RULE[1])
         return self
 
 

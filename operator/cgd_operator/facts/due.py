@@ -61,8 +61,8 @@ def due(manifest: Object, now: datetime, outlook: Outlook | None = None) -> Due:
 
 
 def has_succeeded(manifest: Object) -> bool:
-    """Whether the run has succeeded. This is the only fact that is read back from the status: it holds even after
-    somebody has deleted the run's Jobs."""
+    """Whether the run has succeeded. Read from the status, because it holds even after somebody has deleted the
+    run's Jobs."""
     conditions = manifest.get("status", {}).get("conditions", [])
     return any(condition["type"] == "Succeeded" and condition["status"] == "True" for condition in conditions)
 

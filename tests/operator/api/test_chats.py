@@ -48,6 +48,15 @@ def operator_says(changes: dict[str, Any]) -> str:
         ({"teacher.chat": {"template": "s3://bucket-alone"}}, "configmap://name/key or s3://bucket/key"),
         ({"teacher": {**ENDPOINT, "chat": {"template": TEMPLATE}}}, "are for a model that the run serves"),
         ({"teacher": {**ENDPOINT, "chat": {"reasoningParser": "qwen3"}}}, "are for a model that the run serves"),
+        (
+            {"teacher": {**ENDPOINT, "maxModelLen": 4096}},
+            "an engine's other fields are for a model that the run serves",
+        ),
+        (
+            {"teacher": {**ENDPOINT, "tensorParallel": 2}},
+            "an engine's other fields are for a model that the run serves",
+        ),
+        ({"teacher": {**ENDPOINT, "speculative": {"method": "ngram"}}}, "an engine's other fields"),
         ({"teacher": {**ENDPOINT, "chat": {"date": "2026-01-31"}}}, "are for a model that the run serves"),
     ],
 )
@@ -92,6 +101,8 @@ def test_server_and_operator_refuse_a_wrong_value(changes: dict[str, Any]) -> No
         {"teacher.chat": {"template": "configmap://templates/teacher.jinja", "reasoningParser": "deepseek_r1"}},
         {"teacher.chat": {"template": "s3://bucket/a/b.jinja", "thinkingBudget": 512, "date": "2024-02-29"}},
         {"teacher": {**ENDPOINT, "chat": {"thinking": "off", "thinkingBudget": 8}}},
+        {"teacher": {**ENDPOINT, "shards": 2, "tensorParallel": 1, "dtype": "auto"}},
+        {"teacher": {"endpoint": {**ENDPOINT["endpoint"], "timeoutSeconds": 3600}}},
         {"teacher": {"endpoint": {**ENDPOINT["endpoint"], "omit": ["temperature", "seed"], "extraBody": {"a": [0.5]}}}},
         {
             "student": {

@@ -77,6 +77,19 @@ def test_thinking_is_switched_by_the_variable_that_the_template_reads(name: str)
     assert learned(of(source, thinking="on"), "hm") == "<think>\nhm\n</think>\n\n4<|im_end|>"
 
 
+def test_a_switch_between_an_opened_thought_and_a_lone_end_is_read_with_its_blanks() -> None:
+    """As DeepSeek-V3.1 has it."""
+    replies = "{% if m.role == 'assistant' %}</think>{{ m.content.split('</think>')[-1] }}"
+    replies += "{% else %}{{ m.content }}{% endif %}"
+    source = HEAD + replies + "<|im_end|>\n{% endfor %}" + PROMPT
+    source += "{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
+    off, on = of(source, thinking="off"), of(source, thinking="on")
+    assert off.render(ASKED).text.endswith("assistant\n</think>")
+    assert learned(off) == "4<|im_end|>"
+    assert on.render(ASKED).text.endswith("assistant\n<think>")
+    assert learned(on, "hm") == "hm</think>4<|im_end|>"
+
+
 def test_a_variable_of_the_manifest_reaches_the_template() -> None:
     source = "{{ mood }}" + PLAIN
     assert "cheerful" in of(source, template_kwargs={"mood": "cheerful"}).render(ASKED).text
@@ -100,6 +113,13 @@ def test_a_prompt_that_opens_a_thought_makes_no_example_without_one() -> None:
     template = of(HEAD + TAIL + PROMPT + "<think>\n{% endif %}")
     with pytest.raises(Unusable, match="opens a thought"):
         learned(template)
+
+
+def test_an_empty_thought_that_the_template_writes_before_a_reply_is_never_learned() -> None:
+    empty = "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    source = HEAD + empty + TAIL + PROMPT + "{% endif %}"
+    assert learned(of(source)) == "4<|im_end|>"
+    assert learned(of(stand_in.template("qwen3"))) == "4<|im_end|>"
 
 
 def test_a_template_that_has_no_place_for_a_thought_makes_no_example_with_one() -> None:

@@ -133,6 +133,12 @@ def test_a_reply_that_begins_with_a_familys_token_is_split_whatever_the_template
     assert said(template, f"{markup.opening}add").unfinished_thinking
 
 
+def test_an_end_marker_in_the_answer_of_a_model_without_thoughts_is_a_part_of_it() -> None:
+    tokenizer = stand_in.tokenizer(stand_in.template("qwen3_instruct_2507"), ("<think>", "</think>"), listed=False)
+    reply = "The tag </think> ends a thought."
+    assert said(ChatTemplate(tokenizer), reply) == Split(reply)
+
+
 def test_a_model_without_tokens_for_thoughts_may_spell_them_out() -> None:
     assert said(bare(), "<think>hm</think>It is 4.") == Split("It is 4.", "hm")
     assert said(bare(), "The tag </think> ends a thought.") == Split("The tag </think> ends a thought.")

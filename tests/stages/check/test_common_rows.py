@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support.stage_builders import RUN, context
 from support.train_builders import distilled, quadruple, refined, train_work
-from transformers import PreTrainedTokenizerFast
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.check import __main__ as check
 from cgd_stages.contract import Check, Objective, Rows, StageFacts, Storage, Train, train_stage
 from cgd_stages.errors import TransientError, UserError
@@ -49,14 +49,17 @@ class Run:
         given = context(self._storage, work, self._scratch)
         given.task = given.task.model_copy(update={"stage": train_stage(work.objective)})
         stage = train._stage(given)
-        made = train._make_examples(stage, Path(work.student.name), self._scratch)
-        tokens = PreTrainedTokenizerFast.from_pretrained(work.student.name)
+        made = train._make_examples(stage, self._scratch)
         found = {
             (row["id"], row["sample"])
-            for row, example in stage.dataset.examples(tokens)
+            for row, example in stage.dataset.examples()
             if isinstance(example, train.Example)
         }
         return found, made
+
+
+def dataset_of(bucket: Bucket, work: Train) -> Dataset:
+    return Dataset.of(RunStore(bucket, RUN), work, ChatTemplate.load(Path(work.student.name)))
 
 
 def ids(given: list[Row]) -> set[tuple[str, int]]:
@@ -118,9 +121,8 @@ def test_what_a_training_leaves_out_is_in_its_digest_only_where_it_leaves_someth
     refined(bucket, rows(critique=LONG))
     run = Run(storage, tmp_path, works(tiny_model, "CGD", "SFT"))
     run.check()
-    store = RunStore(bucket, RUN)
-    together = [Dataset.of(store, work).identity() for work in run.trainings]
-    alone = [Dataset.of(store, work.model_copy(update={"common_rows": False})).identity() for work in run.trainings]
+    together = [dataset_of(bucket, work).identity() for work in run.trainings]
+    alone = [dataset_of(bucket, work.model_copy(update={"common_rows": False})).identity() for work in run.trainings]
     assert together[0] == alone[0]  # it cannot use that row anyway
     assert together[1] == alone[1] | {"leftOut": digest_of(keys=[[f"{0:020x}", 0]])}
 
@@ -132,7 +134,7 @@ def test_a_row_that_several_objectives_cannot_use_is_their_own_to_reject(
     run = Run(storage, tmp_path, works(tiny_model, "CGD", "CFT"))
     assert run.check().rows == Rows(total=20, done=18, rejected=2)
     for work in run.trainings:
-        dataset = Dataset.of(RunStore(bucket, RUN), work)
+        dataset = dataset_of(bucket, work)
         assert not dataset.left_out
         assert "leftOut" not in dataset.identity()
         assert [row["reason"] for row in run.trained(work)[1].counts.rejected] == ["too_long"]
@@ -146,13 +148,13 @@ def test_rows_that_every_objective_can_use_change_no_digest(
     assert run.check().metrics["common_examples"] == 10
     for work in run.trainings:
         alone = work.model_copy(update={"common_rows": False})
-        assert Dataset.of(RunStore(bucket, RUN), work).identity() == Dataset.of(RunStore(bucket, RUN), alone).identity()
+        assert dataset_of(bucket, work).identity() == dataset_of(bucket, alone).identity()
 
 
 def test_a_training_waits_for_the_check(bucket: Bucket, tiny_model: Path) -> None:
     refined(bucket, rows())
     with pytest.raises(TransientError, match="no output of check"):
-        Dataset.of(RunStore(bucket, RUN), works(tiny_model, "CGD")[0])
+        dataset_of(bucket, works(tiny_model, "CGD")[0])
 
 
 def test_objectives_that_have_no_row_in_common_are_refused(
@@ -277,8 +279,7 @@ def test_own_answers_of_the_teacher_go_round_among_the_answers_of_a_prompt(bucke
     refined_with(bucket, drawn(True, True, True, True), 2)
     distilled(bucket, {f"{1:020x}": "Mine."})
     (work,) = works(tiny_model, "DistilledSFT", common_rows=False)
-    tokens = PreTrainedTokenizerFast.from_pretrained(tiny_model)
-    found = list(Dataset.of(RunStore(bucket, RUN), work).examples(tokens))
+    found = list(dataset_of(bucket, work).examples())
     assert sorted(row["sample"] for row, _ in found) == [0, 1, 2, 3]
     assert all(isinstance(example, train.Example) for _, example in found)
 
@@ -296,7 +297,7 @@ def test_several_own_answers_are_learned_in_turn(bucket: Bucket, tiny_model: Pat
     part = folder.put_rows(PARTS, own, schema)
     RunStore(bucket, RUN).point_at(folder.finish(facts=facts, parts=[part], started=now(), inputs={"samples": 2}))
     (work,) = works(tiny_model, "DistilledSFT", common_rows=False)
-    rows_found = Dataset.of(RunStore(bucket, RUN), work)._rows()
+    rows_found = dataset_of(bucket, work)._rows()
     assert {row["sample"]: row["distilled"] for row in rows_found} == {
         0: "Mine 0.", 1: "Mine 0.", 2: "Mine 1.", 3: "Mine 1."
     }  # fmt: skip

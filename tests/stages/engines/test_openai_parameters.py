@@ -291,6 +291,28 @@ def test_a_mode_that_the_server_does_not_keep_is_refused(serve, reply, thinks):
     assert "extraBody" in raised.value.hint
 
 
+def test_thoughts_that_the_server_counts_and_hides_cannot_be_learned(serve, caplog):
+    def tried(reply: tuple[int, Json]) -> Tried:
+        return try_request(serve(lambda body: reply).endpoint, Chat(), Request("r", MESSAGES, WARM), "w", QUICK)
+
+    counted = tried(says("4", {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}))
+    shown, none = tried(says("<think>2 and 2</think>4")), tried(says("4"))
+    with pytest.raises(UserError, match="does not give the text of its thoughts") as raised:
+        openai.refuse_unseen_thoughts([none, counted])
+    assert "spec.training.thinking to drop" in raised.value.hint
+    openai.refuse_unseen_thoughts([counted, shown])
+    assert caplog.text == ""
+    openai.refuse_unseen_thoughts([none])
+    assert "learn an empty thought" in caplog.text
+
+
+def test_a_reply_may_take_as_long_as_the_endpoint_says():
+    slow = Endpoint(url="u", model="m", timeout_seconds=7200)
+    assert Patience().seconds(slow) == 7200
+    assert Patience(timeout=5).seconds(slow) == 5
+    assert Endpoint(url="u", model="m").timeout_seconds == 1800
+
+
 def test_a_model_may_answer_a_simple_question_without_a_thought(serve):
     """Of several replies one thought is enough to see that the mode is on."""
     completion = try_request(

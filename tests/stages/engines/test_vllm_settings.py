@@ -9,8 +9,8 @@ from support import tiny
 from support.stage_builders import each
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.chat.thoughts import HARMONY, THINK
-from cgd_stages.contract import Engine, Repetition, Sampling, Speculative
+from cgd_stages.chat.thoughts import HARMONY
+from cgd_stages.contract import Chat, Engine, Repetition, Sampling, Speculative
 from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.engines.vllm_settings import (
@@ -107,11 +107,13 @@ def test_the_arguments_hold_what_the_manifest_says(tmp_path):
     assert not vllm_arguments(tmp_path, Engine()).keys() & {"quantization", "kv_cache_dtype", "speculative_config"}
 
 
-def test_a_budget_of_thoughts_tells_vllm_what_a_thought_is(tmp_path):
-    assert "reasoning_config" not in vllm_arguments(tmp_path, Engine())
-    for markup in (THINK, HARMONY):
-        told = vllm_arguments(tmp_path, Engine(), markup)["reasoning_config"]
-        assert (told.reasoning_start_str, told.reasoning_end_str) == (markup.start, markup.bridge.strip())
+def test_a_budget_of_thoughts_tells_vllm_what_a_thought_is(tmp_path, tiny_model):
+    budget = Chat(thinking="on", thinking_budget=5, reasoning_parser="openai_gptoss")
+    told = vllm_arguments(tmp_path, Engine(), ChatTemplate.load(tiny_model, budget))["reasoning_config"]
+    assert (told.reasoning_start_str, told.reasoning_end_str) == (HARMONY.start, HARMONY.bridge.strip())
+    without = budget.model_copy(update={"thinking_budget": None})
+    for template in (None, ChatTemplate.load(tiny_model, without)):
+        assert "reasoning_config" not in vllm_arguments(tmp_path, Engine(), template)
 
 
 NGRAM = Speculative(method="ngram", num_speculative_tokens=3)

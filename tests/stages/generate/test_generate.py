@@ -213,7 +213,7 @@ def some_bad(request: Request) -> Reply:
         case "How many apples are 3 apples?":
             return said(request, "<think> still thinking")
         case "How many apples are 4 apples?":
-            return said(request, "Let me see. " * 20)
+            return said(request, "Let me see. " * 50)
     return echo(request)
 
 

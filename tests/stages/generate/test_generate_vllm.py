@@ -43,7 +43,7 @@ class CountingEngine(VllmEngine):
     """
 
     def __init__(self, model: Path) -> None:
-        super().__init__(model, SETTINGS)
+        super().__init__(model, SETTINGS, ChatTemplate.load(model))
         self.asked = 0
         self.seen: dict[str, list[int]] = {}
         """Token ids that vLLM was given, by the name of the request."""
@@ -143,6 +143,18 @@ def test_a_model_that_says_nothing_fails_the_stage(bucket, storage, tmp_path):
     assert "empty" in ended.words.message
     assert ended.words.error == "UserError"
     assert ended.words.stages["answer"].rows.rejected > 0
+
+
+def test_a_thought_that_the_prompt_opens_and_the_model_never_ends_is_no_answer(bucket, storage, tmp_path):
+    opened = tiny.TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    model = tiny.make(tmp_path / "thinker", template=opened)
+    prepared(bucket, TEXTS[:20])
+    ended = Program("generate", task(storage, generate_work(model, "answer", max_rejected=1.0)), tmp_path / "a").wait()
+    assert ended.code == 0, ended.log
+    assert ended.words.stages["answer"].rows.done == 0
+    rejected = stored_rejections(bucket, "answer")
+    assert {row["reason"] for row in rejected} <= {"unfinished_thought", "truncated", "repetition"}
+    assert [row for row in rejected if row["reason"] == "unfinished_thought"]
 
 
 def test_prompts_beyond_the_context_and_replies_without_end_are_rejected_alone(bucket, storage, tmp_path):

@@ -107,11 +107,14 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text(tmp_path: Path) 
     assert learned(tokens, row_example(tokens, "CGD", ROW, max_length=1000)) == f"{ROW['refinement']}\n{tiny.END}"
 
 
-def test_a_model_without_any_end_token_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_any_end_token_can_be_asked_and_has_no_example(tmp_path: Path) -> None:
     tokens = spoken(tmp_path, template=None).tokenizer
     tokens.eos_token = None
-    with pytest.raises(UserError, match="no end-of-text token"):
-        ChatTemplate(tokens)
+    template = ChatTemplate(tokens)
+    assert (template.extra_stops, template.ending(), template.identity()) == ([], {}, {})
+    assert template.split(tokens("It is 4.")["input_ids"], "It is 4.").text == "It is 4."
+    with pytest.raises(Unusable, match="neither an end-of-turn nor an end-of-text token"):
+        row_example(template, "CGD", ROW, max_length=1000)
 
 
 def test_a_template_that_takes_no_system_turn_keeps_the_instruction(tmp_path: Path) -> None:

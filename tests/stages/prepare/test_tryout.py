@@ -8,7 +8,7 @@ from support import stand_in, tiny
 from support.stage_builders import context, prepare_work
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Endpoint, Learned, Prepare, Storage
+from cgd_stages.contract import Chat, Endpoint, Learned, Prepare, Sampling, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.method.examples import CONTEXTS
 from cgd_stages.prepare import __main__ as prepare
@@ -48,6 +48,21 @@ def test_a_prompt_that_opens_a_thought_is_refused_where_no_thought_is_learned() 
     try_out(work("learn"), of(THINKS, thinking="on"), None)
 
 
+def test_a_thinking_student_that_decodes_greedily_or_has_no_room_for_thoughts_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    thinks, roles = of(THINKS, thinking="on"), ("answer", "critique", "refine")
+    greedy = work("learn").model_copy(update={"roles": roles, "sampling": (Sampling(),) * 3})
+    prepare._warn_of_thoughts(greedy, thinks)
+    assert "decodes greedily" in caplog.text
+    assert "too_long" in caplog.text
+    caplog.clear()
+    warm = Sampling(temperature=0.6, max_tokens=32)
+    prepare._warn_of_thoughts(greedy.model_copy(update={"sampling": (warm,) * 3}), thinks)
+    prepare._warn_of_thoughts(greedy, of(tiny.TEMPLATE))
+    assert caplog.text == ""
+
+
 def test_a_template_that_takes_no_conversation_of_a_role_is_refused_with_the_role() -> None:
     short = "{% if messages[-1].content | length > 60 %}{{ raise_exception('too much') }}{% endif %}" + tiny.TEMPLATE
     with pytest.raises(UserError, match="team/model fails on the request of critique: too much"):
@@ -85,3 +100,13 @@ def test_a_prompt_with_control_tokens_is_kept_as_text_and_refused_for_a_teacher_
     refused = intake(prepare_work(tiny_model, "s3://data/p.jsonl", endpoint=Endpoint(url="http://h", model="m")))
     assert (refused.kept, refused.reasons) == (1, {"control_tokens": 1})
     assert tiny.END in refused.examples["control_tokens"]
+
+
+def test_tasks_without_room_for_a_thought_are_refused_for_a_student_that_always_thinks() -> None:
+    tasks = ("MuSR", "HumanEval")
+    switched = of(tiny.THINKING.read_text(), thinking="on")
+    try_out(work("learn", without_thoughts=tasks), switched, None)
+    with pytest.raises(UserError, match="MuSR, HumanEval: lm-eval asks them without a thought, but") as caught:
+        try_out(work("learn", without_thoughts=tasks), of(THINKS, thinking="on"), None)
+    assert "cannot switch thinking off" in caught.value.message
+    assert caught.value.hint == "Remove MuSR, HumanEval from spec.evaluation.tasks."

@@ -248,6 +248,12 @@ def test_bad_rows_are_named(change: dict[str, Any], told: str) -> None:
     assert told in said.replace(THIN, " ")
 
 
+@pytest.mark.parametrize(("keep", "learned"), [("all", True), ("right", False), ("one-right", False)])
+def test_wrong_refinements_are_learned_only_where_every_row_is_kept(keep: str, learned: bool) -> None:
+    (said,) = cautions(quality(refinements_right=share(69, 100), keep=keep))
+    assert ("the student learns wrong answers" in said) == learned
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -304,7 +304,8 @@ def test_a_training_that_midnight_interrupts_ends_with_the_weights_of_a_whole_on
     with on_day(29, monkeypatch), stopped_in(4, monkeypatch), pytest.raises(Interrupted):
         trained(storage, tmp_path / "first", model, **settings)
     with on_day(30, monkeypatch):
-        assert "30 November" in AutoTokenizer.from_pretrained(model).apply_chat_template([], tokenize=False)
+        bare = AutoTokenizer.from_pretrained(model)
+        assert "30 November" in bare.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
         records, found = trained(storage, tmp_path / "second", model, **settings)
     assert [record["loss"] for record in records] == [record["loss"] for record in whole]
     for name, tensor in weights(found).items():
@@ -595,7 +596,7 @@ def test_a_checkpoint_holds_the_adapter_and_its_optimizer_alone(
     found = sum(path.stat().st_size for path in stored_checkpoint(bucket, tmp_path / "checkpoint"))
     learned = 32 * 2 * (4 * (64 + 64) + 3 * (64 + 128))
     size = training_memory.checkpoint(train_work(student, **given), parameters=learned, stored=0)
-    assert 0.9 < found / size < 1.2
+    assert 0.7 < found / size < 1.2, "ZeRO 3 stores the parameters once, with the optimizer"
     assert found < 17 * learned < 4 * sum(tensor.numel() for tensor in model.parameters()) + 12 * learned
 
 

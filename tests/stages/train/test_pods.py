@@ -195,15 +195,15 @@ def test_vllm_says_the_same_with_the_stored_adapter_as_with_the_stored_model(
     ended = subprocess.run(serve, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-6000:]
     said = json.loads(file.read_text())
-    assert said == [written(model, ids) for ids in asked]
-    assert said != [written(tiny_model, ids) for ids in asked]
+    assert said == written(model, asked)
+    assert said != written(tiny_model, asked)
 
 
-def written(model: Path, ids: list[int]) -> list[int]:
-    """What transformers writes after these tokens."""
+def written(model: Path, asked: list[list[int]]) -> list[list[int]]:
+    """What transformers writes after each of these prompts."""
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    made: list[int] = student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0].tolist()
-    return made[len(ids) :]
+    made = [student.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=24)[0].tolist() for ids in asked]
+    return [ids[len(prompt) :] for ids, prompt in zip(made, asked, strict=True)]
 
 
 def download(bucket: Bucket, folder: Folder, target: Path) -> Path:
