@@ -79,15 +79,16 @@ SKY = Markup(
     "\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
     "<|begin_of_solution|>\n\n",
 )
+PLAMO = Markup("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>")
 MINIMAX = Markup("<mm:think>", "</mm:think>")
-FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, SKY, MINIMAX, THINK)
+FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, SKY, MINIMAX, PLAMO, THINK)
 """The markups of families whose templates do not show them. A template that shows another one is read instead."""
 
 PARSERS: dict[str, Markup] = {
     **dict.fromkeys(
         (
             *("deepseek_r1", "deepseek_v3", "deepseek_v4", "ernie45", "glm45", "glm47", "holo2", "hunyuan_a13b"),
-            *("kimi_k2", "mimo", "minimax_m2", "nemotron_v3", "olmo3", "plamo3", "qwen3", "step3", "step3p5"),
+            *("kimi_k2", "mimo", "minimax_m2", "nemotron_v3", "olmo3", "qwen3", "step3", "step3p5"),
         ),
         THINK,
     ),
@@ -98,6 +99,7 @@ PARSERS: dict[str, Markup] = {
     "mistral": MISTRAL,
     "muse_glimmer": MUSE,
     "openai_gptoss": HARMONY,
+    "plamo3": PLAMO,
     "s1": S1,
     "seed_oss": SEED,
 }

@@ -11,6 +11,10 @@ from cgd_stages.chat.thoughts import PARSERS, split
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
+OWN_TOKENIZER = {"mistral", "olmo3"}
+"""Parsers that want words or control tokens of their own model's tokenizer."""
+
+
 def theirs(name: str) -> Any:
     """vLLM's parser, with a tokenizer that has the format's control tokens."""
     with warnings.catch_warnings(action="ignore"):
@@ -21,7 +25,7 @@ def theirs(name: str) -> Any:
         return ReasoningParserManager.get_reasoning_parser(name)(stand_in.tokenizer("", tokens, end="<|im_end|>"))
 
 
-@pytest.mark.parametrize("name", ["deepseek_r1", "olmo3", "step3"])
+@pytest.mark.parametrize("name", ["deepseek_r1", "glm45", "kimi_k2", "nemotron_v3", "qwen3"])
 @pytest.mark.parametrize("reply", ["<think>add</think>It is 4.", "add</think>It is 4.", "<think>add"])
 def test_a_reply_with_one_thought_is_split_as_vllm_splits_it(name: str, reply: str) -> None:
     thought, answer = theirs(name).extract_reasoning(reply, None)
@@ -33,9 +37,10 @@ def test_a_name_of_vllms_has_the_markers_that_vllm_has() -> None:
     from vllm.reasoning import ReasoningParserManager
 
     assert set(PARSERS) - {"s1"} <= set(ReasoningParserManager.list_registered())
-    found = {name: theirs(name) for name in sorted(set(PARSERS) - {"s1", "openai_gptoss", "muse_glimmer", "mistral"})}
+    found = {name: theirs(name) for name in sorted(set(PARSERS) - OWN_TOKENIZER - {"s1"})}
     shown = {name: (one.reasoning_start_str, one.reasoning_end_str) for name, one in found.items()}
     shown = {name: pair for name, pair in shown.items() if None not in pair}
-    ours = {name: (PARSERS[name].start, PARSERS[name].bridge.partition("<|START")[0].strip()) for name in shown}
-    assert shown == ours
+    for name, (start, end) in shown.items():
+        assert PARSERS[name].start.startswith(start), name
+        assert PARSERS[name].bridge.strip().startswith(end), name
     assert len(shown) > 10
