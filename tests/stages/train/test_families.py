@@ -57,9 +57,9 @@ def test_a_student_of_the_family_goes_the_whole_way(
     trained = resolve.fetch(Model(name=f"stage://{STAGE}"), RunStore(bucket, RUN), tmp_path)
     # vLLM leaves out the bytes of a character that does not end, transformers shows U+FFFD. Where two tokens are
     # all but equally likely, the two may choose differently.
-    same = [text.rstrip("\ufffd") == greedy(trained, prompt).rstrip("\ufffd") for prompt, text in said.items()]
-    assert len(same) == len(ROWS)
-    assert sum(same) >= len(ROWS) - 2
+    pairs = [(text.rstrip("\ufffd"), greedy(trained, prompt).rstrip("\ufffd")) for prompt, text in said.items()]
+    assert len(pairs) == len(ROWS)
+    assert sum(one != other for one, other in pairs) <= 2, pairs
 
 
 def assert_trained_as_in_a_plain_loop(bucket: Bucket, folder: Folder, family: str, model: Path, scratch: Path) -> None:
@@ -111,4 +111,5 @@ def greedy(model: Path, prompt: str) -> str:
     ids = template.token_ids(template.render(prompts.answer_messages(prompt)))
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     made = loaded.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=TOKENS)
-    return str(template.tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+    reply = made[0, len(ids) :].tolist()
+    return template.split(reply, template.tokenizer.decode(reply, skip_special_tokens=True)).text
