@@ -304,7 +304,8 @@ def _end(
         rest = [number for number in ids[ends[0] + 1 :] if number not in added]
         if tokenizer.decode(rest).strip():
             raise Unfit("writes text after the end of the reply", "Mend the template by chat.template.")
-        return tokenizer.decode(ids[:first]), tuple(ids[first : ends[0] + 1])
+        mark = tokenizer.decode([ids[first]], skip_special_tokens=False).strip()
+        return tail.partition(mark)[0], tuple(ids[first : ends[0] + 1])  # some tokenizers decode blanks as nothing
     begins = next((number for number in following if number in added), None)
     return tail, (begins,) if begins in stops and begins is not None else end_of_text(tokenizer)
 

@@ -95,6 +95,14 @@ def test_where_a_tokenizer_cannot_write_a_control_token_as_text_the_row_is_refus
     assert template.token_ids(template.render(asked("ada")))
 
 
+def test_a_blank_before_the_end_of_a_turn_is_learned_by_a_tokenizer_of_words_too() -> None:
+    """As Llama 2's template writes it; such a tokenizer decodes a blank at the beginning of a text as nothing."""
+    tokenizer = blanks()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} <|im_end|>{% endfor %}"
+    made = example(ChatTemplate(tokenizer), asked("ada"), "ada", max_length=1000)
+    assert tokenizer.convert_ids_to_tokens(made.input_ids)[-2:] == ["\u2581", "<|im_end|>"]
+
+
 def test_added_tokens_of_ordinary_text_are_no_control_tokens() -> None:
     tokenizer = stand_in.tokenizer(stand_in.template("qwen3"), ("<|im_start|>", "<|im_end|>"), listed=False)
     tokenizer = PreTrainedTokenizerFast(
