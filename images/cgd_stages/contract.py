@@ -8,6 +8,7 @@ A part that a manifest and a task share is one class here, with the bounds and t
 fields. `cgd_operator.api` extends it by the fields that only a manifest has.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from enum import IntEnum
@@ -22,6 +23,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import core_schema
@@ -73,8 +75,25 @@ class Contract(BaseModel):
         too, which pydantic would take as it is."""
         return cls.model_validate({name: getattr(other, name) for name in cls.model_fields if hasattr(other, name)})
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        """As the API server holds it of lists whose schema says so."""
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("x-kubernetes-list-type") in ("set", "map"):
+                keys = _keys(extra.get("x-kubernetes-list-map-keys"))
+                items = [keys(item) for item in getattr(self, name)]
+                if any(item in items[:place] for place, item in enumerate(items)):
+                    raise ValueError(f"{to_camel(name)}: name each of them once")
+        return self
+
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _keys(names: Any) -> Callable[[Any], Any]:
+    """What an item of a list is known by: the fields with these names, or all of it."""
+    return (lambda item: [getattr(item, name) for name in names]) if names else lambda item: item
 
 
 MANIFEST = "manifest"
