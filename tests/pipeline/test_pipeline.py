@@ -53,7 +53,7 @@ async def test_a_run_is_trained_by_a_trainjob_that_outlives_a_lost_pod(stand: An
     await check_deletion(stand, stays=False)
 
 
-@pytest.mark.parametrize(("mode", "thought"), [("on", "a"), ("off", None)])
+@pytest.mark.parametrize(("mode", "thought"), [("on", "a")])
 async def test_a_student_that_can_think_answers_learns_and_is_evaluated_in_one_mode(
     stand: Any, mode: str, thought: str | None
 ) -> None:

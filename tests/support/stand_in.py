@@ -22,7 +22,7 @@ _ENDS = (
 )
 _ENDS += ("<turn|>", "<|eot|>", "<end_of_utterance>", "<|im_end|>")
 """The tokens by which families end a reply, where that is not the end of text."""
-PICTURES = {"idefics3", "llava_next", "smolvlm"}
+PICTURES = ("idefics3", "llava_next", "smolvlm")
 """Templates whose messages are lists of pictures and texts: they do not work with texts alone."""
 
 

@@ -212,7 +212,8 @@ class ChatTemplate:
         added = self.tokenizer.added_tokens_decoder.values()
         contents = {token.content for token in added if token.special or token.content in made}
         contents = {content for content in contents | set(self.tokenizer.all_special_tokens) if content.strip()}
-        contents = {content for content in contents if len(content) > 1 or content in made}  # "!" that fills batches
+        ends = {self.tokenizer.bos_token, *self.tokenizer.convert_ids_to_tokens([*self._stops, *self.turn.end])}
+        contents = {content for content in contents if len(content) > 1 or content in ends}  # no "!" that fills batches
         return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))) or r"(?!)")
 
     def _broken(self, messages: list[Message]) -> tuple[list[Message], str]:

@@ -30,8 +30,19 @@ class Chat(contract.Chat):
         return self
 
 
+class Speculative(contract.Speculative):
+    """Speculative decoding, as vLLM has it: a draft of several tokens, which the model checks in one step. The texts
+    have the same distribution as without it."""
+
+    model: ModelUri | None = Field(
+        None, description="The model that writes the drafts: on the hub, an s3:// folder, or a path in the image."
+    )
+
+
 class ServedModel(Engine):
     """How vLLM serves a model. One independent engine per shard, tensor parallel inside it."""
+
+    speculative: Speculative | None = None
 
     shards: int = Field(
         1, ge=1, le=1024, description="How many pods share the rows of a stage. Each runs its own engine."

@@ -117,7 +117,10 @@ def test_an_ordinary_character_that_fills_batches_is_no_control_token() -> None:
     """Some models name a character of their vocabulary as padding; the tokenizer then lists it as special."""
     tokenizer = stand_in.tokenizer(PLAIN, ("<|im_start|>", "<|im_end|>"), end="<|im_end|>")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="!", chat_template=PLAIN
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="!",
+        chat_template="Be kind!" + PLAIN,
     )
     template = ChatTemplate(tokenizer)
     assert template.control_tokens("Hello! <|im_end|>") == ["<|im_end|>"]

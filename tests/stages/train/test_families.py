@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from support import families
-from support.stage_builders import RUN, context, generate_work, prepared, stored_rows
+from support.stage_builders import RUN, Program, context, generate_work, prepared, stored_rows, task
 from support.train_builders import STAGE, plain_training, quadruple, refined, stored_curve, train_work
 
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.check import __main__ as check
-from cgd_stages.contract import Benchmark, Check, Evaluate, Model, Sampling, Storage
+from cgd_stages.contract import Benchmark, Check, Evaluate, Exit, Model, Sampling, StageTask, Storage
 from cgd_stages.contract import Engine as EngineSettings
-from cgd_stages.evaluate import __main__ as evaluate
-from cgd_stages.generate import __main__ as generate
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
@@ -42,7 +40,9 @@ def test_a_student_of_the_family_goes_the_whole_way(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = families.make(tmp_path / "student", family)
     prepared(bucket, [row["prompt"] for row in ROWS])
-    generate.main(context(storage, generate_work(model, "answer", max_rejected=1.0), tmp_path))
+    answering = task(storage, generate_work(model, "answer", max_rejected=1.0))
+    answered = Program("generate", answering, tmp_path / "generate").wait()  # vLLM changes transformers in its process
+    assert answered.code == Exit.DONE, answered.log
     assert len(stored_rows(bucket, "answer")) >= 3
 
     refined(bucket, ROWS)
@@ -53,7 +53,7 @@ def test_a_student_of_the_family_goes_the_whole_way(
     facts = train.main(training)[STAGE]
     assert_trained_as_in_a_plain_loop(bucket, Folder(bucket, "team", STAGE, facts.digest), family, model, tmp_path)
 
-    said = evaluated(bucket, storage, tmp_path)
+    said = evaluated(bucket, storage, tmp_path / "evaluate")
     trained = resolve.fetch(Model(name=f"stage://{STAGE}"), RunStore(bucket, RUN), tmp_path)
     # vLLM leaves out the bytes of a character that does not end, transformers shows U+FFFD. Where two tokens are
     # all but equally likely, the two may choose differently.
@@ -96,10 +96,10 @@ def evaluated(bucket: Bucket, storage: Storage, scratch: Path) -> dict[str, str]
         sampling=Sampling(max_tokens=TOKENS),
         engine=EngineSettings(dtype="float32"),
     )
-    given = context(storage, work, scratch)
-    given.task = given.task.model_copy(update={"stage": "evaluate-cgd"})
-    facts = evaluate.main(given)["evaluate-cgd"]
-    rows = read_rows(Folder(bucket, "team", "evaluate-cgd", facts.digest))
+    evaluating = StageTask(run=RUN, stage="evaluate-cgd", storage=storage, work=work)
+    ended = Program("evaluate", evaluating, scratch).wait()
+    assert ended.code == Exit.DONE, ended.log
+    rows = read_rows(Folder(bucket, "team", "evaluate-cgd", ended.words.stages["evaluate-cgd"].digest))
     return {row["prompt"]: row["output"] for row in rows}
 
 
