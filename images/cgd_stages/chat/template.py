@@ -209,10 +209,10 @@ class ChatTemplate:
         """Finds the special tokens, and other added tokens by which the template or a thought is marked. (Some
         tokenizers have added tokens for ordinary text, such as three blanks.)"""
         made = self.turn.made + (self.markup.opening + self.markup.bridge if self.markup else "")
-        added = self.tokenizer.added_tokens_decoder.values()
-        contents = {token.content for token in added if token.special or token.content in made}
+        added = self.tokenizer.added_tokens_decoder
+        contents = {token.content for token in added.values() if token.special or token.content in made}
         contents = {content for content in contents | set(self.tokenizer.all_special_tokens) if content.strip()}
-        ends = {self.tokenizer.bos_token, *self.tokenizer.convert_ids_to_tokens([*self._stops, *self.turn.end])}
+        ends = {added[number].content for number in self._stops.union(self.turn.end) if number in added}
         contents = {content for content in contents if len(content) > 1 or content in ends}  # no "!" that fills batches
         return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))) or r"(?!)")
 
