@@ -8,7 +8,9 @@ A part that a manifest and a task share is one class here, with the bounds and t
 fields. `cgd_operator.api` extends it by the fields that only a manifest has.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from enum import IntEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +23,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import core_schema
@@ -72,8 +75,25 @@ class Contract(BaseModel):
         too, which pydantic would take as it is."""
         return cls.model_validate({name: getattr(other, name) for name in cls.model_fields if hasattr(other, name)})
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        """As the API server holds it of lists whose schema says so."""
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("x-kubernetes-list-type") in ("set", "map"):
+                keys = _keys(extra.get("x-kubernetes-list-map-keys"))
+                items = [keys(item) for item in getattr(self, name)]
+                if any(item in items[:place] for place, item in enumerate(items)):
+                    raise ValueError(f"{to_camel(name)}: name each of them once")
+        return self
+
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def _keys(names: Any) -> Callable[[Any], Any]:
+    """What an item of a list is known by: the fields with these names, or all of it."""
+    return (lambda item: [getattr(item, name) for name in names]) if names else lambda item: item
 
 
 MANIFEST = "manifest"
@@ -168,7 +188,21 @@ Temperature = Annotated[Decimal, Between(0, 2)]
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Word = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Date = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$")]
+
+
+def _a_day(text: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day of the calendar: write it as in 2026-01-31") from error
+    return text
+
+
+Date = Annotated[
+    str,
+    Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$", json_schema_extra={"format": "date"}),
+    AfterValidator(_a_day),
+]
 FREE: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 """The schema of an object whose fields are somebody else's."""
 
@@ -492,7 +526,19 @@ Learned = Literal["drop", "learn"]
 CONFIG_MAP = "configmap://"
 
 
+_RENDERED_WITH = {
+    *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages"),
+    *("padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs"),
+    "truncation",
+}
+_SWITCHES = ("enable_thinking", "thinking", "reasoning")
+
+
 def _plain_values(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if ours := sorted(_RENDERED_WITH & set(kwargs)):
+        raise ValueError(f"the run sets {', '.join(ours)} of a template: leave it out of templateKwargs")
+    if switches := [name for name in _SWITCHES if isinstance(kwargs.get(name), bool)]:
+        raise ValueError(f"{', '.join(switches)}: set the chat's field thinking to on or off instead")
     if wrong := [name for name, value in kwargs.items() if not isinstance(value, bool | int | str)]:
         raise ValueError(f"{', '.join(wrong)}: write text, a whole number, true or false")
     return kwargs

@@ -20,8 +20,11 @@ from cgd_stages.contract import Chat
 _USER, _ANSWER, _THOUGHT, _NEXT = "qzxvuone", "qzxvatwo", "qzxvtthree", "qzxvnfour"
 QUESTION: list[Message] = [{"role": "user", "content": _USER}]
 CONVERSATIONS: list[list[Message]] = [QUESTION, [{"role": "system", "content": _NEXT}, *QUESTION]]
-_SWITCHES = ("enable_thinking", "thinking", "reasoning")
-"""The variables by which templates switch thinking, as far as they say it with true and false."""
+_SWITCHES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+    *(({name: True}, {name: False}) for name in ("enable_thinking", "thinking", "reasoning")),
+    ({}, {"thinking_budget": 0}),
+)
+"""The variables by which templates switch thinking on and off. Seed-OSS has only a budget."""
 NO_THOUGHTS = (
     "Set chat.thinking to off and spec.training.thinking to drop, or name the format of its thoughts in "
     "chat.reasoningParser."
@@ -70,8 +73,7 @@ class Turn:
 
 def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Turn:
     """What stands around a reply of this model in this mode. Raises TemplateError, and Unfit."""
-    switch = _switch(speak)
-    thinking, idle = ({switch: True}, {switch: False}) if switch else ({}, {})
+    thinking, idle = _switch(speak)
     markup = _markup(speak, chat, thinking, idle)
     if markup is None and (unknown := unknown_markers(tokenizer)):
         raise Unfit(
@@ -82,7 +84,7 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
     values = {"auto": {}, "on": thinking, "off": idle}[chat.thinking]
     prompt = speak(QUESTION, prompt=True, **values)
     opened = _opened(_after_question(prompt), markup)
-    _refuse_mode(chat, markup, opened, switch)
+    _refuse_mode(chat, markup, opened, switched=thinking != idle)
     reply = speak(_replied(_ANSWER), prompt=False, **values)
     if _ANSWER not in reply:
         raise Unfit("does not write the assistant's turn", "Take another model, or give it another chat.template.")
@@ -122,12 +124,12 @@ def _after_question(text: str) -> str:
 # --- thoughts ---------------------------------------------------------------------------------------------------------
 
 
-def _switch(speak: Speak) -> str | None:
-    """The variable that changes what the template makes of a question."""
-    for name in _SWITCHES:
-        if speak(QUESTION, prompt=True, **{name: True}) != speak(QUESTION, prompt=True, **{name: False}):
-            return name
-    return None
+def _switch(speak: Speak) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables of both modes, if any change what the template makes of a question."""
+    for thinking, idle in _SWITCHES:
+        if speak(QUESTION, prompt=True, **thinking) != speak(QUESTION, prompt=True, **idle):
+            return thinking, idle
+    return {}, {}
 
 
 def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markup | None:
@@ -193,7 +195,7 @@ def _read(prompt: str, before: str, bridge: str, without: str) -> Markup:
 
 def _start_of(bridge: str, header: str) -> str:
     """The marker that opens what the bridge ends: of the family with this end, or the end without its slash."""
-    end = (header or bridge).strip()
+    end = Markup("", bridge, header).end
     return next((family.start for family in FAMILIES if family.end == end), end.replace("/", "", 1))
 
 
@@ -225,16 +227,27 @@ def _opened(made: str, markup: Markup | None) -> Opened:
     if markup is None:
         return None
     start, end = made.rfind(markup.start), made.rfind(markup.end)
+    if start > end and markup.closing:  # a thought may end before the header of an answer
+        end = made.rfind(markup.closing, start)
     return None if start == end == -1 else start > end
 
 
-def _refuse_mode(chat: Chat, markup: Markup | None, opened: Opened, switch: str | None) -> None:
+def mode_of(prompt: str, markup: Markup) -> Opened:
+    """Whether a prompt of any conversation ends with a marker that opens a thought, or ends it."""
+    text = prompt.rstrip()
+    if text.endswith(markup.start):
+        return True
+    ends = [marker for marker in (markup.end, markup.closing) if marker]
+    return False if text.endswith(tuple(ends)) else None
+
+
+def _refuse_mode(chat: Chat, markup: Markup | None, opened: Opened, *, switched: bool) -> None:
     if chat.thinking == "on":
         if markup is None:
             raise Unfit("has no thoughts, but thinking is on", NO_THOUGHTS)
         if opened is False:
             raise Unfit("closes the thought in the prompt although thinking is on", NO_THOUGHTS)
-    if chat.thinking == "off" and markup and (opened or (markup.header and switch is None and opened is None)):
+    if chat.thinking == "off" and markup and (opened or (markup.header and not switched and opened is None)):
         raise Unfit(f"cannot switch thinking off: a reply begins with {markup.start}", CANNOT_STOP)
 
 
@@ -251,7 +264,11 @@ def _header(prompt: str, head: str, markup: Markup | None, opened: Opened) -> st
     if markup and opened is not None:
         made = _after_question(prompt)
         first = min(place for place in (made.find(markup.start), made.find(markup.end)) if place != -1)
-        base = prompt[: len(prompt) - len(made) + first].rstrip()
+        base = prompt[: len(prompt) - len(made) + first]
+        header = markup.header.strip()
+        if header and head.startswith(base) and (rest := head[len(base) :]).strip() == header:
+            return rest
+        base = base.rstrip()
     if head.startswith(base) or (base.startswith(head) and not base[len(head) :].strip()):
         return ""
     raise Unfit(
@@ -287,7 +304,8 @@ def _end(
         rest = [number for number in ids[ends[0] + 1 :] if number not in added]
         if tokenizer.decode(rest).strip():
             raise Unfit("writes text after the end of the reply", "Mend the template by chat.template.")
-        return tokenizer.decode(ids[:first]), tuple(ids[first : ends[0] + 1])
+        mark = tokenizer.decode([ids[first]], skip_special_tokens=False).strip()
+        return tail.partition(mark)[0], tuple(ids[first : ends[0] + 1])  # some tokenizers decode blanks as nothing
     begins = next((number for number in following if number in added), None)
     return tail, (begins,) if begins in stops and begins is not None else end_of_text(tokenizer)
 

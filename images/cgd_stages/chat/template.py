@@ -8,7 +8,7 @@ context is the engine's prompt token for token; and the digests.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -141,9 +141,12 @@ class ChatTemplate:
 
     def render(self, messages: list[Message]) -> Rendered:
         """What the model reads, up to where its reply begins, special tokens included. Raises jinja2's TemplateError
-        when the template refuses the messages."""
+        when the template refuses the messages, and ControlTokens."""
         messages, mark = self._broken(messages)
-        return Rendered(tuple(self._prompt(messages).split(mark)) if mark else (self._prompt(messages),))
+        text = self._prompt(messages)
+        if self.markup and probe.mode_of(text, self.markup) != self._mode:
+            raise TemplateError("words in the prompt, such as /no_think, switch thinking against the run's mode")
+        return Rendered(tuple(text.split(mark)) if mark else (text,))
 
     def token_ids(self, rendered: Rendered) -> list[int]:
         """The ids of a rendered text. Raises ControlTokens where its pieces cannot be written as plain text."""
@@ -159,9 +162,14 @@ class ChatTemplate:
         return sorted(set(self._control.findall(text)))
 
     def plainly(self, text: str) -> Rendered:
-        """A text of a user or a model, in pieces of which none holds a control token."""
+        """A text of a user or a model, in pieces of which none holds a control token. Raises ControlTokens."""
         mark = next(character for character in _BREAKS if character not in text)
         return Rendered(tuple(self._broken_text(text, mark).split(mark)))
+
+    @cached_property
+    def _mode(self) -> Opened:
+        """How the prompts of this mode end: see `probe.mode_of`."""
+        return probe.mode_of(self._prompt(probe.QUESTION), self.markup) if self.markup else None
 
     def _prompt(self, messages: list[Message]) -> str:
         return prompt_of(self._speak, messages) if self._source else self._opening + plain(messages)
@@ -201,9 +209,11 @@ class ChatTemplate:
         """Finds the special tokens, and other added tokens by which the template or a thought is marked. (Some
         tokenizers have added tokens for ordinary text, such as three blanks.)"""
         made = self.turn.made + (self.markup.opening + self.markup.bridge if self.markup else "")
-        added = self.tokenizer.added_tokens_decoder.values()
-        contents = {token.content for token in added if token.special or token.content in made}
+        added = self.tokenizer.added_tokens_decoder
+        contents = {token.content for token in added.values() if token.special or token.content in made}
         contents = {content for content in contents | set(self.tokenizer.all_special_tokens) if content.strip()}
+        ends = {added[number].content for number in self._stops.union(self.turn.end) if number in added}
+        contents = {content for content in contents if len(content) > 1 or content in ends}  # no "!" that fills batches
         return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))) or r"(?!)")
 
     def _broken(self, messages: list[Message]) -> tuple[list[Message], str]:
@@ -217,6 +227,8 @@ class ChatTemplate:
     def _broken_text(self, text: str, mark: str) -> str:
         def broken(found: re.Match[str]) -> str:
             middle = len(found[0]) // 2
+            if not middle:
+                raise ControlTokens(f"{found[0]!r} is a control token of one character")
             return found[0][:middle] + mark + found[0][middle:]
 
         while self._control.search(text):  # a second one may overlap the first
@@ -228,10 +240,15 @@ class ChatTemplate:
     def split(self, ids: Sequence[int], text: str) -> Split:
         """A reply's thought and answer, from its ids. `text`: the engine's own text of them, for a reply without any
         marker."""
-        ended = not self._stops.union(self.turn.end[-1:]).isdisjoint(ids[-1:])
-        seen = self._seen.text(ids[:-1] if ended else ids)
+        head, end = self._header_ids, self.turn.end
+        if head and tuple(ids[: len(head)]) == head:
+            ids = ids[len(head) :]
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        one = not self._stops.union(end[-1:]).isdisjoint(ids[-1:])
+        ended = len(end) if end and tuple(ids[-len(end) :]) == end else one
+        seen = self._seen.text(ids[: len(ids) - ended])
         if self.markup is not None:
-            return self._seen.restored(split(seen, self._seen.markup(self.markup), self.opened))
+            return self._bare(self._seen.restored(split(seen, self._seen.markup(self.markup), self.opened)))
         for markup in self._marked_by_tokens:
             if seen.strip().startswith((markup.start, markup.header.strip() or markup.start)):
                 return self._seen.restored(split(seen, markup))
@@ -239,7 +256,19 @@ class ChatTemplate:
 
     def split_text(self, text: str) -> Split:
         """A reply's thought and answer, from a text that shows the model's markers. See `end_marker`."""
-        return split(text, self.markup, self.opened) if self.markup else split_text(text, lone_end=False)
+        return self._bare(split(text, self.markup, self.opened)) if self.markup else split_text(text, lone_end=False)
+
+    def _bare(self, parts: Split) -> Split:
+        """The parts without the words that the template writes between an answer and the end of its turn."""
+        tail = self.turn.tail.strip()
+        return replace(parts, text=parts.text.removesuffix(tail).strip()) if tail else parts
+
+    @cached_property
+    def _header_ids(self) -> tuple[int, ...]:
+        """What the model writes itself because the template has no beginning of a reply for a prompt; nearly always
+        nothing."""
+        header = self.turn.header if self.markup is None and self._control.search(self.turn.header) else ""
+        return tuple(token_ids(self.tokenizer, header)) if header else ()
 
     @cached_property
     def _seen(self) -> Seen:

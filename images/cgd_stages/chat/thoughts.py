@@ -14,6 +14,7 @@ The rule, for all families:
 """
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -52,12 +53,17 @@ class Markup:
     @property
     def end(self) -> str:
         """The marker after which the answer begins."""
-        return (self.header or self.bridge).strip()
+        return self.header.strip() or self.bridge.split(maxsplit=1)[0]
 
     @property
-    def again(self) -> str:
-        """What stands between two thoughts of one reply, where answers have a header; else empty."""
-        return (self.bridge.removesuffix(self.header) + self.opening).strip() if self.header else ""
+    def frame(self) -> str:
+        """A word that opens the answer after that marker, as ERNIE's `<response>`; nearly always empty."""
+        return "" if self.header else self.bridge.strip().removeprefix(self.end).strip()
+
+    @property
+    def closing(self) -> str:
+        """The marker that ends the thought itself, if it is not the answer's header that does."""
+        return self.bridge.removesuffix(self.header).strip() if self.header else self.end
 
 
 THINK = Markup("<think>\n", "\n</think>\n\n")
@@ -74,6 +80,7 @@ SEED = Markup("<seed:think>", "</seed:think>")
 GEMMA = Markup("<|channel>thought\n", "\n<channel|>")
 MUSE = Markup(" to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>", " to=user<|message|>")
 LLAMA = Markup("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>")
+APERTUS = Markup("<|inner_prefix|>", "<|inner_suffix|>")
 SKY = Markup(
     "<|begin_of_thought|>\n\n",
     "\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
@@ -81,7 +88,7 @@ SKY = Markup(
 )
 PLAMO = Markup("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>")
 MINIMAX = Markup("<mm:think>", "</mm:think>")
-FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, SKY, MINIMAX, PLAMO, THINK)
+FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, APERTUS, SKY, MINIMAX, PLAMO, THINK)
 """The markups of families whose templates do not show them. A template that shows another one is read instead."""
 
 PARSERS: dict[str, Markup] = {
@@ -132,15 +139,27 @@ def split(text: str, markup: Markup, opened: Opened = None) -> Split:
 def _answer(text: str, markup: Markup) -> str:
     """The answer's text. Where answers have a header, a control token after it begins another turn."""
     end = next((place for place, character in enumerate(text) if markup.header and _is_control(character)), len(text))
-    return text[:end].strip()
+    return text[:end].strip().removeprefix(markup.frame).strip()
 
 
 def _thought(text: str, markup: Markup) -> str:
     """The thought without its markers, in a text up to the answer's marker."""
+    text = text.strip()
     if markup.header:
-        text = text.strip().removesuffix(markup.bridge.removesuffix(markup.header).strip())
-        text = text.replace(markup.again, "\n")
+        text = markup.closing + text.removesuffix(markup.closing)
+        text = _between(markup).sub("\n", text).removeprefix(markup.closing)
     return text.strip().removeprefix(markup.start).strip()
+
+
+def _between(markup: Markup) -> re.Pattern[str]:
+    """What stands between two messages of one reply, where each has a header in control tokens: the channel may be
+    another one than that of thoughts, such as gpt-oss's commentary."""
+    control = rf"[{chr(_CONTROL)}-{chr(sys.maxunicode)}]"
+    again = re.split(rf"({control})", (markup.closing + markup.opening).strip())
+    if len(again) < 5:  # fewer than two control tokens
+        return re.compile(re.escape(markup.closing + markup.opening))
+    *fixed, _, last, rest = again
+    return re.compile("".join(map(re.escape, fixed)) + rf"[^{control[1:-1]}]*" + re.escape(last + rest))
 
 
 def split_text(text: str, *, lone_end: bool = True) -> Split:
@@ -148,9 +167,14 @@ def split_text(text: str, *, lone_end: bool = True) -> Split:
     the opening marker of a family. `lone_end`: a `</think>` that nothing has opened ends a thought too, because the
     server's template may have opened it."""
     body = text.strip()
-    for markup in FAMILIES:
-        if any(marker and body.startswith(marker) for marker in (markup.start, markup.header.strip())):
-            return split(_ENDS.sub("", body), markup)
+    begun = [
+        markup
+        for markup in FAMILIES
+        if any(marker and body.startswith(marker) for marker in (markup.start, markup.header.strip()))
+    ]
+    if begun:  # two families may open a thought alike, and end it differently
+        markup = next((markup for markup in begun if markup.end in body), begun[0])
+        return split(_ENDS.sub("", body), markup)
     return split(body, THINK) if lone_end else Split(body)
 
 

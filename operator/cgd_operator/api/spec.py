@@ -91,6 +91,13 @@ THINKING_RULE = (
 )
 
 
+_LEARNS = "(has(self.training.thinking) && self.training.thinking == 'learn')"
+BUDGET_RULE = (
+    f"!has(self.student.chat.thinkingBudget) || self.student.chat.thinking == 'on' || {_LEARNS}",
+    "student.chat.thinkingBudget: this student does not think: leave it out, or set training.thinking to learn",
+)
+
+
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
@@ -121,7 +128,9 @@ class Budget(Contract):
 class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
-    model_config = ConfigDict(json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE))
+    model_config = ConfigDict(
+        json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE, BUDGET_RULE)
+    )
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
         {"suspend", "ttl_seconds_after_finished", "deletion_policy", "replace_lost_pods_after_seconds"}
@@ -179,6 +188,8 @@ class CGDRunSpec(Contract):
         learned, thinks = self.training.thinking, self.student.chat.thinking
         if learned and thinks != "auto" and (learned == "learn") != (thinks == "on"):
             raise ValueError(THINKING_RULE[1])
+        if self.student.chat.thinking_budget and learned != "learn" and thinks != "on":
+            raise ValueError(BUDGET_RULE[1])
         fields = self.prompts.fields
         if fields.reference is None and fields.messages is None:
             if "SFT" in self.training.objectives:

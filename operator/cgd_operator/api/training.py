@@ -132,8 +132,6 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
             raise ValueError(BATCH_RULE[1])
         if self.offload != "none" and self.zero_stage < (3 if self.offload == "parameters" else 1):
             raise ValueError(OFFLOAD_RULE[1])
-        if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError("objectives: name each objective once")
         if self.critique.kind != "matched" and "CGD" not in self.objectives:
             raise ValueError(ABLATION_RULE[1])
         return self

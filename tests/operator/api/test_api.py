@@ -38,7 +38,7 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.adapter", {"initLoraWeights": "pissa"}, "spec.training.adapter.initLoraWeights", "no such field"),
         ("training.globalBatchSize", 4, "spec.training", "raise globalBatchSize"),
         ("training.objectives", ["CDG"], "spec.training.objectives.0", "'CGD'"),
-        ("training.objectives", ["CGD", "CGD"], "spec.training", "each objective once"),
+        ("training.objectives", ["CGD", "CGD"], "spec.training", "objectives: name each of them once"),
         ("training.objectives", [], "spec.training.objectives", "at least 1 item"),
         ("training.critique", {"kind": "corrupted"}, "spec.training.critique", "needs a rate"),
         ("training.critique", {"kind": "shuffled", "rate": "0.3"}, "spec.training.critique", "no other kind has one"),

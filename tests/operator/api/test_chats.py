@@ -43,6 +43,9 @@ def operator_says(changes: dict[str, Any]) -> str:
     [
         ({"student.chat": {"thinking": "on"}, "training.thinking": "drop"}, "learn goes with student.chat.thinking on"),
         ({"student.chat": {"thinking": "off"}, "training.thinking": "learn"}, "drop with off"),
+        ({"student.chat": {"thinkingBudget": 64}}, "leave it out, or set training.thinking to learn"),
+        ({"student.chat": {"thinkingBudget": 64, "thinking": "off"}}, "this student does not think"),
+        ({"student.chat": {"thinkingBudget": 64}, "training.thinking": "drop"}, "this student does not think"),
         ({"student.chat": {"template": "chatml"}}, "write the text of a Jinja template"),
         ({"student.chat": {"template": "configmap://only-a-name"}}, "configmap://name/key or s3://bucket/key"),
         ({"teacher.chat": {"template": "s3://bucket-alone"}}, "configmap://name/key or s3://bucket/key"),
@@ -76,6 +79,10 @@ def test_server_and_operator_refuse_with_the_same_words(changes: dict[str, Any],
         {"student.chat": {"template": "{" * 8193}},
         {"student.chat": {"reasoningParser": "../parser"}},
         {"training.thinking": "learned"},
+        {"evaluation.models": ["base", "base"]},
+        {"evaluation.tasks": [{"name": "IFEval"}, {"name": "IFEval", "maxTokens": 2048}]},
+        {"prompts.decontaminate": {"against": ["arithmetic", "arithmetic"]}},
+        {"teacher": {"endpoint": {**ENDPOINT["endpoint"], "omit": ["seed", "seed"]}}},
         {"student.speculative": {"method": "custom_class"}},
         {"student.quantization": "a b"},
         {"generation.answer": {"topK": 0}},
@@ -97,6 +104,8 @@ def test_server_and_operator_refuse_a_wrong_value(changes: dict[str, Any]) -> No
         {"student.chat": {"thinking": "on"}, "training.thinking": "learn"},
         {"student.chat": {"thinking": "off"}, "training.thinking": "drop"},
         {"training.thinking": "learn"},
+        {"training.thinking": "learn", "student.chat": {"thinkingBudget": 64}},
+        {"student.chat": {"thinking": "on", "thinkingBudget": 64}},
         {"student.chat": {"template": TEMPLATE, "templateKwargs": {"reasoning_effort": "low", "tools": False, "n": 2}}},
         {"teacher.chat": {"template": "configmap://templates/teacher.jinja", "reasoningParser": "deepseek_r1"}},
         {"teacher.chat": {"template": "s3://bucket/a/b.jinja", "thinkingBudget": 512, "date": "2024-02-29"}},
@@ -133,6 +142,34 @@ def test_what_no_schema_can_say_of_free_objects_the_operator_says() -> None:
     assert "effort, tools: write text, a whole number, true or false" in operator_says(kwargs)
     body = {"teacher": {"endpoint": {**ENDPOINT["endpoint"], "extraBody": {"stream": True}}}}
     assert "the run sets stream of a request" in operator_says(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("add_generation_prompt", False, "the run sets add_generation_prompt of a template: leave it out"),
+        ("messages", "x", "the run sets messages of a template"),
+        ("return_dict", True, "the run sets return_dict of a template"),
+        ("enable_thinking", True, "enable_thinking: set the chat's field thinking to on or off instead"),
+        ("thinking", False, "thinking: set the chat's field thinking"),
+    ],
+)
+def test_variables_that_the_run_sets_itself_are_refused_with_the_field_that_says_it(
+    name: str, value: Any, mend: str
+) -> None:
+    for model in ("student", "teacher"):
+        told = operator_says({f"{model}.chat": {"templateKwargs": {name: value}}})
+        assert f"spec.{model}.chat.templateKwargs: " in told
+        assert mend in told
+
+
+@pytest.mark.parametrize("day", ["2026-02-30", "2023-02-29", "2100-02-29", "2026-04-31", "0000-01-01"])
+def test_a_day_that_does_not_exist_is_refused_before_anything_runs(day: str) -> None:
+    """The API server knows it by the format that the schema names."""
+    told = operator_says({"student.chat": {"date": day}})
+    assert "spec.student.chat.date: " in told
+    assert "no day of the calendar" in told
+    assert SPEC["properties"]["student"]["properties"]["chat"]["properties"]["date"]["format"] == "date"
 
 
 def children(changes: dict[str, Any] | None = None) -> dict[str, Child]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from jinja2.exceptions import TemplateError
 from support import stand_in
 
 from cgd_stages.chat.example import IGNORE, Unusable, example
@@ -127,6 +128,73 @@ def test_a_template_that_has_no_place_for_a_thought_makes_no_example_with_one() 
         learned(of(PLAIN), "hm")
 
 
+def test_a_thought_that_the_prompt_ends_before_the_header_of_an_answer_is_off() -> None:
+    """As Command A's: the prompt writes both markers of a thought, the model the header of its answer."""
+    reply = "{% if m.role == 'assistant' %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% else %}{{ m.content }}"
+    closed = "{% if reasoning is defined and not reasoning %}<|START_THINKING|><|END_THINKING|>{% endif %}{% endif %}"
+    source = HEAD + TAIL.replace("{{ m.content }}", reply + "{% endif %}") + PROMPT + closed
+    tokens = stand_in.markers(source)
+    off = of(source, *tokens, thinking="off")
+    assert off.render(ASKED).text.endswith("<|END_THINKING|>")
+    assert learned(off) == "<|START_RESPONSE|>4<|END_RESPONSE|><|im_end|>"
+    head = "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>"
+    assert learned(of(source, *tokens, thinking="on"), "hm") == head + "4<|END_RESPONSE|><|im_end|>"
+
+
+def test_a_budget_of_no_token_switches_thinking_off_where_a_template_has_nothing_else() -> None:
+    """As Seed-OSS has it."""
+    closed = "{% if thinking_budget is defined and thinking_budget == 0 %}<seed:think>None.</seed:think>{% endif %}"
+    shown = "{% if m.reasoning_content %}<seed:think>{{ m.reasoning_content }}</seed:think>{% endif %}"
+    source = HEAD + shown + TAIL + PROMPT + closed + "{% endif %}"
+    tokens = ("<seed:think>", "</seed:think>")
+    assert of(source, *tokens, thinking="off").render(ASKED).text.endswith("None.</seed:think>")
+    assert learned(of(source, *tokens, thinking="off")) == "4<|im_end|>"
+    assert of(source, *tokens, thinking="on").render(ASKED).text.endswith("assistant\n")
+    budget = of(source, *tokens, thinking="on", template_kwargs={"thinking_budget": 64})
+    assert learned(budget, "hm") == "<seed:think>hm</seed:think>4<|im_end|>"
+    with pytest.raises(UserError, match="closes the thought in the prompt although thinking is on"):
+        of(source, *tokens, thinking="on", template_kwargs={"thinking_budget": 0})
+
+
+@pytest.mark.parametrize("tokens", [("<response>", "</response>"), ("<response>",)])
+def test_a_frame_around_the_answer_belongs_to_the_markers(tokens: tuple[str, ...]) -> None:
+    """As ERNIE's thinking models write it, with the thought opened by the prompt."""
+    shown = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    framed = "{% if m.role == 'assistant' %}" + shown + "<response>\n{{ m.content }}\n</response>\n{% else %}"
+    source = HEAD + TAIL.replace("{{ m.content }}", framed + "{{ m.content }}{% endif %}")
+    template = of(source + PROMPT + "<think>\n{% endif %}", *tokens, thinking="on")
+    reply = learned(template, "hm")
+    assert reply == "hm\n</think>\n\n<response>\n4\n</response>\n<|im_end|>"
+    assert template.markup is not None
+    assert template.markup.opening == "<think>\n"
+    for text in (reply, "hm\n</think>\n\n4<|im_end|>"):
+        parts = template.split(stand_in.ids(template.tokenizer, text), "")
+        assert (parts.thinking, parts.text) == ("hm", "4")
+    with pytest.raises(UserError, match="a reply begins with <think>"):
+        of(source + PROMPT + "<think>\n{% endif %}", *tokens, thinking="off")
+
+
+FLAGGED = "{% set ns = namespace(on=enable_thinking is not defined or enable_thinking) %}"
+FLAGGED += "{% if '/no_think' in messages[0].content %}{% set ns.on = false %}{% endif %}"
+FLAGGED += "{% if '/think' in messages[0].content %}{% set ns.on = true %}{% endif %}" + HEAD + TAIL + PROMPT
+
+
+@pytest.mark.parametrize(
+    ("opens", "mode", "flag"), [("", "on", "/no_think"), ("<think>\n", "on", "/no_think"), ("", "off", "/think")]
+)
+def test_a_prompt_whose_words_switch_thinking_against_the_run_is_refused(opens: str, mode: str, flag: str) -> None:
+    """As in system turns for SmolLM3 and Nemotron: its example and its reply would be of another mode."""
+    source = FLAGGED + f"{{% if ns.on %}}{opens}{{% else %}}<think>\n\n</think>\n{{% endif %}}{{% endif %}}"
+    template = of(source, thinking=mode)
+    flagged: list[Message] = [{"role": "system", "content": flag}, *ASKED]
+    with pytest.raises(TemplateError, match="switch thinking against the run's mode"):
+        template.render(flagged)
+    with pytest.raises(Unusable, match="switch thinking"):
+        example(template, flagged, "4", thought="hm" if mode == "on" else None, max_length=1000)
+    same: list[Message] = [{"role": "system", "content": "/think" if mode == "on" else "/no_think"}, *ASKED]
+    assert template.render(same).text
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 PHI = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -153,6 +221,15 @@ def test_a_template_without_an_end_ends_as_the_next_turn_begins_if_the_model_sto
     tokens = ("<|user|>", "<|assistant|>")
     assert learned(of(source, *tokens, end="<|endoftext|>", stops=("<|user|>",))) == "4<|user|>"
     assert learned(of(source, *tokens, end="<|endoftext|>")) == "4<|endoftext|>"
+
+
+def test_the_head_of_a_turn_that_the_model_writes_itself_is_no_part_of_its_answer() -> None:
+    """A template that does not know add_generation_prompt leaves the head of the turn to the model."""
+    template = of(HEAD + TAIL)
+    assert learned(template) == "<|im_start|>assistant\n4<|im_end|>"
+    for reply in ("<|im_start|>assistant\n4<|im_end|>", "4<|im_end|>"):
+        ids = stand_in.ids(template.tokenizer, reply)
+        assert template.split(ids, template.tokenizer.decode(ids, skip_special_tokens=True)).text == "4"
 
 
 def test_the_ids_at_which_a_generation_ends_are_those_of_the_models_folder(tmp_path: Any) -> None:

@@ -102,6 +102,17 @@ def test_where_the_prompt_has_closed_the_thought_all_is_answer_unless_the_reply_
             Split("4", "One.\nTwo."),
         ),
         (HARMONY.header + "4<|end|><|start|>assistant<|channel|>commentary<|message|>Done.", Split("4")),
+        (
+            HARMONY.opening
+            + "One.<|end|><|start|>assistant<|channel|>commentary<|message|>Two."
+            + HARMONY.bridge
+            + "4",
+            Split("4", "One.\nTwo."),
+        ),
+        (
+            "<|channel|>commentary<|message|>One.<|end|><|start|>assistant" + HARMONY.opening + "Two." + HARMONY.bridge,
+            Split("", "One.\nTwo."),
+        ),
         ("It is 4.", Split("It is 4.")),
         ("analysisWe add.assistantfinalIt is 4.", Split("analysisWe add.assistantfinalIt is 4.")),
     ],
@@ -155,6 +166,9 @@ def test_a_model_without_tokens_for_thoughts_may_spell_them_out() -> None:
         (HARMONY.header + "It is 4.<|return|>", Split("It is 4.")),
         ("[THINK]hm[/THINK]It is 4.</s>", Split("It is 4.", "hm")),
         ("[THINK]hm", Split("", "hm", unfinished_thinking=True)),
+        ("<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>4<|END_RESPONSE|>", Split("4", "hm")),
+        ("<|START_THINKING|>hm<|END_THINKING|><|START_TEXT|>4<|END_TEXT|>", Split("4", "hm")),
+        ("<|inner_prefix|>hm<|inner_suffix|>4", Split("4", "hm")),
         ("analysisWe add.assistantfinalIt is 4.", Split("analysisWe add.assistantfinalIt is 4.")),
         ("think\nadd\nanswer\nIt is 4.", Split("think\nadd\nanswer\nIt is 4.")),
         ("It is 4.</s>", Split("It is 4.</s>")),
