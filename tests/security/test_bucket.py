@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from support.train_builders import STAGE, train_work
 from cgd_stages.contract import Harness, HarnessTask, Model, Rows, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.harness import __main__ as harness
+from cgd_stages.harness.replies import Reply
 from cgd_stages.harness.task_guard import EXECUTING
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.rows import file_sha256
@@ -189,7 +191,8 @@ def asked(tasks: Path, definition: str, *, own_code: bool = False) -> dict[str, 
 
     (tasks / "own.yaml").write_text(definition)
     asker = DummyLM()
-    asker.tokenizer, asker.ended = None, defaultdict(lambda: "stop")
+    asker.tokenizer, asker.chat = None, SimpleNamespace(thinks=False, templated=False)
+    asker.replies = defaultdict(lambda: Reply.of("", "stop"))
     task = HarnessTask(name="own", task="own", metric="exact_match", own_code=own_code)
     return harness.ask(asker, task, TaskManager(include_path=str(tasks), include_defaults=False))
 

@@ -180,7 +180,7 @@ def test_headers_of_weights_that_are_none_are_told_of_and_not_read(tmp_path, cap
         assert resolve.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) in (None, [])
         (tmp_path / "model.safetensors").write_bytes(weights({"w": TENSOR}))
         assert resolve.tensors(Model(name=str(tmp_path)), Bucket(storage), tmp_path) == [
-            resolve.Tensor("w", "F32", 2, 8)
+            resolve.Tensor("w", "F32", 2, 8, (2,))
         ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat.messages import Message
-from cgd_stages.chat.thoughts import FAMILIES, PARSERS, Markup, Opened, unknown_markers
+from cgd_stages.chat.thoughts import FAMILIES, PARSERS, Markers, Opened, unknown_markers
 from cgd_stages.contract import Chat
 
 _USER, _ANSWER, _THOUGHT, _NEXT = "qzxvuone", "qzxvatwo", "qzxvtthree", "qzxvnfour"
@@ -61,7 +61,7 @@ class Turn:
     """What the model writes before a thought; empty where the prompt has opened it."""
     tail: str = ""
     """Plain text between an answer and the ids that end it."""
-    markup: Markup | None = None
+    markup: Markers | None = None
     opened: Opened = None
     values: dict[str, Any] = field(default_factory=dict)
     """The variables of the template that set the mode."""
@@ -132,7 +132,7 @@ def _switch(speak: Speak) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, {}
 
 
-def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markup | None:
+def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markers | None:
     """The markers of the model's thoughts: as the template writes them, else those of the family that it handles."""
     named = _named(chat)
     prompt = speak(QUESTION, prompt=True, **thinking)
@@ -150,7 +150,7 @@ def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, 
     return None
 
 
-def _named(chat: Chat) -> Markup | None:
+def _named(chat: Chat) -> Markers | None:
     name = chat.reasoning_parser
     if name is None:
         return None
@@ -161,7 +161,7 @@ def _named(chat: Chat) -> Markup | None:
     return PARSERS[name]
 
 
-def _shown(speak: Speak, prompt: str, values: dict[str, Any]) -> Markup | None:
+def _shown(speak: Speak, prompt: str, values: dict[str, Any]) -> Markers | None:
     """The markers, if the template writes a thought that a reply has in a field of its own."""
     fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
     parts: Any = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
@@ -179,7 +179,7 @@ def _shown(speak: Speak, prompt: str, values: dict[str, Any]) -> Markup | None:
     return None
 
 
-def _read(prompt: str, before: str, bridge: str, without: str) -> Markup:
+def _read(prompt: str, before: str, bridge: str, without: str) -> Markers:
     """The markup of a reply that has `before` its thought and `bridge` behind it, where a reply without a thought is
     `without`."""
     header = ""
@@ -187,19 +187,19 @@ def _read(prompt: str, before: str, bridge: str, without: str) -> Markup:
     if answered.startswith(prompt) and bridge.endswith(rest := answered[len(prompt) :]) and rest != bridge:
         header = rest if rest.strip() else ""
     if len(before) > len(prompt) and before.startswith(prompt):
-        return Markup(before[len(prompt) :], bridge, header)
+        return Markers(before[len(prompt) :], bridge, header)
     start = _start_of(bridge, header)
     made = _after_question(before)
-    return Markup(made[made.rindex(start) :] if start in made else made.lstrip(), bridge, header)
+    return Markers(made[made.rindex(start) :] if start in made else made.lstrip(), bridge, header)
 
 
 def _start_of(bridge: str, header: str) -> str:
     """The marker that opens what the bridge ends: of the family with this end, or the end without its slash."""
-    end = Markup("", bridge, header).end
+    end = Markers("", bridge, header).end
     return next((family.start for family in FAMILIES if family.end == end), end.replace("/", "", 1))
 
 
-def _as_opened(family: Markup, made: str, stored: str) -> Markup:
+def _as_opened(family: Markers, made: str, stored: str) -> Markers:
     """The family's markup with the blanks that the template writes: after the marker that opens a thought, in a prompt,
     and before an answer, in a stored reply."""
     if family.header:
@@ -210,10 +210,10 @@ def _as_opened(family: Markup, made: str, stored: str) -> Markup:
     lead, trail = inner[:middle], inner[middle:] if closed else inner
     _, ended, after = stored.rpartition(family.end)
     rest = after if ended and not after.strip() else family.bridge.partition(family.end)[2]
-    return Markup(family.start + lead, trail + family.end + rest)
+    return Markers(family.start + lead, trail + family.end + rest)
 
 
-def _cuts(speak: Speak, family: Markup, values: dict[str, Any]) -> bool:
+def _cuts(speak: Speak, family: Markers, values: dict[str, Any]) -> bool:
     """Whether the template cuts a thought of this family from a reply."""
     try:
         content = f"{family.opening}{_THOUGHT}{family.bridge}{_ANSWER}"
@@ -223,7 +223,7 @@ def _cuts(speak: Speak, family: Markup, values: dict[str, Any]) -> bool:
     return _ANSWER in text and _THOUGHT not in text
 
 
-def _opened(made: str, markup: Markup | None) -> Opened:
+def _opened(made: str, markup: Markers | None) -> Opened:
     if markup is None:
         return None
     start, end = made.rfind(markup.start), made.rfind(markup.end)
@@ -232,7 +232,7 @@ def _opened(made: str, markup: Markup | None) -> Opened:
     return None if start == end == -1 else start > end
 
 
-def mode_of(prompt: str, markup: Markup) -> Opened:
+def mode_of(prompt: str, markup: Markers) -> Opened:
     """Whether a prompt of any conversation ends with a marker that opens a thought, or ends it."""
     text = prompt.rstrip()
     if text.endswith(markup.start):
@@ -241,7 +241,7 @@ def mode_of(prompt: str, markup: Markup) -> Opened:
     return False if text.endswith(tuple(ends)) else None
 
 
-def _refuse_mode(chat: Chat, markup: Markup | None, opened: Opened, *, switched: bool) -> None:
+def _refuse_mode(chat: Chat, markup: Markers | None, opened: Opened, *, switched: bool) -> None:
     if chat.thinking == "on":
         if markup is None:
             raise Unfit("has no thoughts, but thinking is on", NO_THOUGHTS)
@@ -254,7 +254,7 @@ def _refuse_mode(chat: Chat, markup: Markup | None, opened: Opened, *, switched:
 # --- the reply --------------------------------------------------------------------------------------------------------
 
 
-def _header(prompt: str, head: str, markup: Markup | None, opened: Opened) -> str:
+def _header(prompt: str, head: str, markup: Markers | None, opened: Opened) -> str:
     """What the model itself writes between the prompt and an answer without a thought. `head`: what the template writes
     before a stored answer."""
     if head.startswith(prompt):

@@ -18,7 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
-from cgd_stages.chat.thoughts import FAMILIES, Markup, Opened, Seen, Split, split, split_text
+from cgd_stages.chat.thoughts import FAMILIES, Markers, Opened, Seen, Split, split, split_text
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
 from cgd_stages.store.rows import digest_of
@@ -84,7 +84,7 @@ class ChatTemplate:
     # --- what the model is and does ---------------------------------------------------------------------------------
 
     @property
-    def markup(self) -> Markup | None:
+    def markup(self) -> Markers | None:
         """The markers of the model's thoughts; None if it has none that are known."""
         return self.turn.markup
 
@@ -275,7 +275,7 @@ class ChatTemplate:
         return Seen(self.tokenizer, [*FAMILIES, *([self.markup] if self.markup else [])])
 
     @cached_property
-    def _marked_by_tokens(self) -> list[Markup]:
+    def _marked_by_tokens(self) -> list[Markers]:
         """The markups, in coded form, whose markers are control tokens of this model: a reply that begins with one is a
         thought of that form, whatever the template says. S1.1's template says nothing."""
         return [self._seen.markup(markup) for markup in FAMILIES if self._seen.holds(markup)]

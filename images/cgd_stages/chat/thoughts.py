@@ -34,7 +34,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Markup:
+class Markers:
     """The texts that a model writes around a thought.
 
     A whole reply is `opening`, thought, `bridge`, answer; a reply without a thought is `header`, answer. Blanks at the
@@ -66,32 +66,32 @@ class Markup:
         return self.bridge.removesuffix(self.header).strip() if self.header else self.end
 
 
-THINK = Markup("<think>\n", "\n</think>\n\n")
-HARMONY = Markup(
+THINK = Markers("<think>\n", "\n</think>\n\n")
+HARMONY = Markers(
     "<|channel|>analysis<|message|>",
     "<|end|><|start|>assistant<|channel|>final<|message|>",
     "<|channel|>final<|message|>",
 )
-S1 = Markup("<|im_start|>think\n", "\n<|im_start|>answer\n", "<|im_start|>answer\n")
-COHERE = Markup("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>", "<|START_RESPONSE|>")
-COHERE4 = Markup("<|START_THINKING|>", "<|END_THINKING|><|START_TEXT|>", "<|START_TEXT|>")
-MISTRAL = Markup("[THINK]", "[/THINK]")
-SEED = Markup("<seed:think>", "</seed:think>")
-GEMMA = Markup("<|channel>thought\n", "\n<channel|>")
-MUSE = Markup(" to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>", " to=user<|message|>")
-LLAMA = Markup("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>")
-APERTUS = Markup("<|inner_prefix|>", "<|inner_suffix|>")
-SKY = Markup(
+S1 = Markers("<|im_start|>think\n", "\n<|im_start|>answer\n", "<|im_start|>answer\n")
+COHERE = Markers("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>", "<|START_RESPONSE|>")
+COHERE4 = Markers("<|START_THINKING|>", "<|END_THINKING|><|START_TEXT|>", "<|START_TEXT|>")
+MISTRAL = Markers("[THINK]", "[/THINK]")
+SEED = Markers("<seed:think>", "</seed:think>")
+GEMMA = Markers("<|channel>thought\n", "\n<channel|>")
+MUSE = Markers(" to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>", " to=user<|message|>")
+LLAMA = Markers("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>")
+APERTUS = Markers("<|inner_prefix|>", "<|inner_suffix|>")
+SKY = Markers(
     "<|begin_of_thought|>\n\n",
     "\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
     "<|begin_of_solution|>\n\n",
 )
-PLAMO = Markup("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>")
-MINIMAX = Markup("<mm:think>", "</mm:think>")
+PLAMO = Markers("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>")
+MINIMAX = Markers("<mm:think>", "</mm:think>")
 FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, APERTUS, SKY, MINIMAX, PLAMO, THINK)
 """The markups of families whose templates do not show them. A template that shows another one is read instead."""
 
-PARSERS: dict[str, Markup] = {
+PARSERS: dict[str, Markers] = {
     **dict.fromkeys(
         (
             *("deepseek_r1", "deepseek_v3", "deepseek_v4", "ernie45", "glm45", "glm47", "holo2", "hunyuan_a13b"),
@@ -120,7 +120,7 @@ _ENDS = re.compile(
 _NAMED_LIKE_THOUGHT = re.compile(r"think|thought|reason|analysis|channel", re.IGNORECASE)
 
 
-def split(text: str, markup: Markup, opened: Opened = None) -> Split:
+def split(text: str, markup: Markers, opened: Opened = None) -> Split:
     """Split a reply by its model's markup. `opened`: see `Opened`."""
     body = text.strip()
     started = opened is True or body.startswith(markup.start)
@@ -136,13 +136,13 @@ def split(text: str, markup: Markup, opened: Opened = None) -> Split:
     return Split(body)
 
 
-def _answer(text: str, markup: Markup) -> str:
+def _answer(text: str, markup: Markers) -> str:
     """The answer's text. Where answers have a header, a control token after it begins another turn."""
     end = next((place for place, character in enumerate(text) if markup.header and _is_control(character)), len(text))
     return text[:end].strip().removeprefix(markup.frame).strip()
 
 
-def _thought(text: str, markup: Markup) -> str:
+def _thought(text: str, markup: Markers) -> str:
     """The thought without its markers, in a text up to the answer's marker."""
     text = text.strip()
     if markup.header:
@@ -151,7 +151,7 @@ def _thought(text: str, markup: Markup) -> str:
     return text.strip().removeprefix(markup.start).strip()
 
 
-def _between(markup: Markup) -> re.Pattern[str]:
+def _between(markup: Markers) -> re.Pattern[str]:
     """What stands between two messages of one reply, where each has a header in control tokens: the channel may be
     another one than that of thoughts, such as gpt-oss's commentary."""
     control = rf"[{chr(_CONTROL)}-{chr(sys.maxunicode)}]"
@@ -189,7 +189,7 @@ def _is_control(character: str) -> bool:
 class Seen:
     """Token ids as a text in which each control token of some markers is one character that no text holds."""
 
-    def __init__(self, tokenizer: Any, markups: Iterable[Markup]) -> None:
+    def __init__(self, tokenizer: Any, markups: Iterable[Markers]) -> None:
         added = {token.content: (number, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
         self._tokenizer = tokenizer
         self._shown: dict[int, str] = {}
@@ -216,11 +216,11 @@ class Seen:
         texts = [self._tokenizer.decode(run, skip_special_tokens=True) if run else "" for run in runs]
         return texts[0] + "".join(character + text for character, text in zip(shown, texts[1:], strict=True))
 
-    def markup(self, markup: Markup) -> Markup:
+    def markup(self, markup: Markers) -> Markers:
         """The markup as it looks in such a text."""
-        return Markup(*(self._coded(text) for text in (markup.opening, markup.bridge, markup.header)))
+        return Markers(*(self._coded(text) for text in (markup.opening, markup.bridge, markup.header)))
 
-    def holds(self, markup: Markup) -> bool:
+    def holds(self, markup: Markers) -> bool:
         """Whether the tokenizer has a control token for the markup's opening and its end."""
         return all(
             any(character in self._hidden for character in self._coded(text)) for text in (markup.start, markup.end)

@@ -136,7 +136,7 @@ def _write(config: Any, state: dict[str, torch.Tensor], job: Job, target: Path) 
 
     config = copy(config)
     named = {_PREFIX + name.replace(f".{_NAME}.", "."): tensor for name, tensor in state.items()}
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     save_file(named, target / WEIGHTS, metadata={"format": "pt"})
     config.base_model_name_or_path, config.revision = job.work.student.name, job.work.student.revision
     config.target_modules, config.inference_mode = sorted(config.target_modules), True

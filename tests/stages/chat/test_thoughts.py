@@ -4,7 +4,7 @@ import pytest
 from support import stand_in
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.chat.thoughts import FAMILIES, HARMONY, Markup, Split, split_text
+from cgd_stages.chat.thoughts import FAMILIES, HARMONY, Markers, Split, split_text
 from cgd_stages.contract import Chat
 
 
@@ -138,7 +138,7 @@ def test_s1s_turns_are_split_although_its_template_says_nothing_of_them(reply: s
 
 
 @pytest.mark.parametrize("markup", FAMILIES)
-def test_a_reply_that_begins_with_a_familys_token_is_split_whatever_the_template_says(markup: Markup) -> None:
+def test_a_reply_that_begins_with_a_familys_token_is_split_whatever_the_template_says(markup: Markers) -> None:
     template = bare(*stand_in.markers(markup.opening + markup.bridge))
     assert said(template, f"{markup.opening}add{markup.bridge}It is 4.") == Split("It is 4.", "add")
     assert said(template, f"{markup.opening}add").unfinished_thinking
