@@ -67,7 +67,7 @@ def open_source(context: Context, source: Source, field: str) -> list[File]:
     Raises UserError when no file exists, TransientError when a ConfigMap has not been mounted yet.
     """
     if source.source.startswith(CONFIG_MAP):
-        return [_from_config_map(context, source.source)]
+        return [_file(source.source, mounted(context, source.source))]
     if source.source.startswith("s3://"):
         return _from_store(context, source.source, field)
     if source.source.startswith(HUB):
@@ -91,7 +91,8 @@ def read_lines(files: list[File], field: str, fields: Fields) -> Iterator[Line]:
             raise UserError(message, hint=f"Check the file of {field}.source; it may be cut or corrupt.") from error
 
 
-def _from_config_map(context: Context, uri: str) -> File:
+def mounted(context: Context, uri: str) -> Path:
+    """The file of `configmap://name/key`. Raises TransientError when it is not mounted yet."""
     name = uri.removeprefix(CONFIG_MAP)
     if context.inputs is None:
         raise UserError(f"{uri} is not mounted: {INPUTS} is not set")
@@ -100,7 +101,7 @@ def _from_config_map(context: Context, uri: str) -> File:
         config_map, _, key = name.partition("/")
         hint = f"Apply a ConfigMap {config_map} with the key {key} in the namespace of the run."
         raise TransientError(f"there is no {uri} yet", hint=hint)
-    return _file(uri, path)
+    return path
 
 
 def _from_store(context: Context, uri: str, field: str) -> list[File]:
