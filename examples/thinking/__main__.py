@@ -51,8 +51,8 @@ def main() -> None:
 def make(source: Path, folder: Path, steps: int) -> None:
     """Write the tuned model to an empty folder."""
     write_tokenizer(source, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     begin_markers(model, tokenizer)
     tune(model, tokenizer, steps)
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -34,7 +34,9 @@ def name_of(call: ast.Call) -> str:
 def refuses(call: ast.Call) -> bool:
     said = {keyword.arg: keyword.value for keyword in call.keywords}
     if None in said and name_of(call) in ENGINES:
-        return ast.unparse(said[None]) == "arguments"
+        return ast.unparse(said[None]) in ("arguments", "judged")
+    if ast.unparse(call.func) == "PeftModel.from_pretrained":  # reads an adapter that this program has written
+        return True
     option = said.get(OPTION)
     return isinstance(option, ast.Constant) and option.value is False
 

@@ -195,7 +195,8 @@ def refuse_wrong_engine(model: Path, engine: Engine, samplings: Sequence[Samplin
 
     log.info("%s: vLLM judges its arguments for %s", where, platform.device_type or "a GPU")
     with _judged(where, "quantization", "dtype", "maxModelLen"):
-        arguments = EngineArgs(**_arguments(model, engine, hardware))
+        judged = _arguments(model, engine, hardware)
+        arguments = EngineArgs(**judged)
         config = arguments.create_model_config()
         VllmConfig.get_quantization_config(config, arguments.create_load_config())
     with _judged(where, "kvCacheDtype", "gpuMemoryUtilization"):

@@ -137,7 +137,7 @@ def refuse(config: Any, tokenizer: Any, adapter: Adapter) -> None:
     _refuse_packed(config)
     _refuse_new_tokens(config, tokenizer)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         everything = sum(parameter.numel() for parameter in model.parameters())
         names = ", ".join(sorted(add(model, adapter).target_modules))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -160,10 +160,10 @@ def load(job: Job, config: dict[str, Any]) -> Any:
     # While this object lives, from_pretrained partitions as it loads; zero.Init around it fails on padding tokens.
     sharded = HfDeepSpeedConfig(config) if job.work.zero_stage == 3 else None
     try:
-        given: dict[str, Any] = {"dtype": getattr(torch, job.work.dtype), "trust_remote_code": False}
+        given: dict[str, Any] = {"dtype": getattr(torch, job.work.dtype)}
         if quantization(AutoConfig.from_pretrained(job.student, trust_remote_code=False)) == MXFP4:
             given["quantization_config"] = Mxfp4Config(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(job.student, **given)
+        model = AutoModelForCausalLM.from_pretrained(job.student, trust_remote_code=False, **given)
         if "quantization_config" in given:
             # transformers leaves in bfloat16 what was quantized, and saves it under a name that nothing reads.
             model.to(given["dtype"])._weight_conversions = None
