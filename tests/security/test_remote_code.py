@@ -34,7 +34,7 @@ def name_of(call: ast.Call) -> str:
 def refuses(call: ast.Call) -> bool:
     said = {keyword.arg: keyword.value for keyword in call.keywords}
     if None in said and name_of(call) in ENGINES:
-        return ast.unparse(said[None]) in ("arguments", "judged")
+        return ast.unparse(said[None]) == "arguments"
     if ast.unparse(call.func) == "PeftModel.from_pretrained":  # reads an adapter that this program has written
         return True
     option = said.get(OPTION)

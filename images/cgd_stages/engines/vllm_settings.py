@@ -195,21 +195,21 @@ def refuse_wrong_engine(model: Path, engine: Engine, samplings: Sequence[Samplin
 
     log.info("%s: vLLM judges its arguments for %s", where, platform.device_type or "a GPU")
     with _judged(where, "quantization", "dtype", "maxModelLen"):
-        judged = _arguments(model, engine, hardware)
-        arguments = EngineArgs(**judged)
-        config = arguments.create_model_config()
-        VllmConfig.get_quantization_config(config, arguments.create_load_config())
+        arguments = _arguments(model, engine, hardware)
+        engine_args = EngineArgs(**arguments)
+        config = engine_args.create_model_config()
+        VllmConfig.get_quantization_config(config, engine_args.create_load_config())
     with _judged(where, "kvCacheDtype", "gpuMemoryUtilization"):
-        CacheConfig(cache_dtype=arguments.kv_cache_dtype, gpu_memory_utilization=arguments.gpu_memory_utilization)
+        CacheConfig(cache_dtype=engine_args.kv_cache_dtype, gpu_memory_utilization=engine_args.gpu_memory_utilization)
     with _judged(where, "tensorParallel"):
         parallel = ParallelConfig(tensor_parallel_size=engine.tensor_parallel, distributed_executor_backend="mp")
         config.verify_with_parallel_config(parallel)
     with _judged(where, "speculative"):
-        speculative = arguments.create_speculative_config(config, parallel)
+        speculative = engine_args.create_speculative_config(config, parallel)
     with _judged(where, "maxNumSeqs", "maxNumBatchedTokens"):
         SchedulerConfig(
-            max_num_batched_tokens=arguments.max_num_batched_tokens or SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS,
-            max_num_seqs=arguments.max_num_seqs,
+            max_num_batched_tokens=engine_args.max_num_batched_tokens or SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_num_seqs=engine_args.max_num_seqs,
             max_model_len=config.max_model_len,
             is_encoder_decoder=config.is_encoder_decoder,
             enable_chunked_prefill=True,
