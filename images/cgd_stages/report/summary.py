@@ -175,9 +175,9 @@ def label(model: str) -> str:
 
 
 def objective(stage: StageRecord) -> str:
-    """The objective of a training, with the ablation of its critiques if it had one."""
+    """The name of a training: its objective, or a variant's name with it, and the ablation of its critiques."""
     critique = Critique.model_validate(stage.inputs.get("critique", {}))
-    return name_of(stage.name.model, critique)
+    return name_of(stage.name.model, critique, stage.inputs.get("objective", ""))
 
 
 def moment(time: str, *, with_day: bool = True) -> str:

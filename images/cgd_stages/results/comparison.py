@@ -166,16 +166,19 @@ def _cell(score: Score, comparison: Comparison | None, base: Score | None) -> Ce
     )
 
 
-def name_of(model: str, critique: Critique) -> str:
-    """The name of a model or an objective for people, with the ablation of its critiques if it has one."""
-    name = NAMES.get(model, model)
+def name_of(model: str, critique: Critique, objective: str = "") -> str:
+    """The name of a model for people, with the objective of a variant that has a name of its own, and with the ablation
+    of its critiques if it has one."""
+    about = [NAMES.get(objective.lower(), objective)] if objective and model not in NAMES else []
     match critique.kind:
         case "matched":
-            return name
+            pass
         case "corrupted":
-            return f"{name} ({100 * critique.rate:g}{THIN}% of critiques corrupted)"
+            about.append(f"{100 * critique.rate:g}{THIN}% of critiques corrupted")
         case kind:
-            return f"{name} (critique: {kind})"
+            about.append(f"critique: {kind}")
+    name = NAMES.get(model, model)
+    return f"{name} ({', '.join(about)})" if about else name
 
 
 def questions_of(data: ReportData, benchmark: str) -> QuestionSet:
