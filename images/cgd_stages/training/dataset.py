@@ -254,7 +254,7 @@ class ExampleCounts:
             "validation_examples": self.validation,
             "validation_tokens": self.validation_tokens,
         }
-        metrics |= {"bare_examples": self.kept_bare} if self.bare else {}
+        metrics |= {"bare_examples": self.kept_bare} if self.work.bare_share else {}
         metrics |= {} if self.without_thought is None else {"without_thought": self.without_thought}
         return {
             **{name: float(value) for name, value in metrics.items()},
