@@ -123,8 +123,8 @@ class Variant(Contract):
     model_config = ConfigDict(json_schema_extra=rules(NAME_RULE, CRITIQUE_OF_CGD_RULE, CONTEXT_RULE))
 
     name: VariantName = Field(
-        description="What stages, report and model are called: cgd-shuffled gives train-cgd-shuffled and "
-        "evaluate-cgd-shuffled."
+        description="What its stages, its model and its lines in the report are called; the stage that trains "
+        "cgd-shuffled is train-cgd-shuffled."
     )
     kind: Objective = Field(description="The objective.")
     critique: Critique | None = None
