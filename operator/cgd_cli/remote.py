@@ -10,6 +10,7 @@ import yaml
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.config.config_exception import ConfigException
 
+from cgd_cli.terminal import likely
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import POD, RUN, SECRET, ApiError, equal, one_of
 from cgd_operator.planning.dag import Run, storage_of
@@ -52,12 +53,13 @@ class Remote:
         if run := await self.cluster.get(RUN, name, self.namespace):
             return run
         try:
-            await self.cluster.list(RUN, self.namespace)
+            runs, _ = await self.cluster.list(RUN, self.namespace)
         except ApiError as error:
             if error.status != 404:
                 raise
             raise UserError("the cluster knows no CGDRuns", hint="Install cgd-operator, as README.md says.") from error
-        raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self.namespace}")
+        hint = likely(name, [run["metadata"]["name"] for run in runs]) if runs else "It has none: name another with -n."
+        raise UserError(f"there is no CGDRun {name} in namespace {self.namespace}", hint=hint)
 
     async def follow(self, name: str) -> AsyncIterator[Object]:
         """The run now and after every change, until it is deleted."""
@@ -73,6 +75,8 @@ class Remote:
         status = run.get("status", {})
         stage = stage or str(status.get("stage") or "")
         children = {entry["name"]: entry.get("child") for entry in status.get("stages", [])}
+        if stage and stage not in children:
+            raise UserError(f"{run['metadata']['name']} has no stage {stage}", hint=likely(stage, list(children)))
         child = children.get(stage)
         pods, _ = await self.cluster.list(
             POD, self.namespace, labels=f"{one_of(UID_LABEL, [run['metadata']['uid']])},{STAGE_LABEL}"

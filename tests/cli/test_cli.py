@@ -192,7 +192,7 @@ async def test_a_server_that_is_not_there_is_said_in_two_lines(client: Cluster, 
 
 async def test_a_cluster_without_the_operator_is_told_apart_from_one_without_the_run(client: Cluster) -> None:
     code, _, err = await cgd("status", "demo")
-    assert (code, err) == (1, "cgd: 404 NotFound: there is no CGDRun demo in namespace default\n")
+    assert (code, err) == (1, "cgd: there is no CGDRun demo in namespace default\nIt has none: name another with -n.\n")
     await client.delete(CRD, "cgdruns.cgd.dev")
     code, _, err = await cgd("status", "demo")
     assert (code, err) == (1, "cgd: the cluster knows no CGDRuns\nInstall cgd-operator, as README.md says.\n")
@@ -217,6 +217,36 @@ async def test_status_shows_every_stage_and_why_a_run_failed(client: Cluster) ->
     assert "answer: out of memory" in out
 
 
+async def test_a_name_that_is_nearly_right_is_guessed(client: Cluster, tmp_path: Path) -> None:
+    await created(client, status=ENDED)
+    assert await cgd("status", "demp") == (1, "", "cgd: there is no CGDRun demp in namespace default\nIs demo meant?\n")
+    assert await cgd("logs", "demo", "anwser") == (1, "", "cgd: demo has no stage anwser\nIs answer meant?\n")
+    stages = "cgd: demo has no stage x\nThere are answer, prepare.\n"
+    assert await cgd("rows", "demo", "--stage", "x", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b") == (
+        1,
+        "",
+        stages,
+    )
+
+
+async def test_reports_and_folders_that_are_not_there(tmp_path: Path, client: Cluster) -> None:
+    code, _, err = await cgd("compare", "report.html", "other.json")
+    assert (code, err) == (1, "cgd: there is no file report.html: write one with `cgd report RUN -o report.json`\n")
+
+
+async def test_the_version_and_help_in_short(tmp_path: Path) -> None:
+    assert await cgd("--version") == (0, "cgd 0.1.0\n", "")
+    assert await cgd("-h") == await cgd("--help")
+
+
+async def test_help_loads_no_library_of_the_commands() -> None:
+    program = "import sys; from cgd_cli import __main__; print(*sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    heavy = {"pydantic", "pyarrow", "kubernetes", "boto3", "aiohttp", "transformers", "numpy", "yaml", "asyncio"}
+    assert heavy & set(out.decode().split()) == set()
+
+
 async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluster) -> None:
     await created(client)
     watching = asyncio.create_task(cgd("watch", "demo"))
@@ -224,7 +254,8 @@ async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluste
     await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
     code, out, _ = await asyncio.wait_for(watching, 20)
     assert code == 1
-    assert "CGDRun demo: Failed" in out
+    lines = ["demo: Pending", "demo: Failed", "demo: prepare Succeeded", "demo: answer Failed"]
+    assert out.splitlines() == [*lines, "demo: answer: out of memory"]
 
 
 async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(client: Cluster, api: ApiServer) -> None:
@@ -321,6 +352,7 @@ async def test_the_mask_shows_how_much_is_learned(stored: str) -> None:
     assert (code, err) == (0, "")
     assert "CGD:" in out
     assert "tokens learned" in out
+    assert "[[a refine of its own" in " ".join(out.split())
     assert "a critique of its own" in " ".join(out.split())
 
 

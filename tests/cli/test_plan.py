@@ -16,7 +16,8 @@ import yaml
 from support.builders import manifest
 from support.stage_builders import context
 
-from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, lengths, size_in
+from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, costs, fits, lengths, size_in
+from cgd_cli.gpus import GPUS
 from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
