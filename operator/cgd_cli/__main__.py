@@ -10,6 +10,7 @@ What a command needs is imported in the command, so that `cgd --help` and comple
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from contextlib import nullcontext, suppress
@@ -182,6 +183,41 @@ def status(name: Name, namespace: Namespace = None) -> None:
     console.print(table(_ask(namespace, lambda remote: remote.run(name))))
 
 
+@app.command("list")
+def list_runs(
+    namespace: Namespace = None,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
+) -> None:
+    """List the runs with their state, current stage and GPU-hours."""
+    from cgd_cli.table import runs_table
+
+    runs = _ask(namespace, lambda remote: remote.runs(everywhere=everywhere))
+    if not runs:
+        raise Wrong("there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces")
+    console.print(runs_table(runs))
+
+
+@app.command()
+def suspend(name: Name, namespace: Namespace = None) -> None:
+    """Stop a run's pods; finished rows and checkpoints stay."""
+    _ask(namespace, lambda remote: remote.suspend(name, suspended=True))
+    console.print(f"{name} is going to stop: `cgd resume {name}` lets it go on")
+
+
+@app.command()
+def resume(name: Name, namespace: Namespace = None) -> None:
+    """Let a suspended run go on."""
+    _ask(namespace, lambda remote: remote.suspend(name, suspended=False))
+    console.print(f"{name} is going on")
+
+
+@app.command()
+def retry(name: Name, namespace: Namespace = None) -> None:
+    """Try the failed stages of a run again, by deleting their Jobs; what they have stored is used."""
+    stages = _ask(namespace, lambda remote: remote.retry(name))
+    console.print(f"{name} tries {', '.join(stages)} again")
+
+
 @app.command()
 def watch(name: Name, namespace: Namespace = None) -> None:
     """Show a run's stages, live, until the run ends; into a pipe, a line for each change. Exit code 1 if it fails."""
@@ -298,6 +334,23 @@ def report(
         raise Wrong(f"{output}: the name of a report's file ends in .html or .json")
     run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
     _save(output, data.report(run, storage, kind))
+
+
+@app.command()
+def pull(
+    name: Name,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A new or an empty folder.")] = Path("model"),
+    stage: Annotated[str, typer.Option(help="The training whose model is wanted; default: the first.")] = "",
+    namespace: Namespace = None,
+) -> None:
+    """Download a trained student: a folder that transformers, vLLM and llama.cpp's converter load."""
+    from cgd_cli import data
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Wrong(f"{folder} is not empty: name another folder with -o")
+    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    size = data.pull(run, storage, stage, folder)
+    console.print(f"{folder}: {size / 1e9:,.2f} GB. Serve it with: vllm serve {shlex.quote(str(folder))}")
 
 
 @app.command()

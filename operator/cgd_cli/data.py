@@ -92,3 +92,17 @@ def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> byte
     folder = _store(run, storage).input("report")
     (file,) = (part for part in folder.require().parts if part.key == f"report.{kind}")
     return folder.read(file)
+
+
+def pull(run: Manifest, storage: contract.Storage, stage: str, folder: Path) -> int:
+    """Download the model of a training into a folder; its bytes. Without a stage: the run's first training. Raises
+    StageError."""
+    works = {str(child.stage): child.task.work for child in plan(Run.of(run))}
+    trainings = [name for name, work in works.items() if isinstance(work, contract.Train)]
+    if stage and stage not in trainings:
+        raise UserError(f"{run['metadata']['name']} has no training {stage}", hint=likely(stage, trainings))
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+        model = contract.Model(name=f"{resolve.STAGE}{stage or trainings[0]}")
+        made = resolve.fetch(model, _store(run, storage), Path(scratch))
+        made.rename(folder)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -12,7 +12,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 
 from cgd_cli.terminal import likely
 from cgd_operator.kube.client import Cluster, Object
-from cgd_operator.kube.kinds import POD, RUN, SECRET, ApiError, equal, one_of
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, TRAINJOB, ApiError, equal, one_of
 from cgd_operator.planning.dag import Run, storage_of
 from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
@@ -69,6 +69,33 @@ class Remote:
                 return
             if event != "SYNCED":
                 yield item
+
+    async def runs(self, *, everywhere: bool) -> list[Object]:
+        """All CGDRuns of the namespace, or of all namespaces, by namespace and name."""
+        runs, _ = await self.cluster.list(RUN, None if everywhere else self.namespace)
+        return sorted(runs, key=lambda run: (run["metadata"]["namespace"], run["metadata"]["name"]))
+
+    async def suspend(self, name: str, *, suspended: bool) -> None:
+        """Suspend a run, or let it go on. Raises UserError if it has ended or is in that state already."""
+        run = await self.run(name)
+        if (state := run.get("status", {}).get("state")) in {"Succeeded", "Failed"}:
+            raise UserError(f"{name} has ended: {state}")
+        if bool(run["spec"].get("suspend")) == suspended:
+            raise UserError(f"{name} is {'suspended already' if suspended else 'not suspended'}")
+        await self.cluster.patch(RUN, name, self.namespace, {"spec": {"suspend": suspended}})
+
+    async def retry(self, name: str) -> list[str]:
+        """Delete the children of the failed stages, so that the operator makes them anew; the stages. Raises UserError
+        if no stage has failed."""
+        run = await self.run(name)
+        failed = [stage for stage in run.get("status", {}).get("stages", []) if stage.get("state") == "Failed"]
+        if not failed:
+            raise UserError(f"no stage of {name} has failed", hint=f"Look at `cgd status {name}`.")
+        for child in {stage["child"] for stage in failed if stage.get("child")}:
+            for kind in (JOB, PYTORCHJOB, TRAINJOB):
+                if item := await self.cluster.get(kind, child, self.namespace):
+                    await self.cluster.delete(kind, child, self.namespace, uid=item["metadata"]["uid"])
+        return [stage["name"] for stage in failed]
 
     async def logs(self, run: Object, stage: str) -> list[tuple[str, str]]:
         """Name and log of every pod of a stage; of the run's current stage if `stage` is empty."""

@@ -26,6 +26,26 @@ def table(run: dict[str, Any]) -> Table:
     return lines
 
 
+def runs_table(runs: list[dict[str, Any]]) -> Table:
+    """Runs, a line each, with what `kubectl get cgdruns` shows of them."""
+    lines = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("namespace", "name", "state", "stage", "progress", "GPU-hours", "created"):
+        lines.add_column(column, justify="right" if column in {"progress", "GPU-hours"} else "left", no_wrap=True)
+    for run in runs:
+        meta, status = run["metadata"], run.get("status", {})
+        state = status.get("state", "Pending")
+        lines.add_row(
+            meta["namespace"],
+            meta["name"],
+            plain(state, COLOURS.get(state, "dim")),
+            status.get("stage") or "",
+            status.get("progress") or "",
+            status.get("usage", {}).get("gpuHours", ""),
+            meta["creationTimestamp"],
+        )
+    return lines
+
+
 def changes(run: dict[str, Any]) -> list[str]:
     """The run's state and that of each stage that has begun, a line each, for a log: progress in steps of a tenth."""
     status, name = run.get("status", {}), run["metadata"]["name"]

@@ -21,9 +21,11 @@ from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
-from cgd_operator.kube.kinds import CRD, NAMESPACE, POD, RUN, SECRET
-from cgd_stages.contract import Report
+from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, POD, RUN, SECRET
+from cgd_stages.contract import Report, Rows, StageFacts
 from cgd_stages.report import __main__ as report
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.run import Product, RunStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -247,6 +249,40 @@ async def test_help_loads_no_library_of_the_commands() -> None:
     assert heavy & set(out.decode().split()) == set()
 
 
+async def test_runs_are_listed(client: Cluster) -> None:
+    assert (await cgd("list"))[::2] == (1, LISTED_NONE)
+    await created(client, status=ENDED)
+    code, out, _ = await cgd("list", "-A")
+    assert code == 0
+    assert out.splitlines()[1].split()[:4] == ["default", "demo", "Failed", "answer"]
+
+
+LISTED_NONE = "cgd: there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces\n"
+
+
+async def test_a_run_is_suspended_and_goes_on(client: Cluster) -> None:
+    await created(client)
+    for word, other, suspended in (("suspend", "suspended already", True), ("resume", "not suspended", False)):
+        assert (await cgd(word, "demo"))[0] == 0
+        run = await client.get(RUN, "demo", "default")
+        assert run is not None
+        assert run["spec"]["suspend"] is suspended
+        assert await cgd(word, "demo") == (1, "", f"cgd: demo is {other}\n")
+    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+    assert await cgd("suspend", "demo") == (1, "", "cgd: demo has ended: Failed\n")
+
+
+async def test_the_children_of_failed_stages_are_deleted_and_no_others(client: Cluster) -> None:
+    await created(client)
+    assert await cgd("retry", "demo") == (1, "", "cgd: no stage of demo has failed\nLook at `cgd status demo`.\n")
+    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+    for name in ("demo-answer-1", "demo-prepare-1"):
+        spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "b"}]}}}
+        await client.create(JOB, {"metadata": {"name": name, "namespace": "default"}, "spec": spec})
+    assert await cgd("retry", "demo") == (0, "demo tries answer again\n", "")
+    assert [job["metadata"]["name"] for job in (await client.list(JOB, "default"))[0]] == ["demo-prepare-1"]
+
+
 async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluster) -> None:
     await created(client)
     watching = asyncio.create_task(cgd("watch", "demo"))
@@ -366,6 +402,28 @@ async def test_a_report_that_is_not_there_yet(stored: str, tmp_path: Path) -> No
     assert code == 1
     assert "has no output of report" in err
     assert not (tmp_path / "page.html").exists()
+
+
+async def test_a_model_is_downloaded(stored: str, client: Cluster, bucket: Any, tmp_path: Path) -> None:
+    run = await client.get(RUN, stored, REF.namespace)
+    assert run is not None
+    store = RunStore(bucket, REF.model_copy(update={"uid": run["metadata"]["uid"]}))
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+
+    def make(folder: Folder) -> Product:
+        return Product(StageFacts(rows=Rows()), [folder.put(f"model/{name}", data) for name, data in files.items()])
+
+    await asyncio.to_thread(store.produce, "train-cgd", {}, make)
+    target = tmp_path / "model"
+    words = ("pull", stored, "-n", REF.namespace, "-o", str(target))
+    code, out, err = await cgd(*words, **WITHOUT_KEYS)
+    assert (code, err) == (0, "")
+    assert f"vllm serve {target}" in "".join(out.splitlines())
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == files
+    assert (await cgd(*words, **WITHOUT_KEYS))[2] == f"cgd: {target} is not empty: name another folder with -o\n"
+    words = (*words[:-1], str(tmp_path / "other"), "--stage", "train-sft")
+    assert (await cgd(*words, **WITHOUT_KEYS))[2].endswith("has no training train-sft\nIs train-cgd meant?\n")
+    assert not (tmp_path / "other").exists()
 
 
 async def test_a_run_is_compared_by_its_name_with_a_report_in_a_file(
