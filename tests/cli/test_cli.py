@@ -285,13 +285,20 @@ async def test_the_children_of_failed_stages_are_deleted_and_no_others(client: C
 
 async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluster) -> None:
     await created(client)
-    watching = asyncio.create_task(cgd("watch", "demo"))
-    await asyncio.sleep(1.5)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cgd_cli", "watch", "demo", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 60) == b"demo: New\n"
     await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
-    code, out, _ = await asyncio.wait_for(watching, 20)
-    assert code == 1
-    lines = ["demo: Pending", "demo: Failed", "demo: prepare Succeeded", "demo: answer Failed"]
-    assert out.splitlines() == [*lines, "demo: answer: out of memory"]
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert out.decode().splitlines() == [
+        "demo: Failed",
+        "demo: prepare Succeeded",
+        "demo: answer Failed",
+        "demo: answer: out of memory",
+    ]
 
 
 async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(client: Cluster, api: ApiServer) -> None:
