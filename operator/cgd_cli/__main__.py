@@ -279,7 +279,8 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write the table to this HTML page.")] = None,
     namespace: Namespace = None,
 ) -> None:
-    """Compare runs: accuracy of every model on every benchmark, and over the rate of corrupted critiques."""
+    """Compare runs: accuracy of every model on every benchmark, trained models against each other question by question,
+    and CGD over the rate of corrupted critiques."""
     reports = {}
     for source in runs:
         if Path(source).is_file():
