@@ -144,7 +144,7 @@ def test_the_page_opens_with_the_paired_comparison_and_has_it_in_a_table() -> No
     assert (
         "Trained models against each other Pairsums CGDminus Refined SFT ▲ +45.0 better+13.7 to +68.1p = 0.023" in found
     )
-    assert "CGDminus CFT ≈ \u00b10.0 noise\u221212.6 to +12.6p = 1.00DETECT would have shown20 questions" in found
+    assert "CGDminus CFT ≈ \u00b10.0 noise\u221212.6 to +12.6p = 1.0036.7 would have shown20 questions" in found
 
 
 def test_a_page_of_one_trained_model_has_no_such_table() -> None:

@@ -296,7 +296,7 @@ def test_the_difference_that_would_have_shown_comes_near_to_connors_formula_wher
     assert found is not None
     half, power = stats.norm.ppf(0.975), stats.norm.ppf(0.8)
     needed = (half * math.sqrt(changed) + power * math.sqrt(changed - found**2)) ** 2 / found**2
-    assert needed == pytest.approx(n, rel=0.03)
+    assert 0.95 * n < needed < n, "the exact test needs a little more than the formula says"
 
 
 @pytest.mark.parametrize(("n", "level"), [(0, 0.05), (1, 0.05), (5, 0.05), (7, 0.0125)])
