@@ -41,8 +41,8 @@ def rows(pairs: Iterable[HeadToHead]) -> list[Row]:
     names = _names(pairs)
     found: dict[tuple[_Identity, _Identity], Row] = {}
     for pair in pairs:
-        both = _identity(pair.one), _identity(pair.other)
-        found.setdefault(both, Row(*(names[side] for side in both), {})).cells[pair.column] = pair
+        one, other = _identity(pair.one), _identity(pair.other)
+        found.setdefault((one, other), Row(names[one], names[other], {})).cells[pair.column] = pair
     return list(found.values())
 
 
