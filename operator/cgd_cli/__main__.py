@@ -4,64 +4,39 @@
 `status`, `watch`, `ui` and `logs` ask the cluster as kubectl does. `rows` and `report` also read the run's object store
 with the credentials in the environment or, if it has none, those in the run's Secret. `compare` reads reports from
 files, or from the stores of their runs.
+
+What a command needs is imported in the command, so that `cgd --help` and completion start at once.
 """
 
-import asyncio
-import errno
 import logging
 import os
+import shlex
 import signal
 import sys
-import webbrowser
-from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-import yaml
-from rich.live import Live
 
-from cgd_cli import comparison, data, models
-from cgd_cli.estimate import GPUS, Assumptions, size_in
-from cgd_cli.price import price_json, price_table
-from cgd_cli.remote import Remote
-from cgd_cli.table import table
+from cgd_cli.errors import Wrong, in_words
+from cgd_cli.gpus import GPUS
 from cgd_cli.terminal import Terminal, write
-from cgd_cli.ui import serving
-from cgd_operator import yamls
-from cgd_operator.api import GROUP, VERSION
-from cgd_operator.api.spec import InvalidRun
-from cgd_operator.kube.kinds import ApiError
-from cgd_operator.kube.names import is_label, is_name
-from cgd_operator.planning.dag import BACKENDS, Run, choose_backend, plan
-from cgd_operator.planning.manifests import Release, manifest, training_runtime
-from cgd_stages.errors import StageError
-from cgd_stages.report.page import render_comparison
 from cgd_stages.text.printable import printable, start_log
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from cgd_cli.remote import Remote
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 console = Terminal()
 
-STDIN = Path("-")
 File = Annotated[Path, typer.Argument(help="A CGDRun as YAML; - reads standard input.")]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
 Stage = Annotated[str, typer.Option(help="Stage, as `cgd status` lists them.")]
-
-
-HINTS = {
-    0: "Is the server of the kubeconfig's context the right one, and does it run?",
-    401: "Log in to the cluster again: it does not know the kubeconfig's user.",
-    403: "The cluster's administrators can allow it.",
-}
-"""What the user can do, by the code of the API server's answer; 0: no answer came."""
-
-
-class Wrong(Exception):
-    """The user must change something; the message says what."""
 
 
 def main() -> NoReturn:
@@ -72,22 +47,39 @@ def main() -> NoReturn:
         app()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except (Wrong, InvalidRun, ApiError, StageError) as error:
-        hint = HINTS.get(error.status) if isinstance(error, ApiError) else getattr(error, "hint", "")
-        print(printable(f"cgd: {error}" + (f"\n{hint}" if hint else ""), lines=True), file=sys.stderr)
-    except Exception:  # noqa: BLE001 (the rim: a bug of ours prints its traceback)
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:  # noqa: BLE001 (the rim: a bug of ours prints its traceback)
+        if (said := in_words(error)) is None:
+            sys.excepthook(*sys.exc_info())
+        else:
+            print(printable(f"cgd: {said}", lines=True), file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         with suppress(BrokenPipeError):  # `cgd rows | head` closes the pipe early
             stream.flush()
     os._exit(code)  # not sys.exit: threads of libraries may abort the process during their teardown
 
 
+def _version(show: bool) -> None:
+    if show:
+        write(f"cgd {version_of('cgd-cli')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def cgd(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Critique-Guided Distillation on Kubernetes: manifests and runs, from a terminal."""
+
+
 @app.command()
 def validate(file: File) -> None:
     """Check a manifest without a cluster: its fields, and whether a run can be planned from them."""
-    run = _run_of(file)
-    children = plan(run)
+    from cgd_cli.manifest import run_of
+    from cgd_operator.planning.dag import plan
+
+    children = plan(run_of(file))
     console.print(f"{file}: valid. {len(children)} children: {', '.join(child.stage for child in children)}")
 
 
@@ -98,7 +90,12 @@ def render(
     train_image: Annotated[str, typer.Option(help="Image of training.")] = "cgd-train:latest",
 ) -> None:
     """Print every object that the operator would create for a manifest, without a cluster."""
-    run, release = _run_of(file), Release(generate_image, train_image)
+    from cgd_cli.manifest import run_of
+    from cgd_operator import yamls
+    from cgd_operator.planning.dag import BACKENDS, choose_backend, plan
+    from cgd_operator.planning.manifests import Release, manifest, training_runtime
+
+    run, release = run_of(file), Release(generate_image, train_image)
     backend = choose_backend(run, BACKENDS, ())
     assert backend is not None
     objects = []
@@ -117,6 +114,7 @@ def price(
     teacher_params: Annotated[str, typer.Option(help="Such as 70B; default: read off the model's name.")] = "",
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "a100-80gb",
     gpu_hour: Annotated[float, typer.Option(min=0, help="Price of a GPU-hour.")] = 2.5,
+    currency: Annotated[str, typer.Option(help="The currency of all prices.")] = "USD",
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 200,
     answer: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 700,
     critique: Annotated[int, typer.Option(min=1, help="Tokens of a critique.")] = 500,
@@ -134,7 +132,16 @@ def price(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
-    run = _run_of(file)
+    from cgd_cli.estimate import Assumptions, size_in
+    from cgd_cli.manifest import run_of
+    from cgd_cli.price import price_json, price_table
+
+    def parameters(role: str, model: str, option: str) -> float:
+        if (found := size_in(option or model)) is None:
+            raise Wrong(f"{option or model} names no number of parameters: add an option such as --{role}-params 8B")
+        return found
+
+    run = run_of(file)
     if run.spec.placement.accelerator == "none":
         raise Wrong(f"{file} asks for no GPU (placement.accelerator: none): there is nothing to price")
     if gpu not in GPUS:
@@ -144,10 +151,11 @@ def price(
     teacher = run.spec.teacher.model
     assumptions = Assumptions(
         rows=count,
-        student=_parameters("student", run.spec.student.model, student_params),
-        teacher=_parameters("teacher", teacher, teacher_params) if teacher else 0.0,
+        student=parameters("student", run.spec.student.model, student_params),
+        teacher=parameters("teacher", teacher, teacher_params) if teacher else 0.0,
         gpu=GPUS[gpu],
         gpu_hour=gpu_hour,
+        currency=currency,
         prompt=prompt,
         answer=answer,
         critique=critique,
@@ -156,33 +164,78 @@ def price(
         input_million=input_million,
         output_million=output_million,
     )
-    misfits = models.misfits(run, assumptions.gpu.memory) if read_models else None
+    misfits = None
+    if read_models:
+        from cgd_cli import models
+
+        misfits = models.misfits(run, assumptions.gpu.memory)
     if as_json:
         write(price_json(run, assumptions, misfits) + "\n")
     else:
         console.print(price_table(run, assumptions, gpu, misfits))
 
 
-def _parameters(role: str, model: str, option: str) -> float:
-    if (parameters := size_in(option or model)) is None:
-        raise Wrong(f"{option or model} names no number of parameters: add an option such as --{role}-params 8B")
-    return parameters
-
-
 @app.command()
 def status(name: Name, namespace: Namespace = None) -> None:
     """Show a run's stages."""
+    from cgd_cli.table import table
+
     console.print(table(_ask(namespace, lambda remote: remote.run(name))))
+
+
+@app.command("list")
+def list_runs(
+    namespace: Namespace = None,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
+) -> None:
+    """List the runs with their state, current stage and GPU-hours."""
+    from cgd_cli.table import runs_table
+
+    runs = _ask(namespace, lambda remote: remote.runs(everywhere=everywhere))
+    if not runs:
+        raise Wrong("there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces")
+    console.print(runs_table(runs))
+
+
+@app.command()
+def suspend(name: Name, namespace: Namespace = None) -> None:
+    """Stop a run's pods; finished rows and checkpoints stay."""
+    _ask(namespace, lambda remote: remote.suspend(name, suspended=True))
+    console.print(f"{name} is going to stop: `cgd resume {name}` lets it go on")
+
+
+@app.command()
+def resume(name: Name, namespace: Namespace = None) -> None:
+    """Let a suspended run go on."""
+    _ask(namespace, lambda remote: remote.suspend(name, suspended=False))
+    console.print(f"{name} is going on")
+
+
+@app.command()
+def retry(name: Name, namespace: Namespace = None) -> None:
+    """Try the failed stages of a run again, by deleting their Jobs; what they have stored is used."""
+    stages = _ask(namespace, lambda remote: remote.retry(name))
+    console.print(f"{name} tries {', '.join(stages)} again")
 
 
 @app.command()
 def watch(name: Name, namespace: Namespace = None) -> None:
-    """Show a run's stages, live, until the run ends. Exit code 1 if it fails."""
+    """Show a run's stages, live, until the run ends; into a pipe, a line for each change. Exit code 1 if it fails."""
+    from rich.live import Live
 
-    async def follow(remote: Remote) -> bool:
-        with Live(console=console, auto_refresh=False) as live:
+    from cgd_cli.table import changes, table
+
+    async def follow(remote: "Remote") -> bool:
+        with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+            shown: list[str] = []
             async for run in remote.follow(name):
-                live.update(table(run), refresh=True)
+                if live:
+                    live.update(table(run), refresh=True)
+                else:
+                    lines = changes(run)
+                    write("".join(f"{line}\n" for line in lines if line not in shown))
+                    sys.stdout.flush()
+                    shown = lines
                 state = run.get("status", {}).get("state")
                 if state in {"Succeeded", "Failed"}:
                     return bool(state == "Succeeded")
@@ -200,10 +253,16 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open it in a browser.")] = True,
 ) -> None:
     """Show runs in a browser, live and read-only, until Ctrl-C."""
+    import asyncio
+    import errno
+    import webbrowser
+
+    from cgd_cli.ui import serving
+
     if namespace and everywhere:
         raise Wrong("--namespace and --all-namespaces exclude each other: use one of them")
 
-    async def serve(remote: Remote) -> None:
+    async def serve(remote: "Remote") -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
@@ -229,7 +288,7 @@ def logs(
 ) -> None:
     """Print the logs of a stage's pods."""
 
-    async def read(remote: Remote) -> list[tuple[str, str]]:
+    async def read(remote: "Remote") -> list[tuple[str, str]]:
         return await remote.logs(await remote.run(name), stage)
 
     for pod, text in _ask(namespace, read):
@@ -250,12 +309,15 @@ def rows(
     namespace: Namespace = None,
 ) -> None:
     """Show rows: prompt, answer, critique and refinement, with their counts."""
+    from cgd_cli import data
+
     run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
     stored = data.rows(run, storage, stage=stage, rejected=rejected, prefix=row, count=count)
     if not stored:
         raise Wrong(f"{stage} of {name} has no such rows")
     for item in stored:
-        console.print(data.example(run, storage, item, mask) if mask else data.row_panel(item))
+        colours = console.is_terminal and not console.no_color
+        console.print(data.example(run, storage, item, mask, colours=colours) if mask else data.row_panel(item))
 
 
 @app.command()
@@ -265,12 +327,30 @@ def report(
     namespace: Namespace = None,
 ) -> None:
     """Fetch a run's report: one HTML page that opens from disk, or with `-o report.json` every figure on it."""
+    from cgd_cli import data
+
     kind = output.suffix.removeprefix(".")
     if kind not in {"html", "json"}:
         raise Wrong(f"{output}: the name of a report's file ends in .html or .json")
     run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
-    output.write_bytes(data.report(run, storage, kind))
-    console.print(f"{output}: {output.stat().st_size:,} bytes")
+    _save(output, data.report(run, storage, kind))
+
+
+@app.command()
+def pull(
+    name: Name,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A new or an empty folder.")] = Path("model"),
+    stage: Annotated[str, typer.Option(help="The training whose model is wanted; default: the first.")] = "",
+    namespace: Namespace = None,
+) -> None:
+    """Download a trained student: a folder that transformers, vLLM and llama.cpp's converter load."""
+    from cgd_cli import data
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Wrong(f"{folder} is not empty: name another folder with -o")
+    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    size = data.pull(run, storage, stage, folder)
+    console.print(f"{folder}: {size / 1e9:,.2f} GB. Serve it with: vllm serve {shlex.quote(str(folder))}")
 
 
 @app.command()
@@ -281,56 +361,38 @@ def compare(
 ) -> None:
     """Compare runs: accuracy of every model on every benchmark, trained models against each other question by question,
     and CGD over the rate of corrupted critiques."""
+    from cgd_cli import comparison, data
+    from cgd_stages.report.page import render_comparison
+
     reports = {}
     for source in runs:
         if Path(source).is_file():
             reports[source] = Path(source).read_bytes()
+        elif Path(source).suffix in {".json", ".html"}:
+            raise Wrong(f"there is no file {source}: write one with `cgd report RUN -o {Path(source).stem}.json`")
         else:
             run, storage = _ask(namespace, lambda remote, name=source: remote.run_and_storage(name))
             reports[source] = data.report(run, storage, "json")
     table = comparison.joined_reports(reports)
     console.print(*comparison.shown(table), sep="\n")
     if html:
-        html.write_text(render_comparison(table))
-        console.print(f"{html}: {html.stat().st_size:,} bytes")
+        _save(html, render_comparison(table).encode())
 
 
-def _run_of(file: Path) -> Run:
+def _save(file: Path, content: bytes) -> None:
     try:
-        documents = list(yamls.load_all(sys.stdin.read() if file == STDIN else file.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Wrong(f"{file} is not YAML: {error}") from error
+        file.write_bytes(content)
     except OSError as error:
-        raise Wrong(f"{file} cannot be read: {error.strerror}") from error
-    runs = [document for document in documents if isinstance(document, dict) and document.get("kind") == "CGDRun"]
-    if len(runs) != 1:
-        raise Wrong(f"{file} holds {len(runs) or 'no'} CGDRun{'s: give each a file of its own' if runs else ''}")
-    (body,) = runs
-    meta = body.get("metadata")
-    if not isinstance(meta, dict) or not meta.get("name"):
-        raise Wrong(f"{file}: metadata.name is missing")
-    _check_names(file, body)
-    # The API server would set these.
-    body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}
-    return Run.of(body)
-
-
-def _check_names(file: Path, body: dict[str, Any]) -> None:
-    """Refuse what the API server would refuse outside the spec."""
-    meta, version = body["metadata"], f"{GROUP}/{VERSION}"
-    if body.get("apiVersion") != version:
-        raise Wrong(f"{file}: apiVersion must be {version} (it is {body.get('apiVersion')!r})")
-    for field, is_valid in (("name", is_name), ("namespace", is_label)):
-        value = meta.get(field, "default")
-        if not isinstance(value, str) or len(value) > 63 or not is_valid(value):
-            raise Wrong(
-                f"{file}: metadata.{field} must be text of at most 63 small letters, digits and hyphens"
-                f"{' (dots, too, in a name)' if field == 'name' else ''}, with a letter or digit at both ends (it is "
-                f"{value!r})"
-            )
+        raise Wrong(f"{file} cannot be written: {error.strerror}") from error
+    console.print(f"{file}: {len(content):,} bytes")
 
 
 def _ask(namespace: str | None, question: Any) -> Any:
+    import asyncio
+    from collections.abc import Coroutine
+
+    from cgd_cli.remote import Remote
+
     async def ask() -> Any:
         async with await Remote.connect(namespace) as remote:
             answer = question(remote)

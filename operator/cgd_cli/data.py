@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.panel import Panel
 
-from cgd_cli.terminal import panel, plain
+from cgd_cli.terminal import likely, panel, plain
 from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
 from cgd_stages.chat.example import IGNORE, Example
@@ -32,6 +32,9 @@ def _store(run: Manifest, storage: contract.Storage) -> RunStore:
 
 def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool, prefix: str, count: int) -> list[Row]:
     """The first `count` rows of a finished stage whose id begins with `prefix`. Raises StageError."""
+    stages = [entry["name"] for entry in run.get("status", {}).get("stages", [])]
+    if stages and stage not in stages:
+        raise UserError(f"{run['metadata']['name']} has no stage {stage}", hint=likely(stage, stages))
     folder = _store(run, storage).input(stage)
     stored: Iterable[Row] = read_rows(folder)
     if rejected:
@@ -54,9 +57,9 @@ def row_panel(row: Row) -> Panel:
     return panel(body.append_text(plain("  ".join(counts), "dim")), f"{row['id']} / {row['sample']}")
 
 
-def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) -> Panel:
-    """The training example that an objective of the run makes of a row, with its learned tokens marked. Raises
-    UserError."""
+def example(run: Manifest, storage: contract.Storage, row: Row, objective: str, *, colours: bool) -> Panel:
+    """The training example that an objective of the run makes of a row. Its learned tokens are green or, without
+    colours, in double brackets. Raises UserError."""
     works = [child.task.work for child in plan(Run.of(run))]
     trainings = {work.objective: work for work in works if isinstance(work, contract.Train)}
     if objective not in trainings:
@@ -71,12 +74,15 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str) 
         raise UserError(f"{key[0]}/{key[1]} is no row of {objective}", hint="Look with --stage refine.")
     if not isinstance(made, Example):
         return panel(plain(str(made), lines=True), f"{row['id']}: no example", border="red")
-    text = plain("")
-    for token, label in zip(made.input_ids, made.labels, strict=True):
-        style = "dim" if label == IGNORE else "bold green"
-        text.append_text(plain(template.tokenizer.decode([token]), style, lines=True))
-    learned = len(made.input_ids) - made.start
-    title = f"{row['id']} / {row['sample']}  {objective}: {learned} of {len(made.input_ids)} tokens learned"
+    text, marks = plain(""), ("", "") if colours else ("[[", "]]")
+    tokens = zip(made.input_ids, made.labels, strict=True)
+    for learned, group in itertools.groupby(tokens, lambda token: token[1] != IGNORE):
+        opening, closing = marks if learned else ("", "")
+        style = "bold green" if learned else "dim"
+        pieces = (template.tokenizer.decode([token]) for token, _ in group)
+        text.append_text(plain(f"{opening}{''.join(pieces)}{closing}", style, lines=True))
+    count = len(made.input_ids) - made.start
+    title = f"{row['id']} / {row['sample']}  {objective}: {count} of {len(made.input_ids)} tokens learned"
     title += f", thinking {work.chat.thinking}, thoughts: {work.thinking}" if template.markup else ""
     return panel(text, title)
 
@@ -86,3 +92,17 @@ def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> byte
     folder = _store(run, storage).input("report")
     (file,) = (part for part in folder.require().parts if part.key == f"report.{kind}")
     return folder.read(file)
+
+
+def pull(run: Manifest, storage: contract.Storage, stage: str, folder: Path) -> int:
+    """Download the model of a training into a folder; its bytes. Without a stage: the run's first training. Raises
+    StageError."""
+    works = {str(child.stage): child.task.work for child in plan(Run.of(run))}
+    trainings = [name for name, work in works.items() if isinstance(work, contract.Train)]
+    if stage and stage not in trainings:
+        raise UserError(f"{run['metadata']['name']} has no training {stage}", hint=likely(stage, trainings))
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+        model = contract.Model(name=f"{resolve.STAGE}{stage or trainings[0]}")
+        made = resolve.fetch(model, _store(run, storage), Path(scratch))
+        made.rename(folder)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

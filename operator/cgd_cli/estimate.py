@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cgd_cli.gpus import Gpu
 from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_operator.api.generation import ServedModel
 from cgd_operator.planning.dag import Child, Run, plan
@@ -32,24 +33,6 @@ RESERVED = 4e9
 """Bytes of a served GPU that hold neither weights nor cache: CUDA, graphs, activations."""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU by its maker's data sheet: FLOP/s in bfloat16 (dense), bytes/s, bytes."""
-
-    flops: float
-    bandwidth: float
-    memory: float
-
-
-GPUS = {
-    "a100-40gb": Gpu(312e12, 1555e9, 40e9),
-    "a100-80gb": Gpu(312e12, 2039e9, 80e9),
-    "h100-80gb": Gpu(989e12, 3350e9, 80e9),
-    "h200": Gpu(989e12, 4800e9, 141e9),
-    "l40s": Gpu(362e12, 864e9, 48e9),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
     """Everything that the manifest leaves open. Parameters of models; tokens of a text; prices in one currency."""
@@ -59,6 +42,7 @@ class Assumptions:
     teacher: float
     gpu: Gpu
     gpu_hour: float = 2.5
+    currency: str = "USD"
     prompt: int = 200
     answer: int = 700
     critique: int = 500

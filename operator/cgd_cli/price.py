@@ -20,17 +20,22 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
     assumed. `misfits` are verdicts from the models' files; None: the verdicts come from the sizes in their names."""
     stages = costs(run, assumptions)
     hours, money = sum(cost.gpu_hours for cost in stages), sum(cost.money for cost in stages)
+    clock = _clock(sum(cost.seconds for cost in stages))
     table = Table(
-        title=f"CGDRun {run.name}: about {hours:,.1f} GPU-hours, {money:,.0f}", title_justify="left", box=None
+        title=f"CGDRun {run.name}: about {hours:,.1f} GPU-hours, {money:,.0f} {assumptions.currency}, {clock} if the "
+        "stages run one after another",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
     )
-    for column in ("stage", "rows", "read", "written", "GPUs", "time", "GPU-hours", "price", ""):
+    for column in ("stage", "rows", "read", "written", "GPUs", "time", "GPU-h", assumptions.currency, ""):
         table.add_column(column, justify="left" if column in {"stage", ""} else "right", no_wrap=True)
     for cost in stages:
-        minutes = round(cost.seconds / 60)
-        time = f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min" if minutes else ""
         counts = (_count(cost.rows), _count(cost.read), _count(cost.written), str(cost.gpus or ""))
-        share = ProgressBar(total=1.0, completed=cost.money / money if money else 0.0, width=16)
-        table.add_row(cost.stage, *counts, time, f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}", share)
+        share = ProgressBar(total=1.0, completed=cost.money / money if money else 0.0, width=8)
+        figures = (_clock(cost.seconds), f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}")
+        table.add_row(cost.stage, *counts, *figures, share)
     verdicts = [plain(fit.text, "green" if fit.fits else "bold red") for fit in fits(run, assumptions)]
     if misfits is not None:
         verdicts = [line for misfit in misfits for line in (plain(misfit.message, "bold red"), plain(misfit.hint))]
@@ -56,7 +61,7 @@ def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
     a = assumptions
     teacher = f", teacher {a.teacher / 1e9:g} B" if a.teacher else ""
     lines = (
-        f"assumed: student {a.student / 1e9:g} B{teacher} parameters; {gpu} at {a.gpu_hour:g} an hour;",
+        f"assumed: student {a.student / 1e9:g} B{teacher} parameters; {gpu} at {a.gpu_hour:g} {a.currency} an hour;",
         f"tokens: prompt {a.prompt}, answer {a.answer}, critique {a.critique},",
         f"refinement {a.refinement}; {a.in_flight} rows in flight; pods start in {a.start_minutes:g} min;",
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",
@@ -75,6 +80,12 @@ def _modes(run: Run, assumptions: Assumptions) -> Iterator[str]:
     for name, chat in (("student", student), ("teacher", teacher)):
         if chat.template:
             yield f"Chat template of the {name}: {chat.template_uri or 'in the manifest'}."
+
+
+def _clock(seconds: float) -> str:
+    """Hours and minutes."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02} h" if minutes else ""
 
 
 def _count(number: float) -> str:

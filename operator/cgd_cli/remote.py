@@ -10,8 +10,9 @@ import yaml
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.config.config_exception import ConfigException
 
+from cgd_cli.terminal import likely
 from cgd_operator.kube.client import Cluster, Object
-from cgd_operator.kube.kinds import POD, RUN, SECRET, ApiError, equal, one_of
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, TRAINJOB, ApiError, equal, one_of
 from cgd_operator.planning.dag import Run, storage_of
 from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
@@ -52,12 +53,13 @@ class Remote:
         if run := await self.cluster.get(RUN, name, self.namespace):
             return run
         try:
-            await self.cluster.list(RUN, self.namespace)
+            runs, _ = await self.cluster.list(RUN, self.namespace)
         except ApiError as error:
             if error.status != 404:
                 raise
             raise UserError("the cluster knows no CGDRuns", hint="Install cgd-operator, as README.md says.") from error
-        raise ApiError(404, "NotFound", f"there is no CGDRun {name} in namespace {self.namespace}")
+        hint = likely(name, [run["metadata"]["name"] for run in runs]) if runs else "It has none: name another with -n."
+        raise UserError(f"there is no CGDRun {name} in namespace {self.namespace}", hint=hint)
 
     async def follow(self, name: str) -> AsyncIterator[Object]:
         """The run now and after every change, until it is deleted."""
@@ -68,11 +70,40 @@ class Remote:
             if event != "SYNCED":
                 yield item
 
+    async def runs(self, *, everywhere: bool) -> list[Object]:
+        """All CGDRuns of the namespace, or of all namespaces, by namespace and name."""
+        runs, _ = await self.cluster.list(RUN, None if everywhere else self.namespace)
+        return sorted(runs, key=lambda run: (run["metadata"]["namespace"], run["metadata"]["name"]))
+
+    async def suspend(self, name: str, *, suspended: bool) -> None:
+        """Suspend a run, or let it go on. Raises UserError if it has ended or is in that state already."""
+        run = await self.run(name)
+        if (state := run.get("status", {}).get("state")) in {"Succeeded", "Failed"}:
+            raise UserError(f"{name} has ended: {state}")
+        if bool(run["spec"].get("suspend")) == suspended:
+            raise UserError(f"{name} is {'suspended already' if suspended else 'not suspended'}")
+        await self.cluster.patch(RUN, name, self.namespace, {"spec": {"suspend": suspended}})
+
+    async def retry(self, name: str) -> list[str]:
+        """Delete the children of the failed stages, so that the operator makes them anew; the stages. Raises UserError
+        if no stage has failed."""
+        run = await self.run(name)
+        failed = [stage for stage in run.get("status", {}).get("stages", []) if stage.get("state") == "Failed"]
+        if not failed:
+            raise UserError(f"no stage of {name} has failed", hint=f"Look at `cgd status {name}`.")
+        for child in {stage["child"] for stage in failed if stage.get("child")}:
+            for kind in (JOB, PYTORCHJOB, TRAINJOB):
+                if item := await self.cluster.get(kind, child, self.namespace):
+                    await self.cluster.delete(kind, child, self.namespace, uid=item["metadata"]["uid"])
+        return [stage["name"] for stage in failed]
+
     async def logs(self, run: Object, stage: str) -> list[tuple[str, str]]:
         """Name and log of every pod of a stage; of the run's current stage if `stage` is empty."""
         status = run.get("status", {})
         stage = stage or str(status.get("stage") or "")
         children = {entry["name"]: entry.get("child") for entry in status.get("stages", [])}
+        if stage and stage not in children:
+            raise UserError(f"{run['metadata']['name']} has no stage {stage}", hint=likely(stage, list(children)))
         child = children.get(stage)
         pods, _ = await self.cluster.list(
             POD, self.namespace, labels=f"{one_of(UID_LABEL, [run['metadata']['uid']])},{STAGE_LABEL}"

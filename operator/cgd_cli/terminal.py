@@ -1,6 +1,7 @@
 """Where the commands print. They print text as text: no markup has an effect, no control character gets through."""
 
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 from rich.console import Console
@@ -35,3 +36,10 @@ def panel(body: Text, title: str, *, border: str = "none") -> Panel:
 def write(text: str) -> None:
     """Write the lines of a text to standard output without fitting them to the terminal's width."""
     sys.stdout.write(printable(text, lines=True))
+
+
+def likely(name: str, names: list[str]) -> str:
+    """What may be meant by a name that is not among `names`, or all of them, as a hint."""
+    if near := get_close_matches(name, names, n=3):
+        return f"Is {' or '.join(near)} meant?"
+    return f"There are {', '.join(sorted(names)[:20])}{' and more' if len(names) > 20 else ''}." if names else ""

@@ -1,27 +1,100 @@
-"""YAML that kubectl reads back as it was meant."""
+"""YAML as kubectl reads it, and written so that kubectl reads it back as it was meant.
 
+kubectl (1.32, `sigs.k8s.io/yaml`) turns a manifest into JSON first. It reads neither YAML 1.1, as PyYAML does, nor 1.2:
+`y` and `off` are booleans, `1e-6` is a number, `010` is 8, `1:30` and `2024-05-01` are texts, and every key is a text.
+"""
+
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+_TAG = "tag:yaml.org,2002:"
+_WORDS: dict[str, Any] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
+for _words, _value in (("y yes on true", True), ("n no off false", False)):
+    for _word in _words.split():
+        _WORDS |= dict.fromkeys((_word, _word.title(), _word.upper()), _value)
+_INTEGER = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])_(?=[0-9])")
+_NOT_JSON = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_END = 1 << 63
+"""Where the integers of the API server end: JSON has one kind of number, and a whole one is an integer up to here."""
+
 
 class _Loader(yaml.CSafeLoader):
-    """Reads numbers as kubectl does: PyYAML takes 1e-6, which has no point, for a string."""
+    """Reads plain scalars as kubectl does."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
+        """The tag of a node that has none. PyYAML calls this for every node."""
+        if kind is yaml.ScalarNode and implicit[0] and value != "<<":
+            return f"{_TAG}{_type(_plain(value))}"
+        return str(super().resolve(kind, value, implicit))
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}null":
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key.start_mark)
+        pairs = ((self.construct_object(key, deep=True), value) for key, value in node.value)
+        return {_key(key): self.construct_object(value, deep=deep) for key, value in pairs}
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+def _construct(_: _Loader, node: yaml.ScalarNode) -> Any:
+    value = _plain(node.value)
+    expected = {"int", "float"} if node.tag == f"{_TAG}float" else {node.tag.removeprefix(_TAG)}
+    if _type(value) not in expected or value != value:
+        raise yaml.constructor.ConstructorError(None, None, f"JSON has no such value: {node.value}", node.start_mark)
+    return value
+
+
+for _name in ("null", "bool", "int", "float"):
+    _Loader.add_constructor(f"{_TAG}{_name}", _construct)
+
+
+def _plain(text: str) -> Any:
+    """The value of a scalar without quotes or tag."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _NOT_JSON.fullmatch(text):
+        return math.nan
+    digits = _BETWEEN_DIGITS.sub("", text) if text.startswith(".") else text.replace("_", "")
+    if not text.startswith("_") and (match := _INTEGER.fullmatch(digits)):
+        sign, *forms = match.groups()
+        number = next(int(form, base) for form, base in zip(forms, (16, 2, 8, 10), strict=True) if form)
+        number = -number if sign == "-" else number
+        return number if -_END <= number < _END else float(number)
+    if not text.startswith("_") and _FLOAT.fullmatch(digits) and math.isfinite(number := float(digits)):
+        return int(number) if number.is_integer() and -_END <= number < _END else number
+    return text
+
+
+def _type(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "bool"
+        case int():
+            return "int"
+        case float():
+            return "float"
+        case _:
+            return "str"
+
+
+def _key(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Dumper(yaml.CSafeDumper):
-    """PyYAML reads YAML 1.1, where 1e-6 is a string; kubectl reads 1.2, where it is a float: quote what has a digit."""
+    """PyYAML reads YAML 1.1, where 1e-6 is a string; kubectl reads a number: quote what has a digit."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        style = "'" if text[:1].isdigit() else None
-        return self.represent_scalar("tag:yaml.org,2002:str", str(text), style)
+        style = "'" if not isinstance(_plain(text), str) or text[:1].isdigit() else None
+        return self.represent_scalar(f"{_TAG}str", str(text), style)
 
     def ignore_aliases(self, _data: Any) -> bool:
         """What is there twice is written twice."""
@@ -33,7 +106,7 @@ _Dumper.add_multi_representer(str, _Dumper.represent_text)  # names of stages, w
 
 
 def load_all(text: str) -> Iterator[Any]:
-    """The documents of a text."""
+    """The documents of a text, each as kubectl makes JSON of it. Raises yaml.YAMLError."""
     documents: Iterator[Any] = yaml.load_all(text, Loader=_Loader)
     return documents
 

@@ -21,9 +21,11 @@ from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
-from cgd_operator.kube.kinds import CRD, NAMESPACE, POD, RUN, SECRET
-from cgd_stages.contract import Report
+from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, POD, RUN, SECRET
+from cgd_stages.contract import Report, Rows, StageFacts
 from cgd_stages.report import __main__ as report
+from cgd_stages.store.folder import Folder
+from cgd_stages.store.run import Product, RunStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,7 +194,7 @@ async def test_a_server_that_is_not_there_is_said_in_two_lines(client: Cluster, 
 
 async def test_a_cluster_without_the_operator_is_told_apart_from_one_without_the_run(client: Cluster) -> None:
     code, _, err = await cgd("status", "demo")
-    assert (code, err) == (1, "cgd: 404 NotFound: there is no CGDRun demo in namespace default\n")
+    assert (code, err) == (1, "cgd: there is no CGDRun demo in namespace default\nIt has none: name another with -n.\n")
     await client.delete(CRD, "cgdruns.cgd.dev")
     code, _, err = await cgd("status", "demo")
     assert (code, err) == (1, "cgd: the cluster knows no CGDRuns\nInstall cgd-operator, as README.md says.\n")
@@ -217,14 +219,86 @@ async def test_status_shows_every_stage_and_why_a_run_failed(client: Cluster) ->
     assert "answer: out of memory" in out
 
 
+async def test_a_name_that_is_nearly_right_is_guessed(client: Cluster, tmp_path: Path) -> None:
+    await created(client, status=ENDED)
+    assert await cgd("status", "demp") == (1, "", "cgd: there is no CGDRun demp in namespace default\nIs demo meant?\n")
+    assert await cgd("logs", "demo", "anwser") == (1, "", "cgd: demo has no stage anwser\nIs answer meant?\n")
+    stages = "cgd: demo has no stage x\nThere are answer, prepare.\n"
+    assert await cgd("rows", "demo", "--stage", "x", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b") == (
+        1,
+        "",
+        stages,
+    )
+
+
+async def test_reports_and_folders_that_are_not_there(tmp_path: Path, client: Cluster) -> None:
+    code, _, err = await cgd("compare", "report.html", "other.json")
+    assert (code, err) == (1, "cgd: there is no file report.html: write one with `cgd report RUN -o report.json`\n")
+
+
+async def test_the_version_and_help_in_short(tmp_path: Path) -> None:
+    assert await cgd("--version") == (0, "cgd 0.1.0\n", "")
+    assert await cgd("-h") == await cgd("--help")
+
+
+async def test_help_loads_no_library_of_the_commands() -> None:
+    program = "import sys; from cgd_cli import __main__; print(*sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    heavy = {"pydantic", "pyarrow", "kubernetes", "boto3", "aiohttp", "transformers", "numpy", "yaml", "asyncio"}
+    assert heavy & set(out.decode().split()) == set()
+
+
+async def test_runs_are_listed(client: Cluster) -> None:
+    assert (await cgd("list"))[::2] == (1, LISTED_NONE)
+    await created(client, status=ENDED)
+    code, out, _ = await cgd("list", "-A")
+    assert code == 0
+    assert out.splitlines()[1].split()[:4] == ["default", "demo", "Failed", "answer"]
+
+
+LISTED_NONE = "cgd: there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces\n"
+
+
+async def test_a_run_is_suspended_and_goes_on(client: Cluster) -> None:
+    await created(client)
+    for word, other, suspended in (("suspend", "suspended already", True), ("resume", "not suspended", False)):
+        assert (await cgd(word, "demo"))[0] == 0
+        run = await client.get(RUN, "demo", "default")
+        assert run is not None
+        assert run["spec"]["suspend"] is suspended
+        assert await cgd(word, "demo") == (1, "", f"cgd: demo is {other}\n")
+    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+    assert await cgd("suspend", "demo") == (1, "", "cgd: demo has ended: Failed\n")
+
+
+async def test_the_children_of_failed_stages_are_deleted_and_no_others(client: Cluster) -> None:
+    await created(client)
+    assert await cgd("retry", "demo") == (1, "", "cgd: no stage of demo has failed\nLook at `cgd status demo`.\n")
+    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+    for name in ("demo-answer-1", "demo-prepare-1"):
+        spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "b"}]}}}
+        await client.create(JOB, {"metadata": {"name": name, "namespace": "default"}, "spec": spec})
+    assert await cgd("retry", "demo") == (0, "demo tries answer again\n", "")
+    assert [job["metadata"]["name"] for job in (await client.list(JOB, "default"))[0]] == ["demo-prepare-1"]
+
+
 async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluster) -> None:
     await created(client)
-    watching = asyncio.create_task(cgd("watch", "demo"))
-    await asyncio.sleep(1.5)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cgd_cli", "watch", "demo", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 60) == b"demo: New\n"
     await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
-    code, out, _ = await asyncio.wait_for(watching, 20)
-    assert code == 1
-    assert "CGDRun demo: Failed" in out
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert out.decode().splitlines() == [
+        "demo: Failed",
+        "demo: prepare Succeeded",
+        "demo: answer Failed",
+        "demo: answer: out of memory",
+    ]
 
 
 async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(client: Cluster, api: ApiServer) -> None:
@@ -321,6 +395,7 @@ async def test_the_mask_shows_how_much_is_learned(stored: str) -> None:
     assert (code, err) == (0, "")
     assert "CGD:" in out
     assert "tokens learned" in out
+    assert "[[a refine of its own" in " ".join(out.split())
     assert "a critique of its own" in " ".join(out.split())
 
 
@@ -334,6 +409,28 @@ async def test_a_report_that_is_not_there_yet(stored: str, tmp_path: Path) -> No
     assert code == 1
     assert "has no output of report" in err
     assert not (tmp_path / "page.html").exists()
+
+
+async def test_a_model_is_downloaded(stored: str, client: Cluster, bucket: Any, tmp_path: Path) -> None:
+    run = await client.get(RUN, stored, REF.namespace)
+    assert run is not None
+    store = RunStore(bucket, REF.model_copy(update={"uid": run["metadata"]["uid"]}))
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+
+    def make(folder: Folder) -> Product:
+        return Product(StageFacts(rows=Rows()), [folder.put(f"model/{name}", data) for name, data in files.items()])
+
+    await asyncio.to_thread(store.produce, "train-cgd", {}, make)
+    target = tmp_path / "model"
+    words = ("pull", stored, "-n", REF.namespace, "-o", str(target))
+    code, out, err = await cgd(*words, **WITHOUT_KEYS)
+    assert (code, err) == (0, "")
+    assert f"vllm serve {target}" in "".join(out.splitlines())
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == files
+    assert (await cgd(*words, **WITHOUT_KEYS))[2] == f"cgd: {target} is not empty: name another folder with -o\n"
+    words = (*words[:-1], str(tmp_path / "other"), "--stage", "train-sft")
+    assert (await cgd(*words, **WITHOUT_KEYS))[2].endswith("has no training train-sft\nIs train-cgd meant?\n")
+    assert not (tmp_path / "other").exists()
 
 
 async def test_a_run_is_compared_by_its_name_with_a_report_in_a_file(

@@ -16,7 +16,8 @@ import yaml
 from support.builders import manifest
 from support.stage_builders import context
 
-from cgd_cli.estimate import GPUS, RESERVED, Assumptions, Cost, Fit, costs, fits, lengths, size_in
+from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, costs, fits, lengths, size_in
+from cgd_cli.gpus import GPUS
 from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
@@ -402,7 +403,7 @@ def test_a_table_tells_stages_price_fit_and_assumptions(tmp_path: Path) -> None:
     assert "GPU-hours" in told
     assert "train-cgd" in told
     assert "teacher, weights (tensorParallel 8): 17.5 GB" in told
-    assert "student 8 B, teacher 70 B parameters; a100-80gb at 2 an hour" in told
+    assert "student 8 B, teacher 70 B parameters; a100-80gb at 2 USD an hour" in told
 
 
 @pytest.mark.parametrize(
