@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
@@ -22,6 +23,7 @@ from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
+from cgd_stages.models.export import try_export
 from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.endpoint import check_endpoint
@@ -57,6 +59,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         if work.training.learning_rate < targets.LEAST_RATE:
             log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
     _warn_of_thoughts(work, student.template)
+    try_export(student.folder, student.served.config, student.template)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -114,9 +117,11 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that loads and suits the spec: its exact identity, how it is spoken to, and how it is to be served."""
+    """A model that loads and suits the spec: its exact identity, its small files, how it is spoken to, and how it is
+    to be served."""
 
     resolved: resolve.Resolved
+    folder: Path
     template: ChatTemplate
     served: fit.Served
 
@@ -139,7 +144,7 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     length = fit.context_length(config, engine, model, where)
     log.info("%s: %s", where, template.summary)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, length)
-    return Checked(resolved, template, fit.Served(where, exact, engine, config, length))
+    return Checked(resolved, folder, template, fit.Served(where, exact, engine, config, length))
 
 
 def _refuse_untrainable(student: fit.Served, work: Train) -> None:

@@ -312,7 +312,7 @@ class Trainer:
         if self.keeper:
             self.keeper.write(target)
         else:
-            student.export(self.job, self.engine, target)
+            student.store(self.job, self.engine, target)
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
