@@ -28,9 +28,10 @@ GENERIC = "PreTrainedTokenizerFast"
 """The class that runs tokenizer.json as it is, by the name that earlier transformers know too."""
 _FILES = (
     *(WHOLE, SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("tokenizer.model", "spiece.model", TEMPLATE, "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("tokenizer.model", "spiece.model", TEMPLATE, "chat_template.json"),
 )
-"""All that transformers reads of a tokenizer with a tokenizer.json. Not tekken.json, which it would prefer."""
+"""All that transformers reads of a tokenizer with a tokenizer.json, but templates of other names, which go into the
+settings: a stored model has no folders. Not tekken.json, which it would prefer."""
 _TEXTS = (
     "",
     "How many apples are left?\n\n  Ben has 12,345 of them;\tAnn's 7, and they'LL share 0.5e-3.",
@@ -112,7 +113,7 @@ def store_tokenizer(folder: Path, target: Path, *, name: str, template: str | No
             settings.pop("chat_template", None)
         _copy(loaded.folder, target, settings)
     else:
-        loaded.tokenizer.save_pretrained(target)
+        loaded.tokenizer.save_pretrained(target, save_jinja_files=False)
     if template is not None:
         (target / TEMPLATE).write_text(template, encoding="utf-8")
 
@@ -142,7 +143,17 @@ def _seen(tokenizer: Any, tokens: Iterable[str]) -> list[Any]:
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if more := _more_templates(folder):
+        paths = [path for path in (folder / TEMPLATE, *more) if path.is_file()]
+        names = ["default" if path.name == TEMPLATE else path.stem for path in paths]
+        texts = [path.read_text(encoding="utf-8") for path in paths]
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in zip(names, texts, strict=True)]
     return settings
+
+
+def _more_templates(folder: Path) -> list[Path]:
+    """The files of templates that have a name, such as rag."""
+    return sorted(folder.glob("additional_chat_templates/*.jinja"))
 
 
 def _mended_settings(folder: Path, named: Any) -> dict[str, Any]:
@@ -160,11 +171,11 @@ def _mended_settings(folder: Path, named: Any) -> dict[str, Any]:
 
 
 def _copy(folder: Path, target: Path, settings: dict[str, Any]) -> None:
-    """Copy a tokenizer's files; with these settings, where they differ from the folder's."""
+    """Copy a tokenizer's files, with these settings."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (path for pattern in _FILES for path in folder.glob(pattern)):
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, place)
-    if settings != _settings(folder):
+    left_out = {TEMPLATE} if _more_templates(folder) else set()
+    for name in _FILES:
+        if name not in left_out and (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    if left_out or settings != _settings(folder):
         (target / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

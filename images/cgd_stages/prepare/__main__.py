@@ -23,6 +23,7 @@ from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
+from cgd_stages.models.attention import try_packing
 from cgd_stages.models.export import try_export
 from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
@@ -53,13 +54,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
-    _refuse_untrainable(student.served, work.training)
-    if work.training.adapter:
-        targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
-        if work.training.learning_rate < targets.LEAST_RATE:
-            log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
+    _refuse_untrainable(student, work.training)
     _warn_of_thoughts(work, student.template)
-    try_export(student.folder, student.served.config, student.template)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -147,18 +143,26 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     return Checked(resolved, folder, template, fit.Served(where, exact, engine, config, length))
 
 
-def _refuse_untrainable(student: fit.Served, work: Train) -> None:
-    """Raise UserError for a student that this training cannot train."""
-    if (method := fit.quantization(student.config)) not in (None, fit.MXFP4):
+def _refuse_untrainable(checked: Checked, work: Train) -> None:
+    """Raise UserError for a student that this training cannot train, or whose trained model it could not store."""
+    student, config = checked.served, checked.served.config
+    if (method := fit.quantization(config)) not in (None, fit.MXFP4):
         raise UserError(
             f"the weights of {student.model.name} are quantized ({method}), and cannot be trained",
             hint="Set spec.student.model to the model as it was before its quantization.",
         )
-    if work.router_loss_weight and not has_experts(student.config):
+    if work.router_loss_weight and not has_experts(config):
         raise UserError(
             f"spec.training.routerLossWeight is set, but {student.model.name} has no experts and no router",
             hint="Leave spec.training.routerLossWeight out.",
         )
+    if work.adapter:
+        targets.refuse(config, checked.template.tokenizer, work.adapter)
+        if work.learning_rate < targets.LEAST_RATE:
+            log.warning("spec.training.learningRate is %g: an adapter learns little", work.learning_rate)
+    try_export(checked.folder, config, checked.template)
+    if work.packing:
+        try_packing(config)
 
 
 def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:

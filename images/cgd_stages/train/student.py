@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
 from cgd_stages.models import export, flops
+from cgd_stages.models.attention import FLASH, takes_flash
 from cgd_stages.models.fit import MXFP4, quantization
 from cgd_stages.models.mixture import UnknownMixture, is_routed, mixture_of
 from cgd_stages.models.training_memory import CHUNK, Shape, decide, head_width, shape_of
@@ -168,12 +169,8 @@ def load(job: Job, config: dict[str, Any]) -> Any:
     # transformers itself chooses sdpa, or eager for a model that has no other.
     head, installed = head_width(model.config.get_text_config()), is_flash_attn_2_available()
     usable = flash(job.work, gpu=torch.cuda.is_available(), installed=installed, head=head)
-    if (
-        usable
-        and model._supports_flash_attn
-        and "flash_attention_2" in (model._compatible_flash_implementations or ["flash_attention_2"])
-    ):
-        model.set_attn_implementation("flash_attention_2")
+    if usable and takes_flash(model):
+        model.set_attn_implementation(FLASH)
     if dist.get_rank() == 0:
         log.info("attention: %s", model.config._attn_implementation)
     return model
@@ -197,32 +194,6 @@ def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> N
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if dist.get_rank() == 0:
         log.info("activation checkpointing %s: %s", "on" if decision.checkpointing else "off", decision.why)
-
-
-def refuse_leaking_packs(model: Any) -> None:
-    """Raise UserError for a student whose examples see each other in a packed row: not every architecture's attention
-    goes by the positions. `model`: DeepSpeed's engine has it, and would take this look for a step. Runs it once: all
-    ranks call together."""
-    half = 4
-    ids = torch.arange(half, device=model.device).repeat(2)[None]
-    embedded: list[torch.Tensor] = []
-
-    def embed(*given: Any) -> torch.Tensor:
-        """A hook: of the module, its arguments, and its result."""
-        embedded.append(given[-1].detach().requires_grad_())
-        return embedded[0]
-
-    hook = model.get_input_embeddings().register_forward_hook(embed)
-    try:
-        logits = model(input_ids=ids, position_ids=ids, use_cache=False).logits
-    finally:
-        hook.remove()
-    (gradient,) = torch.autograd.grad(logits[:, half:].float().square().sum(), embedded)
-    if gradient[:, :half].any():
-        raise UserError(
-            f"in a {model.config.model_type}, examples that share a row see each other",
-            hint="Set spec.training.packing to false.",
-        )
 
 
 def initialize(model: Any, config: dict[str, Any]) -> Any:

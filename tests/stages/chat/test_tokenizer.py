@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, LlamaTokenizer, TokenizersBackend
 
 from cgd_stages.chat.template import ChatTemplate
@@ -82,6 +82,17 @@ def test_only_such_a_tokenizer_enters_the_digests(misnamed, tiny_model, tmp_path
     assert ChatTemplate.load(alike).identity() == {}
 
 
+def test_a_step_that_the_class_leaves_out_is_kept(tiny_model, tmp_path):
+    """SmolLM2's file takes digits apart before the bytes; GPT2Tokenizer, which its settings name, does not."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    whole = Tokenizer.from_file(str(model / "tokenizer.json"))
+    whole.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole.pre_tokenizer])
+    whole.save(str(model / "tokenizer.json"))
+    tiny.change(model / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    assert ids(AutoTokenizer.from_pretrained(model), "Ann has 12") != expected(model, "Ann has 12")
+    assert ids(ChatTemplate.load(model).tokenizer, "Ann has 12") == expected(model, "Ann has 12")
+
+
 def test_a_chat_without_thoughts_keeps_the_right_tokenizer(tmp_path):
     model = tiny.thinking(tmp_path / "model")
     tiny.change(model / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
@@ -133,6 +144,26 @@ def test_a_template_of_the_run_is_stored_in_place_of_the_models_own(tiny_model, 
     store_tokenizer(tiny_model, tmp_path, name="team/model", template=own)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == own
     assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_several_templates_are_stored_without_a_folder(tiny_model, tmp_path, listed):
+    """As Cohere's models have them. Programs that store a model store its files, and no folders."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    named = {"default": tiny.TEMPLATE, "rag": "{{ 'rag' }}"}
+    if listed:
+        given = [{"name": name, "template": text} for name, text in named.items()]
+        tiny.change(model / "tokenizer_config.json", chat_template=given)
+    else:
+        (model / "additional_chat_templates").mkdir()
+        (model / "additional_chat_templates/rag.jinja").write_text(named["rag"])
+        (model / "chat_template.jinja").write_text(named["default"])
+    assert AutoTokenizer.from_pretrained(model).chat_template == named
+    (tmp_path / "stored").mkdir()
+    shutil.copyfile(model / "config.json", tmp_path / "stored/config.json")
+    store_tokenizer(model, tmp_path / "stored", name="team/model")
+    assert all(path.is_file() for path in (tmp_path / "stored").iterdir())
+    assert AutoTokenizer.from_pretrained(tmp_path / "stored").chat_template == named
 
 
 def test_no_code_is_named_in_what_is_stored(tiny_model, tmp_path):
