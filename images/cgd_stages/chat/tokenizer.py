@@ -65,6 +65,7 @@ def load_tokenizer(folder: Path, name: str) -> Loaded:
     """
     from transformers import AutoTokenizer
 
+    folder = folder.absolute()  # a relative path may be one of the names that transformers knows
     if not (folder / WHOLE).is_file():
         return Loaded(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), folder)
     named = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)

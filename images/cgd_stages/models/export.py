@@ -49,8 +49,10 @@ def write(
     if model.can_generate():
         mend_generation(model.generation_config)
     model.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
-    config = target / "config.json"  # save_pretrained writes the dtype of the training, whatever the tensors have
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": dtype}, indent=2))
+    config = target / "config.json"
+    fields = json.loads(config.read_text()) | {"dtype": dtype}  # transformers writes that of the training
+    fields.pop("auto_map", None)  # no code is stored
+    config.write_text(json.dumps(fields, indent=2))
     store_tokenizer(source, target, name=name, template=template)
 
 

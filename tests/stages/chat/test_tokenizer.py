@@ -72,6 +72,15 @@ def test_it_is_stored_with_its_file_and_a_class_that_is_right_under_every_name(m
     assert not load_tokenizer(target, "team/model").mended
 
 
+def test_a_name_that_transformers_knows_does_not_hide_the_mistake(misnamed, places):
+    """What is stored has another name."""
+    source = shutil.copytree(misnamed, NAMES[1])
+    assert type(AutoTokenizer.from_pretrained(source)) is TokenizersBackend
+    shutil.copytree(misnamed, "stored", ignore=shutil.ignore_patterns("tokenizer*"))
+    store_tokenizer(Path(source), Path("stored"), name="team/model")
+    assert ids(AutoTokenizer.from_pretrained("stored")) == expected(misnamed)
+
+
 def test_only_such_a_tokenizer_enters_the_digests(misnamed, tiny_model, tmp_path):
     """Rows that were made with the ids of the class are not found again; all others are."""
     assert ChatTemplate.load(misnamed).identity() == {"tokenizer": {"rules": "tokenizer.json"}}

@@ -79,7 +79,9 @@ TABLE: dict[tuple[type[BaseModel], str], Theirs] = {
     (Repetition, "min_tokens"): Theirs(of_a_loop("min_tokens")),
     (Repetition, "min_repeats"): Theirs(of_a_loop("min_repeats")),
     (Chat, "thinking_budget"): Theirs(budget),
-    (Engine, "tensor_parallel"): Theirs(configured("ParallelConfig", "tensor_parallel_size"), low=True),
+    (Engine, "tensor_parallel"): Theirs(
+        configured("ParallelConfig", "tensor_parallel_size", distributed_executor_backend="mp"), low=True
+    ),
     (Engine, "max_num_seqs"): Theirs(
         configured("SchedulerConfig", "max_num_seqs", max_num_batched_tokens=LARGE, **SCHEDULER), low=True
     ),
@@ -100,8 +102,7 @@ def numbers() -> Iterator[tuple[type[BaseModel], str]]:
     """Every field of the manifest's classes for vLLM that holds a number."""
     for kind in (Sampling, Repetition, Chat, Engine, Speculative):
         for name, field in kind.model_fields.items():
-            text = str(field.annotation) + str(field.metadata)
-            if "bool" not in text and ("int" in text or "float" in text) and "dict" not in text:
+            if any(part in (int, float) for part in _types(field.annotation)):
                 yield kind, name
 
 
@@ -111,22 +112,26 @@ def bounds(kind: type[BaseModel], name: str) -> tuple[Any, Any, Any]:
     if between:
         return (TINY if between.open_low else between.low), between.high, TINY
     found = {
-        name: getattr(part, name)
+        bound: getattr(part, bound)
         for part in _parts(kind.model_fields[name])
-        for name in ("ge", "le")
-        if hasattr(part, name)
+        for bound in ("ge", "le")
+        if hasattr(part, bound)
     }
     return found["ge"], found.get("le", LARGE), 1
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The annotation, and all that it is made of."""
+    yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _types(part)
 
 
 def _parts(field: Any) -> Iterator[Any]:
     """The metadata of a field, wherever it is in the annotation."""
     yield from field.metadata
-    stack = [field.annotation]
-    while stack:
-        here = stack.pop()
-        yield from getattr(here, "__metadata__", ())
-        stack.extend(getattr(here, "__args__", ()))
+    for part in _types(field.annotation):
+        yield from getattr(part, "__metadata__", ())
 
 
 def test_no_number_is_left_out():

@@ -49,7 +49,7 @@ LARGE = {
 
 
 @pytest.fixture
-def verdicts(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The parameters of the small models on which there is a verdict."""
     seen, look = [], attention._leaks
 
@@ -93,8 +93,7 @@ def test_before_a_training_such_students_are_refused(config: object) -> None:
 
 
 def test_where_no_small_model_can_be_made_the_training_looks(caplog: pytest.LogCaptureFixture) -> None:
-    config = LlamaConfig(**LARGE | {"num_key_value_heads": 7}, head_dim=128)
-    config.get_text_config().layer_types = ["unknown"] * 80
+    config = LlamaConfig(**LARGE)
     config.hidden_act = "unknown"
     try_packing(config)
     assert "packing is tried when the training begins" in caplog.text

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import families, tiny
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
+from cgd_stages.models import export
 from cgd_stages.models.export import mend_generation, try_export
 
 GENERATIONS = {
@@ -105,20 +108,47 @@ def test_a_student_that_would_be_stored_in_part_is_refused(tiny_model, monkeypat
         tried(tiny_model)
 
 
-def test_a_tokenizer_whose_special_tokens_would_be_lost_is_refused(tmp_path: Path) -> None:
-    """transformers 5.19 does not store the list of more special tokens, where there is no tokenizer.json to keep."""
-    model = student(tmp_path / "model")
-    from tokenizers import Tokenizer
+def test_a_written_model_loads_with_its_tensors_and_names_no_code(tmp_path: Path) -> None:
+    source = student(tmp_path / "source", {"temperature": 0.6}, auto_map={"AutoConfig": "code.Own"})
+    model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
+    target = tmp_path / "stored"
+    export.write(model, target, source=source, name="team/model", dtype="float32", template=None)
+    assert "auto_map" not in json.loads((target / "config.json").read_text())
+    assert export.stored_elements(target) == export.whole(model, export.tensors_of(model))
+    again = dict(AutoModelForCausalLM.from_pretrained(target).named_parameters())
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.named_parameters())
+    assert AutoTokenizer.from_pretrained(target).chat_template == tiny.TEMPLATE
 
+
+def test_more_special_tokens_stay_special(tmp_path: Path) -> None:
+    """Where there is no tokenizer.json to keep, transformers writes the tokenizer."""
+    model = student(tmp_path / "model")
     Tokenizer.from_file(str(model / "tokenizer.json")).model.save(str(model))
     (model / "tokenizer.json").unlink()
     tiny.change(model / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", extra_special_tokens=["<|call|>"])
-    print(AutoTokenizer.from_pretrained(model).all_special_tokens)
+    assert "<|call|>" in AutoTokenizer.from_pretrained(model).all_special_tokens
     tried(model)
 
 
+@pytest.mark.parametrize(
+    ("field", "token", "message"),
+    [("eos_token", None, "other special tokens"), ("tokenizer_class", "LlamaTokenizer", "other ids")],
+)
+def test_a_tokenizer_that_would_be_read_otherwise_is_refused(tiny_model, monkeypatch, field, token, message):
+    """A version of transformers, or of our own code, that writes the settings otherwise."""
+    store = export.store_tokenizer
+
+    def stored_otherwise(folder: Path, target: Path, **given: Any) -> None:
+        store(folder, target, **given)
+        tiny.change(target / "tokenizer_config.json", **{field: token})
+
+    monkeypatch.setattr(export, "store_tokenizer", stored_otherwise)
+    with pytest.raises(UserError, match=f"team/model could not be stored .* {message}"):
+        tried(tiny_model)
+
+
 def test_the_template_of_the_run_is_stored_with_the_model(tiny_model: Path) -> None:
-    tried(tiny_model, template=tiny.TEMPLATE.replace("assistant", "helper"))
+    tried(tiny_model, template=tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>\n\n"))
 
 
 def test_the_trial_needs_no_weights_and_leaves_the_config_alone(tiny_model: Path, tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def test_a_model_is_stored_with_the_rules_values_and_template_that_it_was_traine
     refined(bucket, ROWS)
     student = tiny.misnamed(tmp_path / "student")
     (student / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.95, "eos_token_id": 2}')
-    own = tiny.TEMPLATE.replace("assistant", "helper")
+    own = tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>\n\n")
     _, model = trained(storage, tmp_path, student, chat=Chat(template=own), **HELD_OUT)
     assert (model / "tokenizer.json").read_bytes() == (student / "tokenizer.json").read_bytes()
     stored = AutoTokenizer.from_pretrained(model)
