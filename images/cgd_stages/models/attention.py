@@ -104,7 +104,7 @@ def _small(config: Any) -> Any:
         sizes["num_key_value_heads"] = _HEADS if groups == heads else 1
     for name, size in sizes.items():
         setattr(text, name, size)
-    if kinds:
+    if kinds and "layer_types" in vars(text):  # others derive it from the number of layers
         text.layer_types = kinds[:layers]
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, None)
