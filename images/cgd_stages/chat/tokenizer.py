@@ -79,10 +79,12 @@ def load_tokenizer(folder: Path, name: str) -> Loaded:
     weakref.finalize(generic, shutil.rmtree, copy, ignore_errors=True)
     if agree(named, generic):
         return Loaded(named, folder)
-    if not agree(AutoTokenizer.from_pretrained(copy, trust_remote_code=False, mistral_format=False), generic):
+    if not _right(copy, generic):
+        (copy / "config.json").unlink(missing_ok=True)  # for types such as qwen2 it decides, whatever the settings say
+    if not _right(copy, generic):
         raise UserError(
             f"the tokenizer of the model {name} does not load as its {WHOLE} says: transformers makes a "
-            f"{type(named).__name__} of it, which gives other token ids, for every model of this type",
+            f"{type(named).__name__} of it, which gives other token ids, whatever class is named",
             hint="Take another model or revision: one whose tokenizer.json has the rules of its type.",
         )
     log.warning(
@@ -92,6 +94,12 @@ def load_tokenizer(folder: Path, name: str) -> Loaded:
         WHOLE,
     )
     return Loaded(generic, copy, mended=True)
+
+
+def _right(folder: Path, generic: Any) -> bool:
+    from transformers import AutoTokenizer
+
+    return agree(AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False), generic)
 
 
 def agree(one: Any, other: Any) -> bool:

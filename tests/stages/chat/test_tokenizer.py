@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, LlamaTokenizer, TokenizersBackend
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.chat.tokenizer import load_tokenizer, store_tokenizer
 from cgd_stages.contract import Chat
-from cgd_stages.errors import UserError
 
 TEXT = "How many apples\n are  left?\tAnn has 12."
 NAMES = ("snapshots/0f3a", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "deepseek-ai/deepseek-coder-6.7b")
@@ -119,12 +118,15 @@ def test_the_files_of_a_mended_tokenizer_last_as_long_as_it(misnamed):
     assert not files.exists()
 
 
-def test_a_model_whose_type_decides_the_class_is_refused_by_name(misnamed, tmp_path):
-    """For these types transformers takes the type's own class whatever the files say."""
+def test_a_model_whose_type_decides_the_class_has_the_ids_of_its_file_too(misnamed, tmp_path):
+    """For these types transformers takes the type's own class, whatever the settings say, where it sees the type."""
     model = shutil.copytree(misnamed, tmp_path / "model")
     tiny.change(model / "config.json", model_type="qwen2")
-    with pytest.raises(UserError, match=r"team/model .*Qwen2Tokenizer.* other token ids"):
-        ChatTemplate.load(model, name="team/model")
+    template = ChatTemplate.load(model, name="team/model")
+    assert template.files is not None
+    for_vllm = AutoTokenizer.from_pretrained(template.files)
+    assert ids(template.tokenizer) == ids(for_vllm) == expected(misnamed)
+    assert ids(AutoTokenizer.from_pretrained(model)) != expected(misnamed)
 
 
 def test_control_tokens_that_the_class_brings_along_stay(tmp_path):
