@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
@@ -22,6 +23,8 @@ from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
+from cgd_stages.models.attention import try_packing
+from cgd_stages.models.export import try_export
 from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.endpoint import check_endpoint
@@ -51,11 +54,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
-    _refuse_untrainable(student.served, work.training)
-    if work.training.adapter:
-        targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
-        if work.training.learning_rate < targets.LEAST_RATE:
-            log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
+    _refuse_untrainable(student, work.training)
     _warn_of_thoughts(work, student.template)
     models = [student]
     if work.teacher:
@@ -114,9 +113,11 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that loads and suits the spec: its exact identity, how it is spoken to, and how it is to be served."""
+    """A model that loads and suits the spec: its exact identity, its small files, how it is spoken to, and how it is
+    to be served."""
 
     resolved: resolve.Resolved
+    folder: Path
     template: ChatTemplate
     served: fit.Served
 
@@ -139,21 +140,29 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     length = fit.context_length(config, engine, model, where)
     log.info("%s: %s", where, template.summary)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, length)
-    return Checked(resolved, template, fit.Served(where, exact, engine, config, length))
+    return Checked(resolved, folder, template, fit.Served(where, exact, engine, config, length))
 
 
-def _refuse_untrainable(student: fit.Served, work: Train) -> None:
-    """Raise UserError for a student that this training cannot train."""
-    if (method := fit.quantization(student.config)) not in (None, fit.MXFP4):
+def _refuse_untrainable(checked: Checked, work: Train) -> None:
+    """Raise UserError for a student that this training cannot train, or whose trained model it could not store."""
+    student, config = checked.served, checked.served.config
+    if (method := fit.quantization(config)) not in (None, fit.MXFP4):
         raise UserError(
             f"the weights of {student.model.name} are quantized ({method}), and cannot be trained",
             hint="Set spec.student.model to the model as it was before its quantization.",
         )
-    if work.router_loss_weight and not has_experts(student.config):
+    if work.router_loss_weight and not has_experts(config):
         raise UserError(
             f"spec.training.routerLossWeight is set, but {student.model.name} has no experts and no router",
             hint="Leave spec.training.routerLossWeight out.",
         )
+    if work.adapter:
+        targets.refuse(config, checked.template.tokenizer, work.adapter)
+        if work.learning_rate < targets.LEAST_RATE:
+            log.warning("spec.training.learningRate is %g: an adapter learns little", work.learning_rate)
+    try_export(checked.folder, config, checked.template)
+    if work.packing:
+        try_packing(config)
 
 
 def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from support import tiny
+from support import families, tiny
 from support.stage_builders import context, prepare_work
 
 from cgd_stages.contract import (
@@ -69,6 +69,24 @@ def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model,
     assert {row["reference"] for row in found.rows} == {str(n) for n in range(60)}
     assert all(row["id"] == row_id(row["prompt"]) and row["prompt_tokens"] > 10 for row in found.rows)
     assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (60, 60, 0)
+
+
+def test_a_student_that_could_not_be_stored_at_the_end_is_refused(bucket, storage, tmp_path):
+    work = prepare_work(model := tiny.make(tmp_path / "model"), put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    (model / "generation_config.json").write_text('{"temperature": 0.6}')
+    assert Prepared(storage, work, tmp_path).facts.rows.done == 60
+    (model / "generation_config.json").write_text('{"max_new_tokens": 0}')
+    with pytest.raises(UserError, match=r"could not be stored after its training: .*max_new_tokens"):
+        Prepared(storage, work, tmp_path)
+
+
+def test_packing_is_refused_before_a_gpu_is_asked_for(bucket, storage, tmp_path):
+    model = families.make(tmp_path / "model", "gpt-oss")
+    work = prepare_work(model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    Prepared(storage, work, tmp_path)
+    packed = work.model_copy(update={"training": work.training.model_copy(update={"packing": True})})
+    with pytest.raises(UserError, match="in a gpt_oss, examples that share a row see each other"):
+        Prepared(storage, packed, tmp_path)
 
 
 def test_how_large_a_checkpoint_will_be_is_told_and_not_stored(bucket, storage, tiny_model, tmp_path):
