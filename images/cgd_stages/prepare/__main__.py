@@ -34,9 +34,9 @@ from cgd_stages.prepare.tryout import try_out
 from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import Row, digest_of, to_parquet
+from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def main(context: Context) -> dict[str, StageFacts]:
             log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
         metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
         facts = StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
-        benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+        benchmarks = store_benchmarks(folder, questions)
         pins = drafts | _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
         return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
 
