@@ -183,7 +183,7 @@ def _packed(dice: random.Random) -> Odd:
     name, data = dice.choice([*PACKERS]), _lines(dice)
     if dice.random() < 0.02:  # a line that unpacks to 16 MiB
         data = b'{"question": "' + b"a" * (4 * LINE_BYTES) + b'"}\n' + data
-    place = dice.randrange(len(data))
+    place = dice.randrange(len(data) + 1)
     packed = PACKERS[name](data[:place]) + PACKERS[name](data[place:])
     if dice.random() < 0.5:
         return Odd(name, _damaged(packed, dice), dice.choice(FIELDS), None)

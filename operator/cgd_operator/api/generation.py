@@ -141,11 +141,11 @@ class Teacher(ServedModel):
 
 SourceUri = Annotated[
     Uri,
+    plain_parts(),
     Text(
         "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$",
         "write s3://bucket/key or hf://datasets/owner/name/path (* allowed in the last part), or configmap://name/key",
     ),
-    plain_parts(),
     no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)"),
 ]
 
