@@ -232,6 +232,14 @@ def test_an_odd_prompt_of_parquet_is_malformed_alone(tmp_path, odd):
     assert found == ["malformed", ("a", "a")]
 
 
+@pytest.mark.parametrize("pages", [{}, {"dictionary_pagesize_limit": 16, "data_page_size": 16, "write_batch_size": 1}])
+def test_conversations_of_parquet_are_read_over_row_groups_and_pages(tmp_path, pages):
+    turns = [[{"role": "user", "content": f"question {number}"}] for number in range(50)]
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"messages": turns, "answer": ["a"] * 50}), path, row_group_size=20, **pages)
+    assert looked_at(path, path.read_bytes(), CHAT) == [(f"question {number}", "a") for number in range(50)]
+
+
 def test_a_column_of_parquet_that_the_run_does_not_name_rejects_nothing(tmp_path):
     found = looked_at(tmp_path / "p.parquet", table(pa.array([float("nan"), 1.0]), "score"))
     assert found == [("q", "a")] * 2
