@@ -204,8 +204,12 @@ def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
         )
         for batch in itertools.chain.from_iterable(batches):
             for value in _values(batch):
-                where, fault = f"{file.name} row {next(numbers)}", value if isinstance(value, str) else flaw(value)
-                yield Line(where, None, fault) if fault else Line(where, value)
+                where = f"{file.name} row {next(numbers)}"
+                if isinstance(value, str):
+                    yield Line(where, None, value)
+                else:
+                    fault = flaw(value)
+                    yield Line(where, None if fault else value, fault)
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
