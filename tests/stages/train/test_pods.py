@@ -1,6 +1,7 @@
 """Training as pods run it: torchrun, two processes, real DeepSpeed, signals; the numbers stay those of a plain loop."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -192,7 +193,8 @@ def test_vllm_says_the_same_with_the_stored_adapter_as_with_the_stored_model(
     file.write_text(json.dumps(asked))
     adapted = download(bucket, folder, tmp_path / "adapter")
     serve = [sys.executable, "-m", "support.serve_adapter", str(tiny_model), str(adapted), str(file)]
-    ended = subprocess.run(serve, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(serve, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr[-6000:]
     said = json.loads(file.read_text())
     assert said == written(model, asked)
