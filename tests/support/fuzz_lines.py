@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,10 @@ def _json_lines(dice: random.Random) -> Odd:
     return Odd("p.jsonl", data, dice.choice(FIELDS), _counted(data))
 
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {"p.jsonl.gz": gzip.compress, "p.jsonl.zst": zstandard.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "p.jsonl.gz": partial(gzip.compress, mtime=0),
+    "p.jsonl.zst": zstandard.compress,
+}
 
 
 def _packed(dice: random.Random) -> Odd:
