@@ -35,7 +35,7 @@ from cgd_stages.models import resolve
 from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.results.outputs import SCHEMA, Totals
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.bucket import place
+from cgd_stages.store.bucket import places
 from cgd_stages.store.folder import Folder, Part
 from cgd_stages.store.part_writer import PartWriter
 from cgd_stages.store.rows import Row, sha256
@@ -175,8 +175,8 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
     home, names = context.scratch / "mirror", [stored.key for stored in bucket.list()]
     if not names:
         raise UserError(f"there is nothing below {uri}", hint=DATA_HINT)
-    for name in names:
-        bucket.download(name, place(home, name))
+    for name, path in places(home, names).items():
+        bucket.download(name, path)
     os.environ |= {
         "HF_HOME": str(home),
         "HF_HUB_CACHE": str(home / "hub"),

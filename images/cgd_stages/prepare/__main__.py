@@ -34,11 +34,12 @@ from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
 from cgd_stages.prepare.templates import read_template
 from cgd_stages.prepare.tryout import try_out
+from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import Row, digest_of, to_parquet
+from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def main(context: Context) -> dict[str, StageFacts]:
             log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
         metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
         facts = StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
-        benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+        benchmarks = store_benchmarks(folder, questions)
         pins = drafts | _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
         return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
 
@@ -251,12 +252,12 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
-        if text_before := _cell(line, benchmark.fields.context):
+        if text_before := _cell(line, benchmark.fields.context, where):
             row["prompt"] = f"{text_before}\n\n{row['prompt']}"
             row["id"] = identity_of(row)
         identity = row["id"]
         repeated, seen[identity] = seen[identity], seen[identity] + 1
-        tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
+        tolerance = _cell(line, benchmark.fields.tolerance, where) or benchmark.tolerance
         row |= {"benchmark": benchmark.name, "tolerance": tolerance}
         row["id"] = identity_of(row, f" #{repeated}") if repeated else identity
         yield {column: row[column] for column in BENCHMARK_SCHEMA.names if column in row}
@@ -266,10 +267,14 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         log.warning("%s has %d questions, %s are published", benchmark.name, count, benchmark.questions)
 
 
-def _cell(line: Line, column: str | None) -> str:
-    """The text of an optional column; empty where the row lacks it."""
+def _cell(line: Line, column: str | None, where: str) -> str:
+    """The text of an optional column; empty where the row lacks it. Raises UserError for a value that is no text."""
     value = value_at(line.value, column).value if line.value and column else None
-    return "" if value is None else str(value).strip()
+    try:
+        return "" if value is None else as_text(value).strip()
+    except ValueError as error:
+        message = f"{line.where}: the field {column!r} is {error}"
+        raise UserError(message, hint=f"Mend the file or fields of {where}.") from error
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
         data = read_run(context.task.run, work, outputs, quadruples)
         parts = [
-            folder.put("report.html", page.render(data, quality).encode()),
-            folder.put("report.json", to_json(data, quality)),
+            folder.put("report.html", page.render(data, quality).encode(), alone=True),
+            folder.put("report.json", to_json(data, quality), alone=True),
         ]
         seconds, metrics = round(time.monotonic() - clock, 3), {"stages": float(len(outputs))}
         return Product(StageFacts(seconds=seconds, metrics=metrics), parts)
