@@ -72,7 +72,8 @@ def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
     a = assumptions
     teacher = f", teacher {_billions(a.of_teacher)}" if a.teacher else ""
     lines = (
-        f"assumed: student {_billions(a.of_student)}{teacher} parameters; {gpu} at {a.gpu_hour:g} {a.currency} an hour;",
+        f"assumed: student {_billions(a.of_student)}{teacher} parameters;",
+        f"{gpu} at {a.gpu_hour:g} {a.currency} an hour;",
         f"tokens: prompt {a.prompt}, answer {a.answer}, critique {a.critique},",
         f"refinement {a.refinement}; {a.in_flight} rows in flight; pods start in {a.start_minutes:g} min;",
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",

@@ -430,7 +430,7 @@ def test_a_table_tells_stages_price_fit_and_assumptions(tmp_path: Path) -> None:
     assert "GPU-hours" in told
     assert "train-cgd" in told
     assert "teacher, weights (tensorParallel 8): 17.5 GB" in told
-    assert "student 8 B, teacher 70 B parameters; a100-80gb at 2 USD an hour" in told
+    assert "student 8 B, teacher 70 B parameters;\na100-80gb at 2 USD an hour" in told
 
 
 @pytest.mark.parametrize(
