@@ -368,7 +368,8 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Also write the table to this HTML page.")] = None,
     namespace: Namespace = None,
 ) -> None:
-    """Compare runs: accuracy of every model on every benchmark, and over the rate of corrupted critiques."""
+    """Compare runs: accuracy of every model on every benchmark, trained models against each other question by question,
+    and CGD over the rate of corrupted critiques."""
     from cgd_cli import comparison, data
     from cgd_stages.report.page import render_comparison
 

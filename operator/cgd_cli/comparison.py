@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 from rich.console import RenderableType
@@ -12,14 +12,21 @@ from rich.text import Text
 from cgd_cli.terminal import plain
 from cgd_stages.contract import RunRef
 from cgd_stages.errors import UserError
+from cgd_stages.report import head_to_head
 from cgd_stages.report.page import heading
 from cgd_stages.results import comparison
-from cgd_stages.results.formatting import count, percent, points, spread
+from cgd_stages.results.formatting import count, percent, points, probability, spread
+from cgd_stages.results.head_to_head import HeadToHead, head_to_heads, without_answers
 
 STYLES = {"better": "green", "worse": "red", "noise": "dim"}
 NOTE = (
     "Accuracy with its 95 % interval, and the difference to base in percentage points: better or worse than chance "
     "explains, or noise. * is the highest of its column, which may be noise too."
+)
+PAIRS_NOTE = (
+    "Differences in percentage points on the questions that both models have a grade for, with 95 % intervals. p is of "
+    "the exact McNemar test, with several outputs or seeds of a test over flips of the questions' signs; it is "
+    "corrected by Holm for the pairs of one model in one column."
 )
 
 
@@ -48,9 +55,9 @@ def _read(source: str, data: bytes) -> tuple[str, comparison.Table]:
 
 
 def shown(table: comparison.Table) -> list[RenderableType]:
-    """The table and its legend; then means over runs that differ only in their seed, and the accuracy over the rate of
-    corrupted critiques, if the table has such runs."""
-    parts: list[RenderableType] = [_results(table), plain(NOTE, "dim")]
+    """The table and its legend; the trained models against each other; then means over runs that differ only in their
+    seed, and the accuracy over the rate of corrupted critiques, if the table has such runs."""
+    parts: list[RenderableType] = [_results(table), plain(NOTE, "dim"), *_against_each_other(table)]
     if seeds := comparison.over_seeds(table):
         parts += ["", _seeds(table, seeds)]
     if curve := comparison.robustness(table):
@@ -87,6 +94,44 @@ def _cell(table: comparison.Table, line: comparison.Line, column: str) -> Text:
         words = f"\n{points(difference.value)} {difference.outcome}"
         text.append(words, style=f"not bold {STYLES[difference.outcome]}")
     return text.append("\n")
+
+
+def _against_each_other(table: comparison.Table) -> list[RenderableType]:
+    """The headline, and a line for each pair of trained models."""
+    parts: list[RenderableType] = []
+    if pairs := head_to_heads(table):
+        for sentence in head_to_head.headline(table, pairs):
+            parts += ["", plain(sentence["claim"], "bold"), plain(f"{sentence['detail']}.", "dim")]
+        parts += ["", _pairs(table, pairs), plain(PAIRS_NOTE, "dim")]
+    if silent := without_answers(table):
+        parts += ["", plain(head_to_head.unpaired(silent), "yellow")]
+    return parts
+
+
+def _pairs(table: comparison.Table, pairs: Sequence[HeadToHead]) -> Table:
+    lines = Table(title="Trained models against each other", title_justify="left", box=None, pad_edge=False)
+    lines.add_column("pair")
+    for column in table.columns:
+        lines.add_column(plain(heading(column, table)), justify="right")
+    for row in head_to_head.rows(pairs):
+        name = plain(row.one, "bold").append(f"\nminus {row.other}\n", style="not bold")
+        lines.add_row(name, *(_pair(row.cells.get(column)) for column in table.columns))
+    return lines
+
+
+def _pair(pair: HeadToHead | None) -> Text:
+    if pair is None:
+        return plain("-", "dim")
+    gap = pair.difference
+    text = plain(f"{points(gap.value)} {gap.outcome}", STYLES[gap.outcome])
+    details = [f"{points(gap.low)} to {points(gap.high)}", probability(pair.corrected), f"n = {count(pair.n)}"]
+    if gap.outcome == "noise":
+        details.append(head_to_head.in_brief(pair))
+    if pair.left_out:
+        details.append(f"{count(pair.left_out)} left out")
+    if pair.one.seeds > 1 or pair.other.seeds > 1:
+        details += [head_to_head.seeds(pair.one), head_to_head.seeds(pair.other)]
+    return text.append("".join(f"\n{detail}" for detail in details) + "\n", style="not bold dim")
 
 
 def _seeds(table: comparison.Table, seeds: list[comparison.Seeds]) -> Table:

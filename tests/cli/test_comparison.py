@@ -1,5 +1,6 @@
 """`cgd compare` over reports in files, as a process and in its parts."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,39 @@ def test_runs_that_differ_in_their_seed_alone_are_taken_together() -> None:
         "Over seeds: mean accuracy and standard deviation, in % model runs sums CGD one, two 75.0 \u00b1 35.4" in words
     )
     assert "Over seeds" not in told({"a.json": report("one", seed=1, epochs=1), "b.json": report("two", seed=2)})
+
+
+def test_models_of_different_runs_are_compared_question_by_question() -> None:
+    words = told({"a.json": report("slow", epochs=1, after="+" * 8), "b.json": report("fast", epochs=2, after="-" * 8)})
+    assert "CGD (slow) beats CGD (fast) by 100.0 points on sums (95 % " in words
+    assert "8 questions in pairs, 8 for CGD (slow) and 0 for CGD (fast): exact McNemar test p = 0.008." in words
+    assert "Trained models against each other pair sums CGD (slow) +100.0 better minus CGD (fast) +" in words
+    assert "p = 0.008 n = 8" in words
+
+
+def test_models_that_cannot_be_told_apart_are_shown_with_what_would_have_shown() -> None:
+    words = told({"a.json": report("slow", epochs=1), "b.json": report("fast", epochs=2)})
+    assert "CGD (slow) and CGD (fast) cannot be told apart with 8 questions on sums" in words
+    assert "\u00b10.0 noise" in words
+    assert words.count("would have shown") == 2
+
+
+def test_a_run_whose_report_is_of_an_earlier_version_is_in_the_table_and_in_no_pair() -> None:
+    old = json.loads(report("old", epochs=2, after="+" * 8))
+    for line in old["table"]["lines"]:
+        line["cells"]["sums"].pop("answers")
+    words = told({"a.json": report("new", epochs=1), "b.json": json.dumps(old).encode()})
+    assert "CGD old * 100.0 %" in words
+    assert "old: the report is of an earlier version and does not say which questions were right" in words
+    assert "against each other" not in words
+
+
+@pytest.mark.parametrize("answers", ["9/1", "1/1", "a lot"])
+def test_a_report_whose_answers_do_not_fit_its_questions_is_refused(answers: str) -> None:
+    odd = json.loads(report("odd"))
+    odd["table"]["lines"][0]["cells"]["sums"]["answers"] = answers
+    with pytest.raises(UserError, match=r"odd\.json: the report has no table that this version can read"):
+        joined_reports({"a.json": report("a"), "odd.json": json.dumps(odd).encode()})
 
 
 def test_runs_of_one_name_are_told_apart_by_where_they_came_from() -> None:

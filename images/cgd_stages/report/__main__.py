@@ -26,6 +26,7 @@ from cgd_stages.report import page
 from cgd_stages.report.modes import modes
 from cgd_stages.report.summary import verdicts
 from cgd_stages.results.comparison import table_of
+from cgd_stages.results.head_to_head import head_to_heads
 from cgd_stages.results.model import (
     Change,
     GradedOutput,
@@ -221,8 +222,11 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
 
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
-    document = figures(data) | {"table": table_of(data).model_dump(by_alias=True)}
-    document["summary"] = verdicts(data)
+    table = table_of(data)
+    pairs = head_to_heads(table)
+    document = figures(data) | {"table": table.model_dump(by_alias=True)}
+    document["headToHead"] = [pair.model_dump(by_alias=True) for pair in pairs]
+    document["summary"] = verdicts(data, table, pairs)
     document["modes"] = modes(data)
     document["gpuHours"] = gpu_hours(data.stages)
     document["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}

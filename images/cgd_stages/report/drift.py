@@ -7,7 +7,7 @@ report says that these prompts show no drift.
 
 from collections.abc import Mapping, Sequence
 
-from cgd_stages.results.comparison import Difference, Table, lm_eval_tasks, table_of
+from cgd_stages.results.comparison import Difference, Table, lm_eval_tasks
 from cgd_stages.results.formatting import count, points, probability
 from cgd_stages.results.model import ReportData
 from cgd_stages.results.scores import NOISE, RIVALS, Comparison, comparisons
@@ -19,10 +19,11 @@ Sentence = dict[str, str]
 """`outcome` (better, worse or noise), `claim` and `detail`."""
 
 
-def drifts(data: ReportData, names: Mapping[str, str]) -> list[Sentence]:
+def drifts(data: ReportData, names: Mapping[str, str], table: Table) -> list[Sentence]:
     """A sentence for each trained model that answered IFEval and mathematics, as the base did, and one for all other
-    tasks of lm-eval. `names`: how sentences name the models. Empty where a run has no such tasks beside mathematics."""
-    tasks, table = lm_eval_tasks(data), table_of(data)
+    tasks of lm-eval. `names`: how sentences name the models; `table`: the run's.
+    Empty where a run has no such tasks beside mathematics."""
+    tasks = lm_eval_tasks(data)
     gains = {line.model: line.mean.difference for line in table.lines if line.mean and line.mean.difference}
     compared = [
         pair for pair in comparisons(data)

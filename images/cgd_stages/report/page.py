@@ -20,10 +20,12 @@ from markupsafe import Markup
 from cgd_stages.contract import LENGTH
 from cgd_stages.quality.marks import Quality, Share
 from cgd_stages.quality.near_duplicates import ALIKE
+from cgd_stages.report import head_to_head
 from cgd_stages.report.plots import loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.report.summary import head, label, objective
 from cgd_stages.results.comparison import MEAN, Table, over_seeds, robustness, table_of
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability, spread
+from cgd_stages.results.head_to_head import head_to_heads, without_answers
 from cgd_stages.results.model import ReportData, StageRecord, at
 from cgd_stages.results.scores import Score, comparisons, finite_or_none, gpus, scores
 
@@ -34,14 +36,17 @@ TEXT_LIMIT = 4000
 
 def render(report: ReportData, quality: Quality | None = None) -> str:
     """The page. The same data give the same bytes."""
+    table = table_of(report)
+    pairs = head_to_heads(table)
     return _page(
         "report.html.j2",
         title=f"{report.run.name} \u00b7 CGD run report",
         run=report.run,
         spec=report.spec,
-        head=head(report, quality),
+        head=head(report, quality, table, pairs),
         quality=_quality(quality, report) if quality and quality.rows else None,
-        table=table_of(report),
+        table=table,
+        pairs=head_to_head.rows(pairs),
         results=_results(report),
         tries=_tries(report),
         timeline=_timeline(report.stages),
@@ -56,12 +61,22 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
 
 
 def render_comparison(table: Table) -> str:
-    """The page of several runs: their table, the spread of trainings that differ in their seed alone, and accuracy over
-    the share of corrupted critiques where runs corrupted them."""
+    """The page of several runs: their table, the trained models against each other, the spread of trainings that differ
+    in their seed alone, and accuracy over the share of corrupted critiques where runs corrupted them."""
     runs = list(dict.fromkeys(run for line in table.lines for run in line.runs))
     curve = robustness_chart(robustness(table))
-    seeds = over_seeds(table)
-    return _page("compare.html.j2", title="CGD runs compared", table=table, runs=runs, curve=curve, seeds=seeds)
+    pairs = head_to_heads(table)
+    return _page(
+        "compare.html.j2",
+        title="CGD runs compared",
+        table=table,
+        runs=runs,
+        verdicts=head_to_head.headline(table, pairs),
+        pairs=head_to_head.rows(pairs),
+        unpaired=head_to_head.unpaired(silent) if (silent := without_answers(table)) else "",
+        curve=curve,
+        seeds=over_seeds(table),
+    )
 
 
 def _page(template: str, **values: Any) -> str:
@@ -120,6 +135,9 @@ def _environment(folder: Path) -> Environment:
         label=label,
         cut=cut,
         probability=probability,
+        seeds=head_to_head.seeds,
+        tested=head_to_head.tested,
+        in_brief=head_to_head.in_brief,
         spread=spread,
         heading=heading,
         embedded=embedded,

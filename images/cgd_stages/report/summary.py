@@ -9,9 +9,11 @@ from cgd_stages.contract import Critique
 from cgd_stages.quality.marks import Quality
 from cgd_stages.quality.marks import cautions as data_cautions
 from cgd_stages.report.drift import Sentence, drifts
+from cgd_stages.report.head_to_head import headline
 from cgd_stages.report.modes import modes
-from cgd_stages.results.comparison import NAMES, lm_eval_tasks, name_of
+from cgd_stages.results.comparison import NAMES, Table, lm_eval_tasks, name_of
 from cgd_stages.results.formatting import count, percent, probability
+from cgd_stages.results.head_to_head import HeadToHead
 from cgd_stages.results.model import ReportData, StageRecord, at
 from cgd_stages.results.scores import NOISE, RIVALS, Comparison, comparisons, gpu_hours, models, scores, total_of
 
@@ -21,11 +23,14 @@ CAUTIONS = 5
 """The most cautions that the page shows unfolded."""
 
 
-def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
+def head(
+    report: ReportData, quality: Quality | None, table: Table, head_to_heads: Sequence[HeadToHead]
+) -> dict[str, Any]:
     names = models(report)
     objectives = [objective(stage) for stage in report.stages if stage.name.kind == "train"]
     return {
-        "verdicts": verdicts(report),
+        "headline": headline(table, head_to_heads),
+        "verdicts": against_base(report, table),
         "data_cautions": data_cautions(quality) if quality else [],
         "cautions": cautions(report),
         "shown": CAUTIONS,
@@ -42,13 +47,19 @@ def head(report: ReportData, quality: Quality | None) -> dict[str, Any]:
     }
 
 
-def verdicts(report: ReportData) -> list[Sentence]:
-    """The outcome of the run's comparisons, and whether lm-eval's tasks moved if it has any beside the benchmarks."""
+def verdicts(report: ReportData, table: Table, head_to_heads: Sequence[HeadToHead]) -> list[Sentence]:
+    """The outcome of the run: the trained models against each other, then each against the base, and whether lm-eval's
+    tasks moved if it has any beside the benchmarks."""
+    return headline(table, head_to_heads) + against_base(report, table)
+
+
+def against_base(report: ReportData, table: Table) -> list[Sentence]:
+    """Each evaluated model against the base, and whether its format drifted."""
     compared, general = comparisons(report), lm_eval_tasks(report)
     special = [pair for pair in compared if pair.benchmark not in general]
     names = names_in_sentences(list(dict.fromkeys(pair.trained for pair in compared)))
     if special:
-        return outcomes(special, names) + drifts(report, names)
+        return outcomes(special, names) + drifts(report, names, table)
     missing = [stage.name for stage in report.stages if stage.facts is None]
     detail = f"no output of {', '.join(missing)}" if missing else "the run evaluates no pair of models"
     none: Sentence = {"outcome": "noise", "claim": "No comparison of base and trained model", "detail": detail}

@@ -7,12 +7,13 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cgd_stages.contract import Contract, Count, Critique, Measure, StageName
 from cgd_stages.errors import UserError
+from cgd_stages.results.answers import PATTERN, Answers, answers_of
 from cgd_stages.results.formatting import THIN
 from cgd_stages.results.model import ReportData
 from cgd_stages.results.scores import Comparison, Outcome, Score, benchmarks, comparisons, scores
@@ -36,7 +37,7 @@ Share = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Difference(Contract):
-    """A model minus the base of its run, a fraction of 1, with its 95 % interval."""
+    """A model minus another, in the table the base of its run: a fraction of 1, with its 95 % interval."""
 
     value: Share
     low: Share
@@ -59,6 +60,8 @@ class Cell(Contract):
     """The mean number of tokens in an output."""
     longer: Measure | None = None
     """The factor by which outputs are longer than the base's; None like `difference`, or if the base's are empty."""
+    answers: str = Field("", pattern=PATTERN)
+    """For each question, by id, `right/graded` outputs; empty for a mean, and in reports of early versions."""
 
 
 class Line(Contract):
@@ -66,6 +69,8 @@ class Line(Contract):
     """`base`, `cgd`, ..."""
     name: str
     """The model's name for people, with the ablation of the critiques if there is one."""
+    objective: str = ""
+    """What the model was trained for: `CGD`, ...; empty if it was not trained."""
     critique: Critique = Critique()
     recipe: str = ""
     """A hash of the training's inputs without the seed; empty if the model was not trained."""
@@ -92,6 +97,15 @@ class Table(Contract):
     """Benchmark -> its questions, in the order of the columns."""
     averaged: tuple[str, ...]
     """The benchmarks without general ones that every model was asked. They have the same weight in `mean`."""
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> Self:
+        for line in self.lines:
+            for name, cell in line.cells.items():
+                answers = Answers.read(cell.answers)
+                if cell.answers and (len(answers.graded) != self.questions[name].n or answers.impossible):
+                    raise ValueError(f"the answers of {line.model} do not fit the questions of {name}")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -137,17 +151,24 @@ def table_of(data: ReportData) -> Table:
     """The table of one run: every evaluated model on every benchmark."""
     model_scores = {(score.model, score.benchmark): score for score in scores(data)}
     to_base = {(comparison.trained, comparison.benchmark): comparison for comparison in comparisons(data, BASE)}
+    answers = answers_of(data.evaluations)
     inputs = {stage.name: stage.inputs for stage in data.stages}
     lines = []
     for model in data.evaluations:
         cells = {
-            name: _cell(model_scores[model, name], to_base.get((model, name)), model_scores.get((BASE, name)))
+            name: _cell(score, to_base.get((model, name)), model_scores.get((BASE, name)), answers[model, name])
             for name in benchmarks(data)
-            if (model, name) in model_scores
+            if (score := model_scores.get((model, name)))
         }
         trained = inputs.get(StageName.of("train", model), {})
         critique = Critique.model_validate(trained.get("critique") or {})
-        line = Line(model=model, name=name_of(model, critique), critique=critique, cells=cells)
+        line = Line(
+            model=model,
+            name=name_of(model, critique),
+            objective=trained.get("objective", ""),
+            critique=critique,
+            cells=cells,
+        )
         if training := trained.get("training"):
             recipe = trained | {"training": {name: value for name, value in training.items() if name != "seed"}}
             line = line.model_copy(update={"recipe": digest_of(**recipe), "seed": training.get("seed")})
@@ -155,7 +176,7 @@ def table_of(data: ReportData) -> Table:
     return assembled(lines, {name: questions_of(data, name) for name in benchmarks(data)})
 
 
-def _cell(score: Score, comparison: Comparison | None, base: Score | None) -> Cell:
+def _cell(score: Score, comparison: Comparison | None, base: Score | None, answers: str) -> Cell:
     difference = None
     if comparison:
         value, outcome = comparison.difference, comparison.outcome
@@ -168,6 +189,7 @@ def _cell(score: Score, comparison: Comparison | None, base: Score | None) -> Ce
         difference=difference,
         tokens=score.mean_tokens,
         longer=score.mean_tokens / base.mean_tokens if comparison and base and base.mean_tokens else None,
+        answers=answers,
     )
 
 
@@ -192,7 +214,8 @@ def questions_of(data: ReportData, benchmark: str) -> QuestionSet:
         if sample.benchmark == benchmark
     }
     digest = digest_of(questions=sorted(questions))
-    return QuestionSet(n=len(questions), digest=digest, general=benchmark in lm_eval_tasks(data))
+    n = len({identity for identity, _ in questions})
+    return QuestionSet(n=n, digest=digest, general=benchmark in lm_eval_tasks(data))
 
 
 def lm_eval_tasks(data: ReportData) -> dict[str, str]:
@@ -227,11 +250,11 @@ def assembled(lines: Iterable[Line], questions: dict[str, QuestionSet]) -> Table
 
 def mean(cells: Sequence[Cell]) -> Cell:
     """The mean of some benchmarks, each with the same weight; its intervals combine theirs."""
-    accuracy, low, high = _mean([(cell.accuracy, cell.low, cell.high) for cell in cells])
+    accuracy, low, high = mean_of([(cell.accuracy, cell.low, cell.high) for cell in cells])
     differences = [cell.difference for cell in cells if cell.difference]
     difference = None
     if len(differences) == len(cells):
-        value, least, most = _mean([(gain.value, gain.low, gain.high) for gain in differences])
+        value, least, most = mean_of([(gain.value, gain.low, gain.high) for gain in differences])
         outcome: Outcome = "better" if least > 0 else "worse" if most < 0 else "noise"
         difference = Difference(value=value, low=least, high=most, outcome=outcome)
     base_tokens = [cell.tokens / cell.longer for cell in cells if cell.longer]
@@ -247,7 +270,7 @@ def mean(cells: Sequence[Cell]) -> Cell:
     )
 
 
-def _mean(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+def mean_of(estimates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
     """The mean of independent estimates (value, low, high). The squares of the distances to their bounds add up (MOVER,
     Zou and Donner 2008), which keeps the intervals of small benchmarks wide."""
     k = len(estimates)
@@ -269,7 +292,7 @@ def joined(tables: Mapping[str, Table]) -> Table:
         for name, other in table.questions.items():
             first = questions.setdefault(name, other)
             first_run = first_runs.setdefault(name, run)
-            if first.digest != other.digest:
+            if (first.digest, first.n) != (other.digest, other.n):
                 faults.append(f"{name}: {first.n:,} in {first_run}, {other.n:,} others in {run}")
     if faults:
         raise UserError(

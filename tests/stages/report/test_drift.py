@@ -8,7 +8,8 @@ from support.report_builders import report_data, samples, stage
 from cgd_stages.report.__main__ import to_json
 from cgd_stages.report.drift import Sentence
 from cgd_stages.report.page import render
-from cgd_stages.report.summary import verdicts
+from cgd_stages.report.summary import against_base
+from cgd_stages.results.comparison import table_of
 from cgd_stages.results.model import ReportData, Sample
 
 TASKS = {"IFEval": "ifeval", "IFEval-loose": "ifeval", "BBH": "bbh_cot_fewshot"}
@@ -26,7 +27,11 @@ def run(**evaluations: tuple[Sample, ...]) -> ReportData:
 
 def told(**evaluations: tuple[Sample, ...]) -> list[Sentence]:
     """What is said after the first sentence, which is of mathematics."""
-    return verdicts(run(**evaluations))[1:]
+    return said(run(**evaluations))[1:]
+
+
+def said(data: ReportData) -> list[Sentence]:
+    return against_base(data, table_of(data))
 
 
 def test_a_significant_loss_on_ifeval_is_called_drift_beside_what_mathematics_gained() -> None:
@@ -60,7 +65,7 @@ def test_strict_and_loose_are_judged_each_in_one_sentence() -> None:
 
 def test_every_objective_has_its_own_sentence_and_a_rival_has_none() -> None:
     outputs = asked(sums="+-", IFEval="+-")
-    found = verdicts(run(base=outputs, cgd=outputs, sft=outputs, selfrefine=outputs))
+    found = said(run(base=outputs, cgd=outputs, sft=outputs, selfrefine=outputs))
     assert [one["claim"].split(" against")[0] for one in found if "against base" in one["claim"]] == [
         "CGD-trained", "SFT-trained",
     ]  # fmt: skip
@@ -93,7 +98,7 @@ def test_nothing_is_said_where_tasks_or_mathematics_or_the_base_are_missing() ->
 
 def test_general_tasks_have_no_part_in_the_sentences_about_the_benchmarks() -> None:
     outputs = asked(a="+-", b="+-", c="+-", d="+-", IFEval="--")
-    first, *_ = verdicts(run(base=outputs, cgd=outputs))
+    first, *_ = said(run(base=outputs, cgd=outputs))
     assert first["claim"].endswith("the mean of 4 benchmarks")
     assert "base 50.0" in first["claim"]
 
@@ -101,5 +106,5 @@ def test_general_tasks_have_no_part_in_the_sentences_about_the_benchmarks() -> N
 def test_page_and_json_say_the_same() -> None:
     data = run(base=asked(sums="+-", IFEval="+" * 20), cgd=asked(sums="++", IFEval="-" * 20))
     summary = json.loads(to_json(data))["summary"]
-    assert summary == verdicts(data)
+    assert summary == said(data)
     assert "the format drifted." in render(data)

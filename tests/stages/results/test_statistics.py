@@ -2,16 +2,24 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from cgd_stages.results import statistics
 from cgd_stages.results.statistics import (
     bootstrap,
+    detectable,
+    detectable_mean,
     difference_interval,
+    drawn_flips,
+    holm,
+    mcnemar_power,
+    mean_flip,
     paired_interval,
     pass_at_k,
     share_interval,
@@ -159,8 +167,154 @@ MEAN_OF_ROOT = math.gamma(1.1) * math.gamma(1.5) / (math.gamma(0.6) * math.gamma
 """Of the square root of a number with the distribution Beta(0.6, 0.9)."""
 
 
+@pytest.mark.parametrize(("shares", "resampled"), [([1.0, 0.5, 0.5, 0.0], False), ([1.0, 0.5, 0.5, 0.0, 0.5], True)])
+def test_fewer_than_five_questions_are_not_resampled(shares: list[float], resampled: bool) -> None:
+    """Their interval is that of one output for each question, which is wider."""
+    total, n = math.fsum(shares), len(shares)
+    assert share_interval(shares) == (bootstrap(shares) if resampled else wilson(total, n))
+    differences = [shares[0], *(-share for share in shares[1:])]
+    expected = bootstrap(differences) if resampled else paired_interval(1.0, total - 1.0, n)
+    assert difference_interval(differences) == expected
+
+
 def test_where_all_questions_are_alike_the_interval_is_not_a_point() -> None:
     assert share_interval([1.0] * 30) == wilson(30, 30)
     assert share_interval([0.5] * 30) == wilson(15, 30)
     assert difference_interval([0.0] * 30) == paired_interval(0, 0, 30)
     assert difference_interval([-0.5] * 30) == paired_interval(0, 15, 30)
+
+
+# --- all flips, drawn flips, several tests -----------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=5))
+def test_the_flips_of_shares_are_counted_as_if_one_by_one(counts: list[tuple[int, int]]) -> None:
+    """Each question with four outputs of one model and three of the other."""
+    differences = [Fraction(one, 4) - Fraction(other, 3) for one, other in counts]
+    flips = itertools.product((1, -1), repeat=len(differences))
+    sums = [abs(sum(sign * value for sign, value in zip(signs, differences, strict=True))) for signs in flips]
+    p, exact = mean_flip(np.array([float(value) for value in differences]), 12)
+    assert exact
+    assert p == pytest.approx(sum(value >= abs(sum(differences)) for value in sums) / len(sums))
+    assert mean_flip(-np.array([float(value) for value in differences]), 12) == (p, exact)
+
+
+@pytest.mark.parametrize("differences", [[0.25, 0.5, -0.25, 1.0, 0.75, 0.5], [1.0] * 9 + [-1.0] * 2, [0.0, 0.0]])
+def test_drawn_flips_come_near_to_all_flips_and_are_the_same_every_time(differences: list[float]) -> None:
+    values = np.array(differences)
+    all_flips, _ = mean_flip(values, 4)
+    assert drawn_flips(values) == pytest.approx(all_flips, abs=4 * math.sqrt(0.25 / statistics.FLIPS))
+    assert drawn_flips(values) == drawn_flips(values[::-1])
+
+
+def test_flips_without_a_common_unit_are_drawn() -> None:
+    values = np.array([0.3, -0.1, 0.2])
+    assert mean_flip(values, 2**50) == (drawn_flips(values), False)
+
+
+def test_the_test_of_nothing_shows_nothing() -> None:
+    assert mean_flip(np.array([]), 1) == (1.0, True)
+    assert drawn_flips(np.array([])) == 1.0
+
+
+def test_mcnemar_and_scipy_agree() -> None:
+    for won, lost in itertools.product(range(0, 40, 3), repeat=2):
+        expected = stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+        assert sign_flip([1] * won + [-1] * lost) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("ps", "corrected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        # Holm (1979), as in R: p.adjust(c(0.01, 0.02, 0.022, 0.09), "holm")
+        ([0.01, 0.02, 0.022, 0.09], [0.04, 0.06, 0.06, 0.09]),
+    ],
+)
+def test_holm_gives_the_values_computed_by_hand(ps: list[float], corrected: list[float]) -> None:
+    assert holm(ps) == pytest.approx(corrected)
+
+
+@given(st.lists(st.floats(0, 1), max_size=6))
+def test_holm_keeps_the_order_and_never_helps(ps: list[float]) -> None:
+    corrected = holm(ps)
+    assert all(p <= q <= min(1, len(ps) * p) for p, q in zip(ps, corrected, strict=True))
+    for (p, q), (other, more) in itertools.combinations(zip(ps, corrected, strict=True), 2):
+        assert p == other or (p < other) <= (q <= more)
+    assert holm(ps[::-1]) == corrected[::-1]
+
+
+# --- power -------------------------------------------------------------------------------------------------------
+
+
+def enumerated(n: int, changed: float, difference: float, level: float) -> float:
+    """The power by all numbers of questions that differ and are lost, with scipy's binomial distribution."""
+    differ = max(changed, difference)
+    numbers, lost = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+    chances = stats.binom.pmf(numbers, n, differ) * stats.binom.pmf(lost, numbers, (1 - difference / differ) / 2)
+    better = (2 * lost < numbers) & (2 * stats.binom.cdf(lost, numbers, 0.5) < level)
+    return float(chances[better].sum())
+
+
+@pytest.mark.parametrize(
+    ("n", "changed", "difference"), [(12, 0.5, 0.4), (25, 0.3, 0.25), (25, 0.1, 0.3), (30, 0.0, 0.25), (20, 0.9, 0.2)]
+)
+@pytest.mark.parametrize("level", [0.05, 0.05 / 3])
+def test_the_power_of_mcnemars_test_is_that_of_all_outcomes(
+    n: int, changed: float, difference: float, level: float
+) -> None:
+    assert mcnemar_power(n, changed, difference, level) == pytest.approx(enumerated(n, changed, difference, level))
+
+
+def test_the_power_of_many_questions_is_that_of_a_simulation() -> None:
+    n, changed, difference, rng = 1000, 0.2, 0.045, np.random.default_rng(5)
+    up, down = (changed + difference) / 2, (changed - difference) / 2
+    won, lost, _ = rng.multinomial(n, [up, down, 1 - up - down], size=20_000).T
+    simulated = np.mean((won > lost) & (2 * stats.binom.cdf(lost, won + lost, 0.5) < 0.05))
+    assert mcnemar_power(n, changed, difference, 0.05) == pytest.approx(simulated, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("n", "changed", "level"), [(20, 0.2, 0.05), (60, 0.1, 0.025), (500, 0.13, 0.0125), (40, 0, 0.05)]
+)
+def test_the_difference_that_would_have_shown_is_the_smallest_with_a_power_of_80_percent(
+    n: int, changed: float, level: float
+) -> None:
+    found = detectable(n, changed, level)
+    assert found is not None
+    assert mcnemar_power(n, changed, found, level) >= 0.8
+    assert mcnemar_power(n, changed, found - 2e-4, level) < 0.8
+
+
+def test_the_difference_that_would_have_shown_comes_near_to_connors_formula_where_that_holds() -> None:
+    n, changed = 2000, 0.2
+    found = detectable(n, changed, 0.05)
+    assert found is not None
+    half, power = stats.norm.ppf(0.975), stats.norm.ppf(0.8)
+    needed = (half * math.sqrt(changed) + power * math.sqrt(changed - found**2)) ** 2 / found**2
+    assert 0.95 * n < needed < n, "the exact test needs a little more than the formula says"
+
+
+@pytest.mark.parametrize(("n", "level"), [(0, 0.05), (1, 0.05), (5, 0.05), (7, 0.0125)])
+def test_of_too_few_questions_no_difference_can_be_seen(n: int, level: float) -> None:
+    assert detectable(n, 0.0, level) is None
+    assert detectable(n, 1.0 * (n > 0), level) is None
+    assert detectable_mean(n, -0.01, 0.01, level) is None
+
+
+def test_more_questions_a_milder_level_and_fewer_changes_show_smaller_differences() -> None:
+    few, many, strict, restless = (
+        detectable(*given) or 1.0 for given in ((50, 0.2, 0.05), (200, 0.2, 0.05), (50, 0.2, 0.01), (50, 0.4, 0.05))
+    )
+    assert many < few < min(strict, restless)
+
+
+def test_the_mean_difference_that_would_have_shown_is_that_of_the_normal_distribution() -> None:
+    se = 0.02
+    found = detectable_mean(100, 0.03 - 1.959964 * se, 0.03 + 1.959964 * se, 0.025)
+    assert found == pytest.approx((stats.norm.ppf(1 - 0.0125) + stats.norm.ppf(0.8)) * se)
+    assert detectable_mean(6, -1, 1, 0.05) is None

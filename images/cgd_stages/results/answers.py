@@ -1,0 +1,59 @@
+"""What models answered, question by question: as text in a table, as numbers for a test. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgd_stages.results.model import Evaluations, Sample
+
+PATTERN = r"^(\d{1,4}/\d{1,4}( \d{1,4}/\d{1,4})*)?$"
+"""Of the text: `right/graded` for each question, in the order of their ids; `0/0` where the model has no grade."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's outputs on the questions of a benchmark. Outputs that the grader could not decide on are no part."""
+
+    right: NDArray[np.int64]
+    """For each question, the outputs that are right."""
+    graded: NDArray[np.int64]
+    """For each question, the outputs that have a grade."""
+
+    @classmethod
+    def read(cls, text: str) -> "Answers":
+        """The answers in a text of `PATTERN`."""
+        pairs = [pair.split("/") for pair in text.split()]
+        right, graded = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return cls(right, graded)
+
+    @property
+    def impossible(self) -> bool:
+        """Whether more outputs of a question are right than have a grade."""
+        return bool((self.right > self.graded).any())
+
+    @property
+    def text(self) -> str:
+        return " ".join(f"{right}/{graded}" for right, graded in zip(self.right, self.graded, strict=True))
+
+
+def answers_of(evaluations: Evaluations) -> dict[tuple[str, str], str]:
+    """Model and benchmark -> the text of the model's answers to all questions that a model of the run was asked."""
+    ids: dict[str, set[str]] = {}
+    outputs: dict[tuple[str, str], list[Sample]] = {}
+    for model, samples in evaluations.items():
+        for sample in samples:
+            ids.setdefault(sample.benchmark, set()).add(sample.id)
+            outputs.setdefault((model, sample.benchmark), []).append(sample)
+    places = {benchmark: {name: i for i, name in enumerate(sorted(names))} for benchmark, names in ids.items()}
+    return {(model, benchmark): _counted(group, places[benchmark]) for (model, benchmark), group in outputs.items()}
+
+
+def _counted(outputs: Iterable[Sample], places: Mapping[str, int]) -> str:
+    answers = Answers(np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.int64))
+    for output in outputs:
+        if not output.grade_error:
+            answers.right[places[output.id]] += output.correct
+            answers.graded[places[output.id]] += 1
+    return answers.text
