@@ -284,8 +284,7 @@ def same_equation(expected: Sequence[str], actual: Sequence[str]) -> bool:
 
 def same_set(reference: str, answer: str) -> bool:
     """Whether two spelled sets have the same members, in whatever way they are written."""
-    expected, actual = set_of(reference), set_of(answer)
-    if expected is None or actual is None:
+    if (expected := set_of(reference)) is None or (actual := set_of(answer)) is None:
         return False
     return bool(expected == actual) or _same_sets(expected, actual)
 
@@ -376,5 +375,8 @@ def _set_from(value: Any) -> Any | None:
     if all(isinstance(one, sympy.core.relational.Relational) for one in relations):
         symbols = set().union(*(one.free_symbols for one in relations))
         if len(symbols) == 1:
-            return sympy.Intersection(*(one.as_set() for one in relations))
+            try:
+                return sympy.Intersection(*(one.as_set() for one in relations))
+            except NotImplementedError:  # sympy solves no such inequality, so nobody can say which set it is
+                return None
     return None

@@ -8,7 +8,9 @@ The first rule that finds something decides:
 3. what the text announces: "The answer is"; in its last sentence also "The solutions are"; on the next line, if need be
 4. yes or no at the beginning of the last line
 5. in the last sentence that has any: the last formula, else the last result of a computation, else the last number or
-   expression that is written without dollar signs. Remarks behind it ("Note that ...") are left out.
+   expression that is written without dollar signs
+
+Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does.
 
 math-verify 0.9 has other rules: its last match wins, also a number inside a longer formula, and a withdrawn box counts.
 """
@@ -46,10 +48,10 @@ def find_answer(output: str) -> FoundAnswer:
         return FoundAnswer(line, "text")
     if boxes:
         return FoundAnswer(", ".join(boxes), "boxed")
-    text = text[end:]
-    for rule in (_announced, _yes_or_no, _last_value, _alone):
-        if found := rule(text):
-            return FoundAnswer(found, "text")
+    for part in (_without_remarks(text[end:]), text[end:]):
+        for rule in (_announced, _yes_or_no, _last_value, _alone):
+            if found := rule(part):
+                return FoundAnswer(found, "text")
     return NOTHING
 
 
@@ -265,6 +267,9 @@ _BETWEEN_VALUES = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*", re.IGNORECASE
 _BARE_NAME = re.compile(r"(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?'?|[A-Z]{2,3})(?:\s*\(\s*[a-z]\s*\))?")
 _CONSTANTS = frozenset((r"\pi", "e", "i", r"\infty", r"\emptyset", r"\varnothing"))
 _INNER = re.compile(r"\\begin\{(\w*(?:matrix|cases|array))\}.*?\\end\{\1\}", re.DOTALL)
+_CONDITION = re.compile(
+    r"(?<!only )\b(?:for|all|any|every|each|when|where|if|with|since|because|as|that)\s*$", re.IGNORECASE
+)
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|equiv|mid|in\s*\\mathbb)(?![a-zA-Z])")
 
 
@@ -305,7 +310,12 @@ def _formulas_with_value(sentence: str) -> list[re.Match[str]]:
     """The formulas of a sentence that may be an answer: names yield to values, conditions to what is said of them."""
     formulas = [match for match in _FORMULA.finditer(sentence) if _content(match)]
     named = [match for match in formulas if not _is_mere_name(_content(match))]
-    return [match for match in named if not _RELATION.search(_content(match))] or named
+    return [match for match in named if not _is_condition(match, sentence)] or named
+
+
+def _is_condition(formula: re.Match[str], sentence: str) -> bool:
+    """Whether it only says for which values the sentence holds: "for all $n > 2$"."""
+    return bool(_RELATION.search(_content(formula)) and _CONDITION.search(sentence[: formula.start()]))
 
 
 def _is_mere_name(content: str) -> bool:
@@ -318,8 +328,8 @@ _SENTENCE_END = re.compile(
     r"[.!?]\)?(?:\$+|\\\])?\)?\s+(?=[A-Z(\\$])|(?:\\\]|\\end\{\w+\*?\})\s*(?=[A-Z(])|\n\s*\n|\n(?=[A-Z])"
 )
 _REMARK = re.compile(
-    r"\(?(?:Note|Notice|Remark|Alternatively|Check|Checking|Testing|(?:We|You|One)\s+(?:may|can|might)\s+(?:also\s+)?"
-    r"(?:check|verify|recogni[sz]e|have)|To\s+(?:check|verify)|In\s+fact|Indeed|For\s+these\s+values|I\s+hope)\b"
+    r"\((?=[A-Z][a-z]+\s)|(?:Note|Notice|Remark|Alternatively|Check|To\s+(?:check|verify)|In\s+fact|Indeed|"
+    r"For\s+these\s+values|I\s+hope|(?:We|You|One)\s+(?:may|can|might)\s+(?:also\s+)?(?:check|verify|recogni[sz]e))\b"
 )
 
 
@@ -338,14 +348,22 @@ def _sentences(text: str) -> list[tuple[int, str]]:
     return [(first, text[first:last]) for first, last in places if text[first:last].strip()] or [(0, text)]
 
 
+def _without_remarks(text: str) -> str:
+    """The text without the remarks at its end, which may have several sentences in brackets."""
+    sentences = _sentences(text)
+    first = len(sentences)
+    for place in range(len(sentences) - 1, 0, -1):
+        opened = sum(sentence.count("(") - sentence.count(")") for _, sentence in sentences[place:first])
+        if _REMARK.match(sentences[place][1]):
+            first = place
+        elif opened >= 0:
+            break
+    return text[: sentences[first][0]] if first < len(sentences) else text
+
+
 def _last_value(text: str) -> str:
-    """The value of the last sentence that has one. A remark counts if there is nothing else."""
-    sentences = [sentence for _, sentence in _sentences(text)]
-    remarks = [place for place, sentence in enumerate(sentences) if _REMARK.match(sentence)]
-    while len(sentences) > 1 and remarks and remarks[-1] == len(sentences) - 1:
-        sentences.pop()
-        remarks.pop()
-    for sentence in reversed(sentences):
+    """The value of the last sentence that has one."""
+    for _, sentence in reversed(_sentences(text)):
         if found := _last_formula(sentence) or _last_result(sentence) or _last_expression(sentence):
             return found
     return _last_formula(text, names=True) or _last_expression(text)
