@@ -321,12 +321,13 @@ def _compare_equations(expected: list[str], actual: list[str], tolerance: str) -
     if len(expected) > 1 and len(actual) > 1:
         named = [one for one in (expected, actual) if _is_name(one[0]) or _is_name(one[-1])]
         if len(named) == 2 and _name_of(expected) == _name_of(actual):
-            return Verdict(_compare_quantities(_value_of(expected), _value_of(actual), tolerance).equal, "equation")
+            values = [str(_value_of(one)) for one in (expected, actual)]
+            return Verdict(_compare_quantities(values[0], values[1], tolerance).equal, "equation")
         return Verdict(same_equation((expected[0], expected[-1]), (actual[0], actual[-1])), "equation")
-    values = [_value_of(one) for one in (expected, actual)]
-    if any(value is None for value in values):
+    first, second = _value_of(expected), _value_of(actual)
+    if first is None or second is None:
         return Verdict(False, "equation")
-    verdict = _compare_quantities(str(values[0]), str(values[1]), tolerance)
+    verdict = _compare_quantities(first, second, tolerance)
     return verdict if verdict.rule == "tolerance" else Verdict(verdict.equal, "equation")
 
 

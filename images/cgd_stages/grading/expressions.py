@@ -70,7 +70,7 @@ def number_of(expression: str) -> float | None:
     """The value of an expression that is a real number."""
     if (number := exact(expression)) is not None:
         return float(number)
-    value = parsed(expression)
+    value: Any = parsed(expression)
     return float(value) if getattr(value, "is_number", False) and value.is_real else None
 
 
@@ -85,8 +85,11 @@ def load() -> None:
 @lru_cache(maxsize=4096)
 def parsed(expression: str) -> Any | None:
     """A spelled expression as a sympy value, unevaluated; None if it is none."""
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-    from latex2sympy2_extended.math_normalization import normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import (  # type: ignore[import-untyped]
+        ConversionConfig,
+        latex2sympy,
+    )
+    from latex2sympy2_extended.math_normalization import normalize_latex  # type: ignore[import-untyped]
 
     if (prepared := _prepared(expression)) is None:
         return None
@@ -268,7 +271,7 @@ def same_equation(expected: Sequence[str], actual: Sequence[str]) -> bool:
     """Whether two equations, each by its two sides, say the same: their differences are multiples of each other."""
     import sympy
 
-    sides = [parsed(side) for side in (*expected, *actual)]
+    sides: list[Any] = [parsed(side) for side in (*expected, *actual)]
     if any(not isinstance(side, sympy.Expr) for side in sides):
         return False
     one, other = (left.doit() - right.doit() for left, right in (sides[:2], sides[2:]))
