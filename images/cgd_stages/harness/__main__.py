@@ -256,12 +256,28 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     except OSError as error:  # the hub's libraries raise kinds of it where data are missing
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
+    same_kind_of_references(task, results)
     samples = list(itertools.chain.from_iterable(results["samples"].values()))
     for sample in samples:
         if _is_generated(sample):
             sample["reply"] = asker.replies[id(sample["arguments"][0])]
     results["without_thought"] = _without_thought(asker, samples)
     return results
+
+
+def same_kind_of_references(task: HarnessTask, results: dict[str, Any]) -> None:
+    """Refuse a task of which some documents have one reference and others a list of them.
+
+    lm-eval 0.4.13 decides by the first document which of both the task has (`multiple_target`): after `[1, 2]` it
+    grades the text 34 letter by letter. A text that looks like a list, such as an interval, becomes one.
+    """
+    for name, samples in results["samples"].items():
+        if len({isinstance(sample["target"], list) for sample in samples}) > 1:
+            raise UserError(
+                f"{name} has documents with one reference and others with a list: lm-eval grades all like the first",
+                hint=f"Take {task.name} out of spec.evaluation.tasks, or give each of its documents one reference. "
+                "A text such as [1, 2] becomes a list where doc_to_target is a template, not where it names a column.",
+            )
 
 
 def _without_thought(asker: Any, samples: list[dict[str, Any]]) -> str:
