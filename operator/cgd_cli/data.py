@@ -46,8 +46,11 @@ def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool
 def row_panel(row: Row) -> Panel:
     """The texts of a row one under another, each after its thought, and the counts below."""
     body = plain("")
-    shown = {"prompt": whole_prompt, "reference": lambda row: in_words(row["reference"])}
-    texts = row | {name: read(row) for name, read in shown.items() if row.get(name)}
+    texts = dict(row)
+    if row.get("prompt"):
+        texts["prompt"] = whole_prompt(row)
+    if row.get("reference"):
+        texts["reference"] = in_words(row["reference"])
     for name in TEXTS:
         if texts.get(name):
             body.append_text(plain(f"{name}\n", "bold cyan", lines=True))
