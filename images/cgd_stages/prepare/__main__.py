@@ -44,6 +44,9 @@ from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
 
+STUDENT_TEXTS = ("generation.answer", "evaluation.sampling")
+"""The fields of the spec that bound what the student writes; the teacher writes the rest."""
+
 
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Prepare)
@@ -57,6 +60,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
     _refuse_untrainable(student, work.training)
     _warn_of_thoughts(work, student.template)
+    _warn_of_budgets(work)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -184,6 +188,27 @@ def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:
             work.training.max_sequence_length,
             longest,
         )
+
+
+def _warn_of_budgets(work: Prepare) -> None:
+    """Log budgets of thoughts that are no smaller than a limit of thought and text together: they end no thought."""
+    limits = {
+        f"generation.{role}": sampling.max_tokens for role, sampling in zip(work.roles, work.sampling, strict=True)
+    }
+    if work.evaluation:
+        limits["evaluation.sampling"] = work.evaluation.max_tokens
+    for owner, chat in (("student", work.student_chat), ("teacher", work.teacher_chat)):
+        budget = chat.thinking_budget if chat.thinking != "off" else None
+        for field, limit in limits.items():
+            if budget and budget >= limit and (field in STUDENT_TEXTS) == (owner == "student"):
+                log.warning(
+                    "spec.%s.chat.thinkingBudget (%d) ends no thought: spec.%s.maxTokens (%d) ends thought and text "
+                    "together; a long thought has no text after it, and is rejected. Set the budget below that",
+                    owner,
+                    budget,
+                    field,
+                    limit,
+                )
 
 
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:

@@ -9,6 +9,11 @@ def any_of(answers: Sequence[str]) -> str:
     return json.dumps({"any": list(answers)}, ensure_ascii=False)
 
 
+def in_words(reference: str) -> str:
+    """The reference as a person reads it: of several right answers each on a line of its own."""
+    return "\nor ".join(right_answers(reference))
+
+
 def right_answers(reference: str) -> list[str]:
     """The texts of which each is a right answer: the reference itself, or those that `any_of` has joined."""
     if not reference.startswith('{"any":'):

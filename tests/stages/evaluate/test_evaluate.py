@@ -117,10 +117,12 @@ def test_the_turns_before_a_question_are_asked_before_it(
 ) -> None:
     system = {"role": "system", "content": "Be brief."}
     prepared(bucket, [question(5) | {"turns": json.dumps([system])}, question(10)])
-    evaluate.main(program(storage, tmp_path, work_for(tiny_model)))
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
     asked = {len(request.messages): request.messages for request in engine.asked}
     assert asked[2] == [system, {"role": "user", "content": f"What is 5 + 1?\n\n{BOX}"}]
     assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
+    kept = {row["prompt"]: row["turns"] for row in stored(bucket, facts)}
+    assert kept == {f"What is 5 + 1?\n\n{BOX}": json.dumps([system]), f"What is 10 + 1?\n\n{BOX}": None}
 
 
 def test_an_output_whose_thought_never_ended_has_no_answer_whatever_the_thought_holds(
