@@ -429,8 +429,8 @@ class Sampling(Contract):
     max_tokens: int = Field(
         16384,
         ge=1,
-        description="The most tokens that the model may write, its thought included. A text that reaches it is cut and "
-        "rejected; an output of an evaluation is cut and counted.",
+        description="The most tokens that the model may write, its thought included. A text that reaches it is cut "
+        "and, unless it is an answer that unfinished keeps, rejected; an output of an evaluation is cut and counted.",
     )
     temperature: Temperature = Field(
         0.0, description='The sampling temperature: "0", which means greedy decoding, or 0.01 to 2.'
@@ -599,9 +599,13 @@ Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
 """What a student reads and what it learns; `examples.conversation` is the table."""
 
 
-def train_stage(objective: Objective) -> StageName:
-    """The name of the stage that trains an objective."""
-    return StageName.of("train", objective.lower())
+InstructionTurn = Literal["user", "system"]
+"""The turn with the instruction of CGD's and CFT's contexts; the texts of the row are always in a user turn."""
+
+
+def train_stage(training: str) -> StageName:
+    """The name of the stage of a training, which is called as its objective or as a variant of one."""
+    return StageName.of("train", training.lower())
 
 
 RivalKind = Literal["SelfRefine", "Reflexion"]
@@ -615,6 +619,10 @@ Keep = Literal["all", "right", "one-right"]
 """Which rows are learned, by the grade of their refinement; see `quality.selection`."""
 
 
+Unfinished = Literal["keep", "reject"]
+"""What becomes of an answer that has a text and no end, because maxTokens has cut it or it loops."""
+
+
 class Generate(Contract):
     """Ask a model for the text of each role. Several roles share one warm engine, in this order."""
 
@@ -624,6 +632,8 @@ class Generate(Contract):
     """One for each role."""
     samples: int = 1
     """How many texts are drawn for each row. A critique is drawn once."""
+    unfinished: Unfinished = "reject"
+    """Of the role answer; every other role rejects such texts."""
     model: Model | None = None
     endpoint: Endpoint | None = None
     engine: Engine = Engine()
@@ -762,15 +772,30 @@ class Lesson(Contract):
     """What a training learns, and the number of its processes."""
 
     kind: Literal["train"] = "train"
+    name: str | None = None
+    """A variant's; None: the training is called as its objective."""
     objective: Objective = "CGD"
     critique: Critique = Critique()
     """Only the objective CGD may have another kind than `matched`."""
+    bare_share: Fraction = 0.0
+    """The share of CGD's rows whose context is the prompt alone."""
+    context: InstructionTurn = "user"
+    """Where the instruction of CGD's and CFT's contexts stands."""
     student: Model
     chat: Chat = Chat()
     thinking: Learned = "drop"
     """Whether the teacher's thought before the target is learned too, in the student's own markup."""
     workers: int = 1
     processes_per_worker: int = 1
+
+    @property
+    def title(self) -> str:
+        """What people call the training: `CGD`, or a variant's name such as `cgd-shuffled`."""
+        return self.name or self.objective
+
+    @property
+    def stage(self) -> StageName:
+        return train_stage(self.title)
 
 
 class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last base first
@@ -812,8 +837,8 @@ class Prepare(Contract):
     max_rejected: float
     training: Train
     """One training of the run. All of them need the same memory."""
-    objectives: tuple[Objective, ...] = ()
-    """The objectives of all trainings."""
+    lessons: tuple[Lesson, ...] = ()
+    """What each training of the run learns."""
     gpu_memory: int | None = None
     """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
 

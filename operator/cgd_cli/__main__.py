@@ -313,7 +313,8 @@ def rows(
     row: Annotated[str, typer.Option("--id", help="Only rows whose id begins with this text.")] = "",
     rejected: Annotated[bool, typer.Option(help="The rejected rows, with their reasons.")] = False,
     mask: Annotated[
-        str, typer.Option(help="Show the training example of this objective, with the learned tokens marked.")
+        str,
+        typer.Option(help="Show the training example of this objective or variant, with the learned tokens marked."),
     ] = "",
     namespace: Namespace = None,
 ) -> None:

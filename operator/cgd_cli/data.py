@@ -66,21 +66,21 @@ def row_panel(row: Row) -> Panel:
     return panel(body.append_text(plain("  ".join(counts), "dim")), f"{row['id']} / {row['sample']}")
 
 
-def example(run: Manifest, storage: contract.Storage, row: Row, objective: str, *, colours: bool) -> Panel:
-    """The training example that an objective of the run makes of a row. Its learned tokens are green or, without
-    colours, in double brackets. Raises UserError."""
+def example(run: Manifest, storage: contract.Storage, row: Row, training: str, *, colours: bool) -> Panel:
+    """The training example that a training of the run (`CGD`, or a variant's name) makes of a row. Its learned tokens
+    are green or, without colours, in double brackets. Raises UserError."""
     works = [child.task.work for child in plan(Run.of(run))]
-    trainings = {work.objective: work for work in works if isinstance(work, contract.Train)}
-    if objective not in trainings:
-        raise UserError(f"the run does not train {objective}", hint=f"It trains {', '.join(trainings)}.")
-    work, store = trainings[objective], _store(run, storage)
+    trainings = {work.title: work for work in works if isinstance(work, contract.Train)}
+    if training not in trainings:
+        raise UserError(f"the run does not train {training}", hint=f"It trains {', '.join(trainings)}.")
+    work, store = trainings[training], _store(run, storage)
     with tempfile.TemporaryDirectory() as scratch:
         template = resolve.spoken(resolve.pinned(work.student, store), work.chat, store, Path(scratch))
     key = (row["id"], row["sample"])
-    examples = Dataset.of(store, work, template).examples()
-    made = next((made for source, made in examples if (source["id"], source["sample"]) == key), None)
+    dataset = Dataset.of(store, work, template)
+    made = next((made for source, made in dataset.examples() if (source["id"], source["sample"]) == key), None)
     if made is None:
-        raise UserError(f"{key[0]}/{key[1]} is no row of {objective}", hint="Look with --stage refine.")
+        raise UserError(f"{key[0]}/{key[1]} is no row of {training}", hint="Look with --stage refine.")
     if not isinstance(made, Example):
         return panel(plain(str(made), lines=True), f"{row['id']}: no example", border="red")
     text, marks = plain(""), ("", "") if colours else ("[[", "]]")
@@ -91,7 +91,8 @@ def example(run: Manifest, storage: contract.Storage, row: Row, objective: str, 
         pieces = (template.tokenizer.decode([token]) for token, _ in group)
         text.append_text(plain(f"{opening}{''.join(pieces)}{closing}", style, lines=True))
     count = len(made.input_ids) - made.start
-    title = f"{row['id']} / {row['sample']}  {objective}: {count} of {len(made.input_ids)} tokens learned"
+    title = f"{row['id']} / {row['sample']}  {training}: {count} of {len(made.input_ids)} tokens learned"
+    title += ", context: the prompt alone (bareShare)" if key in dataset.bare else ""
     title += f", thinking {work.chat.thinking}, thoughts: {work.thinking}" if template.markup else ""
     return panel(text, title)
 

@@ -220,8 +220,13 @@ def _generated(
     return Cost(stage, rows, read, written, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
 
 
-def _example_tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: Thoughts) -> int:
-    """Tokens of a training's example. A reference answer has no thought."""
+def _example_tokens(work: contract.Train, assumptions: Assumptions, thoughts: Thoughts) -> int:
+    """Tokens of a training's example, the mean over bare and other ones. A reference answer has no thought."""
+    whole, bare = (_tokens(objective, assumptions, thoughts) for objective in (work.objective, "RefinedSFT"))
+    return round((1 - work.bare_share) * whole + work.bare_share * bare)
+
+
+def _tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: Thoughts) -> int:
     prompt, refinement = assumptions.prompt, assumptions.refinement
     critiqued = INSTRUCTION + prompt + assumptions.answer + assumptions.critique
     tokens = {
@@ -236,7 +241,7 @@ def _example_tokens(objective: contract.Objective, assumptions: Assumptions, tho
 
 def _trained(child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts, examples: int) -> Cost:
     rows, gpus = examples * work.epochs, child.pods * child.gpus
-    read = rows * _example_tokens(work.objective, assumptions, thoughts)
+    read = rows * _example_tokens(work, assumptions, thoughts)
     needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
     per_token = needed * assumptions.of_student.active
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
@@ -347,7 +352,7 @@ def _contexts(run: Run, assumptions: Assumptions) -> Iterator[Length]:
         yield Length("student.maxModelLen", needed("answer"), spec.student.max_model_len)
     if spec.teacher.model and spec.teacher.max_model_len:
         yield Length("teacher.maxModelLen", max(needed("critique"), needed("refine")), spec.teacher.max_model_len)
-    example = max(_example_tokens(objective, assumptions, thoughts) for objective in spec.training.objectives)
+    example = max(_tokens(objective, assumptions, thoughts) for objective in spec.training.kinds)
     yield Length("training.maxSequenceLength", example, spec.training.max_sequence_length)
 
 

@@ -343,12 +343,15 @@ async def test_logs_of_a_stage_without_pods(client: Cluster) -> None:
 
 
 @pytest.fixture
-async def stored(client: Cluster, storage: Any, bucket: Any, tiny_model: Path, tmp_path: Path) -> str:
-    """A run with quadruples; its name."""
+async def stored(
+    request: pytest.FixtureRequest, client: Cluster, storage: Any, bucket: Any, tiny_model: Path, tmp_path: Path
+) -> str:
+    """A run with quadruples, with the changes that the test's parameter names; its name."""
     changes = {"student.model": str(tiny_model), "teacher.model": str(tiny_model), "storage.uri": storage.uri,
                "storage.endpoint": storage.endpoint, "storage.pathStyle": True,
                "storage.credentialsSecretRef": {"name": "keys"}}  # fmt: skip
     await client.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": REF.namespace}})
+    changes |= getattr(request, "param", {})
     body = manifest(changes, name=REF.name, namespace=REF.namespace)
     del body["metadata"]["uid"], body["metadata"]["generation"]
     run = await client.create(RUN, body)
@@ -397,6 +400,18 @@ async def test_the_mask_shows_how_much_is_learned(stored: str) -> None:
     assert "tokens learned" in out
     assert "[[a refine of its own" in " ".join(out.split())
     assert "a critique of its own" in " ".join(out.split())
+
+
+BARE = {"training.objectives": [], "training.variants": [{"name": "cgd-bare", "kind": "CGD", "bareShare": "1"}]}
+
+
+@pytest.mark.parametrize("stored", [BARE], indirect=True)
+async def test_the_mask_of_a_variant_says_where_the_context_is_the_prompt_alone(stored: str) -> None:
+    code, out, err = await cgd("rows", stored, "-n", REF.namespace, "--count", "1", "--mask", "cgd-bare")
+    assert (code, err) == (0, "")
+    shown = " ".join(out.split())
+    assert "context: the prompt alone (bareShare)" in shown
+    assert "a critique of its own" not in shown
 
 
 async def test_an_objective_that_is_not_trained_is_refused(stored: str) -> None:

@@ -235,6 +235,17 @@ def test_the_modes_are_told() -> None:
     assert "Thinking of the student off, as training.thinking drop has it" in " ".join(shown(run_of()).split())
 
 
+def test_a_variant_is_paid_for_and_its_bare_examples_are_shorter() -> None:
+    bare = {"name": "cgd-bare", "kind": "CGD", "bareShare": "0.5"}
+    twice = {"name": "cgd-twice", "kind": "CGD", "epochs": 2}
+    made = {**TRAINING, "objectives": ["CGD", "RefinedSFT"], "variants": [bare, twice]}
+    found = by_stage(run_of(training=made), assumed())
+    whole, alone = found["train-cgd"].read, found["train-refinedsft"].read
+    assert found["train-cgd-bare"].read == (whole + alone) / 2
+    assert found["train-cgd-twice"].read == 2 * whole
+    assert "evaluate-cgd-twice" in found
+
+
 def test_every_text_that_is_drawn_is_paid_for() -> None:
     drawn = {"answer": {"samples": 3}, "refine": {"samples": 2}, "distill": {"samples": 5}}
     warm = {role: {"temperature": "0.7", **given} for role, given in drawn.items()}

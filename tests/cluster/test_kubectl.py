@@ -79,6 +79,14 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
         ("training.zeroStage", 7, "spec.training.zeroStage in body should be less than or equal to 3"),
         ("training.objectives", ["CDG"], 'supported values: "CGD"'),
         ("training.objectives", ["CGD", "CGD"], 'spec.training.objectives[1]: Duplicate value: "CGD"'),
+        ("training.objectives", [], "there is nothing to learn: name an objective or a variant"),
+        ("training.variants", [{"name": "x", "kind": "CGD"}] * 2, "spec.training.variants[1]: Duplicate value"),
+        ("training.variants", [{"name": "cgd", "kind": "CGD"}], "belong to models that a run has anyway"),
+        ("training.variants", [{"name": "x", "kind": "CFT", "bareShare": "1"}], "are for the kind CGD: remove them"),
+        ("training.variants", [{"name": "x", "kind": "SFT", "context": "user"}], "are for the kinds CGD and CFT"),
+        ("training.bareShare", "2", "write a number from 0 to 1, in quotes"),
+        ("training", {"objectives": ["SFT"], "bareShare": "0.5"}, "or leave bareShare out"),
+        ("generation.answer.unfinished", "drop", 'supported values: "keep", "reject"'),
         ("training.critique", {"kind": "corrupted"}, "a corrupted critique needs a rate"),
         ("training.critique", {"kind": "none", "rate": "0.3"}, "no other kind has one"),
         ("training", {"objectives": ["CFT"], "critique": {"kind": "none"}}, "add CGD to objectives, or leave"),
@@ -131,6 +139,20 @@ async def test_sft_without_reference_answers_is_refused_and_with_them_taken(worl
     out = await kubectl(world, "apply", "-f", "-", body=bare, fails=True)
     assert "set prompts.fields.reference to the column that has it" in out
     await kubectl(world, "apply", "-f", "-", body=user_manifest(changes))
+
+
+async def test_variants_are_taken_and_left_as_they_are(world: Any) -> None:
+    given = [
+        {"name": "cgd-bare", "kind": "CGD", "bareShare": "0.25"},
+        {"name": "cgd-none", "kind": "CGD", "critique": {"kind": "none"}, "learningRate": "5e-6", "epochs": 2},
+    ]
+    await kubectl(world, "apply", "-f", "-", body=user_manifest({"training": {"objectives": [], "variants": given}}))
+    stored = (await world.get())["spec"]["training"]
+    assert (stored["objectives"], stored["variants"]) == ([], given)
+    out = await kubectl(
+        world, "apply", "-f", "-", body=user_manifest({"training": {"variants": given[:1]}}), fails=True
+    )
+    assert "training cannot change" in out
 
 
 async def test_an_ablation_is_taken_and_filled_in(world: Any) -> None:

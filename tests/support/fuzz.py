@@ -54,10 +54,16 @@ RICH: Json = {
     "prompts.limit": 1000,
     "prompts.seed": 1,
     "prompts.decontaminate": {"against": ["arithmetic"], "ngram": 13},
-    "generation": {"maxRejected": "5%", "answer": {"maxTokens": 100, "temperature": "0.7", "topP": "0.9"}},
+    "generation": {"maxRejected": "5%", "answer": {"maxTokens": 100, "temperature": "0.7", "topP": "0.9",
+                                                       "unfinished": "reject"}},
     "training": {
         "objectives": ["SFT", "CFT", "CGD"], "workers": 2, "gpusPerWorker": 8, "globalBatchSize": 64,
         "learningRate": "1e-6", "critique": {"kind": "corrupted", "rate": "0.1"}, "zeroStage": 3,
+        "bareShare": "0.25", "context": "system",
+        "variants": [
+            {"name": "cgd-none", "kind": "CGD", "critique": {"kind": "none"}, "bareShare": "0.5", "epochs": 2},
+            {"name": "cft-user", "kind": "CFT", "context": "user", "learningRate": "5e-6"},
+        ],
         "offload": "optimizer", "validation": {"fraction": "0.01", "everySteps": 10},
     },
     "placement": {

@@ -24,7 +24,7 @@ from typing import Any
 
 from cgd_stages.chat.example import Example
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Check, Model, Rows, StageFacts, Train, train_stage
+from cgd_stages.contract import Check, Model, Rows, StageFacts, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
 from cgd_stages.grading.grader import Grader
@@ -60,7 +60,9 @@ def main(context: Context) -> dict[str, StageFacts]:
         "trainings": [
             dataset.identity()
             | {"student": student.identity()}
-            | dataset.work.model_dump(by_alias=True, include={"max_sequence_length", "max_rejected", "seed"})
+            | dataset.work.model_dump(
+                by_alias=True, exclude_none=True, include={"name", "max_sequence_length", "max_rejected", "seed"}
+            )
             for dataset, student in zip(datasets, students, strict=True)
         ],
         "graded": SAMPLED,
@@ -82,7 +84,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     context.facts[stage] = done.facts
     _refuse_bad_rows(done.facts.metrics, work.min_right_refinements)
     for training, dataset, student in zip(work.trainings, datasets, students, strict=True):
-        left_out = read_left_out(context.store.place(stage, inputs), training.objective) if training.common_rows else {}
+        left_out = read_left_out(context.store.place(stage, inputs), training.stage) if training.common_rows else {}
         _refuse_foreign_checkpoints(context, replace(dataset, work=training, left_out=left_out), student)
     context.store.point_at(done)
     return {stage: done.facts}
@@ -91,7 +93,7 @@ def main(context: Context) -> dict[str, StageFacts]:
 def _refuse_foreign_checkpoints(context: Context, dataset: Dataset, student: resolve.Resolved) -> None:
     """Raise UserError where the training pods could not go on from the checkpoints that they will find. The stored
     figures do not depend on this: the same rows and settings may be trained in another layout."""
-    stage = train_stage(dataset.work.objective)
+    stage = dataset.work.stage
     model = _student(context, dataset.work)
     files = resolve.fetch(model, context.store, context.scratch, weights=False)
     weight = router_loss_weight(dataset.work, read_config(files, model, "spec.student"))
@@ -155,7 +157,7 @@ class Examples:
 
 
 def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], choice: dict[Key, str]) -> list[Part]:
-    """Count the examples of every training into the stage's facts, in metrics that begin with the objective's name.
+    """Count the examples of every training into the stage's facts, in metrics that begin with the training's name.
     `choice` are the rows that no training learns. Stores the rows that are left out and returns their parts.
 
     Raises one UserError about all trainings that reject too many rows.
@@ -185,7 +187,7 @@ def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], c
 
 def _make_examples(dataset: Dataset, places: dict[Key, int], choice: dict[Key, str], progress: "_Progress") -> Examples:
     """Make the examples of the chosen rows, and remember their lengths."""
-    counts = ExampleCounts.of(dataset.work, dataset.held_out())
+    counts = ExampleCounts.of(dataset)
     made = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
     chosen = replace(dataset, left_out={key: LeftOut(reason, "") for key, reason in choice.items()})
     for row, example in chosen.examples():
@@ -203,31 +205,31 @@ def _make_examples(dataset: Dataset, places: dict[Key, int], choice: dict[Key, s
 def _count(examples: Examples, places: dict[Key, int], common: set[int]) -> None:
     """Count the rows that the training learns, and those that it leaves out because another objective cannot use
     them."""
-    for (identity, _), place in places.items():
+    for key, place in places.items():
         if place in common:
             thought = place not in examples.thoughtless
-            examples.counts.keep(identity, examples.lengths[place], examples.starts[place], thought=thought)
+            examples.counts.keep(key, examples.lengths[place], examples.starts[place], thought=thought)
         elif examples.lengths[place]:
             examples.counts.left_out[UNUSABLE] += 1
 
 
 def _metrics(examples: Examples) -> dict[str, float]:
-    counts, name = examples.counts, examples.dataset.work.objective.lower()
-    log.info("%s: %s, %s", counts.objective, counts.rows, counts.metrics())
+    counts, work = examples.counts, examples.dataset.work
+    log.info("%s: %s, %s", work.title, counts.rows, counts.metrics())
     metrics = counts.metrics() | {"rejected": float(len(counts.rejected))}
     metrics |= {"left_out": float(counts.left_out.total())} if counts.left_out else {}
     if counts.without_thought:
         log.warning(
             "%s: %d of %d examples learn an empty thought, because their targets were written without one",
-            counts.objective,
+            work.title,
             counts.without_thought,
             counts.kept,
         )
-    return {f"{name}_{figure}": value for figure, value in metrics.items()}
+    return {f"{work.stage.model}_{figure}": value for figure, value in metrics.items()}
 
 
 def _store_left_out(folder: Folder, made: list[Examples], choice: dict[Key, str]) -> list[Part]:
-    """Store the rows that an objective cannot use, under the stage of its training, and those that are not chosen."""
+    """Store the rows that a training cannot use, under its stage, and those that are not chosen."""
     listed = [examples.counts.rejected for examples in made]
     listed.append(
         [

@@ -1,8 +1,9 @@
 """Makes a stored row or a rejection of a model's reply, and the seed that a row is sampled with. Pure."""
 
 import hashlib
+from dataclasses import replace
 
-from cgd_stages.contract import Repetition, Role, Sampling
+from cgd_stages.contract import Repetition, Role, Sampling, Unfinished
 from cgd_stages.engines.base import Completion, Refused, Reply
 from cgd_stages.method.prompts import loops, verdict
 from cgd_stages.store.rows import Row, prompt_tokens_column, text_column
@@ -28,12 +29,24 @@ def rejection(stage: str, row: Row, reason: str, detail: str, *, prompt_tokens: 
     }
 
 
-def kept_or_rejected(role: Role, row: Row, reply: Reply, loop: Repetition) -> tuple[Row | None, Row | None]:
-    """Either the row with the stage's columns added, or the rejection with the reason; the other is None."""
+ENDLESS = {"truncated": "length", "repetition": "repetition"}
+"""The reasons to reject a text without an end -> the finish reason of such a text where it is kept."""
+
+
+def kept_or_rejected(
+    role: Role, row: Row, reply: Reply, loop: Repetition, unfinished: Unfinished = "reject"
+) -> tuple[Row | None, Row | None]:
+    """Either the row with the stage's columns added, or the rejection with the reason; the other is None.
+
+    `unfinished` says what becomes of a text without an end. A reply that was cut within its thought has no text.
+    """
     if isinstance(reply, Refused):
         rejected = rejection(role, row, reply.reason, reply.detail, prompt_tokens=reply.prompt_tokens)
         return None, rejected
-    if fault := _fault(reply, loop):
+    fault = _fault(reply, loop)
+    if fault and unfinished == "keep" and fault[0] in ENDLESS and reply.text.strip() and not reply.unfinished_thinking:
+        reply, fault = replace(reply, finish_reason=ENDLESS[fault[0]]), None
+    if fault:
         reason, detail = fault
         cost = {"prompt_tokens": reply.prompt_tokens, "tokens": reply.tokens}
         return None, rejection(role, row, reason, detail, **cost)

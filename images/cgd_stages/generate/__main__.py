@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Generate, Model, Role, Rows, Sampling, StageFacts
+from cgd_stages.contract import Chat, Generate, Model, Role, Rows, Sampling, StageFacts, Unfinished
 from cgd_stages.engines.base import Completion, Engine, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import kept_or_rejected, row_sampling
@@ -100,6 +100,7 @@ class Stage:
     sampling: Sampling
     draws: int
     """How many texts it asks for, for each row that it reads."""
+    unfinished: Unfinished
     source: Source
     folder: Folder
     inputs: dict[str, Any]
@@ -172,9 +173,12 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
         "upstream": source.identity,
     }
     draws = work.draws(role)
+    unfinished: Unfinished = work.unfinished if role == "answer" else "reject"
     inputs |= {"samples": draws} if draws > 1 else {}
+    inputs |= {"unfinished": unfinished} if unfinished == "keep" else {}
     folder = context.store.folder(role, inputs)
-    return Stage(role, sampling, draws, source, folder, inputs, context.shard, work.shards, work.max_rejected)
+    shard = {"shard": context.shard, "shards": work.shards}
+    return Stage(role, sampling, draws, unfinished, source, folder, inputs, **shard, max_rejected=work.max_rejected)
 
 
 def _asked_of_server(chat: Chat) -> dict[str, Any]:
@@ -255,7 +259,7 @@ class Shard:
 
     def take(self, row: Row, reply: Reply) -> Row | None:
         """Keep or reject a row by its reply. Returns the row with its new columns if it is kept."""
-        kept, rejected = kept_or_rejected(self.stage.role, row, reply, self.stage.sampling.loop)
+        kept, rejected = kept_or_rejected(self.stage.role, row, reply, self.stage.sampling.loop, self.stage.unfinished)
         self.fresh.update(rows=1, prompt_tokens=reply.prompt_tokens)
         if isinstance(reply, Completion):
             self.fresh.update(tokens=reply.tokens, cached_tokens=reply.cached_tokens)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
 
 from cgd_stages.contract import Rows
+from cgd_stages.engines.replies import ENDLESS
 from cgd_stages.store.folder import Folder, Part
 from cgd_stages.store.part_writer import PartWriter
 from cgd_stages.store.rows import Row, from_parquet, prompt_tokens_column, row_schema, text_column
@@ -75,7 +76,7 @@ class ShardWriter(PartWriter):
         return Rows(total=total, done=self.counts["done"], rejected=self.counts["rejected"])
 
     def metrics(self) -> dict[str, float]:
-        """Rows by reason of rejection and by verdict."""
+        """Rows by reason of rejection, by verdict, and answers without an end by what ended them."""
         return {
             name: float(count) for name, count in sorted(self.counts.items()) if "_" in name and "tokens" not in name
         }
@@ -88,5 +89,7 @@ class ShardWriter(PartWriter):
         stage = self.folder.stage
         cost = {"prompt_tokens": row[prompt_tokens_column(stage)], "tokens": row[f"{text_column(stage)}_tokens"]}
         self.counts.update({"done": 1, **cost})
+        if stage == "answer" and (ending := row["answer_finish_reason"]) in ENDLESS.values():
+            self.counts[f"unfinished_{ending}"] += 1
         if stage == "critique":
             self.counts[f"verdict_{row['verdict'] or 'missing'}"] += 1

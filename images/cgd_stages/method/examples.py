@@ -6,15 +6,16 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 from cgd_stages.chat.example import Example, Unusable, example
 from cgd_stages.chat.messages import Message, plain
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Critique, Learned, Objective
+from cgd_stages.contract import Critique, InstructionTurn, Learned, Objective
 from cgd_stages.method.prompts import (
     GENERIC,
     answer_messages,
-    critique_messages,
+    cft_context,
     earlier_turns,
     training_context,
     verdict,
@@ -24,18 +25,22 @@ from cgd_stages.store.rows import Key, Row, key_of
 from cgd_stages.text.references import right_answers
 
 
-def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | None]:
+def conversation(
+    objective: Objective, row: Row, instruction_turn: InstructionTurn = "user"
+) -> tuple[list[Message], str | None]:
     """The context and the target of a row, in which the objectives differ. The target is None if the row has none.
 
-    CFT's context is the teacher's request for a critique; a context of x alone is the one that evaluation uses. If the
-    critique is None, CGD's context has no slot for it. Of several right answers SFT learns the first.
+    A context of x alone is the one that evaluation uses. If the critique is None, CGD's context has no slot for it. Of
+    several right answers SFT learns the first.
     """
     x, turns = row["prompt"], earlier_turns(row)
     match objective:
         case "CGD":
-            return training_context(x, row["answer"], row["critique"], turns=turns), row["refinement"]
+            draft, critique = row["answer"], row["critique"]
+            context = training_context(x, draft, critique, turns=turns, instruction_turn=instruction_turn)
+            return context, row["refinement"]
         case "CFT":
-            return critique_messages(x, row["answer"], turns=turns), row["critique"]
+            return cft_context(x, row["answer"], turns=turns, instruction_turn=instruction_turn), row["critique"]
         case "DistilledSFT":
             return answer_messages(x, turns=turns), row["distilled"]
         case "SFT":
@@ -43,6 +48,10 @@ def conversation(objective: Objective, row: Row) -> tuple[list[Message], str | N
             return answer_messages(x, turns=turns), None if reference is None else right_answers(reference)[0]
         case "RefinedSFT":
             return answer_messages(x, turns=turns), row["refinement"]
+
+
+BARE: Objective = "RefinedSFT"
+"""What a row of CGD is learned as where its context is that of inference: x alone, and the same target."""
 
 
 CONTEXTS: dict[Objective, str] = {
@@ -71,13 +80,13 @@ _THOUGHTS: dict[Objective, str] = {
 """The columns with the thoughts that the teacher had before it wrote the targets. A reference has none."""
 
 
-def wording(objective: Objective, critique: Critique) -> str:
+def wording(objective: Objective, critique: Critique, instruction_turn: InstructionTurn = "user") -> str:
     """A hash of the words around the slots of an objective's context: part of the digest of its training."""
     slots: Row = {"id": "", "sample": 0, "prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
     slots |= dict.fromkeys(("refinement", "distilled", "reference"))
     if critique.kind in {"generic", "none"}:
         slots["critique"] = critic(critique, 0, ())(slots)
-    context, _ = conversation(objective, slots)
+    context, _ = conversation(objective, slots, instruction_turn)
     return hashlib.sha256(repr((context, plain(context))).encode()).hexdigest()
 
 
@@ -112,7 +121,7 @@ def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
     exchange = exchanged(critiques, seed)
     if critique.kind == "shuffled":
         return lambda row: critiques[exchange[key_of(row)]]
-    corrupted_rows = chosen(critiques, critique.rate, seed)
+    corrupted_rows = chosen(critiques, critique.rate, seed, "corrupt")
 
     def corrupted(row: Row) -> str:
         if key_of(row) not in corrupted_rows:
@@ -140,9 +149,10 @@ def exchanged(keys: Iterable[Key], seed: int) -> dict[Key, Key]:
     return dict(zip(order, order[shift:] + order[:shift], strict=True))
 
 
-def chosen(keys: Iterable[Key], rate: float, seed: int) -> set[Key]:
-    """The fraction `rate` of the rows, rounded. A higher rate chooses the same rows and more."""
-    order = sorted(keys, key=lambda key: (_lot(seed, "corrupt", f"{key[0]}/{key[1]}"), key))
+def chosen(keys: Iterable[Key], rate: float, seed: int, purpose: Literal["corrupt", "bare"]) -> set[Key]:
+    """The fraction `rate` of the rows, rounded. A higher rate chooses the same rows and more; the rows of one purpose
+    say nothing about those of the other."""
+    order = sorted(keys, key=lambda key: (_lot(seed, purpose, f"{key[0]}/{key[1]}"), key))
     return set(order[: round(rate * len(order))])
 
 
@@ -154,11 +164,17 @@ def _lot(seed: int, purpose: str, name: str) -> str:
 
 
 def row_example(
-    template: ChatTemplate, objective: Objective, row: Row, *, max_length: int, thinking: Learned = "drop"
+    template: ChatTemplate,
+    objective: Objective,
+    row: Row,
+    *,
+    max_length: int,
+    thinking: Learned = "drop",
+    instruction_turn: InstructionTurn = "user",
 ) -> Example:
     """The example of a row for an objective. With `learn`, the thought before the target is learned too; if the row has
     none, an empty one. Raises Unusable."""
-    context, target = conversation(objective, row)
+    context, target = conversation(objective, row, instruction_turn)
     if target is None:
         raise Unusable("missing", f"the row does not have {TARGETS[objective]}")
     thought = (row.get(_THOUGHTS.get(objective, "")) or "") if thinking == "learn" else None
@@ -173,11 +189,13 @@ def each_example(
     *,
     max_length: int,
     thinking: Learned = "drop",
+    instruction_turn: InstructionTurn = "user",
 ) -> Iterator[tuple[Row, Example | Unusable]]:
     """Every row with its example, or with the reason why it has none. `critic` fills the critique's slot."""
+    form: dict[str, Any] = {"max_length": max_length, "thinking": thinking, "instruction_turn": instruction_turn}
     for row in rows:
         try:
             with_critique = row | {"critique": critic(row)} if critic else row
-            yield row, row_example(template, objective, with_critique, max_length=max_length, thinking=thinking)
+            yield row, row_example(template, objective, with_critique, **form)
         except Unusable as error:
             yield row, error

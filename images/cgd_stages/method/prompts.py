@@ -1,9 +1,9 @@
 """The messages that each model gets, word for word, and how its reply is read. Pure: texts in, texts out.
 
 Who sees what: the student answers x alone, and so does the teacher when it writes its own answer (distill); the
-teacher's critique sees x and y'; its refinement sees x, y' and c; training with CGD sees the same three, under an
-instruction that names the teacher's critique. Where the prompt is a conversation, x is its last user turn, and all of
-them see the turns before it.
+teacher's critique sees x and y'; its refinement sees x, y' and c; training with CGD sees the same three, below an
+instruction that names the teacher's critique, and training with CFT sees x and y'. Where the prompt is a conversation,
+x is its last user turn, and all of them see the turns before it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cgd_stages.chat.messages import Message, plain
-from cgd_stages.contract import Repetition, Role
+from cgd_stages.contract import InstructionTurn, Repetition, Role
 
 Verdict = Literal["right", "wrong"]
 
@@ -40,6 +40,11 @@ TRAINING = _TRAINING.format(critique=" and the teacher's critique of it", or_cri
 UNCRITICISED = _TRAINING.format(critique="", or_critique="")
 """The training instruction without a critique. It does not mention one."""
 
+CFT = """\
+Critique the solution to the question below: say whether it is correct, where it goes wrong, and why. Finish the \
+critique with a verdict on a line of its own, which must be exactly "Conclusion: right" or "Conclusion: wrong"."""
+"""The training instruction of CFT: the fixed request for a critique."""
+
 GENERIC = """\
 The answer may hold mistakes, or leave out steps that it needs. Go through it line by line, check every statement and \
 every calculation, correct what is wrong and complete what is missing."""
@@ -53,6 +58,8 @@ alone; do not mention the reflections."""
 DEFAULT_LOOP = Repetition()
 
 _VERDICT = re.compile(r"\W*conclusion\W+(right|wrong)\W*", re.IGNORECASE)
+_FONT = re.compile(r"\\(?:(?:text|math)?(?:bf|it|rm|sf|tt)|text|emph|underline|boxed)(?![A-Za-z])")
+"""Commands of LaTeX that set words in another font, or in a box."""
 
 
 def earlier_turns(row: dict[str, Any]) -> list[Message]:
@@ -90,12 +97,30 @@ def retry_messages(prompt: str, reflections: Sequence[str], *, turns: Sequence[M
     return _instructed(turns, REFLEXION, f"Question: {prompt}", *(f"Reflection: {text}" for text in reflections))
 
 
-def training_context(prompt: str, answer: str, critique: str | None, *, turns: Sequence[Message] = ()) -> list[Message]:
-    """The messages that the student reads in training; the refinement is the assistant's turn that follows.
+def training_context(
+    prompt: str,
+    answer: str,
+    critique: str | None,
+    *,
+    turns: Sequence[Message] = (),
+    instruction_turn: InstructionTurn = "user",
+) -> list[Message]:
+    """The messages that the student reads when it is trained with CGD; the refinement is the assistant's turn that
+    follows. The record of the method's authors: one user turn, in which a line break joins the instruction and the
+    slots.
 
     If the critique is None, its slot is left out.
     """
-    return _instructed(turns, UNCRITICISED if critique is None else TRAINING, *_slots(prompt, answer, critique))
+    instruction = UNCRITICISED if critique is None else TRAINING
+    return _lesson(turns, instruction_turn, instruction, *_slots(prompt, answer, critique))
+
+
+def cft_context(
+    prompt: str, answer: str, *, turns: Sequence[Message] = (), instruction_turn: InstructionTurn = "user"
+) -> list[Message]:
+    """The messages that the student reads when it is trained with CFT; the critique is the assistant's turn that
+    follows. The record of CFT's authors (arXiv 2501.17703)."""
+    return _lesson(turns, instruction_turn, CFT, f"Question:\n{prompt}", f"Solution:\n{answer}")
 
 
 def _slots(prompt: str, answer: str, critique: str | None = None) -> list[str]:
@@ -109,6 +134,15 @@ def _instructed(turns: Sequence[Message], instruction: str, *slots: str) -> list
     if turns:
         return [*turns, {"role": "user", "content": "\n\n".join([instruction, *slots])}]
     return [{"role": "system", "content": instruction}, {"role": "user", "content": "\n\n".join(slots)}]
+
+
+def _lesson(
+    turns: Sequence[Message], instruction_turn: InstructionTurn, instruction: str, *slots: str
+) -> list[Message]:
+    """A training's instruction and slots: in one user turn, after the turns of a conversation; or as `_instructed`."""
+    if instruction_turn == "system":
+        return _instructed(turns, instruction, *slots)
+    return [*turns, {"role": "user", "content": "\n".join([instruction, "\n\n".join(slots)])}]
 
 
 def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
@@ -150,7 +184,7 @@ def loops(text: str, loop: Repetition = DEFAULT_LOOP) -> str:
 def verdict(critique: str) -> Verdict | None:
     """The verdict on the critique's last line, or None. A critique without a verdict is kept and counted."""
     lines = critique.strip().splitlines()
-    match = _VERDICT.fullmatch(lines[-1]) if lines else None
+    match = _VERDICT.fullmatch(_FONT.sub("", lines[-1])) if lines else None
     if not match:
         return None
     return "right" if match[1].lower() == "right" else "wrong"

@@ -1,4 +1,4 @@
-"""Makes one example of every objective, and one request of every role, with the real templates and tokenizers, so that
+"""Makes one example of every training, and one request of every role, with the real templates and tokenizers, so that
 what a template refuses is known before a GPU is asked for."""
 
 from jinja2.exceptions import TemplateError
@@ -6,7 +6,7 @@ from jinja2.exceptions import TemplateError
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import Objective, Prepare, Role
+from cgd_stages.contract import Lesson, Prepare, Role
 from cgd_stages.errors import UserError
 from cgd_stages.method.examples import row_example
 from cgd_stages.method.prompts import answer_messages, role_messages
@@ -37,8 +37,8 @@ def try_out(work: Prepare, student: ChatTemplate, teacher: ChatTemplate | None) 
     _render(student, answer_messages(ROW["prompt"]), "the question of an evaluation")
     if work.without_thoughts:
         _answer_at_once(student, work.without_thoughts)
-    for objective in work.objectives or (work.training.objective,):
-        _learn(student, objective, work)
+    for lesson in work.lessons or (work.training,):
+        _learn(student, lesson)
 
 
 def _ask(template: ChatTemplate, role: Role) -> None:
@@ -62,18 +62,24 @@ def _answer_at_once(template: ChatTemplate, tasks: tuple[str, ...]) -> None:
         raise UserError(f"{', '.join(tasks)}: lm-eval asks them without a thought, but {error}", hint=hint) from error
 
 
-def _learn(template: ChatTemplate, objective: Objective, work: Prepare) -> None:
-    thinking = work.training.thinking
-    if thinking == "learn" and template.markup is None:
+def _learn(template: ChatTemplate, lesson: Lesson) -> None:
+    if lesson.thinking == "learn" and template.markup is None:
         raise UserError(
             f"the chat template of {template.name} has no place for the thoughts that spec.training.thinking learns",
             hint="Set spec.training.thinking to drop, or spec.student.chat to a template or reasoningParser with "
             "thoughts.",
         )
     try:
-        row_example(template, objective, ROW, max_length=MOST_TOKENS, thinking=thinking)
+        row_example(
+            template,
+            lesson.objective,
+            ROW,
+            max_length=MOST_TOKENS,
+            thinking=lesson.thinking,
+            instruction_turn=lesson.context,
+        )
     except Unusable as error:
         raise UserError(
-            f"the chat template of {template.name} makes no example of {objective}: {error.detail}",
+            f"the chat template of {template.name} makes no example of {lesson.title}: {error.detail}",
             hint="Take another student or revision, or mend its template by spec.student.chat.template.",
         ) from error

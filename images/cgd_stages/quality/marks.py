@@ -235,17 +235,25 @@ def _graded(rows: Sequence[Row], marks: Sequence[Marks], usable: Sequence[int]) 
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether a text holds an answer as separate words, in any of its spellings."""
+    """Whether a text holds an answer as separate words, in any of its spellings. A value under another sign (-5), or a
+    bound (x > 5), is another answer."""
     plain_answer = _plain(spell(answer))
-    pattern = rf"(?<![\w.]){re.escape(plain_answer)}(?!\w|[.,]\d)"
-    return bool(plain_answer) and re.search(pattern, _plain(text)) is not None
+    before, after = (r"(?<![\w.])", r"(?!\w|[.,]\d)") if _WORDS.match(plain_answer) else (_BEFORE, _AFTER)
+    return bool(plain_answer) and re.search(before + re.escape(plain_answer) + after, _plain(text)) is not None
 
 
-_SPACED = re.compile(r"\s*([=+*/^_,])\s*")
+_WORDS = re.compile(r"[^\W\d_]{2}")
+_BEFORE = r"(?<![\w.<>])(?<![<>]=)(?<!(?<![\w)\]}])[-\u00b1])"
+"""A minus sign with nothing before it that it could be taken from is the value's own."""
+_AFTER = r"(?!\w|[.,]\d|[<>])"
+_RELATIONS = {r"\u2264|\\leq?(?:slant)?(?![A-Za-z])": "<=", r"\u2265|\\geq?(?:slant)?(?![A-Za-z])": ">="}
+_SPACED = re.compile(r"\s*([=+*/^_,]|[<>]=?)\s*")
 _DECORATION = re.compile(r"\\left|\\right|\\!|\\,|\\\$|\$|\*\*|(?<=\d),(?=\d{3}(?!\d))")
 
 
 def _plain(text: str) -> str:
+    for pattern, sign in _RELATIONS.items():
+        text = re.sub(pattern, sign, text)
     text = _DECORATION.sub("", text.replace("\u2212", "-").replace("dfrac", "frac").replace("tfrac", "frac"))
     return _SPACED.sub(r"\1", " ".join(text.split())).casefold()
 

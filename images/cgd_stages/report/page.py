@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cgd_stages.contract import LENGTH
-from cgd_stages.quality.marks import Quality, Share
+from cgd_stages.quality.marks import Quality, Share, share
 from cgd_stages.quality.near_duplicates import ALIKE
 from cgd_stages.report import head_to_head
 from cgd_stages.report.plots import loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
@@ -291,7 +291,7 @@ def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
     top = max((length.high for length in quality.lengths.values()), default=0) or 1
     return {
         "rows": quality.rows,
-        "measures": measures + _graded_measures(quality),
+        "measures": measures + _unfinished(report.stages) + _graded_measures(quality),
         "graded": quality.graded,
         "alike": quality.alike,
         "lengths": [
@@ -301,6 +301,18 @@ def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
         "top": top,
         "removed": {reason: prepare[reason] for reason in ("duplicate", "contaminated") if reason in prepare},
     }
+
+
+def _unfinished(stages: Sequence[StageRecord]) -> list[tuple[str, Share, str, str]]:
+    """The measure of drafts without an end, where the run keeps them."""
+    measures = []
+    for stage in stages:
+        if stage.name == "answer" and stage.facts and stage.inputs.get("unfinished") == "keep":
+            told = stage.facts.metrics
+            cut, loops = (int(told.get(f"unfinished_{ending}", 0)) for ending in ("length", "repetition"))
+            meaning = f"{cut} cut by maxTokens, {loops} that loop; the student reads them and learns none"
+            measures.append(("Unfinished drafts", share(cut + loops, stage.facts.rows.done), "all drafts", meaning))
+    return measures
 
 
 def _graded_measures(quality: Quality) -> list[tuple[str, Share, str, str]]:
@@ -336,12 +348,20 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
             "objective": objective(records.get(name) or StageRecord(name=name)),
             "chart": loss_chart(report.training.get(name, ())),
             "sparks": sparks(report.training.get(name, ())),
+            "bare": _bare(metrics),
             "metrics": {name: value for name, value in metrics.items() if not name.startswith(LENGTH)},
             "lengths": _lengths(metrics),
         }
         if block["chart"] or metrics:
             blocks.append(block)
     return blocks
+
+
+def _bare(metrics: Mapping[str, float]) -> Share | None:
+    """The examples whose context is the prompt alone; None where the training has no share of them."""
+    if "bare_examples" not in metrics:
+        return None
+    return share(int(metrics["bare_examples"]), int(metrics["train_examples"] + metrics["validation_examples"]))
 
 
 def _lengths(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cgd_stages.contract import Critique
 from cgd_stages.quality.marks import Quality
 from cgd_stages.quality.marks import cautions as data_cautions
 from cgd_stages.report.drift import Sentence, drifts
@@ -186,9 +185,8 @@ def label(model: str) -> str:
 
 
 def objective(stage: StageRecord) -> str:
-    """The objective of a training, with the ablation of its critiques if it had one."""
-    critique = Critique.model_validate(stage.inputs.get("critique", {}))
-    return name_of(stage.name.model, critique)
+    """The name of a training: its objective, or a variant's name with it, and the ablation of its critiques."""
+    return name_of(stage.name.model, stage.inputs)
 
 
 def moment(time: str, *, with_day: bool = True) -> str:

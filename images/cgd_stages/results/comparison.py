@@ -7,7 +7,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -164,7 +164,7 @@ def table_of(data: ReportData) -> Table:
         critique = Critique.model_validate(trained.get("critique") or {})
         line = Line(
             model=model,
-            name=name_of(model, critique),
+            name=name_of(model, trained),
             objective=trained.get("objective", ""),
             critique=critique,
             cells=cells,
@@ -193,16 +193,21 @@ def _cell(score: Score, comparison: Comparison | None, base: Score | None, answe
     )
 
 
-def name_of(model: str, critique: Critique) -> str:
-    """The name of a model or an objective for people, with the ablation of its critiques if it has one."""
-    name = NAMES.get(model, model)
+def name_of(model: str, trained: Mapping[str, Any]) -> str:
+    """The name of a model for people: with the objective of a variant, the ablation of its critiques, and the share of
+    its rows whose context is the prompt alone. `trained` are the inputs of its training; empty: it was not trained."""
+    objective, critique = trained.get("objective", ""), Critique.model_validate(trained.get("critique") or {})
+    about = [NAMES.get(objective.lower(), objective)] if objective and model not in NAMES else []
+    about += [f"{100 * share:g}{THIN}% on the prompt alone"] if (share := trained.get("bareShare")) else []
     match critique.kind:
         case "matched":
-            return name
+            pass
         case "corrupted":
-            return f"{name} ({100 * critique.rate:g}{THIN}% of critiques corrupted)"
+            about.append(f"{100 * critique.rate:g}{THIN}% of critiques corrupted")
         case kind:
-            return f"{name} (critique: {kind})"
+            about.append(f"critique: {kind}")
+    name = NAMES.get(model, model)
+    return f"{name} ({', '.join(about)})" if about else name
 
 
 def questions_of(data: ReportData, benchmark: str) -> QuestionSet:
@@ -329,11 +334,17 @@ def over_seeds(table: Table) -> list[Seeds]:
 
 
 def robustness(table: Table) -> list[Point]:
-    """The mean accuracy of CGD by the rate of corrupted critiques; empty if no run corrupted any."""
-    lines = [line for line in table.lines if line.model == "cgd" and line.critique.kind in {"matched", "corrupted"}]
+    """The mean accuracy of CGD, and of its variants with corrupted critiques, by the rate of corrupted critiques; empty
+    if no run corrupted any."""
+    lines = [
+        line
+        for line in table.lines
+        if (line.model == "cgd" and line.critique.kind in {"matched", "corrupted"})
+        or (line.objective == "CGD" and line.critique.kind == "corrupted")
+    ]
     if all(line.critique.kind == "matched" for line in lines):
         return []
-    return [
+    points = [
         Point(
             rate=line.critique.rate if line.critique.kind == "corrupted" else 0.0,
             run=", ".join(line.runs),
@@ -344,3 +355,4 @@ def robustness(table: Table) -> list[Point]:
         for line in lines
         if line.mean
     ]
+    return sorted(points, key=lambda point: point.rate)

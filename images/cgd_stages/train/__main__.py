@@ -236,13 +236,13 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
 def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
     """Tokenise every row into the files that the processes map, one of the examples to learn and one of those that are
     held out. Raises the errors that `check` would have raised."""
-    counts = ExampleCounts.of(stage.work, stage.dataset.held_out())
+    counts = ExampleCounts.of(stage.dataset)
     made, left_out = MadeExamples(counts), list[Row]()
     with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
         for row, example in stage.dataset.examples():
             counts.add(row, example)
             if isinstance(example, LeftOut):
-                left_out.append(rejection(counts.stage, row, example.reason, example.detail))
+                left_out.append(rejection(stage.work.stage, row, example.reason, example.detail))
             if not isinstance(example, Example):
                 continue
             write = measured if row["id"] in counts.held_out else learned
@@ -254,7 +254,7 @@ def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
         counts.refuse_unless_enough(stage.dataset.total, stage.work.max_rejected)
     except UserError:
         facts = StageFacts(rows=counts.rows, digest=stage.folder.digest, metrics=counts.metrics())
-        stage.context.facts[counts.stage] = facts
+        stage.context.facts[stage.work.stage] = facts
         raise
     return made
 
@@ -453,7 +453,7 @@ tags: [critique-guided-distillation]
 # {Path(student["name"]).name}, trained with {work.objective}
 
 Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
-{CONTEXTS[work.objective]}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
+{CONTEXTS[work.objective]}{_bare(work)}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
 Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.{_adapter(work)}
 {_selection(work, facts)}
 
@@ -470,6 +470,11 @@ Ask it the prompt alone: one pass, no draft, no critique, the chat template unch
 Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`{own_answers}. The model keeps
 the licence of the one it was made from; its data carry the licences of their prompts and of the teacher.
 """
+
+
+def _bare(work: Train) -> str:
+    """Which rows had another context, where some had."""
+    return f", but for {work.bare_share:.4g} of the rows the prompt alone" if work.bare_share else ""
 
 
 def _adapter(work: Train) -> str:

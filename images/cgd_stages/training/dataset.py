@@ -9,11 +9,12 @@ right before it trains.
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import LENGTH, Objective, Rows, Train, train_stage
+from cgd_stages.contract import LENGTH, Rows, StageName, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
@@ -28,8 +29,8 @@ HINTS = {
     "template": "The student's chat template does not show where a reply ends: use another student or revision.",
     "control_tokens": "These texts hold control tokens of the student: remove them from the prompts.",
     "empty": "Look at the stored rows: there is nothing to learn in {target}.",
-    "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {objective} out of "
-    "spec.training.objectives.",
+    "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {training} out of "
+    "spec.training.",
 }
 
 
@@ -66,7 +67,7 @@ class Dataset:
     def of(cls, store: RunStore, work: Train, template: ChatTemplate) -> "Dataset":
         """The dataset in the finished stages that the objective learns from."""
         distill = store.input("distill") if work.objective == "DistilledSFT" else None
-        left_out = read_left_out(store.input(CHECK), work.objective) if work.common_rows else {}
+        left_out = read_left_out(store.input(CHECK), work.stage) if work.common_rows else {}
         return cls(work, template, store.input("refine"), distill, left_out)
 
     @property
@@ -85,9 +86,10 @@ class Dataset:
         return {
             "objective": work.objective,
             "critique": work.critique.model_dump(by_alias=True),
-            "prompts": examples.wording(work.objective, work.critique),
+            "prompts": examples.wording(work.objective, work.critique, work.context),
             "upstream": self.refine.digest,
             "heldOut": work.validation.fraction,
+            **({"bareShare": work.bare_share} if work.bare_share else {}),
             **({"distill": self.distill.digest} if self.distill else {}),
             **({"leftOut": digest_of(keys=sorted(self.left_out))} if self.left_out else {}),
             **self.template.identity(),
@@ -102,21 +104,32 @@ class Dataset:
         prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
         return held_out(prompts, self.work.validation.fraction, self.work.seed)
 
+    @cached_property
+    def bare(self) -> frozenset[Key]:
+        """The rows whose context is the prompt alone."""
+        if not self.work.bare_share:
+            return frozenset()
+        keys = (key_of(row) for row in read_rows(self.refine, KEY))
+        return frozenset(examples.chosen(keys, self.work.bare_share, self.work.seed, "bare"))
+
     def examples(self) -> Iterator[tuple[Row, Example | Unusable | LeftOut]]:
         """Every row with its example, or the reason why it has none, in no promised order."""
         work, critic = self.work, self._critic()
         for row in self._rows():
-            if left_out := self.left_out.get(key_of(row)):
+            key = key_of(row)
+            if left_out := self.left_out.get(key):
                 yield row, left_out
-            else:
-                yield from examples.each_example(
-                    self.template,
-                    work.objective,
-                    [row],
-                    critic,
-                    max_length=work.max_sequence_length,
-                    thinking=work.thinking,
-                )
+                continue
+            objective, its_critic = (examples.BARE, None) if key in self.bare else (work.objective, critic)
+            yield from examples.each_example(
+                self.template,
+                objective,
+                [row],
+                its_critic,
+                max_length=work.max_sequence_length,
+                thinking=work.thinking,
+                instruction_turn=work.context,
+            )
 
     def _critic(self) -> Critic | None:
         work = self.work
@@ -150,13 +163,13 @@ def draws_of(folder: Folder) -> int:
     return int(folder.require().inputs.get("samples", 1))
 
 
-def read_left_out(check: Folder, objective: Objective) -> dict[Key, LeftOut]:
-    """The rows that a training leaves out because of the run's choice of rows, or because another objective cannot use
-    them; without those that its own objective cannot use."""
+def read_left_out(check: Folder, training: StageName) -> dict[Key, LeftOut]:
+    """The rows that a training leaves out because of the run's choice of rows, or because another training cannot use
+    them; without those that it cannot use itself. `training` is its stage."""
     own, others = set[Key](), dict[Key, LeftOut]()
     for part in check.require().under(REJECTED):
         for row in from_parquet(check.read(part)):
-            if row["stage"] == train_stage(objective):
+            if row["stage"] == training:
                 own.add(key_of(row))
             elif row["stage"] == CHECK:
                 others[key_of(row)] = LeftOut(row["reason"], row["detail"])
@@ -170,16 +183,19 @@ def read_left_out(check: Folder, objective: Objective) -> dict[Key, LeftOut]:
 class ExampleCounts:
     """Counts of a training's rows: learned, held out, rejected, left out."""
 
-    stage: str
-    objective: Objective
+    work: Train
     held_out: frozenset[str] = frozenset()
     """Ids of the prompts that are measured instead of learned."""
+    bare: frozenset[Key] = frozenset()
+    """Rows whose context is the prompt alone."""
     kept: int = 0
     """Examples, with those that are held out."""
     validation: int = 0
     """Examples that are held out."""
     learned: int = 0
     """Tokens with a loss in the examples that are learned."""
+    kept_bare: int = 0
+    """Examples of `bare`."""
     tokens: int = 0
     validation_tokens: int = 0
     """Tokens with a loss in the examples that are held out."""
@@ -194,26 +210,27 @@ class ExampleCounts:
     """Other rows that the training leaves out, by reason."""
 
     @classmethod
-    def of(cls, work: Train, held_out: frozenset[str]) -> "ExampleCounts":
+    def of(cls, dataset: Dataset) -> "ExampleCounts":
         """The counts of a training before its first row."""
-        none = 0 if work.thinking == "learn" else None
-        return cls(train_stage(work.objective), work.objective, held_out, without_thought=none)
+        none = 0 if dataset.work.thinking == "learn" else None
+        return cls(dataset.work, dataset.held_out(), dataset.bare, without_thought=none)
 
     def add(self, row: Row, example: Example | Unusable | LeftOut) -> None:
         match example:
             case Example():
-                self.keep(row["id"], len(example.input_ids), example.start, thought=example.thought)
+                self.keep(key_of(row), len(example.input_ids), example.start, thought=example.thought)
             case Unusable():
-                self.rejected.append(rejection(self.stage, row, example.reason, example.detail))
+                self.rejected.append(rejection(self.work.stage, row, example.reason, example.detail))
             case LeftOut():
                 self.left_out[example.reason] += 1
 
-    def keep(self, identity: str, length: int, start: int, *, thought: bool) -> None:
+    def keep(self, key: Key, length: int, start: int, *, thought: bool) -> None:
         """Count an example of so many tokens, which are learned from `start`, with a thought or without."""
         self.kept += 1
+        self.kept_bare += key in self.bare
         if self.without_thought is not None:
             self.without_thought += not thought
-        if identity in self.held_out:
+        if key[0] in self.held_out:
             self.validation += 1
             self.validation_tokens += length - start
         else:
@@ -229,14 +246,16 @@ class ExampleCounts:
 
     def metrics(self) -> dict[str, float]:
         """Examples and tokens that one epoch learns and a validation measures, and the histogram of lengths."""
-        metrics = {
+        metrics: dict[str, int] = {
             "example_tokens": self.tokens,
             "learned_tokens": self.learned,
             "longest_example": self.longest,
             "train_examples": self.kept - self.validation,
             "validation_examples": self.validation,
             "validation_tokens": self.validation_tokens,
-        } | ({} if self.without_thought is None else {"without_thought": self.without_thought})
+        }
+        metrics |= {"bare_examples": self.kept_bare} if self.work.bare_share else {}
+        metrics |= {} if self.without_thought is None else {"without_thought": self.without_thought}
         return {
             **{name: float(value) for name, value in metrics.items()},
             **{f"{LENGTH}{length}": float(count) for length, count in sorted(self.lengths.items())},
@@ -246,12 +265,12 @@ class ExampleCounts:
         """Raise RowsLost when rows are missing, UserError when too many rows have no example, when none is left, or
         when prompts are held out and one side of the split has no example."""
         if self.rows.total != expected:
-            raise RowsLost(f"{self.stage}: {self.rows.total} of the {expected} rows of refine were read")
+            raise RowsLost(f"{self.work.stage}: {self.rows.total} of the {expected} rows of refine were read")
         if self.kept and len(self.rejected) <= max_rejected * expected:
             if self.held_out and not 0 < self.validation < self.kept:
                 nothing = "measure" if self.validation == 0 else "learn"
                 raise UserError(
-                    f"{self.objective}: of {self.kept} examples {self.validation} are held out, none is left to "
+                    f"{self.work.title}: of {self.kept} examples {self.validation} are held out, none is left to "
                     f"{nothing}",
                     hint="Change spec.training.validation.fraction, or spec.training.seed, which selects the prompts "
                     "that are held out.",
@@ -260,7 +279,7 @@ class ExampleCounts:
         if self.left_out and len(self.rejected) <= max_rejected * expected:
             counts = ", ".join(f"{reason} {count}" for reason, count in self.left_out.most_common())
             raise UserError(
-                f"{self.objective}: none of {expected} rows is left to learn from ({counts})",
+                f"{self.work.title}: none of {expected} rows is left to learn from ({counts})",
                 hint="Look at the rejected rows of check: a better teacher, more samples, or another "
                 "spec.training.keep keeps more rows; an objective that cannot use its rows may be taken out.",
             )
@@ -269,7 +288,7 @@ class ExampleCounts:
         first = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])
         hint = HINTS[reasons[0][0]] if reasons else "The stages before have kept nothing: look at their rejected rows."
         raise UserError(
-            f"{self.objective}: {len(self.rejected)} of {expected} rows make no example, {max_rejected:.1%} may "
+            f"{self.work.title}: {len(self.rejected)} of {expected} rows make no example, {max_rejected:.1%} may "
             f"({counts}). {first}",
-            hint=hint.format(target=TARGETS[self.objective], objective=self.objective),
+            hint=hint.format(target=TARGETS[self.work.objective], training=self.work.title),
         )

@@ -74,10 +74,12 @@ def without_user(text: str) -> str:
 PERCENT = r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$"
 MEMORY = r"^[1-9][0-9]{0,4}(Gi|G)$"
 WORD = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$"
+VARIANT = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"
 SHAPES = {
     NUMBER: 'write a number that is not negative, in quotes: "0.5"',
     PERCENT: 'write a percentage from 0 to 100, in quotes: "2%"',
     MEMORY: 'write whole gibibytes or gigabytes: "80Gi" or "80G"',
+    VARIANT: "write small letters, digits and hyphens, with a letter first and no hyphen last",
     WORD: "write at most 40 letters, digits and hyphens, with no hyphen at either end",
 }
 """What is said in place of a pattern."""

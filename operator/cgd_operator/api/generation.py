@@ -22,7 +22,7 @@ from cgd_operator.api.fields import (
     rules,
 )
 from cgd_stages import contract
-from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select
+from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select, Unfinished
 
 TEMPLATE_URI = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
 
@@ -207,6 +207,17 @@ class Draws(Sampling):
         return self
 
 
+class Answers(Draws):
+    """How the student answers, and what becomes of its answers that have no end."""
+
+    unfinished: Unfinished = Field(
+        "keep",
+        description="What becomes of an answer that maxTokens has cut or that loops. keep: it is criticised and "
+        "refined like any other, because the student reads an answer and never learns it; it is counted. reject: it is "
+        "no row. An answer that was cut within its thought has no text and is always rejected.",
+    )
+
+
 class Refinements(Draws):
     """How the teacher refines, and which of several refinements of an answer are learned."""
 
@@ -221,7 +232,7 @@ class Refinements(Draws):
 class Generation(Contract):
     """How the rows are made, stage by stage, and how many of them may be lost."""
 
-    answer: Draws = Draws()
+    answer: Answers = Answers()
     critique: Sampling = Sampling()
     refine: Refinements = Refinements()
     distill: Draws = Field(

@@ -75,7 +75,7 @@ class PodMetadata(Contract):
 
 _REFERENCES = "has(self.prompts.fields.reference) || has(self.prompts.fields.messages)"
 REFERENCE_RULE = (
-    f"!('SFT' in self.training.objectives) || {_REFERENCES}",
+    f"!('SFT' in self.training.objectives || self.training.variants.exists(one, one.kind == 'SFT')) || {_REFERENCES}",
     "the objective SFT learns the reference answer: set prompts.fields.reference to the column that has it",
 )
 RIGHT_RULE = (
@@ -199,7 +199,7 @@ class CGDRunSpec(Contract):
             raise ValueError(BUDGET_RULE[1])
         fields = self.prompts.fields
         if fields.reference is None and fields.messages is None:
-            if "SFT" in self.training.objectives:
+            if "SFT" in self.training.kinds:
                 raise ValueError(REFERENCE_RULE[1])
             if self.training.keep != "all" or self.generation.refine.select != "first":
                 raise ValueError(RIGHT_RULE[1])

@@ -1,11 +1,25 @@
 """How the student is trained, and the ablations of it."""
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_operator.api.fields import rules
-from cgd_stages.contract import Contract, Course, CritiqueKind, HeldOut, Keep, Learned, Objective, Rate, Upkeep
+from cgd_operator.api.fields import VARIANT, rules
+from cgd_stages.contract import (
+    Contract,
+    Course,
+    CritiqueKind,
+    Fraction,
+    HeldOut,
+    InstructionTurn,
+    Keep,
+    Learned,
+    Number,
+    Objective,
+    Rate,
+    RivalKind,
+    Upkeep,
+)
 
 BATCH_RULE = (
     "self.globalBatchSize >= self.workers * self.gpusPerWorker",
@@ -19,9 +33,31 @@ RATE_RULE = (
     "(self.kind == 'corrupted') == has(self.rate)",
     'a corrupted critique needs a rate, such as "0.3", and no other kind has one',
 )
+LEARNS_RULE = (
+    "size(self.objectives) > 0 || size(self.variants) > 0",
+    "there is nothing to learn: name an objective or a variant",
+)
+_CGD = "('CGD' in self.objectives || self.variants.exists(one, one.kind == 'CGD'))"
 ABLATION_RULE = (
-    "self.critique.kind == 'matched' || 'CGD' in self.objectives",
+    f"self.critique.kind == 'matched' || {_CGD}",
     "only CGD is conditioned on the critique: add CGD to objectives, or leave critique out",
+)
+BARE_RULE = (
+    f"double(self.bareShare) == 0.0 || {_CGD}",
+    "only CGD learns with and without its critique: add CGD to objectives, or leave bareShare out",
+)
+_TAKEN = ("base", *(name.lower() for name in (*get_args(Objective), *get_args(RivalKind))))
+NAME_RULE = (
+    f"!(self.name in {list(_TAKEN)})",
+    f"the names {', '.join(_TAKEN)} belong to models that a run has anyway: take another one",
+)
+CRITIQUE_OF_CGD_RULE = (
+    "self.kind == 'CGD' || !(has(self.critique) || has(self.bareShare))",
+    "critique and bareShare are for the kind CGD: remove them",
+)
+CONTEXT_RULE = (
+    "self.kind in ['CGD', 'CFT'] || !has(self.context)",
+    "context is for the kinds CGD and CFT, which have an instruction: remove it",
 )
 SELECT_RULE = (
     "!has(self.select) || self.select == 'last' || !has(self.fraction) || double(self.fraction) > 0.0",
@@ -70,12 +106,49 @@ class Validation(HeldOut):
         return self
 
 
+BARE_SHARE = (
+    "The share of CGD's rows, by seed, whose context is the prompt alone, as at inference; their target stays the "
+    'refinement. A higher share has the same rows and more. "0" is the paper\'s.'
+)
+CONTEXT = (
+    "The turn in which the instruction of CGD's and CFT's contexts stands: user, above the texts of the row, as the "
+    "methods' authors have it, or system."
+)
+VariantName = Annotated[str, Field(max_length=24, pattern=VARIANT)]
+
+
+class Variant(Contract):
+    """A further training, of an objective with settings of its own. What it leaves out is as training says."""
+
+    model_config = ConfigDict(json_schema_extra=rules(NAME_RULE, CRITIQUE_OF_CGD_RULE, CONTEXT_RULE))
+
+    name: VariantName = Field(
+        description="What its stages, its model and its lines in the report are called; the stage that trains "
+        "cgd-shuffled is train-cgd-shuffled."
+    )
+    kind: Objective = Field(description="The objective.")
+    critique: Critique | None = None
+    bare_share: Fraction | None = Field(None, description=BARE_SHARE)
+    context: InstructionTurn | None = Field(None, description=CONTEXT)
+    learning_rate: Rate | None = Field(None, description="The highest learning rate of its schedule.")
+    epochs: int | None = Field(None, ge=1, le=100, description="How often it goes through the rows.")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "Variant":
+        if self.name in _TAKEN:
+            raise ValueError(NAME_RULE[1])
+        if self.kind != "CGD" and not (self.critique is None and self.bare_share is None):
+            raise ValueError(CRITIQUE_OF_CGD_RULE[1])
+        if self.kind not in ("CGD", "CFT") and self.context is not None:
+            raise ValueError(CONTEXT_RULE[1])
+        return self
+
+
 class Objectives(Contract):
     """What is learned."""
 
     objectives: tuple[Objective, ...] = Field(
         ("CGD",),
-        min_length=1,
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
         description="What the student learns. Every objective trains a model of its own, one after another. CGD learns "
@@ -83,7 +156,16 @@ class Objectives(Contract):
         "the prompt alone, DistilledSFT learns the teacher's own answer (one more pass of the teacher), SFT the "
         "reference answer (set prompts.fields.reference), and RefinedSFT the refinement.",
     )
+    variants: tuple[Variant, ...] = Field(
+        (),
+        max_length=20,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="Further trainings, one after another behind those of objectives, so that one run compares "
+        "critiques, rates and shares on the same rows. With variants objectives may be [].",
+    )
     critique: Critique = Critique()
+    bare_share: Fraction = Field(Number("0"), description=BARE_SHARE)
+    context: InstructionTurn = Field("user", description=CONTEXT)
     thinking: Learned | None = Field(
         None,
         description="What becomes of thoughts. drop: the student is trained and evaluated with its thinking off. "
@@ -122,9 +204,19 @@ class Workers(Contract):
 class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last base come first
     """How the student is trained."""
 
-    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, ABLATION_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, LEARNS_RULE, ABLATION_RULE, BARE_RULE))
 
     validation: Validation = Validation()
+
+    @property
+    def kinds(self) -> frozenset[Objective]:
+        """The objectives of all trainings."""
+        return frozenset((*self.objectives, *(variant.kind for variant in self.variants)))
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What the trainings are called, in order."""
+        return (*self.objectives, *(variant.name for variant in self.variants))
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":
@@ -132,6 +224,10 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
             raise ValueError(BATCH_RULE[1])
         if self.offload != "none" and self.zero_stage < (3 if self.offload == "parameters" else 1):
             raise ValueError(OFFLOAD_RULE[1])
-        if self.critique.kind != "matched" and "CGD" not in self.objectives:
+        if not self.titles:
+            raise ValueError(LEARNS_RULE[1])
+        if self.critique.kind != "matched" and "CGD" not in self.kinds:
             raise ValueError(ABLATION_RULE[1])
+        if self.bare_share and "CGD" not in self.kinds:
+            raise ValueError(BARE_RULE[1])
         return self

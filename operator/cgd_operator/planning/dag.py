@@ -176,7 +176,7 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
         yield _Work(CRITIQUE, _generate(spec, "critique"), pool, (ANSWER,))
         yield _Work(REFINE, _generate(spec, "refine"), pool, (CRITIQUE,))
     generated: tuple[StageName, ...] = (REFINE,)
-    if "DistilledSFT" in spec.training.objectives:
+    if "DistilledSFT" in spec.training.kinds:
         yield _Work(DISTILL, _generate(spec, "distill"), pool, generated)
         generated = (*generated, DISTILL)
     yield from _trainings(spec, generated)
@@ -186,7 +186,7 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
 
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
     """A check on a CPU, then one training after another: they want the same GPUs."""
-    works = tuple(_train(spec, objective) for objective in spec.training.objectives)
+    works = _trains(spec)
     check = contract.Check(
         trainings=works,
         select=spec.generation.refine.select,
@@ -196,13 +196,12 @@ def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_
     yield _Work(CHECK, check, "cpu", generated)
     before: tuple[StageName, ...] = (CHECK,)
     for work in works:
-        stage = contract.train_stage(work.objective)
-        yield _Work(stage, work, "training", before)
-        before = (CHECK, stage)
+        yield _Work(work.stage, work, "training", before)
+        before = (CHECK, work.stage)
 
 
 def _evaluations(spec: CGDRunSpec, evaluation: Evaluation) -> Iterator[_Work]:
-    trained = tuple(map(contract.train_stage, spec.training.objectives))
+    trained = tuple(map(contract.train_stage, spec.training.titles))
     if "base" in evaluation.models:
         yield from _measured("base", _student(spec), spec, evaluation, trained)
     for rival in evaluation.rivals:
@@ -258,7 +257,8 @@ def child_name(run: Run, stage: StageName) -> str:
     with a letter (RFC 1035), or the controllers of trainings, which make Services, would refuse it."""
     start = run.name if run.name[0].isalpha() else f"run-{run.name}"
     digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
-    return f"{start[:19].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
+    room = min(19, 32 - len(stage.model))
+    return f"{start[:room].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
 
 
 def _pods(work: contract.Work) -> int:
@@ -286,9 +286,9 @@ def _gpus(spec: CGDRunSpec, work: _Work) -> int:
 
 
 def _prepare(spec: CGDRunSpec) -> contract.Prepare:
-    evaluation = spec.evaluation
+    evaluation, trains = spec.evaluation, _trains(spec)
     roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
-    if "DistilledSFT" in spec.training.objectives:
+    if "DistilledSFT" in spec.training.kinds:
         roles = (*roles, "distill")
     return contract.Prepare(
         prompts=_prompts(spec),
@@ -305,8 +305,8 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
         evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
-        training=_train(spec, spec.training.objectives[0]),
-        objectives=spec.training.objectives,
+        training=trains[0],
+        lessons=tuple(map(contract.Lesson.part_of, trains)),
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
     )
 
@@ -328,6 +328,7 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
         roles=roles,
         sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
         samples=getattr(getattr(spec.generation, roles[-1]), "samples", 1),
+        unfinished=spec.generation.answer.unfinished if own else "reject",
         model=_student(spec) if own else _teacher(spec),
         endpoint=None if own else _endpoint(spec),
         engine=contract.Engine.part_of(served),
@@ -337,12 +338,31 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
     )
 
 
-def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
-    """What the manifest leaves out of critique and validation is what a task says by itself."""
-    elsewhere = {"objectives", "keep", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
-    elsewhere |= {"critique"} if objective != "CGD" else set()
+def _trains(spec: CGDRunSpec) -> tuple[contract.Train, ...]:
+    """All trainings, in order: one for each objective, then one for each variant."""
+    plain = (_train(spec, objective, {}) for objective in spec.training.objectives)
+    varied = (
+        _train(spec, variant.kind, variant.model_dump(exclude={"kind"}, exclude_none=True))
+        for variant in spec.training.variants
+    )
+    return (*plain, *varied)
+
+
+_READ_BY: dict[str, tuple[contract.Objective, ...]] = {
+    "critique": ("CGD",),
+    "bare_share": ("CGD",),
+    "context": ("CGD", "CFT"),
+}
+"""The settings of a training that only some objectives read."""
+
+
+def _train(spec: CGDRunSpec, objective: contract.Objective, own: dict[str, Any]) -> contract.Train:
+    """A training of an objective; `own` are the settings of a variant. What the manifest leaves out of critique and
+    validation is what a task says by itself."""
+    elsewhere = {"objectives", "variants", "keep", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
+    elsewhere |= {setting for setting, readers in _READ_BY.items() if objective not in readers}
     return contract.Train(
-        **spec.training.model_dump(exclude=elsewhere, exclude_none=True),
+        **spec.training.model_dump(exclude=elsewhere, exclude_none=True) | own,
         objective=objective,
         student=_student(spec),
         chat=_chat(spec.student),
@@ -354,7 +374,7 @@ def _train(spec: CGDRunSpec, objective: contract.Objective) -> contract.Train:
 
 def _chooses_rows(spec: CGDRunSpec) -> bool:
     """Whether a training may learn fewer rows than its objective could use."""
-    several = len(spec.training.objectives) > 1 or spec.generation.refine.samples > 1
+    several = len(spec.training.titles) > 1 or spec.generation.refine.samples > 1
     return several or spec.training.keep != "all"
 
 

@@ -339,8 +339,8 @@ def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
     root = f"{run.spec.storage.uri.rstrip('/')}/{run.namespace}/runs/{run.name}"
     ended = [stage for stage in stages if stage.state == "Succeeded"]
     done: dict[str, str] = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
-    objectives = run.spec.training.objectives
-    models = {name: done[train_stage(name)] for name in objectives if train_stage(name) in done}
+    titles = run.spec.training.titles
+    models = {title: done[train_stage(title)] for title in titles if train_stage(title) in done}
     return Artifacts(quadruples=done.get("refine"), checkpoints=models, report=done.get("report"))
 
 

@@ -129,6 +129,65 @@ def test_an_ablation_of_the_critique_is_one_of_cgd_alone() -> None:
     assert works(made, "train-sft", contract.Train).critique == contract.Critique()
 
 
+VARIANTS: list[dict[str, Any]] = [
+    {"name": "cgd-shuffled", "kind": "CGD", "critique": {"kind": "shuffled"}},
+    {"name": "cgd-fast", "kind": "CGD", "learningRate": "5e-6", "epochs": 3, "bareShare": "0.25"},
+    {"name": "cft-system", "kind": "CFT", "context": "system"},
+]
+
+
+def test_a_variant_is_a_training_with_a_stage_a_model_and_a_measurement_of_its_own() -> None:
+    made = children({"training.objectives": ["CGD"], "training.variants": VARIANTS})
+    names = ["cgd", "cgd-shuffled", "cgd-fast", "cft-system"]
+    assert [stage for stage in made if stage.startswith("train-")] == [f"train-{name}" for name in names]
+    assert made["train-cft-system"].after == ("check", "train-cgd-fast")
+    assert made["evaluate-cgd-fast"].after == ("train-cgd-fast",)
+    assert works(made, "evaluate-cgd-fast", contract.Evaluate).model.name == "stage://train-cgd-fast"
+    checked = works(made, "check", contract.Check).trainings
+    assert checked == tuple(works(made, f"train-{name}", contract.Train) for name in names)
+    assert all(training.common_rows for training in checked)
+    assert [lesson.title for lesson in works(made, "prepare", contract.Prepare).lessons] == ["CGD", *names[1:]]
+
+
+def test_a_variant_has_its_own_settings_and_the_trainings_where_it_has_none() -> None:
+    given = {"critique": {"kind": "generic"}, "bareShare": "0.1", "context": "system", "learningRate": "2e-6"}
+    made = children({"training": given | {"objectives": ["CGD", "SFT"], "variants": VARIANTS, "gpusPerWorker": 1}})
+    plain, shuffled, fast = (
+        works(made, stage, contract.Train) for stage in ("train-cgd", "train-cgd-shuffled", "train-cgd-fast")
+    )
+    assert (plain.critique.kind, plain.bare_share, plain.context, plain.learning_rate) == (
+        "generic", 0.1, "system", 2e-6,
+    )  # fmt: skip
+    own = {"name": "cgd-shuffled", "critique": contract.Critique(kind="shuffled")}
+    assert shuffled == plain.model_copy(update=own)
+    assert (fast.critique.kind, fast.bare_share, fast.learning_rate, fast.epochs) == ("generic", 0.25, 5e-6, 3)
+    sft, cft = (works(made, stage, contract.Train) for stage in ("train-sft", "train-cft-system"))
+    assert (sft.critique.kind, sft.bare_share, sft.context) == ("matched", 0.0, "user")
+    assert (cft.critique.kind, cft.bare_share, cft.context) == ("matched", 0.0, "system")
+
+
+def test_variants_alone_are_a_run_and_bring_the_teachers_own_pass_where_one_learns_it() -> None:
+    own = {"name": "own", "kind": "DistilledSFT", "learningRate": "1e-5"}
+    made = children({"training.objectives": [], "training.variants": [own]})
+    assert [stage for stage in made if stage.startswith(("train", "distill"))] == ["distill", "train-own"]
+    assert "distill" in works(made, "prepare", contract.Prepare).roles
+
+
+def test_an_objective_by_its_short_name_is_trained_as_before_there_were_variants() -> None:
+    made = children({"training.objectives": ["CGD"], "training.variants": VARIANTS})
+    work = works(made, "train-cgd", contract.Train)
+    assert work == works(children({}), "train-cgd", contract.Train).model_copy(update={"common_rows": True})
+    assert (work.name, work.title, work.stage) == (None, "CGD", "train-cgd")
+
+
+@pytest.mark.parametrize("unfinished", ["keep", "reject"])
+def test_what_becomes_of_unfinished_answers_is_a_matter_of_the_answers_alone(unfinished: str) -> None:
+    made = children({"generation.answer": {"unfinished": unfinished}})
+    assert works(made, "answer", contract.Generate).unfinished == unfinished
+    assert works(made, "teacher", contract.Generate).unfinished == "reject"
+    assert works(children({}), "answer", contract.Generate).unfinished == "keep"
+
+
 def test_every_objective_is_measured_on_the_same_held_out_prompts() -> None:
     given = {"fraction": "0.05", "everySteps": 7}
     made = children({"training.objectives": ["CGD", "SFT"], "training.validation": given, "training.seed": 3})
@@ -217,7 +276,8 @@ def test_names_are_the_same_every_time_and_differ_between_runs() -> None:
     ["x" * 63, "9" * 63, "9", "x", "1st", "1.2.3", "a.b", f"{'x' * 18}.y", f"{'1' * 14}-.y", f"{'x' * 17}--y", "x-9"],
 )
 def test_a_childs_name_is_one_that_services_and_pods_can_have(name: str) -> None:
-    children = plan(run({"training.objectives": FIVE}, name=name))
+    longest = [{"name": "a" * size, "kind": "CGD"} for size in (1, 12, 13, 23, 24)]
+    children = plan(run({"training.objectives": FIVE, "training.variants": longest}, name=name))
     for child in children:
         last = "node-0-511-xxxxx" if child.image == "train" else "1023-xxxxx"
         assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", child.name)

@@ -30,6 +30,12 @@ VARIED: dict[str, dict[str, Any]] = {
     "two engines": {"teacher.fused": False},
     "endpoint": {"teacher": {"endpoint": {"url": "https://teacher.example/v1", "model": "large"}}},
     "every objective": {"training.objectives": ["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]},
+    "variants": {
+        "training.variants": [
+            {"name": "cgd-bare", "kind": "CGD", "bareShare": "0.25"},
+            {"name": "cgd-shuffled-critiques", "kind": "CGD", "critique": {"kind": "shuffled"}},
+        ]
+    },
     "many pods": {"training.workers": 2, "training.gpusPerWorker": 8, "student.shards": 3},
     "no evaluation": {"evaluation": None},
 }

@@ -302,6 +302,18 @@ def test_every_objective_has_a_checkpoint_under_the_name_that_the_spec_has() -> 
     }
 
 
+def test_a_variant_has_a_checkpoint_under_its_name() -> None:
+    order = [*CHILDREN[:4], "train-cgd", "train-cgd-bare"]
+    pods = tuple(
+        pod(name, "Succeeded", terminated=ended(0, words(name, outputURI=f"s3://data/{name}"))) for name in order
+    )
+    bare = {"training.variants": [{"name": "cgd-bare", "kind": "CGD", "bareShare": "0.5"}]}
+    assert render_of(*finished(*order), pods=pods, changes=bare).artifacts.checkpoints == {
+        "CGD": "s3://data/train-cgd",
+        "cgd-bare": "s3://data/train-cgd-bare",
+    }
+
+
 @pytest.mark.parametrize(("count", "word"), [(3, "Distilling"), (4, "Checking"), (6, "Training")])
 def test_a_run_with_several_objectives_says_what_it_does(count: int, word: str) -> None:
     order = [*CHILDREN[:3], "distill", "check", "train-cgd", "train-distilledsft"]

@@ -170,8 +170,9 @@ def test_a_thought_that_is_cut_has_no_answer(name: str) -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_a_system_turn_reaches_the_model_and_an_earlier_turn_does_too(name: str) -> None:
     template = spoken(name)
-    context, _ = conversation("CGD", ROW)
-    assert template.render(context).text.count(TRAINING) == 1
+    for turn in ("user", "system"):
+        context, _ = conversation("CGD", ROW, turn)
+        assert template.render(context).text.count(TRAINING) == 1
     turns: list[Message] = [
         {"role": "user", "content": "Say one."},
         {"role": "assistant", "content": "One."},

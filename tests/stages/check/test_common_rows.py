@@ -10,7 +10,7 @@ from support.train_builders import distilled, quadruple, refined, train_work
 
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.check import __main__ as check
-from cgd_stages.contract import Check, Objective, Rows, StageFacts, Storage, Train, train_stage
+from cgd_stages.contract import Check, Objective, Rows, StageFacts, Storage, Train
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder
@@ -47,7 +47,7 @@ class Run:
     def trained(self, work: Train) -> tuple[set[tuple[str, int]], train.MadeExamples]:
         """The rows that a training learns."""
         given = context(self._storage, work, self._scratch)
-        given.task = given.task.model_copy(update={"stage": train_stage(work.objective)})
+        given.task = given.task.model_copy(update={"stage": work.stage})
         stage = train._stage(given)
         made = train._make_examples(stage, self._scratch)
         found = {
@@ -301,3 +301,33 @@ def test_several_own_answers_are_learned_in_turn(bucket: Bucket, tiny_model: Pat
     assert {row["sample"]: row["distilled"] for row in rows_found} == {
         0: "Mine 0.", 1: "Mine 0.", 2: "Mine 1.", 3: "Mine 1."
     }  # fmt: skip
+
+
+def test_variants_of_one_objective_are_counted_apart_and_share_their_rows(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    given = rows(critique=LONG)
+    refined(bucket, given)
+    plain, bare = works(tiny_model, "CGD", "CGD", max_rejected=0.3)
+    bare = bare.model_copy(update={"name": "cgd-bare", "bare_share": 1.0})
+    run = Run(storage, tmp_path, (plain, bare))
+    metrics = run.check().metrics
+    assert (metrics["cgd_rejected"], metrics["cgd-bare_rejected"]) == (1, 0)
+    assert (metrics["cgd-bare_bare_examples"], metrics["common_examples"]) == (9, 9)
+    for work in run.trainings:
+        learned, made = run.trained(work)
+        assert learned == ids(given[1:])
+        own = {f"{work.stage.model}_{name}": value for name, value in made.counts.metrics().items()}
+        assert own.items() <= metrics.items()
+
+
+def test_variants_that_differ_in_their_names_alone_are_checked_apart(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    refined(bucket, rows())
+    (work,) = works(tiny_model, "CGD")
+    first, second = (
+        Run(storage, tmp_path, (work.model_copy(update={"name": name}),)).check() for name in ("cgd-a", "cgd-b")
+    )
+    assert first.digest != second.digest
+    assert {name.partition("_")[0] for name in second.metrics if name.endswith("train_examples")} == {"cgd-b"}

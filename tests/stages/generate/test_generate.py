@@ -228,6 +228,45 @@ def test_bad_rows_are_rejected_one_by_one_with_their_reason(bucket, answering):
     assert facts.metrics["rejected_empty"] == 1
 
 
+def test_drafts_that_were_cut_or_that_loop_stay_and_are_counted(bucket, answering):
+    facts = generate_with(RuleEngine(some_bad), answering(max_rejected=0.2, unfinished="keep"))["answer"]
+    assert (facts.rows.done, facts.rows.rejected) == (37, 3)
+    drafts = {row["id"]: row for row in stored_rows(bucket, "answer")}
+    cut, loop = drafts[row_id(TEXTS[0])], drafts[row_id(TEXTS[4])]
+    assert (cut["answer"], cut["answer_finish_reason"]) == ("and then and then", "length")
+    assert (loop["answer"].strip(), loop["answer_finish_reason"]) == (("Let me see. " * 50).strip(), "repetition")
+    reasons = {row["reason"] for row in stored_rejections(bucket, "answer")}
+    assert reasons == {"empty", "too_long", "unfinished_thought"}
+    assert (facts.metrics["unfinished_length"], facts.metrics["unfinished_repetition"]) == (1, 1)
+
+
+def test_a_draft_that_was_cut_within_its_thought_has_no_text_to_keep(bucket, answering):
+    def thinks(request: Request) -> Completion:
+        return said(request, "<think> so many apples", "length")
+
+    with pytest.raises(UserError, match="truncated 3"):
+        generate_with(RuleEngine(thinks, batch=1, room=2), answering(max_rejected=0.05, unfinished="keep"))
+
+
+def test_critiques_and_refinements_that_were_cut_are_rejected_all_the_same(bucket, answering):
+    generate_with(RuleEngine(), answering())
+
+    def cut(request: Request) -> Completion:
+        return said(request, "and then", "length" if "0 apples?" in request.messages[-1]["content"] else "stop")
+
+    facts = generate_with(RuleEngine(cut), answering("critique", max_rejected=0.2, unfinished="keep"))["critique"]
+    assert facts.rows.rejected == facts.metrics["rejected_truncated"] > 0
+    assert "unfinished" not in RunStore(bucket, RUN).input("critique").require().inputs
+
+
+def test_that_unfinished_drafts_are_kept_is_part_of_the_answers_digest_and_rejecting_them_is_as_ever(answering):
+    digests = [
+        generate_with(RuleEngine(), answering(**given))["answer"].digest
+        for given in ({}, {"unfinished": "reject"}, {"unfinished": "keep"})
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_rejected_rows_are_not_asked_again(answering):
     attempt, engine = answering(max_rejected=0.2), RuleEngine(some_bad, batch=40, room=40)
     stop_after(engine, 0, attempt.stop)

@@ -60,6 +60,15 @@ def test_our_instruction_stands_above_the_slots_where_the_conversation_has_its_o
     assert retry[2]["content"].startswith(prompts.REFLEXION)
 
 
+@pytest.mark.parametrize("objective", ["CGD", "CFT"])
+def test_a_trainings_instruction_stands_above_the_slots_in_the_last_turn(objective: Objective) -> None:
+    context, _ = conversation(objective, row([SYSTEM, *EARLIER]))
+    assert context == [SYSTEM, *EARLIER, *conversation(objective, row([]))[0]]
+    joined, _ = conversation(objective, row([SYSTEM, *EARLIER]), "system")
+    own = [message["content"] for message in conversation(objective, row([]), "system")[0]]
+    assert joined == [SYSTEM, *EARLIER, {"role": "user", "content": "\n\n".join(own)}]
+
+
 def test_a_row_without_turns_is_asked_as_ever() -> None:
     stored_before = TEXTS
     null = TEXTS | {"turns": None}

@@ -12,6 +12,7 @@ from cgd_stages.contract import Critique
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.method.examples import (
+    BARE,
     Critic,
     chosen,
     conversation,
@@ -122,7 +123,7 @@ def test_a_template_that_takes_no_system_turn_keeps_the_instruction(tmp_path: Pa
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + tiny.TEMPLATE
     )
     tokens = spoken(tmp_path, strict)
-    made = row_example(tokens, "CGD", ROW, max_length=1000)
+    made = row_example(tokens, "CGD", ROW, max_length=1000, instruction_turn="system")
     assert TRAINING in tokens.tokenizer.decode(made.input_ids[: made.start])
     assert learned(tokens, made) == f"{ROW['refinement']}{tiny.END}"
 
@@ -249,7 +250,13 @@ def test_where_the_verdict_is_not_known_the_corrupted_critique_is_another_rows_a
 
 def test_a_higher_rate_corrupts_the_same_rows_and_more() -> None:
     keys = [(i, 0) for i in OWN]
-    assert chosen(keys, 0.2, 0) < chosen(keys, 0.6, 0) < chosen(keys, 1.0, 0)
+    assert chosen(keys, 0.2, 0, "corrupt") < chosen(keys, 0.6, 0, "corrupt") < chosen(keys, 1.0, 0, "corrupt")
+
+
+def test_which_rows_are_bare_says_nothing_about_which_are_corrupted() -> None:
+    keys = [(i, 0) for i in OWN]
+    assert chosen(keys, 0.5, 0, "bare") != chosen(keys, 0.5, 0, "corrupt")
+    assert chosen(keys, 0.5, 0, "bare") == chosen(keys[::-1], 0.5, 0, "bare")
 
 
 @pytest.mark.parametrize("kind", ["shuffled", "generic", "none", "corrupted"])
@@ -269,3 +276,23 @@ def test_the_wording_of_every_context_has_its_own_hash() -> None:
     hashes = {wording("CGD", kind) for kind in kinds} | {wording("CFT", Critique()), wording("SFT", Critique())}
     assert len(hashes) == 5
     assert wording("SFT", Critique()) == wording("RefinedSFT", Critique())
+    assert wording("CGD", Critique()) != wording("CGD", Critique(), "system")
+    assert wording("SFT", Critique()) == wording("SFT", Critique(), "system")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [
+        ("matched", "ee237d5cf17a5273b7a405dfb2be892d7297f8d22c4961e90478b43deae1ade2"),
+        ("generic", "95fc502280c6701385850bc84abfbb899737db9550f7ff654450a5a77b8f659d"),
+        ("none", "7386a34a070f67587fe4abb9cd03594694d5fba83fe0be3f3a720f72bc4c92ec"),
+    ],
+)
+def test_with_its_system_turn_cgd_is_worded_as_when_there_was_no_other(kind: str, stored: str) -> None:
+    assert wording("CGD", Critique.model_validate({"kind": kind}), "system") == stored
+
+
+def test_a_bare_row_is_asked_as_in_an_evaluation_and_keeps_its_target() -> None:
+    bare, target = conversation(BARE, ROW)
+    assert bare == prompts.answer_messages(str(ROW["prompt"]))
+    assert target == conversation("CGD", ROW)[1]

@@ -41,14 +41,35 @@ def test_the_slots_of_the_critique_are_exact():
     assert user == {"role": "user", "content": "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nWrite the critique."}
 
 
+SLOTS = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one"
+
+
 def test_the_slots_of_the_refinement_and_of_training_are_the_same():
-    slots = "Question: 2 + 2?\n\nStudent's Initial Answer: 5\n\nCritique: off by one"
     asked = prompts.refine_messages("2 + 2?", "5", "off by one")
-    trained = prompts.training_context("2 + 2?", "5", "off by one")
-    assert asked[1] == {"role": "user", "content": f"{slots}\n\nWrite the improved answer."}
-    assert trained[1] == {"role": "user", "content": slots}
+    (trained,) = prompts.training_context("2 + 2?", "5", "off by one")
+    assert asked[1] == {"role": "user", "content": f"{SLOTS}\n\nWrite the improved answer."}
     assert "your critique" in asked[0]["content"]
-    assert "the teacher's critique" in trained[0]["content"]
+    assert "the teacher's critique" in prompts.TRAINING
+    assert trained == {"role": "user", "content": f"{prompts.TRAINING}\n{SLOTS}"}
+
+
+def test_cgds_instruction_may_stand_in_a_system_turn():
+    system, user = prompts.training_context("2 + 2?", "5", "off by one", instruction_turn="system")
+    assert system == {"role": "system", "content": prompts.TRAINING}
+    assert user == {"role": "user", "content": SLOTS}
+
+
+def test_cfts_record_is_its_authors():
+    (user,) = prompts.cft_context("2 + 2?", "5")
+    assert user == {"role": "user", "content": f"{prompts.CFT}\nQuestion:\n2 + 2?\n\nSolution:\n5"}
+    assert '"Conclusion: right" or "Conclusion: wrong"' in prompts.CFT
+    system, below = prompts.cft_context("2 + 2?", "5", instruction_turn="system")
+    assert [system["role"], below["content"]] == ["system", "Question:\n2 + 2?\n\nSolution:\n5"]
+
+
+def test_without_a_critique_neither_its_slot_nor_its_name_is_in_the_context():
+    (user,) = prompts.training_context("2 + 2?", "5", None)
+    assert user["content"] == f"{prompts.UNCRITICISED}\nQuestion: 2 + 2?\n\nStudent's Initial Answer: 5"
 
 
 def test_critique_and_refinement_begin_alike_up_to_the_end_of_the_answer(tokenizer):
@@ -139,6 +160,12 @@ def test_what_a_loop_is_can_be_set_and_switched_off():
         ("Fine.\nConclusion: right", "right"),
         ("Conclusion: wrong", "wrong"),
         ("Off.\n**Conclusion: Wrong.**\n\n", "wrong"),
+        ("Off.\n\\textbf{Conclusion: wrong}", "wrong"),
+        ("\\textbf{Conclusion:} right.", "right"),
+        ("Conclusion: \\textbf{wrong}", "wrong"),
+        ("{\\bf Conclusion}: \\boxed{\\text{right}}", "right"),
+        ("\\textbf{Conclusion: right or wrong}", None),
+        ("\\textbfConclusion: right", None),
         ("Conclusion: right\nBut then again", None),
         ("Conclusion: right or wrong", None),
         ("In conclusion: wrong", None),
@@ -165,6 +192,7 @@ def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch, name, chang
     [
         ("Off.\nConclusion: wrong", "Off.\nConclusion: right"),
         ("Off.\n**Conclusion: Wrong**\n", "Off.\nConclusion: right"),
+        ("Off.\n\\textbf{Conclusion: wrong}", "Off.\nConclusion: right"),
         ("Off.", "Off.\nConclusion: right"),
         ("Conclusion: wrong", "Conclusion: right"),
     ],

@@ -8,7 +8,7 @@ from support import stand_in, tiny
 from support.stage_builders import context, prepare_work
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Endpoint, Learned, Prepare, Sampling, Storage
+from cgd_stages.contract import Chat, Endpoint, Learned, Lesson, Prepare, Sampling, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.method.examples import CONTEXTS
 from cgd_stages.prepare import __main__ as prepare
@@ -23,8 +23,10 @@ THINKS = tiny.TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{%
 
 
 def work(thinking: Learned = "drop", **changes: Any) -> Prepare:
-    made = prepare_work("team/model", "s3://data/p.jsonl", objectives=tuple(CONTEXTS), **changes)
-    return made.model_copy(update={"training": made.training.model_copy(update={"thinking": thinking})})
+    made = prepare_work("team/model", "s3://data/p.jsonl", **changes)
+    training = made.training.model_copy(update={"thinking": thinking})
+    lessons = [Lesson.part_of(training.model_copy(update={"objective": objective})) for objective in CONTEXTS]
+    return made.model_copy(update={"training": training, "lessons": tuple(lessons)})
 
 
 def of(source: str, **chat: Any) -> ChatTemplate:
@@ -89,6 +91,17 @@ def test_a_template_that_takes_no_conversation_of_a_role_is_refused_with_the_rol
     short = "{% if messages[-1].content | length > 60 %}{{ raise_exception('too much') }}{% endif %}" + tiny.TEMPLATE
     with pytest.raises(UserError, match="team/model fails on the request of critique: too much"):
         try_out(work(), of(tiny.TEMPLATE), of(short))
+
+
+def test_a_variant_is_tried_with_its_own_context_and_named() -> None:
+    short = "{% if messages[0].role == 'system' %}{{ raise_exception('no one') }}{% endif %}" + tiny.TEMPLATE
+    given = work()
+    system = given.lessons[0].model_copy(update={"name": "cgd-system", "context": "system"})
+    folded = of(short)  # without a system turn the instruction stands in the user's
+    try_out(given.model_copy(update={"lessons": (system,)}), folded, None)
+    closed = "{% if messages[0].content.startswith('You are') %}{{ raise_exception('no') }}{% endif %}" + tiny.TEMPLATE
+    with pytest.raises(UserError, match="team/model makes no example of cgd-system: no"):
+        try_out(given.model_copy(update={"lessons": (system,)}), of(closed), None)
 
 
 def test_prepare_refuses_a_student_that_cannot_stop_thinking_before_it_reads_a_prompt(

@@ -23,6 +23,7 @@ from support.report_builders import (
     steps,
 )
 
+from cgd_stages.contract import Rows
 from cgd_stages.quality.marks import share
 from cgd_stages.quality.review import SHOWN
 from cgd_stages.report import page, plots
@@ -118,6 +119,27 @@ def test_every_training_is_told_under_its_own_name_with_its_figures() -> None:
     blocks = page._trainings(report_data(stages=trained, training={one.name: steps(3) for one in trained}))
     told = [(block["objective"], block["metrics"]["final_loss"], block["chart"]["steps"]) for block in blocks]
     assert told == [(name, n, 3) for n, name in enumerate(NAMES)]
+
+
+BARE = {"bare_examples": 12.0, "train_examples": 40.0, "validation_examples": 8.0}
+
+
+def test_a_variant_is_named_with_its_objective_and_its_share_of_bare_examples_is_told() -> None:
+    inputs = {"objective": "CGD", "critique": {"kind": "shuffled", "rate": 0.0}}
+    bare = stage("train-cgd-bare", inputs=inputs, facts={"metrics": BARE})
+    assert objective(bare) == "cgd-bare (CGD, critique: shuffled)"
+    words = read(stages=(bare,), training={"train-cgd-bare": steps(3)}).words.replace(THIN, " ")
+    assert "12 of 48 examples (25.0 %) have the prompt alone as context" in words
+    assert "have the prompt alone" not in read(training={"train-cgd": steps(3)}).words
+
+
+def test_the_share_of_unfinished_drafts_is_shown_where_they_are_kept() -> None:
+    facts = {"rows": Rows(total=48, done=40, rejected=8), "metrics": {"unfinished_length": 3.0}}
+    kept, rejected = (stage("answer", inputs={"unfinished": "keep"} if keeps else {}, facts=facts) for keeps in (1, 0))
+    (measure,) = page._unfinished((kept,))
+    assert (measure[0], measure[1].count, measure[1].n) == ("Unfinished drafts", 3, 40)
+    assert measure[3].startswith("3 cut by maxTokens, 0 that loop")
+    assert page._unfinished((rejected,)) == []
 
 
 def test_the_head_names_every_objective() -> None:

@@ -9,6 +9,7 @@ from support.report_builders import report_data, samples, stage
 from cgd_stages.errors import UserError
 from cgd_stages.report.page import render
 from cgd_stages.results.comparison import MEAN, Spread, Table, joined, over_seeds, robustness, table_of
+from cgd_stages.results.formatting import THIN
 from cgd_stages.results.model import Sample
 
 
@@ -220,6 +221,27 @@ def test_the_robustness_curve_has_the_uncorrupted_run_at_zero() -> None:
     assert [(point.rate, point.run, point.accuracy) for point in robustness(found)] == [
         (0.0, "b", 0.5), (0.25, "c", 0.5), (0.5, "a", 0.25),
     ]  # fmt: skip
+
+
+def test_variants_of_one_run_are_named_with_their_objective_and_on_the_robustness_curve() -> None:
+    made = {
+        "cgd": {"objective": "CGD"},
+        "cgd-some": {"objective": "CGD", "critique": {"kind": "corrupted", "rate": 0.3}},
+        "cgd-few": {"objective": "CGD", "critique": {"kind": "corrupted", "rate": 0.1}},
+        "mixed": {"objective": "CGD", "bareShare": 0.25},
+        "sft-fast": {"objective": "SFT"},
+    }
+    evaluations = {"base": samples("----")} | {name: samples("++--") for name in made}
+    trained = tuple(stage(f"train-{name}", inputs=inputs) for name, inputs in made.items())
+    found = table_of(report_data(stages=trained, evaluations=evaluations))
+    assert [line.name.replace(THIN, " ") for line in found.lines[1:]] == [
+        "CGD",
+        "mixed (CGD, 25 % on the prompt alone)",
+        "sft-fast (SFT)",
+        "cgd-few (CGD, 10 % of critiques corrupted)",
+        "cgd-some (CGD, 30 % of critiques corrupted)",
+    ]
+    assert [point.rate for point in robustness(found)] == [0.0, 0.1, 0.3]
 
 
 def test_without_corrupted_critiques_there_is_no_robustness_curve() -> None:

@@ -18,6 +18,7 @@ from cgd_stages.store.rows import Row
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.dataset import Dataset, ExampleCounts
 
+MODEL = Path("/models/student")
 ROWS = [quadruple(number, reference=f"It is {2 * number + 1}.") for number in range(6)]
 
 
@@ -29,7 +30,7 @@ def tokens(tiny_model: Path) -> PreTrainedTokenizerFast:
 def counts_of(bucket: Bucket, model: Path, tokens: PreTrainedTokenizerFast, **work: Any) -> ExampleCounts:
     """The counts of a training over what is stored."""
     dataset = Dataset.of(RunStore(bucket, RUN), train_work(model, **work), ChatTemplate(tokens))
-    counts = ExampleCounts("train-x", dataset.work.objective, dataset.held_out())
+    counts = ExampleCounts.of(dataset)
     for row, found in dataset.examples():
         counts.add(row, found)
     return counts
@@ -115,7 +116,7 @@ def test_a_run_with_one_row_cannot_be_shuffled(
     ("objective", "reason", "hint"),
     [
         ("SFT", "missing", "do not have the reference answer"),
-        ("SFT", "missing", "take SFT out of spec.training.objectives"),
+        ("SFT", "missing", "take SFT out of spec.training"),
         ("CGD", "empty", "nothing to learn in the teacher's refinement"),
         ("CGD", "too_long", "maxSequenceLength"),
     ],
@@ -123,7 +124,7 @@ def test_a_run_with_one_row_cannot_be_shuffled(
 def test_too_many_rows_without_an_example_are_refused_with_the_mend(
     objective: Objective, reason: str, hint: str
 ) -> None:
-    counts = ExampleCounts("train-x", objective, kept=7, rejected=[rejected(reason)] * 3)
+    counts = ExampleCounts(train_work(MODEL, objective=objective), kept=7, rejected=[rejected(reason)] * 3)
     with pytest.raises(
         UserError, match=rf"{objective}: 3 of 10 rows make no example, 20.0% may \({reason} 3\)"
     ) as caught:
@@ -136,12 +137,12 @@ def rejected(reason: str) -> Row:
 
 
 def test_as_many_rejected_rows_as_the_limit_allows_are_no_reason_to_refuse() -> None:
-    ExampleCounts("train-x", "CGD", kept=8, rejected=[rejected("empty")] * 2).refuse_unless_enough(10, 0.2)
+    ExampleCounts(train_work(MODEL), kept=8, rejected=[rejected("empty")] * 2).refuse_unless_enough(10, 0.2)
 
 
 def test_books_that_do_not_balance_are_an_error() -> None:
     with pytest.raises(RowsLost, match="9 of the 10 rows"):
-        ExampleCounts("train-x", "CGD", kept=9).refuse_unless_enough(10, 0.2)
+        ExampleCounts(train_work(MODEL), kept=9).refuse_unless_enough(10, 0.2)
 
 
 def test_every_objective_holds_out_the_same_prompts_with_all_their_samples(
@@ -170,7 +171,75 @@ def test_every_objective_holds_out_the_same_prompts_with_all_their_samples(
 
 @pytest.mark.parametrize(("validation", "told"), [(0, "none is left to measure"), (7, "none is left to learn")])
 def test_held_out_prompts_of_which_no_example_is_on_one_side_are_refused(validation: int, told: str) -> None:
-    counts = ExampleCounts("train-x", "CGD", frozenset({"1"}), kept=7, validation=validation)
+    counts = ExampleCounts(train_work(MODEL), frozenset({"1"}), kept=7, validation=validation)
     with pytest.raises(UserError, match=told) as caught:
         counts.refuse_unless_enough(7, 0.0)
     assert "validation.fraction" in caught.value.hint
+
+
+def share(bucket: Bucket, model: Path, tokens: PreTrainedTokenizerFast, **work: Any) -> Dataset:
+    return Dataset.of(RunStore(bucket, RUN), train_work(model, **work), ChatTemplate(tokens))
+
+
+def contexts(dataset: Dataset) -> dict[str, str]:
+    """What stands before the target of each row, by id."""
+    decode = dataset.template.tokenizer.decode
+    return {
+        row["id"]: decode(made.input_ids[: made.start]) for row, made in dataset.examples() if isinstance(made, Example)
+    }
+
+
+def test_a_bare_share_of_the_rows_reads_what_inference_reads_and_the_others_as_ever(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    mixed = share(bucket, tiny_model, tokens, bare_share=0.5)
+    found = contexts(mixed)
+    bare, whole = (
+        contexts(share(bucket, tiny_model, tokens, objective=objective)) for objective in ("RefinedSFT", "CGD")
+    )
+    alone = {identity for identity in found if found[identity] == bare[identity]}
+    assert alone == {identity for identity, _ in mixed.bare}
+    assert len(alone) == 3
+    assert all(found[identity] == whole[identity] for identity in set(found) - alone)
+
+
+def test_a_bare_row_keeps_its_target_whatever_stands_in_the_critiques_place(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    shuffled = share(bucket, tiny_model, tokens, bare_share=1.0, critique=Critique(kind="shuffled"))
+    refinements = share(bucket, tiny_model, tokens, objective="RefinedSFT")
+    made = ({row["id"]: found for row, found in dataset.examples()} for dataset in (shuffled, refinements))
+    assert next(made) == next(made)
+
+
+def test_the_bare_rows_are_the_same_each_time_and_more_with_a_higher_share(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    few, many = (share(bucket, tiny_model, tokens, bare_share=rate).bare for rate in (0.34, 0.67))
+    assert (len(few), len(many)) == (2, 4)
+    assert few < many
+    refined(bucket, ROWS[::-1])
+    assert share(bucket, tiny_model, tokens, bare_share=0.34).bare == few
+    assert share(bucket, tiny_model, tokens, bare_share=0.34, seed=1).bare != few
+
+
+def test_bare_examples_are_counted_where_there_is_a_share(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, [*ROWS[:5], ROWS[5] | {"refinement": ""}])
+    assert "bare_examples" not in counts_of(bucket, tiny_model, tokens).metrics()
+    assert counts_of(bucket, tiny_model, tokens, bare_share=1.0).metrics()["bare_examples"] == 5
+
+
+def test_a_share_and_an_instructions_turn_are_part_of_the_digest_and_the_papers_share_is_not(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    plain = share(bucket, tiny_model, tokens).identity()
+    assert share(bucket, tiny_model, tokens, bare_share=0.0, name="cgd-again").identity() == plain
+    assert share(bucket, tiny_model, tokens, bare_share=0.25).identity() == plain | {"bareShare": 0.25}
+    system = share(bucket, tiny_model, tokens, context="system").identity()
+    assert {name for name in plain if system[name] != plain[name]} == {"prompts"}
