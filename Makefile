@@ -49,8 +49,9 @@ chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a ru
 chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PID 1 (root, 45 minutes): make chaos-signals PROGRAMS="prepare report" INSTANTS=50 SEED=1
 	@PYTHONPATH=tests $(BIN)/python -m chaos.signals $(if $(PROGRAMS),--programs $(PROGRAMS)) $(if $(INSTANTS),--instants $(INSTANTS)) $(if $(SEED),--seed $(SEED))
 
-fuzz: .venv/ready ## Apply 10,000 wrong and strange manifests: refused with a message, or started (4 minutes)
+fuzz: .venv/ready ## 10,000 wrong and strange manifests, each refused with a message or started, and as many files of prompts (6 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.fuzz
+	@PYTHONPATH=tests $(BIN)/python -m support.fuzz_lines
 
 replicate: .venv/ready ## Does the method work? Pre-train, distil and compare on this machine (QUICK=1: only whether it runs)
 	@PYTHONPATH=examples $(BIN)/python -m replicate $(if $(QUICK),--quick)

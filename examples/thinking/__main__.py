@@ -30,7 +30,7 @@ MARKERS = {"<jupyter_script>": "<think>", "<empty_output>": "</think>"}
 """Tokens that SmolLM2 has for code, and what they become: as in Qwen3, ordinary tokens that decoding keeps."""
 BEGINNINGS = {"<think>": "To", "</think>": "\n\n"}
 """What SmolLM2 would write in the place of each marker: the marker's embedding begins as that of the last token."""
-STEPS, BATCH, RATE, WARMUP = 40, 3, 5e-4, 3
+STEPS, BATCH, RATE, WARMUP = 60, 3, 5e-4, 3
 TUNED_LAYERS = 8
 """The last layers, which learn together with the embeddings; the other 22 stay as they are, which halves the time."""
 IGNORE = -100

@@ -30,11 +30,11 @@ class Solved:
 
 
 def lessons(seed: int = SEED) -> Iterator[Lesson]:
-    """Lessons without end: most of them answers, which are short, and most with a thought."""
+    """Lessons without end: as many of each role, and most with a thought."""
     dice = random.Random(seed)
     for problem in problems(dice):
         thinks = dice.random() < 2 / 3
-        teach = dice.choice((answer, answer, answer, answer, answer, critique, refinement))
+        teach = dice.choice((answer, critique, refinement))
         yield teach(problem, dice, thinks)
 
 

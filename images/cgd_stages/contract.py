@@ -158,6 +158,8 @@ class Between:
     low: float
     high: float
     open_low: bool = False
+    or_zero: bool = False
+    """0 is allowed, too."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
@@ -165,16 +167,20 @@ class Between:
     def __get_pydantic_json_schema__(
         self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        bounds = f"double(self) {'>' if self.open_low else '>='} {self.low:.1f} && double(self) <= {self.high:.1f}"
-        return {**handler(core), "x-kubernetes-validations": [{"rule": bounds, "message": self.text}]}
+        low = f"double(self) {'>' if self.open_low else '>='} {float(self.low)}"
+        low = f"(double(self) == 0.0 || {low})" if self.or_zero else low
+        rule = {"rule": f"{low} && double(self) <= {float(self.high)}", "message": self.text}
+        return {**handler(core), "x-kubernetes-validations": [rule]}
 
     @property
     def text(self) -> str:
         low = f"above {self.low:g} and at most" if self.open_low else f"from {self.low:g} to"
-        return f'write a number {low} {self.high:g}, in quotes: "0.5"'
+        zero = ", or 0" if self.or_zero else ""
+        return f'write a number {low} {self.high:g}{zero}, in quotes: "0.5"'
 
     def check(self, number: float) -> float:
-        if number > self.high or number < self.low or (self.open_low and number == self.low):
+        allowed = self.low < number <= self.high or (number == self.low and not self.open_low)
+        if not (allowed or (self.or_zero and number == 0)):
             raise ValueError(self.text)
         return number
 
@@ -184,7 +190,8 @@ Decimal = Annotated[float, AsText(NUMBER, max_length=20)]
 Rate = Annotated[Decimal, Between(0, 1, open_low=True)]
 Fraction = Annotated[Decimal, Between(0, 1)]
 Half = Annotated[Decimal, Between(0, 0.5)]
-Temperature = Annotated[Decimal, Between(0, 2)]
+Temperature = Annotated[Decimal, Between(0.01, 2, or_zero=True)]
+"""vLLM 0.32 makes 0.01 of a smaller temperature above 0."""
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Word = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -425,7 +432,9 @@ class Sampling(Contract):
         description="The most tokens that the model may write, its thought included. A text that reaches it is cut "
         "and, unless it is an answer that unfinished keeps, rejected; an output of an evaluation is cut and counted.",
     )
-    temperature: Temperature = Field(0.0, description='The sampling temperature; "0" means greedy decoding.')
+    temperature: Temperature = Field(
+        0.0, description='The sampling temperature: "0", which means greedy decoding, or 0.01 to 2.'
+    )
     top_p: Rate = Field(1.0, description="The share of nucleus sampling. It matters only with a temperature above 0.")
     seed: int = Field(0, ge=0, description="Gives every row a seed of its own, together with the row's key.")
     top_k: int | None = Field(

@@ -110,8 +110,12 @@ def render(
 def price(
     file: File,
     rows: Annotated[int | None, typer.Option(min=1, help="Default: prompts.limit.")] = None,
-    student_params: Annotated[str, typer.Option(help="Such as 8B; default: read off the model's name.")] = "",
-    teacher_params: Annotated[str, typer.Option(help="Such as 70B; default: read off the model's name.")] = "",
+    student_params: Annotated[
+        str, typer.Option(help="Such as 8B, or 30B-A3B; default: read off the model's name.")
+    ] = "",
+    teacher_params: Annotated[
+        str, typer.Option(help="Such as 70B, or 235B-A22B; default: read off the model's name.")
+    ] = "",
     gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "a100-80gb",
     gpu_hour: Annotated[float, typer.Option(min=0, help="Price of a GPU-hour.")] = 2.5,
     currency: Annotated[str, typer.Option(help="The currency of all prices.")] = "USD",
@@ -132,13 +136,16 @@ def price(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
-    from cgd_cli.estimate import Assumptions, size_in
+    from cgd_cli.estimate import Assumptions, active_in, size_in
     from cgd_cli.manifest import run_of
     from cgd_cli.price import price_json, price_table
 
     def parameters(role: str, model: str, option: str) -> float:
         if (found := size_in(option or model)) is None:
-            raise Wrong(f"{option or model} names no number of parameters: add an option such as --{role}-params 8B")
+            raise Wrong(
+                f"{option or model} names no number of parameters: add an option such as --{role}-params 8B (47B-A13B: "
+                "a mixture of experts, of which a token meets 13B)"
+            )
         return found
 
     run = run_of(file)
@@ -153,6 +160,8 @@ def price(
         rows=count,
         student=parameters("student", run.spec.student.model, student_params),
         teacher=parameters("teacher", teacher, teacher_params) if teacher else 0.0,
+        student_active=active_in(student_params or run.spec.student.model),
+        teacher_active=active_in(teacher_params or teacher) if teacher else None,
         gpu=GPUS[gpu],
         gpu_hour=gpu_hour,
         currency=currency,

@@ -13,16 +13,20 @@ from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
 from cgd_stages.chat.example import IGNORE, Example
 from cgd_stages.errors import UserError
+from cgd_stages.method.prompts import whole_prompt
 from cgd_stages.models import resolve
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, read_rows
 from cgd_stages.store.rows import Row, from_parquet
 from cgd_stages.store.run import RunStore
+from cgd_stages.text.references import in_words
 from cgd_stages.training.dataset import Dataset
 
 Manifest = dict[str, Any]
 
-TEXTS = ("prompt", "reference", "answer", "critique", "refinement", "distilled")
+WRITTEN = ("answer", "critique", "refinement", "distilled")
+TEXTS = ("prompt", "reference", *(name for text in WRITTEN for name in (f"{text}_thinking", text)))
+"""What a row's panel shows one under another; the turns before a prompt are shown with it."""
 
 
 def _store(run: Manifest, storage: contract.Storage) -> RunStore:
@@ -43,16 +47,21 @@ def rows(run: Manifest, storage: contract.Storage, *, stage: str, rejected: bool
 
 
 def row_panel(row: Row) -> Panel:
-    """The texts of a row one under another, and its counts below."""
+    """The texts of a row one under another, each after its thought, and the counts below."""
     body = plain("")
+    texts = dict(row)
+    if row.get("prompt"):
+        texts["prompt"] = whole_prompt(row)
+    if row.get("reference"):
+        texts["reference"] = in_words(row["reference"])
     for name in TEXTS:
-        if row.get(name):
+        if texts.get(name):
             body.append_text(plain(f"{name}\n", "bold cyan", lines=True))
-            body.append_text(plain(f"{row[name]}\n\n", lines=True))
+            body.append_text(plain(f"{texts[name]}\n\n", lines=True))
     counts = [
         f"{column} {value}"
         for column, value in row.items()
-        if column not in (*TEXTS, "id", "sample") and value not in (None, "")
+        if column not in (*TEXTS, "turns", "id", "sample") and value not in (None, "")
     ]
     return panel(body.append_text(plain("  ".join(counts), "dim")), f"{row['id']} / {row['sample']}")
 

@@ -3,9 +3,10 @@
 Tokens are rows times assumed lengths; the estimate foresees no row that is rejected or not kept, and counts thoughts
 where a model thinks. A model of P parameters needs 2P FLOPs to compute a token (Kaplan et al. 2020), 6P to learn from
 it, and 8P when activations are recomputed (Chowdhery et al. 2022); 2P less where an adapter is trained and the
-parameters are frozen. FLOP/s limit the reading of prompts. They limit writing, too, unless few rows are in flight: then
-each step reads the weights once for all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The
-estimate leaves out reads of the KV cache, so long contexts take longer than it says.
+parameters are frozen. Of a mixture of experts, P is what a token meets; memory holds all of it. FLOP/s limit the
+reading of prompts. They limit writing, too, unless few rows are in flight: then each step reads the weights once for
+all rows, and bandwidth is the limit (the roofline of Williams et al. 2009). The estimate leaves out reads of the KV
+cache, so long contexts take longer than it says.
 """
 
 import math
@@ -40,6 +41,9 @@ class Assumptions:
     rows: int
     student: float
     teacher: float
+    student_active: float | None = None
+    teacher_active: float | None = None
+    """Parameters that a token meets; None: all of them."""
     gpu: Gpu
     gpu_hour: float = 2.5
     currency: str = "USD"
@@ -60,6 +64,22 @@ class Assumptions:
     input_million: float = 0.0
     output_million: float = 0.0
     """Price of a million tokens at the teacher's endpoint."""
+
+    @property
+    def of_student(self) -> "Size":
+        return Size(self.student, self.student_active or self.student)
+
+    @property
+    def of_teacher(self) -> "Size":
+        return Size(self.teacher, self.teacher_active or self.teacher)
+
+
+@dataclass(frozen=True)
+class Size:
+    """The parameters of a model, and those that a token meets."""
+
+    parameters: float
+    active: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ def _thought(chat: contract.Chat, assumptions: Assumptions) -> int:
 
 
 def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Thoughts) -> Iterator[Cost]:
-    student, stage = assumptions.student, child.stage
+    student, stage = assumptions.of_student, child.stage
     match child.task.work:
         case contract.Generate() as work:
             for role, sampling in zip(work.roles, work.sampling, strict=True):
@@ -121,8 +141,8 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 drawn = rows * work.draws(role)
                 # An engine of ours finds the prompt of a row's further draws in the cache; an endpoint bills it again.
                 read *= rows if child.gpus else drawn
-                parameters = student if role == "answer" else assumptions.teacher
-                yield _generated(child, role, drawn, read, drawn * written, parameters, assumptions, warm=is_fused)
+                model = student if role == "answer" else assumptions.of_teacher
+                yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_fused)
         case contract.Train() as work:
             yield _trained(child, work, assumptions, thoughts, assumptions.rows * _learned(run))
         case contract.Evaluate() as work:
@@ -181,18 +201,19 @@ def _generated(
     rows: int,
     read: int,
     written: int,
-    parameters: float,
+    model: Size,
     assumptions: Assumptions,
     *,
     warm: bool = False,
 ) -> Cost:
-    """The cost of a stage that generates. Warm: its engine runs already."""
+    """The cost of a stage that generates. Warm: its engine runs already. The rows in flight meet all experts of a
+    mixture together."""
     if not child.gpus:  # an endpoint bills tokens
         money = read / 1e6 * assumptions.input_million + written / 1e6 * assumptions.output_million
         return Cost(stage, rows, read, written, money=money)
     flops, bandwidth = child.gpus * assumptions.gpu.flops, child.gpus * assumptions.gpu.bandwidth
-    for_flops = 2 * parameters / (READING * flops)
-    for_weights = SERVED_WIDTH * parameters / (WRITING * bandwidth * assumptions.in_flight)
+    for_flops = 2 * model.active / (READING * flops)
+    for_weights = SERVED_WIDTH * model.parameters / (WRITING * bandwidth * assumptions.in_flight)
     work = read * for_flops + written * max(for_flops, for_weights)
     seconds = work / child.pods + (0 if warm else 60 * assumptions.start_minutes)
     gpus = child.pods * child.gpus
@@ -222,7 +243,7 @@ def _trained(child: Child, work: contract.Train, assumptions: Assumptions, thoug
     rows, gpus = examples * work.epochs, child.pods * child.gpus
     read = rows * _example_tokens(work, assumptions, thoughts)
     needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
-    per_token = needed * assumptions.student
+    per_token = needed * assumptions.of_student.active
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
     seconds = read * per_token / speed + 60 * assumptions.start_minutes
     return Cost(child.stage, rows, read, 0, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
@@ -377,9 +398,19 @@ def fits(run: Run, assumptions: Assumptions) -> list[Fit]:
 
 
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
+_UNITS = {"B": 1e9, "M": 1e6}
 
 
 def size_in(text: str) -> float | None:
     """The number of parameters in a name or an option: 8B, Llama-3.1-8B-Instruct, SmolLM2-135M; None without one."""
     size = _SIZE.search(text.rsplit("/", 1)[-1])
-    return float(size[1]) * {"B": 1e9, "M": 1e6}[size[2].upper()] if size else None
+    return float(size[1]) * _UNITS[size[2].upper()] if size else None
+
+
+_ACTIVE = re.compile(r"(?<=-)A(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
+
+
+def active_in(text: str) -> float | None:
+    """The number of parameters that a token meets of a mixture, in such a name or option: Qwen3-30B-A3B, 47B-A13B."""
+    size = _ACTIVE.search(text.rsplit("/", 1)[-1])
+    return float(size[1]) * _UNITS[size[2].upper()] if size else None

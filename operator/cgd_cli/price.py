@@ -9,7 +9,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cgd_cli.estimate import CHARACTERS, READING, WRITING, Assumptions, Thoughts, costs, fits, lengths, lm_eval_tasks
+from cgd_cli.estimate import (
+    CHARACTERS,
+    READING,
+    WRITING,
+    Assumptions,
+    Size,
+    Thoughts,
+    costs,
+    fits,
+    lengths,
+    lm_eval_tasks,
+)
 from cgd_cli.terminal import plain
 from cgd_operator.planning.dag import Run
 from cgd_stages.models.fit import Misfit
@@ -59,9 +70,10 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
 
 def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
     a = assumptions
-    teacher = f", teacher {a.teacher / 1e9:g} B" if a.teacher else ""
+    teacher = f", teacher {_billions(a.of_teacher)}" if a.teacher else ""
     lines = (
-        f"assumed: student {a.student / 1e9:g} B{teacher} parameters; {gpu} at {a.gpu_hour:g} {a.currency} an hour;",
+        f"assumed: student {_billions(a.of_student)}{teacher} parameters;",
+        f"{gpu} at {a.gpu_hour:g} {a.currency} an hour;",
         f"tokens: prompt {a.prompt}, answer {a.answer}, critique {a.critique},",
         f"refinement {a.refinement}; {a.in_flight} rows in flight; pods start in {a.start_minutes:g} min;",
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",
@@ -86,6 +98,11 @@ def _clock(seconds: float) -> str:
     """Hours and minutes."""
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02} h" if minutes else ""
+
+
+def _billions(size: Size) -> str:
+    active = f" ({size.active / 1e9:g} B active)" if size.active != size.parameters else ""
+    return f"{size.parameters / 1e9:g} B{active}"
 
 
 def _count(number: float) -> str:

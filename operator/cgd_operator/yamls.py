@@ -31,7 +31,7 @@ class _Loader(yaml.CSafeLoader):
         """The tag of a node that has none. PyYAML calls this for every node."""
         if kind is yaml.ScalarNode and implicit[0] and value != "<<":
             return f"{_TAG}{_type(_plain(value))}"
-        return str(super().resolve(kind, value, implicit))
+        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -66,8 +66,8 @@ def _plain(text: str) -> Any:
         number = next(int(form, base) for form, base in zip(forms, (16, 2, 8, 10), strict=True) if form)
         number = -number if sign == "-" else number
         return number if -_END <= number < _END else float(number)
-    if not text.startswith("_") and _FLOAT.fullmatch(digits) and math.isfinite(number := float(digits)):
-        return int(number) if number.is_integer() and -_END <= number < _END else number
+    if not text.startswith("_") and _FLOAT.fullmatch(digits) and math.isfinite(real := float(digits)):
+        return int(real) if real.is_integer() and -_END <= real < _END else real
     return text
 
 

@@ -1,16 +1,19 @@
-r"""The grader against other graders: `make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"`. Nothing here is a test.
+"""The grader against other graders: `make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"`. Nothing here is a test.
 
-    PYTHONPATH=tests python tests/bench/grade.py [FILE...] [--others N]
+    PYTHONPATH=tests python tests/bench/grade.py [FILE...] [--others N] [--only TEXT] [--graders NAME,NAME]
 
-Every file holds JSON lines with a worked `solution` and an `answer`, or an `answer` that ends on `#### value`. Every
-grader is given (solution, its answer), which it should accept, and (solution, the answer of N other lines), which it
-should refuse. Pairs whose answers are the same but for notation are left out; the test for that knows nothing of the
-graders. First comes the set that our own tests hold (answer_pairs.py), which was made with our rules in view.
+Every file holds JSON lines: a worked `solution` and an `answer`, or an `answer` that ends on `#### value`, or an
+`output` with a `reference` and whether it is `right`. Every grader is given (solution, its answer), which it should
+accept, and (solution, the answer of N other lines), which it should refuse. Pairs whose answers are the same but for
+notation are left out; the test for that knows nothing of the graders. A file of solutions is graded once more with
+unmarked ends: no box around a value, no last line with ####. First come the sets that our own tests hold, made with our
+rules in view.
 
-math-verify    `parse` and `verify` as its README has them
-MATH           lm-eval's hendrycks_math: `is_equiv` of the last boxes
-GSM8K strict   lm-eval's gsm8k filters, made for that benchmark alone: what follows ####
-GSM8K flexible the last number
+ours           two processes, as in a stage
+math-verify    `parse` and `verify` as its README has them, two processes
+MATH           lm-eval's hendrycks_math: `is_equiv` of the last boxes, one process
+GSM8K strict   lm-eval's gsm8k filters, made for that benchmark alone: what follows ####, one process
+GSM8K flexible the last number, one process
 """
 
 import argparse
@@ -19,8 +22,9 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from support.answer_pairs import DIFFERENT, EQUAL, RULES
+from support.graded_outputs import OUTPUTS
 from telling import at, begin
 
-from cgd_stages.grading.grader import Grader, reference_answer
+from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading.grader import Grader
 
 Decide = Callable[[str, str], bool]
 """Solution and answer in, accepted out."""
+PROCESSES = 2
 
 console = Console(highlight=False)
 
@@ -43,6 +50,10 @@ class Pair:
     solution: str
     answer: str
     own: bool
+
+
+DecideAll = Callable[[Sequence[Pair]], list[bool | None]]
+"""Pairs in; for each whether it is accepted, None where the grader fails."""
 
 
 @dataclass
@@ -58,14 +69,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--others", type=int, default=5, help="answers of other lines for each solution")
+    parser.add_argument("--only", default="", help="a part of the names of the sets that are graded")
+    parser.add_argument("--graders", default="", help="the graders that are asked, separated by commas; empty: all")
     options = parser.parse_args()
+    asked = set(filter(None, options.graders.split(",")))
     begin()
-    with Grader(workers=1) as grader:
-        compared = {"our own set": own_pairs()}
-        compared |= {file.name: list(pairs_of(file, options.others)) for file in options.files}
+    compared = {"our own answers": own_pairs(), "our own outputs": own_outputs()}
+    for file in options.files:
+        compared[file.name] = pairs = list(pairs_of(file, options.others))
+        unmarked = [replace(pair, solution=without_mark(pair.solution)) for pair in pairs]
+        if unmarked != pairs:
+            compared[f"{file.name}, unmarked"] = unmarked
+    with Grader(workers=PROCESSES) as grader, ProcessPoolExecutor(PROCESSES) as pool:
         for name, pairs in compared.items():
+            if options.only not in name:
+                continue
             counts = {}
-            for which, decide in graders(grader).items():
+            for which, decide in graders(grader, pool).items():
+                if asked and which not in asked:
+                    continue
                 at(f"{name}: {which}")
                 counts[which] = count(decide, pairs)
             show(name, pairs, counts)
@@ -81,8 +103,27 @@ def own_pairs() -> list[Pair]:
     ]
 
 
+def own_outputs() -> list[Pair]:
+    return [Pair(output, reference, own=right) for _, right, reference, output in OUTPUTS]
+
+
+def without_mark(solution: str) -> str:
+    """A solution whose last line with #### is cut off, and whose boxes are only their contents."""
+    text = re.sub(r"\s*####[^\n]*\s*$", "", solution)
+    while box := re.search(r"\\(?:boxed|fbox)\s*\{", text):
+        depth, end = 1, box.end()
+        while depth and end < len(text):
+            depth += (text[end] == "{") - (text[end] == "}")
+            end += 1
+        text = text[: box.start()] + text[box.end() : end - (depth == 0)] + text[end:]
+    return text
+
+
 def pairs_of(file: Path, others: int) -> Iterator[Pair]:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
+    if "output" in lines[0]:
+        yield from (Pair(line["output"], line["reference"], own=line["right"]) for line in lines)
+        return
     solved = [(line.get("solution", line["answer"]), reference_answer(line["answer"])) for line in lines]
     dice = random.Random(0)
     for solution, answer in solved:
@@ -99,21 +140,42 @@ def notation(answer: str) -> str:
     return re.sub(r"\.0*$", "", text)
 
 
-def graders(grader: Grader) -> dict[str, Decide]:
+def graders(grader: Grader, pool: ProcessPoolExecutor) -> dict[str, DecideAll]:
     strict, flexible = gsm8k_filters()
     return {
-        "cgd": lambda solution, answer: grader.grade(answer, solution).correct,
-        "math-verify": math_verify_alone,
-        "MATH": hendrycks(),
-        "GSM8K strict": strict,
-        "GSM8K flexible": flexible,
+        "ours": lambda pairs: ours(grader, pairs),
+        "math-verify": lambda pairs: list(pool.map(math_verify_alone, pairs, chunksize=20)),
+        "MATH": one_by_one(hendrycks()),
+        "GSM8K strict": one_by_one(strict),
+        "GSM8K flexible": one_by_one(flexible),
     }
 
 
-def math_verify_alone(solution: str, answer: str) -> bool:
+def ours(grader: Grader, pairs: Sequence[Pair]) -> list[bool | None]:
+    grades = grader.grade_all([(pair.answer, pair.solution) for pair in pairs])
+    return [None if grade.grade_error else grade.correct for grade in grades]
+
+
+def math_verify_alone(pair: Pair) -> bool | None:
     import math_verify
 
-    return bool(math_verify.verify(math_verify.parse(f"${answer}$"), math_verify.parse(solution)))
+    try:
+        return bool(math_verify.verify(math_verify.parse(f"${pair.answer}$"), math_verify.parse(pair.solution)))
+    except Exception:  # noqa: BLE001 - it raises where it cannot parse; that is a result
+        return None
+
+
+def one_by_one(decide: Decide) -> DecideAll:
+    def decide_all(pairs: Sequence[Pair]) -> list[bool | None]:
+        decided: list[bool | None] = []
+        for pair in pairs:
+            try:
+                decided.append(decide(pair.solution, pair.answer))
+            except Exception:  # noqa: BLE001 - some graders raise where they cannot parse; that is a result
+                decided.append(None)
+        return decided
+
+    return decide_all
 
 
 def lm_eval_tasks() -> Path:
@@ -162,13 +224,11 @@ def gsm8k_filters() -> tuple[Decide, Decide]:
     return matcher("strict-match"), matcher("flexible-extract")
 
 
-def count(decide: Decide, pairs: list[Pair]) -> Count:
+def count(decide: DecideAll, pairs: list[Pair]) -> Count:
     counted, started = Count(), time.monotonic()
-    for pair in pairs:
-        try:
-            counted.accepted[pair.own] += decide(pair.solution, pair.answer)
-        except Exception:  # noqa: BLE001 - some graders raise where they cannot parse; that is a result
-            counted.failed += 1
+    for pair, accepted in zip(pairs, decide(pairs), strict=True):
+        counted.accepted[pair.own] += bool(accepted)
+        counted.failed += accepted is None
     counted.seconds = time.monotonic() - started
     return counted
 
@@ -177,7 +237,7 @@ def show(name: str, pairs: list[Pair], counts: dict[str, Count]) -> None:
     own = sum(pair.own for pair in pairs)
     others = len(pairs) - own
     table = Table(title=f"{name}: {own} pairs to accept, {others} to refuse")
-    for column in ("grader", "accepted", "falsely accepted", "failed", "ms a pair"):
+    for column in ("grader", "accepted", "falsely accepted", "failed", "pairs a minute"):
         table.add_column(column, justify="left" if column == "grader" else "right")
     for grader, counted in counts.items():
         table.add_row(
@@ -185,7 +245,7 @@ def show(name: str, pairs: list[Pair], counts: dict[str, Count]) -> None:
             f"{counted.accepted[True]} ({100 * counted.accepted[True] / own:.1f} %)",
             f"{counted.accepted[False]} ({100 * counted.accepted[False] / others:.2f} %)",
             str(counted.failed),
-            f"{1000 * counted.seconds / len(pairs):.1f}",
+            f"{60 * len(pairs) / counted.seconds:,.0f}",
         )
     console.print(table)
 

@@ -30,10 +30,10 @@ from cgd_stages.contract import (
     Storage,
     Work,
 )
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
-from cgd_stages.store.rows import digest_of, now, row_schema, to_parquet
+from cgd_stages.store.rows import digest_of, now, row_schema
 from cgd_stages.store.run import RunStore
 
 TEXTS = [f"How many apples are {number} apples and {number} more?" for number in range(40)]
@@ -112,7 +112,7 @@ def _evaluate(place: Place) -> Work:
     empty = dict.fromkeys(BENCHMARK_SCHEMA.names)
     questions = [empty | {"benchmark": "sums", "id": text, "prompt": text, "reference": "#### 1"} for text in TEXTS]
     folder = Folder(place.bucket, RUN.namespace, "prepare", digest_of(questions=TEXTS))
-    part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+    part = store_benchmarks(folder, questions)
     RunStore(place.bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
     sums = Benchmark(name="sums", source="", instruction="Add them.")
     return Evaluate(model=_model(place), benchmarks=(sums,), sampling=Sampling(max_tokens=16), engine=_engine())

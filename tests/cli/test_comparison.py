@@ -1,6 +1,7 @@
 """`cgd compare` over reports in files, as a process and in its parts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,17 @@ def test_runs_of_one_name_are_told_apart_by_where_they_came_from() -> None:
 def test_a_report_of_another_version_is_refused_with_its_name(data: bytes) -> None:
     with pytest.raises(UserError, match=r"old\.json: the report has no table"):
         joined_reports({"new.json": report("a"), "old.json": data})
+
+
+@pytest.mark.parametrize("figure", ["1e308", "-1e308", "1e999", "NaN", str(10**400)])
+@pytest.mark.parametrize("name", ["accuracy", "low", "tokens", "n"])
+def test_a_report_whose_figures_cannot_be_is_refused_with_its_name(name: str, figure: str) -> None:
+    odd, count = re.subn(rf'"{name}": ?[0-9.]+', f'"{name}": {figure}', report("b", seed=2).decode())
+    assert count
+    with pytest.raises(
+        UserError, match=r"odd\.json: the report has no table that this version can read \(is not valid"
+    ):
+        joined_reports({"a.json": report("a", seed=1), "odd.json": odd.encode()})
 
 
 def test_one_run_alone_is_nothing_to_compare() -> None:

@@ -16,7 +16,7 @@ import yaml
 from support.builders import manifest
 from support.stage_builders import context
 
-from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, costs, fits, lengths, size_in
+from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, active_in, costs, fits, lengths, size_in
 from cgd_cli.gpus import GPUS
 from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_cli.models import misfits
@@ -68,6 +68,33 @@ def by_stage(run: Run, given: Assumptions) -> dict[str, Cost]:
 )
 def test_a_size_is_read_off_a_name_or_not_at_all(text: str, size: float | None) -> None:
     assert size_in(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "active"),
+    [
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", 3e9),
+        ("Qwen3-235B-A22B", 22e9),
+        ("47B-a12.9B", 12.9e9),
+        ("allenai/OLMoE-1B-7B-0924", None),
+        ("Llama-3.3-70B", None),
+        ("org/A3B-7B/model", None),
+    ],
+)
+def test_what_a_token_meets_of_a_mixture_is_read_off_a_name(text: str, active: float | None) -> None:
+    assert active_in(text) == active
+
+
+def test_a_mixture_is_priced_by_what_a_token_meets_and_fits_by_all_of_it() -> None:
+    dense, mixture = assumed(start_minutes=0), assumed(start_minutes=0, student_active=1e9, teacher_active=7e9)
+    whole, active = by_stage(run_of(), dense), by_stage(run_of(), mixture)
+    assert active["train-cgd"].gpu_hours == pytest.approx(whole["train-cgd"].gpu_hours / 8)
+    # 256 rows in flight meet all experts, so that reading the weights limits writing.
+    teacher = whole["critique"]
+    read = teacher.read * 2 * 7e9 / (0.5 * A100.flops * teacher.gpus)
+    written = teacher.written * 2 * 70e9 / (0.6 * A100.bandwidth * teacher.gpus * 256)
+    assert active["critique"].seconds == pytest.approx(read + written)
+    assert fits(run_of(), mixture) == fits(run_of(), dense)
 
 
 def test_every_stage_with_gpus_has_a_cost_and_no_other() -> None:
@@ -414,7 +441,7 @@ def test_a_table_tells_stages_price_fit_and_assumptions(tmp_path: Path) -> None:
     assert "GPU-hours" in told
     assert "train-cgd" in told
     assert "teacher, weights (tensorParallel 8): 17.5 GB" in told
-    assert "student 8 B, teacher 70 B parameters; a100-80gb at 2 USD an hour" in told
+    assert "student 8 B, teacher 70 B parameters;\na100-80gb at 2 USD an hour" in told
 
 
 @pytest.mark.parametrize(

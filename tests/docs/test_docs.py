@@ -28,6 +28,12 @@ WRITE = (ROOT / "docs/write-a-run.md").read_text()
 MADE = {"images/base.txt"}
 """What a command makes."""
 OBJECTIVES = sorted((ROOT / "examples/objectives").glob("*.yaml"))
+RUNS = [
+    path
+    for path in sorted((ROOT / "examples").rglob("*.yaml"))
+    if "gitops" not in path.parts and "\nkind: CGDRun\n" in path.read_text()
+]
+"""The examples that are whole manifests; those of GitOps are built first, and tested with the chart."""
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -89,8 +95,8 @@ def test_every_part_of_a_manifest_is_valid_in_a_run() -> None:
         parse_spec(run | {"spec": run["spec"] | part})
 
 
-@pytest.mark.parametrize("path", OBJECTIVES, ids=lambda path: path.stem)
-def test_the_manifest_of_an_objective_is_valid(path: Path) -> None:
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT / "examples")))
+def test_the_manifest_of_an_example_is_valid(path: Path) -> None:
     validate(path)
 
 

@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "get_config", "pipeline", "for_model"}
 ENGINES = {"LLM", "EngineArgs", "AsyncEngineArgs", "VLLM", "HFLM"}
 """They take what `vllm_arguments` has made."""
+WITHOUT_CODE = {
+    "PeftModel.from_pretrained",  # reads an adapter that this program has written
+    "GenerationConfig.from_pretrained",  # reads values, and would take the option for another of them
+}
 OPTION = "trust_remote_code"
 
 
@@ -35,7 +39,7 @@ def refuses(call: ast.Call) -> bool:
     said = {keyword.arg: keyword.value for keyword in call.keywords}
     if None in said and name_of(call) in ENGINES:
         return ast.unparse(said[None]) == "arguments"
-    if ast.unparse(call.func) == "PeftModel.from_pretrained":  # reads an adapter that this program has written
+    if ast.unparse(call.func) in WITHOUT_CODE:
         return True
     option = said.get(OPTION)
     return isinstance(option, ast.Constant) and option.value is False

@@ -77,6 +77,20 @@ def thinking(folder: Path) -> Path:
     return make(folder, template=template, markers=("<think>", *end_of_thought), chain=chain)
 
 
+def change(path: Path, **values: Any) -> None:
+    """Set fields of a JSON file; None takes a field out."""
+    found = json.loads(path.read_text()) | values
+    _write(path, {name: value for name, value in found.items() if value is not None})
+
+
+def misnamed(folder: Path, **settings: Any) -> Path:
+    """The tiny model, whose tokenizer is a byte-level BPE, with the class of another kind of BPE in
+    tokenizer_config.json, as in DeepSeek-R1-Distill-Llama. It says three words for ever."""
+    make(folder, chain=(NEWLINE, "Ann", "\u012012", "\u0120apples", "Ann"))
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", **settings)
+    return folder
+
+
 def _write(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value, indent=1))
 

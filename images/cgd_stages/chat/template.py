@@ -19,6 +19,7 @@ from jinja2.exceptions import TemplateError
 from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
 from cgd_stages.chat.thoughts import FAMILIES, Markers, Opened, Seen, Split, split, split_text
+from cgd_stages.chat.tokenizer import WHOLE, load_tokenizer
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
 from cgd_stages.store.rows import digest_of
@@ -51,14 +52,21 @@ class Rendered:
 class ChatTemplate:
     """A model's tokenizer, chat template and mode. `chat.template`, if any, is the template's own text.
 
-    `name` names the model in errors; `stops` are the ids at which its generation ends. Raises UserError for what the
-    template cannot do.
+    `name` names the model in errors; `stops` are the ids at which its generation ends; `files` is a folder with the
+    tokenizer's files, where that is not the model's own (see `load_tokenizer`). Raises UserError for what the template
+    cannot do.
     """
 
     def __init__(
-        self, tokenizer: Any, chat: Chat | None = None, *, name: str = "the model", stops: frozenset[int] = frozenset()
+        self,
+        tokenizer: Any,
+        chat: Chat | None = None,
+        *,
+        name: str = "the model",
+        stops: frozenset[int] = frozenset(),
+        files: Path | None = None,
     ) -> None:
-        self.tokenizer, self.chat, self.name = tokenizer, chat or Chat(), name
+        self.tokenizer, self.chat, self.name, self.files = tokenizer, chat or Chat(), name, files
         self._stops = stops | ({tokenizer.eos_token_id} - {None})
         self._values: dict[str, Any] = dict(self.chat.template_kwargs)
         self._source = self.chat.template or _own(tokenizer)
@@ -75,11 +83,11 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path, chat: Chat | None = None, *, name: str | None = None) -> "ChatTemplate":
-        """Of a model's folder, weights or not. Raises what AutoTokenizer raises, too."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return cls(tokenizer, chat, name=name or str(folder), stops=_stops(folder))
+        """Of a model's folder, weights or not. Raises what `load_tokenizer` raises, too."""
+        name = name or str(folder)
+        loaded = load_tokenizer(folder, name)
+        files = loaded.folder if loaded.mended else None
+        return cls(loaded.tokenizer, chat, name=name, stops=_stops(folder), files=files)
 
     # --- what the model is and does ---------------------------------------------------------------------------------
 
@@ -107,7 +115,7 @@ class ChatTemplate:
         if not self.thinks:
             return self
         off = self.chat.model_copy(update={"thinking": "off"})
-        return ChatTemplate(self.tokenizer, off, name=self.name, stops=self._stops)
+        return ChatTemplate(self.tokenizer, off, name=self.name, stops=self._stops, files=self.files)
 
     @property
     def extra_stops(self) -> list[int]:
@@ -284,17 +292,19 @@ class ChatTemplate:
 
     def identity(self) -> dict[str, dict[str, str]]:
         """Its part of a digest's inputs, with the mode and the date in words for the report. Empty where mode,
-        template, variables and date change nothing of what the bare template makes, and the model has no thoughts."""
+        template, variables and date change nothing of what the bare template makes, and the model has no thoughts;
+        earlier builds followed a tokenizer's class also where its file says otherwise."""
+        mended = {"tokenizer": {"rules": WHOLE}} if self.files else {}
         dated = self.dated and self.chat.date is not None
         mine = self._prompts(self._source, self._values, self.chat.date if dated else None)
         bare = self._prompts(_own(self.tokenizer), {}, None)
         if self.markup is None and not dated and not self.extra_stops and mine == bare:
-            return {}
+            return mended
         marks = (self.markup.opening, self.markup.bridge, self.markup.header) if self.markup else None
         rendering = digest_of(prompts=mine, marks=marks, opened=self.opened, stops=self.extra_stops)
         thinking = {"thinking": "on" if self.thinks else "off"} if self.markup else {}
         date = {"date": str(self.chat.date)} if dated else {}
-        return {"chat": {"rendering": rendering, **thinking, **date}}
+        return {"chat": {"rendering": rendering, **thinking, **date}} | mended
 
     def ending(self) -> dict[str, list[int]]:
         """The part of a training's digest for the ids that end a reply: empty where they are the first special token

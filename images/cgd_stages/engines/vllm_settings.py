@@ -33,8 +33,8 @@ def on_gpu(memory: int) -> dict[str, Any]:
 
 
 def vllm_arguments(model: Path, engine: Engine, template: ChatTemplate | None = None) -> dict[str, Any]:
-    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `template` shows what
-    a thought is, where vLLM must end one that reaches its budget.
+    """The arguments of vLLM for a model on this machine. Sets vLLM's environment variables, too. `template` has the
+    tokenizer, and shows what a thought is, where vLLM must end one that reaches its budget.
 
     Raises TransientError when vLLM has no device to run on.
     """
@@ -42,7 +42,7 @@ def vllm_arguments(model: Path, engine: Engine, template: ChatTemplate | None = 
     if platform.is_unspecified():
         raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
     hardware = _on_cpu(engine) if platform.is_cpu() else on_gpu(platform.get_device_total_memory())
-    return _arguments(model, engine, hardware) | _thoughts(template)
+    return _arguments(model, engine, hardware) | _tokenizer(model, template) | _thoughts(template)
 
 
 def _platform() -> Any:
@@ -73,6 +73,14 @@ def _arguments(model: Path, engine: Engine, hardware: dict[str, Any]) -> dict[st
     if engine.speculative:
         chosen["speculative_config"] = engine.speculative.model_dump(exclude_none=True)
     return always | hardware | chosen
+
+
+def _tokenizer(model: Path, template: ChatTemplate | None) -> dict[str, str]:
+    """What makes vLLM load the tokenizer that the template has: see `load_tokenizer`. Of a model with files of
+    mistral-common, too, vLLM 0.32 takes those by default."""
+    both = (model / "tekken.json").is_file() and (model / "tokenizer.json").is_file()
+    mode = {"tokenizer_mode": "hf"} if both else {}
+    return mode | ({"tokenizer": str(template.files)} if template and template.files else {})
 
 
 def thinking_budget(template: ChatTemplate) -> int | None:

@@ -27,7 +27,8 @@ from cgd_stages.engines.base import Completion, Engine, Reply, drive
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
-from cgd_stages.grading.grader import Grade, Grader, find_answer
+from cgd_stages.grading.extraction import find_answer
+from cgd_stages.grading.grader import Grade, Grader
 from cgd_stages.method import prompts
 from cgd_stages.method.prompts import answer_messages
 from cgd_stages.models import resolve

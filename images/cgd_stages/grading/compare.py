@@ -1,28 +1,45 @@
 r"""Decides whether two answers are the same, and by which rule. It rounds nothing unless there is a tolerance.
 
-The first rule that applies decides:
+The first rule that applies decides. math-verify 0.9 is the measure: each rule says where it is wrong.
 
-spelling   the same text, apart from spacing, text commands, dollar signs and thousands commas
-choice     a lettered choice: `C`, `(C)`, `\text{(C) } 12`
-word       words: `\text{Evelyn}`, `even`, `True` (also `yes`)
-several    several values in any order, none missing: `1, 2`, `2 and 1`, `\{1, 2\}`, `1 \pm 2`
-interval   intervals and unions of them, by brackets and ends; tuple: points and lists, in order
-unit       units that differ, `12 m` and `12 cm`, or values that are equal and of which one has a unit, `12 cm` and `12`
+spelling   the same text, apart from spacing, text commands, dollar signs and commas in thousands. Most answers need no
+           other rule, and no parser.
+choice     a lettered choice: `C`, `(C)`, `\text{(C) } 12`. math-verify reads 12 there.
+word       words: `\text{Evelyn}`, `even`, `True` (also `yes`). math-verify multiplies their letters.
+clock      times of day, `8:15`, and ratios, `1:2:3`. math-verify divides: 10:30 is 1:3.
+several    several values in any order, none missing: `1, 2`, `2 and 1`, `\{1, 2\}`, `1 \pm 2`, each compared by these
+           rules. math-verify compares `1, 2` and `2, 1` as a set, but a list joined by words not at all.
+interval   intervals and unions of them, by brackets and ends; tuple: points and lists, in order. math-verify takes
+           `(1, 2)` for an interval, also as a point, and `[3]` for 3.
+set        sets by their members, in whatever way they are written: `\{x : x^2 = 4\}`, `x > 2`, `(2, \infty)`.
+unit       units that differ, `12 m` and `12 cm`; equal values of which one has a unit, `12 cm` and `12`
+equation   equations; a value may have a name, `x = 5`, or stand at the end of a computation, `12 - 5 = 7`.
 tolerance  numbers that differ by at most the benchmark's tolerance
-value      everything else: equal as expressions
-
-math-verify, which parses LaTeX into sympy, decides whether two expressions are equal. Decimals become exact fractions
-first, so that 0.333 is not 1/3. This may take for ever: `grader` sets a deadline.
+value      everything else: equal as numbers or as expressions, see `numerals` and `expressions`
 """
 
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
 
-from cgd_stages.grading.units import Quantity, is_bare_letter, quantity
+from cgd_stages.grading.expressions import number_of, same_equation, same_set, same_value
+from cgd_stages.grading.numerals import exact
+from cgd_stages.grading.spelling import (
+    WORDS,
+    closes_at_end,
+    same_spelling,
+    sides,
+    spell,
+    split,
+    unwrapped,
+    without_outer,
+)
+from cgd_stages.grading.units import quantity
+
+LONGEST = 5000
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -41,187 +58,212 @@ def compare(reference: str, answer: str, tolerance: str = "") -> Verdict:
     Raises:
         Exception: any error of sympy or math-verify for an expression that they cannot handle.
     """
+    if verdict := compare_at_once(reference, answer, tolerance):
+        return verdict
+    reference, answer = _named_set(reference), _named_set(_without_letter(answer, reference))
+    if (words := (_word(spell(reference)), _word(spell(answer)))) != (None, None):
+        return Verdict(words[0] == words[1], "word")
+    return _compare_shapes(_shape(reference), _shape(answer), [part.strip() for part in tolerance.split(",")])
+
+
+def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict | None:
+    """The verdict where it needs no parser of expressions: the same spelling, a lettered choice, or two numbers.
+
+    Answers of more than `LONGEST` characters are compared as they are written.
+    """
+    if max(len(reference), len(answer)) > LONGEST:
+        return Verdict(reference.split() == answer.split(), "spelling")
     if same_spelling(reference, answer):
         return Verdict(True, "spelling")
     if (letter := _choice(reference)) is not None:
         return Verdict(letter == _choice(answer, lenient=True), "choice")
-    tolerances = [part.strip() for part in tolerance.split(",")]
-    references, answers = _values(reference), _values(answer)
-    if len(answers) != len(references):
-        answers = _distinct(answers)
-    if len(references) == 1 == len(answers):
-        return _compare_values(references[0], answers[0], tolerances[0])
-    if len(references) == 1 and (bracketed := _bracketed(references[0])):
-        return Verdict(_in_order(bracketed.parts, answers, tolerances[0]), "tuple")
-    if len(tolerances) != len(references):
-        tolerances = [tolerances[0]] * len(references)
-    pairs = list(zip(references, tolerances, strict=True))
-    same = _in_any_order(pairs, answers, lambda pair, value: _equal(pair[0], value, pair[1]))
-    return Verdict(same, "several")
-
-
-# --- one spelling for one value ---------------------------------------------------------------------------------
-
-_WORDS = r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|textrm|operatorname)"
-_SPELLINGS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r",\s*\\!\s*(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\!", ""),
-        (r"\{,\}", ","),
-        (r",\s*\\[,;:]\s*(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\$|\\\(|\\\)|\\\[|\\\]|[\u20ac\u00a3]", ""),
-        (r"\u2212|\u2013", "-"),
-        (r"\u00d7", r"\\times "),
-        (r"\u03c0", r"\\pi "),
-        (r"\u221e", r"\\infty "),
-        (r"\u00b1", r"\\pm "),
-        (r"(?<!\\)\\[,;: ]|~|\\(?:displaystyle|limits|qquad|quad)(?![a-zA-Z])", " "),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\[lc]?dots(?![a-zA-Z])", r"\\dots"),
-        (r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr)(?![a-zA-Z])", ""),
-        (r"_\{(\w+)\}", r"_\1"),
-        (r"\\%|\s+percent\b", "%"),
-        (r"\s+", " "),
-        (r"(?<![\d.,])(\d{1,3}) (?=\d{3}(?: \d{3})*(?!\d))", r"\1"),
-        (r"(?<![\d./])(\d+) (\d+) ?/ ?(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),
-        (r"(?<=\d) ?[eE]([+-]?\d+)(?!\d)", r" \\times 10^{\1}"),
-    )
-)
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
-
-
-def spell(expression: str) -> str:
-    """The answer without dollar signs, spacing commands, thousands commas and full stop."""
-    for pattern, replacement in _SPELLINGS:
-        expression = pattern.sub(replacement, expression)
-    expression = expression.strip().rstrip(".,;:").strip()
-    if not re.search(r"[(\[{]", expression):  # a comma inside brackets separates: (3,100) is a point
-        expression = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression)
-    return expression
-
-
-def same_spelling(reference: str, answer: str) -> bool:
-    """Whether two answers are the same text, apart from spacing and text commands."""
-    return _bare(reference) == _bare(answer) != ""
-
-
-def _bare(expression: str) -> str:
-    text = _unwrapped(spell(expression)).removeprefix(r"\$")
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)  # a blank between digits has a meaning: 1 1/2
-
-
-def _unwrapped(expression: str) -> str:
-    return re.sub(rf"{_WORDS}\s*\{{([^{{}}]*)\}}", r"\1", expression)
+    if tolerance:
+        return None
+    expected, actual = (exact(without_outer(unwrapped(spell(text)))) for text in (reference, answer))
+    return None if expected is None or actual is None else Verdict(expected == actual, "value")
 
 
 # --- choices and words ------------------------------------------------------------------------------------------
 
-_LETTER = re.compile(r"\(([A-Za-z])\)|([A-Z])\)?")
-_LED_BY_LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Z])\s*[).:])\s*.+", re.DOTALL)
+_LETTER = re.compile(r"\(([A-Ja-j])\)|([A-J])\)?")
+_LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])\s*[).:])\s*(?P<text>.+)", re.DOTALL)
 _ORDINARY = frozenset({"yes", "no", "odd"})
 _SAME_WORD = {"yes": "true", "no": "false"}
 
 
 def _choice(expression: str, *, lenient: bool = False) -> str | None:
     """The letter of a lettered choice, in upper case. Lenient: the text of the choice may follow the letter."""
-    text = _unwrapped(spell(expression)).strip()
+    text = unwrapped(spell(expression))
     match = _LETTER.fullmatch(text) or (_LED_BY_LETTER.fullmatch(text) if lenient else None)
-    if lenient and not match and re.fullmatch(r"[a-z]", text):
+    if lenient and not match and re.fullmatch(r"[a-j]", text):
         return text.upper()
     return (match[1] or match[2]).upper() if match else None
 
 
+def _without_letter(answer: str, reference: str) -> str:
+    """The text of a choice, where the reference is that text: `(C) 12` for 12."""
+    led = re.compile(r"\(([A-J])\)\s*(?P<text>[^\s(,;].*)", re.DOTALL)
+    match = led.fullmatch(unwrapped(spell(answer)))
+    return answer if not match or led.fullmatch(unwrapped(spell(reference))) else match["text"]
+
+
+_NO_MEMBERS = re.compile(r"(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE)
+
+
+def _named_set(expression: str) -> str:
+    return r"\emptyset" if _NO_MEMBERS.fullmatch(unwrapped(spell(expression))) else expression
+
+
 def _word(expression: str) -> str | None:
     """The words of an answer, or None if it is an expression."""
-    text = _unwrapped(expression).strip(" .!")
+    expression = _MEMBER.sub("", expression, count=1)
+    text = unwrapped(expression).strip(" .!")
     if not re.fullmatch(r"[A-Za-z][A-Za-z' \-]*", text):
         return None
     words = text.casefold().split()
-    if not re.match(_WORDS, expression) and not any(len(word) > 3 or word in _ORDINARY for word in words):
+    if not re.match(WORDS, expression) and not any(len(word) > 3 or word in _ORDINARY for word in words):
+        return None
+    if not re.match(WORDS, expression) and {"and", "or"}.intersection(words):
         return None
     phrase = " ".join(word for word in words if word not in ("the", "a", "an"))
     return _SAME_WORD.get(phrase, phrase)
 
 
-# --- several values, lists, intervals ---------------------------------------------------------------------------
+# --- shapes: one value, several values, a set, a point or an interval ---------------------------------------------
 
-_OPENING, _CLOSING = "([{", ")]}"
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _AND = re.compile(
-    rf"\s*(?:{_WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
+    rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
-_NAMES = re.compile(r"\s*\(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\)\s*=\s*")
-_MEMBER = re.compile(r"\s*[a-zA-Z]\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
+_NAMES = re.compile(r"\s*\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)\s*=\s*")
+_MEMBER = re.compile(r"^\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
+_POINT = re.compile(r"(?:[A-Z](?:_\{\w+\})?'?)\s*=?\s*(?=\()")
+_NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{\w+\})?|\\[a-z]+)\s*=\s*(?P<value>[^=<>]+)")
 
 
 @dataclass(frozen=True)
-class Bracketed:
-    """`[1, 2)`: brackets `[)`, parts 1 and 2."""
+class Shape:
+    """`[1, 2)`: a tuple with brackets `[)` and parts 1 and 2. A value is its own only part."""
 
-    brackets: str
+    kind: str
+    text: str
     parts: tuple[str, ...]
+    brackets: str = ""
 
 
-def _values(expression: str) -> list[str]:
-    r"""The values of an answer: the members of a set, or the parts between commas, semicolons, "and" or "or" outside
-    brackets. A part with one `\pm` has two values."""
+def _shape(expression: str) -> Shape:
     text = _NAMES.sub("", _MEMBER.sub("", spell(expression), count=1), count=1).strip()
-    if inner := re.fullmatch(r"\\\{(.*)\\\}", text, re.DOTALL):
-        text = inner[1] if _closes_at_end(text) else text
+    text = without_outer(text) if not text.startswith("{") else text
+    if text == r"\emptyset":
+        return Shape("set", text, ())
+    if _is_set(text):
+        inside = text.removeprefix("\\")[1:].removesuffix("}").removesuffix("\\")
+        if len(split(inside, "|:")) > 1:
+            return Shape("value", text, (text,))
+        return Shape("set", text, _distinct(_values(inside)))
+    parts = _values(text)
+    if len(parts) > 1:
+        single = all(_equal(parts[0], part, "") for part in parts[1:])
+        return Shape("value", parts[0], (parts[0],)) if single else Shape("list", text, parts)
+    return _bracketed(parts[0]) or Shape("value", parts[0], parts)
+
+
+def _is_set(text: str) -> bool:
+    r"""Whether it is a set with its members: `\{1, 2\}`, or `{1, 2}`, where the backslashes are lost."""
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        return closes_at_end(text)
+    return text[:1] + text[-1:] == "{}" and closes_at_end(text) and len(split(text[1:-1])) > 1
+
+
+def _values(text: str) -> tuple[str, ...]:
+    r"""The parts between commas, semicolons, "and" or "or" outside brackets. A part with one `\pm` has two values."""
     values: list[str] = []
-    for part in filter(None, _split(_AND.sub(", ", text))):
+    for part in filter(None, split(_AND.sub(", ", text))):
         if len(_PLUS_MINUS.findall(part)) == 1:
             values += [_PLUS_MINUS.sub(sign, part).strip() for sign in "+-"]
         else:
-            values.append(part)
-    return values or [text]
+            values.append(_POINT.sub("", part) if _bracketed(_POINT.sub("", part)) else part)
+    return tuple(values) or (text,)
 
 
-def _split(text: str) -> list[str]:
-    """The parts between commas and semicolons outside brackets."""
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter in _OPENING) - (letter in _CLOSING)
-        if letter in ",;" and depth == 0 and text[place - 1 : place] != "\\":
-            parts.append(text[start:place].strip())
-            start = place + 1
-    return [*parts, text[start:].strip()]
+def _bracketed(text: str) -> Shape | None:
+    """A point, a list or an interval, also `]1, 2[` and the list of one value `[3]`; None for (x + 1)."""
+    if len(text) < 3 or text[0] not in "([]" or text[-1] not in ")[]":
+        return None
+    turned = text.startswith("]") or text.endswith("[")
+    if not turned and not closes_at_end(text):
+        return None
+    parts = split(text[1:-1])
+    if len(parts) < 2 and text[0] + text[-1] != "[]":
+        return None
+    return Shape("tuple", text, tuple(parts), text[0] + text[-1])
 
 
-def _closes_at_end(text: str) -> bool:
-    r"""Whether the last bracket of a text closes its first: not so in `\{1\} \cup \{2\}`."""
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter in _OPENING) - (letter in _CLOSING)
-        if depth == 0 and letter in _CLOSING:
-            return place == len(text) - 1
-    return False
-
-
-def _distinct(values: Sequence[str]) -> list[str]:
-    """The values without repetitions: `1/2 or 0.5` is one value."""
+def _distinct(values: Sequence[str]) -> tuple[str, ...]:
     distinct: list[str] = []
     for value in values:
         if not any(_equal(value, other, "") for other in distinct):
             distinct.append(value)
-    return distinct
+    return tuple(distinct)
+
+
+def _compare_shapes(expected: Shape, actual: Shape, tolerances: Sequence[str]) -> Verdict:
+    match expected.kind, actual.kind:
+        case ("value", "value"):
+            return _compare_values(expected.text, actual.text, tolerances[0])
+        case ("tuple", "tuple"):
+            return _compare_tuples(expected, actual, tolerances[0])
+        case ("tuple", "list"):
+            return Verdict(_in_order(expected.parts, _coordinates(actual), tolerances[0]), "tuple")
+        case ("list", "tuple"):
+            return Verdict(_in_order(_coordinates(expected), actual.parts, tolerances[0]), "tuple")
+        case ("set" | "list" | "value", "set" | "list" | "value") if not _describes_set(expected, actual):
+            if len(tolerances) != len(expected.parts):
+                tolerances = [tolerances[0]] * len(expected.parts)
+            pairs = list(zip(expected.parts, tolerances, strict=True))
+            same = _in_any_order(pairs, actual.parts, lambda pair, value: _equal(pair[0], value, pair[1]))
+            return Verdict(same, "several")
+    return Verdict(_describes_set(expected, actual) and same_set(expected.text, actual.text), "set")
+
+
+def _describes_set(*shapes: Shape) -> bool:
+    """Whether one of them says which set is meant without its members, as `x > 2` does."""
+    return any(shape.kind == "value" and _SET_IN_WORDS.search(shape.text) for shape in shapes)
+
+
+_SET_IN_WORDS = re.compile(
+    r"[<>]|\\(?:le|ge|ne|cup|cap|setminus|backslash|mathbb|in)(?![a-zA-Z])|^\\\{.*[|:]", re.DOTALL
+)
+
+
+def _coordinates(values: Shape) -> tuple[str, ...]:
+    """The values of a list in order; those of `y = 4, x = 3` in the order of their names."""
+    named = [_NAMED.fullmatch(part) for part in values.parts]
+    found = {match["name"]: match["value"] for match in named if match}
+    return tuple(found[name] for name in sorted(found)) if len(found) == len(values.parts) else values.parts
+
+
+def _compare_tuples(expected: Shape, actual: Shape, tolerance: str = "") -> Verdict:
+    is_interval = len(expected.parts) == 2 and set(expected.brackets) != set("()")
+    rule = "interval" if is_interval else "tuple"
+    if expected.brackets != actual.brackets and (
+        len(expected.parts) == 2 or "][" in (expected.brackets, actual.brackets)
+    ):
+        return Verdict(False, rule)
+    return Verdict(_in_order(expected.parts, actual.parts, tolerance), rule)
 
 
 def _in_any_order(references: Sequence[R], answers: Sequence[A], equal: Callable[[R, A], bool]) -> bool:
     """Whether every reference has an answer of its own, and no answer is left."""
     left = list(answers)
+    if len(references) != len(left):
+        return False
     for reference in references:
-        match = next((answer for answer in left if equal(reference, answer)), None)
+        match = next((place for place, answer in enumerate(left) if equal(reference, answer)), None)
         if match is None:
             return False
-        left.remove(match)
+        del left[match]
     return not left
-
-
-def _equal(reference: str, answer: str, tolerance: str) -> bool:
-    """Whether two values are equal; x=1 and y=1 are not."""
-    return same_spelling(reference, answer) or _compare_values(reference, answer, tolerance).equal
 
 
 def _in_order(references: Sequence[str], answers: Sequence[str], tolerance: str) -> bool:
@@ -230,138 +272,146 @@ def _in_order(references: Sequence[str], answers: Sequence[str], tolerance: str)
     )
 
 
-def _bracketed(expression: str) -> Bracketed | None:
-    """A point, a list or an interval; None for anything else, such as (x + 1)."""
-    text = expression.strip()
-    if not text or text[0] not in "([" or text[-1] not in ")]" or not _closes_at_end(text):
-        return None
-    parts = _split(text[1:-1])
-    return Bracketed(text[0] + text[-1], tuple(parts)) if len(parts) > 1 else None
-
-
-def _same_brackets(reference: Bracketed, answer: Bracketed, tolerance: str = "") -> bool:
-    if reference.brackets != answer.brackets and len(reference.parts) == 2:
-        return False
-    return _in_order(reference.parts, answer.parts, tolerance)
-
-
-def _union(expression: str) -> list[Bracketed]:
-    """The pieces of a union; none if one of them is no interval, point or list."""
-    pieces = [_bracketed(piece) for piece in re.split(r"\\cup(?![a-zA-Z])", expression)]
-    return [piece for piece in pieces if piece] if all(pieces) else []
+def _equal(reference: str, answer: str, tolerance: str) -> bool:
+    """Whether two parts are equal; x=1 and y=1 are not."""
+    if same_spelling(reference, answer):
+        return True
+    shapes = _bracketed(reference), _bracketed(answer)
+    if shapes[0] and shapes[1]:
+        return _compare_tuples(shapes[0], shapes[1], tolerance).equal
+    return shapes == (None, None) and _compare_values(reference, answer, tolerance).equal
 
 
 # --- one value --------------------------------------------------------------------------------------------------
 
 
 def _compare_values(reference: str, answer: str, tolerance: str) -> Verdict:
-    if (expected := _word(reference)) is not None:
-        return Verdict(expected == _word(answer), "word")
-    references, answers = _union(reference), _union(answer)
-    if references and answers:
-        first = references[0]
-        is_interval = len(references) > 1 or (len(first.parts) == 2 and set(first.brackets) != set("()"))
-        if len(references) == 1 == len(answers):
-            same = _same_brackets(first, answers[0], tolerance)
-        else:
-            same = _in_any_order(references, answers, _same_brackets)
-        return Verdict(same, "interval" if is_interval else "tuple")
+    if (words := (_word(reference), _word(answer))) != (None, None):
+        return Verdict(words[0] == words[1], "word")
+    unions = _union(reference), _union(answer)
+    if all(unions):
+        return Verdict(_in_any_order(*unions, lambda one, other: _compare_tuples(one, other).equal), "interval")
+    described = [_SET_IN_WORDS.search(text) is not None for text in (reference, answer)]
+    if any(described):
+        return Verdict(same_set(reference, answer) or (all(described) and same_value(reference, answer)), "set")
+    equations = sides(reference), sides(answer)
+    if max(map(len, equations)) > 1:
+        return _compare_equations(*equations, tolerance)
     return _compare_quantities(reference, answer, tolerance)
+
+
+def _union(expression: str) -> list[Shape]:
+    """The pieces of a union; none if one of them is no interval, point or list."""
+    pieces = re.split(r"\\cup(?![a-zA-Z])", expression)
+    shapes = [_bracketed(piece.strip()) for piece in pieces]
+    return [shape for shape in shapes if shape] if len(pieces) > 1 and all(shapes) else []
+
+
+_NAME = re.compile(r"(?:\\?[a-zA-Z]+(?:_\{\w+\})?|\\(?:angle|triangle)\s*[A-Z]+)'*(?:\s*\(\s*[a-zA-Z]+\s*\))?")
+
+
+def _is_name(side: str) -> bool:
+    text = unwrapped(side)
+    return bool(_NAME.fullmatch(text)) and text not in ("e", "i", r"\pi", r"\infty", r"\emptyset")
+
+
+def _compare_equations(expected: list[str], actual: list[str], tolerance: str) -> Verdict:
+    """Two equations, or an equation and a value. The value of an equation is its last side, or the first if a name
+    comes last: `14 = x`. An equation that ends on 0 has no value unless it begins with a name or a number."""
+    if len(expected) > 1 and len(actual) > 1:
+        named = [one for one in (expected, actual) if _is_name(one[0]) or _is_name(one[-1])]
+        if len(named) == 2 and _name_of(expected) == _name_of(actual):
+            values = [str(_value_of(one)) for one in (expected, actual)]
+            return Verdict(_compare_quantities(values[0], values[1], tolerance).equal, "equation")
+        return Verdict(same_equation((expected[0], expected[-1]), (actual[0], actual[-1])), "equation")
+    first, second = _value_of(expected), _value_of(actual)
+    if first is None or second is None:
+        return Verdict(False, "equation")
+    verdict = _compare_quantities(first, second, tolerance)
+    return verdict if verdict.rule == "tolerance" else Verdict(verdict.equal, "equation")
+
+
+def _name_of(equation: list[str]) -> str:
+    return re.sub(r"\s", "", unwrapped(equation[0] if _is_name(equation[0]) else equation[-1]))
+
+
+def _value_of(equation: list[str]) -> str | None:
+    first, last = equation[0], equation[-1]
+    if len(equation) == 1 or _is_name(first):
+        return last
+    if _is_name(last):
+        return first
+    return None if last == "0" and re.search(r"[a-zA-Z]", first) else last
 
 
 def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
     expected, actual = quantity(reference), quantity(answer)
     if expected.unit and actual.unit and expected.unit != actual.unit:
         return Verdict(False, "unit")
-    if expected.unit and actual.unit is None and is_bare_letter(reference):
-        expected = Quantity(reference)  # the m of 12 m may be a variable, because the answer has no unit
-    has_unit = expected.unit is not None or actual.unit is not None
     verdict = _compare_numbers(expected.value, actual.value, tolerance)
-    return Verdict(verdict.equal, "unit") if has_unit and verdict.equal else verdict
+    if (expected.unit is None) == (actual.unit is None):
+        return verdict
+    if verdict.equal:
+        return Verdict(True, "unit")
+    return Verdict(same_value(reference, answer), "value")  # the m of 12 m may be a variable
 
 
 def _compare_numbers(reference: str, answer: str, tolerance: str) -> Verdict:
+    reference, answer = without_outer(unwrapped(reference)), without_outer(unwrapped(answer))
     if same_spelling(reference, answer):
         return Verdict(True, "spelling")
+    if any(fields := (_fields(reference), _fields(answer))):
+        return Verdict(_same_fields(*fields, reference, answer), "clock")
     if tolerance and (most := _largest_difference(reference, tolerance)) is not None:
-        expected, actual = _number(reference), _number(answer)
+        expected, actual = number_of(reference), number_of(answer)
         if expected is not None and actual is not None:
             return Verdict(abs(expected - actual) <= most * (1 + 1e-9), "tolerance")
-    return Verdict(same_value(reference, answer), "value")
+    return Verdict(_same_reading(reference, answer), "value")
+
+
+def _fields(expression: str) -> list[str]:
+    """The numbers of a time of day or a ratio; empty for anything else."""
+    fields = re.split(r"\s*:\s*", expression)
+    return fields if len(fields) > 1 and all(re.fullmatch(r"\d+(?:\.\d+)?", field) for field in fields) else []
+
+
+def _same_fields(expected: list[str], actual: list[str], reference: str, answer: str) -> bool:
+    """A time of day equals itself alone; a ratio equals its multiples, and one of two numbers its fraction."""
+    numbers = [[Fraction(field) for field in fields] for fields in (expected, actual)]
+    if any(re.fullmatch(r"\d{1,2}(?::[0-5]\d){1,2}", text.replace(" ", "")) for text in (reference, answer)):
+        return numbers[0] == numbers[1]
+    if expected and actual:
+        first, second = numbers
+        return len(first) == len(second) and all(a * second[0] == b * first[0] for a, b in zip(*numbers, strict=True))
+    ratio, other = (numbers[0], answer) if expected else (numbers[1], reference)
+    return len(ratio) == 2 and ratio[1] != 0 and exact(other) == ratio[0] / ratio[1]
 
 
 def _largest_difference(reference: str, tolerance: str) -> float | None:
     """The tolerance as a number; None if it is a share and the reference is no decimal fraction."""
     if not tolerance.endswith("%"):
         return float(tolerance)
-    number = _number(reference) if re.search(r"\d\.\d|\.\d|10\^", reference) else None
+    number = number_of(reference) if re.search(r"\d\.\d|\.\d|10\^", reference) else None
     return None if number is None else abs(number) * float(tolerance.removesuffix("%")) / 100
 
 
-def _number(expression: str) -> float | None:
-    """The value of an expression that is a real number."""
-    values = (value for value in _parsed(expression) if getattr(value, "is_number", False) and value.is_real)
-    return next((float(value) for value in values), None)
-
-
-def same_value(reference: str, answer: str) -> bool:
+def _same_reading(reference: str, answer: str) -> bool:
     """Whether two expressions are equal. A percentage equals its number and its fraction (25% = 25 = 0.25), because
     references use both."""
     references, answers = _readings(reference), _readings(answer)
     if len(references) == len(answers):
-        return _verify(references[0], answers[0])
-    return any(_verify(*pair) for pair in itertools.product(references, answers))
+        return _same_exactly(references[0], answers[0])
+    return any(_same_exactly(*pair) for pair in itertools.product(references, answers))
+
+
+def _same_exactly(reference: str, answer: str) -> bool:
+    expected, actual = exact(reference), exact(answer)
+    return same_value(reference, answer) if expected is None or actual is None else expected == actual
 
 
 def _readings(expression: str) -> list[str]:
-    """An expression for math-verify; a percentage as its number and as its fraction."""
+    """An expression; a percentage as its number and as its fraction."""
     if not expression.endswith("%"):
         return [expression]
     number = expression.removesuffix("%").strip()
     return [number, rf"\frac{{{number}}}{{100}}"]
-
-
-def _verify(reference: str, answer: str) -> bool:
-    import math_verify
-
-    # The time-outs use signal.alarm, which works in main threads only. Errors are raised: they are not wrong answers.
-    return bool(
-        math_verify.verify(
-            _parsed(reference),
-            _parsed(answer),
-            allow_set_relation_comp=True,
-            timeout_seconds=None,
-            raise_on_error=True,
-        )
-    )
-
-
-def _parsed(expression: str) -> list[Any]:
-    import math_verify
-
-    values = math_verify.parse(
-        f"${expression}$",
-        extraction_config=_extraction(),
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-        raise_on_error=True,
-    )
-    return [_exact(value) for value in values]
-
-
-@cache
-def _extraction() -> list[Any]:
-    """math-verify's default configuration without its units: it would read the m of 2m as one."""
-    import math_verify
-
-    latex = math_verify.LatexExtractionConfig()
-    without_units = replace(latex.normalization_config, units=False)
-    return [replace(latex, normalization_config=without_units), math_verify.ExprExtractionConfig()]
-
-
-def _exact(value: Any) -> Any:
-    """A sympy value without floats, which math-verify would round to six decimals."""
-    import sympy  # type: ignore[import-untyped]
-
-    floats = value.atoms(sympy.Float) if hasattr(value, "atoms") else set()
-    return value.xreplace({number: sympy.Rational(str(number)) for number in floats}) if floats else value

@@ -1,7 +1,8 @@
 r"""Units at the end of an answer: `12\text{ cm}`, `12 cm`, `\$12`, `3 \text{ m}^2`, `5 miles per hour`. Pure.
 
 If only one of two answers has a unit, the unit is ignored, because most references leave it out. Answers with different
-known units are different, whatever their numbers: no unit is converted.
+known units are different, whatever their numbers: no unit is converted. (math-verify 0.9 cuts every unit off, also the
+letter of `2m`, so 12 m equals 12 cm.)
 """
 
 import re
@@ -62,6 +63,10 @@ _FUNCTIONS = frozenset(
 )
 
 
+_RESIDUE = re.compile(r"(?P<value>.+?)\s*(?:\\pmod\s*\{?\s*|\(\s*(?:\\mod|mod)\s*)(?P<modulus>\w+)\s*[})]?")
+_ANGLE_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+
+
 @dataclass(frozen=True)
 class Quantity:
     """An answer without its unit. `unit` has one spelling; it is empty for words that are no known unit, and None if
@@ -79,10 +84,14 @@ def quantity(expression: str) -> Quantity:
     text = expression.strip()
     if text.startswith((r"\$", r"-\$")):
         return Quantity(text.replace(r"\$", "").strip(), "dollar")
-    if text.endswith(("^\\circ", "^{\\circ}", "\\degree", "\u00b0")):
-        return Quantity(re.sub(r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|\u00b0)$", "", text).strip(), "degree")
+    if text.endswith(r"^\circ"):
+        angle = text.removesuffix(r"^\circ").strip()
+        return Quantity(text) if _ANGLE_FUNCTION.search(angle) else Quantity(angle, "degree")
+    if residue := _RESIDUE.fullmatch(text):
+        return Quantity(residue["value"], f"mod {residue['modulus']}")
     if (wrapped := _WRAPPED.fullmatch(text)) and wrapped["value"]:
-        return Quantity(wrapped["value"].strip(), _standard_unit(wrapped["unit"], wrapped["power"]) or "")
+        value = wrapped["value"].strip().removesuffix(r"^\circ")
+        return Quantity(value, _standard_unit(wrapped["unit"], wrapped["power"]) or "")
     if plain := _PLAIN.fullmatch(text):
         unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
@@ -93,10 +102,22 @@ def quantity(expression: str) -> Quantity:
     return Quantity(text)
 
 
-def is_bare_letter(expression: str) -> bool:
-    r"""Whether the unit may be a variable, as in `12 m`, but not in `12\text{ m}` or `12 cm`."""
-    plain = _PLAIN.fullmatch(expression.strip())
-    return bool(plain and len(plain["unit"]) == 1)
+_AFTER_A_NUMBER = re.compile(r"\s?[a-zA-Z]+(?:(?:\s+per)?\s*[ /]\s*[a-zA-Z]+){0,2}(?:\^\{?[23]\}?)?")
+_ORDINARY_WORDS = frozenset(("in", "am", "second", "deg", "a", "s", "l", "n", "j", "w", "v", "k"))
+
+
+def unit_after(text: str) -> str:
+    """The known unit with which a text begins, as it is written behind a number; empty if it begins with none.
+
+    Words that are more often something else in a sentence are none: the `in` of "12 in all".
+    """
+    match = _AFTER_A_NUMBER.match(text)
+    words = match[0] if match else ""
+    while words.strip():
+        if words.strip().lower() not in _ORDINARY_WORDS and _standard_unit(re.sub(r"[\^{}]", "", words), None):
+            return words
+        words = re.sub(r"\s*[ /]?\s*(?:[a-zA-Z]+|\^\{?[23]\}?)$", "", words)
+    return ""
 
 
 def _standard_unit(unit: str, power: str | None) -> str | None:

@@ -35,7 +35,7 @@ from cgd_stages.models import resolve
 from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.results.outputs import SCHEMA, Totals
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.bucket import place
+from cgd_stages.store.bucket import places
 from cgd_stages.store.folder import Folder, Part
 from cgd_stages.store.part_writer import PartWriter
 from cgd_stages.store.rows import Row, sha256
@@ -175,8 +175,8 @@ def _use_mirror(context: Context, uri: str | None) -> Path | None:
     home, names = context.scratch / "mirror", [stored.key for stored in bucket.list()]
     if not names:
         raise UserError(f"there is nothing below {uri}", hint=DATA_HINT)
-    for name in names:
-        bucket.download(name, place(home, name))
+    for name, path in places(home, names).items():
+        bucket.download(name, path)
     os.environ |= {
         "HF_HOME": str(home),
         "HF_HUB_CACHE": str(home / "hub"),
@@ -256,12 +256,28 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     except OSError as error:  # the hub's libraries raise kinds of it where data are missing
         raise TransientError(f"the data of {task.task} cannot be read: {error}", hint=DATA_HINT) from error
     assert results is not None
+    same_kind_of_references(task, results)
     samples = list(itertools.chain.from_iterable(results["samples"].values()))
     for sample in samples:
         if _is_generated(sample):
             sample["reply"] = asker.replies[id(sample["arguments"][0])]
     results["without_thought"] = _without_thought(asker, samples)
     return results
+
+
+def same_kind_of_references(task: HarnessTask, results: dict[str, Any]) -> None:
+    """Refuse a task of which some documents have one reference and others a list of them.
+
+    lm-eval 0.4.13 decides by the first document which of both the task has (`multiple_target`): after `[1, 2]` it
+    grades the text 34 letter by letter. A text that looks like a list, such as an interval, becomes one.
+    """
+    for name, samples in results["samples"].items():
+        if len({isinstance(sample["target"], list) for sample in samples}) > 1:
+            raise UserError(
+                f"{name} has documents with one reference and others with a list: lm-eval grades all like the first",
+                hint=f"Take {task.name} out of spec.evaluation.tasks, or give each of its documents one reference. "
+                "A text such as [1, 2] becomes a list where doc_to_target is a template, not where it names a column.",
+            )
 
 
 def _without_thought(asker: Any, samples: list[dict[str, Any]]) -> str:

@@ -68,6 +68,15 @@ def earlier_turns(row: dict[str, Any]) -> list[Message]:
     return turns
 
 
+def whole_prompt(row: dict[str, Any]) -> str:
+    """The prompt as a person reads it: x alone, or the whole conversation with the role of each turn."""
+    turns = earlier_turns(row)
+    if not turns:
+        return str(row["prompt"])
+    messages = answer_messages(row["prompt"], turns=turns)
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+
+
 def answer_messages(prompt: str, *, turns: Sequence[Message] = ()) -> list[Message]:
     """x alone, after the turns before it, without a system turn or any other word of ours."""
     return [*turns, {"role": "user", "content": prompt}]

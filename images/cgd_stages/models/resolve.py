@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Chat, Engine, Model
 from cgd_stages.errors import TransientError, UserError
-from cgd_stages.store.bucket import Bucket, place
+from cgd_stages.store.bucket import Bucket, place, places
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import digest_of, file_sha256
 from cgd_stages.store.run import RunStore
@@ -194,13 +194,13 @@ def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
             files = set(_Index.model_validate_json((folder / _INDEX).read_bytes()).weight_map.values())
         except ValidationError as error:
             raise SafetensorsParsingError(f"{source.uri(_INDEX)} is no index of safetensors: {error}") from error
-    places = {name: place(folder, name) for name in files}  # readers of the folder follow the index too
+    paths = places(folder, sorted(files))  # readers of the folder follow the index too
     for name in files & names:
         length = int.from_bytes(source.beginning(name, 8), "little")
         if length > LONGEST_HEADER:
             raise SafetensorsParsingError(f"{source.uri(name)} says that its header has {length} bytes")
-        places[name].parent.mkdir(parents=True, exist_ok=True)
-        places[name].write_bytes(source.beginning(name, 8 + length))
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        paths[name].write_bytes(source.beginning(name, 8 + length))
     return folder
 
 
@@ -263,11 +263,12 @@ def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
 
 def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> Path:
     source = bucket.at(uri)
-    folder = scratch / "models" / _stored_fingerprint(uri, bucket)
-    for stored in source.list():
+    folder, objects = scratch / "models" / _stored_fingerprint(uri, bucket), list(source.list())
+    paths = places(folder, [stored.key for stored in objects])
+    for stored in objects:
         if not weights and stored.key.endswith(_WEIGHT_SUFFIXES):
             continue
-        path = place(folder, stored.key)
+        path = paths[stored.key]
         if not (path.is_file() and path.stat().st_size == stored.size):
             log.info("fetching %s (%.1f MB)", source.uri(stored.key), stored.size / 1e6)
             source.download(stored.key, path)
@@ -277,11 +278,12 @@ def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> 
 
 
 def _fetch_stage(stage: Folder, scratch: Path, *, weights: bool) -> Path:
-    folder = scratch / "models" / stage.digest
-    for part in stage.require().under(MODEL):
+    folder, parts = scratch / "models" / stage.digest, stage.require().under(MODEL)
+    paths = places(folder, [part.key.removeprefix(MODEL) for part in parts])
+    for part in parts:
         if not weights and part.key.endswith(_WEIGHT_SUFFIXES):
             continue
-        path = place(folder, part.key.removeprefix(MODEL))
+        path = paths[part.key.removeprefix(MODEL)]
         if not (path.is_file() and file_sha256(path) == part.sha256):
             stage.bucket.download(stage.key(part.key), path)
         if file_sha256(path) != part.sha256:

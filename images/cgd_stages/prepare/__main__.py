@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
@@ -22,6 +23,8 @@ from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
+from cgd_stages.models.attention import try_packing
+from cgd_stages.models.export import try_export
 from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.endpoint import check_endpoint
@@ -31,14 +34,18 @@ from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
 from cgd_stages.prepare.templates import read_template
 from cgd_stages.prepare.tryout import try_out
+from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks
 from cgd_stages.store.folder import Folder
-from cgd_stages.store.rows import Row, digest_of, to_parquet
+from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
+
+STUDENT_TEXTS = ("generation.answer", "evaluation.sampling")
+"""The fields of the spec that bound what the student writes; the teacher writes the rest."""
 
 
 def main(context: Context) -> dict[str, StageFacts]:
@@ -51,12 +58,9 @@ def main(context: Context) -> dict[str, StageFacts]:
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
-    _refuse_untrainable(student.served, work.training)
-    if work.training.adapter:
-        targets.refuse(student.served.config, student.template.tokenizer, work.training.adapter)
-        if work.training.learning_rate < targets.LEAST_RATE:
-            log.warning("spec.training.learningRate is %g: an adapter learns little", work.training.learning_rate)
+    _refuse_untrainable(student, work.training)
     _warn_of_thoughts(work, student.template)
+    _warn_of_budgets(work)
     models = [student]
     if work.teacher:
         teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
@@ -103,7 +107,7 @@ def main(context: Context) -> dict[str, StageFacts]:
             log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
         metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
         facts = StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
-        benchmarks = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+        benchmarks = store_benchmarks(folder, questions)
         pins = drafts | _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
         return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
 
@@ -114,9 +118,11 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that loads and suits the spec: its exact identity, how it is spoken to, and how it is to be served."""
+    """A model that loads and suits the spec: its exact identity, its small files, how it is spoken to, and how it is
+    to be served."""
 
     resolved: resolve.Resolved
+    folder: Path
     template: ChatTemplate
     served: fit.Served
 
@@ -139,21 +145,29 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     length = fit.context_length(config, engine, model, where)
     log.info("%s: %s", where, template.summary)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, length)
-    return Checked(resolved, template, fit.Served(where, exact, engine, config, length))
+    return Checked(resolved, folder, template, fit.Served(where, exact, engine, config, length))
 
 
-def _refuse_untrainable(student: fit.Served, work: Train) -> None:
-    """Raise UserError for a student that this training cannot train."""
-    if (method := fit.quantization(student.config)) not in (None, fit.MXFP4):
+def _refuse_untrainable(checked: Checked, work: Train) -> None:
+    """Raise UserError for a student that this training cannot train, or whose trained model it could not store."""
+    student, config = checked.served, checked.served.config
+    if (method := fit.quantization(config)) not in (None, fit.MXFP4):
         raise UserError(
             f"the weights of {student.model.name} are quantized ({method}), and cannot be trained",
             hint="Set spec.student.model to the model as it was before its quantization.",
         )
-    if work.router_loss_weight and not has_experts(student.config):
+    if work.router_loss_weight and not has_experts(config):
         raise UserError(
             f"spec.training.routerLossWeight is set, but {student.model.name} has no experts and no router",
             hint="Leave spec.training.routerLossWeight out.",
         )
+    if work.adapter:
+        targets.refuse(config, checked.template.tokenizer, work.adapter)
+        if work.learning_rate < targets.LEAST_RATE:
+            log.warning("spec.training.learningRate is %g: an adapter learns little", work.learning_rate)
+    try_export(checked.folder, config, checked.template)
+    if work.packing:
+        try_packing(config)
 
 
 def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:
@@ -174,6 +188,27 @@ def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:
             work.training.max_sequence_length,
             longest,
         )
+
+
+def _warn_of_budgets(work: Prepare) -> None:
+    """Log budgets of thoughts that are no smaller than a limit of thought and text together: they end no thought."""
+    limits = {
+        f"generation.{role}": sampling.max_tokens for role, sampling in zip(work.roles, work.sampling, strict=True)
+    }
+    if work.evaluation:
+        limits["evaluation.sampling"] = work.evaluation.max_tokens
+    for owner, chat in (("student", work.student_chat), ("teacher", work.teacher_chat)):
+        budget = chat.thinking_budget if chat.thinking != "off" else None
+        for field, limit in limits.items():
+            if budget and budget >= limit and (field in STUDENT_TEXTS) == (owner == "student"):
+                log.warning(
+                    "spec.%s.chat.thinkingBudget (%d) ends no thought: spec.%s.maxTokens (%d) ends thought and text "
+                    "together; a long thought has no text after it, and is rejected. Set the budget below that",
+                    owner,
+                    budget,
+                    field,
+                    limit,
+                )
 
 
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:
@@ -242,12 +277,12 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
-        if text_before := _cell(line, benchmark.fields.context):
+        if text_before := _cell(line, benchmark.fields.context, where):
             row["prompt"] = f"{text_before}\n\n{row['prompt']}"
             row["id"] = identity_of(row)
         identity = row["id"]
         repeated, seen[identity] = seen[identity], seen[identity] + 1
-        tolerance = _cell(line, benchmark.fields.tolerance) or benchmark.tolerance
+        tolerance = _cell(line, benchmark.fields.tolerance, where) or benchmark.tolerance
         row |= {"benchmark": benchmark.name, "tolerance": tolerance}
         row["id"] = identity_of(row, f" #{repeated}") if repeated else identity
         yield {column: row[column] for column in BENCHMARK_SCHEMA.names if column in row}
@@ -257,10 +292,14 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         log.warning("%s has %d questions, %s are published", benchmark.name, count, benchmark.questions)
 
 
-def _cell(line: Line, column: str | None) -> str:
-    """The text of an optional column; empty where the row lacks it."""
+def _cell(line: Line, column: str | None, where: str) -> str:
+    """The text of an optional column; empty where the row lacks it. Raises UserError for a value that is no text."""
     value = value_at(line.value, column).value if line.value and column else None
-    return "" if value is None else str(value).strip()
+    try:
+        return "" if value is None else as_text(value).strip()
+    except ValueError as error:
+        message = f"{line.where}: the field {column!r} is {error}"
+        raise UserError(message, hint=f"Mend the file or fields of {where}.") from error
 
 
 if __name__ == "__main__":

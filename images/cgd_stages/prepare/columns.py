@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from pydantic_core import from_json
-
 from cgd_stages.chat.messages import Message
 from cgd_stages.contract import Fields
 from cgd_stages.method.prompts import answer_messages, earlier_turns
 from cgd_stages.prepare.sources import Line, row_id
+from cgd_stages.prepare.values import as_text, kind, parse
 from cgd_stages.store.rows import Row
 from cgd_stages.text.references import any_of
 
@@ -64,7 +63,7 @@ def value_at(line: Mapping[str, Any], column: str) -> Found:
 
 def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
     """The row of a line (its id is "" where it has no prompt), and what is wrong with it. Several right answers are
-    stored as `any_of`; any other reference that is no text is stored as JSON."""
+    stored as `any_of`; any other reference is stored as `values.as_text` writes it."""
     row: Row = {"id": "", "sample": 0}
     if line.value is None:
         return row, ("malformed", line.fault)
@@ -73,7 +72,7 @@ def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
         row["id"] = identity_of(row)
     except Faulty as faulty:
         return row, faulty.fault
-    except ValueError as error:  # half of a surrogate pair, or a number of thousands of digits
+    except ValueError as error:  # half of a surrogate pair
         return {"id": "", "sample": 0}, ("malformed", f"a value cannot be stored: {error}")
     return row, None if row["prompt"].strip() else ("empty", "the prompt is empty")
 
@@ -96,7 +95,7 @@ def _asked(value: Mapping[str, Any], fields: Fields) -> Row:
         prompt = _required(value, fields.prompt)
         if not isinstance(prompt, str):
             hint = "; a list of messages belongs to fields.messages" if isinstance(prompt, list) else ""
-            raise Faulty("malformed", f"the field {fields.prompt!r} is a {type(prompt).__name__}, not a text{hint}")
+            raise Faulty("malformed", f"the field {fields.prompt!r} is a {kind(prompt)}, not a text{hint}")
     reference = value_at(value, fields.reference).value if fields.reference else reply
     if fields.choices and prompt.strip():
         listed = list(choices(_required(value, fields.choices), fields.choices))
@@ -120,12 +119,10 @@ def _reference(reference: Any, fields: Fields) -> str | None:
         if isinstance(reference, list) and len(reference) > 1:
             several = fields.several or ("any" if all(isinstance(one, str) for one in reference) else "all")
             if several == "any":
-                return any_of([one if isinstance(one, str) else _json(one) for one in reference])
-        return _json(reference)
-    except (TypeError, ValueError, RecursionError) as error:  # such as bytes, or halves of surrogate pairs
-        kind = type(reference).__name__
-        detail = f"the field {fields.reference!r} is a {kind}, which JSON cannot hold"
-        raise Faulty("malformed", detail) from error
+                return any_of([as_text(one) for one in reference])
+        return as_text(reference)
+    except ValueError as error:
+        raise Faulty("malformed", f"the field {fields.reference!r} is {error}") from error
 
 
 def _json(value: Any) -> str:
@@ -155,7 +152,7 @@ def conversation(value: Any, column: str) -> tuple[list[Message], str, str | Non
 def _messages(value: Any, column: str) -> Iterator[Message]:
     if isinstance(value, str):
         try:
-            value = from_json(value)
+            value = parse(value.encode())
         except ValueError as error:
             detail = f"the field {column!r} is a text, not a list of messages; a text belongs to fields.prompt"
             raise Faulty("malformed", detail) from error
@@ -164,7 +161,7 @@ def _messages(value: Any, column: str) -> Iterator[Message]:
     for number, turn in enumerate(value, start=1):
         where = f"turn {number} in {column!r}"
         if not isinstance(turn, Mapping):
-            raise Faulty("malformed", f"{where} is a {type(turn).__name__}, not a message")
+            raise Faulty("malformed", f"{where} is a {kind(turn)}, not a message")
         said = turn.get("role") or turn.get("from")
         role = ROLES.get(said.lower()) if isinstance(said, str) else None
         if role is None:
@@ -186,13 +183,13 @@ def _content(turn: Mapping[str, Any], where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise Faulty("malformed", f"the content of {where} is a {type(content).__name__}, not a text")
+        raise Faulty("malformed", f"the content of {where} is a {kind(content)}, not a text")
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) and part.get("type") in ("text", "input_text") else part
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise Faulty("malformed", f"the content of {where} holds a part of the type {kind!r}, not a text")
+            found = part.get("type") if isinstance(part, Mapping) else kind(part)
+            raise Faulty("malformed", f"the content of {where} holds a part of the type {found!r}, not a text")
         texts.append(text)
     return "".join(texts)
 
@@ -229,9 +226,9 @@ def choices(value: Any, column: str) -> Iterator[Choice]:
     if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) < len(texts):
         raise Faulty("malformed", f"the field {column!r} holds no list of 2 to {len(ascii_uppercase)} choices")
     for label, text in zip(labels, texts, strict=False):
-        if isinstance(text, bool | list | dict) or not str("" if text is None else text).strip():
+        if isinstance(text, bool | list | dict) or text is None or not as_text(text).strip():
             raise Faulty("malformed", f"a choice in {column!r} is no text: {text!r}")
-        yield Choice(str(label), str(text))
+        yield Choice(as_text(label), as_text(text))
 
 
 def lettered(listed: list[Choice]) -> str:
@@ -249,7 +246,7 @@ def letter_of(reference: Any, listed: list[Choice]) -> str:
     labels = [choice.label.strip() for choice in listed]
     texts = [choice.text.strip() for choice in listed]
     if isinstance(reference, bool) or not isinstance(reference, str | int):
-        raise Faulty("malformed", f"the reference is a {type(reference).__name__}, which names no choice")
+        raise Faulty("malformed", f"the reference is a {kind(reference)}, which names no choice")
     if isinstance(reference, int) and labels == list(letters):
         index = reference
     elif names := next((names for names in (labels, list(letters), texts) if named in names), None):

@@ -22,6 +22,7 @@ from cgd_stages.prepare.columns import Fault, row_of, value_at
 from cgd_stages.prepare.sampling import FILE_CHARACTERS, Sample, characters
 from cgd_stages.prepare.sources import Line
 from cgd_stages.quality.contamination import Questions
+from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.folder import PARTS, REJECTED, Folder
 from cgd_stages.store.part_writer import PartWriter
@@ -96,12 +97,13 @@ class Intake:
     def read(self, lines: Iterable[Line], context: Context) -> None:
         """Take the whole source, or as much of it as `limit` asks for."""
         lines, limit = iter(lines), self.work.prompts.limit
-        first_rows = limit if limit and not self.sample else None
+        first_rows, pace = limit if limit and not self.sample else None, Pace()
         # Never so many lines that more than the first `limit` rows could be kept.
         while batch := self._next(lines, BATCH if first_rows is None else min(BATCH, first_rows - self.kept)):
             self._take(batch)
             total = first_rows + self.rejected if first_rows else 0
-            context.progress.report(STAGE, Rows(total=total, done=self.usable, rejected=self.rejected))
+            eta = pace.remaining(self.usable, first_rows - self.usable) if first_rows else None
+            context.progress.report(STAGE, Rows(total=total, done=self.usable, rejected=self.rejected), eta=eta)
         for row, drawn in self.sample.drawn() if self.sample else ():
             if drawn:
                 self._keep(row)

@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, NoReturn, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic_core import from_json
 
 from cgd_stages.contract import INPUTS, Fields, Source
 from cgd_stages.errors import TransientError, UserError
+from cgd_stages.prepare.values import flaw, parse
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import place
 from cgd_stages.text.normal import normalised
@@ -197,10 +197,19 @@ def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
         wanted = {name if name in names else name.partition(".")[0] for name in fields.named.values()}
         # A file that lacks a named column is read whole, so that the error can name the columns it has.
         columns = sorted(wanted) if wanted <= set(names) else None
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+        # A batch of two row groups has two dictionaries, and pyarrow 26 reads no such batch of a nested column.
+        batches = (
+            table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=columns)
+            for group in range(table.num_row_groups)
+        )
+        for batch in itertools.chain.from_iterable(batches):
             for value in _values(batch):
                 where = f"{file.name} row {next(numbers)}"
-                yield Line(where, None, value) if isinstance(value, str) else Line(where, value)
+                if isinstance(value, str):
+                    yield Line(where, None, value)
+                else:
+                    fault = flaw(value)
+                    yield Line(where, None if fault else value, fault)
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
@@ -244,9 +253,26 @@ def _bytes(column: Any) -> int:
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without dictionaries, and each 32-bit float as the shortest number that names it: 27.1 and not
+    27.100000381469727."""
     columns: list[Any] = batch.columns
     plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
+    for index, column in enumerate(plain):
+        texts, floats = (_in_place_of_floats(column.type, kind) for kind in (pa.string(), pa.float64()))
+        if floats != column.type:
+            plain[index] = column.cast(texts).cast(floats)
     return pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
+
+
+def _in_place_of_floats(kind: Any, other: pa.DataType) -> Any:
+    """The type with another one in place of each 32-bit float, also within lists and structs."""
+    if kind == pa.float32():
+        return other
+    if pa.types.is_list(kind):
+        return pa.list_(_in_place_of_floats(kind.value_type, other))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_in_place_of_floats(field.type, other)) for field in kind])
+    return kind
 
 
 def _json_lines(file: File, field: str) -> Iterator[Line]:
@@ -260,10 +286,10 @@ def _json_lines(file: File, field: str) -> Iterator[Line]:
 
 
 def _json_line(where: str, raw: bytes) -> Line:
-    try:  # the parser refuses values that are nested 200 deep, and halves of surrogate pairs
-        value = from_json(raw.removeprefix(codecs.BOM_UTF8))
+    try:
+        value = parse(raw.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
-        return Line(where, None, f"not JSON in UTF-8: {error}")
+        return Line(where, None, f"no JSON that a row can hold: {error}")
     if not isinstance(value, dict):
         return Line(where, None, f"a JSON {type(value).__name__}, not an object")
     return Line(where, value)

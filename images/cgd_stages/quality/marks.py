@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cgd_stages.contract import Contract, Keep
-from cgd_stages.grading.compare import spell
-from cgd_stages.grading.grader import Grader, reference_answer
+from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading.grader import Grader
+from cgd_stages.grading.spelling import spell
 from cgd_stages.quality.contamination import words_of
 from cgd_stages.quality.near_duplicates import Signatures
 from cgd_stages.results.formatting import percent

@@ -7,10 +7,12 @@ from pydantic import ValidationError
 
 from cgd_stages.contract import Contract, Keep
 from cgd_stages.grading.grader import Grader
+from cgd_stages.method.prompts import whole_prompt
 from cgd_stages.quality.marks import SAMPLED, Marks, Quality, Tally, grade_rows
 from cgd_stages.results.model import Quadruple, Quadruples
 from cgd_stages.store.folder import Folder, Part, read_rows
 from cgd_stages.store.rows import Row
+from cgd_stages.text.references import in_words
 
 SHOWN = 200
 """The most quadruples on the page: the first in the order of their hash ids, which is an even sample."""
@@ -62,19 +64,21 @@ def read_quadruples(folder: Folder, grader: Grader, *, shown: int = SHOWN) -> Re
 
 def read_prompts(folder: Folder, ids: set[str]) -> dict[str, str]:
     """The prompts by id, cut to `PROMPT_LIMIT`. Without ids it reads nothing."""
-    rows = read_rows(folder, ["id", "prompt"]) if ids else iter(())
-    return {row["id"]: row["prompt"][:PROMPT_LIMIT] for row in rows if row["id"] in ids}
+    rows = read_rows(folder, ["id", "prompt", "turns"]) if ids else iter(())
+    return {row["id"]: whole_prompt(row)[:PROMPT_LIMIT] for row in rows if row["id"] in ids}
 
 
 def quadruple(row: Row, marks: Marks) -> Quadruple:
+    thoughts = {name: row.get(name) or "" for name in ("answer_thinking", "critique_thinking", "refinement_thinking")}
     return Quadruple(
         id=row["id"],
         sample=row["sample"],
-        prompt=row["prompt"],
-        reference=row.get("reference") or "",
+        prompt=whole_prompt(row),
+        reference=in_words(row.get("reference") or ""),
         answer=row["answer"],
         critique=row["critique"],
         refinement=row["refinement"],
+        **thoughts,
         verdict=row["verdict"] or "missing",
         tokens={text: row[f"{text}_tokens"] or 0 for text in ("answer", "critique", "refinement")},
         draft_right=marks.draft,

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from cgd_stages.contract import Report, RunRef, StageFacts, StageName
+from cgd_stages.method.prompts import whole_prompt
 from cgd_stages.quality.marks import Quality, cautions
 from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
@@ -43,6 +44,7 @@ from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Done, Folder, read_rows
 from cgd_stages.store.rows import Row, from_parquet
 from cgd_stages.store.run import Product, RunStore
+from cgd_stages.text.references import in_words
 
 REJECTIONS = 5
 """The most rejected rows that the page shows for a stage and reason."""
@@ -66,8 +68,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
         data = read_run(context.task.run, work, outputs, quadruples)
         parts = [
-            folder.put("report.html", page.render(data, quality).encode()),
-            folder.put("report.json", to_json(data, quality)),
+            folder.put("report.html", page.render(data, quality).encode(), alone=True),
+            folder.put("report.json", to_json(data, quality), alone=True),
         ]
         seconds, metrics = round(time.monotonic() - clock, 3), {"stages": float(len(outputs))}
         return Product(StageFacts(seconds=seconds, metrics=metrics), parts)
@@ -135,16 +137,16 @@ def read_changes(folders: dict[str, list[Folder]], pairs: list[Changed]) -> Iter
             id=pair.base.id,
             trained=pair.trained,
             kind=pair.kind,
-            prompt=base["prompt"],
-            reference=base["reference"],
-            base=GradedOutput(**{name: base[name] for name in GradedOutput.model_fields}),
-            after=GradedOutput(**{name: after[name] for name in GradedOutput.model_fields}),
+            prompt=whole_prompt(base),
+            reference=in_words(base["reference"]),
+            base=GradedOutput(**{name: base.get(name) for name in GradedOutput.model_fields}),
+            after=GradedOutput(**{name: after.get(name) for name in GradedOutput.model_fields}),
         )
 
 
 def read_texts(folders: Iterable[Folder], keys: set[Key]) -> Iterator[tuple[Key, Row]]:
     """The rows of the outputs with these keys."""
-    columns = ["benchmark", "id", "sample", "prompt", "reference", *GradedOutput.model_fields]
+    columns = ["benchmark", "id", "sample", "prompt", "turns", "reference", *GradedOutput.model_fields]
     for row in (row for folder in folders for row in read_rows(folder, columns)):
         key = row["benchmark"], row["id"], row["sample"]
         if key in keys:
@@ -179,8 +181,8 @@ def read_prompts(outputs: dict[str, Output], ids: set[str]) -> dict[str, str]:
     """The prompts of these ids, by id, as far as prepare has kept them."""
     if not ids or "prepare" not in outputs:
         return {}
-    rows = read_rows(outputs["prepare"].folder, ["id", "prompt"])
-    return {row["id"]: row["prompt"] for row in rows if row["id"] in ids}
+    rows = read_rows(outputs["prepare"].folder, ["id", "prompt", "turns"])
+    return {row["id"]: whole_prompt(row) for row in rows if row["id"] in ids}
 
 
 def stage_record(name: StageName, output: Output | None) -> StageRecord:

@@ -51,7 +51,8 @@
   if (!browser) return;
   browser.hidden = false;
   const rows = JSON.parse(by("rows-data").textContent);
-  const texts = ["prompt", "reference", "answer", "critique", "refinement"];
+  const texts = ["prompt", "reference", ...["answer", "critique", "refinement"].flatMap((name) => [`${name}_thinking`, name])];
+  const several = rows.some((row) => row.sample > 0);
   const haystacks = rows.map((row) => [row.id, row.reason, row.detail, ...texts.map((name) => row[name])].join("\n").toLowerCase());
   const search = by("search"), choice = by("choice"), order = by("order"), changed = by("changed"), position = by("position"), card = by("row");
   let found = [], at = 0;
@@ -117,32 +118,41 @@
     return body;
   };
   const plain = (text) => { const body = make("pre"); append(body, text || "–"); return body; };
-  const panel = (title, body, { aside = "", asideClass = "", wide = false } = {}) => {
+  const panel = (title, body, { aside = "", asideClass = "", thought = "", wide = false } = {}) => {
     const box = make("div", wide ? "text wide" : "text"), head = make("h3", "", title);
     head.append(make("small", asideClass, aside));
-    box.append(head, body);
+    box.append(head, ...(thought ? [folded("Thought", plain(thought))] : []), body);
+    return box;
+  };
+  const folded = (title, body) => {
+    const box = make("details", "thought");
+    // A match of the search is not hidden.
+    box.open = Boolean(body.querySelector("mark"));
+    box.append(make("summary", "", title), body);
     return box;
   };
   const judged = (right) => ({ true: ["right by the reference", "mark right"], false: ["wrong by the reference", "mark wrong"] }[right] || ["", ""]);
   const aside = (row, name, right, more = "") => {
     const [word, asideClass] = judged(right);
     const told = [word, row.tokens[name] === undefined ? "" : `${row.tokens[name]} tokens`, more];
-    return { aside: told.filter(Boolean).join(" · "), asideClass };
+    return { aside: told.filter(Boolean).join(" · "), asideClass, thought: row[`${name}_thinking`] };
   };
+  // As `cgd rows` names a row, where a prompt has several.
+  const identity = (row) => (several ? `${row.id} / ${row.sample}` : row.id);
   const quadruple = (row) => {
     const before = words(row.answer), after = words(row.refinement), [keptBefore, keptAfter] = common(before, after);
     const share = after.length ? `${Math.round(100 * keptAfter.filter(Boolean).length / after.length)} % of its words kept` : "";
     const show = (text, list, kept, tag) => (changed.checked && list.length ? compared(list, kept, tag) : plain(text));
     return [
-      panel("Prompt", plain(row.prompt), { aside: row.id, wide: true }),
+      panel("Prompt", plain(row.prompt), { aside: identity(row), wide: true }),
       panel("Student's answer", show(row.answer, before, keptBefore, "del"), aside(row, "answer", row.draft_right)),
-      panel("Teacher's critique", plain(row.critique), { aside: `verdict: ${row.verdict}`, asideClass: `mark ${row.verdict}` }),
+      panel("Teacher's critique", plain(row.critique), { aside: `verdict: ${row.verdict}`, asideClass: `mark ${row.verdict}`, thought: row.critique_thinking }),
       panel("Teacher's refinement", show(row.refinement, after, keptAfter, "ins"), aside(row, "refinement", row.refinement_right, share)),
       ...(row.reference ? [panel("Reference (the teacher has not seen it)", plain(row.reference), { wide: true })] : []),
     ];
   };
   const rejection = (row) => [
-    panel("Prompt", plain(row.prompt), { aside: row.id, wide: true }),
+    panel("Prompt", plain(row.prompt), { aside: identity(row), wide: true }),
     panel(`Rejected in ${row.stage}`, plain(row.detail), { aside: row.reason, asideClass: "mark wrong", wide: true }),
   ];
 

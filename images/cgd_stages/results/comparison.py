@@ -7,11 +7,11 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from cgd_stages.contract import Contract, Critique, StageName
+from cgd_stages.contract import Contract, Count, Critique, Measure, StageName
 from cgd_stages.errors import UserError
 from cgd_stages.results.answers import PATTERN, Answers, answers_of
 from cgd_stages.results.formatting import THIN
@@ -32,14 +32,16 @@ NAMES = {
 }
 """The name of each evaluated model for people, in the order of the paper's table."""
 MEAN = "mean"
+Share = Annotated[float, Field(ge=-2, le=2)]
+"""A fraction of 1, or the difference of two, from which a rounded sum may be a little away."""
 
 
 class Difference(Contract):
     """A model minus another, in the table the base of its run: a fraction of 1, with its 95 % interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Share
+    low: Share
+    high: Share
     outcome: Outcome
     """The exact test of the pairs decides it on a benchmark; for a mean, whether the interval contains 0."""
 
@@ -47,16 +49,16 @@ class Difference(Contract):
 class Cell(Contract):
     """A model on a benchmark, or its mean over several. Shares are fractions of 1, the interval one of 95 %."""
 
-    n: int
+    n: Count
     """Questions."""
-    accuracy: float
-    low: float
-    high: float
+    accuracy: Share
+    low: Share
+    high: Share
     difference: Difference | None = None
     """None for the base, and if the base has no outputs on the benchmark."""
-    tokens: float
+    tokens: Measure
     """The mean number of tokens in an output."""
-    longer: float | None = None
+    longer: Measure | None = None
     """The factor by which outputs are longer than the base's; None like `difference`, or if the base's are empty."""
     answers: str = Field("", pattern=PATTERN)
     """For each question, by id, `right/graded` outputs; empty for a mean, and in reports of early versions."""
@@ -83,7 +85,7 @@ class Line(Contract):
 class QuestionSet(Contract):
     """The questions of a benchmark: their number, and a hash of their ids, prompts and references."""
 
-    n: int
+    n: Count
     digest: str
     general: bool = False
     """A task of lm-eval: it has its own column and no part in the mean."""

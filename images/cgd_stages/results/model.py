@@ -113,6 +113,9 @@ class Quadruple(Contract):
     answer: str
     critique: str
     refinement: str
+    answer_thinking: str = ""
+    critique_thinking: str = ""
+    refinement_thinking: str = ""
     verdict: str
     """right, wrong or missing."""
     tokens: dict[str, int]
@@ -133,6 +136,7 @@ class GradedOutput(Contract):
     """A model's output, and the answer that the grader found in it."""
 
     output: str
+    thinking: str | None = None
     extracted: str
     correct: bool
 

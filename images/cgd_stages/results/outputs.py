@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cgd_stages.contract import Rows, StageFacts
 from cgd_stages.results import model, scores
-from cgd_stages.store.rows import Row
+from cgd_stages.store.rows import TURNS, Row
 
 COUNTED = ("accuracy", "low", "high", "n", "outputs", "truncated", "unparsed", "ungraded", "refused", "mean_tokens")
 """The fields of a benchmark's score that the stage reports."""
@@ -30,6 +30,7 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("rule", pa.string()),
     ("grade_error", pa.string()),
     ("thinking", pa.string()),
+    TURNS,
 ]
 SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
 

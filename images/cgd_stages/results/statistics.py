@@ -206,7 +206,9 @@ def critical(changed: int, level: float) -> int:
 def binomial(n: int, chance: float) -> NDArray[np.float64]:
     """The chances of 0, 1, ..., n successes."""
     if chance in (0.0, 1.0):
-        return np.eye(1, n + 1, round(chance * n))[0]
+        certain = np.zeros(n + 1)
+        certain[round(chance * n)] = 1.0
+        return certain
     successes = np.arange(n + 1)
     factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
     logs = factorials[n] - factorials - factorials[::-1]

@@ -1,13 +1,16 @@
 """The questions of the benchmarks, as `prepare` stores them and the evaluations read them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from cgd_stages.store.folder import Folder
+from cgd_stages.store.folder import Folder, Part
 from cgd_stages.store.rows import TURNS, Row, from_parquet
 
-BENCHMARKS = "benchmarks.parquet"
+_NAME = "benchmarks"
+"""How the part's name begins. The content's hash follows, because two attempts may write the same questions in other
+bytes (another version of pyarrow). Earlier builds named it `benchmarks.parquet`."""
 _BENCHMARK: list[tuple[str, Any]] = [
     ("benchmark", pa.string()),
     ("id", pa.string()),
@@ -19,9 +22,14 @@ _BENCHMARK: list[tuple[str, Any]] = [
 BENCHMARK_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _BENCHMARK])
 
 
+def store_benchmarks(folder: Folder, questions: Sequence[Row]) -> Part:
+    """Store the questions, in the columns of `BENCHMARK_SCHEMA`, as one part of the folder."""
+    return folder.put_rows(f"{_NAME}-", questions, BENCHMARK_SCHEMA)
+
+
 def read_benchmarks(folder: Folder) -> list[Row]:
     """The questions that prepare has stored, in the columns of `BENCHMARK_SCHEMA`. A question that is no conversation
     has no `turns`: the questions are part of digests, and those of one text keep theirs."""
-    (part,) = folder.require().under(BENCHMARKS)
+    (part,) = folder.require().under(_NAME)
     rows = from_parquet(folder.read(part))
     return [{name: value for name, value in row.items() if name != "turns" or value is not None} for row in rows]

@@ -9,7 +9,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,9 @@ AWAY_SECONDS = 600.0
 """How long a caller that waits for a store waits at most."""
 LONGEST_PAUSE = 15.0
 """Seconds between two tries of a caller that waits, at most."""
+PROBE_ROUNDS, PROBE_WRITERS, PROBE_BYTES = 3, 2, 1 << 16
+"""How often the probe has so many writers store one object at once, and its bytes: a store that looks first and writes
+then has the more time to go wrong."""
 
 CREDENTIALS_HINT = (
     "Check the Secret of spec.storage.credentialsSecretRef (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), "
@@ -63,6 +67,7 @@ _DENIED = {"AccessDenied", "403", "AllAccessDisabled", "AccountProblem"}
 _WRONG_PLACE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 # The SDK tries a request again, but not the reading of an answer's body.
 _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+_NO_KEY = {"KeyTooLongError", "InvalidURI", "XMinioInvalidObjectName"}
 _CONFIGURATION = (NoRegionError, InvalidEndpointDiscoveryConfigurationError, ProfileNotFound, ParamValidationError)
 
 LONGEST_NAME = 200
@@ -203,15 +208,19 @@ class Bucket:
 
     @patient
     def list(self, prefix: str = "") -> Iterator[Stored]:
-        """Every object whose key starts with `prefix`, in the order of keys."""
-        objects = []
+        """Every object whose key starts with `prefix`, once, in the order of the keys' characters.
+
+        The order is made here: stores that are not AWS's list in orders of their own (SeaweedFS 4.48 lists a folder's
+        objects where the folder's name stands), and may list an object on two pages.
+        """
+        objects: dict[str, Stored] = {}
         with self._translated(prefix):
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._absolute(prefix)):
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self._absolute(""))
-                    objects.append(Stored(key=key, size=item["Size"], etag=item["ETag"].strip('"')))
-        return iter(objects)
+                    objects[key] = Stored(key=key, size=item["Size"], etag=item["ETag"].strip('"'))
+        return iter(sorted(objects.values(), key=lambda stored: stored.key))
 
     @patient
     def upload(self, path: Path, key: str) -> None:
@@ -239,25 +248,56 @@ class Bucket:
             self._client.delete_object(Bucket=self._bucket, Key=self._absolute(key))
 
     def probe(self) -> str:
-        """Put, read, list and delete a small object; say who the caller is. Raises as every method does."""
+        """Put, read, list and delete small objects; say who the caller is.
+
+        Raises as every method does, and UserError for a store whose conditional writes do not hold: parts, markers and
+        promises rest on them.
+        """
         key = f".probe/{uuid.uuid4().hex}"
-        self.put(key, b"probe", if_absent=True)
+        longer, contended = f"{key}.longer", [f"{key}.{number}" for number in range(PROBE_ROUNDS)]
+        self.put(longer, b"longer")
         try:
-            if self.get(key) != b"probe" or [stored.key for stored in self.list(key)] != [key]:
-                raise TransientError(f"{self.uri(key)} was written but cannot be read back")
-            if self.put(key, b"again", if_absent=True):
-                raise UserError(
-                    f"the store behind {self.storage.uri} ignores If-None-Match, so that parts could be overwritten",
-                    hint="Use a store with conditional writes for spec.storage.",
+            if not self.put(key, b"probe", if_absent=True) and self.get(key) is None:
+                raise self._unfit(
+                    "refuses a new object while one with a longer name exists", "parts could not be stored"
                 )
+            if self.get(key) != b"probe" or [stored.key for stored in self.list(key)] != [key, longer]:
+                hint = "The store is late, or changes names: then write a plain prefix in spec.storage.uri."
+                raise TransientError(f"{self.uri(key)} was written but cannot be read back", hint=hint)
+            if self.put(key, b"again", if_absent=True):
+                raise self._unfit("ignores If-None-Match", "parts could be overwritten")
+            if not all(self._has_one_winner(name) for name in contended):
+                raise self._unfit("does not let exactly one of two writers win", "parts could be overwritten")
         finally:
-            self.delete(key)
+            for name in (key, longer, *contended):
+                self.delete(name)
         if self.storage.endpoint is None:
             with self._translated(""):
                 return str(boto3.Session().client("sts", region_name=self.storage.region).get_caller_identity()["Arn"])
         # Key ids are names, not secrets; the end of one is enough to tell two apart.
         credentials = boto3.Session().get_credentials()
         return f"access key ...{credentials.access_key[-4:]} ({credentials.method})" if credentials else "anonymous"
+
+    def _has_one_winner(self, key: str) -> bool:
+        """Whether of two writers of a new object, at the same moment, one stores it and the other is told so. Neither
+        has to be told that it won: the answer to a first try may be lost."""
+        begin = threading.Barrier(PROBE_WRITERS)
+        texts = [bytes([number]) * PROBE_BYTES for number in range(PROBE_WRITERS)]
+
+        def write(text: bytes) -> bool:
+            begin.wait()
+            return self.put(key, text, if_absent=True)
+
+        with ThreadPoolExecutor(PROBE_WRITERS, thread_name_prefix="probe") as pool:
+            won = [text for text, stored in zip(texts, pool.map(write, texts), strict=True) if stored]
+        stored = self.get(key)
+        return stored in texts and won in ([], [stored])
+
+    def _unfit(self, does: str, so_that: str) -> UserError:
+        return UserError(
+            f"the store behind {self.storage.uri} {does}, so that {so_that}",
+            hint="Use another store for spec.storage, or a newer version of this one: conditional writes must hold.",
+        )
 
     def _absolute(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
@@ -301,6 +341,9 @@ class Bucket:
             return UserError(f"there is no bucket {self._bucket} at {self._where}", hint=hint)
         if code in {"NoSuchKey", "404"}:
             return UserError(f"there is no object {self.uri(key)}", hint="Correct the URI in the spec.")
+        if code in _NO_KEY:
+            message = f"the store does not take the key, or its length: {what}"
+            return UserError(message, hint="Write a shorter and plainer prefix in spec.storage.uri.")
         if code in _WRONG_PLACE:
             return UserError(f"the bucket is in another region: {what}", hint="Correct spec.storage.region.")
         if code in {"NotImplemented", "501"}:
@@ -321,6 +364,21 @@ def place(folder: Path, key: str) -> Path:
             f"and at most {LONGEST_NAME} bytes between two slashes.",
         )
     return folder.joinpath(*parts)
+
+
+def places(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
+    """`place` of each key. Raises UserError as well for two keys of which a folder of files can hold only one: a store
+    can hold `a` beside `a/b`."""
+    found = {key: place(folder, key) for key in keys}
+    for key in found:
+        for end in (index for index, character in enumerate(key) if character == "/"):
+            if key[:end] in found:
+                raise UserError(
+                    f"the objects {key[:end]!r} and {key[:200]!r} cannot lie below one folder: "
+                    "the first would be a file and a folder",
+                    hint="Delete one of the two objects, or give it another name.",
+                )
+    return found
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -118,12 +118,14 @@ class Folder:
             raise TransientError(f"{self.uri} is not complete", hint=f"The stage {self.stage} must end first.")
         return done
 
-    def put(self, name: str, data: bytes, *, rows: int = 0) -> Part:
+    def put(self, name: str, data: bytes, *, alone: bool = False) -> Part:
         """Store a data file; the result is its entry in the marker. The same content under the same name is no
-        conflict."""
-        if not self.bucket.put(self.key(name), data, if_absent=True) and self.bucket.get(self.key(name)) != data:
+        conflict. `alone`: nobody else writes this folder, so that a file of that name is an earlier attempt's, and is
+        overwritten."""
+        exists = not self.bucket.put(self.key(name), data, if_absent=not alone)
+        if exists and self.bucket.get(self.key(name)) != data:
             raise TransientError(f"{self.uri}/{name} exists with another content", hint="Delete the folder.")
-        return Part(key=name, sha256=sha256(data), rows=rows)
+        return Part(key=name, sha256=sha256(data))
 
     def put_rows(self, prefix: str, rows: Sequence[Row], schema: pa.Schema) -> Part:
         """Store rows as one Parquet file named after its content: two writers cannot overwrite each other.

@@ -216,7 +216,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         stage=task.stage,
         digest=stage.folder.digest,
         storage=task.storage,
-        work=stage.work.model_copy(update={"student": stage.student}),
+        work=stage.work.model_copy(update={"student": stage.student, "chat": stage.dataset.template.chat}),
         student=str(student),
         student_dtype=stored_dtype(student),
         router_loss_weight=stage.router_loss_weight,

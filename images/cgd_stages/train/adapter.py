@@ -83,11 +83,7 @@ class Keeper:
     def merge(self, adapter: Path, target: Path) -> None:
         """Write the student with the adapter added, for transformers and vLLM, in the student's stored dtype."""
         if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            merged(Path(self._job.student), self._job.student_dtype, adapter).save_pretrained(
-                target, max_shard_size=student.FILE_SIZE
-            )
-            student.describe(self._job, target)
+            student.write(self._job, merged(Path(self._job.student), self._job.student_dtype, adapter), target)
         dist.barrier()
 
     def _refuse_changed_weights(self) -> None:

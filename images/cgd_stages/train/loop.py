@@ -34,6 +34,7 @@ from cgd_stages.contract import Exit
 from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
 from cgd_stages.keys import without_keys
 from cgd_stages.models import flops
+from cgd_stages.models.attention import refuse_leaks
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
@@ -312,7 +313,7 @@ class Trainer:
         if self.keeper:
             self.keeper.write(target)
         else:
-            student.export(self.job, self.engine, target)
+            student.store(self.job, self.engine, target)
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -366,7 +367,7 @@ def start(folder: Path) -> Trainer:
     student.spare_memory(model, work, tokens=tokens, free=free)
     engine = student.initialize(model, config)
     if work.packing:
-        student.refuse_leaking_packs(engine.module)
+        refuse_leaks(engine.module)
     loss = student.TargetLoss(engine)
     if job.router_loss_weight and not loss.has_router:
         log.warning("transformers has no router loss for a %s; it is left out", model.config.model_type)

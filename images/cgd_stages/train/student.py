@@ -2,8 +2,6 @@
 
 import json
 import logging
-import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
-from cgd_stages.models import flops
+from cgd_stages.models import export, flops
+from cgd_stages.models.attention import FLASH, takes_flash
 from cgd_stages.models.fit import MXFP4, quantization
 from cgd_stages.models.mixture import UnknownMixture, is_routed, mixture_of
 from cgd_stages.models.training_memory import CHUNK, Shape, decide, head_width, shape_of
@@ -28,9 +26,6 @@ log = logging.getLogger(__name__)
 
 MAX_GRAD_NORM = 1.0
 ADAM = {"torch_adam": True, "fused": True, "betas": [0.9, 0.999], "eps": 1e-8}
-FILE_SIZE = "5GB"
-"""The largest file of a trained model (transformers: 50GB). The other pods give up the first one when it has stored no
-file for 10 minutes, see `train.SILENT_SECONDS`."""
 MARKS = (-64.0, 64.0)
 """The output layer returns these once, to see whether the model passes them on unchanged; exact in every dtype."""
 
@@ -174,12 +169,8 @@ def load(job: Job, config: dict[str, Any]) -> Any:
     # transformers itself chooses sdpa, or eager for a model that has no other.
     head, installed = head_width(model.config.get_text_config()), is_flash_attn_2_available()
     usable = flash(job.work, gpu=torch.cuda.is_available(), installed=installed, head=head)
-    if (
-        usable
-        and model._supports_flash_attn
-        and "flash_attention_2" in (model._compatible_flash_implementations or ["flash_attention_2"])
-    ):
-        model.set_attn_implementation("flash_attention_2")
+    if usable and takes_flash(model):
+        model.set_attn_implementation(FLASH)
     if dist.get_rank() == 0:
         log.info("attention: %s", model.config._attn_implementation)
     return model
@@ -203,32 +194,6 @@ def spare_memory(model: Any, work: Train, *, tokens: int, free: int | None) -> N
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if dist.get_rank() == 0:
         log.info("activation checkpointing %s: %s", "on" if decision.checkpointing else "off", decision.why)
-
-
-def refuse_leaking_packs(model: Any) -> None:
-    """Raise UserError for a student whose examples see each other in a packed row: not every architecture's attention
-    goes by the positions. `model`: DeepSpeed's engine has it, and would take this look for a step. Runs it once: all
-    ranks call together."""
-    half = 4
-    ids = torch.arange(half, device=model.device).repeat(2)[None]
-    embedded: list[torch.Tensor] = []
-
-    def embed(*given: Any) -> torch.Tensor:
-        """A hook: of the module, its arguments, and its result."""
-        embedded.append(given[-1].detach().requires_grad_())
-        return embedded[0]
-
-    hook = model.get_input_embeddings().register_forward_hook(embed)
-    try:
-        logits = model(input_ids=ids, position_ids=ids, use_cache=False).logits
-    finally:
-        hook.remove()
-    (gradient,) = torch.autograd.grad(logits[:, half:].float().square().sum(), embedded)
-    if gradient[:, :half].any():
-        raise UserError(
-            f"in a {model.config.model_type}, examples that share a row see each other",
-            hint="Set spec.training.packing to false.",
-        )
 
 
 def initialize(model: Any, config: dict[str, Any]) -> Any:
@@ -291,7 +256,7 @@ def _numel(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def export(job: Job, engine: Any, target: Path) -> None:
+def store(job: Job, engine: Any, target: Path) -> None:
     """Write the trained model for transformers and vLLM, in the student's stored dtype, to a folder of its own."""
     import deepspeed
 
@@ -303,32 +268,24 @@ def export(job: Job, engine: Any, target: Path) -> None:
             if dist.get_rank() == 0:
                 state[name] = parameter.detach().to("cpu", dtype, copy=True)
     if dist.get_rank() == 0:
-        buffers = set(engine.module.state_dict()) & dict(engine.module.named_buffers()).keys()
-        state |= {name: engine.module.get_buffer(name).cpu() for name in buffers}
-        shutil.rmtree(target, ignore_errors=True)
-        engine.module.save_pretrained(target, state_dict=state, max_shard_size=FILE_SIZE)
-        describe(job, target)
-        left_out = set(engine.module._keys_to_ignore_on_save or ())
-        whole = sum(tensor.numel() for name, tensor in state.items() if name not in left_out)
-        if (stored := _stored_elements(target)) != whole:
-            raise RuntimeError(f"transformers has stored {stored} of the model's {whole} parameters")
+        kept = export.tensors_of(engine.module)
+        state |= {name: tensor.cpu() for name, tensor in kept.items() if name not in state}
+        expected = export.whole(engine.module, state)
+        write(job, engine.module, target, state)
+        if (stored := export.stored_elements(target)) != expected:
+            raise RuntimeError(f"transformers has stored {stored} of the model's {expected} elements")
     dist.barrier()
 
 
-def describe(job: Job, target: Path) -> None:
-    """Add the tokenizer to a written model, and its dtype to the config: save_pretrained writes that of the training
-    whatever the tensors have."""
-    from transformers import AutoTokenizer
-
-    config = target / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": job.student_dtype}, indent=2))
-    AutoTokenizer.from_pretrained(job.student, trust_remote_code=False).save_pretrained(target)
-
-
-def _stored_elements(folder: Path) -> int:
-    """The elements of all tensors in a folder's safetensors."""
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return count
+def write(job: Job, model: Any, target: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a model that was made of the job's student; `state`: its tensors, where they are not its own."""
+    student = job.work.student
+    export.write(
+        model,
+        target,
+        source=Path(job.student),
+        name=student.name,
+        dtype=job.student_dtype,
+        template=job.work.chat.template,
+        state=state,
+    )

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from cgd_stages.contract import FORMAT, Contract, Train
 from cgd_stages.errors import UserError
-from cgd_stages.store.bucket import place
+from cgd_stages.store.bucket import places
 from cgd_stages.store.folder import DONE, Folder, Part
 from cgd_stages.store.rows import file_sha256
 
@@ -110,8 +110,9 @@ class Checkpoints:
 
     def _download(self, checkpoint: Checkpoint, target: Path, ranks: range) -> bool:
         """Whether every file has the hash that the marker promises. If not, the checkpoint is withdrawn."""
+        paths = places(target / checkpoint.name, [part.key for part in checkpoint.files])
         for part in checkpoint.files:
-            path = place(target / checkpoint.name, part.key)
+            path = paths[part.key]
             if not needed_by(part.key, ranks) or (path.is_file() and file_sha256(path) == part.sha256):
                 continue
             key = self._key(checkpoint.step, part.key)

@@ -56,6 +56,16 @@ def no_user(secret: str) -> Text:
     return Text("^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", mend, absent=True)
 
 
+PARTS = "^[a-z0-9]+://[^/]*/(.*/)?(/|[.][.]?(/|$))"
+PLAIN_PARTS = "take empty parts (//), . and .. out of the path: stores read them in ways of their own"
+
+
+def plain_parts() -> Text:
+    """An address whose path has no empty part, no . and no .. (a slash at its end is fine): S3 takes `a//b` for another
+    key than `a/b`, many stores do not, and a file system has no such name."""
+    return Text(PARTS, PLAIN_PARTS, absent=True)
+
+
 def without_user(text: str) -> str:
     """A text for people, without what stands before the @ of URLs in it."""
     return re.sub(r"://[^/?#\s]*@", "://***@", text)
@@ -77,8 +87,8 @@ SHAPES = {
 GpuHours = Annotated[Decimal, Between(0, 100_000, open_low=True)]
 Percent = Annotated[float, AsText(PERCENT, max_length=8)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
-ModelUri = Annotated[Uri, no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)")]
-S3Uri = Annotated[Uri, no_user("storage.credentialsSecretRef")]
+ModelUri = Annotated[Uri, plain_parts(), no_user("storage.credentialsSecretRef (s3://) or hubTokenSecretRef (the hub)")]
+S3Uri = Annotated[Uri, plain_parts(), no_user("storage.credentialsSecretRef")]
 Image = Annotated[Uri, no_user("imagePullSecrets of the ServiceAccount of serviceAccountName")]
 Memory = Annotated[str, Field(max_length=8, pattern=MEMORY)]
 BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD)]

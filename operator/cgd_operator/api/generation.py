@@ -6,27 +6,45 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from cgd_operator.api.fields import HTTP, PLAIN, BenchmarkName, KeyRef, ModelUri, Percent, Text, Uri, no_user, rules
+from cgd_operator.api.fields import (
+    HTTP,
+    PARTS,
+    PLAIN,
+    PLAIN_PARTS,
+    BenchmarkName,
+    KeyRef,
+    ModelUri,
+    Percent,
+    Text,
+    Uri,
+    no_user,
+    plain_parts,
+    rules,
+)
 from cgd_stages import contract
 from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select, Unfinished
 
 TEMPLATE_URI = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
 
+_PLACED = "!has(self.template) || self.template.contains('{')"
 TEMPLATE_RULE = (
-    f"!has(self.template) || self.template.contains('{{') || self.template.matches('{TEMPLATE_URI}')",
+    f"{_PLACED} || self.template.matches('{TEMPLATE_URI}')",
     "write the text of a Jinja template (8,192 characters at most), configmap://name/key or s3://bucket/key",
 )
+TEMPLATE_PARTS_RULE = (f"{_PLACED} || !self.template.matches('{PARTS}')", f"template: {PLAIN_PARTS}")
 
 
 class Chat(contract.Chat):
     """How a model is spoken to: its chat template, and whether it thinks before it answers."""
 
-    model_config = ConfigDict(json_schema_extra=rules(TEMPLATE_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(TEMPLATE_RULE, TEMPLATE_PARTS_RULE))
 
     @model_validator(mode="after")
     def _template_or_its_place(self) -> "Chat":
-        if self.template is not None and "{" not in self.template and not re.fullmatch(TEMPLATE_URI, self.template):
-            raise ValueError(TEMPLATE_RULE[1])
+        if self.template is not None and "{" not in self.template:
+            if not re.fullmatch(TEMPLATE_URI, self.template):
+                raise ValueError(TEMPLATE_RULE[1])
+            Text(PARTS, TEMPLATE_PARTS_RULE[1], absent=True).check(self.template)
         return self
 
 
@@ -123,6 +141,7 @@ class Teacher(ServedModel):
 
 SourceUri = Annotated[
     Uri,
+    plain_parts(),
     Text(
         "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+|hf://datasets/[^/]+/[^/]+/.*[^/])$",
         "write s3://bucket/key or hf://datasets/owner/name/path (* allowed in the last part), or configmap://name/key",

@@ -17,6 +17,8 @@ from cgd_operator.api.fields import (
     NameRef,
     S3Uri,
     Text,
+    Uri,
+    no_user,
     rules,
     without_user,
 )
@@ -37,9 +39,14 @@ class Storage(Contract):
     uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", "write s3://bucket/prefix")] = Field(
         description="The folder below which the run stores its data, such as s3://bucket/prefix."
     )
-    endpoint: Annotated[S3Uri, Text(HTTP, f"write the whole URL: https://host:port, {PLAIN}")] | None = Field(
-        None, description="The URL of an S3 server; default: AWS."
-    )
+    endpoint: (
+        Annotated[
+            Uri,
+            no_user("storage.credentialsSecretRef"),
+            Text(HTTP, f"write the whole URL: https://host:port, {PLAIN}"),
+        ]
+        | None
+    ) = Field(None, description="The URL of an S3 server; default: AWS.")
     region: Name | None = Field(None, description="The bucket's region; default: the AWS SDK's.")
     path_style: bool = Field(
         False, description="Addresses objects as https://host/bucket/key rather than https://bucket.host/key."

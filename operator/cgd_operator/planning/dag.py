@@ -67,6 +67,12 @@ class Run:
         }
         return self.spec.model_copy(update=changed)
 
+    @property
+    def names_modes(self) -> bool:
+        """Whether the manifest says anything of thoughts or chats."""
+        models = (self.spec.student, self.spec.teacher)
+        return self.spec.training.thinking is not None or any(model.chat != Chat() for model in models)
+
 
 M = TypeVar("M", bound=ServedModel)
 
@@ -452,9 +458,7 @@ def storage_of(storage: Storage) -> contract.Storage:
 
 def _spec_text(run: Run) -> str:
     """As it was given; where that says anything of chats, with what follows for them."""
-    spec = run.spec
-    if spec.training.thinking or any(model.chat != Chat() for model in (spec.student, spec.teacher)):
-        spec = run.resolved
+    spec = run.resolved if run.names_modes else run.spec
     given = spec.model_dump(
         by_alias=True, exclude_defaults=True, exclude=set(spec.MUTABLE), mode="json", context=contract.MANIFEST
     )

@@ -258,13 +258,22 @@ def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> s
     return f"{current.percent or 0}%"
 
 
+def _modes(run: Run) -> str:
+    """Whether the models think and what is learned of it, where the manifest says anything of chats."""
+    if not run.names_modes:
+        return ""
+    spec = run.resolved
+    student, teacher, learned = spec.student.chat.thinking, spec.teacher.chat.thinking, spec.training.thinking
+    return f"student.chat.thinking is {student}, training.thinking {learned}, teacher.chat.thinking {teacher}"
+
+
 def _conditions(
     seen: Seen, state: str, stages: tuple[StageStatus, ...], current: StageStatus | None
 ) -> tuple[Condition, ...]:
     failed = next((stage for stage in stages if stage.state == "Failed"), None)
     held = seen.trouble or _wait(seen, stages)
     overdue = held and held.since and seen.now - held.since >= seen.stalled_after
-    accepted = {"Accepted": ("True", "Valid", "")}
+    accepted = {"Accepted": ("True", "Valid", _modes(seen.run))}
     stopped = {"Suspended": ("True" if state == "Suspended" else "False", state, "")}
     match state:
         case "Succeeded":

@@ -79,6 +79,24 @@ def test_a_run_that_is_suspended_from_birth_has_its_generation_observed() -> Non
     assert conditions(status)["Reconciling"] == "False"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, ""),
+        ({"training": {"thinking": "learn"}}, "on, training.thinking learn, teacher.chat.thinking auto"),
+        (
+            {"teacher": {"model": "m", "chat": {"thinking": "on"}}},
+            "off, training.thinking drop, teacher.chat.thinking on",
+        ),
+    ],
+)
+def test_the_condition_accepted_names_the_modes_of_a_run_that_says_anything_of_them(
+    changes: dict[str, Any], message: str
+) -> None:
+    accepted = next(one for one in render_of(changes=changes).conditions if one.type == "Accepted")
+    assert accepted.message == (f"student.chat.thinking is {message}" if message else "")
+
+
 def test_a_failed_stage_is_told_in_the_conditions() -> None:
     status = render_of(job("prepare", "Failed"), pods=(pod("prepare", "Failed", terminated=ended(3, FAILURE)),))
     told = next(one for one in status.conditions if one.type == "Succeeded").message

@@ -225,3 +225,44 @@ def test_an_argument_that_vllm_refuses_at_the_start_names_the_field(tiny_model: 
     with pytest.raises(UserError, match="fp9") as raised:
         VllmEngine(tiny_model, Engine(dtype="float32", kv_cache_dtype="fp9"), ChatTemplate.load(tiny_model))
     assert "spec.student" in raised.value.hint
+
+
+# --- the tokenizer
+
+
+@pytest.mark.parametrize(
+    "name", ["snapshots/0f3a", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "deepseek-ai/deepseek-coder-6.7b"]
+)
+def test_vllm_loads_the_tokenizer_that_the_template_has(tmp_path, monkeypatch, name):
+    """A tokenizer of a class that loses blanks, but where transformers knows the mistake by the path."""
+    from vllm.tokenizers import get_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    text = "Ann has  12 apples\n"
+    for path in (tiny.misnamed(Path(name)), Path(name).resolve()):
+        template = ChatTemplate.load(path)
+        given = vllm_arguments(path, Engine(), template)
+        loaded = get_tokenizer(given.get("tokenizer", given["model"]), trust_remote_code=False)
+        ids = template.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert loaded(text, add_special_tokens=False)["input_ids"] == ids
+        assert loaded.decode(ids) == text
+
+
+def test_an_engine_writes_blanks_whatever_class_the_tokenizer_is_said_to_have(tmp_path):
+    model = tiny.misnamed(tmp_path / "model")
+    engine = VllmEngine(model, Engine(dtype="float32"), ChatTemplate.load(model))
+    try:
+        reply = ask(engine, max_tokens=6)
+        assert isinstance(reply, Completion)
+        assert "Ann 12 apples" in reply.text
+        vllms = engine._llm.get_tokenizer() if hasattr(engine._llm, "get_tokenizer") else engine._llm.tokenizer
+        assert vllms.decode(vllms.encode("Ann 12", add_special_tokens=False)) == "Ann 12"
+    finally:
+        engine.close()
+
+
+def test_the_files_of_mistral_common_do_not_take_the_place_of_tokenizer_json(tmp_path):
+    model = tiny.make(tmp_path / "model")
+    assert "tokenizer_mode" not in vllm_arguments(model, Engine(), ChatTemplate.load(model))
+    (model / "tekken.json").write_text("{}")
+    assert vllm_arguments(model, Engine(), ChatTemplate.load(model))["tokenizer_mode"] == "hf"

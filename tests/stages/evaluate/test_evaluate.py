@@ -18,10 +18,10 @@ from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store import part_writer
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import store_benchmarks
 from cgd_stages.store.bucket import Bucket, patient
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import Row, digest_of, from_parquet, now, to_parquet
+from cgd_stages.store.rows import Row, digest_of, from_parquet, now
 from cgd_stages.store.run import RunStore
 
 STAGE = "evaluate-base"
@@ -40,7 +40,7 @@ def question(number: int, benchmark: str = "sums") -> Row:
 
 def prepared(bucket: Bucket, questions: list[Row]) -> None:
     folder = Folder(bucket, RUN.namespace, "prepare", digest_of(questions=questions))
-    part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+    part = store_benchmarks(folder, questions)
     RunStore(bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
 
 
@@ -117,10 +117,12 @@ def test_the_turns_before_a_question_are_asked_before_it(
 ) -> None:
     system = {"role": "system", "content": "Be brief."}
     prepared(bucket, [question(5) | {"turns": json.dumps([system])}, question(10)])
-    evaluate.main(program(storage, tmp_path, work_for(tiny_model)))
+    facts = evaluate.main(program(storage, tmp_path, work_for(tiny_model)))[STAGE]
     asked = {len(request.messages): request.messages for request in engine.asked}
     assert asked[2] == [system, {"role": "user", "content": f"What is 5 + 1?\n\n{BOX}"}]
     assert asked[1] == [{"role": "user", "content": f"What is 10 + 1?\n\n{BOX}"}]
+    kept = {row["prompt"]: row["turns"] for row in stored(bucket, facts)}
+    assert kept == {f"What is 5 + 1?\n\n{BOX}": json.dumps([system]), f"What is 10 + 1?\n\n{BOX}": None}
 
 
 def test_an_output_whose_thought_never_ended_has_no_answer_whatever_the_thought_holds(

@@ -444,6 +444,20 @@ def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
         assert "!function" not in str(stock)
 
 
+MIXED = "grades all like the first"
+
+
+@pytest.mark.parametrize("targets", [([1, 2], "34"), ("34", [1, 2])])
+def test_a_task_that_lm_eval_would_grade_by_its_first_reference_is_refused(targets: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match=f"sums has documents with one reference .* {MIXED}"):
+        harness.same_kind_of_references(SUMS, {"samples": {"sums": [{"target": target} for target in targets]}})
+
+
+@pytest.mark.parametrize("targets", [("12", "34"), ([1, 2], ["34"]), (1, 0)])
+def test_a_task_whose_references_are_of_one_kind_is_taken(targets: tuple[Any, Any]) -> None:
+    harness.same_kind_of_references(SUMS, {"samples": {"sums": [{"target": target} for target in targets]}})
+
+
 def test_data_that_cannot_be_read_are_tried_again_and_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from support import tiny
+from support import families, tiny
 from support.stage_builders import context, prepare_work
 
 from cgd_stages.contract import (
@@ -31,10 +31,12 @@ from cgd_stages.contract import (
 from cgd_stages.errors import RowsLost, TransientError, UserError
 from cgd_stages.models import resolve
 from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare import intake
 from cgd_stages.prepare.sources import row_id
+from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.folder import REJECTED, read_rows
+from cgd_stages.store.folder import REJECTED, Folder, read_rows
 from cgd_stages.store.rows import from_parquet
 
 QUESTIONS = [{"question": f"Ann has {n} apples. How many?", "answer": str(n)} for n in range(60)]
@@ -69,6 +71,24 @@ def test_rows_keep_prompt_reference_and_token_count(bucket, storage, tiny_model,
     assert {row["reference"] for row in found.rows} == {str(n) for n in range(60)}
     assert all(row["id"] == row_id(row["prompt"]) and row["prompt_tokens"] > 10 for row in found.rows)
     assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (60, 60, 0)
+
+
+def test_a_student_that_could_not_be_stored_at_the_end_is_refused(bucket, storage, tmp_path):
+    work = prepare_work(model := tiny.make(tmp_path / "model"), put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    (model / "generation_config.json").write_text('{"temperature": 0.6}')
+    assert Prepared(storage, work, tmp_path).facts.rows.done == 60
+    (model / "generation_config.json").write_text('{"max_new_tokens": 0}')
+    with pytest.raises(UserError, match=r"could not be stored after its training: .*max_new_tokens"):
+        Prepared(storage, work, tmp_path)
+
+
+def test_packing_is_refused_before_a_gpu_is_asked_for(bucket, storage, tmp_path):
+    model = families.make(tmp_path / "model", "gpt-oss")
+    work = prepare_work(model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    Prepared(storage, work, tmp_path)
+    packed = work.model_copy(update={"training": work.training.model_copy(update={"packing": True})})
+    with pytest.raises(UserError, match="in a gpt_oss, examples that share a row see each other"):
+        Prepared(storage, packed, tmp_path)
 
 
 def test_how_large_a_checkpoint_will_be_is_told_and_not_stored(bucket, storage, tiny_model, tmp_path):
@@ -165,6 +185,54 @@ def test_the_limit_counts_rows_that_are_kept(bucket, storage, tiny_model, tmp_pa
     source = put(bucket, "in/p.jsonl", lines([QUESTIONS[0], QUESTIONS[0], *QUESTIONS[1:]]))
     found = Prepared(storage, prepare_work(tiny_model, source, limit=5), tmp_path)
     assert (found.facts.rows.total, found.facts.rows.done, found.facts.rows.rejected) == (6, 5, 1)
+
+
+class Recorder(Reporter):
+    """Keeps what is reported."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def report(self, stage, rows, *, eta=None, **figures):
+        self.told.append((rows.total, rows.done, eta))
+
+
+@pytest.mark.parametrize(("changes", "known"), [({"limit": 15}, True), ({"limit": 15, "seed": 1}, False), ({}, False)])
+def test_what_remains_is_told_where_the_number_of_rows_is_known(
+    bucket, storage, tiny_model, tmp_path, monkeypatch, changes, known
+):
+    monkeypatch.setattr(intake, "BATCH", 5)
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS[:20]))
+    attempt = context(storage, prepare_work(tiny_model, source, **changes), tmp_path)
+    attempt.progress = Recorder()
+    prepare.main(attempt)
+    told = attempt.progress.told
+    if not known:
+        assert {(total, eta) for total, _, eta in told} == {(0, None)}
+        return
+    assert [(total, done) for total, done, _ in told] == [(15, 5), (15, 10), (15, 15)]
+    assert [eta > 0 for _, _, eta in told] == [True, True, False]
+
+
+def test_a_second_try_stores_the_benchmarks_again_whatever_bytes_the_first_has_left(
+    bucket, storage, tiny_model, tmp_path, monkeypatch
+):
+    """As an image with another version of pyarrow does."""
+    source = put(bucket, "in/p.jsonl", lines(QUESTIONS))
+    work = prepare_work(tiny_model, source, benchmarks=(held_out(bucket, "2 + 2?"),))
+    finish = Folder.finish
+
+    def killed(self, **facts):
+        (stored,) = bucket.list(self.key("benchmarks"))
+        bucket.put(stored.key, b"other bytes")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.main(context(storage, work, tmp_path))
+    monkeypatch.setattr(Folder, "finish", finish)
+    assert [row["prompt"] for row in read_benchmarks(Prepared(storage, work, tmp_path).folder)] == ["2 + 2?"]
 
 
 def test_duplicates_are_listed_but_never_refuse_the_run(bucket, storage, tiny_model, tmp_path):

@@ -65,6 +65,28 @@ def test_a_thinking_student_that_decodes_greedily_or_has_no_room_for_thoughts_is
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize(
+    ("chats", "fields"),
+    [
+        ({"student_chat": Chat(thinking="on", thinking_budget=64)}, ["generation.answer"]),
+        ({"student_chat": Chat(thinking="on", thinking_budget=96)}, ["generation.answer", "evaluation.sampling"]),
+        ({"student_chat": Chat(thinking="on", thinking_budget=63)}, []),
+        ({"student_chat": Chat(thinking="on")}, []),
+        ({"teacher_chat": Chat(thinking_budget=128)}, ["generation.critique"]),
+        ({"teacher_chat": Chat(thinking="off", thinking_budget=128)}, []),
+    ],
+)
+def test_a_budget_that_ends_no_thought_is_warned_of_with_both_fields(
+    chats: dict[str, Chat], fields: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sampling = tuple(Sampling(max_tokens=limit) for limit in (64, 128, 256))
+    roles = ("answer", "critique", "refine")
+    limits = {"roles": roles, "sampling": sampling, "evaluation": Sampling(max_tokens=80)}
+    prepare._warn_of_budgets(work("learn").model_copy(update={**limits, **chats}))
+    owner = next(iter(chats)).removesuffix("_chat")
+    assert [record.args[:1] + record.args[2:3] for record in caplog.records] == [(owner, field) for field in fields]
+
+
 def test_a_template_that_takes_no_conversation_of_a_role_is_refused_with_the_role() -> None:
     short = "{% if messages[-1].content | length > 60 %}{{ raise_exception('too much') }}{% endif %}" + tiny.TEMPLATE
     with pytest.raises(UserError, match="team/model fails on the request of critique: too much"):

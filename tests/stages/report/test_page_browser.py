@@ -73,7 +73,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Addresses of the pages, on disk as a reader has them."""
     folder = tmp_path_factory.mktemp("pages")
     nothing = Quadruples(total=0, verdicts={}, shown=())
+    thoughtful = quadruple("a0", answer_thinking="A hippopotamus.", refinement_thinking="Two and two.")
+    drawn = Quadruples(total=2, verdicts={"wrong": 2}, shown=(thoughtful, quadruple("a0", sample=1)))
     reports = {
+        "thoughts": report_data(quadruples=drawn),
         "one": report_data(),
         "tries": tried(),
         "rejected": report_data(quadruples=nothing, rejected=REJECTED, training={}, evaluations={}, changes=()),
@@ -122,6 +125,24 @@ def visit(browser: Browser, pages: dict[str, str]) -> Iterator[Visit]:
     """The report of a run with several objectives. Whatever a test does with it, it does nothing wrong."""
     visit = Visit(browser, pages["report"])
     yield visit
+    assert visit.faults == []
+    visit.close()
+
+
+def test_a_thought_is_folded_until_a_search_finds_it(browser: Browser, pages: dict[str, str]) -> None:
+    visit = Visit(browser, pages["thoughts"])
+    assert "a0 / 0" in visit.row
+    thoughts = visit.page.locator("#row details.thought")
+    assert thoughts.evaluate_all("all => all.map((one) => one.open)") == [False, False]
+    assert "hippopotamus" not in visit.row
+    visit.page.fill("#search", "hippo")
+    assert visit.position == "1 of 1"
+    assert thoughts.evaluate_all("all => all.map((one) => one.open)") == [True, False]
+    assert visit.page.locator("#row mark").all_inner_texts() == ["hippo"]
+    visit.page.fill("#search", "")
+    visit.page.click("#next")
+    assert "a0 / 1" in visit.row
+    assert visit.page.locator("#row details.thought").count() == 0
     assert visit.faults == []
     visit.close()
 

@@ -21,6 +21,7 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, Row, digest_of, now, row_schema
 from cgd_stages.store.run import RunStore
+from cgd_stages.text.references import any_of
 
 STAGES = ("prepare", "refine", "check", "train-cgd", "evaluate-base", "evaluate-cgd")
 WORK = Report(stages=STAGES, spec="student: {}\n")
@@ -66,10 +67,10 @@ def training_log(folder: Folder) -> list[Part]:
     lines = [{"step": step, "loss": 3.0 - step, "epoch": 0.5, "examples": 4} for step in (1, 2)]
     repeated = [{"step": 2, "loss": 0.5}, {"step": 3, "loss": float("nan")}]
     text = "".join(json.dumps(line) + "\n" for line in lines + repeated)
-    return [folder.put("metrics.jsonl", text.encode(), rows=4)]
+    return [folder.put("metrics.jsonl", text.encode())]
 
 
-def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "") -> list[Part]:
+def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "", **changes: Any) -> list[Part]:
     rows = [
         {
             "benchmark": "sums",
@@ -85,6 +86,7 @@ def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "") -> 
             "correct": correct,
             "grade_error": "",
             "more": 1,
+            **changes,
         }
         for i in range(8 * parts)
     ]
@@ -113,6 +115,29 @@ def files(bucket: Bucket) -> tuple[str, dict[str, Any]]:
     folder = RunStore(bucket, RUN).input("report")
     page, figures, *_ = (folder.read(part) for part in folder.require().parts)
     return page.decode(), json.loads(figures)
+
+
+TURNS = json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}])
+
+
+def test_a_conversation_its_right_answers_and_thoughts_are_shown_as_a_person_reads_them(bucket: Bucket) -> None:
+    reference = any_of(["4", "four"])
+    said = {"turns": TURNS, "reference": reference, "answer_thinking": "Two and two.", "refinement_thinking": "2 + 2."}
+    finish(bucket, "refine", lambda folder: quadruples(folder, 1, **said))
+    finish(bucket, "check", reviewed)
+    for name, correct in (("evaluate-base", False), ("evaluate-cgd", True)):
+        spoken = {"turns": TURNS, "reference": reference, "thinking": "Hm."}
+        finish(bucket, name, lambda folder, correct=correct, spoken=spoken: graded(folder, correct, **spoken))
+    outputs = report.find_outputs(RunStore(bucket, RUN), STAGES)
+    data, review = report.read_run(RUN, WORK, outputs), report.read_review(outputs)
+    assert review
+    (row,) = review.quadruples.shown
+    assert row.prompt == "[system]\nBe brief.\n\n[user]\nHello.\n\n[user]\nPrompt 0"
+    assert row.reference == "4\nor four"
+    assert (row.answer_thinking, row.critique_thinking, row.refinement_thinking) == ("Two and two.", "", "2 + 2.")
+    change = data.changes[0]
+    assert change.prompt.endswith("[user]\nHello.\n\n[user]\nQuestion 0")
+    assert (change.reference, change.base.thinking) == ("4\nor four", "Hm.")
 
 
 def test_the_report_of_a_whole_run_holds_what_each_stage_stored(

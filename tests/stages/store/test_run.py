@@ -2,15 +2,17 @@
 
 import pytest
 from botocore.exceptions import ClientError
+from support.lying_store import Lie, lying
 from support.stage_builders import RUN
 
 from cgd_stages.contract import Rows, StageFacts, Storage
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.generate.shard_writer import may_hold, owns
 from cgd_stages.prepare.sources import row_id
-from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, read_benchmarks
+from cgd_stages.store.bucket import Bucket, places
 from cgd_stages.store.folder import DONE, PARTS, Done, Folder, read_rows
-from cgd_stages.store.rows import digest_of, from_parquet, now, row_schema, to_parquet
+from cgd_stages.store.rows import digest_of, from_parquet, now, row_schema, sha256, to_parquet
 from cgd_stages.store.run import RunStore
 
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}
@@ -75,6 +77,19 @@ def test_a_file_is_never_overwritten_with_something_else(folder):
     assert folder.put("x", b"1") == folder.put("x", b"1")
     with pytest.raises(TransientError, match="another content"):
         folder.put("x", b"2")
+
+
+def test_a_file_of_a_folder_that_nobody_else_writes_replaces_that_of_an_earlier_attempt(folder, bucket):
+    folder.put("x", b"1")
+    assert folder.put("x", b"2", alone=True).sha256 == sha256(b"2")
+    assert bucket.get(folder.key("x")) == b"2"
+
+
+def test_benchmark_questions_are_found_under_their_earlier_name_too(folder):
+    question = {"benchmark": "b", "id": "1", "prompt": "q", "reference": "4", "tolerance": ""}
+    part = folder.put("benchmarks.parquet", to_parquet([question], BENCHMARK_SCHEMA))
+    folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={})
+    assert read_benchmarks(folder) == [question]
 
 
 def test_a_pointer_leads_to_the_folder_of_this_life_of_the_run(folder, bucket):
@@ -164,6 +179,55 @@ def test_a_download_that_fails_leaves_nothing(bucket, tmp_path):
 def test_the_probe_tells_who_the_caller_is_and_leaves_nothing(bucket):
     assert bucket.probe() == "access key ...test (env)"
     assert not list(bucket.list(".probe"))
+
+
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        (Lie.NO_CONDITION, "ignores If-None-Match"),
+        (Lie.LOOKS_FIRST, "does not let exactly one of two writers win"),
+        (Lie.NO_WINNER, "does not let exactly one of two writers win"),
+        (Lie.WRONG_WINNER, "does not let exactly one of two writers win"),
+        (Lie.LONGER_NAME, "refuses a new object while one with a longer name exists"),
+    ],
+    ids=lambda given: given.name if isinstance(given, Lie) else "",
+)
+def test_a_store_whose_conditional_writes_do_not_hold_is_refused_before_a_gpu_is_asked_for(
+    s3, storage, bucket, lie, told
+):
+    with lying(s3, lie) as endpoint:
+        error = failing(storage.model_copy(update={"endpoint": endpoint}))
+    assert isinstance(error, UserError)
+    assert f"the store behind {storage.uri} {told}, so that parts could" in error.message
+    assert "spec.storage" in error.hint
+    assert not list(bucket.list())
+
+
+def test_a_store_that_lists_in_an_order_of_its_own_passes_the_probe(s3, storage):
+    with lying(s3, Lie.SHUFFLED) as endpoint:
+        assert Bucket(storage.model_copy(update={"endpoint": endpoint})).probe()
+
+
+KEYS = ["A", "a-b", "a.b", "a/b", "a/b/c.d", "a/b/c/d", "a0", "b", "z", "\u00e9/x", "\ufffdx", "\U00010000"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_list_is_in_the_order_of_keys_and_has_each_once_whatever_the_store_makes_of_it(s3, storage, bucket, seed):
+    for key in KEYS:
+        bucket.put(f"in/{key}", key.encode())
+    with lying(s3, Lie.SHUFFLED, seed) as endpoint:
+        found = list(Bucket(storage.model_copy(update={"endpoint": endpoint})).list("in/"))
+    assert [stored.key for stored in found] == [f"in/{key}" for key in KEYS]
+    assert found == list(bucket.list("in/"))
+
+
+def test_keys_of_which_a_folder_can_hold_only_one_are_both_named(tmp_path):
+    assert places(tmp_path, ["a/b", "a/c", "a.b", "ab"])["a/c"] == tmp_path / "a" / "c"
+    for keys in (["a", "a/b"], ["a/b/c", "a"], ["x", "a/b", "a/b/c/d"]):
+        with pytest.raises(UserError, match="cannot lie below one folder") as refused:
+            places(tmp_path, keys)
+        first, second = sorted(keys)[:2]
+        assert f"{first!r} and {second!r}" in refused.value.message
 
 
 def failing(storage: Storage) -> StageError:

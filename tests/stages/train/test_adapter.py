@@ -56,6 +56,7 @@ def stored(folder: Path, tokenizer: Path, kind: Any = LlamaConfig, dtype: str = 
         setattr(config, name, value)
     AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # by the rules of the model's type
     return folder
 
 

@@ -17,10 +17,10 @@ from cgd_stages.contract import Benchmark, Check, Evaluate, Exit, Model, Samplin
 from cgd_stages.contract import Engine as EngineSettings
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import store_benchmarks
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import digest_of, now, to_parquet
+from cgd_stages.store.rows import digest_of, now
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 
@@ -88,7 +88,7 @@ def evaluated(bucket: Bucket, storage: Storage, scratch: Path) -> dict[str, str]
     ]
     store = RunStore(bucket, RUN)
     folder = Folder(bucket, RUN.namespace, "prepare", digest_of(questions=questions))
-    part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA), rows=len(questions))
+    part = store_benchmarks(folder, questions)
     store.point_at(folder.finish(facts=store.input("prepare").require().facts, parts=[part], started=now(), inputs={}))
     work = Evaluate(
         model=Model(name=f"stage://{STAGE}"),

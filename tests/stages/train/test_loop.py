@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from cgd_stages.contract import Adapter, Chat, Storage, Validation
 from cgd_stages.errors import Interrupted, TransientError, UserError
-from cgd_stages.models import training_memory
+from cgd_stages.models import export, training_memory
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
@@ -353,6 +353,25 @@ def test_a_student_with_tied_embeddings_stays_tied(
     assert not torch.equal(made.lm_head.weight, student.lm_head.weight.to(torch.bfloat16))
 
 
+def test_a_model_is_stored_with_the_rules_values_and_template_that_it_was_trained_with(
+    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    """transformers refuses to save such a generation config, and would give other ids by the tokenizer's class."""
+    from transformers import GenerationConfig
+
+    refined(bucket, ROWS)
+    student = tiny.misnamed(tmp_path / "student")
+    (student / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.95, "eos_token_id": 2}')
+    own = tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>\n\n")
+    _, model = trained(storage, tmp_path, student, chat=Chat(template=own), **HELD_OUT)
+    assert (model / "tokenizer.json").read_bytes() == (student / "tokenizer.json").read_bytes()
+    stored = AutoTokenizer.from_pretrained(model)
+    assert stored.decode(stored("Ann has  12")["input_ids"]) == "Ann has  12"
+    assert stored.chat_template == own
+    kept = GenerationConfig.from_pretrained(model)
+    assert (kept.do_sample, kept.temperature, kept.top_p, kept.eos_token_id) == (True, 0.6, 0.95, 2)
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_a_student_that_scales_its_logits_learns_as_in_a_plain_loop(
     launcher: None,
@@ -470,10 +489,8 @@ def test_a_large_model_is_stored_in_files_of_a_moderate_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each is a sign of life for the pods that wait for the model."""
-    from cgd_stages.train import student
-
-    assert student.FILE_SIZE == "5GB"
-    monkeypatch.setattr(student, "FILE_SIZE", "100KB")
+    assert export.FILE_SIZE == "5GB"
+    monkeypatch.setattr(export, "FILE_SIZE", "100KB")
     refined(bucket, ROWS)
     _, model = trained(storage, tmp_path, tiny_model)
     files = {path.name for path in model.glob("*.safetensors")}

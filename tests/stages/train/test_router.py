@@ -6,9 +6,8 @@ import pytest
 import torch
 from support import families
 from torch.nn.functional import cross_entropy
-from transformers import DogeConfig, LlamaConfig, LlamaForCausalLM
+from transformers import DogeConfig
 
-from cgd_stages.errors import UserError
 from cgd_stages.train import router, student
 
 ROWS = [([5, 6, 7, 8, 9, 10, 11, 12], 3), ([13, 14, 15, 16, 17], 2), ([18, 19, 20], 1)]
@@ -116,25 +115,3 @@ def test_an_architecture_with_another_kind_of_router_has_none_that_is_known() ->
     from transformers import DogeForCausalLM
 
     assert router.balance_of(DogeForCausalLM(config)) is None
-
-
-def test_examples_that_would_see_each_other_in_a_packed_row_are_refused() -> None:
-    with pytest.raises(UserError, match="in a gpt_oss, examples that share a row see each other") as refused:
-        student.refuse_leaking_packs(families.model_of("gpt-oss"))
-    assert refused.value.hint == "Set spec.training.packing to false."
-
-
-@pytest.mark.parametrize("family", [family for family in families.FAMILIES if family != "gpt-oss"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_examples_of_other_families_do_not_see_each_other(family: str, attention: str) -> None:
-    model = families.model_of(family)
-    model.set_attn_implementation(attention)
-    student.refuse_leaking_packs(model)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_the_look_at_packs_leaves_the_model_as_it_was() -> None:
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1))
-    before = model(input_ids=torch.tensor([[1, 2, 3]])).logits
-    student.refuse_leaking_packs(model)
-    assert torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, before)

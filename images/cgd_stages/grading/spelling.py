@@ -1,0 +1,148 @@
+r"""One spelling for one value: what LaTeX, Markdown and Unicode write in several ways is written in one. Pure.
+
+Nothing here changes a value. A blank between digits stays unless it separates thousands, because `1 1/2` is no 11/2 and
+`3 4` is no number at all. (math-verify 0.9 reads `3 4` as 7: its parser takes two numbers side by side for a mixed
+fraction.)
+"""
+
+import re
+
+OPENING, CLOSING = "([{", ")]}"
+
+WORDS = r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|mathit|textrm|textsf|texttt|mathsf|emph|bm|boldsymbol|underline)"
+_WRAPPED = re.compile(rf"{WORDS}\s*\{{([^{{}}]*)\}}|\\operatorname\s*\{{([^{{}}]*)\}}")
+
+_UNICODE = str.maketrans(
+    {
+        "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
+        "\u00f7": r"\div ", "\u03c0": r"\pi ", "\u03b8": r"\theta ", "\u221e": r"\infty ", "\u00b1": r"\pm ",
+        "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2205": r"\emptyset ", "\u00b0": r"^\circ ",
+        "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2026": r"\dots ", "\u00b2": "^2", "\u00b3": "^3",
+        "\u2248": r"\approx ", "\u20ac": "", "\u00a3": "", "\u211d": r"\mathbb{R}", "\u2044": "/",
+        **{chr(0x2080 + digit): f"_{digit}" for digit in range(10)},
+        "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    }
+)  # fmt: skip
+
+_SPELLINGS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"((?:\d\u0305)+)", lambda match: rf"\overline{{{match[0].replace(chr(0x305), '')}}}"),
+        (r"\u221a\s*\(", r"\\sqrt("),
+        (r"\\(?:[lL]arge|LARGE|[hH]uge|small|normalsize|bf|rm|it|boldmath|(?:text)?color\s*\{\w+\})(?![a-zA-Z])", " "),
+        (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
+        (r",\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\!", ""),
+        (r"\{\s*([,:])\s*\}", r"\1"),
+        (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
+        (r"\\{2}\s*\[[^\]]*\]", r"\\\\"),
+        (r"(?<!\\)\\[,;:> ]|~|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z])", " "),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"\\[lcv]?dots(?![a-zA-Z])|\.{3}", r"\\dots"),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
+        (r"\\(l|g|n)eq?(?:slant)?(?![a-zA-Z])", r"\\\1e"),
+        (r"\\[lr]brace(?![a-zA-Z])", lambda match: r"\{" if match[0][1] == "l" else r"\}"),
+        (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
+        (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}|^\s*\{\s*\}\s*$", r"\\emptyset"),
+        (r"(?<=[0-9A-F])\s*\(?base[ -](\w+)\)?", r"_{\1}"),
+        (r"\\equiv(?![a-zA-Z])", "="),
+        (r"\\imath(?![a-zA-Z])", "i"),
+        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ"),
+        (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
+        (r"_(\w)", r"_{\1}"),
+        (r"\s*\\%|\s+%|\s+percent\b|\s*\\text\s*\{\s*percent\s*\}", "%"),
+        (r"\s+", " "),
+    )
+)  # fmt: skip
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,/^_])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| ?\d| ?/)")
+_MIXED = re.compile(r"(?<![\d./])(\d{1,99}) (\d{1,99}) ?/ ?(\d{1,99})(?![\d.])")
+_E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([eE])([+-]?)(\d+)(?![\d.]*[a-zA-Z!^])")
+
+
+def spell(expression: str) -> str:
+    """The expression without dollar signs, spacing commands, separators of thousands and full stop."""
+    expression = expression.translate(_UNICODE)
+    for pattern, replacement in _SPELLINGS:
+        expression = pattern.sub(replacement, expression)
+    expression = expression.strip()
+    while expression.endswith((".", ",", ";", ":")):
+        expression = expression[:-1].rstrip()
+    expression = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), expression)
+    expression = _MIXED.sub(_mixed, expression)
+    expression = _E_NOTATION.sub(_power_of_ten, expression)
+    if not re.search(r"[(\[{]", expression):  # a comma inside brackets separates: (3,100) is a point
+        expression = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression)
+    return expression
+
+
+def _mixed(match: re.Match[str]) -> str:
+    whole, upper, lower = match.groups()
+    return rf"{whole}\frac{{{upper}}}{{{lower}}}" if int(upper) < int(lower) else match[0]
+
+
+def _power_of_ten(match: re.Match[str]) -> str:
+    """`1.6e-19` is a power of ten; `2e-1` and `2e+1` are sums with Euler's number, as `2e - 1` is."""
+    number, letter, sign, power = match.groups()
+    is_sum = letter == "e" and sign and "." not in number and number != "1" and len(power) == 1
+    return match[0] if is_sum else rf"{number} \times 10^{{{sign.strip('+')}{power}}}"
+
+
+def same_spelling(reference: str, answer: str) -> bool:
+    """Whether two answers are the same text, apart from spacing and text commands."""
+    return bare(reference) == bare(answer) != ""
+
+
+def bare(expression: str) -> str:
+    """The spelled expression without text commands and without blanks that say nothing."""
+    text = unwrapped(spell(expression)).removeprefix(r"\$")
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
+def unwrapped(expression: str) -> str:
+    r"""The expression with the contents of its text commands: `\textbf{(\text{C})}` is `(C)`."""
+    while (inner := _WRAPPED.sub(lambda match: match[1] or match[2] or "", expression)) != expression:
+        expression = inner
+    return expression.strip()
+
+
+_EQUALS = re.compile(r"(?<![<>:\\])(?<!\s!)=(?!=)")
+
+
+def sides(equation: str) -> list[str]:
+    r"""The sides of an equation or of a chain of them. The sign in `\sum_{k=1}` makes none."""
+    found, start = [], 0
+    for equals in _EQUALS.finditer(equation):
+        before = equation[: equals.start()]
+        if before.count("{") == before.count("}"):
+            found.append(equation[start : equals.start()].strip())
+            start = equals.end()
+    return [*found, equation[start:].strip()]
+
+
+def split(text: str, separators: str = ",;") -> list[str]:
+    """The parts between separators outside brackets."""
+    parts, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in OPENING) - (letter in CLOSING)
+        if letter in separators and depth == 0 and text[place - 1 : place] != "\\":
+            parts.append(text[start:place].strip())
+            start = place + 1
+    return [*parts, text[start:].strip()]
+
+
+def closes_at_end(text: str) -> bool:
+    r"""Whether the last bracket of a text closes its first: not so in `\{1\} \cup \{2\}`."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter in OPENING) - (letter in CLOSING)
+        if depth == 0 and letter in CLOSING:
+            return place == len(text) - 1
+    return False
+
+
+def without_outer(text: str) -> str:
+    """A value without round brackets or braces that hold all of it: `(073)` is 073, `(1, 2)` stays."""
+    while len(text) > 2 and text[0] + text[-1] in ("()", "{}") and closes_at_end(text) and len(split(text[1:-1])) == 1:
+        text = text[1:-1].strip()
+    return text
