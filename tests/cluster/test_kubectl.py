@@ -83,7 +83,11 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
         ("training.variants", [{"name": "x", "kind": "CGD"}] * 2, "spec.training.variants[1]: Duplicate value"),
         ("training.variants", [{"name": "cgd", "kind": "CGD"}], "belong to models that a run has anyway"),
         ("training.variants", [{"name": "x", "kind": "CFT", "bareShare": "1"}], "are for the kind CGD: remove them"),
-        ("training.variants", [{"name": "x", "kind": "SFT", "context": "user"}], "context is for the kinds CGD and CFT"),
+        (
+            "training.variants",
+            [{"name": "x", "kind": "SFT", "context": "user"}],
+            "context is for the kinds CGD and CFT",
+        ),
         ("training.bareShare", "2", "write a number from 0 to 1, in quotes"),
         ("training", {"objectives": ["SFT"], "bareShare": "0.5"}, "or leave bareShare out"),
         ("generation.answer.unfinished", "drop", 'supported values: "keep", "reject"'),
