@@ -185,7 +185,8 @@ def _load_again(target: Path, template: ChatTemplate) -> None:
     if (target / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(target)
     stored, own = load_tokenizer(target, template.name), template.tokenizer
-    if not agree(stored.tokenizer, own):
+    by_class = stored.mended and (stored.folder / "config.json").is_file()  # without: no class would be right
+    if by_class or not agree(stored.tokenizer, own):
         raise _unstorable(template.name, "its tokenizer would give other ids")
     if set(stored.tokenizer.all_special_tokens) != set(own.all_special_tokens):
         raise _unstorable(template.name, "its tokenizer would have other special tokens")

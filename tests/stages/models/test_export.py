@@ -147,6 +147,13 @@ def test_a_tokenizer_that_would_be_read_otherwise_is_refused(tiny_model, monkeyp
         tried(tiny_model)
 
 
+def test_a_model_whose_type_decides_the_tokenizers_class_is_stored(tmp_path: Path) -> None:
+    """It has other ids where transformers loads it by its type, as the student itself has."""
+    model = tiny.misnamed(tmp_path / "model")
+    tiny.change(model / "config.json", model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    tried(model)
+
+
 def test_the_template_of_the_run_is_stored_with_the_model(tiny_model: Path) -> None:
     tried(tiny_model, template=tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>\n\n"))
 
