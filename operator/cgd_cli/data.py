@@ -84,6 +84,8 @@ def example(run: Manifest, storage: contract.Storage, row: Row, training: str, *
     if not isinstance(made, Example):
         return panel(plain(str(made), lines=True), f"{row['id']}: no example", border="red")
     text, marks = plain(""), ("", "") if colours else ("[[", "]]")
+    if key in dataset.bare:
+        text.append_text(plain("The context is the prompt alone (bareShare).\n\n", "bold cyan", lines=True))
     tokens = zip(made.input_ids, made.labels, strict=True)
     for learned, group in itertools.groupby(tokens, lambda token: token[1] != IGNORE):
         opening, closing = marks if learned else ("", "")
@@ -92,7 +94,6 @@ def example(run: Manifest, storage: contract.Storage, row: Row, training: str, *
         text.append_text(plain(f"{opening}{''.join(pieces)}{closing}", style, lines=True))
     count = len(made.input_ids) - made.start
     title = f"{row['id']} / {row['sample']}  {training}: {count} of {len(made.input_ids)} tokens learned"
-    title += ", context: the prompt alone (bareShare)" if key in dataset.bare else ""
     title += f", thinking {work.chat.thinking}, thoughts: {work.thinking}" if template.markup else ""
     return panel(text, title)
 

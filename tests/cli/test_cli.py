@@ -410,7 +410,7 @@ async def test_the_mask_of_a_variant_says_where_the_context_is_the_prompt_alone(
     code, out, err = await cgd("rows", stored, "-n", REF.namespace, "--count", "1", "--mask", "cgd-bare")
     assert (code, err) == (0, "")
     shown = " ".join(out.split())
-    assert "context: the prompt alone (bareShare)" in shown
+    assert "The context is the prompt alone (bareShare)." in shown
     assert "a critique of its own" not in shown
 
 
