@@ -60,7 +60,7 @@ def main() -> NoReturn:
 
 def _version(show: bool) -> None:
     if show:
-        write(f"cgd {version_of('cgd-cli')}\n")
+        write("cgd " + version_of("cgd-cli") + "\n")
         raise typer.Exit
 
 
@@ -209,8 +209,10 @@ def list_runs(
 @app.command()
 def suspend(name: Name, namespace: Namespace = None) -> None:
     """Stop a run's pods; finished rows and checkpoints stay."""
+    from cgd_cli.view import command
+
     _ask(namespace, lambda remote: remote.suspend(name, suspended=True))
-    console.print(f"{name} is going to stop: `cgd resume {name}` lets it go on")
+    console.print(f"{name} is going to stop; to let it go on: {command('resume', name)}")
 
 
 @app.command()
@@ -379,7 +381,7 @@ def compare(
         if Path(source).is_file():
             reports[source] = Path(source).read_bytes()
         elif Path(source).suffix in {".json", ".html"}:
-            raise Wrong(f"there is no file {source}: write one with `cgd report RUN -o {Path(source).stem}.json`")
+            raise Wrong(f"there is no file {source}: `cgd report` writes one of a run, with `-o` and its name")
         else:
             run, storage = _ask(namespace, lambda remote, name=source: remote.run_and_storage(name))
             reports[source] = data.report(run, storage, "json")

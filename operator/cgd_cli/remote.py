@@ -11,6 +11,7 @@ from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.config.config_exception import ConfigException
 
 from cgd_cli.terminal import likely
+from cgd_cli.view import command
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, TRAINJOB, ApiError, equal, one_of
 from cgd_operator.planning.dag import Run, storage_of
@@ -90,7 +91,7 @@ class Remote:
         run = await self.run(name)
         failed = [stage for stage in run.get("status", {}).get("stages", []) if stage.get("state") == "Failed"]
         if not failed:
-            raise UserError(f"no stage of {name} has failed", hint=f"Look at `cgd status {name}`.")
+            raise UserError(f"no stage of {name} has failed", hint="Its stages: " + command("status", name))
         for child in {stage["child"] for stage in failed if stage.get("child")}:
             for kind in (JOB, PYTORCHJOB, TRAINJOB):
                 if item := await self.cluster.get(kind, child, self.namespace):

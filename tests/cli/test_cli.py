@@ -233,7 +233,10 @@ async def test_a_name_that_is_nearly_right_is_guessed(client: Cluster, tmp_path:
 
 async def test_reports_and_folders_that_are_not_there(tmp_path: Path, client: Cluster) -> None:
     code, _, err = await cgd("compare", "report.html", "other.json")
-    assert (code, err) == (1, "cgd: there is no file report.html: write one with `cgd report RUN -o report.json`\n")
+    assert (code, err) == (
+        1,
+        "cgd: there is no file report.html: `cgd report` writes one of a run, with `-o` and its name\n",
+    )
 
 
 async def test_the_version_and_help_in_short(tmp_path: Path) -> None:
@@ -274,7 +277,7 @@ async def test_a_run_is_suspended_and_goes_on(client: Cluster) -> None:
 
 async def test_the_children_of_failed_stages_are_deleted_and_no_others(client: Cluster) -> None:
     await created(client)
-    assert await cgd("retry", "demo") == (1, "", "cgd: no stage of demo has failed\nLook at `cgd status demo`.\n")
+    assert await cgd("retry", "demo") == (1, "", "cgd: no stage of demo has failed\nIts stages: cgd status demo\n")
     await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
     for name in ("demo-answer-1", "demo-prepare-1"):
         spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "b"}]}}}

@@ -341,15 +341,31 @@ def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
 
 
 def is_placed(value: ast.expr, function: ast.AST) -> bool:
-    """Whether a path is made by `place`, here or where the name is assigned."""
-    if isinstance(value, ast.Name):
-        assigned = [
-            node.value
-            for node in ast.walk(function)
-            if isinstance(node, ast.Assign) and any(getattr(one, "id", "") == value.id for one in node.targets)
-        ]
-        return bool(assigned) and all(is_placed(one, function) for one in assigned)
-    return isinstance(value, ast.Call) and getattr(value.func, "id", "") == "place"
+    """Whether a path is made by `place` or `places`, here or where the name is assigned or runs over their items."""
+    match value:
+        case ast.Name():
+            sources = [
+                source
+                for node in ast.walk(function)
+                for targets, source in _bound(node)
+                if any(getattr(one, "id", "") == value.id for target in targets for one in ast.walk(target))
+            ]
+            return bool(sources) and all(is_placed(source, function) for source in sources)
+        case ast.Subscript():
+            return is_placed(value.value, function)
+        case ast.Call(func=ast.Attribute(attr="items")):
+            return is_placed(value.func.value, function)
+    return isinstance(value, ast.Call) and getattr(value.func, "id", "") in {"place", "places"}
+
+
+def _bound(node: ast.AST) -> list[tuple[list[ast.expr], ast.expr]]:
+    """What a statement gives a value, and from what."""
+    match node:
+        case ast.Assign():
+            return [(node.targets, node.value)]
+        case ast.For():
+            return [([node.target], node.iter)]
+    return []
 
 
 def test_every_download_goes_to_a_place_and_no_key_is_joined_to_a_path_elsewhere():
