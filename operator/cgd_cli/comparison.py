@@ -114,7 +114,8 @@ def _pairs(table: comparison.Table, pairs: Sequence[HeadToHead]) -> Table:
     for column in table.columns:
         lines.add_column(plain(heading(column, table)), justify="right")
     for row in head_to_head.rows(pairs):
-        name = plain(row.one, "bold").append(f"\nminus {row.other}\n", style="not bold")
+        other = plain(f"minus {row.other}", "not bold")
+        name = plain(row.one, "bold").append("\n").append_text(other).append("\n")
         lines.add_row(name, *(_pair(row.cells.get(column)) for column in table.columns))
     return lines
 
@@ -131,7 +132,7 @@ def _pair(pair: HeadToHead | None) -> Text:
         details.append(f"{count(pair.left_out)} left out")
     if pair.one.seeds > 1 or pair.other.seeds > 1:
         details += [head_to_head.seeds(pair.one), head_to_head.seeds(pair.other)]
-    return text.append("".join(f"\n{detail}" for detail in details) + "\n", style="not bold dim")
+    return text.append_text(plain("".join(f"\n{detail}" for detail in details) + "\n", "not bold dim", lines=True))
 
 
 def _seeds(table: comparison.Table, seeds: list[comparison.Seeds]) -> Table:

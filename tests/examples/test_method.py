@@ -19,10 +19,10 @@ from cgd_stages.evaluate import __main__ as evaluate
 from cgd_stages.method import prompts
 from cgd_stages.method.examples import conversation, row_example
 from cgd_stages.prepare.sources import row_id
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, BENCHMARKS
+from cgd_stages.store.benchmarks import store_benchmarks
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
-from cgd_stages.store.rows import digest_of, now, row_schema, to_parquet
+from cgd_stages.store.rows import digest_of, now, row_schema
 from cgd_stages.store.run import RunStore
 
 QUESTIONS = {f"Question number {n}?": f"REFERENCE-{n}" for n in range(6)}
@@ -180,7 +180,7 @@ def test_cft_learns_the_critique_under_a_request_of_its_own_in_one_user_turn(run
 def test_at_evaluation_the_model_sees_the_prompt_alone(storage, bucket, tiny_model, tmp_path, monkeypatch):
     questions = [{"benchmark": "own", "id": row_id(x), "prompt": x, "reference": r} for x, r in QUESTIONS.items()]
     folder = Folder(bucket, RUN.namespace, "prepare", digest_of(benchmark=questions))
-    part = folder.put(BENCHMARKS, to_parquet(questions, BENCHMARK_SCHEMA))
+    part = store_benchmarks(folder, questions)
     RunStore(bucket, RUN).point_at(folder.finish(facts=StageFacts(), parts=[part], started=now(), inputs={}))
     trained = RuleEngine()
     monkeypatch.setattr(evaluate, "_engine", lambda *_: trained)
