@@ -153,7 +153,9 @@ def test_the_stored_model_says_the_same_in_vllm_and_in_transformers(
 
     said = {row["prompt"]: row["answer"] for row in stored_rows(bucket, "answer")}
     assert len(said) >= 3
-    assert said == {prompt: greedy(model, prompt) for prompt in said}
+    # A half character before the end of turn is a mark in transformers' text; vLLM leaves it out.
+    halves = {prompt: (text.rstrip("\ufffd"), greedy(model, prompt).rstrip("\ufffd")) for prompt, text in said.items()}
+    assert {prompt: pair for prompt, pair in halves.items() if pair[0] != pair[1]} == {}
 
 
 @pytest.mark.parametrize("zero_stage", [3])
