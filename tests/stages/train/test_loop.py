@@ -203,6 +203,7 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
     packing: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import torch
 
     from cgd_stages.train import student
 
@@ -211,16 +212,45 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
     settings = {"zero_stage": zero_stage, "max_sequence_length": 700, "packing": packing}
     work = train_work(tiny_model, **settings)
     records, model = trained(storage, tmp_path, tiny_model, **settings)
-    losses, norms, expected = plain_training(tiny_model, ROWS, work)
+    with least_adam_scales() as scales:
+        losses, norms, expected = plain_training(tiny_model, ROWS, work)
     assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
     # Adam and clipping hide a wrong scale of the gradients; the norms do not.
     assert [record["grad_norm"] for record in records] == pytest.approx(norms, rel=1e-4)
     assert losses[-1] < losses[0]
-    for name, tensor in weights(model).items():
-        far = (tensor - expected[name]).abs()
-        # Where a gradient is nearly 0 Adam makes a step of its rounding, so a few elements may differ by such a step.
-        assert (far > 2e-5 + 1e-3 * expected[name].abs()).sum() <= tensor.numel() // 4000, name
+    trained_weights = weights(model)
+    for (name, tensor), scale in zip(expected.items(), scales, strict=True):
+        far = (trained_weights[name] - tensor).abs()
+        # Adam has divided these gradients by so little that their rounding in float32 shows. The others are exact.
+        rounded = (scale > 0) & (scale < 1e-7)
+        assert rounded.sum() <= tensor.numel() // 200, name
         assert far.max() < work.learning_rate, name
+        torch.testing.assert_close(trained_weights[name][~rounded], tensor[~rounded], rtol=1e-3, atol=2e-5)
+
+
+@contextmanager
+def least_adam_scales() -> Iterator[list[Any]]:
+    """Of each parameter that AdamW changes meanwhile: for each element the least root of Adam's second moment over all
+    steps, which is what a difference of two gradients is divided by."""
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    least: list[Any] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        (group,) = optimizer.param_groups
+        for at, parameter in enumerate(group["params"]):
+            state = optimizer.state[parameter]
+            scale = (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])).sqrt()
+            if at == len(least):
+                least.append(scale)
+            least[at] = torch.minimum(least[at], scale)
+
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        yield least
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize(
