@@ -209,7 +209,7 @@ def test_losses_norms_and_weights_are_those_of_a_plain_loop(
 
     monkeypatch.setattr(student, "CHUNK", 16)
     refined(bucket, ROWS)
-    settings = {"zero_stage": zero_stage, "max_sequence_length": 700, "packing": packing}
+    settings = {"zero_stage": zero_stage, "max_sequence_length": 700, "packing": packing, "weight_decay": 0.5}
     work = train_work(tiny_model, **settings)
     records, model = trained(storage, tmp_path, tiny_model, **settings)
     with least_adam_scales() as scales:
