@@ -144,7 +144,7 @@ def _context() -> Context:
     """What the environment says. Raises UserError when it has no task that this image understands."""
     text = os.environ.get(TASK)
     if text is None:
-        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract.py.")
+        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract/.")
     try:
         task = StageTask.model_validate_json(text)
     except ValidationError as error:
