@@ -78,7 +78,7 @@ def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
 
 
 def identity_of(row: Row, suffix: str = "") -> str:
-    """The id of a row: of its prompt, or of its whole conversation. `suffix` tells equal ones apart."""
+    """The id of a row: of its prompt, or of its whole conversation. `suffix` makes the ids of equal rows differ."""
     if not row.get("turns"):
         return row_id(row["prompt"] + suffix)
     messages = answer_messages(row["prompt"] + suffix, turns=earlier_turns(row))
