@@ -1,7 +1,6 @@
 """The base of every class of the contract, and its types: numbers that a manifest writes as text, dates, the names of
 stages."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, Self
@@ -37,19 +36,14 @@ class Contract(BaseModel):
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("x-kubernetes-list-type") in ("set", "map"):
-                keys = _keys(extra.get("x-kubernetes-list-map-keys"))
-                items = [keys(item) for item in getattr(self, name)]
+                keys: Any = extra.get("x-kubernetes-list-map-keys")
+                items = [[getattr(item, key) for key in keys] if keys else item for item in getattr(self, name)]
                 if any(item in items[:place] for place, item in enumerate(items)):
                     raise ValueError(f"{to_camel(name)}: name each of them once")
         return self
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
-
-
-def _keys(names: Any) -> Callable[[Any], Any]:
-    """What an item of a list is known by: the fields with these names, or all of it."""
-    return (lambda item: [getattr(item, name) for name in names]) if names else lambda item: item
 
 
 MANIFEST = "manifest"
@@ -85,21 +79,20 @@ class AsText:
     max_length: int
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def written(number: float, info: SerializationInfo) -> float | str:
+            return text_of(number) if info.context == MANIFEST else number
+
         text = core_schema.str_schema(pattern=self.pattern, max_length=self.max_length)
         return core_schema.lax_or_strict_schema(
             lax_schema=handler(source),
             strict_schema=core_schema.no_info_after_validator_function(Number, text),
-            serialization=core_schema.plain_serializer_function_ser_schema(_written, info_arg=True),
+            serialization=core_schema.plain_serializer_function_ser_schema(written, info_arg=True),
         )
 
     def __get_pydantic_json_schema__(
         self, _core: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return {"type": "string", "maxLength": self.max_length, "pattern": self.pattern}
-
-
-def _written(number: float, info: SerializationInfo) -> float | str:
-    return text_of(number) if info.context == MANIFEST else number
 
 
 def text_of(number: float) -> str:
