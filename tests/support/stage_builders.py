@@ -275,7 +275,7 @@ class ProgressServer:
 def generate_with(engine: Engine, given: Context) -> dict[str, StageFacts]:
     """The generate program on an engine of the test's."""
     work = given.work_of(Generate)
-    return generate.generate(given, work, generate.WarmEngine(lambda: engine))
+    return generate.generate(given, work, lambda: engine)
 
 
 def stored_rows(bucket: Bucket, stage: str, run: RunRef = RUN) -> list[Row]:

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cgd_stages.chat.example import Example
-from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Check, Model, Rows, StageFacts, Train
+from cgd_stages.contract import Check, Rows, StageFacts
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
 from cgd_stages.grading.grader import Grader
@@ -50,10 +49,13 @@ EVERY = 1000
 
 def main(context: Context) -> dict[str, StageFacts]:
     work, stage, clock = context.work_of(Check), context.task.stage, time.monotonic()
-    # This program finds the rows that they have in common.
-    trainings = [training.model_copy(update={"common_rows": False}) for training in work.trainings]
-    datasets = [Dataset.of(context.store, training, _template(context, training)) for training in trainings]
-    students = [resolve.resolve(_student(context, training), context.store) for training in trainings]
+    datasets, students = [], []
+    for training in work.trainings:
+        model = resolve.pinned(training.student, context.store)
+        template = resolve.spoken(model, training.chat, context.store, context.scratch)
+        # This program finds the rows that the trainings have in common.
+        datasets.append(Dataset.of(context.store, training.model_copy(update={"common_rows": False}), template))
+        students.append(resolve.resolve(model, context.store))
     draws = datasets[0].draws
     inputs: dict[str, Any] = {
         "stage": stage,
@@ -94,7 +96,7 @@ def _refuse_foreign_checkpoints(context: Context, dataset: Dataset, student: res
     """Raise UserError where the training pods could not go on from the checkpoints that they will find. The stored
     figures do not depend on this: the same rows and settings may be trained in another layout."""
     stage = dataset.work.stage
-    model = _student(context, dataset.work)
+    model = resolve.pinned(dataset.work.student, context.store)
     files = resolve.fetch(model, context.store, context.scratch, weights=False)
     weight = router_loss_weight(dataset.work, read_config(files, model, "spec.student"))
     trained = context.store.place(stage, inputs_of(stage, dataset, student, weight))
@@ -121,14 +123,6 @@ def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
         )
 
 
-def _student(context: Context, work: Train) -> Model:
-    return resolve.pinned(work.student, context.store)
-
-
-def _template(context: Context, work: Train) -> ChatTemplate:
-    return resolve.spoken(_student(context, work), work.chat, context.store, context.scratch)
-
-
 def _choice(refine: Folder, work: Check, draws: int) -> dict[Key, str]:
     """The rows that the run chooses not to learn, with the reasons."""
     rows = read_rows(refine, [*KEY, "reference", "refinement", "refinement_tokens"])
@@ -152,112 +146,84 @@ class Examples:
     """The first token that is learned."""
     thoughtless: set[int] = field(default_factory=set)
 
-    def usable(self) -> set[int]:
-        return {place for place, length in enumerate(self.lengths) if length}
-
 
 def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], choice: dict[Key, str]) -> list[Part]:
     """Count the examples of every training into the stage's facts, in metrics that begin with the training's name.
-    `choice` are the rows that no training learns. Stores the rows that are left out and returns their parts.
+    `choice` are the rows that no training learns. Stores the rows that a training cannot use, under its stage, and
+    those that are not chosen, and returns their parts.
 
     Raises one UserError about all trainings that reject too many rows.
     """
     places = {key_of(row): place for place, row in enumerate(read_rows(datasets[0].refine, KEY))}
-    progress = _Progress(context, sum(dataset.total for dataset in datasets))
-    made = [_make_examples(dataset, places, choice, progress) for dataset in datasets]
-    common = set.intersection(*(examples.usable() for examples in made))
+    made = _make_examples(context, datasets, places, choice)
+    usable = ({place for place, length in enumerate(examples.lengths) if length} for examples in made)
+    common = set.intersection(*usable)
+    total, done, rejected = sum(dataset.total for dataset in datasets), 0, 0
     metrics: dict[str, float] = {}
     refusals: list[UserError] = []
-    ended = Rows()
     for examples in made:
-        _count(examples, places, common)
-        ended = _sum(ended, examples.counts.rows, progress.total)
-        metrics |= _metrics(examples)
+        counts, work = examples.counts, examples.dataset.work
+        for key, place in places.items():
+            if place in common:
+                thought = place not in examples.thoughtless
+                counts.keep(key, examples.lengths[place], examples.starts[place], thought=thought)
+            elif examples.lengths[place]:  # another objective cannot use the row
+                counts.left_out[UNUSABLE] += 1
+        log.info("%s: %s, %s", work.title, counts.rows, counts.metrics())
+        if counts.without_thought:
+            log.warning(
+                "%s: %d of %d examples learn an empty thought, because their targets were written without one",
+                work.title,
+                counts.without_thought,
+                counts.kept,
+            )
+        figures = counts.metrics() | {"rejected": float(len(counts.rejected))}
+        figures |= {"left_out": float(counts.left_out.total())} if counts.left_out else {}
+        metrics |= {f"{work.stage.model}_{figure}": value for figure, value in figures.items()}
+        done, rejected = done + counts.rows.done, rejected + counts.rows.rejected
         try:
-            examples.counts.refuse_unless_enough(examples.dataset.total, examples.dataset.work.max_rejected)
+            counts.refuse_unless_enough(examples.dataset.total, work.max_rejected)
         except UserError as error:
             refusals.append(error)
     metrics |= {"common_examples": float(len(common))} if len(made) > 1 else {}
     metrics |= {f"left_out_{reason}": float(count) for reason, count in sorted(Counter(choice.values()).items())}
-    context.facts[context.task.stage] = StageFacts(rows=ended, digest=folder.digest, metrics=metrics)
+    rows = Rows(total=total, done=done, rejected=rejected)
+    context.facts[context.task.stage] = StageFacts(rows=rows, digest=folder.digest, metrics=metrics)
     if refusals:
         raise UserError(" ".join(error.message for error in refusals), hint=refusals[0].hint)
-    return _store_left_out(folder, made, choice)
+    not_chosen = [
+        rejection(CHECK, {"id": identity, "sample": sample}, reason, selection.DETAILS[reason])
+        for (identity, sample), reason in sorted(choice.items())
+    ]
+    listed = [*(examples.counts.rejected for examples in made), not_chosen]
+    return [folder.put_rows(REJECTED, unused, REJECTION_SCHEMA) for unused in listed if unused]
 
 
-def _make_examples(dataset: Dataset, places: dict[Key, int], choice: dict[Key, str], progress: "_Progress") -> Examples:
-    """Make the examples of the chosen rows, and remember their lengths."""
-    counts = ExampleCounts.of(dataset)
-    made = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
-    chosen = replace(dataset, left_out={key: LeftOut(reason, "") for key, reason in choice.items()})
-    for row, example in chosen.examples():
-        if isinstance(example, Example):
-            place = places[key_of(row)]
-            made.lengths[place], made.starts[place] = len(example.input_ids), example.start
-            if not example.thought:
-                made.thoughtless.add(place)
-        else:
-            counts.add(row, example)
-        progress.report_one()
+def _make_examples(
+    context: Context, datasets: list[Dataset], places: dict[Key, int], choice: dict[Key, str]
+) -> list[Examples]:
+    """Make the examples of the chosen rows for every training, and remember their lengths. Reports how many are made,
+    over all trainings."""
+    total, done, pace = sum(dataset.total for dataset in datasets), 0, Pace()
+    made = []
+    for dataset in datasets:
+        counts = ExampleCounts.of(dataset)
+        examples = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
+        chosen = replace(dataset, left_out={key: LeftOut(reason, "") for key, reason in choice.items()})
+        for row, example in chosen.examples():
+            if isinstance(example, Example):
+                place = places[key_of(row)]
+                examples.lengths[place], examples.starts[place] = len(example.input_ids), example.start
+                if not example.thought:
+                    examples.thoughtless.add(place)
+            else:
+                counts.add(row, example)
+            done += 1
+            if done % EVERY == 0:
+                eta = pace.remaining(done, total - done)
+                context.progress.report(context.task.stage, Rows(total=total, done=done), eta=eta)
+        made.append(examples)
     return made
-
-
-def _count(examples: Examples, places: dict[Key, int], common: set[int]) -> None:
-    """Count the rows that the training learns, and those that it leaves out because another objective cannot use
-    them."""
-    for key, place in places.items():
-        if place in common:
-            thought = place not in examples.thoughtless
-            examples.counts.keep(key, examples.lengths[place], examples.starts[place], thought=thought)
-        elif examples.lengths[place]:
-            examples.counts.left_out[UNUSABLE] += 1
-
-
-def _metrics(examples: Examples) -> dict[str, float]:
-    counts, work = examples.counts, examples.dataset.work
-    log.info("%s: %s, %s", work.title, counts.rows, counts.metrics())
-    metrics = counts.metrics() | {"rejected": float(len(counts.rejected))}
-    metrics |= {"left_out": float(counts.left_out.total())} if counts.left_out else {}
-    if counts.without_thought:
-        log.warning(
-            "%s: %d of %d examples learn an empty thought, because their targets were written without one",
-            work.title,
-            counts.without_thought,
-            counts.kept,
-        )
-    return {f"{work.stage.model}_{figure}": value for figure, value in metrics.items()}
-
-
-def _store_left_out(folder: Folder, made: list[Examples], choice: dict[Key, str]) -> list[Part]:
-    """Store the rows that a training cannot use, under its stage, and those that are not chosen."""
-    listed = [examples.counts.rejected for examples in made]
-    listed.append(
-        [
-            rejection(CHECK, {"id": identity, "sample": sample}, reason, selection.DETAILS[reason])
-            for (identity, sample), reason in sorted(choice.items())
-        ]
-    )
-    return [folder.put_rows(REJECTED, rows, REJECTION_SCHEMA) for rows in listed if rows]
-
-
-@dataclass
-class _Progress:
-    """Reports how many examples are made, over all trainings."""
-
-    context: Context
-    total: int
-    made: int = 0
-    pace: Pace = field(default_factory=Pace)
-
-    def report_one(self) -> None:
-        self.made += 1
-        if self.made % EVERY == 0:
-            eta = self.pace.remaining(self.made, self.total - self.made)
-            self.context.progress.report(self.context.task.stage, Rows(total=self.total, done=self.made), eta=eta)
-
-
-def _sum(ended: Rows, under_way: Rows, total: int) -> Rows:
-    return Rows(total=total, done=ended.done + under_way.done, rejected=ended.rejected + under_way.rejected)
 
 
 if __name__ == "__main__":

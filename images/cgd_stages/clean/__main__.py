@@ -29,7 +29,13 @@ def main(context: Context) -> dict[str, StageFacts]:
     claimed = claims.pop(store.run.uid, set())
     shared = claimed & set[Folder]().union(*claims.values())
     store.delete_pointers()
-    objects = sum(_delete(folder) for folder in sorted(claimed - shared, key=lambda folder: folder.uri))
+    objects = 0
+    for folder in sorted(claimed - shared, key=lambda folder: folder.uri):
+        keys = [stored.key for stored in folder.bucket.list(folder.key())]
+        for key in (folder.key(DONE), *keys):
+            folder.bucket.delete(key)
+        log.info("%s: %d objects deleted", folder.uri, len(keys))
+        objects += len(keys)
     for folder in claimed:
         store.withdraw(folder)
     log.info("%d folders deleted, %d stay because other runs use them", len(claimed - shared), len(shared))
@@ -39,16 +45,6 @@ def main(context: Context) -> dict[str, StageFacts]:
         metrics={"folders": len(claimed - shared), "shared": len(shared), "objects": objects},
     )
     return {context.task.stage: facts}
-
-
-def _delete(folder: Folder) -> int:
-    """Delete a folder. Returns its number of objects."""
-    keys = [stored.key for stored in folder.bucket.list(folder.key())]
-    folder.bucket.delete(folder.key(DONE))
-    for key in keys:
-        folder.bucket.delete(key)
-    log.info("%s: %d objects deleted", folder.uri, len(keys))
-    return len(keys)
 
 
 if __name__ == "__main__":

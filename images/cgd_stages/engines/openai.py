@@ -258,7 +258,8 @@ def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, pa
         try:
             answer = post(endpoint, json.dumps(body).encode(), patience.seconds(endpoint))
             completion = _completion(request.name, answer)
-            return Tried(completion, _thinks(completion, answer))
+            counted = ((answer.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
+            return Tried(completion, thinks=bool(completion.thinking.strip() or counted))
         except Failed as failed:
             _refuse_if_permanent(endpoint, failed)
             if failed.status is not None and failed.status not in _RETRIED:
@@ -287,12 +288,6 @@ def refuse_hidden_thoughts(endpoint: Endpoint, chat: Chat, request: Request, pat
             hint=f"Start the server with a reasoning parser, or set spec.teacher.endpoint.extraBody to "
             f"{{{SPECIAL_TOKENS}: false}}.",
         )
-
-
-def _thinks(completion: Completion, answer: Any) -> bool:
-    """Whether there is a thought that is not empty."""
-    counted = ((answer.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return bool(completion.thinking.strip() or counted)
 
 
 def refuse_other_mode(chat: Chat, tried: Sequence[Tried]) -> None:
@@ -326,24 +321,18 @@ def refuse_unseen_thoughts(tried: Sequence[Tried]) -> None:
 
 
 def _refusal(endpoint: Endpoint, body: dict[str, Any], failed: Failed, where: str) -> UserError:
-    names = _refused_parameters(failed.answer, body)
-    what = f"its {', '.join(names)}" if names else "it"
-    message = f"the endpoint {endpoint.url} refuses a request with the sampling of {where}, because of {what}: {failed}"
-    general = f"See what the server says of {endpoint.model}, and correct spec.teacher.endpoint."
-    return UserError(message, hint=" Or: ".join(_mend(endpoint, name, where) for name in names) or general)
-
-
-def _refused_parameters(answer: str, body: dict[str, Any]) -> list[str]:
-    """The fields of a request that the server's answer names: in the field for it, else in its text."""
-    try:
+    answer = failed.answer
+    try:  # servers name the parameter in the field for it
         error = json.loads(answer)["error"]
         named = [error["param"]] if error["param"] in body else []
     except (ValueError, LookupError, TypeError, RecursionError):
         named = []
-    words = [
-        name for name in body if name not in ("model", "messages") and re.search(rf"\b{re.escape(name)}\b", answer)
-    ]
-    return list(dict.fromkeys([*named, *words]))
+    in_text = [name for name in body if re.search(rf"\b{re.escape(name)}\b", answer)]
+    names = list(dict.fromkeys([*named, *(name for name in in_text if name not in ("model", "messages"))]))
+    what = f"its {', '.join(names)}" if names else "it"
+    message = f"the endpoint {endpoint.url} refuses a request with the sampling of {where}, because of {what}: {failed}"
+    general = f"See what the server says of {endpoint.model}, and correct spec.teacher.endpoint."
+    return UserError(message, hint=" Or: ".join(_mend(endpoint, name, where) for name in names) or general)
 
 
 def _mend(endpoint: Endpoint, name: str, where: str) -> str:
@@ -437,17 +426,15 @@ def request_body(endpoint: Endpoint, chat: Chat, request: Request) -> dict[str, 
         neutral = {"top_p": 1.0, "top_k": None, "min_p": 0.0, "seed": None}
         drawn = {name: getattr(sampling, name) for name in neutral}
         body |= {name: value for name, value in drawn.items() if value not in (None, neutral[name])}
-    kept = {name: value for name, value in body.items() if name not in endpoint.omit}
-    return kept | _thinking(chat) | endpoint.extra_body
-
-
-def _thinking(chat: Chat) -> dict[str, Any]:
-    """The mode in the words of vLLM's server, which SGLang and others share. Templates have two names for the switch;
-    one that does not use a name ignores it."""
+    body = {name: value for name, value in body.items() if name not in endpoint.omit}
+    # The mode in the words of vLLM's server, which SGLang and others share. Templates have two names for the switch; a
+    # template that does not use a name ignores it.
     switch = {} if chat.thinking == "auto" else dict.fromkeys(("enable_thinking", "thinking"), chat.thinking == "on")
-    kwargs, budget = switch | chat.template_kwargs, chat.thinking_budget
-    told: dict[str, Any] = {"chat_template_kwargs": kwargs} if kwargs else {}
-    return told | ({} if budget is None else {"thinking_token_budget": budget})
+    if kwargs := switch | chat.template_kwargs:
+        body["chat_template_kwargs"] = kwargs
+    if chat.thinking_budget is not None:
+        body["thinking_token_budget"] = chat.thinking_budget
+    return body | endpoint.extra_body
 
 
 def _completion(name: str, answer: Any) -> Completion:
@@ -481,8 +468,8 @@ def _parts(message: Any) -> tuple[str, str]:
         texts.append(_flat(content))
     for part in content if isinstance(content, list) else ():
         (thoughts if part.get("type") in ("thinking", "reasoning") else texts).append(_flat(part))
-    told = message.get("reasoning") or message.get("reasoning_content")
-    return "".join(texts), _flat(told) or "".join(thoughts)
+    given = message.get("reasoning") or message.get("reasoning_content")
+    return "".join(texts), _flat(given) or "".join(thoughts)
 
 
 def _flat(part: Any) -> str:

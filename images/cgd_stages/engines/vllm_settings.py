@@ -18,13 +18,12 @@ log = logging.getLogger(__name__)
 GPU_MEMORY_UTILIZATION = 0.92
 LOOP_TOKENS = 64
 """The longest part, in tokens, whose repetition is looked for."""
-_GIB = 1 << 30
 
 
 def on_gpu(memory: int) -> dict[str, Any]:
     """The settings for a GPU with `memory` bytes, for throughput: vLLM's own defaults compromise for latency. A smaller
     GPU has less room for keys and values, and a row that loses its room is computed again."""
-    gib = memory / _GIB
+    gib = memory / (1 << 30)
     return {
         "max_num_seqs": 128 if gib < 30 else 256 if gib < 60 else 512 if gib < 120 else 1024,
         "max_num_batched_tokens": 8192 if gib < 60 else 16384,
@@ -42,7 +41,20 @@ def vllm_arguments(model: Path, engine: Engine, template: ChatTemplate | None = 
     if platform.is_unspecified():
         raise TransientError("vLLM finds no GPU in this pod", hint=GPU_HINT)
     hardware = _on_cpu(engine) if platform.is_cpu() else on_gpu(platform.get_device_total_memory())
-    return _arguments(model, engine, hardware) | _tokenizer(model, template) | _thoughts(template)
+    arguments = _arguments(model, engine, hardware)
+    # vLLM must load the tokenizer that the template has: see `load_tokenizer`. Of a model with files of mistral-common,
+    # too, vLLM 0.32 takes those by default.
+    if (model / "tekken.json").is_file() and (model / "tokenizer.json").is_file():
+        arguments["tokenizer_mode"] = "hf"
+    if template and template.files:
+        arguments["tokenizer"] = str(template.files)
+    if template and template.markup is not None and thinking_budget(template) is not None:
+        # How vLLM finds a thought, and what the model writes when the budget is used up.
+        from vllm.config.reasoning import ReasoningConfig
+
+        start, end = template.markup.start, template.markup.bridge.strip()
+        arguments["reasoning_config"] = ReasoningConfig(reasoning_start_str=start, reasoning_end_str=end)
+    return arguments
 
 
 def _platform() -> Any:
@@ -75,27 +87,9 @@ def _arguments(model: Path, engine: Engine, hardware: dict[str, Any]) -> dict[st
     return always | hardware | chosen
 
 
-def _tokenizer(model: Path, template: ChatTemplate | None) -> dict[str, str]:
-    """What makes vLLM load the tokenizer that the template has: see `load_tokenizer`. Of a model with files of
-    mistral-common, too, vLLM 0.32 takes those by default."""
-    both = (model / "tekken.json").is_file() and (model / "tokenizer.json").is_file()
-    mode = {"tokenizer_mode": "hf"} if both else {}
-    return mode | ({"tokenizer": str(template.files)} if template and template.files else {})
-
-
 def thinking_budget(template: ChatTemplate) -> int | None:
     """The most tokens of a thought, in a mode that has thoughts; None: no limit."""
     return template.chat.thinking_budget if template.thinks else None
-
-
-def _thoughts(template: ChatTemplate | None) -> dict[str, Any]:
-    """How vLLM finds a thought, and what it has the model write when the budget is used up."""
-    if template is None or template.markup is None or thinking_budget(template) is None:
-        return {}
-    from vllm.config.reasoning import ReasoningConfig
-
-    start, end = template.markup.start, template.markup.bridge.strip()
-    return {"reasoning_config": ReasoningConfig(reasoning_start_str=start, reasoning_end_str=end)}
 
 
 def _on_cpu(engine: Engine) -> dict[str, Any]:
@@ -192,7 +186,7 @@ def needs_judging(engine: Engine) -> bool:
 
 
 def refuse_wrong_engine(model: Path, engine: Engine, samplings: Sequence[Sampling], where: str) -> None:
-    """Have vLLM's own code judge an engine's arguments, and the sampling of its requests, where there is no GPU yet.
+    """Have vLLM's own code judge an engine's arguments, and the sampling of its requests, before the run has a GPU.
     `where` names the model in the spec. Raises UserError with the fields to correct.
 
     vLLM's config of a whole engine needs a device; its parts do not.

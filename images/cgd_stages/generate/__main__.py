@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Generate, Model, Role, Rows, Sampling, StageFacts, Unfinished
+from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts, Unfinished
 from cgd_stages.engines.base import Completion, Engine, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import kept_or_rejected, row_sampling
@@ -33,7 +33,7 @@ from cgd_stages.method import prompts
 from cgd_stages.models import resolve
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
-from cgd_stages.store.folder import PARTS, REJECTED, Done, Folder, Part, ShardMarker
+from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part, ShardMarker
 from cgd_stages.store.rows import KEY, Row, from_parquet, now
 
 log = logging.getLogger(__name__)
@@ -58,38 +58,33 @@ HINTS = {
 
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Generate)
-    return generate(context, work, WarmEngine(lambda: start_engine(context, work)))
+
+    def start_engine() -> Engine:
+        if work.endpoint is not None:
+            return EndpointEngine(work.endpoint, chat=work.chat)
+        model = _model(context, work)
+        fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
+        return VllmEngine(fetch(model), resolve.with_drafts(work.engine, fetch), _template(context, work))
+
+    return generate(context, work, start_engine)
 
 
-def generate(context: Context, work: Generate, warm: "WarmEngine") -> dict[str, StageFacts]:
-    """Do every role of the work, for this shard."""
+def generate(context: Context, work: Generate, start_engine: Callable[[], Engine]) -> dict[str, StageFacts]:
+    """Do every role of the work, for this shard. The roles share one engine, which starts when a row needs it."""
     # The warm engine outlives a store that is away for some minutes.
     context.store = context.store.waiting(context.stop)
     shards: list[Shard] = []
     before: Folder | None = None
     for role, sampling in zip(work.roles, work.sampling, strict=True):
-        stage = _stage(context, work, role, sampling, _source(context, UPSTREAM[role], before))
+        stage = _stage(context, work, role, sampling, before)
         if facts := _reused(context, stage):
             context.facts[role] = facts
         else:
             shards.append(Shard(context, stage, feeder=shards[-1] if shards else None))
         before = stage.folder
     if shards:
-        _fill(context, shards, warm)
-    warm.close()
+        _fill(context, shards, start_engine)
     return context.facts
-
-
-@dataclass(frozen=True)
-class Source:
-    """The stage before. It has no parts while this program itself runs it, and hands over its rows."""
-
-    folder: Folder
-    parts: tuple[Part, ...]
-    identity: str
-    """What enters the digest of the next stage."""
-    stage_rows: int | None
-    """Rows of the stage over all shards, once it has ended."""
 
 
 @dataclass(frozen=True)
@@ -101,41 +96,17 @@ class Stage:
     draws: int
     """How many texts it asks for, for each row that it reads."""
     unfinished: Unfinished
-    source: Source
+    source: Folder
+    """The stage before."""
+    source_parts: tuple[Part, ...]
+    """The rows of the stage before. It has none while this program itself runs it, and hands over its rows."""
+    rows: int | None
+    """Rows of this stage over all shards, once the stage before has ended."""
     folder: Folder
     inputs: dict[str, Any]
     shard: int
     shards: int
     max_rejected: float
-
-    @property
-    def rows(self) -> int | None:
-        """Rows of this stage over all shards, once the stage before has ended."""
-        return None if self.source.stage_rows is None else self.source.stage_rows * self.draws
-
-
-class WarmEngine:
-    """The engine that all roles of this process share. It starts when the first row needs it."""
-
-    def __init__(self, start: Callable[[], Engine]) -> None:
-        self._start = start
-        self._engine: Engine | None = None
-
-    def get(self) -> Engine:
-        if self._engine is None:
-            self._engine = self._start()
-        return self._engine
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-
-
-def start_engine(context: Context, work: Generate) -> Engine:
-    if work.endpoint is not None:
-        return EndpointEngine(work.endpoint, chat=work.chat)
-    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
-    return VllmEngine(fetch(_model(context, work)), resolve.with_drafts(work.engine, fetch), _template(context, work))
 
 
 def _template(context: Context, work: Generate) -> ChatTemplate:
@@ -148,19 +119,15 @@ def _model(context: Context, work: Generate) -> Model:
     return resolve.pinned(work.model, context.store)
 
 
-def _source(context: Context, stage: str, before: Folder | None) -> Source:
-    folder = before or context.store.input(stage)
-    done = folder.done() if before else folder.require()
-    if done is None:
-        return Source(folder, (), folder.digest, None)
+def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, before: Folder | None) -> Stage:
+    """`before`: the folder of the stage before, if this program runs that stage too."""
+    source = before or context.store.input(UPSTREAM[role])
+    done = before.done() if before else source.require()
     # The digest of prepare covers more than its rows. The hash of the rows themselves lets more runs share answers.
-    identity = done.content() if stage == "prepare" else folder.digest
-    return Source(folder, tuple(done.under(PARTS)), identity, done.rows.done)
-
-
-def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, source: Source) -> Stage:
+    upstream = done.content() if done and UPSTREAM[role] == "prepare" else source.digest
     if work.endpoint is not None:
-        model, spoken = work.endpoint.identity(), _asked_of_server(work.chat)
+        asked = work.chat.model_dump(by_alias=True, exclude_defaults=True, exclude={"date"})
+        model, spoken = work.endpoint.identity(), {"chat": asked} if asked else {}
     else:
         model = resolve.resolve(_model(context, work), context.store).identity()
         spoken = _template(context, work).identity()
@@ -170,21 +137,26 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, sou
         "prompts": prompts.fingerprint(role),
         "sampling": sampling.identity(),
         "engine": work.engine.identity(),
-        "upstream": source.identity,
+        "upstream": upstream,
     }
     draws = work.draws(role)
     unfinished: Unfinished = work.unfinished if role == "answer" else "reject"
     inputs |= {"samples": draws} if draws > 1 else {}
     inputs |= {"unfinished": unfinished} if unfinished == "keep" else {}
-    folder = context.store.folder(role, inputs)
-    shard = {"shard": context.shard, "shards": work.shards}
-    return Stage(role, sampling, draws, unfinished, source, folder, inputs, **shard, max_rejected=work.max_rejected)
-
-
-def _asked_of_server(chat: Chat) -> dict[str, Any]:
-    """The part of a digest's inputs for how a server is asked to speak with its model."""
-    given = chat.model_dump(by_alias=True, exclude_defaults=True, exclude={"date"})
-    return {"chat": given} if given else {}
+    return Stage(
+        role=role,
+        sampling=sampling,
+        draws=draws,
+        unfinished=unfinished,
+        source=source,
+        source_parts=tuple(done.under(PARTS)) if done else (),
+        rows=done.rows.done * draws if done else None,
+        folder=context.store.folder(role, inputs),
+        inputs=inputs,
+        shard=context.shard,
+        shards=work.shards,
+        max_rejected=work.max_rejected,
+    )
 
 
 def _reused(context: Context, stage: Stage) -> StageFacts | None:
@@ -240,11 +212,7 @@ class Shard:
     def backlog(self) -> Iterator[Row]:
         """Rows that can be asked for now. `Questions` adds those that a feeder keeps from now on."""
         rows = self._feeder.stored() if self._feeder else _rows(self.stage)
-        return (draw for row in rows for draw in self.draws_of(row) if packed(draw) not in self.writer)
-
-    def draws_of(self, row: Row) -> Iterator[Row]:
-        """A row of the stage before, as the rows that this stage makes of it."""
-        return drawn(row, self.stage.draws)
+        return (draw for row in rows for draw in drawn(row, self.stage.draws) if packed(draw) not in self.writer)
 
     def stored(self) -> Iterator[Row]:
         """Rows that are kept at the time of the call, from the store."""
@@ -314,25 +282,35 @@ class Shard:
         shard_markers = (stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards))
         markers = [shard_marker for shard_marker in shard_markers if shard_marker is not None]
         log.info("%s: shard %d has ended, as have %d of %d", stage.role, stage.shard, len(markers), stage.shards)
-        if len(markers) == stage.shards:
-            self._context.store.point_at(_finish(stage, markers, settings))
+        if len(markers) < stage.shards:
+            return
+        facts = summed([shard_marker.facts for shard_marker in markers])
+        parts = [part for shard_marker in markers for part in shard_marker.parts]
+        if stage.rows not in {None, facts.rows.total}:
+            raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} of {stage.rows} rows")
+        if facts.rows.rejected > stage.max_rejected * facts.rows.total:
+            raise _too_many_rejected(stage, parts, facts.rows.total)
+        done = stage.folder.finish(
+            facts=facts,
+            parts=parts,
+            started=min(shard_marker.started for shard_marker in markers),
+            inputs=stage.inputs,
+            settings=settings | {"shards": stage.shards},
+        )
+        self._context.store.point_at(done)
 
 
 class Questions:
-    """What to ask next: first the next role of rows that have just been kept, then stored rows that lack a role. The
-    last role comes first there, so new rows of the first role come last."""
+    """What to ask next: first the next role of rows that have just been kept, then stored rows that lack a role. Among
+    stored rows the last role comes first, so new rows of the first role come last."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._next = dict(pairwise(shards))
         self._ready: deque[tuple[Shard, Row]] = deque()
         backlogs = [(shard, shard.backlog()) for shard in reversed(shards)]
         self._waiting = ((shard, row) for shard, rows in backlogs for row in rows)
-        self._under_way: dict[str, tuple[Shard, Row]] = {}
-
-    @property
-    def under_way(self) -> int:
-        """Questions that the engine has not answered yet."""
-        return len(self._under_way)
+        self.under_way: dict[str, tuple[Shard, Row]] = {}
+        """By the request's name: questions that the engine has not answered yet."""
 
     def any(self) -> bool:
         """Whether a question is ready now."""
@@ -345,67 +323,51 @@ class Questions:
             return None
         shard, row = self._ready.popleft()
         request = shard.request(row)
-        self._under_way[request.name] = shard, row
+        self.under_way[request.name] = shard, row
         return request
 
     def answered(self, reply: Reply) -> None:
-        shard, row = self._under_way.pop(reply.name)
+        shard, row = self.under_way.pop(reply.name)
         kept = shard.take(row, reply)
         if kept is not None and (next_shard := self._next.get(shard)):
-            self._ready.extend((next_shard, draw) for draw in next_shard.draws_of(kept))
+            self._ready.extend((next_shard, draw) for draw in drawn(kept, next_shard.stage.draws))
 
 
-def _fill(context: Context, shards: Sequence[Shard], warm: WarmEngine) -> None:
-    """Ask for every row that is not stored, store every reply, and write the markers of what is complete."""
-    engine, speed = None, None
-    try:
-        questions = Questions(shards)
-        if questions.any():
-            engine = warm.get()
-            speed = Speed(context, shards, questions, engine)
-            _ask(context, shards, questions, engine, speed)
-    finally:
-        context.facts |= {shard.stage.role: shard.facts(speed) for shard in shards}
-    context.check()
-    for shard in shards:
-        shard.end(engine.settings if engine else {})
-
-
-def _ask(context: Context, shards: Sequence[Shard], questions: Questions, engine: Engine, speed: "Speed") -> None:
-    """Pass questions to the engine and rows to the writers until all are answered or SIGTERM comes; store every row."""
+def _fill(context: Context, shards: Sequence[Shard], start_engine: Callable[[], Engine]) -> None:
+    """Ask for every row that is not stored until all are answered or SIGTERM comes, store every reply, and write the
+    markers of what is complete."""
+    engine: Engine | None = None
+    speed: Speed | None = None
 
     def after_step() -> None:
         if any(shard.writer.due for shard in shards):
             all(shard.writer.try_flush() for shard in shards)
+        assert speed
         speed.report_when_due()
 
     def flush() -> None:
         for shard in shards:
             shard.writer.flush()
 
-    with context.holding(), storing(flush):
-        for reply in drive(engine, questions.take, context.stop, on_step=after_step):
-            questions.answered(reply)
+    try:
+        questions = Questions(shards)
+        if questions.any():
+            engine = start_engine()
+            speed = Speed(context, shards, questions, engine)
+            with context.holding(), storing(flush):
+                for reply in drive(engine, questions.take, context.stop, on_step=after_step):
+                    questions.answered(reply)
+    finally:
+        context.facts |= {shard.stage.role: shard.facts(speed) for shard in shards}
+    context.check()
+    for shard in shards:
+        shard.end(engine.settings if engine else {})
+    if engine:
+        engine.close()
 
 
 def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    return owned_rows(stage.source.folder, stage.source.parts, stage.shard, stage.shards, columns)
-
-
-def _finish(stage: Stage, markers: list[ShardMarker], settings: dict[str, Any]) -> Done:
-    facts = summed([marker.facts for marker in markers])
-    parts = [part for marker in markers for part in marker.parts]
-    if stage.rows not in {None, facts.rows.total}:
-        raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} of {stage.rows} rows")
-    if facts.rows.rejected > stage.max_rejected * facts.rows.total:
-        raise _too_many_rejected(stage, parts, facts.rows.total)
-    return stage.folder.finish(
-        facts=facts,
-        parts=parts,
-        started=min(marker.started for marker in markers),
-        inputs=stage.inputs,
-        settings=settings | {"shards": stage.shards},
-    )
+    return owned_rows(stage.source, stage.source_parts, stage.shard, stage.shards, columns)
 
 
 def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserError:
@@ -458,7 +420,7 @@ class Speed:
         # The roles run side by side: the rows of all count together, and the estimate is for the last row of any.
         finished = sum(shard.fresh["rows"] for shard in self._shards)
         left = sum(shard.rows.total - shard.rows.done - shard.rows.rejected for shard in self._shards)
-        eta = self._pace.remaining(finished, left, under_way=self._questions.under_way)
+        eta = self._pace.remaining(finished, left, under_way=len(self._questions.under_way))
         for shard in self._shards:
             rows, role = shard.rows, shard.stage.role
             cache_hit_rate = shard.fresh["cached_tokens"] / max(shard.fresh["prompt_tokens"], 1)

@@ -365,6 +365,7 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
     generated = _is_generated(sample)
     output = _first(sample["resps"]) if generated else ""
     reply = sample["reply"] if generated else Reply.of("", "stop")
+    source = UNFINISHED_THOUGHT if reply.unfinished_thought else "text" if generated else "likelihood"
     return {
         "benchmark": task.name,
         "id": f"{name}/{sample['doc_id']}",
@@ -378,16 +379,12 @@ def _row(task: HarnessTask, name: str, sample: dict[str, Any], tokenizer: Any) -
         "tokens": sum(len(tokenizer(text)["input_ids"]) for text in (reply.thinking, output) if text),
         "passes": len(asked),
         "extracted": _first(sample["filtered_resps"]) if generated else "",
-        "answer_source": _answer_source(reply) if generated else "likelihood",
+        "answer_source": source,
         "correct": bool(value) and not reply.unfinished_thought,
         "rule": sample.get("rule", f"lm-eval {task.metric}"),
         "grade_error": "",
         "thinking": reply.thinking or None,
     }
-
-
-def _answer_source(reply: Reply) -> str:
-    return UNFINISHED_THOUGHT if reply.unfinished_thought else "text"
 
 
 def _is_generated(sample: dict[str, Any]) -> bool:

@@ -66,7 +66,7 @@ def _leaks(model: Any) -> bool:
 
 
 def try_packing(config: Any) -> None:
-    """`refuse_leaks` of a small random model with this config's kinds of layers, before there is the real one.
+    """`refuse_leaks` of a small random model with this config's kinds of layers, before the real model is loaded.
 
     There is no verdict on architectures that have no such model, or may have another attention on the training's GPUs;
     the training looks at these when it begins.

@@ -144,7 +144,7 @@ def _unstorable(name: str, why: str) -> UserError:
 def _without_weights(folder: Path, config: Any) -> Any:
     """The model of a config, with tensors that have shapes and no content."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     config = deepcopy(config)
     if quantization(config) == MXFP4:
@@ -152,18 +152,13 @@ def _without_weights(folder: Path, config: Any) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if model.can_generate():
-        model.generation_config = _generation_config(folder)
+        try:  # as from_pretrained finds it
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except OSError:
+            model.generation_config = GenerationConfig.from_pretrained(
+                folder, config_file_name="config.json", _from_model_config=True
+            )
     return model
-
-
-def _generation_config(folder: Path) -> Any:
-    """As from_pretrained finds it."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:
-        return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
 
 
 def _lost_elements(model: Any) -> int:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.engines.vllm_settings import GPU_MEMORY_UTILIZATION
 from cgd_stages.errors import UserError
@@ -192,7 +194,14 @@ def cache_bytes(config: Any, engine: Engine) -> Cache | None:
     plain = "sliding_attention" if window else "full_attention"
     kinds = getattr(text, "layer_types", None) or [plain] * text.num_hidden_layers
     kinds = kinds[: len(kinds) - (getattr(text, "num_kv_shared_layers", None) or 0)]
-    layer = int(2 * max(1, (heads or queries) // engine.tensor_parallel) * size * _cache_width(engine))
+    match engine.kv_cache_dtype:
+        case None | "auto":
+            width: float = _width(engine)
+        case "bfloat16" | "float16":
+            width = 2
+        case name:
+            width = _quantized_width(name)
+    layer = int(2 * max(1, (heads or queries) // engine.tensor_parallel) * size * width)
     return Cache(layer * kinds.count("full_attention"), layer * kinds.count("sliding_attention"), window)
 
 
@@ -206,17 +215,6 @@ def weight_bytes(tensors: Iterable[resolve.Tensor], engine: Engine) -> int:
 def _width(engine: Engine) -> int:
     """Bytes of a float. vLLM's `auto` means 16 bits, for a model in float32 too."""
     return 4 if engine.dtype == "float32" else 2
-
-
-def _cache_width(engine: Engine) -> float:
-    """Bytes of a key's or a value's number."""
-    match engine.kv_cache_dtype:
-        case None | "auto":
-            return _width(engine)
-        case "bfloat16" | "float16":
-            return 2
-        case name:
-            return _quantized_width(name)
 
 
 def _quantized_width(name: str) -> float:
@@ -251,16 +249,13 @@ def trained(gpus: Gpus, config: Any, tensors: Sequence[resolve.Tensor] | None) -
     if fixed + kept <= room:
         return None
     changes = [
-        "set " + " and ".join(f"{_CAMEL[name]} to {value}" for name, value in change.items())
+        "set " + " and ".join(f"{to_camel(name)} to {value}" for name, value in change.items())
         for change in CHANGES
         if sum(needs(work.model_copy(update=change))) <= room
     ][:2]
     changes += ["raise workers or gpusPerWorker" if work.zero_stage else "set zeroStage to 3 and raise workers"]
     changes += ["lower maxSequenceLength"]
     return Misfit(arithmetic, f"spec.training: {', or '.join(changes)}.")
-
-
-_CAMEL = {"activation_checkpointing": "activationCheckpointing", "zero_stage": "zeroStage", "offload": "offload"}
 
 
 def as_trained(tensors: Sequence[resolve.Tensor]) -> list[resolve.Tensor]:

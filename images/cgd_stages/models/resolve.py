@@ -60,7 +60,7 @@ class Resolved:
 
 
 def resolve(model: Model, store: RunStore) -> Resolved:
-    """The exact model that a name means. Raises UserError when there is none, TransientError when out of reach."""
+    """The exact model that a name means. Raises UserError when it does not exist, TransientError when out of reach."""
     if model.name.startswith(STAGE):
         return Resolved(model.name, store.input(model.name.removeprefix(STAGE)).digest)
     if model.name.startswith("s3://"):

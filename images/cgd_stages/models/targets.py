@@ -46,10 +46,6 @@ class Linear:
     width: int
 
     @property
-    def own_name(self) -> str:
-        return self.name.rpartition(".")[2]
-
-    @property
     def kind(self) -> str:
         """Attention or mlp, by the innermost module that says so; empty for any other."""
         for part in reversed(self.name.split(".")):
@@ -66,7 +62,13 @@ def select(linears: Iterable[Linear], names: Iterable[str], adapter: Adapter) ->
     usable = [linear for linear in linears if not mixture or linear.kind == ATTENTION]
     for target in adapter.targets:
         if not any(_is_meant(linear, target) for linear in usable):
-            raise _unknown(target, usable, mixture=mixture)
+            own_names = sorted({linear.name.rpartition(".")[2] for linear in usable})
+            kinds = sorted({linear.kind for linear in usable} - {""})
+            why = "the student has no linear module of this name in its layers"
+            if mixture:
+                why = "the student is a mixture of experts, where attention alone can have an adapter"
+            hint = f"Leave {WHERE}.targets out, or choose of: {', '.join([*kinds, *own_names][:_SHOWN])}."
+            raise UserError(f"{WHERE}.targets: {target!r}: {why}", hint=hint)
     if not usable:
         raise UserError("the student has no linear module that an adapter can be added to", hint=f"Remove {WHERE}.")
     wanted = adapter.targets
@@ -75,16 +77,6 @@ def select(linears: Iterable[Linear], names: Iterable[str], adapter: Adapter) ->
 
 def _is_meant(linear: Linear, target: str) -> bool:
     return target == linear.kind or f".{linear.name}".endswith(f".{target}")
-
-
-def _unknown(target: str, usable: Sequence[Linear], *, mixture: bool) -> UserError:
-    names = sorted({linear.own_name for linear in usable})
-    kinds = sorted({linear.kind for linear in usable} - {""})
-    some = ", ".join([*kinds, *names][:_SHOWN])
-    why = "the student has no linear module of this name in its layers"
-    if mixture:
-        why = "the student is a mixture of experts, where attention alone can have an adapter"
-    return UserError(f"{WHERE}.targets: {target!r}: {why}", hint=f"Leave {WHERE}.targets out, or choose of: {some}.")
 
 
 def parameters(linears: Iterable[Linear], adapter: Adapter) -> int:
@@ -97,16 +89,12 @@ def parameters(linears: Iterable[Linear], adapter: Adapter) -> int:
 
 def parameters_of(tensors: Sequence[resolve.Tensor], adapter: Adapter) -> int:
     """Parameters of the adapter of a stored student. Raises UserError as `select` does."""
-    return parameters(select(_stored(tensors), (tensor.name for tensor in tensors), adapter), adapter)
-
-
-def _stored(tensors: Iterable[resolve.Tensor]) -> list[Linear]:
-    names = ((tensor.name.rpartition("."), tensor.shape) for tensor in tensors)
-    return [
-        Linear(name, sum(shape))
-        for (name, _, kind), shape in names
-        if kind == "weight" and len(shape) == 2 and _is_usable(name)
-    ]
+    linears = []
+    for tensor in tensors:
+        name, _, kind = tensor.name.rpartition(".")
+        if kind == "weight" and len(tensor.shape) == 2 and _is_usable(name):
+            linears.append(Linear(name, sum(tensor.shape)))
+    return parameters(select(linears, (tensor.name for tensor in tensors), adapter), adapter)
 
 
 def _is_usable(name: str) -> bool:
@@ -134,29 +122,13 @@ def refuse(config: Any, tokenizer: Any, adapter: Adapter) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    _refuse_packed(config)
-    _refuse_new_tokens(config, tokenizer)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        everything = sum(parameter.numel() for parameter in model.parameters())
-        names = ", ".join(sorted(add(model, adapter).target_modules))
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    share = 100 * trained / everything
-    log.info("adapter: %d parameters (%.2f%% of the student's) for %s; all others stay", trained, share, names)
-
-
-def _refuse_packed(config: Any) -> None:
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
             f"{WHERE}: the student is quantized, and an adapter cannot be added to its weights when it is stored",
             hint="Set spec.student.model to the model in bfloat16.",
         )
-
-
-def _refuse_new_tokens(config: Any, tokenizer: Any) -> None:
-    """An adapter has no rows for tokens. A padding token is never read."""
     rows = config.get_text_config().vocab_size
-    padding = getattr(tokenizer, "pad_token", None)
+    padding = getattr(tokenizer, "pad_token", None)  # which is never read
     new = sorted(token for token, number in tokenizer.get_vocab().items() if number >= rows and token != padding)
     if new:
         raise UserError(
@@ -165,6 +137,13 @@ def _refuse_new_tokens(config: Any, tokenizer: Any) -> None:
             hint="Resize the student's embeddings, train or initialise the new rows, and store it; then name that "
             "model in spec.student.model.",
         )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        everything = sum(parameter.numel() for parameter in model.parameters())
+        names = ", ".join(sorted(add(model, adapter).target_modules))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    share = 100 * trained / everything
+    log.info("adapter: %d parameters (%.2f%% of the student's) for %s; all others stay", trained, share, names)
 
 
 def linears_of(model: Any) -> list[Linear]:
@@ -222,7 +201,7 @@ def add(model: Any, adapter: Adapter) -> Any:
 
 
 def endings(names: Collection[str], others: Collection[str]) -> list[str]:
-    """The shortest ends of the names that no other name has: how PEFT is told its targets."""
+    """The shortest ends of the names that no other name has: the form in which PEFT takes its targets."""
     for parts in (1, 2, 3):
         found = {".".join(name.split(".")[-parts:]) for name in names}
         if not any(f".{other}".endswith(tuple(f".{end}" for end in found)) for other in others):

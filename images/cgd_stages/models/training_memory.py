@@ -16,7 +16,7 @@ of a training of an adapter, the adapter's and no other.
 
 Activations, bytes per token, as the layers of transformers keep them for backward (counted as in Korthikanti et al.
 2022, Reducing Activation Recomputation, section 4.1, whose layer is older). Attention is computed in tiles and keeps no
-matrix of positions, but in gpt-oss: there each head of a layer keeps w for each pair of positions, of one example at
+matrix of positions, except in gpt-oss, where each head of a layer keeps w for each pair of positions, of one example at
 most. Keys and values may be repeated to the number of queries.
 
     norms        8 + w for each element: two copies in float32 and what comes out; 4 + w where their weights are frozen
@@ -157,7 +157,9 @@ def states(work: Train, shape: Shape, *, world: int) -> int:
         gradients //= world
     if work.zero_stage == 3:
         parameters //= world
-        buffers += width * min(shape.parameters, max(GATHERED, _experts_of_layer(shape)))
+        mixture = shape.mixture  # a layer's experts are gathered together, and the MLP of each has three matrices
+        experts = 3 * shape.hidden * mixture.width * mixture.experts if mixture else 0
+        buffers += width * min(shape.parameters, max(GATHERED, experts))
     return parameters + gradients + optimizer + buffers
 
 
@@ -192,11 +194,6 @@ def activations(work: Train, shape: Shape, *, tokens: int, checkpointing: bool) 
         kept = kept // shape.layers + (width * shape.layers + 8 + width) * shape.hidden
     kept += 2 * width * shape.layers * experts + matrices
     return tokens * kept + min(tokens, CHUNK) * (width + 12) * shape.vocabulary
-
-
-def _experts_of_layer(shape: Shape) -> int:
-    """Parameters of a layer's experts, which ZeRO 3 gathers together; their MLPs have three matrices."""
-    return 3 * shape.hidden * shape.mixture.width * shape.mixture.experts if shape.mixture else 0
 
 
 def _width(work: Train) -> int:

@@ -27,13 +27,10 @@ from cgd_stages.models.attention import try_packing
 from cgd_stages.models.export import try_export
 from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
-from cgd_stages.prepare.endpoint import check_endpoint
-from cgd_stages.prepare.engine import check_engine
 from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
-from cgd_stages.prepare.templates import read_template
-from cgd_stages.prepare.tryout import try_out
+from cgd_stages.prepare.tryout import check_endpoint, check_engine, read_template, try_out
 from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
@@ -43,9 +40,6 @@ from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
 
 log = logging.getLogger(__name__)
-
-STUDENT_TEXTS = ("generation.answer", "evaluation.sampling")
-"""The fields of the spec that bound what the student writes; the teacher writes the rest."""
 
 
 def main(context: Context) -> dict[str, StageFacts]:
@@ -197,18 +191,19 @@ def _warn_of_budgets(work: Prepare) -> None:
     }
     if work.evaluation:
         limits["evaluation.sampling"] = work.evaluation.max_tokens
-    for owner, chat in (("student", work.student_chat), ("teacher", work.teacher_chat)):
+    for field, limit in limits.items():
+        by_student = field in ("generation.answer", "evaluation.sampling")
+        owner, chat = ("student", work.student_chat) if by_student else ("teacher", work.teacher_chat)
         budget = chat.thinking_budget if chat.thinking != "off" else None
-        for field, limit in limits.items():
-            if budget and budget >= limit and (field in STUDENT_TEXTS) == (owner == "student"):
-                log.warning(
-                    "spec.%s.chat.thinkingBudget (%d) ends no thought: spec.%s.maxTokens (%d) ends thought and text "
-                    "together; a long thought has no text after it, and is rejected. Set the budget below that",
-                    owner,
-                    budget,
-                    field,
-                    limit,
-                )
+        if budget and budget >= limit:
+            log.warning(
+                "spec.%s.chat.thinkingBudget (%d) ends no thought: spec.%s.maxTokens (%d) ends thought and text "
+                "together; a long thought has no text after it, and is rejected. Set the budget below that",
+                owner,
+                budget,
+                field,
+                limit,
+            )
 
 
 def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict[str, float]:

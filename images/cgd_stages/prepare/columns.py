@@ -78,11 +78,11 @@ def row_of(line: Line, fields: Fields) -> tuple[Row, Fault | None]:
 
 
 def identity_of(row: Row, suffix: str = "") -> str:
-    """The id of a row: of its prompt, or of its whole conversation. `suffix` tells equal ones apart."""
+    """The id of a row: of its prompt, or of its whole conversation. `suffix` makes the ids of equal rows differ."""
     if not row.get("turns"):
         return row_id(row["prompt"] + suffix)
     messages = answer_messages(row["prompt"] + suffix, turns=earlier_turns(row))
-    return row_id(_json(messages))
+    return row_id(json.dumps(messages, ensure_ascii=False))
 
 
 def _asked(value: Mapping[str, Any], fields: Fields) -> Row:
@@ -102,7 +102,7 @@ def _asked(value: Mapping[str, Any], fields: Fields) -> Row:
         prompt = f"{prompt}\n\n{lettered(listed)}"
         reference = None if reference is None else letter_of(reference, listed)
     row: Row = {"prompt": prompt, "reference": _reference(reference, fields)}
-    return row | ({"turns": _json(turns)} if turns else {})
+    return row | ({"turns": json.dumps(turns, ensure_ascii=False)} if turns else {})
 
 
 def _required(value: Mapping[str, Any], column: str) -> Any:
@@ -123,10 +123,6 @@ def _reference(reference: Any, fields: Fields) -> str | None:
         return as_text(reference)
     except ValueError as error:
         raise Faulty("malformed", f"the field {fields.reference!r} is {error}") from error
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 # --- conversations -----------------------------------------------------------------------------------------------

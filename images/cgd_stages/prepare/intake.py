@@ -196,10 +196,15 @@ class Intake:
         """Render the prompt with the student's template; a fault where that fails or the text is far too long."""
         row = candidate.row
         try:
-            rendered = self.template.render(prompts.role_messages("answer", row))
+            messages = prompts.role_messages("answer", row)
+            rendered = self.template.render(messages)
             candidate.text = rendered.text
             if len(rendered.pieces) > 1:
-                candidate.fault = self._forged(row)
+                text = "\n".join(message["content"] for message in messages)
+                markers = sorted({*self.template.control_tokens(text), *turn_markers(text)})
+                if markers and self.work.endpoint:  # whose server tokenises: the prompt could forge a turn
+                    detail = f"the teacher's server may read {', '.join(markers)} as a control token"
+                    candidate.fault = "control_tokens", detail
                 candidate.tokens = len(self.template.token_ids(rendered))
             if least := self._far_too_long(candidate.text):
                 row["prompt_tokens"] = least
@@ -209,14 +214,6 @@ class Intake:
             candidate.fault = "template", str(error)
         except ControlTokens as error:
             candidate.fault = "control_tokens", str(error)
-
-    def _forged(self, row: Row) -> Fault | None:
-        """The fault of a prompt that could forge a turn for a teacher behind an endpoint, whose server tokenises."""
-        text = "\n".join(message["content"] for message in prompts.role_messages("answer", row))
-        markers = sorted({*self.template.control_tokens(text), *turn_markers(text)})
-        if not (markers and self.work.endpoint):
-            return None
-        return "control_tokens", f"the teacher's server may read {', '.join(markers)} as a control token"
 
     def _far_too_long(self, text: str) -> int:
         """The least number of tokens of a text that has twice the context or more; else 0. A long text is counted piece
@@ -240,22 +237,19 @@ class Intake:
                 candidate.fault = "too_long", f"{tokens} tokens, the student's context has {self.context_length}"
         for candidate in batch:
             if candidate.fault:
-                self._reject(candidate, *candidate.fault)
+                reason, detail = candidate.fault[0], f"{candidate.where}: {candidate.fault[1]}"
+                self.reasons[reason] += 1
+                self.examples.setdefault(reason, f"{reason}, {detail}"[:300])
+                tokens = candidate.row.get("prompt_tokens", 0)
+                self.writer.reject(rejection(STAGE, candidate.row, reason, detail, prompt_tokens=tokens))
+                if self.writer.waiting(REJECTED) >= PART_ROWS:
+                    self.writer.flush(REJECTED)
                 continue
             self.usable += 1
             if self.sample:
                 self.sample.add(candidate.row)
             else:
                 self._keep(candidate.row)
-
-    def _reject(self, candidate: Candidate, reason: str, detail: str) -> None:
-        detail = f"{candidate.where}: {detail}"
-        self.reasons[reason] += 1
-        self.examples.setdefault(reason, f"{reason}, {detail}"[:300])
-        tokens = candidate.row.get("prompt_tokens", 0)
-        self.writer.reject(rejection(STAGE, candidate.row, reason, detail, prompt_tokens=tokens))
-        if self.writer.waiting(REJECTED) >= PART_ROWS:
-            self.writer.flush(REJECTED)
 
     def _keep(self, row: Row) -> None:
         self.kept += 1

@@ -282,17 +282,13 @@ def _json_lines(file: File, field: str) -> Iterator[Line]:
             if raw is None:
                 yield Line(where, None, TOO_LONG)
             elif raw.strip():
-                yield _json_line(where, raw)
-
-
-def _json_line(where: str, raw: bytes) -> Line:
-    try:
-        value = parse(raw.removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        return Line(where, None, f"no JSON that a row can hold: {error}")
-    if not isinstance(value, dict):
-        return Line(where, None, f"a JSON {type(value).__name__}, not an object")
-    return Line(where, value)
+                try:
+                    value = parse(raw.removeprefix(codecs.BOM_UTF8))
+                except ValueError as error:
+                    yield Line(where, None, f"no JSON that a row can hold: {error}")
+                else:
+                    fault = "" if isinstance(value, dict) else f"a JSON {type(value).__name__}, not an object"
+                    yield Line(where, None if fault else value, fault)
 
 
 def _bounded(opened: BinaryIO) -> Iterator[bytes | None]:

@@ -1,17 +1,32 @@
-"""Makes one example of every training, and one request of every role, with the real templates and tokenizers, so that
-what a template refuses is known before a GPU is asked for."""
+"""What is tried before the run asks for a GPU, with the real templates and tokenizers, vLLM's own checks and the
+teacher's endpoint, so that what they refuse is known by then."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import Lesson, Prepare, Role
+from cgd_stages.contract import CONFIG_MAP, Chat, Endpoint, Lesson, Model, Prepare, Sampling
+from cgd_stages.engines import openai
+from cgd_stages.engines.base import Request
+from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
 from cgd_stages.method.examples import row_example
 from cgd_stages.method.prompts import answer_messages, role_messages
+from cgd_stages.models import resolve
+from cgd_stages.models.fit import Served
+from cgd_stages.prepare.sources import mounted
+from cgd_stages.runtime.program import Context
 from cgd_stages.store.rows import Row
 
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 20
+"""Of a chat template."""
 ROW: Row = {
     "id": "",
     "sample": 0,
@@ -30,19 +45,53 @@ MOST_TOKENS = 1 << 20
 """The examples are tried for their form: the row is short."""
 
 
+# --- templates --------------------------------------------------------------------------------------------------
+
+
+def read_template(context: Context, chat: Chat, where: str) -> Chat:
+    """The chat with the text of its template, which the run may name by its place: a key of a ConfigMap, or an object
+    in S3. `where`: the model's place in the spec.
+
+    Raises UserError when the file is no text or does not exist, TransientError when a ConfigMap is not mounted yet.
+    """
+    if (uri := chat.template_uri) is None:
+        return chat
+    hint = f"Correct {where}.chat.template, or the file."
+    if uri.startswith(CONFIG_MAP):
+        data = mounted(context, uri).read_bytes()
+    else:
+        parent, _, name = uri.rpartition("/")
+        bucket = context.store.bucket.at(parent)
+        size = next((stored.size for stored in bucket.list(name) if stored.key == name), None)
+        if size is None:
+            raise UserError(f"there is no object {uri}", hint=hint)
+        data = bucket.beginning(name, MOST_BYTES + 1) if size else b""
+    if len(data) > MOST_BYTES:
+        raise UserError(f"the chat template {uri} has more than {MOST_BYTES >> 20} MiB", hint=hint)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the chat template {uri} is not UTF-8: {error}", hint=hint) from error
+    if "{" not in text:
+        raise UserError(f"the file {uri} holds no Jinja template", hint=hint)
+    return chat.model_copy(update={"template": text})
+
+
 def try_out(work: Prepare, student: ChatTemplate, teacher: ChatTemplate | None) -> None:
-    """Raise UserError for what the templates of student and teacher refuse. `teacher`: None behind an endpoint."""
+    """Make a request of every role and an example of every training. Raises UserError for what the templates of
+    student and teacher refuse. `teacher`: None behind an endpoint."""
     for role in ("answer", "critique", "refine", "distill") if teacher else ("answer",):
-        _ask(student if role == "answer" or teacher is None else teacher, role)
+        template = student if role == "answer" or teacher is None else teacher
+        _render(template, role_messages(role, ROW), f"the request of {role}")
     _render(student, answer_messages(ROW["prompt"]), "the question of an evaluation")
-    if work.without_thoughts:
-        _answer_at_once(student, work.without_thoughts)
+    if tasks := ", ".join(work.without_thoughts or ()):
+        try:
+            student.without_thoughts()
+        except UserError as error:
+            hint = f"Remove {tasks} from spec.evaluation.tasks."
+            raise UserError(f"{tasks}: lm-eval asks them without a thought, but {error}", hint=hint) from error
     for lesson in work.lessons or (work.training,):
         _learn(student, lesson)
-
-
-def _ask(template: ChatTemplate, role: Role) -> None:
-    _render(template, role_messages(role, ROW), f"the request of {role}")
 
 
 def _render(template: ChatTemplate, messages: list[Message], what: str) -> None:
@@ -51,15 +100,6 @@ def _render(template: ChatTemplate, messages: list[Message], what: str) -> None:
     except (TemplateError, ControlTokens) as error:
         hint = "Take another model or revision, or mend its template by chat.template."
         raise UserError(f"the chat template of {template.name} fails on {what}: {error}", hint=hint) from error
-
-
-def _answer_at_once(template: ChatTemplate, tasks: tuple[str, ...]) -> None:
-    """Refuse tasks of lm-eval that leave no room for a thought, for a student that always thinks."""
-    try:
-        template.without_thoughts()
-    except UserError as error:
-        hint = f"Remove {', '.join(tasks)} from spec.evaluation.tasks."
-        raise UserError(f"{', '.join(tasks)}: lm-eval asks them without a thought, but {error}", hint=hint) from error
 
 
 def _learn(template: ChatTemplate, lesson: Lesson) -> None:
@@ -83,3 +123,54 @@ def _learn(template: ChatTemplate, lesson: Lesson) -> None:
             f"the chat template of {template.name} makes no example of {lesson.title}: {error.detail}",
             hint="Take another student or revision, or mend its template by spec.student.chat.template.",
         ) from error
+
+
+# --- engines ----------------------------------------------------------------------------------------------------
+
+
+def check_engine(context: Context, served: Served) -> dict[str, str]:
+    """Raise UserError when vLLM refuses the engine's arguments or the sampling of its requests. Returns the commit of
+    the model that writes its drafts, by name, if that is on the hub."""
+    if not needs_judging(served.engine):
+        return {}
+    pins: dict[str, str] = {}
+
+    def small_files(drafts: Model) -> Path:
+        exact = resolve.resolve(drafts, context.store)
+        if resolve.is_hub(drafts):
+            pins[drafts.name] = exact.revision
+            drafts = drafts.model_copy(update={"revision": exact.revision})
+        return resolve.fetch(drafts, context.store, context.scratch, weights=False)
+
+    folder = resolve.fetch(served.model, context.store, context.scratch, weights=False)
+    samplings = samplings_of(context.work_of(Prepare), served.where)
+    refuse_wrong_engine(folder, resolve.with_drafts(served.engine, small_files), samplings, served.where)
+    return pins
+
+
+def samplings_of(work: Prepare, where: str) -> Sequence[Sampling]:
+    """How the student (`spec.student`) or the teacher writes in this run."""
+    is_student = where == "spec.student"
+    given = zip(work.roles, work.sampling, strict=True)
+    own = [sampling for role, sampling in given if (role == "answer") == is_student]
+    return [*own, work.evaluation] if is_student and work.evaluation else own
+
+
+def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
+    """Ask for its models, and for one whole text of each kind that the run asks it for. Raises UserError or
+    TransientError."""
+    log.info("teacher: %s", openai.probe(endpoint))
+    requests = [
+        (role, Request(f"trial-{role}", role_messages(role, ROW), sampling))
+        for role, sampling in zip(work.roles, work.sampling, strict=True)
+        if role != "answer"
+    ]
+    tried = []
+    for role, request in requests:
+        tried.append(openai.try_request(endpoint, work.teacher_chat, request, f"spec.generation.{role}"))
+        log.info("teacher: takes the requests of %s, %d tokens", role, tried[-1].completion.tokens)
+    if requests and not any(trial.thinks for trial in tried):
+        openai.refuse_hidden_thoughts(endpoint, work.teacher_chat, requests[0][1])
+    openai.refuse_other_mode(work.teacher_chat, tried)
+    if work.training.thinking == "learn":
+        openai.refuse_unseen_thoughts(tried)

@@ -16,7 +16,7 @@ A row whose reference holds no answer, or that the grader could not decide on, c
 learns from the rows that stay, whichever text of a row it learns.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -61,7 +61,16 @@ def judged(rows: Iterable[Row], grader: Grader | None) -> list[Judged]:
 
     Raises UserError when a grader finds no reference to grade with.
     """
-    found = list(_judged(iter(rows), grader))
+    found: list[Judged] = []
+    waiting = iter(rows)
+    while batch := list(islice(waiting, BATCH)):
+        rights: dict[Key, bool | None] = {}
+        if grader is not None:
+            gradable = [row for row in batch if final_answer(row["reference"] or "") is not None]
+            grades = grader.grade_all((row["reference"], row["refinement"]) for row in gradable)
+            for row, grade in zip(gradable, grades, strict=True):
+                rights[key_of(row)] = None if grade.grade_error else grade.correct
+        found += [Judged(key_of(row), rights.get(key_of(row)), row["refinement_tokens"] or 0) for row in batch]
     if grader is not None and found and all(row.right is None for row in found):
         raise UserError(
             "spec.training.keep or spec.generation.refine.select asks for right refinements, but no reference ends on "
@@ -69,18 +78,6 @@ def judged(rows: Iterable[Row], grader: Grader | None) -> list[Judged]:
             hint="Set spec.prompts.fields.reference to a column of answers, or leave keep and select out.",
         )
     return found
-
-
-def _judged(rows: Iterator[Row], grader: Grader | None) -> Iterator[Judged]:
-    while batch := list(islice(rows, BATCH)):
-        rights: dict[Key, bool | None] = {}
-        if grader is not None:
-            gradable = [row for row in batch if final_answer(row["reference"] or "") is not None]
-            grades = grader.grade_all((row["reference"], row["refinement"]) for row in gradable)
-            for row, grade in zip(gradable, grades, strict=True):
-                rights[key_of(row)] = None if grade.grade_error else grade.correct
-        for row in batch:
-            yield Judged(key_of(row), rights.get(key_of(row)), row["refinement_tokens"] or 0)
 
 
 def left_out(rows: Iterable[Judged], *, draws: int, select: Select, keep: Keep) -> dict[Key, str]:

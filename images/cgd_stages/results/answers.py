@@ -1,6 +1,5 @@
 """What models answered, question by question: as text in a table, as numbers for a test. Pure."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +28,6 @@ class Answers:
         return cls(right, graded)
 
     @property
-    def impossible(self) -> bool:
-        """Whether more outputs of a question are right than have a grade."""
-        return bool((self.right > self.graded).any())
-
-    @property
     def text(self) -> str:
         return " ".join(f"{right}/{graded}" for right, graded in zip(self.right, self.graded, strict=True))
 
@@ -47,13 +41,12 @@ def answers_of(evaluations: Evaluations) -> dict[tuple[str, str], str]:
             ids.setdefault(sample.benchmark, set()).add(sample.id)
             outputs.setdefault((model, sample.benchmark), []).append(sample)
     places = {benchmark: {name: i for i, name in enumerate(sorted(names))} for benchmark, names in ids.items()}
-    return {(model, benchmark): _counted(group, places[benchmark]) for (model, benchmark), group in outputs.items()}
-
-
-def _counted(outputs: Iterable[Sample], places: Mapping[str, int]) -> str:
-    answers = Answers(np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.int64))
-    for output in outputs:
-        if not output.grade_error:
-            answers.right[places[output.id]] += output.correct
-            answers.graded[places[output.id]] += 1
-    return answers.text
+    texts = {}
+    for (model, benchmark), group in outputs.items():
+        right, graded = np.zeros((2, len(places[benchmark])), dtype=np.int64)
+        for output in group:
+            if not output.grade_error:
+                right[places[benchmark][output.id]] += output.correct
+                graded[places[benchmark][output.id]] += 1
+        texts[model, benchmark] = Answers(right, graded).text
+    return texts

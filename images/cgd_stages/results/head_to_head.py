@@ -8,7 +8,7 @@ p-values of one model and one benchmark are corrected for their number (Holm).
 
 import math
 import statistics as averages
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,10 +79,6 @@ class Arm:
     lines: tuple[Line, ...]
 
     @property
-    def is_cgd(self) -> bool:
-        return (self.lines[0].objective or self.lines[0].model).lower() == "cgd"
-
-    @property
     def runs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(run for line in self.lines for run in line.runs))
 
@@ -123,7 +119,14 @@ class Paired:
 
 def head_to_heads(table: Table) -> tuple[HeadToHead, ...]:
     """All pairs in the order of the table's columns, in each with the corrected p-values of each `one`."""
-    opponents = _opponents(_arms(table.lines))
+    groups: dict[object, list[Line]] = {}
+    for line in table.lines:
+        if _is_trained(line):
+            groups.setdefault(line.recipe or (line.model, line.runs), []).append(line)
+    arms = [Arm(tuple(group)) for group in groups.values()]
+    by_cgd = [arm for arm in arms if (arm.lines[0].objective or arm.lines[0].model).lower() == "cgd"]
+    firsts, rest = (by_cgd, [arm for arm in arms if arm not in by_cgd]) if by_cgd else (arms, [])
+    opponents = [(arm, rest + firsts[i + 1 :]) for i, arm in enumerate(firsts)]  # each pair once
     found = []
     for column in table.columns:
         for one, others in opponents:
@@ -146,22 +149,6 @@ def without_answers(table: Table) -> tuple[str, ...]:
 
 def _is_trained(line: Line) -> bool:
     return line.model not in (BASE, *RIVALS)
-
-
-def _arms(lines: Iterable[Line]) -> list[Arm]:
-    """The trained models, in the order of the lines."""
-    groups: dict[object, list[Line]] = {}
-    for line in lines:
-        if _is_trained(line):
-            groups.setdefault(line.recipe or (line.model, line.runs), []).append(line)
-    return [Arm(tuple(group)) for group in groups.values()]
-
-
-def _opponents(arms: Sequence[Arm]) -> list[tuple[Arm, list[Arm]]]:
-    """Each arm with those that it is compared with: each pair once."""
-    learned_by_cgd, rest = ([arm for arm in arms if arm.is_cgd is wanted] for wanted in (True, False))
-    firsts, rest = (learned_by_cgd, rest) if learned_by_cgd else (rest, [])
-    return [(arm, rest + firsts[i + 1 :]) for i, arm in enumerate(firsts)]
 
 
 def _paired(one: Arm, other: Arm, benchmark: str) -> Paired | None:
@@ -195,6 +182,7 @@ def _compared(column: str, one: Arm, other: Arm, benchmarks: Sequence[Paired]) -
     estimates = [_estimate(paired) for paired in benchmarks]
     value, low, high = mean_of(estimates) if len(estimates) > 1 else estimates[0]
     single = len(benchmarks) == 1 and benchmarks[0].single
+    resampled = not single and statistics.is_resampled(differences[0].tolist())
     return HeadToHead(
         column=column,
         one=_side(one, [paired.one for paired in benchmarks]),
@@ -204,7 +192,7 @@ def _compared(column: str, one: Arm, other: Arm, benchmarks: Sequence[Paired]) -
         won=int((weighted > 0).sum()),
         lost=int((weighted < 0).sum()),
         difference=Difference(value=value, low=low, high=high, outcome="noise"),
-        interval=_interval_kind(benchmarks),
+        interval="combined" if len(benchmarks) > 1 else "resampled" if resampled else "paired",
         test="mcnemar" if single else "signFlips" if exact else "drawnFlips",
         p=p,
         corrected=p,
@@ -223,14 +211,6 @@ def _estimate(paired: Paired) -> tuple[float, float, float]:
     else:
         low, high = statistics.difference_interval(differences)
     return math.fsum(differences) / paired.n, low, high
-
-
-def _interval_kind(benchmarks: Sequence[Paired]) -> IntervalKind:
-    if len(benchmarks) > 1:
-        return "combined"
-    (paired,) = benchmarks
-    resampled = not paired.single and statistics.is_resampled(paired.differences.tolist())
-    return "resampled" if resampled else "paired"
 
 
 def _side(arm: Arm, shares: Sequence[NDArray[np.float64]]) -> Side:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -12,27 +11,28 @@ from cgd_stages.store.rows import TURNS, Row
 
 COUNTED = ("accuracy", "low", "high", "n", "outputs", "truncated", "unparsed", "ungraded", "refused", "mean_tokens")
 """The fields of a benchmark's score that the stage reports."""
-_COLUMNS: list[tuple[str, Any]] = [
-    ("benchmark", pa.string()),
-    ("id", pa.string()),
-    ("sample", pa.int32()),
-    ("prompt", pa.string()),
-    ("reference", pa.string()),
-    ("tolerance", pa.string()),
-    ("output", pa.string()),
-    ("finish_reason", pa.string()),
-    ("prompt_tokens", pa.int32()),
-    ("tokens", pa.int32()),
-    ("passes", pa.int32()),
-    ("extracted", pa.string()),
-    ("answer_source", pa.string()),
-    ("correct", pa.bool_()),
-    ("rule", pa.string()),
-    ("grade_error", pa.string()),
-    ("thinking", pa.string()),
-    TURNS,
-]
-SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _COLUMNS])
+SCHEMA = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("id", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt", pa.string()),
+        ("reference", pa.string()),
+        ("tolerance", pa.string()),
+        ("output", pa.string()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("tokens", pa.int32()),
+        ("passes", pa.int32()),
+        ("extracted", pa.string()),
+        ("answer_source", pa.string()),
+        ("correct", pa.bool_()),
+        ("rule", pa.string()),
+        ("grade_error", pa.string()),
+        ("thinking", pa.string()),
+        TURNS,
+    ]
+)
 
 
 @dataclass

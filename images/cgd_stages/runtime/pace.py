@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 ENOUGH = 5
-"""Rows, or steps, that must have finished before there is an estimate."""
+"""Rows, or steps, that must have finished before `remaining` gives an estimate."""
 
 
 class Pace:

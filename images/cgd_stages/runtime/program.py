@@ -29,7 +29,6 @@ from cgd_stages.contract import (
     LastWords,
     StageFacts,
     StageTask,
-    Work,
 )
 from cgd_stages.errors import Interrupted, StageError, UserError
 from cgd_stages.keys import hide_in_log, without_keys
@@ -61,10 +60,6 @@ class Context:
     """SIGTERM sets it inside `holding`: the program stores what it holds and leaves by `check`."""
     facts: dict[str, StageFacts] = field(default_factory=dict)
     """The facts so far of each stage, for the last words of a program that fails."""
-
-    @property
-    def work(self) -> Work:
-        return self.task.work
 
     def work_of(self, kind: type[W]) -> W:
         """The work. Raises UserError when it is not of the kind that this program does."""
@@ -144,7 +139,7 @@ def _context() -> Context:
     """What the environment says. Raises UserError when it has no task that this image understands."""
     text = os.environ.get(TASK)
     if text is None:
-        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract.py.")
+        raise UserError(f"the environment variable {TASK} is not set", hint="The operator sets it; see contract/.")
     try:
         task = StageTask.model_validate_json(text)
     except ValidationError as error:

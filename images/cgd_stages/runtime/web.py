@@ -40,7 +40,7 @@ def exchange(
 
     Raises:
         Status: the server refuses, or redirects.
-        OSError: there is no such server, or no complete answer, head and body, of that size within so many seconds.
+        OSError: the server does not exist, or gives no complete answer of that size within so many seconds.
     """
     return asyncio.run(_exchange(url, body, headers, seconds, most, context or _default_context()))
 

@@ -1,7 +1,6 @@
 """The questions of the benchmarks, as `prepare` stores them and the evaluations read them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -11,15 +10,16 @@ from cgd_stages.store.rows import TURNS, Row, from_parquet
 _NAME = "benchmarks"
 """How the part's name begins. The content's hash follows, because two attempts may write the same questions in other
 bytes (another version of pyarrow). Earlier builds named it `benchmarks.parquet`."""
-_BENCHMARK: list[tuple[str, Any]] = [
-    ("benchmark", pa.string()),
-    ("id", pa.string()),
-    ("prompt", pa.string()),
-    ("reference", pa.string()),
-    ("tolerance", pa.string()),
-    TURNS,
-]
-BENCHMARK_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _BENCHMARK])
+BENCHMARK_SCHEMA = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("reference", pa.string()),
+        ("tolerance", pa.string()),
+        TURNS,
+    ]
+)
 
 
 def store_benchmarks(folder: Folder, questions: Sequence[Row]) -> Part:

@@ -61,13 +61,8 @@ CREDENTIALS_HINT = (
     "Check the Secret of spec.storage.credentialsSecretRef (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), "
     "or the cloud identity of spec.serviceAccountName."
 )
-_WRONG_KEY = {"InvalidAccessKeyId", "InvalidSecurity", "UnrecognizedClientException"}
-_WRONG_SECRET = {"SignatureDoesNotMatch"}
-_DENIED = {"AccessDenied", "403", "AllAccessDisabled", "AccountProblem"}
-_WRONG_PLACE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 # The SDK tries a request again, but not the reading of an answer's body.
 _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
-_NO_KEY = {"KeyTooLongError", "InvalidURI", "XMinioInvalidObjectName"}
 _CONFIGURATION = (NoRegionError, InvalidEndpointDiscoveryConfigurationError, ProfileNotFound, ParamValidationError)
 
 LONGEST_NAME = 200
@@ -160,7 +155,7 @@ class Bucket:
 
     @patient
     def get(self, key: str) -> bytes | None:
-        """The object's bytes; None when there is no such object."""
+        """The object's bytes; None when it does not exist."""
         with self._translated(key):
             for tries_left in reversed(range(ATTEMPTS)):
                 try:
@@ -231,7 +226,7 @@ class Bucket:
 
     @patient
     def download(self, key: str, path: Path) -> None:
-        """Fetch an object into a file that appears only when it is complete. Raises UserError if there is none."""
+        """Fetch an object into a file that appears only when it is complete. Raises UserError if it does not exist."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -274,13 +269,13 @@ class Bucket:
         if self.storage.endpoint is None:
             with self._translated(""):
                 return str(boto3.Session().client("sts", region_name=self.storage.region).get_caller_identity()["Arn"])
-        # Key ids are names, not secrets; the end of one is enough to tell two apart.
+        # Key ids are names, not secrets; the last characters of an id are enough to recognise it.
         credentials = boto3.Session().get_credentials()
         return f"access key ...{credentials.access_key[-4:]} ({credentials.method})" if credentials else "anonymous"
 
     def _has_one_winner(self, key: str) -> bool:
-        """Whether of two writers of a new object, at the same moment, one stores it and the other is told so. Neither
-        has to be told that it won: the answer to a first try may be lost."""
+        """Whether exactly one of two writers wins when both store the same new object at the same moment, and the other
+        gets False. The winner may get False too: the answer to its first try may be lost."""
         begin = threading.Barrier(PROBE_WRITERS)
         texts = [bytes([number]) * PROBE_BYTES for number in range(PROBE_WRITERS)]
 
@@ -328,26 +323,27 @@ class Bucket:
 
     def _refusal(self, error: ClientError, key: str) -> StageError:
         """The error of a request that the store has refused: who must act, and what to change."""
-        code, what = _code(error), f"{self.uri(key)}: {error}"
-        if code in _WRONG_KEY:
-            return UserError(f"S3 does not know the access key: {what}", hint=CREDENTIALS_HINT)
-        if code in _WRONG_SECRET:
-            message = f"S3 knows the access key, but the secret key does not belong to it: {what}"
-            return UserError(message, hint=CREDENTIALS_HINT)
-        if code in _DENIED:
-            return UserError(f"S3 denies access: {what}", hint=CREDENTIALS_HINT)
-        if code in {"NoSuchBucket", "InvalidBucketName"}:
-            hint = "Create the bucket or correct spec.storage.uri."
-            return UserError(f"there is no bucket {self._bucket} at {self._where}", hint=hint)
-        if code in {"NoSuchKey", "404"}:
-            return UserError(f"there is no object {self.uri(key)}", hint="Correct the URI in the spec.")
-        if code in _NO_KEY:
-            message = f"the store does not take the key, or its length: {what}"
-            return UserError(message, hint="Write a shorter and plainer prefix in spec.storage.uri.")
-        if code in _WRONG_PLACE:
-            return UserError(f"the bucket is in another region: {what}", hint="Correct spec.storage.region.")
-        if code in {"NotImplemented", "501"}:
-            return UserError(f"the store cannot do this: {what}", hint="Use another store for spec.storage.")
+        what = f"{self.uri(key)}: {error}"
+        match _code(error):
+            case "InvalidAccessKeyId" | "InvalidSecurity" | "UnrecognizedClientException":
+                return UserError(f"S3 does not know the access key: {what}", hint=CREDENTIALS_HINT)
+            case "SignatureDoesNotMatch":
+                message = f"S3 knows the access key, but the secret key does not belong to it: {what}"
+                return UserError(message, hint=CREDENTIALS_HINT)
+            case "AccessDenied" | "403" | "AllAccessDisabled" | "AccountProblem":
+                return UserError(f"S3 denies access: {what}", hint=CREDENTIALS_HINT)
+            case "NoSuchBucket" | "InvalidBucketName":
+                hint = "Create the bucket or correct spec.storage.uri."
+                return UserError(f"there is no bucket {self._bucket} at {self._where}", hint=hint)
+            case "NoSuchKey" | "404":
+                return UserError(f"there is no object {self.uri(key)}", hint="Correct the URI in the spec.")
+            case "KeyTooLongError" | "InvalidURI" | "XMinioInvalidObjectName":
+                message = f"the store does not take the key, or its length: {what}"
+                return UserError(message, hint="Write a shorter and plainer prefix in spec.storage.uri.")
+            case "PermanentRedirect" | "301" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException":
+                return UserError(f"the bucket is in another region: {what}", hint="Correct spec.storage.region.")
+            case "NotImplemented" | "501":
+                return UserError(f"the store cannot do this: {what}", hint="Use another store for spec.storage.")
         return TransientError(f"S3 failed: {what}", hint="The store may be overloaded; the program retries.")
 
 

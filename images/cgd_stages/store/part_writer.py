@@ -1,9 +1,9 @@
 """Writes finished rows into the parts of a folder, and recovers the parts that earlier attempts have stored.
 
 Every program that stores rows does it this way. Finished rows wait in memory until they are many or have waited long.
-While the store is away they stay there, and the program goes on. A program that is started again keeps undamaged parts,
-counts a row that is stored twice once, and generates the rows of damaged and missing parts again. The parts that the
-marker lists hold every row once: rows of other parts are written anew.
+While the store is away they stay in memory, and the program goes on. A program that is started again keeps undamaged
+parts, counts a row that is stored twice once, and generates the rows of damaged and missing parts again. The parts that
+the marker lists hold every row once: rows of other parts are written anew.
 """
 
 import logging

@@ -58,8 +58,8 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
     ],
 }
 TURNS: tuple[str, Any] = ("turns", pa.string())
-"""The column with a conversation's turns before the prompt, as JSON: a list of {role, content}. Null: the prompt is all
-that there is."""
+"""The column with a conversation's turns before the prompt, as JSON: a list of {role, content}. Null: the prompt is the
+whole conversation."""
 _CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
 """Each stage adds columns to the rows of the stage before it. The teacher's own answers need none of the student."""
 _REJECTION: list[tuple[str, Any]] = [
@@ -71,7 +71,7 @@ _REJECTION: list[tuple[str, Any]] = [
     ("prompt_tokens", pa.int32()),
     ("tokens", pa.int32()),
 ]
-REJECTION_SCHEMA = pa.schema([pa.field(column, kind) for column, kind in _REJECTION])
+REJECTION_SCHEMA = pa.schema(_REJECTION)
 KEY = ("id", "sample")
 """The columns that tell rows apart."""
 _TEXT = {"answer": "answer", "critique": "critique", "refine": "refinement", "distill": "distilled"}
@@ -96,7 +96,7 @@ def row_schema(stage: str, *, conversations: bool = False) -> pa.Schema:
     chain = next(chain for chain in _CHAINS if stage in chain)
     columns = [column for name in chain[: chain.index(stage) + 1] for column in _COLUMNS[name]]
     columns += [TURNS] if conversations or stage != "prepare" else []
-    return pa.schema([pa.field(column, kind) for column, kind in columns])
+    return pa.schema(columns)
 
 
 def digest_of(**values: object) -> str:

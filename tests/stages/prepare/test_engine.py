@@ -6,7 +6,7 @@ from support.stage_builders import bucket_of, context, prepare_work
 from cgd_stages.contract import Engine, Sampling, Speculative
 from cgd_stages.errors import UserError
 from cgd_stages.prepare import __main__ as prepare
-from cgd_stages.prepare.engine import samplings_of
+from cgd_stages.prepare.tryout import samplings_of
 
 # vLLM and torch warn about themselves while they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore")

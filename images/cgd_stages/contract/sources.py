@@ -1,0 +1,109 @@
+"""Rows from elsewhere: prompts and benchmarks, and the names of their columns."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cgd_stages.contract.base import Contract, Name, Positive
+
+
+class Fields(Contract):
+    """The names of the columns in the source. Where no column has a name, its dots lead into objects and lists:
+    reward_model.ground_truth, answers.text, answers.0."""
+
+    prompt: Name = Field("prompt", description="The column with the prompt or question.")
+    messages: Name | None = Field(
+        None,
+        description="The column with a conversation, in place of prompt: a list of {role, content} or {from, value}. "
+        "The prompt is its last user turn. The system turn and the turns before stay turns, for every model, training "
+        "and evaluation. An assistant turn after the prompt is the reference unless reference names a column.",
+    )
+    reference: Name | None = Field(
+        None,
+        description="The column with the reference answer. Benchmarks and the objective SFT need it. The teacher never "
+        "sees it.",
+    )
+    several: Literal["any", "all"] | None = Field(
+        None,
+        description="What a list of references means: any of them is a right answer, or a right answer has all of "
+        "them. Default: any for a list of texts, and all for a list of numbers, which is a point or an interval.",
+    )
+    choices: Name | None = Field(
+        None,
+        description="The column with the choices of a question: a list of texts, {text: [...], label: [...]}, or "
+        "{A: ..., B: ...}. They follow the question as lettered lines, and the reference becomes the letter; the "
+        "column of the reference may have the letter, the label, the text, or the index from 0 of the right choice.",
+    )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The columns that are read, by the field that names them."""
+        unread = {"several"} | ({"prompt"} if self.messages else set())
+        return self.model_dump(exclude_none=True, exclude=unread)
+
+    def given(self) -> dict[str, Any]:
+        """The fields for a digest: those that came later only where they are set."""
+        later = {"messages", "several", "choices"}
+        return self.model_dump(by_alias=True, exclude={name for name in later if getattr(self, name) is None})
+
+
+class BenchmarkFields(Fields):
+    """The names of the columns in the source. Rows may lack a context and a tolerance."""
+
+    context: Name | None = Field(None, description="The column with the text that stands before the question.")
+    tolerance: Name | None = Field(None, description="The column that says how far a numeric answer may be off.")
+
+
+class Source(Contract):
+    """Rows in JSON lines or Parquet, from `s3://bucket/key`, `hf://datasets/owner/name@revision/path` (the last part of
+    either may hold `*`) or `configmap://name/key`."""
+
+    source: str
+    fields: Fields = Fields()
+    limit: Positive | None = Field(
+        None,
+        description="The most rows that the run takes: the first ones that can be used or, with a seed, an even sample "
+        "of all.",
+    )
+
+
+class Decontaminate(Contract):
+    """The benchmarks that prompts are compared with, and what counts as a copy of a question."""
+
+    against: tuple[str, ...]
+    """The names of the benchmarks."""
+    ngram: int = Field(
+        13,
+        ge=5,
+        le=100,
+        description="How many words in a row a prompt shares with a question when it counts as a copy; case and "
+        "punctuation do not matter. A question with fewer words is compared as a whole, and one with fewer than 5 "
+        "words matches only a prompt with the same text.",
+    )
+
+
+class Prompts(Source):
+    """The prompts that the run learns from."""
+
+    seed: int | None = Field(
+        None, ge=0, description="Draws the sample. The order of rows and files does not change the sample."
+    )
+    decontaminate: Decontaminate | None = Field(
+        None,
+        description="Removes prompts that copy a benchmark's question, and lists each with the question it matched. {} "
+        "compares with all benchmarks.",
+    )
+
+
+class Benchmark(Source):
+    """Questions with reference answers. `instruction` follows the question after a blank line."""
+
+    name: str
+    fields: BenchmarkFields = BenchmarkFields()
+    instruction: str = ""
+    tolerance: str | None = None
+    """How far an answer may be from a decimal reference: `0.01`, or `4%` of the reference. None: not at all."""
+    questions: int | None = None
+    """The number of questions, for benchmarks that the operator knows."""
+    samples: int = 1
+    """Outputs for each question; more than one needs a temperature above 0."""

@@ -1,0 +1,204 @@
+"""The task of a child: the work of each stage program, and where it reads and writes."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cgd_stages.contract.base import Contract, StageName
+from cgd_stages.contract.models import Chat, Endpoint, Engine, Model, Sampling
+from cgd_stages.contract.sources import Benchmark, Prompts
+from cgd_stages.contract.training import Learned, Lesson, Train
+
+FORMAT: Literal[2] = 2
+"""Version of the stored rows, prompts and markers. It is part of every digest: raising it starts new folders."""
+Role = Literal["answer", "critique", "refine", "distill"]
+"""The text that a model is asked for. `distill`: the teacher's own answer to the prompt alone."""
+Unfinished = Literal["keep", "reject"]
+"""What becomes of an answer that has a text and no end, because maxTokens has cut it or it loops."""
+Select = Literal["first", "shortest-right", "all-right"]
+"""Which of several refinements of an answer are learned; see `quality.selection`."""
+Keep = Literal["all", "right", "one-right"]
+"""Which rows are learned, by the grade of their refinement; see `quality.selection`."""
+RivalKind = Literal["SelfRefine", "Reflexion"]
+
+
+class RunRef(Contract):
+    namespace: str
+    name: str
+    uid: str
+
+
+class Storage(Contract):
+    """The folder that holds all runs. Credentials come from the environment (the default chain of the AWS SDK)."""
+
+    uri: str
+    """`s3://bucket/prefix`, without a trailing slash."""
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    ca_bundle: str | None = None
+    """Path of a PEM file, mounted into the pod."""
+
+
+class Prepare(Contract):
+    """Read, check and store the prompts, and refuse on a CPU what would fail on a GPU later."""
+
+    kind: Literal["prepare"] = "prepare"
+    prompts: Prompts
+    benchmarks: tuple[Benchmark, ...] = ()
+    student: Model
+    student_engine: Engine
+    student_chat: Chat = Chat()
+    teacher: Model | None = None
+    """None if the teacher is an endpoint."""
+    teacher_engine: Engine = Engine()
+    teacher_chat: Chat = Chat()
+    endpoint: Endpoint | None = None
+    without_thoughts: tuple[str, ...] | None = None
+    """The names of the run's tasks of lm-eval that leave no room for a thought of the student; None: it has no thoughts
+    to give, or there are no such tasks."""
+    roles: tuple[Role, ...] = ()
+    """The texts that the run asks models for."""
+    sampling: tuple[Sampling, ...] = ()
+    """One for each role."""
+    evaluation: Sampling | None = None
+    """How the models write their answers to benchmarks; None: the run evaluates nothing."""
+    max_rejected: float
+    training: Train
+    """One training of the run. All of them need the same memory."""
+    lessons: tuple[Lesson, ...] = ()
+    """What each training of the run learns."""
+    gpu_memory: int | None = None
+    """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
+
+
+class Generate(Contract):
+    """Ask a model for the text of each role. Several roles share one warm engine, in this order."""
+
+    kind: Literal["generate"] = "generate"
+    roles: tuple[Role, ...]
+    sampling: tuple[Sampling, ...]
+    """One for each role."""
+    samples: int = 1
+    """How many texts are drawn for each row. A critique is drawn once."""
+    unfinished: Unfinished = "reject"
+    """Of the role answer; every other role rejects such texts."""
+    model: Model | None = None
+    endpoint: Endpoint | None = None
+    engine: Engine = Engine()
+    chat: Chat = Chat()
+    shards: int = 1
+    max_rejected: float
+    """The fraction of a stage's rows that may be rejected before the stage fails."""
+
+    def draws(self, role: Role) -> int:
+        """How many texts a role draws for each row that it reads."""
+        return 1 if role == "critique" else self.samples
+
+
+class Check(Contract):
+    """Make the examples of every training on a CPU, and refuse what would waste a GPU."""
+
+    kind: Literal["check"] = "check"
+    trainings: tuple[Train, ...]
+    select: Select = "first"
+    keep: Keep = "all"
+    min_right_refinements: float | None = None
+    """The fraction of the graded refinements that must be right."""
+
+
+class Rival(Contract):
+    """A method to compare with: the base model makes several passes over a question instead of being trained."""
+
+    kind: RivalKind = Field(
+        description="The student criticises its own answer, asked in the words that the teacher is asked in. Then it "
+        "improves the answer (SelfRefine) or answers anew with its critiques in view (Reflexion)."
+    )
+    rounds: int = Field(
+        1, ge=1, le=10, description="The most rounds; the model stops earlier when a critique finds the answer right."
+    )
+
+
+class Evaluate(Contract):
+    """Ask a model each benchmark question by itself, and grade its outputs."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: Model
+    benchmarks: tuple[Benchmark, ...]
+    sampling: Sampling
+    engine: Engine = Engine()
+    chat: Chat = Chat()
+    rival: Rival | None = None
+    """None: the model answers each question in one pass."""
+
+
+class HarnessTask(Contract):
+    """A task of lm-eval. The report calls it `name`. `metric` is 1 (right) or 0 (wrong) for every document; after a
+    comma it may name the filter of lm-eval that reads the outputs."""
+
+    name: str
+    task: str
+    metric: str
+    few_shot: int | None = None
+    """None: the task's default."""
+    limit: int | None = None
+    """The most documents that each part of the task uses."""
+    executes: bool = False
+    """The model writes a program; it is right if the task's tests pass."""
+    own_code: bool = False
+    """The task's definition may contain Python code: see `harness.task_guard`."""
+
+    @property
+    def measure(self) -> str:
+        return self.metric.partition(",")[0]
+
+    @property
+    def filter(self) -> str:
+        return self.metric.partition(",")[2]
+
+
+class Harness(Contract):
+    """Evaluate a model on tasks of lm-eval."""
+
+    kind: Literal["harness"] = "harness"
+    model: Model
+    tasks: tuple[HarnessTask, ...]
+    data: str | None = None
+    """An s3:// folder with a copy of an HF_HOME; None: the hub."""
+    engine: Engine = Engine()
+    chat: Chat = Chat()
+    max_tokens: int | None = None
+    """The most tokens of a reply with a thought, for which the tasks' own limits leave no room; None: the context's
+    end."""
+
+
+class Report(Contract):
+    """Show the whole run on one page. `spec` is the run's spec as YAML, for display."""
+
+    kind: Literal["report"] = "report"
+    stages: tuple[StageName, ...]
+    """Every stage before this one, in order."""
+    spec: str
+    student_chat: Chat = Chat()
+    """The student's in answer, training and evaluation."""
+    teacher_chat: Chat = Chat()
+    thinking: Learned = "drop"
+
+
+class Clean(Contract):
+    """Delete the objects that the run has stored and that no other run claims."""
+
+    kind: Literal["clean"] = "clean"
+
+
+Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Harness | Report | Clean, Field(discriminator="kind")]
+
+
+class StageTask(Contract):
+    """Everything that a stage program needs. `stage` names the child: `teacher` if the teacher's stages are fused."""
+
+    format: Literal[2] = FORMAT
+    run: RunRef
+    stage: StageName
+    storage: Storage
+    work: Work

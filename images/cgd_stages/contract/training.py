@@ -1,0 +1,184 @@
+"""What a training learns, how long and how fast, and how it uses its GPUs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cgd_stages.contract.base import Contract, Fraction, Half, Number, Rate, StageName
+from cgd_stages.contract.models import Chat, Model
+
+Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
+"""What a student reads and what it learns; `examples.conversation` is the table."""
+
+
+InstructionTurn = Literal["user", "system"]
+"""The turn with the instruction of CGD's and CFT's contexts; the texts of the row are always in a user turn."""
+CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
+"""The text that takes the critique's place when CGD is trained: see `examples.critic`."""
+Learned = Literal["drop", "learn"]
+"""What becomes of the teacher's thoughts in training."""
+
+
+def train_stage(training: str) -> StageName:
+    """The name of the stage of a training, which is called as its objective or as a variant of one."""
+    return StageName.of("train", training.lower())
+
+
+class Critique(Contract):
+    """The critique that training reads. `rate`: the fraction of rows that `corrupted` gives a wrong critique."""
+
+    kind: CritiqueKind = "matched"
+    rate: float = 0.0
+
+
+class HeldOut(Contract):
+    """Prompts that are held out of training, and how often the loss on them is measured."""
+
+    fraction: Half | None = Field(
+        None,
+        description='The share of the prompts that is held out: at least one prompt and never all; "0" holds none out. '
+        "By default a run of 2,000 prompts or more holds out 1 %, at most 1,000 prompts, and a smaller run none: the "
+        "loss on a handful of prompts is mostly noise.",
+    )
+    every_steps: int = Field(
+        200, ge=1, description="The loss is measured after every so many steps, and after the last one."
+    )
+
+
+class Validation(HeldOut):
+    select: Literal["best", "last"] = "best"
+
+
+class Adapter(Contract):
+    """A low-rank adapter (LoRA, Hu et al. 2021): W + alpha / rank * B A is trained in A and B alone, W stays."""
+
+    rank: int = Field(
+        16,
+        ge=1,
+        le=512,
+        description="The rows of A and columns of B. vLLM serves the adapter with a max_lora_rank of at least this.",
+    )
+    alpha: int = Field(32, ge=1, le=65536, description="What the adapter adds is scaled by alpha / rank.")
+    dropout: Half = Field(0.0, description="The share of a module's inputs that the adapter does not see in a step.")
+    targets: tuple[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.]+$")], ...] = Field(
+        (),
+        max_length=50,
+        description="What gets A and B: attention, mlp, or linear modules by the architecture's names, such as q_proj. "
+        "Default: every linear module of the layers; of a mixture of experts, those of attention. prepare refuses what "
+        "the student does not have.",
+    )
+
+
+class Course(Contract):
+    """How much a training reads, and how fast it learns."""
+
+    epochs: int = Field(1, ge=1, le=100, description="How often the training goes through the rows.")
+    global_batch_size: int = Field(
+        64, ge=1, le=65536, description="How many examples one step learns from, over all workers."
+    )
+    learning_rate: Rate = Field(
+        Number("1e-6"), description='The highest learning rate of the schedule; a string, such as "1e-6".'
+    )
+    warmup_ratio: Fraction = Field(0.0, description="The share of the steps in which the learning rate rises.")
+    weight_decay: Fraction = Field(0.0, description="The weight decay of AdamW.")
+    max_sequence_length: int = Field(
+        16384, ge=16, description="The most tokens of an example. A longer one is rejected, never cut."
+    )
+    packing: bool = Field(
+        False,
+        description="Puts several examples into one row of at most maxSequenceLength tokens, and each sees itself "
+        "alone. Without it, examples of like length are padded to the longest. The losses are the same.",
+    )
+    adapter: Adapter | None = Field(
+        None,
+        description="Trains a low-rank adapter (LoRA) instead of all parameters, and stores both the adapter and the "
+        "student with the adapter added. {} takes the defaults. An adapter wants a higher learningRate: ten to a "
+        'hundred times that of a full training, such as "1e-4".',
+    )
+    router_loss_weight: Fraction | None = Field(
+        None,
+        description='The weight of the loss that keeps the routers of a mixture of experts balanced; a string, "0" '
+        "leaves it out. Default: as the student's config says (router_aux_loss_coef).",
+    )
+
+
+class Upkeep(Contract):
+    """How a training uses its GPUs, its checkpoints and validation, and its random seed."""
+
+    zero_stage: int = Field(
+        3,
+        ge=0,
+        le=3,
+        description="What DeepSpeed ZeRO divides among the GPUs: 1 the optimizer, 2 also gradients, 3 also parameters.",
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="The number format of the forward and backward pass."
+    )
+    activation_checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether the backward pass computes activations again, which saves memory and costs one more "
+        "forward pass. auto does so where the GPU's memory would not hold them by estimate, and never on a CPU.",
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="What moves from the GPU's memory to the host's, and makes steps slower: optimizer (16 bytes per "
+        "parameter with the summed gradients, divided by the GPUs; AdamW then runs on the CPU), or, with zeroStage 3, "
+        "parameters as well.",
+    )
+    checkpoint_every_steps: int = Field(
+        200,
+        ge=1,
+        description="A checkpoint is stored after every so many steps, and an interrupted training goes on from it.",
+    )
+    keep_checkpoints: int = Field(2, ge=1, le=100, description="How many checkpoints are kept; older ones are deleted.")
+    validation: HeldOut = HeldOut()
+    stop_on_loss_spike: bool = Field(
+        True,
+        description="Ends a training when its loss stays too high for 5 steps in a row: above the median of the 50 "
+        "steps before by half of it and by 6 standard deviations. A single odd batch ends nothing.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Determines the order of the examples, which prompts are held out, and which critiques shuffled "
+        "and corrupted exchange.",
+    )
+
+
+class Lesson(Contract):
+    """What a training learns, and the number of its processes."""
+
+    kind: Literal["train"] = "train"
+    name: str | None = None
+    """A variant's; None: the training is called as its objective."""
+    objective: Objective = "CGD"
+    critique: Critique = Critique()
+    """Only the objective CGD may have another kind than `matched`."""
+    bare_share: Fraction = 0.0
+    """The share of CGD's rows whose context is the prompt alone."""
+    context: InstructionTurn = "user"
+    """Where the instruction of CGD's and CFT's contexts stands."""
+    student: Model
+    chat: Chat = Chat()
+    thinking: Learned = "drop"
+    """Whether the teacher's thought before the target is learned too, in the student's own markup."""
+    workers: int = 1
+    processes_per_worker: int = 1
+
+    @property
+    def title(self) -> str:
+        """What people call the training: `CGD`, or a variant's name such as `cgd-shuffled`."""
+        return self.name or self.objective
+
+    @property
+    def stage(self) -> StageName:
+        return train_stage(self.title)
+
+
+class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last base first
+    """Supervised fine-tuning of the student on the stored rows."""
+
+    validation: Validation = Validation()
+    max_rejected: float
+    common_rows: bool = False
+    """Leave out the rows that check leaves out: for every training alike, so that trainings can be compared."""
