@@ -109,7 +109,14 @@ def decide(job: Object, pods: list[Object], time_now: float, release: Release = 
     if not look.conditions:
         look.say("Created", f"PyTorchJob {look.name} is created.")
     if look.ended:
-        _settle(look)
+        look.clean()
+        if look.is_true("Succeeded"):  # pods that are still active count as succeeded
+            for counts in look.status["replicaStatuses"].values():
+                counts["succeeded"] += counts.pop("active")
+                counts["active"] = 0
+        if "completionTime" in look.status:
+            ended = {"lastTransitionTime": look.status["completionTime"]}
+            look.decision.expire(ended, look.policy.get("ttlSecondsAfterFinished"), time_now)
     elif look.policy.get("suspend"):
         look.clean()
         for counts in look.status["replicaStatuses"].values():
@@ -121,18 +128,6 @@ def decide(job: Object, pods: list[Object], time_now: float, release: Release = 
     else:
         _advance(look)
     return look.decision
-
-
-def _settle(look: Look) -> None:
-    """Clean up after the end. Pods still active when the job succeeded count as succeeded."""
-    look.clean()
-    if look.is_true("Succeeded"):
-        for counts in look.status["replicaStatuses"].values():
-            counts["succeeded"] += counts.pop("active")
-            counts["active"] = 0
-    if "completionTime" in look.status:
-        ended = {"lastTransitionTime": look.status["completionTime"]}
-        look.decision.expire(ended, look.policy.get("ttlSecondsAfterFinished"), look.time_now)
 
 
 def _advance(look: Look) -> None:
