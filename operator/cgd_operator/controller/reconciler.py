@@ -11,9 +11,8 @@ from cgd_operator import metrics
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.actions import Actor
-from cgd_operator.controller.children import ChildReader, RunObjects
+from cgd_operator.controller.children import ChildReader, Departed, RunObjects
 from cgd_operator.controller.deletion import Deletion
-from cgd_operator.controller.departed import Departed
 from cgd_operator.controller.telling import Teller
 from cgd_operator.controller.view import View
 from cgd_operator.facts.due import Due, Outlook, due, has_succeeded, previous_status, wants_finalizer

@@ -24,9 +24,7 @@ log = logging.getLogger(__name__)
 
 DURATION, RENEW_WITHIN, RETRY, ANSWER = 15, 10, 2, 2
 """Seconds: a Lease that nobody renewed for so long is free; when a leader gives up; between two tries; for a read or a
-write of the Lease. A last try that hangs must be over before the Lease is free: the election does not look."""
-
-
+write of the Lease. A last try that hangs must be over before the Lease is free: the election does not check that."""
 ADDRESS = "cgd.dev/progress-server"
 """Annotation of the Lease: the address where its holder accepts progress reports."""
 
@@ -57,7 +55,9 @@ class LeaseLock:
         except TimeoutError:  # the election reads a reason
             return False, ApiError(0, "Unreachable", f"no answer within {ANSWER} s")
         if lease is None:
-            return False, _not_found()
+            absent = ApiException(status=404, reason="NotFound")  # after this error the election creates the Lease
+            absent.body = '{"code": 404}'
+            return False, absent
         meta, spec = lease["metadata"], lease.get("spec", {})
         self._version = meta["resourceVersion"]
         self.leader = meta.get("annotations", {}).get(ADDRESS, "") if spec.get("holderIdentity") else ""
@@ -102,13 +102,6 @@ class LeaseLock:
         return written is not None
 
 
-def _not_found() -> ApiException:
-    """The error on which the election creates a Lease."""
-    error = ApiException(status=404, reason="NotFound")
-    error.body = '{"code": 404}'
-    return error
-
-
 def _spec(record: LeaderElectionRecord) -> Object:
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     acquired = str(record.acquire_time)
@@ -131,9 +124,19 @@ async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]], stop: threa
     election = LeaderElection(Config(lock, DURATION, RENEW_WITHIN, RETRY, work, None))
     log.info("%s waits for the Lease %s/%s", lock.identity, lock.namespace, lock.name)
     try:
-        if await _acquired(election, stop):
-            log.info("%s leads", lock.identity)
-            await _while_renewed(election, work)
+        if not await _acquired(election, stop):
+            return
+        log.info("%s leads", lock.identity)
+        renewing, working = asyncio.create_task(election.renew_loop()), asyncio.ensure_future(work())
+        try:
+            await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise LeaseLost(f"the Lease {lock.namespace}/{lock.name} was not renewed within {RENEW_WITHIN} s")
+            working.result()
+        finally:
+            for task in (renewing, working):
+                task.cancel()
+            await asyncio.gather(renewing, working, return_exceptions=True)
     finally:
         await lock.release()
 
@@ -153,17 +156,3 @@ async def _acquired(election: LeaderElection, stop: threading.Event | None) -> b
             if stop is None or not stop.is_set():
                 await asyncio.sleep(RETRY / 10)
     return False
-
-
-async def _while_renewed(election: LeaderElection, work: Callable[[], Awaitable[None]]) -> None:
-    lock = election.election_config.lock
-    renewing, working = asyncio.create_task(election.renew_loop()), asyncio.ensure_future(work())
-    try:
-        await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise LeaseLost(f"the Lease {lock.namespace}/{lock.name} was not renewed within {RENEW_WITHIN} s")
-        working.result()
-    finally:
-        for task in (renewing, working):
-            task.cancel()
-        await asyncio.gather(renewing, working, return_exceptions=True)
