@@ -24,7 +24,6 @@ from cgd_local.controllers import (
     containers_of,
     end_of,
     is_active,
-    is_leaving,
     is_over,
     now,
     phase,
@@ -62,7 +61,7 @@ class View:
         self.indexed = self.spec.get("completionMode") == "Indexed"
         self.per_index = "backoffLimitPerIndex" in self.spec
         self.active = [pod for pod in pods if is_active(pod)]
-        self.leaving = [pod for pod in pods if is_leaving(pod)]
+        self.leaving = [pod for pod in pods if "deletionTimestamp" in pod["metadata"] and not is_over(pod)]
         succeeded = [index_of(pod) for pod in pods if phase(pod) == "Succeeded"]
         self.done = {*succeeded, *parse_indexes(self.status.get("completedIndexes"))}
         self.succeeded = len(self.done) if self.indexed else max(len(succeeded), self.status.get("succeeded") or 0)

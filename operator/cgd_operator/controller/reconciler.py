@@ -18,7 +18,7 @@ from cgd_operator.controller.view import View
 from cgd_operator.facts.due import Due, Outlook, due, has_succeeded, previous_status, wants_finalizer
 from cgd_operator.facts.progress import Board
 from cgd_operator.facts.refusals import WEBHOOK_DOWN
-from cgd_operator.facts.trouble import Trouble, without_backend
+from cgd_operator.facts.trouble import INSTALL, Trouble
 from cgd_operator.facts.waiting import QUIET
 from cgd_operator.http.progress import key_id
 from cgd_operator.kube.client import Cluster
@@ -103,7 +103,7 @@ class Reconciler:
         run, previous = view.run, view.previous
         trouble: Trouble | None = None
         if view.backend is None and view.starts:
-            trouble = without_backend(run.spec.training.backend)
+            trouble = Trouble("TrainingBackendMissing", INSTALL[run.spec.training.backend])
         else:
             if view.starts and not view.objects.children:
                 trouble = await self._actor.rehearse(view)

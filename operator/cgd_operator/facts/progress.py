@@ -24,13 +24,9 @@ class StageProgress:
     shards: int = 1
     """Shards that have reported."""
 
-    @property
-    def all_done(self) -> bool:
-        return _all_done(self.rows)
-
     def is_through(self, shards: int) -> bool:
         """Whether all of so many shards have finished their rows."""
-        return self.all_done and self.shards >= shards
+        return _all_done(self.rows) and self.shards >= shards
 
 
 class Told(NamedTuple):
@@ -128,7 +124,7 @@ class Board:
     def _is_done(self, uid: str, stage: str) -> bool | None:
         """Whether the stage has finished its rows; None without a report."""
         progress = self.of(uid, stage)
-        return progress.all_done if progress else None
+        return _all_done(progress.rows) if progress else None
 
     def patience(self, uid: str, stage: str) -> float:
         """Seconds until a report must be shown: a hundredth of the stage's age, from 2 to 30. With many runs that

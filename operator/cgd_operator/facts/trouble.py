@@ -38,11 +38,6 @@ class Trouble:
     """Since when a person must mend it; None: it may pass by itself."""
 
 
-def without_backend(backend: str) -> Trouble:
-    """The cluster does not serve the training kind that the run asks for."""
-    return Trouble("TrainingBackendMissing", INSTALL[backend])
-
-
 def refused(stage: str, error: ApiError, ready: datetime, kind: Kind | None = None) -> Trouble:
     """The API server refuses a stage's child, or (`kind`) its dry run. A cause outside the run, such as an absent
     ServiceAccount, may be mended soon, so the run is not called stalled at once.

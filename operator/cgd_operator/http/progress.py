@@ -74,10 +74,6 @@ class Sender:
     def path(self) -> str:
         return f"/progress/{self.namespace}/{self.run}/{self.uid}/{self.stage}"
 
-    def has_token(self, key: bytes) -> bool:
-        right = token(key, self.namespace, self.run, self.uid, self.stage)
-        return hmac.compare_digest(self.bearer, right)
-
 
 def _refusal(status: int, message: str) -> web.Response:
     return web.json_response({"message": message}, status=status)
@@ -94,7 +90,8 @@ class Desk:
 
     async def take(self, sender: Sender, request: web.Request) -> web.Response:
         """Answer a report. Its body is read only when its sender is known and is within its rate."""
-        if not sender.has_token(self.key):
+        right = token(self.key, sender.namespace, sender.run, sender.uid, sender.stage)
+        if not hmac.compare_digest(sender.bearer, right):
             return _refusal(403, "the token is not for this run and stage")
         allowance = self.board.allowance(sender.uid, sender.stage)
         if allowance is None and not self.board.complete:

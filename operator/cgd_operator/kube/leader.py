@@ -71,29 +71,27 @@ class LeaseLock:
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
         meta = {"name": name, "namespace": namespace, "annotations": {ADDRESS: self.address}}
-        body = {"metadata": meta, "spec": _spec(election_record)}
-        return await self._written(
-            lambda: self._cluster.create(LEASE, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, **body})
-        )
+        body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": meta, "spec": _spec(election_record)}
+        return await self._written(self._cluster.create(LEASE, body))
 
     async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        return await self._written(lambda: self._patch(name, namespace, _spec(updated_record)))
+        return await self._patch(name, namespace, _spec(updated_record))
 
     async def release(self) -> None:
         """Release the Lease if we hold it, so that the next operator can act at once instead of after `DURATION`."""
         _, record = await self.get(self.name, self.namespace)
         if isinstance(record, LeaderElectionRecord) and record.holder_identity == self.identity:
-            await self._written(lambda: self._patch(self.name, self.namespace, {"holderIdentity": None}))
+            await self._patch(self.name, self.namespace, {"holderIdentity": None})
 
-    async def _patch(self, name: str, namespace: str, spec: Object) -> Object | None:
+    async def _patch(self, name: str, namespace: str, spec: Object) -> bool:
         meta = {"resourceVersion": self._version, "annotations": {ADDRESS: self.address}}
-        body = {"metadata": meta, "spec": spec}
-        return await self._cluster.patch(LEASE, name, namespace, body)
+        return await self._written(self._cluster.patch(LEASE, name, namespace, {"metadata": meta, "spec": spec}))
 
-    async def _written(self, write: Callable[[], Awaitable[Object | None]]) -> bool:
+    async def _written(self, write: Awaitable[Object | None]) -> bool:
+        """Whether the API server took a write of the Lease in time."""
         try:
             async with asyncio.timeout(ANSWER):
-                written = await write()
+                written = await write
         except (ApiError, TimeoutError) as error:
             log.info("the Lease %s/%s was not written: %s", self.namespace, self.name, error or "no answer")
             return False

@@ -149,11 +149,6 @@ def cleaning(run: Run) -> Child:
     return _child(run, _Work(CLEAN, contract.Clean(), "cpu", ()), BACKENDS[0])
 
 
-def stage_names(spec: CGDRunSpec) -> tuple[StageName, ...]:
-    """The stages of a run, in order, as the status lists them."""
-    return (*(stage for work in _works(spec) for stage in work.stages), REPORT)
-
-
 @dataclass(frozen=True)
 class _Work:
     stage: StageName
