@@ -111,13 +111,7 @@ def pod_facts(pod: Object, now: datetime) -> PodFacts:
     ended: Object = next((state.get("terminated", {}) for name, state in containers.items() if name in OURS), {})
     words, since = last_words(ended.get("message", "")), moment(ended.get("finishedAt"))
     if due and node and phase in ("Pending", "Running") and now > due + LOST_AFTER:
-        phase, since = LOST, due
-        trouble = (
-            f"NodeLost: its node {node} should have stopped it by {due:%Y-%m-%dT%H:%M:%SZ} and has not; the stage "
-            "waits for it. Bring the node back. If the machine is certainly off, ask an admin to run `kubectl taint "
-            f"nodes {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute` or to delete the Node; or set "
-            "spec.replaceLostPodsAfterSeconds in the run"
-        )
+        phase, trouble, since = LOST, f"NodeLost: {_lost(node, due)}", due
     else:
         trouble = _kept(containers, ended, now) or _trouble(pod, status, containers, ended)
     return PodFacts(
@@ -172,6 +166,15 @@ def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
     changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
     given_up = max(filter(None, changes), default=None)
     return min(filter(None, (given_up, due)), default=None)
+
+
+def _lost(node: str, due: datetime) -> str:
+    return (
+        f"its node {node} should have stopped it by {due:%Y-%m-%dT%H:%M:%SZ} and has not; the stage waits for it. "
+        "Bring the node back. If the machine is certainly off, ask an admin to run `kubectl taint nodes "
+        f"{node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute` or to delete the Node; or set "
+        "spec.replaceLostPodsAfterSeconds in the run"
+    )
 
 
 def _kept(containers: Mapping[str, Object], ended: Object, now: datetime) -> str:
