@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cgd_cli.errors import Wrong, in_words
-from cgd_cli.gpus import GPUS
+from cgd_cli.sizes import GPUS
 from cgd_cli.terminal import Terminal, write
 from cgd_stages.text.printable import printable, start_log
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from pydantic import ValidationError
 from rich.console import RenderableType
@@ -102,22 +102,18 @@ def _against_each_other(table: comparison.Table) -> list[RenderableType]:
     if pairs := head_to_heads(table):
         for sentence in head_to_head.headline(table, pairs):
             parts += ["", plain(sentence["claim"], "bold"), plain(f"{sentence['detail']}.", "dim")]
-        parts += ["", _pairs(table, pairs), plain(PAIRS_NOTE, "dim")]
+        lines = Table(title="Trained models against each other", title_justify="left", box=None, pad_edge=False)
+        lines.add_column("pair")
+        for column in table.columns:
+            lines.add_column(plain(heading(column, table)), justify="right")
+        for row in head_to_head.rows(pairs):
+            other = plain(f"minus {row.other}", "not bold")
+            name = plain(row.one, "bold").append("\n").append_text(other).append("\n")
+            lines.add_row(name, *(_pair(row.cells.get(column)) for column in table.columns))
+        parts += ["", lines, plain(PAIRS_NOTE, "dim")]
     if silent := without_answers(table):
         parts += ["", plain(head_to_head.unpaired(silent), "yellow")]
     return parts
-
-
-def _pairs(table: comparison.Table, pairs: Sequence[HeadToHead]) -> Table:
-    lines = Table(title="Trained models against each other", title_justify="left", box=None, pad_edge=False)
-    lines.add_column("pair")
-    for column in table.columns:
-        lines.add_column(plain(heading(column, table)), justify="right")
-    for row in head_to_head.rows(pairs):
-        other = plain(f"minus {row.other}", "not bold")
-        name = plain(row.one, "bold").append("\n").append_text(other).append("\n")
-        lines.add_row(name, *(_pair(row.cells.get(column)) for column in table.columns))
-    return lines
 
 
 def _pair(pair: HeadToHead | None) -> Text:

@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cgd_cli.gpus import Gpu
-from cgd_cli.lm_eval_sizes import TASK_SIZES
+from cgd_cli.sizes import TASK_SIZES, Gpu
 from cgd_operator.api.generation import ServedModel
 from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
@@ -137,14 +136,15 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 read, written = _row_tokens(role, assumptions, is_fused=is_fused)
                 written += thoughts.student if role == "answer" else thoughts.teacher
                 written = min(written, sampling.max_tokens)
-                rows = assumptions.rows * _answers(run, role)
+                answers = run.spec.generation.answer.samples if role in {"critique", "refine"} else 1
+                rows = assumptions.rows * answers
                 drawn = rows * work.draws(role)
                 # An engine of ours finds the prompt of a row's further draws in the cache; an endpoint bills it again.
                 read *= rows if child.gpus else drawn
                 model = student if role == "answer" else assumptions.of_teacher
                 yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_fused)
         case contract.Train() as work:
-            yield _trained(child, work, assumptions, thoughts, assumptions.rows * _learned(run))
+            yield _trained(run, child, work, assumptions, thoughts)
         case contract.Evaluate() as work:
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
             limit = work.sampling.max_tokens
@@ -165,18 +165,6 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
             yield _generated(child, stage, documents, read, written, student, assumptions)
         case _:
             return
-
-
-def _answers(run: Run, role: contract.Role) -> int:
-    """The rows that a role reads of each prompt: the answers of the student, where it reads them."""
-    return run.spec.generation.answer.samples if role in {"critique", "refine"} else 1
-
-
-def _learned(run: Run) -> int:
-    """The most examples that a training makes of each prompt."""
-    generation, keep = run.spec.generation, run.spec.training.keep
-    refinements = generation.refine.samples if generation.refine.select == "all-right" else 1
-    return 1 if keep == "one-right" else generation.answer.samples * refinements
 
 
 def _row_tokens(role: contract.Role, assumptions: Assumptions, *, is_fused: bool) -> tuple[int, int]:
@@ -220,13 +208,8 @@ def _generated(
     return Cost(stage, rows, read, written, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
 
 
-def _example_tokens(work: contract.Train, assumptions: Assumptions, thoughts: Thoughts) -> int:
-    """Tokens of a training's example, the mean over bare and other ones. A reference answer has no thought."""
-    whole, bare = (_tokens(objective, assumptions, thoughts) for objective in (work.objective, "RefinedSFT"))
-    return round((1 - work.bare_share) * whole + work.bare_share * bare)
-
-
 def _tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: Thoughts) -> int:
+    """Tokens of an objective's example. A reference answer has no thought."""
     prompt, refinement = assumptions.prompt, assumptions.refinement
     critiqued = INSTRUCTION + prompt + assumptions.answer + assumptions.critique
     tokens = {
@@ -239,9 +222,14 @@ def _tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: T
     return tokens[objective] + (0 if objective == "SFT" else thoughts.learned)
 
 
-def _trained(child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts, examples: int) -> Cost:
-    rows, gpus = examples * work.epochs, child.pods * child.gpus
-    read = rows * _example_tokens(work, assumptions, thoughts)
+def _trained(run: Run, child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts) -> Cost:
+    """The cost of a training, at the most examples that it can make of each prompt."""
+    generation, gpus = run.spec.generation, child.pods * child.gpus
+    refinements = generation.refine.samples if generation.refine.select == "all-right" else 1
+    examples = 1 if run.spec.training.keep == "one-right" else generation.answer.samples * refinements
+    rows = assumptions.rows * examples * work.epochs
+    whole, bare = (_tokens(objective, assumptions, thoughts) for objective in (work.objective, "RefinedSFT"))
+    read = rows * round((1 - work.bare_share) * whole + work.bare_share * bare)
     needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
     per_token = needed * assumptions.of_student.active
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
@@ -326,34 +314,24 @@ class Length:
 def lengths(run: Run, assumptions: Assumptions) -> list[Length]:
     """The longest expected text of each kind, its thought and what it follows, against the limits that the manifest
     sets: longer texts are cut and rejected."""
-    return [*_written(run, assumptions), *_contexts(run, assumptions)]
+    spec, thoughts, found = run.spec, Thoughts.of(run, assumptions), list[Length]()
 
+    def tokens(role: contract.Role) -> tuple[int, int]:
+        """Tokens that a role reads, and that it writes with its thought."""
+        read, written = _row_tokens(role, assumptions, is_fused=False)
+        return read, written + (thoughts.student if role == "answer" else thoughts.teacher)
 
-def _written(run: Run, assumptions: Assumptions) -> Iterator[Length]:
-    """Thought and text of each role against its maxTokens."""
-    thoughts = Thoughts.of(run, assumptions)
     for child in plan(run):
         if isinstance(work := child.task.work, contract.Generate):
             for role, sampling in zip(work.roles, work.sampling, strict=True):
-                written = _row_tokens(role, assumptions, is_fused=False)[1]
-                written += thoughts.student if role == "answer" else thoughts.teacher
-                yield Length(f"generation.{role}.maxTokens", written, sampling.max_tokens)
-
-
-def _contexts(run: Run, assumptions: Assumptions) -> Iterator[Length]:
-    """Prompt, thought and text together, against maxModelLen and maxSequenceLength."""
-    spec, thoughts = run.spec, Thoughts.of(run, assumptions)
-
-    def needed(role: contract.Role) -> int:
-        read, written = _row_tokens(role, assumptions, is_fused=False)
-        return read + written + (thoughts.student if role == "answer" else thoughts.teacher)
-
+                found.append(Length(f"generation.{role}.maxTokens", tokens(role)[1], sampling.max_tokens))
     if spec.student.max_model_len:
-        yield Length("student.maxModelLen", needed("answer"), spec.student.max_model_len)
+        found.append(Length("student.maxModelLen", sum(tokens("answer")), spec.student.max_model_len))
     if spec.teacher.model and spec.teacher.max_model_len:
-        yield Length("teacher.maxModelLen", max(needed("critique"), needed("refine")), spec.teacher.max_model_len)
+        longest = max(sum(tokens("critique")), sum(tokens("refine")))
+        found.append(Length("teacher.maxModelLen", longest, spec.teacher.max_model_len))
     example = max(_tokens(objective, assumptions, thoughts) for objective in spec.training.kinds)
-    yield Length("training.maxSequenceLength", example, spec.training.max_sequence_length)
+    return [*found, Length("training.maxSequenceLength", example, spec.training.max_sequence_length)]
 
 
 # --- memory

@@ -13,7 +13,7 @@ from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION
 from cgd_operator.api.crd import crd
 from cgd_operator.api.spec import InvalidRun
-from cgd_operator.kube.names import is_label, is_name
+from cgd_operator.kube.kinds import is_label, is_name
 from cgd_operator.planning.dag import Run
 
 STDIN = Path("-")
@@ -97,7 +97,8 @@ def _pair_faults(where: str, pairs: Any) -> Iterator[str]:
         yield f"{where} must hold names and texts (it is {pairs!r})"
         return
     for name, value in pairs.items():
-        if not _is_qualified(name):
+        prefix, slash, rest = name.rpartition("/")  # at most 63 characters, perhaps behind a DNS prefix
+        if len(rest) > 63 or not _QUALIFIED.fullmatch(rest) or (slash and not is_name(prefix.lower())):
             yield f"{where}: {name!r} can be no name there: write letters, digits, '-', '_' and '.', or prefix/name"
         if not isinstance(value, str):
             yield f"{where}.{name} must be text: write it in quotes (it is {value!r})"
@@ -106,9 +107,3 @@ def _pair_faults(where: str, pairs: Any) -> Iterator[str]:
     size = sum(len(str(text).encode()) for pair in pairs.items() for text in pair)
     if where.endswith("annotations") and size > ANNOTATIONS_SIZE:
         yield f"{where} has {size:,} bytes: the API server takes {ANNOTATIONS_SIZE:,} in all"
-
-
-def _is_qualified(name: str) -> bool:
-    """Whether it can be the name of a label or an annotation: at most 63 characters, perhaps behind a DNS prefix."""
-    prefix, slash, rest = name.rpartition("/")
-    return len(rest) <= 63 and _QUALIFIED.fullmatch(rest) is not None and (not slash or is_name(prefix.lower()))

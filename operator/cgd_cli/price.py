@@ -1,7 +1,6 @@
 """An estimate as a table for the terminal, and as JSON."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 
 from rich.console import Group, RenderableType
@@ -69,7 +68,13 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
 
 
 def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
-    a = assumptions
+    a, spec, thoughts = assumptions, run.resolved, Thoughts.of(run, assumptions)
+    student, taught = spec.student.chat, spec.teacher.chat
+    templates = [
+        f"Chat template of the {name}: {chat.template_uri or 'in the manifest'}."
+        for name, chat in (("student", student), ("teacher", taught))
+        if chat.template
+    ]
     teacher = f", teacher {_billions(a.of_teacher)}" if a.teacher else ""
     lines = (
         f"assumed: student {_billions(a.of_student)}{teacher} parameters;",
@@ -77,21 +82,12 @@ def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
         f"tokens: prompt {a.prompt}, answer {a.answer}, critique {a.critique},",
         f"refinement {a.refinement}; {a.in_flight} rows in flight; pods start in {a.start_minutes:g} min;",
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",
-        *_modes(run, assumptions),
+        f"Thinking of the student {student.thinking}, as training.thinking {spec.training.thinking} has it, with ",
+        f"{thoughts.student} tokens a thought; of the teacher {taught.thinking}, with {thoughts.teacher}.",
+        *templates,
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
     return [plain(line, "dim") for line in lines]
-
-
-def _modes(run: Run, assumptions: Assumptions) -> Iterator[str]:
-    """Whether the models think, and what stands in place of their own templates."""
-    spec, thoughts = run.resolved, Thoughts.of(run, assumptions)
-    student, teacher = spec.student.chat, spec.teacher.chat
-    yield f"Thinking of the student {student.thinking}, as training.thinking {spec.training.thinking} has it, with "
-    yield f"{thoughts.student} tokens a thought; of the teacher {teacher.thinking}, with {thoughts.teacher}."
-    for name, chat in (("student", student), ("teacher", teacher)):
-        if chat.template:
-            yield f"Chat template of the {name}: {chat.template_uri or 'in the manifest'}."
 
 
 def _clock(seconds: float) -> str:

@@ -78,13 +78,7 @@ class ApiServer:
         self._runner = None
 
     def kubeconfig(self) -> str:
-        """YAML for kubectl, the kubernetes client and kopf."""
-        parts = {
-            "clusters": [{"name": "local", "cluster": {"server": self.url}}],
-            "contexts": [{"name": "local", "context": {"cluster": "local", "user": "local", "namespace": "default"}}],
-            "users": [{"name": "local", "user": {}}],
-        }
-        return yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts})
+        return kubeconfig_of({"server": self.url}, {})
 
     # --- one request
 
@@ -243,6 +237,16 @@ _VERBS: dict[tuple[str, str], Verb] = {
     ("GET", "log"): ApiServer._log,
     ("POST", "binding"): ApiServer._bind,
 }
+
+
+def kubeconfig_of(cluster: Json, user: Json) -> str:
+    """A kubeconfig as YAML, with a single cluster and a single user."""
+    parts = {
+        "clusters": [{"name": "local", "cluster": cluster}],
+        "contexts": [{"name": "local", "context": {"cluster": "local", "user": "local", "namespace": "default"}}],
+        "users": [{"name": "local", "user": user}],
+    }
+    return yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts})
 
 
 def _dumps(body: Any) -> bytes:

@@ -21,10 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import yaml
-
 from cgd_local import jobs, pytorchjobs, trainjobs
-from cgd_local.apiserver import ApiServer
+from cgd_local.apiserver import ApiServer, kubeconfig_of
 from cgd_local.controllers import BACKOFF_SECONDS, Controller, condition, stop_task
 from cgd_local.garbage import GarbageCollector
 from cgd_local.node import Node
@@ -151,7 +149,10 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
         --audit-log-path={folder}/audit.jsonl
         --audit-log-mode=blocking
         --disable-admission-plugins=ServiceAccount"""
-    kubeconfig = _write_kubeconfig(folder / "kubeconfig", f"https://127.0.0.1:{port}", token)
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.touch(mode=0o600)
+    served = {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}
+    kubeconfig.write_text(kubeconfig_of(served, {"token": token}))
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for program, flags in (("etcd", etcd), ("kube-apiserver", server)):
@@ -166,7 +167,7 @@ async def real_apiserver(folder: Path, assets: Path) -> AsyncIterator[Path]:
 
 
 def _prepare(folder: Path) -> tuple[str, Path]:
-    """A token for the one user, and a key to sign service account tokens with."""
+    """A token for the user, and a key to sign service account tokens with."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     token, key = secrets.token_hex(16), folder / "service-accounts.key"
     (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
@@ -185,14 +186,3 @@ async def _await_namespace(kubeconfig: Path, processes: list[subprocess.Popen[by
                     return
             await asyncio.sleep(0.2)
     raise RuntimeError(f"etcd or kube-apiserver has ended: see the logs in {kubeconfig.parent}")
-
-
-def _write_kubeconfig(path: Path, url: str, token: str) -> Path:
-    parts = {
-        "clusters": [{"name": "local", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
-        "users": [{"name": "local", "user": {"token": token}}],
-        "contexts": [{"name": "local", "context": {"cluster": "local", "user": "local", "namespace": "default"}}],
-    }
-    path.touch(mode=0o600)
-    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "local", **parts}))
-    return path

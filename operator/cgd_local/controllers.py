@@ -310,11 +310,6 @@ def is_over(pod: Object) -> bool:
     return phase(pod) in ("Succeeded", "Failed")
 
 
-def is_leaving(pod: Object) -> bool:
-    """Whether somebody has deleted the pod, and it has not ended yet."""
-    return "deletionTimestamp" in pod["metadata"] and not is_over(pod)
-
-
 def is_active(pod: Object) -> bool:
     return "deletionTimestamp" not in pod["metadata"] and not is_over(pod)
 

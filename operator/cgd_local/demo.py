@@ -60,7 +60,11 @@ async def demo(manifest: Path, folder: Path, files: list[str], models: list[Path
             LocalCluster(folder / "cluster", environment=image_environment(), kubeconfig=kubeconfig)
         )
         console.print(f"cluster   {_short(cluster.kubeconfig_path)}")
-        await _install(cluster.kubeconfig_path, configmaps)
+        keys = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo-secret"}
+        objects = "\n---\n".join(map(json.dumps, (_object("Secret", SECRET, stringData=keys), *configmaps)))
+        for source, text in (("crds/", ""), ("-", objects)):
+            apply = ("apply", "--server-side", "--force-conflicts", "-f", source)
+            await _kubectl(cluster.kubeconfig_path, *apply, text=text)
         await stack.enter_async_context(_operator(cluster.kubeconfig_path, folder))
         console.print(f"operator  python -m cgd_operator (log: {_short(folder / 'operator.log')})")
         name = await _apply(run, s3, cluster.kubeconfig_path, folder)
@@ -132,13 +136,6 @@ def _configmaps(files: list[str]) -> list[Object]:
 
 def _object(kind: str, name: str, **content: Object) -> Object:
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **content}
-
-
-async def _install(kubeconfig: Path, configmaps: list[Object]) -> None:
-    await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "crds/")
-    keys = {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": "demo-secret"}
-    text = "\n---\n".join(json.dumps(item) for item in (_object("Secret", SECRET, stringData=keys), *configmaps))
-    await _kubectl(kubeconfig, "apply", "--server-side", "--force-conflicts", "-f", "-", text=text)
 
 
 async def _apply(run: Object, s3: SeaweedFS, kubeconfig: Path, folder: Path) -> str:

@@ -72,7 +72,8 @@ class GarbageCollector:
                 await self._drop_owners(dependent, {uid})
             await self._drop_finalizer(item, ORPHAN)
         elif _awaits(item, FOREGROUND):
-            if not any(ref["uid"] == uid and _blocks(ref) for other in dependents for ref in _owners(other)):
+            references = (ref for other in dependents for ref in _owners(other) if ref["uid"] == uid)
+            if not any(ref.get("blockOwnerDeletion") for ref in references):
                 await self._drop_finalizer(item, FOREGROUND)
         elif _owners(item) and not _leaves(item):
             await self._follow_owners(item, items, "Foreground" if dependents else "Background")
@@ -81,7 +82,8 @@ class GarbageCollector:
         """Drop the owners that no longer exist, or delete the object if it has no other owner. An owner that waits for
         the end of this object counts as deleted."""
         owners = _owners(item)
-        waits = {r["uid"] for r in owners if _blocks(r) and _awaits(items.get(r["uid"]), FOREGROUND)}
+        blocked = (ref["uid"] for ref in owners if ref.get("blockOwnerDeletion"))
+        waits = {uid for uid in blocked if _awaits(items.get(uid), FOREGROUND)}
         deleted = {r["uid"] for r in owners if r["uid"] not in items and await self._is_deleted(item, r)} | waits
         if deleted and len(deleted) < len(owners):
             await self._drop_owners(item, deleted)
@@ -113,10 +115,6 @@ class GarbageCollector:
 
 def _owners(item: Object) -> list[Object]:
     return item["metadata"].get("ownerReferences") or []
-
-
-def _blocks(reference: Object) -> bool:
-    return bool(reference.get("blockOwnerDeletion"))
 
 
 def _leaves(item: Object) -> bool:

@@ -24,7 +24,6 @@ from cgd_local.controllers import (
     containers_of,
     end_of,
     is_active,
-    is_leaving,
     is_over,
     now,
     phase,
@@ -62,7 +61,7 @@ class View:
         self.indexed = self.spec.get("completionMode") == "Indexed"
         self.per_index = "backoffLimitPerIndex" in self.spec
         self.active = [pod for pod in pods if is_active(pod)]
-        self.leaving = [pod for pod in pods if is_leaving(pod)]
+        self.leaving = [pod for pod in pods if "deletionTimestamp" in pod["metadata"] and not is_over(pod)]
         succeeded = [index_of(pod) for pod in pods if phase(pod) == "Succeeded"]
         self.done = {*succeeded, *parse_indexes(self.status.get("completedIndexes"))}
         self.succeeded = len(self.done) if self.indexed else max(len(succeeded), self.status.get("succeeded") or 0)
@@ -235,24 +234,16 @@ def _pod(view: View, index: Index) -> Object:
         source = {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}}
         template = with_env(template, [{"name": "JOB_COMPLETION_INDEX", "valueFrom": source}])
         template["spec"]["hostname"] = f"{meta['name']}-{index}"
-    if view.per_index:
-        notes |= _failures_before(view, index)
+    if view.per_index:  # the failure counts of the pod that it replaces, plus that pod's own failure
+        counted, ignored, last = 0, 0, view.last_failed(index)
+        if last is not None:
+            is_ignored = view.rule(last)[0] == "Ignore"
+            counted, ignored = failures_of(last)
+            counted, ignored = counted + (not is_ignored), ignored + is_ignored
+        notes |= {FAILURES: str(counted)} | ({IGNORED: str(ignored)} if ignored else {})
     pod = pod_of(JOB, view.job, template, f"{name}-{uuid.uuid4().hex[:5]}", labels, notes)
     pod["metadata"]["finalizers"] = [TRACKED]
     return pod
-
-
-def _failures_before(view: View, index: Index) -> dict[str, str]:
-    """The failure counts of a new pod: those of the pod that it replaces, plus that pod's own failure."""
-    last = view.last_failed(index)
-    if last is None:
-        return {FAILURES: "0"}
-    counted, ignored = failures_of(last)
-    if view.rule(last)[0] == "Ignore":
-        ignored += 1
-    else:
-        counted += 1
-    return {FAILURES: str(counted)} | ({IGNORED: str(ignored)} if ignored else {})
 
 
 def failures_of(pod: Object) -> tuple[int, int]:

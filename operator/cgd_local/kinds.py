@@ -86,29 +86,28 @@ def builtin_resources() -> list[Resource]:
         for name, raw in definitions().items()
         for gvk in raw.get("x-kubernetes-group-version-kind", [])
     }
-    return [_builtin(line.split(), names) for line in _TABLE.strip().splitlines()]
-
-
-def _builtin(words: list[str], names: dict[tuple[str, str, str], str]) -> Resource:
-    api_version, kind, plural, scope, short, listed = words
-    group, _, version = api_version.rpartition("/")
-    name, traits = names[group, version, kind], listed.split(",")
-    columns = [{"name": head, "type": "string", "jsonPath": path} for head, path in _COLUMNS.get(plural, {}).items()]
-    return Resource(
-        group=group,
-        version=version,
-        kind=kind,
-        plural=plural,
-        singular=kind.lower(),
-        namespaced=scope == "namespaced",
-        short=[short] if short != "-" else [],
-        categories=["all"] if "all" in traits else [],
-        subresources=[part for part in ("status", "log", "binding") if part in traits],
-        counted="counted" in traits,
-        schema=definitions()[name],
-        schema_name=name,
-        columns=[*columns, _AGE],
-    )
+    resources = []
+    for line in _TABLE.strip().splitlines():
+        api_version, kind, plural, scope, short, listed = line.split()
+        group, _, version = api_version.rpartition("/")
+        name, traits, columns = names[group, version, kind], listed.split(","), _COLUMNS.get(plural, {})
+        resource = Resource(
+            group=group,
+            version=version,
+            kind=kind,
+            plural=plural,
+            singular=kind.lower(),
+            namespaced=scope == "namespaced",
+            short=[short] if short != "-" else [],
+            categories=["all"] if "all" in traits else [],
+            subresources=[part for part in ("status", "log", "binding") if part in traits],
+            counted="counted" in traits,
+            schema=definitions()[name],
+            schema_name=name,
+            columns=[*({"name": head, "type": "string", "jsonPath": path} for head, path in columns.items()), _AGE],
+        )
+        resources.append(resource)
+    return resources
 
 
 def custom_resource(crd: Json) -> Resource:

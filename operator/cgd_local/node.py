@@ -146,9 +146,19 @@ class Node:
 
     async def _schedule(self, pod: Object) -> None:
         """Bind a pod that fits and start it; write into the status of another pod why it does not fit."""
-        meta = pod["metadata"]
-        if resource := self._shortage(pod):
-            await self._report_unschedulable(pod, f"Insufficient {resource}")
+        meta, requests = pod["metadata"], requests_of(pod)
+        # a pod whose end the API knows holds nothing
+        held = [requests_of(runner.pod) for runner in self._runners.values() if not runner.reported]
+        free = {name: capacity - sum(amounts[name] for amounts in held) for name, capacity in self._capacity.items()}
+        if short := next((name for name in free if requests[name] > max(0.0, free[name])), ""):
+            why = "preemption: 0/1 nodes are available: 1 No preemption victims found"
+            message = f"0/1 nodes are available: 1 Insufficient {short}. {why}."
+            conditions = list(pod.get("status", {}).get("conditions") or [])
+            if not any(entry["type"] == "PodScheduled" and entry.get("message") == message for entry in conditions):
+                set_condition(conditions, "PodScheduled", "False", "Unschedulable", message)
+                status = {"status": {"conditions": conditions}}
+                await self.cluster.patch(POD, meta["name"], meta["namespace"], status, subresource="status")
+                await record(self.cluster, pod, "Warning", "FailedScheduling", message, component="default-scheduler")
             return
         del self._waiting[meta["uid"]]
         target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
@@ -169,23 +179,6 @@ class Node:
             backoff=self._backoff,
             status_lag=self._status_lag,
         )
-
-    def _shortage(self, pod: Object) -> str:
-        """The first resource of which too little is free. Pods that have ended, by the API, hold nothing."""
-        held = [requests_of(runner.pod) for runner in self._runners.values() if not runner.reported]
-        requests = requests_of(pod)
-        free = {name: capacity - sum(amounts[name] for amounts in held) for name, capacity in self._capacity.items()}
-        return next((name for name in free if requests[name] > max(0.0, free[name])), "")
-
-    async def _report_unschedulable(self, pod: Object, problem: str) -> None:
-        why = "preemption: 0/1 nodes are available: 1 No preemption victims found"
-        message, meta = f"0/1 nodes are available: 1 {problem}. {why}.", pod["metadata"]
-        conditions = list(pod.get("status", {}).get("conditions") or [])
-        if not any(entry["type"] == "PodScheduled" and entry.get("message") == message for entry in conditions):
-            set_condition(conditions, "PodScheduled", "False", "Unschedulable", message)
-            body = {"status": {"conditions": conditions}}
-            await self.cluster.patch(POD, meta["name"], meta["namespace"], body, subresource="status")
-            await record(self.cluster, pod, "Warning", "FailedScheduling", message, component="default-scheduler")
 
     def _runner(self, namespace: str, name: str) -> PodRunner | None:
         return next((r for r in self._runners.values() if (r.namespace, r.name) == (namespace, name)), None)

@@ -109,7 +109,14 @@ def decide(job: Object, pods: list[Object], time_now: float, release: Release = 
     if not look.conditions:
         look.say("Created", f"PyTorchJob {look.name} is created.")
     if look.ended:
-        _settle(look)
+        look.clean()
+        if look.is_true("Succeeded"):  # pods that are still active count as succeeded
+            for counts in look.status["replicaStatuses"].values():
+                counts["succeeded"] += counts.pop("active")
+                counts["active"] = 0
+        if "completionTime" in look.status:
+            ended = {"lastTransitionTime": look.status["completionTime"]}
+            look.decision.expire(ended, look.policy.get("ttlSecondsAfterFinished"), time_now)
     elif look.policy.get("suspend"):
         look.clean()
         for counts in look.status["replicaStatuses"].values():
@@ -121,18 +128,6 @@ def decide(job: Object, pods: list[Object], time_now: float, release: Release = 
     else:
         _advance(look)
     return look.decision
-
-
-def _settle(look: Look) -> None:
-    """Clean up after the end. Pods still active when the job succeeded count as succeeded."""
-    look.clean()
-    if look.is_true("Succeeded"):
-        for counts in look.status["replicaStatuses"].values():
-            counts["succeeded"] += counts.pop("active")
-            counts["active"] = 0
-    if "completionTime" in look.status:
-        ended = {"lastTransitionTime": look.status["completionTime"]}
-        look.decision.expire(ended, look.policy.get("ttlSecondsAfterFinished"), look.time_now)
 
 
 def _advance(look: Look) -> None:
@@ -189,33 +184,22 @@ def _reconcile_pods(look: Look, kind: str) -> None:
         if pod is None:
             look.decision.create.append(_pod(look, kind, index))
             continue
-        if code := _exit_code(pod):
+        # of the container that the real operator looks at; a pod that failed without an exit code is retryable
+        ends = [end_of(container) for container in containers_of(pod) if container["name"] == "pytorch"]
+        if code := ends[0].get("exitCode") if ends else None:
             place = f"{pod['metadata']['namespace']}.{pod['metadata']['name']}"
             look.decision.events.append(("Normal", "ExitedWithCode", f"Pod: {place} exited with code {code}"))
-        if phase(pod) == "Failed":
-            _judge(look, kind, pod)
-        leaving = "deletionTimestamp" in pod["metadata"]
+        leaving, policy = "deletionTimestamp" in pod["metadata"], look.replicas[kind].get("restartPolicy", "OnFailure")
+        if phase(pod) == "Failed":  # delete it, so that the next look replaces it, or fail the job
+            if policy in ("OnFailure", "Always") or (policy == "ExitCode" and (code is None or code >= 128)):
+                look.decision.delete += [] if leaving else [pod]
+                look.say("Restarting", f"job {look.name} is restarting because {kind} replica(s) failed.")
+            elif policy == "ExitCode" and look.release.ends_for_permanent:
+                look.say("Failed", f'job "{look.name}" is failing because "{kind}" replica(s) failed.')
         words = {"Running": "failed" if leaving else "active", "Succeeded": "succeeded", "Failed": "failed"}
         if phase(pod) in words:
             counts[words[phase(pod)]] += 1
     look.status["replicaStatuses"][kind] = counts
-
-
-def _judge(look: Look, kind: str, pod: Object) -> None:
-    """Delete a failed pod so that the next look replaces it, or fail the job, as the restart policy says."""
-    code, policy = _exit_code(pod), look.replicas[kind].get("restartPolicy", "OnFailure")
-    if policy in ("OnFailure", "Always") or (policy == "ExitCode" and (code is None or code >= 128)):
-        look.decision.delete += [] if "deletionTimestamp" in pod["metadata"] else [pod]
-        look.say("Restarting", f"job {look.name} is restarting because {kind} replica(s) failed.")
-    elif policy == "ExitCode" and look.release.ends_for_permanent:
-        look.say("Failed", f'job "{look.name}" is failing because "{kind}" replica(s) failed.')
-
-
-def _exit_code(pod: Object) -> int | None:
-    """The exit code of the container that the real operator looks at. A pod that failed without one is retryable."""
-    ends = [end_of(container) for container in containers_of(pod) if container["name"] == "pytorch"]
-    code: int | None = ends[0].get("exitCode") if ends else None
-    return code
 
 
 def _conclude(look: Look, kind: str) -> None:

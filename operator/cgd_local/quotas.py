@@ -88,19 +88,10 @@ def _matches(scope: Json, spec: Json) -> bool:
             is_limited = any(amounts.get("cpu") or amounts.get("memory") for amounts in both)
             return bool(is_limited == (name == "NotBestEffort"))
         case "PriorityClass":
-            return _has_class(scope, spec.get("priorityClassName", ""))
+            priority, operator = spec.get("priorityClassName", ""), scope["operator"]
+            holds = bool(priority) if operator in ("Exists", "DoesNotExist") else priority in scope["values"]
+            return bool(holds == (operator in ("Exists", "In")))
     return False
-
-
-def _has_class(scope: Json, name: str) -> bool:
-    match scope["operator"]:
-        case "Exists":
-            return bool(name)
-        case "DoesNotExist":
-            return not name
-        case "In":
-            return name in scope["values"]
-    return name not in scope["values"]
 
 
 # --- what pods use

@@ -18,7 +18,7 @@ from cgd_local.kinds import Resource, begin, builtin_resources, custom_resource,
 from cgd_local.ownership import Write, apply_patch, record_update
 from cgd_local.quotas import charge
 from cgd_local.schema import default, drop_nulls, prune, schema_causes, validate
-from cgd_local.statuses import ApiError, Cause, Json, bad_request, invalid, required, success, wrong
+from cgd_local.statuses import ApiError, Cause, Json, bad_request, required, success, wrong
 from cgd_local.store import Key, Shelf, Store
 
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -45,7 +45,12 @@ def _conflict(resource: Resource, name: str, why: str) -> ApiError:
 
 
 def _invalid(resource: Resource, name: str, *causes: Cause) -> ApiError:
-    return invalid(resource.group, resource.kind, name, list(causes))
+    """422 with a cause per field, worded so that kubectl prints its usual list."""
+    lines = [f"{cause.field}: {cause.message}" for cause in causes]
+    message = lines[0] if len(lines) == 1 else "[" + ", ".join(lines) + "]"
+    subject = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
+    details = resource.details(name) | {"kind": resource.kind, "causes": [cause._asdict() for cause in causes]}
+    return ApiError(422, f'{subject} "{name}" is invalid: {message}', details=details)
 
 
 class Registry:

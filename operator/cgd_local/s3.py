@@ -64,10 +64,19 @@ class SeaweedFS:
         identities.touch(mode=0o600)
         identity = {"name": "local", "credentials": credentials, "actions": actions}
         identities.write_text(json.dumps({"identities": [identity]}))
+        scripts = sysconfig.get_path("scripts")
+        weed = shutil.which("weed", path=f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+        if weed is None:
+            raise RuntimeError("the program weed is missing: install the extra `local` of this project")
+        quiet = "-master.telemetry=false -webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0"
+        store = [f"-dir={self.folder / 'data'}", f"-s3.config={identities}", f"-bucket={self.bucket}"]
+        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.allowDeleteBucketNotEmpty=false"]
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "1GiB"}
         for _ in range(ATTEMPTS):  # another program may take a port meanwhile
             self._ports = choose_ports(self.folder)
-            self._process = launch(self._command(), env, self.folder, self.folder / "weed.log")
+            ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
+            command = [weed, "mini", *here, *ports, *store, *quiet.split()]
+            self._process = launch(command, env, self.folder, self.folder / "weed.log")
             deadline = time.monotonic() + READY_SECONDS
             while self._process.poll() is None and time.monotonic() < deadline:
                 if await asyncio.to_thread(self._answers):
@@ -111,17 +120,6 @@ class SeaweedFS:
         finally:
             client.close()
         return True
-
-    def _command(self) -> list[str]:
-        scripts = sysconfig.get_path("scripts")
-        weed = shutil.which("weed", path=f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
-        if weed is None:
-            raise RuntimeError("the program weed is missing: install the extra `local` of this project")
-        ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
-        quiet = "-master.telemetry=false -webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0"
-        store = [f"-dir={self.folder / 'data'}", f"-s3.config={self.folder / 's3.json'}", f"-bucket={self.bucket}"]
-        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.allowDeleteBucketNotEmpty=false"]
-        return [weed, "mini", *here, *ports, *store, *quiet.split()]
 
 
 def choose_ports(folder: Path) -> dict[str, int]:

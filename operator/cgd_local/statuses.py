@@ -43,15 +43,6 @@ def bad_request(message: str) -> ApiError:
     return ApiError(400, message)
 
 
-def invalid(group: str, kind: str, name: str, causes: list[Cause]) -> ApiError:
-    """422 with one cause per field, worded so that kubectl prints its usual list."""
-    lines = [f"{cause.field}: {cause.message}" for cause in causes]
-    message = lines[0] if len(lines) == 1 else "[" + ", ".join(lines) + "]"
-    subject = f"{kind}.{group}" if group else kind
-    details = {"name": name, "group": group, "kind": kind, "causes": [cause._asdict() for cause in causes]}
-    return ApiError(422, f'{subject} "{name}" is invalid: {message}', details=details)
-
-
 def required(field: str, why: str = "") -> Cause:
     return Cause(field, "FieldValueRequired", f"Required value: {why}" if why else "Required value")
 

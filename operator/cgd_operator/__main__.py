@@ -1,7 +1,7 @@
 """Starts the operator: `python -m cgd_operator`; `process` has its options and environment.
 
-Process 1 of a container has no default for SIGTERM: without a handler it is ignored. The imports of an operator take
-seconds, so this one is there before them; it gives way to one that ends what has been begun.
+The kernel ignores SIGTERM for process 1 of a container while it has no handler. The imports of the operator take
+seconds, so a handler is set before them; `process` replaces it by a handler that ends what has begun.
 """
 
 import os

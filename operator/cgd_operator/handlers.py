@@ -1,8 +1,8 @@
 """The door: what Kopf calls. It says when to look at which run; everything else happens in `controller`.
 
 Only an `on.event` handler is used: it puts no finalizer and no annotation on anything. `controller.queue` watches the
-children: Kopf reads each object there is and remembers it, with label selectors too. 2,000 Jobs and pods took 43 MB, by
-`initial_streaming` 74 MB; a thousand runs have up to 16,000 of them. A watch that lists nothing took less than 1 MB.
+children: Kopf would read and remember every existing object, even with label selectors. 2,000 Jobs and pods took 43 MB,
+by `initial_streaming` 74 MB; a thousand runs have up to 16,000 of them. A watch that lists nothing took less than 1 MB.
 """
 
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from cgd_operator.facts.due import Due, due
 
 
 class NoDiffs(kopf.DiffBaseStorage):
-    """Kopf copies and compares every object that a watch tells of, for handlers of changes: there are none."""
+    """Kopf copies and compares every object of a watch, for handlers of changes. We have no such handlers."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -26,7 +26,7 @@ class NoDiffs(kopf.DiffBaseStorage):
         return None
 
     def store(self, **_: Any) -> None:
-        raise NotImplementedError  # Kopf stores for handlers of changes alone: one was added, and needs a storage
+        raise NotImplementedError  # Kopf stores only for handlers of changes: whoever adds such a handler needs this
 
 
 @kopf.on.startup()
@@ -54,8 +54,8 @@ def login(**everything: Any) -> kopf.ConnectionInfo | None:
 
 @kopf.on.event(GROUP, VERSION, "cgdruns")
 async def run_changed(body: kopf.Body, memo: kopf.Memo, **what: Any) -> None:
-    """At once if the user changed something; our own writes of the status are no news, nor is a run that the watch
-    begins with: the sweep looks at all of them."""
+    """Look at the run at once if the user changed something. Our own writes of the status change nothing, and the sweep
+    looks at the runs with which the watch begins."""
     loop: Loop = memo.loop
     metrics.LAST_EVENT.set_to_current_time()
     key, uid = (body.metadata["namespace"], body.metadata["name"]), body.metadata["uid"]
@@ -70,5 +70,5 @@ async def run_changed(body: kopf.Body, memo: kopf.Memo, **what: Any) -> None:
             loop.over(key, uid)
         case Due.TELLING | Due.ACTING:
             loop.poke(*key)
-        case Due.CHILDREN:  # their own events tell
+        case Due.CHILDREN:  # the events of its children say more
             pass

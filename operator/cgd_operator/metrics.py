@@ -24,5 +24,5 @@ API_REQUESTS = Counter(
 )
 QUEUE = Gauge("cgd_queue_depth", "Runs that wait for a look, or have one.", registry=REGISTRY)
 LAST_SWEEP = Gauge("cgd_last_sweep_timestamp_seconds", "When all runs were last looked over.", registry=REGISTRY)
-LAST_EVENT = Gauge("cgd_last_event_timestamp_seconds", "When a watch last told of a change.", registry=REGISTRY)
+LAST_EVENT = Gauge("cgd_last_event_timestamp_seconds", "When a watch last reported a change.", registry=REGISTRY)
 LEADER = Gauge("cgd_leader", "1 while this operator acts.", registry=REGISTRY)

@@ -6,16 +6,16 @@ Environment:
     CGD_GENERATE_IMAGE, CGD_TRAIN_IMAGE  images of the stage programs
     CGD_PROGRESS_BIND                    host:port that takes progress reports
     CGD_PROGRESS_URL                     how pods reach it; default: the bound address
-    CGD_PROGRESS_KEY                     signs the progress tokens, at least 32 bytes; default: a new one
-    CGD_PROGRESS_KEY_SECRET              namespace/name of a Secret that keeps a new key, as `key`, for those that start
-                                         later: each gives it to its process as CGD_PROGRESS_KEY; default: nothing keeps
-                                         it, and after a restart the stages that run report in vain
+    CGD_PROGRESS_KEY                     signs the progress tokens, at least 32 bytes; default: a new key
+    CGD_PROGRESS_KEY_SECRET              namespace/name of a Secret that stores a new key, as `key`: later pods of the
+                                         operator get it as CGD_PROGRESS_KEY; default: nothing stores it, and after a
+                                         restart the progress of running stages is refused
     CGD_HEALTH_BIND                      host:port of /healthz, /readyz, /leaderz and /metrics; default: none of them
-    CGD_REHEARSE_PODS                    false: the operator may not create pods, and tries none as a dry run
+    CGD_REHEARSE_PODS                    false: the operator may not create pods, so it tries no pod as a dry run
     CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
-    CGD_STALLED_AFTER_SECONDS            so long a person has to mend something before a run is Stalled; default: 300
+    CGD_STALLED_AFTER_SECONDS            how long a person has to mend something before a run is Stalled; default: 300
     CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
-    CGD_POD_IP                           where other operators reach this one; default: as bound
+    CGD_POD_IP                           where other operators reach this operator; default: the bound address
 """
 
 import argparse
@@ -52,7 +52,11 @@ KEY_BYTES = 32
 
 
 def main() -> None:
-    options = _options()
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="cgd-operator", description=__doc__.partition("\n")[0])
+    parser.add_argument("--namespace", "-n", action="append", default=[], help="watch only this namespace (repeatable)")
+    parser.add_argument("--kubeconfig", help="default: the pod's service account, or $KUBECONFIG")
+    options = parser.parse_args()
     start_log("%(asctime)s %(levelname)-7s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
@@ -62,31 +66,20 @@ def main() -> None:
     gc.set_threshold(50_000)
     try:
         with contextlib.suppress(asyncio.CancelledError):
-            asyncio.run(_until_told_to_stop(tuple(options.namespace)))
+            asyncio.run(_until_signalled(tuple(options.namespace)))
     except ApiError as error:
-        raise SystemExit(f"cgd-operator: {printable(str(error))}\n{_hint(error)}") from error
+        hints = {
+            403: "The operator's ServiceAccount may not do this: check its Role and RoleBinding.",
+            404: "The CGDRun definition is not installed: kubectl apply --server-side -f crds/",
+        }
+        hint = hints.get(error.status, "Check the API server's address and the operator's credentials.")
+        raise SystemExit(f"cgd-operator: {printable(str(error))}\n{hint}") from error
     except (ConfigException, LeaseLost) as error:
         raise SystemExit(f"cgd-operator: {printable(str(error))}") from error
 
 
-def _options() -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="cgd-operator", description=__doc__.partition("\n")[0])
-    parser.add_argument("--namespace", "-n", action="append", default=[], help="watch this one only (repeatable)")
-    parser.add_argument("--kubeconfig", help="default: the pod's service account, or $KUBECONFIG")
-    return parser.parse_args()
-
-
-def _hint(error: ApiError) -> str:
-    if error.status == 404:
-        return "The CGDRun definition is not installed: kubectl apply --server-side -f crds/"
-    if error.status == 403:
-        return "The operator's ServiceAccount may not do this: check its Role and RoleBinding."
-    return "Check the API server's address and the operator's credentials."
-
-
-async def _until_told_to_stop(namespaces: tuple[str, ...]) -> None:
-    """Until Kopf takes the signals over, they end whatever is under way."""
+async def _until_signalled(namespaces: tuple[str, ...]) -> None:
+    """Operate. A signal ends whatever is under way, until Kopf handles the signals."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,7 +88,7 @@ async def _until_told_to_stop(namespaces: tuple[str, ...]) -> None:
 
 
 async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None = None) -> None:
-    """Run the operator until it is told to stop: by SIGTERM or SIGINT once it acts, by cancellation before, by `stop`.
+    """Run the operator until it is stopped: by SIGTERM or SIGINT once it acts, by cancellation before, by `stop`.
 
     Raises:
         ApiError: CGDRuns cannot be listed at the start.
@@ -104,7 +97,10 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
     key = _key()
     async with contextlib.AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(await Cluster.connect(manager=MANAGER))
-        lock = _lock(cluster)
+        lock: LeaseLock | None = None
+        if lease := os.environ.get("CGD_LEASE"):
+            namespace, _, name = lease.partition("/")
+            lock = LeaseLock(cluster, namespace, name, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
         server = ProgressServer(leader=lambda: lock.leader if lock else "")
         health = Health(leader_answers=server.leader_answers)
         if bind := os.environ.get("CGD_HEALTH_BIND"):
@@ -116,28 +112,21 @@ async def operate(namespaces: tuple[str, ...] = (), stop: threading.Event | None
         key = key or await _new_key(cluster)
         health.could_lead()
         if lock:
-            lock.address = _reached_at(server)
+            host = os.environ.get("CGD_POD_IP") or server.host  # where other operators reach the progress server
+            lock.address = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
             await lead(lock, lambda: _act(cluster, health, server, key, namespaces, stop), stop)
         else:
             await _act(cluster, health, server, key, namespaces, stop)
 
 
-def _lock(cluster: Cluster) -> LeaseLock | None:
-    if not (lease := os.environ.get("CGD_LEASE")):
-        return None
-    namespace, _, name = lease.partition("/")
-    return LeaseLock(cluster, namespace, name, f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}")
-
-
-def _reached_at(server: ProgressServer) -> str:
-    """Where other operators reach the progress server of this one."""
-    host = os.environ.get("CGD_POD_IP") or server.host
-    return f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+def _address(bind: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    return host, int(port)
 
 
 def _key() -> bytes:
-    """Signs the progress tokens; empty: one is to be made. Whoever has a token can try keys until one signs it, so none
-    can be short."""
+    """The key that signs the progress tokens; empty: the operator makes one. It cannot be short: whoever has a token
+    can try keys until one of them gives that token."""
     key = os.fsencode(os.environ.get("CGD_PROGRESS_KEY", ""))
     if 0 < len(key) < KEY_BYTES:
         why = (
@@ -149,8 +138,8 @@ def _key() -> bytes:
 
 
 async def _new_key(cluster: Cluster) -> bytes:
-    """A key that this process makes. The operator may create Secrets and read none: those that start later have the key
-    from their environment, so one that was started before the Secret was there has to be started again."""
+    """A key that this process makes. The operator may create Secrets but not read them: other pods get the key from
+    their environment, so a pod that started before the Secret existed must be started again."""
     key = secrets.token_hex(KEY_BYTES)
     if not (secret := os.environ.get("CGD_PROGRESS_KEY_SECRET")):
         return key.encode()
@@ -161,7 +150,7 @@ async def _new_key(cluster: Cluster) -> bytes:
         await cluster.create(SECRET, body | {"stringData": {"key": key}})
     except AlreadyExists as error:
         raise SystemExit(
-            f"cgd-operator: the Secret {printable(secret)} is there, but this process was started without its key, and "
+            f"cgd-operator: the Secret {printable(secret)} exists, but this process was started without its key, and "
             "must be started again. If that does not help, the Secret has no field `key`: delete the Secret"
         ) from error
     except ApiError as error:
@@ -188,26 +177,17 @@ async def _act(
     server.lead(Desk(board, key, loop.later))
     health.lead()
     loop.start()
+    assert handlers.configure  # importing the module registers the handlers
     try:
-        await _kopf(loop, stop)
+        await kopf.operator(
+            memo=kopf.Memo(loop=loop),
+            namespaces=namespaces,
+            clusterwide=not namespaces,
+            standalone=True,
+            stop_flag=stop,
+        )
     finally:
         await loop.stop()
-
-
-def _address(bind: str) -> tuple[str, int]:
-    host, _, port = bind.rpartition(":")
-    return host, int(port)
-
-
-async def _kopf(loop: Loop, stop: threading.Event | None) -> None:
-    assert handlers.configure  # importing the module registers the handlers
-    await kopf.operator(
-        memo=kopf.Memo(loop=loop),
-        namespaces=loop.namespaces,
-        clusterwide=not loop.namespaces,
-        standalone=True,
-        stop_flag=stop,
-    )
 
 
 def _release(progress_url: str) -> Release:

@@ -21,7 +21,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9])_(?=[0-9])")
 _NOT_JSON = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _END = 1 << 63
-"""Where the integers of the API server end: JSON has one kind of number, and a whole one is an integer up to here."""
+"""The API server reads a whole number from -2^63 to below 2^63 as an integer, every other number as a float."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -39,7 +39,10 @@ class _Loader(yaml.CSafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}null":
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key.start_mark)
         pairs = ((self.construct_object(key, deep=True), value) for key, value in node.value)
-        return {_key(key): self.construct_object(value, deep=deep) for key, value in pairs}
+        return {
+            str(key).lower() if isinstance(key, bool) else str(key): self.construct_object(value, deep=deep)
+            for key, value in pairs
+        }
 
 
 def _construct(_: _Loader, node: yaml.ScalarNode) -> Any:
@@ -85,10 +88,6 @@ def _type(value: Any) -> str:
             return "str"
 
 
-def _key(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 class _Dumper(yaml.CSafeDumper):
     """PyYAML reads YAML 1.1, where 1e-6 is a string; kubectl reads a number: quote what has a digit."""
 
@@ -97,7 +96,7 @@ class _Dumper(yaml.CSafeDumper):
         return self.represent_scalar(f"{_TAG}str", str(text), style)
 
     def ignore_aliases(self, _data: Any) -> bool:
-        """What is there twice is written twice."""
+        """A value that occurs twice is written twice."""
         return True
 
 

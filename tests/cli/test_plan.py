@@ -17,10 +17,9 @@ from support.builders import manifest
 from support.stage_builders import context
 
 from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, active_in, costs, fits, lengths, size_in
-from cgd_cli.gpus import GPUS
-from cgd_cli.lm_eval_sizes import TASK_SIZES
 from cgd_cli.models import misfits
 from cgd_cli.price import price_json, price_table
+from cgd_cli.sizes import GPUS, TASK_SIZES
 from cgd_cli.terminal import Terminal
 from cgd_operator.api.benchmarks import TASKS
 from cgd_operator.planning.dag import Run, plan

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cgd_local.bodies import read_apply, read_json
+from cgd_local.requests import read_apply, read_json
 from cgd_local.statuses import ApiError
 
 CONFIGMAP = "/api/v1/namespaces/default/configmaps/texts"

@@ -13,11 +13,10 @@ from support.stage_builders import RUN, context
 from support.status_builders import NOW, render_of
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.controller.departed import Departed
+from cgd_operator.controller.children import Departed
 from cgd_operator.facts import retries
 from cgd_operator.facts.children import observe
-from cgd_operator.facts.due import Due, due
-from cgd_operator.facts.limits import expired
+from cgd_operator.facts.due import Due, due, expired
 from cgd_operator.facts.pods import RESTARTS
 from cgd_operator.kube.outside import last_words, moment, number
 from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, REPLICA_INDEX, RUN_LABEL

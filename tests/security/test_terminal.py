@@ -26,8 +26,8 @@ from support.strings import STRANGE, halves
 from cgd_cli.comparison import joined_reports, shown
 from cgd_cli.data import row_panel
 from cgd_cli.estimate import Assumptions
-from cgd_cli.gpus import GPUS
 from cgd_cli.price import price_table
+from cgd_cli.sizes import GPUS
 from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, panel, plain
 from cgd_local.apiserver import ApiServer

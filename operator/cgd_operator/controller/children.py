@@ -1,4 +1,5 @@
-"""Reads the objects of runs: children, pods, Workloads, and Events that explain why a pod is missing."""
+"""Reads the objects of runs: children, pods, Workloads, and Events that explain why a pod is missing. Keeps the last
+state of deleted pods until the status of their run records them."""
 
 import asyncio
 import logging
@@ -8,9 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from cgd_operator.controller.departed import Departed
 from cgd_operator.facts.children import ChildFacts, observe, queued, unexplained
-from cgd_operator.facts.pods import Gone
+from cgd_operator.facts.pods import Gone, last_state
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import EVENT, JOB, JOB_UID_LABEL, POD, WORKLOADS, ApiError, Kind, one_of
 from cgd_operator.planning.dag import BACKENDS, Backend
@@ -22,6 +22,36 @@ Object = dict[str, Any]
 
 ABSENT_SECONDS = 30.0
 """A kind that the cluster does not serve is tried again after this time."""
+MOST_DEPARTED = 2048
+"""The most deleted pods in memory. Beyond that, the pods of the run whose first pod was deleted earliest are
+forgotten."""
+
+
+@dataclass
+class Departed:
+    """Deleted pods in their last state. Only in memory: an operator that ends loses those that no status records."""
+
+    runs: dict[str, dict[str, Gone]] = field(default_factory=dict)
+    """By the uids of run and pod."""
+
+    def add(self, pod: Object, now: datetime) -> None:
+        """A watch reports that the pod is deleted; `pod` is its last state."""
+        meta = pod["metadata"]
+        run = meta["labels"].get(UID_LABEL)
+        if run is None:  # the pod has our other labels but is not ours
+            return
+        self.runs.setdefault(run, {})[meta["uid"]] = last_state(pod, now)
+        while sum(map(len, self.runs.values())) > MOST_DEPARTED:
+            del self.runs[next(iter(self.runs))]
+
+    def of(self, run: str) -> tuple[Gone, ...]:
+        return tuple(self.runs.get(run, {}).values())
+
+    def told(self, run: str, gone: tuple[Gone, ...]) -> None:
+        """Forget pods that the run's status now records."""
+        left = {uid: pod for uid, pod in self.runs.pop(run, {}).items() if pod not in gone}
+        if left:
+            self.runs[run] = left
 
 
 @dataclass
@@ -76,7 +106,11 @@ class ChildReader:
             if _namespace(pod) == homes[_run_uid(pod)] and not is_gone:
                 own.pods.append(pod)
         if owners := queued(child for own in runs.values() for child in own.children):
-            for workload in await self._workloads(namespace, one_of(JOB_UID_LABEL, owners)):
+            labels = one_of(JOB_UID_LABEL, owners)
+            for kind in WORKLOADS:  # the first version that the cluster serves
+                if (workloads := await self._list_if_served(kind, namespace, labels)) is not None:
+                    break
+            for workload in workloads or ():
                 uid = run_of[workload["metadata"]["labels"][JOB_UID_LABEL]]
                 if _namespace(workload) == homes[uid]:
                     runs[uid].workloads.append(workload)
@@ -98,12 +132,6 @@ class ChildReader:
             names |= {f"{child['metadata']['name']}-node-0" for child in own.children}  # the Job of a TrainJob's JobSet
             events = (event for question in questions for event in answers.get(question, ()))
             own.events = [event for event in events if event["involvedObject"].get("name") in names]
-
-    async def _workloads(self, namespace: str | None, labels: str) -> list[Object]:
-        for kind in WORKLOADS:
-            if (workloads := await self._list_if_served(kind, namespace, labels)) is not None:
-                return workloads
-        return []
 
     async def _list_if_served(self, kind: Kind, namespace: str | None, labels: str) -> list[Object] | None:
         """The objects; None if the cluster does not serve the kind."""

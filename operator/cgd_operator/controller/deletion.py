@@ -11,8 +11,7 @@ from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.telling import Teller
 from cgd_operator.facts.children import Fate
-from cgd_operator.facts.due import ttl
-from cgd_operator.facts.limits import expired
+from cgd_operator.facts.due import expired, ttl
 from cgd_operator.facts.pods import stage_of
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import JOB, RUN, AlreadyExists, ApiError

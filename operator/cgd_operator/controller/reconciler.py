@@ -11,15 +11,14 @@ from cgd_operator import metrics
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.actions import Actor
-from cgd_operator.controller.children import ChildReader, RunObjects
+from cgd_operator.controller.children import ChildReader, Departed, RunObjects
 from cgd_operator.controller.deletion import Deletion
-from cgd_operator.controller.departed import Departed
 from cgd_operator.controller.telling import Teller
 from cgd_operator.controller.view import View
 from cgd_operator.facts.due import Due, Outlook, due, has_succeeded, previous_status, wants_finalizer
 from cgd_operator.facts.progress import Board
 from cgd_operator.facts.refusals import WEBHOOK_DOWN
-from cgd_operator.facts.trouble import Trouble, without_backend
+from cgd_operator.facts.trouble import INSTALL, Trouble
 from cgd_operator.facts.waiting import QUIET
 from cgd_operator.http.progress import key_id
 from cgd_operator.kube.client import Cluster
@@ -104,7 +103,7 @@ class Reconciler:
         run, previous = view.run, view.previous
         trouble: Trouble | None = None
         if view.backend is None and view.starts:
-            trouble = without_backend(run.spec.training.backend)
+            trouble = Trouble("TrainingBackendMissing", INSTALL[run.spec.training.backend])
         else:
             if view.starts and not view.objects.children:
                 trouble = await self._actor.rehearse(view)

@@ -11,10 +11,9 @@ from cgd_operator.facts import gpu_usage, retries
 from cgd_operator.facts.children import ChildFacts, Fate, checkpoint_bytes, has_ended
 from cgd_operator.facts.decide import Action, Start, decide, replacements
 from cgd_operator.facts.due import previous_status
-from cgd_operator.facts.limits import exceeded
 from cgd_operator.facts.pods import pods_by_stage
 from cgd_operator.facts.progress import Board
-from cgd_operator.facts.trouble import Trouble
+from cgd_operator.facts.trouble import Trouble, exceeded
 from cgd_operator.planning.dag import BACKENDS, Backend, Child, Run, choose_backend, plan
 from cgd_operator.planning.manifests import STAGE_LABEL
 from cgd_operator.status import render

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -18,6 +18,7 @@ from cgd_stages.contract import CHECKPOINT_BYTES, MOST
 
 ENDS = frozenset({"Complete", "Succeeded", "Failed"})
 """Types of the conditions with which Jobs, PyTorchJobs and TrainJobs end."""
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Fate(Enum):
@@ -79,7 +80,7 @@ def observe(
     facts: dict[str, ChildFacts] = {}
     for child in sorted(children, key=lambda child: "deletionTimestamp" not in child["metadata"]):
         stage = stage_of(child)
-        own = tuple(sorted(by_stage.get(stage, []), key=_age))
+        own = tuple(sorted(by_stage.get(stage, []), key=lambda pod: (pod.start or NEVER, pod.name)))
         left = tuple(pod.pod for pod in gone if pod.stage == stage)
         queue = queues.get(child["metadata"].get("uid", ""))
         facts[stage] = _child(child, own, left, queue, *_fate(child, own, left, queue, notices, now))
@@ -132,16 +133,17 @@ def is_suspended(child: Object) -> bool:
     return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
 
-def _age(pod: PodFacts) -> tuple[float, str]:
-    return (pod.start.timestamp() if pod.start else float("inf"), pod.name)
-
-
 def _child(
     child: Object, pods: tuple[PodFacts, ...], gone: tuple[PodFacts, ...], queue: Workload | None, fate: Fate, why: Why
 ) -> ChildFacts:
     meta, status = child["metadata"], child.get("status", {})
     notes = meta.get("annotations", {})
     begun = Counter((pod.shard, pod.restarts) for pod in pods)
+    end = None
+    if fate in (Fate.SUCCEEDED, Fate.FAILED):
+        ends = [pod.end for pod in pods if pod.end]
+        changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
+        end = moment(status.get("completionTime")) or max(ends or filter(None, changes), default=None)
     return ChildFacts(
         name=meta["name"],
         stage=stage_of(child),
@@ -155,7 +157,7 @@ def _child(
         held=SUSPENDED_BY_RUN in notes,
         given_up=notes.get(GIVEN_UP, ""),
         start=moment(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
-        end=_end(status, pods) if fate in (Fate.SUCCEEDED, Fate.FAILED) else None,
+        end=end,
         attempts=max((pod.restarts + max(begun[pod.shard, pod.restarts], pod.failures + 1) for pod in pods), default=0),
         pods=pods,
         gone=gone,
@@ -208,11 +210,3 @@ def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> Why:
     permanent = [pod for pod in failed if pod.words and pod.words.outcome == "failed" and pod.exit_code == 3]
     telling = [pod for pod in failed if pod.words or pod.tail]
     return Why(reason, account((permanent or telling or failed)[-1]))
-
-
-def _end(status: Object, pods: tuple[PodFacts, ...]) -> datetime | None:
-    ends = [pod.end for pod in pods if pod.end]
-    conditions = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
-    return (
-        moment(status.get("completionTime")) or max(ends, default=None) or max(filter(None, conditions), default=None)
-    )

@@ -1,15 +1,15 @@
-"""Is there anything to do for a run? Pure. Events, sweeps and reconciles all use this single answer."""
+"""Whether a run needs a reconcile. Pure. Events, sweeps and reconciles all use this single answer."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
 from pydantic import ValidationError
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.facts.limits import expired
+from cgd_operator.kube.outside import moment
 from cgd_operator.planning.manifests import FINALIZER
 
 Object = dict[str, Any]
@@ -79,6 +79,15 @@ def has_right_finalizer(manifest: Object) -> bool:
 def ttl(manifest: Object) -> int | None:
     seconds: int | None = manifest["spec"].get("ttlSecondsAfterFinished")
     return seconds
+
+
+def expired(ttl: int | None, status: CGDRunStatus, now: datetime) -> bool:
+    """Whether the run succeeded or failed more than `ttl` seconds ago."""
+    ends = [condition for condition in status.conditions if condition.type == "Succeeded"]
+    if ttl is None or not ends or ends[0].status == "Unknown" or status.state == "Refused":
+        return False
+    end = moment(ends[0].last_transition_time)
+    return end is not None and now >= end + timedelta(seconds=ttl)
 
 
 def previous_status(manifest: Object) -> CGDRunStatus:

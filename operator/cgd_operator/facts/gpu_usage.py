@@ -1,8 +1,8 @@
 """What a run has used: the GPU time of its pods, also of those that are gone. Pure.
 
 A pod holds its GPUs from the moment a node took it until its last container ended, or until its grace period was over
-where its node was lost. What a deleted pod held can be read from nothing that is left in the cluster: the last thing to
-be seen of it is its deletion, and the status keeps a count for every pod.
+where its node was lost. Nothing in the cluster says later what a deleted pod held, so the status keeps a count for each
+pod.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,8 @@ from cgd_operator.facts.pods import LOST, PodFacts
 from cgd_operator.planning.dag import Child
 
 MOST_LEFT = 200
-"""Of so many pods that are gone a stage remembers what each has used: the news that one was deleted may come after a
-list without it, and it must not be counted twice."""
+"""A stage remembers what each of so many deleted pods used: the event of a deletion may come after a list without the
+pod, which must not be counted twice."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,25 @@ class Used:
 def count(
     children: Iterable[Child], pods: Mapping[str, tuple[PodFacts, ...]], previous: CGDRunStatus, now: datetime
 ) -> dict[str, Used]:
-    """By stage, from the pods of each child, by its stage; a child that carries out several is counted on the first.
-    Never less than `previous` says."""
+    """The GPU seconds by stage; those of a child with several stages count for its first stage. Never less than
+    `previous` says.
+
+    Args:
+        pods: the pods of each child, by the child's stage.
+    """
     before = {stage.name: stage for stage in previous.stages}
-    first = {child.stages[0]: child for child in children if child.gpus}
-    return {
-        name: _count(child, pods.get(child.stage, ()), before.get(name, StageStatus(name=name)), now)
-        for name, child in first.items()
-    }
+    used: dict[str, Used] = {}
+    for child in children:
+        if not child.gpus:
+            continue
+        name = child.stages[0]
+        old = before.get(name, StageStatus(name=name))
+        known = old.pod_gpu_seconds
+        held = {pod.uid: max(_held(pod, now) * child.gpus, known.get(pod.uid, 0)) for pod in pods.get(child.stage, ())}
+        more = sum(seconds - known.get(uid, 0) for uid, seconds in held.items())
+        left = {uid: seconds for uid, seconds in known.items() if uid not in held}
+        used[name] = Used(old.gpu_seconds + more, {**held, **(left if len(left) <= MOST_LEFT else {})})
+    return used
 
 
 def total(used: Mapping[str, Used]) -> int:
@@ -48,16 +59,9 @@ def hours(gpu_seconds: int) -> str:
     return f"{gpu_seconds / 3600:.2f}"
 
 
-def _count(child: Child, pods: tuple[PodFacts, ...], old: StageStatus, now: datetime) -> Used:
-    known = old.pod_gpu_seconds
-    held = {pod.uid: max(_held(pod, now) * child.gpus, known.get(pod.uid, 0)) for pod in pods}
-    more = sum(seconds - known.get(uid, 0) for uid, seconds in held.items())
-    left = {uid: seconds for uid, seconds in known.items() if uid not in held}
-    return Used(old.gpu_seconds + more, {**held, **(left if len(left) <= MOST_LEFT else {})})
-
-
 def _held(pod: PodFacts, now: datetime) -> int:
-    """Seconds; whole minutes of a pod that goes on, so that a status does not change every second."""
+    """The seconds for which a pod held its GPUs; whole minutes while it runs, so that a status does not change every
+    second."""
     if pod.taken is None:
         return 0
     if pod.phase in ("Succeeded", "Failed", LOST):

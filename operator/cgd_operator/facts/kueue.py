@@ -35,7 +35,7 @@ class Workload:
 def workload(item: Object, now: datetime) -> Workload:
     """The facts of a Workload (`kueue.x-k8s.io`)."""
     active = bool(item["spec"].get("active", True))
-    reason, message = _waiting(item.get("status", {}), now) if active else _deactivated(item)
+    reason, message = _why(item, now)
     held = not active and SUSPENDED_BY_RUN in item["metadata"].get("annotations", {})
     return Workload(item["apiVersion"], item["metadata"]["name"], active, held, reason, message)
 
@@ -46,42 +46,29 @@ def workload_suspension(suspend: bool) -> Object:
     return {"metadata": {"annotations": note}, "spec": {"active": not suspend}}
 
 
-def _deactivated(item: Object) -> tuple[str, str]:
-    name, eviction = item["metadata"]["name"], _condition(item.get("status", {}), "Evicted")
-    why = f" ({eviction['message']})" if eviction.get("message") else ""
-    return "Deactivated", f"its Workload {name} was deactivated{why}; set the Workload's spec.active to true to go on"
-
-
-def _waiting(status: Object, now: datetime) -> tuple[str, str]:
-    admitted = _condition(status, "Admitted")
+def _why(item: Object, now: datetime) -> tuple[str, str]:
+    """Why the child of a Workload does not run: reason and message."""
+    status = item.get("status", {})
+    conditions: dict[str, Object] = {condition["type"]: condition for condition in status.get("conditions", [])}
+    admitted, quota, evicted = (conditions.get(kind, {}) for kind in ("Admitted", "QuotaReserved", "Evicted"))
+    if not item["spec"].get("active", True):
+        why = f"its Workload {item['metadata']['name']} was deactivated"
+        why += f" ({evicted['message']})" if evicted.get("message") else ""
+        return "Deactivated", f"{why}; set the Workload's spec.active to true to go on"
     if admitted.get("status") == "True":
-        return _admitted(str(admitted.get("lastTransitionTime") or ""), now)
-    if _condition(status, "QuotaReserved").get("status") == "True":
+        since = moment(admitted.get("lastTransitionTime"))
+        if since is None or now < since + STARTING:
+            return "Admitted", "Kueue has admitted it and starts it"
+        late = f"Kueue admitted it at {admitted['lastTransitionTime']} but has not started it"
+        mend = "ask the cluster's administrator to check the log of Kueue's controller and its webhooks"
+        return "NotStarted", f"{late}: {mend}"
+    if quota.get("status") == "True":
         checks = [check for check in status.get("admissionChecks", []) if check.get("state") != "Ready"]
         names = "; ".join(with_message(check["name"], check.get("message")) for check in checks)
         return "WaitingForAdmission", f"has quota, waits for Kueue's admission checks ({names})"
-    return "WaitingForQuota", _for_quota(_condition(status, "QuotaReserved"), _condition(status, "Evicted"))
-
-
-def _admitted(since: str, now: datetime) -> tuple[str, str]:
-    admitted = moment(since)
-    if admitted is None or now < admitted + STARTING:
-        return "Admitted", "Kueue has admitted it and starts it"
-    late = f"Kueue admitted it at {since} but has not started it"
-    return (
-        "NotStarted",
-        f"{late}: ask the cluster's administrator to check the log of Kueue's controller and its webhooks",
-    )
-
-
-def _for_quota(quota: Object, evicted: Object) -> str:
     parts = ["waiting for quota"]
     if quota:
         parts.append(with_message(quota["reason"], quota.get("message")))
     if evicted.get("status") == "True" and evicted.get("message") != quota.get("message"):
         parts.append(f"evicted before: {with_message(evicted['reason'], evicted.get('message'))}")
-    return "; ".join(parts)
-
-
-def _condition(status: Object, kind: str) -> Object:
-    return next((condition for condition in status.get("conditions", []) if condition["type"] == kind), {})
+    return "WaitingForQuota", "; ".join(parts)

@@ -105,7 +105,8 @@ def account(pod: PodFacts) -> str:
 
 def pod_facts(pod: Object, now: datetime) -> PodFacts:
     meta, status = pod["metadata"], pod.get("status", {})
-    phase, due, node = status.get("phase", "Pending"), moment(meta.get("deletionTimestamp")), _node(pod)
+    phase, due = status.get("phase", "Pending"), moment(meta.get("deletionTimestamp"))
+    node = str(pod.get("spec", {}).get("nodeName", ""))
     containers = {container["name"]: container.get("state", {}) for container in status.get("containerStatuses", [])}
     ended: Object = next((state.get("terminated", {}) for name, state in containers.items() if name in OURS), {})
     words, since = last_words(ended.get("message", "")), moment(ended.get("finishedAt"))
@@ -135,10 +136,6 @@ def pod_facts(pod: Object, now: datetime) -> PodFacts:
     )
 
 
-def _node(pod: Object) -> str:
-    return str(pod.get("spec", {}).get("nodeName", ""))
-
-
 def _shard(meta: Object) -> int:
     labels, notes = meta.get("labels", {}), meta.get("annotations", {})
     if (index := notes.get("batch.kubernetes.io/job-completion-index")) is not None:
@@ -154,8 +151,8 @@ def _is_disrupted(status: Object) -> bool:
 
 
 def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
-    """When the last container of a pod that is over ended. Of one that has no word of them, when it was given up, which
-    its node did by the end of the grace period, if it was there."""
+    """When the last container of a pod that is over ended. If its status has no such time: when the pod was given up,
+    which its node, if it had one, did by the end of the grace period."""
     if phase == LOST:
         return due
     if phase not in ("Succeeded", "Failed"):
@@ -164,7 +161,7 @@ def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
     ends = [moment(container.get("state", {}).get("terminated", {}).get("finishedAt")) for container in containers]
     if any(ends):
         return max(filter(None, ends))
-    if due and not _is_disrupted(status):  # it was deleted before it began: nothing in its status is of its end
+    if due and not _is_disrupted(status):  # deleted before it began: no time in its status is that of its end
         return None
     changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
     given_up = max(filter(None, changes), default=None)
@@ -181,7 +178,7 @@ def _lost(node: str, due: datetime) -> str:
 
 
 def _kept(containers: Mapping[str, Object], ended: Object, now: datetime) -> str:
-    """That others keep a pod, if they do: our container has ended, and one that somebody has put beside it has not."""
+    """Which other container keeps a pod from its end after ours has ended; empty if none does."""
     end = moment(ended.get("finishedAt"))
     others = [name for name, state in containers.items() if "running" in state and name not in OURS]
     if end is None or now - end < KEPT_AFTER or not others:
@@ -194,7 +191,7 @@ def _kept(containers: Mapping[str, Object], ended: Object, now: datetime) -> str
 
 
 def _trouble(pod: Object, status: Object, containers: Mapping[str, Object], ended: Object) -> str:
-    """What the pod, one of its containers or the scheduler complains of, or how our container ended."""
+    """What the pod, a container or the scheduler complains of, or how our container ended."""
     if status.get("reason"):  # Evicted, NodeLost, ...
         return with_message(status["reason"], status.get("message"))
     first = [container.get("state", {}) for container in status.get("initContainerStatuses", [])]
@@ -205,19 +202,14 @@ def _trouble(pod: Object, status: Object, containers: Mapping[str, Object], ende
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return with_message(condition.get("reason", ""), condition.get("message"))
-    reason = ended.get("reason", "")
-    if reason == OUT_OF_MEMORY:
-        return f"{reason}: {_out_of_memory(pod)}"
-    return "" if reason in ("Error", "Completed") else str(reason)
-
-
-def _out_of_memory(pod: Object) -> str:
-    """What to raise: the pool's limit, or what it asks for where it has none and the node had too little."""
-    containers = pod["spec"].get("containers", [])
-    ours: Object = next((container for container in containers if container["name"] in OURS), {})
+    reason = str(ended.get("reason", ""))
+    if reason != OUT_OF_MEMORY:
+        return "" if reason in ("Error", "Completed") else reason
+    specs = pod["spec"].get("containers", [])
+    ours: Object = next((container for container in specs if container["name"] in OURS), {})
     limit = ours.get("resources", {}).get("limits", {}).get("memory")
     where = f"spec.placement.{pod['metadata']['labels'].get(POOL_LABEL, '<pool>')}.resources"
-    mend = "in a new run, which goes on from what is stored"
-    if limit:
-        return f"its memory reached the limit of {limit}; raise {where}.limits.memory {mend}"
-    return f"the node had no more memory, and the pod has no limit; set {where}.requests.memory to its need {mend}"
+    why = f"its memory reached the limit of {limit}; raise {where}.limits.memory"
+    if not limit:
+        why = f"the node had no more memory, and the pod has no limit; set {where}.requests.memory to its need"
+    return f"{reason}: {why} in a new run, which goes on from what is stored"

@@ -24,13 +24,9 @@ class StageProgress:
     shards: int = 1
     """Shards that have reported."""
 
-    @property
-    def all_done(self) -> bool:
-        return _all_done(self.rows)
-
     def is_through(self, shards: int) -> bool:
         """Whether all of so many shards have finished their rows."""
-        return self.all_done and self.shards >= shards
+        return _all_done(self.rows) and self.shards >= shards
 
 
 class Told(NamedTuple):
@@ -100,8 +96,11 @@ class Board:
     def expect(self, uid: str, children: Mapping[str, tuple[tuple[str, ...], int]]) -> None:
         """Set the children of a run that may report from now on. `children`: the stage of each child -> the stages that
         it carries out, and its number of pods."""
-        known = self.allowances.pop(uid, {})
-        expected = {stage: _same(known.get(stage), *child) for stage, child in children.items()}
+        known, expected = self.allowances.pop(uid, {}), dict[str, Allowance]()
+        for stage, (stages, pods) in children.items():
+            before = known.get(stage)  # while the child is unchanged, its count of reports goes on
+            same = before if before and (before.stages, before.pods) == (stages, pods) else None
+            expected[stage] = same or Allowance(stages, pods)
         if expected:
             self.allowances[uid] = expected
 
@@ -125,7 +124,7 @@ class Board:
     def _is_done(self, uid: str, stage: str) -> bool | None:
         """Whether the stage has finished its rows; None without a report."""
         progress = self.of(uid, stage)
-        return progress.all_done if progress else None
+        return _all_done(progress.rows) if progress else None
 
     def patience(self, uid: str, stage: str) -> float:
         """Seconds until a report must be shown: a hundredth of the stage's age, from 2 to 30. With many runs that
@@ -139,11 +138,6 @@ class Board:
         self.allowances.pop(uid, None)
 
 
-def _same(known: Allowance | None, stages: tuple[str, ...], pods: int) -> Allowance:
-    """The known allowance with its count of reports if the child is unchanged, else a new allowance."""
-    return known if known and (known.stages, known.pods) == (stages, pods) else Allowance(stages, pods)
-
-
 def _all_done(rows: Rows | None) -> bool:
     return bool(rows and rows.total and rows.done + rows.rejected >= rows.total)
 
@@ -155,24 +149,20 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
         done=min(MOST, sum(shard.done for shard in rows)),
         rejected=min(MOST, sum(shard.rejected for shard in rows)),
     )
-    percents = [report.percent for report in reports]
+    percents = [report.percent for report in reports if report.percent is not None]
+    percent = min(100, max(0, sum(percents) // len(percents))) if percents else None
+    if total.total:  # agrees with the rows, which are shown beside it
+        percent = percent_of(total.done + total.rejected, total.total)
     rates = [report.tokens_per_second for report in reports if report.tokens_per_second is not None]
     etas = [report.eta_seconds for report in reports if not _all_done(report.rows)]
     known = [eta for eta in etas if eta is not None]
     return StageProgress(
         rows=total if rows else None,
-        percent=_percent(total, [percent for percent in percents if percent is not None]),
+        percent=percent,
         tokens_per_second=round(sum(rates)) if rates else None,
         eta_seconds=max(known, default=0) if len(known) == len(etas) else None,
         shards=len(reports),
     )
-
-
-def _percent(rows: Rows, reported: list[int]) -> int | None:
-    """Computed from the rows if there are rows, so that it agrees with the numbers beside it."""
-    if rows.total:
-        return percent_of(rows.done + rows.rejected, rows.total)
-    return min(100, max(0, sum(reported) // len(reported))) if reported else None
 
 
 def percent_of(done: int, total: int) -> int:

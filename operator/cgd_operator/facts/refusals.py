@@ -1,8 +1,7 @@
-"""Why a cluster will not have an object, and who must act. Pure: the API server's words in, a verdict out.
+"""Why a cluster refuses an object, and who must act. Pure: the API server's words in, a verdict out.
 
-Admission has one code, 403, for a full quota, a quota's demand, a policy, a name that is not there and a missing right.
-Its words tell them apart. They are the same in an answer to the operator and in the Events of a controller that was
-answered so.
+Admission has a single code, 403, for a full quota, a quota's demand, a policy, an absent object and a missing right.
+Its words differ, and are the same in an answer to the operator and in the Events of a refused controller.
 """
 
 import re
@@ -15,7 +14,7 @@ class Refusal:
     mend: str
     """Who must act, and what to change."""
     passing: bool = False
-    """It may pass without anybody's doing."""
+    """It may pass by itself."""
 
 
 POOL = "the stage's pool in spec.placement"
@@ -89,7 +88,7 @@ def judge(words: str) -> Refusal:
 
 
 def explain(words: str) -> str:
-    """What was said and what to do, without what differs from try to try: the made-up names of pods."""
+    """The API server's words and what to do, without the generated names of pods, which differ from try to try."""
     words = words.removeprefix("(combined from similar events): ").removeprefix("Error creating: ")
     words = re.sub(r'^job "[^"]*" creation failed with error: ', "", words)
     words = re.sub(r'^[\w.]+ "[^"]*" is forbidden: ', "", words).rstrip(".")

@@ -14,8 +14,8 @@ from cgd_stages.contract import Exit
 
 
 def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
-    """By the name of a pod, how often it was made: by this PyTorchJob, not by one of its name that was deleted. A pod
-    that follows a suspension is no new attempt, nor is one that follows a pod that failed by no fault of its own."""
+    """How often each pod was made, by name, for this PyTorchJob and not for a deleted one of the same name. A pod after
+    a suspension is no new attempt; nor is a pod after one that failed by no fault of its own."""
     if facts.kind != "PyTorchJob" or facts.fate in (Fate.SUCCEEDED, Fate.FAILED):
         return ()
     counted = [pod for pod in old.pod_attempts if pod.owner in ("", facts.uid)]
@@ -25,7 +25,7 @@ def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
     known = {pod.name: pod.model_copy(update={"excused": pod.excused or pod.uid in excused}) for pod in counted}
     for pod in facts.pods:
         before = known.get(pod.name, PodAttempts(name=pod.name, attempts=1))
-        late = not before.uid and (pod.due is not None or pod.uid in excused)  # it is not the one that comes next
+        late = not before.uid and (pod.due is not None or pod.uid in excused)  # made before the pod that comes next
         if pod.owner in ("", facts.uid) and pod.uid != before.uid and not late:
             made = before.attempts + bool(before.uid and not before.excused)
             known[pod.name] = PodAttempts(
@@ -35,8 +35,8 @@ def attempts(facts: ChildFacts, old: StageStatus) -> tuple[PodAttempts, ...]:
 
 
 def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
-    """Pods that may fail: those that were disrupted, or interrupted, as all are when one of them is asked to go; those
-    that waited for another that has no place yet; and all peers of one that was disrupted, which miss it."""
+    """The uids of pods whose failure does not count: disrupted pods and all their peers, which miss them; interrupted
+    pods, as all are when a pod is asked to end; and pods that failed while they waited for a pending pod."""
     pods = (*facts.gone, *facts.pods)
     pending = {pod.name for pod in facts.pods if pod.phase == "Pending"}
     disrupted = {pod.uid for pod in pods if pod.disrupted}
@@ -48,21 +48,18 @@ def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
 def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) -> Mapping[str, str]:
     """The stages whose child is to be given up, and why."""
     before: dict[str, StageStatus] = {stage.name: stage for stage in previous.stages}
-    reasons = {
-        child.stage: _enough(child, before.get(child.stage, StageStatus(name=child.stage)), retries) for child in facts
-    }
-    return {stage: reason for stage, reason in reasons.items() if reason}
-
-
-def _enough(facts: ChildFacts, old: StageStatus, retries: int) -> str:
-    if facts.kind != "PyTorchJob" or facts.given_up:
-        return ""
-    if permanent := [pod for pod in facts.pods if pod.phase == "Failed" and 0 < (pod.exit_code or 0) < 128]:
-        return account(permanent[-1])
-    most = max(attempts(facts, old), key=lambda pod: pod.attempts, default=None)
-    if most is None or most.attempts <= retries + 1:
-        return ""
-    failed = [pod for pod in (*facts.gone, *facts.pods) if pod.failed]
-    why = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
-    tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
-    return f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {why}"
+    reasons: dict[str, str] = {}
+    for child in facts:
+        if child.kind != "PyTorchJob" or child.given_up:
+            continue
+        if permanent := [pod for pod in child.pods if pod.phase == "Failed" and 0 < (pod.exit_code or 0) < 128]:
+            reasons[child.stage] = account(permanent[-1])
+            continue
+        old = before.get(child.stage, StageStatus(name=child.stage))
+        most = max(attempts(child, old), key=lambda pod: pod.attempts, default=None)
+        if most and most.attempts > retries + 1:
+            failed = [pod for pod in (*child.gone, *child.pods) if pod.failed]
+            why = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
+            tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
+            reasons[child.stage] = f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {why}"
+    return reasons

@@ -1,11 +1,16 @@
 """Why a run does not go on although no stage has failed, and who must act. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from cgd_operator.facts.children import ChildFacts, Fate
+from cgd_operator.facts.decide import done_stages
+from cgd_operator.facts.gpu_usage import hours
 from cgd_operator.facts.pods import LONG_AGO, PodFacts
 from cgd_operator.facts.refusals import OTHER, POLICY, explain, judge
 from cgd_operator.kube.kinds import POD, ApiError, Kind
+from cgd_operator.planning.dag import Child, Run
 
 INSTALL: dict[str, str] = {
     "auto": "the cluster has neither PyTorchJob (kubeflow.org/v1) nor TrainJob (trainer.kubeflow.org/v1alpha1): "
@@ -16,6 +21,10 @@ INSTALL: dict[str, str] = {
     "Kubeflow Trainer; then the run goes on",
 }
 """What is missing and who must install it, for each `training.backend`."""
+NEW_BUDGET = (
+    "the pods are stopped, what they stored stays: apply a new run under another name with a larger budget, and it "
+    "goes on from there"
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,6 @@ class Trouble:
     final: bool = False
     since: datetime | None = LONG_AGO
     """Since when a person must mend it; None: it may pass by itself."""
-
-
-def without_backend(backend: str) -> Trouble:
-    """The cluster does not serve the training kind that the run asks for."""
-    return Trouble("TrainingBackendMissing", INSTALL[backend])
 
 
 def refused(stage: str, error: ApiError, ready: datetime, kind: Kind | None = None) -> Trouble:
@@ -52,6 +56,25 @@ def refused(stage: str, error: ApiError, ready: datetime, kind: Kind | None = No
         )
     final = verdict is OTHER and error.status in (400, 422)
     return Trouble("ChildRefused", message, since=LONG_AGO if final else ready)
+
+
+def exceeded(
+    run: Run, children: tuple[Child, ...], facts: Mapping[str, ChildFacts], gpu_seconds: int, age: timedelta
+) -> Trouble | None:
+    """The limit of spec.budget that an unfinished run has reached; None if a stage failed before, which stays the
+    reason. Computed from usage and time at every reconcile, so such a run never starts again by itself."""
+    budget = run.spec.budget
+    stages = {stage for child in children for stage in child.stages}
+    failed = any(child.fate is Fate.FAILED for child in facts.values())
+    if budget is None or failed or done_stages(children, facts) >= stages:
+        return None
+    if budget.gpu_hours is not None and gpu_seconds >= budget.gpu_hours * 3600:
+        used = f"{hours(gpu_seconds)} GPU-hours are used, of {budget.gpu_hours} in spec.budget.gpuHours"
+        return Trouble("BudgetExceeded", f"{used}; {NEW_BUDGET}", final=True)
+    if budget.deadline_seconds is not None and age.total_seconds() >= budget.deadline_seconds:
+        late = f"the run did not end within {budget.deadline_seconds} s of its creation (spec.budget.deadlineSeconds)"
+        return Trouble("DeadlineExceeded", f"{late}; {NEW_BUDGET}", final=True)
+    return None
 
 
 def not_replaced(stage: str, pod: PodFacts, error: ApiError) -> Trouble:

@@ -31,7 +31,7 @@ VOICES = {"Job": ("Job",), "PyTorchJob": ("PyTorchJob",), "TrainJob": ("TrainJob
 """By a child's kind, the kinds on which a controller says why there is no pod. A TrainJob's JobSet has its name, the
 JobSet's Job that name and `-node-0`."""
 MUTE = ("FailedMount", "FailedCreatePodSandBox")
-"""What the kubelet tells in Events of a pod and nowhere else."""
+"""Reasons that the kubelet gives in Events of a pod and nowhere else."""
 MAKERS = {
     "Job": "kube-controller-manager runs",
     "PyTorchJob": "the Kubeflow Training Operator runs",
@@ -52,7 +52,7 @@ class Why:
 
 @dataclass(frozen=True)
 class Notice:
-    """What a controller or the kubelet has said in an Event of something that it cannot do."""
+    """An Event in which a controller or the kubelet says what it cannot do."""
 
     about: str
     """Name of the object."""
@@ -64,7 +64,7 @@ class Notice:
 
     @classmethod
     def of(cls, event: Object) -> "Notice":
-        """From an Event of either kind of recorder: one tells first and last time, the other a time and a series."""
+        """From an Event of either form: with first and last time, or with a time and a series."""
         about, series = event["involvedObject"], event.get("series") or {}
         first = event.get("firstTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
         last = series.get("lastObservedTime") or event.get("lastTimestamp") or first
@@ -95,8 +95,8 @@ def is_mute(pod: PodFacts) -> bool:
 
 
 def noticed(pod: PodFacts, notices: Collection[Notice], now: datetime) -> PodFacts:
-    """With what the kubelet tells in Events alone, such as a volume's missing Secret, as long as it tells it. What
-    failed once as the pod began is over, and what was said of an earlier pod of that name is of another one."""
+    """The pod with what the kubelet says in Events alone, such as a volume's missing Secret, as long as it says it. A
+    failure from the pod's beginning is over; Events before the pod are about an earlier pod of that name."""
     if not is_mute(pod) or pod.taken is None:
         return pod
     own = [notice for notice in notices if (notice.kind, notice.about) == ("Pod", pod.name)]
@@ -112,13 +112,19 @@ def noticed(pod: PodFacts, notices: Collection[Notice], now: datetime) -> PodFac
 
 def missing(child: Object, pods: Collection[PodFacts], notices: Collection[Notice], now: datetime) -> Why | None:
     """Why a pod is missing or does not start; None: all is well, or too young to say. What a person must mend first."""
-    reasons = [*_troubled(pods), *_unmade(child, pods, notices, now)]
+    reasons = []
+    for pod in pods:
+        if pod.trouble and (pod.phase in ("Running", LOST) or (pod.phase == "Pending" and pod.due is None)):
+            reason, _, _ = pod.trouble.partition(":")
+            stuck = pod.troubled if reason in MENDED_BY_PEOPLE else None
+            reasons.append(Why(reason, f"pod {pod.name}: {pod.trouble}", stuck))
+    reasons += _unmade(child, pods, notices, now)
     return next((why for why in reasons if why.stuck), None) or next(iter(reasons), None)
 
 
 def waiting(pods: Collection[PodFacts], gone: Collection[PodFacts]) -> Why:
-    """Why a child of which no pod runs waits, when nothing is wrong. A pod that has failed may be gone before the next
-    one is made."""
+    """Why a child without a running pod waits, when nothing is wrong. A failed pod may be gone before its replacement
+    exists."""
     if any(pod.phase == "Pending" for pod in pods):
         return Why("Starting", "the pod is being started")
     if failure := retrying(pods):
@@ -143,13 +149,13 @@ def expected_pods(child: Object, pods: Collection[PodFacts]) -> int:
 
 
 def _lacking(child: Object, pods: Collection[PodFacts]) -> bool:
-    """Whether fewer pods run, will run, or are on their way out and not replaced before, than there should be."""
+    """Whether the child has too few pods that run, will run, or are not replaced before they have ended."""
     return sum(pod.phase in ("Pending", "Running", LOST) for pod in pods) < expected_pods(child, pods)
 
 
 def _since(child: Object, pods: Collection[PodFacts]) -> datetime:
-    """When its pods were last begun to be waited for: it was made, or resumed, or one of them failed. Its controller
-    tells the resumption late; whoever wrote it is in the fields' owners at once."""
+    """Since when the child waits for its pods: it was created, or resumed, or a pod failed. Its controller reports a
+    resumption late; the owners of its fields show it at once."""
     status, owners = child.get("status", {}), child["metadata"].get("managedFields", [])
     moments = [moment(child["metadata"].get("creationTimestamp")), moment(status.get("startTime"))]
     moments += [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
@@ -158,16 +164,8 @@ def _since(child: Object, pods: Collection[PodFacts]) -> datetime:
     return max(filter(None, moments), default=LONG_AGO)
 
 
-def _troubled(pods: Collection[PodFacts]) -> Iterator[Why]:
-    for pod in pods:
-        if pod.trouble and (pod.phase in ("Running", LOST) or (pod.phase == "Pending" and pod.due is None)):
-            reason, _, _ = pod.trouble.partition(":")
-            stuck = pod.troubled if reason in MENDED_BY_PEOPLE else None
-            yield Why(reason, f"pod {pod.name}: {pod.trouble}", stuck)
-
-
 def _unmade(child: Object, pods: Collection[PodFacts], notices: Collection[Notice], now: datetime) -> Iterator[Why]:
-    """Why the child has fewer pods than it should: in its controller's words, or that it has none."""
+    """Why the child has fewer pods than it should: in its controller's words, or that its controller says nothing."""
     if not _lacking(child, pods):
         return
     name, since = child["metadata"]["name"], _since(child, pods)
@@ -179,22 +177,15 @@ def _unmade(child: Object, pods: Collection[PodFacts], notices: Collection[Notic
     words = explain(last.message) if last else ""
     # each try names another pod
     first = min((notice.first for notice in own if explain(notice.message) == words), default=now)
-    if last and _is_tried_still(first, last.last, now):
+    # The pauses between two tries double, up to ten minutes: the next is about as long as all before. A failure that
+    # has not come again by then was mended.
+    if last and now - last.last < min(FRESH, timedelta(minutes=2) + 2 * (last.last - first)):
         stuck = None if judge(last.message).passing else max(since, first)
         yield Why(last.reason, f"no pod can be made: {words}", stuck)
-    elif now - since > SILENT and not _pauses(child, pods):
+        return
+    # A Job lets up to ten minutes pass before it replaces a failed pod, which may be gone: then only its count remains.
+    pauses = child.get("status", {}).get("failed") or any(pod.phase == "Failed" for pod in pods)
+    if now - since > SILENT and not pauses:
         quiet = "a pod has been missing for more than a minute, and no Event says why"
         gang = ", and what its PodGroup waits for" if child["spec"].get("runPolicy", {}).get("schedulingPolicy") else ""
         yield Why("PodsMissing", f"{quiet}: check that {MAKERS[child['kind']]}{gang}")
-
-
-def _is_tried_still(first: datetime, last: datetime, now: datetime) -> bool:
-    """Whether a failure that was met from `first` to `last` would have been met again by now: the pauses between two
-    tries double, up to ten minutes, so that the next is about as long as all before. Else it was mended."""
-    return now - last < min(FRESH, timedelta(minutes=2) + 2 * (last - first))
-
-
-def _pauses(child: Object, pods: Collection[PodFacts]) -> bool:
-    """Its controller may let time pass before it makes a failed pod again: a Job up to ten minutes, also when the pod
-    is gone and only its count tells of it."""
-    return bool(child.get("status", {}).get("failed")) or any(pod.phase == "Failed" for pod in pods)

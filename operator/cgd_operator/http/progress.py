@@ -17,9 +17,9 @@ import aiohttp
 from aiohttp import web
 from pydantic import ValidationError
 
-from cgd_operator.facts.progress import LEAST_PATIENCE, MOST_PATIENCE, Allowance, Board
+from cgd_operator.facts.progress import LEAST_PATIENCE, MOST_PATIENCE, Board
 from cgd_operator.http.serving import BODY_LIMIT, Listener
-from cgd_operator.kube.names import is_label, is_name, is_uid
+from cgd_operator.kube.kinds import is_label, is_name, is_uid
 from cgd_stages.contract import Progress, ProgressAnswer
 
 log = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ def _signed(key: bytes, text: str) -> str:
 
 @dataclass(frozen=True)
 class Sender:
-    """Who a report says that it is from: a child of a run, by its stage, and the token that it has."""
+    """The child of a run that a report claims to be from, by its stage, and the report's token."""
 
     namespace: str
     run: str
     uid: str
     stage: str
     bearer: str
-    """Empty when it is none that was ever given."""
+    """The token; empty if it cannot be a token of ours."""
 
     @classmethod
     def of(cls, request: web.Request) -> Self:
@@ -74,10 +74,6 @@ class Sender:
     def path(self) -> str:
         return f"/progress/{self.namespace}/{self.run}/{self.uid}/{self.stage}"
 
-    def has_token(self, key: bytes) -> bool:
-        right = token(key, self.namespace, self.run, self.uid, self.stage)
-        return hmac.compare_digest(self.bearer, right)
-
 
 def _refusal(status: int, message: str) -> web.Response:
     return web.json_response({"message": message}, status=status)
@@ -85,16 +81,17 @@ def _refusal(status: int, message: str) -> web.Response:
 
 @dataclass(frozen=True)
 class Desk:
-    """Of the operator that leads: notes reports. After each it calls `later(namespace, run, seconds)`: within so many
-    seconds the run's status should show it."""
+    """Stores reports, on the operator that leads. After each report it calls `later(namespace, run, seconds)`: within
+    so many seconds the run's status should show it."""
 
     board: Board
     key: bytes
     later: Callable[[str, str, float], None]
 
     async def take(self, sender: Sender, request: web.Request) -> web.Response:
-        """Nothing of a body is looked at before it is known whose it is, and that it is in time."""
-        if not sender.has_token(self.key):
+        """Answer a report. Its body is read only when its sender is known and is within its rate."""
+        right = token(self.key, sender.namespace, sender.run, sender.uid, sender.stage)
+        if not hmac.compare_digest(sender.bearer, right):
             return _refusal(403, "the token is not for this run and stage")
         allowance = self.board.allowance(sender.uid, sender.stage)
         if allowance is None and not self.board.complete:
@@ -111,13 +108,9 @@ class Desk:
             return _refusal(422, wrong)
         if self.board.allowance(sender.uid, sender.stage) is not allowance:  # it ended while the body came
             return _refusal(404, OVER)
-        return self._note(sender, allowance, report)
-
-    def _note(self, sender: Sender, allowance: Allowance, report: Progress) -> web.Response:
         stage = report.stage or allowance.stages[0]
         turned = self.board.put(sender.uid, stage, report)
-        # stages that share a pod begin and end by what they report: such a change is not to wait for its turn
-        shared = len(allowance.stages) > 1
+        shared = len(allowance.stages) > 1  # such stages begin and end by their reports: show that at once
         patience = LEAST_PATIENCE if turned and shared else self.board.patience(sender.uid, stage)
         self.later(sender.namespace, sender.run, patience)
         answer = ProgressAnswer(next_report_seconds=min(patience, MOST_PATIENCE))
@@ -125,11 +118,11 @@ class Desk:
 
 
 class ProgressServer:
-    """Takes `POST /progress/<namespace>/<run>/<uid>/<child's stage>`. One that does not lead passes it on to the one
-    that does: a Service reaches any of them, and few clients would follow a redirect with their token.
+    """Takes `POST /progress/<namespace>/<run>/<uid>/<child's stage>`. An operator that does not lead passes reports on
+    to the leader: a Service reaches any operator, and few clients would follow a redirect with their token.
 
     Args:
-        leader: host:port of the progress server of the operator that leads; "" while none is known.
+        leader: host:port of the leader's progress server; "" while no leader is known.
     """
 
     def __init__(self, leader: Callable[[], str] = lambda: "") -> None:
@@ -181,7 +174,7 @@ class ProgressServer:
         return await self._ask("POST", sender.path, await request.read(), sender.bearer)
 
     async def _ask(self, method: str, path: str, body: bytes = b"", bearer: str = "") -> web.Response:
-        """What the operator that leads answers."""
+        """The leader's answer."""
         if not (leader := self._leader()):
             return _refusal(503, "no operator leads")
         assert self._session is not None

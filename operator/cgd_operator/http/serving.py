@@ -140,23 +140,14 @@ class Listener:
 @web.middleware
 async def _whole(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        answer = await _answer(request, handler)
-        await _take_the_rest(request)
+        try:
+            answer = await handler(request)
+        except web.HTTPException as error:
+            answer = web.json_response({"message": error.reason}, status=error.status)
+        # Read the rest of a refused body: a caller that still sends when the connection closes never sees the answer.
+        if request.content_length is not None and request.content_length <= BODY_LIMIT:
+            while not request.content.at_eof():
+                await request.content.readany()
     except (web.RequestPayloadError, ConnectionError) as error:
         answer = web.json_response({"message": f"the request is not whole: {type(error).__name__}"}, status=400)
     return answer
-
-
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPException as answer:
-        return web.json_response({"message": answer.reason}, status=answer.status)
-
-
-async def _take_the_rest(request: web.Request) -> None:
-    """Read the rest of a refused request: a caller that still sends when the connection is closed never sees the
-    answer."""
-    if request.content_length is not None and request.content_length <= BODY_LIMIT:
-        while not request.content.at_eof():
-            await request.content.readany()

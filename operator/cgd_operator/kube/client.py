@@ -72,7 +72,10 @@ class Cluster:
             await kubeconfigs.load_kube_config(path, client_configuration=configuration)
         else:
             kubeconfigs.load_incluster_config(client_configuration=configuration)
-        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        if not configuration.proxy:  # by HTTPS_PROXY, HTTP_PROXY and NO_PROXY
+            server = urlsplit(configuration.host)
+            bypass = urllib.request.proxy_bypass(server.netloc)
+            configuration.proxy = None if bypass else urllib.request.getproxies().get(server.scheme)
         return cls(configuration, manager=manager)
 
     async def close(self) -> None:
@@ -288,10 +291,10 @@ class Cluster:
                     answer = await _body(response)
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
-            pause = _retry_after(response)
-            if pause is None or not left:
+            pause = response.headers.get("Retry-After", "")
+            if not left or not pause.isdecimal() or (response.status != 429 and response.status < 500):
                 break
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(float(pause), RETRY_AFTER_SECONDS))
         if response.status == 404 and absent_is_none:
             return None
         if response.status >= 300:
@@ -363,23 +366,9 @@ def encoded(body: Object) -> bytes:
     return _NOT_AS_IT_IS.sub(lambda match: f"\\u{ord(match[0]):04x}", whole).encode()
 
 
-def _proxy(url: str) -> str | None:
-    """The proxy for a server, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
-    parts = urlsplit(url)
-    return None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
-
-
 def _query(**parameters: str) -> str:
     filled = {name: value for name, value in parameters.items() if value}
     return "?" + urlencode(filled) if filled else ""
-
-
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """The seconds of Retry-After; None without a request to repeat."""
-    text = response.headers.get("Retry-After", "")
-    if (response.status != 429 and response.status < 500) or not text.isdecimal():
-        return None
-    return min(float(text), RETRY_AFTER_SECONDS)
 
 
 async def _body(response: aiohttp.ClientResponse) -> Object:

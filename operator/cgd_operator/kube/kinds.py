@@ -1,15 +1,20 @@
-"""The kinds of objects that the operator knows, where they are, the labels by which it finds them, and what an API
-server refuses. Pure."""
+"""The kinds of objects that the operator knows, their paths and names, the labels by which it finds them, and the
+errors of an API server. Pure."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from cgd_operator.kube.names import is_label, is_name, is_selected
+_WORD = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_LABEL = re.compile(_WORD)
+_SUBDOMAIN = re.compile(rf"{_WORD}(\.{_WORD})*")
+_UID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SELECTED = re.compile("([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?")
 
 
 class ApiError(Exception):
-    """The API server refused a request; `status` is the HTTP code, 0 when there is no answer, or none to be trusted."""
+    """The API server refused a request; `status` is the HTTP code, 0 without an answer that can be trusted."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{status} {reason}: {message}" if status else f"{reason}: {message}")
@@ -17,7 +22,7 @@ class ApiError(Exception):
 
 
 class AlreadyExists(ApiError):
-    """An object of that name is there already: for deterministic names, the same as success."""
+    """An object of that name exists already: for deterministic names, the same as success."""
 
 
 class Gone(ApiError):
@@ -25,10 +30,24 @@ class Gone(ApiError):
 
 
 class InvalidName(ApiError):
-    """The server was not asked: what was given cannot be in a path or a selector."""
+    """No request was sent: the given text cannot be in a path or a selector."""
 
     def __init__(self, what: str, given: str) -> None:
         super().__init__(400, "InvalidName", f"{given!r} cannot be {what} in Kubernetes: correct it")
+
+
+def is_label(text: str) -> bool:
+    """Whether it can be the name of a namespace or of a stage: a DNS label."""
+    return len(text) <= 63 and _LABEL.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be the name of an object: a DNS subdomain."""
+    return len(text) <= 253 and _SUBDOMAIN.fullmatch(text) is not None
+
+
+def is_uid(text: str) -> bool:
+    return _UID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -39,10 +58,11 @@ class Kind:
     namespaced: bool = True
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
-        """Of the kind's objects, in all namespaces or one; of one of them; of a part of that. Every path begins here.
+        """The path of the kind's objects in all namespaces or in one, of one object, or of a part of it. Every request
+        takes its path from here.
 
         Raises:
-            InvalidName: namespace or name cannot be one, and might lead elsewhere.
+            InvalidName: no namespace or object can have this name; such a path might lead elsewhere.
         """
         parts = ["apis" if "/" in self.api_version else "api", *self.api_version.split("/")]
         if self.namespaced and namespace is not None:
@@ -76,7 +96,7 @@ def one_of(label: str, values: Iterable[str]) -> str:
 
 
 def _selected(value: str) -> str:
-    if not is_selected(value):
+    if len(value) > 253 or not _SELECTED.fullmatch(value):
         raise InvalidName("a value in a selector", value)
     return value
 

@@ -24,9 +24,7 @@ log = logging.getLogger(__name__)
 
 DURATION, RENEW_WITHIN, RETRY, ANSWER = 15, 10, 2, 2
 """Seconds: a Lease that nobody renewed for so long is free; when a leader gives up; between two tries; for a read or a
-write of the Lease. A last try that hangs must be over before the Lease is free: the election does not look."""
-
-
+write of the Lease. A last try that hangs must be over before the Lease is free: the election does not check that."""
 ADDRESS = "cgd.dev/progress-server"
 """Annotation of the Lease: the address where its holder accepts progress reports."""
 
@@ -57,7 +55,9 @@ class LeaseLock:
         except TimeoutError:  # the election reads a reason
             return False, ApiError(0, "Unreachable", f"no answer within {ANSWER} s")
         if lease is None:
-            return False, _not_found()
+            absent = ApiException(status=404, reason="NotFound")  # after this error the election creates the Lease
+            absent.body = '{"code": 404}'
+            return False, absent
         meta, spec = lease["metadata"], lease.get("spec", {})
         self._version = meta["resourceVersion"]
         self.leader = meta.get("annotations", {}).get(ADDRESS, "") if spec.get("holderIdentity") else ""
@@ -71,42 +71,33 @@ class LeaseLock:
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
         meta = {"name": name, "namespace": namespace, "annotations": {ADDRESS: self.address}}
-        body = {"metadata": meta, "spec": _spec(election_record)}
-        return await self._written(
-            lambda: self._cluster.create(LEASE, {"apiVersion": LEASE.api_version, "kind": LEASE.kind, **body})
-        )
+        body = {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": meta, "spec": _spec(election_record)}
+        return await self._written(self._cluster.create(LEASE, body))
 
     async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        return await self._written(lambda: self._patch(name, namespace, _spec(updated_record)))
+        return await self._patch(name, namespace, _spec(updated_record))
 
     async def release(self) -> None:
         """Release the Lease if we hold it, so that the next operator can act at once instead of after `DURATION`."""
         _, record = await self.get(self.name, self.namespace)
         if isinstance(record, LeaderElectionRecord) and record.holder_identity == self.identity:
-            await self._written(lambda: self._patch(self.name, self.namespace, {"holderIdentity": None}))
+            await self._patch(self.name, self.namespace, {"holderIdentity": None})
 
-    async def _patch(self, name: str, namespace: str, spec: Object) -> Object | None:
+    async def _patch(self, name: str, namespace: str, spec: Object) -> bool:
         meta = {"resourceVersion": self._version, "annotations": {ADDRESS: self.address}}
-        body = {"metadata": meta, "spec": spec}
-        return await self._cluster.patch(LEASE, name, namespace, body)
+        return await self._written(self._cluster.patch(LEASE, name, namespace, {"metadata": meta, "spec": spec}))
 
-    async def _written(self, write: Callable[[], Awaitable[Object | None]]) -> bool:
+    async def _written(self, write: Awaitable[Object | None]) -> bool:
+        """Whether the API server took a write of the Lease in time."""
         try:
             async with asyncio.timeout(ANSWER):
-                written = await write()
+                written = await write
         except (ApiError, TimeoutError) as error:
             log.info("the Lease %s/%s was not written: %s", self.namespace, self.name, error or "no answer")
             return False
         if written is not None:
             self._version = written["metadata"]["resourceVersion"]
         return written is not None
-
-
-def _not_found() -> ApiException:
-    """The error on which the election creates a Lease."""
-    error = ApiException(status=404, reason="NotFound")
-    error.body = '{"code": 404}'
-    return error
 
 
 def _spec(record: LeaderElectionRecord) -> Object:
@@ -131,9 +122,19 @@ async def lead(lock: LeaseLock, work: Callable[[], Awaitable[None]], stop: threa
     election = LeaderElection(Config(lock, DURATION, RENEW_WITHIN, RETRY, work, None))
     log.info("%s waits for the Lease %s/%s", lock.identity, lock.namespace, lock.name)
     try:
-        if await _acquired(election, stop):
-            log.info("%s leads", lock.identity)
-            await _while_renewed(election, work)
+        if not await _acquired(election, stop):
+            return
+        log.info("%s leads", lock.identity)
+        renewing, working = asyncio.create_task(election.renew_loop()), asyncio.ensure_future(work())
+        try:
+            await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise LeaseLost(f"the Lease {lock.namespace}/{lock.name} was not renewed within {RENEW_WITHIN} s")
+            working.result()
+        finally:
+            for task in (renewing, working):
+                task.cancel()
+            await asyncio.gather(renewing, working, return_exceptions=True)
     finally:
         await lock.release()
 
@@ -153,17 +154,3 @@ async def _acquired(election: LeaderElection, stop: threading.Event | None) -> b
             if stop is None or not stop.is_set():
                 await asyncio.sleep(RETRY / 10)
     return False
-
-
-async def _while_renewed(election: LeaderElection, work: Callable[[], Awaitable[None]]) -> None:
-    lock = election.election_config.lock
-    renewing, working = asyncio.create_task(election.renew_loop()), asyncio.ensure_future(work())
-    try:
-        await asyncio.wait({renewing, working}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise LeaseLost(f"the Lease {lock.namespace}/{lock.name} was not renewed within {RENEW_WITHIN} s")
-        working.result()
-    finally:
-        for task in (renewing, working):
-            task.cancel()
-        await asyncio.gather(renewing, working, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The plan of a run: which children it needs, in which order, and what each is told. Pure: a spec in, values out."""
+"""The plan of a run: which children it needs, in which order, and the task of each. Pure: a spec in, values out."""
 
 import hashlib
 import math
@@ -91,8 +91,8 @@ PoolName = Literal["cpu", "student", "teacher", "training"]
 PREPARE, ANSWER, TEACHER, CRITIQUE, REFINE, DISTILL, CHECK, REPORT, CLEAN = map(
     StageName, ("prepare", "answer", "teacher", "critique", "refine", "distill", "check", "report", "clean")
 )
-"""Stages of which a run has one. TEACHER names the child that critiques and refines; CLEAN, which deletes what a run
-has stored, is no part of the plan: it comes when the run is deleted."""
+"""Stages of which a run has only one. TEACHER names the child that critiques and refines; CLEAN, which deletes what a
+run has stored, is no part of the plan: it starts when the run is deleted."""
 GRACE_SECONDS, MOST_GRACE_SECONDS = 120, 600
 """What a pod has after SIGTERM to store what is finished; a training more where its checkpoint is large."""
 STORED_A_SECOND = 200_000_000
@@ -120,16 +120,16 @@ class Child:
 
 
 def choose_backend(run: Run, served: Collection[Backend], started: Collection[str]) -> Backend | None:
-    """What runs the trainings: what runs one already (`started` holds the children's kinds), else what the run asks
-    for, else the first that is served. None when the cluster does not serve it."""
+    """The kind of the run's trainings: the kind of a training that exists (`started` holds the children's kinds), else
+    what the run asks for, else the first that is served. None if the cluster does not serve it."""
     wanted = BACKENDS if run.spec.training.backend == "auto" else (run.spec.training.backend,)
-    adopted = [one for one in BACKENDS if one in started]
-    return next((one for one in (*adopted, *wanted) if one in served), None)
+    adopted = [backend for backend in BACKENDS if backend in started]
+    return next((backend for backend in (*adopted, *wanted) if backend in served), None)
 
 
 def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -> tuple[Child, ...]:
-    """Every child of the run, in order; `backend` is the kind of its trainings, `checkpoint_bytes` what prepare has
-    told of their checkpoints, 0: nothing."""
+    """Every child of the run, in order; `backend` is the kind of its trainings, `checkpoint_bytes` the size of their
+    checkpoints as prepare has reported it, 0: unknown."""
     spec = run.resolved
     works = list(_works(spec))
     before_report = tuple(stage for work in works for stage in work.stages)
@@ -147,11 +147,6 @@ def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -
 def cleaning(run: Run) -> Child:
     """The child that deletes what the run has stored."""
     return _child(run, _Work(CLEAN, contract.Clean(), "cpu", ()), BACKENDS[0])
-
-
-def stage_names(spec: CGDRunSpec) -> tuple[StageName, ...]:
-    """The stages of a run, in order, as the status lists them."""
-    return (*(stage for work in _works(spec) for stage in work.stages), REPORT)
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,7 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
 
 
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
-    """A check on a CPU, then one training after another: they want the same GPUs."""
+    """A check on a CPU, then the trainings in turn: they need the same GPUs."""
     works = _trains(spec)
     check = contract.Check(
         trainings=works,
@@ -215,7 +210,7 @@ def _evaluations(spec: CGDRunSpec, evaluation: Evaluation) -> Iterator[_Work]:
 def _measured(
     label: str, model: contract.Model, spec: CGDRunSpec, evaluation: Evaluation, after: tuple[StageName, ...]
 ) -> Iterator[_Work]:
-    """A model on the benchmarks and, if there are some, on tasks of lm-eval."""
+    """A model on the benchmarks and, if the run has any, on tasks of lm-eval."""
     yield _Work(StageName.of("evaluate", label), _evaluate(spec, evaluation, model), "student", after)
     if evaluation.tasks:
         yield _Work(StageName.of("harness", label), _harness(spec, evaluation, model), "student", after)
@@ -228,6 +223,15 @@ def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -
         storage=storage_of(run.spec.storage),
         work=work.work,
     )
+    pods, grace = 1, GRACE_SECONDS
+    match work.work:
+        case contract.Generate() as generate:
+            pods = generate.shards
+        case contract.Train() as train:
+            pods = train.workers
+            needed = math.ceil(checkpoint_bytes / STORED_A_SECOND)  # seconds in which a node stores a checkpoint
+            own = run.spec.training.termination_grace_period_seconds
+            grace = own or min(max(needed, GRACE_SECONDS), MOST_GRACE_SECONDS)
     training = isinstance(work.work, contract.Train)
     return Child(
         name=child_name(run, work.stage),
@@ -236,39 +240,23 @@ def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -
         kind=backend if training else "Job",
         pool=work.pool,
         image="train" if training else "generate",
-        pods=_pods(work.work),
+        pods=pods,
         gpus=_gpus(run.spec, work),
         after=work.after,
         task=task,
-        grace_seconds=_grace(run.spec, checkpoint_bytes) if training else GRACE_SECONDS,
+        grace_seconds=grace,
     )
 
 
-def _grace(spec: CGDRunSpec, checkpoint_bytes: int) -> int:
-    """Seconds in which a node of a training can store a checkpoint."""
-    needed = math.ceil(checkpoint_bytes / STORED_A_SECOND)
-    return spec.training.termination_grace_period_seconds or min(max(needed, GRACE_SECONDS), MOST_GRACE_SECONDS)
-
-
 def child_name(run: Run, stage: StageName) -> str:
-    """Deterministic, so that creating a child twice is creating it once; of a run's uid, so that a run that was
-    deleted and applied again does not meet the children of the former one. Of a long run's name so much that its pods'
-    names are labels (a TrainJob's are the longest: `<child>-node-0-511-xxxxx`), which is what Services need. It begins
-    with a letter (RFC 1035), or the controllers of trainings, which make Services, would refuse it."""
+    """The name of a child. It is deterministic, so that creating a child twice creates it once. It depends on the run's
+    uid, so that a run that was deleted and applied again does not meet its former children. A long run's name is cut so
+    that the names of pods are labels, as Services need (the longest are a TrainJob's: `<child>-node-0-511-xxxxx`). It
+    begins with a letter (RFC 1035), or the controllers of trainings, which make Services, would refuse it."""
     start = run.name if run.name[0].isalpha() else f"run-{run.name}"
     digest = hashlib.sha256(f"{run.uid}/{run.name}/{stage}".encode()).hexdigest()[:6]
     room = min(19, 32 - len(stage.model))
     return f"{start[:room].rstrip('-.')}-{stage}-{digest}".replace(".", "-")
-
-
-def _pods(work: contract.Work) -> int:
-    match work:
-        case contract.Generate():
-            return work.shards
-        case contract.Train():
-            return work.workers
-        case _:
-            return 1
 
 
 def _gpus(spec: CGDRunSpec, work: _Work) -> int:
@@ -450,7 +438,7 @@ def _benchmark(benchmark: Benchmark) -> contract.Benchmark:
 
 
 def storage_of(storage: Storage) -> contract.Storage:
-    """The object store as stage programs are told of it."""
+    """The object store as tasks name it."""
     ca_bundle = "/etc/cgd/ca/ca.crt" if storage.ca_bundle_config_map_ref else None
     place = {"uri": storage.uri.rstrip("/"), "ca_bundle": ca_bundle}
     return contract.Storage.part_of(storage).model_copy(update=place)

@@ -68,15 +68,15 @@ def manifest(run: Run, child: Child, release: Release) -> Object:
 
 
 def cleaning_job(run: Run, child: Child, release: Release) -> Object:
-    """The Job that deletes what a run has stored. The run does not own it: it must live while the run is going, also
-    when a foreground deletion takes all that the run owns."""
+    """The Job that deletes what a run has stored. The run does not own it: the Job must outlive a foreground deletion,
+    which deletes everything that the run owns."""
     job = _job(run, child, release)
     del job["metadata"]["ownerReferences"]
     return job
 
 
 def secret_name(run: Run, release: Release) -> str:
-    """A Secret for each key: tokens that another key has signed are worth nothing, and no Secret is ever changed."""
+    """The name of the Secret with the tokens. Each signing key has its own Secret: no Secret is ever changed."""
     name = f"{run.name[:40].rstrip('-.')}-progress-{run.uid[:6]}".replace(".", "-")
     return f"{name}-{release.key_id}" if release.key_id else name
 
@@ -93,10 +93,10 @@ def progress_secret(run: Run, tokens: dict[str, str], release: Release) -> Objec
 
 
 def training_runtime(run: Run, child: Child, release: Release) -> Object:
-    """What a TrainJob refers to and must find: the pod template and what is done when a pod fails.
+    """The TrainingRuntime that a TrainJob refers to: the pod template, and what happens when a pod fails.
 
-    The Job gives up at its first failure, and then the JobSet starts all pods anew, `spec.retries` times: a training
-    goes on together or not at all. A permanent error ends the JobSet at once.
+    The Job gives up at its first failure, and then the JobSet starts all pods anew, `spec.retries` times: the pods of a
+    training need each other. A permanent error ends the JobSet at once.
     """
     job = {
         "backoffLimit": 0,
@@ -129,9 +129,9 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
 
 
 def rehearsals(run: Run, child: Child, release: Release, *, pods: bool) -> Iterator[tuple[Kind, Object]]:
-    """What the API server is to judge before a run begins, for a child: its pod as a pod, where admission judges it,
-    and as a Job's, where its fields are checked; the training, whose own check sees neither. A TrainJob is refused
-    without its runtime, so it is the runtime."""
+    """The objects that the API server judges as dry runs before a run begins, for a child: its pod as a Pod, which
+    admission judges; a Job, which checks the pod's fields; and the training. A TrainJob is refused without its
+    TrainingRuntime, so it is the runtime."""
     template = _template(run, child, release, restart="Never")
     meta = _meta(run, child.name, child.stage)
     if pods:
@@ -145,18 +145,18 @@ def rehearsals(run: Run, child: Child, release: Release, *, pods: bool) -> Itera
 
 
 def suspension(kind: str, suspend: bool) -> Object:
-    """The part of a child's spec that holds it or lets it go."""
+    """The part of a child's spec that suspends or resumes it."""
     return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
 
 
 def giving_up(why: str) -> Object:
-    """The patch that ends a PyTorchJob: its own controller fails it, by a deadline that is over."""
+    """The patch that ends a PyTorchJob: a deadline that is over, for which its controller fails it."""
     return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
 
 
 def disruption(pod: Object, now: datetime) -> Object:
-    """The patch of this pod's status, and of no other's that may have its name by now, which says that it has failed
-    with its node, by no fault of its own."""
+    """The patch of a pod's status after which it has failed with its node, by no fault of its own. The uid keeps the
+    patch from another pod that has taken the name."""
     condition = {
         "type": "DisruptionTarget",
         "status": "True",
@@ -164,7 +164,7 @@ def disruption(pod: Object, now: datetime) -> Object:
         "message": "its node has not ended it in time (spec.replaceLostPodsAfterSeconds)",
         "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    others = [one for one in pod["status"].get("conditions", []) if one["type"] != condition["type"]]
+    others = [other for other in pod["status"].get("conditions", []) if other["type"] != condition["type"]]
     status = {"phase": "Failed", "conditions": [*others, condition]}
     return {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
 
@@ -188,8 +188,8 @@ def _job(run: Run, child: Child, release: Release) -> Object:
 
 
 def _pod_failure_policy(child: Child, action: str) -> Object:
-    """What ends a program from outside costs nothing: a disruption, or a pod that somebody deletes (which has no such
-    condition). A permanent error takes the action at once."""
+    """An end from outside is no failure: a disruption, or the deletion of the pod (which sets no such condition). A
+    permanent error takes the action at once."""
 
     def ended_with(code: contract.Exit) -> Object:
         return {"containerName": CONTAINERS[child.kind], "operator": "In", "values": [int(code)]}
@@ -205,17 +205,18 @@ def _pod_failure_policy(child: Child, action: str) -> Object:
 
 
 def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
-    """Workers alone: beside a Master the Training Operator gives every Worker an init container that runs as root,
-    which our pods refuse, as does a namespace that enforces `restricted`. The job succeeds when all have.
+    """It has only Workers: beside a Master the Training Operator gives every Worker an init container that runs as
+    root, which our pods and namespaces that enforce `restricted` refuse. The job succeeds when all Workers have.
 
-    It has no `backoffLimit`: that counts restarts of containers in their pods, a sidecar's too, and never the pods that
-    are made again, see `retries`.
+    It has no `backoffLimit`, which counts restarts of containers in their pods, a sidecar's too, and never the pods
+    that are made again, see `retries`.
     """
-    worker = {
-        "replicas": child.pods,
-        "restartPolicy": "ExitCode",
-        "template": _template(run, child, release),
-    }
+    worker = {"replicas": child.pods, "restartPolicy": "ExitCode", "template": _template(run, child, release)}
+    policy: Object = {"cleanPodPolicy": "Running"}
+    if gang := run.spec.placement.scheduling_policy:  # the PodGroup that the Training Operator makes
+        names = {"queue": gang.queue, "priorityClass": run.spec.placement.training.priority_class_name}
+        given = {field: name for field, name in names.items() if name}
+        policy["schedulingPolicy"] = {"minAvailable": child.pods, **given}
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": "PyTorchJob",
@@ -223,22 +224,13 @@ def _pytorchjob(run: Run, child: Child, release: Release) -> Object:
         "spec": {
             "nprocPerNode": str(run.spec.training.gpus_per_worker),
             "pytorchReplicaSpecs": {"Worker": worker},
-            "runPolicy": {"cleanPodPolicy": "Running", **_gang(run, child)},
+            "runPolicy": policy,
         },
     }
 
 
-def _gang(run: Run, child: Child) -> Object:
-    """The PodGroup that the Training Operator makes; the TrainJob's is told by its runtime."""
-    gang, priority = run.spec.placement.scheduling_policy, run.spec.placement.training.priority_class_name
-    if gang is None:
-        return {}
-    given = {"queue": gang.queue, "priorityClass": priority}
-    return {"schedulingPolicy": {"minAvailable": child.pods, **{key: one for key, one in given.items() if one}}}
-
-
 def _trainjob(run: Run, child: Child) -> Object:
-    """The Trainer adds PET_* to the runtime's container only when `trainer` is there."""
+    """The Trainer adds PET_* to the runtime's container only if the TrainJob has `trainer`."""
     return {
         "apiVersion": TRAINJOB.api_version,
         "kind": TRAINJOB.kind,
@@ -282,7 +274,8 @@ def _labels(run: Run, stage: str) -> dict[str, str]:
 
 def _template(run: Run, child: Child, release: Release, restart: str | None = None) -> Object:
     pool: Pool = getattr(run.spec.placement, child.pool)
-    metadata = run.spec.pod_metadata
+    metadata, gang = run.spec.pod_metadata, run.spec.placement.scheduling_policy
+    scheduler = (gang.scheduler_name or SCHEDULERS[gang.gang]) if gang and child.pool == "training" else None
     spec = {
         "restartPolicy": restart,
         "serviceAccountName": run.spec.service_account_name,
@@ -297,7 +290,7 @@ def _template(run: Run, child: Child, release: Release, restart: str | None = No
         "nodeSelector": pool.node_selector,
         "tolerations": pool.tolerations,
         "affinity": _affinity(run, child, pool),
-        "schedulerName": _scheduler(run, child),
+        "schedulerName": scheduler,
         "priorityClassName": pool.priority_class_name,
         "containers": [_container(run, child, release, pool)],
         "volumes": list(_volumes(run, child, release)),
@@ -311,13 +304,8 @@ def _template(run: Run, child: Child, release: Release, restart: str | None = No
     }
 
 
-def _scheduler(run: Run, child: Child) -> str | None:
-    gang = run.spec.placement.scheduling_policy
-    return (gang.scheduler_name or SCHEDULERS[gang.gang]) if gang and child.pool == "training" else None
-
-
 def _affinity(run: Run, child: Child, pool: Pool) -> Object:
-    """The pool's own, and for a training the others of its pods: where the first one runs decides for all."""
+    """The pool's own affinity; a training's pods also have to be near each other, wherever the first of them runs."""
     key = run.spec.placement.topology_key
     if key is None or child.pool != "training" or child.pods == 1:
         return pool.affinity
@@ -332,18 +320,24 @@ def _affinity(run: Run, child: Child, pool: Pool) -> Object:
 
 LISTENS = ["sh", "-c", "while grep -qE '^SigCgt:.*[0-38-9ab][0-9a-f]{3}$' /proc/1/status; do sleep 0.05; done"]
 """Lasts while PID 1 has no handler for SIGTERM (bit 14 of those it catches): while Python starts, the kernel would drop
-the one SIGTERM that a pod gets. Where nothing says so (gVisor has no such line, /proc may be hidden) it ends at once,
-for waiting would take the whole grace period from the program."""
+the only SIGTERM that a pod gets. Where /proc does not say (gVisor has no such line, /proc may be hidden) it ends at
+once, because waiting would take the whole grace period from the program."""
 
 
 def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
-    own = getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image")
+    resources: Object = pool.resources.model_dump(exclude_defaults=True)
+    if child.gpus:
+        resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}
+    mounts: list[Object] = []
+    for name in (volume["name"] for volume in _volumes(run, child, release)):
+        read_only = {"readOnly": True} if name in _READ_ONLY else {}
+        mounts.append({"name": name, "mountPath": _MOUNTS[name], **read_only})
     container: Object = {
         "name": CONTAINERS[child.kind],
-        "image": own,
+        "image": getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image"),
         "command": [_as_it_is(word) for word in ("python", "-m", f"cgd_stages.{child.task.work.kind}")],
         "env": list(_env(run, child, release)),
-        "resources": _resources(run, child, pool),
+        "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -352,21 +346,11 @@ def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
         "lifecycle": {"preStop": {"exec": {"command": LISTENS}}},
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]], **_read_only(volume)}
-            for volume in _volumes(run, child, release)
-        ],
+        "volumeMounts": mounts,
     }
     if child.kind == "PyTorchJob":
         container["ports"] = [{"name": "pytorchjob-port", "containerPort": MEETING_PORT}]
     return container
-
-
-def _resources(run: Run, child: Child, pool: Pool) -> Object:
-    resources: Object = pool.resources.model_dump(exclude_defaults=True)
-    if child.gpus:
-        resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}
-    return resources
 
 
 def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
@@ -381,8 +365,10 @@ def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
         url = f"{release.progress_url.rstrip('/')}/progress/{run.namespace}/{run.name}/{run.uid}/{child.stage}"
         yield _variable(contract.PROGRESS_URL, url)
         yield _variable(contract.PROGRESS_TOKEN, f"{PROGRESS}/token")
-    if child.kind == "PyTorchJob":
-        yield from _meeting_place(child)
+    if child.kind == "PyTorchJob":  # which pod this is and where they meet; the Training Operator adds their number
+        yield {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX}']"}}}
+        yield _variable("PET_MASTER_ADDR", f"{child.name}-worker-0")  # each worker has a Service of its pod's name
+        yield _variable("PET_MASTER_PORT", str(MEETING_PORT))
     yield from _credentials(run, child)
 
 
@@ -391,17 +377,9 @@ def _variable(name: str, value: str) -> Object:
 
 
 def _as_it_is(text: str) -> str:
-    """A value or a word of a command as the kubelet leaves it to the container: there `$$` is a dollar sign, and
-    `$(NAME)` the variable of that name. Commands of a container's `lifecycle` are not read so."""
+    """A value, or a word of a command, written so that the kubelet gives it to the container unchanged: the kubelet
+    turns `$$` into a dollar sign, and `$(NAME)` into that variable, but not in commands of a `lifecycle`."""
     return text.replace("$", "$$")
-
-
-def _meeting_place(child: Child) -> Iterator[Object]:
-    """Where the pods meet and which of them this is; how many there are the Training Operator adds. Each worker has a
-    Service of its pod's name."""
-    yield {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{REPLICA_INDEX}']"}}}
-    yield _variable("PET_MASTER_ADDR", f"{child.name}-worker-0")
-    yield _variable("PET_MASTER_PORT", str(MEETING_PORT))
 
 
 def _credentials(run: Run, child: Child) -> Iterator[Object]:
@@ -430,28 +408,22 @@ _MOUNTS = {"scratch": SCRATCH, "tmp": TMP, "shm": "/dev/shm", "inputs": INPUTS, 
 _READ_ONLY = {"inputs", "progress", "ca"}
 
 
-def _read_only(volume: Object) -> Object:
-    return {"readOnly": True} if volume["name"] in _READ_ONLY else {}
-
-
 def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
     limit = {"sizeLimit": release.scratch_size_limit} if release.scratch_size_limit else {}
     yield {"name": "scratch", "emptyDir": limit}
     yield {"name": "tmp", "emptyDir": limit}
     if child.gpus:  # NCCL and vLLM share memory between the processes of a pod
         yield {"name": "shm", "emptyDir": {"medium": "Memory"}}
-    if names := configmaps(child.task):
-        yield {"name": "inputs", "projected": {"sources": [_projected(name, keys) for name, keys in names.items()]}}
+    if names := configmaps(child.task):  # optional: prepare says plainly which is missing, and its pod starts
+        sources = []
+        for name, keys in names.items():
+            items = [{"key": key, "path": f"{name}/{key}"} for key in sorted(keys)]
+            sources.append({"configMap": {"name": name, "items": items, "optional": True}})
+        yield {"name": "inputs", "projected": {"sources": sources}}
     token = {"key": child.stage, "path": "token"}
     yield {"name": "progress", "secret": {"secretName": secret_name(run, release), "items": [token], "optional": True}}
     if ca := run.spec.storage.ca_bundle_config_map_ref:
         yield {"name": "ca", "configMap": {"name": ca.name, "items": [{"key": ca.key, "path": "ca.crt"}]}}
-
-
-def _projected(name: str, keys: set[str]) -> Object:
-    """Optional, so that a missing one is told by prepare in plain words instead of a pod that never starts."""
-    items = [{"key": key, "path": f"{name}/{key}"} for key in sorted(keys)]
-    return {"configMap": {"name": name, "items": items, "optional": True}}
 
 
 def configmaps(task: contract.StageTask) -> dict[str, set[str]]:

@@ -14,13 +14,13 @@ from cgd_operator.planning.manifests import MANAGER
 from cgd_operator.status.render import duration, seconds_between
 
 MAKERS = ("answer", "critique", "refine", "distill", "train")
-"""Kinds of stages that make rows or a model. The good end of another is in the status, and starts the next."""
+"""Kinds of stages that make rows or a model. The success of other stages is in the status, and starts the next."""
 
 
 def transitions(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -> Iterator[dict[str, Any]]:
-    """What is worth an Event: stages that have made rows or a model (in one Event, as one pod or one look may end
-    several), a stage that failed, one that has to wait and why, a run that a person must look after, and the end of the
-    run, which tells its last stages too."""
+    """The Events of a change of the status: stages that have made rows or a model (in a single Event, as a pod or a
+    reconcile may end several stages), a stage that failed, a stage that waits and why, a run that a person must look
+    after, and the end of the run, which also names its last stages."""
     before = {stage.name: stage for stage in old.stages}
     news = [stage for stage in new.stages if _state(stage) != _state(before.get(stage.name, StageStatus(name="")))]
     over = new.state != old.state and new.state in ("Succeeded", "Failed", "Suspended")
@@ -99,7 +99,7 @@ def _event(run: Run, reason: str, message: str, now: datetime, *, warning: bool 
 
 
 def _event_of(meta: dict[str, Any], reason: str, message: str, *, warning: bool, now: datetime) -> dict[str, Any]:
-    """Its name derives from what it says, so that a transition told twice is one Event."""
+    """An Event. Its name derives from its text, so that posting a transition twice makes a single Event."""
     said = f"{meta['uid']}/{reason}/{message}".encode(errors="surrogatepass")
     digest = hashlib.sha256(said).hexdigest()[:16]
     moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -121,6 +121,18 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
     ended = state in ("Succeeded", "Failed")
     rows = _rows(words, progress, old, ended)
     goes_on = state == "Running" and not (rows and 0 < rows.total <= rows.done + rows.rejected)
+    if state == "Succeeded":
+        percent: int | None = 100
+    elif rows and rows.total:
+        percent = percent_of(rows.done + rows.rejected, rows.total)
+    else:
+        known = (progress.percent if progress else None, old.percent)
+        percent = max((share for share in known if share is not None), default=None)
+    speed = progress.tokens_per_second if progress else None
+    if speed is None:
+        timed = [shard for shard in words if shard.seconds and shard.generated_tokens]
+        rates = [shard.generated_tokens / max(shard.seconds, 0.001) for shard in timed]
+        speed = round(min(MOST, sum(rates))) if rates else old.tokens_per_second
     end = _text(facts.end) if facts.end else old.completion_time
     made = attempts(facts, old)
     return StageStatus(
@@ -134,8 +146,8 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         attempts=max(facts.attempts, old.attempts, *(pod.attempts for pod in made)),
         pod_attempts=made,
         rows=rows,
-        tokens_per_second=_speed(words, progress, old),
-        percent=100 if state == "Succeeded" else _percent(rows, progress, old),
+        tokens_per_second=speed,
+        percent=percent,
         eta_seconds=progress.eta_seconds if progress and goes_on else None,
         gpu_seconds=used.gpu_seconds,
         pod_gpu_seconds=dict(used.pods),
@@ -159,23 +171,16 @@ def _message(facts: ChildFacts, old: StageStatus) -> str:
 def _stage_state(
     facts: ChildFacts, name: str, child: Child, progress: StageProgress | None, old: StageStatus
 ) -> StageState:
-    match facts.fate:
-        case Fate.SUCCEEDED:
-            return "Succeeded"
-        case Fate.FAILED:
-            return "Failed"
-        case Fate.SUSPENDED:
-            return "Suspended"
-        case Fate.RUNNING if len(child.stages) > 1:
-            return _shared_pod_state(name, child, progress, old)
-        case Fate.RUNNING:
-            return "Running"
-        case _:
-            return "Waiting"
-
-
-def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, old: StageStatus) -> StageState:
-    """The state of a stage that shares its pod, from its reports, or from the previous status if there are none yet."""
+    """The state of a stage. Of stages that share a running pod it comes from their reports, or from the previous
+    status before the first report."""
+    states: dict[Fate, StageState] = {
+        Fate.SUCCEEDED: "Succeeded",
+        Fate.FAILED: "Failed",
+        Fate.SUSPENDED: "Suspended",
+        Fate.RUNNING: "Running",
+    }
+    if facts.fate is not Fate.RUNNING or len(child.stages) == 1:
+        return states.get(facts.fate, "Waiting")
     if progress and progress.rows:
         return "Succeeded" if progress.is_through(child.pods) else "Running"
     if old.rows:
@@ -184,8 +189,8 @@ def _shared_pod_state(name: str, child: Child, progress: StageProgress | None, o
 
 
 def _rows(words: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus, ended: bool) -> Rows | None:
-    """What the last pod of each shard said at its end, once all have. Before that whichever has got furthest: some
-    shards have said their last and others report, and an operator that has just started has no report yet."""
+    """The sum of the last words of all shards when the stage has ended. Before that the count that is furthest: of the
+    last words so far, the reports, and the previous status (an operator that has just started has no report yet)."""
     said = Rows(
         total=sum(shard.rows.total for shard in words),
         done=sum(shard.rows.done for shard in words),
@@ -198,27 +203,9 @@ def _rows(words: tuple[StageFacts, ...], progress: StageProgress | None, old: St
     return max(known, key=lambda rows: rows.done + rows.rejected, default=None)
 
 
-def _percent(rows: Rows | None, progress: StageProgress | None, old: StageStatus) -> int | None:
-    if rows and rows.total:
-        return percent_of(rows.done + rows.rejected, rows.total)
-    known = (progress.percent if progress else None, old.percent)
-    return max((percent for percent in known if percent is not None), default=None)
-
-
-def _speed(words: tuple[StageFacts, ...], progress: StageProgress | None, old: StageStatus) -> int | None:
-    if progress and progress.tokens_per_second is not None:
-        return progress.tokens_per_second
-    rates = [
-        shard.generated_tokens / max(shard.seconds, 0.001)
-        for shard in words
-        if shard.seconds and shard.generated_tokens
-    ]
-    return round(min(MOST, sum(rates))) if rates else old.tokens_per_second
-
-
 def _current(stages: tuple[StageStatus, ...]) -> StageStatus | None:
-    """The stage that people look at: the failed one, else the first that runs (the others wait for it), else the first
-    that has not ended."""
+    """The stage that people look at: the failed stage, else the first that runs (the others wait for it), else the
+    first that has not ended."""
     for states in (("Failed",), ("Running",), ("Waiting", "Suspended")):
         for stage in stages:
             if stage.state in states:
@@ -243,7 +230,7 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
 
 
 def _is_held_up(stage: StageStatus) -> bool:
-    """It waits, and not for its pods' usual beginning."""
+    """Whether it waits for more than the usual start of its pods."""
     return stage.state == "Waiting" and stage.reason not in BEGINNING
 
 
@@ -259,7 +246,7 @@ def _progress(stages: tuple[StageStatus, ...], current: StageStatus | None) -> s
 
 
 def _modes(run: Run) -> str:
-    """Whether the models think and what is learned of it, where the manifest says anything of chats."""
+    """Whether the models think and what the training learns of it, if the manifest sets anything of chats."""
     if not run.names_modes:
         return ""
     spec = run.resolved
@@ -334,8 +321,8 @@ def _timed(
 
 
 def _artifacts(run: Run, stages: tuple[StageStatus, ...]) -> Artifacts:
-    """Folders of what was made. Where the pod that knew the folder was gone before anybody looked, the run's pointer
-    to it, which its stage has stored beside the rows."""
+    """The folders of what the run made. If the pod that knew its folder was gone before the operator read it: the run's
+    pointer to the folder, which the stage has stored."""
     root = f"{run.spec.storage.uri.rstrip('/')}/{run.namespace}/runs/{run.name}"
     ended = [stage for stage in stages if stage.state == "Succeeded"]
     done: dict[str, str] = {stage.name: stage.output_uri or f"{root}/{stage.name}.json" for stage in ended}
@@ -349,7 +336,7 @@ def _text(moment: datetime) -> str:
 
 
 def seconds_between(start: str, end: str) -> float:
-    """Of two times in a status; 0 where one of them is none."""
+    """The seconds between two times in a status; 0 if one of them is no valid time."""
     began, ended = moment(start), moment(end)
     return (ended - began).total_seconds() if began and ended else 0.0
 

@@ -8,8 +8,8 @@ from support.builders import CHILDREN, job, run
 
 from cgd_operator.api.status import CGDRunStatus, Condition
 from cgd_operator.facts.children import observe
-from cgd_operator.facts.limits import exceeded, expired
-from cgd_operator.facts.trouble import Trouble
+from cgd_operator.facts.due import expired
+from cgd_operator.facts.trouble import Trouble, exceeded
 from cgd_operator.planning.dag import plan
 
 HOUR = 3600

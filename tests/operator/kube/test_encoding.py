@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_local.bodies import read_apply
+from cgd_local.requests import read_apply
 from cgd_operator.kube.client import encoded
 
 PLANE = 0x10000
