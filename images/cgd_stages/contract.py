@@ -930,6 +930,8 @@ class Report(Contract):
     """The student's in answer, training and evaluation."""
     teacher_chat: Chat = Chat()
     thinking: Learned = "drop"
+    audit: Positive | None = None
+    """How many outputs of each benchmark and model lm-eval judges again; None: none."""
 
 
 class Clean(Contract):
