@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 from cgd_stages.contract import Report, RunRef, StageFacts, StageName
 from cgd_stages.method.prompts import whole_prompt
@@ -57,7 +58,7 @@ TRAINING_LOG = "metrics.jsonl"
 def main(context: Context) -> dict[str, StageFacts]:
     clock, work, stage = time.monotonic(), context.work_of(Report), context.task.stage
     outputs = find_outputs(context.store, work.stages)
-    inputs = {
+    inputs: dict[str, Any] = {
         "run": context.task.run.model_dump(),
         "stages": {name: output.done.digest for name, output in outputs.items()},
         "missing": sorted(set(work.stages) - outputs.keys()),

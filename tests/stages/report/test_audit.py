@@ -27,7 +27,9 @@ def marks(outputs: Sequence[Sample], keys: set[Key]) -> Counter[bool]:
         ("+" * 30, 1, 1, 0),
     ],
 )
-def test_half_of_the_outputs_are_right_as_far_as_there_are_enough(given: str, most: int, right: int, wrong: int) -> None:
+def test_half_of_the_outputs_are_right_as_far_as_there_are_enough(
+    given: str, most: int, right: int, wrong: int
+) -> None:
     outputs = samples(given)
     assert marks(outputs, chosen(outputs, most)) == Counter({True: right, False: wrong})
 

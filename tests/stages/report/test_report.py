@@ -280,8 +280,14 @@ def test_the_program_runs_by_its_task_alone(whole_run: Bucket, storage: Storage,
 
 
 def boxed(folder: Folder) -> list[Part]:
-    """Four grades of which lm-eval shares two: it compares texts, and one grade is wrong. Two more have none of ours."""
-    told = [("4", "4", True, ""), ("5", "4", False, ""), ("8/2", "4", True, ""), ("4", "4", False, ""), ("4", "4", False, "timeout")]
+    """lm-eval shares two of four grades: another spelling is wrong to it, and one grade is mistaken. The last has none."""
+    told = [
+        ("4", "4", True, ""),
+        ("5", "4", False, ""),
+        ("8/2", "4", True, ""),
+        ("4", "4", False, ""),
+        ("4", "4", False, "timeout"),
+    ]
     rows = [
         {"benchmark": "sums", "id": f"{i}", "sample": 0, "prompt": "?", "reference": reference,
          "output": f"So it is $\\boxed{{{answer}}}$.", "finish_reason": "stop", "tokens": 5, "extracted": answer,
