@@ -279,8 +279,8 @@ def test_the_program_runs_by_its_task_alone(whole_run: Bucket, storage: Storage,
     assert told.stages["report"].output_uri == RunStore(whole_run, RUN).input("report").uri
 
 
-def boxed(folder: Folder) -> list[Part]:
-    """lm-eval shares two of four grades: another spelling is wrong to it, and one grade is mistaken. The last has none."""
+def boxed(folder: Folder, benchmark: str = "sums") -> list[Part]:
+    """lm-eval shares two of four grades: one answer is in another spelling, and one grade is mistaken."""
     told = [
         ("4", "4", True, ""),
         ("5", "4", False, ""),
@@ -289,7 +289,7 @@ def boxed(folder: Folder) -> list[Part]:
         ("4", "4", False, "timeout"),
     ]
     rows = [
-        {"benchmark": "sums", "id": f"{i}", "sample": 0, "prompt": "?", "reference": reference,
+        {"benchmark": benchmark, "id": f"{i}", "sample": 0, "prompt": "?", "reference": reference,
          "output": f"So it is $\\boxed{{{answer}}}$.", "finish_reason": "stop", "tokens": 5, "extracted": answer,
          "answer_source": "boxed", "correct": correct, "rule": "value", "grade_error": error}
         for i, (answer, reference, correct, error) in enumerate(told)
@@ -300,8 +300,8 @@ def boxed(folder: Folder) -> list[Part]:
 def test_stored_grades_are_judged_again_by_lm_eval_and_none_of_them_changes(
     bucket: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
-    for stage in ("evaluate-base", "harness-base"):
-        finish(bucket, stage, boxed)
+    finish(bucket, "evaluate-base", boxed)
+    finish(bucket, "harness-base", lambda folder: boxed(folder, "IFEval"))
     before = RunStore(bucket, RUN).input("evaluate-base").require()
     plain = Report(stages=("evaluate-base", "harness-base"), spec="")
     report.main(context(storage, plain, tmp_path))
