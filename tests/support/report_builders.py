@@ -85,9 +85,15 @@ def change(**changes: Any) -> Change:
 def audit(**changes: Any) -> Audit:
     """Forty audited outputs with two disagreements, one of each kind."""
     given: dict[str, Any] = {"benchmark": "sums", "model": "cgd", "sample": 0, "reference": "#### 4"} | changes
-    said = {"output": "So it is \\boxed{4}.", "extracted": "5", "rule": "value"} | changes
+    said = {"output": "So it is \\boxed{4}.", "extracted": "5", "rule": "value", "boxed": True} | changes
     count = AuditCounts(
-        benchmark=given["benchmark"], model="cgd", both_right=19, both_wrong=19, lm_eval_alone=1, grader_alone=1
+        benchmark=given["benchmark"],
+        model="cgd",
+        both_right=19,
+        both_wrong=19,
+        lm_eval_alone=1,
+        grader_alone=1,
+        unboxed=3,
     )
     two = [Disagreement(**given | said | {"id": identity, "correct": correct})
            for identity, correct in (("q7", False), ("q8", True))]  # fmt: skip

@@ -25,7 +25,7 @@ from cgd_stages.contract import Report, RunRef, StageFacts, StageName
 from cgd_stages.method.prompts import whole_prompt
 from cgd_stages.quality.marks import Quality, cautions
 from cgd_stages.quality.review import REVIEW, Review
-from cgd_stages.report import audit, page
+from cgd_stages.report import page
 from cgd_stages.report.modes import modes
 from cgd_stages.report.summary import verdicts
 from cgd_stages.results.comparison import table_of
@@ -155,6 +155,8 @@ def read_changes(folders: dict[str, list[Folder]], pairs: list[Changed]) -> Iter
 def read_audit(folders: dict[str, Folder], evaluations: Evaluations, most: int) -> Audit:
     """lm-eval's verdicts on at most `most` outputs of each benchmark and model. `folders`: model -> the folder of its
     stage `evaluate`; the tasks that `harness` asked have lm-eval's grades already."""
+    from cgd_stages.report import audit  # loads lm-eval, which takes seconds
+
     rows = (
         (model, row)
         for model, folder in folders.items()

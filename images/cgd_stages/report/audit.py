@@ -10,6 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from lm_eval.tasks.aime.utils import last_boxed_only_string, process_results, remove_boxed
+
 from cgd_stages.results.model import Audit, AuditCounts, Disagreement, Key, Sample
 from cgd_stages.store.rows import Row, sha256
 from cgd_stages.text.references import in_words, right_answers
@@ -35,10 +37,13 @@ def chosen(samples: Iterable[Sample], most: int) -> set[Key]:
 def audit(outputs: Iterable[tuple[str, Row]], models: Sequence[str]) -> Audit:
     """Judge outputs, each a model's label and its stored row. `models` gives the order of the counts."""
     counts: Counter[tuple[str, str, bool, bool]] = Counter()
+    unboxed: Counter[tuple[str, str]] = Counter()
     disagreements = []
     for model, row in outputs:
         ours, theirs = row["correct"], is_right(row["reference"], row["output"])
+        boxed = last_boxed_only_string(row["output"]) is not None
         counts[row["benchmark"], model, ours, theirs] += 1
+        unboxed[row["benchmark"], model] += not boxed
         if ours != theirs:
             disagreements.append(
                 Disagreement(
@@ -50,10 +55,15 @@ def audit(outputs: Iterable[tuple[str, Row]], models: Sequence[str]) -> Audit:
                     output=_end(row["output"]),
                     extracted=_end(row["extracted"]),
                     rule=row.get("rule") or "",
+                    boxed=boxed,
                     correct=ours,
                 )
             )
-    groups = sorted({key[:2] for key in counts}, key=lambda group: (group[0], models.index(group[1])))
+
+    def first_read(one: Disagreement) -> tuple[bool, bool, str, int, str, int]:
+        return one.correct, not one.boxed, one.benchmark, models.index(one.model), one.id, one.sample
+
+    groups = sorted(unboxed, key=lambda group: (group[0], models.index(group[1])))
     return Audit(
         judge=f"lm-eval {importlib.metadata.version('lm_eval')}",
         counts=tuple(
@@ -64,30 +74,22 @@ def audit(outputs: Iterable[tuple[str, Row]], models: Sequence[str]) -> Audit:
                 both_wrong=counts[benchmark, model, False, False],
                 lm_eval_alone=counts[benchmark, model, False, True],
                 grader_alone=counts[benchmark, model, True, False],
+                unboxed=unboxed[benchmark, model],
             )
             for benchmark, model in groups
         ),
-        disagreements=tuple(
-            sorted(
-                disagreements,
-                key=lambda one: (one.correct, one.benchmark, models.index(one.model), one.id, one.sample),
-            )
-        ),
+        disagreements=tuple(sorted(disagreements, key=first_read)),
     )
 
 
 def is_right(reference: str, output: str) -> bool:
     """lm-eval's verdict. Of several right answers the output needs to have one."""
-    from lm_eval.tasks.aime.utils import process_results
-
     targets = [_value(answer) for answer in right_answers(reference)]
     return any(process_results({"answer": target}, [output])["exact_match"] for target in targets)
 
 
 def _value(reference: str) -> str:
     """The value in a reference as lm-eval's tasks take it: the last box (MATH), or the text after `####` (GSM8K)."""
-    from lm_eval.tasks.aime.utils import last_boxed_only_string, remove_boxed
-
     try:
         return str(remove_boxed(last_boxed_only_string(reference) or ""))
     except AssertionError:  # no box, or none that lm-eval reads

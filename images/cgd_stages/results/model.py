@@ -164,6 +164,8 @@ class AuditCounts(Contract):
     both_wrong: int
     lm_eval_alone: int
     grader_alone: int
+    unboxed: int
+    """The outputs without a box, of which lm-eval compares the whole text, or what stands between dollar signs."""
 
     @property
     def outputs(self) -> int:
@@ -183,6 +185,8 @@ class Disagreement(Contract):
     """Of long texts the end."""
     rule: str
     """The grader's; empty where it found no answer to compare."""
+    boxed: bool
+    """Whether lm-eval finds a box in the output."""
     correct: bool
     """The grader's verdict; lm-eval's is the other."""
 
@@ -194,7 +198,7 @@ class Audit(Contract):
     """lm-eval and its version."""
     counts: tuple[AuditCounts, ...]
     disagreements: tuple[Disagreement, ...]
-    """Those that lm-eval alone calls right come first."""
+    """Those that lm-eval alone calls right come first, and outputs with a box before those without."""
 
 
 class Rejected(Contract):

@@ -78,18 +78,22 @@ def test_outputs_are_counted_by_benchmark_and_model_and_grades_that_may_be_mista
         [
             ("cgd", row("a", "8/2", correct=True)),
             ("cgd", row("b", "4", correct=False)),
-            ("base", row("c", "2+2", correct=True)),
+            ("base", row("c", "4", correct=True, output="It is 4.")),
             ("base", row("d", "4", correct=True)),
             ("cgd", row("e", "7", correct=False, benchmark="products")),
         ],
         ["base", "cgd"],
     )
     assert [tuple(count.model_dump().values()) for count in found.counts] == [
-        ("products", "cgd", 0, 1, 0, 0),
-        ("sums", "base", 1, 0, 0, 1),
-        ("sums", "cgd", 0, 0, 1, 1),
+        ("products", "cgd", 0, 1, 0, 0, 0),
+        ("sums", "base", 1, 0, 0, 1, 1),
+        ("sums", "cgd", 0, 0, 1, 1, 0),
     ]
-    assert [(one.id, one.correct) for one in found.disagreements] == [("b", False), ("c", True), ("a", True)]
+    assert [(one.id, one.correct, one.boxed) for one in found.disagreements] == [
+        ("b", False, True),
+        ("a", True, True),
+        ("c", True, False),
+    ]
 
 
 def test_of_a_long_text_the_end_is_kept_and_of_several_references_each() -> None:

@@ -398,11 +398,12 @@ def test_of_many_cautions_the_first_are_shown_and_the_others_folded() -> None:
 def test_grades_that_lm_eval_judges_otherwise_are_shown_those_first_that_it_alone_calls_right() -> None:
     words = read(audit=audit()).words
     assert "Grades, judged again by lm-eval 1.2.3" in words
-    assert "sumsCGD40111919 lm-eval takes" in words
+    assert "sumsCGD403 without a box111919 lm-eval takes" in words
     caution = "lm-eval alone calls 1 of 40 audited outputs right: the grader may be mistaken."
     first = "Right by lm-eval alone: 1 output sums \u00b7 CGD \u00b7 q7 \u00b7 grader: wrong \u00b7 lm-eval: right"
     second = "Right by the grader alone: 1 output sums \u00b7 CGD \u00b7 q8 \u00b7 grader: right \u00b7 lm-eval: wrong"
     texts = "Reference#### 4 End of the output wrong by value: 5So it is \\boxed{4}."
+    assert "q8 \u00b7 no box \u00b7" in read(audit=audit(boxed=False)).words
     assert words.index(caution) < words.index(first) < words.index(texts) < words.index(second)
 
 

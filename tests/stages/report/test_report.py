@@ -311,6 +311,7 @@ def test_stored_grades_are_judged_again_by_lm_eval_and_none_of_them_changes(
     (group,) = figures["audit"]["counts"]
     assert group == {
         "benchmark": "sums", "model": "base", "bothRight": 1, "bothWrong": 1, "lmEvalAlone": 1, "graderAlone": 1,
+        "unboxed": 0,
     }  # fmt: skip
     assert [(one["id"], one["correct"], one["rule"]) for one in figures["audit"]["disagreements"]] == [
         ("3", False, "value"),
