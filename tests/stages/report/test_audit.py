@@ -68,6 +68,11 @@ def test_lm_eval_takes_the_last_box_and_compares_spellings(reference: str, outpu
     assert is_right(reference, output) is right
 
 
+@pytest.mark.parametrize("text", ["x", "$", "1/", "{", r"\boxed{", r"\frac1", "#### "])
+def test_no_text_takes_time_that_grows_with_the_square_of_its_length(text: str) -> None:
+    assert not is_right(text * 500_000 + "4", text * 500_000 + "5")
+
+
 def row(identity: str, answer: str, *, correct: bool, **changes: Any) -> dict[str, Any]:
     given = {"benchmark": "sums", "id": identity, "sample": 0, "reference": "4", "extracted": answer, "rule": "value"}
     return given | {"output": f"So it is \\boxed{{{answer}}}.", "correct": correct} | changes
