@@ -52,6 +52,7 @@ IMPORTS = {
         "vllm.v1.engine.llm_engine",
         "vllm.entrypoints.llm",
         "lm_eval",
+        "cgd_stages.report.audit",
         "math_verify",
         "peft",
     ],

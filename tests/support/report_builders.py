@@ -5,7 +5,19 @@ from typing import Any
 
 from cgd_stages.contract import Rows, RunRef, StageFacts
 from cgd_stages.quality.marks import Alike, Graded, Lengths, Quality, share
-from cgd_stages.results.model import Change, GradedOutput, Quadruple, Quadruples, ReportData, Sample, StageRecord, Step
+from cgd_stages.results.model import (
+    Audit,
+    AuditCounts,
+    Change,
+    Disagreement,
+    GradedOutput,
+    Quadruple,
+    Quadruples,
+    ReportData,
+    Sample,
+    StageRecord,
+    Step,
+)
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
@@ -68,6 +80,24 @@ def change(**changes: Any) -> Change:
         "after": GradedOutput(output="It is 4.", extracted="4", correct=True),
     }
     return Change(**(given | changes))
+
+
+def audit(**changes: Any) -> Audit:
+    """Forty audited outputs with two disagreements, one of each kind."""
+    given: dict[str, Any] = {"benchmark": "sums", "model": "cgd", "sample": 0, "reference": "#### 4"} | changes
+    said = {"output": "So it is \\boxed{4}.", "extracted": "5", "rule": "value", "boxed": True} | changes
+    count = AuditCounts(
+        benchmark=given["benchmark"],
+        model="cgd",
+        both_right=19,
+        both_wrong=19,
+        lm_eval_alone=1,
+        grader_alone=1,
+        unboxed=3,
+    )
+    two = [Disagreement(**given | said | {"id": identity, "correct": correct})
+           for identity, correct in (("q7", False), ("q8", True))]  # fmt: skip
+    return Audit(judge="lm-eval 1.2.3", counts=(count,), disagreements=tuple(two))
 
 
 def samples(marks: str, **changes: Any) -> tuple[Sample, ...]:

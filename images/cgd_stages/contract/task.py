@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cgd_stages.contract.base import Contract, StageName
+from cgd_stages.contract.base import Contract, Positive, StageName
 from cgd_stages.contract.models import Chat, Endpoint, Engine, Model, Sampling
 from cgd_stages.contract.sources import Benchmark, Prompts
 from cgd_stages.contract.training import Learned, Lesson, Train
@@ -183,6 +183,8 @@ class Report(Contract):
     """The student's in answer, training and evaluation."""
     teacher_chat: Chat = Chat()
     thinking: Learned = "drop"
+    audit: Positive | None = None
+    """How many outputs of each benchmark and model lm-eval judges again; None: none."""
 
 
 class Clean(Contract):

@@ -13,11 +13,13 @@ if __name__ == "__main__":
     supervise()  # before the other imports: SIGTERM may come while they last
 
 import bisect
+import importlib.metadata
 import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 from cgd_stages.contract import Report, RunRef, StageFacts, StageName
 from cgd_stages.method.prompts import whole_prompt
@@ -29,7 +31,9 @@ from cgd_stages.report.summary import verdicts
 from cgd_stages.results.comparison import table_of
 from cgd_stages.results.head_to_head import head_to_heads
 from cgd_stages.results.model import (
+    Audit,
     Change,
+    Evaluations,
     GradedOutput,
     Key,
     Quadruples,
@@ -54,7 +58,7 @@ TRAINING_LOG = "metrics.jsonl"
 def main(context: Context) -> dict[str, StageFacts]:
     clock, work, stage = time.monotonic(), context.work_of(Report), context.task.stage
     outputs = find_outputs(context.store, work.stages)
-    inputs = {
+    inputs: dict[str, Any] = {
         "run": context.task.run.model_dump(),
         "stages": {name: output.done.digest for name, output in outputs.items()},
         "missing": sorted(set(work.stages) - outputs.keys()),
@@ -62,6 +66,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         "modes": [work.student_chat.model_dump(), work.teacher_chat.model_dump(), work.thinking],
         "page": page.fingerprint(),
     }
+    if work.audit:
+        inputs["audit"] = [work.audit, importlib.metadata.version("lm_eval")]
 
     def write(folder: Folder) -> Product:
         review = read_review(outputs)
@@ -103,6 +109,7 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
         if stage.kind in ("evaluate", "harness"):
             folders.setdefault(stage.model, []).append(outputs[stage].folder)
     evaluations = {model: read_samples(model_folders) for model, model_folders in folders.items()}
+    benchmarks = {stage.model: outputs[stage].folder for stage in finished if stage.kind == "evaluate"}
     return ReportData(
         run=run,
         spec=work.spec,
@@ -113,6 +120,7 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
         training={stage: tuple(read_log(outputs[stage])) for stage in finished if stage.kind == "train"},
         evaluations=evaluations,
         changes=tuple(read_changes(folders, changed(evaluations))),
+        audit=read_audit(benchmarks, evaluations, work.audit) if work.audit else None,
         quadruples=quadruples,
         rejected=tuple(read_rejected(outputs)),
     )
@@ -144,9 +152,22 @@ def read_changes(folders: dict[str, list[Folder]], pairs: list[Changed]) -> Iter
         )
 
 
+def read_audit(folders: dict[str, Folder], evaluations: Evaluations, most: int) -> Audit:
+    """lm-eval's verdicts on at most `most` outputs of each benchmark and model. `folders`: model -> the folder of its
+    stage `evaluate`; the tasks that `harness` asked have lm-eval's grades already."""
+    from cgd_stages.report import audit  # loads lm-eval, which takes seconds
+
+    rows = (
+        (model, row)
+        for model, folder in folders.items()
+        for _, row in read_texts([folder], audit.chosen(evaluations[model], most))
+    )
+    return audit.audit(rows, list(evaluations))
+
+
 def read_texts(folders: Iterable[Folder], keys: set[Key]) -> Iterator[tuple[Key, Row]]:
     """The rows of the outputs with these keys."""
-    columns = ["benchmark", "id", "sample", "prompt", "turns", "reference", *GradedOutput.model_fields]
+    columns = ["benchmark", "id", "sample", "prompt", "turns", "reference", "rule", *GradedOutput.model_fields]
     for row in (row for folder in folders for row in read_rows(folder, columns)):
         key = row["benchmark"], row["id"], row["sample"]
         if key in keys:

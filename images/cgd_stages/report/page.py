@@ -55,6 +55,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         quadruples=report.quadruples,
         rejected=report.rejected,
         changes=report.changes,
+        audit=report.audit,
         stages=report.stages,
         embedded=embedded(_browser(report)),
     )

@@ -129,6 +129,12 @@ def cautions(report: ReportData) -> list[str]:
             sentences.append(f"{where}: {score.refused} questions were never answered; they count as not correct.")
         if score.ungraded:
             sentences.append(f"{where}: {score.ungraded} outputs could not be graded; they count as not correct.")
+    groups = report.audit.counts if report.audit else ()
+    if alone := sum(group.lm_eval_alone for group in groups):
+        sentences.append(
+            f"lm-eval alone calls {count(alone)} of {count(sum(group.outputs for group in groups))} audited outputs "
+            "right: the grader may be mistaken. They are listed below the results."
+        )
     sentences += learned_without_thought(report) + asked_without_thought(report)
     sizes = {score.benchmark: score.n for score in all_scores}
     return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]

@@ -155,6 +155,52 @@ class Change(Contract):
     after: GradedOutput
 
 
+class AuditCounts(Contract):
+    """The audited outputs of a model on a benchmark, by who calls them right: the grader, lm-eval, both or neither."""
+
+    benchmark: str
+    model: str
+    both_right: int
+    both_wrong: int
+    lm_eval_alone: int
+    grader_alone: int
+    unboxed: int
+    """The outputs without a box, of which lm-eval compares the whole text, or what stands between dollar signs."""
+
+    @property
+    def outputs(self) -> int:
+        return self.both_right + self.both_wrong + self.lm_eval_alone + self.grader_alone
+
+
+class Disagreement(Contract):
+    """An audited output about which the grader and lm-eval disagree."""
+
+    benchmark: str
+    model: str
+    id: str
+    sample: int
+    reference: str
+    output: str
+    extracted: str
+    """Of long texts the end."""
+    rule: str
+    """The grader's; empty where it found no answer to compare."""
+    boxed: bool
+    """Whether lm-eval finds a box in the output."""
+    correct: bool
+    """The grader's verdict; lm-eval's is the other."""
+
+
+class Audit(Contract):
+    """Some outputs of every benchmark and model, judged again by lm-eval."""
+
+    judge: str
+    """lm-eval and its version."""
+    counts: tuple[AuditCounts, ...]
+    disagreements: tuple[Disagreement, ...]
+    """Those that lm-eval alone calls right come first, and outputs with a box before those without."""
+
+
 class Rejected(Contract):
     """A row that a stage could not use."""
 
@@ -182,6 +228,7 @@ class ReportData(Contract):
     evaluations: Evaluations = Field(default_factory=dict)
     changes: tuple[Change, ...] = ()
     """Some of the questions that training fixed or broke, in the order of `changed`."""
+    audit: Audit | None = None
     quadruples: Quadruples | None = None
     rejected: tuple[Rejected, ...] = ()
     """Some of the rejected rows of each stage and reason."""

@@ -293,6 +293,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "comparisons": [
             {**comparison.model_dump(by_alias=True), "outcome": comparison.outcome} for comparison in comparisons(data)
         ],
+        "audit": data.audit and data.audit.model_dump(by_alias=True),
         "quadruples": data.quadruples.model_dump(by_alias=True, exclude={"shown"}) if data.quadruples else None,
     }
 

@@ -160,6 +160,13 @@ class Evaluation(Contract):
         description="An s3:// folder for clusters without the hub. It holds a copy of the HF_HOME of a machine on "
         "which the tasks have run once. Default: the hub.",
     )
+    audit: int = Field(
+        0,
+        ge=0,
+        le=200,
+        description="How many outputs of each benchmark and model lm-eval judges again, half of them right and half "
+        "wrong where there are enough of both. The report shows where it disagrees with the grades. 0: none.",
+    )
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "Evaluation":

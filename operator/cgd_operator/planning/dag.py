@@ -139,6 +139,7 @@ def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -
         student_chat=_chat(spec.student),
         teacher_chat=_chat(spec.teacher),
         thinking=spec.training.thinking or "drop",
+        audit=(spec.evaluation and spec.evaluation.audit) or None,
     )
     works.append(_Work(REPORT, report, "cpu", before_report))
     return tuple(_child(run, work, backend, checkpoint_bytes) for work in works)

@@ -122,6 +122,8 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("placement.cpu.resources", {"limits": {"cpu": "a lot"}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
         ("placement.cpu.resources", {"limits": {"cpu": -1}}, "spec.placement.cpu.resources.limits.cpu", "64Gi"),
         ("placement.cpu.resources", {"limits": "all"}, "spec.placement.cpu.resources.limits", "an object"),
+        ("evaluation.audit", 201, "spec.evaluation.audit", "less than or equal to 200"),
+        ("evaluation.audit", -1, "spec.evaluation.audit", "greater than or equal to 0"),
         ("evaluation.tasks", [{"name": "gsm8k"}], "spec.evaluation.tasks.0", "needs a metric, or one of the names"),
         ("evaluation.tasks", [{"name": "a b", "metric": "m"}], "spec.evaluation.tasks.0.name", "pattern"),
         ("placement.cpu.resources", {"limit": {}}, "spec.placement.cpu.resources.limit", "no such field"),

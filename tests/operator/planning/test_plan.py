@@ -338,6 +338,16 @@ def test_numbers_are_numbers_in_a_task_and_in_the_report_what_the_user_wrote() -
     assert "warmupRatio" not in report.work.spec, "a default"
 
 
+def test_an_audit_changes_the_report_and_no_other_task() -> None:
+    plain, audited = children(), children({"evaluation.audit": 40})
+    assert "audit" not in plain["report"].task.to_json()
+    report = audited["report"].task.work
+    assert isinstance(report, contract.Report)
+    assert report.audit == 40
+    changed = [stage for stage in plain if plain[stage].task != audited[stage].task]
+    assert changed == ["report"]
+
+
 @pytest.mark.parametrize(("told", "written"), [(contract.Engine, ServedModel), (contract.Endpoint, Endpoint)])
 def test_what_a_task_takes_from_a_manifest_by_its_names_is_there(told: type[Any], written: type[Any]) -> None:
     assert told.model_fields.keys() <= written.model_fields.keys()

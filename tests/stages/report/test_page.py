@@ -14,6 +14,7 @@ from support.report_builders import (
     GRADED,
     HOSTILE,
     QUALITY,
+    audit,
     change,
     quadruple,
     report_data,
@@ -55,6 +56,7 @@ def hostile() -> ReportData:
         stages=(one,),
         evaluations={name: samples("+-", benchmark=HOSTILE) for name in ("base", "cgd")},
         changes=(change(benchmark=HOSTILE, prompt=HOSTILE, reference=HOSTILE, base=said, after=said),),
+        audit=audit(benchmark=HOSTILE, reference=HOSTILE, output=HOSTILE, extracted=HOSTILE, rule=HOSTILE),
         quadruples=Quadruples(total=1, verdicts={"wrong": 1}, shown=(row,)),
     )
 
@@ -391,6 +393,22 @@ def test_of_many_cautions_the_first_are_shown_and_the_others_folded() -> None:
         words.index("35.0 % of 20 refinements") < words.index("Base on sums: 100.0 %") < words.index("1 more caution")
     )
     assert words.index("1 more caution") < words.index("sums has only 2 questions")
+
+
+def test_grades_that_lm_eval_judges_otherwise_are_shown_those_first_that_it_alone_calls_right() -> None:
+    words = read(audit=audit()).words
+    assert "Grades, judged again by lm-eval 1.2.3" in words
+    assert "sumsCGD403 without a box111919 lm-eval takes" in words
+    caution = "lm-eval alone calls 1 of 40 audited outputs right: the grader may be mistaken."
+    first = "Right by lm-eval alone: 1 output sums \u00b7 CGD \u00b7 q7 \u00b7 grader: wrong \u00b7 lm-eval: right"
+    second = "Right by the grader alone: 1 output sums \u00b7 CGD \u00b7 q8 \u00b7 grader: right \u00b7 lm-eval: wrong"
+    texts = "Reference#### 4 End of the output wrong by value: 5So it is \\boxed{4}."
+    assert "q8 \u00b7 no box \u00b7" in read(audit=audit(boxed=False)).words
+    assert words.index(caution) < words.index(first) < words.index(texts) < words.index(second)
+
+
+def test_without_an_audit_the_page_speaks_of_none() -> None:
+    assert "judged again" not in read().words
 
 
 def test_without_a_verdict_nothing_is_said_of_calling_all_the_same() -> None:

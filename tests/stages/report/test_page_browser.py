@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
-from support.report_builders import HOSTILE, QUALITY, quadruple, report_data, sample, samples, stage, steps
+from support.report_builders import HOSTILE, QUALITY, audit, quadruple, report_data, sample, samples, stage, steps
 
 from cgd_stages.report.page import render, render_comparison
 from cgd_stages.results.comparison import joined, table_of
@@ -78,6 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     reports = {
         "thoughts": report_data(quadruples=drawn),
         "one": report_data(),
+        "audit": report_data(audit=audit(output="\\frac{1}{2}" * 30)),
         "tries": tried(),
         "rejected": report_data(quadruples=nothing, rejected=REJECTED, training={}, evaluations={}, changes=()),
         "long": report_data(evaluations={name: samples("+-") for name in ("base", "cgd", "own_name" * 15)}),
@@ -295,6 +296,8 @@ def test_the_button_turns_light_into_dark_and_back(visit: Visit) -> None:
         ("report", 390, "dark"),
         ("one", 390, "light"),
         ("tries", 390, "dark"),
+        ("audit", 390, "light"),
+        ("audit", 1440, "dark"),
         ("rejected", 1440, "light"),
         ("long", 390, "light"),
         ("compare", 1440, "dark"),

@@ -279,6 +279,48 @@ def test_the_program_runs_by_its_task_alone(whole_run: Bucket, storage: Storage,
     assert told.stages["report"].output_uri == RunStore(whole_run, RUN).input("report").uri
 
 
+def boxed(folder: Folder, benchmark: str = "sums") -> list[Part]:
+    """lm-eval shares two of four grades: one answer is in another spelling, and one grade is mistaken."""
+    told = [
+        ("4", "4", True, ""),
+        ("5", "4", False, ""),
+        ("8/2", "4", True, ""),
+        ("4", "4", False, ""),
+        ("4", "4", False, "timeout"),
+    ]
+    rows = [
+        {"benchmark": benchmark, "id": f"{i}", "sample": 0, "prompt": "?", "reference": reference,
+         "output": f"So it is $\\boxed{{{answer}}}$.", "finish_reason": "stop", "tokens": 5, "extracted": answer,
+         "answer_source": "boxed", "correct": correct, "rule": "value", "grade_error": error}
+        for i, (answer, reference, correct, error) in enumerate(told)
+    ]  # fmt: skip
+    return [folder.put_rows(PARTS, rows, pa.Table.from_pylist(rows).schema)]
+
+
+def test_stored_grades_are_judged_again_by_lm_eval_and_none_of_them_changes(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    finish(bucket, "evaluate-base", boxed)
+    finish(bucket, "harness-base", lambda folder: boxed(folder, "IFEval"))
+    before = RunStore(bucket, RUN).input("evaluate-base").require()
+    plain = Report(stages=("evaluate-base", "harness-base"), spec="")
+    report.main(context(storage, plain, tmp_path))
+    assert files(bucket)[1]["audit"] is None
+    report.main(context(storage, plain.model_copy(update={"audit": 200}), tmp_path))
+    page, figures = files(bucket)
+    (group,) = figures["audit"]["counts"]
+    assert group == {
+        "benchmark": "sums", "model": "base", "bothRight": 1, "bothWrong": 1, "lmEvalAlone": 1, "graderAlone": 1,
+        "unboxed": 0,
+    }  # fmt: skip
+    assert [(one["id"], one["correct"], one["rule"]) for one in figures["audit"]["disagreements"]] == [
+        ("3", False, "value"),
+        ("2", True, "value"),
+    ]
+    assert "lm-eval alone calls 1 of 4 audited outputs right" in page
+    assert RunStore(bucket, RUN).input("evaluate-base").require() == before
+
+
 def test_another_spec_is_another_report(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
     first = report.main(context(storage, WORK, tmp_path))["report"].digest
     changed = WORK.model_copy(update={"spec": "student: {model: other}\n"})
