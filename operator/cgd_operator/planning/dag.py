@@ -188,11 +188,15 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
     """A check on a CPU, then one training after another: they want the same GPUs."""
     trains = cache(partial(_trains, spec))
+
+    def train(number: int) -> contract.Train:
+        return trains()[number]
+
     yield _Work(CHECK, lambda: _check(spec, trains()), "cpu", generated)
     before: tuple[StageName, ...] = (CHECK,)
     for number, title in enumerate(spec.training.titles):
         stage = contract.train_stage(title)
-        yield _Work(stage, lambda number=number: trains()[number], "training", before, spec.training.workers)
+        yield _Work(stage, partial(train, number), "training", before, spec.training.workers)
         before = (CHECK, stage)
 
 
