@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import yaml
 from aiohttp import web
+from pydantic_core import PydanticSerializationError, to_json
 
 from cgd_local import discovery
 from cgd_local.ownership import Write
@@ -251,7 +252,10 @@ def kubeconfig_of(cluster: Json, user: Json) -> str:
 
 def _dumps(body: Any) -> bytes:
     """JSON. Half a character (from a log cut in its middle) must not make the object unreadable for ever."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+    try:
+        return to_json(body)
+    except PydanticSerializationError:
+        return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def _answer(body: Json, status: int = 200) -> web.Response:

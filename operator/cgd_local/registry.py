@@ -5,8 +5,8 @@ All code here is synchronous, so each verb is one transaction of the event loop.
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
+import json
 import random
 import uuid
 from collections.abc import Callable
@@ -231,11 +231,12 @@ def _decoded(resource: Resource, body: Json, write: Write, old: Json | None = No
         raise bad_request("the body of the request is not an object with metadata")
     kept = {word: value for word, value in body.items() if old and word != "metadata" and value is old.get(word)}
     sent = {word: value for word, value in body.items() if word not in kept}
-    obj = copy.deepcopy(sent) if resource.custom else drop_nulls(sent)
+    metadata = drop_nulls(sent.pop("metadata", {}))
+    obj: Json = json.loads(json.dumps(sent)) if resource.custom else drop_nulls(sent)  # a copy, faster than deepcopy
+    obj["metadata"] = metadata
     for word, expected in (("apiVersion", resource.api_version), ("kind", resource.kind)):
         if (value := obj.setdefault(word, expected)) != expected:
             raise bad_request(f"{word} in the data ({value}) does not match the expected one ({expected})")
-    obj["metadata"] = drop_nulls(obj.get("metadata", {}))
     unknown = prune(resource.schema, obj)
     if write.strict:
         _require_known(resource, unknown)

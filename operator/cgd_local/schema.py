@@ -123,7 +123,14 @@ def default(schema: Json, value: Any) -> None:
 def validate(schema: Json, value: Any, old: Any = None) -> list[Cause]:
     """All errors in a value. CEL rules run only on a value of the right shape, as in the real server. Parts that are
     the same objects as in the old value are not checked."""
-    return list(_misshapen(schema, value, old, "")) or list(_broken(schema, value, old, ""))
+    return list(_misshapen(schema, value, old, "")) or list(_broken(schema, _readable(value), _readable(old), ""))
+
+
+def _readable(value: Any) -> Any:
+    """An object as rules read it: of its metadata the names alone, as in the real server."""
+    if not isinstance(value, dict) or not isinstance(metadata := value.get("metadata"), dict):
+        return value
+    return value | {"metadata": {word: metadata[word] for word in ("name", "generateName") if word in metadata}}
 
 
 def _misshapen(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]:
@@ -132,7 +139,8 @@ def _misshapen(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]
     if value is old and isinstance(old, dict):
         return
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # 2.0 is an integer
-    kind, allowed = "integer" if is_whole else _TYPES[type(value)], _types(schema)
+    kind = "integer" if is_whole else _TYPES[type(value)]
+    allowed = {kind} if kind == schema.get("type") else _types(schema)
     if allowed and kind not in allowed and not (kind == "integer" and "number" in allowed):
         message = f'Invalid value: "{kind}": {path} in body must be of type {" or ".join(sorted(allowed))}: "{kind}"'
         yield Cause(path, "FieldValueTypeInvalid", message)
@@ -154,7 +162,7 @@ def _out_of_bounds(schema: Json, value: Any, kind: str, path: str) -> Iterator[C
     if "enum" in schema and value not in schema["enum"]:
         supported = ", ".join(map(show, schema["enum"]))
         yield Cause(path, "FieldValueNotSupported", f"Unsupported value: {show(value)}: supported values: {supported}")
-    for word, (limited_kind, holds, message) in _LIMITS.items():
+    for word, (limited_kind, holds, message) in () if _LIMITS.keys().isdisjoint(schema) else _LIMITS.items():
         if word in schema and limited_kind == kind and not holds(value, schema[word]):
             yield wrong(path, value, f"{path} in body {message.format(schema[word])}")
     if kind == "object":
@@ -206,21 +214,25 @@ def _broken(schema: Json, value: Any, old: Any, path: str) -> Iterator[Cause]:
     judged again, as in the real server's ratcheting."""
     if old is not None and value == old:
         return
-    for rule in schema.get("x-kubernetes-validations", []) if value is not None else []:
-        if message := _verdict(rule, value, old):
-            where = (path + rule.get("fieldPath", "")).lstrip(".")
-            yield wrong(where or "<nil>", value, message)
+    rules = schema.get("x-kubernetes-validations", []) if value is not None else []
+    moves = [rule for rule in rules if "oldSelf" in program(rule["rule"]).variables()]
+    if old is None:
+        rules = [rule for rule in rules if rule not in moves]
+    if rules:
+        # A context converts its values, which takes longer than a rule: one for all rules, with no more than they read.
+        context = cel.Context(variables={"self": value, "oldSelf": old} if moves else {"self": value})
+        for rule in rules:
+            if message := _verdict(rule, context):
+                where = (path + rule.get("fieldPath", "")).lstrip(".")
+                yield wrong(where or "<nil>", value, message)
     for name, part, item, where in _parts(schema, value, path):
         before = old.get(name) if isinstance(old, dict) else None
         yield from _broken(part, item, before, where)
 
 
-def _verdict(rule: Json, value: Any, old: Any) -> str:
+def _verdict(rule: Json, context: cel.Context) -> str:
     """Why a rule does not hold; empty if it holds."""
     expression: str = rule["rule"]
-    if old is None and "oldSelf" in program(expression).variables():
-        return ""
-    context = cel.Context(variables={"self": value, "oldSelf": old})
     try:
         result = program(expression).execute(context)
     except EVALUATION_ERRORS as error:

@@ -166,6 +166,17 @@ async def test_a_rule_chooses_its_path(client, make):
     assert await refused(client, make) == [("spec.size", 'Invalid value: "object": no')]
 
 
+async def test_a_rule_of_a_whole_object_reads_of_its_metadata_the_name_alone(client, make):
+    body = make.crd()
+    rules = [{"rule": "self.metadata.name != 'bad' && !has(self.metadata.labels)", "message": "no"}]
+    body["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = rules
+    await client.post(CRDS, body)
+    labelled = make.widget()
+    labelled["metadata"]["labels"] = {"a": "b"}
+    await client.post(WIDGETS, labelled)
+    await client.post(WIDGETS, make.widget("bad"), code=422)
+
+
 async def test_a_rule_that_cannot_be_evaluated_refuses(client, make):
     await client.post(CRDS, make.crd(rules=[{"rule": "self.model == 'a'"}]))
     assert "rule evaluation error" in (await refused(client, make))[0][1]

@@ -3,6 +3,7 @@ stages."""
 
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -33,17 +34,26 @@ class Contract(BaseModel):
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         """As the API server holds it of lists whose schema says so."""
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("x-kubernetes-list-type") in ("set", "map"):
-                keys: Any = extra.get("x-kubernetes-list-map-keys")
-                items = [[getattr(item, key) for key in keys] if keys else item for item in getattr(self, name)]
-                if any(item in items[:place] for place, item in enumerate(items)):
-                    raise ValueError(f"{to_camel(name)}: name each of them once")
+        for name, keys in _lists_of_unique_items(type(self)):
+            items = [[getattr(item, key) for key in keys] if keys else item for item in getattr(self, name)]
+            if any(item in items[:place] for place, item in enumerate(items)):
+                raise ValueError(f"{to_camel(name)}: name each of them once")
         return self
 
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+@cache
+def _lists_of_unique_items(model: type[Contract]) -> tuple[tuple[str, Any], ...]:
+    """The fields whose schema asks for unique items, each with the names of the fields that an item is known by, or
+    None: all of it."""
+    extras = ((name, field.json_schema_extra) for name, field in model.model_fields.items())
+    return tuple(
+        (name, extra.get("x-kubernetes-list-map-keys"))
+        for name, extra in extras
+        if isinstance(extra, dict) and extra.get("x-kubernetes-list-type") in ("set", "map")
+    )
 
 
 MANIFEST = "manifest"

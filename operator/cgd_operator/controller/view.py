@@ -75,7 +75,7 @@ class View:
             render.Seen(
                 run=self.run,
                 children=self.children,
-                facts=self.objects.observe(self.now),
+                facts=self.objects.observe(self.now) if self.actions else self.facts,
                 used=self.used,
                 progress=lambda stage: board.of(self.run.uid, stage),
                 previous=self.previous,

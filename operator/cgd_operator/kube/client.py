@@ -28,6 +28,7 @@ from aiohttp.connector import Connection
 from kubernetes.aio import config as kubeconfigs
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
+from pydantic_core import from_json
 
 from cgd_operator import metrics
 from cgd_operator.kube.kinds import POD, AlreadyExists, ApiError, Gone, Kind
@@ -245,7 +246,7 @@ class Cluster:
             )
             try:
                 async for line in self._lines(kind.path(namespace) + query, link):
-                    event = json.loads(line)
+                    event = from_json(line)
                     if event["type"] == "ERROR":
                         raise _error(event["object"])
                     version = event["object"]["metadata"]["resourceVersion"]
@@ -372,14 +373,14 @@ def _query(**parameters: str) -> str:
 
 
 async def _body(response: aiohttp.ClientResponse) -> Object:
-    text = await response.text()
+    raw = await response.read()
     try:
-        body = json.loads(text)
+        body = from_json(raw)
     except ValueError:
         body = None
     if isinstance(body, dict):
         return body
-    return {"code": response.status, "reason": response.reason, "message": text.strip()[:500]}
+    return {"code": response.status, "reason": response.reason, "message": raw.decode(errors="replace").strip()[:500]}
 
 
 def _error(status: Object) -> ApiError:

@@ -5,6 +5,7 @@ sweep fails because of it.
 """
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from pydantic import ValidationError
 
@@ -30,8 +31,10 @@ def moment(text: object) -> datetime | None:
     return time if 1970 <= time.year < 9000 else None
 
 
+@lru_cache(maxsize=128)
 def last_words(message: str) -> LastWords | None:
-    """The termination message of a stage program; None for any other text, which is shown unchanged."""
+    """The termination message of a stage program; None for any other text, which is shown unchanged. A look reads each
+    message several times; a message has 4 KB at most."""
     if not message.startswith("{"):
         return None
     try:

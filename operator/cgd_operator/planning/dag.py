@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from typing import Any, Literal, TypeVar
 
 from cgd_operator import yamls
@@ -115,8 +116,13 @@ class Child:
     """GPUs of each pod."""
     after: tuple[StageName, ...]
     """Stages (of other children) that must have succeeded before this one starts."""
-    task: contract.StageTask
+    make_task: Callable[[], contract.StageTask] = field(repr=False, compare=False)
     grace_seconds: int = GRACE_SECONDS
+
+    @cached_property
+    def task(self) -> contract.StageTask:
+        """What its program is told. Made when it is first asked for: most reconciles start no child."""
+        return self.make_task()
 
 
 def choose_backend(run: Run, served: Collection[Backend], started: Collection[str]) -> Backend | None:
@@ -133,29 +139,22 @@ def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -
     spec = run.resolved
     works = list(_works(spec))
     before_report = tuple(stage for work in works for stage in work.stages)
-    report = contract.Report(
-        stages=before_report,
-        spec=_spec_text(run),
-        student_chat=_chat(spec.student),
-        teacher_chat=_chat(spec.teacher),
-        thinking=spec.training.thinking or "drop",
-        audit=(spec.evaluation and spec.evaluation.audit) or None,
-    )
-    works.append(_Work(REPORT, report, "cpu", before_report))
+    works.append(_Work(REPORT, partial(_report, run, spec, before_report), "cpu", before_report))
     return tuple(_child(run, work, backend, checkpoint_bytes) for work in works)
 
 
 def cleaning(run: Run) -> Child:
     """The child that deletes what the run has stored."""
-    return _child(run, _Work(CLEAN, contract.Clean(), "cpu", ()), BACKENDS[0])
+    return _child(run, _Work(CLEAN, contract.Clean, "cpu", ()), BACKENDS[0])
 
 
 @dataclass(frozen=True)
 class _Work:
     stage: StageName
-    work: contract.Work
+    make: Callable[[], contract.Work]
     pool: PoolName
     after: tuple[StageName, ...]
+    pods: int = 1
 
     @property
     def stages(self) -> tuple[StageName, ...]:
@@ -163,17 +162,18 @@ class _Work:
 
 
 def _works(spec: CGDRunSpec) -> Iterator[_Work]:
-    yield _Work(PREPARE, _prepare(spec), "cpu", ())
-    yield _Work(ANSWER, _generate(spec, "answer"), "student", (PREPARE,))
+    yield _Work(PREPARE, partial(_prepare, spec), "cpu", ())
+    yield _Work(ANSWER, partial(_generate, spec, "answer"), "student", (PREPARE,), spec.student.shards)
     pool: PoolName = "teacher" if spec.teacher.model else "cpu"
+    shards = spec.teacher.shards
     if spec.teacher.fused:
-        yield _Work(TEACHER, _generate(spec, "critique", "refine"), pool, (ANSWER,))
+        yield _Work(TEACHER, partial(_generate, spec, "critique", "refine"), pool, (ANSWER,), shards)
     else:
-        yield _Work(CRITIQUE, _generate(spec, "critique"), pool, (ANSWER,))
-        yield _Work(REFINE, _generate(spec, "refine"), pool, (CRITIQUE,))
+        yield _Work(CRITIQUE, partial(_generate, spec, "critique"), pool, (ANSWER,), shards)
+        yield _Work(REFINE, partial(_generate, spec, "refine"), pool, (CRITIQUE,), shards)
     generated: tuple[StageName, ...] = (REFINE,)
     if "DistilledSFT" in spec.training.kinds:
-        yield _Work(DISTILL, _generate(spec, "distill"), pool, generated)
+        yield _Work(DISTILL, partial(_generate, spec, "distill"), pool, generated, shards)
         generated = (*generated, DISTILL)
     yield from _trainings(spec, generated)
     if spec.evaluation:
@@ -182,18 +182,26 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
 
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
     """A check on a CPU, then the trainings in turn: they need the same GPUs."""
-    works = _trains(spec)
-    check = contract.Check(
-        trainings=works,
+    trains = cache(partial(_trains, spec))
+
+    def train(number: int) -> contract.Train:
+        return trains()[number]
+
+    yield _Work(CHECK, lambda: _check(spec, trains()), "cpu", generated)
+    before: tuple[StageName, ...] = (CHECK,)
+    for number, title in enumerate(spec.training.titles):
+        stage = contract.train_stage(title)
+        yield _Work(stage, partial(train, number), "training", before, spec.training.workers)
+        before = (CHECK, stage)
+
+
+def _check(spec: CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
+    return contract.Check(
+        trainings=trainings,
         select=spec.generation.refine.select,
         keep=spec.training.keep,
         min_right_refinements=spec.generation.min_right_refinements,
     )
-    yield _Work(CHECK, check, "cpu", generated)
-    before: tuple[StageName, ...] = (CHECK,)
-    for work in works:
-        yield _Work(work.stage, work, "training", before)
-        before = (CHECK, work.stage)
 
 
 def _evaluations(spec: CGDRunSpec, evaluation: Evaluation) -> Iterator[_Work]:
@@ -201,7 +209,7 @@ def _evaluations(spec: CGDRunSpec, evaluation: Evaluation) -> Iterator[_Work]:
     if "base" in evaluation.models:
         yield from _measured("base", _student(spec), spec, evaluation, trained)
     for rival in evaluation.rivals:
-        work = _evaluate(spec, evaluation, _student(spec), rival)
+        work = partial(_evaluate, spec, evaluation, _student(spec), rival)
         yield _Work(StageName.of("evaluate", rival.kind.lower()), work, "student", trained)
     if "trained" in evaluation.models:
         for stage in trained:
@@ -212,28 +220,13 @@ def _measured(
     label: str, model: contract.Model, spec: CGDRunSpec, evaluation: Evaluation, after: tuple[StageName, ...]
 ) -> Iterator[_Work]:
     """A model on the benchmarks and, if the run has any, on tasks of lm-eval."""
-    yield _Work(StageName.of("evaluate", label), _evaluate(spec, evaluation, model), "student", after)
+    yield _Work(StageName.of("evaluate", label), partial(_evaluate, spec, evaluation, model), "student", after)
     if evaluation.tasks:
-        yield _Work(StageName.of("harness", label), _harness(spec, evaluation, model), "student", after)
+        yield _Work(StageName.of("harness", label), partial(_harness, spec, evaluation, model), "student", after)
 
 
 def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -> Child:
-    task = contract.StageTask(
-        run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
-        stage=work.stage,
-        storage=storage_of(run.spec.storage),
-        work=work.work,
-    )
-    pods, grace = 1, GRACE_SECONDS
-    match work.work:
-        case contract.Generate() as generate:
-            pods = generate.shards
-        case contract.Train() as train:
-            pods = train.workers
-            needed = math.ceil(checkpoint_bytes / STORED_A_SECOND)  # seconds in which a node stores a checkpoint
-            own = run.spec.training.termination_grace_period_seconds
-            grace = own or min(max(needed, GRACE_SECONDS), MOST_GRACE_SECONDS)
-    training = isinstance(work.work, contract.Train)
+    training = work.pool == "training"
     return Child(
         name=child_name(run, work.stage),
         stage=work.stage,
@@ -241,12 +234,27 @@ def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -
         kind=backend if training else "Job",
         pool=work.pool,
         image="train" if training else "generate",
-        pods=pods,
+        pods=work.pods,
         gpus=_gpus(run.spec, work),
         after=work.after,
-        task=task,
-        grace_seconds=grace,
+        make_task=partial(_task_of, run, work),
+        grace_seconds=_grace(run.spec, checkpoint_bytes) if training else GRACE_SECONDS,
     )
+
+
+def _task_of(run: Run, work: _Work) -> contract.StageTask:
+    return contract.StageTask(
+        run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
+        stage=work.stage,
+        storage=storage_of(run.spec.storage),
+        work=work.make(),
+    )
+
+
+def _grace(spec: CGDRunSpec, checkpoint_bytes: int) -> int:
+    """Seconds in which a node of a training can store a checkpoint."""
+    needed = math.ceil(checkpoint_bytes / STORED_A_SECOND)
+    return spec.training.termination_grace_period_seconds or min(max(needed, GRACE_SECONDS), MOST_GRACE_SECONDS)
 
 
 def child_name(run: Run, stage: StageName) -> str:
@@ -443,6 +451,17 @@ def storage_of(storage: Storage) -> contract.Storage:
     ca_bundle = "/etc/cgd/ca/ca.crt" if storage.ca_bundle_config_map_ref else None
     place = {"uri": storage.uri.rstrip("/"), "ca_bundle": ca_bundle}
     return contract.Storage.part_of(storage).model_copy(update=place)
+
+
+def _report(run: Run, spec: CGDRunSpec, stages: tuple[StageName, ...]) -> contract.Report:
+    return contract.Report(
+        stages=stages,
+        spec=_spec_text(run),
+        student_chat=_chat(spec.student),
+        teacher_chat=_chat(spec.teacher),
+        thinking=spec.training.thinking or "drop",
+        audit=(spec.evaluation and spec.evaluation.audit) or None,
+    )
 
 
 def _spec_text(run: Run) -> str:

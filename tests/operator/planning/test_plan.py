@@ -446,3 +446,10 @@ def test_samples_select_and_keep_reach_the_stages_that_they_concern() -> None:
 def test_a_training_asks_for_the_common_rows_where_they_may_be_fewer(changes: dict[str, Any], common: bool) -> None:
     works = [child.task.work for child in plan(run(changes))]
     assert {work.common_rows for work in works if isinstance(work, contract.Train)} == {common}
+
+
+def test_a_plan_makes_no_task_before_it_is_asked_for() -> None:
+    """Most reconciles start no child, and tasks are most of the work of a plan."""
+    made = plan(run())
+    assert made[0].task is made[0].task
+    assert [child.stage for child in made if "task" in vars(child)] == ["prepare"]
