@@ -187,9 +187,9 @@ def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], c
 
 def _make_examples(dataset: Dataset, places: dict[Key, int], choice: dict[Key, str], progress: "_Progress") -> Examples:
     """Make the examples of the chosen rows, and remember their lengths."""
-    counts = ExampleCounts.of(dataset)
-    made = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
     chosen = replace(dataset, left_out={key: LeftOut(reason, "") for key, reason in choice.items()})
+    counts = ExampleCounts.of(chosen)
+    made = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
     for row, example in chosen.examples():
         if isinstance(example, Example):
             place = places[key_of(row)]
