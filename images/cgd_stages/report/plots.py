@@ -53,7 +53,7 @@ class Held:
 def held_losses(log: Sequence[Step]) -> list[Held]:
     """The losses on held-out rows, as far as the log has finite ones. The one in the objective's own context comes
     last, and has no other name where it is the only one."""
-    found = []
+    found: list[Held] = []
     for field, name, style in (
         ("bare_validation_loss", "validation loss given the prompt alone", "held bare"),
         ("validation_loss", "validation loss", "held"),

@@ -438,7 +438,7 @@ def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainloop, "learning_rate", wrong)
 
 
-@pytest.mark.parametrize(("zero_stage", "select", "chosen"), [(2, "bare", 2), (3, "context", 4), (3, "last", 8)])
+@pytest.mark.parametrize(("zero_stage", "select", "chosen"), [(2, "bare", 6), (3, "context", 4), (3, "last", 8)])
 def test_the_loss_that_the_run_names_chooses_the_exported_model_also_after_an_interruption(
     launcher: None,
     bucket: Bucket,
@@ -450,8 +450,10 @@ def test_the_loss_that_the_run_names_chooses_the_exported_model_also_after_an_in
     chosen: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """CFT learns critiques until step 4, and forgets the refinements, which nobody teaches it."""
+    """CFT learns critiques until step 4 and unlearns them from there, which other texts gain by until step 6."""
     import torch
+
+    rows = [row | {"refinement": "7 - 2 = 5. " * 9} for row in ROWS]
 
     worsens_after(4, monkeypatch)
     validation = Validation(fraction=0.3, every_steps=2, select=select)
@@ -459,14 +461,14 @@ def test_the_loss_that_the_run_names_chooses_the_exported_model_also_after_an_in
     given |= {"checkpoint_every_steps": 5}
     elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
     for store in (storage, elsewhere):
-        refined(Bucket(store), ROWS)
+        refined(Bucket(store), rows)
     whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **given)
     measured = {record["step"]: record for record in whole if "validation_loss" in record}
     least = {name: min(measured, key=lambda step: measured[step][name]) for name in MEASURED}
-    assert least == {"bare_validation_loss": 2, "validation_loss": 4}, measured
-    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
+    assert least == {"bare_validation_loss": 6, "validation_loss": 4}, measured
+    held_out = validation_split.held_out([str(row["id"]) for row in rows], 0.3, 0)
     for name, objective in MEASURED.items():
-        plain = plain_loss(expected, [row for row in ROWS if row["id"] in held_out], objective)
+        plain = plain_loss(expected, [row for row in rows if row["id"] in held_out], objective)
         assert plain == pytest.approx(measured[chosen][name], rel=1e-5)
 
     with stopped_in(7, monkeypatch), pytest.raises(Interrupted, match="after step 7 of 8"):
