@@ -185,7 +185,7 @@ def _ours(name: str, rows: Path, steps: int) -> None:
     from cgd_stages.contract import Model, Rows, RunRef, Storage, Train
     from cgd_stages.train import loop as trainloop
     from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
-    from cgd_stages.training.job import EXAMPLES, JOB, VALIDATION, Job
+    from cgd_stages.training.job import EXAMPLES, HELD_OUT, JOB, Job
 
     warnings.filterwarnings("ignore")
     folder = rows.parent / name
@@ -201,7 +201,7 @@ def _ours(name: str, rows: Path, steps: int) -> None:
         {"id": f"{number:020d}", "sample": 0, "input_ids": one.input_ids, "start": one.start}
         for number, one in enumerate(examples)
     ]
-    for file, content in ((EXAMPLES, table), (VALIDATION, [])):
+    for file, content in ((EXAMPLES, table), *((name, []) for name in HELD_OUT.values())):
         with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_file(sink, EXAMPLES_SCHEMA) as out:
             out.write(pa.RecordBatch.from_pylist(content, schema=EXAMPLES_SCHEMA))
     job = Job(

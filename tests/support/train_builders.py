@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Model, RunRef, StageFacts, StageTask, Storage, Train
+from cgd_stages.contract import Model, Objective, RunRef, StageFacts, StageTask, Storage, Train
 from cgd_stages.method.examples import row_example
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
@@ -167,13 +167,13 @@ def with_adapter(student: Any, work: Train) -> Any:
     return get_peft_model(student, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **given))
 
 
-def plain_loss(model: Path, rows: list[Row]) -> float:
+def plain_loss(model: Path, rows: list[Row], objective: Objective = "CGD") -> float:
     """Mean loss of a stored model over the target tokens of rows, taken one by one."""
     template = ChatTemplate.load(model)
     stored = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     total = count = 0.0
     for row in rows:
-        example = row_example(template, "CGD", row, max_length=10_000)
+        example = row_example(template, objective, row, max_length=10_000)
         labels = torch.tensor(example.labels[1:])
         with torch.no_grad():
             logits = stored(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]

@@ -31,8 +31,14 @@ class Critique(Contract):
     rate: float = 0.0
 
 
+Exported = Literal["bare", "context", "last"]
+"""Which model of a training is exported: the one with the least loss on the held-out prompts, given the prompt alone or
+in the context in which the objective learns, or the one after the last step; the last also where nothing is held
+out."""
+
+
 class HeldOut(Contract):
-    """Prompts that are held out of training, and how often the loss on them is measured."""
+    """Prompts that are held out of training, and how often the losses on them are measured."""
 
     fraction: Half | None = Field(
         None,
@@ -41,12 +47,12 @@ class HeldOut(Contract):
         "loss on a handful of prompts is mostly noise.",
     )
     every_steps: int = Field(
-        200, ge=1, description="The loss is measured after every so many steps, and after the last one."
+        200, ge=1, description="The losses are measured after every so many steps, and after the last one."
     )
 
 
 class Validation(HeldOut):
-    select: Literal["best", "last"] = "best"
+    select: Exported = "bare"
 
 
 class Adapter(Contract):

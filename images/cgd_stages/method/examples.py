@@ -50,8 +50,10 @@ def conversation(
             return answer_messages(x, turns=turns), row["refinement"]
 
 
+CONDITIONED: tuple[Objective, ...] = ("CGD", "CFT")
+"""The objectives whose context has more than x."""
 BARE: Objective = "RefinedSFT"
-"""What a row of CGD is learned as where its context is that of inference: x alone, and the same target."""
+"""What a row of them is learned or measured as where the context is that of inference: x alone, and the refinement."""
 
 
 CONTEXTS: dict[Objective, str] = {

@@ -173,7 +173,7 @@ def checkpoint(work: Train, *, parameters: int, stored: int) -> int:
     if work.zero_stage == 3:
         model //= work.workers
     stored = _width(work) * parameters if work.adapter else stored
-    keeps_best = work.validation.select == "best" and work.validation.fraction != 0
+    keeps_best = work.validation.select != "last" and work.validation.fraction != 0
     return model + optimizer + (stored if keeps_best else 0)
 
 

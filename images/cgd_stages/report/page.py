@@ -21,13 +21,13 @@ from cgd_stages.contract import LENGTH
 from cgd_stages.quality.marks import Quality, Share, share
 from cgd_stages.quality.near_duplicates import ALIKE
 from cgd_stages.report import head_to_head
-from cgd_stages.report.plots import loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
+from cgd_stages.report.plots import Held, loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.report.summary import head, label, objective
 from cgd_stages.results.comparison import MEAN, Table, over_seeds, robustness, table_of
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability, spread
 from cgd_stages.results.head_to_head import head_to_heads, without_answers
 from cgd_stages.results.model import ReportData, StageRecord, at
-from cgd_stages.results.scores import Score, comparisons, finite_or_none, gpus, scores
+from cgd_stages.results.scores import Score, comparisons, exported_step, finite_or_none, gpus, scores
 
 HERE = Path(__file__).parent
 TEXT_LIMIT = 4000
@@ -342,13 +342,16 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
     records: dict[str, StageRecord] = {stage.name: stage for stage in report.stages if stage.name.kind == "train"}
     blocks = []
     for name in dict.fromkeys([*records, *report.training]):
-        facts = records[name].facts if name in records else None
-        metrics = facts.metrics if facts else {}
+        record = records.get(name) or StageRecord(name=name)
+        metrics = record.facts.metrics if record.facts else {}
+        log = report.training.get(name, ())
+        chart = loss_chart(log, exported_step(record, log))
         block = {
             "stage": name,
-            "objective": objective(records.get(name) or StageRecord(name=name)),
-            "chart": loss_chart(report.training.get(name, ())),
-            "sparks": sparks(report.training.get(name, ())),
+            "objective": objective(record),
+            "chart": chart,
+            "exported": _exported(record, chart["held"] if chart else []),
+            "sparks": sparks(log),
             "bare": _bare(metrics),
             "metrics": {name: value for name, value in metrics.items() if not name.startswith(LENGTH)},
             "lengths": _lengths(metrics),
@@ -356,6 +359,19 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
         if block["chart"] or metrics:
             blocks.append(block)
     return blocks
+
+
+def _exported(training: StageRecord, held: Sequence[Held]) -> str:
+    """Which model the training has exported and why, in a sentence; empty while it has not ended."""
+    metrics = training.facts.metrics if training.facts else {}
+    if metrics.get("validation_examples") == 0:
+        return "No prompts were held out, so the model after the last step is exported."
+    if "exported_step" not in metrics or not held:
+        return ""
+    select = training.inputs["training"]["validation"]["select"]
+    loss = held[0 if select == "bare" else -1].name
+    why = "as the run asks" if select == "last" else f"whose {loss} is the least"
+    return f"Exported is the model after step {count(metrics['exported_step'])} (large points), {why}."
 
 
 def _bare(metrics: Mapping[str, float]) -> Share | None:

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from cgd_stages.results.comparison import NAMES, Point
 from cgd_stages.results.formatting import THIN, count, number, percent
 from cgd_stages.results.model import Step
-from cgd_stages.results.scores import PassAt, Score, best_step, moving_mean, thinned, validations
+from cgd_stages.results.scores import PassAt, Score, moving_mean, thinned
 
 CHART_POINTS = 600
 """About the most points of a line."""
@@ -34,41 +34,74 @@ class Plot(TypedDict):
 # --- loss --------------------------------------------------------------------------------------------------------
 
 
-def loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
-    """The loss over steps: each step, a moving mean of a long log, the validation loss. None without a finite loss."""
+@dataclass(frozen=True)
+class Held:
+    """A loss on held-out rows over steps."""
+
+    name: str
+    style: str
+    """The classes of the style sheet."""
+    steps: Sequence[int]
+    losses: Sequence[float]
+
+    @property
+    def least(self) -> tuple[int, float]:
+        """Step and value of the least loss, the earliest of equals."""
+        return min(zip(self.steps, self.losses, strict=True), key=lambda point: point[1])
+
+
+def held_losses(log: Sequence[Step]) -> list[Held]:
+    """The losses on held-out rows, as far as the log has finite ones. The one in the objective's own context comes
+    last, and has no other name where it is the only one."""
+    found: list[Held] = []
+    for field, name, style in (
+        ("bare_validation_loss", "validation loss given the prompt alone", "held bare"),
+        ("validation_loss", "validation loss", "held"),
+    ):
+        points = [(step.step, value) for step in log if (value := getattr(step, field)) is not None]
+        if points := [(step, value) for step, value in points if math.isfinite(value)]:
+            name += " in the objective's own context" if found else ""
+            found.append(Held(name, style, *zip(*points, strict=True)))
+    return found
+
+
+def loss_chart(log: Sequence[Step], exported: Step | None = None) -> dict[str, Any] | None:
+    """The loss over steps: each step, a moving mean of a long log, and the validation losses, where the points of the
+    `exported` step are large. None without a finite loss."""
     finite = [step for step in log if math.isfinite(step.loss)]
     if not finite:
         return None
     steps = thinned(finite, CHART_POINTS)
     losses = [step.loss for step in steps]
-    held_out, best = validations(finite), best_step(finite)
-    held_losses = [step.validation_loss or 0.0 for step in held_out]
-    y_ticks = nice_ticks(min(losses + held_losses), max(losses + held_losses))
-    low, high = min(y_ticks[0], *losses, *held_losses), max(y_ticks[-1], *losses, *held_losses)
+    held = held_losses(finite)
+    drawn = losses + [loss for line in held for loss in line.losses]
+    y_ticks = nice_ticks(min(drawn), max(drawn))
+    low, high = min(y_ticks[0], *drawn), max(y_ticks[-1], *drawn)
     first, last = steps[0].step, steps[-1].step
     xs, ys = [_scaled(step.step, first, last) for step in steps], [_down(loss, low, high) for loss in losses]
-    held_xs = [_scaled(step.step, first, last) for step in held_out]
-    held_ys = [_down(loss, low, high) for loss in held_losses]
     means = moving_mean(losses, max(2, len(losses) // 24)) if len(losses) > 24 else []
     lines = [("faint" if means else "", _path(xs, ys))]
     lines += [("", _path(xs, [_down(mean, low, high) for mean in means]))] if means else []
-    lines += [("held", _path(held_xs, held_ys))] if held_out else []
+    places = []
+    for line in held:
+        across = [_scaled(step, first, last) for step in line.steps]
+        down = [_down(loss, low, high) for loss in line.losses]
+        lines.append((line.style, _path(across, down)))
+        large = [" exported" if exported and step == exported.step else "" for step in line.steps]
+        places += [(line.style + size, x, y) for size, x, y in zip(large, across, down, strict=True)]
     plot = Plot(
         y_ticks=[(number(tick), _down(tick, low, high)) for tick in y_ticks],
         x_ticks=_step_ticks(first, last),
         bands=[],
         whiskers=[],
         lines=lines,
-        places=[
-            ("held best" if step is best else "held", x, y)
-            for step, x, y in zip(held_out, held_xs, held_ys, strict=True)
-        ],
+        places=places,
         points=[(round(x, 2), round(y, 2), _step_text(step)) for x, y, step in zip(xs, ys, steps, strict=True)],
     )
     return {
         "plot": plot,
         "mean": bool(means),
-        "validation": best and {"best": best, "last": held_out[-1]},
+        "held": held,
         "first": losses[0],
         "last": losses[-1],
         "least": min(losses),
@@ -80,8 +113,7 @@ def loss_chart(log: Sequence[Step]) -> dict[str, Any] | None:
 
 def _step_text(step: Step) -> str:
     parts = [f"step {count(step.step)}", f"loss {step.loss:.4f}"]
-    if step.validation_loss is not None and math.isfinite(step.validation_loss):
-        parts.append(f"validation loss {step.validation_loss:.4f}")
+    parts += [f"{line.name} {line.losses[0]:.4f}" for line in held_losses([step])]
     if step.learning_rate is not None:
         parts.append(f"learning rate {number(step.learning_rate)}")
     if step.grad_norm is not None and math.isfinite(step.grad_norm):

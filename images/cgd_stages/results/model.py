@@ -47,7 +47,9 @@ class Step(Contract):
     supervised_tokens_per_second: float | None = None
     tokens_per_second: float | None = None
     validation_loss: float | None = None
-    """None if it was not measured after this step."""
+    """On held-out rows, in the objective's own context; None if it was not measured after this step."""
+    bare_validation_loss: float | None = None
+    """On the same rows, given the prompt alone; None where that is the objective's own context."""
     mfu: float | None = None
     """The share of the devices' peak, a fraction of 1; None if the peak is unknown."""
     peak_memory_bytes: float | None = None

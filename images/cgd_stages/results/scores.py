@@ -264,14 +264,10 @@ def thinned(steps: Sequence[T], most: int) -> list[T]:
     return [step for i, step in enumerate(steps) if i % stride == 0 or i == len(steps) - 1]
 
 
-def validations(steps: Sequence[Step]) -> list[Step]:
-    """The steps with a finite validation loss."""
-    return [step for step in steps if step.validation_loss is not None and math.isfinite(step.validation_loss)]
-
-
-def best_step(steps: Sequence[Step]) -> Step | None:
-    """The step with the least validation loss; the earliest, if several have it."""
-    return min(validations(steps), key=lambda step: step.validation_loss or 0.0, default=None)
+def exported_step(stage: StageRecord, steps: Sequence[Step]) -> Step | None:
+    """The step whose model a training has exported; None while it has not ended."""
+    number = stage.facts and stage.facts.metrics.get("exported_step")
+    return next((step for step in steps if step.step == number), None)
 
 
 def figures(data: ReportData) -> dict[str, Any]:
@@ -284,10 +280,10 @@ def figures(data: ReportData) -> dict[str, Any]:
         "training": {
             stage: [step.model_dump(by_alias=True) for step in steps] for stage, steps in data.training.items()
         },
-        "best": {
-            stage: best.model_dump(by_alias=True)
-            for stage, steps in data.training.items()
-            if (best := best_step(steps))
+        "exported": {
+            stage.name: exported.model_dump(by_alias=True)
+            for stage in data.stages
+            if (exported := exported_step(stage, data.training.get(stage.name, ())))
         },
         "scores": [score.model_dump(by_alias=True) for score in scores(data)],
         "comparisons": [

@@ -51,14 +51,16 @@ from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
     ADAPTER,
+    BARE_LOSS,
     BEGUN,
     CHECKPOINTS,
     EXAMPLES,
+    HELD_OUT,
     JOB,
     LAUNCHER,
     MODEL,
     STOP,
-    VALIDATION,
+    VALIDATION_LOSS,
     Job,
     ProcessEnd,
     Record,
@@ -234,19 +236,24 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
 
 
 def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
-    """Tokenise every row into the files that the processes map, one of the examples to learn and one of those that are
-    held out. Raises the errors that `check` would have raised."""
-    counts = ExampleCounts.of(stage.dataset)
+    """Tokenise every row into the files that the processes map: one of the examples to learn, and one for each loss on
+    those that are held out. Raises the errors that `check` would have raised."""
+    dataset, counts = stage.dataset, ExampleCounts.of(stage.dataset)
     made, left_out = MadeExamples(counts), list[Row]()
-    with _examples_file(folder / EXAMPLES) as learned, _examples_file(folder / VALIDATION) as measured:
-        for row, example in stage.dataset.examples():
+    with ExitStack() as files:
+        write = {name: files.enter_context(_examples_file(folder / name)) for name in (EXAMPLES, *HELD_OUT.values())}
+        for row, example in dataset.examples():
             counts.add(row, example)
             if isinstance(example, LeftOut):
                 left_out.append(rejection(stage.work.stage, row, example.reason, example.detail))
             if not isinstance(example, Example):
                 continue
-            write = measured if row["id"] in counts.held_out else learned
-            write({"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start})
+            if row["id"] not in counts.held_out:
+                write[EXAMPLES](row, example)
+                continue
+            write[HELD_OUT[VALIDATION_LOSS]](row, example)
+            if dataset.measures_bare and isinstance(bare := dataset.bare_example(row), Example):
+                write[HELD_OUT[BARE_LOSS]](row, bare)
     log.info("%s: %d tokens learned", counts.rows, counts.learned)
     if (rejected := counts.rejected + left_out) and stage.node.first:
         made.parts.append(stage.folder.put_rows(REJECTED, rejected, REJECTION_SCHEMA))
@@ -260,16 +267,16 @@ def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
 
 
 @contextmanager
-def _examples_file(path: Path) -> Iterator[Callable[[Row], None]]:
-    """A function that writes an example into the file, a chunk of them at a time."""
+def _examples_file(path: Path) -> Iterator[Callable[[Row, Example], None]]:
+    """A function that writes a row's example into the file, a chunk of them at a time."""
     chunk: list[Row] = []
 
     def flush() -> None:
         file.write(pa.RecordBatch.from_pylist(chunk, schema=EXAMPLES_SCHEMA))
         chunk.clear()
 
-    def write(row: Row) -> None:
-        chunk.append(row)
+    def write(row: Row, example: Example) -> None:
+        chunk.append({"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start})
         if len(chunk) == CHUNK:
             flush()
 
@@ -380,8 +387,7 @@ def _await_promise(stage: Stage) -> None:
 
 def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> StageFacts:
     records = read_records(folder / METRICS)
-    best, select = curves.best(records), stage.work.validation.select
-    exported = best if best and select == "best" else records[-1]
+    exported = curves.best(records, stage.work.validation.select) or records[-1]
     busy = sum(record["seconds"] for record in records)
     tokens = sum(record["tokens"] for record in records)
     learned = sum(record["supervised_tokens"] for record in records)
@@ -405,9 +411,9 @@ def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> St
 
 
 def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float]:
-    """The exported model's validation and router loss, peak memory and MFU, as far as the training has them."""
+    """The exported model's validation losses and router loss, peak memory and MFU, as far as the training has them."""
     figures: dict[str, float] = {
-        name: exported[name] for name in ("validation_loss", "router_loss") if name in exported
+        name: exported[name] for name in (VALIDATION_LOSS, BARE_LOSS, "router_loss") if name in exported
     }
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
     shares = [record["mfu"] for record in records if "mfu" in record]
@@ -489,17 +495,25 @@ def _adapter(work: Train) -> str:
     )
 
 
+_BARE, _OWN = "given the prompt alone", "in the context in which it was trained"
+"""What a validation loss is measured on, in words."""
+
+
 def _selection(work: Train, facts: StageFacts) -> str:
     """How the stored model was chosen, in a sentence."""
-    if not facts.metrics.get("validation_examples"):
+    metrics, select = facts.metrics, work.validation.select
+    if not metrics.get("validation_examples"):
         return "It is the model after the last step; no prompts were held out."
-    loss = f"whose loss on {facts.metrics['validation_examples']:g} rows of held-out prompts is"
-    if work.validation.select == "last":
-        return f"It is the model after the last step, {loss} {facts.metrics['validation_loss']:.4g}."
+    losses = f"{metrics[VALIDATION_LOSS]:.4g}"
+    if BARE_LOSS in metrics:
+        bare = f"{metrics[BARE_LOSS]:.4g}"
+        losses = f"{bare} ({_OWN} {losses})" if select == "bare" else f"{losses} ({_BARE} {bare})"
+    rows = f"whose loss on {metrics['validation_examples']:g} rows of held-out prompts is"
+    if select == "last":
+        return f"It is the model after the last step, {rows} {losses}."
     return (
-        f"It is the model after step {facts.metrics['exported_step']:g} of {facts.metrics['steps']:g}, {loss} the "
-        f"least of all that were measured: {facts.metrics['validation_loss']:.4g}. No benchmark had a part in the "
-        "choice."
+        f"It is the model after step {metrics['exported_step']:g} of {metrics['steps']:g}, {rows} the least of all "
+        f"that were measured {_BARE if select == 'bare' else _OWN}: {losses}. No benchmark had a part in the choice."
     )
 
 

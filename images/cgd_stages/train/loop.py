@@ -49,11 +49,12 @@ from cgd_stages.training.job import (
     BEGUN,
     BEST,
     EXAMPLES,
+    HELD_OUT,
     JOB,
     LAUNCHER,
     MODEL,
     STOP,
-    VALIDATION,
+    VALIDATION_LOSS,
     Job,
     ProcessEnd,
     Record,
@@ -141,7 +142,8 @@ class Trainer:
     engine: Any
     loss: student.TargetLoss
     device: torch.device
-    held_out: Examples
+    held_out: dict[str, Examples]
+    """The examples of each loss that a validation measures; empty where nothing is held out."""
     keeper: adapter.Keeper | None = None
     """None where all of the student's parameters are learned."""
     cost: flops.Work | None = None
@@ -276,31 +278,39 @@ class Trainer:
         )
 
     def _validate(self, done: int) -> None:
-        """Measure the mean loss on the held-out examples every few steps, and keep the best model."""
-        work, validation, lengths = self.job.work, self.job.work.validation, self.held_out.lengths
-        if not lengths or (done % validation.every_steps and done < self.schedule.steps):
+        """Measure the losses on the held-out examples every few steps, and keep the best model."""
+        validation = self.job.work.validation
+        if not self.held_out or (done % validation.every_steps and done < self.schedule.steps):
             return
-        started, last, total = time.monotonic(), self.records[-1], 0.0
-        micro_batches = Schedule(lengths, len(lengths), 1, 0).micro_batches(
+        started, last = time.monotonic(), self.records[-1]
+        for name, examples in self.held_out.items():
+            what, loss = name.replace("_", " "), self._mean_loss(examples)
+            self._refuse_unless_finite(what, loss, done - 1)
+            last[name] = loss
+            if dist.get_rank() == 0:
+                log.info("%s %.4f after step %d", what, loss, done)
+        last["validation_seconds"] = round(time.monotonic() - started, 4)
+        if curves.best(self.records, validation.select) is last:
+            self._write(self.folder / BEST)
+
+    def _mean_loss(self, examples: Examples) -> float:
+        """The mean loss over the target tokens of the examples, of which nothing is learned."""
+        work, total = self.job.work, 0.0
+        everything = list(range(len(examples.lengths)))
+        micro_batches = Schedule(examples.lengths, len(everything), 1, 0).micro_batches(
             0, rank=dist.get_rank(), world=dist.get_world_size(), budget=work.max_sequence_length, packing=work.packing
         )
         self.engine.eval()
         with torch.no_grad():
             for indices in micro_batches:
-                total += self._losses(self.held_out, indices)[0].item()
+                total += self._losses(examples, indices)[0].item()
         self.engine.train()
-        loss = self._sum(total) / self.held_out.learned(list(range(len(lengths))))
-        self._refuse_unless_finite("validation loss", loss, done - 1)
-        last |= {"validation_loss": loss, "validation_seconds": round(time.monotonic() - started, 4)}
-        if dist.get_rank() == 0:
-            log.info("validation loss %.4f after step %d", last["validation_loss"], done)
-        if validation.select == "best" and curves.best(self.records) is last:
-            self._write(self.folder / BEST)
+        return self._sum(total) / examples.learned(everything)
 
     def export(self) -> None:
-        """Write the resulting model: the best one, or the last if the run wants that or nothing was measured."""
+        """Write the resulting model: the best one, or the last where no loss chooses."""
         learned = self.folder / (ADAPTER if self.keeper else MODEL)
-        if self.job.work.validation.select == "last" or curves.best(self.records) is None:
+        if curves.best(self.records, self.job.work.validation.select) is None:
             self._write(learned)
         elif dist.get_rank() == 0:
             (self.folder / BEST).rename(learned)
@@ -331,7 +341,7 @@ class Trainer:
         if dist.get_rank() != 0:
             return
         measured = curves.measured(self.records)
-        seen = self.schedule.seen(step) // self.schedule.epochs + (len(self.held_out.lengths) if measured else 0)
+        held_out = len(self.held_out[VALIDATION_LOSS].lengths) if measured else 0
         log.info(
             "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %s s to go",
             step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"],
@@ -339,11 +349,11 @@ class Trainer:
         )  # fmt: skip
         self.reporter.report(
             self.job.stage,
-            self.job.rows.model_copy(update={"done": seen}),
+            self.job.rows.model_copy(update={"done": self.schedule.seen(step) // self.schedule.epochs + held_out}),
             tokens_per_second=last["tokens_per_second"],
             eta=eta,
             metrics={name: last[name] for name in REPORTED if name in last}
-            | ({"validation_loss": measured[-1]["validation_loss"]} if measured else {})
+            | ({name: measured[-1][name] for name in HELD_OUT if name in measured[-1]} if measured else {})
             | {"steps": float(steps)},
         )
 
@@ -351,7 +361,8 @@ class Trainer:
 def start(folder: Path) -> Trainer:
     """Load the student, hand it to DeepSpeed, and go to the checkpoint's step, if there is one."""
     job = Job.model_validate_json((folder / JOB).read_text())
-    examples, held_out = Examples(folder / EXAMPLES), Examples(folder / VALIDATION)
+    examples = Examples(folder / EXAMPLES)
+    held_out = {name: found for name, file in HELD_OUT.items() if (found := Examples(folder / file)).lengths}
     _agree("the number of examples", len(examples.lengths))
     _agree("the checkpoint to continue from", job.resume)
     work = job.work

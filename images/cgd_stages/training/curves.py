@@ -1,9 +1,10 @@
-"""The best validation in a training's curve, and whether its loss has run away. Pure."""
+"""Which step of a training its validation losses choose, and whether its loss has run away. Pure."""
 
 from collections.abc import Sequence
 from statistics import median
 
-from cgd_stages.training.job import Record
+from cgd_stages.contract import Exported
+from cgd_stages.training.job import BARE_LOSS, VALIDATION_LOSS, Record
 
 BASELINE = 50
 """Steps before the suspicious ones that define a normal loss; after fewer steps no loss is suspicious."""
@@ -31,9 +32,15 @@ def spiked(losses: Sequence[float]) -> bool:
 
 def measured(records: Sequence[Record]) -> list[Record]:
     """The records of the steps with a validation loss."""
-    return [record for record in records if "validation_loss" in record]
+    return [record for record in records if VALIDATION_LOSS in record]
 
 
-def best(records: Sequence[Record]) -> Record | None:
-    """The record with the least validation loss, the earliest of equals; None when nothing was held out."""
-    return min(measured(records), key=lambda record: record["validation_loss"], default=None)
+def best(records: Sequence[Record], select: Exported) -> Record | None:
+    """The record of the step whose loss chooses the exported model: the least, and the earliest of equals. None where
+    no loss chooses: with `last`, or when nothing was held out."""
+
+    def loss(record: Record) -> float:
+        own = record[VALIDATION_LOSS]
+        return record.get(BARE_LOSS, own) if select == "bare" else own
+
+    return None if select == "last" else min(measured(records), key=loss, default=None)

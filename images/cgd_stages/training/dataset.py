@@ -14,7 +14,7 @@ from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import LENGTH, Rows, StageName, Train
+from cgd_stages.contract import LENGTH, Objective, Rows, StageName, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
@@ -97,12 +97,18 @@ class Dataset:
             **({"thinking": work.thinking} if work.thinking == "learn" else {}),
         }
 
+    @cached_property
     def held_out(self) -> frozenset[str]:
         """Ids of the prompts that are measured instead of learned."""
         if self.work.validation.fraction == 0:
             return frozenset()
         prompts = (row["id"] for row in read_rows(self.refine, ["id"]))
         return held_out(prompts, self.work.validation.fraction, self.work.seed)
+
+    @property
+    def measures_bare(self) -> bool:
+        """Whether held-out rows are measured given the prompt alone as well: elsewhere that is their own context."""
+        return self.work.objective in examples.CONDITIONED and self.work.bare_share < 1
 
     @cached_property
     def bare(self) -> frozenset[Key]:
@@ -113,23 +119,36 @@ class Dataset:
         return frozenset(examples.chosen(keys, self.work.bare_share, self.work.seed, "bare"))
 
     def examples(self) -> Iterator[tuple[Row, Example | Unusable | LeftOut]]:
-        """Every row with its example, or the reason why it has none, in no promised order."""
-        work, critic = self.work, self._critic()
+        """Every row with its example, or the reason why it has none, in no promised order. A held-out row that cannot
+        be measured in both contexts has none."""
+        critic = self._critic()
         for row in self._rows():
             key = key_of(row)
             if left_out := self.left_out.get(key):
                 yield row, left_out
                 continue
-            objective, its_critic = (examples.BARE, None) if key in self.bare else (work.objective, critic)
-            yield from examples.each_example(
-                self.template,
-                objective,
-                [row],
-                its_critic,
-                max_length=work.max_sequence_length,
-                thinking=work.thinking,
-                instruction_turn=work.context,
-            )
+            example = self.bare_example(row) if key in self.bare else self._example(row, self.work.objective, critic)
+            if self.measures_bare and row["id"] in self.held_out and isinstance(example, Example):
+                bare = self.bare_example(row)
+                example = bare if isinstance(bare, Unusable) else example
+            yield row, example
+
+    def bare_example(self, row: Row) -> Example | Unusable:
+        """The example of a row as inference asks it: the prompt alone, and the refinement as the target."""
+        return self._example(row, examples.BARE)
+
+    def _example(self, row: Row, objective: Objective, critic: Critic | None = None) -> Example | Unusable:
+        work = self.work
+        [(_, example)] = examples.each_example(
+            self.template,
+            objective,
+            [row],
+            critic,
+            max_length=work.max_sequence_length,
+            thinking=work.thinking,
+            instruction_turn=work.context,
+        )
+        return example
 
     def _critic(self) -> Critic | None:
         work = self.work
@@ -213,7 +232,7 @@ class ExampleCounts:
     def of(cls, dataset: Dataset) -> "ExampleCounts":
         """The counts of a training before its first row."""
         none = 0 if dataset.work.thinking == "learn" else None
-        return cls(dataset.work, dataset.held_out(), dataset.bare, without_thought=none)
+        return cls(dataset.work, dataset.held_out, dataset.bare, without_thought=none)
 
     def add(self, row: Row, example: Example | Unusable | LeftOut) -> None:
         match example:

@@ -14,12 +14,17 @@ from cgd_stages.training.dataset import Dataset
 
 JOB = "job.json"
 EXAMPLES = "examples.arrow"
-VALIDATION = "validation.arrow"
-"""The held-out examples; the file has no record without any."""
+VALIDATION_LOSS = "validation_loss"
+"""In a record: the loss on the held-out examples in the context in which the objective learns."""
+BARE_LOSS = "bare_validation_loss"
+"""In a record: the loss on the held-out examples given the prompt alone; missing where that is the objective's own
+context."""
+HELD_OUT = {VALIDATION_LOSS: "validation.arrow", BARE_LOSS: "validation-bare.arrow"}
+"""The files of the held-out examples by the loss that they measure. A file has no record where nothing is measured."""
 MODEL = "model"
 ADAPTER = "adapter"
 BEST = "best"
-"""The folder of the model (or adapter) with the least validation loss so far, on the first process's node."""
+"""The folder of the model (or adapter) that the validation losses so far choose, on the first process's node."""
 CHECKPOINTS = "checkpoints"
 BEGUN = "begun"
 """A process creates this file before its first step: from then on it has something to store."""
@@ -45,13 +50,22 @@ def inputs_of(stage: str, dataset: Dataset, student: Resolved, router_loss_weigh
         "seed",
         "validation",
     } | ({"adapter"} if dataset.work.adapter else set())
+    training = dataset.work.model_dump(by_alias=True, include=weights)
+    training["validation"] |= {"select": _selection(dataset)}
     return {
         "stage": stage,
         **dataset.identity(),
         "student": student.identity(),
-        "training": dataset.work.model_dump(by_alias=True, include=weights)
-        | ({"routerLossWeight": router_loss_weight} if router_loss_weight else {}),
+        "training": training | ({"routerLossWeight": router_loss_weight} if router_loss_weight else {}),
     }
+
+
+def _selection(dataset: Dataset) -> str:
+    """What chooses the exported model, as digests name it. `best` is the objective's own context: the name from before
+    there was another choice. It stays where the prompt alone chooses the same model, so that its digest stays too."""
+    select = dataset.work.validation.select
+    own = select == "context" or (select == "bare" and not (dataset.measures_bare and dataset.held_out))
+    return "best" if own else select
 
 
 def router_loss_weight(work: Train, config: Any) -> float:

@@ -1,14 +1,15 @@
 """How the student is trained, and the ablations of it."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cgd_operator.api.fields import VARIANT, rules
 from cgd_stages.contract import (
     Contract,
     Course,
     CritiqueKind,
+    Exported,
     Fraction,
     HeldOut,
     InstructionTurn,
@@ -61,7 +62,7 @@ CONTEXT_RULE = (
 )
 SELECT_RULE = (
     "!has(self.select) || self.select == 'last' || !has(self.fraction) || double(self.fraction) > 0.0",
-    "the best model is that of the least validation loss: hold out a fraction above 0, or leave select out",
+    "bare and context choose by the loss on held-out prompts: hold out a fraction above 0, or leave select out",
 )
 
 
@@ -86,22 +87,30 @@ class Critique(Contract):
 
 
 class Validation(HeldOut):
-    """Prompts that no training learns from. The loss on them, and no benchmark, decides which model is exported.
+    """Prompts that no training learns from. The losses on them, and no benchmark, decide which model is exported.
 
     training.seed chooses them, the same for every objective of the run, with all samples of a prompt together.
     """
 
     model_config = ConfigDict(json_schema_extra=rules(SELECT_RULE))
 
-    select: Literal["best", "last"] | None = Field(
+    select: Exported | None = Field(
         None,
-        description="Which model is exported: the one with the least validation loss (best), or the one after the last "
-        "step (last). Default: best where prompts are held out.",
+        description="Which model is exported: the one with the least loss given the prompt alone, as at inference "
+        "(bare), the one with the least loss in the objective's own context (context), or the one after the last step "
+        "(last). Default: bare where prompts are held out, else last.",
     )
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _no_best(cls, value: Any) -> Any:
+        if value == "best":
+            raise ValueError("best is called context now; without select the loss given the prompt alone decides")
+        return value
 
     @model_validator(mode="after")
     def _something_to_select_by(self) -> "Validation":
-        if self.select == "best" and self.fraction == 0:
+        if self.select in ("bare", "context") and self.fraction == 0:
             raise ValueError(SELECT_RULE[1])
         return self
 

@@ -299,28 +299,62 @@ def test_every_point_of_a_loss_curve_lies_in_its_chart(log: tuple[Step, ...]) ->
     assert plotted[0][2].startswith(f"step {log[0].step} · loss {log[0].loss:.4f}")
 
 
-def validated(losses: dict[int, float]) -> tuple[Step, ...]:
-    return tuple(step.model_copy(update={"validation_loss": losses.get(step.step)}) for step in steps(40))
+OWN_LOSSES, BARE_LOSSES = {10: 1.5, 20: 1.2, 30: 3.5, 40: 1.2}, {10: 1.1, 20: 1.4, 30: 1.0, 40: 1.6}
 
 
-def test_the_validation_loss_is_a_line_of_its_own_and_the_best_of_its_points_is_marked() -> None:
-    found = read(training={"train-cgd": validated({10: 1.5, 20: 1.2, 30: 3.5, 40: 1.2})})
+def validated(bare: dict[int, float], exported: int, select: str) -> dict[str, Any]:
+    """A training that was measured four times, and what it says about the exported model."""
+    log = tuple(
+        step.model_copy(
+            update={"validation_loss": OWN_LOSSES.get(step.step), "bare_validation_loss": bare.get(step.step)}
+        )
+        for step in steps(40)
+    )
+    trained = stage(
+        "train-cgd",
+        facts={"metrics": {"exported_step": float(exported), "train_examples": 32.0, "validation_examples": 8.0}},
+        inputs={"training": {"validation": {"select": select}}},
+    )
+    return {"stages": (trained,), "training": {"train-cgd": log}}
+
+
+@pytest.mark.parametrize(
+    ("bare", "exported", "select", "told"),
+    [
+        ({}, 20, "best", "whose validation loss is the least"),
+        (BARE_LOSSES, 30, "bare", "whose validation loss given the prompt alone is the least"),
+        (BARE_LOSSES, 20, "best", "whose validation loss in the objective's own context is the least"),
+        (BARE_LOSSES, 40, "last", "as the run asks"),
+    ],
+)
+def test_each_validation_loss_is_a_line_and_the_points_of_the_exported_model_are_large(
+    bare: dict[int, float], exported: int, select: str, told: str
+) -> None:
+    found = read(**validated(bare, exported, select))
     points = [
-        (str(given["style"]), "best" in str(given["class"]).split())
+        (str(given["style"]), str(given["class"]).split())
         for tag, given in found.elements
         if tag == "i" and str(given.get("class", "")).startswith("held")
     ]
-    assert [best for _, best in points] == [False, True, False, False]
-    places = [[float(part) for part in re.findall(r"[\d.]+", style)] for style, _ in points]
-    assert [x for x, _ in places] == [round(100 * (step - 1) / 39, 2) for step in (10, 20, 30, 40)]
+    lines = [losses for losses in (bare, OWN_LOSSES) if losses]
+    assert ["exported" in style for _, style in points] == [step == exported for losses in lines for step in losses]
+    assert ["bare" in style for _, style in points] == 4 * [True] * bool(bare) + 4 * [False]
+    places = [[float(part) for part in re.findall(r"[\d.]+", place)] for place, _ in points]
+    assert [x for x, _ in places] == [round(100 * (step - 1) / 39, 2) for step in (10, 20, 30, 40)] * len(lines)
     assert all(0 <= y <= 100 for _, y in places)
-    assert "smallest 1.2 after step 20 (large point), last 1.2" in found.words
+    assert f"Exported is the model after step {exported} (large points), {told}." in found.words
+    assert "smallest 1.2 after step 20, last 1.2." in found.words
+    assert ("validation loss given the prompt alone: smallest 1 after step 30, last 1.6;" in found.words) == bool(bare)
     (data,) = found.attributes("data-points")
-    assert "validation loss 1.2000" in json.loads(data)[19][2]
+    both = "validation loss given the prompt alone 1.4000 · validation loss in the objective's own context 1.2000"
+    assert (both if bare else "validation loss 1.2000") in json.loads(data)[19][2]
 
 
-def test_a_training_without_held_out_prompts_speaks_of_no_validation() -> None:
-    assert "validation" not in read(training={"train-cgd": steps(5)}).words
+def test_a_training_without_held_out_prompts_says_that_the_last_model_is_exported() -> None:
+    figures = {"metrics": {"exported_step": 5.0, "train_examples": 9.0, "validation_examples": 0.0}}
+    words = read(stages=(stage("train-cgd", facts=figures),), training={"train-cgd": steps(5)}).words
+    assert "No prompts were held out, so the model after the last step is exported." in words
+    assert "validation loss" not in words
 
 
 def test_gradient_norm_and_learning_rate_have_small_lines_of_their_own() -> None:

@@ -30,14 +30,18 @@ REJECTED = (Rejected(id="ff", sample=0, stage="answer", reason="truncated", deta
 def several() -> ReportData:
     """A run with three objectives, two benchmarks, validation, and every kind of row."""
     log = tuple(step.model_copy(update={"validation_loss": step.loss + 0.1}) for step in steps(40))
+    both = tuple(step.model_copy(update={"bare_validation_loss": step.loss + 0.3}) for step in log)
     names = ("sft", "cft", "cgd")
+    told = {"exported_step": 40.0, "train_examples": 7.0, "validation_examples": 2.0}
+    trained = {"facts": {"metrics": told}, "inputs": {"training": {"validation": {"select": "best"}}}}
+    stages = (stage("prepare", 0, 10), stage("answer", 10, 60))
     outputs = {
         model: samples(marks) + samples(marks[::-1], benchmark="products")
         for model, marks in {"base": "+" + "-" * 8, "sft": "-" * 9, "cft": "++" + "-" * 7, "cgd": "+" * 9}.items()
     }
     return report_data(
-        stages=(stage("prepare", 0, 10), stage("answer", 10, 60), *(stage(f"train-{name}", 60, 90) for name in names)),
-        training={f"train-{name}": log for name in names},
+        stages=(*stages, *(stage(f"train-{name}", 60, 90, **trained) for name in names)),
+        training={f"train-{name}": log if name == "sft" else both for name in names},
         evaluations=outputs,
         quadruples=Quadruples(total=1000, verdicts={"wrong": 1000}, shown=ROWS),
         rejected=REJECTED,
@@ -231,13 +235,14 @@ def test_the_browser_is_used_with_the_keyboard_alone(visit: Visit) -> None:
 
 def test_no_plot_is_empty_and_a_curve_tells_its_values(visit: Visit) -> None:
     lines = visit.page.locator(".plot path.line")
-    # Loss, its moving mean and validation share a chart; gradient norm and learning rate have one each.
-    assert lines.count() == 3 * 5
+    # Loss, its moving mean and validation share a chart, and CGD and CFT have a second validation; gradient norm and
+    # learning rate have a chart each.
+    assert lines.count() == 3 * 5 + 2
     for line in lines.all():
         box = line.bounding_box()
         assert box is not None
         assert box["width"] > 100
-    assert visit.page.locator(".plot i.best").count() == 3
+    assert visit.page.locator(".plot i.exported").count() == 3 + 2
     assert all(
         box is not None and box["width"] > 0 for box in (bar.bounding_box() for bar in visit.page.locator("rect").all())
     )

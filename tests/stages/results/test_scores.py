@@ -3,14 +3,14 @@
 import math
 
 import pytest
-from support.report_builders import report_data, sample, samples, steps
+from support.report_builders import report_data, sample, samples, stage, steps
 
 from cgd_stages.results import statistics
 from cgd_stages.results.model import UNFINISHED_THOUGHT, Sample
 from cgd_stages.results.scores import (
-    best_step,
     changed,
     comparisons,
+    exported_step,
     figures,
     finite_or_none,
     models,
@@ -164,14 +164,14 @@ def test_report_json_holds_scores_comparisons_stages_and_steps() -> None:
     assert told["quadruples"] == {"total": 1, "verdicts": {"wrong": 1}}
 
 
-def test_the_best_step_is_the_earliest_of_the_least_finite_validation_losses() -> None:
-    losses = [None, 2.0, math.nan, 1.0, 1.0, 3.0]
-    log = [step.model_copy(update={"validation_loss": loss}) for step, loss in zip(steps(6), losses, strict=True)]
-    chosen = best_step(log)
-    assert chosen is not None
-    assert chosen.step == 4
-    told = figures(report_data(training={"train-cgd": tuple(log), "train-sft": steps(3)}))
-    assert {stage: best["step"] for stage, best in told["best"].items()} == {"train-cgd": 4}
+def test_the_exported_step_is_what_the_training_says_whatever_its_losses() -> None:
+    log = tuple(step.model_copy(update={"validation_loss": float(step.step)}) for step in steps(6))
+    trained = stage("train-cgd", 0, 10, facts={"metrics": {"exported_step": 4.0}})
+    under_way = stage("train-sft", 10, 20)
+    assert exported_step(trained, log) is log[3]
+    assert exported_step(under_way, log) is None
+    told = figures(report_data(stages=(trained, under_way), training={"train-cgd": log, "train-sft": steps(3)}))
+    assert {name: step["step"] for name, step in told["exported"].items()} == {"train-cgd": 4}
 
 
 def test_a_rival_is_compared_but_fixes_nothing_by_training() -> None:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from cgd_stages.contract import Rows, Storage
 from cgd_stages.models.mixture import router_weight
 from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
-from cgd_stages.training.job import EXAMPLES, JOB, VALIDATION, Job
+from cgd_stages.training.job import EXAMPLES, HELD_OUT, JOB, Job
 
 EXAMPLE_LENGTHS = [(90, 60), (9, 4), (33, 30), (12, 1), (64, 10)]
 """Tokens, and where the target starts: contexts and targets of very different lengths, as many as two ranks cannot
@@ -71,7 +71,8 @@ def test_gradients_are_those_of_a_plain_loop(
     tmp_path: Path, tiny_model: Path, rows: list[tuple[list[int], int]], processes: int
 ) -> None:
     write_examples(tmp_path / EXAMPLES, rows)
-    write_examples(tmp_path / VALIDATION, [])
+    for name in HELD_OUT.values():
+        write_examples(tmp_path / name, [])
     cases = [{"zero_stage": stage, "packing": packing} for stage in TOLERANCES for packing in (False, True)]
     (tmp_path / CASES).write_text(json.dumps(cases))
     (tmp_path / JOB).write_text(job_of(tiny_model, processes, len(rows)).to_json())
@@ -95,7 +96,8 @@ FAMILY_TOLERANCE = 1e-5
 def test_gradients_of_every_family_are_those_of_a_plain_loop(tmp_path: Path, rows: list[tuple[list[int], int]]) -> None:
     """In two processes, at every stage of ZeRO that divides something else, packed where the family can be."""
     write_examples(tmp_path / EXAMPLES, rows)
-    write_examples(tmp_path / VALIDATION, [])
+    for name in HELD_OUT.values():
+        write_examples(tmp_path / name, [])
     models = {family: families.make(tmp_path / family, family) for family in families.FAMILIES}
     cases = [(family, stage) for family in families.FAMILIES for stage in TOLERANCES]
     (tmp_path / CASES).write_text(

@@ -22,7 +22,7 @@ from cgd_stages.store.rows import from_parquet
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.train.__main__ import Node, failure, model_card, stored_dtype
-from cgd_stages.training.job import ADAPTER, EXAMPLES, JOB, MODEL, VALIDATION, Job, ProcessEnd, write_records
+from cgd_stages.training.job import ADAPTER, EXAMPLES, HELD_OUT, JOB, MODEL, Job, ProcessEnd, write_records
 
 KUBEFLOW = {
     "PET_NNODES": "2",
@@ -374,31 +374,65 @@ def test_the_model_and_its_adapter_are_both_stored(
     assert {"model/config.json", "model/README.md", "adapter/adapter_config.json"} <= keys
 
 
+def written(path: Path) -> dict[str, list[int]]:
+    """The token ids of the examples in a file that the processes map, by the row's id."""
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    return dict(zip(table["id"].to_pylist(), table["input_ids"].to_pylist(), strict=True))
+
+
 def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path]
 ) -> None:
     refined(bucket, [quadruple(number) for number in range(10)] + [quadruple(10, refinement=" ")])
     stage = train._stage(training(storage, tmp_path, train_work(tiny_model, validation=Validation(fraction=0.3))))
     made = train._make_examples(stage, tmp_path)
-    ids = []
-    for name in (EXAMPLES, VALIDATION):
-        with pa.memory_map(str(tmp_path / name)) as source:
-            ids.append(set(pa.ipc.open_file(source).read_all()["id"].to_pylist()))
-    learned, measured = ids
-    assert measured == stage.dataset.held_out() - {str(row["id"]) for row in made.counts.rejected}
+    learned, measured, bare = (set(written(tmp_path / name)) for name in (EXAMPLES, *HELD_OUT.values()))
+    assert bare == measured
+    assert measured == stage.dataset.held_out - {str(row["id"]) for row in made.counts.rejected}
     assert not learned & measured
     assert len(learned) + len(measured) + len(made.counts.rejected) == made.counts.rows.total == 11
+
+
+def test_a_held_out_row_is_written_once_for_each_loss_on_it(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    """Given the prompt alone CGD and CFT are measured on what RefinedSFT learns, and the others not a second time."""
+    rows = [quadruple(number, reference="It is 4.") for number in range(10)]
+    refined(bucket, rows)
+    own, bare = HELD_OUT.values()
+    found = {}
+    for objective in ("CGD", "CFT", "RefinedSFT", "SFT"):
+        work = train_work(tiny_model, objective=objective, validation=Validation(fraction=0.3))
+        stage = train._stage(training(storage, tmp_path, work))
+        (folder := tmp_path / objective).mkdir()
+        train._make_examples(stage, folder)
+        found[objective] = {name: written(folder / name) for name in (own, bare)}
+        assert set(found[objective][own]) == stage.dataset.held_out
+    assert found["CGD"][bare] == found["CFT"][bare] == found["RefinedSFT"][own] != found["CGD"][own]
+    assert found["RefinedSFT"][bare] == found["SFT"][bare] == {}
 
 
 @pytest.mark.parametrize(
     ("select", "figures", "told"),
     [
-        ("best", {}, "after the last step; no prompts were held out"),
+        ("bare", {}, "after the last step; no prompts were held out"),
         ("last", {"validation_examples": 2, "validation_loss": 1.5}, "after the last step, whose loss on 2 rows"),
         (
-            "best",
+            "context",
             {"validation_examples": 2, "validation_loss": 1.5, "exported_step": 20, "steps": 40},
             "after step 20 of 40, whose loss on 2 rows of held-out prompts is the least",
+        ),
+        (
+            "bare",
+            {
+                "validation_examples": 2,
+                "validation_loss": 1.5,
+                "bare_validation_loss": 2.5,
+                "exported_step": 20,
+                "steps": 40,
+            },
+            "measured given the prompt alone: 2.5 (in the context in which it was trained 1.5). No benchmark",
         ),
     ],
 )
@@ -413,9 +447,9 @@ def test_the_model_card_tells_how_the_model_was_chosen(select: Any, figures: dic
 
 def test_the_facts_are_those_of_the_exported_model() -> None:
     records: list[dict[str, float]] = [
-        {"step": 1, "validation_loss": 2.0, "peak_memory_bytes": 5, "mfu": 0.4},
+        {"step": 1, "validation_loss": 2.0, "bare_validation_loss": 3.0, "peak_memory_bytes": 5, "mfu": 0.4},
         {"step": 2, "peak_memory_bytes": 7, "mfu": 0.5},
     ]
     figures = train._of_the_exported(records[0], records)
-    assert figures == {"validation_loss": 2.0, "peak_memory_bytes": 7, "mfu": 0.45}
+    assert figures == {"validation_loss": 2.0, "bare_validation_loss": 3.0, "peak_memory_bytes": 7, "mfu": 0.45}
     assert train._of_the_exported({"step": 1}, [{"step": 1, "peak_memory_bytes": 5}]) == {"peak_memory_bytes": 5}

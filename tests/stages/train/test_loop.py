@@ -16,7 +16,7 @@ from support.stage_builders import RUN, context
 from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 from transformers import AutoTokenizer
 
-from cgd_stages.contract import Adapter, Chat, Storage, Validation
+from cgd_stages.contract import Adapter, Chat, Objective, Storage, Validation
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.models import export, training_memory
 from cgd_stages.store.bucket import Bucket
@@ -435,7 +435,7 @@ HELD_OUT = {"validation": Validation(fraction=0.3, every_steps=2)}
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_learned(
+def test_the_validation_losses_are_the_means_over_the_tokens_of_rows_that_are_not_learned(
     launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
 ) -> None:
     refined(bucket, ROWS)
@@ -446,9 +446,14 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_of_rows_that_are_not_le
     work = train_work(tiny_model, zero_stage=zero_stage)
     losses, *_ = plain_training(tiny_model, learned, work)
     assert [record["loss"] for record in records] == pytest.approx(losses, rel=1e-5)
-    assert ["validation_loss" in record for record in records] == [False, True, False, True]
-    measured = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
-    assert min(record["validation_loss"] for record in records[1::2]) == pytest.approx(measured, rel=1e-5)
+    for name, objective in {"validation_loss": "CGD", "bare_validation_loss": "RefinedSFT"}.items():
+        assert [name in record for record in records] == [False, True, False, True]
+        measured = plain_loss(model, [row for row in ROWS if row["id"] in held_out], objective)
+        assert min(record[name] for record in records[1::2]) == pytest.approx(measured, rel=1e-5)
+
+
+MEASURED: dict[str, Objective] = {"validation_loss": "CFT", "bare_validation_loss": "RefinedSFT"}
+"""The losses of CFT on held-out rows, and the objectives with such examples."""
 
 
 def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,53 +468,46 @@ def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainloop, "learning_rate", wrong)
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_the_model_of_the_least_validation_loss_is_exported_also_after_an_interruption(
+@pytest.mark.parametrize(("zero_stage", "select", "chosen"), [(2, "bare", 6), (3, "context", 4), (3, "last", 8)])
+def test_the_loss_that_the_run_names_chooses_the_exported_model_also_after_an_interruption(
     launcher: None,
     bucket: Bucket,
     storage: Storage,
     tmp_path: Path,
     tiny_model: Path,
     zero_stage: int,
+    select: Any,
+    chosen: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """CFT learns critiques until step 4 and unlearns them from there, which other texts gain by until step 6."""
     import torch
 
+    rows = [row | {"refinement": "7 - 2 = 5. " * 9} for row in ROWS]
+
     worsens_after(4, monkeypatch)
-    given = {"zero_stage": zero_stage, "epochs": 4, "warmup_ratio": 0.0, "checkpoint_every_steps": 5, **HELD_OUT}
+    validation = Validation(fraction=0.3, every_steps=2, select=select)
+    given = {"objective": "CFT", "zero_stage": zero_stage, "epochs": 4, "warmup_ratio": 0.0, "validation": validation}
+    given |= {"checkpoint_every_steps": 5}
     elsewhere = storage.model_copy(update={"uri": f"{storage.uri}-whole"})
     for store in (storage, elsewhere):
-        refined(Bucket(store), ROWS)
+        refined(Bucket(store), rows)
     whole, expected = trained(elsewhere, tmp_path / "whole", tiny_model, **given)
-    losses = {record["step"]: record["validation_loss"] for record in whole if "validation_loss" in record}
-    assert min(losses, key=lambda step: losses[step]) == 4, losses
-    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
-    assert plain_loss(expected, [row for row in ROWS if row["id"] in held_out]) == pytest.approx(losses[4], rel=1e-5)
+    measured = {record["step"]: record for record in whole if "validation_loss" in record}
+    least = {name: min(measured, key=lambda step: measured[step][name]) for name in MEASURED}
+    assert least == {"bare_validation_loss": 6, "validation_loss": 4}, measured
+    held_out = validation_split.held_out([str(row["id"]) for row in rows], 0.3, 0)
+    for name, objective in MEASURED.items():
+        plain = plain_loss(expected, [row for row in rows if row["id"] in held_out], objective)
+        assert plain == pytest.approx(measured[chosen][name], rel=1e-5)
 
     with stopped_in(7, monkeypatch), pytest.raises(Interrupted, match="after step 7 of 8"):
         trained(storage, tmp_path / "first", tiny_model, **given)
     records, model = trained(storage, tmp_path / "second", tiny_model, **given)
-    assert {r["step"]: r["validation_loss"] for r in records if "validation_loss" in r} == losses
+    for name in MEASURED:
+        assert [record.get(name) for record in records] == [record.get(name) for record in whole]
     for name, tensor in weights(model).items():
         assert torch.equal(tensor, weights(expected)[name]), name
-
-
-def test_the_last_model_is_exported_where_the_run_says_so(
-    launcher: None,
-    bucket: Bucket,
-    storage: Storage,
-    tmp_path: Path,
-    tiny_model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    worsens_after(2, monkeypatch)
-    refined(bucket, ROWS)
-    validation = Validation(fraction=0.3, every_steps=2, select="last")
-    records, model = trained(storage, tmp_path, tiny_model, warmup_ratio=0.0, validation=validation)
-    assert records[1]["validation_loss"] < records[3]["validation_loss"]
-    held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
-    loss = plain_loss(model, [row for row in ROWS if row["id"] in held_out])
-    assert loss == pytest.approx(records[3]["validation_loss"], rel=1e-5)
 
 
 def test_a_large_model_is_stored_in_files_of_a_moderate_size(

@@ -26,7 +26,7 @@ from support.train_builders import (
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Adapter, Exit, Progress, Storage, Validation
+from cgd_stages.contract import Adapter, Exit, Objective, Progress, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
@@ -37,6 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarn
 ROWS = [quadruple(number) for number in range(10)]
 LONG = {"epochs": 40, "learning_rate": 1e-4, "checkpoint_every_steps": 10}
 """Long enough for a signal to arrive in the middle."""
+MEASURED: dict[str, Objective] = {"validation_loss": "CGD", "bare_validation_loss": "RefinedSFT"}
+"""The losses of CGD on held-out rows, and the objectives with such examples."""
 
 
 def past(step: int):
@@ -98,18 +100,20 @@ def test_two_processes_measure_together_what_one_would_alone(
     validation = Validation(fraction=0.3, every_steps=1)
     layout = {"processes_per_worker": 2, "zero_stage": zero_stage, "offload": offload}
     work = train_work(tiny_model, validation=validation, **layout)
-    ended = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1").wait()
+    program = Program("train", train_task(storage, work), tmp_path, OMP_NUM_THREADS="1")
+    ended = program.wait()
     assert ended.code == Exit.DONE, ended.log
     facts = ended.words.stages[STAGE]
     folder = Folder(bucket, "team", STAGE, facts.digest)
-    losses = [record["validation_loss"] for record in stored_curve(bucket, folder)]
-    assert facts.metrics["validation_loss"] == min(losses)
+    exported = min(stored_curve(bucket, folder), key=lambda record: record["bare_validation_loss"])
     for part in folder.require().under("model/"):
         bucket.download(folder.key(part.key), tmp_path / part.key)
     measured = held_out([str(row["id"]) for row in ROWS], 0.3, 0)
-    assert min(losses) == pytest.approx(
-        plain_loss(tmp_path / "model", [row for row in ROWS if row["id"] in measured]), rel=1e-5
-    )
+    for name, objective in MEASURED.items():
+        plain = plain_loss(tmp_path / "model", [row for row in ROWS if row["id"] in measured], objective)
+        assert exported[name] == facts.metrics[name] == pytest.approx(plain, rel=1e-5)
+    reported = [{metric.name for metric in one.trainer_status.metrics} for one in program.progress.reports.queue]
+    assert any(names >= MEASURED.keys() for names in reported)
 
 
 def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(

@@ -62,12 +62,24 @@ def test_the_unit_of_the_loss_does_not_matter(losses: list[float], power: int) -
     assert spiked(losses) == spiked([loss * 2.0**power for loss in losses])
 
 
-def test_the_best_is_the_earliest_of_the_least_validation_losses() -> None:
-    losses = {2: 3.0, 4: 1.0, 6: 1.0, 7: 2.0}
-    records = [
-        {"step": float(step)} | ({"validation_loss": losses[step]} if step in losses else {}) for step in range(8)
+def curve(own: dict[int, float], bare: dict[int, float]) -> list[dict[str, float]]:
+    """A training of eight steps, some of which were measured."""
+    losses = {"validation_loss": own, "bare_validation_loss": bare}
+    return [
+        {"step": float(step)} | {name: given[step] for name, given in losses.items() if step in given}
+        for step in range(8)
     ]
-    chosen = best(records)
-    assert chosen is records[4]
+
+
+def test_the_best_is_the_earliest_of_the_least_losses_that_the_run_chooses_by() -> None:
+    records = curve({2: 3.0, 4: 1.0, 6: 1.0, 7: 2.0}, {2: 9.0, 4: 8.0, 6: 7.0, 7: 7.0})
+    assert best(records, "context") is records[4]
+    assert best(records, "bare") is records[6]
+    assert best(records, "last") is None
     assert [record["step"] for record in measured(records)] == [2, 4, 6, 7]
-    assert best(records[:2]) is None
+    assert best(records[:2], "bare") is None
+
+
+def test_where_the_prompt_alone_is_the_context_one_loss_is_both() -> None:
+    records = curve({2: 3.0, 4: 1.0, 6: 2.0}, {})
+    assert best(records, "bare") is best(records, "context") is records[4]

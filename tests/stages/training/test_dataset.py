@@ -155,7 +155,7 @@ def test_every_objective_holds_out_the_same_prompts_with_all_their_samples(
             RunStore(bucket, RUN),
             train_work(tiny_model, objective=objective, validation=validation),
             ChatTemplate(tokens),
-        ).held_out()
+        ).held_out
         for objective in ("CGD", "CFT", "SFT", "RefinedSFT")
     }
     assert len(set(chosen.values())) == 1
@@ -243,3 +243,36 @@ def test_a_share_and_an_instructions_turn_are_part_of_the_digest_and_the_papers_
     assert share(bucket, tiny_model, tokens, bare_share=0.25).identity() == plain | {"bareShare": 0.25}
     system = share(bucket, tiny_model, tokens, context="system").identity()
     assert {name for name in plain if system[name] != plain[name]} == {"prompts"}
+
+
+def test_a_held_out_row_that_cannot_be_measured_given_the_prompt_alone_is_rejected_with_the_reason(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    """CFT's own target is the critique, and the refinement of its held-out rows may be too long."""
+    refined(bucket, [row | {"refinement": "So it is. " * 100} for row in ROWS])
+    held_out = share(bucket, tiny_model, tokens, validation=Validation(fraction=0.34)).held_out
+    counts = counts_of(bucket, tiny_model, tokens, objective="CFT", validation=Validation(fraction=0.34))
+    assert {row["id"] for row in counts.rejected} == held_out
+    assert {row["reason"] for row in counts.rejected} == {"too_long"}
+    assert counts.rows == Rows(total=6, done=4, rejected=2)
+    whole = counts_of(bucket, tiny_model, tokens, objective="CFT", validation=Validation(fraction=0))
+    assert whole.rows == Rows(total=6, done=6)
+
+
+@pytest.mark.parametrize(
+    ("work", "twice"),
+    [
+        ({}, True),
+        ({"objective": "CFT"}, True),
+        ({"bare_share": 0.5}, True),
+        ({"bare_share": 1.0}, False),
+        ({"objective": "RefinedSFT"}, False),
+        ({"objective": "SFT"}, False),
+    ],
+    ids=str,
+)
+def test_rows_are_measured_twice_where_the_context_is_not_the_prompt_alone(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast, work: dict[str, Any], twice: bool
+) -> None:
+    refined(bucket, ROWS)
+    assert share(bucket, tiny_model, tokens, **work).measures_bare == twice

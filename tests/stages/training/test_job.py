@@ -1,6 +1,7 @@
 """The inputs of a training's digest: what was trained before this or that setting existed is found again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import families
@@ -8,6 +9,7 @@ from support.stage_builders import RUN
 from support.train_builders import quadruple, refined, train_work
 
 from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.contract import Validation
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
@@ -43,3 +45,28 @@ def test_the_router_s_loss_enters_the_digest_where_there_is_such_a_loss(bucket: 
         "epochs", "globalBatchSize", "learningRate", "warmupRatio", "weightDecay", "maxSequenceLength", "dtype", "seed",
         "validation",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("select", "work", "named"),
+    [
+        ("bare", {}, "bare"),
+        ("bare", {"objective": "CFT"}, "bare"),
+        ("bare", {"objective": "RefinedSFT"}, "best"),
+        ("bare", {"bare_share": 1.0}, "best"),
+        ("context", {}, "best"),
+        ("last", {}, "last"),
+    ],
+    ids=str,
+)
+def test_only_another_choice_of_the_model_has_another_digest(
+    bucket: Bucket, tiny_model: Path, select: Any, work: dict[str, Any], named: str
+) -> None:
+    """`best` is what digests said before the prompt alone could choose; of four prompts none is held out unasked."""
+    refined(bucket, [quadruple(number) for number in range(4)])
+    nothing_held_out = "last" if select == "last" else "best"
+    for fraction, expected in {0.3: named, 0.0: nothing_held_out, None: nothing_held_out}.items():
+        given = train_work(Path("student"), validation=Validation(fraction=fraction, select=select), **work)
+        dataset = Dataset.of(RunStore(bucket, RUN), given, ChatTemplate.load(tiny_model))
+        told = inputs_of("train-cgd", dataset, Resolved("student", "1"), 0.0)["training"]["validation"]
+        assert told == {"fraction": fraction, "everySteps": 200, "select": expected}
