@@ -247,7 +247,7 @@ class VllmProgram(Program):
 
 
 class Forked:
-    """`python -m <module>` in a fork of a process that has imported vLLM and has no threads; as subprocess.Popen."""
+    """`python -m <module>` in a fork of a process that has imported vLLM and runs no thread; as subprocess.Popen."""
 
     def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
         self._process = _with_vllm().Process(target=_run_module, args=(module, environment, log))

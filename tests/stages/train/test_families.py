@@ -33,9 +33,10 @@ ZERO_STAGES = {"Mixtral": 3, "Qwen3-MoE": 2, "OLMoE": 0, "gpt-oss": 3, "OLMo 2":
 TOKENS = 12
 
 
+@pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_student_of_the_family_goes_the_whole_way(
-    family: str, bucket: Bucket, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, bucket: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
     model = families.make(tmp_path / "student", family)
     prepared(bucket, [row["prompt"] for row in ROWS])

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.stage_builders import GREEDY, Ended, Program, VllmProgram, generate_work, prepared, stored_rows, task
+from support.stage_builders import (
+    GREEDY,
+    Ended,
+    Program,
+    VllmProgram,
+    context,
+    generate_work,
+    prepared,
+    stored_rows,
+    task,
+)
 from support.train_builders import (
     STAGE,
     places,
@@ -30,6 +40,7 @@ from cgd_stages.contract import Adapter, Exit, Progress, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
+from cgd_stages.train import __main__ as train
 from cgd_stages.training.validation_split import held_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -90,6 +101,7 @@ def test_a_training_that_has_begun_no_step_leaves_at_once_with_all_its_processes
     until_gone(tmp_path)
 
 
+@pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize(("zero_stage", "offload"), [(2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")])
 def test_two_processes_measure_together_what_one_would_alone(
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, zero_stage: int, offload: str
@@ -98,9 +110,9 @@ def test_two_processes_measure_together_what_one_would_alone(
     validation = Validation(fraction=0.3, every_steps=1)
     layout = {"processes_per_worker": 2, "zero_stage": zero_stage, "offload": offload}
     work = train_work(tiny_model, validation=validation, **layout)
-    ended = Program("train", train_task(storage, work), tmp_path).wait()
-    assert ended.code == Exit.DONE, ended.log
-    facts = ended.words.stages[STAGE]
+    training = context(storage, work, tmp_path)
+    training.task = train_task(storage, work)
+    facts = train.main(training)[STAGE]
     folder = Folder(bucket, "team", STAGE, facts.digest)
     losses = [record["validation_loss"] for record in stored_curve(bucket, folder)]
     assert facts.metrics["validation_loss"] == min(losses)
