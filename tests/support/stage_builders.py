@@ -250,6 +250,7 @@ class Forked:
     """`python -m <module>` in a fork of a process that has imported vLLM and runs no thread; as subprocess.Popen."""
 
     def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
+        log.write_bytes(b"")
         self._process = _with_vllm().Process(target=_run_module, args=(module, environment, log))
         self._process.start()
 
@@ -282,7 +283,7 @@ def _with_vllm() -> ForkServerContext:
 def _run_module(module: str, environment: dict[str, str], log: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
