@@ -1,22 +1,17 @@
 """Builders for the tests of the stage programs: tasks, contexts, and an engine that answers by rule."""
 
-import multiprocessing
 import os
 import queue
-import runpy
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from cgd_stages.chat.thoughts import split_text
 from cgd_stages.contract import Engine as EngineSettings
@@ -47,6 +42,7 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder, read_rows
 from cgd_stages.store.rows import Row, digest_of, from_parquet, now, row_schema
 from cgd_stages.store.run import RunStore
+from support.forked import Forked
 
 RUN = RunRef(namespace="team", name="run", uid="uid-1")
 GREEDY = Sampling(max_tokens=48)
@@ -244,49 +240,6 @@ class VllmProgram(Program):
 
     def _start(self, module: str, environment: dict[str, str]) -> "Forked":
         return Forked(module, environment, self._log)
-
-
-class Forked:
-    """`python -m <module>` in a fork of a process that has imported vLLM and runs no thread; as subprocess.Popen."""
-
-    def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
-        log.write_bytes(b"")
-        self._process = _with_vllm().Process(target=_run_module, args=(module, environment, log))
-        self._process.start()
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self) -> int:
-        self._process.join()
-        code = self._process.exitcode
-        assert code is not None
-        return code
-
-    def send_signal(self, number: signal.Signals) -> None:
-        if self.poll() is None and self._process.pid:
-            os.kill(self._process.pid, number)
-
-
-@cache
-def _with_vllm() -> ForkServerContext:
-    """A server of forks that has imported vLLM, as stage programs set it up; it ends with this process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker"])
-    # What libraries read while they are imported. A thread of OpenMP would be missing in the forks.
-    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    with mock.patch.dict(os.environ, quiet):
-        forkserver.ensure_running()
-    return context
-
-
-def _run_module(module: str, environment: dict[str, str], log: Path) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    with log.open("ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 class ProgressServer:
