@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from cgd_stages.training.job import LAUNCHER
 from support.ports import free_port
 
 LOOK_SECONDS = 0.05
@@ -26,9 +27,9 @@ class StandingRanks:
         self._log = queue / "log"
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         command += ["--master-port", str(free_port()), "-m", "support.standing_ranks", str(queue)]
-        path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), LAUNCHER: str(os.getpid())}
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, env=os.environ | path | environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
 
     def run(self, _: object, folder: Path) -> None:
         number = next(self._numbers)
@@ -47,6 +48,7 @@ def main(queue: Path) -> None:
 
     from cgd_stages.train import loop
 
+    loop._die_with_the_launcher()
     loop._quieten()
     loop.join_group()
     for number in itertools.count(1):
