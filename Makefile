@@ -15,7 +15,7 @@ demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl,
 
 test: .venv/ready ## Run all tests
 	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 

@@ -20,6 +20,9 @@ from cgd_stages.store.bucket import Bucket
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# Tests run side by side, where threads that wait for each other cost more than they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples in every run, however busy the machine is.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cgd_local.cluster import LocalCluster, venv_environment
-from cgd_local.demo import upload_model
+from cgd_local.demo import image_environment, upload_model
 from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator.kube.client import Object
@@ -158,12 +158,7 @@ def lines(rows: list[dict[str, str]]) -> str:
 @pytest.fixture
 async def stand(s3: SeaweedFS, tiny_model: Path, tmp_path: Path) -> AsyncIterator[Stand]:
     """A cluster with the definitions, the model in S3, the keys and the problems; the operator is not started."""
-    environment = venv_environment() | {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_EXTENSIONS_DIR": str(Path.home() / ".cache/cgd-operator/torch-extensions"),
-    }
+    environment = image_environment() | {"OMP_NUM_THREADS": "1"}
     async with LocalCluster(tmp_path / "cluster", environment=environment, backoff=0.2) as cluster:
         stand = Stand(cluster, s3, tmp_path)
         await asyncio.to_thread(upload_model, s3, tiny_model, "data", "tiny")

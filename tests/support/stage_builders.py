@@ -42,6 +42,7 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder, read_rows
 from cgd_stages.store.rows import Row, digest_of, from_parquet, now, row_schema
 from cgd_stages.store.run import RunStore
+from support.forked import Forked
 
 RUN = RunRef(namespace="team", name="run", uid="uid-1")
 GREEDY = Sampling(max_tokens=48)
@@ -208,13 +209,11 @@ class Program:
             "KUBEFLOW_TRAINER_SERVER_URL": self.progress.url,
             "HF_HUB_OFFLINE": "1",
         }
+        self._process = self._start(f"{package}.{module}", {**os.environ, **given, **env})
+
+    def _start(self, module: str, environment: dict[str, str]) -> "subprocess.Popen[bytes] | Forked":
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{package}.{module}"],
-                env={**os.environ, **given, **env},
-                stdout=log,
-                stderr=log,
-            )
+            return subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=log, stderr=log)
 
     def send_when(self, seen: Callable[[Progress], bool], number: signal.Signals) -> None:
         """Send a signal as soon as a progress report is like that."""
@@ -233,6 +232,14 @@ class Program:
         self.progress.close()
         words = self._words.read_text() if self._words.exists() else '{"outcome": "failed"}'
         return Ended(code, LastWords.model_validate_json(words), self._log.read_text())
+
+
+class VllmProgram(Program):
+    """A stage program that runs vLLM, as a process of its own that need not import vLLM again, which takes ten seconds
+    of a core. The tests of chaos have SIGTERM during the imports of `python -m`."""
+
+    def _start(self, module: str, environment: dict[str, str]) -> "Forked":
+        return Forked(module, environment, self._log)
 
 
 class ProgressServer:

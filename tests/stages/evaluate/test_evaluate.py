@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.stage_builders import RUN, Program, RuleEngine, context, said, stop_after
+from support.stage_builders import RUN, RuleEngine, VllmProgram, context, said, stop_after
 
 from cgd_stages.contract import Benchmark, Evaluate, Model, Rival, Rows, Sampling, StageFacts, StageTask, Storage
 from cgd_stages.contract import Engine as EngineSettings
@@ -401,7 +401,7 @@ def test_with_the_real_vllm_every_question_is_answered_and_graded(
 ) -> None:
     prepared(bucket, [question(number) for number in range(20)])
     task = StageTask(run=RUN, stage=STAGE, storage=storage, work=work_for(tiny_model))
-    ended = Program("evaluate", task, tmp_path).wait()
+    ended = VllmProgram("evaluate", task, tmp_path).wait()
     assert ended.code == 0, ended.log
     facts = ended.words.stages[STAGE]
     assert facts.rows == Rows(total=20, done=20)

@@ -9,7 +9,7 @@ import pytest
 from support import tiny
 from support.stage_builders import (
     GREEDY,
-    Program,
+    VllmProgram,
     context,
     each,
     generate_with,
@@ -79,7 +79,7 @@ def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_
     prepared(bucket, TEXTS)
     answer = generate_work(tiny_model, "answer", max_rejected=0.2)
 
-    stopped = Program("generate", task(storage, answer), tmp_path / "a")
+    stopped = VllmProgram("generate", task(storage, answer), tmp_path / "a")
     stopped.send_when(past(1), signal.SIGTERM)
     ended = stopped.wait()
     assert (ended.code, ended.words.outcome) == (143, "interrupted"), ended.log
@@ -91,7 +91,7 @@ def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_
     assert facts.rows.done + facts.rows.rejected == facts.rows.total == ROWS
 
     teacher = generate_work(tiny_model, "critique", "refine", max_rejected=1.0)  # it often has no word to say
-    killed = Program("generate", task(storage, teacher), tmp_path / "b")
+    killed = VllmProgram("generate", task(storage, teacher), tmp_path / "b")
     killed.send_when(past(512), signal.SIGKILL)
     assert killed.wait().code == -signal.SIGKILL
     engine.asked = 0
@@ -137,7 +137,7 @@ def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:
 def test_a_model_that_says_nothing_fails_the_stage(bucket, storage, tmp_path):
     model = tiny.make(tmp_path / "silent", always=tiny.END)
     prepared(bucket, TEXTS[:20])
-    ended = Program("generate", task(storage, generate_work(model, "answer")), tmp_path / "a").wait()
+    ended = VllmProgram("generate", task(storage, generate_work(model, "answer")), tmp_path / "a").wait()
     assert ended.code == 3, ended.log
     assert "rejected, more than the 2.0%" in ended.words.message
     assert "empty" in ended.words.message
@@ -149,7 +149,9 @@ def test_a_thought_that_the_prompt_opens_and_the_model_never_ends_is_no_answer(b
     opened = tiny.TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     model = tiny.make(tmp_path / "thinker", template=opened)
     prepared(bucket, TEXTS[:20])
-    ended = Program("generate", task(storage, generate_work(model, "answer", max_rejected=1.0)), tmp_path / "a").wait()
+    ended = VllmProgram(
+        "generate", task(storage, generate_work(model, "answer", max_rejected=1.0)), tmp_path / "a"
+    ).wait()
     assert ended.code == 0, ended.log
     assert ended.words.stages["answer"].rows.done == 0
     rejected = stored_rejections(bucket, "answer")
@@ -161,7 +163,7 @@ def test_prompts_beyond_the_context_and_replies_without_end_are_rejected_alone(b
     model = tiny.make(tmp_path / "endless", always="a", context=256)
     prepared(bucket, ["short?", "long " * 300, "short too?"])
     work = generate_work(model, "answer", max_rejected=1.0, sampling=(contract.Sampling(max_tokens=9),))
-    ended = Program("generate", task(storage, work), tmp_path / "a").wait()
+    ended = VllmProgram("generate", task(storage, work), tmp_path / "a").wait()
     assert ended.code == 0, ended.log
     facts = ended.words.stages["answer"]
     rejected = stored_rejections(bucket, "answer")

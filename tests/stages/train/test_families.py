@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import families
-from support.stage_builders import RUN, Program, context, generate_work, prepared, stored_rows, task
+from support.stage_builders import RUN, VllmProgram, context, generate_work, prepared, stored_rows, task
 from support.train_builders import STAGE, plain_training, quadruple, refined, stored_curve, train_work
 
 from cgd_stages.chat.template import ChatTemplate
@@ -33,15 +33,15 @@ ZERO_STAGES = {"Mixtral": 3, "Qwen3-MoE": 2, "OLMoE": 0, "gpt-oss": 3, "OLMo 2":
 TOKENS = 12
 
 
+@pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_student_of_the_family_goes_the_whole_way(
-    family: str, bucket: Bucket, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, bucket: Bucket, storage: Storage, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     model = families.make(tmp_path / "student", family)
     prepared(bucket, [row["prompt"] for row in ROWS])
     answering = task(storage, generate_work(model, "answer", max_rejected=1.0))
-    answered = Program("generate", answering, tmp_path / "generate").wait()  # vLLM changes transformers in its process
+    answered = VllmProgram("generate", answering, tmp_path / "generate").wait()
     assert answered.code == Exit.DONE, answered.log
     assert len(stored_rows(bucket, "answer")) >= 3
 
@@ -97,7 +97,7 @@ def evaluated(bucket: Bucket, storage: Storage, scratch: Path) -> dict[str, str]
         engine=EngineSettings(dtype="float32"),
     )
     evaluating = StageTask(run=RUN, stage="evaluate-cgd", storage=storage, work=work)
-    ended = Program("evaluate", evaluating, scratch).wait()
+    ended = VllmProgram("evaluate", evaluating, scratch).wait()
     assert ended.code == Exit.DONE, ended.log
     rows = read_rows(Folder(bucket, "team", "evaluate-cgd", ended.words.stages["evaluate-cgd"].digest))
     return {row["prompt"]: row["output"] for row in rows}

@@ -150,7 +150,7 @@ def run_ranks(folder: Path, processes: int, *, dtype: str = "float64") -> None:
     (place,) = places(1)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-port", place["PET_MASTER_PORT"], "-m", "support.gradient_ranks", str(folder), dtype]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-12000:]
 
