@@ -1,6 +1,6 @@
 """The grader against other graders: `make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"`. Nothing here is a test.
 
-    PYTHONPATH=tests python tests/bench/grade.py [FILE...] [--others N] [--only TEXT] [--graders NAME,NAME]
+    PYTHONPATH=tests python tests/bench/grade.py [FILE...] [--others N] [--only TEXT] [--graders NAME,NAME] [--rules]
 
 Every file holds JSON lines: a worked `solution` and an `answer`, or an `answer` that ends on `#### value`, or an
 `output` with a `reference` and whether it is `right`. Every grader is given (solution, its answer), which it should
@@ -9,32 +9,42 @@ notation are left out; the test for that knows nothing of the graders. A file of
 unmarked ends: no box around a value, no last line with ####. First come the sets that our own tests hold, made with our
 rules in view.
 
-ours           two processes, as in a stage
-math-verify    `parse` and `verify` as its README has them, two processes
-MATH           lm-eval's hendrycks_math: `is_equiv` of the last boxes, one process
-GSM8K strict   lm-eval's gsm8k filters, made for that benchmark alone: what follows ####, one process
-GSM8K flexible the last number, one process
+ours              two processes, as in a stage
+math-verify       `parse` and `verify` as its README has them, two processes
+lm-eval MATH      hendrycks_math: `is_equiv` of what stands between the first and the last dollar sign, one process
+lm-eval MATH box  its `is_equiv` of the last boxes
+lm-eval GSM8K     gsm8k's strict filter, made for that benchmark alone: what follows ####
+lm-eval GSM8K any gsm8k's flexible filter: the last number
+
+With --rules every rule of ours is switched off in turn: how many verdicts does it move, and to which side?
 """
 
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import random
 import re
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from support.answer_pairs import DIFFERENT, EQUAL, RULES
 from support.graded_outputs import OUTPUTS
 from telling import at, begin
 
+from cgd_stages.grading import compare, expressions, extraction, numerals, spelling, units
 from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.grading.grader import Grader
 
@@ -71,6 +81,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=5, help="answers of other lines for each solution")
     parser.add_argument("--only", default="", help="a part of the names of the sets that are graded")
     parser.add_argument("--graders", default="", help="the graders that are asked, separated by commas; empty: all")
+    parser.add_argument("--rules", action="store_true", help="switch off each of our rules in turn")
     options = parser.parse_args()
     asked = set(filter(None, options.graders.split(",")))
     begin()
@@ -80,10 +91,12 @@ def main() -> None:
         unmarked = [replace(pair, solution=without_mark(pair.solution)) for pair in pairs]
         if unmarked != pairs:
             compared[f"{file.name}, unmarked"] = unmarked
+    compared = {name: pairs for name, pairs in compared.items() if options.only in name}
+    if options.rules:
+        show_rules(compared)
+        return
     with Grader(workers=PROCESSES) as grader, ProcessPoolExecutor(PROCESSES) as pool:
         for name, pairs in compared.items():
-            if options.only not in name:
-                continue
             counts = {}
             for which, decide in graders(grader, pool).items():
                 if asked and which not in asked:
@@ -141,13 +154,15 @@ def notation(answer: str) -> str:
 
 
 def graders(grader: Grader, pool: ProcessPoolExecutor) -> dict[str, DecideAll]:
+    dollars, boxes = hendrycks()
     strict, flexible = gsm8k_filters()
     return {
         "ours": lambda pairs: ours(grader, pairs),
         "math-verify": lambda pairs: list(pool.map(math_verify_alone, pairs, chunksize=20)),
-        "MATH": one_by_one(hendrycks()),
-        "GSM8K strict": one_by_one(strict),
-        "GSM8K flexible": one_by_one(flexible),
+        "lm-eval MATH": one_by_one(dollars),
+        "lm-eval MATH box": one_by_one(boxes),
+        "lm-eval GSM8K": one_by_one(strict),
+        "lm-eval GSM8K any": one_by_one(flexible),
     }
 
 
@@ -185,7 +200,8 @@ def lm_eval_tasks() -> Path:
     return Path(spec.origin).parent / "tasks"
 
 
-def hendrycks() -> Decide:
+def hendrycks() -> tuple[Decide, Decide]:
+    """The task's own way from an output to a verdict, and its comparison of the last boxes."""
     path = lm_eval_tasks() / "hendrycks_math" / "utils.py"
     spec = importlib.util.spec_from_file_location("hendrycks_math_utils", path)
     assert spec
@@ -193,11 +209,14 @@ def hendrycks() -> Decide:
     utils: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(utils)
 
-    def decide(solution: str, answer: str) -> bool:
+    def dollars(solution: str, answer: str) -> bool:
+        return bool(utils.process_results({"solution": rf"\boxed{{{answer}}}"}, [solution])["exact_match"])
+
+    def boxes(solution: str, answer: str) -> bool:
         boxed = utils.last_boxed_only_string(solution)
         return boxed is not None and bool(utils.is_equiv(utils.remove_boxed(boxed), answer))
 
-    return decide
+    return dollars, boxes
 
 
 def gsm8k_filters() -> tuple[Decide, Decide]:
@@ -248,6 +267,121 @@ def show(name: str, pairs: list[Pair], counts: dict[str, Count]) -> None:
             f"{60 * len(pairs) / counted.seconds:,.0f}",
         )
     console.print(table)
+
+
+# --- our rules, each switched off ---------------------------------------------------------------------------------
+
+NEVER = re.compile("(?!)")
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "extraction._explicit_last_line": lambda text, end: "",
+    "extraction._announced": lambda text: "",
+    "extraction._yes_or_no": lambda text: "",
+    "extraction._last_value": lambda text: "",
+    "extraction._alone": lambda text: "",
+    "extraction._without_remarks": lambda text: text,
+    "extraction._without_markup": lambda text: text,
+    "extraction._is_condition": lambda formula, sentence: False,
+    "extraction._is_mere_name": lambda content: False,
+    "extraction._alike": lambda one, other: False,
+    "extraction._run": lambda formulas, text: formulas[:1],
+    "extraction._last_side": lambda text: text,
+    "extraction._last_result": lambda sentence: "",
+    "extraction.unit_after": lambda text: "",
+    "compare.same_spelling": lambda one, other: one == other != "",
+    "compare._choice": lambda text, *, lenient=False: None,
+    "compare._without_letter": lambda answer, reference: answer,
+    "compare._named_set": lambda text: text,
+    "compare._word": lambda text: None,
+    "compare._is_set": lambda text: False,
+    "compare._values": lambda text: (text,),
+    "compare._bracketed": lambda text: None,
+    "compare._distinct": tuple,
+    "compare._describes_set": lambda *shapes: False,
+    "compare._coordinates": lambda values: values.parts,
+    "compare._union": lambda text: [],
+    "compare.sides": lambda text: [text],
+    "compare._name_of": lambda equation: "",
+    "compare.quantity": units.Quantity,
+    "compare._fields": lambda text: [],
+    "compare._readings": lambda text: [text],
+    "compare.exact": lambda text: None,
+    "compare.same_set": lambda one, other: False,
+    "compare.same_value": lambda one, other: False,
+    "compare.same_equation": lambda one, other: False,
+    "expressions._with_imaginary_unit": lambda value, text: value,
+    "expressions._braced": lambda text, before, command: text,
+}
+"""What takes the place of a function when it is off."""
+
+
+def switches() -> Iterator[tuple[str, ModuleType, str, Any]]:
+    """Each rule, and which name of which module takes another value: a pattern never matches, a table lacks a line."""
+    for module in (extraction, compare, spelling, numerals, units, expressions):
+        room = module.__name__.rpartition(".")[2]
+        tables = {name: value for name, value in vars(module).items() if is_table(value)}
+        listed = [line[0] for table in tables.values() for line in table]
+        for name, table in tables.items():
+            for place, line in enumerate(table):
+                yield f"{room}.{name}: {line[0].pattern}", module, name, table[:place] + table[place + 1 :]
+        for name, value in vars(module).items():
+            if isinstance(value, re.Pattern) and value not in listed:
+                yield f"{room}.{name}", module, name, NEVER
+            elif off := FUNCTIONS.get(f"{room}.{name}"):
+                yield f"{room}.{name}", module, name, off
+
+
+def is_table(value: object) -> bool:
+    """Whether a value is a tuple of lines that each begin with a pattern."""
+    lines = value if isinstance(value, tuple) else ()
+    return bool(lines) and all(isinstance(line, tuple) and isinstance(line[0], re.Pattern) for line in lines)
+
+
+def show_rules(compared: dict[str, list[Pair]]) -> None:
+    expressions.load()
+    expressions.parsed.cache_clear()
+    expressions.set_of.cache_clear()
+    pairs = [(name, pair) for name, group in compared.items() for pair in group]
+    normal = verdicts([pair for _, pair in pairs])
+    table = Table(title="verdicts that become wrong / right where a rule is off")
+    for column in ("rule", *compared):
+        table.add_column(column)
+    for rule, module, name, off in switches():
+        at(rule)
+        value = vars(module)[name]
+        setattr(module, name, off)
+        moved = Counter[tuple[str, bool]]()
+        for (group, pair), before, after in zip(pairs, normal, verdicts([pair for _, pair in pairs]), strict=True):
+            moved[group, after is pair.own] += bool(before) != bool(after)
+        setattr(module, name, value)
+        cells = (f"{moved[group, False]} / {moved[group, True]}" for group in compared)
+        table.add_row(escape(rule), *cells)
+        print(rule, *(f"{moved[group, False]}/{moved[group, True]}" for group in compared), sep="\t", flush=True)
+    console.print(table)
+
+
+def verdicts(pairs: Sequence[Pair]) -> list[bool]:
+    """The verdicts as the modules are at this moment: forked processes take them along."""
+    with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
+        return pool.map(verdict, pairs, chunksize=20)
+
+
+def verdict(pair: Pair) -> bool:
+    signal.signal(signal.SIGPROF, out_of_time)
+    signal.setitimer(signal.ITIMER_PROF, 10)
+    try:
+        found = found_in(pair.solution)
+        return found.source != "none" and compare.compare(reference_answer(pair.answer), found.text).equal
+    except Exception:  # noqa: BLE001 - an error accepts nothing
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+found_in = lru_cache(maxsize=16)(extraction.find_answer)
+
+
+def out_of_time(*_: object) -> None:
+    raise TimeoutError
 
 
 if __name__ == "__main__":

@@ -85,12 +85,15 @@ def load() -> None:
 @lru_cache(maxsize=4096)
 def parsed(expression: str) -> Any | None:
     """A spelled expression as a sympy value, unevaluated; None if it is none."""
+    import sympy  # type: ignore[import-untyped]
     from latex2sympy2_extended.latex2sympy2 import (  # type: ignore[import-untyped]
         ConversionConfig,
         latex2sympy,
     )
     from latex2sympy2_extended.math_normalization import normalize_latex  # type: ignore[import-untyped]
 
+    if (number := exact(expression)) is not None:
+        return sympy.Rational(number.numerator, number.denominator)
     if (prepared := _prepared(expression)) is None:
         return None
     try:

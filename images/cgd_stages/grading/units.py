@@ -8,6 +8,8 @@ letter of `2m`, so 12 m equals 12 cm.)
 import re
 from dataclasses import dataclass
 
+from cgd_stages.grading.spelling import unwrapped
+
 _NAMES = {
     "mm": "mm millimeter millimetre",
     "cm": "cm centimeter centimetre",
@@ -82,6 +84,8 @@ def quantity(expression: str) -> Quantity:
     A single letter after a number is a unit only if a blank separates them (`12 m`): `12m` is a product.
     """
     text = expression.strip()
+    if re.fullmatch(rf"{_TEXT}\s*\{{\s*\d[^{{}}]*\}}", text):
+        text = unwrapped(text)
     if text.startswith((r"\$", r"-\$")):
         return Quantity(text.replace(r"\$", "").strip(), "dollar")
     if text.endswith(r"^\circ"):
@@ -103,6 +107,7 @@ def quantity(expression: str) -> Quantity:
 
 
 _AFTER_A_NUMBER = re.compile(r"\s?[a-zA-Z]+(?:(?:\s+per)?\s*[ /]\s*[a-zA-Z]+){0,2}(?:\^\{?[23]\}?)?")
+_LARGE = frozenset(("hundred", "thousand", "million", "billion", "trillion"))
 _ORDINARY_WORDS = frozenset(("in", "am", "second", "deg", "a", "s", "l", "n", "j", "w", "v", "k"))
 
 
@@ -114,6 +119,8 @@ def unit_after(text: str) -> str:
     match = _AFTER_A_NUMBER.match(text)
     words = match[0] if match else ""
     while words.strip():
+        if words.strip() in _LARGE:
+            return words
         if words.strip().lower() not in _ORDINARY_WORDS and _standard_unit(re.sub(r"[\^{}]", "", words), None):
             return words
         words = re.sub(r"\s*[ /]?\s*(?:[a-zA-Z]+|\^\{?[23]\}?)$", "", words)
