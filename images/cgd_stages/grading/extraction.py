@@ -311,6 +311,9 @@ _INNER = re.compile(r"\\begin\{(\w*(?:matrix|cases|array))\}.*?\\end\{\1\}", re.
 _CONDITION = re.compile(
     r"(?<!only )\b(?:for|all|any|every|each|when|where|if|with|since|because|as|that)\s*$", re.IGNORECASE
 )
+_AFTER_VALUE = re.compile(
+    r"\bis\s*(?:\$|\\\().*\b(?:when|where|at|if|for)\b(?:(?!\bis\b)[^$\\]){0,30}\Z", re.DOTALL
+)
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|equiv|mid|in\s*\\mathbb)(?![a-zA-Z])")
 
 
@@ -365,7 +368,7 @@ def _is_condition(formula: re.Match[str], sentence: str) -> bool:
     before, content = sentence[: formula.start()], _content(formula)
     if _RELATION.search(content):
         return bool(_CONDITION.search(before))
-    return bool(re.search(r"\bis\s*(?:\$|\\\().*\b(?:when|where|at|if|for)\b[^$\\]{0,30}$", before, re.DOTALL))
+    return bool(_AFTER_VALUE.search(before))
 
 
 def _is_mere_name(content: str) -> bool:
