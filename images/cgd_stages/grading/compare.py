@@ -86,7 +86,7 @@ def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict
 # --- choices and words ------------------------------------------------------------------------------------------
 
 _LETTER = re.compile(r"\(([A-Ja-j])\)|([A-J])\)?")
-_LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])\s*[).:])\s*(?P<text>.+)", re.DOTALL)
+_LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J](?=\s*[.:])|[A-Ja-j](?=\)))\s*[).:])\s*(?P<text>.+)", re.DOTALL)
 _ORDINARY = frozenset({"yes", "no", "odd"})
 _REASONED = re.compile(r"(yes|no|true|false)(?:\s*[,.;:(]|\s+(?:because|since|as)\b)", re.IGNORECASE)
 _SAME_WORD = {"yes": "true", "no": "false"}
@@ -146,7 +146,9 @@ _OR = re.compile(rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*or\s*\}}|(?<![a-zA-Z])or
 _AND = re.compile(
     rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
-_NAMES = re.compile(r"\s*\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)\s*=\s*")
+_NAMES = re.compile(
+    r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\))\s*=\s*"
+)
 _MEMBER = re.compile(r"^\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
 _POINT = re.compile(r"(?:[A-Z](?:_\{\w+\})?'?)\s*=?\s*(?=\()")
 _NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{\w+\})?|\\[a-z]+)\s*=\s*(?P<value>[^=<>]+)")

@@ -85,6 +85,7 @@ _MARKUP = tuple(
     (re.compile(pattern, flags), replacement)
     for pattern, flags, replacement in (
         (r"\[asy\].*?\[/asy\]|<<[^<>\n]*>>", re.DOTALL, ""),  # drawings, and GSM8K's notes for a calculator
+        (r"(?<=[*_$])!(?=\s|\Z)", 0, "."),
         (r"<answer>\s*([^<>]{1,500}?)\s*</answer>", 0, r"\n#### \1\n"),
         (r"^[ \t]*(?:```.*|\|[ :|-]+\|[ \t]*)$|`|^[ \t]*>[ \t]+", re.MULTILINE, ""),
         (r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])", 0, ""),  # `2**10` stays
@@ -181,7 +182,7 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
-    r"\(?(?P<letter>[A-J])\)?(?=\s*(?:[.,;:!\"}]|$)|\s+(?:because|since|as|for)\b|\s+[-\u2013\u2014(]\s*[a-z]{2,})|\([A-J]\)\s+(?=[^\s=+*/^-])",
+    r"[(\[]?(?P<letter>[A-J])[)\]]?(?=\s*(?:[.,;:!\"}]|$)|\s+(?:because|since|as|for)\b|\s+[-\u2013\u2014(]\s*[a-z]{2,})|\([A-J]\)\s+(?=[^\s=+*/^-])",
     re.MULTILINE,
 )
 _YES_OR_NO = re.compile(
@@ -193,7 +194,7 @@ _SAID = re.compile(
     re.IGNORECASE,
 )
 _REASON = r"(?:(?:For|Since|Because|As|If|When|Take|Let|Consider|A\s+counterexample)\b)"
-_OPTION = re.compile(r"^\s*(\(?[A-J][).]\s+\S.{0,80})$", re.MULTILINE)
+_OPTION = re.compile(r"^\s*(\(?(?:[A-J][).]|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
 _DAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
 _DATE = re.compile(
     r"(?:January|February|March|April|May|June|July|August|September|October|November|December)\s+\d{1,2}(?:,\s+\d{4})?(?!\d)"
@@ -311,9 +312,7 @@ _INNER = re.compile(r"\\begin\{(\w*(?:matrix|cases|array))\}.*?\\end\{\1\}", re.
 _CONDITION = re.compile(
     r"(?<!only )\b(?:for|all|any|every|each|when|where|if|with|since|because|as|that)\s*$", re.IGNORECASE
 )
-_AFTER_VALUE = re.compile(
-    r"\bis\s*(?:\$|\\\().*\b(?:when|where|at|if|for)\b(?:(?!\bis\b)[^$\\]){0,30}\Z", re.DOTALL
-)
+_AFTER_VALUE = re.compile(r"\bis\s*(?:\$|\\\().*\b(?:when|where|at|if|for)\b(?:(?!\bis\b)[^$\\]){0,30}\Z", re.DOTALL)
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|equiv|mid|in\s*\\mathbb)(?![a-zA-Z])")
 
 
@@ -415,15 +414,20 @@ def _without_remarks(text: str) -> str:
 
 
 _ASIDE = re.compile(
-    r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)",
+    r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
+    r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
+    r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
+    r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z"
+    r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z",
     re.DOTALL,
 )
+_PURPOSE = re.compile(r"\b((?:tak|took|need|cost|requir)\w*\s[^.,=]*?\d[^,=]*?)\s+to\s+[a-z]{3,}\s[^,=]*\Z")
 
 
 def _last_value(text: str) -> str:
     """The value of the last sentence that has one."""
     for _, sentence in reversed(_sentences(text)):
-        sentence = _ASIDE.sub("", sentence)
+        sentence = _PURPOSE.sub(r"\1", _ASIDE.sub("", sentence))
         if found := _last_formula(sentence) or _last_result(sentence) or _last_expression(sentence):
             return found
     return _last_formula(text, names=True) or _last_expression(text)
@@ -459,7 +463,7 @@ def _last_side(expression: str) -> str:
     What is only approximately equal is left out, unless a name stands before it."""
     if len(alternatives := _OR.split(expression)) > 1:
         return ", ".join(map(_last_side, alternatives))
-    expression = re.split(r"\\(?:Rightarrow|implies|to|equiv)(?![a-zA-Z])", expression)[-1]
+    expression = re.split(r"\\(?:Rightarrow|implies|to|equiv)(?![a-zA-Z])(?![^{}]*\})", expression)[-1]
     expression = re.sub(r"\\pmod\s*(?:\{[^{}]*\}|\w)", "", expression)
     exactly, *roughly = _APPROXIMATELY.split(expression)
     if roughly and _is_mere_name(exactly.strip()):
@@ -491,9 +495,9 @@ _TOKEN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%])"
     r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|pi|mod|gcd|lcm)(?![a-zA-Z]))"
     r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2248|:])"
+    r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2248\u222a\u2229|:])"
     rf"|(?P<money>{_MONEY}(?=\s?\d))"
-    r"|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<after>!(?![!=])|%|\u00b0|')|(?P<comma>,)"
+    r"|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<after>!(?![!=]|\s+[A-Z])|%|\u00b0|')|(?P<comma>,)"
     r"|(?P<sign>[\u221a\u03c0\u221e\u2205])"
 )
 

@@ -48,7 +48,7 @@ _SPELLINGS = tuple(
         (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
         (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}|^\s*\{\s*\}\s*$", r"\\emptyset"),
         (rf"(?<=[0-9A-F])\s*(?:{WORDS}\s*\{{\s*)?\(?(?:in )?base[ -](\w+)\)?\}}?", r"_{\1}"),
-        (rf"(?<=\d)(?:\^\s*\{{{WORDS}\{{(?:{_TH})\}}\}}|\^?\s*{WORDS}\{{(?:{_TH})\}}|(?:{_TH})(?![a-zA-Z]))", ""),
+        (rf"(?<=\d)\^?\s*(?:\{{?{WORDS}\{{(?:{_TH})\}}\}}?|\{{(?:{_TH})\}}|(?:{_TH})(?![a-zA-Z]))", ""),
         (
             rf"(?<=\d)\s*({WORDS}\s*\{{)?\s*({'|'.join(_LARGE)})\b",
             lambda match: rf"\times 10^{{{_LARGE[match[2]]}}}{match[1] or ''}",
@@ -76,7 +76,7 @@ _RAISED = (
     (re.compile(r"[\u00bc-\u00be\u2150-\u215e]"), lambda match: _plain(match[0])),
     (re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207f]+"), lambda match: f"^{{{_plain(match[0])}}}"),
     (re.compile(r"[\u2080-\u2089]+"), lambda match: f"_{{{_plain(match[0])}}}"),
-    (re.compile(r"\u2212"), lambda _: "-"),
+    (re.compile(r"\u2212|\bnegative\s+(?=\d)"), lambda _: "-"),
     (re.compile(r"(?<=\d)\s+x\s+(?=\d)"), lambda _: r" \times "),
 )
 
