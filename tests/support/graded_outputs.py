@@ -457,5 +457,15 @@ OUTPUTS: list[tuple[str, bool, str, str]] = [
     ("units", WRONG, "250", r"\boxed{250\text{ thousand}}"),
     ("ordinal", RIGHT, "2", r"\boxed{2^{nd}}"),
     ("date", RIGHT, "Wednesday", "The day will be Wednesday."),
+    ("prose", RIGHT, "13", "The largest such n is 13, because 14 fails."),
+    ("prose", RIGHT, "13", "The largest such $n$ is $13$, because $14$ fails."),
+    ("prose", RIGHT, r"\log_3 7", "The answer is log_3(7)."),
+    ("prose", RIGHT, "A", r"\boxed{\text{Option A}}"),
+    ("prose", RIGHT, "A", "A is the answer."),
+    ("prose", RIGHT, "A", "Choose A."),
+    ("prose", RIGHT, r"1 \frac{1}{3}", "1\u2153"),
+    ("prose", RIGHT, r"\frac{4}{3}", "The result is 1\u2153 cups."),
+    ("prose", RIGHT, "60", "She drove 60 miles in 1 hour."),
+    ("prose", RIGHT, "8", "Each child gets 8 candies, with 2 left over."),
 ]
 """The kind, whether the output is right, the reference, the output."""

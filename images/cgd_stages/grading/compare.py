@@ -94,7 +94,7 @@ _SAME_WORD = {"yes": "true", "no": "false"}
 
 def _choice(expression: str, *, lenient: bool = False) -> str | None:
     """The letter of a lettered choice, in upper case. Lenient: the text of the choice may follow the letter."""
-    text = unwrapped(spell(expression))
+    text = re.sub(r"^(?:option|choice)\s+", "", unwrapped(spell(expression)), flags=re.IGNORECASE)
     match = _LETTER.fullmatch(text) or (_LED_BY_LETTER.fullmatch(text) if lenient else None)
     if lenient and not match and re.fullmatch(r"[a-j]", text):
         return text.upper()

@@ -200,7 +200,7 @@ _DATE = re.compile(
     r"(?:January|February|March|April|May|June|July|August|September|October|November|December)\s+\d{1,2}(?:,\s+\d{4})?(?!\d)"
 )
 _CORRECT = re.compile(
-    r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
+    r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?i:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
     r"(?P<second>[A-J])\b)[^.\n]*[.\s]*$"
 )
 _COMMENT = re.compile(r"(?:not|correct|right|wrong|incorrect|clear|found|given|obtained|shown|the)\b", re.IGNORECASE)
@@ -417,7 +417,8 @@ _ASIDE = re.compile(
     r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
     r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
     r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
-    r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z"
+    r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
+    r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z|\s+in\s+\d+\s+(?:second|minute|hour|day|week|month|year)s?\.?\s*\Z"
     r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z",
     re.DOTALL,
 )
@@ -427,9 +428,9 @@ _PURPOSE = re.compile(r"\b((?:tak|took|need|cost|requir)\w*\s[^.,=]*?\d[^,=]*?)\
 def _last_value(text: str) -> str:
     """The value of the last sentence that has one."""
     for _, sentence in reversed(_sentences(text)):
-        sentence = _PURPOSE.sub(r"\1", _ASIDE.sub("", sentence))
-        if found := _last_formula(sentence) or _last_result(sentence) or _last_expression(sentence):
-            return found
+        for part in (_PURPOSE.sub(r"\1", _ASIDE.sub("", sentence)), sentence):
+            if found := _last_formula(part) or _last_result(part) or _last_expression(part):
+                return found
     return _last_formula(text, names=True) or _last_expression(text)
 
 

@@ -54,7 +54,7 @@ _SPELLINGS = tuple(
             lambda match: rf"\times 10^{{{_LARGE[match[2]]}}}{match[1] or ''}",
         ),
         (rf"(?<=\d)\s*(?:to|{WORDS}\s*\{{\s*to\s*\}})\s*(?=\d)", ":"),
-        (r"(?<![\\a-zA-Z])pi(?![a-zA-Z])", r"\\pi "),
+        (r"(?<![\\a-zA-Z{])(pi|log|ln|sin|cos|tan|exp)(?![a-zA-Z])", r"\\\1 "),
         (r"\\equiv(?![a-zA-Z])", "="),
         (r"\\imath(?![a-zA-Z])", "i"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ"),
