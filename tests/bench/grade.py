@@ -22,7 +22,6 @@ With --rules every rule of ours is switched off in turn: how many verdicts does 
 import argparse
 import importlib.util
 import json
-import multiprocessing
 import random
 import re
 import signal
@@ -31,14 +30,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from support.answer_pairs import DIFFERENT, EQUAL, RULES
 from support.graded_outputs import OUTPUTS
@@ -291,7 +288,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "compare._choice": lambda text, *, lenient=False: None,
     "compare._without_letter": lambda answer, reference: answer,
     "compare._named_set": lambda text: text,
-    "compare._word": lambda text: None,
+    "compare._same_word": lambda one, other: None,
+    "extraction._lettered": lambda text: "",
+    "extraction.on_the_line": lambda text: text,
+    "spelling.on_the_line": lambda text: text,
     "compare._is_set": lambda text: False,
     "compare._values": lambda text: (text,),
     "compare._bracketed": lambda text: None,
@@ -336,48 +336,93 @@ def is_table(value: object) -> bool:
     return bool(lines) and all(isinstance(line, tuple) and isinstance(line[0], re.Pattern) for line in lines)
 
 
+class Watched:
+    """A pattern that notes when it has matched."""
+
+    touched: ClassVar[set[str]] = set()
+
+    def __init__(self, rule: str, pattern: re.Pattern[str]) -> None:
+        self._rule, self._pattern = rule, pattern
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            result = getattr(self._pattern, method)(*given, **options)
+            result = list(result) if method == "finditer" else result
+            matched = {"sub": lambda: result != given[1], "split": lambda: len(result) > 1}.get(method, lambda: result)
+            if matched():
+                self.touched.add(self._rule)
+            return result
+
+        return call
+
+
 def show_rules(compared: dict[str, list[Pair]]) -> None:
-    expressions.load()
-    expressions.parsed.cache_clear()
-    expressions.set_of.cache_clear()
+    """Which verdicts each rule moves. Only the pairs in which its pattern matches are graded without it."""
     pairs = [(name, pair) for name, group in compared.items() for pair in group]
-    normal = verdicts([pair for _, pair in pairs])
-    table = Table(title="verdicts that become wrong / right where a rule is off")
-    for column in ("rule", *compared):
-        table.add_column(column)
-    for rule, module, name, off in switches():
+    rules = list(switches())
+    at("which rules match in which pairs")
+    normal, touched = watched_verdicts([pair for _, pair in pairs], rules)
+    known: dict[tuple[str, str], bool] = {}
+    for _, pair in pairs:
+        verdict(pair, known)
+    print("rule, off: verdicts that become wrong / right", *compared, sep="\t")
+    for rule, module, name, off in rules:
         at(rule)
         value = vars(module)[name]
         setattr(module, name, off)
+        forget()
         moved = Counter[tuple[str, bool]]()
-        for (group, pair), before, after in zip(pairs, normal, verdicts([pair for _, pair in pairs]), strict=True):
-            moved[group, after is pair.own] += bool(before) != bool(after)
+        for (group, pair), before, rules_in_pair in zip(pairs, normal, touched, strict=True):
+            if rule in rules_in_pair or off is FUNCTIONS.get(rule):
+                after = verdict(pair, known if module is extraction else {})
+                moved[group, after is pair.own] += before != after
         setattr(module, name, value)
-        cells = (f"{moved[group, False]} / {moved[group, True]}" for group in compared)
-        table.add_row(escape(rule), *cells)
-        print(rule, *(f"{moved[group, False]}/{moved[group, True]}" for group in compared), sep="\t", flush=True)
-    console.print(table)
+        print(rule, *(f"{moved[group, False]} / {moved[group, True]}" for group in compared), sep="\t", flush=True)
 
 
-def verdicts(pairs: Sequence[Pair]) -> list[bool]:
-    """The verdicts as the modules are at this moment: forked processes take them along."""
-    with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
-        return pool.map(verdict, pairs, chunksize=20)
+def watched_verdicts(
+    pairs: Sequence[Pair], rules: Sequence[tuple[str, ModuleType, str, Any]]
+) -> tuple[list[bool], list[set[str]]]:
+    """The verdicts, and for each pair the rules whose pattern has matched."""
+    values = {(module, name): vars(module)[name] for _, module, name, _ in rules}
+    for (module, name), value in values.items():
+        rule = f"{module.__name__.rpartition('.')[2]}.{name}"
+        if isinstance(value, re.Pattern):
+            setattr(module, name, Watched(rule, value))
+        elif is_table(value):
+            lines = ((Watched(f"{rule}: {line[0].pattern}", line[0]), *line[1:]) for line in value)
+            setattr(module, name, tuple(lines))
+    verdicts, touched = [], []
+    for pair in pairs:
+        Watched.touched.clear()
+        forget()
+        verdicts.append(verdict(pair, {}))
+        touched.append(set(Watched.touched))
+    for (module, name), value in values.items():
+        setattr(module, name, value)
+    return verdicts, touched
 
 
-def verdict(pair: Pair) -> bool:
+def forget() -> None:
+    for cached in (spelling.spell, expressions.parsed, expressions.set_of):
+        cached.cache_clear()
+
+
+def verdict(pair: Pair, known: dict[tuple[str, str], bool]) -> bool:
+    """The verdict on a pair, in this process. `known`: verdicts on references and answers, which grows."""
     signal.signal(signal.SIGPROF, out_of_time)
     signal.setitimer(signal.ITIMER_PROF, 10)
     try:
-        found = found_in(pair.solution)
-        return found.source != "none" and compare.compare(reference_answer(pair.answer), found.text).equal
+        found, reference = extraction.find_answer(pair.solution), reference_answer(pair.answer)
+        if found.source == "none" or reference == found.text:
+            return found.source != "none"
+        if (reference, found.text) not in known:
+            known[reference, found.text] = compare.compare(reference, found.text).equal
+        return known[reference, found.text]
     except Exception:  # noqa: BLE001 - an error accepts nothing
         return False
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-found_in = lru_cache(maxsize=16)(extraction.find_answer)
 
 
 def out_of_time(*_: object) -> None:

@@ -67,7 +67,7 @@ def compare(reference: str, answer: str, tolerance: str = "") -> Verdict:
 
 
 def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict | None:
-    """The verdict where it needs no parser of expressions: the same spelling, a lettered choice, or two numbers.
+    """The verdict where it needs no parser of expressions: the same spelling, a choice, or numbers with their units.
 
     Answers of more than `LONGEST` characters are compared as they are written.
     """
@@ -79,8 +79,10 @@ def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict
         return Verdict(letter == _choice(answer, lenient=True), "choice")
     if tolerance:
         return None
-    expected, actual = (exact(without_outer(unwrapped(spell(text)))) for text in (reference, answer))
-    return None if expected is None or actual is None else Verdict(expected == actual, "value")
+    quantities = [quantity(spell(text)) for text in (reference, answer)]
+    if any(one.may_be_factor or exact(without_outer(unwrapped(one.value))) is None for one in quantities):
+        return None
+    return _compare_quantities(spell(reference), spell(answer), "")
 
 
 # --- choices and words ------------------------------------------------------------------------------------------
@@ -368,7 +370,8 @@ def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
         return verdict
     if verdict.equal:
         return Verdict(True, "unit")
-    return Verdict(same_value(reference, answer), "value")  # the m of 12 m may be a variable
+    factor = expected.may_be_factor or actual.may_be_factor
+    return Verdict(factor and same_value(reference, answer), "value")
 
 
 def _compare_numbers(reference: str, answer: str, tolerance: str) -> Verdict:

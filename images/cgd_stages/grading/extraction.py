@@ -290,7 +290,7 @@ def _alone(text: str) -> str:
     text = text.strip().rstrip(".")
     if len(text) > 60 or "\n" in text or not text:
         return ""
-    text = text[_FILLER.match(text).end() :]
+    text = _FILLER.sub("", text, count=1)
     return text if _CHOICE.fullmatch(text) or _expression_end(text, 0) == len(text) else ""
 
 

@@ -72,10 +72,11 @@ _ANGLE_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 @dataclass(frozen=True)
 class Quantity:
     """An answer without its unit. `unit` has one spelling; it is empty for words that are no known unit, and None if
-    the answer has neither."""
+    the answer has neither. `may_be_factor`: it is a letter that may also be a variable, as in `12 m`."""
 
     value: str
     unit: str | None = None
+    may_be_factor: bool = False
 
 
 def quantity(expression: str) -> Quantity:
@@ -100,7 +101,7 @@ def quantity(expression: str) -> Quantity:
         unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
         if unit and (plain["gap"] or len(plain["unit"]) > 1):
-            return Quantity(plain["value"].strip(), unit)
+            return Quantity(plain["value"].strip(), unit, len(plain["unit"]) == 1)
         if not unit and plain["gap"] and len(words[0]) > 2 and not _FUNCTIONS.intersection(words):
             return Quantity(plain["value"].strip(), "")
     return Quantity(text)
