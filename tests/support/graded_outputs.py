@@ -467,5 +467,17 @@ OUTPUTS: list[tuple[str, bool, str, str]] = [
     ("prose", RIGHT, r"\frac{4}{3}", "The result is 1\u2153 cups."),
     ("prose", RIGHT, "60", "She drove 60 miles in 1 hour."),
     ("prose", RIGHT, "8", "Each child gets 8 candies, with 2 left over."),
+    # What each of these rules guards: switched off, the grade is wrong.
+    ("guard", WRONG, "y", r"\boxed{y'}"),
+    ("guard", RIGHT, "6", r"\boxed{\frac{4}{2}3}"),
+    ("guard", RIGHT, r"\frac{35}{3}", r"\boxed{5\frac{7}{3}}"),
+    ("guard", WRONG, r"\frac{22}{3}", r"\boxed{5\frac{7}{3}}"),
+    ("guard", RIGHT, "0.000001", r"\boxed{10^-6}"),
+    ("guard", RIGHT, "1024", r"\boxed{2**10}"),
+    ("guard", RIGHT, r"(-\infty, 3]", r"\boxed{x \leq 3}"),
+    ("guard", RIGHT, r"\sqrt{x+1}", "\\boxed{\u221a(x+1)}"),
+    ("guard", RIGHT, "5", "So it is 5. The answer is correct."),
+    ("guard", RIGHT, "7", r"\boxed 7"),
+    ("guard", WRONG, "0.3x", r"\boxed{0.1x + 0.2000001x}"),
 ]
 """The kind, whether the output is right, the reference, the output."""

@@ -6,9 +6,9 @@ The first rule that finds something decides:
 2. the last box, and boxes before it that only "and" or a comma separates. A last box that is empty or never closed
    takes back what came before it: then only the text behind it counts.
 3. what the text announces: "The answer is"; in its last sentence also "The solutions are"; on the next line, if need be
-4. yes or no at the beginning of the last line
+4. an option with its text at the beginning, `D) 0.25`; yes or no at the beginning of the last line, or said in it
 5. in the last sentence that has any: the last formula, else the last result of a computation, else the last number or
-   expression that is written without dollar signs
+   expression that is written without dollar signs. What only explains it does not count.
 
 Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does.
 
@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from cgd_stages.grading.spelling import on_the_line
@@ -385,6 +386,7 @@ _REMARK = re.compile(
 )
 
 
+@lru_cache(maxsize=8)
 def _sentences(text: str) -> list[tuple[int, str]]:
     """The sentences with their places. A formula is never cut."""
     formulas = [match.span() for match in _FORMULA.finditer(text)]

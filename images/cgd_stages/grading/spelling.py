@@ -34,17 +34,14 @@ _SPELLINGS = tuple(
         (r"\\(?:[lL]arge|LARGE|[hH]uge|small|normalsize|bf|rm|it|boldmath|(?:text)?color\s*\{\w+\})(?![a-zA-Z])", " "),
         (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
         (r",\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\!", ""),
         (rf"(?:{WORDS}\s*)?\{{\s*([,:])\s*\}}", r"\1"),
         (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
-        (r"\\{2}\s*\[[^\]]*\]", r"\\\\"),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z])", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\[lcv]?dots(?![a-zA-Z])|\.{3}", r"\\dots"),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\(l|g|n)eq?(?:slant)?(?![a-zA-Z])", r"\\\1e"),
         (r"\\([lr])angle(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
-        (r"\\[lr]brace(?![a-zA-Z])", lambda match: r"\{" if match[0][1] == "l" else r"\}"),
         (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
         (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}|^\s*\{\s*\}\s*$", r"\\emptyset"),
         (rf"(?<=[0-9A-F])\s*(?:{WORDS}\s*\{{\s*)?\(?(?:in )?base[ -](\w+)\)?\}}?", r"_{\1}"),
@@ -55,8 +52,6 @@ _SPELLINGS = tuple(
         ),
         (rf"(?<=\d)\s*(?:to|{WORDS}\s*\{{\s*to\s*\}})\s*(?=\d)", ":"),
         (r"(?<![\\a-zA-Z{])(pi|log|ln|sin|cos|tan|exp)(?![a-zA-Z])", r"\\\1 "),
-        (r"\\equiv(?![a-zA-Z])", "="),
-        (r"\\imath(?![a-zA-Z])", "i"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ"),
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
         (r"_(\w)", r"_{\1}"),
@@ -76,14 +71,17 @@ _RAISED = (
     (re.compile(r"[\u00bc-\u00be\u2150-\u215e]"), lambda match: _plain(match[0])),
     (re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207f]+"), lambda match: f"^{{{_plain(match[0])}}}"),
     (re.compile(r"[\u2080-\u2089]+"), lambda match: f"_{{{_plain(match[0])}}}"),
-    (re.compile(r"\u2212|\bnegative\s+(?=\d)"), lambda _: "-"),
-    (re.compile(r"(?<=\d)\s+x\s+(?=\d)"), lambda _: r" \times "),
+    (re.compile(r"\u2212"), lambda _: "-"),
+)
+_IN_WORDS = (
+    (re.compile(r"\bnegative\s+(?=\d)"), "-"),
+    (re.compile(r"(?<=\d)\s+x\s+(?=\d)"), r" \\times "),
 )
 
 
 def on_the_line(text: str) -> str:
-    """A text whose raised, lowered and overlined digits and small fractions are written with ^, _ and the like."""
-    for pattern, replacement in _RAISED:
+    """A text whose raised, lowered and overlined digits, small fractions and signs in words are written in ASCII."""
+    for pattern, replacement in _IN_WORDS if text.isascii() else (*_RAISED, *_IN_WORDS):
         text = pattern.sub(replacement, text)
     return text
 
