@@ -35,6 +35,7 @@ _SPELLINGS = tuple(
         (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
         (r",\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
         (rf"(?:{WORDS}\s*)?\{{\s*([,:])\s*\}}", r"\1"),
+        (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z])", " "),
         (r"\\[dtc]frac", r"\\frac"),
