@@ -1,6 +1,6 @@
 """The grader against other graders: `make bench-grade DATA="math500.jsonl gsm8k_test.jsonl"`. Nothing here is a test.
 
-    PYTHONPATH=tests python tests/bench/grade.py [FILE...] [--others N] [--only TEXT] [--graders NAME,NAME]
+    PYTHONPATH=tests python tests/bench/grade.py [FILE...] [--others N] [--only TEXT] [--graders NAME,NAME] [--rules]
 
 Every file holds JSON lines: a worked `solution` and an `answer`, or an `answer` that ends on `#### value`, or an
 `output` with a `reference` and whether it is `right`. Every grader is given (solution, its answer), which it should
@@ -9,11 +9,14 @@ notation are left out; the test for that knows nothing of the graders. A file of
 unmarked ends: no box around a value, no last line with ####. First come the sets that our own tests hold, made with our
 rules in view.
 
-ours           two processes, as in a stage
-math-verify    `parse` and `verify` as its README has them, two processes
-MATH           lm-eval's hendrycks_math: `is_equiv` of the last boxes, one process
-GSM8K strict   lm-eval's gsm8k filters, made for that benchmark alone: what follows ####, one process
-GSM8K flexible the last number, one process
+ours              two processes, as in a stage
+math-verify       `parse` and `verify` as its README has them, two processes
+lm-eval MATH      hendrycks_math: `is_equiv` of what stands between the first and the last dollar sign, one process
+lm-eval MATH box  its `is_equiv` of the last boxes
+lm-eval GSM8K     gsm8k's strict filter, made for that benchmark alone: what follows ####
+lm-eval GSM8K any gsm8k's flexible filter: the last number
+
+With --rules every rule of ours is switched off in turn: how many verdicts does it move, and to which side?
 """
 
 import argparse
@@ -21,12 +24,15 @@ import importlib.util
 import json
 import random
 import re
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import yaml
 from rich.console import Console
@@ -35,6 +41,7 @@ from support.answer_pairs import DIFFERENT, EQUAL, RULES
 from support.graded_outputs import OUTPUTS
 from telling import at, begin
 
+from cgd_stages.grading import compare, expressions, extraction, numerals, spelling, units
 from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.grading.grader import Grader
 
@@ -71,6 +78,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=5, help="answers of other lines for each solution")
     parser.add_argument("--only", default="", help="a part of the names of the sets that are graded")
     parser.add_argument("--graders", default="", help="the graders that are asked, separated by commas; empty: all")
+    parser.add_argument("--rules", action="store_true", help="switch off each of our rules in turn")
     options = parser.parse_args()
     asked = set(filter(None, options.graders.split(",")))
     begin()
@@ -78,12 +86,14 @@ def main() -> None:
     for file in options.files:
         compared[file.name] = pairs = list(pairs_of(file, options.others))
         unmarked = [replace(pair, solution=without_mark(pair.solution)) for pair in pairs]
-        if unmarked != pairs:
+        if "output" not in json.loads(file.read_text().partition("\n")[0]):
             compared[f"{file.name}, unmarked"] = unmarked
+    compared = {name: pairs for name, pairs in compared.items() if options.only in name}
+    if options.rules:
+        show_rules(compared)
+        return
     with Grader(workers=PROCESSES) as grader, ProcessPoolExecutor(PROCESSES) as pool:
         for name, pairs in compared.items():
-            if options.only not in name:
-                continue
             counts = {}
             for which, decide in graders(grader, pool).items():
                 if asked and which not in asked:
@@ -141,13 +151,15 @@ def notation(answer: str) -> str:
 
 
 def graders(grader: Grader, pool: ProcessPoolExecutor) -> dict[str, DecideAll]:
+    dollars, boxes = hendrycks()
     strict, flexible = gsm8k_filters()
     return {
         "ours": lambda pairs: ours(grader, pairs),
         "math-verify": lambda pairs: list(pool.map(math_verify_alone, pairs, chunksize=20)),
-        "MATH": one_by_one(hendrycks()),
-        "GSM8K strict": one_by_one(strict),
-        "GSM8K flexible": one_by_one(flexible),
+        "lm-eval MATH": one_by_one(dollars),
+        "lm-eval MATH box": one_by_one(boxes),
+        "lm-eval GSM8K": one_by_one(strict),
+        "lm-eval GSM8K any": one_by_one(flexible),
     }
 
 
@@ -185,7 +197,8 @@ def lm_eval_tasks() -> Path:
     return Path(spec.origin).parent / "tasks"
 
 
-def hendrycks() -> Decide:
+def hendrycks() -> tuple[Decide, Decide]:
+    """The task's own way from an output to a verdict, and its comparison of the last boxes."""
     path = lm_eval_tasks() / "hendrycks_math" / "utils.py"
     spec = importlib.util.spec_from_file_location("hendrycks_math_utils", path)
     assert spec
@@ -193,11 +206,14 @@ def hendrycks() -> Decide:
     utils: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(utils)
 
-    def decide(solution: str, answer: str) -> bool:
+    def dollars(solution: str, answer: str) -> bool:
+        return bool(utils.process_results({"solution": rf"\boxed{{{answer}}}"}, [solution])["exact_match"])
+
+    def boxes(solution: str, answer: str) -> bool:
         boxed = utils.last_boxed_only_string(solution)
         return boxed is not None and bool(utils.is_equiv(utils.remove_boxed(boxed), answer))
 
-    return decide
+    return dollars, boxes
 
 
 def gsm8k_filters() -> tuple[Decide, Decide]:
@@ -248,6 +264,169 @@ def show(name: str, pairs: list[Pair], counts: dict[str, Count]) -> None:
             f"{60 * len(pairs) / counted.seconds:,.0f}",
         )
     console.print(table)
+
+
+# --- our rules, each switched off ---------------------------------------------------------------------------------
+
+NEVER = re.compile("(?!)")
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "extraction._explicit_last_line": lambda text, end: "",
+    "extraction._announced": lambda text: "",
+    "extraction._yes_or_no": lambda text: "",
+    "extraction._last_value": lambda text: "",
+    "extraction._alone": lambda text: "",
+    "extraction._without_remarks": lambda text: text,
+    "extraction._without_markup": lambda text: text,
+    "extraction._is_condition": lambda formula, sentence: False,
+    "extraction._is_mere_name": lambda content: False,
+    "extraction._alike": lambda one, other: False,
+    "extraction._run": lambda formulas, text: formulas[:1],
+    "extraction._last_side": lambda text: text,
+    "extraction._last_result": lambda sentence: "",
+    "extraction.unit_after": lambda text: "",
+    "compare.same_spelling": lambda one, other: one == other != "",
+    "compare._choice": lambda text, *, lenient=False: None,
+    "compare._without_letter": lambda answer, reference: answer,
+    "compare._named_set": lambda text: text,
+    "compare._same_word": lambda one, other: None,
+    "extraction._lettered": lambda text: "",
+    "extraction.on_the_line": lambda text: text,
+    "spelling.on_the_line": lambda text: text,
+    "compare._is_set": lambda text: False,
+    "compare._values": lambda text: (text,),
+    "compare._bracketed": lambda text: None,
+    "compare._distinct": tuple,
+    "compare._describes_set": lambda *shapes: False,
+    "compare._coordinates": lambda values: values.parts,
+    "compare._union": lambda text: [],
+    "compare.sides": lambda text: [text],
+    "compare._name_of": lambda equation: "",
+    "compare.quantity": units.Quantity,
+    "compare._fields": lambda text: [],
+    "compare._readings": lambda text: [text],
+    "compare.exact": lambda text: None,
+    "compare.same_set": lambda one, other: False,
+    "compare.same_value": lambda one, other: False,
+    "compare.same_equation": lambda one, other: False,
+    "expressions._with_imaginary_unit": lambda value, text: value,
+    "expressions._braced": lambda text, before, command: text,
+}
+"""What takes the place of a function when it is off."""
+
+
+def switches() -> Iterator[tuple[str, ModuleType, str, Any]]:
+    """Each rule, and which name of which module takes another value: a pattern never matches, a table lacks a line."""
+    for module in (extraction, compare, spelling, numerals, units, expressions):
+        room = module.__name__.rpartition(".")[2]
+        tables = {name: value for name, value in vars(module).items() if is_table(value)}
+        listed = [line[0] for table in tables.values() for line in table]
+        for name, table in tables.items():
+            for place, line in enumerate(table):
+                yield f"{room}.{name}: {line[0].pattern}", module, name, table[:place] + table[place + 1 :]
+        for name, value in vars(module).items():
+            if isinstance(value, re.Pattern) and value not in listed:
+                yield f"{room}.{name}", module, name, NEVER
+            elif off := FUNCTIONS.get(f"{room}.{name}"):
+                yield f"{room}.{name}", module, name, off
+
+
+def is_table(value: object) -> bool:
+    """Whether a value is a tuple of lines that each begin with a pattern."""
+    lines = value if isinstance(value, tuple) else ()
+    return bool(lines) and all(isinstance(line, tuple) and isinstance(line[0], re.Pattern) for line in lines)
+
+
+class Watched:
+    """A pattern that notes when it has matched."""
+
+    touched: ClassVar[set[str]] = set()
+
+    def __init__(self, rule: str, pattern: re.Pattern[str]) -> None:
+        self._rule, self._pattern = rule, pattern
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            result = getattr(self._pattern, method)(*given, **options)
+            result = list(result) if method == "finditer" else result
+            matched = {"sub": lambda: result != given[1], "split": lambda: len(result) > 1}.get(method, lambda: result)
+            if matched():
+                self.touched.add(self._rule)
+            return result
+
+        return call
+
+
+def show_rules(compared: dict[str, list[Pair]]) -> None:
+    """Which verdicts each rule moves. Only the pairs in which its pattern matches are graded without it."""
+    pairs = [(name, pair) for name, group in compared.items() for pair in group]
+    rules = list(switches())
+    at("which rules match in which pairs")
+    normal, touched = watched_verdicts([pair for _, pair in pairs], rules)
+    known: dict[tuple[str, str], bool] = {}
+    for _, pair in pairs:
+        verdict(pair, known)
+    print("rule, off: verdicts that become wrong / right", *compared, sep="\t")
+    for rule, module, name, off in rules:
+        at(rule)
+        value = vars(module)[name]
+        setattr(module, name, off)
+        forget()
+        moved = Counter[tuple[str, bool]]()
+        for (group, pair), before, rules_in_pair in zip(pairs, normal, touched, strict=True):
+            if rule in rules_in_pair or off is FUNCTIONS.get(rule):
+                after = verdict(pair, known if module is extraction else {})
+                moved[group, after is pair.own] += before != after
+        setattr(module, name, value)
+        print(rule, *(f"{moved[group, False]} / {moved[group, True]}" for group in compared), sep="\t", flush=True)
+
+
+def watched_verdicts(
+    pairs: Sequence[Pair], rules: Sequence[tuple[str, ModuleType, str, Any]]
+) -> tuple[list[bool], list[set[str]]]:
+    """The verdicts, and for each pair the rules whose pattern has matched."""
+    values = {(module, name): vars(module)[name] for _, module, name, _ in rules}
+    for (module, name), value in values.items():
+        rule = f"{module.__name__.rpartition('.')[2]}.{name}"
+        if isinstance(value, re.Pattern):
+            setattr(module, name, Watched(rule, value))
+        elif is_table(value):
+            lines = ((Watched(f"{rule}: {line[0].pattern}", line[0]), *line[1:]) for line in value)
+            setattr(module, name, tuple(lines))
+    verdicts, touched = [], []
+    for pair in pairs:
+        Watched.touched.clear()
+        forget()
+        verdicts.append(verdict(pair, {}))
+        touched.append(set(Watched.touched))
+    for (module, name), value in values.items():
+        setattr(module, name, value)
+    return verdicts, touched
+
+
+def forget() -> None:
+    for cached in (spelling.spell, expressions.parsed, expressions.set_of):
+        cached.cache_clear()
+
+
+def verdict(pair: Pair, known: dict[tuple[str, str], bool]) -> bool:
+    """The verdict on a pair, in this process. `known`: verdicts on references and answers, which grows."""
+    signal.signal(signal.SIGPROF, out_of_time)
+    signal.setitimer(signal.ITIMER_PROF, 10)
+    try:
+        found, reference = extraction.find_answer(pair.solution), reference_answer(pair.answer)
+        if found.source == "none" or reference == found.text:
+            return found.source != "none"
+        if (reference, found.text) not in known:
+            known[reference, found.text] = compare.compare(reference, found.text).equal
+        return known[reference, found.text]
+    except Exception:  # noqa: BLE001 - an error accepts nothing
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def out_of_time(*_: object) -> None:
+    raise TimeoutError
 
 
 if __name__ == "__main__":

@@ -61,13 +61,13 @@ def compare(reference: str, answer: str, tolerance: str = "") -> Verdict:
     if verdict := compare_at_once(reference, answer, tolerance):
         return verdict
     reference, answer = _named_set(reference), _named_set(_without_letter(answer, reference))
-    if (words := (_word(spell(reference)), _word(spell(answer)))) != (None, None):
-        return Verdict(words[0] == words[1], "word")
+    if (same := _same_word(spell(reference), spell(answer))) is not None:
+        return Verdict(same, "word")
     return _compare_shapes(_shape(reference), _shape(answer), [part.strip() for part in tolerance.split(",")])
 
 
 def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict | None:
-    """The verdict where it needs no parser of expressions: the same spelling, a lettered choice, or two numbers.
+    """The verdict where it needs no parser of expressions: the same spelling, a choice, or numbers with their units.
 
     Answers of more than `LONGEST` characters are compared as they are written.
     """
@@ -79,21 +79,24 @@ def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict
         return Verdict(letter == _choice(answer, lenient=True), "choice")
     if tolerance:
         return None
-    expected, actual = (exact(without_outer(unwrapped(spell(text)))) for text in (reference, answer))
-    return None if expected is None or actual is None else Verdict(expected == actual, "value")
+    quantities = [quantity(spell(text)) for text in (reference, answer)]
+    if any(one.may_be_factor or exact(without_outer(unwrapped(one.value))) is None for one in quantities):
+        return None
+    return _compare_quantities(spell(reference), spell(answer), "")
 
 
 # --- choices and words ------------------------------------------------------------------------------------------
 
 _LETTER = re.compile(r"\(([A-Ja-j])\)|([A-J])\)?")
-_LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J])\s*[).:])\s*(?P<text>.+)", re.DOTALL)
+_LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J](?=\s*[.:])|[A-Ja-j](?=\)))\s*[).:])\s*(?P<text>.+)", re.DOTALL)
 _ORDINARY = frozenset({"yes", "no", "odd"})
+_REASONED = re.compile(r"(yes|no|true|false)(?:\s*[,.;:(]|\s+(?:because|since|as)\b)", re.IGNORECASE)
 _SAME_WORD = {"yes": "true", "no": "false"}
 
 
 def _choice(expression: str, *, lenient: bool = False) -> str | None:
     """The letter of a lettered choice, in upper case. Lenient: the text of the choice may follow the letter."""
-    text = unwrapped(spell(expression))
+    text = re.sub(r"^(?:option|choice)\s+", "", unwrapped(spell(expression)), flags=re.IGNORECASE)
     match = _LETTER.fullmatch(text) or (_LED_BY_LETTER.fullmatch(text) if lenient else None)
     if lenient and not match and re.fullmatch(r"[a-j]", text):
         return text.upper()
@@ -101,41 +104,53 @@ def _choice(expression: str, *, lenient: bool = False) -> str | None:
 
 
 def _without_letter(answer: str, reference: str) -> str:
-    """The text of a choice, where the reference is that text: `(C) 12` for 12."""
-    led = re.compile(r"\(([A-J])\)\s*(?P<text>[^\s(,;].*)", re.DOTALL)
+    """The text of a choice, where the reference is that text: `(C) 12` or `C) 12` for 12."""
+    led = re.compile(r"(?:\(([A-J])\)|[A-J][.)])\s*(?P<text>[^\s(,;].*)", re.DOTALL)
     match = led.fullmatch(unwrapped(spell(answer)))
     return answer if not match or led.fullmatch(unwrapped(spell(reference))) else match["text"]
 
 
-_NO_MEMBERS = re.compile(r"(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE)
+_NAMED_SETS = (
+    (re.compile(r"(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE), r"\emptyset"),
+    (re.compile(r"all (?:real numbers|reals)", re.IGNORECASE), r"\mathbb{R}"),
+)
 
 
 def _named_set(expression: str) -> str:
-    return r"\emptyset" if _NO_MEMBERS.fullmatch(unwrapped(spell(expression))) else expression
+    text = unwrapped(spell(expression))
+    return next((value for name, value in _NAMED_SETS if name.fullmatch(text)), expression)
 
 
-def _word(expression: str) -> str | None:
-    """The words of an answer, or None if it is an expression."""
+def _same_word(reference: str, answer: str) -> bool | None:
+    """Whether two answers are the same words; None if neither is surely made of words."""
+    (one, sure), (other, also_sure) = _words(reference), _words(answer)
+    return one == other != None if sure or also_sure else None  # noqa: E711
+
+
+def _words(expression: str) -> tuple[str | None, bool]:
+    """The words of an answer, None if it has other characters; and whether they are no product of variables."""
     expression = _MEMBER.sub("", expression, count=1)
     text = unwrapped(expression).strip(" .!")
+    if reasoned := _REASONED.match(text):
+        text = reasoned[1]
     if not re.fullmatch(r"[A-Za-z][A-Za-z' \-]*", text):
-        return None
+        return None, False
     words = text.casefold().split()
-    if not re.match(WORDS, expression) and not any(len(word) > 3 or word in _ORDINARY for word in words):
-        return None
-    if not re.match(WORDS, expression) and {"and", "or"}.intersection(words):
-        return None
+    sure = any(len(word) > 3 or word in _ORDINARY for word in words) and not {"and", "or"}.intersection(words)
     phrase = " ".join(word for word in words if word not in ("the", "a", "an"))
-    return _SAME_WORD.get(phrase, phrase)
+    return _SAME_WORD.get(phrase, phrase), sure or bool(re.match(WORDS, expression))
 
 
 # --- shapes: one value, several values, a set, a point or an interval ---------------------------------------------
 
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_OR = re.compile(rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*or\s*\}}|(?<![a-zA-Z])or(?![a-zA-Z]))\s*")
 _AND = re.compile(
     rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
-_NAMES = re.compile(r"\s*\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)\s*=\s*")
+_NAMES = re.compile(
+    r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\))\s*=\s*"
+)
 _MEMBER = re.compile(r"^\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
 _POINT = re.compile(r"(?:[A-Z](?:_\{\w+\})?'?)\s*=?\s*(?=\()")
 _NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{\w+\})?|\\[a-z]+)\s*=\s*(?P<value>[^=<>]+)")
@@ -161,6 +176,8 @@ def _shape(expression: str) -> Shape:
         if len(split(inside, "|:")) > 1:
             return Shape("value", text, (text,))
         return Shape("set", text, _distinct(_values(inside)))
+    if all(re.search("[<>]", part) for part in _OR.split(text)):
+        text = _OR.sub(r" \\cup ", text)
     parts = _values(text)
     if len(parts) > 1:
         single = all(_equal(parts[0], part, "") for part in parts[1:])
@@ -286,8 +303,8 @@ def _equal(reference: str, answer: str, tolerance: str) -> bool:
 
 
 def _compare_values(reference: str, answer: str, tolerance: str) -> Verdict:
-    if (words := (_word(reference), _word(answer))) != (None, None):
-        return Verdict(words[0] == words[1], "word")
+    if (same := _same_word(reference, answer)) is not None:
+        return Verdict(same, "word")
     unions = _union(reference), _union(answer)
     if all(unions):
         return Verdict(_in_any_order(*unions, lambda one, other: _compare_tuples(one, other).equal), "interval")
@@ -353,7 +370,8 @@ def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
         return verdict
     if verdict.equal:
         return Verdict(True, "unit")
-    return Verdict(same_value(reference, answer), "value")  # the m of 12 m may be a variable
+    factor = expected.may_be_factor or actual.may_be_factor
+    return Verdict(factor and same_value(reference, answer), "value")
 
 
 def _compare_numbers(reference: str, answer: str, tolerance: str) -> Verdict:
@@ -369,16 +387,20 @@ def _compare_numbers(reference: str, answer: str, tolerance: str) -> Verdict:
     return Verdict(_same_reading(reference, answer), "value")
 
 
+_TIME = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}")
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}")
+
+
 def _fields(expression: str) -> list[str]:
-    """The numbers of a time of day or a ratio; empty for anything else."""
-    fields = re.split(r"\s*:\s*", expression)
+    """The numbers of a time of day, a date or a ratio; empty for anything else."""
+    fields = expression.split("-") if _DATE.fullmatch(expression) else re.split(r"\s*:\s*", expression)
     return fields if len(fields) > 1 and all(re.fullmatch(r"\d+(?:\.\d+)?", field) for field in fields) else []
 
 
 def _same_fields(expected: list[str], actual: list[str], reference: str, answer: str) -> bool:
-    """A time of day equals itself alone; a ratio equals its multiples, and one of two numbers its fraction."""
+    """A time of day or a date equals itself alone; a ratio its multiples, and one of two numbers its fraction."""
     numbers = [[Fraction(field) for field in fields] for fields in (expected, actual)]
-    if any(re.fullmatch(r"\d{1,2}(?::[0-5]\d){1,2}", text.replace(" ", "")) for text in (reference, answer)):
+    if any(_TIME.fullmatch(text.replace(" ", "")) or _DATE.fullmatch(text) for text in (reference, answer)):
         return numbers[0] == numbers[1]
     if expected and actual:
         first, second = numbers

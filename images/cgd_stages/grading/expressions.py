@@ -37,9 +37,6 @@ _REWRITTEN = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\*\*", "^"),
-        (r"\\[td]binom", r"\\binom"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
         (r"\^\s*(-\d+|-[a-z])", r"^{\1}"),
         (r"([a-zA-Z])'+", r"\1_{prime}"),
         (r"(?<![\\a-zA-Z])I(?![a-zA-Z])", r"\\mathrm{I}"),
@@ -85,12 +82,15 @@ def load() -> None:
 @lru_cache(maxsize=4096)
 def parsed(expression: str) -> Any | None:
     """A spelled expression as a sympy value, unevaluated; None if it is none."""
+    import sympy  # type: ignore[import-untyped]
     from latex2sympy2_extended.latex2sympy2 import (  # type: ignore[import-untyped]
         ConversionConfig,
         latex2sympy,
     )
     from latex2sympy2_extended.math_normalization import normalize_latex  # type: ignore[import-untyped]
 
+    if (number := exact(expression)) is not None:
+        return sympy.Rational(number.numerator, number.denominator)
     if (prepared := _prepared(expression)) is None:
         return None
     try:
@@ -171,7 +171,7 @@ def _closing(text: str, opening: int) -> int | None:
 
 def _with_imaginary_unit(value: Any, expression: str) -> Any:
     """i is the imaginary unit, except where it counts something or stands beside j and k."""
-    import sympy  # type: ignore[import-untyped]
+    import sympy
 
     if not hasattr(value, "free_symbols") or re.search(r"i\s*=|_\{?\s*i|[<>]|\\(?:le|ge)(?![a-zA-Z])", expression):
         return value

@@ -6,9 +6,9 @@ The first rule that finds something decides:
 2. the last box, and boxes before it that only "and" or a comma separates. A last box that is empty or never closed
    takes back what came before it: then only the text behind it counts.
 3. what the text announces: "The answer is"; in its last sentence also "The solutions are"; on the next line, if need be
-4. yes or no at the beginning of the last line
+4. an option with its text at the beginning, `D) 0.25`; yes or no at the beginning of the last line, or said in it
 5. in the last sentence that has any: the last formula, else the last result of a computation, else the last number or
-   expression that is written without dollar signs
+   expression that is written without dollar signs. What only explains it does not count.
 
 Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does.
 
@@ -19,8 +19,10 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+from cgd_stages.grading.spelling import on_the_line
 from cgd_stages.grading.spelling import sides as sides_of
 from cgd_stages.grading.units import unit_after
 
@@ -49,7 +51,7 @@ def find_answer(output: str) -> FoundAnswer:
     if boxes:
         return FoundAnswer(", ".join(boxes), "boxed")
     for part in (_without_remarks(text[end:]), text[end:]):
-        for rule in (_announced, _yes_or_no, _last_value, _alone):
+        for rule in (_announced, _lettered, _yes_or_no, _last_value, _alone):
             if found := rule(part):
                 return FoundAnswer(found, "text")
     return NOTHING
@@ -72,25 +74,44 @@ def reference_answer(reference: str) -> str:
     return reference.strip()
 
 
-_EMPHASIS = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])")
-_NO_PROSE = re.compile(r"\[asy\].*?\[/asy\]|<<[^<>\n]*>>", re.DOTALL)
+_ITEM = re.compile(r"\n+[ \t]*(?:[-*\u2022]|\d[.)])[ \t]+")
+
+
+def _in_a_line(items: re.Match[str]) -> str:
+    first, *others = _ITEM.split(items[0].rstrip())
+    return f"{first} {', '.join(others)}"
+
+
+_MARKUP = tuple(
+    (re.compile(pattern, flags), replacement)
+    for pattern, flags, replacement in (
+        (r"\[asy\].*?\[/asy\]|<<[^<>\n]*>>", re.DOTALL, ""),  # drawings, and GSM8K's notes for a calculator
+        (r"(?<=[*_$])!(?=\s|\Z)", 0, "."),
+        (r"<answer>\s*([^<>]{1,500}?)\s*</answer>", 0, r"\n#### \1\n"),
+        (r"^[ \t]*(?:```.*|\|[ :|-]+\|[ \t]*)$|`|^[ \t]*>[ \t]+", re.MULTILINE, ""),
+        (r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])", 0, ""),  # `2**10` stays
+        (r"(?<![\w)}\]*\\|])([*_])(?=[^\s*_])([^*_\n]{1,200})(?<=\S)\1(?![\w*({\\])", 0, r"\2"),
+        (r"^[ \t]*\|[ \t].*[ \t]\|[ \t]*$", re.MULTILINE, lambda row: row[0].replace("|", "\t")),
+        (r":\s*\n(?:[ \t]*(?:[-*\u2022]|\d[.)])[ \t]+[^\n]{1,60}(?:\n|\Z)){2,}\Z", 0, _in_a_line),
+    )
+)  # fmt: skip
 
 
 def _without_markup(output: str) -> str:
-    """The text without emphasis, drawings and GSM8K's notes for a calculator; `2**10` stays."""
-    text = _EMPHASIS.sub("", _NO_PROSE.sub("", output)).translate(_SUBSCRIPTS)
-    return _OVERLINED.sub(lambda match: rf"\overline{{{re.sub('[^0-9]', '', match[0])}}}", text).rstrip()
-
-
-_OVERLINED = re.compile(r"(?:\d[\u0304\u0305])+")
-_SUBSCRIPTS = {0x2080 + digit: f"_{digit}" for digit in range(10)}
+    """The text without emphasis, code fences, tables and drawings; a list at its end is one line."""
+    text = on_the_line(output)
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return text.rstrip()
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d\-]|\Z)")
 _BARE_BOX = re.compile(r"-?\d+(?:\.\d+)?")
-_BETWEEN_BOXES = re.compile(r"[\s$.]*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?[\s$\\(\[]*", re.IGNORECASE)
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$.]|\\q?quad)*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?(?:[\s$(\[]|\\q?quad|\\)*", re.IGNORECASE
+)
 
 
 def _last_boxes(text: str) -> tuple[list[str], int]:
@@ -144,31 +165,43 @@ def _closing_brace(text: str, opening: int) -> int | None:
 # --- announcements ----------------------------------------------------------------------------------------------
 
 _FINAL_MARK = re.compile(r"####\s*(?P<answer>[^\n]+)")
-_VERB = r"(?:\s+(?:is|are|was|must\s+be|should\s+be|would\s+be|will\s+be|equals)\b|\s*:)"
+_VERB = r"(?:\s+(?:is|are|was|must\s+be|should\s+be|would\s+be|will\s+be|equals|comes?\s+(?:out\s+)?to)\b|\s*:)"
 _ANNOUNCEMENT = re.compile(
-    rf"\b(?:(?P<answer_word>answers?|ans\.?)|results?|solutions?|roots?|(?:correct|right|best)\s+(?:choice|option|letter))\b"
-    rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)[\s:]*(?=(?P<answer>[^\n]+))",
+    r"\b(?:(?P<answer_word>(?<!is the )(?<!is the final )(?<!as the )answers?|ans\.?)"
+    r"|results?|solutions?|roots?|(?:correct|right|best)\s+(?:choice|option|letter))\b"
+    rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)(?!\s+not\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 _EXPLICIT_LINE = re.compile(
-    r"(?:^|(?<=[.!?]\s)|(?<=\n))\W{0,5}(?:(?:so|thus|therefore|hence)\b,?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
+    r"(?:^|(?<=[.!?:,]\s)|(?<=\n))\W{0,5}(?:(?:so|thus|therefore|hence)\b,?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
     r"(?:answer\s*[:=]|(?:answer|choice|option)\s+is\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
-    r"(?:[\s:]|(?:that|simply|just|only|exactly|approximately|about|equal\s+to|either|both|therefore|thus|then|indeed|now|option|"
+    r"(?:[\s:\"'\u201c]|(?:that|simply|just|only|exactly|approximately|about|equal\s+to|either|both|therefore|thus|then|indeed|now|option|"
     r"choice|letter|the\s+(?:option|letter|number|value))\b)*",
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
-    r"\(?(?P<letter>[A-J])\)?(?=\s*(?:[.,;:!]|$)|\s+(?:because|since|as|for)\b|\s+[-\u2013\u2014(]\s*[a-z]{2,})|\([A-J]\)\s+(?=[^\s=+*/^-])",
+    r"[(\[]?(?P<letter>[A-J])[)\]]?(?=\s*(?:[.,;:!\"}]|$)|\s+(?:because|since|as|for)\b|\s+[-\u2013\u2014(]\s*[a-z]{2,})|\([A-J]\)\s+(?=[^\s=+*/^-])",
     re.MULTILINE,
 )
 _YES_OR_NO = re.compile(
-    r"(?P<word>yes|no|true|false)\b(?=\s*(?:[.,;:!\u2013\u2014-]|$)|\s+(?:because|since|as)\b)", re.IGNORECASE
+    r"(?P<word>yes|no|true|false)\b(?=\s*(?:[.,;:!(\u2013\u2014-]|$)|\s+(?:because|since|as)\b)", re.IGNORECASE
+)
+_SAID = re.compile(
+    r"\b(?:has|have|is|are)\s+(?P<solutions>no\s+(?:real\s+)?solutions?)[.\s]*\Z"
+    r"|\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
+    re.IGNORECASE,
+)
+_REASON = r"(?:(?:For|Since|Because|As|If|When|Take|Let|Consider|A\s+counterexample)\b)"
+_OPTION = re.compile(r"^\s*(\(?(?:[A-J][).]|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
+_DAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
+_DATE = re.compile(
+    r"(?:January|February|March|April|May|June|July|August|September|October|November|December)\s+\d{1,2}(?:,\s+\d{4})?(?!\d)"
 )
 _CORRECT = re.compile(
-    r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right)|\b(?:choose|pick|select)\s+(?:option\s+)?\(?"
+    r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?i:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
     r"(?P<second>[A-J])\b)[^.\n]*[.\s]*$"
 )
 _COMMENT = re.compile(r"(?:not|correct|right|wrong|incorrect|clear|found|given|obtained|shown|the)\b", re.IGNORECASE)
@@ -212,8 +245,8 @@ def _value_at_start(words: str) -> str | None:
         if choice["letter"] and not re.match(r"\)?\s*[:.]\s*\S|\)\s+\S", words[choice.end("letter") :]):
             return choice["letter"]
         return _sentence(words)
-    if word := _YES_OR_NO.match(words):
-        return word["word"]
+    if word := _YES_OR_NO.match(words) or _DATE.match(words):
+        return word[0]
     if (formula := _FORMULA.match(words)) and _content(formula):
         return _joined(_run(list(_FORMULA.finditer(words)), words))
     if (end := _expression_end(words, 0)) is not None:
@@ -239,16 +272,26 @@ def _sentence(text: str) -> str:
 def _yes_or_no(text: str) -> str:
     line = text.rstrip().rpartition("\n")[2].strip()
     match = _YES_OR_NO.match(line)
-    if not match or re.search(r"[.!?]\s.*\d", line):
-        return ""
-    return match["word"]
+    if match and (len(match["word"]) > 3 or not re.search(rf"[.!?]\s+(?!{_REASON}).*\d", line)):
+        return match["word"]
+    said = _SAID.search(line)
+    return str(said["solutions"] or said["word"]) if said else ""
+
+
+def _lettered(text: str) -> str:
+    """The first line, if it is an option with its text and no other line is: `D) 0.25`."""
+    options = _OPTION.findall(text)
+    return options[0] if len(options) == 1 and text.lstrip().startswith(options[0]) else ""
 
 
 def _alone(text: str) -> str:
-    """A short text that is nothing but an answer: a letter, an expression."""
+    """A short text that is nothing but an answer, a letter or an expression; or the last day that it names."""
+    if days := _DAY.findall(_sentences(text)[-1][1]):
+        return str(days[-1])
     text = text.strip().rstrip(".")
     if len(text) > 60 or "\n" in text or not text:
         return ""
+    text = _FILLER.sub("", text, count=1)
     return text if _CHOICE.fullmatch(text) or _expression_end(text, 0) == len(text) else ""
 
 
@@ -270,6 +313,7 @@ _INNER = re.compile(r"\\begin\{(\w*(?:matrix|cases|array))\}.*?\\end\{\1\}", re.
 _CONDITION = re.compile(
     r"(?<!only )\b(?:for|all|any|every|each|when|where|if|with|since|because|as|that)\s*$", re.IGNORECASE
 )
+_AFTER_VALUE = re.compile(r"\bis\s*(?:\$|\\\().*\b(?:when|where|at|if|for)\b(?:(?!\bis\b)[^$\\]){0,30}\Z", re.DOTALL)
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|equiv|mid|in\s*\\mathbb)(?![a-zA-Z])")
 
 
@@ -303,7 +347,13 @@ def _run(formulas: list[re.Match[str]], text: str) -> list[re.Match[str]]:
 
 
 def _joined(formulas: list[re.Match[str]]) -> str:
-    return ", ".join(_last_side(_content(match)) for match in formulas)
+    """The values of formulas that follow each other; inequalities between which "or" stands are one."""
+    text = ""
+    for before, match in zip([None, *formulas], formulas, strict=False):
+        value = _last_side(_content(match))
+        between = match.string[before.end() : match.start()] if before else ""
+        text += (" or " if "or" in between and _RELATION.search(value) else ", " if before else "") + value
+    return text
 
 
 def _formulas_with_value(sentence: str) -> list[re.Match[str]]:
@@ -314,8 +364,11 @@ def _formulas_with_value(sentence: str) -> list[re.Match[str]]:
 
 
 def _is_condition(formula: re.Match[str], sentence: str) -> bool:
-    """Whether it only says for which values the sentence holds: "for all $n > 2$"."""
-    return bool(_RELATION.search(_content(formula)) and _CONDITION.search(sentence[: formula.start()]))
+    """Whether it only says for which values the sentence holds: "for all $n > 2$", "is $9$, when $x = 3$"."""
+    before, content = sentence[: formula.start()], _content(formula)
+    if _RELATION.search(content):
+        return bool(_CONDITION.search(before))
+    return bool(_AFTER_VALUE.search(before))
 
 
 def _is_mere_name(content: str) -> bool:
@@ -328,11 +381,12 @@ _SENTENCE_END = re.compile(
     r"[.!?]\)?(?:\$+|\\\])?\)?\s+(?=[A-Z(\\$])|(?:\\\]|\\end\{\w+\*?\})\s*(?=[A-Z(])|\n\s*\n|\n(?=[A-Z])"
 )
 _REMARK = re.compile(
-    r"\((?=[A-Z][a-z]+\s)|(?:Note|Notice|Remark|Alternatively|Check|To\s+(?:check|verify)|In\s+fact|Indeed|"
+    r"\((?=[A-Z][a-z]+\s)|(?:Note|Notice|Remark|Alternatively|Check|Verif(?:ication|y(?:ing)?)|Explanation|To\s+(?:check|verify)|In\s+fact|Indeed|"
     r"For\s+these\s+values|I\s+hope|(?:We|You|One)\s+(?:may|can|might)\s+(?:also\s+)?(?:check|verify|recogni[sz]e))\b"
 )
 
 
+@lru_cache(maxsize=8)
 def _sentences(text: str) -> list[tuple[int, str]]:
     """The sentences with their places. A formula is never cut."""
     formulas = [match.span() for match in _FORMULA.finditer(text)]
@@ -361,11 +415,24 @@ def _without_remarks(text: str) -> str:
     return text[: sentences[first][0]] if first < len(sentences) else text
 
 
+_ASIDE = re.compile(
+    r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
+    r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
+    r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
+    r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
+    r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z|\s+in\s+\d+\s+(?:second|minute|hour|day|week|month|year)s?\.?\s*\Z"
+    r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z",
+    re.DOTALL,
+)
+_PURPOSE = re.compile(r"\b((?:tak|took|need|cost|requir)\w*\s[^.,=]*?\d[^,=]*?)\s+to\s+[a-z]{3,}\s[^,=]*\Z")
+
+
 def _last_value(text: str) -> str:
     """The value of the last sentence that has one."""
     for _, sentence in reversed(_sentences(text)):
-        if found := _last_formula(sentence) or _last_result(sentence) or _last_expression(sentence):
-            return found
+        for part in (_PURPOSE.sub(r"\1", _ASIDE.sub("", sentence)), sentence):
+            if found := _last_formula(part) or _last_result(part) or _last_expression(part):
+                return found
     return _last_formula(text, names=True) or _last_expression(text)
 
 
@@ -390,13 +457,16 @@ def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
 
 
 _EQUALS = re.compile(r"(?<![<>:\\])(?<!\s!)=(?!=)")
+_OR = re.compile(r"(?:,|\\q?quad)?\s*\\(?:text|mathrm|mbox)\s*\{\s*(?:or|and)\s*\}\s*(?:\\q?quad)?")
 _APPROXIMATELY = re.compile(r"\\approx(?![a-zA-Z])|\u2248")
 
 
 def _last_side(expression: str) -> str:
     """The last side of a computation; an equation that begins with a name or has a variable stays, without its middle.
     What is only approximately equal is left out, unless a name stands before it."""
-    expression = re.split(r"\\(?:Rightarrow|implies|to|equiv)(?![a-zA-Z])", expression)[-1]
+    if len(alternatives := _OR.split(expression)) > 1:
+        return ", ".join(map(_last_side, alternatives))
+    expression = re.split(r"\\(?:Rightarrow|implies|to|equiv)(?![a-zA-Z])(?![^{}]*\})", expression)[-1]
     expression = re.sub(r"\\pmod\s*(?:\{[^{}]*\}|\w)", "", expression)
     exactly, *roughly = _APPROXIMATELY.split(expression)
     if roughly and _is_mere_name(exactly.strip()):
@@ -418,7 +488,8 @@ _MONEY = r"(?:\\?\$|[\u20ac\u00a3])"
 _START = re.compile(
     rf"(?<![\w.\\])(?:[-+\u2212\u00b1]?\s?{_MONEY}?\s?(?:\d|\.\d)"
     rf"|\\(?:[dtc]?frac|sqrt|pi|infty|log|ln|sin|cos|tan|binom)"
-    rf"(?![a-zA-Z])|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:=|[-+*/^](?=\s*\S))|[(\[](?=\s*[-\d\\a-z]))"
+    rf"(?![a-zA-Z])|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:[=<>\u2264\u2265]|[-+*/^](?=\s*\S)|(?<=[a-zA-Z])\([^()]{{1,40}}[-+][^()]{{1,40}}\))"
+    rf"|[({{\[](?=\s*[-\d\\a-z]))"
 )
 _ENDINGS = frozenset(("st", "nd", "rd", "th"))  # of ordinal numbers
 _TOKEN = re.compile(
@@ -427,9 +498,9 @@ _TOKEN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%])"
     r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|pi|mod|gcd|lcm)(?![a-zA-Z]))"
     r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2248|:])"
+    r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2248\u222a\u2229|:])"
     rf"|(?P<money>{_MONEY}(?=\s?\d))"
-    r"|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<after>!(?![!=])|%|\u00b0|')|(?P<comma>,)"
+    r"|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<after>!(?![!=]|\s+[A-Z])|%|\u00b0|')|(?P<comma>,)"
     r"|(?P<sign>[\u221a\u03c0\u221e\u2205])"
 )
 
@@ -446,8 +517,11 @@ def _last_result(sentence: str) -> str:
     return ""
 
 
+_KNOWN = re.compile(r"\b(?:the|these|those|all|his|her|their)\s\Z")  # numbers of the question: "in the 6 boxes"
+
+
 def _last_expression(text: str) -> str:
-    """The last number or expression, and those that "and" joins to it where each has a name: `x = 1 and x = 2`."""
+    """The last number or expression, with those that "and" joins to it: `x = 1 and x = 2`, "the values are 1 and 2"."""
     text = text[-TAIL:]
     found: list[tuple[int, int, str]] = []
     position = 0
@@ -458,25 +532,28 @@ def _last_expression(text: str) -> str:
             continue
         found.append((start.start(), end, _last_side(text[start.start() : end].strip())))
         position = end
-    joined: list[str] = []
-    for place in range(len(found) - 1, -1, -1):
-        if joined and not (
-            "=" in found[place][2]
-            and "=" in joined[0]
-            and _BETWEEN_VALUES.fullmatch(text, found[place][1], found[place + 1][0])
-        ):
+    found = [one for one in found if not _KNOWN.search(text[max(0, one[0] - 20) : one[0]])] or found
+    run = found[-1:]
+    for one in reversed(found[:-1]):
+        if not _BETWEEN_VALUES.fullmatch(text, one[1], run[0][0]) or ("=" in one[2]) != ("=" in run[0][2]):
             break
-        joined.insert(0, found[place][2])
-    return ", ".join(joined)
+        run.insert(0, one)
+    if run and "=" not in run[0][2] and not re.search(r"\bare:?\s*\Z", text[: run[0][0]]):
+        run = run[-1:]
+    return ", ".join(value for _, _, value in run)
 
 
 def _expressions(text: str, start: int) -> list[str]:
     """The expression at a place, and those that a conjunction joins to it; none if there is none."""
     found: list[str] = []
+    between = None
     while (end := _expression_end(text, start)) is not None:
-        found.append(_last_side(text[start:end].strip()))
-        between = _BETWEEN_VALUES.match(text, end)
-        if not between:
+        value = _last_side(text[start:end].strip())
+        if between and "or" in between[0] and _RELATION.search(value):
+            found[-1] += f" or {value}"
+        else:
+            found.append(value)
+        if not (between := _BETWEEN_VALUES.match(text, end)):
             break
         start = between.end()
     return found

@@ -1,24 +1,21 @@
 r"""The exact value of a number as it is written. Pure; no sympy, so the grader can ask it for every answer.
 
-Reads whole numbers, decimals, fractions, mixed fractions, powers of ten, repeating decimals (`0.1\overline{6}`,
+Reads whole numbers, decimals, fractions, mixed fractions, repeating decimals (`0.1\overline{6}`,
 `0.1(6)`, `0.1\dot{6}`, `0.166...`) and numbers in a base (`1011_2`). Why it is not left to math-verify 0.9 with
-latex2sympy2_extended 1.11: they read `0.1\overline{6}` as 0.1 times a letter, drop the base of `1011_2`, and round
-differences to 15 digits behind the point, so that 10^{-20} equals 10^{-21}.
+latex2sympy2_extended 1.11: they read `0.1\overline{6}` as 0.1 times a letter, and drop the base of `1011_2`.
 """
 
 import re
 from fractions import Fraction
 
 LONGEST = 400
-"""The most characters of a number that is read; a power of ten has at most this many digits too."""
+"""The most characters of a number that is read."""
 
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _SIGNED = rf"[+-]?\s*{_DECIMAL}"
 _FRACTION = re.compile(
     rf"([+-]?)\s*(?:(\d+)\s*)?\\frac\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))"
 )
-_SLASH = re.compile(rf"({_SIGNED})\s*/\s*({_SIGNED})")
-_POWER = re.compile(rf"([+-]?)\s*(?:({_DECIMAL})\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*(?:\{{\s*([+-]?\d+)\s*\}}|(\d))")
 _BASED = re.compile(r"([+-]?)\s*\(?([0-9A-Z]+)\)?_\{\s*\(?(\w+)\)?\s*\}")
 _REPEATING = re.compile(
     r"([+-]?)\s*(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
@@ -47,19 +44,6 @@ def _fraction(match: re.Match[str]) -> Fraction | None:
     if not lower or (whole and not 0 <= upper < lower):
         return None  # 5\frac{7}{3} is a product
     value = (int(whole) if whole else 0) + upper / lower
-    return -value if sign == "-" else value
-
-
-def _slash(match: re.Match[str]) -> Fraction | None:
-    upper, lower = (Fraction(part.replace(" ", "")) for part in match.groups())
-    return upper / lower if lower else None
-
-
-def _power(match: re.Match[str]) -> Fraction | None:
-    sign, factor, power, digit = match.groups()
-    if abs(exponent := int(power or digit)) > LONGEST:
-        return None
-    value = Fraction(factor or 1) * Fraction(10) ** exponent
     return -value if sign == "-" else value
 
 
@@ -94,8 +78,6 @@ def _repeated_at_end(digits: str) -> tuple[str, str]:
 
 _READERS = (
     (_FRACTION, _fraction),
-    (_SLASH, _slash),
-    (_POWER, _power),
     (_BASED, _based),
     (_REPEATING, _repeating),
 )

@@ -6,6 +6,8 @@ fraction.)
 """
 
 import re
+import unicodedata
+from functools import lru_cache
 
 OPENING, CLOSING = "([{", ")]}"
 
@@ -17,36 +19,40 @@ _UNICODE = str.maketrans(
         "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
         "\u00f7": r"\div ", "\u03c0": r"\pi ", "\u03b8": r"\theta ", "\u221e": r"\infty ", "\u00b1": r"\pm ",
         "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2205": r"\emptyset ", "\u00b0": r"^\circ ",
-        "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2026": r"\dots ", "\u00b2": "^2", "\u00b3": "^3",
-        "\u2248": r"\approx ", "\u20ac": "", "\u00a3": "", "\u211d": r"\mathbb{R}", "\u2044": "/",
-        **{chr(0x2080 + digit): f"_{digit}" for digit in range(10)},
+        "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2026": r"\dots ", "\u2248": r"\approx ",
+        "\u20ac": "", "\u00a3": "", "\u00a5": "", "\u20b9": "", "\u211d": r"\mathbb{R}", "\u2044": "/",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ",
     }
 )  # fmt: skip
 
+_TH = "st|nd|rd|th"
+_LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"((?:\d\u0305)+)", lambda match: rf"\overline{{{match[0].replace(chr(0x305), '')}}}"),
         (r"\u221a\s*\(", r"\\sqrt("),
         (r"\\(?:[lL]arge|LARGE|[hH]uge|small|normalsize|bf|rm|it|boldmath|(?:text)?color\s*\{\w+\})(?![a-zA-Z])", " "),
         (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
         (r",\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
+        (rf"(?:{WORDS}\s*)?\{{\s*([,:])\s*\}}", r"\1"),
         (r"(?<!\\)\\!", ""),
-        (r"\{\s*([,:])\s*\}", r"\1"),
         (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
-        (r"\\{2}\s*\[[^\]]*\]", r"\\\\"),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z])", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\[lcv]?dots(?![a-zA-Z])|\.{3}", r"\\dots"),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\(l|g|n)eq?(?:slant)?(?![a-zA-Z])", r"\\\1e"),
-        (r"\\[lr]brace(?![a-zA-Z])", lambda match: r"\{" if match[0][1] == "l" else r"\}"),
+        (r"\\([lr])angle(?![a-zA-Z])", lambda match: "(" if match[1] == "l" else ")"),
         (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
         (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}|^\s*\{\s*\}\s*$", r"\\emptyset"),
-        (r"(?<=[0-9A-F])\s*\(?base[ -](\w+)\)?", r"_{\1}"),
-        (r"\\equiv(?![a-zA-Z])", "="),
-        (r"\\imath(?![a-zA-Z])", "i"),
+        (rf"(?<=[0-9A-F])\s*(?:{WORDS}\s*\{{\s*)?\(?(?:in )?base[ -](\w+)\)?\}}?", r"_{\1}"),
+        (rf"(?<=\d)\^?\s*(?:\{{?{WORDS}\{{(?:{_TH})\}}\}}?|\{{(?:{_TH})\}}|(?:{_TH})(?![a-zA-Z]))", ""),
+        (
+            rf"(?<=\d)\s*({WORDS}\s*\{{)?\s*({'|'.join(_LARGE)})\b",
+            lambda match: rf"\times 10^{{{_LARGE[match[2]]}}}{match[1] or ''}",
+        ),
+        (rf"(?<=\d)\s*(?:to|{WORDS}\s*\{{\s*to\s*\}})\s*(?=\d)", ":"),
+        (r"(?<![\\a-zA-Z{])(pi|log|ln|sin|cos|tan|exp)(?![a-zA-Z])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ"),
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
         (r"_(\w)", r"_{\1}"),
@@ -60,9 +66,35 @@ _MIXED = re.compile(r"(?<![\d./])(\d{1,99}) (\d{1,99}) ?/ ?(\d{1,99})(?![\d.])")
 _E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([eE])([+-]?)(\d+)(?![\d.]*[a-zA-Z!^])")
 
 
+_RAISED = (
+    (re.compile(r"(?:\d[\u0304\u0305])+"), lambda match: rf"\overline{{{re.sub('[^0-9]', '', match[0])}}}"),
+    (re.compile(r"(?<=\d)\s?([\u00bc-\u00be\u2150-\u215e])"), lambda match: f" {_plain(match[1])}"),
+    (re.compile(r"[\u00bc-\u00be\u2150-\u215e]"), lambda match: _plain(match[0])),
+    (re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207f]+"), lambda match: f"^{{{_plain(match[0])}}}"),
+    (re.compile(r"[\u2080-\u2089]+"), lambda match: f"_{{{_plain(match[0])}}}"),
+    (re.compile(r"\u2212"), lambda _: "-"),
+)
+_IN_WORDS = (
+    (re.compile(r"\bnegative\s+(?=\d)"), "-"),
+    (re.compile(r"(?<=\d)\s+x\s+(?=\d)"), r" \\times "),
+)
+
+
+def on_the_line(text: str) -> str:
+    """A text whose raised, lowered and overlined digits, small fractions and signs in words are written in ASCII."""
+    for pattern, replacement in _IN_WORDS if text.isascii() else (*_RAISED, *_IN_WORDS):
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("\u2044", "/")
+
+
+@lru_cache(maxsize=4096)
 def spell(expression: str) -> str:
     """The expression without dollar signs, spacing commands, separators of thousands and full stop."""
-    expression = expression.translate(_UNICODE)
+    expression = on_the_line(expression).translate(_UNICODE)
     for pattern, replacement in _SPELLINGS:
         expression = pattern.sub(replacement, expression)
     expression = expression.strip()

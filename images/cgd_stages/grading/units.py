@@ -8,6 +8,8 @@ letter of `2m`, so 12 m equals 12 cm.)
 import re
 from dataclasses import dataclass
 
+from cgd_stages.grading.spelling import unwrapped
+
 _NAMES = {
     "mm": "mm millimeter millimetre",
     "cm": "cm centimeter centimetre",
@@ -70,10 +72,11 @@ _ANGLE_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 @dataclass(frozen=True)
 class Quantity:
     """An answer without its unit. `unit` has one spelling; it is empty for words that are no known unit, and None if
-    the answer has neither."""
+    the answer has neither. `may_be_factor`: it is a letter that may also be a variable, as in `12 m`."""
 
     value: str
     unit: str | None = None
+    may_be_factor: bool = False
 
 
 def quantity(expression: str) -> Quantity:
@@ -82,6 +85,8 @@ def quantity(expression: str) -> Quantity:
     A single letter after a number is a unit only if a blank separates them (`12 m`): `12m` is a product.
     """
     text = expression.strip()
+    if re.fullmatch(rf"{_TEXT}\s*\{{\s*\d[^{{}}]*\}}", text):
+        text = unwrapped(text)
     if text.startswith((r"\$", r"-\$")):
         return Quantity(text.replace(r"\$", "").strip(), "dollar")
     if text.endswith(r"^\circ"):
@@ -96,13 +101,14 @@ def quantity(expression: str) -> Quantity:
         unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
         if unit and (plain["gap"] or len(plain["unit"]) > 1):
-            return Quantity(plain["value"].strip(), unit)
+            return Quantity(plain["value"].strip(), unit, len(plain["unit"]) == 1)
         if not unit and plain["gap"] and len(words[0]) > 2 and not _FUNCTIONS.intersection(words):
             return Quantity(plain["value"].strip(), "")
     return Quantity(text)
 
 
 _AFTER_A_NUMBER = re.compile(r"\s?[a-zA-Z]+(?:(?:\s+per)?\s*[ /]\s*[a-zA-Z]+){0,2}(?:\^\{?[23]\}?)?")
+_LARGE = frozenset(("hundred", "thousand", "million", "billion", "trillion"))
 _ORDINARY_WORDS = frozenset(("in", "am", "second", "deg", "a", "s", "l", "n", "j", "w", "v", "k"))
 
 
@@ -114,6 +120,8 @@ def unit_after(text: str) -> str:
     match = _AFTER_A_NUMBER.match(text)
     words = match[0] if match else ""
     while words.strip():
+        if words.strip() in _LARGE:
+            return words
         if words.strip().lower() not in _ORDINARY_WORDS and _standard_unit(re.sub(r"[\^{}]", "", words), None):
             return words
         words = re.sub(r"\s*[ /]?\s*(?:[a-zA-Z]+|\^\{?[23]\}?)$", "", words)

@@ -84,7 +84,7 @@ def read_lines(files: list[File], field: str, fields: Fields) -> Iterator[Line]:
     for file in files:
         try:
             yield from _parquet_lines(file, fields) if file.name.endswith(".parquet") else _json_lines(file, field)
-        except (pa.ArrowException, zlib.error, EOFError, OSError) as error:
+        except (pa.ArrowException, zlib.error, EOFError, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             message = f"{file.name} cannot be read: {error}"

@@ -1,9 +1,12 @@
 """Some hundred of the strange files of `make fuzz`: read = kept + rejected, and no traceback."""
 
+import io
 import itertools
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import fuzz_lines
 from support.fuzz_lines import FATES, Odd, fate
@@ -18,6 +21,13 @@ def test_every_row_of_a_strange_file_is_kept_or_rejected_or_the_file_is_refused(
     found = fuzz_lines.fates(200, seed, tmp_path)
     assert {name: files for name, files in found.items() if name not in FATES} == {}
     assert found.keys() == FATES.keys()
+
+
+def test_a_parquet_file_whose_column_has_no_readable_name_is_refused(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"question": ["a"]}), sink, store_schema=False)
+    named = sink.getvalue().replace(b"question", b"\xffuestion")
+    assert fate(Odd("p.parquet", named, FIELDS, None), tmp_path) == "refused"
 
 
 def test_files_are_the_same_for_a_seed() -> None:
