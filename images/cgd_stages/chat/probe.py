@@ -20,12 +20,14 @@ from cgd_stages.contract import Chat
 _USER, _ANSWER, _THOUGHT, _NEXT = "qzxvuone", "qzxvatwo", "qzxvtthree", "qzxvnfour"
 QUESTION: list[Message] = [{"role": "user", "content": _USER}]
 CONVERSATIONS: list[list[Message]] = [QUESTION, [{"role": "system", "content": _NEXT}, *QUESTION]]
+_LEAST_EFFORTS = ("none", "no_think", "minimal")
 _SWITCHES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     *(({name: True}, {name: False}) for name in ("enable_thinking", "thinking", "reasoning")),
     ({}, {"thinking_budget": 0}),
-    *(({"reasoning_effort": "high"}, {"reasoning_effort": idle}) for idle in ("none", "no_think")),
+    *(({"reasoning_effort": "high"}, {"reasoning_effort": idle}) for idle in _LEAST_EFFORTS),
 )
-"""The variables by which templates switch thinking: Seed-OSS has a budget, Mistral and Hunyuan 3 an effort."""
+"""The variables by which templates switch thinking: Seed-OSS has a budget; Mistral, Hunyuan 3 and Solar Open
+have an effort."""
 NO_THOUGHTS = (
     "Set chat.thinking to off and spec.training.thinking to drop, or name the format of its thoughts in "
     "chat.reasoningParser."
@@ -141,9 +143,10 @@ def _after_question(text: str) -> str:
 
 def _switch(speak: Speak, chat: Chat) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables of both modes, if any change what the template makes of a question. A template that copies whatever
-    effort it is given, as gpt-oss's, has no switch in it. An effort of the user's stays."""
+    effort it is given, as gpt-oss's, has no switch in it. The user's own effort stays where the model thinks."""
     for thinking, idle in _SWITCHES:
-        thinking = thinking | {name: value for name, value in chat.template_kwargs.items() if name in thinking}
+        given = {name: chat.template_kwargs[name] for name in thinking.keys() & chat.template_kwargs.keys()}
+        thinking = thinking if set(given.values()) & set(_LEAST_EFFORTS) else thinking | given
         try:
             differ = speak(QUESTION, prompt=True, **thinking) != speak(QUESTION, prompt=True, **idle)
         except TemplateError:  # this value is none of the template's

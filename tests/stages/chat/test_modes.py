@@ -289,6 +289,8 @@ def test_an_effort_of_the_users_stays_where_the_model_thinks() -> None:
     off = of(checked, thinking="off", template_kwargs={"reasoning_effort": "low"})
     assert off.render(ASKED).text.startswith("no_think")
     assert off.render(ASKED).text.endswith("<think></think>")
+    none = of(checked, template_kwargs={"reasoning_effort": "no_think"})
+    assert (none.opened, none.markup and none.markup.start) == (False, "<think>")
 
 
 def test_a_prompt_may_open_a_thought_by_words_that_no_stored_reply_has() -> None:
@@ -402,3 +404,18 @@ def test_a_prompt_that_opens_a_thought_shows_its_marker_although_an_answer_has_a
     on, off = (of(source, *tokens, thinking=mode) for mode in ("on", "off"))
     assert learned(on, "hm") == "hm<|END_THINKING|><|START_TEXT|>4<|END_TEXT|><|im_end|>"
     assert learned(off) == "<|START_TEXT|>4<|END_TEXT|><|im_end|>"
+
+
+def test_a_prompt_with_a_message_for_an_empty_thought_is_off() -> None:
+    """As Solar Open writes it at its least effort; the model writes the header of its answer."""
+    thought = "{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
+    source = "{% for m in messages %}" + thought + "<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}{% if reasoning_effort == 'minimal' %}<|begin|>assistant<|think|><|end|>"
+    source += "{% endif %}<|begin|>assistant{% endif %}"
+    tokens = stand_in.markers(source)
+    on, off = (of(source, *tokens, end="<|end|>", thinking=mode) for mode in ("on", "off"))
+    assert learned(on, "hm") == "<|think|>hm<|end|><|begin|>assistant<|content|>4<|end|>"
+    assert off.render(ASKED).text.endswith("<|think|><|end|><|begin|>assistant")
+    assert learned(off) == "<|content|>4<|end|>"
+    least = of(source, *tokens, end="<|end|>", template_kwargs={"reasoning_effort": "minimal"})
+    assert (least.opened, least.markup) == (False, on.markup)
