@@ -317,7 +317,7 @@ def _header(prompt: str, head: str, markup: Markers | None, opened: Opened) -> s
 def _thought_at(prompt: str, markup: Markers) -> int:
     """The place where the first marker of a thought stands in what a prompt has behind its question."""
     made = _after_question(prompt)
-    first = min(place for place in map(made.find, markup.marks) if place != -1)
+    first = min(place for place in map(made.find, (markup.start, markup.end)) if place != -1)
     return len(prompt) - len(made) + first
 
 

@@ -60,8 +60,8 @@ class Markers:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """The markers by which a reply is split."""
-        return tuple(marker for marker in (self.start, self.end) if marker)
+        """Every marker of a thought."""
+        return tuple(filter(None, dict.fromkeys((self.start, self.closing, self.end))))
 
     @property
     def frame(self) -> str:

@@ -185,7 +185,8 @@ def test_a_server_that_shows_special_tokens_is_split_by_them(text: str, parts: S
 
 @pytest.mark.parametrize("markup", FAMILIES)
 def test_no_thought_of_any_family_holds_a_marker_however_often_the_model_writes_them(markup: Markers) -> None:
-    template = bare(*stand_in.markers(markup.opening + markup.bridge))
+    given = ("<|im_start|>", "<|im_end|>", *stand_in.markers(markup.opening + markup.bridge))
     end = markup.bridge
+    template = ChatTemplate(stand_in.tokenizer(PLAIN, given, end="<|im_end|>", listed=False))
     parts = said(template, f"{markup.opening}one{end}two{markup.opening}three{end}{end}It is 4.")
     assert (parts.text, parts.thinking.split()) == ("It is 4.", ["one", "two", "three"])
