@@ -17,12 +17,13 @@ from cgd_stages.chat.template import ChatTemplate, ControlTokens, Rendered
 IGNORE = -100
 """The label of a token that is not learned: torch's cross entropy ignores it."""
 
-Reason = Literal["missing", "empty", "too_long", "template", "control_tokens"]
+Reason = Literal["missing", "empty", "too_long", "template", "markers", "control_tokens"]
 
 
 class Unusable(ValueError):
     """A row makes no example: its target is `missing` or `empty`, its example is `too_long`, the model's chat
-    `template` does not work, or a text holds `control_tokens` that the tokenizer cannot write as plain text."""
+    `template` does not work, what is learned holds `markers` of the model's thoughts, or a text holds `control_tokens`
+    that the tokenizer cannot write as plain text."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -54,6 +55,8 @@ def example(
         raise Unusable("empty", "the target holds no text")
     if not template.turn.end:
         raise Unusable("template", "the model has neither an end-of-turn nor an end-of-text token")
+    if markers := template.thought_markers(f"{thought or ''}\n{target}"):
+        raise Unusable("markers", f"what is learned holds {' and '.join(markers)}, which marks the model's thoughts")
     try:
         context_ids, target_ids = _split(template, template.render(context), _reply(template, target, thought))
     except TemplateError as error:
@@ -72,18 +75,19 @@ def show(tokens: Sequence[str], labels: Sequence[int]) -> str:
 
 def _reply(template: ChatTemplate, target: str, thought: str | None) -> Rendered:
     """What the model writes up to the ids that end its turn."""
-    turn = template.turn
+    turn, markup = template.turn, template.markup
     lead, trail = turn.keeps
     target = target if lead else target.lstrip()
     target = target if trail else target.rstrip()
     if thought is None:
         if turn.opened:
             raise Unusable("template", "the prompt opens a thought, and the example has none")
-        return _made(turn.header).then(template.plainly(target)).then(_made(turn.tail))
-    if turn.markup is None or turn.opened is False:
+        head = _made(turn.header)
+    elif markup is None or turn.opened is False:
         raise Unusable("template", "the chat template has no place for a thought in this mode")
-    opened = _made(turn.opening).then(template.plainly(thought)).then(_made(turn.markup.bridge))
-    return opened.then(template.plainly(target)).then(_made(turn.tail))
+    else:
+        head = _made(turn.opening).then(template.plainly(thought)).then(_made(markup.bridge))
+    return head.then(template.plainly(target)).then(_made(turn.tail_after(head.pieces[-1])))
 
 
 def _made(text: str) -> Rendered:

@@ -20,11 +20,14 @@ from cgd_stages.contract import Chat
 _USER, _ANSWER, _THOUGHT, _NEXT = "qzxvuone", "qzxvatwo", "qzxvtthree", "qzxvnfour"
 QUESTION: list[Message] = [{"role": "user", "content": _USER}]
 CONVERSATIONS: list[list[Message]] = [QUESTION, [{"role": "system", "content": _NEXT}, *QUESTION]]
+_LEAST_EFFORTS = ("none", "no_think", "minimal")
 _SWITCHES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     *(({name: True}, {name: False}) for name in ("enable_thinking", "thinking", "reasoning")),
     ({}, {"thinking_budget": 0}),
+    *(({"reasoning_effort": "high"}, {"reasoning_effort": idle}) for idle in _LEAST_EFFORTS),
 )
-"""The variables by which templates switch thinking on and off. Seed-OSS has only a budget."""
+"""The variables by which templates switch thinking: Seed-OSS has a budget; Mistral, Hunyuan 3 and Solar Open
+have an effort."""
 NO_THOUGHTS = (
     "Set chat.thinking to off and spec.training.thinking to drop, or name the format of its thoughts in "
     "chat.reasoningParser."
@@ -70,10 +73,18 @@ class Turn:
     made: str = ""
     """Everything that the template itself has written around the probes."""
 
+    foot: str = ""
+    """What ends the frame of an answer, where the template does not."""
+
+    def tail_after(self, head: str) -> str:
+        """The plain text after an answer that follows `head`."""
+        framed = self.markup and self.markup.frame and head.rstrip().endswith(self.markup.frame)
+        return (self.foot if framed else "") + self.tail
+
 
 def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Turn:
     """What stands around a reply of this model in this mode. Raises TemplateError, and Unfit."""
-    thinking, idle = _switch(speak)
+    thinking, idle = _switch(speak, chat)
     markup = _markup(speak, chat, thinking, idle)
     if markup is None and (unknown := unknown_markers(tokenizer)):
         raise Unfit(
@@ -89,10 +100,15 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
     if _ANSWER not in reply:
         raise Unfit("does not write the assistant's turn", "Take another model, or give it another chat.template.")
     head, tail = _around(reply, _ANSWER)
+    if markup and opened is not None:  # some templates write the thought of a prompt after a reply, too
+        tail = tail.removesuffix(prompt[_thought_at(prompt, markup) :])
     plain_tail, end = _end(speak, tokenizer, tail, stops, values)
+    header = _header(prompt, head, markup, opened)
+    if chat.reasoning_parser and markup and markup.frame and opened is False:  # the template shows no frame
+        header = header or markup.bridge.partition(markup.end)[2].lstrip()
     return Turn(
         end=end,
-        header=_header(prompt, head, markup, opened),
+        header=header,
         opening=markup.opening if markup and not opened else "",
         tail=plain_tail,
         markup=markup,
@@ -100,6 +116,7 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
         values=values,
         keeps=_keeps(speak, values),
         made=prompt + head + tail,
+        foot=markup.foot if markup and markup.foot.strip() not in tail else "",
     )
 
 
@@ -124,12 +141,28 @@ def _after_question(text: str) -> str:
 # --- thoughts ---------------------------------------------------------------------------------------------------------
 
 
-def _switch(speak: Speak) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The variables of both modes, if any change what the template makes of a question."""
+def _switch(speak: Speak, chat: Chat) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables of both modes, if any change what the template makes of a question. A template that copies whatever
+    effort it is given, as gpt-oss's, has no switch in it. The user's own effort stays where the model thinks."""
     for thinking, idle in _SWITCHES:
-        if speak(QUESTION, prompt=True, **thinking) != speak(QUESTION, prompt=True, **idle):
+        given = {name: chat.template_kwargs[name] for name in thinking.keys() & chat.template_kwargs.keys()}
+        thinking = thinking if set(given.values()) & set(_LEAST_EFFORTS) else thinking | given
+        try:
+            differ = speak(QUESTION, prompt=True, **thinking) != speak(QUESTION, prompt=True, **idle)
+        except TemplateError:  # this value is none of the template's
+            continue
+        if differ and not _copies(speak, idle):
             return thinking, idle
     return {}, {}
+
+
+def _copies(speak: Speak, values: dict[str, Any]) -> bool:
+    """Whether the template writes any text that one of these variables may have."""
+    texts = {name: _NEXT for name, value in values.items() if isinstance(value, str)}
+    try:
+        return _NEXT in speak(QUESTION, prompt=True, **texts)
+    except TemplateError:
+        return False
 
 
 def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markers | None:
@@ -139,8 +172,8 @@ def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, 
     shown = _shown(speak, prompt, thinking)
     if shown and (named is None or named.end == shown.end):
         return shown
-    made = [_after_question(prompt), _after_question(speak(QUESTION, prompt=True, **idle))]
     stored = _around(_after_question(speak(_replied(_ANSWER), prompt=False, **idle)), _ANSWER)[0]
+    made = [_after_question(prompt), _after_question(speak(QUESTION, prompt=True, **idle)), stored]
     for family in [named] if named else FAMILIES:
         for text in made:
             if family.start in text:
@@ -165,7 +198,8 @@ def _shown(speak: Speak, prompt: str, values: dict[str, Any]) -> Markers | None:
     """The markers, if the template writes a thought that a reply has in a field of its own."""
     fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
     parts: Any = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
-    for reply in (_replied(_ANSWER, **fields), _replied(parts)):
+    blocks = {"blocks": [{"type": "thoughts", "text": _THOUGHT}, {"type": "response", "text": _ANSWER}]}  # Apertus
+    for reply in (_replied(_ANSWER, **fields), _replied(parts), _replied(blocks)):
         try:
             text = speak(reply, prompt=False, **values)
         except TemplateError:
@@ -186,10 +220,15 @@ def _read(prompt: str, before: str, bridge: str, without: str) -> Markers:
     answered = without.rpartition(_ANSWER)[0]
     if answered.startswith(prompt) and bridge.endswith(rest := answered[len(prompt) :]) and rest != bridge:
         header = rest if rest.strip() else ""
-    if len(before) > len(prompt) and before.startswith(prompt):
-        return Markers(before[len(prompt) :], bridge, header)
-    start = _start_of(bridge, header)
+    if before.startswith(prompt) and (rest := before[len(prompt) :]).strip():
+        return Markers(rest, bridge, header)
+    if prompt.startswith(before) and (rest := prompt[len(before) :]).strip() and Markers("", bridge).end not in rest:
+        return Markers(rest, bridge, header)  # the prompt opens thoughts by a text that stored replies do not have
     made = _after_question(before)
+    for family in FAMILIES:
+        if family.header and family.bridge == bridge and family.start in made:
+            return Markers(made[made.rindex(family.start) :], bridge, family.header)
+    start = _start_of(bridge, header)
     return Markers(made[made.rindex(start) :] if start in made else made.lstrip(), bridge, header)
 
 
@@ -262,9 +301,7 @@ def _header(prompt: str, head: str, markup: Markers | None, opened: Opened) -> s
         return "" if markup and markup.start in rest else rest  # an empty thought is the template's
     base = prompt
     if markup and opened is not None:
-        made = _after_question(prompt)
-        first = min(place for place in (made.find(markup.start), made.find(markup.end)) if place != -1)
-        base = prompt[: len(prompt) - len(made) + first]
+        base = prompt[: _thought_at(prompt, markup)]
         header = markup.header.strip()
         if header and head.startswith(base) and (rest := head[len(base) :]).strip() == header:
             return rest
@@ -275,6 +312,13 @@ def _header(prompt: str, head: str, markup: Markers | None, opened: Opened) -> s
         "begins differently when a reply follows the context, so that its examples would differ from its prompts",
         "Take another model or revision, or mend its template by chat.template.",
     )
+
+
+def _thought_at(prompt: str, markup: Markers) -> int:
+    """The place where the first marker of a thought stands in what a prompt has behind its question."""
+    made = _after_question(prompt)
+    first = min(place for place in map(made.find, (markup.start, markup.end)) if place != -1)
+    return len(prompt) - len(made) + first
 
 
 def _keeps(speak: Speak, values: dict[str, Any]) -> tuple[bool, bool]:
@@ -298,7 +342,8 @@ def _end(
     following = _ids(tokenizer, _following(speak, values))
     shared = [number for number, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, following, strict=False))]
     ends = [place for place, number in enumerate(shared) if number in added]
-    ends = ends[-1:] or [place for place, number in enumerate(ids) if number in stops or number in added]
+    ends = [place for place in ends if shared[place] in stops][:1] or ends[-1:]  # the model stops before it goes on
+    ends = ends or [place for place, number in enumerate(ids) if number in stops or number in added]
     if ends:
         first = next(place for place, number in enumerate(ids) if number in added or number in stops)
         rest = [number for number in ids[ends[0] + 1 :] if number not in added]

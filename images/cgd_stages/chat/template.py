@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat import probe
 from cgd_stages.chat.messages import Message, plain, without_system
-from cgd_stages.chat.thoughts import FAMILIES, Markers, Opened, Seen, Split, split, split_text
+from cgd_stages.chat.thoughts import (
+    FAMILIES,
+    PARSERS_OF_TYPES,
+    THINK,
+    Markers,
+    Opened,
+    Seen,
+    Split,
+    split,
+    split_text,
+)
 from cgd_stages.chat.tokenizer import WHOLE, load_tokenizer
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
@@ -84,9 +94,11 @@ class ChatTemplate:
     @classmethod
     def load(cls, folder: Path, chat: Chat | None = None, *, name: str | None = None) -> "ChatTemplate":
         """Of a model's folder, weights or not. Raises what `load_tokenizer` raises, too."""
-        name = name or str(folder)
+        name, chat = name or str(folder), chat or Chat()
         loaded = load_tokenizer(folder, name)
         files = loaded.folder if loaded.mended else None
+        if chat.reasoning_parser is None and THINK.start in (chat.template or _own(loaded.tokenizer) or ""):
+            chat = chat.model_copy(update={"reasoning_parser": PARSERS_OF_TYPES.get(_model_type(folder))})
         return cls(loaded.tokenizer, chat, name=name, stops=_stops(folder), files=files)
 
     # --- what the model is and does ---------------------------------------------------------------------------------
@@ -168,6 +180,11 @@ class ChatTemplate:
     def control_tokens(self, text: str) -> list[str]:
         """The texts in it that the tokenizer would read as control tokens."""
         return sorted(set(self._control.findall(text)))
+
+    def thought_markers(self, text: str) -> list[str]:
+        """The markers of the model's own thoughts in a text: learned there, they would begin or end a thought in the
+        middle of a reply."""
+        return [marker for marker in self.markup.marks if marker in text] if self.markup else []
 
     def plainly(self, text: str) -> Rendered:
         """A text of a user or a model, in pieces of which none holds a control token. Raises ControlTokens."""
@@ -267,9 +284,10 @@ class ChatTemplate:
         return self._bare(split(text, self.markup, self.opened)) if self.markup else split_text(text, lone_end=False)
 
     def _bare(self, parts: Split) -> Split:
-        """The parts without the words that the template writes between an answer and the end of its turn."""
-        tail = self.turn.tail.strip()
-        return replace(parts, text=parts.text.removesuffix(tail).strip()) if tail else parts
+        """The parts without the words between an answer and the end of its turn."""
+        tails = self.turn.tail.strip(), self.markup.foot.strip() if self.markup else ""
+        text = reduce(str.removesuffix, tails, parts.text)
+        return replace(parts, text=text.strip())
 
     @cached_property
     def _header_ids(self) -> tuple[int, ...]:
@@ -349,6 +367,11 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a rendered text, in which the special ones are written already."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _model_type(folder: Path) -> str:
+    path = folder / "config.json"
+    return str(json.loads(path.read_text()).get("model_type")) if path.is_file() else ""
 
 
 def _stops(folder: Path) -> frozenset[int]:

@@ -7,7 +7,8 @@ The rule, for all families:
 
 - A thought begins where the prompt has opened it, or where the reply begins with the marker that opens it.
 - It ends at the *last* marker that ends it, as olmo3's parser in vLLM, lm-eval and the templates themselves have it:
-  a marker that is only quoted in a thought, or is written twice, stays out of the answer.
+  a marker that is only quoted in a thought, or is written twice, stays out of the answer. Out of the thought it is
+  dropped, as the newer parsers of vLLM drop it: a line break takes its place.
 - A thought without an end is unfinished: the reply has no answer, whatever the thought holds.
 - Where the prompt has closed the thought, and the reply opens none, all of it is the answer.
 - Nothing else ends a thought: `<tool_call>` in a thought is a word of the thought.
@@ -20,6 +21,8 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+_WORD = re.compile(r"\[[^\]]*\]|\S+")
+"""A marker in square brackets may hold blanks: Apriel's `[BEGIN FINAL RESPONSE]`."""
 Opened = bool | None
 """Whether the prompt has opened a thought (True), or opened and closed one (False); None: it has done neither."""
 
@@ -53,12 +56,23 @@ class Markers:
     @property
     def end(self) -> str:
         """The marker after which the answer begins."""
-        return self.header.strip() or self.bridge.split(maxsplit=1)[0]
+        return self.header.strip() or _WORD.findall(self.bridge)[0]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Every marker of a thought."""
+        return tuple(filter(None, dict.fromkeys((self.start, self.closing, self.end))))
 
     @property
     def frame(self) -> str:
         """A word that opens the answer after that marker, as ERNIE's `<response>`; nearly always empty."""
         return "" if self.header else self.bridge.strip().removeprefix(self.end).strip()
+
+    @property
+    def foot(self) -> str:
+        """What a model writes after an answer that it has opened with the frame."""
+        blank = self.bridge[len(self.bridge.rstrip()) :]
+        return blank + self.frame.replace("<", "</", 1) if self.frame.startswith("<") else ""
 
     @property
     def closing(self) -> str:
@@ -75,6 +89,10 @@ HARMONY = Markers(
 S1 = Markers("<|im_start|>think\n", "\n<|im_start|>answer\n", "<|im_start|>answer\n")
 COHERE = Markers("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>", "<|START_RESPONSE|>")
 COHERE4 = Markers("<|START_THINKING|>", "<|END_THINKING|><|START_TEXT|>", "<|START_TEXT|>")
+ERNIE = Markers("<think>\n", "\n</think>\n\n<response>\n")
+HUNYUAN = Markers("<think>\n", "\n</think>\n<answer>\n")
+GRANITE = Markers("Here is my thought process:\n\n", "\n\nHere is my response:\n\n", "Here is my response:\n\n")
+KIMI = Markers("\u25c1think\u25b7", "\u25c1/think\u25b7")
 MISTRAL = Markers("[THINK]", "[/THINK]")
 SEED = Markers("<seed:think>", "</seed:think>")
 GEMMA = Markers("<|channel>thought\n", "\n<channel|>")
@@ -88,20 +106,25 @@ SKY = Markers(
 )
 PLAMO = Markers("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>")
 MINIMAX = Markers("<mm:think>", "</mm:think>")
-FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, APERTUS, SKY, MINIMAX, PLAMO, THINK)
-"""The markups of families whose templates do not show them. A template that shows another one is read instead."""
+FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, APERTUS, SKY, MINIMAX, PLAMO, KIMI, THINK)
+"""The markups of families whose templates do not show them; no ordinary text begins with one of their markers. A
+template that shows another one is read instead."""
 
 PARSERS: dict[str, Markers] = {
     **dict.fromkeys(
         (
-            *("deepseek_r1", "deepseek_v3", "deepseek_v4", "ernie45", "glm45", "glm47", "holo2", "hunyuan_a13b"),
-            *("kimi_k2", "mimo", "minimax_m2", "nemotron_v3", "olmo3", "qwen3", "step3", "step3p5"),
+            *("deepseek_r1", "deepseek_v3", "deepseek_v4", "deepseek_v41", "glm45", "glm47", "granite_thinking_parser"),
+            *("holo2", "hy_v3", "kimi_k2", "ling3", "mimo", "minicpmv", "minimax_m2", "nemotron_v3", "olmo3"),
+            *("poolside_v1", "qwen3", "step3", "step3p5"),
         ),
         THINK,
     ),
     "cohere_command3": COHERE,
     "cohere_command4": COHERE4,
+    "ernie45": ERNIE,
     "gemma4": GEMMA,
+    "granite": GRANITE,
+    "hunyuan_a13b": HUNYUAN,
     "minimax_m3": MINIMAX,
     "mistral": MISTRAL,
     "muse_glimmer": MUSE,
@@ -111,6 +134,8 @@ PARSERS: dict[str, Markers] = {
     "seed_oss": SEED,
 }
 """vLLM's names of thought formats, and `s1`, for which vLLM has no name."""
+PARSERS_OF_TYPES = dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe"), "hunyuan_a13b")
+"""Types of models that write thoughts in a form that their templates do not show whole."""
 
 _ENDS = re.compile(
     r"(?:\s*(?:<\|(?:im_end|endoftext|return|eot_id|eot|eom|end|END_RESPONSE|END_TEXT|END_OF_TURN_TOKEN"
@@ -127,7 +152,7 @@ def split(text: str, markup: Markers, opened: Opened = None) -> Split:
     if opened is False and not started and not markup.header:
         while body.startswith(markup.end):  # the model closes once more what the prompt has closed
             body = body.removeprefix(markup.end).strip()
-        return Split(body)
+        return Split(_answer(body, markup))
     before, found, after = body.rpartition(markup.end)
     if found:
         return Split(_answer(after, markup), _thought(before, markup))
@@ -143,12 +168,13 @@ def _answer(text: str, markup: Markers) -> str:
 
 
 def _thought(text: str, markup: Markers) -> str:
-    """The thought without its markers, in a text up to the answer's marker."""
+    """The thought without any marker, in a text up to the answer's marker."""
     text = text.strip()
     if markup.header:
         text = markup.closing + text.removesuffix(markup.closing)
         text = _between(markup).sub("\n", text).removeprefix(markup.closing)
-    return text.strip().removeprefix(markup.start).strip()
+    parts = re.split("|".join(map(re.escape, markup.marks)), text)
+    return "\n".join(filter(None, map(str.strip, parts)))
 
 
 def _between(markup: Markers) -> re.Pattern[str]:

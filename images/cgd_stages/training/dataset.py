@@ -27,6 +27,8 @@ from cgd_stages.training.validation_split import held_out
 HINTS = {
     "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
     "template": "The student's chat template does not show where a reply ends: use another student or revision.",
+    "markers": "What is learned holds the markers of the student's thoughts: take them out of {target}, or out of the "
+    "thoughts before it.",
     "control_tokens": "These texts hold control tokens of the student: remove them from the prompts.",
     "empty": "Look at the stored rows: there is nothing to learn in {target}.",
     "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {training} out of "

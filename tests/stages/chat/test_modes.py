@@ -260,3 +260,162 @@ def test_a_plain_model_has_no_part_in_a_digest_and_a_thinking_one_has() -> None:
     assert of(None).identity() == {}
     shown = HEAD + "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}" + TAIL + PROMPT
     assert of(shown + "{% endif %}").identity() != {}
+
+
+# --- families whose templates TRL does not have -----------------------------------------------------------------------
+
+
+def test_thinking_is_switched_by_an_effort_where_the_template_has_words_of_its_own_for_it() -> None:
+    """As Mistral Small 4 has it. gpt-oss's template copies any effort: it is in test_templates."""
+    effort = "{% set effort = reasoning_effort or 'none' %}{% if effort not in ['none', 'high'] %}"
+    effort += "{{ raise_exception('an effort is none or high') }}{% endif %}[MODEL_SETTINGS]{{ effort }}"
+    shown = "{% if m.reasoning_content %}[THINK]{{ m.reasoning_content }}[/THINK]{% endif %}"
+    source = effort + "{% for m in messages %}[INST]" + shown + "{{ m.content }}<|im_end|>{% endfor %}"
+    tokens = ("[INST]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]")
+    on, off = of(source, *tokens, thinking="on"), of(source, *tokens, thinking="off")
+    assert on.render(ASKED).text.startswith("[MODEL_SETTINGS]high")
+    assert off.render(ASKED).text.startswith("[MODEL_SETTINGS]none")
+    assert learned(on, "hm") == "[INST][THINK]hm[/THINK]4<|im_end|>"
+
+
+def test_an_effort_of_the_users_stays_where_the_model_thinks() -> None:
+    """As Hunyuan 3 has it, whose efforts are high, low and no_think."""
+    checked = "{% if reasoning_effort not in ['high', 'low', 'no_think'] %}"
+    checked += "{{ raise_exception('?') }}{% endif %}{{ reasoning_effort }}" + HEAD + TAIL + PROMPT
+    checked += "{% if reasoning_effort == 'no_think' %}<think></think>{% else %}<think>{% endif %}{% endif %}"
+    low = of(checked, thinking="on", template_kwargs={"reasoning_effort": "low"})
+    assert low.render(ASKED).text.startswith("low")
+    assert of(checked, thinking="on").render(ASKED).text.startswith("high")
+    off = of(checked, thinking="off", template_kwargs={"reasoning_effort": "low"})
+    assert off.render(ASKED).text.startswith("no_think")
+    assert off.render(ASKED).text.endswith("<think></think>")
+    none = of(checked, template_kwargs={"reasoning_effort": "no_think"})
+    assert (none.opened, none.markup and none.markup.start) == (False, "<think>")
+
+
+def test_a_prompt_may_open_a_thought_by_words_that_no_stored_reply_has() -> None:
+    """As Apriel has it, with a marker of several words in brackets."""
+    shown = "{% if m.reasoning_content %}{{ m.reasoning_content }}\n[BEGIN FINAL RESPONSE]\n{% endif %}"
+    source = HEAD + shown + TAIL + PROMPT + "Here are my reasoning steps:\n{% endif %}"
+    template = of(source, thinking="on")
+    assert template.opened
+    assert learned(template, "hm") == "hm\n[BEGIN FINAL RESPONSE]\n4<|im_end|>"
+    for text, parts in ((learned(template, "hm"), ("hm", "4")), ("hm [BEGIN<|im_end|>", ("hm [BEGIN", ""))):
+        split = template.split(stand_in.ids(template.tokenizer, text), "")
+        assert (split.thinking, split.text) == parts
+    with pytest.raises(UserError, match="a reply begins with Here are my reasoning steps:"):
+        of(source, thinking="off")
+
+
+def test_an_answer_in_a_channel_of_its_own_is_split_and_learned_with_both_of_its_tags() -> None:
+    """As Kimi K3 has it."""
+    tags = "{% macro tag(kind, name) %}<|{{ kind }}|>{{ name }}<|sep|>{% endmacro %}"
+    thought = "{% if thinking is not defined or thinking %}{{ tag('open', 'think') }}{{ m.reasoning_content or '' }}"
+    thought += "{{ tag('close', 'think') }}{% endif %}"
+    reply = thought + "{{ tag('open', 'response') }}{{ m.content }}{{ tag('close', 'response') }}"
+    source = tags + "{% for m in messages %}{{ tag('open', m.role) }}{% if m.role == 'assistant' %}" + reply
+    source += "{% else %}{{ m.content }}{% endif %}<|end_of_msg|>{% endfor %}{% if add_generation_prompt %}"
+    source += "{{ tag('open', 'assistant') }}{% if thinking is not defined or thinking %}{{ tag('open', 'think') }}"
+    source += "{% else %}{{ tag('open', 'response') }}{% endif %}{% endif %}"
+    tokens, end = ("<|open|>", "<|close|>", "<|sep|>"), "<|end_of_msg|>"
+    on, off = (of(source, *tokens, end=end, thinking=mode) for mode in ("on", "off"))
+    answer = "4<|close|>response<|sep|><|end_of_msg|>"
+    assert learned(on, "hm") == "hm<|close|>think<|sep|><|open|>response<|sep|>" + answer
+    assert learned(off) == answer
+    for template, text, parts in ((on, learned(on, "hm"), ("hm", "4")), (off, answer, ("", "4"))):
+        split = template.split(stand_in.ids(template.tokenizer, text), "")
+        assert (split.thinking, split.text) == parts
+
+
+HUNYUAN = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<|extra_0|>{% else %}<|im_end|>{% endif %}"
+HUNYUAN += "{% endfor %}{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n{% endif %}"
+
+
+def test_a_frame_that_no_template_shows_is_the_named_forms() -> None:
+    """As Hunyuan-A13B has it, whose template writes a closed thought after a stored reply, too."""
+    on, off = (of(HUNYUAN, "<|extra_0|>", thinking=mode, reasoning_parser="hunyuan_a13b") for mode in ("on", "off"))
+    assert learned(on, "hm") == "<think>\nhm\n</think>\n<answer>\n4\n</answer><|im_end|>"
+    assert off.render(ASKED).text.endswith("<think>\n\n</think>\n")
+    assert learned(off) == "<answer>\n4\n</answer><|im_end|>"
+    for template, text, parts in ((on, learned(on, "hm"), ("hm", "4")), (off, learned(off), ("", "4"))):
+        split = template.split(stand_in.ids(template.tokenizer, text), "")
+        assert (split.thinking, split.text) == parts
+    assert off.split(stand_in.ids(off.tokenizer, "4<|im_end|>"), "").text == "4"
+
+
+def test_the_type_of_a_model_names_the_form_that_its_template_does_not_show_whole(tmp_path: Any) -> None:
+    from support import tiny
+
+    folder = tiny.make(tmp_path / "model", template=HUNYUAN)
+    config = folder / "config.json"
+    assert "<answer>" not in str(ChatTemplate.load(folder).markup)
+    config.write_text(config.read_text().replace('"llama"', '"hunyuan_v1_moe"'))
+    assert "<answer>" in str(ChatTemplate.load(folder).markup)
+
+
+def test_thoughts_between_ordinary_words_are_split_where_their_form_is_named() -> None:
+    """As Granite 3.2 writes them. Without the name such words split nothing."""
+    asks = "{% if thinking %}Write down your thoughts after 'Here is my thought process:'.{% endif %}"
+    reply = "Here is my thought process:\n\nhm\n\nHere is my response:\n\n4<|im_end|>"
+    on = of(asks + PLAIN, thinking="on", reasoning_parser="granite")
+    assert learned(on, "hm") == reply
+    assert learned(of(asks + PLAIN, thinking="off", reasoning_parser="granite")) == "4<|im_end|>"
+    split = on.split(stand_in.ids(on.tokenizer, reply), "")
+    assert (split.thinking, split.text) == ("hm", "4")
+    with pytest.raises(UserError, match="has no thoughts, but thinking is on"):
+        of(asks + PLAIN, thinking="on")
+    plain = of(asks + PLAIN)
+    ids = stand_in.ids(plain.tokenizer, reply)
+    assert plain.split(ids, plain.tokenizer.decode(ids, skip_special_tokens=True)).thinking == ""
+
+
+def test_a_reply_ends_where_the_model_stops_although_the_template_begins_the_next_turn() -> None:
+    """As Command R7B's template for tools does after every message."""
+    source = "{% for m in messages %}{{ m.role }}{{ m.content }}<|im_end|><|im_start|>{% endfor %}"
+    source += "{% if add_generation_prompt %}assistant{% endif %}"
+    assert learned(of(source)) == "4<|im_end|>"
+    assert learned(of(source, end="<|endoftext|>", stops=("<|im_end|>",))) == "4<|im_end|>"
+
+
+def test_an_empty_thought_in_a_stored_reply_shows_the_form_of_thoughts() -> None:
+    """As Kimi-K2-Thinking's, which cuts the thought of every reply that asks for no tool."""
+    stored = "{% if m.role == 'assistant' %}<think></think>{% endif %}"
+    source = HEAD + stored + TAIL + PROMPT + "{% endif %}"
+    assert learned(of(source, thinking="on"), "hm") == "<think>hm</think>4<|im_end|>"
+    assert learned(of(source, thinking="off")) == "4<|im_end|>"
+
+
+def test_a_thought_may_be_a_block_of_a_reply() -> None:
+    """As Apertus has it."""
+    blocks = "{% if m.content is mapping %}<|inner_prefix|>{{ m.content.blocks[0].text }}<|inner_suffix|>"
+    blocks += "{{ m.content.blocks[1].text }}{% else %}{{ m.content }}{% endif %}"
+    source = HEAD + TAIL.replace("{{ m.content }}", blocks) + PROMPT + "{% endif %}"
+    template = of(source, "<|inner_prefix|>", "<|inner_suffix|>", thinking="on")
+    assert learned(template, "hm") == "<|inner_prefix|>hm<|inner_suffix|>4<|im_end|>"
+
+
+def test_a_prompt_that_opens_a_thought_shows_its_marker_although_an_answer_has_a_header_too() -> None:
+    """As Command A Reasoning's, whose replies without a thought begin with the header."""
+    reply = "{% if m.reasoning_content %}<|START_THINKING|>{{ m.reasoning_content }}<|END_THINKING|>{% endif %}"
+    reply = "{% if m.role == 'assistant' %}" + reply + "<|START_TEXT|>{{ m.content }}<|END_TEXT|>{% else %}"
+    source = HEAD + TAIL.replace("{{ m.content }}", reply + "{{ m.content }}{% endif %}") + PROMPT
+    source += "<|START_THINKING|>{% if reasoning is defined and not reasoning %}<|END_THINKING|>{% endif %}{% endif %}"
+    tokens = stand_in.markers(source)
+    on, off = (of(source, *tokens, thinking=mode) for mode in ("on", "off"))
+    assert learned(on, "hm") == "hm<|END_THINKING|><|START_TEXT|>4<|END_TEXT|><|im_end|>"
+    assert learned(off) == "<|START_TEXT|>4<|END_TEXT|><|im_end|>"
+
+
+def test_a_prompt_with_a_message_for_an_empty_thought_is_off() -> None:
+    """As Solar Open writes it at its least effort; the model writes the header of its answer."""
+    thought = "{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
+    source = "{% for m in messages %}" + thought + "<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}{% if reasoning_effort == 'minimal' %}<|begin|>assistant<|think|><|end|>"
+    source += "{% endif %}<|begin|>assistant{% endif %}"
+    tokens = stand_in.markers(source)
+    on, off = (of(source, *tokens, end="<|end|>", thinking=mode) for mode in ("on", "off"))
+    assert learned(on, "hm") == "<|think|>hm<|end|><|begin|>assistant<|content|>4<|end|>"
+    assert off.render(ASKED).text.endswith("<|think|><|end|><|begin|>assistant")
+    assert learned(off) == "<|content|>4<|end|>"
+    least = of(source, *tokens, end="<|end|>", template_kwargs={"reasoning_effort": "minimal"})
+    assert (least.opened, least.markup) == (False, on.markup)

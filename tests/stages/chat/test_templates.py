@@ -5,6 +5,7 @@ the model itself writes from there on, and nothing else. The values expected are
 templates' sources and the families' own outputs.
 """
 
+import re
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import pytest
 from support import stand_in
 from support.stand_in import PICTURES
 
-from cgd_stages.chat.example import IGNORE, Example, example
+from cgd_stages.chat.example import IGNORE, Example, Unusable, example
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Chat, Objective
@@ -220,11 +221,27 @@ def test_a_template_for_pictures_is_refused_by_its_name(name: str) -> None:
         spoken(name)
 
 
-def test_a_target_that_holds_a_marker_is_learned_whole() -> None:
-    target = "The tag </think> ends a thought, and <think> begins it."
-    for name in ("qwen3", "deepseekv3", "glm4moe", "nemotron_3_nano"):
-        template = spoken(name, "on")
-        made = example(template, [{"role": "user", "content": "?"}], target, thought="hm", max_length=10_000)
-        assert target in learned(template, made)
-        ends = template.tokenizer.convert_tokens_to_ids("</think>")
-        assert made.input_ids[made.start :].count(ends) == 1
+ASKED: list[Message] = [{"role": "user", "content": "?"}]
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.on])
+@pytest.mark.parametrize(("target", "thought"), [("It is {} 4.", "hm"), ("4", "hm {} hm")])
+def test_nothing_that_holds_a_marker_of_the_students_thoughts_is_learned(name: str, target: str, thought: str) -> None:
+    template = spoken(name, "on")
+    assert template.markup is not None
+    for marker in (template.markup.start, template.markup.end):
+        with pytest.raises(Unusable, match=re.escape(f"markers: what is learned holds {marker}")):
+            example(template, ASKED, target.format(marker), thought=thought.format(marker), max_length=10_000)
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.on and form.off is not CANNOT])
+def test_a_student_that_does_not_think_learns_no_marker_of_a_thought_either(name: str) -> None:
+    template = spoken(name, "off")
+    assert template.markup is not None
+    with pytest.raises(Unusable, match="markers"):
+        example(template, ASKED, f"hm {template.markup.end} 4", max_length=10_000)
+
+
+def test_a_student_without_thoughts_may_learn_to_spell_them_out() -> None:
+    made = example(spoken("llama3"), ASKED, "<think>hm</think>4", max_length=10_000)
+    assert learned(spoken("llama3"), made) == "<think>hm</think>4<|eot_id|>"

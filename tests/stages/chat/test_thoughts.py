@@ -14,7 +14,7 @@ from cgd_stages.contract import Chat
         (" 4 \n", "4", "", False),
         ("<think>2 and 2</think>\n\n4", "4", "2 and 2", False),
         ("2 and 2</think>4", "4", "2 and 2", False),
-        ("<think>a</think>b</think>c", "c", "a</think>b", False),
+        ("<think>a</think>b</think>c", "c", "a\nb", False),
         ("<think>2 and", "", "2 and", True),
         ("<think>2</think>  ", "", "2", False),
     ],
@@ -59,9 +59,11 @@ ENDED = "\n</think>\n\nIt is 4."
         (f"<think>2+2 is 4.{ENDED}", Split("It is 4.", "2+2 is 4.")),
         ("So I answer 4.", Split("", "So I answer 4.", unfinished_thinking=True)),
         (r"Perhaps \boxed{4}. But", Split("", r"Perhaps \boxed{4}. But", unfinished_thinking=True)),
-        (f"I close with </think> now.{ENDED}", Split("It is 4.", "I close with </think> now.")),
-        (f"hm\n</think>\n{ENDED}", Split("It is 4.", "hm\n</think>")),
+        (f"I close with </think> now.{ENDED}", Split("It is 4.", "I close with\nnow.")),
+        (f"hm\n</think>\n{ENDED}", Split("It is 4.", "hm")),
         (f"<tool_call> would do it.{ENDED}", Split("It is 4.", "<tool_call> would do it.")),
+        ("<think>one</think>4?<think>two</think>It is 4.", Split("It is 4.", "one\n4?\ntwo")),
+        ("one<think>two", Split("", "one\ntwo", unfinished_thinking=True)),
         ("</think>It is 4.", Split("It is 4.", "")),
         ("", Split("", "", unfinished_thinking=True)),
     ],
@@ -176,3 +178,15 @@ def test_a_model_without_tokens_for_thoughts_may_spell_them_out() -> None:
 )
 def test_a_server_that_shows_special_tokens_is_split_by_them(text: str, parts: Split) -> None:
     assert split_text(text) == parts
+
+
+# --- surplus markers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("markup", FAMILIES)
+def test_no_thought_of_any_family_holds_a_marker_however_often_the_model_writes_them(markup: Markers) -> None:
+    given = ("<|im_start|>", "<|im_end|>", *stand_in.markers(markup.opening + markup.bridge))
+    end = markup.bridge
+    template = ChatTemplate(stand_in.tokenizer(PLAIN, given, end="<|im_end|>", listed=False))
+    parts = said(template, f"{markup.opening}one{end}two{markup.opening}three{end}{end}It is 4.")
+    assert (parts.text, parts.thinking.split()) == ("It is 4.", ["one", "two", "three"])

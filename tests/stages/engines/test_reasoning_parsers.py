@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 from support import stand_in
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.chat.thoughts import PARSERS, split
+from cgd_stages.contract import Chat
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
-OWN_TOKENIZER = {"mistral", "olmo3"}
+PLAIN = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+OWN_TOKENIZER = {"mistral", "olmo3", "poolside_v1"}
 """Parsers that want words or control tokens of their own model's tokenizer."""
 
 
@@ -44,3 +47,17 @@ def test_a_name_of_vllms_has_the_markers_that_vllm_has() -> None:
         assert PARSERS[name].start.startswith(start), name
         assert PARSERS[name].bridge.strip().startswith(end), name
     assert len(shown) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("granite", "Here is my thought process: add Here is my response: It is 4."),
+        ("hunyuan_a13b", "<think>\nadd\n</think>\n<answer>\nIt is 4.\n</answer>"),
+        ("ernie45", "add\n</think>\n\n<response>\nIt is 4.\n</response>\n"),
+    ],
+)
+def test_a_form_that_needs_its_name_is_split_as_vllm_splits_it(name: str, reply: str) -> None:
+    thought, answer = theirs(name).extract_reasoning(reply, None)
+    parts = ChatTemplate(stand_in.tokenizer(PLAIN), Chat(reasoning_parser=name)).split_text(reply)
+    assert ((thought or "").strip(), (answer or "").strip()) == (parts.thinking, parts.text) == ("add", "It is 4.")

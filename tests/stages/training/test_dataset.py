@@ -119,6 +119,7 @@ def test_a_run_with_one_row_cannot_be_shuffled(
         ("SFT", "missing", "take SFT out of spec.training"),
         ("CGD", "empty", "nothing to learn in the teacher's refinement"),
         ("CGD", "too_long", "maxSequenceLength"),
+        ("SFT", "markers", "take them out of the reference answer"),
     ],
 )
 def test_too_many_rows_without_an_example_are_refused_with_the_mend(
