@@ -15,8 +15,7 @@ from chaos.signals import World, instants, left_of, play
 from cgd_local.pods import pod_namespace
 
 SEED = int(os.environ.get("CGD_SIGNALS_SEED") or time.time())
-INSTANTS, HEAVY_INSTANTS = 5, 3
-"""Of a program without vLLM and torch, and of one with: a start of those takes a while."""
+INSTANTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +35,9 @@ def named(program: Program) -> object:
 @pytest.mark.parametrize("program", [named(one) for one in PROGRAMS])
 def test_a_program_that_is_asked_to_go_leaves_in_time_and_can_go_on(world: World, program: Program) -> None:
     print(f"CGD_SIGNALS_SEED={SEED}")
-    count = HEAVY_INSTANTS if program.heavy else INSTANTS
-    result = play(world, program, count, SEED)
+    result = play(world, program, INSTANTS, SEED)
     assert not result.faults, f"CGD_SIGNALS_SEED={SEED}\n" + "\n".join(result.faults)
-    assert len(result.attempts) == count
+    assert len(result.attempts) == INSTANTS
 
 
 def test_half_of_the_instants_are_before_the_first_log_line() -> None:
