@@ -478,6 +478,8 @@ OUTPUTS: list[tuple[str, bool, str, str]] = [
     ("guard", RIGHT, r"\sqrt{x+1}", "\\boxed{\u221a(x+1)}"),
     ("guard", RIGHT, "5", "So it is 5. The answer is correct."),
     ("guard", RIGHT, "7", r"\boxed 7"),
+    ("guard", RIGHT, r"\{1,2\}", r"\boxed{\lbrace 2, 1 \rbrace}"),
+    ("guard", RIGHT, r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{pmatrix}1\\[4pt]2\end{pmatrix}}"),
     ("guard", WRONG, "0.3x", r"\boxed{0.1x + 0.2000001x}"),
 ]
 """The kind, whether the output is right, the reference, the output."""

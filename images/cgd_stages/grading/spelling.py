@@ -36,6 +36,8 @@ _SPELLINGS = tuple(
         (r",\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
         (rf"(?:{WORDS}\s*)?\{{\s*([,:])\s*\}}", r"\1"),
         (r"(?<!\\)\\!", ""),
+        (r"\\{2}\s*\[[^\]]*\]", r"\\\\"),
+        (r"\\[lr]brace(?![a-zA-Z])", lambda match: r"\{" if match[0][1] == "l" else r"\}"),
         (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z])", " "),
         (r"\\[dtc]frac", r"\\frac"),
