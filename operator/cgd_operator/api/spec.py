@@ -27,7 +27,6 @@ from cgd_operator.api.placement import Placement
 from cgd_operator.api.training import Training
 from cgd_stages.contract import Contract, Name, Positive
 
-
 SHOWN = 300
 """The most characters of a wrong value in a message. Several conditions of a status repeat the message, and a value may
 be as large as the run."""
