@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio.config import incluster_config
+from support.builders import manifest
 
 from cgd_operator.kube.client import PAGE, Cluster
-from cgd_operator.kube.kinds import CONFIGMAP, ApiError
+from cgd_operator.kube.kinds import CONFIGMAP, RUN, ApiError
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
@@ -93,6 +94,18 @@ async def test_an_object_of_hundreds_of_kilobytes_is_one_event(world: Any, liste
     await mine.read(1)
     await create(world.client, "large", "x" * 700_000)
     assert await mine.read(1) == [("ADDED", "large")]
+
+
+@embedded_only
+async def test_a_run_with_deeply_nested_values_hides_no_other(world: Any) -> None:
+    """A field without a schema takes whatever a user writes; the run is refused when it is read."""
+    value: Any = 1
+    for _ in range(250):
+        value = {"a": value}
+    for name, values in {"plain": {}, "deep": {"teacher.chat.templateKwargs": {"v": value}}}.items():
+        await world.client.create(RUN, manifest(values, name=name))
+    runs, _ = await world.client.list(RUN, "default")
+    assert {"plain", "deep"} <= {run["metadata"]["name"] for run in runs}
 
 
 @embedded_only

@@ -27,6 +27,10 @@ from cgd_operator.api.placement import Placement
 from cgd_operator.api.training import Training
 from cgd_stages.contract import Contract, Name, Positive
 
+SHOWN = 300
+"""The most characters of a wrong value in a message. Several conditions of a status repeat the message, and a value may
+be as large as the run."""
+
 
 class InvalidRun(ValueError):
     """A manifest that cannot be run; each line of the text names a field and what to change."""
@@ -246,7 +250,8 @@ def _is_within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bo
 
 def _mend(error: Any) -> str:
     path = ".".join(["spec", *(str(part) for part in error["loc"])])
-    value = error["input"]
+    value, shown = error["input"], repr(error["input"])
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}\u2026"
     match error["type"]:
         case "extra_forbidden":
             parent = ".".join(["spec", *(part for part in error["loc"][:-1] if isinstance(part, str))])
@@ -260,8 +265,8 @@ def _mend(error: Any) -> str:
         case "literal_error" if isinstance(value, bool) and "'on'" in error["ctx"]["expected"]:
             return f'{path}: write it in quotes: "{"on" if value else "off"}"'
         case "string_pattern_mismatch" if error["ctx"]["pattern"] in SHAPES:
-            return f"{path}: {SHAPES[error['ctx']['pattern']]} (it is {value!r})"
+            return f"{path}: {SHAPES[error['ctx']['pattern']]} (it is {shown})"
         case "value_error":
             return f"{path}: {error['ctx']['error']}"
         case _:
-            return f"{path}: {error['msg']} (it is {value!r})"
+            return f"{path}: {error['msg']} (it is {shown})"

@@ -246,7 +246,7 @@ class Cluster:
             )
             try:
                 async for line in self._lines(kind.path(namespace) + query, link):
-                    event = from_json(line)
+                    event = _decoded(line)
                     if event["type"] == "ERROR":
                         raise _error(event["object"])
                     version = event["object"]["metadata"]["resourceVersion"]
@@ -372,10 +372,23 @@ def _query(**parameters: str) -> str:
     return "?" + urlencode(filled) if filled else ""
 
 
+def _decoded(raw: bytes) -> Any:
+    """JSON. pydantic's reader is fast, but refuses values that are nested more than 200 deep, and half characters. A
+    user can write such values into fields without a schema, and they must not hide the objects listed beside them.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return from_json(raw)
+    except ValueError:
+        return json.loads(raw)
+
+
 async def _body(response: aiohttp.ClientResponse) -> Object:
     raw = await response.read()
     try:
-        body = from_json(raw)
+        body = _decoded(raw)
     except ValueError:
         body = None
     if isinstance(body, dict):

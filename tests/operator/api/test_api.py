@@ -8,6 +8,24 @@ from support.builders import manifest
 from cgd_operator.api.spec import CGDRunSpec, InvalidRun, parse_spec
 
 
+def nested(value: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"training.objectives": ["x" * 5000]}, {"teacher.chat.templateKwargs": nested("x" * 5000, 400)}],
+    ids=["long", "nested"],
+)
+def test_a_large_wrong_value_is_shown_in_part(changes: dict[str, Any]) -> None:
+    """Several conditions of a status repeat the message."""
+    with pytest.raises(InvalidRun, match="it is '") as refused:
+        parse_spec(manifest(changes))
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_short_manifest_gets_the_papers_defaults() -> None:
     spec = parse_spec(manifest())
     assert spec.training.learning_rate == 1e-6
