@@ -230,7 +230,7 @@ def test_nothing_that_holds_a_marker_of_the_students_thoughts_is_learned(name: s
     template = spoken(name, "on")
     assert template.markup is not None
     for marker in (template.markup.start, template.markup.end):
-        with pytest.raises(Unusable, match=re.escape(f"markers: what is learned holds {marker}")):
+        with pytest.raises(Unusable, match=f"markers: what is learned holds .*{re.escape(marker)}"):
             example(template, ASKED, target.format(marker), thought=thought.format(marker), max_length=10_000)
 
 
