@@ -352,7 +352,7 @@ def report(
 def pull(
     name: Name,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A new or an empty folder.")] = Path("model"),
-    stage: Annotated[str, typer.Option(help="The training whose model is wanted; default: the first.")] = "",
+    stage: Annotated[str, typer.Option(help="The training whose model is wanted; default: the run's only one.")] = "",
     namespace: Namespace = None,
 ) -> None:
     """Download a trained student: a folder that transformers, vLLM and llama.cpp's converter load."""

@@ -106,12 +106,15 @@ def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> byte
 
 
 def pull(run: Manifest, storage: contract.Storage, stage: str, folder: Path) -> int:
-    """Download the model of a training into a folder; its bytes. Without a stage: the run's first training. Raises
+    """Download the model of a training into a folder; its bytes. A run with one training needs no stage. Raises
     StageError."""
     works = {str(child.stage): child.task.work for child in plan(Run.of(run))}
     trainings = [name for name, work in works.items() if isinstance(work, contract.Train)]
     if stage and stage not in trainings:
         raise UserError(f"{run['metadata']['name']} has no training {stage}", hint=likely(stage, trainings))
+    if not stage and len(trainings) > 1:
+        hint = f"Name one of them with --stage: {', '.join(trainings)}."
+        raise UserError(f"{run['metadata']['name']} trains {len(trainings)} models", hint=hint)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
         model = contract.Model(name=f"{resolve.STAGE}{stage or trainings[0]}")
         made = resolve.fetch(model, _store(run, storage), Path(scratch))

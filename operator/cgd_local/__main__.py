@@ -4,7 +4,8 @@
 
 Real: the operator process, kubectl, vLLM, DeepSpeed, the S3 server, the language model. Stand-ins: the API server, the
 controllers and the node of this package. With KUBECONFIG set, the demo uses that API server, which must have no nodes
-of its own. The folder's S3 keeps its data: the next demo resumes the run.
+of its own; the KUBECONFIG of an earlier demo in the same folder is ignored, because its API server has ended. The
+folder's S3 keeps its data: the next demo resumes the run.
 """
 
 import argparse
@@ -56,8 +57,7 @@ def main() -> None:
 
 async def _until_stopped(manifest: Path, folder: Path, files: list[str], models: list[Path]) -> int:
     """Ctrl-C and SIGTERM end every process; a second Ctrl-C is not needed."""
-    kubeconfig = os.environ.get("KUBECONFIG")
-    work = asyncio.create_task(demo(manifest, folder, files, models, Path(kubeconfig) if kubeconfig else None))
+    work = asyncio.create_task(demo(manifest, folder, files, models, given_kubeconfig(folder)))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, work.cancel)
@@ -66,6 +66,13 @@ async def _until_stopped(manifest: Path, folder: Path, files: list[str], models:
     except asyncio.CancelledError:
         print("stopped; every process has ended. `make demo` resumes from the stored data.")
         return 130
+
+
+def given_kubeconfig(folder: Path) -> Path | None:
+    """The file of $KUBECONFIG; None where it is unset, or names the demo's own file."""
+    given = os.environ.get("KUBECONFIG")
+    own = (folder / "cluster/kubeconfig").resolve()
+    return Path(given) if given and Path(given).resolve() != own else None
 
 
 if __name__ == "__main__":

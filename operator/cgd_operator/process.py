@@ -13,7 +13,8 @@ Environment:
     CGD_HEALTH_BIND                      host:port of /healthz, /readyz, /leaderz and /metrics; default: none of them
     CGD_REHEARSE_PODS                    false: the operator may not create pods, so it tries no pod as a dry run
     CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
-    CGD_STALLED_AFTER_SECONDS            how long a person has to mend something before a run is Stalled; default: 300
+    CGD_STALLED_AFTER_SECONDS            how long a person has to fix something before a run is Stalled; default:
+                                         `status.render.STALLED_AFTER`
     CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
     CGD_POD_IP                           where other operators reach this operator; default: the bound address
 """
@@ -44,6 +45,7 @@ from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import RUN, SECRET, AlreadyExists, ApiError
 from cgd_operator.kube.leader import LeaseLock, LeaseLost, lead
 from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, Release
+from cgd_operator.status.render import STALLED_AFTER
 from cgd_stages.text.printable import printable, start_log
 
 log = logging.getLogger("cgd_operator")
@@ -170,7 +172,7 @@ async def _act(
 ) -> None:
     board = Board()
     url = os.environ.get("CGD_PROGRESS_URL") or f"http://{server.host}:{server.port}"
-    patience = timedelta(seconds=float(os.environ.get("CGD_STALLED_AFTER_SECONDS", "300")))
+    patience = timedelta(seconds=float(os.environ.get("CGD_STALLED_AFTER_SECONDS", STALLED_AFTER.total_seconds())))
     rehearse = os.environ.get("CGD_REHEARSE_PODS") != "false"
     reconciler = Reconciler(cluster, _release(url), board, key, rehearse_pods=rehearse, stalled_after=patience)
     loop = Loop(reconciler, namespaces, health)

@@ -22,6 +22,7 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.http.health import Health
 from cgd_operator.http.progress import Desk, ProgressServer
 from cgd_operator.planning.manifests import LISTENS
+from cgd_operator.status.render import STALLED_AFTER
 
 CHART = Path(__file__).parents[2] / "charts/cgd-operator"
 IMAGES: dict[str, Any] = {
@@ -160,6 +161,8 @@ def test_pods_are_created_as_a_dry_run_or_not_at_all(pods: bool, verbs: set[str]
 def test_the_time_that_people_have_is_the_values() -> None:
     env = {one["name"]: one.get("value") for one in container({"stalledAfterSeconds": 3_000_000})["env"]}
     assert env["CGD_STALLED_AFTER_SECONDS"] == "3000000"
+    env = {one["name"]: one.get("value") for one in container()["env"]}
+    assert env["CGD_STALLED_AFTER_SECONDS"] == f"{STALLED_AFTER.total_seconds():.0f}", "the chart's default is ours"
 
 
 def test_two_replicas_have_a_budget_that_lets_one_go_and_reach_each_other() -> None:

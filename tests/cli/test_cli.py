@@ -451,6 +451,15 @@ async def test_a_model_is_downloaded(stored: str, client: Cluster, bucket: Any, 
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("stored", [{"training.objectives": ["CGD", "CFT"]}], indirect=True)
+async def test_of_several_models_the_download_is_named(stored: str, tmp_path: Path) -> None:
+    words = ("pull", stored, "-n", REF.namespace, "-o", str(tmp_path / "model"))
+    code, _, err = await cgd(*words, **WITHOUT_KEYS)
+    assert code == 1
+    assert err == f"cgd: {stored} trains 2 models\nName one of them with --stage: train-cgd, train-cft.\n"
+    assert not (tmp_path / "model").exists()
+
+
 async def test_a_run_is_compared_by_its_name_with_a_report_in_a_file(
     stored: str, client: Cluster, storage: Any, bucket: Any, tmp_path: Path
 ) -> None:

@@ -83,9 +83,13 @@ class Course(Contract):
         64, ge=1, le=65536, description="How many examples one step learns from, over all workers."
     )
     learning_rate: Rate = Field(
-        Number("1e-6"), description='The highest learning rate of the schedule; a string, such as "1e-6".'
+        Number("1e-6"),
+        description='The highest learning rate; a string, such as "1e-6". The warm-up rises to it linearly, and half a '
+        "cosine lowers it to 0.",
     )
-    warmup_ratio: Fraction = Field(0.0, description="The share of the steps in which the learning rate rises.")
+    warmup_ratio: Fraction = Field(
+        0.0, description="The share of the steps in which the learning rate rises linearly, before the cosine."
+    )
     weight_decay: Fraction = Field(0.0, description="The weight decay of AdamW.")
     max_sequence_length: int = Field(
         16384, ge=16, description="The most tokens of an example. A longer one is rejected, never cut."

@@ -1,4 +1,4 @@
-"""Trained models against each other, question by question: is CGD better than its rivals? Pure.
+"""Trained models against each other, question by question: is CGD better than the others? Pure.
 
 Each model that learned by CGD is compared with each other trained model; where none learned by CGD, each trained model
 with those that follow. Both of a pair are compared on the questions that both have a grade for. Trainings that differ

@@ -343,7 +343,11 @@ class Bucket:
             case "PermanentRedirect" | "301" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException":
                 return UserError(f"the bucket is in another region: {what}", hint="Correct spec.storage.region.")
             case "NotImplemented" | "501":
-                return UserError(f"the store cannot do this: {what}", hint="Use another store for spec.storage.")
+                return UserError(
+                    f"the store does not implement this request: {what}",
+                    hint="Use another store for spec.storage, or a newer version of this one: it must have conditional "
+                    "writes (PutObject with If-None-Match) and multipart uploads.",
+                )
         return TransientError(f"S3 failed: {what}", hint="The store may be overloaded; the program retries.")
 
 

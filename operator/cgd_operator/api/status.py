@@ -35,7 +35,7 @@ class StageStatus(Contract):
     child: str | None = None
     start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
     completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
-    attempts: int = Field(0, description="How often the pod was started that was started most often.")
+    attempts: int = Field(0, description="The highest number of starts of any of the pods.")
     pod_attempts: tuple[PodAttempts, ...] = Field(
         (),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},

@@ -139,7 +139,7 @@ class Variant(Contract):
     critique: Critique | None = None
     bare_share: Fraction | None = Field(None, description=BARE_SHARE)
     context: InstructionTurn | None = Field(None, description=CONTEXT)
-    learning_rate: Rate | None = Field(None, description="The highest learning rate of its schedule.")
+    learning_rate: Rate | None = Field(None, description="Its highest learning rate.")
     epochs: int | None = Field(None, ge=1, le=100, description="How often it goes through the rows.")
 
     @model_validator(mode="after")

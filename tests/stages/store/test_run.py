@@ -170,6 +170,19 @@ def test_a_new_object_that_another_writer_is_at_is_tried_again(bucket, monkeypat
     assert bucket.get("contended") == b"1"
 
 
+def test_a_store_without_conditional_writes_is_refused_by_what_it_lacks(bucket, monkeypatch):
+    """As a store answers that does not know the header; the store of the tests knows it."""
+
+    def unknown(**_):
+        error = {"Code": "NotImplemented", "Message": "A header you provided implies functionality that is missing"}
+        raise ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": 501}}, "PutObject")
+
+    monkeypatch.setattr(bucket._client, "put_object", unknown)
+    with pytest.raises(UserError, match=r"does not implement this request: .*PutObject") as refused:
+        bucket.put("new", b"1", if_absent=True)
+    assert "If-None-Match" in refused.value.hint
+
+
 def test_a_download_that_fails_leaves_nothing(bucket, tmp_path):
     with pytest.raises(UserError, match="there is no object"):
         bucket.download("nowhere", tmp_path / "file")
