@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from cgd_stages.contract import Adapter, Chat, Objective, Storage, Validation
 from cgd_stages.errors import Interrupted, TransientError, UserError
 from cgd_stages.models import export, training_memory
+from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
@@ -436,9 +437,17 @@ HELD_OUT = {"validation": Validation(fraction=0.3, every_steps=2)}
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_the_validation_losses_are_the_means_over_the_tokens_of_rows_that_are_not_learned(
-    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, zero_stage: int
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    zero_stage: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refined(bucket, ROWS)
+    reports: list[dict[str, float]] = []
+    monkeypatch.setattr(Reporter, "report", lambda *_, metrics=None, **__: reports.append(metrics or {}))
     records, model = trained(storage, tmp_path, tiny_model, zero_stage=zero_stage, **HELD_OUT)
     held_out = validation_split.held_out([str(row["id"]) for row in ROWS], 0.3, 0)
     learned = [row for row in ROWS if row["id"] not in held_out]
@@ -450,6 +459,7 @@ def test_the_validation_losses_are_the_means_over_the_tokens_of_rows_that_are_no
         assert [name in record for record in records] == [False, True, False, True]
         measured = plain_loss(model, [row for row in ROWS if row["id"] in held_out], objective)
         assert min(record[name] for record in records[1::2]) == pytest.approx(measured, rel=1e-5)
+        assert records[1][name] in [report.get(name) for report in reports]
 
 
 MEASURED: dict[str, Objective] = {"validation_loss": "CFT", "bare_validation_loss": "RefinedSFT"}

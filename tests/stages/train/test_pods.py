@@ -41,7 +41,6 @@ from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
 from cgd_stages.train import __main__ as train
-from cgd_stages.train.loop import REPORTED
 from cgd_stages.training.validation_split import held_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -124,7 +123,6 @@ def test_two_processes_measure_together_what_one_would_alone(
     for name, objective in MEASURED.items():
         plain = plain_loss(tmp_path / "model", [row for row in ROWS if row["id"] in measured], objective)
         assert exported[name] == facts.metrics[name] == pytest.approx(plain, rel=1e-5)
-    assert set(REPORTED) >= MEASURED.keys()  # progress reports have what the log has of these
 
 
 def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
