@@ -393,7 +393,7 @@ _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}")
 
 def _fields(expression: str) -> list[str]:
     """The numbers of a time of day, a date or a ratio; empty for anything else."""
-    fields = expression.split("-") if _DATE.fullmatch(expression) else re.split(r"\s*:\s*", expression)
+    fields = re.split("-" if _DATE.fullmatch(expression) else r"\s*:\s*", expression)
     return fields if len(fields) > 1 and all(re.fullmatch(r"\d+(?:\.\d+)?", field) for field in fields) else []
 
 
