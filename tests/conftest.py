@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 from support import tiny
+from support.ports import free_port
 from support.stage_builders import bucket_of
 
 from cgd_local.s3 import SeaweedFS
@@ -56,6 +57,27 @@ def bucket(storage: Storage) -> Bucket:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model: context of 2,048 tokens, a chat template, replies of 1 to 20 tokens."""
     return tiny.make(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[None]:
+    """A process group of this process alone, as the training loop joins it: DeepSpeed runs in the test's own process.
+
+    DeepSpeed ends it, and not torch: DeepSpeed keeps the groups that it has made, and the next module would get them.
+    """
+    import deepspeed
+    import torch
+
+    from cgd_stages.train import loop
+
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (place | {"MASTER_PORT": str(free_port())}).items():
+            environment.setenv(name, value)
+        loop.join_group()
+        torch.set_num_threads(1)
+        yield
+        deepspeed.comm.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,12 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from support.ports import free_port
 from support.stage_builders import RUN, context
 from support.train_builders import STAGE, train_work
 
@@ -42,24 +40,6 @@ class Marker:
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    """A process group of one process, as the training loop joins it."""
-    import torch.distributed as dist
-
-    from cgd_stages.train import loop as trainloop
-
-    port = free_port()
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    before = dict(os.environ)
-    os.environ.update(place)
-    trainloop.join_group()
-    yield
-    dist.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def saver(storage: Storage, folder: Path, resume: int, **changes: Any) -> Saver:

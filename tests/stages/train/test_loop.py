@@ -1,7 +1,6 @@
 """The training loop with real DeepSpeed on the tiny model: the numbers are right, and an interruption changes none."""
 
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 from support import tiny
-from support.ports import free_port
 from support.stage_builders import RUN, context
 from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
 from transformers import AutoTokenizer
@@ -30,26 +28,6 @@ from cgd_stages.training.job import MODEL, STOP
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
 ROWS = [quadruple(number) for number in range(10)]
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[None]:
-    """A process group of one process: DeepSpeed runs in the test's own."""
-    import torch
-    import torch.distributed as dist
-
-    from cgd_stages.train import loop as trainloop
-
-    port = free_port()
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    before = dict(os.environ)
-    os.environ.update(place)
-    trainloop.join_group()
-    torch.set_num_threads(1)
-    yield
-    dist.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture
