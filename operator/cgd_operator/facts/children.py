@@ -14,7 +14,7 @@ from cgd_operator.kube.kinds import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import PREPARE
 from cgd_operator.planning.manifests import GIVEN_UP
-from cgd_stages.contract import CHECKPOINT_BYTES, MOST
+from cgd_stages.contract import CHECKPOINT_BYTES, MOST, NO_TRANSFER
 
 ENDS = frozenset({"Complete", "Succeeded", "Failed"})
 """Types of the conditions with which Jobs, PyTorchJobs and TrainJobs end."""
@@ -182,7 +182,9 @@ def _fate(
         return Fate.SUCCEEDED, Why()
     if "Failed" in true:
         given_up = meta.get("annotations", {}).get(GIVEN_UP)
-        return Fate.FAILED, Why("GivenUp", given_up) if given_up else _failure(true["Failed"], gone + pods)
+        why = Why("GivenUp", given_up) if given_up else _failure(true["Failed"], gone + pods)
+        told = any(pod.words and pod.words.error == NO_TRANSFER for pod in gone + pods)
+        return Fate.FAILED, replace(why, reason=NO_TRANSFER) if told else why
     if is_suspended(child):
         if queue and not queue.held and SUSPENDED_BY_RUN not in meta.get("annotations", {}):
             return Fate.WAITING if queue.active else Fate.SUSPENDED, Why(queue.reason, queue.message)
