@@ -181,10 +181,7 @@ def _fate(
     if "Complete" in true or "Succeeded" in true:
         return Fate.SUCCEEDED, Why()
     if "Failed" in true:
-        given_up = meta.get("annotations", {}).get(GIVEN_UP)
-        why = Why("GivenUp", given_up) if given_up else _failure(true["Failed"], gone + pods)
-        told = any(pod.words and pod.words.error == NO_TRANSFER for pod in gone + pods)
-        return Fate.FAILED, replace(why, reason=NO_TRANSFER) if told else why
+        return Fate.FAILED, _failure(true["Failed"], meta.get("annotations", {}).get(GIVEN_UP), gone + pods)
     if is_suspended(child):
         if queue and not queue.held and SUSPENDED_BY_RUN not in meta.get("annotations", {}):
             return Fate.WAITING if queue.active else Fate.SUSPENDED, Why(queue.reason, queue.message)
@@ -202,11 +199,14 @@ def _fate(
     return Fate.RUNNING, replace(why, message=share + why.message)
 
 
-def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> Why:
-    """The reason of a failure, from the pod that explains it best: a pod that asks the user for a change, else the last
-    pod with last words."""
+def _failure(condition: Object, given_up: str | None, pods: tuple[PodFacts, ...]) -> Why:
+    """The reason of a failure: why the operator has given the child up, or from the pod that explains it best, which is
+    one that asks the user for a change, else the last one with last words."""
     failed = [pod for pod in pods if pod.failed]
-    reason = str(condition.get("reason") or "Failed")
+    without_transfer = any(pod.words and pod.words.error == NO_TRANSFER for pod in pods)
+    reason = NO_TRANSFER if without_transfer else str(condition.get("reason") or "Failed")
+    if given_up:
+        return Why(NO_TRANSFER if without_transfer else "GivenUp", given_up)
     if not failed:
         return Why(reason, str(condition.get("message") or "failed; its pods are gone"))
     permanent = [pod for pod in failed if pod.words and pod.words.outcome == "failed" and pod.exit_code == 3]

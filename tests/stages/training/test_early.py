@@ -10,6 +10,7 @@ from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import NO_TRANSFER, Early, StopUnless
 from cgd_stages.errors import NoTransfer, UserError
 from cgd_stages.training import early
+from cgd_stages.training.job import Record
 
 SUMS = [question(number, str(number)) for number in range(6)]
 PROOFS = [question(number, "yes", "proofs") for number in range(2)]
@@ -85,7 +86,7 @@ def test_the_looks_are_after_shares_of_the_steps_and_never_after_the_last(
     assert early.looks(Early(instructions={}, stop_unless=stop), steps) == expected
 
 
-def curve(*looks: tuple[int, float]) -> list[early.Record]:
+def curve(*looks: tuple[int, float]) -> list[Record]:
     found = dict(looks)
     figures = {early.BEFORE: 0.2}
     return [
