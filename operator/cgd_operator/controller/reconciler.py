@@ -147,7 +147,7 @@ class Reconciler:
         """Forget a run that has ended or is deleted."""
         self.board.forget(uid)
         self.departed.runs.pop(uid, None)
-        self._actor.equipped.discard(uid)
+        self._actor.equipped.pop(uid, None)
 
 
 def _measure(previous: CGDRunStatus, status: CGDRunStatus) -> None:
