@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -279,29 +279,21 @@ class Loop:
     async def _catch_up(self) -> None:
         """Look at the runs with a child whose end no status tells: their next children wait. This reads Jobs and
         trainings alone, and decides only for those runs."""
-        for namespace in self.namespaces or (None,):
-            self._heard.clear()
-            since = time.monotonic()
-            async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
-                now = datetime.now(UTC)
-                awake = [run for run in runs if due(run, now) is not Due.NOTHING]
-                children = await self.reconciler.reader.children(namespace, _homes(awake))
-                behind = [run for run in awake if has_untold_end(run, children[run["metadata"]["uid"]])]
-                for run in behind:
-                    self._runs.setdefault(_key(run), run["metadata"]["uid"])
+        async for namespace, runs, since in self._pages():
+            awake = _awake(runs)
+            children = await self.reconciler.reader.children(namespace, _homes(awake))
+            if behind := [run for run in awake if has_untold_end(run, children[run["metadata"]["uid"]])]:
                 await self._look_first(namespace, behind, since)
-                self._heard.clear()
-                since = time.monotonic()
         await self._few_wait(0)
 
     async def _look_first(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
-        """Poke the listed runs before others, with what is read of them here. `since` as in `_sweep_over`."""
-        objects = await self.reconciler.reader.read(namespace, _homes(runs)) if runs else {}
+        """Poke the listed runs before others. `since`: when the listing began, on the monotonic clock."""
+        objects = await self.reconciler.reader.read(namespace, _homes(runs))
         for run in runs:
             key, uid = _key(run), run["metadata"]["uid"]
             current = self._runs.get(key) == uid and key not in self._heard and key not in self._tasks
             self.poke(*key, first=True)
-            if current:
+            if current and len(self._readings) < READINGS:
                 self._readings[key] = (since, Reading(run, objects[uid]))
         await self._few_wait(AT_ONCE)
 
@@ -321,22 +313,14 @@ class Loop:
         states: Counter[str] = Counter()
         known, runs_before = self.reconciler.known(), dict(self._runs)
         listed, awake_uids = set[str](), set[str]()
-        for namespace in self.namespaces or (None,):
-            self._heard.clear()
-            since = time.monotonic()
-            async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
-                states.update(run.get("status", {}).get("state") or "New" for run in runs)
-                for run in runs:
-                    listed.add(run["metadata"]["uid"])
-                    self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
-                now = datetime.now(UTC)
-                if awake := [run for run in runs if due(run, now) is not Due.NOTHING]:
-                    awake_uids.update(run["metadata"]["uid"] for run in awake)
-                    await self._sweep_over(namespace, awake, since)
-                self.health.swept()  # after every page, because a sweep over very many runs is not stuck
-                await self._unless_wanted(pause * len(runs))
-                self._heard.clear()
-                since = time.monotonic()
+        async for namespace, runs, since in self._pages():
+            states.update(run.get("status", {}).get("state") or "New" for run in runs)
+            listed.update(run["metadata"]["uid"] for run in runs)
+            if awake := _awake(runs):
+                awake_uids.update(run["metadata"]["uid"] for run in awake)
+                await self._sweep_over(namespace, awake, since)
+            self.health.swept()  # after every page, because a sweep over very many runs is not stuck
+            await self._unless_wanted(pause * len(runs))
         for key, uid in runs_before.items():  # the event of the deletion may have been lost
             if uid not in listed:
                 self.gone(key, uid)
@@ -347,9 +331,21 @@ class Loop:
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)
 
+    async def _pages(self) -> AsyncIterator[tuple[str | None, Sequence[Object], float]]:
+        """The runs, a page at a time, each with the namespace that was listed and when its listing began, on the
+        monotonic clock."""
+        for namespace in self.namespaces or (None,):
+            self._heard.clear()
+            since = time.monotonic()
+            async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
+                for run in runs:
+                    self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
+                yield namespace, runs, since
+                self._heard.clear()
+                since = time.monotonic()
+
     async def _sweep_over(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
-        """Poke those of the listed runs that need a reconcile. `since`: when the listing began, on the monotonic
-        clock."""
+        """Poke those of the listed runs that need a reconcile. `since` as in `_look_first`."""
         objects = await self.reconciler.reader.read(namespace, _homes(runs))
         for run in runs:
             key, uid = _key(run), run["metadata"]["uid"]
@@ -370,6 +366,12 @@ class Loop:
                 if len(self._readings) < READINGS:
                     self._readings[key] = (since, Reading(run, objects[uid]))
             await asyncio.sleep(0)  # lets the events of ended children in first
+
+
+def _awake(runs: Sequence[Object]) -> list[Object]:
+    """The runs that may need something."""
+    now = datetime.now(UTC)
+    return [run for run in runs if due(run, now) is not Due.NOTHING]
 
 
 def _homes(runs: Sequence[Object]) -> dict[str, str]:
