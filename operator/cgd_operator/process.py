@@ -179,9 +179,9 @@ async def _act(
     server.lead(Desk(board, key, loop.later))
     health.lead()
     loop.start()
-    await loop.caught_up()  # Kopf begins with all runs at once, and the next children would wait
     assert handlers.configure  # importing the module registers the handlers
     try:
+        await loop.caught_up()  # Kopf begins with all runs at once, and the next children would wait
         await kopf.operator(
             memo=kopf.Memo(loop=loop),
             namespaces=namespaces,

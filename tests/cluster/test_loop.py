@@ -16,6 +16,7 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.http.progress import ProgressServer, token
 from cgd_operator.kube.client import PAGE
 from cgd_operator.kube.kinds import JOB, POD, RUN, ApiError
+from cgd_operator.process import operate
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -339,6 +340,25 @@ async def test_an_operator_that_starts_goes_on_with_runs_before_kopf_reads_them_
     started = calls.index("POST /apis/batch/v1/namespaces/default/jobs?fieldManager=cgd-operator")
     watched = next(place for place, call in enumerate(calls) if "/cgdruns?" in call and "watch=true" in call)
     assert started < watched
+
+
+async def test_an_operator_that_is_ended_while_it_catches_up_has_stopped_its_loop(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it gives the Lease back: another operator may act then."""
+    begun: asyncio.Future[Loop] = asyncio.get_running_loop().create_future()
+
+    async def endless(self: Loop) -> None:
+        begun.set_result(self)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Loop, "_catch_up", endless)
+    operator = asyncio.create_task(operate())
+    async with asyncio.timeout(20):
+        loop = await begun
+        operator.cancel()
+        await asyncio.wait({operator})
+    assert loop._stopped
 
 
 @embedded_only
