@@ -266,8 +266,11 @@ async def test_runs_whose_child_has_ended_unseen_are_looked_at_before_a_sweep_de
     seen: list[str] = loop.reconciler.seen  # type: ignore[attr-defined]
     assert seen == ["run-1"]
     assert loop.reconciler.readings[0] is not None  # type: ignore[attr-defined]
-    await asyncio.sleep(0.5)
-    assert set(await settle(loop)) == {"run-1", "run-2", "run-3"}
+
+    async def all_seen() -> bool:
+        return set(seen) == {"run-1", "run-2", "run-3"}
+
+    await world.until(all_seen)
     await loop.stop()
 
 
@@ -301,15 +304,19 @@ async def test_a_catch_up_that_fails_holds_up_nothing(world: Any, loop: Loop, mo
     async def unable(*_: Any) -> Any:
         raise ApiError(500, "InternalError", "as the test wants it")
 
+    able = ChildReader.children
     await create_runs(world, 1)
     monkeypatch.setattr(ChildReader, "children", unable)
     loop.start()
     async with asyncio.timeout(20):
         await loop.caught_up()
-    monkeypatch.undo()
+    monkeypatch.setattr(ChildReader, "children", able)
     loop.sweep_soon()
-    await asyncio.sleep(0.5)
-    assert await settle(loop) == ["run-0"]
+
+    async def seen() -> bool:
+        return bool(loop.reconciler.seen == ["run-0"])  # type: ignore[attr-defined]
+
+    await world.until(seen)
     await loop.stop()
 
 
@@ -335,8 +342,8 @@ async def test_an_operator_that_starts_goes_on_with_runs_before_kopf_reads_them_
     await end_prepare(world, "run-1")
     since = len(world.embedded.requests)
     async with world.operator():
-        await asyncio.sleep(1)
-        calls = requests(world, since)
+        pass  # it ends no sooner than Kopf has begun
+    calls = requests(world, since)
     started = calls.index("POST /apis/batch/v1/namespaces/default/jobs?fieldManager=cgd-operator")
     watched = next(place for place, call in enumerate(calls) if "/cgdruns?" in call and "watch=true" in call)
     assert started < watched
@@ -366,11 +373,19 @@ async def test_an_operator_that_starts_reads_every_child_twice_and_every_pod_onc
     """For the children that have ended, and for everything; not for the watches."""
     await begun(world, 1)
     since = len(world.embedded.requests)
+
+    def lists(path: str) -> int:
+        calls = (one for one in requests(world, since) if "limit=1" not in one and "watch=true" not in one)
+        return sum(one.startswith(f"GET {path}") for one in calls)
+
+    async def swept() -> bool:
+        return lists("/api/v1/pods") > 0
+
     async with world.operator():
-        await asyncio.sleep(2)
-        calls = [one for one in requests(world, since) if "limit=1" not in one and "watch=true" not in one]
-    assert sum(one.startswith("GET /apis/batch/v1/jobs") for one in calls) == 2, calls
-    assert sum(one.startswith("GET /api/v1/pods") for one in calls) == 1, calls
+        await world.until(swept)
+        await asyncio.sleep(1)
+    assert lists("/apis/batch/v1/jobs") == 2
+    assert lists("/api/v1/pods") == 1
 
 
 async def test_a_run_that_cannot_be_looked_over_holds_up_no_other(

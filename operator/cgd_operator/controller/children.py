@@ -119,9 +119,9 @@ class ChildReader:
     ) -> tuple[dict[str, list[Object]], tuple[Backend, ...]]:
         """The Jobs and trainings by the run's uid, and the kinds of trainings that the cluster knows."""
         labels = one_of(UID_LABEL, homes)
-        (jobs, _), *trainings = await asyncio.gather(
+        (jobs, _), trainings = await asyncio.gather(
             self.cluster.list(JOB, namespace, labels=labels),
-            *(self._list_if_served(KINDS[kind], namespace, labels) for kind in BACKENDS),
+            asyncio.gather(*(self._list_if_served(KINDS[kind], namespace, labels) for kind in BACKENDS)),
         )
         served = tuple(kind for kind, objects in zip(BACKENDS, trainings, strict=True) if objects is not None)
         children: dict[str, list[Object]] = {uid: [] for uid in homes}
