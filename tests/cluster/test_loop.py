@@ -291,6 +291,29 @@ async def test_what_a_catch_up_has_read_is_not_used_when_something_has_happened_
     assert [bool(one) for one in loop.reconciler.readings] == [False, True]  # type: ignore[attr-defined]
 
 
+async def test_a_catch_up_is_over_when_no_run_waits_to_be_looked_at_first(
+    world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 1)
+    held, real = asyncio.Event(), loop.reconciler.reconcile
+
+    async def slow(namespace: str, name: str, reading: Reading | None) -> float | None:
+        await held.wait()
+        return await real(namespace, name, reading)
+
+    await begun(world, 2)
+    await end_prepare(world, "run-0", "run-1")
+    monkeypatch.setattr(loop.reconciler, "reconcile", slow)
+    catch_up = asyncio.create_task(loop._catch_up())
+    assert await asyncio.wait({catch_up}, timeout=0.5) == (set(), {catch_up})
+    held.set()
+    async with asyncio.timeout(20):
+        await catch_up
+    assert not loop._first
+    assert await settle(loop) == ["run-0", "run-1"]
+    assert all(loop.reconciler.readings)  # type: ignore[attr-defined]
+
+
 @embedded_only
 async def test_a_catch_up_reads_no_pods_of_runs_without_such_a_child(world: Any, loop: Loop) -> None:
     await begun(world, PAGE + 1)
