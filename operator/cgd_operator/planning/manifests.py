@@ -81,6 +81,12 @@ def secret_name(run: Run, release: Release) -> str:
     return f"{name}-{release.key_id}" if release.key_id else name
 
 
+def has_secret(child: Object, name: str) -> bool:
+    """Whether a Job that exists mounts the Secret."""
+    volumes = child["spec"].get("template", {}).get("spec", {}).get("volumes", [])
+    return any(volume.get("secret", {}).get("secretName") == name for volume in volumes)
+
+
 def progress_secret(run: Run, tokens: dict[str, str], release: Release) -> Object:
     """The Secret with a progress token for every child, each under its stage's name."""
     return {
