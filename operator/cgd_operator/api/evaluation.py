@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
-from cgd_operator.api.fields import BenchmarkName, S3Uri, Text, rules
+from cgd_operator.api.fields import FILE, BenchmarkName, S3Uri, Text, rules
 from cgd_operator.api.generation import SourceUri
 from cgd_stages.contract import BenchmarkFields, Contract, Positive, Rival, Sampling
 
@@ -166,6 +166,13 @@ class Evaluation(Contract):
         le=200,
         description="How many outputs of each benchmark and model lm-eval judges again, half of them right and half "
         "wrong where there are enough of both. The report shows where it disagrees with the grades. 0: none.",
+    )
+
+    published: Annotated[S3Uri, Text(FILE, "write s3://bucket/key or configmap://name/key")] | None = Field(
+        None,
+        description="A JSON file with figures that others have published: the report shows them beside the run's own. "
+        "prepare refuses a file with an unknown benchmark or method. It is no part of what the run makes but for the "
+        "report.",
     )
 
     @model_validator(mode="after")
