@@ -448,7 +448,7 @@ def test_published_figures_stand_beside_the_runs_own_and_what_is_missing_is_name
     words = read.words
     for said in (
         "arXiv 2505.11628v4, WebInstruct fine-tuning, LLaMA3.1-8B Instruct",
-        "CGD+ CGD (ours)75.0 %55.1 \u2013 88.0published 54.2\u25b2 +20.8 above it",
+        "CGD+ CGD (ours) 75.0 %55.1 \u2013 88.0published 54.2\u25b2 +20.8 above it",
         "teacher GPT-4o, not this run\u2019snot in this run",
         "published 32.4its figures give 32.2",
         "2 published averages are not the mean of the figures beside them",
