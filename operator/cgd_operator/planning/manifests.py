@@ -435,12 +435,14 @@ def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
 def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
     """Names and keys of the ConfigMaps that the task reads: only prepare reads sources and files of templates."""
     work = task.work
-    if not isinstance(work, contract.Prepare):
-        return {}
-    sources = [source.source for source in (work.prompts, *work.benchmarks)]
-    templates = [chat.template_uri or "" for chat in (work.student_chat, work.teacher_chat)]
+    uris: list[str] = []
+    if isinstance(work, contract.Prepare):
+        uris += [source.source for source in (work.prompts, *work.benchmarks)]
+        uris += [chat.template_uri or "" for chat in (work.student_chat, work.teacher_chat)]
+    if isinstance(work, contract.Prepare | contract.Report) and work.published:
+        uris.append(work.published.uri)
     found: dict[str, set[str]] = {}
-    for uri in (*sources, *templates):
+    for uri in uris:
         if uri.startswith(contract.CONFIG_MAP):
             name, _, key = uri.removeprefix(contract.CONFIG_MAP).partition("/")
             found.setdefault(name, set()).add(key)
