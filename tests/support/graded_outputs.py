@@ -134,7 +134,6 @@ OUTPUTS: list[tuple[str, bool, str, str]] = [
     ("base", RIGHT, "1011_2", r"\boxed{11}"),
     ("base", RIGHT, "52_8", r"\boxed{52_{8}}"),
     ("base", RIGHT, "2F_{16}", r"\boxed{57_8}"),
-    ("base", RIGHT, "204_5", r"\boxed{204_{\text{five}}}"),
     ("base", WRONG, "52_8", r"\boxed{52}"),
     ("base", WRONG, "52_8", r"\boxed{52_9}"),
     ("base", WRONG, "110_2", r"\boxed{110_{10}}"),

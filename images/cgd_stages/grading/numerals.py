@@ -18,13 +18,11 @@ _SIGNED = rf"[+-]?\s*{_DECIMAL}"
 _FRACTION = re.compile(
     rf"([+-]?)\s*(?:(\d+)\s*)?\\frac\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))"
 )
-_BASED = re.compile(r"([+-]?)\s*\(?([0-9A-Z]+)\)?_\{\s*\(?(\w+)\)?\s*\}")
+_BASED = re.compile(r"([+-]?)\s*\(?([0-9A-Z]+)\)?_\{\s*\(?(\d+)\)?\s*\}")
 _REPEATING = re.compile(
     r"([+-]?)\s*(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
     r"|\((\d+)\)|((?:\\dot\s*\{?\d\}?\d*){1,2})|(\\dots))"
 )
-_NAMES_OF_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_BASES = {name: base for base, name in enumerate(_NAMES_OF_BASES, 2)}
 
 
 def exact(text: str) -> Fraction | None:
@@ -50,8 +48,7 @@ def _fraction(match: re.Match[str]) -> Fraction | None:
 
 
 def _based(match: re.Match[str]) -> Fraction | None:
-    sign, digits, name = match.groups()
-    base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
+    sign, digits, base = match[1], match[2], int(match[3])
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
     return Fraction((-1 if sign == "-" else 1) * int(digits, base))
