@@ -235,6 +235,8 @@ OUTPUTS: list[tuple[str, bool, str, str]] = [
     ("shape", WRONG, "(1,2)", r"\boxed{[1,2]}"),
     ("shape", WRONG, "[1, 2]", r"\boxed{(1, 2)}"),
     ("shape", WRONG, r"\{1,2\}", r"\boxed{(1,2)}"),
+    ("shape", WRONG, r"x \ne 5", r"\boxed{x \ne 6}"),
+    ("shape", WRONG, r"x \ne 5", r"\boxed{x > 5}"),
     ("shape", RIGHT, "(-3, 3]", r"\boxed{x \in (-3, 3]}"),
     # Degrees, remainders, times of day, the empty set, an equation the other way round.
     ("degrees", RIGHT, r"\frac{1}{2}", r"\boxed{\sin 30^\circ}"),

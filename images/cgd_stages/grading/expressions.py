@@ -179,13 +179,16 @@ def _verify(expected: Any, actual: Any) -> bool:
     import math_verify
 
     # Its time-outs use signal.alarm and take whole seconds only; this process has a deadline of its own. Errors are
-    # raised, because they are no wrong answers.
-    return bool(
-        math_verify.verify(
-            [expected], [actual], float_rounding=DIGITS, numeric_precision=DIGITS - 20,
-            allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True,
-        )
-    )  # fmt: skip
+    # raised, because they are no wrong answers; but it raises KeyError for every unlike relation with \ne.
+    try:
+        return bool(
+            math_verify.verify(
+                [expected], [actual], float_rounding=DIGITS, numeric_precision=DIGITS - 20,
+                allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True,
+            )
+        )  # fmt: skip
+    except KeyError:
+        return False
 
 
 def _same_function(expected: Any, actual: Any) -> bool:
