@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cgd_stages.contract import Chat, Contract, Learned, RunRef, StageFacts, StageName
+from cgd_stages.contract import Chat, Contract, Learned, Removal, RunRef, StageFacts, StageName
 
 
 class StageRecord(Contract):
@@ -203,6 +203,40 @@ class Audit(Contract):
     """Those that lm-eval alone calls right come first, and outputs with a box before those without."""
 
 
+class Paraphrased(Contract):
+    """A benchmark's question that texts of the run's rows say much of in other words; see `quality.paraphrases`."""
+
+    benchmark: str
+    question: str
+    """The question's id."""
+    rows: int
+    """Rows with such a text."""
+    id: str
+    """Of the row with the closest text."""
+    sample: int
+    text: str
+    """The column of the closest text: prompt, reference or refinement."""
+    similarity: float
+    """The share of the question's word triples that it has."""
+
+
+class Decontamination(Contract):
+    """What the run has looked for, and found, of the benchmarks in what it learns from."""
+
+    paraphrases: Removal
+    similarity: float
+    compared: tuple[str, ...]
+    """The names of the benchmarks and tasks whose questions were compared."""
+    unchecked: dict[str, str] = Field(default_factory=dict)
+    """Task of lm-eval -> why its questions could not be compared."""
+    prepare_rows: int
+    """The prompts that prepare has found; with `remove` they are rejected."""
+    check_rows: int
+    """The rows that check has found; with `remove` no training learns them."""
+    questions: tuple[Paraphrased, ...] = ()
+    """Those that the rows of check paraphrase."""
+
+
 class Rejected(Contract):
     """A row that a stage could not use."""
 
@@ -231,6 +265,8 @@ class ReportData(Contract):
     changes: tuple[Change, ...] = ()
     """Some of the questions that training fixed or broke, in the order of `changed`."""
     audit: Audit | None = None
+    decontamination: Decontamination | None = None
+    """None: the run does not look for paraphrases, or check has not ended."""
     quadruples: Quadruples | None = None
     rejected: tuple[Rejected, ...] = ()
     """Some of the rejected rows of each stage and reason."""
