@@ -57,7 +57,9 @@ class Checked:
         self.left_out = read_left_out(self.folder, StageName("train-cgd"))
 
 
-def test_what_is_kept_is_counted_and_learned(bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path) -> None:
+def test_what_is_kept_is_counted_and_learned(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
     stored(bucket, ROWS)
     kept = Checked(storage, tmp_path, tiny_model)
     assert (kept.facts.metrics["paraphrased"], kept.facts.metrics["paraphrased_questions"]) == (3, 1)

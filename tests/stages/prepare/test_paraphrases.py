@@ -19,7 +19,7 @@ from cgd_stages.store.folder import REJECTED, Folder, read_rows
 from cgd_stages.store.rows import Row, from_parquet
 
 QUESTION = "Nora sold 48 candles in April and then she sold half as many candles in May. How many did she sell in all?"
-NAMES = QUESTION.replace("Nora", "Pavel").replace("she", "he").replace("candles", "lamps")
+NAMES = QUESTION.replace("Nora", "Pavel").replace("she", "he")
 OTHER = "A tank holds 300 litres and loses 3 litres every hour. After how many hours is the tank empty at last?"
 TASK = """\
 task: tanks
@@ -128,14 +128,14 @@ def test_prompts_are_compared_with_the_tasks_of_lm_eval_and_what_cannot_be_is_na
 ):
     gone = TANKS.model_copy(update={"name": "gone", "task": "gone"})
     given = work(
-        bucket, tiny_model, source(bucket, "Hello", OTHER.replace("tank", "barrel"), OTHER),
+        bucket, tiny_model, source(bucket, "Hello", OTHER.replace("litres", "gallons"), OTHER),
         tasks=(TANKS, gone), task_data=mirror, against=("sums", "tanks", "gone"),
     )  # fmt: skip
     folder = Path.cwd()
     found = Prepared(storage, tmp_path, given)
     assert found.prompts == ["Hello"]
     details = [row["detail"] for row in found.rejected.values()]
-    assert sorted(detail.split(": ", 1)[1][:20] for detail in details) == ["shares words with th", "the prompt has 61.9 "]
+    assert sorted(detail.split(": ", 1)[1].split()[0] for detail in details) == ["shares", "the"]
     assert all("tanks/0 of tanks" in detail for detail in details)
     assert list(found.done.inputs["unchecked"]) == ["gone"]
     assert "no.jsonl" in found.done.inputs["unchecked"]["gone"]
