@@ -19,14 +19,19 @@ OTHER_ORDER = (
     "The rest of the year she sold none. In May she sold half as many candles at the market. Nora sold 48 candles to "
     "her neighbours in April. How many candles did Nora sell altogether in April and May?"
 )
-INSIDE = f"Here is a task of the week that you should solve step by step and check twice. {OTHER_NAMES} Explain " + (
-    "every step that you take so that a beginner can follow it, and write the result in a line of its own at the end."
+INSIDE = (
+    f"Here is a task of the week that you should solve step by step and check twice. {OTHER_NAMES} Explain every step "
+    "that you take so that a beginner can follow it, and write the result in a line of its own at the end."
 )
 UNRELATED = (
     "A tank holds 48 litres. Every hour 3 litres leak out of it, and Nora pours 2 litres in. How many hours does it "
     "take until the tank is empty, and how many litres did Nora pour in altogether by then?"
 )
-CHINESE = "\u5c0f\u660e\u56db\u6708\u5356\u4e8648\u652f\u8721\u70db\uff0c\u4e94\u6708\u5356\u51fa\u7684\u8721\u70db\u662f\u56db\u6708\u7684\u4e00\u534a\u3002\u4ed6\u4e00\u5171\u5356\u4e86\u591a\u5c11\u652f\u8721\u70db\uff1f"
+CHINESE = (
+    "\u5c0f\u660e\u56db\u6708\u5356\u4e8648\u652f\u8721\u70db\uff0c\u4e94\u6708\u5356\u51fa"
+    "\u7684\u8721\u70db\u662f\u56db\u6708\u7684\u4e00\u534a\u3002\u4ed6\u4e00\u5171\u5356\u4e86\u591a"
+    "\u5c11\u652f\u8721\u70db\uff1f"
+)
 THAI = (
     "\u0e19\u0e34\u0e14\u0e32\u0e02\u0e32\u0e22\u0e40\u0e17\u0e35\u0e22\u0e19\u0e43\u0e19\u0e40\u0e14\u0e37\u0e2d\u0e19"
     "\u0e40\u0e21\u0e29\u0e32\u0e22\u0e19 48 \u0e40\u0e25\u0e48\u0e21 \u0e41\u0e25\u0e30\u0e02\u0e32\u0e22\u0e04\u0e23"
@@ -78,6 +83,17 @@ def test_scripts_without_blanks_are_compared_by_their_characters(text: str, othe
     assert not found(text, text[: len(text) // 4])
 
 
+def test_a_script_with_letters_and_no_blanks_is_compared_four_characters_at_a_time() -> None:
+    letters = "".join(random.Random(1).choices([chr(code) for code in range(0x0E01, 0x0E2F)], k=60))
+    assert found(letters, letters[:30] + "\u0e01\u0e02" + letters[32:])
+    assert not found(letters, letters[::-1])
+
+
+def test_the_share_is_of_the_question_alone() -> None:
+    (match,) = Originals([question(QUESTION)], 0.5).paraphrased(f"{UNRELATED} {QUESTION} {UNRELATED}")
+    assert match.similarity == 1.0
+
+
 @pytest.mark.parametrize("text", ["", "?!", "What is 2 + 3?", "How many apples does Ann have?", "12 34 " * 40])
 def test_a_question_of_few_words_or_of_numbers_alone_is_not_looked_for(text: str) -> None:
     assert not found(text, f"{text} {text} and more words that follow it")
@@ -89,8 +105,8 @@ def test_a_reference_of_a_benchmark_is_looked_for_too() -> None:
     (match,) = originals.paraphrased(solution.replace("Nora", "Pavel"))
     assert (match.part, match.question) == ("reference", "q1")
     assert str(match).endswith("of the word triples of the reference of the question q1 of b")
-    numbers = "48 / 2 = 24, 48 + 24 = 72"
-    assert not Originals([question("Candles?", reference=f"{numbers} {numbers}")], 0.5).paraphrased(numbers)
+    numbers = "48 / 2 = 24, 48 + 24 = 72, 72 - 5 = 67, 67 * 2 = 134, 134 + 6 = 140"
+    assert not Originals([question("Candles?", reference=numbers)], 0.5).paraphrased(numbers)
 
 
 def test_the_index_overlooks_no_question() -> None:

@@ -436,7 +436,7 @@ def test_accuracy_stands_beside_accuracy_without_the_questions_that_training_has
         questions=(met,),
     )
     words = Read(render(report_data(decontamination=found))).words.replace(THIN, " ")
-    assert "sumsBase25.0 %7.1 \u2013 59.114.3 %2.6 \u2013 51.31 of 8" in words
+    assert "sumsbase25.0 %7.1 \u2013 59.114.3 %2.6 \u2013 51.31 of 8" in words
     assert "2 rows of the training have 50.0 % or more of the word triples" in words
     assert "Not compared with what training learns: IFEval (<b>no hub</b>)." in words
     removed = found.model_copy(update={"paraphrases": "remove", "unchecked": {}})
