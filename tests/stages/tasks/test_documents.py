@@ -15,7 +15,7 @@ from cgd_stages.errors import UserError
 from cgd_stages.harness import __main__ as harness
 from cgd_stages.harness.replies import Reply
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.tasks.documents import documents, known_tasks, mirrored
+from cgd_stages.tasks.documents import documents, mirrored
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -44,6 +44,8 @@ ROWS = [{"question": f"What is {number} + 1?", "answer": str(number + 1)} for nu
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from lm_eval.tasks import TaskManager
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     definitions = {
@@ -59,7 +61,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, definition in definitions.items():
         (folder / f"{name}.yaml").write_text(definition)
     (folder / "code.py").write_text("def target(document):\n    return 'ran'\n")
-    return known_tasks(folder)
+    return TaskManager(include_path=str(folder), include_defaults=False)  # reading lm-eval's own takes seconds
 
 
 def task(name: str, **changes: Any) -> HarnessTask:
