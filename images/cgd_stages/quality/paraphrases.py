@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,17 +31,16 @@ FEWEST = 10
 """A question of fewer words is not looked for; two characters of a script without blanks count as one word."""
 FOUND = "paraphrases-"
 """How the name of a part with the questions that were found begins."""
-FOUND_SCHEMA = pa.schema(
-    [
-        ("benchmark", pa.string()),
-        ("question", pa.string()),
-        ("rows", pa.int64()),
-        ("id", pa.string()),
-        ("sample", pa.int32()),
-        ("text", pa.string()),
-        ("similarity", pa.float64()),
-    ]
-)
+_FOUND: list[tuple[str, Any]] = [
+    ("benchmark", pa.string()),
+    ("question", pa.string()),
+    ("rows", pa.int64()),
+    ("id", pa.string()),
+    ("sample", pa.int32()),
+    ("text", pa.string()),
+    ("similarity", pa.float64()),
+]
+FOUND_SCHEMA = pa.schema(_FOUND)
 """A question that training texts paraphrase: its benchmark and id, how many rows do so, and the closest text: its row's
 id and sample, its column (prompt, reference or refinement) and its share of the question's triples."""
 

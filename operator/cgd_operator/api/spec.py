@@ -195,7 +195,8 @@ class CGDRunSpec(Contract):
     @model_validator(mode="after")
     def _across_fields(self) -> "CGDRunSpec":
         evaluation = self.evaluation
-        known = {one.name for one in (*evaluation.benchmarks, *evaluation.tasks)} if evaluation else set()
+        known = {benchmark.name for benchmark in evaluation.benchmarks} if evaluation else set()
+        known |= {task.name for task in evaluation.tasks} if evaluation else set()
         if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
             raise ValueError(AGAINST_RULE[1])
         learned, thinks = self.training.thinking, self.student.chat.thinking

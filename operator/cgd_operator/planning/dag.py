@@ -443,8 +443,9 @@ def _prompts(spec: CGDRunSpec) -> contract.Prompts:
     paraphrases, because earlier builds, which looked for copies alone, did not compare with tasks."""
     prompts, decontaminate = spec.prompts.model_dump(), spec.prompts.decontaminate
     if spec.evaluation and decontaminate and not decontaminate.against:
-        tasks = spec.evaluation.tasks if decontaminate.paraphrases else ()
-        prompts["decontaminate"]["against"] = [one.name for one in (*spec.evaluation.benchmarks, *tasks)]
+        names = [benchmark.name for benchmark in spec.evaluation.benchmarks]
+        names += [task.name for task in spec.evaluation.tasks] if decontaminate.paraphrases else []
+        prompts["decontaminate"]["against"] = names
     return contract.Prompts.model_validate(prompts)
 
 

@@ -135,7 +135,7 @@ def test_the_index_overlooks_no_question() -> None:
 
 def test_findings_name_the_closest_row_whatever_the_order() -> None:
     originals = Originals([question(QUESTION), question(UNRELATED, "q2")], 0.5)
-    rows = [
+    rows: list[tuple[Row, dict[str, str | None]]] = [
         ({"id": "a", "sample": 0}, {"prompt": OTHER_NAMES, "reference": None}),
         ({"id": "b", "sample": 0}, {"prompt": UNRELATED, "reference": QUESTION}),
         ({"id": "b", "sample": 1}, {"prompt": UNRELATED, "reference": QUESTION}),
