@@ -18,9 +18,10 @@ from cgd_stages.contract import Harness, HarnessTask, Model, Rows, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.harness import __main__ as harness
 from cgd_stages.harness.replies import Reply
-from cgd_stages.harness.task_guard import EXECUTING
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.rows import file_sha256
+from cgd_stages.tasks.documents import mirrored
+from cgd_stages.tasks.guard import EXECUTING
 from cgd_stages.train import student
 from cgd_stages.train.saving import Saver
 from cgd_stages.training.checkpoints import Checkpoints
@@ -279,10 +280,10 @@ def test_processes_that_start_among_the_data_of_tasks_import_nothing_of_it(
     uri = f"{storage.uri}-mirror"
     bucket.at(uri).put("runpy_of_the_bucket.py", b"")
     work = Harness(model=Model(name="x"), tasks=(), data=uri)
-    harness._use_mirror(context(storage, work, tmp_path), uri)
-    assert Path("runpy_of_the_bucket.py").exists()
-    command = [sys.executable, "-c", "import runpy_of_the_bucket"]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    with mirrored(context(storage, work, tmp_path), uri):
+        assert Path("runpy_of_the_bucket.py").exists()
+        command = [sys.executable, "-c", "import runpy_of_the_bucket"]
+        done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert "ModuleNotFoundError" in done.stderr
 
 

@@ -25,13 +25,13 @@ from support.stage_builders import RUN, context, generate_work
 from cgd_cli.models import misfits
 from cgd_stages.contract import Model, Source, StageFacts, Storage
 from cgd_stages.errors import UserError
-from cgd_stages.harness import __main__ as harness
 from cgd_stages.models import resolve
 from cgd_stages.prepare import sources
 from cgd_stages.store.bucket import LONGEST_NAME, Bucket, place
 from cgd_stages.store.folder import Done, Folder, Part
 from cgd_stages.store.rows import now
 from cgd_stages.store.run import Pointer, RunStore
+from cgd_stages.tasks.documents import mirrored
 from cgd_stages.training.checkpoints import Checkpoint, Checkpoints, Layout
 
 ROOT = Path(__file__).parents[2]
@@ -303,8 +303,8 @@ def test_a_checkpoint_s_marker_names_no_file_outside_its_folder(tmp_path):
 def test_a_mirror_of_the_hub_writes_no_file_outside_its_folder(tmp_path):
     with store({"hub/datasets/x": BODY, "hub/../../evil.json": BODY}) as storage:
         made = context(storage, generate_work("m", "answer"), tmp_path / "1" / "2")
-        with pytest.raises(UserError, match="has no place below a folder"):
-            harness._use_mirror(made, "s3://data/hub")
+        with pytest.raises(UserError, match="has no place below a folder"), mirrored(made, "s3://data/hub"):
+            pass
     assert [name for name in files_in(tmp_path) if "evil" in name] == []
 
 
@@ -378,5 +378,5 @@ def test_every_download_goes_to_a_place_and_no_key_is_joined_to_a_path_elsewhere
                 joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
                 if joined and any(getattr(part, "attr", "") == "key" for part in ast.walk(node.right)):
                     found.append((path.name, False))
-    assert {name for name, _ in found} >= {"resolve.py", "checkpoints.py", "__main__.py", "sources.py"}
+    assert {name for name, _ in found} >= {"resolve.py", "checkpoints.py", "documents.py", "sources.py"}
     assert [name for name, placed in found if not placed] == []

@@ -53,7 +53,8 @@ RICH: Json = {
     "teacher.endpoint": {"url": "https://teacher/v1", "model": "t", "apiKeySecretRef": {"name": "k", "key": "t"}},
     "prompts.limit": 1000,
     "prompts.seed": 1,
-    "prompts.decontaminate": {"against": ["arithmetic"], "ngram": 13},
+    "prompts.decontaminate": {"against": ["arithmetic"], "ngram": 13, "paraphrases": "remove", "similarity": "0.5"},
+    "prompts.nearDuplicates": "remove",
     "generation": {"maxRejected": "5%", "answer": {"maxTokens": 100, "temperature": "0.7", "topP": "0.9",
                                                        "unfinished": "reject"}},
     "training": {

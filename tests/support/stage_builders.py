@@ -73,7 +73,9 @@ def context(
 
 
 def prepare_work(model: Path | str, source: str, **changes: Any) -> Prepare:
-    taken = {name: changes.pop(name) for name in ("limit", "seed", "decontaminate") if name in changes}
+    taken = {
+        name: changes.pop(name) for name in ("limit", "seed", "decontaminate", "near_duplicates") if name in changes
+    }
     prompts = Prompts(source=source, fields=Fields(prompt="question", reference="answer"), **taken)
     engine = changes.pop("engine", EngineSettings())
     student = Model(name=str(model))

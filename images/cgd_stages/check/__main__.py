@@ -6,8 +6,9 @@ Examples can be made only after refine, and the training pods with their GPUs st
 rows that are learned (see `quality.selection`) and counts the tokens that each objective learns of them, the rows that
 it cannot use and the lengths of its examples. All trainings learn from the rows that every objective can use. It stores
 these figures and the rows that are left out, but no example: the training pods make the same examples from the same
-rows. It measures the quality of the rows, and refuses rows that are worse than the run allows, and stored checkpoints
-from which the training pods could not go on.
+rows. It looks for questions of benchmarks in the rows (see `quality.paraphrases`). It measures the quality of the rows,
+and refuses rows that are worse than the run allows, and stored checkpoints from which the training pods could not go
+on.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -19,6 +20,7 @@ import logging
 import time
 from array import array
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,22 +29,27 @@ from cgd_stages.contract import Check, Rows, StageFacts
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
 from cgd_stages.grading.grader import Grader
+from cgd_stages.method.prompts import whole_prompt
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import read_config
 from cgd_stages.quality import selection
 from cgd_stages.quality.marks import SAMPLED, cautions
+from cgd_stages.quality.paraphrases import FOUND, FOUND_SCHEMA, Findings, Originals
 from cgd_stages.quality.review import GRADE_SECONDS, GRADERS, review_rows
 from cgd_stages.results.formatting import percent
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run
+from cgd_stages.store.benchmarks import read_originals
 from cgd_stages.store.folder import REJECTED, Folder, Part, read_rows
-from cgd_stages.store.rows import KEY, REJECTION_SCHEMA, Key, key_of
+from cgd_stages.store.rows import KEY, REJECTION_SCHEMA, Key, Row, key_of
 from cgd_stages.store.run import Product
 from cgd_stages.training.dataset import CHECK, UNUSABLE, Dataset, ExampleCounts, LeftOut, read_left_out
 from cgd_stages.training.job import checkpoints_of, inputs_of, router_loss_weight
 
 log = logging.getLogger(__name__)
 
+CONTAMINATED = "contaminated"
+"""The reason of a row that is left out because it paraphrases a benchmark's question."""
 EVERY = 1000
 """Rows between two reports of the progress."""
 
@@ -71,15 +78,28 @@ def main(context: Context) -> dict[str, StageFacts]:
     }
     if draws > 1 or work.keep != "all":
         inputs["choice"] = {"draws": draws, "select": work.select, "keep": work.keep}
+    originals: list[Row] = []
+    if work.decontaminate:
+        originals, content = read_originals(context.store.input("prepare"))
+        inputs["paraphrases"] = [work.decontaminate.paraphrases, work.decontaminate.share, content]
 
     def check(folder: Folder) -> Product:
-        choice = _choice(datasets[0].refine, work, draws) if "choice" in inputs else {}
+        refine, removes = datasets[0].refine, bool(work.decontaminate and work.decontaminate.paraphrases == "remove")
+        findings = Findings(Originals(originals, work.decontaminate.share)) if work.decontaminate else None
+        choice = _paraphrases(refine, findings) if findings and removes else {}
+        if "choice" in inputs:
+            choice |= _choice(refine, work, draws, choice)
+        if findings and not removes:
+            _paraphrases(refine, findings, choice)
         parts = _count_examples(context, folder, datasets, choice)
         review, part = review_rows(folder, datasets[0].refine, work.keep)
         for caution in cautions(review.quality):
             log.warning("%s", caution)
         facts = context.facts[stage]
         seconds, metrics = round(time.monotonic() - clock, 3), facts.metrics | review.quality.metrics()
+        if findings:
+            metrics |= findings.metrics
+            parts.append(folder.put_rows(FOUND, findings.questions(), FOUND_SCHEMA))
         return Product(facts.model_copy(update={"seconds": seconds, "metrics": metrics}), [*parts, part])
 
     done = context.store.make_once(stage, inputs, check)
@@ -123,15 +143,30 @@ def _refuse_bad_rows(metrics: dict[str, float], least: float | None) -> None:
         )
 
 
-def _choice(refine: Folder, work: Check, draws: int) -> dict[Key, str]:
-    """The rows that the run chooses not to learn, with the reasons."""
-    rows = read_rows(refine, [*KEY, "reference", "refinement", "refinement_tokens"])
+def _paraphrases(refine: Folder, findings: Findings, without: Collection[Key] = ()) -> dict[Key, LeftOut]:
+    """The rows, but those of `without`, whose prompt, reference or refinement paraphrases a benchmark's question, which
+    `findings` gets to know. Prompts and references are looked at again because prepare counts rows that were rejected
+    later."""
+    found = {}
+    for row in read_rows(refine, [*KEY, "prompt", "turns", "reference", "refinement"]):
+        if key_of(row) not in without:
+            texts = {"prompt": whole_prompt(row), "reference": row["reference"], "refinement": row["refinement"]}
+            if detail := findings.add(row, texts):
+                found[key_of(row)] = LeftOut(CONTAMINATED, detail)
+    return found
+
+
+def _choice(refine: Folder, work: Check, draws: int, without: Collection[Key]) -> dict[Key, LeftOut]:
+    """The rows, but those of `without`, that the run chooses not to learn."""
+    columns = [*KEY, "reference", "refinement", "refinement_tokens"]
+    rows = (row for row in read_rows(refine, columns) if key_of(row) not in without)
     if not selection.judges(work.select, work.keep):
         judged = selection.judged(rows, None)
     else:
         with Grader(workers=GRADERS, seconds=GRADE_SECONDS) as grader:
             judged = selection.judged(rows, grader)
-    return selection.left_out(judged, draws=draws, select=work.select, keep=work.keep)
+    reasons = selection.left_out(judged, draws=draws, select=work.select, keep=work.keep)
+    return {key: LeftOut(reason, selection.DETAILS[reason]) for key, reason in reasons.items()}
 
 
 @dataclass
@@ -147,7 +182,9 @@ class Examples:
     thoughtless: set[int] = field(default_factory=set)
 
 
-def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], choice: dict[Key, str]) -> list[Part]:
+def _count_examples(
+    context: Context, folder: Folder, datasets: list[Dataset], choice: dict[Key, LeftOut]
+) -> list[Part]:
     """Count the examples of every training into the stage's facts, in metrics that begin with the training's name.
     `choice` are the rows that no training learns. Stores the rows that a training cannot use, under its stage, and
     those that are not chosen, and returns their parts.
@@ -186,21 +223,22 @@ def _count_examples(context: Context, folder: Folder, datasets: list[Dataset], c
         except UserError as error:
             refusals.append(error)
     metrics |= {"common_examples": float(len(common))} if len(made) > 1 else {}
-    metrics |= {f"left_out_{reason}": float(count) for reason, count in sorted(Counter(choice.values()).items())}
+    reasons = Counter(left_out.reason for left_out in choice.values())
+    metrics |= {f"left_out_{reason}": float(count) for reason, count in sorted(reasons.items())}
     rows = Rows(total=total, done=done, rejected=rejected)
     context.facts[context.task.stage] = StageFacts(rows=rows, digest=folder.digest, metrics=metrics)
     if refusals:
         raise UserError(" ".join(error.message for error in refusals), hint=refusals[0].hint)
     not_chosen = [
-        rejection(CHECK, {"id": identity, "sample": sample}, reason, selection.DETAILS[reason])
-        for (identity, sample), reason in sorted(choice.items())
+        rejection(CHECK, {"id": identity, "sample": sample}, left_out.reason, left_out.detail)
+        for (identity, sample), left_out in sorted(choice.items())
     ]
     listed = [*(examples.counts.rejected for examples in made), not_chosen]
     return [folder.put_rows(REJECTED, unused, REJECTION_SCHEMA) for unused in listed if unused]
 
 
 def _make_examples(
-    context: Context, datasets: list[Dataset], places: dict[Key, int], choice: dict[Key, str]
+    context: Context, datasets: list[Dataset], places: dict[Key, int], choice: dict[Key, LeftOut]
 ) -> list[Examples]:
     """Make the examples of the chosen rows for every training, and remember their lengths. Reports how many are made,
     over all trainings."""
@@ -209,7 +247,7 @@ def _make_examples(
     for dataset in datasets:
         counts = ExampleCounts.of(dataset)
         examples = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
-        chosen = replace(dataset, left_out={key: LeftOut(reason, "") for key, reason in choice.items()})
+        chosen = replace(dataset, left_out=choice)
         for row, example in chosen.examples():
             if isinstance(example, Example):
                 place = places[key_of(row)]

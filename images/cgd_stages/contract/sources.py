@@ -1,10 +1,10 @@
 """Rows from elsewhere: prompts and benchmarks, and the names of their columns."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cgd_stages.contract.base import Contract, Name, Positive
+from cgd_stages.contract.base import Between, Contract, Decimal, Name, Positive
 
 
 class Fields(Contract):
@@ -67,11 +67,19 @@ class Source(Contract):
     )
 
 
+SIMILARITY = 0.5
+"""The share of a question's word triples that makes a text a paraphrase of it, unless the run sets another; how it was
+chosen is in docs/benchmarks.md."""
+Similarity = Annotated[Decimal, Between(0.3, 1)]
+Removal = Literal["keep", "remove"]
+"""What becomes of prompts that are found."""
+
+
 class Decontaminate(Contract):
     """The benchmarks that prompts are compared with, and what counts as a copy of a question."""
 
     against: tuple[str, ...]
-    """The names of the benchmarks."""
+    """The names of the benchmarks and of the tasks of lm-eval."""
     ngram: int = Field(
         13,
         ge=5,
@@ -80,6 +88,22 @@ class Decontaminate(Contract):
         "punctuation do not matter. A question with fewer words is compared as a whole, and one with fewer than 5 "
         "words matches only a prompt with the same text.",
     )
+    paraphrases: Removal | None = Field(
+        None,
+        description="What becomes of prompts, references and refinements that say much of a question, or of its "
+        "reference, in other words. keep: the report shows accuracy without such questions. remove: training learns "
+        "none of them. Both compare with the tasks of lm-eval too. Default: only copies are looked for.",
+    )
+    similarity: Similarity | None = Field(
+        None,
+        description="The share of a question's word triples that makes a text a paraphrase of it. "
+        f"Default: {SIMILARITY:g}.",
+    )
+
+    @property
+    def share(self) -> float:
+        """The similarity that holds."""
+        return self.similarity or SIMILARITY
 
 
 class Prompts(Source):
@@ -93,6 +117,22 @@ class Prompts(Source):
         description="Removes prompts that copy a benchmark's question, and lists each with the question it matched. {} "
         "compares with all benchmarks.",
     )
+    near_duplicates: Removal | None = Field(
+        None,
+        description="What becomes of prompts that nearly repeat an earlier one, apart from numbers, case and "
+        "punctuation. remove: of each group of them the first stays. Default: keep; the report counts them.",
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The prompts for a digest: fields that came later only where they are set."""
+        dump = self.model_dump(by_alias=True) | {"fields": self.fields.given()}
+        if self.near_duplicates != "remove":
+            del dump["nearDuplicates"]
+        if self.decontaminate:
+            del dump["decontaminate"]["paraphrases"], dump["decontaminate"]["similarity"]
+            if self.decontaminate.paraphrases:
+                dump["paraphrases"] = [self.decontaminate.paraphrases, self.decontaminate.share]
+        return dump
 
 
 class Benchmark(Source):

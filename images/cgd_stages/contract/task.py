@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cgd_stages.contract.base import Contract, Positive, StageName
 from cgd_stages.contract.models import Chat, Endpoint, Engine, Model, Sampling
-from cgd_stages.contract.sources import Benchmark, Prompts
+from cgd_stages.contract.sources import Benchmark, Decontaminate, Prompts
 from cgd_stages.contract.training import Learned, Lesson, Train
 
 FORMAT: Literal[2] = 2
@@ -57,6 +57,10 @@ class Prepare(Contract):
     kind: Literal["prepare"] = "prepare"
     prompts: Prompts
     benchmarks: tuple[Benchmark, ...] = ()
+    tasks: "tuple[HarnessTask, ...] | None" = None
+    """The tasks of lm-eval that prompts are compared with; None: there are none."""
+    task_data: str | None = None
+    """Where their definitions and data are, as in `Harness`."""
     student: Model
     student_engine: Engine
     student_chat: Chat = Chat()
@@ -116,6 +120,8 @@ class Check(Contract):
     trainings: tuple[Train, ...]
     select: Select = "first"
     keep: Keep = "all"
+    decontaminate: Decontaminate | None = None
+    """What rows are compared with; None: paraphrases are not looked for."""
     min_right_refinements: float | None = None
     """The fraction of the graded refinements that must be right."""
 
@@ -159,7 +165,7 @@ class HarnessTask(Contract):
     executes: bool = False
     """The model writes a program; it is right if the task's tests pass."""
     own_code: bool = False
-    """The task's definition may contain Python code: see `harness.task_guard`."""
+    """The task's definition may contain Python code: see `tasks.guard`."""
 
     @property
     def measure(self) -> str:

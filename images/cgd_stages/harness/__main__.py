@@ -16,7 +16,6 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -30,16 +29,16 @@ from cgd_stages.contract import Harness, HarnessTask, Model, Rows, StageFacts
 from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.harness import sandboxed
 from cgd_stages.harness.replies import Reply
-from cgd_stages.harness.task_guard import execution_refused, guarded
 from cgd_stages.models import resolve
 from cgd_stages.results.model import UNFINISHED_THOUGHT
 from cgd_stages.results.outputs import SCHEMA, Totals
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.bucket import places
 from cgd_stages.store.folder import Folder, Part
 from cgd_stages.store.part_writer import PartWriter
 from cgd_stages.store.rows import Row, sha256
 from cgd_stages.store.run import Product
+from cgd_stages.tasks.documents import DATA_HINT, definition_of, known_tasks, mirrored
+from cgd_stages.tasks.guard import execution_refused, guarded
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +46,6 @@ PASSED = "pass@1"
 """The metric of a task that executes what the model writes."""
 TASKS = "tasks/"
 """Prefix of the record of each task, in JSON: its versions, shots, metrics and their standard errors."""
-DATA_HINT = (
-    "Let the pod reach the hub, or set spec.evaluation.taskData to a copy of the HF_HOME of a machine that has run the "
-    "tasks."
-)
 
 
 def main(context: Context) -> dict[str, StageFacts]:
@@ -146,52 +141,24 @@ def _ask_all(context: Context, work: Harness, writer: PartWriter, ended: dict[st
         sandboxed.require()
     fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
     path = fetch(work.model)
-    definitions = _use_mirror(context, work.data)
-    _name_vllm(context.scratch)
-    engine = resolve.with_drafts(work.engine, fetch)
-    asker = start(path, work.model_copy(update={"engine": engine}), _chat(context, work))
-    manager = known_tasks(definitions)
-    answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
-    """Two metrics of one task need its outputs only once."""
-    for task in work.tasks:
-        if task.name in ended:
-            continue
-        question = (task.task, task.few_shot, task.limit)
-        if question not in answered:
-            answered[question] = ask(asker, task, manager)
-        with context.holding():
-            ended[task.name] = _store(writer, task, answered[question], asker.tokenizer)
-        counts = Rows(total=len(work.tasks), done=len(ended))
-        context.progress.report(context.task.stage, counts, tokens_per_second=None, eta=None)
-        context.check()
-
-
-def _use_mirror(context: Context, uri: str | None) -> Path | None:
-    """Download a copy of an HF_HOME, and set the libraries of the hub to read it and nothing from the network. Returns
-    its folder of task definitions, `tasks/`. Paths in the definitions are relative to the copy."""
-    if uri is None:
-        return None
-    bucket = context.store.bucket.at(uri)
-    home, names = context.scratch / "mirror", [stored.key for stored in bucket.list()]
-    if not names:
-        raise UserError(f"there is nothing below {uri}", hint=DATA_HINT)
-    for name, path in places(home, names).items():
-        bucket.download(name, path)
-    os.environ |= {
-        "HF_HOME": str(home),
-        "HF_HUB_CACHE": str(home / "hub"),
-        "HF_DATASETS_CACHE": str(home / "datasets"),
-        "NLTK_DATA": str(home / "nltk_data"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "PYTHONSAFEPATH": "1",  # processes that start in the copy must not import files of it
-    }
-    from huggingface_hub import constants
-
-    # The library was imported, and read the environment, to fetch the model.
-    constants.HF_HUB_OFFLINE, constants.HF_HOME, constants.HF_HUB_CACHE = True, str(home), str(home / "hub")
-    os.chdir(home)
-    return home / "tasks"
+    with mirrored(context, work.data) as definitions:
+        _name_vllm(context.scratch)
+        engine = resolve.with_drafts(work.engine, fetch)
+        asker = start(path, work.model_copy(update={"engine": engine}), _chat(context, work))
+        manager = known_tasks(definitions)
+        answered: dict[tuple[str, int | None, int | None], dict[str, Any]] = {}
+        """Two metrics of one task need its outputs only once."""
+        for task in work.tasks:
+            if task.name in ended:
+                continue
+            question = (task.task, task.few_shot, task.limit)
+            if question not in answered:
+                answered[question] = ask(asker, task, manager)
+            with context.holding():
+                ended[task.name] = _store(writer, task, answered[question], asker.tokenizer)
+            counts = Rows(total=len(work.tasks), done=len(ended))
+            context.progress.report(context.task.stage, counts, tokens_per_second=None, eta=None)
+            context.check()
 
 
 def _name_vllm(scratch: Path) -> None:
@@ -213,13 +180,6 @@ def start(model: Path, work: Harness, chat: ChatTemplate) -> Any:
     return Backend(model, work, chat)
 
 
-def known_tasks(definitions: Path | None) -> Any:
-    """lm-eval's tasks, and those of the folder `definitions`."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=str(definitions) if definitions and definitions.is_dir() else None)
-
-
 def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     """Have lm-eval ask the model and grade its outputs. Returns lm-eval's results.
 
@@ -229,17 +189,13 @@ def ask(asker: Any, task: HarnessTask, manager: Any) -> dict[str, Any]:
     """
     import lm_eval
 
-    if task.task not in manager.all_tasks:
-        raise UserError(
-            f"lm-eval {lm_eval.__version__} has no task {task.task!r}",
-            hint="Correct spec.evaluation.tasks: `lm-eval ls tasks` lists the names.",
-        )
+    definition = definition_of(task, manager)
     asker.replies.clear()
     try:
         with nullcontext() if task.own_code else guarded(task.task):
             results: dict[str, Any] | None = lm_eval.simple_evaluate(
                 model=asker,
-                tasks=[_without_execution(task.task, manager) if task.executes else task.task],
+                tasks=[definition],
                 num_fewshot=task.few_shot,
                 limit=task.limit,
                 log_samples=True,
@@ -287,15 +243,6 @@ def _without_thought(asker: Any, samples: list[dict[str, Any]]) -> str:
     if not all(map(_is_generated, samples)):
         return "likelihood"
     return "begun" if any(sample["arguments"][0][0] in asker.begun for sample in samples) else ""
-
-
-def _without_execution(name: str, manager: Any) -> dict[str, Any]:
-    """The definition of a task without its metric, which would execute the outputs in this process."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    definition = load_yaml(manager.task_index[name].yaml_path, resolve_func=False)
-    kept = {key: value for key, value in definition.items() if key not in ("filter_list", "unsafe_code")}
-    return kept | {"task": name, "metric_list": [{"metric": "bypass"}]}
 
 
 def graded_by_tests(task: HarnessTask, results: dict[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,10 @@ from cgd_stages.models.attention import try_packing
 from cgd_stages.models.export import try_export
 from cgd_stages.models.mixture import has_experts
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
-from cgd_stages.prepare.intake import STAGE, Intake, schema_of
+from cgd_stages.prepare.intake import STAGE, Intake, groups_of, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
+from cgd_stages.prepare.tasks import read_tasks
 from cgd_stages.prepare.tryout import (
     check_endpoint,
     check_engine,
@@ -40,8 +41,9 @@ from cgd_stages.prepare.tryout import (
 )
 from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
+from cgd_stages.quality.paraphrases import FOUND, FOUND_SCHEMA, Findings, Originals
 from cgd_stages.runtime.program import Context, run
-from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks
+from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks, store_originals
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
@@ -88,20 +90,26 @@ def main(context: Context) -> dict[str, StageFacts]:
     questions = [
         row for benchmark in work.benchmarks for row in read_benchmark(benchmark, benchmark_files[benchmark.name])
     ]
+    documents, unchecked = read_tasks(context, work.tasks or (), work.task_data)
+    against = work.prompts.decontaminate.against if work.prompts.decontaminate else ()
+    originals = [row for row in (*questions, *documents) if row["benchmark"] in against]
     inputs = {
         "stage": STAGE,
-        "prompts": work.prompts.model_dump(by_alias=True) | {"fields": work.prompts.fields.given()},
+        "prompts": work.prompts.given(),
         "files": [file.sha256 for file in files],
         "benchmarks": digest_of(questions=questions),
         "models": [model.resolved.identity() for model in models],
         "context": student.context,
         "frame": prompts.fingerprint("answer"),
+        **_compared(work, originals, unchecked),
         **_templates(work, chats),
         **student.template.identity(),
     }
 
     def read_prompts(folder: Folder) -> Product:
-        intake = _open_intake(context, work, student, folder, questions)
+        intake = _open_intake(context, work, student, folder, questions, originals)
+        if work.prompts.near_duplicates == "remove":
+            intake.groups = groups_of(read_lines(files, "spec.prompts", work.prompts.fields), work.prompts.fields)
         intake.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
         log.info("%s", intake.summary())
         intake.check()
@@ -109,10 +117,15 @@ def main(context: Context) -> dict[str, StageFacts]:
             hint = "not of those named in against" if intake.questions else "spec.prompts.decontaminate removes them"
             log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
         metrics = intake.metrics | {"benchmark_questions": float(len(questions))}
+        metrics |= {"unchecked_tasks": float(len(unchecked))} if unchecked else {}
         facts = StageFacts(rows=intake.rows, prompt_tokens=intake.tokens, metrics=metrics)
-        benchmarks = store_benchmarks(folder, questions)
+        stored = [store_benchmarks(folder, questions)]
+        if intake.findings:
+            found = folder.put_rows(FOUND, intake.findings.questions(), FOUND_SCHEMA)
+            stored += [store_originals(folder, originals), found]
         pins = drafts | _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
-        return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
+        notes = {"pins": pins} | ({"unchecked": unchecked} if unchecked else {})
+        return Product(facts, [*intake.writer.parts, *stored], notes=notes)
 
     done = context.store.make_once(STAGE, inputs, read_prompts)
     # The rows may be another run's, which trains something else: what they are for this run is not stored.
@@ -247,14 +260,24 @@ def _pins(models: list[Checked], files: list[File]) -> dict[str, str]:
     return pins | {file.name: file.revision for file in files if file.revision}
 
 
-def _open_intake(context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row]) -> Intake:
+def _compared(work: Prepare, originals: list[Row], unchecked: dict[str, str]) -> dict[str, Any]:
+    """The entry of prepare's inputs with what prompts are compared with beside the benchmarks."""
+    if not work.tasks:
+        return {}
+    return {"tasks": {"originals": digest_of(questions=originals), "unchecked": sorted(unchecked)}}
+
+
+def _open_intake(
+    context: Context, work: Prepare, student: Checked, folder: Folder, questions: list[Row], originals: list[Row]
+) -> Intake:
     source, decontaminate = work.prompts, work.prompts.decontaminate
-    sample, held_out = None, None
+    sample, held_out, findings = None, None, None
     if source.seed is not None and source.limit is not None:
         sample = Sample(source.seed, source.limit, context.scratch / "sample", schema_of(source))
     if decontaminate:
-        rows = (row for row in questions if row["benchmark"] in decontaminate.against)
-        held_out = Questions(rows, decontaminate.ngram)
+        held_out = Questions(originals, decontaminate.ngram)
+        if decontaminate.paraphrases:
+            findings = Findings(Originals(originals, decontaminate.share))
     return Intake(
         work=work,
         template=student.template,
@@ -263,6 +286,7 @@ def _open_intake(context: Context, work: Prepare, student: Checked, folder: Fold
         sample=sample,
         benchmark_ids=frozenset(row["id"] for row in questions),
         questions=held_out,
+        findings=findings,
     )
 
 

@@ -5,7 +5,7 @@ duplicates are found.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat.messages import turn_markers
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import Prepare, Prompts, Rows
+from cgd_stages.contract import Fields, Prepare, Prompts, Rows
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import prompts
@@ -22,6 +22,8 @@ from cgd_stages.prepare.columns import Fault, row_of, value_at
 from cgd_stages.prepare.sampling import FILE_CHARACTERS, Sample, characters
 from cgd_stages.prepare.sources import Line
 from cgd_stages.quality.contamination import Questions
+from cgd_stages.quality.near_duplicates import Signatures, outline
+from cgd_stages.quality.paraphrases import Findings
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.folder import PARTS, REJECTED, Folder
@@ -38,13 +40,25 @@ COLUMNS, LONGEST_COLUMN = 1000, 256
 """Fields that are counted beside those that the run names: so many at most, with names shorter than this."""
 PIECE = 16
 """Characters that are tokenised at once, for each token of the context; a token of English has 4."""
-CLEANING = frozenset({"duplicate", "contaminated"})
+CLEANING = frozenset({"duplicate", "near_duplicate", "contaminated"})
 """Reasons that say nothing against a source: such rows are listed, and `maxRejected` does not count them."""
 
 
 def schema_of(source: Prompts) -> pa.Schema:
     """The columns of the prompts that are stored."""
     return row_schema(STAGE, conversations=source.fields.messages is not None)
+
+
+def groups_of(lines: Iterable[Line], fields: Fields) -> dict[str, int]:
+    """The number of its group for each prompt, by id, that nearly repeats another one of the source, as the stage
+    check counts them. Memory holds a kilobyte of each prompt meanwhile."""
+    signatures, seen = Signatures(), set[str]()
+    for line in lines:
+        row, fault = row_of(line, fields)
+        if not fault and row["id"] not in seen:
+            seen.add(row["id"])
+            signatures.add(row["id"], outline(row))
+    return {identity: number for number, group in enumerate(signatures.groups()) for identity in group.ids}
 
 
 @dataclass
@@ -72,6 +86,10 @@ class Intake:
     benchmark_ids: frozenset[str] = frozenset()
     questions: Questions | None = None
     """Prompts must not overlap with these."""
+    findings: Findings | None = None
+    """The questions that the rows paraphrase; None: this is not looked for."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """Of each of these groups of prompts, by their ids, one is kept."""
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """One detail for each reason."""
@@ -84,6 +102,8 @@ class Intake:
     tokens: int = 0
     contaminated: int = 0
     """Kept prompts that are benchmark questions word for word."""
+    _firsts: dict[int, str] = field(default_factory=dict)
+    """The prompt of each group that is kept."""
     _ids: set[int] = field(default_factory=set)
     """The first 64 bits of each row's id: 77 MB for a million rows, beside the libraries' 490 MB. Two of a million ids
     agree in them with a probability of 1 to 40 million; the later row is then a `duplicate`."""
@@ -123,7 +143,8 @@ class Intake:
     def metrics(self) -> dict[str, float]:
         counts = {"read": self.read_rows, "not_sampled": self.not_sampled, "contaminated": self.contaminated}
         counts |= {f"rejected_{reason}": count for reason, count in sorted(self.reasons.items())}
-        return {name: float(count) for name, count in counts.items()}
+        found = self.findings.metrics if self.findings else {}
+        return {name: float(count) for name, count in counts.items()} | found
 
     def summary(self) -> str:
         """The counts in one sentence."""
@@ -189,8 +210,27 @@ class Intake:
         self._ids.add(fingerprint)
         asked = [turn["content"] for turn in prompts.answer_messages(row["prompt"], turns=prompts.earlier_turns(row))]
         matches = (self.questions.match(text) for text in reversed(asked)) if self.questions else iter(())
-        match = next(filter(None, matches), None)
-        return ("contaminated", str(match)) if match else None
+        if match := next(filter(None, matches), None):
+            return "contaminated", str(match)
+        detail = self._paraphrase(row) if self.removes else ""
+        return ("contaminated", detail) if detail else None
+
+    @property
+    def removes(self) -> bool:
+        """Whether rows that paraphrase a question are rejected."""
+        decontaminate = self.work.prompts.decontaminate
+        return decontaminate is not None and decontaminate.paraphrases == "remove"
+
+    def _paraphrase(self, row: Row) -> str:
+        """The closest question that the row paraphrases, in words; empty if there is none."""
+        texts = {"prompt": prompts.whole_prompt(row), "reference": row["reference"]}
+        return self.findings.add(row, texts) if self.findings else ""
+
+    def _near_duplicate(self, row: Row) -> Fault | None:
+        """A fault where an earlier prompt of the same group is usable."""
+        group = self.groups.get(row["id"])
+        first = row["id"] if group is None else self._firsts.setdefault(group, row["id"])
+        return None if first == row["id"] else ("near_duplicate", f"nearly repeats the prompt {first}")
 
     def _render(self, candidate: Candidate) -> None:
         """Render the prompt with the student's template; a fault where that fails or the text is far too long."""
@@ -236,6 +276,7 @@ class Intake:
             if self.context_length and tokens >= self.context_length:
                 candidate.fault = "too_long", f"{tokens} tokens, the student's context has {self.context_length}"
         for candidate in batch:
+            candidate.fault = candidate.fault or self._near_duplicate(candidate.row)
             if candidate.fault:
                 reason, detail = candidate.fault[0], f"{candidate.where}: {candidate.fault[1]}"
                 self.reasons[reason] += 1
@@ -255,6 +296,8 @@ class Intake:
         self.kept += 1
         self.tokens += row["prompt_tokens"]
         self.contaminated += row["id"] in self.benchmark_ids
+        if not self.removes:
+            self._paraphrase(row)
         self.writer.keep(row)
         self._characters += characters(row)
         if self.writer.waiting(PARTS) >= PART_ROWS or self._characters >= FILE_CHARACTERS:

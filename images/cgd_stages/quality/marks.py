@@ -14,8 +14,7 @@ from cgd_stages.contract import Contract, Keep
 from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.grading.grader import Grader
 from cgd_stages.grading.spelling import spell
-from cgd_stages.quality.contamination import words_of
-from cgd_stages.quality.near_duplicates import Signatures
+from cgd_stages.quality.near_duplicates import Signatures, outline
 from cgd_stages.results.formatting import percent
 from cgd_stages.results.statistics import wilson
 from cgd_stages.store.rows import Row
@@ -148,7 +147,7 @@ class Tally:
             lengths.append(row[f"{text}_tokens"] or 0)
         if row["id"] not in self._prompts:
             self._prompts.add(row["id"])
-            self._signatures.add(row["id"], outline(row["prompt"] + (row.get("turns") or "")).split(" "))
+            self._signatures.add(row["id"], outline(row))
 
     def quality(self, graded: Graded | None, prompts_of: Callable[[set[str]], dict[str, str]]) -> Quality:
         """`prompts_of` returns the prompts of some ids."""
@@ -165,11 +164,6 @@ class Tally:
             lengths={text: quantiles(lengths) for text, lengths in self._lengths.items()} if rows else {},
             graded=graded,
         )
-
-
-def outline(prompt: str) -> str:
-    """A prompt without numbers, case and punctuation; the prompt itself if it has no words."""
-    return re.sub(r"\d+", "0", " ".join(words_of(prompt))) or prompt
 
 
 def quantiles(values: Sequence[int]) -> Lengths:

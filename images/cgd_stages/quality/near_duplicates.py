@@ -11,12 +11,16 @@ It does not use datasketch (2.0), which is as exact but takes five times as long
 prompts, and would form other groups than those that runs have stored.
 """
 
+import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from cgd_stages.quality.contamination import words_of
+from cgd_stages.store.rows import Row
 
 ALIKE = 0.8
 WORDS = 3
@@ -40,6 +44,13 @@ class Group:
     """Sorted."""
     pair: tuple[str, str]
     """The first prompt, and the first that is like it."""
+
+
+def outline(row: Row) -> list[str]:
+    """The words of a row's prompt and of the turns before it that are compared: without numbers, case and punctuation.
+    A prompt without words is a word itself."""
+    prompt = row["prompt"] + (row.get("turns") or "")
+    return (re.sub(r"\d+", "0", " ".join(words_of(prompt))) or prompt).split(" ")
 
 
 @dataclass

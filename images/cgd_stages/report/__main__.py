@@ -24,6 +24,7 @@ from typing import Any
 from cgd_stages.contract import Report, RunRef, StageFacts, StageName
 from cgd_stages.method.prompts import whole_prompt
 from cgd_stages.quality.marks import Quality, cautions
+from cgd_stages.quality.paraphrases import FOUND
 from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
 from cgd_stages.report.modes import modes
@@ -34,9 +35,11 @@ from cgd_stages.results.head_to_head import head_to_heads
 from cgd_stages.results.model import (
     Audit,
     Change,
+    Decontamination,
     Evaluations,
     GradedOutput,
     Key,
+    Paraphrased,
     Quadruples,
     Rejected,
     ReportData,
@@ -128,6 +131,7 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
         evaluations=evaluations,
         changes=tuple(read_changes(folders, changed(evaluations))),
         audit=read_audit(benchmarks, evaluations, work.audit) if work.audit else None,
+        decontamination=read_decontamination(outputs),
         quadruples=quadruples,
         rejected=tuple(read_rejected(outputs)),
     )
@@ -249,6 +253,25 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
         return None
     (part,) = outputs["check"].done.under(REVIEW)
     return Review.model_validate_json(outputs["check"].folder.read(part))
+
+
+def read_decontamination(outputs: dict[str, Output]) -> Decontamination | None:
+    """What prepare and check have found of the benchmarks' questions; None where the run does not look for it, or check
+    has not ended."""
+    if "check" not in outputs or "prepare" not in outputs or "paraphrases" not in outputs["check"].done.inputs:
+        return None
+    prepare, check = outputs["prepare"].done, outputs["check"].done
+    (part,) = check.under(FOUND)
+    paraphrases, similarity, _ = check.inputs["paraphrases"]
+    return Decontamination(
+        paraphrases=paraphrases,
+        similarity=similarity,
+        compared=tuple(prepare.inputs["prompts"]["decontaminate"]["against"]),
+        unchecked=prepare.inputs.get("unchecked", {}),
+        prepare_rows=int(prepare.facts.metrics["paraphrased"]),
+        check_rows=int(check.facts.metrics["paraphrased"]),
+        questions=tuple(map(Paraphrased.model_validate, from_parquet(outputs["check"].folder.read(part)))),
+    )
 
 
 def to_json(data: ReportData, quality: Quality | None = None) -> bytes:

@@ -28,9 +28,20 @@ from cgd_stages.results.comparison import MEAN, Table, over_seeds, robustness, t
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability, spread
 from cgd_stages.results.head_to_head import head_to_heads, without_answers
 from cgd_stages.results.model import ReportData, StageRecord, Step, at
-from cgd_stages.results.scores import Score, comparisons, exported_step, finite_or_none, gpus, scores
+from cgd_stages.results.scores import (
+    Score,
+    clean_scores,
+    comparisons,
+    exported_step,
+    finite_or_none,
+    gpus,
+    scores,
+    uncompared,
+)
 
 HERE = Path(__file__).parent
+REMOVED = ("duplicate", "near_duplicate", "contaminated")
+"""The reasons of prompts that prepare rejects although they are sound."""
 TEXT_LIMIT = 4000
 """The most characters of a text that the page shows."""
 
@@ -58,6 +69,9 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         rejected=report.rejected,
         changes=report.changes,
         audit=report.audit,
+        decontamination=report.decontamination,
+        clean=clean_scores(report),
+        uncompared=uncompared(report),
         stages=report.stages,
         embedded=embedded(_browser(report)),
     )
@@ -302,7 +316,7 @@ def _quality(quality: Quality, report: ReportData) -> dict[str, Any]:
             for text, length in quality.lengths.items()
         ],
         "top": top,
-        "removed": {reason: prepare[reason] for reason in ("duplicate", "contaminated") if reason in prepare},
+        "removed": {reason: prepare[reason] for reason in REMOVED if reason in prepare},
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cgd_stages.contract import Chat, Contract, Learned, RunRef, StageFacts, StageName
+from cgd_stages.contract import Chat, Contract, Learned, Removal, RunRef, StageFacts, StageName
 from cgd_stages.results.published import PublishedTable
 
 
@@ -210,6 +210,40 @@ class Audit(Contract):
     """Those that lm-eval alone calls right come first, and outputs with a box before those without."""
 
 
+class Paraphrased(Contract):
+    """A benchmark's question that texts of the run's rows say much of in other words; see `quality.paraphrases`."""
+
+    benchmark: str
+    question: str
+    """The question's id."""
+    rows: int
+    """Rows with such a text."""
+    id: str
+    """Of the row with the closest text."""
+    sample: int
+    text: str
+    """The column of the closest text: prompt, reference or refinement."""
+    similarity: float
+    """The share of the question's word triples that it has."""
+
+
+class Decontamination(Contract):
+    """What the run has looked for, and found, of the benchmarks in what it learns from."""
+
+    paraphrases: Removal
+    similarity: float
+    compared: tuple[str, ...]
+    """The names of the benchmarks and tasks whose questions were compared."""
+    unchecked: dict[str, str] = Field(default_factory=dict)
+    """Task of lm-eval -> why its questions could not be compared."""
+    prepare_rows: int
+    """The prompts that prepare has found; with `remove` they are rejected."""
+    check_rows: int
+    """The rows that check has found; with `remove` no training learns them."""
+    questions: tuple[Paraphrased, ...] = ()
+    """Those that the rows of check paraphrase."""
+
+
 class Rejected(Contract):
     """A row that a stage could not use."""
 
@@ -240,6 +274,8 @@ class ReportData(Contract):
     audit: Audit | None = None
     published: tuple[PublishedTable, ...] = ()
     """Those about the run's student."""
+    decontamination: Decontamination | None = None
+    """None: the run does not look for paraphrases, or check has not ended."""
     quadruples: Quadruples | None = None
     rejected: tuple[Rejected, ...] = ()
     """Some of the rejected rows of each stage and reason."""

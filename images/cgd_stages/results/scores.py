@@ -77,6 +77,25 @@ class Score(Contract):
     """For k of 1, 2, 4, ... and `samples`."""
 
 
+class CleanScore(Contract):
+    """The results of a model on a benchmark, with the questions that training has met in other words and without."""
+
+    model: str
+    benchmark: str
+    paraphrased: int
+    """Questions that training has met."""
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    clean_n: int
+    """The other questions."""
+    clean_accuracy: float | None
+    """On these; None if there are none, as the interval."""
+    clean_low: float | None
+    clean_high: float | None
+
+
 class Comparison(Contract):
     """Two models on the same questions. `difference` is trained minus base, a fraction of 1.
 
@@ -136,6 +155,46 @@ def scores(data: ReportData) -> list[Score]:
         for model, samples in data.evaluations.items()
         if (outputs := [sample for sample in samples if sample.benchmark == benchmark])
     ]
+
+
+def clean_scores(data: ReportData) -> list[CleanScore]:
+    """The scores with and without the questions that training has met; none where such rows were removed, and none of
+    benchmarks that were not compared with the rows."""
+    decontamination = data.decontamination
+    if decontamination is None or decontamination.paraphrases == "remove":
+        return []
+    compared = set(decontamination.compared) - decontamination.unchecked.keys()
+    met = {(question.benchmark, question.question) for question in decontamination.questions}
+    results = []
+    for full in (one for one in scores(data) if one.benchmark in compared):
+        outputs = [sample for sample in data.evaluations[full.model] if sample.benchmark == full.benchmark]
+        clean = [sample for sample in outputs if sample.question not in met]
+        rest = score(full.model, full.benchmark, clean) if clean else None
+        results.append(
+            CleanScore(
+                model=full.model,
+                benchmark=full.benchmark,
+                paraphrased=full.n - (rest.n if rest else 0),
+                n=full.n,
+                accuracy=full.accuracy,
+                low=full.low,
+                high=full.high,
+                clean_n=rest.n if rest else 0,
+                clean_accuracy=rest and rest.accuracy,
+                clean_low=rest and rest.low,
+                clean_high=rest and rest.high,
+            )
+        )
+    return results
+
+
+def uncompared(data: ReportData) -> dict[str, str]:
+    """The benchmarks with scores whose questions were not compared with what training learns, and why."""
+    if data.decontamination is None:
+        return {}
+    known = data.decontamination.compared
+    named = {name: "prompts.decontaminate.against does not name it" for name in benchmarks(data) if name not in known}
+    return dict(data.decontamination.unchecked) | named
 
 
 def score(model: str, benchmark: str, outputs: Sequence[Sample]) -> Score:
@@ -289,6 +348,12 @@ def figures(data: ReportData) -> dict[str, Any]:
         "comparisons": [
             {**comparison.model_dump(by_alias=True), "outcome": comparison.outcome} for comparison in comparisons(data)
         ],
+        "decontamination": data.decontamination
+        and data.decontamination.model_dump(by_alias=True)
+        | {
+            "scores": [score.model_dump(by_alias=True) for score in clean_scores(data)],
+            "uncompared": uncompared(data),
+        },
         "audit": data.audit and data.audit.model_dump(by_alias=True),
         "quadruples": data.quadruples.model_dump(by_alias=True, exclude={"shown"}) if data.quadruples else None,
     }

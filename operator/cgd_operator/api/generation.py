@@ -12,7 +12,6 @@ from cgd_operator.api.fields import (
     PARTS,
     PLAIN,
     PLAIN_PARTS,
-    BenchmarkName,
     KeyRef,
     ModelUri,
     Percent,
@@ -23,7 +22,7 @@ from cgd_operator.api.fields import (
     rules,
 )
 from cgd_stages import contract
-from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select, Unfinished
+from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select, Unfinished, Word
 
 _PLACED = "!has(self.template) || self.template.contains('{')"
 TEMPLATE_RULE = (
@@ -149,15 +148,30 @@ SourceUri = Annotated[
 ]
 
 
+SIMILARITY_RULE = (
+    "!has(self.similarity) || has(self.paraphrases)",
+    "similarity says what is a paraphrase: set paraphrases as well",
+)
+
+
 class Decontaminate(contract.Decontaminate):
     """Which benchmarks prompts are compared with, and what counts as a copy."""
 
-    against: tuple[BenchmarkName, ...] = Field(
+    model_config = ConfigDict(json_schema_extra=rules(SIMILARITY_RULE))
+
+    against: tuple[Word, ...] = Field(
         (),
-        max_length=32,
+        max_length=64,
         json_schema_extra={"x-kubernetes-list-type": "set"},
-        description="Names of evaluation.benchmarks to compare with; default: all of them.",
+        description="Names of evaluation.benchmarks and evaluation.tasks to compare with; default: all benchmarks and, "
+        "with paraphrases, all tasks.",
     )
+
+    @model_validator(mode="after")
+    def _similar_in_what(self) -> "Decontaminate":
+        if self.similarity is not None and not self.paraphrases:
+            raise ValueError(SIMILARITY_RULE[1])
+        return self
 
 
 SEED_RULE = ("!has(self.seed) || has(self.limit)", "seed says how the limit rows are drawn: set limit as well")

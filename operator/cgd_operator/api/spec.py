@@ -88,10 +88,11 @@ RIGHT_RULE = (
 )
 
 
-_KNOWN = "self.prompts.decontaminate.against.all(name, self.evaluation.benchmarks.exists(one, one.name == name))"
+_NAMES = " || ".join(f"self.evaluation.{kind}.exists(one, one.name == name)" for kind in ("benchmarks", "tasks"))
+_KNOWN = f"self.prompts.decontaminate.against.all(name, {_NAMES})"
 AGAINST_RULE = (
     f"!has(self.prompts.decontaminate) || (has(self.evaluation) && {_KNOWN})",
-    "prompts.decontaminate.against: takes names of evaluation.benchmarks, and there must be some",
+    "prompts.decontaminate.against: takes names of evaluation.benchmarks and evaluation.tasks, and there must be some",
 )
 
 
@@ -199,7 +200,9 @@ class CGDRunSpec(Contract):
 
     @model_validator(mode="after")
     def _across_fields(self) -> "CGDRunSpec":
-        known = {benchmark.name for benchmark in self.evaluation.benchmarks} if self.evaluation else set()
+        evaluation = self.evaluation
+        known = {benchmark.name for benchmark in evaluation.benchmarks} if evaluation else set()
+        known |= {task.name for task in evaluation.tasks} if evaluation else set()
         if self.prompts.decontaminate and not (known and known.issuperset(self.prompts.decontaminate.against)):
             raise ValueError(AGAINST_RULE[1])
         learned, thinks = self.training.thinking, self.student.chat.thinking

@@ -196,10 +196,12 @@ def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_
 
 
 def _check(spec: CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
+    decontaminate = _prompts(spec).decontaminate
     return contract.Check(
         trainings=trainings,
         select=spec.generation.refine.select,
         keep=spec.training.keep,
+        decontaminate=decontaminate if decontaminate and decontaminate.paraphrases else None,
         min_right_refinements=spec.generation.min_right_refinements,
     )
 
@@ -283,13 +285,17 @@ def _gpus(spec: CGDRunSpec, work: _Work) -> int:
 
 
 def _prepare(spec: CGDRunSpec) -> contract.Prepare:
-    evaluation, trains = spec.evaluation, _trains(spec)
+    evaluation, trains, prompts = spec.evaluation, _trains(spec), _prompts(spec)
+    against = prompts.decontaminate.against if prompts.decontaminate else ()
+    tasks = tuple(_task(task) for task in evaluation.tasks if task.name in against) if evaluation else ()
     roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
     if "DistilledSFT" in spec.training.kinds:
         roles = (*roles, "distill")
     return contract.Prepare(
-        prompts=_prompts(spec),
+        prompts=prompts,
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
+        tasks=tasks or None,
+        task_data=evaluation.task_data if evaluation and tasks else None,
         student=_student(spec),
         student_engine=contract.Engine.part_of(spec.student),
         student_chat=_chat(spec.student),
@@ -386,7 +392,9 @@ def _early(spec: CGDRunSpec) -> contract.Early | None:
 def _chooses_rows(spec: CGDRunSpec) -> bool:
     """Whether a training may learn fewer rows than its objective could use."""
     several = len(spec.training.titles) > 1 or spec.generation.refine.samples > 1
-    return several or spec.training.keep != "all"
+    decontaminate = spec.prompts.decontaminate
+    removes = decontaminate is not None and decontaminate.paraphrases == "remove"
+    return several or removes or spec.training.keep != "all"
 
 
 def _evaluate(
@@ -445,10 +453,13 @@ def _chat(model: ServedModel) -> contract.Chat:
 
 
 def _prompts(spec: CGDRunSpec) -> contract.Prompts:
-    """With the names of all benchmarks, where decontaminate names none."""
-    prompts = spec.prompts.model_dump()
-    if spec.evaluation and spec.prompts.decontaminate and not spec.prompts.decontaminate.against:
-        prompts["decontaminate"]["against"] = [benchmark.name for benchmark in spec.evaluation.benchmarks]
+    """With the names of all benchmarks, where decontaminate names none; and of all tasks where it looks for
+    paraphrases, because earlier builds, which looked for copies alone, did not compare with tasks."""
+    prompts, decontaminate = spec.prompts.model_dump(), spec.prompts.decontaminate
+    if spec.evaluation and decontaminate and not decontaminate.against:
+        names = [benchmark.name for benchmark in spec.evaluation.benchmarks]
+        names += [task.name for task in spec.evaluation.tasks] if decontaminate.paraphrases else []
+        prompts["decontaminate"]["against"] = names
     return contract.Prompts.model_validate(prompts)
 
 

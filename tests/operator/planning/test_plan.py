@@ -69,6 +69,35 @@ def test_prompts_are_held_against_all_benchmarks_unless_some_are_named() -> None
     assert prompts(two).decontaminate is None
 
 
+def test_with_paraphrases_the_tasks_of_lm_eval_are_compared_too() -> None:
+    tasks = {
+        "evaluation.tasks": [{"name": "IFEval", "limit": 9}, {"name": "BBH"}],
+        "evaluation.taskData": "s3://data/hf",
+    }
+    planned = children({**tasks, "prompts.decontaminate": {"paraphrases": "remove", "similarity": "0.6"}})
+    prepare, check, train = (planned[name].task.work for name in ("prepare", "check", "train-cgd"))
+    assert isinstance(prepare, contract.Prepare)
+    assert isinstance(check, contract.Check)
+    assert isinstance(train, contract.Train)
+    decontaminate = prepare.prompts.decontaminate
+    assert decontaminate
+    assert decontaminate.against == ("arithmetic", "IFEval", "BBH")
+    assert (decontaminate.paraphrases, decontaminate.share) == ("remove", 0.6)
+    assert [(task.task, task.limit) for task in prepare.tasks or ()] == [("ifeval", 9), ("bbh_cot_fewshot", None)]
+    assert (prepare.task_data, check.decontaminate, train.common_rows) == ("s3://data/hf", decontaminate, True)
+
+
+def test_a_run_that_asks_for_copies_alone_is_planned_as_before() -> None:
+    tasks = {"evaluation.tasks": [{"name": "IFEval"}], "evaluation.taskData": "s3://data/hf"}
+    planned = children({**tasks, "prompts.decontaminate": {}})
+    prepare, check, train = (planned[name].task.work for name in ("prepare", "check", "train-cgd"))
+    assert isinstance(prepare, contract.Prepare)
+    assert isinstance(check, contract.Check)
+    assert isinstance(train, contract.Train)
+    assert prepare.prompts.decontaminate == contract.Decontaminate(against=("arithmetic",))
+    assert (prepare.tasks, prepare.task_data, check.decontaminate, train.common_rows) == (None, None, None, False)
+
+
 def test_limit_and_seed_reach_prepare() -> None:
     given = prompts({"prompts.limit": 7, "prompts.seed": 0})
     assert (given.limit, given.seed) == (7, 0)

@@ -20,6 +20,7 @@ from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder, read_rows
 from cgd_stages.store.rows import Row, digest_of
+from cgd_stages.tasks.documents import without_execution
 
 STAGE = "harness-base"
 SUMS = HarnessTask(name="sums", task="sums", metric="exact_match,none")
@@ -437,7 +438,7 @@ def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
     with pytest.raises(UserError, match="has no task 'no_such_task'"):
         harness.ask(Asker(), HarnessTask(name="x", task="no_such_task", metric="acc"), known)
     for name in EXECUTED:
-        stock = harness._without_execution(name, known)
+        stock = without_execution(name, known)
         assert (stock["dataset_path"], stock["metric_list"]) == ("openai/openai_humaneval", [{"metric": "bypass"}])
         assert not {"filter_list", "unsafe_code"} & stock.keys()
         assert "{{test}}\ncheck({{entry_point}})" in stock["doc_to_target"]

@@ -18,10 +18,10 @@ from cgd_stages.quality.marks import (
     final_answer,
     grade_rows,
     holds,
-    outline,
     quantiles,
     share,
 )
+from cgd_stages.quality.near_duplicates import outline
 from cgd_stages.results.formatting import THIN
 from cgd_stages.store.rows import Row
 
@@ -98,7 +98,7 @@ def test_samples_of_one_prompt_are_no_duplicates_of_each_other() -> None:
 
 
 def test_prompts_without_words_are_compared_as_they_are() -> None:
-    assert outline("?!") != outline("!?")
+    assert outline({"prompt": "?!"}) != outline({"prompt": "!?"})
 
 
 def test_lengths_are_told_by_their_quantiles() -> None:

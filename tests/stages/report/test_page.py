@@ -34,7 +34,17 @@ from cgd_stages.report.plots import nice_ticks
 from cgd_stages.report.summary import objective
 from cgd_stages.results.comparison import Table, joined, table_of
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability
-from cgd_stages.results.model import GradedOutput, Quadruples, Rejected, ReportData, Sample, StageRecord, Step
+from cgd_stages.results.model import (
+    Decontamination,
+    GradedOutput,
+    Paraphrased,
+    Quadruples,
+    Rejected,
+    ReportData,
+    Sample,
+    StageRecord,
+    Step,
+)
 from cgd_stages.results.scores import EXAMPLES
 
 
@@ -430,6 +440,28 @@ def test_the_largest_groups_of_near_duplicates_are_shown_with_two_of_each() -> N
     assert "Sue has 3 apples.Ann has 5 apples." in words
     alone = QUALITY.model_copy(update={"alike": ()})
     assert "of near-duplicate prompts" not in Read(render(report_data(), alone)).words
+
+
+def test_accuracy_stands_beside_accuracy_without_the_questions_that_training_has_met() -> None:
+    met = Paraphrased(benchmark="sums", question="q00", rows=2, id="r", sample=0, text="prompt", similarity=0.8)
+    found = Decontamination(
+        paraphrases="keep",
+        similarity=0.5,
+        compared=("sums", "IFEval"),
+        unchecked={"IFEval": "<b>no hub</b>"},
+        prepare_rows=2,
+        check_rows=2,
+        questions=(met,),
+    )
+    words = Read(render(report_data(decontamination=found))).words.replace(THIN, " ")
+    assert "sumsbase25.0 %7.1 \u2013 59.114.3 %2.6 \u2013 51.31 of 8" in words
+    assert "2 rows of the training have 50.0 % or more of the word triples" in words
+    assert "Not compared with what training learns: IFEval (<b>no hub</b>)." in words
+    removed = found.model_copy(update={"paraphrases": "remove", "unchecked": {}})
+    words = Read(render(report_data(decontamination=removed))).words.replace(THIN, " ")
+    assert "None: prepare has rejected 2 rows and check has left out 2 that have 50.0 % or more" in words
+    assert "Not compared" not in words
+    assert "in other words" not in Read(render(report_data())).words
 
 
 def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:

@@ -26,6 +26,7 @@ from cgd_stages.contract import (
 )
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.grader import Grader
+from cgd_stages.quality.paraphrases import FOUND, FOUND_SCHEMA
 from cgd_stages.quality.review import REVIEW, Review, read_quadruples, review_rows
 from cgd_stages.report import __main__ as report
 from cgd_stages.store.bucket import Bucket
@@ -38,11 +39,13 @@ STAGES = ("prepare", "refine", "check", "train-cgd", "evaluate-base", "evaluate-
 WORK = Report(stages=STAGES, spec="student: {}\n")
 
 
-def finish(bucket: Bucket, stage: str, put: Any, run: RunRef = RUN, **facts: Any) -> Folder:
+def finish(
+    bucket: Bucket, stage: str, put: Any, run: RunRef = RUN, inputs: dict[str, Any] | None = None, **facts: Any
+) -> Folder:
     """A finished stage whose parts `put` stores."""
     folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage))
     parts: list[Part] = put(folder)
-    done = folder.finish(facts=StageFacts(**facts), parts=parts, started=now(), inputs={"by": "test"})
+    done = folder.finish(facts=StageFacts(**facts), parts=parts, started=now(), inputs=inputs or {"by": "test"})
     RunStore(bucket, run).point_at(done)
     return folder
 
@@ -108,6 +111,25 @@ def graded(folder: Folder, correct: bool, *, parts: int = 1, more: str = "", **c
 def reviewed(folder: Folder) -> list[Part]:
     """What the check stores about the rows of refine."""
     return [review_rows(folder, RunStore(folder.bucket, RUN).input("refine"))[1]]
+
+
+def test_questions_that_training_has_met_are_read_of_prepare_and_check(bucket: Bucket) -> None:
+    def met(folder: Folder) -> list[Part]:
+        found = {"benchmark": "sums", "question": f"{1:020x}", "rows": 2, "id": "r", "sample": 0, "text": "prompt"}
+        rows = [found | {"similarity": 0.75}]
+        return [*reviewed(folder), folder.put_rows(FOUND, rows, FOUND_SCHEMA)]
+
+    against = {"prompts": {"decontaminate": {"against": ["sums", "IFEval"]}}, "unchecked": {"IFEval": "no hub"}}
+    finish(bucket, "prepare", lambda folder: [], inputs=against, metrics={"paraphrased": 5.0})
+    finish(bucket, "refine", quadruples)
+    finish(bucket, "check", met, inputs={"paraphrases": ["keep", 0.5, "hash"]}, metrics={"paraphrased": 2.0})
+    finish(bucket, "evaluate-base", lambda folder: graded(folder, correct=False))
+    finish(bucket, "evaluate-cgd", lambda folder: graded(folder, correct=True))
+    data = report.read_run(RUN, WORK, report.find_outputs(RunStore(bucket, RUN), STAGES))
+    figures = json.loads(report.to_json(data))["decontamination"]
+    assert (figures["prepareRows"], figures["checkRows"], figures["uncompared"]) == (5, 2, {"IFEval": "no hub"})
+    assert figures["questions"][0]["similarity"] == 0.75
+    assert [(score["n"], score["paraphrased"], score["cleanN"]) for score in figures["scores"]] == [(8, 1, 7)] * 2
 
 
 @pytest.fixture
