@@ -62,27 +62,8 @@ def main(context: Context) -> dict[str, StageFacts]:
     }
     if work.published:
         check_published(context, work.published)
-    student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
-    _refuse_untrainable(student, work.training)
-    _warn_of_thoughts(work, student.template)
-    _warn_of_budgets(work)
-    models = [student]
-    if work.teacher:
-        teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
-        models.append(teacher)
-        if teacher.context < student.context:
-            log.warning(
-                "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
-                teacher.context,
-                student.context,
-            )
-    try_out(work, student.template, models[-1].template if work.teacher else None)
-    if work.gpu_memory:
-        gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
-        fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
-    drafts: dict[str, str] = {}
-    for model in models:
-        drafts |= check_engine(context, model.served)
+    models, drafts = _check_models(context, work, chats)
+    student = models[0]
     files = open_source(context, work.prompts, "spec.prompts")
     benchmark_files = {
         benchmark.name: open_source(context, benchmark, _where(benchmark)) for benchmark in work.benchmarks
@@ -149,6 +130,33 @@ class Checked:
     def context(self) -> int:
         """The most tokens of a prompt and its reply together."""
         return self.served.context
+
+
+def _check_models(context: Context, work: Prepare, chats: dict[str, Chat]) -> tuple[list[Checked], dict[str, str]]:
+    """The student and, unless it is an endpoint, the teacher; and the commits of the models that write their drafts, by
+    name. Raises UserError for what the run cannot do with them."""
+    student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
+    _refuse_untrainable(student, work.training)
+    _warn_of_thoughts(work, student.template)
+    _warn_of_budgets(work)
+    models = [student]
+    if work.teacher:
+        teacher = check_model(context, work.teacher, work.teacher_engine, "spec.teacher", chats["spec.teacher"])
+        models.append(teacher)
+        if teacher.context < student.context:
+            log.warning(
+                "the teacher's context (%d tokens) is smaller than the student's (%d): long answers will be rejected",
+                teacher.context,
+                student.context,
+            )
+    try_out(work, student.template, models[-1].template if work.teacher else None)
+    if work.gpu_memory:
+        gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
+        fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
+    drafts: dict[str, str] = {}
+    for model in models:
+        drafts |= check_engine(context, model.served)
+    return models, drafts
 
 
 def check_model(context: Context, model: Model, engine: Engine, where: str, chat: Chat) -> Checked:
