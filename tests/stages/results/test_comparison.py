@@ -218,7 +218,8 @@ def test_a_benchmark_that_one_of_the_seeds_was_not_asked_has_no_spread() -> None
 
 def test_the_robustness_curve_has_the_uncorrupted_run_at_zero() -> None:
     found = joined({"a": run(0.5, after="+---"), "b": run(), "c": run(0.25)})
-    assert [(point.rate, point.run, point.accuracy) for point in robustness(found)] == [
+    (curve,) = robustness(found)
+    assert [(point.rate, point.run, point.accuracy) for point in curve.points] == [
         (0.0, "b", 0.5), (0.25, "c", 0.5), (0.5, "a", 0.25),
     ]  # fmt: skip
 
@@ -241,7 +242,8 @@ def test_variants_of_one_run_are_named_with_their_objective_and_on_the_robustnes
         "cgd-few (CGD, 10 % of critiques corrupted)",
         "cgd-some (CGD, 30 % of critiques corrupted)",
     ]
-    assert [point.rate for point in robustness(found)] == [0.0, 0.1, 0.3]
+    (curve,) = robustness(found)
+    assert [(point.rate, point.wrong) for point in curve.points] == [(0.0, 0.0), (0.1, 0.1), (0.3, 0.3)]
 
 
 def test_without_corrupted_critiques_there_is_no_robustness_curve() -> None:
