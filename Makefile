@@ -14,8 +14,8 @@ demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl,
 	@$(BIN)/python -m cgd_local
 
 test: .venv/ready ## Run all tests
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/pytest -n 3 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 

@@ -28,6 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
+LONG = ("train/test_loop.py", "pipeline/test_pipeline.py", "train/test_pods.py", "generate/test_generate_vllm.py")
+"""The files whose slow tests take minutes, the longest first: each is one worker's, so they must not come last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:

@@ -31,6 +31,10 @@ class UserError(StageError):
     exit: ClassVar[Exit] = Exit.PERMANENT
 
 
+class NoTransfer(UserError):
+    """The student in training answers too few of the early questions. The training can go on from its checkpoint."""
+
+
 class TransientError(StageError):
     """A service or a device is not available now; a retry may succeed."""
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from transformers import AutoModelForCausalLM
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Model, Objective, RunRef, StageFacts, StageTask, Storage, Train
 from cgd_stages.method.examples import row_example
+from cgd_stages.store.benchmarks import store_benchmarks
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import Row, digest_of, now, row_schema
 from cgd_stages.store.run import RunStore
+from cgd_stages.train import __main__ as train
 from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.training.job import MODEL, read_records
 from support.ports import free_port
-from support.stage_builders import RUN
+from support.stage_builders import RUN, context
 
 STAGE = "train-cgd"
 
@@ -37,15 +41,37 @@ def quadruple(number: int, **changes: Any) -> Row:
     return row | {name: 5 for name in row if name.endswith("_tokens")} | changes
 
 
-def refined(bucket: Bucket, rows: list[Row], run: RunRef = RUN) -> Folder:
-    """Finished stages prepare and refine with these rows; the folder of refine."""
+def refined(bucket: Bucket, rows: list[Row], run: RunRef = RUN, questions: Sequence[Row] = ()) -> Folder:
+    """Finished stages prepare and refine with these rows, and of prepare with these questions of benchmarks; the folder
+    of refine."""
     for stage in ("prepare", "refine"):
         schema = row_schema(stage)
         folder = Folder(bucket, run.namespace, stage, digest_of(stage=stage, rows=rows))
         parts = [folder.put_rows(PARTS, [{name: row[name] for name in schema.names} for row in rows], schema)]
+        parts += [store_benchmarks(folder, questions)] if questions and stage == "prepare" else []
         facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
         RunStore(bucket, run).point_at(folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
     return folder
+
+
+def question(number: int, reference: str, benchmark: str = "sums") -> Row:
+    """A benchmark's question, as prepare stores it; longer with the number."""
+    prompt = f"What is {number} + {number + 1}?" + " Think." * (number % 4)
+    key = {"benchmark": benchmark, "id": f"{number:020x}"}
+    return key | {"prompt": prompt, "reference": reference, "tolerance": None, "turns": None}
+
+
+def trained(storage: Storage, scratch: Path, model: Path, **changes: Any) -> tuple[list[dict[str, float]], Path]:
+    """Train with these settings: the curve, and the folder of the trained model."""
+    made = context(storage, train_work(model, **changes), scratch)
+    made.task = made.task.model_copy(update={"stage": STAGE})
+    train.main(made)
+    folder = scratch / f"{STAGE}-0"
+    return read_records(folder / "metrics.jsonl"), folder / MODEL
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
 
 
 def distilled(bucket: Bucket, answers: dict[str, str], run: RunRef = RUN) -> Folder:

@@ -56,7 +56,9 @@ def example(
     if not template.turn.end:
         raise Unusable("template", "the model has neither an end-of-turn nor an end-of-text token")
     if markers := template.thought_markers(f"{thought or ''}\n{target}"):
-        raise Unusable("markers", f"what is learned holds markers of the model's thoughts: {', '.join(markers)}")
+        raise Unusable(
+            "markers", f"what is learned holds markers of the thoughts of {template.name}: {', '.join(markers)}"
+        )
     try:
         context_ids, target_ids = _split(template, template.render(context), _reply(template, target, thought))
     except TemplateError as error:

@@ -134,6 +134,11 @@ class ChatTemplate:
         """The id that ends a turn by the template, where the model's own generation would go on after it."""
         return [number for number in self.turn.end[-1:] if number not in self._stops]
 
+    @property
+    def stops(self) -> frozenset[int]:
+        """The ids at which a reply ends."""
+        return self._stops.union(self.extra_stops)
+
     @cached_property
     def dated(self) -> bool:
         """Whether the template writes the day on which it is asked."""

@@ -75,6 +75,10 @@ class StageFacts(Contract):
     """The stage's figures. Names that begin with LENGTH and end in a number are a histogram."""
 
 
+NO_TRANSFER = "NoTransfer"
+"""The error, in last words, of a training that `stopUnless` has ended, and the reason of its run's failure."""
+
+
 class LastWords(Contract):
     """The termination message of a pod: JSON, at most `LAST_WORDS_LIMIT` bytes."""
 

@@ -64,6 +64,43 @@ class Validation(HeldOut):
     select: Exported = "bare"
 
 
+class EarlyLook(Contract):
+    """Benchmark questions that a student in training is asked at a few steps, and how long its outputs may be."""
+
+    questions: int = Field(
+        64,
+        ge=1,
+        le=1000,
+        description="How many questions are asked, as many of each benchmark as can be, chosen by training.seed. A "
+        "share of 64 questions is known to about 12 points, one of 400 to about 5.",
+    )
+    max_tokens: int = Field(
+        1024,
+        ge=1,
+        le=32768,
+        description="The most tokens of an output, its thought included. Prompt and output together have at most "
+        "training.maxSequenceLength.",
+    )
+
+
+class StopUnless(Contract):
+    """What a training must have gained on the early questions to go on."""
+
+    after: Rate = Field(Number("0.1"), description="The share of the steps after which the training is judged.")
+    gain: Fraction = Field(
+        Number("0"),
+        description="The share of the early questions by which the student must be better than before the training: "
+        '"0" ends a training that has become worse, "0.05" one that has not gained 5 points.',
+    )
+
+
+class Early(EarlyLook):
+    """The early look of one training. `instructions`: what follows the questions of each benchmark."""
+
+    instructions: dict[str, str]
+    stop_unless: StopUnless | None = None
+
+
 class Adapter(Contract):
     """A low-rank adapter (LoRA, Hu et al. 2021): W + alpha / rank * B A is trained in A and B alone, W stays."""
 
@@ -198,6 +235,8 @@ class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last ba
     """Supervised fine-tuning of the student on the stored rows."""
 
     validation: Validation = Validation()
+    early: Early | None = None
+    """None: no question is asked before the training has ended."""
     max_rejected: float
     common_rows: bool = False
     """Leave out the rows that check leaves out: for every training alike, so that trainings can be compared."""

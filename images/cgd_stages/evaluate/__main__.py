@@ -27,10 +27,9 @@ from cgd_stages.engines.base import Completion, Engine, Reply, drive
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.evaluate.multi_pass import Dialogue, Dialogues
-from cgd_stages.grading.extraction import find_answer
 from cgd_stages.grading.grader import Grade, Grader
 from cgd_stages.method import prompts
-from cgd_stages.method.prompts import answer_messages
+from cgd_stages.method.prompts import answer_messages, asked
 from cgd_stages.models import resolve
 from cgd_stages.results import scores
 from cgd_stages.results.model import Key
@@ -90,11 +89,6 @@ def _questions(context: Context, work: Evaluate) -> list[Row]:
             row["prompt"] = asked(row["prompt"], benchmark.instruction)  # one text in memory for all samples
             questions += [row | {"sample": sample} for sample in range(benchmark.samples)]
     return questions
-
-
-def asked(question: str, instruction: str) -> str:
-    """The text of the only user turn: the question, a blank line, the benchmark's instruction."""
-    return f"{question}\n\n{instruction}" if instruction else question
 
 
 def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str, Any]:
@@ -214,12 +208,9 @@ def _no_answer() -> Future[Grade]:
 
 
 def grade(grader: Grader, row: Row) -> Grade:
-    """The grade of a row's output. In an output that was cut only a box counts as an answer, because the last number of
-    an unfinished sentence is none."""
-    text = row["output"]
-    if row["finish_reason"] in scores.UNFINISHED and find_answer(text).source != "boxed":
-        return Grade("", "none", correct=False)
-    return grader.grade(row["reference"], text, row["tolerance"] or "")
+    """The grade of a row's output."""
+    cut = row["finish_reason"] in scores.UNFINISHED
+    return grader.grade(row["reference"], row["output"], row["tolerance"] or "", cut=cut)
 
 
 # --- progress ---------------------------------------------------------------------------------------------------

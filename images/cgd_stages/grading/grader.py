@@ -153,11 +153,12 @@ class Grader:
         for worker in self._workers:
             worker.stop()
 
-    def grade(self, reference: str, output: str, tolerance: str = "") -> Grade:
-        """Grade one output; `compare.compare` documents `tolerance`. Of several right answers it needs to have one.
-        Safe to call from several threads."""
+    def grade(self, reference: str, output: str, tolerance: str = "", *, cut: bool = False) -> Grade:
+        """Grade one output; `compare.compare` documents `tolerance`. Of several right answers it needs to have one. In
+        an output that was `cut` only a box counts as an answer, because the last number of an unfinished sentence is
+        none. Safe to call from several threads."""
         answer = find_answer(output)
-        if answer.source == "none":
+        if answer.source == "none" or (cut and answer.source != "boxed"):
             return Grade("", "none", correct=False)
         grades = []
         for right_answer in right_answers(reference):

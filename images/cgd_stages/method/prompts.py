@@ -93,6 +93,11 @@ def answer_messages(prompt: str, *, turns: Sequence[Message] = ()) -> list[Messa
     return [*turns, {"role": "user", "content": prompt}]
 
 
+def asked(question: str, instruction: str) -> str:
+    """x of a benchmark's question: the question, a blank line, the benchmark's instruction."""
+    return f"{question}\n\n{instruction}" if instruction else question
+
+
 def critique_messages(prompt: str, answer: str, *, turns: Sequence[Message] = ()) -> list[Message]:
     """x and y', and the task to write the critique."""
     return _instructed(turns, TEACHER, *_slots(prompt, answer), CRITIQUE)

@@ -40,7 +40,7 @@ from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
-from cgd_stages.prepare.tryout import check_endpoint, check_engine, read_template, try_out
+from cgd_stages.prepare.tryout import check_endpoint, check_engine, read_template, try_out, try_references
 from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
@@ -115,8 +115,11 @@ def main(context: Context) -> dict[str, StageFacts]:
         pins = drafts | _pins(models, [*files, *(file for opened in benchmark_files.values() for file in opened)])
         return Product(facts, [*intake.writer.parts, benchmarks], notes={"pins": pins})
 
-    done = context.store.produce(STAGE, inputs, read_prompts)
-    metrics = done.facts.metrics | _checkpoint_bytes(context, work, student)
+    done = context.store.make_once(STAGE, inputs, read_prompts)
+    # The rows may be another run's, which trains something else: what they are for this run is not stored.
+    unusable = try_references(work, student.template, context.store.place(STAGE, inputs))
+    context.store.point_at(done)
+    metrics = done.facts.metrics | unusable | _checkpoint_bytes(context, work, student)
     return {STAGE: done.facts.model_copy(update={"metrics": metrics})}
 
 

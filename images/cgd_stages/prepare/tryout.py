@@ -2,6 +2,7 @@
 teacher's endpoint, so that what they refuse is known by then."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -16,13 +17,15 @@ from cgd_stages.engines import openai
 from cgd_stages.engines.base import Request
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
-from cgd_stages.method.examples import row_example
+from cgd_stages.method.examples import each_example, row_example
 from cgd_stages.method.prompts import answer_messages, role_messages
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import Served
 from cgd_stages.prepare.sources import mounted
 from cgd_stages.runtime.program import Context
+from cgd_stages.store.folder import Folder, read_rows
 from cgd_stages.store.rows import Row
+from cgd_stages.training.dataset import no_examples
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +128,35 @@ def _learn(template: ChatTemplate, lesson: Lesson) -> None:
             f"the chat template of {template.name} makes no example of {lesson.title}: {error.detail}",
             hint="Take another student or revision, or mend its template by spec.student.chat.template.",
         ) from error
+
+
+def try_references(work: Prepare, student: ChatTemplate, prompts: Folder) -> dict[str, float]:
+    """Make the examples that no model writes a text for, SFT's: which of them cannot be made is known before the run
+    asks for a GPU. Returns the metric that counts these rows, which other objectives may use. Raises the UserError of
+    `check` where they are all, or more than may be rejected."""
+    lesson = next((lesson for lesson in work.lessons or (work.training,) if lesson.objective == "SFT"), None)
+    if lesson is None:
+        return {}
+    rows, reasons, first = prompts.require().rows.done, Counter[str](), list[str]()
+    log.info("%s: making the examples of %d rows, to see whether they can be made", lesson.title, rows)
+    made = each_example(
+        student,
+        lesson.objective,
+        read_rows(prompts),
+        max_length=work.training.max_sequence_length,
+        thinking=lesson.thinking,
+        instruction_turn=lesson.context,
+    )
+    for row, example in made:
+        if isinstance(example, Unusable):
+            reasons[example.reason] += 1
+            first = [*first, f"{row['id']} {example}"][:2]
+    if unusable := reasons.total():
+        refusal = no_examples(lesson, reasons, first, rows, work.max_rejected)
+        if unusable == rows or unusable > work.max_rejected * rows:
+            raise refusal
+        log.warning("%s %s", refusal.message, refusal.hint)
+    return {f"{lesson.stage.model}_rejected": float(unusable)}
 
 
 # --- engines ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from cgd_stages.report.summary import head, label, objective
 from cgd_stages.results.comparison import MEAN, Table, over_seeds, robustness, table_of
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability, spread
 from cgd_stages.results.head_to_head import head_to_heads, without_answers
-from cgd_stages.results.model import ReportData, StageRecord, at
+from cgd_stages.results.model import ReportData, StageRecord, Step, at
 from cgd_stages.results.scores import Score, comparisons, exported_step, finite_or_none, gpus, scores
 
 HERE = Path(__file__).parent
@@ -353,6 +353,7 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
             "chart": chart,
             "exported": _exported(record, chart["held"] if chart else []),
             "sparks": sparks(log),
+            "early": _early(log),
             "bare": _bare(metrics),
             "misled": _misled(metrics),
             "critique": record.inputs.get("critique"),
@@ -375,6 +376,14 @@ def _exported(training: StageRecord, held: Sequence[Held]) -> str:
     loss = held[0 if select == "bare" else -1].name
     why = "as the run asks" if select == "last" else f"whose {loss} is the least"
     return f"Exported is the model after step {count(metrics['exported_step'])} (large points), {why}."
+
+
+def _early(log: Sequence[Step]) -> list[tuple[int, Share]]:
+    """The early looks at the student in training: the steps before them, and its right answers."""
+    looks = [step for step in log if step.early_accuracy is not None and step.early_questions]
+    shares = [(0, looks[0].early_accuracy_before, looks[0])] if looks else []
+    shares += [(step.step, step.early_accuracy, step) for step in looks]
+    return [(after, share(round(value * of.early_questions), of.early_questions)) for after, value, of in shares]
 
 
 def _bare(metrics: Mapping[str, float]) -> Share | None:

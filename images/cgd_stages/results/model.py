@@ -50,6 +50,12 @@ class Step(Contract):
     """On held-out rows, in the objective's own context; None if it was not measured after this step."""
     bare_validation_loss: float | None = None
     """On the same rows, given the prompt alone; None where that is the objective's own context."""
+    early_accuracy: float | None = None
+    """The share of the early questions that the student answers right after this step; None if none was asked."""
+    early_accuracy_before: float | None = None
+    """The same before the training."""
+    early_questions: int | None = None
+    """How many were asked."""
     mfu: float | None = None
     """The share of the devices' peak, a fraction of 1; None if the peak is unknown."""
     peak_memory_bytes: float | None = None

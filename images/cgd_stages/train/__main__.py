@@ -38,15 +38,16 @@ import pyarrow as pa
 from cgd_stages.chat.example import Example
 from cgd_stages.contract import LENGTH, Critique, CritiqueKind, Exit, Model, StageFacts, Train
 from cgd_stages.engines.replies import rejection
-from cgd_stages.errors import Interrupted, StageError, TransientError, UserError
+from cgd_stages.errors import Interrupted, NoTransfer, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context, run
+from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.folder import REJECTED, Folder, Part
 from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
 from cgd_stages.store.run import Product
-from cgd_stages.training import curves
+from cgd_stages.training import curves, early
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
@@ -59,6 +60,7 @@ from cgd_stages.training.job import (
     JOB,
     LAUNCHER,
     MODEL,
+    QUESTIONS,
     STOP,
     VALIDATION_LOSS,
     Job,
@@ -214,6 +216,9 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     folder.mkdir(parents=True)
     student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
     made = _make_examples(stage, folder)
+    if stage.work.early:
+        stored, template = read_benchmarks(stage.context.store.input("prepare")), stage.dataset.template
+        early.write_questions(folder / QUESTIONS, early.choose(stored, stage.work, stage.work.early, template))
     job = Job(
         run=task.run,
         stage=task.stage,
@@ -354,6 +359,7 @@ def failure(process_ends: list[ProcessEnd], code: int, node: Node) -> StageError
     for exit_code, kind in kinds.items():
         for end in process_ends:
             if end.code == exit_code:
+                kind = NoTransfer if end.error == NoTransfer.__name__ else kind
                 return kind(end.message, hint=end.hint)
     ranks = range(node.rank * node.processes, (node.rank + 1) * node.processes)
     silent = sorted(set(ranks) - {end.rank for end in process_ends})
@@ -407,7 +413,8 @@ def _facts(stage: Stage, made: MadeExamples, folder: Path, seconds: float) -> St
             "supervised_tokens": learned,
             "tokens_per_second": round(tokens / busy, 1),
         }
-        | _of_the_exported(exported, records),
+        | _of_the_exported(exported, records)
+        | _early(records),
     )
 
 
@@ -419,6 +426,12 @@ def _of_the_exported(exported: Record, records: list[Record]) -> dict[str, float
     figures |= {"peak_memory_bytes": max(record["peak_memory_bytes"] for record in records)}
     shares = [record["mfu"] for record in records if "mfu" in record]
     return figures | ({"mfu": round(sum(shares) / len(shares), 4)} if shares else {})
+
+
+def _early(records: list[Record]) -> dict[str, float]:
+    """The figures of the last early look, if there was any."""
+    last = next((record for record in reversed(records) if early.EARLY in record), {})
+    return {name: last[name] for name in (early.EARLY, early.BEFORE) if name in last}
 
 
 def _store(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) -> Product:

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 
 from cgd_stages.contract import Exit
-from cgd_stages.errors import GPU_HINT, Interrupted, StageError, TransientError, UserError
+from cgd_stages.errors import GPU_HINT, Interrupted, NoTransfer, StageError, TransientError, UserError
 from cgd_stages.keys import without_keys
 from cgd_stages.models import flops
 from cgd_stages.models.attention import refuse_leaks
@@ -40,9 +40,10 @@ from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.train import adapter, student
 from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.train.early import EarlyLook
 from cgd_stages.train.router import spans_of
 from cgd_stages.train.saving import Saver
-from cgd_stages.training import curves
+from cgd_stages.training import curves, early
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import (
     ADAPTER,
@@ -53,6 +54,7 @@ from cgd_stages.training.job import (
     JOB,
     LAUNCHER,
     MODEL,
+    QUESTIONS,
     STOP,
     VALIDATION_LOSS,
     Job,
@@ -144,6 +146,8 @@ class Trainer:
     device: torch.device
     held_out: dict[str, Examples]
     """The examples of each loss that a validation measures; empty where nothing is held out."""
+    look: EarlyLook | None = None
+    """None where no early questions are asked."""
     keeper: adapter.Keeper | None = None
     """None where all of the student's parameters are learned."""
     cost: flops.Work | None = None
@@ -155,6 +159,8 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the checkpoint's step to the last one."""
+        before = self._look_before()
+        self._refuse_without_transfer()
         (self.folder / BEGUN).touch()
         for step in range(self.job.resume, self.schedule.steps):
             # What is random in a step (dropout) follows from its number: a checkpoint holds no generator.
@@ -162,6 +168,7 @@ class Trainer:
             self._step(step)
             done, last = step + 1, step + 1 == self.schedule.steps
             self._validate(done)
+            self._look(done, before)
             self._report()
             stop = self._sum(float((self.folder / STOP).exists())) > 0  # SIGTERM for one pod stops all of them
             if stop:
@@ -170,6 +177,7 @@ class Trainer:
             if not last and (stop or done % self.job.work.checkpoint_every_steps == 0):
                 self.saver.save(done, self.records)
             self.saver.go_on()
+            self._refuse_without_transfer()
             if stop and not last:
                 self.saver.wait()
                 raise Interrupted(
@@ -293,6 +301,51 @@ class Trainer:
         if curves.best(self.records, validation.select) is last:
             self._write(self.folder / BEST)
 
+    def _look_before(self) -> float | None:
+        """The share of the early questions that the student answers right before its training."""
+        if self.look is None:
+            return None
+        if self.records:
+            return self.records[0].get(early.BEFORE)
+        look = self.look()
+        if look is None:
+            raise Interrupted("SIGTERM: no step was begun")
+        log.info("early questions: %.1f %% right before the first step", 100 * look.right)
+        return look.right
+
+    def _look(self, done: int, before: float | None) -> None:
+        """Ask the early questions where it is time, and note what the student answers. A training that began without
+        them asks none."""
+        work = self.job.work
+        if self.look is None or work.early is None or before is None:
+            return
+        last = self.records[-1]
+        if done == 1:
+            last[early.BEFORE] = before
+        started = time.monotonic()
+        if done in early.looks(work.early, self.schedule.steps) and (look := self.look()):
+            last |= {early.EARLY: look.right, early.BEFORE: before, early.CUT: look.cut}
+            last |= {early.ASKED: len(self.look.questions), "early_seconds": round(time.monotonic() - started, 4)}
+            log.info("early questions: %.1f %% right after step %d", 100 * look.right, done)
+
+    def _refuse_without_transfer(self) -> None:
+        """Raise NoTransfer, with a checkpoint stored, if the early questions show too small a gain."""
+        stop = self.job.work.early.stop_unless if self.job.work.early else None
+        judged = early.falls_short(self.records, stop, self.schedule.steps) if stop else None
+        if stop is None or judged is None:
+            return
+        done = int(self.records[-1]["step"])
+        if done > self.job.resume:
+            self.saver.save(done, self.records)
+            self.saver.wait()
+        raise NoTransfer(
+            f"after step {judged['step']:.0f} of {self.schedule.steps} the student answers {judged[early.EARLY]:.1%} "
+            f"of {judged[early.ASKED]:.0f} early questions right, before its training {judged[early.BEFORE]:.1%}; "
+            f"spec.training.stopUnless asks for a gain of {stop.gain:g}",
+            hint="Try spec.training.bareShare or another learningRate on fewer prompts. Without stopUnless a new run "
+            "goes on from the checkpoint that is stored.",
+        )
+
     def _mean_loss(self, examples: Examples) -> float:
         """The mean loss over the target tokens of the examples, of which nothing is learned."""
         work, total = self.job.work, 0.0
@@ -354,8 +407,14 @@ class Trainer:
             eta=eta,
             metrics={name: last[name] for name in REPORTED if name in last}
             | ({name: measured[-1][name] for name in HELD_OUT if name in measured[-1]} if measured else {})
+            | self._early()
             | {"steps": float(steps)},
         )
+
+    def _early(self) -> Record:
+        """The last early figures, for progress reports."""
+        seen = next((record for record in reversed(self.records) if early.BEFORE in record), {})
+        return {name: seen[name] for name in (early.EARLY, early.BEFORE) if name in seen}
 
 
 def start(folder: Path) -> Trainer:
@@ -400,6 +459,8 @@ def start(folder: Path) -> Trainer:
         cost=student.cost(model),
         peak=peak and peak * world,
     )
+    if questions := early.read_questions(folder / QUESTIONS):
+        trainer.look = EarlyLook(engine, job, questions, folder / STOP)
     if job.resume:
         trainer.records = trainer.saver.load()
     return trainer

@@ -7,14 +7,14 @@ right before it trains.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import LENGTH, Objective, Rows, StageName, Train
+from cgd_stages.contract import LENGTH, Lesson, Objective, Rows, StageName, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import examples
@@ -27,8 +27,8 @@ from cgd_stages.training.validation_split import held_out
 HINTS = {
     "too_long": "Raise spec.training.maxSequenceLength, or lower the generation's maxTokens.",
     "template": "The student's chat template does not show where a reply ends: use another student or revision.",
-    "markers": "What is learned holds the markers of the student's thoughts: take them out of {target}, or out of the "
-    "thoughts before it.",
+    "markers": "What is learned holds the markers of the student's thoughts: take them out of {target} and of the "
+    "thoughts before it, or take {training} out of spec.training.",
     "control_tokens": "These texts hold control tokens of the student: remove them from the prompts.",
     "empty": "Look at the stored rows: there is nothing to learn in {target}.",
     "missing": "These rows do not have {target}: mend the source of spec.prompts, or take {training} out of "
@@ -331,12 +331,20 @@ class ExampleCounts:
                 hint="Look at the rejected rows of check: a better teacher, more samples, or another "
                 "spec.training.keep keeps more rows; an objective that cannot use its rows may be taken out.",
             )
-        reasons = Counter(str(row["reason"]) for row in self.rejected).most_common()
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "there are no rows"
-        first = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in self.rejected[:2])
-        hint = HINTS[reasons[0][0]] if reasons else "The stages before have kept nothing: look at their rejected rows."
-        raise UserError(
-            f"{self.work.title}: {len(self.rejected)} of {expected} rows make no example, {max_rejected:.1%} may "
-            f"({counts}). {first}",
-            hint=hint.format(target=TARGETS[self.work.objective], training=self.work.title),
-        )
+        reasons = Counter(str(row["reason"]) for row in self.rejected)
+        first = [f"{row['id']} {row['reason']}: {row['detail']}" for row in self.rejected[:2]]
+        raise no_examples(self.work, reasons, first, expected, max_rejected)
+
+
+def no_examples(
+    lesson: Lesson, reasons: Counter[str], first: Sequence[str], expected: int, max_rejected: float
+) -> UserError:
+    """The refusal of a training of which more rows make no example than may. `reasons` counts them, and `first`
+    describes some; `expected` is the number of all rows."""
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "there are no rows"
+    examples = "; ".join(text[:250] for text in first)
+    hint = "The stages before have kept nothing: look at their rejected rows."
+    if reasons:
+        hint = HINTS[reasons.most_common(1)[0][0]].format(target=TARGETS[lesson.objective], training=lesson.title)
+    message = f"{reasons.total()} of {expected} rows make no example, {max_rejected:.1%} may ({counts}). {examples}"
+    return UserError(f"{lesson.title}: {message}", hint=hint)

@@ -21,6 +21,8 @@ BARE_LOSS = "bare_validation_loss"
 context."""
 HELD_OUT = {VALIDATION_LOSS: "validation.arrow", BARE_LOSS: "validation-bare.arrow"}
 """The files of the held-out examples by the loss that they measure. A file has no record where nothing is measured."""
+QUESTIONS = "early.jsonl"
+"""The early questions; missing where the run has none."""
 MODEL = "model"
 ADAPTER = "adapter"
 BEST = "best"

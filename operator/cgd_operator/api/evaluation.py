@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
 from cgd_operator.api.fields import BenchmarkName, S3Uri, Text, rules
 from cgd_operator.api.generation import SourceUri
-from cgd_stages.contract import BenchmarkFields, Contract, Positive, Rival, Sampling
+from cgd_stages.contract import BenchmarkFields, Contract, EarlyLook, Positive, Rival, Sampling
 
 _KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
 SOURCELESS_RULE = (
@@ -166,6 +166,13 @@ class Evaluation(Contract):
         le=200,
         description="How many outputs of each benchmark and model lm-eval judges again, half of them right and half "
         "wrong where there are enough of both. The report shows where it disagrees with the grades. 0: none.",
+    )
+
+    early: EarlyLook | None = Field(
+        None,
+        description="Asks every student in training a few questions of the benchmarks, the prompt alone and greedily: "
+        "before the first step and after 10, 25 and 50 % of the steps. It shows early whether a training transfers. {} "
+        "takes the defaults.",
     )
 
     @model_validator(mode="after")

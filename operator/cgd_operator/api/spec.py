@@ -109,6 +109,12 @@ BUDGET_RULE = (
 )
 
 
+EARLY_RULE = (
+    "!has(self.training.stopUnless) || (has(self.evaluation) && has(self.evaluation.early))",
+    "training.stopUnless judges by the early questions: set evaluation.early, such as {questions: 64}",
+)
+
+
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
@@ -140,7 +146,7 @@ class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE, BUDGET_RULE)
+        json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE, BUDGET_RULE, EARLY_RULE)
     )
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
@@ -201,6 +207,8 @@ class CGDRunSpec(Contract):
             raise ValueError(THINKING_RULE[1])
         if self.student.chat.thinking_budget and learned != "learn" and thinks != "on":
             raise ValueError(BUDGET_RULE[1])
+        if self.training.stop_unless and not (self.evaluation and self.evaluation.early):
+            raise ValueError(EARLY_RULE[1])
         fields = self.prompts.fields
         if fields.reference is None and fields.messages is None:
             if "SFT" in self.training.kinds:

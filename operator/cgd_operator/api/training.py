@@ -19,6 +19,7 @@ from cgd_stages.contract import (
     Objective,
     Rate,
     RivalKind,
+    StopUnless,
     Target,
     Upkeep,
 )
@@ -229,6 +230,11 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
     model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, LEARNS_RULE, ABLATION_RULE, BARE_RULE))
 
     validation: Validation = Validation()
+    stop_unless: StopUnless | None = Field(
+        None,
+        description="Ends a training that does not transfer to the prompt alone: the run fails with the reason "
+        "NoTransfer, after a checkpoint is stored. Needs evaluation.early.",
+    )
 
     @property
     def kinds(self) -> frozenset[Objective]:

@@ -14,7 +14,7 @@ from cgd_operator.kube.kinds import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import PREPARE
 from cgd_operator.planning.manifests import GIVEN_UP
-from cgd_stages.contract import CHECKPOINT_BYTES, MOST
+from cgd_stages.contract import CHECKPOINT_BYTES, MOST, NO_TRANSFER
 
 ENDS = frozenset({"Complete", "Succeeded", "Failed"})
 """Types of the conditions with which Jobs, PyTorchJobs and TrainJobs end."""
@@ -181,8 +181,7 @@ def _fate(
     if "Complete" in true or "Succeeded" in true:
         return Fate.SUCCEEDED, Why()
     if "Failed" in true:
-        given_up = meta.get("annotations", {}).get(GIVEN_UP)
-        return Fate.FAILED, Why("GivenUp", given_up) if given_up else _failure(true["Failed"], gone + pods)
+        return Fate.FAILED, _failure(true["Failed"], meta.get("annotations", {}).get(GIVEN_UP), gone + pods)
     if is_suspended(child):
         if queue and not queue.held and SUSPENDED_BY_RUN not in meta.get("annotations", {}):
             return Fate.WAITING if queue.active else Fate.SUSPENDED, Why(queue.reason, queue.message)
@@ -200,11 +199,14 @@ def _fate(
     return Fate.RUNNING, replace(why, message=share + why.message)
 
 
-def _failure(condition: Object, pods: tuple[PodFacts, ...]) -> Why:
-    """The reason of a failure, from the pod that explains it best: a pod that asks the user for a change, else the last
-    pod with last words."""
+def _failure(condition: Object, given_up: str | None, pods: tuple[PodFacts, ...]) -> Why:
+    """The reason of a failure: why the operator has given the child up, or from the pod that explains it best, which is
+    one that asks the user for a change, else the last one with last words."""
     failed = [pod for pod in pods if pod.failed]
-    reason = str(condition.get("reason") or "Failed")
+    without_transfer = any(pod.words and pod.words.error == NO_TRANSFER for pod in pods)
+    reason = NO_TRANSFER if without_transfer else str(condition.get("reason") or "Failed")
+    if given_up:
+        return Why(NO_TRANSFER if without_transfer else "GivenUp", given_up)
     if not failed:
         return Why(reason, str(condition.get("message") or "failed; its pods are gone"))
     permanent = [pod for pod in failed if pod.words and pod.words.outcome == "failed" and pod.exit_code == 3]

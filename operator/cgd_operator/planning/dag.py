@@ -369,7 +369,8 @@ _READ_BY: dict[str, tuple[contract.Objective, ...]] = {
 def _train(spec: CGDRunSpec, objective: contract.Objective, own: dict[str, Any]) -> contract.Train:
     """A training of an objective; `own` are the settings of a variant. What the manifest leaves out of critique and
     validation is what a task says by itself."""
-    elsewhere = {"objectives", "variants", "keep", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
+    elsewhere = {"objectives", "variants", "keep", "stop_unless"}
+    elsewhere |= {"backend", "gpus_per_worker", "termination_grace_period_seconds"}
     elsewhere |= {setting for setting, readers in _READ_BY.items() if objective not in readers}
     return contract.Train(
         **spec.training.model_dump(exclude=elsewhere, exclude_none=True) | own,
@@ -377,8 +378,20 @@ def _train(spec: CGDRunSpec, objective: contract.Objective, own: dict[str, Any])
         student=_student(spec),
         chat=_chat(spec.student),
         processes_per_worker=spec.training.gpus_per_worker,
+        early=_early(spec),
         max_rejected=spec.generation.max_rejected,
         common_rows=_chooses_rows(spec),
+    )
+
+
+def _early(spec: CGDRunSpec) -> contract.Early | None:
+    evaluation = spec.evaluation
+    if evaluation is None or evaluation.early is None:
+        return None
+    return contract.Early(
+        **evaluation.early.model_dump(),
+        instructions={benchmark.name: _benchmark(benchmark).instruction for benchmark in evaluation.benchmarks},
+        stop_unless=spec.training.stop_unless,
     )
 
 

@@ -19,7 +19,7 @@ from cgd_operator.facts.trouble import Trouble
 from cgd_operator.facts.waiting import BEGINNING, RETRYING
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import Child, Run
-from cgd_stages.contract import MOST, StageFacts, train_stage
+from cgd_stages.contract import MOST, NO_TRANSFER, StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
 
@@ -269,7 +269,8 @@ def _conditions(
             rest = _group("False", "False", "True", "True", "Succeeded", "every stage has succeeded")
         case "Failed" if failed:
             message = f"stage {failed.name}: {failed.message or failed.reason}"
-            rest = _group("False", "True", "False", "False", "StageFailed", message)
+            reason = NO_TRANSFER if failed.reason == NO_TRANSFER else "StageFailed"
+            rest = _group("False", "True", "False", "False", reason, message)
         case "Failed":
             assert seen.trouble
             rest = _group("False", "True", "False", "False", seen.trouble.reason, seen.trouble.message)

@@ -9,7 +9,8 @@ from support.builders import ended, job, pod
 
 from cgd_operator.facts.children import Fate, observe
 from cgd_operator.facts.pods import last_state
-from cgd_operator.planning.manifests import KINDS, REPLICA_INDEX, REPLICA_TYPE, suspension
+from cgd_operator.planning.manifests import GIVEN_UP, KINDS, REPLICA_INDEX, REPLICA_TYPE, suspension
+from cgd_stages.contract import NO_TRANSFER
 
 
 def words(message: str = "", hint: str = "", outcome: str = "failed", **stages: Any) -> str:
@@ -87,6 +88,18 @@ def test_a_permanent_failure_is_told_rather_than_a_later_retryable_one() -> None
     first = pod("answer", "Failed", shard=0, terminated=ended(3, words("bad prompt file")))
     later = pod("answer", "Failed", shard=1, terminated=ended(143, words("stopped", outcome="interrupted")))
     assert "bad prompt file" in observe([job("answer", "Failed")], [later, first])["answer"].message
+
+
+@pytest.mark.parametrize("kind", ["PyTorchJob", "TrainJob"])
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_training_that_does_not_transfer_fails_with_that_reason(kind: str, given_up: bool) -> None:
+    child = job("train-cgd", "Failed", kind=kind)
+    if given_up:  # the operator has ended the job, because its controller would have tried again
+        child["metadata"].setdefault("annotations", {})[GIVEN_UP] = "pod demo-train-cgd-0: exit code 3: no gain"
+    message = json.dumps({"outcome": "failed", "error": NO_TRANSFER, "message": "no gain"})
+    facts = observe([child], [pod("train-cgd", "Failed", terminated=ended(3, message))])["train-cgd"]
+    assert (facts.fate, facts.reason) == (Fate.FAILED, "NoTransfer")
+    assert "no gain" in facts.message
 
 
 def test_a_failure_whose_pods_are_gone_tells_the_conditions_words() -> None:

@@ -384,6 +384,18 @@ def test_numbers_are_numbers_in_a_task_and_in_the_report_what_the_user_wrote() -
     assert "warmupRatio" not in report.work.spec, "a default"
 
 
+def test_early_questions_reach_the_trainings_as_the_evaluation_asks_them() -> None:
+    named = {"name": "sums", "source": "s3://b/sums.jsonl", "fields": {"reference": "answer"}, "instruction": "Box it."}
+    asked = {"evaluation.benchmarks": [{"name": "GSM8K"}, named], "evaluation.early": {"questions": 8}}
+    plain, evaluated = (children(asked)[stage].task.work for stage in ("train-cgd", "evaluate-cgd"))
+    instructions = {one.name: one.instruction for one in evaluated.benchmarks}
+    assert "boxed" in instructions["GSM8K"]
+    assert plain.early == contract.Early(questions=8, instructions=instructions)
+    judged = children(asked | {"training.stopUnless": {"gain": "0.05"}})["train-cgd"].task.work
+    assert judged.early.stop_unless == contract.StopUnless(after=0.1, gain=0.05)
+    assert judged.model_copy(update={"early": None}) == plain.model_copy(update={"early": None})
+
+
 def test_an_audit_changes_the_report_and_no_other_task() -> None:
     plain, audited = children(), children({"evaluation.audit": 40})
     assert "audit" not in plain["report"].task.to_json()

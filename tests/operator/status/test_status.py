@@ -104,6 +104,15 @@ def test_a_failed_stage_is_told_in_the_conditions() -> None:
     assert stage(status, "prepare").reason == "FailedReason"
 
 
+def test_a_run_whose_training_does_not_transfer_fails_with_that_reason() -> None:
+    words = json.dumps({"outcome": "failed", "error": "NoTransfer", "message": "no gain"})
+    before = finished(*CHILDREN[: CHILDREN.index("train-cgd")])
+    failed = pod("train-cgd", "Failed", terminated=ended(3, words))
+    status = render_of(*before, job("train-cgd", "Failed", kind="PyTorchJob"), pods=(failed,))
+    reasons = {one.type: one.reason for one in status.conditions}
+    assert (reasons["Succeeded"], reasons["Stalled"], status.state) == ("NoTransfer", "NoTransfer", "Failed")
+
+
 def test_trouble_without_a_failed_stage_stalls_but_does_not_end_the_run() -> None:
     status = render_of(trouble=Trouble("TrainingBackendMissing", "install it"))
     assert conditions(status)["Stalled"] == "True"

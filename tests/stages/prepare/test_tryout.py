@@ -1,15 +1,17 @@
 """What a template refuses is known to prepare, by the model's name, before a GPU is asked for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import stand_in, tiny
-from support.stage_builders import context, prepare_work
+from support.stage_builders import RUN, context, prepare_work
+from support.train_builders import quadruple, refined, train_work
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Endpoint, Learned, Lesson, Prepare, Sampling, Storage
-from cgd_stages.errors import UserError
+from cgd_stages.contract import Chat, Endpoint, Learned, Lesson, Objective, Prepare, Sampling, StageFacts, Storage
+from cgd_stages.errors import TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS
 from cgd_stages.prepare import __main__ as prepare
 from cgd_stages.prepare.intake import Intake
@@ -17,6 +19,8 @@ from cgd_stages.prepare.sources import Line
 from cgd_stages.prepare.tryout import try_out
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
+from cgd_stages.store.run import RunStore
+from cgd_stages.training.dataset import Dataset, ExampleCounts
 
 THINKS = tiny.TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 """The generation prompt opens a thought, as that of R1's distills."""
@@ -145,3 +149,92 @@ def test_tasks_without_room_for_a_thought_are_refused_for_a_student_that_always_
         try_out(work("learn", without_thoughts=tasks), of(THINKS, thinking="on"), None)
     assert "cannot switch thinking off" in caught.value.message
     assert caught.value.hint == "Remove MuSR, HumanEval from spec.evaluation.tasks."
+
+
+# --- references ---------------------------------------------------------------------------------------------------
+
+THOUGHT = "<think>1 and 1 make 2.</think>2"
+
+
+def of_references(
+    bucket: Bucket, model: Path, references: list[str | None], *objectives: Objective, **changes: Any
+) -> Prepare:
+    """A run whose rows have these references, and that trains these objectives."""
+    rows = [{"question": f"{n} + {n}?", "answer": reference} for n, reference in enumerate(references)]
+    bucket.put("in/p.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    made = prepare_work(model, bucket.uri("in/p.jsonl"), **changes)
+    training = made.training.model_copy(update={"max_sequence_length": 128})
+    lessons = [Lesson.part_of(training.model_copy(update={"objective": objective})) for objective in objectives]
+    return made.model_copy(update={"training": training, "lessons": tuple(lessons)})
+
+
+def prepared_by(storage: Storage, work: Prepare, folder: Path) -> StageFacts:
+    return prepare.main(context(storage, work, folder))["prepare"]
+
+
+def test_references_with_a_whole_thought_of_the_students_are_refused_before_a_gpu_is_asked_for(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    model = tiny.thinking(tmp_path / "model")
+    given = of_references(bucket, model, ["2"] * 8 + [THOUGHT] * 2, "CGD", "SFT", max_rejected=0.1)
+    with pytest.raises(UserError, match=r"SFT: 2 of 10 rows make no example, 10.0% may \(markers 2\)") as caught:
+        prepared_by(storage, given, tmp_path)
+    assert f"the thoughts of {model}: <think>, </think>" in caught.value.message
+    assert "take them out of the reference answer" in caught.value.hint
+    assert "take SFT out of spec.training" in caught.value.hint
+    with pytest.raises(TransientError, match="no output of prepare"):
+        RunStore(bucket, RUN).pointer("prepare")
+
+
+def test_what_prepare_finds_in_references_is_what_check_would_have_said(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    model = tiny.thinking(tmp_path / "model")
+    references = ["2", THOUGHT, "2</think>", None, "two " * 200]
+    with pytest.raises(UserError) as early:
+        prepared_by(storage, of_references(bucket, model, references, "SFT"), tmp_path)
+    refined(bucket, [quadruple(n, prompt=f"{n} + {n}?", reference=text) for n, text in enumerate(references)])
+    training = train_work(model, objective="SFT", max_sequence_length=128)
+    template = ChatTemplate.load(model, training.chat, name=str(model))
+    dataset = Dataset.of(RunStore(bucket, RUN), training, template)
+    counts = ExampleCounts.of(dataset)
+    for row, found in dataset.examples():
+        counts.add(row, found)
+    with pytest.raises(UserError) as late:
+        counts.refuse_unless_enough(5, 0.02)
+    assert early.value.message.partition(". ")[0] == late.value.message.partition(". ")[0]
+    assert "4 of 5 rows make no example, 2.0% may (markers 2, missing 1, too_long 1)" in early.value.message
+    assert early.value.hint == late.value.hint
+
+
+def test_a_few_references_that_make_no_example_are_counted_warned_of_and_stay_for_other_objectives(
+    bucket: Bucket, storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = of_references(
+        bucket, tiny.thinking(tmp_path / "model"), ["2"] * 8 + [THOUGHT] * 2, "CGD", "SFT", max_rejected=0.2
+    )
+    facts = prepared_by(storage, given, tmp_path)
+    assert (facts.rows.done, facts.rows.rejected) == (10, 0)
+    assert facts.metrics["sft_rejected"] == 2
+    assert "SFT: 2 of 10 rows make no example, 20.0% may (markers 2)" in caplog.text
+    # The rows belong to every run with these prompts; what they are for this one does not.
+    other = prepared_by(storage, given.model_copy(update={"lessons": given.lessons[:1]}), tmp_path)
+    assert other.digest == facts.digest
+    assert "sft_rejected" not in other.metrics
+
+
+def test_references_of_which_none_makes_an_example_are_refused_whatever_may_be_rejected(
+    bucket: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    given = of_references(bucket, tiny.thinking(tmp_path / "model"), [THOUGHT] * 3, "SFT", max_rejected=1.0)
+    with pytest.raises(UserError, match="SFT: 3 of 3 rows make no example"):
+        prepared_by(storage, given, tmp_path)
+
+
+def test_references_with_thoughts_are_no_matter_where_no_objective_learns_them_or_the_student_has_no_thoughts(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    learned = of_references(bucket, tiny_model, [THOUGHT] * 3, "SFT")
+    assert prepared_by(storage, learned, tmp_path).metrics["sft_rejected"] == 0
+    not_learned = of_references(bucket, tiny.thinking(tmp_path / "model"), [THOUGHT] * 3, "CGD", "DistilledSFT")
+    assert prepared_by(storage, not_learned, tmp_path).rows.done == 3

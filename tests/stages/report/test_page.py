@@ -312,6 +312,23 @@ def test_every_point_of_a_loss_curve_lies_in_its_chart(log: tuple[Step, ...]) ->
     assert plotted[0][2].startswith(f"step {log[0].step} · loss {log[0].loss:.4f}")
 
 
+def test_the_early_questions_are_told_with_their_counts_and_intervals() -> None:
+    looks = {4: 0.125, 10: 0.5}
+    log = tuple(
+        step.model_copy(
+            update={"early_accuracy": looks[step.step], "early_accuracy_before": 0.25, "early_questions": 8}
+            if step.step in looks
+            else {}
+        )
+        for step in steps(40)
+    )
+    found = read(training={"train-cgd": log})
+    told = "25.0 % right (2 of 8, 95 % interval 7.1 \u2013 59.1) before the training, 12.5 % right (1 of 8"
+    assert told in found.words
+    assert "after step 4, 50.0 % right (4 of 8, 95 % interval 21.5 \u2013 78.5) after step 10." in found.words
+    assert "Early questions" not in read(training={"train-cgd": steps(40)}).words
+
+
 OWN_LOSSES, BARE_LOSSES = {10: 1.5, 20: 1.2, 30: 3.5, 40: 1.2}, {10: 1.1, 20: 1.4, 30: 1.0, 40: 1.6}
 
 

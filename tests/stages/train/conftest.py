@@ -1,6 +1,8 @@
-"""Two training processes for the tests that ask nothing of their start and end."""
+"""Where the training loop runs in tests: in the test's own process, or in two that stand by."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.standing_ranks import StandingRanks
@@ -21,3 +23,17 @@ def standing_ranks(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> I
 def two_ranks(standing_ranks: StandingRanks, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher gives every training to two real processes that are there already."""
     monkeypatch.setattr(train, "_torchrun", standing_ranks.run)
+
+
+@pytest.fixture
+def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher runs the loop in this process and lets its errors through; the folder stays."""
+    from cgd_stages.train import loop as trainloop
+
+    def run(stage: train.Stage, folder: Path) -> None:
+        trainer = trainloop.start(folder)
+        trainer.run()
+        trainer.export()
+
+    monkeypatch.setattr(train, "_torchrun", run)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)

@@ -1,7 +1,6 @@
 """The training loop with real DeepSpeed on the tiny model: the numbers are right, and an interruption changes none."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 from support import tiny
-from support.stage_builders import RUN, context
-from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work
+from support.stage_builders import RUN
+from support.train_builders import STAGE, plain_loss, plain_training, quadruple, refined, train_work, trained, weights
 from transformers import AutoTokenizer
 
 from cgd_stages.contract import Adapter, Chat, Objective, Storage, Validation
@@ -20,45 +19,13 @@ from cgd_stages.models import export, training_memory
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
-from cgd_stages.train import __main__ as train
 from cgd_stages.training import validation_split
-from cgd_stages.training.job import MODEL, STOP
+from cgd_stages.training.job import STOP
 
 # What torch and DeepSpeed warn of is theirs.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 
 ROWS = [quadruple(number) for number in range(10)]
-
-
-@pytest.fixture
-def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher runs the loop in this process and lets its errors through; the folder stays."""
-    from cgd_stages.train import loop as trainloop
-
-    def run(stage: train.Stage, folder: Path) -> None:
-        trainer = trainloop.start(folder)
-        trainer.run()
-        trainer.export()
-
-    monkeypatch.setattr(train, "_torchrun", run)
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-
-
-def trained(storage: Storage, scratch: Path, model: Path, **changes: Any) -> tuple[list[dict[str, float]], Path]:
-    """Train with these settings: the curve, and the folder of the trained model."""
-    from cgd_stages.training.job import read_records
-
-    made = context(storage, train_work(model, **changes), scratch)
-    made.task = made.task.model_copy(update={"stage": STAGE})
-    train.main(made)
-    folder = scratch / f"{STAGE}-0"
-    return read_records(folder / "metrics.jsonl"), folder / MODEL
-
-
-def weights(model: Path) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM
-
-    return dict(AutoModelForCausalLM.from_pretrained(model, dtype="auto").named_parameters())
 
 
 @contextmanager
