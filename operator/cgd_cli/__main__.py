@@ -74,13 +74,27 @@ def cgd(
 
 
 @app.command()
-def validate(file: File) -> None:
+def validate(
+    file: File,
+    published: Annotated[
+        Path | None, typer.Option(help="The file that evaluation.published names: check it, too.")
+    ] = None,
+) -> None:
     """Check a manifest without a cluster: its fields, and whether a run can be planned from them."""
-    from cgd_cli.manifest import run_of
+    from cgd_cli.manifest import published_tables, run_of
     from cgd_operator.planning.dag import plan
 
-    children = plan(run_of(file))
+    run = run_of(file)
+    children = plan(run)
     console.print(f"{file}: valid. {len(children)} children: {', '.join(child.stage for child in children)}")
+    if published:
+        from cgd_stages.results.published import contradictions
+
+        tables = published_tables(run, file, published)
+        rows = sum(len(table.rows) for table in tables)
+        console.print(f"{published}: valid. {rows} rows of {run.spec.student.model}")
+        for said in contradictions(tables):
+            console.print(f"not the mean of its figures: {said}")
 
 
 @app.command()

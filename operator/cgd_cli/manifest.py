@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,7 +14,10 @@ from cgd_operator.api import GROUP, VERSION
 from cgd_operator.api.crd import crd
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.kube.kinds import is_label, is_name
-from cgd_operator.planning.dag import Run
+from cgd_operator.planning.dag import Run, published_of
+
+if TYPE_CHECKING:
+    from cgd_stages.results.published import PublishedTable
 
 STDIN = Path("-")
 FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
@@ -41,6 +44,21 @@ def run_of(file: Path) -> Run:
         return Run.of(body)
     except InvalidRun as error:
         raise InvalidRun("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+
+
+def published_tables(run: Run, file: Path, published: Path) -> "tuple[PublishedTable, ...]":
+    """The published figures that the report of a run would show, from a local copy of their file. Raises Wrong, and
+    UserError as prepare would."""
+    from cgd_stages.results.published import read
+
+    if (asked := published_of(run.spec)) is None:
+        raise Wrong(f"{file} has no evaluation.published: set it to where the run finds {published}")
+    try:
+        return read(published.read_text(), asked)
+    except UnicodeDecodeError as error:
+        raise Wrong(f"{published} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise Wrong(f"{published} cannot be read: {error.strerror}") from error
 
 
 def _documents(file: Path) -> list[Any]:

@@ -181,6 +181,7 @@ async def _act(
     loop.start()
     assert handlers.configure  # importing the module registers the handlers
     try:
+        await loop.caught_up()  # Kopf begins with all runs at once, and the next children would wait
         await kopf.operator(
             memo=kopf.Memo(loop=loop),
             namespaces=namespaces,

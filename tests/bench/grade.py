@@ -295,10 +295,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "compare._is_set": lambda text: False,
     "compare._values": lambda text: (text,),
     "compare._bracketed": lambda text: None,
-    "compare._distinct": tuple,
     "compare._describes_set": lambda *shapes: False,
-    "compare._coordinates": lambda values: values.parts,
-    "compare._union": lambda text: [],
     "compare.sides": lambda text: [text],
     "compare._name_of": lambda equation: "",
     "compare.quantity": units.Quantity,
@@ -346,7 +343,11 @@ class Watched:
 
     def __getattr__(self, method: str) -> Any:
         def call(*given: Any, **options: Any) -> Any:
-            result = getattr(self._pattern, method)(*given, **options)
+            try:
+                result = getattr(self._pattern, method)(*given, **options)
+            except ValueError:  # of what replaces a match
+                self.touched.add(self._rule)
+                raise
             result = list(result) if method == "finditer" else result
             matched = {"sub": lambda: result != given[1], "split": lambda: len(result) > 1}.get(method, lambda: result)
             if matched():

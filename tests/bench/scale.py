@@ -520,8 +520,7 @@ class Bench:
         return Counter(one.get("status", {}).get("state", "New") for one in self._runs())
 
     def writes(self) -> dict[str, float]:
-        """Of a run that has ended, on average, without those for row counts. Its Secret is tried again after each
-        restart, and is there."""
+        """Of a run that has ended, on average, without those for row counts."""
         ended = {one["metadata"]["uid"] for one in self._runs() if one["status"]["state"] == "Succeeded"}
         events = self.api.registry.shelf(self.api.registry.resources["events"]).objects.values()
         written = {

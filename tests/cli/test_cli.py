@@ -84,6 +84,23 @@ async def test_what_is_wrong_with_a_manifest_is_said_in_a_line(tmp_path: Path, t
     assert "Traceback" not in err
 
 
+async def test_the_file_with_published_figures_is_checked_with_the_manifest(tmp_path: Path) -> None:
+    paper, figures = ROOT / "examples/paper", tmp_path / "figures.json"
+    code, out, _ = await cgd("validate", str(paper / "s1.yaml"), "--published", str(paper / "published.json"))
+    assert code == 0
+    assert "valid. 5 rows of simplescaling/s1.1-3B not the mean of its figures: base: Avg. (G1) 35.4" in " ".join(
+        out.split()
+    )
+    figures.write_text((paper / "published.json").read_text().replace('"MATH-500": 54.0', '"MATH-500": 540'))
+    code, _, err = await cgd("validate", str(paper / "s1.yaml"), "--published", str(figures))
+    assert code == 1
+    assert "figures.MATH-500 must be a percentage from 0 to 100 (it is 540)" in err
+    code, _, err = await cgd("validate", str(paper / "olmo.yaml"), "--published", str(figures))
+    assert (code, "has no evaluation.published: set it" in err) == (1, True)
+    code, _, err = await cgd("validate", str(paper / "s1.yaml"), "--published", str(tmp_path / "none"))
+    assert (code, "cannot be read: No such file" in err) == (1, True)
+
+
 async def test_a_manifest_may_come_on_standard_input_and_stand_among_others(tmp_path: Path) -> None:
     among = "kind: Namespace\n---\n" + HEAD + yaml.safe_dump({"metadata": {"name": "demo"}, "spec": SPEC})
     code, out, err = await cgd("validate", "-", text=among)

@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.builders import CHILDREN, RELEASE, labels, manifest, pod
+from support.builders import CHILDREN, ENDS, RELEASE, labels, manifest, pod
 
 from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.queue import Loop
@@ -16,6 +16,7 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.http.progress import ProgressServer, token
 from cgd_operator.kube.client import PAGE
 from cgd_operator.kube.kinds import JOB, POD, RUN, ApiError
+from cgd_operator.process import operate
 from cgd_stages.contract import Progress, Rows, TrainerStatus
 
 embedded_only = pytest.mark.parametrize("world", ["embedded"], indirect=True)
@@ -134,8 +135,8 @@ async def test_a_look_may_ask_for_the_next(loop: Loop) -> None:
     assert await settle(loop) == []
 
 
-async def create_runs(world: Any, count: int) -> None:
-    for number in range(count):
+async def create_runs(world: Any, count: int, since: int = 0) -> None:
+    for number in range(since, count):
         body = manifest(name=f"run-{number}")
         del body["metadata"]["uid"], body["metadata"]["generation"]
         await world.client.create(RUN, body)
@@ -238,16 +239,176 @@ async def test_a_sweep_that_nobody_asked_for_takes_its_time_until_somebody_asks(
     assert len(await settle(loop)) == 2
 
 
+async def begun(world: Any, count: int) -> None:
+    """Create runs and start the first child of each."""
+    await create_runs(world, count)
+    real = Reconciler(world.client, RELEASE, Board(), b"key")
+    for number in range(count):
+        await real.reconcile("default", f"run-{number}")
+
+
+async def end_prepare(world: Any, *names: str) -> None:
+    for name in names:
+        (child,) = (await world.client.list(JOB, "default", labels=f"cgd.dev/run={name}"))[0]
+        body = {"status": ENDS["Job"]("Complete")}
+        await world.client.patch(JOB, child["metadata"]["name"], "default", body, subresource="status")
+
+
+async def test_runs_whose_child_has_ended_unseen_are_looked_at_before_a_sweep_decides_for_all(
+    world: Any, loop: Loop
+) -> None:
+    await begun(world, 2)
+    await create_runs(world, 4, since=2)  # none of these has a child yet
+    await end_prepare(world, "run-1")
+    loop.start()
+    async with asyncio.timeout(20):
+        await loop.caught_up()
+    seen: list[str] = loop.reconciler.seen  # type: ignore[attr-defined]
+    assert seen == ["run-1"]
+    assert loop.reconciler.readings[0] is not None  # type: ignore[attr-defined]
+
+    async def all_seen() -> bool:
+        return set(seen) == {"run-1", "run-2", "run-3"}
+
+    await world.until(all_seen)
+    await loop.stop()
+
+
+async def test_what_a_catch_up_has_read_is_not_used_when_something_has_happened_meanwhile(
+    world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ChildReader.read
+
+    async def busy(self: ChildReader, namespace: str | None, homes: dict[str, str]) -> Any:
+        loop.soon("default", "run-0")
+        return await read(self, namespace, homes)
+
+    await begun(world, 2)
+    await end_prepare(world, "run-0", "run-1")
+    monkeypatch.setattr(ChildReader, "read", busy)
+    await loop._catch_up()
+    assert await settle(loop) == ["run-0", "run-1"]
+    assert [bool(one) for one in loop.reconciler.readings] == [False, True]  # type: ignore[attr-defined]
+
+
+async def test_a_catch_up_is_over_when_no_run_waits_to_be_looked_at_first(
+    world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_operator.controller.queue.AT_ONCE", 1)
+    held, real = asyncio.Event(), loop.reconciler.reconcile
+
+    async def slow(namespace: str, name: str, reading: Reading | None) -> float | None:
+        await held.wait()
+        return await real(namespace, name, reading)
+
+    await begun(world, 2)
+    await end_prepare(world, "run-0", "run-1")
+    monkeypatch.setattr(loop.reconciler, "reconcile", slow)
+    catch_up = asyncio.create_task(loop._catch_up())
+    assert await asyncio.wait({catch_up}, timeout=0.5) == (set(), {catch_up})
+    held.set()
+    async with asyncio.timeout(20):
+        await catch_up
+    assert not loop._first
+    assert await settle(loop) == ["run-0", "run-1"]
+    assert all(loop.reconciler.readings)  # type: ignore[attr-defined]
+
+
 @embedded_only
-async def test_an_operator_that_starts_reads_every_child_once(world: Any) -> None:
+async def test_a_catch_up_reads_no_pods_of_runs_without_such_a_child(world: Any, loop: Loop) -> None:
+    await begun(world, PAGE + 1)
+    since = len(world.embedded.requests)
+    await loop._catch_up()
+    assert await settle(loop) == []
+    assert len(requests(world, since)) == 2 * 4  # runs, Jobs, PyTorchJobs and TrainJobs: of 50 runs and of 1
+
+
+async def test_a_catch_up_that_fails_holds_up_nothing(world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unable(*_: Any) -> Any:
+        raise ApiError(500, "InternalError", "as the test wants it")
+
+    able = ChildReader.children
     await create_runs(world, 1)
-    await Reconciler(world.client, RELEASE, Board(), b"key").reconcile("default", "run-0")
+    monkeypatch.setattr(ChildReader, "children", unable)
+    loop.start()
+    async with asyncio.timeout(20):
+        await loop.caught_up()
+    monkeypatch.setattr(ChildReader, "children", able)
+    loop.sweep_soon()
+
+    async def seen() -> bool:
+        return bool(loop.reconciler.seen == ["run-0"])  # type: ignore[attr-defined]
+
+    await world.until(seen)
+    await loop.stop()
+
+
+async def test_a_sweep_leaves_a_status_to_a_look_that_is_to_come_soon(
+    world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begun(world, 2)
+    monkeypatch.setattr("cgd_operator.controller.reconciler.SETTLE_SECONDS", 600)
+    for name in ("run-0", "run-1"):
+        run = await world.client.get(RUN, name, "default")
+        stages = [one | {"message": "old"} for one in run["status"]["stages"]]
+        await world.client.patch(RUN, name, "default", {"status": {"stages": stages}}, subresource="status")
+    loop.later("default", "run-0", 300)
+    loop.later("default", "run-1", 3600)
+    await loop._sweep()
+    assert await settle(loop) == ["run-1"]
+    await loop.stop()
+
+
+@embedded_only
+async def test_an_operator_that_starts_goes_on_with_runs_before_kopf_reads_them_all(world: Any) -> None:
+    await begun(world, 2)
+    await end_prepare(world, "run-1")
     since = len(world.embedded.requests)
     async with world.operator():
-        await asyncio.sleep(2)
-        calls = requests(world, since)
-    whole = [one for one in calls if one.startswith("GET /apis/batch/v1/jobs") and "limit=1" not in one]
-    assert len([one for one in whole if "watch=true" not in one]) == 1, whole
+        pass  # it ends no sooner than Kopf has begun
+    calls = requests(world, since)
+    started = calls.index("POST /apis/batch/v1/namespaces/default/jobs?fieldManager=cgd-operator")
+    watched = next(place for place, call in enumerate(calls) if "/cgdruns?" in call and "watch=true" in call)
+    assert started < watched
+
+
+async def test_an_operator_that_is_ended_while_it_catches_up_has_stopped_its_loop(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it gives the Lease back: another operator may act then."""
+    begun: asyncio.Future[Loop] = asyncio.get_running_loop().create_future()
+
+    async def endless(self: Loop) -> None:
+        begun.set_result(self)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Loop, "_catch_up", endless)
+    operator = asyncio.create_task(operate())
+    async with asyncio.timeout(20):
+        loop = await begun
+        operator.cancel()
+        await asyncio.wait({operator})
+    assert loop._stopped
+
+
+@embedded_only
+async def test_an_operator_that_starts_reads_every_child_twice_and_every_pod_once(world: Any) -> None:
+    """For the children that have ended, and for everything; not for the watches."""
+    await begun(world, 1)
+    since = len(world.embedded.requests)
+
+    def lists(path: str) -> int:
+        calls = (one for one in requests(world, since) if "limit=1" not in one and "watch=true" not in one)
+        return sum(one.startswith(f"GET {path}") for one in calls)
+
+    async def swept() -> bool:
+        return lists("/api/v1/pods") > 0
+
+    async with world.operator():
+        await world.until(swept)
+        await asyncio.sleep(1)
+    assert lists("/apis/batch/v1/jobs") == 2
+    assert lists("/api/v1/pods") == 1
 
 
 async def test_a_run_that_cannot_be_looked_over_holds_up_no_other(

@@ -414,3 +414,40 @@ async def test_the_progress_tokens_are_in_a_secret_that_belongs_to_the_run(world
     (secret,) = (await world.client.list(SECRET, "default"))[0]
     assert secret["metadata"]["ownerReferences"][0]["uid"] == run["metadata"]["uid"]
     assert set(secret["data"]) == set(CHILDREN)
+
+
+def tried_secrets(world: Any, since: int) -> int:
+    return sum(method == "POST" and "/secrets?" in path for method, path in list(world.embedded.requests)[since:])
+
+
+@embedded_only
+async def test_the_secret_that_a_child_has_is_not_created_again_after_a_restart(world: Any) -> None:
+    async def goes_on(key: bytes) -> int:
+        since = len(world.embedded.requests)
+        await Reconciler(world.client, RELEASE, Board(), key).reconcile("default", "demo")
+        return tried_secrets(world, since)
+
+    await world.apply()
+    assert await goes_on(b"key") == 1
+    await world.end("prepare")
+    assert await goes_on(b"key") == 0
+    await world.end("answer")
+    assert await goes_on(b"another key") == 1
+    assert {"prepare", "answer", "teacher"} == set(await world.children())
+
+
+@embedded_only
+async def test_a_secret_that_was_refused_is_tried_again_with_the_next_child(world: Any) -> None:
+    def refuses(request: web.Request) -> web.Response | None:
+        if request.method != "POST" or not request.path.endswith("/secrets"):
+            return None
+        return web.json_response({"code": 403, "reason": "Forbidden", "message": "exceeded quota"}, status=403)
+
+    reconciler = Reconciler(world.client, RELEASE, Board(), b"key")
+    world.embedded.fault = refuses
+    await world.apply()
+    await reconciler.reconcile("default", "demo")
+    world.embedded.fault = None
+    await world.end("prepare")
+    await reconciler.reconcile("default", "demo")
+    assert len((await world.client.list(SECRET, "default"))[0]) == 1

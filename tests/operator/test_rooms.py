@@ -29,6 +29,14 @@ def test_a_pure_room_loads_no_client(room: str) -> None:
     assert loaded == []
 
 
+def test_the_operator_s_process_loads_the_asynchronous_client_alone() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cgd_operator", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "kubernetes.aio.config.kube_config" in loaded
+    assert loaded.isdisjoint({"requests", "websocket", "kubernetes.config", "kubernetes.dynamic"})
+
+
 @pytest.mark.parametrize("program", ["prepare", "generate", "check", "train", "evaluate", "harness", "report", "clean"])
 def test_every_program_is_a_folder_of_its_own(program: str) -> None:
     assert (ROOT / "images/cgd_stages" / program / "__main__.py").exists()

@@ -1,9 +1,10 @@
 """Builders for the tests of the report: a small run, as values."""
 
 import math
+from pathlib import Path
 from typing import Any
 
-from cgd_stages.contract import Rows, RunRef, StageFacts
+from cgd_stages.contract import Published, Rows, RunRef, StageFacts
 from cgd_stages.quality.marks import Alike, Graded, Lengths, Quality, share
 from cgd_stages.results.model import (
     Audit,
@@ -18,6 +19,7 @@ from cgd_stages.results.model import (
     StageRecord,
     Step,
 )
+from cgd_stages.results.published import read
 
 RUN = RunRef(namespace="team", name="first-run", uid="uid-1")
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp;\u2028 ]]> {{ 7 * 7 }} '\""
@@ -122,6 +124,36 @@ def stage(name: str, start: int = 0, end: int = 30, **changes: Any) -> StageReco
 
 def clock(seconds: int) -> str:
     return f"2026-11-22T{12 + seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}Z"
+
+
+PUBLISHED = Path(__file__).parents[2] / "examples/paper/published.json"
+
+
+def repeated() -> ReportData:
+    """A run that repeats the paper on a few questions of its benchmarks, without BBH and CFT, with its figures."""
+    student, teacher = "meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Llama-3.3-70B-Instruct"
+    names = ("MATH-500", "Minerva", "GSM8K", "OlympiadBench", "AMC23", "TheoremQA", "AIME25")
+    tasks = ("GPQA-Diamond", "MMLU-Pro", "IFEval", "MuSR", "TruthfulQA", "HumanEval")
+    marks = {"base": "+--", "sft": "+---", "distilledsft": "++-", "refinedsft": "+-", "cgd": "+++-"}
+    marks = {model: mark * (24 // len(mark)) for model, mark in marks.items()}
+    objectives = {"sft": "SFT", "distilledsft": "DistilledSFT", "refinedsft": "RefinedSFT", "cgd": "CGD"}
+    known = (*names, *tasks, "BBH", "AIME24")
+    asked = Published(uri="configmap://paper/published.json", student=student, benchmarks=known)
+    listed = [{"name": name, "task": name.lower()} for name in tasks]
+    return report_data(
+        stages=(
+            stage("answer", 20, 50, inputs={"model": {"name": student}}),
+            stage("critique", 60, 90, inputs={"model": {"name": teacher}}),
+            *(stage(f"train-{model}", inputs={"objective": name}) for model, name in objectives.items()),
+            *(stage(f"harness-{model}", inputs={"tasks": listed}) for model in marks),
+        ),
+        training={},
+        evaluations={
+            model: tuple(one for name in (*names, *tasks) for one in samples(mark, benchmark=name))
+            for model, mark in marks.items()
+        },
+        published=read(PUBLISHED.read_text(), asked),
+    )
 
 
 def quadruple(identity: str = "00", **changes: Any) -> Quadruple:

@@ -46,6 +46,17 @@ class Storage(Contract):
     """Path of a PEM file, mounted into the pod."""
 
 
+class Published(Contract):
+    """Published figures that the report shows beside the run's own: the place of their file, and what it may name."""
+
+    uri: str
+    """`s3://bucket/key` or `configmap://name/key`."""
+    student: str
+    """As the manifest names it."""
+    benchmarks: tuple[str, ...]
+    """The run's benchmarks and tasks, and those that the operator knows by their names."""
+
+
 class Prepare(Contract):
     """Read, check and store the prompts, and refuse on a CPU what would fail on a GPU later."""
 
@@ -76,6 +87,8 @@ class Prepare(Contract):
     """What each training of the run learns."""
     gpu_memory: int | None = None
     """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
+    published: Published | None = None
+    """Read here too, so that a wrong file is refused at the run's beginning."""
 
 
 class Generate(Contract):
@@ -191,6 +204,7 @@ class Report(Contract):
     thinking: Learned = "drop"
     audit: Positive | None = None
     """How many outputs of each benchmark and model lm-eval judges again; None: none."""
+    published: Published | None = None
 
 
 class Clean(Contract):

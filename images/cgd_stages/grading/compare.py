@@ -9,9 +9,9 @@ word       words: `\text{Evelyn}`, `even`, `True` (also `yes`). math-verify mult
 clock      times of day, `8:15`, and ratios, `1:2:3`. math-verify divides: 10:30 is 1:3.
 several    several values in any order, none missing: `1, 2`, `2 and 1`, `\{1, 2\}`, `1 \pm 2`, each compared by these
            rules. math-verify compares `1, 2` and `2, 1` as a set, but a list joined by words not at all.
-interval   intervals and unions of them, by brackets and ends; tuple: points and lists, in order. math-verify takes
-           `(1, 2)` for an interval, also as a point, and `[3]` for 3.
-set        sets by their members, in whatever way they are written: `\{x : x^2 = 4\}`, `x > 2`, `(2, \infty)`.
+interval   an interval, by brackets and ends; tuple: points and lists, in order. math-verify takes `(1, 2)` for an
+           interval, also as a point, and `[3]` for 3.
+set        sets by their members, in whatever way they are written: `\{x : x^2 = 4\}`, `x > 2`, `(2, \infty)`, unions.
 unit       units that differ, `12 m` and `12 cm`; equal values of which one has a unit, `12 cm` and `12`
 equation   equations; a value may have a name, `x = 5`, or stand at the end of a computation, `12 - 5 = 7`.
 tolerance  numbers that differ by at most the benchmark's tolerance
@@ -153,7 +153,6 @@ _NAMES = re.compile(
 )
 _MEMBER = re.compile(r"^\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
 _POINT = re.compile(r"(?:[A-Z](?:_\{\w+\})?'?)\s*=?\s*(?=\()")
-_NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{\w+\})?|\\[a-z]+)\s*=\s*(?P<value>[^=<>]+)")
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def _shape(expression: str) -> Shape:
         inside = text.removeprefix("\\")[1:].removesuffix("}").removesuffix("\\")
         if len(split(inside, "|:")) > 1:
             return Shape("value", text, (text,))
-        return Shape("set", text, _distinct(_values(inside)))
+        return Shape("set", text, _values(inside))
     if all(re.search("[<>]", part) for part in _OR.split(text)):
         text = _OR.sub(r" \\cup ", text)
     parts = _values(text)
@@ -216,24 +215,14 @@ def _bracketed(text: str) -> Shape | None:
     return Shape("tuple", text, tuple(parts), text[0] + text[-1])
 
 
-def _distinct(values: Sequence[str]) -> tuple[str, ...]:
-    distinct: list[str] = []
-    for value in values:
-        if not any(_equal(value, other, "") for other in distinct):
-            distinct.append(value)
-    return tuple(distinct)
-
-
 def _compare_shapes(expected: Shape, actual: Shape, tolerances: Sequence[str]) -> Verdict:
     match expected.kind, actual.kind:
         case ("value", "value"):
             return _compare_values(expected.text, actual.text, tolerances[0])
         case ("tuple", "tuple"):
             return _compare_tuples(expected, actual, tolerances[0])
-        case ("tuple", "list"):
-            return Verdict(_in_order(expected.parts, _coordinates(actual), tolerances[0]), "tuple")
-        case ("list", "tuple"):
-            return Verdict(_in_order(_coordinates(expected), actual.parts, tolerances[0]), "tuple")
+        case ("tuple", "list") | ("list", "tuple"):
+            return Verdict(_in_order(expected.parts, actual.parts, tolerances[0]), "tuple")
         case ("set" | "list" | "value", "set" | "list" | "value") if not _describes_set(expected, actual):
             if len(tolerances) != len(expected.parts):
                 tolerances = [tolerances[0]] * len(expected.parts)
@@ -251,13 +240,6 @@ def _describes_set(*shapes: Shape) -> bool:
 _SET_IN_WORDS = re.compile(
     r"[<>]|\\(?:le|ge|ne|cup|cap|setminus|backslash|mathbb|in)(?![a-zA-Z])|^\\\{.*[|:]", re.DOTALL
 )
-
-
-def _coordinates(values: Shape) -> tuple[str, ...]:
-    """The values of a list in order; those of `y = 4, x = 3` in the order of their names."""
-    named = [_NAMED.fullmatch(part) for part in values.parts]
-    found = {match["name"]: match["value"] for match in named if match}
-    return tuple(found[name] for name in sorted(found)) if len(found) == len(values.parts) else values.parts
 
 
 def _compare_tuples(expected: Shape, actual: Shape, tolerance: str = "") -> Verdict:
@@ -305,9 +287,6 @@ def _equal(reference: str, answer: str, tolerance: str) -> bool:
 def _compare_values(reference: str, answer: str, tolerance: str) -> Verdict:
     if (same := _same_word(reference, answer)) is not None:
         return Verdict(same, "word")
-    unions = _union(reference), _union(answer)
-    if all(unions):
-        return Verdict(_in_any_order(*unions, lambda one, other: _compare_tuples(one, other).equal), "interval")
     described = [_SET_IN_WORDS.search(text) is not None for text in (reference, answer)]
     if any(described):
         return Verdict(same_set(reference, answer) or (all(described) and same_value(reference, answer)), "set")
@@ -315,13 +294,6 @@ def _compare_values(reference: str, answer: str, tolerance: str) -> Verdict:
     if max(map(len, equations)) > 1:
         return _compare_equations(*equations, tolerance)
     return _compare_quantities(reference, answer, tolerance)
-
-
-def _union(expression: str) -> list[Shape]:
-    """The pieces of a union; none if one of them is no interval, point or list."""
-    pieces = re.split(r"\\cup(?![a-zA-Z])", expression)
-    shapes = [_bracketed(piece.strip()) for piece in pieces]
-    return [shape for shape in shapes if shape] if len(pieces) > 1 and all(shapes) else []
 
 
 _NAME = re.compile(r"(?:\\?[a-zA-Z]+(?:_\{\w+\})?|\\(?:angle|triangle)\s*[A-Z]+)'*(?:\s*\(\s*[a-zA-Z]+\s*\))?")

@@ -35,11 +35,10 @@ _SPELLINGS = tuple(
         (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
         (r",\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
         (rf"(?:{WORDS}\s*)?\{{\s*([,:])\s*\}}", r"\1"),
-        (r"(?<!\\)\\!", ""),
         (r"\\{2}\s*\[[^\]]*\]", r"\\\\"),
         (r"\\[lr]brace(?![a-zA-Z])", lambda match: r"\{" if match[0][1] == "l" else r"\}"),
         (r"(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
-        (r"(?<!\\)\\[,;:> ]|~|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z])", " "),
+        (r"(?:(?<!\\)\\[!,;:> ]|[~\s]|\\(?:displaystyle|textstyle|limits|qquad|quad|thinspace)(?![a-zA-Z]))+", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\[lcv]?dots(?![a-zA-Z])|\.{3}", r"\\dots"),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
@@ -53,13 +52,11 @@ _SPELLINGS = tuple(
             rf"(?<=\d)\s*({WORDS}\s*\{{)?\s*({'|'.join(_LARGE)})\b",
             lambda match: rf"\times 10^{{{_LARGE[match[2]]}}}{match[1] or ''}",
         ),
-        (rf"(?<=\d)\s*(?:to|{WORDS}\s*\{{\s*to\s*\}})\s*(?=\d)", ":"),
         (r"(?<![\\a-zA-Z{])(pi|log|ln|sin|cos|tan|exp)(?![a-zA-Z])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ"),
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
         (r"_(\w)", r"_{\1}"),
         (r"\s*\\%|\s+%|\s+percent\b|\s*\\text\s*\{\s*percent\s*\}", "%"),
-        (r"\s+", " "),
     )
 )  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
@@ -76,17 +73,14 @@ _RAISED = (
     (re.compile(r"[\u2080-\u2089]+"), lambda match: f"_{{{_plain(match[0])}}}"),
     (re.compile(r"\u2212"), lambda _: "-"),
 )
-_IN_WORDS = (
-    (re.compile(r"\bnegative\s+(?=\d)"), "-"),
-    (re.compile(r"(?<=\d)\s+x\s+(?=\d)"), r" \\times "),
-)
+_TIMES = re.compile(r"(?<=\d)\s+x\s+(?=\d)")
 
 
 def on_the_line(text: str) -> str:
-    """A text whose raised, lowered and overlined digits, small fractions and signs in words are written in ASCII."""
-    for pattern, replacement in _IN_WORDS if text.isascii() else (*_RAISED, *_IN_WORDS):
+    """A text whose raised, lowered and overlined digits, small fractions and `3 x 4` are written in ASCII and LaTeX."""
+    for pattern, replacement in () if text.isascii() else _RAISED:
         text = pattern.sub(replacement, text)
-    return text
+    return _TIMES.sub(r" \\times ", text)
 
 
 def _plain(text: str) -> str:
@@ -96,7 +90,7 @@ def _plain(text: str) -> str:
 @lru_cache(maxsize=4096)
 def spell(expression: str) -> str:
     """The expression without dollar signs, spacing commands, separators of thousands and full stop."""
-    expression = on_the_line(expression).translate(_UNICODE)
+    expression = on_the_line(expression).translate(_UNICODE)  # references, too, have raised digits
     for pattern, replacement in _SPELLINGS:
         expression = pattern.sub(replacement, expression)
     expression = expression.strip()

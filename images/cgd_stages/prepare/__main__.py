@@ -40,7 +40,14 @@ from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.intake import STAGE, Intake, schema_of
 from cgd_stages.prepare.sampling import Sample
 from cgd_stages.prepare.sources import File, Line, open_source, read_lines
-from cgd_stages.prepare.tryout import check_endpoint, check_engine, read_template, try_out, try_references
+from cgd_stages.prepare.tryout import (
+    check_endpoint,
+    check_engine,
+    check_published,
+    read_template,
+    try_out,
+    try_references,
+)
 from cgd_stages.prepare.values import as_text
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.runtime.program import Context, run
@@ -61,6 +68,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         where: read_template(context, chat, where)
         for where, chat in (("spec.student", work.student_chat), ("spec.teacher", work.teacher_chat))
     }
+    if work.published:
+        check_published(context, work.published)
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
     _refuse_untrainable(student, work.training)
     _warn_of_thoughts(work, student.template)

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cgd_stages.contract import INPUTS, Fields, Source
+from cgd_stages.contract import CONFIG_MAP, Fields, Source
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.prepare.values import flaw, parse
+from cgd_stages.runtime.inputs import mounted
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.bucket import place
 from cgd_stages.text.normal import normalised
 
-CONFIG_MAP = "configmap://"
 HUB = "hf://datasets/"
 LINE_BYTES = 4 << 20
 """The most bytes of an unpacked row: a context of a million tokens. A longer row is rejected, so that a small file that
@@ -89,19 +89,6 @@ def read_lines(files: list[File], field: str, fields: Fields) -> Iterator[Line]:
                 raise
             message = f"{file.name} cannot be read: {error}"
             raise UserError(message, hint=f"Check the file of {field}.source; it may be cut or corrupt.") from error
-
-
-def mounted(context: Context, uri: str) -> Path:
-    """The file of `configmap://name/key`. Raises TransientError when it is not mounted yet."""
-    name = uri.removeprefix(CONFIG_MAP)
-    if context.inputs is None:
-        raise UserError(f"{uri} is not mounted: {INPUTS} is not set")
-    path = place(context.inputs, name)
-    if not path.is_file():
-        config_map, _, key = name.partition("/")
-        hint = f"Apply a ConfigMap {config_map} with the key {key} in the namespace of the run."
-        raise TransientError(f"there is no {uri} yet", hint=hint)
-    return path
 
 
 def _from_store(context: Context, uri: str, field: str) -> list[File]:

@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateError
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import CONFIG_MAP, Chat, Endpoint, Lesson, Model, Prepare, Role, Sampling, settings_of
+from cgd_stages.contract import Chat, Endpoint, Lesson, Model, Prepare, Published, Role, Sampling, settings_of
 from cgd_stages.engines import openai
 from cgd_stages.engines.base import Request
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
@@ -21,7 +21,8 @@ from cgd_stages.method.examples import each_example, row_example
 from cgd_stages.method.prompts import answer_messages, role_messages
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import Served
-from cgd_stages.prepare.sources import mounted
+from cgd_stages.results.published import HINT, contradictions, read
+from cgd_stages.runtime.inputs import read_text
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.folder import Folder, read_rows
 from cgd_stages.store.rows import Row
@@ -29,8 +30,6 @@ from cgd_stages.training.dataset import no_examples
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 1 << 20
-"""Of a chat template."""
 ROW: Row = {
     "id": "",
     "sample": 0,
@@ -62,21 +61,7 @@ def read_template(context: Context, chat: Chat, where: str) -> Chat:
     if (uri := chat.template_uri) is None:
         return chat
     hint = f"Correct {where}.chat.template, or the file."
-    if uri.startswith(CONFIG_MAP):
-        data = mounted(context, uri).read_bytes()
-    else:
-        parent, _, name = uri.rpartition("/")
-        bucket = context.store.bucket.at(parent)
-        size = next((stored.size for stored in bucket.list(name) if stored.key == name), None)
-        if size is None:
-            raise UserError(f"there is no object {uri}", hint=hint)
-        data = bucket.beginning(name, MOST_BYTES + 1) if size else b""
-    if len(data) > MOST_BYTES:
-        raise UserError(f"the chat template {uri} has more than {MOST_BYTES >> 20} MiB", hint=hint)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"the chat template {uri} is not UTF-8: {error}", hint=hint) from error
+    text = read_text(context, uri, "the chat template", hint)
     if "{" not in text:
         raise UserError(f"the file {uri} holds no Jinja template", hint=hint)
     return chat.model_copy(update={"template": text})
@@ -157,6 +142,17 @@ def try_references(work: Prepare, student: ChatTemplate, prompts: Folder) -> dic
             raise refusal
         log.warning("%s %s", refusal.message, refusal.hint)
     return {f"{lesson.stage.model}_rejected": float(unusable)}
+
+
+# --- published figures ------------------------------------------------------------------------------------------
+
+
+def check_published(context: Context, published: Published) -> None:
+    """Read the file as the report will, and log what it has. Raises UserError for a file that is wrong."""
+    tables = read(read_text(context, published.uri, "the file", HINT), published)
+    log.info("published figures: %d rows of %s", sum(len(table.rows) for table in tables), published.student)
+    for said in contradictions(tables):
+        log.warning("published figures: an average is not the mean of its figures: %s", said)
 
 
 # --- engines ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
 from cgd_stages.report.modes import modes
 from cgd_stages.report.summary import verdicts
+from cgd_stages.results.beside import beside
 from cgd_stages.results.comparison import table_of
 from cgd_stages.results.head_to_head import head_to_heads
 from cgd_stages.results.model import (
@@ -43,7 +44,9 @@ from cgd_stages.results.model import (
     StageRecord,
     Step,
 )
+from cgd_stages.results.published import HINT, PublishedTable, read
 from cgd_stages.results.scores import Changed, changed, figures, finite_or_none, gpu_hours
+from cgd_stages.runtime.inputs import read_text
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.folder import REJECTED, Done, Folder, read_rows
 from cgd_stages.store.rows import Row, from_parquet
@@ -68,11 +71,15 @@ def main(context: Context) -> dict[str, StageFacts]:
     }
     if work.audit:
         inputs["audit"] = [work.audit, importlib.metadata.version("lm_eval")]
+    published: tuple[PublishedTable, ...] = ()
+    if work.published:
+        text = read_text(context, work.published.uri, "the file", HINT)
+        published, inputs["published"] = read(text, work.published), text
 
     def write(folder: Folder) -> Product:
         review = read_review(outputs)
         quadruples, quality = (review.quadruples, review.quality) if review else (None, None)
-        data = read_run(context.task.run, work, outputs, quadruples)
+        data = read_run(context.task.run, work, outputs, quadruples).model_copy(update={"published": published})
         parts = [
             folder.put("report.html", page.render(data, quality).encode(), alone=True),
             folder.put("report.json", to_json(data, quality), alone=True),
@@ -252,6 +259,8 @@ def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     document["summary"] = verdicts(data, table, pairs)
     document["modes"] = modes(data)
     document["gpuHours"] = gpu_hours(data.stages)
+    if data.published:
+        document["published"] = beside(data, table).model_dump(by_alias=True)
     document["quality"] = quality and quality.model_dump(by_alias=True) | {"cautions": cautions(quality)}
     return json.dumps(finite_or_none(document), indent=1, ensure_ascii=False, allow_nan=False).encode()
 

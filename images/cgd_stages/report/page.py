@@ -23,6 +23,7 @@ from cgd_stages.quality.near_duplicates import ALIKE
 from cgd_stages.report import head_to_head
 from cgd_stages.report.plots import Held, loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.report.summary import head, label, objective
+from cgd_stages.results.beside import beside
 from cgd_stages.results.comparison import MEAN, Table, over_seeds, robustness, table_of
 from cgd_stages.results.formatting import THIN, count, duration, number, percent, points, probability, spread
 from cgd_stages.results.head_to_head import head_to_heads, without_answers
@@ -48,6 +49,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         table=table,
         pairs=head_to_head.rows(pairs),
         curve=robustness_chart(robustness(table)),
+        beside=beside(report, table) if report.published else None,
         results=_results(report),
         tries=_tries(report),
         timeline=_timeline(report.stages),

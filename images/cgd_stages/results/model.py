@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from cgd_stages.contract import Chat, Contract, Learned, RunRef, StageFacts, StageName
+from cgd_stages.results.published import PublishedTable
 
 
 class StageRecord(Contract):
@@ -237,6 +238,8 @@ class ReportData(Contract):
     changes: tuple[Change, ...] = ()
     """Some of the questions that training fixed or broke, in the order of `changed`."""
     audit: Audit | None = None
+    published: tuple[PublishedTable, ...] = ()
+    """Those about the run's student."""
     quadruples: Quadruples | None = None
     rejected: tuple[Rejected, ...] = ()
     """Some of the rejected rows of each stage and reason."""

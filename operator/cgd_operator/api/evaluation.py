@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
-from cgd_operator.api.fields import BenchmarkName, S3Uri, Text, rules
+from cgd_operator.api.fields import FILE, BenchmarkName, S3Uri, Text, rules
 from cgd_operator.api.generation import SourceUri
 from cgd_stages.contract import BenchmarkFields, Contract, EarlyLook, Positive, Rival, Sampling
 
@@ -167,12 +167,17 @@ class Evaluation(Contract):
         description="How many outputs of each benchmark and model lm-eval judges again, half of them right and half "
         "wrong where there are enough of both. The report shows where it disagrees with the grades. 0: none.",
     )
-
     early: EarlyLook | None = Field(
         None,
         description="Asks every student in training a few questions of the benchmarks, the prompt alone and greedily: "
         "before the first step and after 10, 25 and 50 % of the steps. It shows early whether a training transfers. {} "
         "takes the defaults.",
+    )
+    published: Annotated[S3Uri, Text(FILE, "write s3://bucket/key or configmap://name/key")] | None = Field(
+        None,
+        description="A JSON file with figures that others have published: the report shows them beside the run's own. "
+        "prepare refuses a file with an unknown benchmark or method. It is no part of what the run makes but for the "
+        "report.",
     )
 
     @model_validator(mode="after")

@@ -71,6 +71,8 @@ def without_user(text: str) -> str:
     return re.sub(r"://[^/?#\s]*@", "://***@", text)
 
 
+FILE = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
+"""The place of a file that prepare reads as a whole."""
 PERCENT = r"^(100|[0-9]{1,2}(\.[0-9]+)?)%$"
 MEMORY = r"^[1-9][0-9]{0,4}(Gi|G)$"
 WORD = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$"

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from cgd_operator.api.fields import (
+    FILE,
     HTTP,
     PARTS,
     PLAIN,
@@ -24,11 +25,9 @@ from cgd_operator.api.fields import (
 from cgd_stages import contract
 from cgd_stages.contract import Contract, Engine, Name, Number, Sampling, Select, Unfinished
 
-TEMPLATE_URI = "^(s3://[^/]+/.+|configmap://[^/]+/[^/]+)$"
-
 _PLACED = "!has(self.template) || self.template.contains('{')"
 TEMPLATE_RULE = (
-    f"{_PLACED} || self.template.matches('{TEMPLATE_URI}')",
+    f"{_PLACED} || self.template.matches('{FILE}')",
     "write the text of a Jinja template (8,192 characters at most), configmap://name/key or s3://bucket/key",
 )
 TEMPLATE_PARTS_RULE = (f"{_PLACED} || !self.template.matches('{PARTS}')", f"template: {PLAIN_PARTS}")
@@ -42,7 +41,7 @@ class Chat(contract.Chat):
     @model_validator(mode="after")
     def _template_or_its_place(self) -> "Chat":
         if self.template is not None and "{" not in self.template:
-            if not re.fullmatch(TEMPLATE_URI, self.template):
+            if not re.fullmatch(FILE, self.template):
                 raise ValueError(TEMPLATE_RULE[1])
             Text(PARTS, TEMPLATE_PARTS_RULE[1], absent=True).check(self.template)
         return self

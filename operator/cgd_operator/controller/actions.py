@@ -43,8 +43,8 @@ class Actor:
     teller: Teller
     rehearse_pods: bool
     """Whether the operator has the right to create pods. It only ever does so as a dry run."""
-    equipped: set[str] = field(default_factory=set)
-    """The uids of runs whose Secret with the tokens of our key exists."""
+    equipped: dict[str, bool] = field(default_factory=dict)
+    """By the uid of the run, whether its Secret with the tokens of our key exists; False: it was refused."""
 
     async def rehearse(self, view: View) -> Trouble | None:
         """Before the first child is created, send all kinds of children to the API server as dry runs. What its quotas,
@@ -93,18 +93,22 @@ class Actor:
         return None
 
     async def _equip(self, view: View) -> None:
-        """Create the Secret with the run's progress tokens, before the first child that this process starts. Each
-        signing key has a Secret of its own, because the operator may create Secrets but neither read nor change
-        them."""
+        """Create the Secret with the run's progress tokens, before the first child of the run that has it. Each signing
+        key has a Secret of its own, because the operator may create Secrets but neither read nor change them. A child
+        that has the Secret shows that an earlier process with our key has created it."""
         run = view.run
-        if run.uid in self.equipped or not view.starts:
+        if not view.starts or self.equipped.get(run.uid):
+            return
+        name = manifests.secret_name(run, self.release)
+        if run.uid not in self.equipped and any(manifests.has_secret(child, name) for child in view.objects.children):
+            self.equipped[run.uid] = True
             return
         tokens: dict[str, str] = {
             child.stage: token(self.key, run.namespace, run.name, run.uid, child.stage) for child in view.children
         }
         try:
             await self.cluster.create(SECRET, manifests.progress_secret(run, tokens, self.release))
-        except AlreadyExists:  # an earlier process with the same key created it
+        except AlreadyExists:  # an earlier process with our key created it, and started no child
             log.debug("%s/%s: its tokens are there", run.namespace, run.name)
         except ApiError as error:
             if error.status not in (400, 403, 404, 422):
@@ -112,8 +116,9 @@ class Actor:
             log.warning(
                 "%s/%s: its progress is not shown, as its Secret is refused: %s", run.namespace, run.name, error
             )
+            self.equipped[run.uid] = False
             return
-        self.equipped.add(run.uid)
+        self.equipped[run.uid] = True
 
     async def _start(self, run: Run, child: Child, objects: RunObjects) -> None:
         kind, body = manifests.KINDS[child.kind], manifests.manifest(run, child, self.release)

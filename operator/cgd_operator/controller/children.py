@@ -87,19 +87,12 @@ class ChildReader:
             homes: the runs' namespaces by uid. Anybody may write our labels, so objects in other namespaces are
                 ignored.
         """
-        labels = one_of(UID_LABEL, homes)
-        (jobs, _), (pods, _), trainings = await asyncio.gather(
-            self.cluster.list(JOB, namespace, labels=labels),
-            self.cluster.list(POD, namespace, labels=labels),
-            asyncio.gather(*(self._list_if_served(KINDS[kind], namespace, labels) for kind in BACKENDS)),
+        (children, served), (pods, _) = await asyncio.gather(
+            self._children(namespace, homes),
+            self.cluster.list(POD, namespace, labels=one_of(UID_LABEL, homes)),
         )
-        served = tuple(kind for kind, objects in zip(BACKENDS, trainings, strict=True) if objects is not None)
-        runs = {uid: RunObjects([], [], served, [], self.departed.of(uid)) for uid in homes}
-        run_of: dict[str, str] = {}
-        for item in (*jobs, *(training for objects in trainings for training in objects or ())):
-            if _namespace(item) == homes[uid := _run_uid(item)]:
-                runs[uid].children.append(item)
-                run_of[item["metadata"]["uid"]] = uid
+        runs = {uid: RunObjects(children[uid], [], served, [], self.departed.of(uid)) for uid in homes}
+        run_of = {child["metadata"]["uid"]: uid for uid in homes for child in children[uid]}
         for pod in pods:
             own = runs[_run_uid(pod)]
             is_gone = any(gone.pod.uid == pod["metadata"]["uid"] for gone in own.gone)  # an older list
@@ -116,6 +109,26 @@ class ChildReader:
                     runs[uid].workloads.append(workload)
         await self._ask_events(runs.values())
         return runs
+
+    async def children(self, namespace: str | None, homes: Mapping[str, str]) -> dict[str, list[Object]]:
+        """The Jobs and trainings of some runs by uid; arguments as of `read`."""
+        return (await self._children(namespace, homes))[0] if homes else {}
+
+    async def _children(
+        self, namespace: str | None, homes: Mapping[str, str]
+    ) -> tuple[dict[str, list[Object]], tuple[Backend, ...]]:
+        """The Jobs and trainings by the run's uid, and the kinds of trainings that the cluster knows."""
+        labels = one_of(UID_LABEL, homes)
+        (jobs, _), trainings = await asyncio.gather(
+            self.cluster.list(JOB, namespace, labels=labels),
+            asyncio.gather(*(self._list_if_served(KINDS[kind], namespace, labels) for kind in BACKENDS)),
+        )
+        served = tuple(kind for kind, objects in zip(BACKENDS, trainings, strict=True) if objects is not None)
+        children: dict[str, list[Object]] = {uid: [] for uid in homes}
+        for item in (*jobs, *(training for objects in trainings for training in objects or ())):
+            if _namespace(item) == homes[uid := _run_uid(item)]:
+                children[uid].append(item)
+        return children, served
 
     async def _ask_events(self, runs: Collection[RunObjects]) -> None:
         """Read the Events that may explain why pods are missing or do not start, with few lists for many children."""

@@ -2,14 +2,15 @@
 event, and twice a minute in any case.
 
 Nothing depends on an event: a sweep finds every run with something to do or to report. So a watch that starts, or
-starts again, only requests a sweep.
+starts again, only requests a sweep. What children have ended meanwhile is looked for before it, because deciding for
+every run takes seconds.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from cgd_operator import metrics
 from cgd_operator.controller import children, reconciler
 from cgd_operator.controller.reconciler import Reading, Reconciler
 from cgd_operator.facts.children import has_ended
-from cgd_operator.facts.due import Due, due
+from cgd_operator.facts.due import Due, due, has_untold_end
 from cgd_operator.http.health import Health
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, TRAINJOB, ApiError, Kind
@@ -73,6 +74,7 @@ class Loop:
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     _opening: set[tuple[Kind, str | None]] = field(default_factory=set)
     """Watches that have neither begun nor failed yet."""
+    _caught_up: asyncio.Event = field(default_factory=asyncio.Event)
     _stopped: bool = False
 
     def start(self) -> None:
@@ -80,6 +82,10 @@ class Loop:
         self._opening = {(kind, namespace) for kind in CHILDREN for namespace in self.namespaces or (None,)}
         works = [self._sweep_for_ever(), *(self._watch(kind, namespace) for kind, namespace in self._opening)]
         self._standing = [asyncio.create_task(work) for work in works]
+
+    async def caught_up(self) -> None:
+        """Wait until the first catch-up is over, whether or not it succeeded."""
+        await self._caught_up.wait()
 
     async def stop(self) -> None:
         """Cancel all work and start none, even if reports still arrive: another operator may act from now on. The next
@@ -140,6 +146,11 @@ class Loop:
     def soon(self, namespace: str, name: str) -> None:
         """Request a reconcile for an event that can wait some seconds."""
         self.later(namespace, name, reconciler.SETTLE_SECONDS)
+
+    def _is_soon(self, key: Key) -> bool:
+        """Whether a reconcile of the run comes by itself as early as `soon` would ask for it."""
+        timer = self._timers.get(key)
+        return timer is not None and timer.when() <= asyncio.get_running_loop().time() + reconciler.SETTLE_SECONDS
 
     def sweep_soon(self) -> None:
         """Request a sweep over all runs."""
@@ -247,12 +258,16 @@ class Loop:
                 await asyncio.sleep(PAUSE_SECONDS)
                 self._wanted.clear()
             try:
+                if asked_for:
+                    await self._catch_up()
+                self._caught_up.set()
                 await self._sweep(0 if asked_for else 1 / SWEEP_RATE)
             except ApiError as error:
                 log.warning("sweep failed: %s", error)
             except Exception:  # without sweeps the operator would miss whatever has no event
                 metrics.RECONCILE_ERRORS.labels("bug").inc()
                 log.exception("sweep broke; this is a bug of cgd-operator")
+            self._caught_up.set()
             await self._unless_wanted(begun + SWEEP_SECONDS - time.monotonic())
 
     async def _unless_wanted(self, seconds: float) -> None:
@@ -260,6 +275,34 @@ class Loop:
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0, seconds)):
                 await self._wanted.wait()
+
+    async def _catch_up(self) -> None:
+        """Look at the runs with a child whose end no status tells: their next children wait. This reads Jobs and
+        trainings alone, and decides only for those runs."""
+        async for namespace, runs, since in self._pages():
+            awake = _awake(runs)
+            children = await self.reconciler.reader.children(namespace, _homes(awake))
+            if behind := [run for run in awake if has_untold_end(run, children[run["metadata"]["uid"]])]:
+                await self._look_first(namespace, behind, since)
+        await self._few_wait(0)
+
+    async def _look_first(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
+        """Poke the listed runs before others. `since`: when the listing began, on the monotonic clock."""
+        objects = await self.reconciler.reader.read(namespace, _homes(runs))
+        for run in runs:
+            key, uid = _key(run), run["metadata"]["uid"]
+            current = self._runs.get(key) == uid and key not in self._heard and key not in self._tasks
+            self.poke(*key, first=True)
+            if current and len(self._readings) < READINGS:
+                self._readings[key] = (since, Reading(run, objects[uid]))
+        await self._few_wait(AT_ONCE)
+
+    async def _few_wait(self, most: int) -> None:
+        """Wait until at most so many runs are to be looked at before others."""
+        with suppress(TimeoutError):  # under a steady stream of ends it would never be so
+            async with asyncio.timeout(READING_SECONDS):
+                while len(self._first) > most and self._tasks:
+                    await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def _sweep(self, pause: float = 0) -> None:
         """Poke every run that needs a reconcile.
@@ -270,22 +313,14 @@ class Loop:
         states: Counter[str] = Counter()
         known, runs_before = self.reconciler.known(), dict(self._runs)
         listed, awake_uids = set[str](), set[str]()
-        for namespace in self.namespaces or (None,):
-            self._heard.clear()
-            since = time.monotonic()
-            async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
-                states.update(run.get("status", {}).get("state") or "New" for run in runs)
-                for run in runs:
-                    listed.add(run["metadata"]["uid"])
-                    self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
-                now = datetime.now(UTC)
-                if awake := [run for run in runs if due(run, now) is not Due.NOTHING]:
-                    awake_uids.update(run["metadata"]["uid"] for run in awake)
-                    await self._sweep_over(namespace, awake, since)
-                self.health.swept()  # after every page, because a sweep over very many runs is not stuck
-                await self._unless_wanted(pause * len(runs))
-                self._heard.clear()
-                since = time.monotonic()
+        async for namespace, runs, since in self._pages():
+            states.update(run.get("status", {}).get("state") or "New" for run in runs)
+            listed.update(run["metadata"]["uid"] for run in runs)
+            if awake := _awake(runs):
+                awake_uids.update(run["metadata"]["uid"] for run in awake)
+                await self._sweep_over(namespace, awake, since)
+            self.health.swept()  # after every page, because a sweep over very many runs is not stuck
+            await self._unless_wanted(pause * len(runs))
         for key, uid in runs_before.items():  # the event of the deletion may have been lost
             if uid not in listed:
                 self.gone(key, uid)
@@ -296,11 +331,22 @@ class Loop:
         for state, count in states.items():
             metrics.RUNS.labels(state).set(count)
 
+    async def _pages(self) -> AsyncIterator[tuple[str | None, Sequence[Object], float]]:
+        """The runs, a page at a time, each with the namespace that was listed and when its listing began, on the
+        monotonic clock."""
+        for namespace in self.namespaces or (None,):
+            self._heard.clear()
+            since = time.monotonic()
+            async for runs, _ in self.reconciler.cluster.pages(RUN, namespace):
+                for run in runs:
+                    self._runs.setdefault(_key(run), run["metadata"]["uid"])  # an event is newer than a list
+                yield namespace, runs, since
+                self._heard.clear()
+                since = time.monotonic()
+
     async def _sweep_over(self, namespace: str | None, runs: Sequence[Object], since: float) -> None:
-        """Poke those of the listed runs that need a reconcile. `since`: when the listing began, on the monotonic
-        clock."""
-        homes = {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
-        objects = await self.reconciler.reader.read(namespace, homes)
+        """Poke those of the listed runs that need a reconcile. `since` as in `_look_first`."""
+        objects = await self.reconciler.reader.read(namespace, _homes(runs))
         for run in runs:
             key, uid = _key(run), run["metadata"]["uid"]
             if self._runs.get(key) != uid:  # deleted since it was listed
@@ -313,11 +359,24 @@ class Loop:
             except Exception:  # a bug in one run must not stop the others
                 log.exception("%s/%s: cannot be looked over", *key)
                 need = Due.TELLING
+            if need is Due.TELLING and self._is_soon(key):  # mostly with more to tell: one write instead of two
+                continue
             if need is not Due.NOTHING:
                 self.poke(*key, first=need is Due.ACTING)
                 if len(self._readings) < READINGS:
                     self._readings[key] = (since, Reading(run, objects[uid]))
             await asyncio.sleep(0)  # lets the events of ended children in first
+
+
+def _awake(runs: Sequence[Object]) -> list[Object]:
+    """The runs that may need something."""
+    now = datetime.now(UTC)
+    return [run for run in runs if due(run, now) is not Due.NOTHING]
+
+
+def _homes(runs: Sequence[Object]) -> dict[str, str]:
+    """The namespaces of the runs, by uid."""
+    return {run["metadata"]["uid"]: run["metadata"]["namespace"] for run in runs}
 
 
 def _key(run: Object) -> Key:

@@ -15,7 +15,7 @@ from cgd_operator.controller.children import ChildReader, Departed, RunObjects
 from cgd_operator.controller.deletion import Deletion
 from cgd_operator.controller.telling import Teller
 from cgd_operator.controller.view import View
-from cgd_operator.facts.due import Due, Outlook, due, has_succeeded, previous_status, wants_finalizer
+from cgd_operator.facts.due import ENDED, Due, Outlook, due, has_succeeded, previous_status, wants_finalizer
 from cgd_operator.facts.progress import Board
 from cgd_operator.facts.refusals import WEBHOOK_DOWN
 from cgd_operator.facts.trouble import INSTALL, Trouble
@@ -32,8 +32,6 @@ Object = dict[str, Any]
 SETTLE_SECONDS = 5.0
 """After a child is started, the status is written this much later, when the child mostly has its pod: one write instead
 of two."""
-ENDED = ("Succeeded", "Failed")
-"""States of a run that takes no more reports."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ class Reconciler:
         """Forget a run that has ended or is deleted."""
         self.board.forget(uid)
         self.departed.runs.pop(uid, None)
-        self._actor.equipped.discard(uid)
+        self._actor.equipped.pop(uid, None)
 
 
 def _measure(previous: CGDRunStatus, status: CGDRunStatus) -> None:

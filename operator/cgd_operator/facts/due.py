@@ -1,6 +1,6 @@
 """Whether a run needs a reconcile. Pure. Events, sweeps and reconciles all use this single answer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cgd_operator.api.status import CGDRunStatus
+from cgd_operator.facts.children import has_ended
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.manifests import FINALIZER
 
@@ -18,6 +19,9 @@ GPU_TIME = ("gpuSeconds", "podGpuSeconds")
 """Fields of a stage that grow with time: a change of them alone is no reason to write the status."""
 COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta")
 """Fields of a status that show progress. Reports cause their writes, at a bounded rate; a sweep never does."""
+
+ENDED = ("Succeeded", "Failed")
+"""States of a run or a stage that goes on no more."""
 
 
 class Due(Enum):
@@ -58,6 +62,16 @@ def due(manifest: Object, now: datetime, outlook: Outlook | None = None) -> Due:
         if not news and has_right_finalizer(manifest):
             return Due.CHILDREN
     return Due.TELLING if news or not has_right_finalizer(manifest) else Due.NOTHING
+
+
+def has_untold_end(manifest: Object, children: Iterable[Object]) -> bool:
+    """Whether a child has ended and the status does not say so. It costs less than an outlook and says less: a run
+    without such a child may be due as well."""
+    if not (ended := {child["metadata"]["name"] for child in children if has_ended(child)}):
+        return False
+    stages = previous_status(manifest).stages
+    told = {stage.child for stage in stages} - {stage.child for stage in stages if stage.state not in ENDED}
+    return not ended <= told
 
 
 def has_succeeded(manifest: Object) -> bool:

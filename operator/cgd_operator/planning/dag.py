@@ -313,6 +313,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         training=trains[0],
         lessons=tuple(map(contract.Lesson.part_of, trains)),
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
+        published=published_of(spec),
     )
 
 
@@ -487,7 +488,18 @@ def _report(run: Run, spec: CGDRunSpec, stages: tuple[StageName, ...]) -> contra
         teacher_chat=_chat(spec.teacher),
         thinking=spec.training.thinking or "drop",
         audit=(spec.evaluation and spec.evaluation.audit) or None,
+        published=published_of(spec),
     )
+
+
+def published_of(spec: CGDRunSpec) -> contract.Published | None:
+    """The published figures that the run asks for, with the names that they may have."""
+    evaluation = spec.evaluation
+    if evaluation is None or evaluation.published is None:
+        return None
+    benchmarks, tasks = (one.name for one in evaluation.benchmarks), (one.name for one in evaluation.tasks)
+    names = tuple(dict.fromkeys((*benchmarks, *tasks, *BENCHMARKS, *TASKS)))
+    return contract.Published(uri=evaluation.published, student=spec.student.model, benchmarks=names)
 
 
 def _spec_text(run: Run) -> str:

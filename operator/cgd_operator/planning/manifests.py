@@ -81,6 +81,12 @@ def secret_name(run: Run, release: Release) -> str:
     return f"{name}-{release.key_id}" if release.key_id else name
 
 
+def has_secret(child: Object, name: str) -> bool:
+    """Whether a Job that exists mounts the Secret."""
+    volumes = child["spec"].get("template", {}).get("spec", {}).get("volumes", [])
+    return any(volume.get("secret", {}).get("secretName") == name for volume in volumes)
+
+
 def progress_secret(run: Run, tokens: dict[str, str], release: Release) -> Object:
     """The Secret with a progress token for every child, each under its stage's name."""
     return {
@@ -429,12 +435,14 @@ def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
 def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
     """Names and keys of the ConfigMaps that the task reads: only prepare reads sources and files of templates."""
     work = task.work
-    if not isinstance(work, contract.Prepare):
-        return {}
-    sources = [source.source for source in (work.prompts, *work.benchmarks)]
-    templates = [chat.template_uri or "" for chat in (work.student_chat, work.teacher_chat)]
+    uris: list[str] = []
+    if isinstance(work, contract.Prepare):
+        uris += [source.source for source in (work.prompts, *work.benchmarks)]
+        uris += [chat.template_uri or "" for chat in (work.student_chat, work.teacher_chat)]
+    if isinstance(work, contract.Prepare | contract.Report) and work.published:
+        uris.append(work.published.uri)
     found: dict[str, set[str]] = {}
-    for uri in (*sources, *templates):
+    for uri in uris:
         if uri.startswith(contract.CONFIG_MAP):
             name, _, key = uri.removeprefix(contract.CONFIG_MAP).partition("/")
             found.setdefault(name, set()).add(key)

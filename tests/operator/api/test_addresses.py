@@ -23,6 +23,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "student.model": ("student.model", "s3"),
     "teacher.model": ("teacher.model", "s3"),
     "evaluation.taskData": ("evaluation.taskData", "s3"),
+    "evaluation.published": ("evaluation.published", "s3"),
     "evaluation.benchmarks.0.source": ("evaluation.benchmarks", "s3"),
     "student.speculative.model": ("student.speculative", "s3"),
     "student.chat": ("student.chat", "s3"),

@@ -46,6 +46,12 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         ("training.learningRate", "fast", "spec.training.learningRate", 'in quotes: "0.5"'),
         ("training.epochs", 1.5, "spec.training.epochs", "integer"),
         ("training.epochs", 0, "spec.training.epochs", "greater than or equal to 1"),
+        (
+            "evaluation.published",
+            "hf://datasets/a/b.json",
+            "spec.evaluation.published",
+            "write s3://bucket/key or conf",
+        ),
         ("training.zeroStage", 4, "spec.training.zeroStage", "less than or equal to 3"),
         ("training", {"offload": "parameters", "zeroStage": 2}, "spec.training", "set zeroStage to 3 for parameters"),
         ("training", {"offload": "optimizer", "zeroStage": 0}, "spec.training", "to 1 or more for the optimizer"),

@@ -8,7 +8,7 @@ from support.builders import CHILDREN, Object, job, pod
 from support.status_builders import NOW, finished, render_of, shown
 
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.facts.due import Due, Outlook, due
+from cgd_operator.facts.due import Due, Outlook, due, has_untold_end
 from cgd_operator.facts.progress import StageProgress
 from cgd_operator.planning.manifests import FINALIZER
 from cgd_operator.status.render import refused
@@ -120,3 +120,34 @@ def test_what_a_run_needs_by_what_its_children_say(manifest: Object, outlook: Ou
 
 def test_a_run_that_has_failed_is_deleted_when_its_time_is_over() -> None:
     assert due(run(FAILED, **TTL), LATER, Outlook(acts=False, status=FAILED)) is Due.TELLING
+
+
+HALF = render_of(*finished("prepare", "answer"), job("teacher"), pods=(pod("teacher"),))
+HALF_TOLD = HALF.model_copy(
+    update={
+        "stages": tuple(
+            one.model_copy(update={"state": "Succeeded"}) if one.name == "critique" else one for one in HALF.stages
+        )
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "children", "untold"),
+    [
+        (GOING, (*finished("prepare"), job("answer")), False),
+        (GOING, (*finished("prepare"), job("answer", "Complete")), True),
+        (GOING, (*finished("prepare"), job("answer", "Failed")), True),
+        (FAILED, (job("prepare", "Failed"),), False),
+        (GOING, (job("answer"),), False),  # a Job that was cleaned up
+        (HALF_TOLD, (*finished("prepare", "answer"), job("teacher")), False),
+        (HALF_TOLD, (*finished("prepare", "answer"), job("teacher", "Complete")), True),  # refine is not told
+        (None, (job("prepare", "Complete"),), True),
+        (None, (job("prepare"),), False),
+        ({"stages": "of another kind"}, (job("prepare", "Complete"),), True),
+    ],
+)
+def test_whether_a_child_has_ended_of_which_the_status_says_nothing(
+    status: CGDRunStatus | Object | None, children: tuple[Object, ...], untold: bool
+) -> None:
+    assert has_untold_end(run(status), children) is untold

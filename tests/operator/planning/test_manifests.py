@@ -316,6 +316,17 @@ def test_configmaps_are_mounted_where_prepare_looks_for_them() -> None:
     assert "CGD_INPUTS" not in env(manifests()["answer"])
 
 
+def test_published_figures_are_mounted_for_those_who_read_them() -> None:
+    made = manifests({"evaluation.published": "configmap://paper/figures.json"})
+    for stage in ("prepare", "report"):
+        (volume,) = [one for one in pod_spec(made[stage])["volumes"] if one["name"] == "inputs"]
+        items = [item for source in volume["projected"]["sources"] for item in source["configMap"]["items"]]
+        assert {"key": "figures.json", "path": "paper/figures.json"} in items
+        assert env(made[stage])["CGD_INPUTS"] == "/etc/cgd/inputs"
+    assert "CGD_INPUTS" not in env(made["evaluate-cgd"])
+    assert "CGD_INPUTS" not in env(manifests({"evaluation.published": "s3://data/figures.json"})["report"])
+
+
 def test_images_are_the_releases_unless_the_run_names_its_own() -> None:
     assert pod_spec(manifests()["train-cgd"])["containers"][0]["image"] == RELEASE.train_image
     own = manifests({"images.train": "mine:1"})

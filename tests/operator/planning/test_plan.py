@@ -396,6 +396,18 @@ def test_early_questions_reach_the_trainings_as_the_evaluation_asks_them() -> No
     assert judged.model_copy(update={"early": None}) == plain.model_copy(update={"early": None})
 
 
+def test_published_figures_change_the_tasks_that_read_them_and_no_other() -> None:
+    plain, asking = children(), children({"evaluation.published": "s3://data/figures.json"})
+    assert "published" not in plain["report"].task.to_json()
+    for stage in ("prepare", "report"):
+        published = asking[stage].task.work.published
+        assert published is not None
+        assert (published.uri, published.student) == ("s3://data/figures.json", "s3://data/models/student")
+        assert {"arithmetic", "MATH-500", "IFEval"} <= set(published.benchmarks)
+    changed = [stage for stage in plain if plain[stage].task != asking[stage].task]
+    assert changed == ["prepare", "report"]
+
+
 def test_an_audit_changes_the_report_and_no_other_task() -> None:
     plain, audited = children(), children({"evaluation.audit": 40})
     assert "audit" not in plain["report"].task.to_json()

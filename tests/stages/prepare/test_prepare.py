@@ -25,6 +25,7 @@ from cgd_stages.contract import (
     Fields,
     Model,
     Prompts,
+    Published,
     Rows,
     Storage,
 )
@@ -80,6 +81,28 @@ def test_a_student_that_could_not_be_stored_at_the_end_is_refused(bucket, storag
     (model / "generation_config.json").write_text('{"max_new_tokens": 0}')
     with pytest.raises(UserError, match=r"could not be stored after its training: .*max_new_tokens"):
         Prepared(storage, work, tmp_path)
+
+
+def with_published(work, folder, figures):
+    """The work, and the folder where the ConfigMap with its published figures is mounted."""
+    asked = Published(uri="configmap://paper/figures.json", student="s", benchmarks=("MATH-500",))
+    (folder / "paper").mkdir(exist_ok=True)
+    rows = [{"method": "base", "figures": figures}, {"method": "CGD", "figures": {"MATH-500": 50.0}}]
+    (folder / "paper" / "figures.json").write_text(json.dumps({"tables": [{"source": "Table 1", "rows": rows}]}))
+    return work.model_copy(update={"published": asked})
+
+
+def test_wrong_published_figures_are_refused_before_a_gpu_is_asked_for(bucket, storage, tiny_model, tmp_path):
+    plain = prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    work = with_published(plain, tmp_path, {"MATH500": 50.0})
+    with pytest.raises(UserError, match=r"Table 1, row 1: there is no benchmark MATH500 \(did you mean MATH-500\?\)"):
+        Prepared(storage, work, tmp_path, inputs=tmp_path)
+
+
+def test_rows_do_not_depend_on_published_figures(bucket, storage, tiny_model, tmp_path):
+    plain = prepare_work(tiny_model, put(bucket, "in/p.jsonl", lines(QUESTIONS)))
+    asking = Prepared(storage, with_published(plain, tmp_path, {"MATH-500": 50.0}), tmp_path, inputs=tmp_path)
+    assert asking.folder.uri == Prepared(storage, plain, tmp_path).folder.uri
 
 
 def test_packing_is_refused_before_a_gpu_is_asked_for(bucket, storage, tmp_path):

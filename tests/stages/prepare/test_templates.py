@@ -7,7 +7,8 @@ from cgd_stages.contract import Chat
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.models import resolve
 from cgd_stages.prepare import __main__ as prepare
-from cgd_stages.prepare.tryout import MOST_BYTES, read_template
+from cgd_stages.prepare.tryout import read_template
+from cgd_stages.runtime.inputs import MOST_BYTES
 
 JINJA = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -17,6 +17,7 @@ from support.report_builders import (
     audit,
     change,
     quadruple,
+    repeated,
     report_data,
     sample,
     samples,
@@ -469,6 +470,28 @@ def test_grades_that_lm_eval_judges_otherwise_are_shown_those_first_that_it_alon
     texts = "Reference#### 4 End of the output wrong by value: 5So it is \\boxed{4}."
     assert "q8 \u00b7 no box \u00b7" in read(audit=audit(boxed=False)).words
     assert words.index(caution) < words.index(first) < words.index(texts) < words.index(second)
+
+
+def test_published_figures_stand_beside_the_runs_own_and_what_is_missing_is_named() -> None:
+    read = Read(render(repeated()))
+    assert "#published" in read.attributes("href")
+    words = read.words
+    for said in (
+        "arXiv 2505.11628v4, WebInstruct fine-tuning, LLaMA3.1-8B Instruct",
+        "CGD+ CGD (ours) 75.0 %55.1 \u2013 88.0published 54.2\u25b2 +20.8 above it",
+        "teacher GPT-4o, not this run\u2019snot in this run",
+        "published 32.4its figures give 32.2",
+        "2 published averages are not the mean of the figures beside them",
+        "CFT: Avg. (G2) 32.4, its figures give 32.2; CFT, teacher GPT-4o: Avg. (G2) 36.4, its figures give 35.4.",
+        "Published, and not asked in this run: BBH.",
+        "Published, and not trained in this run: CFT.",
+        "In this run, and not published there: AIME25, Refined SFT.",
+    ):
+        assert said in words
+
+
+def test_without_published_figures_the_page_speaks_of_none() -> None:
+    assert "ublished" not in read().words
 
 
 def test_without_an_audit_the_page_speaks_of_none() -> None:

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
-from support.report_builders import HOSTILE, QUALITY, audit, quadruple, report_data, sample, samples, stage, steps
+from support.report_builders import (
+    HOSTILE,
+    QUALITY,
+    audit,
+    quadruple,
+    repeated,
+    report_data,
+    sample,
+    samples,
+    stage,
+    steps,
+)
 
 from cgd_stages.report.page import render, render_comparison
 from cgd_stages.results.comparison import joined, table_of
@@ -84,6 +95,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     reports = {
         "thoughts": report_data(quadruples=drawn),
         "one": report_data(),
+        "published": repeated(),
         "audit": report_data(audit=audit(output="\\frac{1}{2}" * 30)),
         "tries": tried(),
         "rejected": report_data(quadruples=nothing, rejected=REJECTED, training={}, evaluations={}, changes=()),
@@ -303,6 +315,8 @@ def test_the_button_turns_light_into_dark_and_back(visit: Visit) -> None:
         ("report", 390, "dark"),
         ("one", 390, "light"),
         ("tries", 390, "dark"),
+        ("published", 390, "light"),
+        ("published", 1440, "dark"),
         ("audit", 390, "light"),
         ("audit", 1440, "dark"),
         ("rejected", 1440, "light"),

@@ -12,7 +12,18 @@ import pyarrow as pa
 import pytest
 from support.stage_builders import RUN, context, task
 
-from cgd_stages.contract import SCRATCH, TASK, TERMINATION_LOG, LastWords, Report, Rows, RunRef, StageFacts, Storage
+from cgd_stages.contract import (
+    SCRATCH,
+    TASK,
+    TERMINATION_LOG,
+    LastWords,
+    Published,
+    Report,
+    Rows,
+    RunRef,
+    StageFacts,
+    Storage,
+)
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.grader import Grader
 from cgd_stages.quality.review import REVIEW, Review, read_quadruples, review_rows
@@ -319,6 +330,54 @@ def test_stored_grades_are_judged_again_by_lm_eval_and_none_of_them_changes(
     ]
     assert "lm-eval alone calls 1 of 4 audited outputs right" in page
     assert RunStore(bucket, RUN).input("evaluate-base").require() == before
+
+
+ASKED = Published(uri="configmap://paper/figures.json", student="org/student", benchmarks=("sums",))
+
+
+def published(folder: Path, figure: float) -> Path:
+    """The folder in which a ConfigMap with the file is mounted."""
+    table = {"source": "Some et al., table 2", "rows": [{"method": "base", "figures": {"sums": figure}}]}
+    (folder / "paper").mkdir(exist_ok=True)
+    (folder / "paper" / "figures.json").write_text(json.dumps({"tables": [table]}))
+    return folder
+
+
+def test_published_figures_are_read_from_their_file_and_shown_beside_the_runs_own(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    work = WORK.model_copy(update={"published": ASKED})
+    report.main(context(storage, work, tmp_path, inputs=published(tmp_path, 12.5)))
+    page, figures = files(whole_run)
+    (table,) = figures["published"]["tables"]
+    assert table["source"] == "Some et al., table 2"
+    cell = table["rows"][0]["cells"]["sums"]
+    assert (cell["published"], cell["printed"], cell["ours"], cell["side"]) == (0.125, "12.5", 0.0, "inside")
+    assert figures["published"]["notPublished"] == ["CGD"]
+    assert "published 12.5" in page
+
+
+def test_published_figures_in_the_store_are_read_from_there(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    whole_run.put("figures.json", (published(tmp_path, 12.5) / "paper" / "figures.json").read_bytes())
+    there = ASKED.model_copy(update={"uri": whole_run.uri("figures.json")})
+    report.main(context(storage, WORK.model_copy(update={"published": there}), tmp_path))
+    assert files(whole_run)[1]["published"]["tables"][0]["rows"][0]["cells"]["sums"]["printed"] == "12.5"
+
+
+def test_other_published_figures_are_another_report_and_without_any_it_is_as_it_was(
+    whole_run: Bucket, storage: Storage, tmp_path: Path
+) -> None:
+    work = WORK.model_copy(update={"published": ASKED})
+    digests = [
+        report.main(context(storage, one, tmp_path, inputs=published(tmp_path, figure)))["report"].digest
+        for one, figure in ((work, 12.5), (work, 13.0), (work, 12.5), (WORK, 12.5))
+    ]
+    assert digests[0] == digests[2]
+    assert len(set(digests)) == 3
+    assert "published" not in RunStore(whole_run, RUN).input("report").require().inputs
+    assert "published" not in files(whole_run)[1]
 
 
 def test_another_spec_is_another_report(whole_run: Bucket, storage: Storage, tmp_path: Path) -> None:
