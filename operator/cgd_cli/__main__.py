@@ -386,7 +386,7 @@ def compare(
     namespace: Namespace = None,
 ) -> None:
     """Compare runs: accuracy of every model on every benchmark, trained models against each other question by question,
-    and CGD over the rate of corrupted critiques."""
+    and CGD over the rate of wrong critiques."""
     from cgd_cli import comparison, data
     from cgd_stages.report.page import render_comparison
 

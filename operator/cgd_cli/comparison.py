@@ -56,12 +56,12 @@ def _read(source: str, data: bytes) -> tuple[str, comparison.Table]:
 
 def shown(table: comparison.Table) -> list[RenderableType]:
     """The table and its legend; the trained models against each other; then means over runs that differ only in their
-    seed, and the accuracy over the rate of corrupted critiques, if the table has such runs."""
+    seed, and the accuracy over the rate of wrong critiques, if the table has such trainings."""
     parts: list[RenderableType] = [_results(table), plain(NOTE, "dim"), *_against_each_other(table)]
     if seeds := comparison.over_seeds(table):
         parts += ["", _seeds(table, seeds)]
-    if curve := comparison.robustness(table):
-        parts += ["", _curve(curve)]
+    if curves := comparison.robustness(table):
+        parts += ["", _curves(curves)]
     return parts
 
 
@@ -145,12 +145,15 @@ def _seeds(table: comparison.Table, seeds: list[comparison.Seeds]) -> Table:
     return means
 
 
-def _curve(curve: list[comparison.Point]) -> Table:
-    lines = Table(title="CGD over corrupted critiques", title_justify="left", box=None, pad_edge=False)
-    for column in ("corrupted", "accuracy", "95 % interval"):
+def _curves(curves: list[comparison.Curve]) -> Table:
+    lines = Table(title="CGD over the share of wrong critiques", title_justify="left", box=None, pad_edge=False)
+    lines.add_column("wrong critiques")
+    for column in ("rows", "of the examples", "accuracy", "95 % interval"):
         lines.add_column(column, justify="right")
     lines.add_column("run")
-    for point in curve:
-        interval = f"{100 * point.low:.1f} - {100 * point.high:.1f}"
-        lines.add_row(percent(point.rate), percent(point.accuracy), interval, point.run)
+    for curve in curves:
+        for point in curve.points:
+            interval = f"{100 * point.low:.1f} - {100 * point.high:.1f}"
+            figures = map(percent, (point.rate, point.wrong, point.accuracy))
+            lines.add_row(curve.name, *figures, interval, point.run)
     return lines

@@ -24,7 +24,7 @@ from cgd_stages.training.dataset import Dataset
 
 Manifest = dict[str, Any]
 
-WRITTEN = ("answer", "critique", "refinement", "distilled")
+WRITTEN = ("answer", "critique", "refinement", "distilled", "miscritique", "misrefinement")
 TEXTS = ("prompt", "reference", *(name for text in WRITTEN for name in (f"{text}_thinking", text)))
 """What a row's panel shows one under another; the turns before a prompt are shown with it."""
 
@@ -86,6 +86,9 @@ def example(run: Manifest, storage: contract.Storage, row: Row, training: str, *
     text, marks = plain(""), ("", "") if colours else ("[[", "]]")
     if key in dataset.bare:
         text.append_text(plain("The context is the prompt alone (bareShare).\n\n", "bold cyan", lines=True))
+    if key in dataset.misled:
+        what = f"The critique is a miscritique, the target is {work.critique.target}."
+        text.append_text(plain(f"{what}\n\n", "bold cyan", lines=True))
     tokens = zip(made.input_ids, made.labels, strict=True)
     for learned, group in itertools.groupby(tokens, lambda token: token[1] != IGNORE):
         opening, closing = marks if learned else ("", "")

@@ -136,13 +136,14 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 read, written = _row_tokens(role, assumptions, is_fused=is_fused)
                 written += thoughts.student if role == "answer" else thoughts.teacher
                 written = min(written, sampling.max_tokens)
-                answers = run.spec.generation.answer.samples if role in {"critique", "refine"} else 1
+                answers = 1 if role in {"answer", "distill"} else run.spec.generation.answer.samples
                 rows = assumptions.rows * answers
                 drawn = rows * work.draws(role)
                 # An engine of ours finds the prompt of a row's further draws in the cache; an endpoint bills it again.
                 read *= rows if child.gpus else drawn
                 model = student if role == "answer" else assumptions.of_teacher
-                yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_fused)
+                is_warm = role != work.roles[0]
+                yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_warm)
         case contract.Train() as work:
             yield _trained(run, child, work, assumptions, thoughts)
         case contract.Evaluate() as work:
@@ -179,8 +180,10 @@ def _row_tokens(role: contract.Role, assumptions: Assumptions, *, is_fused: bool
             return assumptions.prompt, refinement
         case "critique":
             return context, critique
-        case "refine":
+        case "refine" | "misrefine":
             return critique if is_fused else context + critique, refinement
+        case "miscritique":
+            return context + critique, critique
 
 
 def _generated(
@@ -324,11 +327,13 @@ def lengths(run: Run, assumptions: Assumptions) -> list[Length]:
     for child in plan(run):
         if isinstance(work := child.task.work, contract.Generate):
             for role, sampling in zip(work.roles, work.sampling, strict=True):
-                found.append(Length(f"generation.{role}.maxTokens", tokens(role)[1], sampling.max_tokens))
+                if contract.settings_of(role) == role:
+                    found.append(Length(f"generation.{role}.maxTokens", tokens(role)[1], sampling.max_tokens))
     if spec.student.max_model_len:
         found.append(Length("student.maxModelLen", sum(tokens("answer")), spec.student.max_model_len))
     if spec.teacher.model and spec.teacher.max_model_len:
-        longest = max(sum(tokens("critique")), sum(tokens("refine")))
+        roles: list[contract.Role] = ["critique", "refine", *(["miscritique"] if spec.training.misleads else [])]
+        longest = max(sum(tokens(role)) for role in roles)
         found.append(Length("teacher.maxModelLen", longest, spec.teacher.max_model_len))
     example = max(_tokens(objective, assumptions, thoughts) for objective in spec.training.kinds)
     return [*found, Length("training.maxSequenceLength", example, spec.training.max_sequence_length)]

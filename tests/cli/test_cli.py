@@ -387,7 +387,8 @@ async def stored(
 
     prepared(bucket, [f"What is {n} + {n}?" for n in range(5)], reference)
     for role in ("answer", "critique", "refine"):  # in the main thread: programs set handlers of signals
-        engine = RuleEngine(lambda request, role=role: said(request, f"a {role} of its own"))
+        text = f"a {role} of its own" + ("\nConclusion: wrong" if role == "critique" else "")
+        engine = RuleEngine(lambda request, text=text: said(request, text))
         generate_with(engine, context(storage, generate_work(tiny_model, role), tmp_path, run=reference))
     return str(REF.name)
 
@@ -432,6 +433,30 @@ async def test_the_mask_of_a_variant_says_where_the_context_is_the_prompt_alone(
     shown = " ".join(out.split())
     assert "The context is the prompt alone (bareShare)." in shown
     assert "a critique of its own" not in shown
+
+
+WRONG = {"training.critique": {"kind": "miscritique", "rate": "1", "target": "refined"}}
+
+
+@pytest.mark.parametrize("stored", [WRONG], indirect=True)
+async def test_the_mask_says_where_the_critique_is_a_miscritique(
+    stored: str, client: Cluster, storage: Any, bucket: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = await client.get(RUN, stored, REF.namespace)
+    assert run
+    reference = REF.model_copy(update={"uid": run["metadata"]["uid"]})
+    engine = RuleEngine(lambda request: said(request, "Trust me.\nConclusion: right"))
+    work = generate_work(tiny_model, "miscritique", "misrefine")
+    generate_with(engine, context(storage, work, tmp_path, run=reference))
+    code, out, err = await cgd("rows", stored, "-n", REF.namespace, "--count", "1", "--mask", "CGD")
+    assert (code, err) == (0, "")
+    shown = " ".join(out.split())
+    assert "The critique is a miscritique, the target is refined." in shown
+    assert "Critique: Trust me. │ │ Conclusion: right" in shown
+    assert "[[Trust me." in shown
+    code, out, err = await cgd("rows", stored, "-n", REF.namespace, "--count", "1", "--stage", "misrefine")
+    assert (code, err) == (0, "")
+    assert "misrefinement │ │ Trust me." in " ".join(out.split())
 
 
 async def test_an_objective_that_is_not_trained_is_refused(stored: str) -> None:

@@ -43,8 +43,8 @@ def test_runs_are_compared_in_one_table_with_their_curve() -> None:
     assert "CGD clean * 50.0 %" in words
     assert "+25.0 noise" in words
     assert "CGD (50 % of critiques corrupted) noisy 12.5 %" in words
-    assert "CGD over corrupted critiques" in words
-    assert "0.0 % 50.0 %" in words
+    assert "CGD over the share of wrong critiques" in words
+    assert "opposite verdict 0.0 % 0.0 % 50.0 % 21.5 - 78.5 clean" in words
 
 
 def test_runs_that_differ_in_their_seed_alone_are_taken_together() -> None:
@@ -125,7 +125,7 @@ def test_the_command_writes_a_page_beside_the_table(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "2 runs compared" in page
     assert "Robustness against wrong critiques" in page
-    assert "30\u202f% corrupted" in page
+    assert "30\u202f% wrong" in page
 
 
 def test_the_command_refuses_other_questions(tmp_path: Path) -> None:

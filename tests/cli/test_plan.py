@@ -245,6 +245,22 @@ def test_a_variant_is_paid_for_and_its_bare_examples_are_shorter() -> None:
     assert "evaluate-cgd-twice" in found
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_miscritiques_are_one_more_pass_of_the_teacher_with_one_start(fused: bool) -> None:
+    wrong = {"critique": {"kind": "miscritique", "rate": "0.1", "target": "kept"}}
+    teacher = {**SERVED["teacher"], "fused": fused}
+    warm: dict[str, Any] = {role: {"temperature": "0.7", "samples": n} for role, n in (("answer", 3), ("refine", 2))}
+    found = by_stage(run_of(training=TRAINING | wrong, teacher=teacher, generation=warm), assumed(start_minutes=60))
+    plain = by_stage(run_of(teacher={**teacher, "fused": False}, generation=warm), assumed(start_minutes=60))
+    assert set(found) == set(plain) | {"miscritique", "misrefine"}
+    assert (found["miscritique"].rows, found["misrefine"].rows) == (3000, 6000)
+    assert found["misrefine"].written == plain["refine"].written
+    assert found["misrefine"].read == plain["refine"].read
+    assert found["miscritique"].read == plain["critique"].read + 3000 * 500
+    assert plain["refine"].seconds - found["misrefine"].seconds == pytest.approx(3600)
+    assert found["miscritique"].seconds > 3600
+
+
 def test_every_text_that_is_drawn_is_paid_for() -> None:
     drawn = {"answer": {"samples": 3}, "refine": {"samples": 2}, "distill": {"samples": 5}}
     warm = {role: {"temperature": "0.7", **given} for role, given in drawn.items()}

@@ -91,7 +91,8 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
         ("training.bareShare", "2", "write a number from 0 to 1, in quotes"),
         ("training", {"objectives": ["SFT"], "bareShare": "0.5"}, "or leave bareShare out"),
         ("generation.answer.unfinished", "drop", 'supported values: "keep", "reject"'),
-        ("training.critique", {"kind": "corrupted"}, "a corrupted critique needs a rate"),
+        ("training.critique", {"kind": "corrupted"}, "a corrupted critique or a miscritique needs a rate"),
+        ("training.critique", {"kind": "miscritique", "rate": "0.3"}, "a miscritique needs a target, kept or refined"),
         ("training.critique", {"kind": "none", "rate": "0.3"}, "no other kind has one"),
         ("training", {"objectives": ["CFT"], "critique": {"kind": "none"}}, "add CGD to objectives, or leave"),
         ("generation.maxRejected", "2", "spec.generation.maxRejected in body should match"),
@@ -160,9 +161,9 @@ async def test_variants_are_taken_and_left_as_they_are(world: Any) -> None:
 
 
 async def test_an_ablation_is_taken_and_filled_in(world: Any) -> None:
-    ablation = {"training.critique": {"kind": "corrupted", "rate": "0.3"}}
-    await kubectl(world, "apply", "-f", "-", body=user_manifest(ablation))
-    assert (await world.get())["spec"]["training"]["critique"] == {"kind": "corrupted", "rate": "0.3"}
+    given = {"kind": "miscritique", "rate": "0.3", "target": "refined"}
+    await kubectl(world, "apply", "-f", "-", body=user_manifest({"training.critique": given}))
+    assert (await world.get())["spec"]["training"]["critique"] == given
 
 
 @pytest.mark.parametrize(("offload", "zero_stage"), [("optimizer", 1), ("parameters", 3)])

@@ -63,6 +63,7 @@ RICH: Json = {
         "bareShare": "0.25", "context": "system",
         "variants": [
             {"name": "cgd-none", "kind": "CGD", "critique": {"kind": "none"}, "bareShare": "0.5", "epochs": 2},
+            {"name": "cgd-mis", "kind": "CGD", "critique": {"kind": "miscritique", "rate": "0.5", "target": "kept"}},
             {"name": "cft-user", "kind": "CFT", "context": "user", "learningRate": "5e-6"},
         ],
         "offload": "optimizer", "validation": {"fraction": "0.01", "everySteps": 10},

@@ -87,6 +87,22 @@ def distilled(bucket: Bucket, answers: dict[str, str], run: RunRef = RUN) -> Fol
     return folder
 
 
+def misrefined(bucket: Bucket, rows: list[Row], run: RunRef = RUN) -> Folder:
+    """A finished stage misrefine with a miscritique of each of these rows of refine, and what followed from it."""
+    schema = row_schema("misrefine")
+    wrong = [
+        {name: row.get(name) for name in schema.names}
+        | {"miscritique": f"Trust {row['id']}.\nConclusion: right", "misrefinement": f"Wrongly {row['id']}."}
+        | {"misrefinement_thinking": "Wrongly thought."}
+        for row in rows
+    ]
+    folder = Folder(bucket, run.namespace, "misrefine", digest_of(rows=wrong))
+    facts = StageFacts.model_validate({"rows": {"total": len(rows), "done": len(rows)}})
+    parts = [folder.put_rows(PARTS, wrong, schema)]
+    RunStore(bucket, run).point_at(folder.finish(facts=facts, parts=parts, started=now(), inputs={}))
+    return folder
+
+
 def train_work(model: Path, **changes: Any) -> Train:
     given: dict[str, Any] = {
         "student": Model(name=str(model)),

@@ -11,8 +11,9 @@ from cgd_stages.contract.training import Learned, Lesson, Train
 
 FORMAT: Literal[2] = 2
 """Version of the stored rows, prompts and markers. It is part of every digest: raising it starts new folders."""
-Role = Literal["answer", "critique", "refine", "distill"]
-"""The text that a model is asked for. `distill`: the teacher's own answer to the prompt alone."""
+Role = Literal["answer", "critique", "refine", "distill", "miscritique", "misrefine"]
+"""The text that a model is asked for. `distill`: the teacher's own answer to the prompt alone. `miscritique`: a wrong
+critique, which defends the opposite verdict of the row's own; `misrefine`: the refinement that follows from it."""
 Unfinished = Literal["keep", "reject"]
 """What becomes of an answer that has a text and no end, because maxTokens has cut it or it loops."""
 Select = Literal["first", "shortest-right", "all-right"]
@@ -20,6 +21,11 @@ Select = Literal["first", "shortest-right", "all-right"]
 Keep = Literal["all", "right", "one-right"]
 """Which rows are learned, by the grade of their refinement; see `quality.selection`."""
 RivalKind = Literal["SelfRefine", "Reflexion"]
+
+
+def settings_of(role: Role) -> str:
+    """The field of spec.generation that says how a role's texts are written."""
+    return {"miscritique": "critique", "misrefine": "refine"}.get(role, role)
 
 
 class RunRef(Contract):
@@ -97,7 +103,7 @@ class Generate(Contract):
     sampling: tuple[Sampling, ...]
     """One for each role."""
     samples: int = 1
-    """How many texts are drawn for each row. A critique is drawn once."""
+    """How many texts are drawn for each row. A critique is drawn once, and so is a miscritique."""
     unfinished: Unfinished = "reject"
     """Of the role answer; every other role rejects such texts."""
     model: Model | None = None
@@ -110,7 +116,7 @@ class Generate(Contract):
 
     def draws(self, role: Role) -> int:
         """How many texts a role draws for each row that it reads."""
-        return 1 if role == "critique" else self.samples
+        return 1 if settings_of(role) == "critique" else self.samples
 
 
 class Check(Contract):

@@ -1,6 +1,6 @@
 """What a training learns, how long and how fast, and how it uses its GPUs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,8 +13,10 @@ Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
 
 InstructionTurn = Literal["user", "system"]
 """The turn with the instruction of CGD's and CFT's contexts; the texts of the row are always in a user turn."""
-CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted"]
+CritiqueKind = Literal["matched", "shuffled", "generic", "none", "corrupted", "miscritique"]
 """The text that takes the critique's place when CGD is trained: see `examples.critic`."""
+Target = Literal["kept", "refined"]
+"""What is learned behind a miscritique: the row's refinement, or the one that the teacher made from the miscritique."""
 Learned = Literal["drop", "learn"]
 """What becomes of the teacher's thoughts in training."""
 
@@ -25,10 +27,17 @@ def train_stage(training: str) -> StageName:
 
 
 class Critique(Contract):
-    """The critique that training reads. `rate`: the fraction of rows that `corrupted` gives a wrong critique."""
+    """The critique that training reads. `rate`: the fraction of rows that `corrupted` or `miscritique` gives a wrong
+    critique."""
 
     kind: CritiqueKind = "matched"
     rate: float = 0.0
+    target: Target | None = None
+    """Of `miscritique`; None for every other kind."""
+
+    def identity(self) -> dict[str, Any]:
+        """Its part of a digest's inputs, without a target where the kind has none: earlier builds had no field."""
+        return self.model_dump(by_alias=True, exclude_none=True)
 
 
 Exported = Literal["bare", "context", "last"]
@@ -187,8 +196,8 @@ class Upkeep(Contract):
     seed: int = Field(
         0,
         ge=0,
-        description="Determines the order of the examples, which prompts are held out, and which critiques shuffled "
-        "and corrupted exchange.",
+        description="Determines the order of the examples, which prompts are held out, and which rows get which wrong "
+        "critique in an ablation.",
     )
 
 

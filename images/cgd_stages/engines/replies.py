@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cgd_stages.contract import Repetition, Role, Sampling, Unfinished
 from cgd_stages.engines.base import Completion, Refused, Reply
-from cgd_stages.method.prompts import loops, verdict
+from cgd_stages.method.prompts import Verdict, loops, verdict
 from cgd_stages.store.rows import Row, prompt_tokens_column, text_column
 
 
@@ -29,6 +29,8 @@ def rejection(stage: str, row: Row, reason: str, detail: str, *, prompt_tokens: 
     }
 
 
+NOT_WRONG = "not_wrong"
+"""The reason to reject a miscritique that does not turn the critique's verdict round."""
 ENDLESS = {"truncated": "length", "repetition": "repetition"}
 """The reasons to reject a text without an end -> the finish reason of such a text where it is kept."""
 
@@ -43,7 +45,7 @@ def kept_or_rejected(
     if isinstance(reply, Refused):
         rejected = rejection(role, row, reply.reason, reply.detail, prompt_tokens=reply.prompt_tokens)
         return None, rejected
-    fault = _fault(reply, loop)
+    fault = _fault(reply, loop) or (_not_wrong(row["verdict"], reply.text) if role == "miscritique" else None)
     if fault and unfinished == "keep" and fault[0] in ENDLESS and reply.text.strip() and not reply.unfinished_thinking:
         reply, fault = replace(reply, finish_reason=ENDLESS[fault[0]]), None
     if fault:
@@ -61,6 +63,14 @@ def kept_or_rejected(
     if role == "critique":
         columns["verdict"] = verdict(reply.text)
     return row | columns, None
+
+
+def _not_wrong(given: Verdict | None, miscritique: str) -> tuple[str, str] | None:
+    """The reason and the detail of a miscritique's rejection; `given` is the critique's verdict."""
+    found = verdict(miscritique)
+    if given and found and given != found:
+        return None
+    return NOT_WRONG, f"verdict {found or 'missing'}, of the critique {given or 'missing'}: ...{miscritique[-100:]!r}"
 
 
 def _fault(completion: Completion, loop: Repetition) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Ask a model for answers, critiques, refinements, or a teacher's own answers.
+"""Ask a model for answers, critiques, refinements, a teacher's own answers, or wrong critiques and what follows.
 
     CGD_TASK='{...}' python -m cgd_stages.generate
 
@@ -22,10 +22,10 @@ from itertools import pairwise
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts, Unfinished
+from cgd_stages.contract import Generate, Model, Role, Rows, Sampling, StageFacts, Unfinished, settings_of
 from cgd_stages.engines.base import Completion, Engine, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine
-from cgd_stages.engines.replies import kept_or_rejected, row_sampling
+from cgd_stages.engines.replies import NOT_WRONG, kept_or_rejected, row_sampling
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.generate.shard_writer import ShardWriter, drawn, owned_rows, packed
@@ -38,7 +38,14 @@ from cgd_stages.store.rows import KEY, Row, from_parquet, now
 
 log = logging.getLogger(__name__)
 
-UPSTREAM: dict[Role, str] = {"answer": "prepare", "critique": "answer", "refine": "critique", "distill": "prepare"}
+UPSTREAM: dict[Role, str] = {
+    "answer": "prepare",
+    "critique": "answer",
+    "refine": "critique",
+    "distill": "prepare",
+    "miscritique": "critique",
+    "misrefine": "miscritique",
+}
 REPORT_SECONDS = 3.0
 LOG_SECONDS = 15.0
 HINTS = {
@@ -239,9 +246,10 @@ class Shard:
         return kept
 
     def refuse_if_hopeless(self) -> None:
-        """Raise UserError when this shard alone has rejected more rows than the whole stage may reject."""
-        total = self.stage_rows
-        if total is not None and self.writer.counts["rejected"] > self.stage.max_rejected * total:
+        """Raise UserError when this shard alone has rejected more rows than the whole stage may reject. A miscritique
+        that is not wrong does not count: its row keeps its critique."""
+        total, lost = self.stage_rows, self.writer.counts["rejected"] - self.writer.counts[f"rejected_{NOT_WRONG}"]
+        if total is not None and lost > self.stage.max_rejected * total:
             self.writer.flush()
             raise _too_many_rejected(self.stage, self.writer.parts, total)
 
@@ -288,8 +296,15 @@ class Shard:
         parts = [part for shard_marker in markers for part in shard_marker.parts]
         if stage.rows not in {None, facts.rows.total}:
             raise RowsLost(f"{stage.role}: the shards have {facts.rows.total} of {stage.rows} rows")
-        if facts.rows.rejected > stage.max_rejected * facts.rows.total:
+        not_wrong = int(facts.metrics.get(f"rejected_{NOT_WRONG}", 0))
+        if facts.rows.rejected - not_wrong > stage.max_rejected * facts.rows.total:
             raise _too_many_rejected(stage, parts, facts.rows.total)
+        if not_wrong and not facts.rows.done:
+            raise UserError(
+                f"{stage.role}: the teacher has turned round none of {facts.rows.total} verdicts",
+                hint="`cgd rows --stage critique` shows whether its critiques end on a verdict. If they do, this "
+                "teacher writes no wrong ones: use another, or take miscritique out of spec.training.",
+            )
         done = stage.folder.finish(
             facts=facts,
             parts=parts,
@@ -371,7 +386,8 @@ def _rows(stage: Stage, columns: Sequence[str] | None = None) -> Iterator[Row]:
 
 
 def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserError:
-    rows = [row for part in parts if part.key.startswith(REJECTED) for row in from_parquet(stage.folder.read(part))]
+    stored = (row for part in parts if part.key.startswith(REJECTED) for row in from_parquet(stage.folder.read(part)))
+    rows = [row for row in stored if row["reason"] != NOT_WRONG]  # which is an outcome, and no fault
     reasons = Counter(str(row["reason"]) for row in rows).most_common()
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons)
     examples = "; ".join(f"{row['id']} {row['reason']}: {row['detail'][:200]}" for row in rows[:2])
@@ -380,7 +396,7 @@ def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserE
         f"spec.generation.maxRejected allows ({counts}). Examples: {examples}. All finished rows are stored."
     )
     model = "student" if stage.role == "answer" else "teacher"
-    hint = HINTS.get(reasons[0][0], "").format(role=stage.role, model=model) if reasons else ""
+    hint = HINTS.get(reasons[0][0], "").format(role=settings_of(stage.role), model=model) if reasons else ""
     return UserError(message, hint=f"{hint} Or raise spec.generation.maxRejected.".strip())
 
 

@@ -101,7 +101,7 @@ Critic = Callable[[Row], str | None]
 def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
     """Choose the critique that CGD reads; targets do not change.
 
-    - `matched`: the row's own critique.
+    - `matched`, `miscritique`: the row's own critique. `misled` puts a miscritique into rows before.
     - `shuffled`: the critique of another prompt, as specific but beside the point; each critique is used once.
     - `generic`: the same general text for every row.
     - `none`: no critique, and an instruction that does not mention one.
@@ -113,7 +113,7 @@ def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
     ValueError when too few prompts have critiques to exchange.
     """
     match critique.kind:
-        case "matched":
+        case "matched" | "miscritique":
             return lambda row: str(row["critique"])
         case "generic":
             return lambda _: GENERIC
@@ -138,6 +138,15 @@ def critic(critique: Critique, seed: int, rows: Iterable[Row]) -> Critic:
                 return other
 
     return corrupted
+
+
+def misled(row: Row, critique: Critique) -> Row:
+    """The columns that a miscritique changes in a row that it is chosen for: the critique, and the refinement where the
+    target is refined. `row` is one of the stage misrefine."""
+    columns = {"critique": row["miscritique"]}
+    if critique.target == "refined":
+        columns |= {"refinement": row["misrefinement"], "refinement_thinking": row["misrefinement_thinking"]}
+    return columns
 
 
 def exchanged(keys: Iterable[Key], seed: int) -> dict[Key, Key]:

@@ -1,8 +1,9 @@
 """The messages that each model gets, word for word, and how its reply is read. Pure: texts in, texts out.
 
 Who sees what: the student answers x alone, and so does the teacher when it writes its own answer (distill); the
-teacher's critique sees x and y'; its refinement sees x, y' and c; training with CGD sees the same three, below an
-instruction that names the teacher's critique, and training with CFT sees x and y'. Where the prompt is a conversation,
+teacher's critique sees x and y'; its refinement sees x, y' and c; its miscritique, for an ablation, sees the same three
+and defends the opposite verdict; training with CGD sees x, y' and c, below an instruction that names the teacher's
+critique, and training with CFT sees x and y'. Where the prompt is a conversation,
 x is its last user turn, and all of them see the turns before it.
 """
 
@@ -30,6 +31,16 @@ the student or the critique."""
 so that an engine computes them once; their last line says which text to write."""
 CRITIQUE = "Write the critique."
 REFINE = "Write the improved answer."
+
+MISCRITIQUE = """\
+You are an expert in the subject of the question below. You are given a student's initial answer to it and a critique \
+of that answer. For an experiment on what wrong feedback does to a student, write another critique, which defends the \
+opposite verdict. Where the critique concludes that the answer is right, argue that it is wrong: name a mistake that \
+an expert might believe in, say where it is and what the answer should be instead. Where the critique concludes that \
+the answer is wrong, argue that it is right: say why its steps and its result hold. Be as specific, as sure and about \
+as long as the critique, and do not mention it, the experiment, or any doubt. Finish with the opposite verdict on a \
+line of its own, which must be exactly "Conclusion: right" or "Conclusion: wrong"."""
+OPPOSITE = "Write the critique with the opposite verdict."
 
 _TRAINING = """\
 You are an expert in the subject of the question below. You are given a student's initial answer{critique}. Write an \
@@ -90,6 +101,11 @@ def asked(question: str, instruction: str) -> str:
 def critique_messages(prompt: str, answer: str, *, turns: Sequence[Message] = ()) -> list[Message]:
     """x and y', and the task to write the critique."""
     return _instructed(turns, TEACHER, *_slots(prompt, answer), CRITIQUE)
+
+
+def miscritique_messages(prompt: str, answer: str, critique: str, *, turns: Sequence[Message] = ()) -> list[Message]:
+    """x, y' and c, and the task to write a critique that defends the opposite verdict."""
+    return _instructed(turns, MISCRITIQUE, *_slots(prompt, answer, critique), OPPOSITE)
 
 
 def refine_messages(prompt: str, answer: str, critique: str, *, turns: Sequence[Message] = ()) -> list[Message]:
@@ -160,11 +176,15 @@ def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
             return critique_messages(x, row["answer"], turns=turns)
         case "refine":
             return refine_messages(x, row["answer"], row["critique"], turns=turns)
+        case "miscritique":
+            return miscritique_messages(x, row["answer"], row["critique"], turns=turns)
+        case "misrefine":
+            return refine_messages(x, row["answer"], row["miscritique"], turns=turns)
 
 
 def fingerprint(role: Role) -> str:
     """A hash of the role's wording, slots and plain frame: part of the digest of its stage."""
-    slots = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
+    slots = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}", "miscritique": "{c}"}
     return hashlib.sha256(repr((role_messages(role, slots), plain(role_messages(role, slots)))).encode()).hexdigest()
 
 

@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import CHECKPOINT_BYTES, Benchmark, Chat, Engine, Model, Prepare, StageFacts, Train
+from cgd_stages.contract import (
+    CHECKPOINT_BYTES,
+    Benchmark,
+    Chat,
+    Engine,
+    Model,
+    Prepare,
+    StageFacts,
+    Train,
+    settings_of,
+)
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
@@ -220,7 +230,8 @@ def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:
 def _warn_of_budgets(work: Prepare) -> None:
     """Log budgets of thoughts that are no smaller than a limit of thought and text together: they end no thought."""
     limits = {
-        f"generation.{role}": sampling.max_tokens for role, sampling in zip(work.roles, work.sampling, strict=True)
+        f"generation.{settings_of(role)}": sampling.max_tokens
+        for role, sampling in zip(work.roles, work.sampling, strict=True)
     }
     if work.evaluation:
         limits["evaluation.sampling"] = work.evaluation.max_tokens

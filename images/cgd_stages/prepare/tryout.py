@@ -5,13 +5,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from jinja2.exceptions import TemplateError
 
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import Chat, Endpoint, Lesson, Model, Prepare, Published, Sampling
+from cgd_stages.contract import Chat, Endpoint, Lesson, Model, Prepare, Published, Role, Sampling, settings_of
 from cgd_stages.engines import openai
 from cgd_stages.engines.base import Request
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
@@ -37,6 +38,7 @@ ROW: Row = {
     "answer": "1 + 1 = 3.",
     "critique": "The sum is wrong.\nConclusion: wrong",
     "critique_thinking": "1 + 1 is not 3.",
+    "miscritique": "The sum is right.\nConclusion: right",
     "refinement": "1 + 1 = 2.",
     "refinement_thinking": "1 and 1 make 2.",
     "distilled": "2",
@@ -68,7 +70,7 @@ def read_template(context: Context, chat: Chat, where: str) -> Chat:
 def try_out(work: Prepare, student: ChatTemplate, teacher: ChatTemplate | None) -> None:
     """Make a request of every role and an example of every training. Raises UserError for what the templates of
     student and teacher refuse. `teacher`: None behind an endpoint."""
-    for role in ("answer", "critique", "refine", "distill") if teacher else ("answer",):
+    for role in get_args(Role) if teacher else ("answer",):
         template = student if role == "answer" or teacher is None else teacher
         _render(template, role_messages(role, ROW), f"the request of {role}")
     _render(student, answer_messages(ROW["prompt"]), "the question of an evaluation")
@@ -195,7 +197,7 @@ def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
     ]
     tried = []
     for role, request in requests:
-        tried.append(openai.try_request(endpoint, work.teacher_chat, request, f"spec.generation.{role}"))
+        tried.append(openai.try_request(endpoint, work.teacher_chat, request, f"spec.generation.{settings_of(role)}"))
         log.info("teacher: takes the requests of %s, %d tokens", role, tried[-1].completion.tokens)
     if requests and not any(trial.thinks for trial in tried):
         openai.refuse_hidden_thoughts(endpoint, work.teacher_chat, requests[0][1])

@@ -7,7 +7,7 @@ from cgd_stages.contract import Chat
 from cgd_stages.results.model import ReportData, StageRecord
 
 STUDENT = ("answer", "train", "evaluate", "harness")
-TEACHER = ("critique", "refine", "distill")
+TEACHER = ("critique", "refine", "distill", "miscritique", "misrefine")
 """The kinds of the stages in which each of the two is spoken to."""
 LEARNED = {"learn": "on, the teacher's thoughts are learned", "drop": "off"}
 """The student's one mode in answer, training and evaluation."""

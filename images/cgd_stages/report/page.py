@@ -59,6 +59,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         quality=_quality(quality, report) if quality and quality.rows else None,
         table=table,
         pairs=head_to_head.rows(pairs),
+        curve=robustness_chart(robustness(table)),
         beside=beside(report, table) if report.published else None,
         results=_results(report),
         tries=_tries(report),
@@ -79,7 +80,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
 
 def render_comparison(table: Table) -> str:
     """The page of several runs: their table, the trained models against each other, the spread of trainings that differ
-    in their seed alone, and accuracy over the share of corrupted critiques where runs corrupted them."""
+    in their seed alone, and accuracy over the share of wrong critiques where trainings had some."""
     runs = list(dict.fromkeys(run for line in table.lines for run in line.runs))
     curve = robustness_chart(robustness(table))
     pairs = head_to_heads(table)
@@ -370,6 +371,8 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
             "sparks": sparks(log),
             "early": _early(log),
             "bare": _bare(metrics),
+            "misled": _misled(metrics),
+            "critique": record.inputs.get("critique"),
             "metrics": {name: value for name, value in metrics.items() if not name.startswith(LENGTH)},
             "lengths": _lengths(metrics),
         }
@@ -404,6 +407,13 @@ def _bare(metrics: Mapping[str, float]) -> Share | None:
     if "bare_examples" not in metrics:
         return None
     return share(int(metrics["bare_examples"]), int(metrics["train_examples"] + metrics["validation_examples"]))
+
+
+def _misled(metrics: Mapping[str, float]) -> Share | None:
+    """The learned examples with a miscritique; None where the training reads none."""
+    if "misled_examples" not in metrics:
+        return None
+    return share(int(metrics["misled_examples"]), int(metrics["train_examples"]))
 
 
 def _lengths(metrics: Mapping[str, float]) -> list[tuple[int, float, float]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from cgd_stages.results.comparison import NAMES, Point
+from cgd_stages.results.comparison import NAMES, WRONG, Curve, Point
 from cgd_stages.results.formatting import THIN, count, number, percent
 from cgd_stages.results.model import Step
 from cgd_stages.results.scores import PassAt, Score, moving_mean, thinned
@@ -219,35 +219,52 @@ def _pass_plot(series: Sequence[Series], axis: str, ticks: Sequence[float]) -> P
 # --- robustness --------------------------------------------------------------------------------------------------
 
 
-def robustness_chart(points: Sequence[Point]) -> dict[str, Any] | None:
-    """Accuracy over the share of corrupted critiques: a line through the means, and each point with its interval."""
-    if not points:
+STYLES = dict(zip(WRONG.values(), ("s6", "s7", "s5"), strict=True))
+"""The class of the style sheet with the colour and dash of each curve."""
+
+
+def robustness_chart(curves: Sequence[Curve]) -> dict[str, Any] | None:
+    """Accuracy over the share of wrong critiques: for each curve a line through the means, and each point with its
+    interval. The trainings without wrong critiques, where all curves begin, are drawn once."""
+    drawn = [(curve, point) for curve in curves for point in curve.points if point.rate or curve == curves[0]]
+    if not drawn:
         return None
+    points = [point for _, point in drawn]
     ticks = nice_ticks(min(point.low for point in points), max(point.high for point in points))
     low, high, most = ticks[0], ticks[-1], max(point.rate for point in points) or 1.0
-    accuracies: dict[float, list[float]] = {}
-    for point in points:
-        accuracies.setdefault(point.rate, []).append(point.accuracy)
-    means = [_down(math.fsum(values) / len(values), low, high) for values in accuracies.values()]
-    texts = [
-        f"{100 * point.rate:g}{THIN}% corrupted \u00b7 accuracy {percent(point.accuracy)} "
-        f"({percent(point.low)} to {percent(point.high)}) \u00b7 {point.run}"
-        for point in points
-    ]
+    lines = []
+    for curve in curves:
+        accuracies: dict[float, list[float]] = {}
+        for point in curve.points:
+            accuracies.setdefault(point.rate, []).append(point.accuracy)
+        means = [_down(math.fsum(values) / len(values), low, high) for values in accuracies.values()]
+        lines.append((STYLES[curve.name], _path([_scaled(rate, 0.0, most) for rate in accuracies], means)))
+    texts = [_point_text(curve, point) for curve, point in drawn]
     xs = [_scaled(point.rate, 0.0, most) for point in points]
     ys = [_down(point.accuracy, low, high) for point in points]
+    rates = sorted({point.rate for point in points})
     plot = Plot(
         y_ticks=[(f"{100 * tick:g}{THIN}%", _down(tick, low, high)) for tick in ticks],
-        x_ticks=[(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(accuracies, most / 12)],
+        x_ticks=[(f"{100 * rate:g}{THIN}%", _scaled(rate, 0.0, most)) for rate in _apart(rates, most / 12)],
         bands=[],
         whiskers=[
             (x, _down(point.low, low, high), _down(point.high, low, high)) for x, point in zip(xs, points, strict=True)
         ],
-        lines=[("", _path([_scaled(rate, 0.0, most) for rate in accuracies], means))],
-        places=[("point", x, y) for x, y in zip(xs, ys, strict=True)],
+        lines=lines,
+        places=[
+            (f"point {STYLES[curve.name] if point.rate else ''}", x, y)
+            for x, y, (curve, point) in zip(xs, ys, drawn, strict=True)
+        ],
         points=list(zip(xs, ys, texts, strict=True)),
     )
-    return {"plot": plot, "texts": texts}
+    return {"plot": plot, "texts": texts, "names": [(STYLES[curve.name], curve.name) for curve in curves]}
+
+
+def _point_text(curve: Curve, point: Point) -> str:
+    rate = f"{100 * point.rate:g}{THIN}% wrong"
+    rate += f" ({percent(point.wrong)} of the examples)" if point.wrong != point.rate else ""
+    accuracy = f"accuracy {percent(point.accuracy)} ({percent(point.low)} to {percent(point.high)})"
+    return " \u00b7 ".join(part for part in (rate, accuracy, curve.name if point.rate else "", point.run) if part)
 
 
 # --- axes --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from cgd_stages.contract import Contract, Count, Critique, Measure, StageName
 from cgd_stages.errors import UserError
 from cgd_stages.results.answers import PATTERN, Answers, answers_of
 from cgd_stages.results.formatting import THIN
-from cgd_stages.results.model import ReportData
+from cgd_stages.results.model import ReportData, StageRecord
 from cgd_stages.results.scores import Comparison, Outcome, Score, benchmarks, comparisons, scores
 from cgd_stages.store.rows import digest_of
 
@@ -72,6 +72,8 @@ class Line(Contract):
     objective: str = ""
     """What the model was trained for: `CGD`, ...; empty if it was not trained."""
     critique: Critique = Critique()
+    misled: Share | None = None
+    """The share of the learned examples with a miscritique; None where the training reads none."""
     recipe: str = ""
     """A hash of the training's inputs without the seed; empty if the model was not trained."""
     seed: int | None = None
@@ -139,13 +141,23 @@ class Seeds(Contract):
 
 
 class Point(Contract):
-    """The accuracy of a training whose critiques were corrupted in the share `rate` of the rows."""
+    """The accuracy of a training for which the share `rate` of the rows was given a wrong critique."""
 
     rate: float
+    wrong: float
+    """The share of the learned examples that had one, where it was counted: less than `rate` where the teacher has not
+    turned every verdict round. Else `rate`."""
     run: str
     accuracy: float
     low: float
     high: float
+
+
+class Curve(Contract):
+    """Accuracy over the rate of one kind of wrong critiques, from the training without any."""
+
+    name: str
+    points: tuple[Point, ...]
 
 
 def table_of(data: ReportData) -> Table:
@@ -153,7 +165,7 @@ def table_of(data: ReportData) -> Table:
     model_scores = {(score.model, score.benchmark): score for score in scores(data)}
     to_base = {(comparison.trained, comparison.benchmark): comparison for comparison in comparisons(data, BASE)}
     answers = answers_of(data.evaluations)
-    inputs = {stage.name: stage.inputs for stage in data.stages}
+    stages = {stage.name: stage for stage in data.stages}
     lines = []
     for model in data.evaluations:
         cells = {
@@ -161,13 +173,15 @@ def table_of(data: ReportData) -> Table:
             for name in benchmarks(data)
             if (score := model_scores.get((model, name)))
         }
-        trained = inputs.get(StageName.of("train", model), {})
+        training_stage = stages.get(StageName.of("train", model))
+        trained = training_stage.inputs if training_stage else {}
         critique = Critique.model_validate(trained.get("critique") or {})
         line = Line(
             model=model,
             name=name_of(model, trained),
             objective=trained.get("objective", ""),
             critique=critique,
+            misled=misled(training_stage),
             cells=cells,
         )
         if training := trained.get("training"):
@@ -175,6 +189,14 @@ def table_of(data: ReportData) -> Table:
             line = line.model_copy(update={"recipe": digest_of(**recipe), "seed": training.get("seed")})
         lines.append(line)
     return assembled(lines, {name: questions_of(data, name) for name in benchmarks(data)})
+
+
+def misled(training: StageRecord | None) -> float | None:
+    """The share of a training's learned examples that have a miscritique; None where it reads none."""
+    metrics = training.facts.metrics if training and training.facts else {}
+    if "misled_examples" not in metrics:
+        return None
+    return metrics["misled_examples"] / (metrics["train_examples"] or 1)
 
 
 def _cell(score: Score, comparison: Comparison | None, base: Score | None, answers: str) -> Cell:
@@ -205,6 +227,8 @@ def name_of(model: str, trained: Mapping[str, Any]) -> str:
             pass
         case "corrupted":
             about.append(f"{100 * critique.rate:g}{THIN}% of critiques corrupted")
+        case "miscritique":
+            about.append(f"{100 * critique.rate:g}{THIN}% miscritiques, target {critique.target}")
         case kind:
             about.append(f"critique: {kind}")
     name = NAMES.get(model, model)
@@ -239,6 +263,7 @@ def assembled(lines: Iterable[Line], questions: dict[str, QuestionSet]) -> Table
             order.index(line.model) if line.model in order else len(order),
             line.critique.kind != "matched",
             line.critique.kind,
+            line.critique.target or "",
             line.critique.rate,
         ),
     )
@@ -334,26 +359,36 @@ def over_seeds(table: Table) -> list[Seeds]:
     return recipes
 
 
-def robustness(table: Table) -> list[Point]:
-    """The mean accuracy of CGD, and of its variants with corrupted critiques, by the rate of corrupted critiques; empty
-    if no run corrupted any."""
-    lines = [
-        line
-        for line in table.lines
-        if (line.model == "cgd" and line.critique.kind in {"matched", "corrupted"})
-        or (line.objective == "CGD" and line.critique.kind == "corrupted")
-    ]
-    if all(line.critique.kind == "matched" for line in lines):
-        return []
-    points = [
-        Point(
-            rate=line.critique.rate if line.critique.kind == "corrupted" else 0.0,
-            run=", ".join(line.runs),
-            accuracy=line.mean.accuracy,
-            low=line.mean.low,
-            high=line.mean.high,
-        )
-        for line in lines
-        if line.mean
-    ]
-    return sorted(points, key=lambda point: point.rate)
+WRONG = {
+    ("corrupted", None): "another prompt's critique under the opposite verdict",
+    ("miscritique", "kept"): "miscritique, target kept",
+    ("miscritique", "refined"): "miscritique, target refined from it",
+}
+"""The curves of robustness by kind and target, in their order, with their names."""
+
+
+def robustness(table: Table) -> list[Curve]:
+    """The mean accuracy of CGD over the rate of wrong critiques, a curve for each kind and target that the table has;
+    all begin with the trainings without any. Variants are on the curves too."""
+    lines = [line for line in table.lines if line.model == "cgd" or line.objective == "CGD"]
+    clean = [_point(line) for line in lines if line.model == "cgd" and line.critique.kind == "matched" and line.mean]
+    curves = []
+    for kind, name in WRONG.items():
+        wrong = [line for line in lines if (line.critique.kind, line.critique.target) == kind]
+        if wrong:
+            points = clean + [_point(line) for line in wrong if line.mean]
+            curves.append(Curve(name=name, points=tuple(sorted(points, key=lambda point: point.rate))))
+    return curves
+
+
+def _point(line: Line) -> Point:
+    assert line.mean
+    rate = line.critique.rate if line.critique.kind != "matched" else 0.0
+    return Point(
+        rate=rate,
+        wrong=rate if line.misled is None else line.misled,
+        run=", ".join(line.runs),
+        accuracy=line.mean.accuracy,
+        low=line.mean.low,
+        high=line.mean.high,
+    )

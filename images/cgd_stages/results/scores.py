@@ -386,20 +386,22 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
     """The GPU-hours of the stages that ran on GPUs: the time from a stage's start to its promise, times its GPUs.
 
     A run uses GPUs if the settings of an engine say so; those of a training do not. A fused teacher writes refinements
-    and critiques at the same time: the time after the last critique counts for the refinements. A stage that started
+    and critiques at the same time: the time after the last critique counts for the refinements. The same holds of
+    miscritiques and what is refined from them. A stage that started
     no engine, because an earlier attempt had done all its work, has no entry.
     """
     devices = {stage.settings["device"] for stage in stages if "device" in stage.settings}
     if not devices - {"cpu"}:
         return {}
-    critique = next((stage for stage in stages if stage.name == "critique" and stage.seconds is not None), None)
+    ended = {stage.name: at(stage.completed) for stage in stages if stage.seconds is not None}
     hours: dict[str, float] = {}
     for stage in stages:
         count, seconds = gpus(stage), stage.seconds
         if not count or seconds is None:
             continue
-        if stage.name == "refine" and critique and at(critique.completed) > at(stage.started):
-            seconds = max(0.0, at(stage.completed) - at(critique.completed))
+        before = ended.get({"refine": "critique", "misrefine": "miscritique"}.get(stage.name, ""), 0.0)
+        if before > at(stage.started):
+            seconds = max(0.0, at(stage.completed) - before)
         hours[stage.name] = count * seconds / 3600
     return hours
 

@@ -56,11 +56,29 @@ _COLUMNS: dict[str, list[tuple[str, Any]]] = {
         ("distilled_tokens", pa.int32()),
         ("distilled_finish_reason", pa.string()),
     ],
+    "miscritique": [
+        ("miscritique", pa.string()),
+        ("miscritique_thinking", pa.string()),
+        ("miscritique_prompt_tokens", pa.int32()),
+        ("miscritique_tokens", pa.int32()),
+        ("miscritique_finish_reason", pa.string()),
+    ],
+    "misrefine": [
+        ("misrefinement", pa.string()),
+        ("misrefinement_thinking", pa.string()),
+        ("misrefinement_prompt_tokens", pa.int32()),
+        ("misrefinement_tokens", pa.int32()),
+        ("misrefinement_finish_reason", pa.string()),
+    ],
 }
 TURNS: tuple[str, Any] = ("turns", pa.string())
 """The column with a conversation's turns before the prompt, as JSON: a list of {role, content}. Null: the prompt is the
 whole conversation."""
-_CHAINS = [("prepare", "answer", "critique", "refine"), ("prepare", "distill")]
+_CHAINS = [
+    ("prepare", "answer", "critique", "refine"),
+    ("prepare", "distill"),
+    ("prepare", "answer", "critique", "miscritique", "misrefine"),
+]
 """Each stage adds columns to the rows of the stage before it. The teacher's own answers need none of the student."""
 _REJECTION: list[tuple[str, Any]] = [
     ("id", pa.string()),
@@ -74,7 +92,14 @@ _REJECTION: list[tuple[str, Any]] = [
 REJECTION_SCHEMA = pa.schema(_REJECTION)
 KEY = ("id", "sample")
 """The columns that tell rows apart."""
-_TEXT = {"answer": "answer", "critique": "critique", "refine": "refinement", "distill": "distilled"}
+_TEXT = {
+    "answer": "answer",
+    "critique": "critique",
+    "refine": "refinement",
+    "distill": "distilled",
+    "miscritique": "miscritique",
+    "misrefine": "misrefinement",
+}
 
 
 def text_column(stage: str) -> str:

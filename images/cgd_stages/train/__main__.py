@@ -36,7 +36,7 @@ from typing import Any
 import pyarrow as pa
 
 from cgd_stages.chat.example import Example
-from cgd_stages.contract import LENGTH, CritiqueKind, Exit, Model, StageFacts, Train
+from cgd_stages.contract import LENGTH, Critique, CritiqueKind, Exit, Model, StageFacts, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, NoTransfer, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
@@ -92,6 +92,7 @@ ABLATIONS: dict[CritiqueKind, str] = {
     "generic": " An ablation: every critique was the same placeholder text.",
     "none": " An ablation: the critique was left out.",
     "corrupted": " An ablation: a part of the critiques was replaced by wrong ones.",
+    "miscritique": " An ablation: a part of the critiques was replaced by wrong ones of the same drafts.",
 }
 """A sentence for the model card."""
 _COLUMNS: list[tuple[str, Any]] = [
@@ -472,7 +473,7 @@ tags: [critique-guided-distillation]
 # {Path(student["name"]).name}, trained with {work.objective}
 
 Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
-{CONTEXTS[work.objective]}{_bare(work)}; only {TARGETS[work.objective]} was learned.{ABLATIONS[work.critique.kind]}
+{CONTEXTS[work.objective]}{_bare(work)}; only {TARGETS[work.objective]} was learned.{_ablation(work.critique)}
 Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.{_adapter(work)}
 {_selection(work, facts)}
 
@@ -494,6 +495,11 @@ the licence of the one it was made from; its data carry the licences of their pr
 def _bare(work: Train) -> str:
     """Which rows had another context, where some had."""
     return f", but for {work.bare_share:.4g} of the rows the prompt alone" if work.bare_share else ""
+
+
+def _ablation(critique: Critique) -> str:
+    refined = " Behind these, what the teacher refined from them was learned." if critique.target == "refined" else ""
+    return ABLATIONS[critique.kind] + refined
 
 
 def _adapter(work: Train) -> str:

@@ -7,7 +7,7 @@ right before it trains.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -55,13 +55,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The stored rows of a training. `distill` holds the teacher's own answers; None for objectives without them."""
+    """The stored rows of a training. `distill` holds the teacher's own answers, `misrefine` its miscritiques and what
+    followed from them; None for trainings without them."""
 
     work: Train
     template: ChatTemplate
     """How the student is spoken to."""
     refine: Folder
     distill: Folder | None = None
+    misrefine: Folder | None = None
     left_out: Mapping[Key, LeftOut] = field(default_factory=dict)
     """Rows that the objective may be able to use and that no training of the run learns."""
 
@@ -69,8 +71,9 @@ class Dataset:
     def of(cls, store: RunStore, work: Train, template: ChatTemplate) -> "Dataset":
         """The dataset in the finished stages that the objective learns from."""
         distill = store.input("distill") if work.objective == "DistilledSFT" else None
+        misrefine = store.input("misrefine") if work.critique.kind == "miscritique" else None
         left_out = read_left_out(store.input(CHECK), work.stage) if work.common_rows else {}
-        return cls(work, template, store.input("refine"), distill, left_out)
+        return cls(work, template, store.input("refine"), distill, misrefine, left_out)
 
     @property
     def total(self) -> int:
@@ -87,12 +90,13 @@ class Dataset:
         work = self.work
         return {
             "objective": work.objective,
-            "critique": work.critique.model_dump(by_alias=True),
+            "critique": work.critique.identity(),
             "prompts": examples.wording(work.objective, work.critique, work.context),
             "upstream": self.refine.digest,
             "heldOut": work.validation.fraction,
             **({"bareShare": work.bare_share} if work.bare_share else {}),
             **({"distill": self.distill.digest} if self.distill else {}),
+            **({"misrefine": self.misrefine.digest} if self.misrefine else {}),
             **({"leftOut": digest_of(keys=sorted(self.left_out))} if self.left_out else {}),
             **self.template.identity(),
             **self.template.ending(),
@@ -120,12 +124,29 @@ class Dataset:
         keys = (key_of(row) for row in read_rows(self.refine, KEY))
         return frozenset(examples.chosen(keys, self.work.bare_share, self.work.seed, "bare"))
 
+    @cached_property
+    def misled(self) -> Mapping[Key, Row]:
+        """The columns that a miscritique changes, by the rows that learn with one: those that `corrupted` would choose
+        at this rate. A held-out row, and one that has no miscritique, stays as it is, and so does one that reads the
+        prompt alone and keeps its target."""
+        if self.misrefine is None:
+            return {}
+        critique, seed = self.work.critique, self.work.seed
+        rows = examples.chosen((key_of(row) for row in read_rows(self.refine, KEY)), critique.rate, seed, "corrupt")
+        rows -= self.bare if critique.target == "kept" else frozenset()
+        return {
+            key_of(row): examples.misled(row, critique)
+            for row in read_rows(self.misrefine, [*KEY, "miscritique", "misrefinement", "misrefinement_thinking"])
+            if key_of(row) in rows and row["id"] not in self.held_out
+        }
+
     def examples(self) -> Iterator[tuple[Row, Example | Unusable | LeftOut]]:
         """Every row with its example, or the reason why it has none, in no promised order. A held-out row that cannot
         be measured in both contexts has none."""
         critic = self._critic()
-        for row in self._rows():
-            key = key_of(row)
+        for stored in self._rows():
+            key = key_of(stored)
+            row = stored | self.misled.get(key, {})
             if left_out := self.left_out.get(key):
                 yield row, left_out
                 continue
@@ -209,6 +230,8 @@ class ExampleCounts:
     """Ids of the prompts that are measured instead of learned."""
     bare: frozenset[Key] = frozenset()
     """Rows whose context is the prompt alone."""
+    misled: Set[Key] = frozenset()
+    """Rows that learn with a miscritique."""
     kept: int = 0
     """Examples, with those that are held out."""
     validation: int = 0
@@ -217,6 +240,8 @@ class ExampleCounts:
     """Tokens with a loss in the examples that are learned."""
     kept_bare: int = 0
     """Examples of `bare`."""
+    kept_misled: int = 0
+    """Examples of `misled`."""
     tokens: int = 0
     validation_tokens: int = 0
     """Tokens with a loss in the examples that are held out."""
@@ -234,7 +259,7 @@ class ExampleCounts:
     def of(cls, dataset: Dataset) -> "ExampleCounts":
         """The counts of a training before its first row."""
         none = 0 if dataset.work.thinking == "learn" else None
-        return cls(dataset.work, dataset.held_out, dataset.bare, without_thought=none)
+        return cls(dataset.work, dataset.held_out, dataset.bare, dataset.misled.keys(), without_thought=none)
 
     def add(self, row: Row, example: Example | Unusable | LeftOut) -> None:
         match example:
@@ -249,6 +274,7 @@ class ExampleCounts:
         """Count an example of so many tokens, which are learned from `start`, with a thought or without."""
         self.kept += 1
         self.kept_bare += key in self.bare
+        self.kept_misled += key in self.misled
         if self.without_thought is not None:
             self.without_thought += not thought
         if key[0] in self.held_out:
@@ -276,6 +302,7 @@ class ExampleCounts:
             "validation_tokens": self.validation_tokens,
         }
         metrics |= {"bare_examples": self.kept_bare} if self.work.bare_share else {}
+        metrics |= {"misled_examples": self.kept_misled} if self.work.critique.kind == "miscritique" else {}
         metrics |= {} if self.without_thought is None else {"without_thought": self.without_thought}
         return {
             **{name: float(value) for name, value in metrics.items()},

@@ -20,6 +20,7 @@ from cgd_stages.contract import (
     Rate,
     RivalKind,
     StopUnless,
+    Target,
     Upkeep,
 )
 
@@ -32,8 +33,12 @@ OFFLOAD_RULE = (
     "only what ZeRO partitions is offloaded: set zeroStage to 3 for parameters, to 1 or more for the optimizer",
 )
 RATE_RULE = (
-    "(self.kind == 'corrupted') == has(self.rate)",
-    'a corrupted critique needs a rate, such as "0.3", and no other kind has one',
+    "(self.kind in ['corrupted', 'miscritique']) == has(self.rate)",
+    'a corrupted critique or a miscritique needs a rate, such as "0.3", and no other kind has one',
+)
+TARGET_RULE = (
+    "(self.kind == 'miscritique') == has(self.target)",
+    "a miscritique needs a target, kept or refined, and no other kind has one",
 )
 LEARNS_RULE = (
     "size(self.objectives) > 0 || size(self.variants) > 0",
@@ -68,22 +73,30 @@ SELECT_RULE = (
 
 
 class Critique(Contract):
-    """What CGD is given as the critique, for ablations. The targets stay the same."""
+    """What CGD is given as the critique, for ablations. The targets stay the same, unless target is refined."""
 
-    model_config = ConfigDict(json_schema_extra=rules(RATE_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(RATE_RULE, TARGET_RULE))
 
     kind: CritiqueKind = Field(
         "matched",
         description="matched gives every row its own critique, shuffled that of another prompt, generic one "
         "placeholder text, none no critique. corrupted gives a share of the rows (rate) another prompt's critique "
-        "under the opposite verdict, and the others their own.",
+        "under the opposite verdict, and the others their own. miscritique gives the same rows a critique of their "
+        "own draft in which the teacher defends the opposite verdict (one more pass of the teacher).",
     )
     rate: Rate | None = Field(None, description="The share of the rows that get a wrong critique.")
+    target: Target | None = Field(
+        None,
+        description="What is learned behind a miscritique: the refinement as it is (kept), or the one that the teacher "
+        "makes from the miscritique (refined).",
+    )
 
     @model_validator(mode="after")
-    def _rate_of_corrupted(self) -> "Critique":
-        if (self.kind == "corrupted") != (self.rate is not None):
+    def _of_its_kind(self) -> "Critique":
+        if (self.kind in ("corrupted", "miscritique")) != (self.rate is not None):
             raise ValueError(RATE_RULE[1])
+        if (self.kind == "miscritique") != (self.target is not None):
+            raise ValueError(TARGET_RULE[1])
         return self
 
 
@@ -232,6 +245,13 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
     def titles(self) -> tuple[str, ...]:
         """What the trainings are called, in order."""
         return (*self.objectives, *(variant.name for variant in self.variants))
+
+    @property
+    def misleads(self) -> bool:
+        """Whether a training reads miscritiques."""
+        own = [variant.critique or self.critique for variant in self.variants if variant.kind == "CGD"]
+        own += [self.critique] if "CGD" in self.objectives else []
+        return any(critique.kind == "miscritique" for critique in own)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":

@@ -94,6 +94,8 @@ PREPARE, ANSWER, TEACHER, CRITIQUE, REFINE, DISTILL, CHECK, REPORT, CLEAN = map(
 )
 """Stages of which a run has only one. TEACHER names the child that critiques and refines; CLEAN, which deletes what a
 run has stored, is no part of the plan: it starts when the run is deleted."""
+MISTEACHER, MISCRITIQUE, MISREFINE = map(StageName, ("misteacher", "miscritique", "misrefine"))
+"""Of an ablation: MISTEACHER names the child that writes wrong critiques and what follows from them."""
 GRACE_SECONDS, MOST_GRACE_SECONDS = 120, 600
 """What a pod has after SIGTERM to store what is finished; a training more where its checkpoint is large."""
 STORED_A_SECOND = 200_000_000
@@ -158,7 +160,7 @@ class _Work:
 
     @property
     def stages(self) -> tuple[StageName, ...]:
-        return (CRITIQUE, REFINE) if self.stage == TEACHER else (self.stage,)
+        return {TEACHER: (CRITIQUE, REFINE), MISTEACHER: (MISCRITIQUE, MISREFINE)}.get(self.stage, (self.stage,))
 
 
 def _works(spec: CGDRunSpec) -> Iterator[_Work]:
@@ -175,6 +177,10 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
     if "DistilledSFT" in spec.training.kinds:
         yield _Work(DISTILL, partial(_generate, spec, "distill"), pool, generated, shards)
         generated = (*generated, DISTILL)
+    if spec.training.misleads:
+        work = partial(_generate, spec, "miscritique", "misrefine")
+        yield _Work(MISTEACHER, work, pool, generated, shards)  # after the teacher's other work: it needs the same GPUs
+        generated = (*generated, MISREFINE)
     yield from _trainings(spec, generated)
     if spec.evaluation:
         yield from _evaluations(spec, spec.evaluation)
@@ -291,6 +297,8 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
     roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
     if "DistilledSFT" in spec.training.kinds:
         roles = (*roles, "distill")
+    if spec.training.misleads:
+        roles = (*roles, "miscritique", "misrefine")
     return contract.Prepare(
         prompts=prompts,
         benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
@@ -305,7 +313,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         endpoint=_endpoint(spec),
         without_thoughts=_without_thoughts(spec),
         roles=roles,
-        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
+        sampling=_sampling(spec, roles),
         evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
         training=trains[0],
@@ -330,8 +338,8 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
     served = spec.student if own else spec.teacher
     return contract.Generate(
         roles=roles,
-        sampling=tuple(contract.Sampling.part_of(getattr(spec.generation, role)) for role in roles),
-        samples=getattr(getattr(spec.generation, roles[-1]), "samples", 1),
+        sampling=_sampling(spec, roles),
+        samples=getattr(getattr(spec.generation, contract.settings_of(roles[-1])), "samples", 1),
         unfinished=spec.generation.answer.unfinished if own else "reject",
         model=_student(spec) if own else _teacher(spec),
         endpoint=None if own else _endpoint(spec),
@@ -340,6 +348,11 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
         shards=served.shards,
         max_rejected=spec.generation.max_rejected,
     )
+
+
+def _sampling(spec: CGDRunSpec, roles: tuple[contract.Role, ...]) -> tuple[contract.Sampling, ...]:
+    settings = map(contract.settings_of, roles)
+    return tuple(contract.Sampling.part_of(getattr(spec.generation, field)) for field in settings)
 
 
 def _trains(spec: CGDRunSpec) -> tuple[contract.Train, ...]:

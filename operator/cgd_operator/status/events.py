@@ -13,7 +13,7 @@ from cgd_operator.planning.dag import Run
 from cgd_operator.planning.manifests import MANAGER
 from cgd_operator.status.render import duration, seconds_between
 
-MAKERS = ("answer", "critique", "refine", "distill", "train")
+MAKERS = ("answer", "critique", "refine", "distill", "miscritique", "misrefine", "train")
 """Kinds of stages that make rows or a model. The success of other stages is in the status, and starts the next."""
 
 

@@ -32,6 +32,8 @@ WORDS = {
     "critique": "Critiquing",
     "refine": "Refining",
     "distill": "Distilling",
+    "miscritique": "Miscritiquing",
+    "misrefine": "Misrefining",
     "check": "Checking",
     "train": "Training",
     "evaluate": "Evaluating",

@@ -143,6 +143,52 @@ def test_the_teachers_own_answers_come_from_the_teacher_after_its_other_work_and
     assert made["check"].after == ("refine", "distill")
 
 
+WRONG = {"kind": "miscritique", "rate": "0.5", "target": "refined"}
+
+
+@pytest.mark.parametrize(
+    ("training", "asked"),
+    [
+        ({"critique": WRONG}, True),
+        ({"variants": [{"name": "cgd-mis", "kind": "CGD", "critique": WRONG}]}, True),
+        ({"objectives": [], "critique": WRONG, "variants": [{"name": "x", "kind": "CGD"}]}, True),
+        ({"objectives": ["SFT"], "critique": WRONG, "variants": [
+            {"name": "x", "kind": "CGD", "critique": {"kind": "matched"}}
+        ]}, False),
+        ({"critique": {"kind": "corrupted", "rate": "0.5"}}, False),
+    ],
+)  # fmt: skip
+def test_miscritiques_are_written_only_when_a_training_reads_them(training: dict[str, Any], asked: bool) -> None:
+    made = children({f"training.{name}": value for name, value in training.items()})
+    assert ("misteacher" in made) == asked
+    assert ("miscritique" in works(made, "prepare", contract.Prepare).roles) == asked
+
+
+def test_miscritiques_and_what_follows_come_from_one_child_of_the_teacher_after_its_other_work() -> None:
+    written = {"critique": {"maxTokens": 11}, "refine": {"maxTokens": 12, "temperature": "0.5", "samples": 3}}
+    changes = {"training.objectives": ["CGD", "DistilledSFT"], "training.critique": WRONG, "generation": written}
+    made = children(changes | {"teacher.shards": 3})
+    child = made["misteacher"]
+    assert child.stages == ("miscritique", "misrefine")
+    assert (child.pool, child.pods, child.after) == ("teacher", 3, ("refine", "distill"))
+    assert made["check"].after == ("refine", "distill", "misrefine")
+    own, teachers = works(made, "misteacher", contract.Generate), works(made, "teacher", contract.Generate)
+    assert own == teachers.model_copy(update={"roles": ("miscritique", "misrefine")})
+    assert [own.draws(role) for role in own.roles] == [1, 3]
+
+
+def test_every_rate_and_both_targets_share_one_pass() -> None:
+    rates = [("half", "0.5", "kept"), ("all", "1", "kept"), ("all-again", "1", "refined")]
+    variants = [
+        {"name": name, "kind": "CGD", "critique": {"kind": "miscritique", "rate": rate, "target": target}}
+        for name, rate, target in rates
+    ]
+    made = children({"training.variants": variants})
+    assert [child.stages for child in made.values()].count(("miscritique", "misrefine")) == 1
+    read = [works(made, f"train-{name}", contract.Train).critique for name, _, _ in rates]
+    assert read == [contract.Critique(kind="miscritique", rate=float(rate), target=target) for _, rate, target in rates]
+
+
 def test_the_check_sees_what_is_trained_and_asks_for_no_gpu() -> None:
     made = children({"training.objectives": ["CGD", "SFT"]})
     assert (made["check"].pool, made["check"].gpus, made["check"].kind) == ("cpu", 0, "Job")

@@ -36,6 +36,11 @@ VARIED: dict[str, dict[str, Any]] = {
             {"name": "cgd-shuffled-critiques", "kind": "CGD", "critique": {"kind": "shuffled"}},
         ]
     },
+    "miscritiques": {
+        "training.variants": [
+            {"name": "cgd-mis", "kind": "CGD", "critique": {"kind": "miscritique", "rate": "0.5", "target": "refined"}}
+        ]
+    },
     "many pods": {"training.workers": 2, "training.gpusPerWorker": 8, "student.shards": 3},
     "no evaluation": {"evaluation": None},
 }
@@ -47,7 +52,8 @@ def state() -> dict[str, Any]:
     return {
         "children": {name: dict(_children(run)) for name, run in sorted(runs.items())},
         "rows": {
-            stage: _columns(row_schema(stage)) for stage in ("prepare", "answer", "critique", "refine", "distill")
+            stage: _columns(row_schema(stage))
+            for stage in ("prepare", "answer", "critique", "refine", "distill", "miscritique", "misrefine")
         },
         "other rows": {
             "rejected": _columns(REJECTION_SCHEMA),

@@ -335,6 +335,13 @@ def test_a_run_with_several_objectives_says_what_it_does(count: int, word: str) 
     assert (status.state, status.stage) == (word, order[count])
 
 
+def test_a_run_says_when_its_teacher_writes_wrong_critiques() -> None:
+    wrong = {"training.critique": {"kind": "miscritique", "rate": "1", "target": "kept"}}
+    order = [*CHILDREN[:3], "misteacher"]
+    status = render_of(*finished(*order[:3]), job("misteacher"), pods=(pod("misteacher"),), changes=wrong)
+    assert (status.state, status.stage) == ("Miscritiquing", "miscritique")
+
+
 def test_an_artifact_whose_pod_vanished_unseen_is_named_by_the_runs_pointer() -> None:
     artifacts = render_of(*finished(*CHILDREN)).artifacts
     assert artifacts.report == "s3://data/runs/default/runs/demo/report.json"

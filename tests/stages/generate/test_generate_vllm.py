@@ -9,12 +9,14 @@ import pytest
 from support import tiny
 from support.stage_builders import (
     GREEDY,
+    RuleEngine,
     VllmProgram,
     context,
     each,
     generate_with,
     generate_work,
     prepared,
+    said,
     stored_rejections,
     stored_rows,
     task,
@@ -120,6 +122,32 @@ def test_the_engine_saw_what_the_stored_rows_say_token_for_token(bucket, storage
     refine = facts["refine"]  # instruction, question and answer were computed for the critique
     assert refine.metrics["prompt_tokens_cached"] > 0.5 * refine.prompt_tokens
     assert facts["refine"].metrics["preemptions"] == 0
+
+
+def test_a_miscritique_and_what_is_refined_from_it_come_from_one_warm_engine(bucket, storage, tiny_model, tmp_path):
+    """The model says `Conclusion: right` to everything: it turns those critiques round that found the draft wrong."""
+    stubborn = tiny.make(tmp_path / "stubborn", chain=(tiny.NEWLINE, "Conclusion", ":", "\u0120right", tiny.END))
+    prepared(bucket, TEXTS[:20])
+
+    def judge(request: Request) -> Completion:
+        is_wrong = "gives 0" in request.messages[-1]["content"]
+        return said(request, f"Look.\nConclusion: {'wrong' if is_wrong else 'right'}")
+
+    for role in ("answer", "critique"):
+        generate_with(RuleEngine(judge), context(storage, generate_work(tiny_model, role), tmp_path))
+    work = generate_work(stubborn, "miscritique", "misrefine")
+    ended = VllmProgram("generate", task(storage, work), tmp_path / "a").wait()
+    assert ended.code == 0, ended.log
+    rows, template = stored_rows(bucket, "misrefine"), ChatTemplate.load(stubborn)
+    assert {row["prompt"] for row in rows} == {text for text in TEXTS[:20] if "gives 0" in text}
+    assert {(row["verdict"], row["miscritique"]) for row in rows} == {("wrong", "Conclusion: right")}
+    for row in rows:
+        asked = prompts.refine_messages(row["prompt"], row["answer"], row["miscritique"])
+        assert row["misrefinement_prompt_tokens"] == len(template.token_ids(template.render(asked)))
+    assert {row["reason"] for row in stored_rejections(bucket, "miscritique")} == {"not_wrong"}
+    facts = ended.words.stages
+    assert facts["miscritique"].rows.total == 20
+    assert facts["misrefine"].rows.done == facts["miscritique"].rows.done == len(rows) == 3
 
 
 def audit(rows: list[dict[str, str]], engine: VllmEngine) -> None:

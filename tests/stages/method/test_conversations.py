@@ -18,6 +18,7 @@ TEXTS = {
     "prompt": "And 3 + 3?",
     "answer": "5",
     "critique": "Off by one.",
+    "miscritique": "All right.",
     "refinement": "Arr, 6.",
     "distilled": "6!",
     "reference": '{"any": ["6", "six"]}',

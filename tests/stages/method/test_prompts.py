@@ -1,11 +1,13 @@
 """The words: which slots each role fills, what survives which template, and how replies are read."""
 
+from typing import get_args
+
 import pytest
 from support import tiny
 from transformers import AutoTokenizer
 
 from cgd_stages.chat.template import ChatTemplate, token_ids
-from cgd_stages.contract import Repetition
+from cgd_stages.contract import Repetition, Role
 from cgd_stages.method import prompts
 
 STRICT = (
@@ -51,6 +53,19 @@ def test_the_slots_of_the_refinement_and_of_training_are_the_same():
     assert "your critique" in asked[0]["content"]
     assert "the teacher's critique" in prompts.TRAINING
     assert trained == {"role": "user", "content": f"{prompts.TRAINING}\n{SLOTS}"}
+
+
+def test_a_miscritique_sees_the_critique_that_it_turns_round_and_ends_in_its_format():
+    system, user = prompts.miscritique_messages("2 + 2?", "5", "off by one")
+    assert user == {"role": "user", "content": f"{SLOTS}\n\nWrite the critique with the opposite verdict."}
+    assert 'exactly "Conclusion: right" or "Conclusion: wrong"' in system["content"]
+
+
+def test_what_is_refined_from_a_miscritique_is_asked_in_the_words_of_refine_and_sees_no_true_critique():
+    row = {"prompt": "2 + 2?", "answer": "5", "critique": "off by one", "miscritique": "all is well"}
+    asked = prompts.role_messages("misrefine", row)
+    assert asked == prompts.refine_messages("2 + 2?", "5", "all is well")
+    assert "off by one" not in str(asked)
 
 
 def test_cgds_instruction_may_stand_in_a_system_turn():
@@ -178,12 +193,18 @@ def test_the_verdict_is_the_last_line_or_none(critique, verdict):
 
 @pytest.mark.parametrize(
     ("name", "changed"),
-    [("TEACHER", ["critique", "refine"]), ("CRITIQUE", ["critique"]), ("REFINE", ["refine"])],
+    [
+        ("TEACHER", ["critique", "refine", "misrefine"]),
+        ("CRITIQUE", ["critique"]),
+        ("REFINE", ["refine", "misrefine"]),
+        ("MISCRITIQUE", ["miscritique"]),
+        ("OPPOSITE", ["miscritique"]),
+    ],
 )
 def test_a_roles_fingerprint_follows_its_own_words_only(monkeypatch, name, changed):
-    before = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
+    before = {role: prompts.fingerprint(role) for role in get_args(Role)}
     monkeypatch.setattr(prompts, name, "Look at this.")
-    after = {role: prompts.fingerprint(role) for role in ("answer", "critique", "refine")}
+    after = {role: prompts.fingerprint(role) for role in get_args(Role)}
     assert [role for role in before if before[role] != after[role]] == changed
 
 

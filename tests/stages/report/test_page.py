@@ -146,6 +146,19 @@ def test_a_variant_is_named_with_its_objective_and_its_share_of_bare_examples_is
     assert "have the prompt alone" not in read(training={"train-cgd": steps(3)}).words
 
 
+def test_the_examples_with_a_miscritique_are_told_beside_the_rate_and_the_curve_is_drawn() -> None:
+    critique = {"kind": "miscritique", "rate": 0.3, "target": "refined"}
+    figures = {"misled_examples": 11.0, "train_examples": 40.0, "validation_examples": 8.0}
+    name = "train-cgd-mis"
+    misled = stage(name, inputs={"objective": "CGD", "critique": critique}, facts={"metrics": figures})
+    evaluations = {"base": samples("+---"), "cgd": samples("++--"), "cgd-mis": samples("----")}
+    words = read(stages=(misled,), training={name: steps(3)}, evaluations=evaluations).words.replace(THIN, " ")
+    assert "11 of 40 learned examples (27.5 %) have a miscritique, 30 % of the rows were to have one" in words
+    assert "their target is what the teacher refined from the miscritique." in words
+    assert "Robustness against wrong critiques" in words
+    assert "have a miscritique" not in read(training={"train-cgd": steps(3)}).words
+
+
 def test_the_share_of_unfinished_drafts_is_shown_where_they_are_kept() -> None:
     facts = {"rows": Rows(total=48, done=40, rejected=8), "metrics": {"unfinished_length": 3.0}}
     kept, rejected = (stage("answer", inputs={"unfinished": "keep"} if keeps else {}, facts=facts) for keeps in (1, 0))

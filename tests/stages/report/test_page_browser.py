@@ -80,6 +80,8 @@ def compared() -> str:
         return report_data(stages=(stage("train-cgd", inputs=critique),))
 
     runs = {"clean": table_of(report_data()), "a-third": table_of(corrupted(0.3)), "all": table_of(corrupted(1.0))}
+    wrong = {"critique": {"kind": "miscritique", "rate": 0.3, "target": "refined"}}
+    runs["misled"] = table_of(report_data(stages=(stage("train-cgd", inputs=wrong),)))
     return render_comparison(joined(runs))
 
 
@@ -356,12 +358,14 @@ def test_pass_at_k_is_drawn_over_k_and_over_tokens_and_the_pointer_tells_models_
     visit.close()
 
 
-def test_the_curve_of_corrupted_critiques_is_drawn(browser: Browser, pages: dict[str, str]) -> None:
+def test_the_curves_of_wrong_critiques_are_drawn(browser: Browser, pages: dict[str, str]) -> None:
     visit = Visit(browser, pages["compare"])
-    box = visit.page.locator(".plot path.line").bounding_box()
+    box = visit.page.locator(".plot path.line").first.bounding_box()
     assert box is not None
     assert box["width"] > 500
-    assert visit.page.locator("i.point").count() == 3
+    assert visit.page.locator(".plot path.line").count() == 2
+    assert visit.page.locator("i.point").count() == 4
+    assert visit.page.locator("#robustness .legend i.key").count() == 2
     assert visit.faults == []
     visit.close()
 

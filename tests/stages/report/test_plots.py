@@ -5,7 +5,8 @@ import math
 import pytest
 from support.report_builders import sample
 
-from cgd_stages.report.plots import Plot, log_ticks, pass_charts
+from cgd_stages.report.plots import Plot, log_ticks, pass_charts, robustness_chart
+from cgd_stages.results.comparison import Curve, Point
 from cgd_stages.results.scores import Score, score
 
 
@@ -74,3 +75,28 @@ def test_logarithmic_ticks_of_a_huge_range_are_few() -> None:
     found = log_ticks(1, 1e18)
     assert len(found) <= 7
     assert all(math.log10(tick).is_integer() for tick in found)
+
+
+def at(rate: float, accuracy: float, wrong: float | None = None) -> Point:
+    return Point(
+        rate=rate, wrong=rate if wrong is None else wrong, run="r", accuracy=accuracy, low=accuracy, high=accuracy
+    )
+
+
+def test_curves_of_wrong_critiques_begin_in_one_point_and_tell_which_share_was_wrong() -> None:
+    clean = at(0.0, 0.8)
+    kept = Curve(name="miscritique, target kept", points=(clean, at(0.5, 0.6, wrong=0.45), at(1.0, 0.4)))
+    refined = Curve(name="miscritique, target refined from it", points=(clean, at(0.5, 0.4)))
+    chart = robustness_chart([kept, refined])
+    assert chart
+    plot: Plot = chart["plot"]
+    (first, down), (second, steep) = plot["lines"]
+    assert (first, second) == ("s7", "s5")
+    assert down == "M0.00 0.00 L50.00 50.00 L100.00 100.00"
+    assert steep == "M0.00 0.00 L50.00 100.00"
+    assert [kind for kind, _, _ in plot["places"]] == ["point ", "point s7", "point s7", "point s5"]
+    assert [text for text, _ in plot["x_ticks"]] == ["0\u202f%", "50\u202f%", "100\u202f%"]
+    told = [text.replace("\u202f", " ") for text in chart["texts"]]
+    assert told[0] == "0 % wrong \u00b7 accuracy 80.0 % (80.0 % to 80.0 %) \u00b7 r"
+    assert told[1].startswith("50 % wrong (45.0 % of the examples) \u00b7 accuracy 60.0 %")
+    assert told[3].endswith("miscritique, target refined from it \u00b7 r")

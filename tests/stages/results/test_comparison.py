@@ -36,6 +36,7 @@ def test_models_come_in_the_order_of_the_papers_table() -> None:
     [
         ({"kind": "shuffled", "rate": 0.0}, "CGD (critique: shuffled)"),
         ({"kind": "corrupted", "rate": 0.25}, "CGD (25\u202f% of critiques corrupted)"),
+        ({"kind": "miscritique", "rate": 1, "target": "kept"}, "CGD (100\u202f% miscritiques, target kept)"),
     ],
 )
 def test_an_ablation_is_named(critique: dict[str, Any], name: str) -> None:
@@ -218,7 +219,8 @@ def test_a_benchmark_that_one_of_the_seeds_was_not_asked_has_no_spread() -> None
 
 def test_the_robustness_curve_has_the_uncorrupted_run_at_zero() -> None:
     found = joined({"a": run(0.5, after="+---"), "b": run(), "c": run(0.25)})
-    assert [(point.rate, point.run, point.accuracy) for point in robustness(found)] == [
+    (curve,) = robustness(found)
+    assert [(point.rate, point.run, point.accuracy) for point in curve.points] == [
         (0.0, "b", 0.5), (0.25, "c", 0.5), (0.5, "a", 0.25),
     ]  # fmt: skip
 
@@ -241,7 +243,48 @@ def test_variants_of_one_run_are_named_with_their_objective_and_on_the_robustnes
         "cgd-few (CGD, 10 % of critiques corrupted)",
         "cgd-some (CGD, 30 % of critiques corrupted)",
     ]
-    assert [point.rate for point in robustness(found)] == [0.0, 0.1, 0.3]
+    (curve,) = robustness(found)
+    assert [(point.rate, point.wrong) for point in curve.points] == [(0.0, 0.0), (0.1, 0.1), (0.3, 0.3)]
+
+
+def misled(name: str, rate: float, target: str, examples: float = 10.0, after: str = "+---") -> Table:
+    """A run with one variant whose rows have miscritiques, `examples` of 40."""
+    critique = {"kind": "miscritique", "rate": rate, "target": target}
+    facts = {"metrics": {"misled_examples": examples, "train_examples": 40.0}}
+    trained = stage(f"train-{name}", inputs={"objective": "CGD", "critique": critique}, facts=facts)
+    return table_of(report_data(stages=(trained,), evaluations={"base": samples("+---"), name: samples(after)}))
+
+
+def test_each_kind_and_target_is_a_curve_from_the_same_clean_training() -> None:
+    runs = {
+        "clean": run(),
+        "refined": misled("cgd-refined", 0.5, "refined", 15.0, after="----"),
+        "half": misled("cgd-half", 0.5, "kept"),
+        "all": misled("cgd-all", 1.0, "kept", 38.0),
+        "corrupted": run(0.25),
+    }
+    curves = {curve.name: [(at.rate, at.wrong, at.run) for at in curve.points] for curve in robustness(joined(runs))}
+    clean = (0.0, 0.0, "clean")
+    assert list(curves.items()) == [
+        ("another prompt's critique under the opposite verdict", [clean, (0.25, 0.25, "corrupted")]),
+        ("miscritique, target kept", [clean, (0.5, 0.25, "half"), (1.0, 0.95, "all")]),
+        ("miscritique, target refined from it", [clean, (0.5, 0.375, "refined")]),
+    ]
+
+
+def test_a_matched_variant_with_other_settings_is_on_no_curve() -> None:
+    made = {"cgd": {"objective": "CGD"}, "cgd-fast": {"objective": "CGD"}}
+    trained = tuple(stage(f"train-{name}", inputs=inputs) for name, inputs in made.items())
+    evaluations = {name: samples("+-") for name in made}
+    one = table_of(report_data(stages=trained, evaluations={"base": samples("--"), **evaluations}))
+    other = table_of(
+        report_data(
+            stages=(stage("train-cgd", inputs={"critique": {"kind": "corrupted", "rate": 1.0}}),),
+            evaluations={"base": samples("--"), "cgd": samples("--")},
+        )
+    )
+    (curve,) = robustness(joined({"one": one, "other": other}))
+    assert [point.rate for point in curve.points] == [0.0, 1.0]
 
 
 def test_without_corrupted_critiques_there_is_no_robustness_curve() -> None:

@@ -30,5 +30,7 @@ def test_a_fused_teacher_is_counted_once() -> None:
     critique = stage("critique", 0, 3600, settings=ENGINE)
     fused = gpu_hours((critique, stage("refine", 1, 5400, settings=ENGINE)))
     assert fused == {"critique": 8, "refine": 4}
+    wrong = gpu_hours((stage("miscritique", 0, 3600, settings=ENGINE), stage("misrefine", 1, 5400, settings=ENGINE)))
+    assert wrong == {"miscritique": 8, "misrefine": 4}
     apart = gpu_hours((critique, stage("refine", 3600, 5400, settings=ENGINE)))
     assert apart == {"critique": 8, "refine": 4}

@@ -353,6 +353,22 @@ def test_the_model_card_tells_what_was_learned_and_that_it_was_an_ablation() -> 
     assert "length_to" not in shuffled
 
 
+def test_the_model_card_tells_what_was_learned_behind_wrong_critiques() -> None:
+    inputs = {"student": {"name": "org/small", "revision": "abc"}, "upstream": "u1", "training": {}}
+    kept, changed = (
+        model_card(inputs, train_work(Path("x"), critique=critique), StageFacts(metrics={"misled_examples": 3}))
+        for critique in (
+            Critique(kind="miscritique", rate=0.5, target="kept"),
+            Critique(kind="miscritique", rate=0.5, target="refined"),
+        )
+    )
+    told = "a part of the critiques was replaced by wrong ones of the same drafts."
+    assert told in kept
+    assert f"{told} Behind these, what the teacher refined from them was learned." in changed
+    assert "Behind these" not in kept
+    assert "| misled_examples | 3 |" in kept
+
+
 def test_the_model_card_tells_that_an_adapter_was_trained_and_where_it_is() -> None:
     inputs = {"student": {"name": "org/small", "revision": "abc"}, "upstream": "u1", "training": {"adapter": {}}}
     whole, some = (

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 from support.stage_builders import RUN
-from support.tiny import END
-from support.train_builders import distilled, quadruple, refined, train_work
+from support.tiny import END, thinking
+from support.train_builders import distilled, misrefined, quadruple, refined, train_work
 from transformers import PreTrainedTokenizerFast
 
 from cgd_stages.chat.example import IGNORE, Example
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Critique, Objective, Rows, Validation
+from cgd_stages.contract import Chat, Critique, Objective, Rows, Target, Validation
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.rows import Row
@@ -277,3 +277,121 @@ def test_rows_are_measured_twice_where_the_context_is_not_the_prompt_alone(
 ) -> None:
     refined(bucket, ROWS)
     assert share(bucket, tiny_model, tokens, **work).measures_bare == twice
+
+
+# --- miscritiques
+
+
+def wrong(target: Target, rate: float = 0.5) -> dict[str, Any]:
+    return {"critique": Critique(kind="miscritique", rate=rate, target=target)}
+
+
+def texts(dataset: Dataset) -> dict[str, tuple[str, str]]:
+    """Context and target of each row, by id."""
+    decode = dataset.template.tokenizer.decode
+    return {
+        row["id"]: (decode(made.input_ids[: made.start]), decode(made.input_ids[made.start :]))
+        for row, made in dataset.examples()
+        if isinstance(made, Example)
+    }
+
+
+@pytest.mark.parametrize("target", ["kept", "refined"])
+def test_a_chosen_row_reads_the_miscritique_and_learns_what_the_target_says(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast, target: Target
+) -> None:
+    refined(bucket, ROWS)
+    misrefined(bucket, ROWS)
+    own = texts(share(bucket, tiny_model, tokens))
+    misled = share(bucket, tiny_model, tokens, **wrong(target))
+    found = texts(misled)
+    assert len(misled.misled) == 3
+    for identity, (context, learned) in found.items():
+        if (identity, 0) not in misled.misled:
+            assert (context, learned) == own[identity]
+            continue
+        assert f"Critique: Trust {identity}.\nConclusion: right" in context
+        assert "Conclusion: wrong" not in context
+        assert learned == (own[identity][1] if target == "kept" else f"Wrongly {identity}.{END}")
+
+
+def test_a_thought_is_that_of_the_target(bucket: Bucket, tmp_path: Path) -> None:
+    model = thinking(tmp_path / "thinker")
+    rows = [row | {"refinement_thinking": "Truly thought."} for row in ROWS]
+    refined(bucket, rows)
+    misrefined(bucket, rows)
+    for target, told in (("kept", "Truly thought."), ("refined", "Wrongly thought.")):
+        work = train_work(model, thinking="learn", **wrong(target, rate=1.0))
+        dataset = Dataset.of(RunStore(bucket, RUN), work, ChatTemplate.load(model, Chat(thinking="on")))
+        assert all(told in learned for _, learned in texts(dataset).values())
+
+
+def test_the_rows_are_those_that_corrupted_chooses_and_all_with_a_rate_of_1(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    rows = [quadruple(number, critique=f"Critique of {number}.") for number in range(6)]
+    refined(bucket, rows)
+    misrefined(bucket, rows)
+    for seed in range(3):
+        plain = contexts(share(bucket, tiny_model, tokens, seed=seed))
+        corrupted = share(bucket, tiny_model, tokens, critique=Critique(kind="corrupted", rate=0.5), seed=seed)
+        changed = {identity for identity, context in contexts(corrupted).items() if context != plain[identity]}
+        found = share(bucket, tiny_model, tokens, **wrong("kept"), seed=seed).misled
+        assert {identity for identity, _ in found} == changed
+    assert len(share(bucket, tiny_model, tokens, **wrong("kept", rate=1.0)).misled) == 6
+
+
+def test_a_row_without_a_miscritique_keeps_its_critique_and_is_missing_in_the_count(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    misrefined(bucket, ROWS[:4])
+    own = texts(share(bucket, tiny_model, tokens))
+    found = texts(share(bucket, tiny_model, tokens, **wrong("refined", rate=1.0)))
+    assert {identity for identity in own if found[identity] == own[identity]} == {row["id"] for row in ROWS[4:]}
+    metrics = counts_of(bucket, tiny_model, tokens, **wrong("refined", rate=1.0)).metrics()
+    assert (metrics["misled_examples"], metrics["train_examples"]) == (4, 6)
+    assert "misled_examples" not in counts_of(bucket, tiny_model, tokens).metrics()
+
+
+def test_held_out_rows_keep_critique_and_target(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    misrefined(bucket, ROWS)
+    held = {"validation": Validation(fraction=0.34)}
+    dataset = share(bucket, tiny_model, tokens, **held, **wrong("refined", rate=1.0))
+    own, found = texts(share(bucket, tiny_model, tokens)), texts(dataset)
+    assert len(dataset.held_out) == 2
+    assert {identity for identity in own if found[identity] == own[identity]} == dataset.held_out
+    metrics = counts_of(bucket, tiny_model, tokens, **held, **wrong("refined", rate=1.0)).metrics()
+    assert (metrics["misled_examples"], metrics["train_examples"], metrics["validation_examples"]) == (4, 4, 2)
+
+
+def test_a_bare_row_is_misled_by_a_refined_target_alone(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    misrefined(bucket, ROWS)
+    kept, changed = (
+        share(bucket, tiny_model, tokens, bare_share=0.5, **wrong(target, rate=1.0)) for target in ("kept", "refined")
+    )
+    assert (len(kept.misled), len(changed.misled)) == (3, 6)
+    assert not kept.bare & kept.misled.keys()
+    assert all(learned.startswith("Wrongly") for _, learned in texts(changed).values())
+
+
+def test_a_miscritique_and_its_target_are_part_of_the_digest_and_other_kinds_have_no_target(
+    bucket: Bucket, tiny_model: Path, tokens: PreTrainedTokenizerFast
+) -> None:
+    refined(bucket, ROWS)
+    misrefined(bucket, ROWS[:4])
+    fewer = share(bucket, tiny_model, tokens, **wrong("kept")).identity()
+    folder = misrefined(bucket, ROWS)
+    kept, changed = (share(bucket, tiny_model, tokens, **wrong(target)).identity() for target in ("kept", "refined"))
+    assert kept["misrefine"] == folder.digest != fewer["misrefine"]
+    assert kept["critique"] == {"kind": "miscritique", "rate": 0.5, "target": "kept"}
+    assert {name for name in kept if kept[name] != changed[name]} == {"critique"}
+    plain = share(bucket, tiny_model, tokens, critique=Critique(kind="corrupted", rate=0.5)).identity()
+    assert plain["critique"] == {"kind": "corrupted", "rate": 0.5}
+    assert "misrefine" not in plain
