@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS
 from replicate import pretrain, results, tutor
-from replicate.arithmetic import CHAINS, HUNDREDS, LONG, SUMS
+from replicate.arithmetic import CHAINS, HUNDREDS, ONES, SUMS, TENS
 from replicate.study import ARMS, KEYS, MORE_ARMS, SEVERAL, Misfit, Outcome, Size, Study, StudyError
 
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ QUICK = replace(
 FULL = (
     DEFAULT,
     replace(DEFAULT, name="sums-more", arms=(*(arm for arm in ARMS if arm.name in SEVERAL), *MORE_ARMS)),
-    *(replace(DEFAULT, name=kind.name, kind=kind) for kind in (CHAINS, LONG, HUNDREDS)),
+    *(replace(DEFAULT, name=kind.name, kind=kind) for kind in (ONES, TENS, HUNDREDS)),
 )
 
 console = Console(highlight=False)

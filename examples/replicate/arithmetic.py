@@ -1,9 +1,9 @@
 """The study's subject: chains of additions and subtractions, worked line by line. Pure: values and texts.
 
-What is 47 + 18 - 29? End with "Answer: N".
+What is 27 + 18 - 9? End with "Answer: N".
 
-47 + 18 = 65
-65 - 29 = 36
+27 + 18 = 45
+45 - 9 = 36
 Answer: 36
 """
 
@@ -35,12 +35,13 @@ class Kind:
     """No result lies above it, and none below 0."""
 
 
-SUMS = Kind("sums", start=(11, 88), numbers=(11, 49), steps=(2, 2), largest=99)
-"""Of SmolLM2-135M-Instruct, which half knows them."""
-CHAINS = Kind("chains", start=(11, 99), numbers=(2, 9), steps=(3, 5), largest=99)
-"""Of the small student, which was pre-trained on them."""
-LONG = Kind("long", start=(11, 88), numbers=(11, 49), steps=(3, 3), largest=99)
+SUMS = Kind("sums", start=(5, 30), numbers=(2, 19), steps=(1, 2), largest=49)
+"""Which SmolLM2-135M-Instruct half knows."""
+ONES = Kind("ones", start=(2, 9), numbers=(1, 9), steps=(2, 2), largest=20)
+TENS = Kind("tens", start=(11, 60), numbers=(11, 39), steps=(1, 1), largest=99)
 HUNDREDS = Kind("hundreds", start=(101, 899), numbers=(101, 499), steps=(1, 1), largest=999)
+CHAINS = Kind("chains", start=(11, 99), numbers=(2, 9), steps=(3, 5), largest=99)
+"""Of the tiny student, which was pre-trained on them."""
 
 _QUESTION = re.compile(r'What is (\d+)((?: [+-] \d+)+)\? End with "(.+)"\.')
 _STEP = re.compile(r"([+-]) (\d+)")

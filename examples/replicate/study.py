@@ -31,6 +31,7 @@ from cgd_stages import contract
 from cgd_stages.contract import StageName
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
+from cgd_stages.store.rows import digest_of
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import BARE_LOSS, VALIDATION_LOSS, Record
@@ -230,29 +231,39 @@ class Study:
         """All runs, or what an interrupted study has left of them. Raises Misfit, before anything is trained, when the
         rows do not fit; StudyError."""
         self._bring()
-        size, arms = self.size, self.size.arms
-        tried = self._run("rates", [arm.variant(rate) for arm in arms for rate in size.rates], evaluation=None)
-        self._execute(tried, {"prepare", "generate", "check"})
-        rows = self._rows(tried)
-        if not fits(rows):
-            raise Misfit
-        rates = self._rates(tried)
-        chosen = rates.chosen
-        self.tell(f"rates: {', '.join(f'{arm} {rate}' for arm, rate in chosen.items())}")
-        exam = self._run("exam", [arm.variant(chosen[arm.name]) for arm in arms], evaluation=self._exam())
+        tried = self._run("rates", [arm.variant(rate) for arm in self.size.arms for rate in self.size.rates])
+        rows, rates = self._tried(tried, fits)
+        chosen = {arm.name: arm.training(rates.chosen[arm.name]) for arm in self.size.arms}
+        variants = {arm.name: arm.variant(rates.chosen[arm.name]) for arm in self.size.arms}
+        self.tell(f"chosen: {', '.join(chosen.values())}")
+        exam = self._run("exam", list(variants.values()), evaluation=self._exam())
+        several = self._run("several", [variants[name] for name in SEVERAL], evaluation=self._several())
         self._execute(exam)
-        some = [arm for arm in arms if arm.name in SEVERAL]
-        several = self._run("several", [arm.variant(chosen[arm.name]) for arm in some], evaluation=self._several())
         self._execute(several)
-        self._execute_child(dag.cleaning(tried))  # of the models, those that were not chosen
-        runs = {"exam": exam, "several": several}
-        marks = {
-            name: {BASE: self._marks(run, BASE)}
-            | {arm.name: self._marks(run, arm.training(chosen[arm.name])) for arm in (arms if run is exam else some)}
-            for name, run in runs.items()
-        }
-        reports = {name: self._report(run) for name, run in runs.items()}
-        return Outcome(rows, rates, marks["exam"], marks["several"], reports)
+        self._execute_child(dag.cleaning(tried))  # deletes the models that no other run has chosen
+        return Outcome(
+            rows,
+            rates,
+            exam={name: self._marks(exam, model) for name, model in {BASE: BASE, **chosen}.items()},
+            several={name: self._marks(several, {BASE: BASE, **chosen}[name]) for name in (BASE, *SEVERAL)},
+            reports={"exam": self._report(exam), "several": self._report(several)},
+        )
+
+    def _tried(self, run: dag.Run, fits: Callable[[Rows], bool]) -> tuple[Rows, Rates]:
+        """Make the rows, and train every arm with every rate. What came out is written down, because the models that
+        are not chosen are deleted with the run."""
+        digest = digest_of(spec=run.spec.model_dump(mode="json", exclude={"storage"}))
+        path = self.folder / f"{run.name}-{digest[:8]}.json"
+        if not path.exists():
+            self._execute(run, {"prepare", "generate", "check"})
+            rows = self._rows(run)
+            self.tell(f"rows: {rows}")
+            if not fits(rows):
+                raise Misfit
+            self._execute(run)
+            path.write_text(json.dumps({"rows": asdict(rows), "rates": asdict(self._rates(run))}, indent=1))
+        found = json.loads(path.read_text())
+        return Rows(**found["rows"]), Rates(**found["rates"])
 
     # --- the runs -----------------------------------------------------------------------------------------------
 
@@ -260,7 +271,7 @@ class Study:
     def _name(self) -> str:
         return f"{self.size.name}-seed{self.seed}"
 
-    def _run(self, name: str, variants: list[dict[str, Any]], *, evaluation: dict[str, Any] | None) -> dag.Run:
+    def _run(self, name: str, variants: list[dict[str, Any]], *, evaluation: dict[str, Any] | None = None) -> dag.Run:
         manifest = self.manifest()
         spec = manifest["spec"]
         spec["student"]["model"] = str(self.student)
@@ -357,20 +368,12 @@ class Study:
         )
 
     def _rates(self, run: dag.Run) -> Rates:
-        """Train every arm with every rate, and read its losses. They are written down, because the models that are not
-        chosen are deleted."""
-        path = self.folder / f"{self._name}-rates.json"
-        if not path.exists():
-            self._execute(run)
-            curves = {
-                arm: {rate: self._curve(run, arm.training(rate)) for rate in self.size.rates} for arm in self.size.arms
-            }
-            losses = {
-                arm.name: {rate: held_out_loss(curve[-1]) for rate, curve in of.items()} for arm, of in curves.items()
-            }
-            first = next(curve[0]["loss"] for arm, of in curves.items() if arm.name == "cgd" for curve in of.values())
-            path.write_text(json.dumps(asdict(Rates(losses, first)), indent=1))
-        return Rates(**json.loads(path.read_text()))
+        curves = {
+            arm.name: {rate: self._curve(run, arm.training(rate)) for rate in self.size.rates} for arm in self.size.arms
+        }
+        losses = {arm: {rate: held_out_loss(curve[-1]) for rate, curve in of.items()} for arm, of in curves.items()}
+        first, *_ = curves["cgd"].values()
+        return Rates(losses, first_loss=first[0]["loss"])
 
     def _curve(self, run: dag.Run, training: str) -> list[Record]:
         folder = self._folder(run, contract.train_stage(training))

@@ -19,8 +19,9 @@ from replicate.arithmetic import (
     CHAINS,
     ENDINGS,
     HUNDREDS,
-    LONG,
+    ONES,
     SUMS,
+    TENS,
     Kind,
     Problem,
     Unreadable,
@@ -51,7 +52,7 @@ from replicate.study import (
 PROBLEM = Problem(47, (("+", 8), ("-", 9), ("+", 6)), "answer")
 RIGHT = "47 + 8 = 55\n55 - 9 = 46\n46 + 6 = 52\nAnswer: 52"
 NO_CARRY = "47 + 8 = 45\n45 - 9 = 36\n36 + 6 = 42\nAnswer: 42"
-KINDS = (SUMS, CHAINS, LONG, HUNDREDS)
+KINDS = (SUMS, ONES, TENS, HUNDREDS, CHAINS)
 
 
 def problems(count: int = 50, kind: Kind = CHAINS) -> list[Problem]:
