@@ -1,10 +1,10 @@
 """The study's subject: chains of additions and subtractions, worked line by line. Pure: values and texts.
 
-What is 27 + 18 - 9? End with "Answer: N".
+What is 17 + 8 - 9? End with "Answer: N".
 
-27 + 18 = 45
-45 - 9 = 36
-Answer: 36
+17 + 8 = 25
+25 - 9 = 16
+Answer: 16
 """
 
 import operator
@@ -35,7 +35,7 @@ class Kind:
     """No result lies above it, and none below 0."""
 
 
-SUMS = Kind("sums", start=(5, 30), numbers=(2, 19), steps=(1, 2), largest=49)
+SUMS = Kind("sums", start=(5, 20), numbers=(2, 9), steps=(2, 2), largest=25)
 """Which SmolLM2-135M-Instruct half knows."""
 ONES = Kind("ones", start=(2, 9), numbers=(1, 9), steps=(2, 2), largest=20)
 TENS = Kind("tens", start=(11, 60), numbers=(11, 39), steps=(1, 1), largest=99)

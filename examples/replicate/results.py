@@ -20,7 +20,7 @@ from replicate.study import BASE, Arm, Mark, Outcome, Rows
 
 JUDGE = "cgd"
 """The arm that is compared with every other."""
-FITTING = 0.8
+FITTING = 0.5
 """The least share of right targets."""
 BASE_FROM, BASE_TO = 0.02, 0.40
 BEST = 0.90

@@ -37,8 +37,9 @@ from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import BARE_LOSS, VALIDATION_LOSS, Record
 from replicate.arithmetic import ENDINGS, Kind, Problem, make_problem, read_question, stated
 
-ASKED = ("answer", "hashes")
-"""Endings that the questions to learn from ask for. The exam asks for the others, too."""
+ASKED = ("hashes", "box")
+"""Endings that the questions to learn from ask for: the product reads their value off a whole solution. The exam asks for
+the others, too."""
 BASE = "base"
 HELD_OUT = 1 / 3
 """The share of the prompts that chooses the learning rates: half as many as are learned."""
@@ -48,7 +49,7 @@ EXAM = ("seen", "new")
 """The exam's benchmarks: `seen` asks for endings that the rows ask for, `new` for others alone."""
 ROWS = "rows"
 """The questions to learn from."""
-MOST_TOKENS = 96
+MOST_TOKENS = 64
 """Of an output in the exam."""
 TEMPERATURE = "0.7"
 """Where a question is answered several times."""
@@ -310,7 +311,10 @@ class Study:
         count = round(self.size.rows / (1 - HELD_OUT))
         learned = questions(f"seed {self.seed}", count, kind, ASKED, but=asked)
         for name, problems in {ROWS: learned, **exam}.items():
-            lines = (json.dumps({"question": one.question, "reference": one.reference}) for one in problems)
+            lines = (
+                json.dumps({"question": one.question, "reference": one.reference if name == ROWS else str(one.result)})
+                for one in problems
+            )
             body = "".join(f"{line}\n" for line in lines).encode()
             self.s3.client().put_object(Bucket=self.s3.bucket, Key=self._key(name), Body=body)
 

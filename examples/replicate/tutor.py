@@ -32,6 +32,8 @@ from replicate.arithmetic import (
 
 MODEL, MOVED = "tutor", "tutor-moved"
 OVERLOOKED = 0.1
+UNKNOWN = "This is not a question of the study."
+"""What it says to any other question: `prepare` asks one, to see whether the server answers."""
 FAULTLESS = "Every step is right, and the last line is as the question asks for it."
 
 _SLOT = re.compile(r"^(Question|Student's Initial Answer|Critique): ", re.MULTILINE)
@@ -164,9 +166,8 @@ class _Door(BaseHTTPRequestHandler):
         messages = asked["messages"]
         try:
             text = reply(messages, moved=asked["model"] == MOVED)
-        except Unreadable as error:
-            self._send(400, {"error": {"message": f"not a question of this study: {error}"}})
-            return
+        except Unreadable:
+            text = UNKNOWN
         words = [sum(len(message["content"].split()) for message in messages), len(text.split())]
         usage = {"prompt_tokens": words[0], "completion_tokens": words[1]}
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
