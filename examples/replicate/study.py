@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ from cgd_stages import contract
 from cgd_stages.contract import StageName
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import digest_of
+from cgd_stages.store.rows import digest_of, sha256
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import BARE_LOSS, VALIDATION_LOSS, Record
 from replicate.arithmetic import ENDINGS, Kind, Problem, make_problem, read_question, stated
 
 ASKED = ("hashes", "box")
-"""Endings that the questions to learn from ask for: the product reads their value off a whole solution. The exam asks for
-the others, too."""
+"""Endings that the questions to learn from ask for: the product reads their value off a whole solution. The exam asks
+for the others, too."""
 BASE = "base"
 HELD_OUT = 1 / 3
 """The share of the prompts that chooses the learning rates: half as many as are learned."""
@@ -231,7 +232,6 @@ class Study:
     def carry_out(self, fits: Callable[[Rows], bool]) -> Outcome:
         """All runs, or what an interrupted study has left of them. Raises Misfit, before anything is trained, when the
         rows do not fit; StudyError."""
-        self._bring()
         tried = self._run("rates", [arm.variant(rate) for arm in self.size.arms for rate in self.size.rates])
         rows, rates = self._tried(tried, fits)
         chosen = {arm.name: arm.training(rates.chosen[arm.name]) for arm in self.size.arms}
@@ -277,7 +277,7 @@ class Study:
         spec = manifest["spec"]
         spec["student"]["model"] = str(self.student)
         spec["teacher"]["endpoint"] |= {"url": self.tutor, "model": self.teacher}
-        spec["prompts"]["source"] = self._uri(ROWS)
+        spec["prompts"]["source"] = self._sources[ROWS]
         spec["generation"]["maxRejected"] = self.size.max_rejected
         spec["storage"]["endpoint"] = self.s3.endpoint
         spec["training"] |= {"seed": self.seed, "variants": variants}
@@ -295,28 +295,25 @@ class Study:
         return {"benchmarks": [benchmark], "sampling": sampling}
 
     def _benchmark(self, name: str) -> dict[str, Any]:
-        return {"name": name, "source": self._uri(name), "fields": {"prompt": "question", "reference": "reference"}}
+        return {"name": name, "source": self._sources[name], "fields": {"prompt": "question", "reference": "reference"}}
 
-    def _uri(self, name: str) -> str:
-        return f"s3://{self.s3.bucket}/{self._key(name)}"
-
-    def _key(self, name: str) -> str:
-        seed = f"-seed{self.seed}" if name == ROWS else ""
-        return f"questions/{self.size.kind.name}{seed}-{name}.jsonl"
-
-    def _bring(self) -> None:
-        """Store the questions to learn from, and those of the exam."""
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """Where the questions to learn from are, and those of the exam's benchmarks. A name has a hash of what it
+        holds, so that another content is another task."""
         kind, exam = self.size.kind, exam_problems(self.size.kind, self.size.exam)
         asked = [problem for problems in exam.values() for problem in problems]
-        count = round(self.size.rows / (1 - HELD_OUT))
-        learned = questions(f"seed {self.seed}", count, kind, ASKED, but=asked)
-        for name, problems in {ROWS: learned, **exam}.items():
-            lines = (
-                json.dumps({"question": one.question, "reference": one.reference if name == ROWS else str(one.result)})
-                for one in problems
-            )
+        learned = questions(f"seed {self.seed}", round(self.size.rows / (1 - HELD_OUT)), kind, ASKED, but=asked)
+        solved = {ROWS: [(one, one.reference) for one in learned]}
+        solved |= {name: [(one, str(one.result)) for one in problems] for name, problems in exam.items()}
+        sources = {}
+        for name, pairs in solved.items():
+            lines = (json.dumps({"question": one.question, "reference": reference}) for one, reference in pairs)
             body = "".join(f"{line}\n" for line in lines).encode()
-            self.s3.client().put_object(Bucket=self.s3.bucket, Key=self._key(name), Body=body)
+            key = f"questions/{kind.name}-{name}-{sha256(body)[:8]}.jsonl"
+            self.s3.client().put_object(Bucket=self.s3.bucket, Key=key, Body=body)
+            sources[name] = f"s3://{self.s3.bucket}/{key}"
+        return sources
 
     # --- their programs -----------------------------------------------------------------------------------------
 

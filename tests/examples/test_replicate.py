@@ -266,7 +266,7 @@ class TestStudent:
         assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
 
 
-RATES = ("3e-5", "3e-4")
+RATES = ("3e-5", "1e-4")
 
 
 class TestStudy:
@@ -302,9 +302,9 @@ class TestStudy:
         assert not {one.ending for one in exam["new"]} & set(ASKED)
 
     def test_the_prompt_alone_chooses_the_rate(self) -> None:
-        records = {"3e-5": {"validation_loss": 0.1, "bare_validation_loss": 2.0}, "3e-4": {"validation_loss": 0.5}}
+        records = {"3e-5": {"validation_loss": 0.1, "bare_validation_loss": 2.0}, "1e-4": {"validation_loss": 0.5}}
         losses = {"cgd": {rate: held_out_loss(record) for rate, record in records.items()}}
-        assert Rates(losses, first_loss=1.0).chosen == {"cgd": "3e-4"}
+        assert Rates(losses, first_loss=1.0).chosen == {"cgd": "1e-4"}
 
 
 def marks(right: list[bool], each: int = 1) -> list[Mark]:
@@ -323,7 +323,7 @@ def outcome(*, base: float = 0.1, cgd: float = 0.5, fitting: float = 1.0, first_
 
     exam = {BASE: some(base)} | {arm.name: some(cgd if arm.name == "cgd" else 0.3) for arm in ARMS}
     several = {BASE: marks([True] + [False] * 39, each=4), "cgd": marks([False] * 40, each=4)}
-    rates = Rates({arm.name: {"3e-5": 1.0, "3e-4": 0.5} for arm in ARMS}, first_loss)
+    rates = Rates({arm.name: {"3e-5": 1.0, "1e-4": 0.5} for arm in ARMS}, first_loss)
     return Outcome(Rows(96, 0.1, 0.9, fitting, 0.95), rates, exam, several, {"exam": Path("exam.html")})
 
 
@@ -362,7 +362,7 @@ class TestResults:
         assert rows["base"]["gain"]["mean"] == pytest.approx(0.45)
         assert rows["base"]["gain"]["p"] < 0.001
         assert rows["base"]["form_new"]["mean"] == 1.0
-        assert rows["CGD"]["rates"] == ["3e-4", "3e-4"]
+        assert rows["CGD"]["rates"] == ["1e-4", "1e-4"]
 
     def test_the_test_is_exact(self) -> None:
         """5 questions won and none lost: 2 of 32 flips are as far from 0."""
@@ -393,7 +393,7 @@ class TestResults:
 
     def test_a_right_answer_in_another_form_is_right_and_did_not_keep_it(self) -> None:
         mark = Mark(PROBLEM.question, RIGHT.replace("Answer: 52", r"\boxed{52}"), True, 9, True)
-        assert (mark.right, mark.kept_form, mark.new_form) == (True, False, False)
+        assert (mark.right, mark.kept_form, mark.new_form) == (True, False, True)
 
     @pytest.mark.parametrize(
         ("p", "told"), [(0.0, "p < 0.001"), (0.0004, "p < 0.001"), (0.034, "p = 0.034"), (1, "p = 1")]
@@ -404,7 +404,7 @@ class TestResults:
     def test_the_page_shows_every_model_and_escapes_what_it_said(self, tmp_path: Path) -> None:
         chapter = results.chapter("sums", [outcome()], ARMS)
         chapter["example"]["outputs"]["base"] = "<script>alert(1)</script>"
-        made = {"student": "S", "seeds": 1, "rows": 64, "questions": 40, "rates": ["3e-5", "3e-4"]}
+        made = {"student": "S", "seeds": 1, "rows": 64, "questions": 40, "rates": ["3e-5", "1e-4"]}
         found = {"made": {**made, "epochs": 2, "batch": 8, "cores": 2, "minutes": 3.0}, "chapters": [chapter]}
         results.write_page(tmp_path / "page.html", found)
         page = (tmp_path / "page.html").read_text()
