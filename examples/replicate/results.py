@@ -57,7 +57,7 @@ def gates(outcomes: Sequence[Outcome]) -> list[Gate]:
         Gate("the best model solves nearly all", f"the best model solves at most {BEST:.0%}", percent(bests),
              max(bests) <= BEST),
         Gate("the untrained student needs no training in CGD's context",
-             f"its loss there is at least {KNOWN} nats a token", tuple(f"{loss:.2f}" for loss in losses),
+             f"its loss in CGD's context is at least {KNOWN} nats a token", tuple(f"{loss:.2f}" for loss in losses),
              min(losses) >= KNOWN),
     ]  # fmt: skip
 
