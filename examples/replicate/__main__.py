@@ -169,6 +169,7 @@ def write(folder: Path, student: Path, outcomes: dict[Size, list[Outcome]], *, m
     """Write results.json and the page; print the result in words. `minutes`: of a study that was not interrupted."""
     training = Study.manifest()["spec"]["training"]
     first = next(iter(outcomes))
+    chapters = [results.chapter(size.name, of, size.arms) for size, of in outcomes.items()]
     found = {
         "made": {
             "student": student.name,
@@ -181,11 +182,11 @@ def write(folder: Path, student: Path, outcomes: dict[Size, list[Outcome]], *, m
             "cores": os.cpu_count(),
             "minutes": minutes,
         },
-        "chapters": [results.chapter(size.name, of, size.arms) for size, of in outcomes.items()],
+        "chapters": chapters,
     }
     (folder / "results.json").write_text(json.dumps(found, indent=1))
     results.write_page(folder / "page.html", found)
-    for chapter in found["chapters"]:
+    for chapter in chapters:
         console.print(f"\n[bold]{chapter['title']}", *chapter["said"], sep="\n")
     return folder / "page.html"
 

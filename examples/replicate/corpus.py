@@ -87,5 +87,6 @@ def _revision(dice: random.Random, jumps: float) -> Conversation:
     messages: list[Message] = [{"role": "user", "content": "\n".join([instruction, "\n\n".join(slots)])}]
     refined = tutor.refinement(problem, draft, said)
     _, result = stated(refined)
-    bare = result is not None and dice.random() < jumps
-    return Conversation(messages, problem.last_line(result) if bare else refined)
+    if result is not None and dice.random() < jumps:
+        return Conversation(messages, problem.last_line(result))
+    return Conversation(messages, refined)

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +40,7 @@ _SLOT = re.compile(r"^(Question|Student's Initial Answer|Critique): ", re.MULTIL
 _NAMES = {"Question": "question", "Student's Initial Answer": "answer", "Critique": "critique"}
 
 
-def reply(messages: list[dict[str, str]], *, moved: bool = False) -> str:
+def reply(messages: Sequence[Mapping[str, Any]], *, moved: bool = False) -> str:
     """What the tutor says, by the task in the last line; a question alone is answered. `moved`: a refinement and an
     answer are another question's. Raises Unreadable."""
     text = messages[-1]["content"]

@@ -191,9 +191,9 @@ class TestTutor:
     def test_it_is_told_what_to_do_by_the_methods_own_prompts(self) -> None:
         problem = sees_all()
         draft = problem.solution(tuple(problem.work(without_carry)))
-        said = tutor.reply([dict(one) for one in prompts.critique_messages(problem.question, draft)])
-        refined = tutor.reply([dict(one) for one in prompts.refine_messages(problem.question, draft, said)])
-        own = tutor.reply([dict(one) for one in prompts.answer_messages(problem.question)])
+        said = tutor.reply(prompts.critique_messages(problem.question, draft))
+        refined = tutor.reply(prompts.refine_messages(problem.question, draft, said))
+        own = tutor.reply(prompts.answer_messages(problem.question))
         assert said == tutor.critique(problem, draft)
         assert is_right(problem.question, refined)
         assert own == tutor.answer(problem)
@@ -207,7 +207,7 @@ class TestTutor:
 
     def test_moved_targets_are_another_questions(self) -> None:
         problem = sees_all()
-        asked = [dict(one) for one in prompts.refine_messages(problem.question, "5", "No step is shown.")]
+        asked = prompts.refine_messages(problem.question, "5", "No step is shown.")
         assert is_right(problem.question, tutor.reply(asked))
         assert not is_right(problem.question, tutor.reply(asked, moved=True))
 
