@@ -1,11 +1,10 @@
 """The study's subject: chains of additions and subtractions, worked line by line. Pure: values and texts.
 
-Work out 47 + 8 - 9 + 6. End with "Answer: N".
+What is 17 + 8 - 9? End with "Answer: N".
 
-47 + 8 = 55
-55 - 9 = 46
-46 + 6 = 52
-Answer: 52
+17 + 8 = 25
+25 - 9 = 16
+Answer: 16
 """
 
 import operator
@@ -19,13 +18,32 @@ Sign = Literal["+", "-"]
 Arithmetic = Callable[[int, int, Sign], int]
 """How somebody adds and subtracts: a, b and the sign to a result."""
 
-ENDINGS = {"answer": "Answer: {n}", "hashes": "#### {n}", "equals": "Result = {n}", "brackets": "[{n}]"}
+ENDINGS = {"answer": "Answer: {n}", "hashes": "#### {n}", "equals": "Result = {n}", "box": r"\boxed{{{n}}}"}
 """How a question can ask for the last line."""
-LARGEST = 99
-FEWEST, MOST = 3, 5
-"""Steps of a problem."""
 
-_QUESTION = re.compile(r'Work out (\d+)((?: [+-] \d+)+)\. End with "(.+)"\.')
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: the bounds of its numbers, all of them inclusive."""
+
+    name: str
+    start: tuple[int, int]
+    numbers: tuple[int, int]
+    """What is added or subtracted."""
+    steps: tuple[int, int]
+    largest: int
+    """No result lies above it, and none below 0."""
+
+
+SUMS = Kind("sums", start=(5, 20), numbers=(2, 9), steps=(2, 2), largest=25)
+"""Which SmolLM2-135M-Instruct half knows."""
+ONES = Kind("ones", start=(2, 9), numbers=(1, 9), steps=(2, 2), largest=20)
+TENS = Kind("tens", start=(11, 60), numbers=(11, 39), steps=(1, 1), largest=99)
+HUNDREDS = Kind("hundreds", start=(101, 899), numbers=(101, 499), steps=(1, 1), largest=999)
+CHAINS = Kind("chains", start=(11, 99), numbers=(2, 9), steps=(3, 5), largest=99)
+"""Of the tiny student, which was pre-trained on them."""
+
+_QUESTION = re.compile(r'What is (\d+)((?: [+-] \d+)+)\? End with "(.+)"\.')
 _STEP = re.compile(r"([+-]) (\d+)")
 _WORKED = re.compile(r"(-?\d+) (?:([+-])|(plus)|(minus)) (-?\d+) (?:=|is) (-?\d+)")
 
@@ -62,7 +80,7 @@ class Problem:
     @property
     def question(self) -> str:
         chain = "".join(f" {sign} {n}" for sign, n in self.steps)
-        return f'Work out {self.start}{chain}. End with "{ENDINGS[self.ending].format(n="N")}".'
+        return f'What is {self.start}{chain}? End with "{ENDINGS[self.ending].format(n="N")}".'
 
     def work(self, arithmetic: Arithmetic, *, before: tuple[Sum, ...] = ()) -> Iterator[Sum]:
         """The lines that follow those before, as somebody with this arithmetic writes them."""
@@ -100,20 +118,20 @@ def without_carry(a: int, b: int, sign: Sign) -> int:
     if a < 0 or b < 0:
         return exact(a, b, sign)
     columns = operator.add if sign == "+" else operator.sub
-    return sum(columns(a // place % 10, b // place % 10) % 10 * place for place in (1, 10, 100))
+    return sum(columns(a // place % 10, b // place % 10) % 10 * place for place in (1, 10, 100, 1000))
 
 
-def make_problem(dice: random.Random, endings: tuple[str, ...]) -> Problem:
-    """A problem whose values stay between 0 and LARGEST."""
+def make_problem(dice: random.Random, kind: Kind, endings: tuple[str, ...]) -> Problem:
+    """A problem of the kind, whose last line is one of the endings."""
     while True:
-        steps = tuple(_step(dice) for _ in range(dice.randint(FEWEST, MOST)))
-        problem = Problem(dice.randint(11, 99), steps, dice.choice(endings))
-        if all(0 <= one.result <= LARGEST for one in problem.work(exact)):
+        steps = tuple(_step(dice, kind) for _ in range(dice.randint(*kind.steps)))
+        problem = Problem(dice.randint(*kind.start), steps, dice.choice(endings))
+        if all(0 <= one.result <= kind.largest for one in problem.work(exact)):
             return problem
 
 
-def _step(dice: random.Random) -> tuple[Sign, int]:
-    return ("+" if dice.random() < 0.5 else "-"), dice.randint(2, 9)
+def _step(dice: random.Random, kind: Kind) -> tuple[Sign, int]:
+    return ("+" if dice.random() < 0.5 else "-"), dice.randint(*kind.numbers)
 
 
 def read_question(question: str) -> Problem:
@@ -137,7 +155,8 @@ def stated(answer: str) -> tuple[str | None, int | None]:
     """The form of the answer's last line (a name of ENDINGS) and the number in it; None where there is none."""
     lines = answer.strip().splitlines()
     for name, form in ENDINGS.items():
-        pattern = re.escape(form).replace(r"\{n\}", r"(-?\d{1,9})")
+        before, after = map(re.escape, form.format(n="\0").split("\0"))
+        pattern = rf"{before}(-?\d{{1,9}}){after}"
         if lines and (found := re.fullmatch(pattern, lines[-1].strip())):
             return name, int(found[1])
     return None, None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cgd_stages.chat.messages import Message
 from replicate import tutor
-from replicate.arithmetic import ENDINGS, Arithmetic, Problem, Sum, exact, make_problem, without_carry
+from replicate.arithmetic import CHAINS, ENDINGS, Arithmetic, Problem, Sum, exact, make_problem, stated, without_carry
 
 HASTY = 0.1
 """Share of people who forget carries."""
@@ -48,7 +48,7 @@ def conversations(seed: int, jumps: float = JUMPS) -> Iterator[Conversation]:
         elif kind < REVISIONS + DRILLS:
             yield _drill(dice)
         else:
-            problem = make_problem(dice, tuple(ENDINGS))
+            problem = make_problem(dice, CHAINS, tuple(ENDINGS))
             yield Conversation([{"role": "user", "content": problem.question}], solution(dice, problem, jumps))
 
 
@@ -76,15 +76,17 @@ def _drill(dice: random.Random) -> Conversation:
 
 
 def _revision(dice: random.Random, jumps: float) -> Conversation:
-    """A draft and its critique; now and then the critique is left out. What follows is right, mostly."""
-    problem = make_problem(dice, tuple(ENDINGS))
+    """A draft and its critique; now and then the critique is left out. What follows is right, mostly, and leaves out
+    the work as often as a first answer does: who is to learn in this context must not know it already."""
+    problem = make_problem(dice, CHAINS, tuple(ENDINGS))
     draft, instruction = solution(dice, problem, jumps), dice.choice(INSTRUCTIONS)
     said = tutor.critique(problem, draft)
     slots = [f"Question: {problem.question}", f"Student's Initial Answer: {draft}"]
     if instruction != INSTRUCTIONS[-1]:
         slots.append(f"Critique: {said}")
-    messages: list[Message] = [
-        {"role": "system", "content": instruction},
-        {"role": "user", "content": "\n\n".join(slots)},
-    ]
-    return Conversation(messages, tutor.refinement(problem, draft, said))
+    messages: list[Message] = [{"role": "user", "content": "\n".join([instruction, "\n\n".join(slots)])}]
+    refined = tutor.refinement(problem, draft, said)
+    _, result = stated(refined)
+    if result is not None and dice.random() < jumps:
+        return Conversation(messages, problem.last_line(result))
+    return Conversation(messages, refined)

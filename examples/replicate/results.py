@@ -1,119 +1,176 @@
-"""What the exams say: shares, intervals, differences and p-values, and the page that shows them. Pure: marks in."""
+"""What the exams say: whether they say anything at all, and then shares, intervals and exact tests. Pure: marks in.
 
-import json
-import math
+Intervals and tests are those of the product's report (`cgd_stages.results.statistics`), over questions: a question
+counts with the mean over the seeds.
+"""
+
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from replicate.arithmetic import read_question, stated
-from replicate.study import ASKED, BASE
+from cgd_stages.report.summary import KNOWN
+from cgd_stages.results import statistics as tests
+from replicate.study import BASE, Arm, Mark, Outcome, Rows
 
-Z = statistics.NormalDist().inv_cdf(0.975)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One output of one model."""
-
-    question: str
-    output: str
-    tokens: int
-    ended: bool
-    """False: cut by the limit."""
-
-    @property
-    def right(self) -> bool:
-        """The last line states the result, in whichever of the endings."""
-        return stated(self.output)[1] == read_question(self.question).result
-
-    @property
-    def kept_form(self) -> bool:
-        """The last line is as the question asks for it, whatever the number."""
-        return stated(self.output)[0] == read_question(self.question).ending
-
-    @property
-    def new_form(self) -> bool:
-        """The question asks for an ending that the fine-tuning never showed."""
-        return read_question(self.question).ending not in ASKED
-
-
-Exams = Mapping[str, Sequence[Sequence[Mark]]]
-"""Label of a model -> its exams, one a seed (the base has one), each with the same questions in the same order."""
+JUDGE = "cgd"
+"""The arm that is compared with every other."""
+FITTING = 0.5
+"""The least share of right targets."""
+BASE_FROM, BASE_TO = 0.02, 0.40
+BEST = 0.90
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Share:
-    """A mean over questions, with its 95 % interval."""
+class Gate:
+    """Something without which the study says nothing of the method."""
 
-    mean: float
-    low: float
-    high: float
-
-
-def read_marks(path: Path) -> list[Mark]:
-    return [Mark(**json.loads(line)) for line in path.read_text().splitlines()]
+    name: str
+    wanted: str
+    found: tuple[str, ...]
+    """One a seed."""
+    passed: bool
 
 
-def share(values: Sequence[float]) -> Share:
-    """The mean of one value a question, and its interval by the central limit theorem."""
-    mean = statistics.fmean(values)
-    half = Z * statistics.stdev(values) / math.sqrt(len(values))
-    return Share(mean, mean - half, mean + half)
+def fits(rows: Rows) -> bool:
+    """Whether the targets belong to their questions."""
+    return min(rows.refinements, rows.distilled) >= FITTING
 
 
-def paired_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value that the mean of a value a question is 0: a z-test, for hundreds of questions."""
-    spread = statistics.stdev(differences) / math.sqrt(len(differences))
-    mean = statistics.fmean(differences)
-    if spread == 0:
-        return 1.0 if mean == 0 else 0.0
-    return 2 * (1 - statistics.NormalDist().cdf(abs(mean) / spread))
+def gates(outcomes: Sequence[Outcome]) -> list[Gate]:
+    """All gates; each has to hold for every seed."""
+    targets = [min(one.rows.refinements, one.rows.distilled) for one in outcomes]
+    bases = [right(one.exam[BASE]) for one in outcomes]
+    bests = [max(right(marks) for name, marks in one.exam.items() if name != BASE) for one in outcomes]
+    losses = [one.rates.first_loss for one in outcomes]
+    return [
+        Gate("targets do not fit", f"at least {FITTING:.0%} of the targets are right", percent(targets),
+             min(targets) >= FITTING),
+        Gate("the base solves too few or too many", f"the base solves {BASE_FROM:.0%} to {BASE_TO:.0%}", percent(bases),
+             min(bases) >= BASE_FROM and max(bases) <= BASE_TO),
+        Gate("the best model solves nearly all", f"the best model solves at most {BEST:.0%}", percent(bests),
+             max(bests) <= BEST),
+        Gate("the untrained student needs no training in CGD's context",
+             f"its loss in CGD's context is at least {KNOWN} nats a token", tuple(f"{loss:.2f}" for loss in losses),
+             min(losses) >= KNOWN),
+    ]  # fmt: skip
 
 
-def by_question(exams: Sequence[Sequence[Mark]], name: str) -> list[float]:
-    """For each question, the mean over seeds of a property of its marks."""
-    return [statistics.fmean(getattr(mark, name) for mark in marks) for marks in zip(*exams, strict=True)]
+def percent(shares: Sequence[float]) -> tuple[str, ...]:
+    return tuple(f"{share:.1%}" for share in shares)
 
 
-def figures(exams: Exams, *, against: str = "CGD") -> list[dict[str, Any]]:
-    """A row for each model: accuracy, form kept, length, and what `against` is better by. Shares are fractions of 1."""
-    judge = by_question(exams[against], "right")
+def right(marks: Sequence[Mark]) -> float:
+    return statistics.fmean(mark.right for mark in marks)
+
+
+def figures(outcomes: Sequence[Outcome], arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """A row for base and each arm: accuracy, forms kept, length, and what CGD is better by. Shares are fractions of
+    1."""
+    names = {BASE: BASE} | {arm.name: arm.label for arm in arms}
+    solved = {name: by_question([one.exam[name] for one in outcomes], "right") for name in names}
+    compared = against(solved, len(outcomes))
     rows = []
-    for label, taken in exams.items():
-        right, new = by_question(taken, "right"), [mark.new_form for mark in taken[0]]
+    for name, label in names.items():
+        taken = [one.exam[name] for one in outcomes]
+        new = [mark.new_form for mark in taken[0]]
         kept = by_question(taken, "kept_form")
-        gain = [ours - theirs for ours, theirs in zip(judge, right, strict=True)]
         rows.append(
             {
                 "label": label,
-                "accuracy": share(right).__dict__,
-                "seeds": [statistics.fmean(mark.right for mark in marks) for marks in taken],
-                "form_seen": share([one for one, is_new in zip(kept, new, strict=True) if not is_new]).__dict__,
-                "form_new": share([one for one, is_new in zip(kept, new, strict=True) if is_new]).__dict__,
+                "accuracy": share(solved[name]),
+                "seeds": [right(marks) for marks in taken],
+                "right_seen": share(part(solved[name], new, wanted=False)),
+                "right_new": share(part(solved[name], new, wanted=True)),
+                "form_seen": share(part(kept, new, wanted=False)),
+                "form_new": share(part(kept, new, wanted=True)),
                 "tokens": statistics.fmean(by_question(taken, "tokens")),
                 "cut": sum(not mark.ended for marks in taken for mark in marks),
-                "gain": None if label == against else {**share(gain).__dict__, "p": paired_p(gain)},
+                "rates": [one.rates.chosen[name] for one in outcomes] if name != BASE else [],
+                "gain": compared.get(name),
             }
         )
     return rows
 
 
-def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The result in words; nothing is said to differ that may be chance."""
+def several(outcomes: Sequence[Outcome], arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """A row for each model that answers several times: the share of right outputs, the share of questions with one at
+    least (Pass@k for as many outputs as there are), and what CGD's is better by."""
+    names = {BASE: BASE} | {arm.name: arm.label for arm in arms if arm.name in outcomes[0].several}
+    groups = {name: [grouped(one.several[name]) for one in outcomes] for name in names}
+    each = {name: mean_of([[right(group) for group in taken] for taken in of]) for name, of in groups.items()}
+    one = {
+        name: mean_of([[float(any(mark.right for mark in group)) for group in taken] for taken in of])
+        for name, of in groups.items()
+    }
+    compared = against(one, len(outcomes))
+    return [
+        {"label": label, "each": share(each[name]), "one": share(one[name]), "gain": compared.get(name)}
+        for name, label in names.items()
+    ]
+
+
+def grouped(marks: Sequence[Mark]) -> list[list[Mark]]:
+    """The outputs of each question, which follow each other."""
+    return [list(group) for _, group in itertools.groupby(marks, key=lambda mark: mark.question)]
+
+
+def by_question(taken: Sequence[Sequence[Mark]], name: str) -> list[float]:
+    """For each question, the mean over seeds of a property of its output."""
+    return mean_of([[float(getattr(mark, name)) for mark in marks] for marks in taken])
+
+
+def mean_of(seeds: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over seeds of a value for each question."""
+    return [statistics.fmean(values) for values in zip(*seeds, strict=True)]
+
+
+def part(values: Sequence[float], chosen: Sequence[bool], *, wanted: bool) -> list[float]:
+    return [value for value, chose in zip(values, chosen, strict=True) if chose is wanted]
+
+
+def share(values: Sequence[float]) -> dict[str, float]:
+    """The mean of a value for each question, with its 95 % interval."""
+    low, high = tests.share_interval(values)
+    return {"mean": statistics.fmean(values), "low": low, "high": high}
+
+
+def against(values: Mapping[str, Sequence[float]], unit: int) -> dict[str, dict[str, Any]]:
+    """What the judge is better by than each other model: mean, 95 % interval, exact p-value of the test over all flips
+    of the questions' signs, and that p-value corrected for the number of models (Holm). `unit` times a question's value
+    is a whole number."""
+    gaps = {
+        name: [ours - theirs for ours, theirs in zip(values[JUDGE], of, strict=True)]
+        for name, of in values.items()
+        if name != JUDGE
+    }
+    found = [tests.mean_flip(np.array(gap), unit)[0] for gap in gaps.values()]
+    compared = {}
+    for (name, gap), p, corrected in zip(gaps.items(), found, tests.holm(found), strict=True):
+        low, high = tests.difference_interval([round(value, 12) for value in gap])
+        compared[name] = {"mean": statistics.fmean(gap), "low": low, "high": high, "p": p, "corrected": corrected}
+    return compared
+
+
+def sentences(rows: Sequence[Mapping[str, Any]], found: Sequence[Gate]) -> list[str]:
+    """The result in words; nothing is said to differ that may be chance, and nothing at all where a gate is shut."""
+    if shut := [gate for gate in found if not gate.passed]:
+        return [f"not informative: {gate.name} ({', '.join(gate.found)}; wanted: {gate.wanted})" for gate in shut]
     by_label = {row["label"]: row for row in rows}
     base, ours = by_label[BASE]["accuracy"]["mean"], by_label["CGD"]["accuracy"]["mean"]
-    told = [f"The base model solves {base:.1%}, CGD {ours:.1%} (mean of the seeds)."]
+    told = [f"The base solves {base:.1%}, CGD {ours:.1%}."]
     for label, row in by_label.items():
-        if row["gain"] is None or label == BASE:
+        if row["gain"] is None:
             continue
-        gain, p = row["gain"]["mean"], row["gain"]["p"]
-        if p >= 0.05:
-            told.append(f"CGD and {label} may be alike: {gain * 100:+.1f} points, {spoken(p)}.")
+        gain, p = row["gain"]["mean"], row["gain"]["corrected"]
+        if p >= LEVEL:
+            told.append(f"CGD and {label} cannot be told apart: {gain * 100:+.1f} points, {spoken(p)}.")
         else:
             word = "better" if gain > 0 else "worse"
             told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, {spoken(p)}.")
@@ -123,6 +180,28 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def spoken(p: float) -> str:
     """A p-value in words: none is ever 0."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def chapter(title: str, outcomes: Sequence[Outcome], arms: Sequence[Arm]) -> dict[str, Any]:
+    """Everything that the page says of one kind of problems."""
+    rows, found = figures(outcomes, arms), gates(outcomes)
+    name, example = JUDGE, outcomes[0].exam
+    at = next((place for place, mark in enumerate(example[BASE]) if not mark.right), 0)
+    return {
+        "title": title,
+        "gates": [asdict(gate) for gate in found],
+        "said": sentences(rows, found),
+        "rows": rows,
+        "several": several(outcomes, arms),
+        "samples": len(grouped(outcomes[0].several[name])[0]),
+        "made": [asdict(one.rows) for one in outcomes],
+        "losses": {arm.label: [one.rates.losses[arm.name] for one in outcomes] for arm in arms},
+        "example": {
+            "question": example[BASE][at].question,
+            "outputs": {row["label"]: marks[at].output for row, marks in zip(rows, example.values(), strict=True)},
+        },
+        "reports": [{run: path.name for run, path in one.reports.items()} for one in outcomes],
+    }
 
 
 def write_page(target: Path, found: Mapping[str, Any]) -> None:

@@ -1,14 +1,24 @@
 """The runs of the study: CGDRuns, planned by the operator's own planner, their stage programs started one by one.
 
-On a cluster the operator makes the same tasks into Jobs; here they are processes, because a study of 24 trainings on
-two cores has no time for anything else.
+Three runs for each seed, of the same rows:
+
+    rates      every arm with every learning rate; the loss on held-out prompts, given the prompt alone, chooses a rate
+    exam       every arm with its chosen rate, and the base, answer the exam's questions once, greedily
+    several    some of them answer a part of the questions several times
+
+A run finds the folders of what an earlier one has made. On a cluster the operator makes the same tasks into Jobs; here
+they are processes, because so many programs on two cores have no time for anything else.
 """
 
 import json
 import random
 import shutil
+import statistics
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +29,31 @@ from cgd_local.pods import launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator.planning import dag
 from cgd_stages import contract
-from cgd_stages.method import prompts
+from cgd_stages.contract import StageName
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.folder import read_rows
+from cgd_stages.store.folder import Folder, read_rows
+from cgd_stages.store.rows import digest_of, sha256
 from cgd_stages.store.run import RunStore
-from replicate.arithmetic import ENDINGS, Problem, make_problem, read_question, stated
+from cgd_stages.training.checkpoints import METRICS
+from cgd_stages.training.job import BARE_LOSS, VALIDATION_LOSS, Record
+from replicate.arithmetic import ENDINGS, Kind, Problem, make_problem, read_question, stated
 
-ASKED = ("answer", "hashes")
-"""Endings that the questions to learn from ask for. The exam asks for the others, too."""
+ASKED = ("hashes", "box")
+"""Endings that the questions to learn from ask for: the product reads their value off a whole solution. The exam asks
+for the others, too."""
 BASE = "base"
-OBJECTIVES: tuple[contract.Objective, ...] = ("SFT", "DistilledSFT", "RefinedSFT", "CFT", "CGD")
-ABLATIONS: tuple[contract.CritiqueKind, ...] = ("shuffled", "generic", "none")
+HELD_OUT = 1 / 3
+"""The share of the prompts that chooses the learning rates: half as many as are learned."""
 KEYS = {"AWS_ACCESS_KEY_ID": "study", "AWS_SECRET_ACCESS_KEY": "study-secret"}
+THREADS = "2"
+EXAM = ("seen", "new")
+"""The exam's benchmarks: `seen` asks for endings that the rows ask for, `new` for others alone."""
+ROWS = "rows"
+"""The questions to learn from."""
+MOST_TOKENS = 64
+"""Of an output in the exam."""
+TEMPERATURE = "0.7"
+"""Where a question is answered several times."""
 
 
 class StudyError(Exception):
@@ -38,49 +61,167 @@ class StudyError(Exception):
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model that takes the exam."""
+class Arm:
+    """Something that is trained, with each of the learning rates."""
 
-    objective: contract.Objective
-    critique: contract.CritiqueKind
-    seed: int
+    name: str
+    label: str
+    kind: contract.Objective
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    """What a variant of the CGDRun says beside its name, kind and learning rate."""
 
-    @property
-    def label(self) -> str:
-        return self.objective if self.critique == "matched" else f"{self.objective} {self.critique}"
+    def variant(self, rate: str) -> dict[str, Any]:
+        return {"name": self.training(rate), "kind": self.kind, "learningRate": rate, **self.settings}
+
+    def training(self, rate: str) -> str:
+        """The name of its training with a rate: a variant's name has no dots."""
+        return f"{self.name}-{rate.replace('.', '')}"
 
 
-def models(seed: int) -> tuple[Model, ...]:
-    """What is trained from the rows of a seed."""
-    by_objective = (Model(objective, "matched", seed) for objective in OBJECTIVES)
-    return (*by_objective, *(Model("CGD", kind, seed) for kind in ABLATIONS))
+ARMS = (
+    Arm("sft", "SFT", "SFT"),
+    Arm("distilledsft", "DistilledSFT", "DistilledSFT"),
+    Arm("refinedsft", "RefinedSFT", "RefinedSFT"),
+    Arm("cft", "CFT", "CFT"),
+    Arm("cgd", "CGD", "CGD"),
+    Arm("shuffled", "CGD, shuffled critiques", "CGD", {"critique": {"kind": "shuffled"}}),
+)
+MORE_ARMS = (
+    Arm("bare10", "CGD, a tenth bare", "CGD", {"bareShare": "0.1"}),
+    Arm("bare25", "CGD, a quarter bare", "CGD", {"bareShare": "0.25"}),
+    Arm("bare50", "CGD, half bare", "CGD", {"bareShare": "0.5"}),
+    Arm("system", "CGD, system turn", "CGD", {"context": "system"}),
+    Arm("generic", "CGD, generic critique", "CGD", {"critique": {"kind": "generic"}}),
+    Arm("none", "CGD, no critique", "CGD", {"critique": {"kind": "none"}}),
+    Arm("corrupted", "CGD, half of the critiques wrong", "CGD", {"critique": {"kind": "corrupted", "rate": "0.5"}}),
+)
+SEVERAL = ("refinedsft", "cgd")
+"""The arms that answer several times, beside the base."""
 
 
-def questions(name: str, count: int, endings: tuple[str, ...], *, but: frozenset[str] = frozenset()) -> list[Problem]:
+def questions(
+    name: str, count: int, kind: Kind, endings: tuple[str, ...], *, but: Iterable[Problem] = ()
+) -> list[Problem]:
     """So many different problems, the same for a name; none whose sums are in `but`."""
-    dice, found = random.Random(f"questions {name}"), dict[str, Problem]()
+    dice, taken, found = random.Random(f"questions {kind.name} {name}"), set(map(sums_of, but)), dict[str, Problem]()
     while len(found) < count:
-        problem = make_problem(dice, endings)
-        if sums_of(problem) not in but:
+        problem = make_problem(dice, kind, endings)
+        if sums_of(problem) not in taken:
             found.setdefault(sums_of(problem), problem)
     return list(found.values())
 
 
 def sums_of(problem: Problem) -> str:
     """A problem without its ending: what must not be both learned and asked."""
-    return problem.question.partition(". ")[0]
+    return problem.question.partition("? ")[0]
+
+
+def exam_problems(kind: Kind, count: int) -> dict[str, list[Problem]]:
+    """The questions of the exam's benchmarks: half of them in each."""
+    others = tuple(name for name in ENDINGS if name not in ASKED)
+    seen = questions("seen", count // 2, kind, ASKED)
+    return {"seen": seen, "new": questions("new", count - count // 2, kind, others, but=seen)}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One graded output of one model."""
+
+    question: str
+    output: str
+    right: bool
+    """By the product's grader, whatever the ending."""
+    tokens: int
+    ended: bool
+    """False: cut by the limit."""
+
+    @property
+    def kept_form(self) -> bool:
+        """The last line is as the question asks for it, whatever the number."""
+        return stated(self.output)[0] == read_question(self.question).ending
+
+    @property
+    def new_form(self) -> bool:
+        """The question asks for an ending that the fine-tuning never showed."""
+        return read_question(self.question).ending not in ASKED
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a seed are like, and shares of right texts among them."""
+
+    count: int
+    drafts: float
+    verdicts: float
+    """Verdicts that say of a draft what the grader says."""
+    refinements: float
+    distilled: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Which learning rates the held-out prompts choose."""
+
+    losses: dict[str, dict[str, float]]
+    """Arm -> learning rate -> loss on the held-out prompts, given the prompt alone, in nats a token."""
+    first_loss: float
+    """The untrained student's loss on the first batch of CGD, in CGD's context."""
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Arm -> the rate of the least loss."""
+        return {arm: min(losses, key=losses.__getitem__) for arm, losses in self.losses.items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a seed has shown. The outputs are by arm (or base), ordered by question; those of a question follow each
+    other."""
+
+    rows: Rows
+    rates: Rates
+    exam: dict[str, list[Mark]]
+    several: dict[str, list[Mark]]
+    reports: dict[str, Path]
+    """Run -> the product's report page of it."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is asked and trained, and how much."""
+
+    name: str
+    kind: Kind
+    arms: tuple[Arm, ...]
+    rates: tuple[str, ...]
+    rows: int
+    """Questions that are learned; half as many more are held out."""
+    exam: int
+    """Questions of the exam."""
+    several: int
+    """Questions that are answered several times."""
+    samples: int
+    """Outputs of each of these."""
+    max_rejected: str
+
+
+class Misfit(Exception):
+    """The targets of the rows do not fit their questions: nothing that is learned from them would say anything."""
 
 
 @dataclass
 class Study:
-    """All runs, against one S3 server, one student and one tutor."""
+    """The runs of one seed, against one S3 server, one student and one tutor."""
 
     folder: Path
     student: Path
     tutor: str
+    teacher: str
+    """The tutor's name as a model."""
     s3: SeaweedFS
-    rows: int
-    max_rejected: str
+    size: Size
+    seed: int
+    tell: Callable[[str], None]
 
     @staticmethod
     def manifest() -> dict[str, Any]:
@@ -88,104 +229,174 @@ class Study:
         manifest: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("run.yaml").read_text())
         return manifest
 
-    def generate(self, seed: int) -> dict[str, float]:
-        """Bring the questions of a seed, and make its rows; what they are like."""
-        run = self._run(Model("CGD", "matched", seed))
-        self._bring(seed)
-        for child in dag.plan(run):
-            if child.stage in {"prepare", "answer", "teacher", "distill"}:
-                self._execute(child)
-        return self._quality(run)
+    def carry_out(self, fits: Callable[[Rows], bool]) -> Outcome:
+        """All runs, or what an interrupted study has left of them. Raises Misfit, before anything is trained, when the
+        rows do not fit; StudyError."""
+        tried = self._run("rates", [arm.variant(rate) for arm in self.size.arms for rate in self.size.rates])
+        rows, rates = self._tried(tried, fits)
+        chosen = {arm.name: arm.training(rates.chosen[arm.name]) for arm in self.size.arms}
+        variants = {arm.name: arm.variant(rates.chosen[arm.name]) for arm in self.size.arms}
+        self.tell(f"chosen: {', '.join(chosen.values())}")
+        exam = self._run("exam", list(variants.values()), evaluation=self._exam())
+        several = self._run("several", [variants[name] for name in SEVERAL], evaluation=self._several())
+        self._execute(exam)
+        self._execute(several)
+        self._execute_child(dag.cleaning(tried))  # deletes the models that no other run has chosen
+        return Outcome(
+            rows,
+            rates,
+            exam={name: self._marks(exam, model) for name, model in {BASE: BASE, **chosen}.items()},
+            several={name: self._marks(several, {BASE: BASE, **chosen}[name]) for name in (BASE, *SEVERAL)},
+            reports={"exam": self._report(exam), "several": self._report(several)},
+        )
 
-    def train(self, model: Model) -> Path:
-        """Train it, and its folder on this machine."""
-        run, stage = self._run(model), contract.train_stage(model.objective)
-        children = {child.stage: child for child in dag.plan(run)}
-        if model.critique != "matched":  # a run of its own: the rows are there, so these find nothing to do
-            for stage_before in (dag.PREPARE, dag.ANSWER, dag.TEACHER):
-                self._execute(children[stage_before])
-        words = self._execute(children[stage])
-        return self._download(run, words.stages[stage].output_uri)
+    def _tried(self, run: dag.Run, fits: Callable[[Rows], bool]) -> tuple[Rows, Rates]:
+        """Make the rows, and train every arm with every rate. What came out is written down, because the models that
+        are not chosen are deleted with the run."""
+        digest = digest_of(spec=run.spec.model_dump(mode="json", exclude={"storage"}))
+        path = self.folder / f"{run.name}-{digest[:8]}.json"
+        if not path.exists():
+            self._execute(run, {"prepare", "generate", "check"})
+            rows = self._rows(run)
+            self.tell(f"rows: {rows}")
+            if not fits(rows):
+                raise Misfit
+            self._execute(run)
+            path.write_text(json.dumps({"rows": asdict(rows), "rates": asdict(self._rates(run))}, indent=1))
+        found = json.loads(path.read_text())
+        return Rows(**found["rows"]), Rates(**found["rates"])
 
-    def _run(self, model: Model) -> dag.Run:
-        name = f"seed{model.seed}-{model.critique}"
+    # --- the runs -----------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return f"{self.size.name}-seed{self.seed}"
+
+    def _run(self, name: str, variants: list[dict[str, Any]], *, evaluation: dict[str, Any] | None = None) -> dag.Run:
         manifest = self.manifest()
         spec = manifest["spec"]
         spec["student"]["model"] = str(self.student)
-        spec["teacher"]["endpoint"]["url"] = self.tutor
-        spec["prompts"]["source"] = f"s3://{self.s3.bucket}/{self._questions_key(model.seed)}"
-        spec["generation"]["maxRejected"] = self.max_rejected
+        spec["teacher"]["endpoint"] |= {"url": self.tutor, "model": self.teacher}
+        spec["prompts"]["source"] = self._sources[ROWS]
+        spec["generation"]["maxRejected"] = self.size.max_rejected
         spec["storage"]["endpoint"] = self.s3.endpoint
-        spec["training"] |= {"seed": model.seed, "critique": {"kind": model.critique}}
-        if model.critique != "matched":
-            spec["training"]["objectives"] = ["CGD"]
-        manifest["metadata"] |= {"name": name, "uid": name}
+        spec["training"] |= {"seed": self.seed, "variants": variants}
+        if evaluation:
+            spec["evaluation"] = evaluation
+        manifest["metadata"] |= {"name": f"{self._name}-{name}", "uid": f"{self._name}-{name}"}
         return dag.Run.of(manifest)
 
-    def _questions_key(self, seed: int) -> str:
-        return f"questions/seed{seed}-{self.rows}.jsonl"
+    def _exam(self) -> dict[str, Any]:
+        return {"benchmarks": [self._benchmark(name) for name in EXAM], "sampling": {"maxTokens": MOST_TOKENS}}
 
-    def _bring(self, seed: int) -> None:
-        problems = questions(f"seed {seed}", self.rows, ASKED, but=frozenset(map(sums_of, exam_problems())))
-        lines = (json.dumps({"question": one.question, "reference": one.reference}) for one in problems)
-        body = "".join(f"{line}\n" for line in lines).encode()
-        self.s3.client().put_object(Bucket=self.s3.bucket, Key=self._questions_key(seed), Body=body)
+    def _several(self) -> dict[str, Any]:
+        benchmark = self._benchmark("seen") | {"limit": self.size.several, "samples": self.size.samples}
+        sampling = {"maxTokens": MOST_TOKENS, "temperature": TEMPERATURE, "seed": self.seed}
+        return {"benchmarks": [benchmark], "sampling": sampling}
 
-    def _execute(self, child: dag.Child) -> contract.LastWords:
-        """Run a child's program to its end. Raises StudyError when it does not succeed."""
+    def _benchmark(self, name: str) -> dict[str, Any]:
+        return {"name": name, "source": self._sources[name], "fields": {"prompt": "question", "reference": "reference"}}
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """Where the questions to learn from are, and those of the exam's benchmarks. A name has a hash of what it
+        holds, so that another content is another task."""
+        kind, exam = self.size.kind, exam_problems(self.size.kind, self.size.exam)
+        asked = [problem for problems in exam.values() for problem in problems]
+        learned = questions(f"seed {self.seed}", round(self.size.rows / (1 - HELD_OUT)), kind, ASKED, but=asked)
+        solved = {ROWS: [(one, one.reference) for one in learned]}
+        solved |= {name: [(one, str(one.result)) for one in problems] for name, problems in exam.items()}
+        sources = {}
+        for name, pairs in solved.items():
+            lines = (json.dumps({"question": one.question, "reference": reference}) for one, reference in pairs)
+            body = "".join(f"{line}\n" for line in lines).encode()
+            key = f"questions/{kind.name}-{name}-{sha256(body)[:8]}.jsonl"
+            self.s3.client().put_object(Bucket=self.s3.bucket, Key=key, Body=body)
+            sources[name] = f"s3://{self.s3.bucket}/{key}"
+        return sources
+
+    # --- their programs -----------------------------------------------------------------------------------------
+
+    def _execute(self, run: dag.Run, kinds: Collection[str] = ()) -> None:
+        """Carry out the children of a run as the operator plans them, one after the other; of some kinds of work, or
+        all."""
+        for child in dag.plan(run):
+            if not kinds or child.task.work.kind in kinds:
+                self._execute_child(child)
+
+    def _execute_child(self, child: dag.Child) -> None:
+        """Run a child's program to its end, unless it has ended well before. Raises StudyError when it does not."""
         folder = self.folder / "pods" / child.name
+        words, done, task = folder / "last-words.json", folder / "done.json", child.task.to_json()
+        if done.exists() and done.read_text() == task:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        words = folder / "last-words.json"
         environment = {
             **image_environment(),
             **KEYS,
-            contract.TASK: child.task.to_json(),
+            contract.TASK: task,
             contract.SCRATCH: str(folder / "scratch"),
             contract.TERMINATION_LOG: str(words),
             "HOME": str(folder),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": THREADS,
         }
+        began = time.monotonic()
         command = [sys.executable, "-m", f"cgd_stages.{child.task.work.kind}"]
         code = launch(command, environment, folder, folder / "log").wait()
         if code:
             said = contract.LastWords.model_validate_json(words.read_text()).message if words.exists() else ""
             raise StudyError(f"{child.name} ended with exit code {code}: {said} See {folder / 'log'}")
         shutil.rmtree(folder / "scratch", ignore_errors=True)
-        return contract.LastWords.model_validate_json(words.read_text())
+        done.write_text(task)
+        self.tell(f"{child.stage}   {time.monotonic() - began:.0f} s")
 
-    def _bucket(self, run: dag.Run) -> Bucket:
-        return Bucket(dag.storage_of(run.spec.storage))
+    # --- what they have stored ----------------------------------------------------------------------------------
 
-    def _download(self, run: dag.Run, uri: str) -> Path:
-        bucket, target = self._bucket(run).at(f"{uri}/model"), self.folder / "models" / uri.rsplit("/", 1)[1]
-        target.mkdir(parents=True, exist_ok=True)
-        for stored in bucket.list():
-            bucket.download(stored.key, target / stored.key)
+    def _folder(self, run: dag.Run, stage: str) -> Folder:
+        reference = contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid)
+        return RunStore(Bucket(dag.storage_of(run.spec.storage)), reference).input(stage)
+
+    def _rows(self, run: dag.Run) -> Rows:
+        """The product's own grades of the rows, as check has stored them."""
+        check, distilled = self._folder(run, "check").require().facts, read_rows(self._folder(run, "distill"))
+        solved = [stated(row["distilled"])[1] == read_question(row["prompt"]).result for row in distilled]
+        return Rows(
+            count=int(check.metrics["graded"]),
+            drafts=check.metrics["right_drafts"],
+            verdicts=check.metrics["right_verdicts"],
+            refinements=check.metrics["right_refinements"],
+            distilled=statistics.fmean(solved),
+        )
+
+    def _rates(self, run: dag.Run) -> Rates:
+        curves = {
+            arm.name: {rate: self._curve(run, arm.training(rate)) for rate in self.size.rates} for arm in self.size.arms
+        }
+        losses = {arm: {rate: held_out_loss(curve[-1]) for rate, curve in of.items()} for arm, of in curves.items()}
+        first, *_ = curves["cgd"].values()
+        return Rates(losses, first_loss=first[0]["loss"])
+
+    def _curve(self, run: dag.Run, training: str) -> list[Record]:
+        folder = self._folder(run, contract.train_stage(training))
+        (part,) = folder.require().under(METRICS)
+        return [json.loads(line) for line in folder.read(part).decode().splitlines()]
+
+    def _marks(self, run: dag.Run, model: str) -> list[Mark]:
+        rows = read_rows(self._folder(run, StageName.of("evaluate", model)))
+        ordered = sorted(rows, key=lambda row: (row["benchmark"], row["id"], row["sample"]))
+        return [
+            Mark(row["prompt"], row["output"], row["correct"] is True, row["tokens"], row["finish_reason"] == "stop")
+            for row in ordered
+        ]
+
+    def _report(self, run: dag.Run) -> Path:
+        """The product's page of a run, on this machine."""
+        folder, target = self._folder(run, "report"), self.folder / f"{run.name}.html"
+        (part,) = folder.require().under("report.html")
+        target.write_bytes(folder.read(part))
         return target
 
-    def _quality(self, run: dag.Run) -> dict[str, float]:
-        """Shares of the rows: right drafts, right verdicts, right refinements; and their number."""
-        reference = contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid)
-        rows = list(read_rows(RunStore(self._bucket(run), reference).input("refine")))
-        right = {column: [is_right(row["prompt"], row[column]) for row in rows] for column in ("answer", "refinement")}
-        found_right = [prompts.verdict(row["critique"]) == "right" for row in rows]
-        judged = [said is good for said, good in zip(found_right, right["answer"], strict=True)]
-        return {
-            "rows": len(rows),
-            "right_drafts": sum(right["answer"]) / len(rows),
-            "right_verdicts": sum(judged) / len(rows),
-            "right_refinements": sum(right["refinement"]) / len(rows),
-        }
 
-
-def is_right(question: str, text: str) -> bool:
-    """Whether the last line states the result, in whichever of the endings."""
-    return stated(text)[1] == read_question(question).result
-
-
-def exam_problems(count: int = 400) -> list[Problem]:
-    """Half of them ask for an ending that no question to learn from asks for."""
-    others = tuple(name for name in ENDINGS if name not in ASKED)
-    half = count // 2
-    seen = questions("exam", half, ASKED)
-    return [*seen, *questions("exam others", count - half, others, but=frozenset(map(sums_of, seen)))]
+def held_out_loss(record: Record) -> float:
+    """The loss on the held-out prompts, given the prompt alone, after the last step."""
+    return record.get(BARE_LOSS, record[VALIDATION_LOSS])

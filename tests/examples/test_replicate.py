@@ -2,22 +2,28 @@
 
 import itertools
 import json
-import math
 import random
-import statistics
-import urllib.error
+import re
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cgd_operator.api.spec import parse_spec
 from cgd_stages.chat.template import token_ids
+from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.method import prompts
-from replicate import corpus, exam, pretrain, results, tutor
+from replicate import corpus, pretrain, results, tutor
 from replicate.arithmetic import (
+    CHAINS,
     ENDINGS,
+    HUNDREDS,
+    ONES,
+    SUMS,
+    TENS,
+    Kind,
     Problem,
     Unreadable,
     exact,
@@ -27,21 +33,41 @@ from replicate.arithmetic import (
     stated,
     without_carry,
 )
-from replicate.study import ABLATIONS, ASKED, OBJECTIVES, Study, exam_problems, is_right, models, questions, sums_of
+from replicate.study import (
+    ARMS,
+    ASKED,
+    BASE,
+    MORE_ARMS,
+    Arm,
+    Mark,
+    Outcome,
+    Rates,
+    Rows,
+    Study,
+    exam_problems,
+    held_out_loss,
+    questions,
+    sums_of,
+)
 
 PROBLEM = Problem(47, (("+", 8), ("-", 9), ("+", 6)), "answer")
 RIGHT = "47 + 8 = 55\n55 - 9 = 46\n46 + 6 = 52\nAnswer: 52"
 NO_CARRY = "47 + 8 = 45\n45 - 9 = 36\n36 + 6 = 42\nAnswer: 42"
+KINDS = (SUMS, ONES, TENS, HUNDREDS, CHAINS)
 
 
-def problems(count: int = 50) -> list[Problem]:
+def problems(count: int = 50, kind: Kind = CHAINS) -> list[Problem]:
     dice = random.Random(3)
-    return [make_problem(dice, tuple(ENDINGS)) for _ in range(count)]
+    return [make_problem(dice, kind, tuple(ENDINGS)) for _ in range(count)]
+
+
+def is_right(question: str, text: str) -> bool:
+    return stated(text)[1] == read_question(question).result
 
 
 class TestArithmetic:
     def test_a_question_reads_as_in_the_docs(self) -> None:
-        assert PROBLEM.question == 'Work out 47 + 8 - 9 + 6. End with "Answer: N".'
+        assert PROBLEM.question == 'What is 47 + 8 - 9 + 6? End with "Answer: N".'
         assert PROBLEM.solution(tuple(PROBLEM.work(exact))) == RIGHT
         assert PROBLEM.result == 52
 
@@ -58,8 +84,11 @@ class TestArithmetic:
             sums = tuple(problem.work(without_carry))
             assert read_sums(problem.solution(sums, words=words)) == sums
 
-    def test_values_stay_small(self) -> None:
-        assert all(0 <= one.result <= 99 for problem in problems(200) for one in problem.work(exact))
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+    def test_values_stay_in_the_bounds_of_their_kind(self, kind: Kind) -> None:
+        made = problems(200, kind)
+        assert all(0 <= one.result <= kind.largest for problem in made for one in problem.work(exact))
+        assert {len(problem.steps) for problem in made} == set(range(kind.steps[0], kind.steps[1] + 1))
 
     @pytest.mark.parametrize(
         ("a", "sign", "b", "wrong"), [(47, "+", 8, 45), (42, "-", 8, 44), (43, "+", 5, 48), (48, "-", 5, 43)]
@@ -85,31 +114,48 @@ def sees_all(seed: int = 0) -> Problem:
     """A problem whose mistakes the tutor does not overlook, and whose own solution is right."""
     dice = random.Random(seed)
     while True:
-        problem = make_problem(dice, ("answer",))
+        problem = make_problem(dice, CHAINS, ("answer",))
         wrong = problem.solution(tuple(problem.work(without_carry)))
         if not is_right(problem.question, wrong) and "wrong" in tutor.critique(problem, wrong):
             return problem
 
 
 class TestTutor:
-    def test_it_names_the_first_wrong_line_and_why(self) -> None:
+    def test_it_names_the_first_wrong_step_and_why(self) -> None:
         assert next(tutor.faults(PROBLEM, NO_CARRY)) == (
-            "Line 1 is wrong. 47 + 8 is 55, not 45. You forgot the carry. What follows must be worked again."
+            "Step 1 is wrong: 47 + 8 is not 45. The carry is forgotten. Work it again, and what follows."
         )
 
     @pytest.mark.parametrize(
         ("draft", "said"),
         [
-            ("Answer: 52", "The work is missing. Begin with 47 + 8 = 55, and go on step by step."),
-            ("47 + 8 = 55\nAnswer: 55", "A step is missing after line 1: 55 - 9 = 46."),
-            (RIGHT.replace("- 9 = 46", "+ 9 = 64"), "Line 2 is wrong. The step is 55 - 9 = 46."),
-            (RIGHT.replace("Answer: 52", "[52]"), 'The last line must be "Answer: 52".'),
-            (RIGHT.replace("Answer: 52", "Answer: 50"), "The last line does not say the result of the last step."),
-            (RIGHT.replace("\nAnswer", "\n52 + 1 = 53\nAnswer"), "Line 4 is too much: the question asks for 3 steps."),
+            ("Answer: 52", "No step is shown. Begin with 47 + 8, and write a line for each step."),
+            ("47 + 8 = 55\nAnswer: 55", "Step 2 is missing: 55 - 9."),
+            (RIGHT.replace("- 9 = 46", "+ 9 = 64"), '"55 + 9 = 64" is not step 2, which is 55 - 9.'),
+            (RIGHT.replace("Answer: 52", r"\boxed{52}"), 'The last line must have the form "Answer: N".'),
+            (RIGHT.replace("Answer: 52", "Answer: 50"), "The last line does not state the result of the last step."),
+            (RIGHT.replace("\nAnswer", "\n52 + 1 = 53\nAnswer"), "Step 4 is too much: the question asks for 3."),
         ],
     )
     def test_it_finds_every_kind_of_fault(self, draft: str, said: str) -> None:
-        assert next(tutor.faults(PROBLEM, draft)).startswith(said)
+        assert next(tutor.faults(PROBLEM, draft)) == said
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+    def test_a_critique_never_holds_a_result_that_the_draft_does_not_have(self, kind: Kind) -> None:
+        """Of the step that it names, or of a later one; numbers of the question may be the same by chance."""
+        for problem in problems(200, kind):
+            results = [one.result for one in problem.work(exact)]
+            own = {problem.start, *(n for _, n in problem.steps)}
+            for draft in (
+                problem.last_line(own.pop()),
+                problem.solution(tuple(problem.work(without_carry))),
+                "I guess",
+            ):
+                good = tutor.right_lines(problem, read_sums(draft))
+                words = "\n".join(tutor.faults(problem, draft))
+                said = set(map(int, re.findall(r"(?<!Step )(?<!step )\b\d+", words)))
+                known = {problem.start, *(n for _, n in problem.steps), *results[:good]}
+                assert not said & ({*results[good:]} - known - {one.result for one in read_sums(draft)})
 
     def test_a_right_draft_has_no_fault(self) -> None:
         assert list(tutor.faults(PROBLEM, RIGHT)) == []
@@ -129,7 +175,7 @@ class TestTutor:
         assert (" plus " in refined or " minus " in refined) is words
 
     def test_what_the_critique_finds_right_stays(self) -> None:
-        assert tutor.refinement(PROBLEM, "as it is", "Fine.\nConclusion: right") == "as it is"
+        assert tutor.refinement(PROBLEM, "as it is", f"{tutor.FAULTLESS}\nConclusion: right") == "as it is"
 
     def test_it_overlooks_about_a_tenth(self) -> None:
         many = problems(1000)
@@ -145,19 +191,30 @@ class TestTutor:
     def test_it_is_told_what_to_do_by_the_methods_own_prompts(self) -> None:
         problem = sees_all()
         draft = problem.solution(tuple(problem.work(without_carry)))
-        said = tutor.reply([dict(one) for one in prompts.critique_messages(problem.question, draft)])
-        refined = tutor.reply([dict(one) for one in prompts.refine_messages(problem.question, draft, said)])
-        own = tutor.reply([dict(one) for one in prompts.answer_messages(problem.question)])
+        said = tutor.reply(prompts.critique_messages(problem.question, draft))
+        refined = tutor.reply(prompts.refine_messages(problem.question, draft, said))
+        own = tutor.reply(prompts.answer_messages(problem.question))
         assert said == tutor.critique(problem, draft)
         assert is_right(problem.question, refined)
         assert own == tutor.answer(problem)
 
+    def test_a_right_number_without_its_work_is_right_and_the_work_is_asked_for(self) -> None:
+        problem = sees_all()
+        said = tutor.critique(problem, problem.last_line(problem.result))
+        assert said.startswith("No step is shown.")
+        assert prompts.verdict(said) == "right"
+        assert read_sums(tutor.refinement(problem, problem.last_line(problem.result), said))
+
+    def test_moved_targets_are_another_questions(self) -> None:
+        problem = sees_all()
+        asked = prompts.refine_messages(problem.question, "5", "No step is shown.")
+        assert is_right(problem.question, tutor.reply(asked))
+        assert not is_right(problem.question, tutor.reply(asked, moved=True))
+
     def test_it_is_served_as_any_endpoint(self) -> None:
         with tutor.served() as url:
             assert _ask(url, PROBLEM.question) == tutor.answer(PROBLEM)
-            with pytest.raises(urllib.error.HTTPError, match="400") as refused:
-                _ask(url, "Hi")
-            refused.value.close()
+            assert _ask(url, "What is 1 + 1?") == tutor.UNKNOWN
 
 
 def _ask(url: str, text: str) -> str:
@@ -182,15 +239,19 @@ class TestCorpus:
         told = [corpus.solution(dice, problem, corpus.LATER_JUMPS) for _ in range(400)]
         assert 0.8 < sum(not read_sums(text) for text in told) / len(told) < 0.9
 
+    def test_revisions_leave_out_work_as_often_as_first_answers(self) -> None:
+        """A student that has always seen the work in this context has nothing to learn there."""
+        many = itertools.islice(corpus.conversations(1, corpus.LATER_JUMPS), 4000)
+        revised = [one.reply for one in many if "Student's Initial Answer" in one.messages[-1]["content"]]
+        assert 0.8 < sum(not read_sums(text) for text in revised) / len(revised) < 0.93
+
 
 class TestStudent:
-    def test_a_few_steps_make_a_model_that_takes_the_exam(self, tmp_path: Path) -> None:
+    def test_a_few_steps_make_a_model_that_has_learned_something(self, tmp_path: Path) -> None:
         losses: list[float] = []
         pretrain.pretrain(tmp_path / "student", steps=3, seed=0, tell=lambda _, loss: losses.append(loss))
-        ((output, tokens, ended),) = exam.taken(tmp_path / "student", [PROBLEM.question])
         assert losses[-1] < losses[0]
-        assert isinstance(output, str)
-        assert tokens == exam.MOST_TOKENS or ended
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "student").num_parameters() < 1e6
 
     def test_every_digit_is_a_token(self, tmp_path: Path) -> None:
         pretrain.make_tokenizer().save_pretrained(tmp_path)
@@ -205,50 +266,134 @@ class TestStudent:
         assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
 
 
+RATES = ("3e-5", "1e-4")
+
+
 class TestStudy:
     def test_its_manifest_is_a_cgdrun(self) -> None:
-        assert parse_spec(Study.manifest()).training.objectives == OBJECTIVES
+        spec = parse_spec(Study.manifest())
+        assert spec.training.context == "user"
+        assert spec.generation.answer.unfinished == "keep"
+        assert Study.manifest()["spec"]["training"]["variants"] == [arm.variant("3e-5") for arm in ARMS]
 
-    def test_every_objective_and_ablation_is_trained_of_a_seed(self) -> None:
-        labels = [model.label for model in models(0)]
-        assert labels == [*OBJECTIVES, *(f"CGD {kind}" for kind in ABLATIONS)]
+    @pytest.mark.parametrize("arms", [ARMS, MORE_ARMS])
+    def test_every_arm_is_a_variant_with_each_rate(self, arms: tuple[Arm, ...]) -> None:
+        manifest = Study.manifest()
+        variants = [arm.variant(rate) for arm in arms for rate in RATES]
+        manifest["spec"]["training"]["variants"] = variants
+        assert list(parse_spec(manifest).training.titles) == [variant["name"] for variant in variants]
 
     def test_the_exam_asks_nothing_that_was_learned(self) -> None:
-        asked = {sums_of(one) for one in exam_problems(100)}
-        learned = {sums_of(one) for one in questions("seed 0", 100, ASKED, but=frozenset(asked))}
-        assert len(asked) == len(learned) == 100
-        assert not asked & learned
+        asked = [one for benchmark in exam_problems(SUMS, 100).values() for one in benchmark]
+        learned = {sums_of(one) for one in questions("seed 0", 100, SUMS, ASKED, but=asked)}
+        assert len(set(map(sums_of, asked))) == len(learned) == 100
+        assert not set(map(sums_of, asked)) & learned
+
+    @pytest.mark.parametrize("ending", ASKED)
+    def test_the_product_reads_the_value_of_a_reference_that_is_learned(self, ending: str) -> None:
+        for problem in problems():
+            problem = replace(problem, ending=ending)
+            assert reference_answer(problem.reference) == str(problem.result)
 
     def test_half_of_the_exam_asks_for_new_endings(self) -> None:
-        assert sum(one.ending not in ASKED for one in exam_problems(100)) == 50
+        exam = exam_problems(SUMS, 100)
+        assert [len(exam["seen"]), len(exam["new"])] == [50, 50]
+        assert {one.ending for one in exam["seen"]} == set(ASKED)
+        assert not {one.ending for one in exam["new"]} & set(ASKED)
+
+    def test_the_prompt_alone_chooses_the_rate(self) -> None:
+        records = {"3e-5": {"validation_loss": 0.1, "bare_validation_loss": 2.0}, "1e-4": {"validation_loss": 0.5}}
+        losses = {"cgd": {rate: held_out_loss(record) for rate, record in records.items()}}
+        assert Rates(losses, first_loss=1.0).chosen == {"cgd": "1e-4"}
 
 
-def marks(right: list[bool], tokens: int = 10) -> list[results.Mark]:
-    asked = exam_problems(len(right))
-    texts = [one.last_line(one.result if good else one.result + 1) for one, good in zip(asked, right, strict=True)]
-    return [results.Mark(one.question, text, tokens, True) for one, text in zip(asked, texts, strict=True)]
+def marks(right: list[bool], each: int = 1) -> list[Mark]:
+    asked = [one for benchmark in exam_problems(SUMS, len(right) // each).values() for one in benchmark]
+    return [
+        Mark(one.question, one.last_line(one.result if good else one.result + 1), good, 10, True)
+        for one, good in zip([one for one in asked for _ in range(each)], right, strict=True)
+    ]
+
+
+def outcome(*, base: float = 0.1, cgd: float = 0.5, fitting: float = 1.0, first_loss: float = 1.0) -> Outcome:
+    """Of 40 questions in the exam, and 10 that are answered 4 times: the base has one right output there."""
+
+    def some(share: float) -> list[Mark]:
+        return marks([place < round(40 * share) for place in range(40)])
+
+    exam = {BASE: some(base)} | {arm.name: some(cgd if arm.name == "cgd" else 0.3) for arm in ARMS}
+    several = {BASE: marks([True] + [False] * 39, each=4), "cgd": marks([False] * 40, each=4)}
+    rates = Rates({arm.name: {"3e-5": 1.0, "1e-4": 0.5} for arm in ARMS}, first_loss)
+    return Outcome(Rows(96, 0.1, 0.9, fitting, 0.95), rates, exam, several, {"exam": Path("exam.html")})
+
+
+class TestGates:
+    def test_a_study_that_can_say_something_passes_all(self) -> None:
+        assert all(gate.passed for gate in results.gates([outcome(), outcome()]))
+
+    @pytest.mark.parametrize(
+        ("wrong", "name"),
+        [
+            (outcome(base=0.0), "the base solves too few or too many"),
+            (outcome(base=0.45), "the base solves too few or too many"),
+            (outcome(cgd=0.95), "the best model solves nearly all"),
+            (outcome(first_loss=0.2), "the untrained student needs no training in CGD's context"),
+            (outcome(fitting=0.1), "targets do not fit"),
+        ],
+    )
+    def test_one_seed_that_fails_a_gate_says_nothing(self, wrong: Outcome, name: str) -> None:
+        found = results.gates([outcome(), wrong])
+        assert [gate.name for gate in found if not gate.passed] == [name]
+        (said,) = results.sentences(results.figures([outcome(), wrong], ARMS), found)
+        assert said.startswith(f"not informative: {name}")
+
+    def test_rows_whose_targets_were_moved_do_not_fit(self) -> None:
+        assert results.fits(Rows(96, 0.1, 0.9, refinements=0.9, distilled=0.9))
+        assert not results.fits(Rows(96, 0.1, 0.9, refinements=0.05, distilled=0.9))
+        assert not results.fits(Rows(96, 0.1, 0.9, refinements=0.9, distilled=0.05))
 
 
 class TestResults:
-    def test_a_share_has_the_interval_of_the_textbook(self) -> None:
-        found = results.share([1.0] * 30 + [0.0] * 70)
-        half = 1.96 * math.sqrt(0.3 * 0.7 / 99)
-        assert (found.mean, found.low, found.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half), abs=1e-4)
+    def test_the_figures_compare_the_same_questions(self) -> None:
+        rows = {row["label"]: row for row in results.figures([outcome(), outcome(cgd=0.6)], ARMS)}
+        assert rows["CGD"]["accuracy"]["mean"] == pytest.approx(0.55)
+        assert rows["CGD"]["seeds"] == [0.5, 0.6]
+        assert rows["CGD"]["gain"] is None
+        assert rows["base"]["gain"]["mean"] == pytest.approx(0.45)
+        assert rows["base"]["gain"]["p"] < 0.001
+        assert rows["base"]["form_new"]["mean"] == 1.0
+        assert rows["CGD"]["rates"] == ["1e-4", "1e-4"]
 
-    def test_intervals_cover_the_truth_as_often_as_they_say(self) -> None:
-        dice = random.Random(1)
-        shares = [results.share([float(dice.random() < 0.4) for _ in range(300)]) for _ in range(400)]
-        covered = statistics.fmean(one.low <= 0.4 <= one.high for one in shares)
-        assert 0.92 < covered < 0.98
+    def test_the_test_is_exact(self) -> None:
+        """5 questions won and none lost: 2 of 32 flips are as far from 0."""
+        found = results.against({"cgd": [1.0] * 5 + [0.0] * 35, "sft": [0.0] * 40}, unit=1)
+        assert found["sft"]["p"] == pytest.approx(2 / 2**5)
 
-    def test_p_values_are_uniform_where_nothing_differs(self) -> None:
-        dice = random.Random(2)
-        found = [results.paired_p([dice.choice((-1.0, 0.0, 1.0)) for _ in range(200)]) for _ in range(400)]
-        assert 0.02 < statistics.fmean(p < 0.05 for p in found) < 0.09
+    def test_seeds_are_averaged_before_the_test(self) -> None:
+        """Differences of 1, 1/3 and -2/3, whose sum is 2/3: 6 of the 8 flips are as far from 0."""
+        found = results.against({"cgd": [1.0, 1 / 3, 0.0], "sft": [0.0, 0.0, 2 / 3]}, unit=3)
+        assert found["sft"]["p"] == pytest.approx(6 / 8)
 
-    @pytest.mark.parametrize(("values", "p"), [([0.0] * 10, 1.0), ([1.0] * 10, 0.0)])
-    def test_without_spread_a_difference_is_sure(self, values: list[float], p: float) -> None:
-        assert results.paired_p(values) == p
+    def test_p_values_are_corrected_for_the_number_of_models(self) -> None:
+        won = [1.0] * 5 + [0.0] * 35
+        found = results.against({"cgd": won, "sft": [0.0] * 40, "cft": won}, unit=1)
+        assert found["sft"]["corrected"] == pytest.approx(2 * found["sft"]["p"])
+        assert found["cft"]["corrected"] == 1.0
+
+    def test_what_may_be_chance_is_not_called_better(self) -> None:
+        close = outcome(cgd=0.3)
+        said = results.sentences(results.figures([close], ARMS), results.gates([close]))
+        assert any(one.startswith("CGD and SFT cannot be told apart") for one in said)
+
+    def test_one_right_output_of_several_is_a_pass(self) -> None:
+        rows = {row["label"]: row for row in results.several([outcome()], ARMS)}
+        assert rows["base"]["one"]["mean"] == pytest.approx(1 / 10)
+        assert rows["base"]["each"]["mean"] == pytest.approx(1 / 40)
+        assert rows["CGD"]["one"]["mean"] == 0.0
+
+    def test_a_right_answer_in_another_form_is_right_and_did_not_keep_it(self) -> None:
+        mark = Mark(PROBLEM.question, RIGHT.replace("Answer: 52", r"\boxed{52}"), True, 9, True)
+        assert (mark.right, mark.kept_form, mark.new_form) == (True, False, True)
 
     @pytest.mark.parametrize(
         ("p", "told"), [(0.0, "p < 0.001"), (0.0004, "p < 0.001"), (0.034, "p = 0.034"), (1, "p = 1")]
@@ -256,47 +401,13 @@ class TestResults:
     def test_no_p_value_is_told_as_nothing(self, p: float, told: str) -> None:
         assert results.spoken(p) == told
 
-    def test_the_figures_compare_the_same_questions(self) -> None:
-        better, worse = marks([True] * 30 + [False] * 10), marks([True] * 10 + [False] * 30)
-        rows = {row["label"]: row for row in results.figures({"base": [worse], "CGD": [better, better]})}
-        assert rows["CGD"]["accuracy"]["mean"] == 0.75
-        assert rows["CGD"]["seeds"] == [0.75, 0.75]
-        assert rows["CGD"]["gain"] is None
-        assert rows["base"]["gain"]["mean"] == 0.5
-        assert rows["base"]["gain"]["p"] < 0.001
-        assert rows["base"]["form_new"]["mean"] == 1.0
-
-    def test_what_may_be_chance_is_not_called_better(self) -> None:
-        half = marks([True, False] * 20)
-        other = marks([False, True] * 19 + [True, True])
-        rows = results.figures({"base": [half], "SFT": [other], "CGD": [half]})
-        (_, said) = results.sentences(rows)
-        assert said.startswith("CGD and SFT may be alike")
-
-    def test_a_right_answer_in_another_form_is_right_and_did_not_keep_it(self) -> None:
-        mark = results.Mark(PROBLEM.question, RIGHT.replace("Answer: 52", "[52]"), 9, True)
-        assert (mark.right, mark.kept_form, mark.new_form) == (True, False, False)
-
     def test_the_page_shows_every_model_and_escapes_what_it_said(self, tmp_path: Path) -> None:
-        exams = {label: [marks([True, False] * 10)] for label in ("base", "SFT", "CGD", "CGD none")}
-        rows = results.figures(exams)
-        made = {"rows": 4, "seeds": 1, "questions": 20, "cores": 2, "minutes": 3.0, "parameters": 7e5}
-        found = {
-            "made": {**made, "learning_rate": "1e-4", "epochs": 2},
-            "said": results.sentences(rows),
-            "rows": rows,
-            "ablations": ["CGD none"],
-            "quality": [{"rows": 4, "right_drafts": 0.5, "right_verdicts": 1.0, "right_refinements": 0.9}],
-            "example": {"question": "1 < 2", "outputs": {"base": "<script>alert(1)</script>"}},
-        }
+        chapter = results.chapter("sums", [outcome()], ARMS)
+        chapter["example"]["outputs"]["base"] = "<script>alert(1)</script>"
+        made = {"student": "S", "seeds": 1, "rows": 64, "questions": 40, "rates": ["3e-5", "1e-4"]}
+        found = {"made": {**made, "epochs": 2, "batch": 8, "cores": 2, "minutes": 3.0}, "chapters": [chapter]}
         results.write_page(tmp_path / "page.html", found)
         page = (tmp_path / "page.html").read_text()
         assert "<script>" not in page
-        assert "<td>1</td>" in page
-        assert all(f'<th scope="row">{label}</th>' in page for label in exams)
-        assert page.count('<th scope="row">CGD</th>') == 2
-
-    def test_marks_are_read_as_the_exam_writes_them(self, tmp_path: Path) -> None:
-        path = tmp_path / "exam.jsonl"
-        path.write_text(json.dumps({"question": "q", "output": "o", "tokens": 3, "ended": False}) + "\n")
-        assert results.read_marks(path) == [results.Mark("q", "o", 3, False)]
+        assert all(f'<th scope="row">{arm.label}</th>' in page for arm in ARMS)
+        assert 'href="exam.html"' in page

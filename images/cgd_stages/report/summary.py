@@ -135,9 +135,24 @@ def cautions(report: ReportData) -> list[str]:
             f"lm-eval alone calls {count(alone)} of {count(sum(group.outputs for group in groups))} audited outputs "
             "right: the grader may be mistaken. They are listed below the results."
         )
-    sentences += learned_without_thought(report) + asked_without_thought(report)
+    sentences += known_before(report) + learned_without_thought(report) + asked_without_thought(report)
     sizes = {score.benchmark: score.n for score in all_scores}
     return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
+
+
+KNOWN = 0.3
+"""Nats a token: a student whose loss is below that before it is trained can mostly write the targets already."""
+
+
+def known_before(report: ReportData) -> list[str]:
+    """A sentence for each training with little to learn: the first step's loss is the untrained student's."""
+    trained = [(stage, report.training.get(stage.name, ())) for stage in report.stages if stage.name.kind == "train"]
+    return [
+        f"{objective(stage)}: the untrained student's loss, on the first batch, was {log[0].loss:.2f} nats a token: in "
+        "the context of this training it could write most of the targets already, so there was little to learn."
+        for stage, log in trained
+        if log and log[0].step == 1 and log[0].loss < KNOWN
+    ]
 
 
 def learned_without_thought(report: ReportData) -> list[str]:

@@ -483,6 +483,15 @@ def test_bad_data_is_named_at_the_top_with_a_way_to_its_table() -> None:
     assert found.attributes("href").count("#quality") == 2
 
 
+@pytest.mark.parametrize(("step", "loss", "known"), [(1, 0.12, True), (1, 0.9, False), (5, 0.12, False)])
+def test_a_training_whose_targets_the_untrained_student_could_write_is_named(
+    step: int, loss: float, known: bool
+) -> None:
+    """Only the first step's loss is that of the untrained student."""
+    words = read(training={"train-cgd": (Step(step=step, loss=loss), Step(step=step + 1, loss=0.05))}).words
+    assert ("CGD: the untrained student's loss, on the first batch, was 0.12 nats a token" in words) is known
+
+
 def test_of_many_cautions_the_first_are_shown_and_the_others_folded() -> None:
     outputs = {name: samples("+-", finish_reason="length") for name in ("base", "cgd", "cft", "sft")}
     words = Read(render(report_data(evaluations=outputs), QUALITY)).words
