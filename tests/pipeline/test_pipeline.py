@@ -156,7 +156,7 @@ async def jobs(stand: Any) -> list[str]:
     return [job["metadata"]["labels"]["cgd.dev/stage"] for job in await listed(stand, JOB)]
 
 
-async def fails(stand: Any, name: str, seconds: float = 90, **changes: Any) -> str:
+async def fails(stand: Any, name: str, seconds: float = 240, **changes: Any) -> str:
     """Apply a run that must fail; returns what its user is told."""
     stand.start_operator()
     await stand.apply(name, **changes)
