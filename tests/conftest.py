@@ -28,7 +28,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
-LONG = ("train/test_loop.py", "pipeline/test_pipeline.py", "train/test_pods.py", "generate/test_generate_vllm.py")
+LONG = (
+    "pipeline/test_pipeline.py",
+    "train/test_pods.py",
+    "chaos/test_signals.py",
+    "train/test_loop.py",
+    "chaos/test_interruptions.py",
+    "train/test_gradients.py",
+)
 """The files whose slow tests take minutes, the longest first: each is one worker's, so they must not come last."""
 
 
