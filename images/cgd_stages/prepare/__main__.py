@@ -31,6 +31,7 @@ from cgd_stages.contract import (
     settings_of,
 )
 from cgd_stages.errors import UserError
+from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
 from cgd_stages.models.attention import try_packing
@@ -57,6 +58,7 @@ from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks, stor
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
+from cgd_stages.text.references import right_answers
 
 log = logging.getLogger(__name__)
 
@@ -324,6 +326,8 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         row, fault = row_of(line, benchmark.fields)
         if not fault and row["reference"] is None:
             fault = "missing_field", f"there is no reference (fields.reference is {benchmark.fields.reference!r})"
+        elif not fault and not any(map(reference_answer, right_answers(row["reference"]))):
+            fault = "empty", "the reference is empty, or a thought without an answer"
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
