@@ -113,16 +113,26 @@ def _required(value: Mapping[str, Any], column: str) -> Any:
 
 
 def _reference(reference: Any, fields: Fields) -> str | None:
+    """The text of a reference. Of a list, what is null is left out, an empty one is no reference, and one with one
+    value is that value; but with `several: all` every list is stored as such."""
     if reference is None or isinstance(reference, str):
         return reference
     try:
-        if isinstance(reference, list) and len(reference) > 1:
-            several = fields.several or ("any" if all(isinstance(one, str) for one in reference) else "all")
-            if several == "any":
-                return any_of([as_text(one) for one in reference])
-        return as_text(reference)
+        if not isinstance(reference, list) or fields.several == "all":
+            return as_text(reference)
+        given = [one for one in reference if one is not None]
+        if len(given) < 2:
+            return _reference(given[0], fields) if given else None
+        if fields.several == "any" or all(isinstance(one, str) for one in given):
+            return any_of([as_text(one) for one in given])
+        return as_text(given)
     except ValueError as error:
         raise Faulty("malformed", f"the field {fields.reference!r} is {error}") from error
+
+
+def _first(value: Mapping[str, Any], *names: str) -> Any:
+    """The first of these members that is there and not null: a table has every column for every row."""
+    return next((found for name in names if (found := value.get(name)) is not None), None)
 
 
 # --- conversations -----------------------------------------------------------------------------------------------
@@ -175,7 +185,7 @@ def _content(turn: Mapping[str, Any], where: str) -> str:
     """The text of a turn. Its content is a text, or a list of parts of which each is a text."""
     if turn.get("tool_calls") or turn.get("function_call"):
         raise Faulty("malformed", f"{where} calls a tool")
-    content = turn.get("content", turn.get("value"))
+    content = _first(turn, "content", "value")
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -212,7 +222,7 @@ def choices(value: Any, column: str) -> Iterator[Choice]:
             named = [(label, text) for label, text in texts_by_label.items() if text is not None]
             labels, texts = [label for label, _ in named], [text for _, text in named]
         case [{"text": _}, *_] | [{"value": _}, *_]:
-            texts = [one.get("text", one.get("value")) if isinstance(one, Mapping) else one for one in value]
+            texts = [_first(one, "text", "value") if isinstance(one, Mapping) else one for one in value]
             labels = [one.get("label") or one.get("key") for one in value if isinstance(one, Mapping)]
             labels = labels if all(labels) else list(ascii_uppercase)
         case list(texts):

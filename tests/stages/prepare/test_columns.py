@@ -74,6 +74,16 @@ def test_the_id_is_that_of_the_whole_conversation() -> None:
     assert {made["prompt"] for made in rows} == {"And 3 + 3?"}
 
 
+def test_columns_that_are_null_in_a_table_are_not_there() -> None:
+    """Parquet has every column for every row."""
+    empty = {"role": None, "content": None, "from": None, "value": None}
+    turns = [empty | {"from": "human", "value": "2 + 2?"}, empty | SAID]
+    made = row(CHAT, messages=turns)
+    assert (made["prompt"], made["reference"]) == ("2 + 2?", "4")
+    choices = [{"text": None, "value": text, "label": None, "key": key} for key, text in (("A", "Moon"), ("B", "Mars"))]
+    assert row(CHOICES, question="Which is a planet?", choices=choices, answer="Mars")["reference"] == "B"
+
+
 def test_content_in_parts_of_text_is_one_text() -> None:
     parts = [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?", "image_url": None}]
     assert row(CHAT, messages=[{"role": "user", "content": parts}])["prompt"] == "2 + 2?"
@@ -168,8 +178,16 @@ def test_a_nested_reference_is_read() -> None:
         ("all", ["1", "2"], '["1", "2"]'),
         ("any", [1, 2.5], '{"any": ["1", "2.5"]}'),
         (None, [1, 2], "[1, 2]"),
-        (None, ["1"], '["1"]'),
-        ("any", ["1"], '["1"]'),
+        (None, ["Paris"], "Paris"),
+        ("any", ["Paris"], "Paris"),
+        (None, [5], "5"),
+        ("any", [[1, 2]], '{"any": ["1", "2"]}'),
+        (None, [["a", "b"]], '{"any": ["a", "b"]}'),
+        (None, ["Paris", None], "Paris"),
+        ("any", [None, 1, 2], '{"any": ["1", "2"]}'),
+        (None, [], None),
+        (None, [None], None),
+        ("all", ["0.5"], '["0.5"]'),
         (None, 27, "27"),
         (None, None, None),
     ],
