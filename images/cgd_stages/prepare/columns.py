@@ -8,6 +8,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from cgd_stages.chat.messages import Message
+from cgd_stages.chat.thoughts import split_text
 from cgd_stages.contract import Fields
 from cgd_stages.method.prompts import answer_messages, earlier_turns
 from cgd_stages.prepare.sources import Line, row_id
@@ -28,6 +29,8 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "model": "assistant",
 }
 """The names that data sets give to the speakers of a conversation."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""The fields of a turn that hold its thought."""
 
 
 class Faulty(ValueError):
@@ -141,8 +144,8 @@ def _first(value: Mapping[str, Any], *names: str) -> Any:
 def conversation(value: Any, column: str) -> tuple[list[Message], str, str | None]:
     """The turns before the last user turn, that turn, and the assistant's reply to it where the conversation has one.
 
-    It is a list of {role, content} or of {from, value}, or such a list as JSON. An empty system turn is left out.
-    Raises Faulty.
+    It is a list of {role, content} or of {from, value}, or such a list as JSON. An empty system turn is left out, and so
+    are the thoughts of assistant turns before the prompt. Raises Faulty.
     """
     messages = list(_messages(value, column))
     last = max((place for place, turn in enumerate(messages) if turn["role"] == "user"), default=None)
@@ -152,23 +155,57 @@ def conversation(value: Any, column: str) -> tuple[list[Message], str, str | Non
     if len(after) > 1 or any(turn["role"] != "assistant" for turn in after):
         roles = ", ".join(turn["role"] for turn in after)
         raise Faulty("malformed", f"after the last user turn in {column!r} stand {roles}; one assistant turn may")
-    return messages[:last], messages[last]["content"], after[0]["content"] if after else None
+    earlier = [_without_thought(turn, column) for turn in messages[:last]]
+    return earlier, messages[last]["content"], after[0]["content"] if after else None
 
 
-def _messages(value: Any, column: str) -> Iterator[Message]:
+def holds_earlier_thoughts(value: Mapping[str, Any], fields: Fields) -> bool:
+    """Whether a conversation that makes a row has a thought in a turn before the prompt, in its text or in a field of
+    its own."""
+    if not fields.messages:
+        return False
+    given = _parsed(_required(value, fields.messages), fields.messages)
+    last = max(place for place, turn in enumerate(given) if ROLES.get(str(_speaker(turn)).lower()) == "user")
+    said = [turn for turn in given[:last] if ROLES.get(str(_speaker(turn)).lower()) == "assistant"]
+    return any(
+        any(turn.get(name) for name in THOUGHTS) or (text := _content(turn, "")).strip() != split_text(text).text
+        for turn in said
+    )
+
+
+def _without_thought(turn: Message, column: str) -> Message:
+    """An earlier turn without its thought: chat templates leave it out of what a model reads. Raises Faulty."""
+    parts = split_text(turn["content"])
+    if turn["role"] != "assistant" or parts.text == turn["content"].strip():
+        return turn
+    if not parts.text:
+        raise Faulty("empty", f"an assistant turn before the prompt in {column!r} holds nothing but a thought")
+    return {"role": "assistant", "content": parts.text}
+
+
+def _parsed(value: Any, column: str) -> Any:
     if isinstance(value, str):
         try:
-            value = parse(value.encode())
+            return parse(value.encode())
         except ValueError as error:
             detail = f"the field {column!r} is a text, not a list of messages; a text belongs to fields.prompt"
             raise Faulty("malformed", detail) from error
+    return value
+
+
+def _speaker(turn: Mapping[str, Any]) -> Any:
+    return turn.get("role") or turn.get("from")
+
+
+def _messages(value: Any, column: str) -> Iterator[Message]:
+    value = _parsed(value, column)
     if not isinstance(value, list) or not value:
         raise Faulty("malformed", f"the field {column!r} is no list of messages")
     for number, turn in enumerate(value, start=1):
         where = f"turn {number} in {column!r}"
         if not isinstance(turn, Mapping):
             raise Faulty("malformed", f"{where} is a {kind(turn)}, not a message")
-        said = turn.get("role") or turn.get("from")
+        said = _speaker(turn)
         role = ROLES.get(said.lower()) if isinstance(said, str) else None
         if role is None:
             raise Faulty("malformed", f"{where} has the unknown role {said!r}")
