@@ -237,7 +237,8 @@ class ChatTemplate:
     @cached_property
     def _control(self) -> re.Pattern[str]:
         """Finds the special tokens, and other added tokens by which the template or a thought of any family is marked:
-        Qwen3-2507 has the markers of thoughts, and a template without any. (Some tokenizers have added tokens for ordinary text, such as three blanks.)"""
+        Qwen3-2507 has the markers of thoughts, and a template without any. (Some tokenizers have added tokens for
+        ordinary text, such as three blanks.)"""
         made = self.turn.made + (self.markup.opening + self.markup.bridge if self.markup else "")
         added = self.tokenizer.added_tokens_decoder
         marks = {marker for markup in FAMILIES for marker in markup.marks}

@@ -6,7 +6,6 @@ from pydantic import ConfigDict, Field, model_validator
 
 from cgd_stages.contract.base import Between, Contract, Decimal, Name, Positive
 
-
 PROMPT = "prompt"
 PROMPT_RULE = (
     f"!has(self.messages) || self.prompt == '{PROMPT}'",

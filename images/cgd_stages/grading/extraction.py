@@ -74,8 +74,9 @@ def marked_answer(reference: str) -> str:
     text = without_thought(reference)
     if re.match(r"\s*\[\s*[\"\d+.-]", text):
         values = _listed(text)
-        if values and all(isinstance(value, str) for value in values):
-            return ", ".join(values)
+        texts = [value for value in values if isinstance(value, str)]
+        if texts and texts == values:
+            return ", ".join(texts)
         if len(values) == 1:
             return text.strip()[1:-1].strip()
     if boxes := _last_boxes(text)[0]:

@@ -144,8 +144,8 @@ def _first(value: Mapping[str, Any], *names: str) -> Any:
 def conversation(value: Any, column: str) -> tuple[list[Message], str, str | None]:
     """The turns before the last user turn, that turn, and the assistant's reply to it where the conversation has one.
 
-    It is a list of {role, content} or of {from, value}, or such a list as JSON. An empty system turn is left out, and so
-    are the thoughts of assistant turns before the prompt. Raises Faulty.
+    It is a list of {role, content} or of {from, value}, or such a list as JSON. Left out are an empty system turn, and
+    the thoughts of assistant turns before the prompt. Raises Faulty.
     """
     messages = list(_messages(value, column))
     last = max((place for place, turn in enumerate(messages) if turn["role"] == "user"), default=None)

@@ -89,8 +89,8 @@ def is_right(reference: str, output: str) -> bool:
 
 
 def _value(reference: str) -> str:
-    """The value in a reference as lm-eval's tasks take it: the last box (MATH), or the text after `####` (GSM8K); never in
-    its thought."""
+    """The value in a reference as lm-eval's tasks take it: the last box (MATH), or the text after `####` (GSM8K). A
+    thought does not count."""
     reference = split_text(reference).text
     try:
         return str(remove_boxed(last_boxed_only_string(reference) or ""))
