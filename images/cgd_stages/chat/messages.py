@@ -36,7 +36,10 @@ def plain(messages: list[Message]) -> str:
 
 
 def without_system(messages: list[Message]) -> list[Message]:
-    """The messages with the system turn's text in front of the user's, for templates that refuse a system turn."""
+    """The messages with the system turn's text in front of the first user turn's, for templates that take no system
+    turn."""
     system = [message["content"] for message in messages if message["role"] == "system"]
-    first, *rest = [message for message in messages if message["role"] != "system"]
-    return [{"role": first["role"], "content": "\n\n".join([*system, first["content"]])}, *rest]
+    turns = [message for message in messages if message["role"] != "system"]
+    first = next(place for place, message in enumerate(turns) if message["role"] == "user")
+    asked: Message = {"role": "user", "content": "\n\n".join([*system, turns[first]["content"]])}
+    return [*turns[:first], asked, *turns[first + 1 :]]

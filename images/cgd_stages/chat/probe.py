@@ -18,6 +18,8 @@ from cgd_stages.chat.thoughts import FAMILIES, PARSERS, Markers, Opened, unknown
 from cgd_stages.contract import Chat
 
 _USER, _ANSWER, _THOUGHT, _NEXT = "qzxvuone", "qzxvatwo", "qzxvtthree", "qzxvnfour"
+WORD = _NEXT
+"""A word that no template holds."""
 QUESTION: list[Message] = [{"role": "user", "content": _USER}]
 CONVERSATIONS: list[list[Message]] = [QUESTION, [{"role": "system", "content": _NEXT}, *QUESTION]]
 _LEAST_EFFORTS = ("none", "no_think", "minimal")

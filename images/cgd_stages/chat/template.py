@@ -236,11 +236,14 @@ class ChatTemplate:
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
-        """Finds the special tokens, and other added tokens by which the template or a thought is marked. (Some
-        tokenizers have added tokens for ordinary text, such as three blanks.)"""
+        """Finds the special tokens, and other added tokens by which the template or a thought of any family is marked:
+        Qwen3-2507 has the markers of thoughts, and a template without any. (Some tokenizers have added tokens for
+        ordinary text, such as three blanks.)"""
         made = self.turn.made + (self.markup.opening + self.markup.bridge if self.markup else "")
         added = self.tokenizer.added_tokens_decoder
-        contents = {token.content for token in added.values() if token.special or token.content in made}
+        marks = {marker for markup in FAMILIES for marker in markup.marks}
+        texts = {token.content: token.special for token in added.values()}
+        contents = {content for content, special in texts.items() if special or content in marks or content in made}
         contents = {content for content in contents | set(self.tokenizer.all_special_tokens) if content.strip()}
         ends = {added[number].content for number in self._stops.union(self.turn.end) if number in added}
         contents = {content for content in contents if len(content) > 1 or content in ends}  # no "!" that fills batches
@@ -360,7 +363,18 @@ def prompt_of(speak: probe.Speak, messages: list[Message]) -> str:
         text = speak(messages, prompt=True)
     except TemplateError:
         return speak(without_system(messages), prompt=True)
-    return text if system.strip() in text else speak(without_system(messages), prompt=True)
+    drops = system.strip() not in text
+    if not drops and any(system.strip() in message["content"] for message in messages if message["role"] != "system"):
+        drops = _drops_system(speak, messages)
+    return speak(without_system(messages), prompt=True) if drops else text
+
+
+def _drops_system(speak: probe.Speak, messages: list[Message]) -> bool:
+    """Whether the template leaves out the system turn of such messages, where its words stand in another turn, too."""
+    marked: list[Message] = [
+        {"role": "system", "content": probe.WORD} if message["role"] == "system" else message for message in messages
+    ]
+    return probe.WORD not in speak(marked, prompt=True)
 
 
 def _own(tokenizer: Any) -> str | None:

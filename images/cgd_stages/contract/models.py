@@ -188,16 +188,26 @@ _RENDERED_WITH = {
     "truncation",
 }
 _SWITCHES = ("enable_thinking", "thinking", "reasoning")
+"""The variables by which templates switch thoughts on and off."""
+_QUOTED = ("true", "false")
+_SWITCHING = (*_QUOTED, "on", "off", "yes", "no", "0", "1", "none", "null", "")
 
 
 def _plain_values(kwargs: dict[str, Any]) -> dict[str, Any]:
     if ours := sorted(_RENDERED_WITH & set(kwargs)):
         raise ValueError(f"the run sets {', '.join(ours)} of a template: leave it out of templateKwargs")
-    if switches := [name for name in _SWITCHES if isinstance(kwargs.get(name), bool)]:
+    if switches := [name for name in _SWITCHES if _switches(kwargs.get(name))]:
         raise ValueError(f"{', '.join(switches)}: set the chat's field thinking to on or off instead")
+    if quoted := [name for name, value in kwargs.items() if isinstance(value, str) and value.lower() in _QUOTED]:
+        raise ValueError(f"{', '.join(quoted)}: write true or false without quotes: a template takes any text for true")
     if wrong := [name for name, value in kwargs.items() if not isinstance(value, bool | int | str)]:
         raise ValueError(f"{', '.join(wrong)}: write text, a whole number, true or false")
     return kwargs
+
+
+def _switches(value: Any) -> bool:
+    """Whether a value is meant to switch something on or off. A template takes every text, and most numbers, for on."""
+    return isinstance(value, int) or (isinstance(value, str) and value.strip().lower() in _SWITCHING)
 
 
 class Chat(Contract):

@@ -1,17 +1,27 @@
 """Rows from elsewhere: prompts and benchmarks, and the names of their columns."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from cgd_stages.contract.base import Between, Contract, Decimal, Name, Positive
+
+PROMPT = "prompt"
+PROMPT_RULE = (
+    f"!has(self.messages) || self.prompt == '{PROMPT}'",
+    "messages takes the place of prompt: leave one of them out",
+)
 
 
 class Fields(Contract):
     """The names of the columns in the source. Where no column has a name, its dots lead into objects and lists:
     reward_model.ground_truth, answers.text, answers.0."""
 
-    prompt: Name = Field("prompt", description="The column with the prompt or question.")
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": [dict(zip(("rule", "message"), PROMPT_RULE, strict=True))]}
+    )
+
+    prompt: Name = Field(PROMPT, description="The column with the prompt or question.")
     messages: Name | None = Field(
         None,
         description="The column with a conversation, in place of prompt: a list of {role, content} or {from, value}. "
@@ -34,6 +44,12 @@ class Fields(Contract):
         "{A: ..., B: ...}. They follow the question as lettered lines, and the reference becomes the letter; the "
         "column of the reference may have the letter, the label, the text, or the index from 0 of the right choice.",
     )
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if self.messages and self.prompt != PROMPT:
+            raise ValueError(PROMPT_RULE[1])
+        return self
 
     @property
     def named(self) -> dict[str, str]:

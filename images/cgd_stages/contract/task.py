@@ -91,6 +91,8 @@ class Prepare(Contract):
     """What each training of the run learns."""
     gpu_memory: int | None = None
     """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
+    graded_by: tuple[str, ...] | None = None
+    """The fields of the run that have its refinements graded; None: none of them."""
     published: Published | None = None
     """Read here too, so that a wrong file is refused at the run's beginning."""
 

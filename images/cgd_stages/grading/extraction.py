@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from cgd_stages.chat.thoughts import split_text
 from cgd_stages.grading.spelling import on_the_line
 from cgd_stages.grading.spelling import sides as sides_of
 from cgd_stages.grading.units import unit_after
@@ -58,20 +59,49 @@ def find_answer(output: str) -> FoundAnswer:
 
 
 def reference_answer(reference: str) -> str:
-    r"""The value in a reference: its last `\boxed{}`, the text after `####`, or the whole text. A JSON list of texts,
-    which a source with `several: all` has, holds several values; a list of numbers such as `[1, 2]` is an interval."""
-    if re.match(r"\s*\[\s*\"", reference):
-        try:
-            values = json.loads(reference)
-        except ValueError:
-            values = []
-        if values and all(isinstance(value, str) for value in values):
-            return ", ".join(values)
-    if boxes := _last_boxes(reference)[0]:
+    """The value in a reference: the one that it marks, or the whole text; without its thought, and empty where nothing
+    stands behind that."""
+    text = without_thought(reference)
+    return marked_answer(reference) or (text if text == reference.strip() else _without_markup(text).strip())
+
+
+def marked_answer(reference: str) -> str:
+    r"""The value that a reference marks: its last `\boxed{}`, or the text after `####`; empty if it marks none. A JSON
+    list of texts, which a source with `several: all` has, holds several values; a list of numbers such as `[1, 2]` is
+    an interval, and a list of one number is that number.
+
+    A reference with a thought is a whole reply of a model, which may also announce its answer ("The answer is")."""
+    text = without_thought(reference)
+    if re.match(r"\s*\[\s*[\"\d+.-]", text):
+        values = _listed(text)
+        texts = [value for value in values if isinstance(value, str)]
+        if texts and texts == values:
+            return ", ".join(texts)
+        if len(values) == 1:
+            return text.strip()[1:-1].strip()
+    if boxes := _last_boxes(text)[0]:
         return ", ".join(boxes)
-    if marks := list(_FINAL_MARK.finditer(reference)):
+    if marks := list(_FINAL_MARK.finditer(text)):
         return str(marks[-1]["answer"]).strip()
-    return reference.strip()
+    if text == reference.strip():
+        return ""
+    reply = _without_markup(text)
+    return _explicit_last_line(reply, 0) or _announced(reply)
+
+
+def without_thought(reference: str) -> str:
+    """A reference's text behind its thought; empty where the thought has no end."""
+    return split_text(reference).text
+
+
+def _listed(text: str) -> list[str | float]:
+    """The texts or numbers of a JSON list; empty for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    plain = isinstance(values, list) and all(isinstance(value, str | float | int) for value in values)
+    return values if plain else []
 
 
 _ITEM = re.compile(r"\n+[ \t]*(?:[-*\u2022]|\d[.)])[ \t]+")

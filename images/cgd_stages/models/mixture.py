@@ -4,7 +4,10 @@ A router in each layer chooses the experts of a token. transformers keeps all ex
 parameters, and stores one tensor for each expert; the names of both have the part `experts`.
 """
 
+import inspect
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +62,32 @@ def mixture_of(config: Any) -> Mixture | None:
 def has_experts(config: Any) -> bool:
     """Whether a model's config describes a mixture, known or not."""
     return (_first(_of_layers(config), _EXPERTS) or 1) > 1
+
+
+def router_loss(architecture: type) -> Callable[..., Any] | None:
+    """The function by which transformers computes the loss of this architecture's routers, of all layers' logits, the
+    number of experts and of those that a token meets; None if it has none. `architecture`: the class of a model."""
+    function = getattr(sys.modules[architecture.__module__], "load_balancing_loss_func", None)
+    if function is None or list(inspect.signature(function).parameters)[:3] != ["gate_logits", "num_experts", "top_k"]:
+        return None
+    found: Callable[..., Any] = function
+    return found
+
+
+def lacks_router_loss(config: Any) -> str:
+    """Why a training of this model could not add its routers' loss, in words; empty if it can."""
+    from transformers import AutoModelForCausalLM
+
+    if not has_experts(config):
+        return "has no experts and no router"
+    try:
+        mixture_of(config)
+    except UnknownMixture:
+        return "is a mixture whose config does not say what a token meets of its experts"
+    architecture = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if architecture is None or router_loss(architecture):
+        return ""
+    return f"is a {config.model_type}, for which transformers has no loss of the routers"
 
 
 def router_weight(config: Any) -> float:

@@ -31,11 +31,12 @@ from cgd_stages.contract import (
     settings_of,
 )
 from cgd_stages.errors import UserError
+from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
 from cgd_stages.models.attention import try_packing
 from cgd_stages.models.export import try_export
-from cgd_stages.models.mixture import has_experts
+from cgd_stages.models.mixture import lacks_router_loss
 from cgd_stages.prepare.columns import identity_of, row_of, value_at
 from cgd_stages.prepare.intake import STAGE, Intake, groups_of, schema_of
 from cgd_stages.prepare.sampling import Sample
@@ -46,6 +47,8 @@ from cgd_stages.prepare.tryout import (
     check_engine,
     check_published,
     read_template,
+    try_conversations,
+    try_grading,
     try_out,
     try_references,
 )
@@ -57,6 +60,7 @@ from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks, stor
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
+from cgd_stages.text.references import right_answers
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +108,12 @@ def main(context: Context) -> dict[str, StageFacts]:
         intake.read(read_lines(files, "spec.prompts", work.prompts.fields), context)
         log.info("%s", intake.summary())
         intake.check()
+        if intake.thoughts_left_out:
+            log.warning(
+                "%d conversations have thoughts in assistant turns before the prompt: they are left out, as chat "
+                "templates leave them out",
+                intake.thoughts_left_out,
+            )
         if intake.contaminated:
             hint = "not of those named in against" if intake.questions else "spec.prompts.decontaminate removes them"
             log.warning("%d prompts are benchmark questions word for word (%s)", intake.contaminated, hint)
@@ -120,9 +130,11 @@ def main(context: Context) -> dict[str, StageFacts]:
 
     done = context.store.make_once(STAGE, inputs, read_prompts)
     # The rows may be another run's, which trains something else: what they are for this run is not stored.
-    unusable = try_references(work, student.template, context.store.place(STAGE, inputs))
+    stored, teacher = context.store.place(STAGE, inputs), models[-1].template if work.teacher else None
+    found = try_conversations(work, teacher, stored) | try_grading(work, stored)
+    found |= try_references(work, student.template, stored)
     context.store.point_at(done)
-    metrics = done.facts.metrics | unusable | _checkpoint_bytes(context, work, student)
+    metrics = done.facts.metrics | found | _checkpoint_bytes(context, work, student)
     return {STAGE: done.facts.model_copy(update={"metrics": metrics})}
 
 
@@ -159,7 +171,9 @@ def _check_models(context: Context, work: Prepare, chats: dict[str, Chat]) -> tu
                 teacher.context,
                 student.context,
             )
-    try_out(work, student.template, models[-1].template if work.teacher else None)
+    teacher = models[-1].template if work.teacher else None
+    _warn_of_empty_thoughts(work, teacher)
+    try_out(work, student.template, teacher)
     if work.gpu_memory:
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
@@ -193,9 +207,9 @@ def _refuse_untrainable(checked: Checked, work: Train) -> None:
             f"the weights of {student.model.name} are quantized ({method}), and cannot be trained",
             hint="Set spec.student.model to the model as it was before its quantization.",
         )
-    if work.router_loss_weight and not has_experts(config):
+    if work.router_loss_weight and (lack := lacks_router_loss(config)):
         raise UserError(
-            f"spec.training.routerLossWeight is set, but {student.model.name} has no experts and no router",
+            f"spec.training.routerLossWeight is set, but {student.model.name} {lack}",
             hint="Leave spec.training.routerLossWeight out.",
         )
     if work.adapter:
@@ -225,6 +239,24 @@ def _warn_of_thoughts(work: Prepare, student: ChatTemplate) -> None:
             work.training.max_sequence_length,
             longest,
         )
+
+
+def _warn_of_empty_thoughts(work: Prepare, teacher: ChatTemplate | None) -> None:
+    """Log what makes every example of a training learn an empty thought, so that a student that thinks learns not to.
+    `teacher`: None behind an endpoint."""
+    lessons = [lesson for lesson in work.lessons or (work.training,) if lesson.thinking == "learn"]
+    thoughtless = work.teacher_chat.thinking == "off" or (teacher is not None and not teacher.thinks)
+    empty = [lesson.title for lesson in lessons if thoughtless or lesson.objective == "SFT"]
+    if not empty:
+        return
+    cause = "the teacher does not think (spec.teacher.chat)" if thoughtless else "a reference has no thought to learn"
+    log.warning(
+        "spec.training.thinking is learn, but %s: every example of %s learns an empty thought, and the student is "
+        "evaluated thinking. Set spec.training.thinking to drop%s",
+        cause,
+        ", ".join(empty),
+        ', or spec.teacher.chat.thinking to "on"' if thoughtless else ", or train another objective",
+    )
 
 
 def _warn_of_budgets(work: Prepare) -> None:
@@ -324,6 +356,8 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         row, fault = row_of(line, benchmark.fields)
         if not fault and row["reference"] is None:
             fault = "missing_field", f"there is no reference (fields.reference is {benchmark.fields.reference!r})"
+        elif not fault and not any(map(reference_answer, right_answers(row["reference"]))):
+            fault = "empty", "the reference is empty, or a thought without an answer"
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1

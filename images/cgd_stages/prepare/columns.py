@@ -8,6 +8,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from cgd_stages.chat.messages import Message
+from cgd_stages.chat.thoughts import split_text
 from cgd_stages.contract import Fields
 from cgd_stages.method.prompts import answer_messages, earlier_turns
 from cgd_stages.prepare.sources import Line, row_id
@@ -28,6 +29,8 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "model": "assistant",
 }
 """The names that data sets give to the speakers of a conversation."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""The fields of a turn that hold its thought."""
 
 
 class Faulty(ValueError):
@@ -113,16 +116,26 @@ def _required(value: Mapping[str, Any], column: str) -> Any:
 
 
 def _reference(reference: Any, fields: Fields) -> str | None:
+    """The text of a reference. Of a list, what is null is left out, an empty one is no reference, and one with one
+    value is that value; but with `several: all` every list is stored as such."""
     if reference is None or isinstance(reference, str):
         return reference
     try:
-        if isinstance(reference, list) and len(reference) > 1:
-            several = fields.several or ("any" if all(isinstance(one, str) for one in reference) else "all")
-            if several == "any":
-                return any_of([as_text(one) for one in reference])
-        return as_text(reference)
+        if not isinstance(reference, list) or fields.several == "all":
+            return as_text(reference)
+        given = [one for one in reference if one is not None]
+        if len(given) < 2:
+            return _reference(given[0], fields) if given else None
+        if fields.several == "any" or all(isinstance(one, str) for one in given):
+            return any_of([as_text(one) for one in given])
+        return as_text(given)
     except ValueError as error:
         raise Faulty("malformed", f"the field {fields.reference!r} is {error}") from error
+
+
+def _first(value: Mapping[str, Any], *names: str) -> Any:
+    """The first of these members that is there and not null: a table has every column for every row."""
+    return next((found for name in names if (found := value.get(name)) is not None), None)
 
 
 # --- conversations -----------------------------------------------------------------------------------------------
@@ -131,8 +144,8 @@ def _reference(reference: Any, fields: Fields) -> str | None:
 def conversation(value: Any, column: str) -> tuple[list[Message], str, str | None]:
     """The turns before the last user turn, that turn, and the assistant's reply to it where the conversation has one.
 
-    It is a list of {role, content} or of {from, value}, or such a list as JSON. An empty system turn is left out.
-    Raises Faulty.
+    It is a list of {role, content} or of {from, value}, or such a list as JSON. Left out are an empty system turn, and
+    the thoughts of assistant turns before the prompt. Raises Faulty.
     """
     messages = list(_messages(value, column))
     last = max((place for place, turn in enumerate(messages) if turn["role"] == "user"), default=None)
@@ -142,23 +155,57 @@ def conversation(value: Any, column: str) -> tuple[list[Message], str, str | Non
     if len(after) > 1 or any(turn["role"] != "assistant" for turn in after):
         roles = ", ".join(turn["role"] for turn in after)
         raise Faulty("malformed", f"after the last user turn in {column!r} stand {roles}; one assistant turn may")
-    return messages[:last], messages[last]["content"], after[0]["content"] if after else None
+    earlier = [_without_thought(turn, column) for turn in messages[:last]]
+    return earlier, messages[last]["content"], after[0]["content"] if after else None
 
 
-def _messages(value: Any, column: str) -> Iterator[Message]:
+def holds_earlier_thoughts(value: Mapping[str, Any], fields: Fields) -> bool:
+    """Whether a conversation that makes a row has a thought in a turn before the prompt, in its text or in a field of
+    its own."""
+    if not fields.messages:
+        return False
+    given = _parsed(_required(value, fields.messages), fields.messages)
+    last = max(place for place, turn in enumerate(given) if ROLES.get(str(_speaker(turn)).lower()) == "user")
+    said = [turn for turn in given[:last] if ROLES.get(str(_speaker(turn)).lower()) == "assistant"]
+    return any(
+        any(turn.get(name) for name in THOUGHTS) or (text := _content(turn, "")).strip() != split_text(text).text
+        for turn in said
+    )
+
+
+def _without_thought(turn: Message, column: str) -> Message:
+    """An earlier turn without its thought: chat templates leave it out of what a model reads. Raises Faulty."""
+    parts = split_text(turn["content"])
+    if turn["role"] != "assistant" or parts.text == turn["content"].strip():
+        return turn
+    if not parts.text:
+        raise Faulty("empty", f"an assistant turn before the prompt in {column!r} holds nothing but a thought")
+    return {"role": "assistant", "content": parts.text}
+
+
+def _parsed(value: Any, column: str) -> Any:
     if isinstance(value, str):
         try:
-            value = parse(value.encode())
+            return parse(value.encode())
         except ValueError as error:
             detail = f"the field {column!r} is a text, not a list of messages; a text belongs to fields.prompt"
             raise Faulty("malformed", detail) from error
+    return value
+
+
+def _speaker(turn: Mapping[str, Any]) -> Any:
+    return turn.get("role") or turn.get("from")
+
+
+def _messages(value: Any, column: str) -> Iterator[Message]:
+    value = _parsed(value, column)
     if not isinstance(value, list) or not value:
         raise Faulty("malformed", f"the field {column!r} is no list of messages")
     for number, turn in enumerate(value, start=1):
         where = f"turn {number} in {column!r}"
         if not isinstance(turn, Mapping):
             raise Faulty("malformed", f"{where} is a {kind(turn)}, not a message")
-        said = turn.get("role") or turn.get("from")
+        said = _speaker(turn)
         role = ROLES.get(said.lower()) if isinstance(said, str) else None
         if role is None:
             raise Faulty("malformed", f"{where} has the unknown role {said!r}")
@@ -175,7 +222,7 @@ def _content(turn: Mapping[str, Any], where: str) -> str:
     """The text of a turn. Its content is a text, or a list of parts of which each is a text."""
     if turn.get("tool_calls") or turn.get("function_call"):
         raise Faulty("malformed", f"{where} calls a tool")
-    content = turn.get("content", turn.get("value"))
+    content = _first(turn, "content", "value")
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -212,7 +259,7 @@ def choices(value: Any, column: str) -> Iterator[Choice]:
             named = [(label, text) for label, text in texts_by_label.items() if text is not None]
             labels, texts = [label for label, _ in named], [text for _, text in named]
         case [{"text": _}, *_] | [{"value": _}, *_]:
-            texts = [one.get("text", one.get("value")) if isinstance(one, Mapping) else one for one in value]
+            texts = [_first(one, "text", "value") if isinstance(one, Mapping) else one for one in value]
             labels = [one.get("label") or one.get("key") for one in value if isinstance(one, Mapping)]
             labels = labels if all(labels) else list(ascii_uppercase)
         case list(texts):

@@ -18,7 +18,7 @@ from cgd_stages.contract import Fields, Prepare, Prompts, Rows
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method import prompts
-from cgd_stages.prepare.columns import Fault, row_of, value_at
+from cgd_stages.prepare.columns import Fault, holds_earlier_thoughts, row_of, value_at
 from cgd_stages.prepare.sampling import FILE_CHARACTERS, Sample, characters
 from cgd_stages.prepare.sources import Line
 from cgd_stages.quality.contamination import Questions
@@ -68,6 +68,8 @@ class Candidate:
     where: str
     row: Row
     fault: Fault | None
+    thoughts: bool = False
+    """Whether thoughts of turns before the prompt are left out of it."""
     text: str = ""
     tokens: int = 0
     """Of a text that is not tokenised in one piece: see `chat.template.Rendered`."""
@@ -100,6 +102,8 @@ class Intake:
     kept: int = 0
     not_sampled: int = 0
     tokens: int = 0
+    thoughts_left_out: int = 0
+    """Usable rows with thoughts in turns before the prompt, which are left out."""
     contaminated: int = 0
     """Kept prompts that are benchmark questions word for word."""
     _firsts: dict[int, str] = field(default_factory=dict)
@@ -142,6 +146,7 @@ class Intake:
     @property
     def metrics(self) -> dict[str, float]:
         counts = {"read": self.read_rows, "not_sampled": self.not_sampled, "contaminated": self.contaminated}
+        counts |= {"thoughts_left_out": self.thoughts_left_out} if self.thoughts_left_out else {}
         counts |= {f"rejected_{reason}": count for reason, count in sorted(self.reasons.items())}
         found = self.findings.metrics if self.findings else {}
         return {name: float(count) for name, count in counts.items()} | found
@@ -188,6 +193,7 @@ class Intake:
             self._count_fields(line)
             row, fault = row_of(line, self.work.prompts.fields)
             candidate = Candidate(line.where, row, fault or self._overlap(row))
+            candidate.thoughts = not fault and holds_earlier_thoughts(line.value or {}, self.work.prompts.fields)
             if not candidate.fault:
                 self._render(candidate)
             batch.append(candidate)
@@ -287,6 +293,7 @@ class Intake:
                     self.writer.flush(REJECTED)
                 continue
             self.usable += 1
+            self.thoughts_left_out += candidate.thoughts
             if self.sample:
                 self.sample.add(candidate.row)
             else:

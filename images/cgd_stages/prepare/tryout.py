@@ -1,6 +1,7 @@
 """What is tried before the run asks for a GPU, with the real templates and tokenizers, vLLM's own checks and the
 teacher's endpoint, so that what they refuse is known by then."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from cgd_stages.engines.base import Request
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
 from cgd_stages.method.examples import each_example, row_example
-from cgd_stages.method.prompts import answer_messages, role_messages
+from cgd_stages.method.prompts import answer_messages, earlier_turns, role_messages
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import Served
+from cgd_stages.quality.marks import final_answer
 from cgd_stages.results.published import HINT, contradictions, read
 from cgd_stages.runtime.inputs import read_text
 from cgd_stages.runtime.program import Context
@@ -142,6 +144,57 @@ def try_references(work: Prepare, student: ChatTemplate, prompts: Folder) -> dic
             raise refusal
         log.warning("%s %s", refusal.message, refusal.hint)
     return {f"{lesson.stage.model}_rejected": float(unusable)}
+
+
+def try_conversations(work: Prepare, teacher: ChatTemplate | None, prompts: Folder) -> dict[str, float]:
+    """Render a request of the teacher for each order of turns that the rows have, with its own template: prepare has
+    asked the student's alone about each row. `teacher`: None behind an endpoint. Returns the metric that counts the
+    rows whose order it refuses. Raises UserError where these are all, or more than may be rejected."""
+    if teacher is None or work.prompts.fields.messages is None:
+        return {}
+    orders = Counter(tuple(turn["role"] for turn in earlier_turns(row)) for row in read_rows(prompts, ["turns"]))
+    refused: dict[str, int] = {}
+    for order, count in orders.items():
+        turns = [{"role": role, "content": f"The {role} says this."} for role in order]
+        try:
+            teacher.render(role_messages("critique", ROW | {"turns": json.dumps(turns)}))
+        except TemplateError as error:
+            words = f"{', '.join([*order, 'user'])} ({error})"
+            refused[words] = refused.get(words, 0) + count
+    if not refused:
+        return {}
+    rows, bad = orders.total(), sum(refused.values())
+    refusal = UserError(
+        f"the chat template of {teacher.name} refuses {bad} of {rows} conversations for the order of their turns, "
+        f"such as {max(refused, key=lambda words: refused[words])}",
+        hint="Leave such rows out of spec.prompts.source, take another teacher, give it a spec.teacher.chat.template "
+        "that takes them, or raise spec.generation.maxRejected.",
+    )
+    if bad == rows or bad > work.max_rejected * rows:
+        raise refusal
+    log.warning("%s. %s", refusal.message, refusal.hint)
+    return {"teacher_template_rejected": float(bad)}
+
+
+def try_grading(work: Prepare, prompts: Folder) -> dict[str, float]:
+    """Where the run grades refinements: count the rows whose reference holds no value to grade with. Raises UserError
+    where no row has one."""
+    if not work.graded_by:
+        return {}
+    rows = bad = 0
+    for row in read_rows(prompts, ["reference"]):
+        rows += 1
+        bad += final_answer(row["reference"] or "") is None
+    fields = ", ".join(work.graded_by)
+    if bad == rows:
+        raise UserError(
+            f"{fields} grades refinements, but none of {rows} rows has a reference with a value to grade with",
+            hint="Set spec.prompts.fields.reference to a column whose texts are short or mark a value by \\boxed{} or "
+            f"####, or leave {fields} out.",
+        )
+    if bad:
+        log.warning("%d of %d references hold no readable value: %s cannot grade these rows", bad, rows, fields)
+    return {"references_without_value": float(bad)}
 
 
 # --- published figures ------------------------------------------------------------------------------------------

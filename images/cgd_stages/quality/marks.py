@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cgd_stages.contract import Contract, Keep
-from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading.extraction import marked_answer, reference_answer
 from cgd_stages.grading.grader import Grader
 from cgd_stages.grading.spelling import spell
 from cgd_stages.quality.near_duplicates import Signatures, outline
@@ -177,12 +177,12 @@ def quantiles(values: Sequence[int]) -> Lengths:
 
 
 def final_answer(reference: str) -> str | None:
-    """The answer that a reference marks, or the whole reference if it is short; None for prose, which cannot be
-    graded. Of several right answers it is the first."""
+    """The answer that a reference marks, or the whole reference without its thought if that is short; None for prose,
+    which cannot be graded. Of several right answers it is the first."""
     reference = right_answers(reference)[0]
     answer = reference_answer(reference)
-    marked = answer != reference.strip()
-    return answer if answer and (marked or (len(answer) <= SHORT and "\n" not in answer)) else None
+    short = len(answer) <= SHORT and "\n" not in answer
+    return answer if answer and (short or marked_answer(reference)) else None
 
 
 def grade_rows(rows: Sequence[Row], grader: Grader) -> tuple[Graded | None, list[Marks]]:

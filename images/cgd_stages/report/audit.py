@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from lm_eval.tasks.aime.utils import last_boxed_only_string, process_results, remove_boxed
 
+from cgd_stages.chat.thoughts import split_text
 from cgd_stages.results.model import Audit, AuditCounts, Disagreement, Key, Sample
 from cgd_stages.store.rows import Row, sha256
 from cgd_stages.text.references import in_words, right_answers
@@ -88,7 +89,9 @@ def is_right(reference: str, output: str) -> bool:
 
 
 def _value(reference: str) -> str:
-    """The value in a reference as lm-eval's tasks take it: the last box (MATH), or the text after `####` (GSM8K)."""
+    """The value in a reference as lm-eval's tasks take it: the last box (MATH), or the text after `####` (GSM8K). A
+    thought does not count."""
+    reference = split_text(reference).text
     try:
         return str(remove_boxed(last_boxed_only_string(reference) or ""))
     except AssertionError:  # no box, or none that lm-eval reads

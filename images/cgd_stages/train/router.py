@@ -6,14 +6,12 @@ it is computed for each example by itself, and a batch has the mean of its examp
 micro-batches, padding or packing change it.
 """
 
-import inspect
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from cgd_stages.models.mixture import UnknownMixture, mixture_of
+from cgd_stages.models.mixture import UnknownMixture, mixture_of, router_loss
 
 Logits = tuple[torch.Tensor, ...]
 """The router's logits of each layer: (positions, experts)."""
@@ -28,8 +26,8 @@ def balance_of(model: Any) -> Balance | None:
     from transformers import PreTrainedModel
 
     causal = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    function = getattr(sys.modules[type(causal).__module__], "load_balancing_loss_func", None)
-    if function is None or list(inspect.signature(function).parameters)[:3] != ["gate_logits", "num_experts", "top_k"]:
+    function = router_loss(type(causal))
+    if function is None:
         return None
     try:
         mixture = mixture_of(causal.config)

@@ -319,8 +319,19 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         training=trains[0],
         lessons=tuple(map(contract.Lesson.part_of, trains)),
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
+        graded_by=_graded_by(spec),
         published=published_of(spec),
     )
+
+
+def _graded_by(spec: CGDRunSpec) -> tuple[str, ...] | None:
+    """The fields that have refinements graded, by which rows are chosen or the run is ended."""
+    asked = {
+        "spec.training.keep": spec.training.keep != "all",
+        "spec.generation.refine.select": spec.generation.refine.select != "first",
+        "spec.generation.minRightRefinements": spec.generation.min_right_refinements is not None,
+    }
+    return tuple(field for field, asks in asked.items() if asks) or None
 
 
 def _without_thoughts(spec: CGDRunSpec) -> tuple[str, ...] | None:

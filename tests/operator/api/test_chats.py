@@ -18,6 +18,7 @@ from cgd_stages.contract import Chat
 
 SPEC = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 ENDPOINT = {"endpoint": {"url": "https://t.example/v1", "model": "big"}}
+BOTH = {"messages": "m", "prompt": "q", "reference": "r"}
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 THOUGHTS = {"student.chat": {"thinking": "on"}}
 
@@ -61,6 +62,11 @@ def operator_says(changes: dict[str, Any]) -> str:
         ),
         ({"teacher": {**ENDPOINT, "speculative": {"method": "ngram"}}}, "an engine's other fields"),
         ({"teacher": {**ENDPOINT, "chat": {"date": "2026-01-31"}}}, "are for a model that the run serves"),
+        ({"prompts.fields": {"messages": "m", "prompt": "nosuch"}}, "messages takes the place of prompt: leave one"),
+        (
+            {"evaluation.benchmarks": [{"name": "b", "source": "s3://b/c.jsonl", "fields": BOTH}]},
+            "messages takes the place of prompt",
+        ),
     ],
 )
 def test_server_and_operator_refuse_with_the_same_words(changes: dict[str, Any], mend: str) -> None:
@@ -152,6 +158,12 @@ def test_what_no_schema_can_say_of_free_objects_the_operator_says() -> None:
         ("return_dict", True, "the run sets return_dict of a template"),
         ("enable_thinking", True, "enable_thinking: set the chat's field thinking to on or off instead"),
         ("thinking", False, "thinking: set the chat's field thinking"),
+        ("enable_thinking", "false", "enable_thinking: set the chat's field thinking to on or off instead"),
+        ("enable_thinking", "True", "enable_thinking: set the chat's field thinking"),
+        ("enable_thinking", 0, "enable_thinking: set the chat's field thinking"),
+        ("thinking", 1, "thinking: set the chat's field thinking"),
+        ("reasoning", "off", "reasoning: set the chat's field thinking"),
+        ("add_vision_id", "False", "add_vision_id: write true or false without quotes"),
     ],
 )
 def test_variables_that_the_run_sets_itself_are_refused_with_the_field_that_says_it(

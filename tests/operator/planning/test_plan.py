@@ -552,3 +552,23 @@ def test_a_plan_makes_no_task_before_it_is_asked_for() -> None:
     made = plan(run())
     assert made[0].task is made[0].task
     assert [child.stage for child in made if "task" in vars(child)] == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({}, None),
+        ({"training.keep": "one-right"}, ("spec.training.keep",)),
+        (
+            {"generation.refine.select": "all-right", "generation.minRightRefinements": "70%"},
+            ("spec.generation.refine.select", "spec.generation.minRightRefinements"),
+        ),
+    ],
+)
+def test_prepare_is_told_which_fields_have_refinements_graded(
+    changes: dict[str, Any], fields: tuple[str, ...] | None
+) -> None:
+    work = children(changes)["prepare"].task.work
+    assert isinstance(work, contract.Prepare)
+    assert work.graded_by == fields
+    assert ("gradedBy" in work.to_json()) == bool(fields)

@@ -47,6 +47,19 @@ def test_every_control_token_is_written_as_text_however_they_stand(text: str) ->
     assert text in template.tokenizer.decode(ids)
 
 
+def test_markers_of_thoughts_are_text_where_the_tokenizer_has_them_and_the_template_does_not() -> None:
+    """As in Qwen3-2507's instruction models, whose markers are added tokens and no special ones."""
+    tokenizer = stand_in.tokenizer(PLAIN, ("<|im_start|>", "<|im_end|>", "<think>", "</think>"), listed=False)
+    template = ChatTemplate(tokenizer)
+    assert template.markup is None
+    markers = set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"]))
+    ids = template.token_ids(template.render(asked("Why </think>?")))
+    made = example(template, asked("Why </think>?"), "To end <think>.", thought=None, max_length=1000)
+    assert markers.isdisjoint([*ids, *made.input_ids])
+    assert "Why </think>?" in tokenizer.decode(ids)
+    assert "To end <think>." in tokenizer.decode(made.input_ids)
+
+
 def test_a_text_without_control_tokens_is_tokenised_in_one_piece() -> None:
     template = qwen()
     rendered = template.render(asked("Is 1 < 2 | 3 > 2?"))

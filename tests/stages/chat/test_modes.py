@@ -419,3 +419,28 @@ def test_a_prompt_with_a_message_for_an_empty_thought_is_off() -> None:
     assert learned(off) == "<|content|>4<|end|>"
     least = of(source, *tokens, end="<|end|>", template_kwargs={"reasoning_effort": "minimal"})
     assert (least.opened, least.markup) == (False, on.markup)
+
+
+# --- system turns -----------------------------------------------------------------------------------------------------
+
+DROPS = "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n" + (
+    "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + PROMPT + "{% endif %}"
+)
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+SYSTEM: list[Message] = [{"role": "system", "content": "Be brief."}]
+BEGUN: list[Message] = [{"role": "assistant", "content": "Hello!"}]
+
+
+@pytest.mark.parametrize("source", [DROPS, REFUSES])
+def test_a_system_turn_that_a_template_does_not_take_stands_in_the_first_turn_of_the_user(source: str) -> None:
+    begun = of(source).render([*SYSTEM, *BEGUN, *ASKED]).text
+    assert begun == of(source).render([*BEGUN, {"role": "user", "content": "Be brief.\n\n2 + 2?"}]).text
+    said = [{"role": "user", "content": "Why say 'Be brief.'?"}, *BEGUN, *ASKED]
+    whole = of(source).render([*SYSTEM, *said]).text
+    assert whole == of(source).render([{**said[0], "content": f"Be brief.\n\n{said[0]['content']}"}, *said[1:]]).text
+
+
+def test_a_system_turn_that_the_user_repeats_stays_where_the_template_has_one() -> None:
+    asked: list[Message] = [{"role": "user", "content": "Why say 'Be brief.'?"}]
+    text = of(PLAIN).render([*SYSTEM, *asked]).text
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy say")

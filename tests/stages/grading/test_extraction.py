@@ -61,3 +61,33 @@ def test_the_answer_is_found_and_it_is_told_where(output: str, text: str, source
 )
 def test_a_reference_is_read_in_each_of_its_forms(reference: str, value: str) -> None:
     assert reference_answer(reference) == value
+
+
+@pytest.mark.parametrize(
+    ("reference", "value"),
+    [
+        ("<think>12 + 5</think>\n\n17", "17"),
+        ("<think>Is it \\boxed{3}? No.</think> The answer is 17.", "17"),
+        ("<think>Is it \\boxed{3}?</think>It is \\boxed{17}.", "17"),
+        ("#### 3\n</think>\n#### 17", "17"),
+        ("<think>12 + 5</think>\n<answer> 17 </answer>", "17"),
+        ("<think>12 + 5</think>\n**17**", "17"),
+        ("<think>12 + 5</think>\n**Answer: D**", "D"),
+        ("[THINK]\\boxed{3}[/THINK]17", "17"),
+        (
+            "<|channel|>analysis<|message|>3?<|end|><|start|>assistant<|channel|>final<|message|>\\boxed{17}<|return|>",
+            "17",
+        ),
+        ("<think>It may be \\boxed{3}", ""),
+        ("<think>12 + 5</think>", ""),
+    ],
+)
+def test_a_thought_of_a_reference_never_counts(reference: str, value: str) -> None:
+    assert reference_answer(reference) == value
+
+
+@pytest.mark.parametrize(
+    ("reference", "value"), [("[5]", "5"), ("[-2.50]", "-2.50"), ("[1, 2]", "[1, 2]"), ("[a]", "[a]")]
+)
+def test_a_list_of_one_number_is_that_number(reference: str, value: str) -> None:
+    assert reference_answer(reference) == value

@@ -9,6 +9,7 @@ from support import broken_graders
 from cgd_stages.errors import TransientError
 from cgd_stages.grading import grader as grading
 from cgd_stages.grading.grader import Grade, Grader
+from cgd_stages.text.references import any_of
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,23 @@ def test_every_grade_tells_the_rule_that_decided(grader: Grader) -> None:
         (False, "unit"), (True, "several"), (True, "spelling"), (False, ""),
     ]  # fmt: skip
     assert grader.grade("0.5", r"\boxed{0.49}", "0.1") == Grade("0.49", "boxed", correct=True, rule="tolerance")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        r"<think>Is it \boxed{3}? No.</think> The answer is 17.",
+        "<think>12 + 5 = 3</think>\n\n17",
+        any_of(["<think>Not \\boxed{3}.</think>seventeen apples", "<think>\\boxed{3}?</think>17"]),
+    ],
+)
+def test_the_thought_of_a_reference_is_never_right(grader: Grader, reference: str) -> None:
+    outputs = [r"\boxed{17}", r"\boxed{3}"]
+    assert [grader.grade(reference, output).correct for output in outputs] == [True, False]
+
+
+def test_a_reference_that_never_ends_its_thought_has_no_right_answer(grader: Grader) -> None:
+    assert not grader.grade(r"<think>It is \boxed{3}", r"\boxed{3}").correct
 
 
 def test_an_expression_that_cannot_be_parsed_is_no_error_of_the_grader_but_a_wrong_answer(grader: Grader) -> None:

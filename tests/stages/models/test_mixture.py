@@ -9,8 +9,10 @@ from transformers import (
     DbrxConfig,
     DeepseekV3Config,
     Ernie4_5_MoeConfig,
+    Glm4MoeConfig,
     GptOssConfig,
     GraniteMoeConfig,
+    Llama4Config,
     LlamaConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -18,7 +20,14 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from cgd_stages.models.mixture import Mixture, UnknownMixture, is_routed, mixture_of, router_weight
+from cgd_stages.models.mixture import (
+    Mixture,
+    UnknownMixture,
+    is_routed,
+    lacks_router_loss,
+    mixture_of,
+    router_weight,
+)
 from cgd_stages.train import student
 
 QWEN3_30B = Qwen3MoeConfig(vocab_size=151936, num_hidden_layers=48, head_dim=128, norm_topk_prob=True)
@@ -42,6 +51,24 @@ GPT_OSS_20B = GptOssConfig(num_hidden_layers=24, num_local_experts=32, router_au
 )
 def test_a_config_tells_what_a_token_meets(config: Any, expected: Mixture | None) -> None:
     assert mixture_of(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "lack"),
+    [
+        (MixtralConfig(), ""),
+        (QWEN3_30B, ""),
+        (OLMOE, ""),
+        (GPT_OSS_20B, ""),
+        (DeepseekV3Config(), "is a deepseek_v3, for which transformers has no loss of the routers"),
+        (Glm4MoeConfig(), "is a glm4_moe, for which transformers has no loss of the routers"),
+        (Llama4Config(), "is a llama4, for which transformers has no loss of the routers"),
+        (LlamaConfig(), "has no experts and no router"),
+        (LlamaConfig(num_experts=8), "is a mixture whose config does not say what a token meets of its experts"),
+    ],
+)
+def test_a_mixture_whose_routers_have_no_loss_in_transformers_is_known(config: Any, lack: str) -> None:
+    assert lacks_router_loss(config) == lack
 
 
 def test_experts_of_which_nothing_is_known_are_named() -> None:

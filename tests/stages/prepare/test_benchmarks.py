@@ -15,6 +15,7 @@ from support.stage_builders import context, prepare_work
 from cgd_operator.api.benchmarks import BENCHMARKS, INSTRUCTION
 from cgd_operator.planning.dag import plan
 from cgd_stages.contract import Benchmark, Prepare, Storage
+from cgd_stages.errors import UserError
 from cgd_stages.prepare import __main__ as prepare
 from cgd_stages.prepare.sources import open_source
 from cgd_stages.store.bucket import Bucket
@@ -130,6 +131,16 @@ def test_a_mirror_of_another_size_is_warned_about_unless_a_limit_says_so(
         assert not caplog.messages
         read(planned(mirror)[0], storage, tmp_path)
     assert caplog.messages == ["AIME24 has 1 questions, 30 are published"]
+
+
+@pytest.mark.parametrize("reference", ["", " ", "<think>It may be 4", "<think>It is 4.</think>"])
+def test_a_question_whose_reference_says_nothing_is_refused(
+    bucket: Bucket, storage: Storage, tmp_path: Path, reference: str
+) -> None:
+    bucket.put("mirror.jsonl", jsonl([{"problem": "2 + 2?", "answer": reference}]))
+    (benchmark,) = planned({"name": "MATH-500", "source": bucket.uri("mirror.jsonl")})
+    with pytest.raises(UserError, match="line 1: the reference is empty, or a thought without an answer"):
+        read(benchmark, storage, tmp_path)
 
 
 def test_questions_that_differ_in_their_context_alone_are_two(bucket: Bucket, storage: Storage, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cgd_stages.contract import Fields
-from cgd_stages.prepare.columns import row_of, value_at
+from cgd_stages.prepare.columns import holds_earlier_thoughts, row_of, value_at
 from cgd_stages.prepare.sources import Line, row_id
 from cgd_stages.store.rows import Row
 from cgd_stages.text.references import right_answers
@@ -72,6 +72,53 @@ def test_the_id_is_that_of_the_whole_conversation() -> None:
     rows = [row(CHAT, messages=messages) for messages in conversations]
     assert len({made["id"] for made in rows}) == 4
     assert {made["prompt"] for made in rows} == {"And 3 + 3?"}
+
+
+THOUGHT = "<think>2 and 2.</think>"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"role": "assistant", "content": f"{THOUGHT}\n\n4"},
+        {"role": "assistant", "content": "2 and 2.\n</think>\n4"},
+        {"role": "assistant", "content": "[THINK]2 and 2.[/THINK]4"},
+        {"role": "assistant", "content": "4", "reasoning_content": "2 and 2."},
+    ],
+)
+def test_the_thought_of_an_earlier_reply_is_left_out_and_told(said: dict[str, str]) -> None:
+    messages = [SYSTEM, ASKED, said, AGAIN]
+    assert row(CHAT, messages=messages) == row(CHAT, messages=[SYSTEM, ASKED, SAID, AGAIN])
+    for given in (messages, json.dumps(messages)):
+        assert holds_earlier_thoughts({"messages": given}, CHAT)
+
+
+def test_only_thoughts_of_earlier_replies_are_left_out() -> None:
+    """A user's words stay, and the reference has its thought."""
+    quoted = {"role": "user", "content": f"What is {THOUGHT} for?"}
+    spaced = {"role": "assistant", "content": " 4\n"}
+    answer = {"role": "assistant", "content": f"{THOUGHT}6", "reasoning_content": "3 and 3."}
+    made = row(CHAT, messages=[quoted, spaced, AGAIN, answer])
+    assert json.loads(made["turns"]) == [quoted, spaced]
+    assert made["reference"] == f"{THOUGHT}6"
+    assert not holds_earlier_thoughts({"messages": [quoted, spaced, AGAIN, answer]}, CHAT)
+    assert not holds_earlier_thoughts({"prompt": THOUGHT}, Fields())
+
+
+@pytest.mark.parametrize("content", [THOUGHT, "<think>2 and"])
+def test_an_earlier_reply_that_is_only_a_thought_is_empty(content: str) -> None:
+    reason, detail = fault(CHAT, messages=[ASKED, {"role": "assistant", "content": content}, AGAIN])
+    assert (reason, "nothing but a thought" in detail) == ("empty", True)
+
+
+def test_columns_that_are_null_in_a_table_are_not_there() -> None:
+    """Parquet has every column for every row."""
+    empty = {"role": None, "content": None, "from": None, "value": None}
+    turns = [empty | {"from": "human", "value": "2 + 2?"}, empty | SAID]
+    made = row(CHAT, messages=turns)
+    assert (made["prompt"], made["reference"]) == ("2 + 2?", "4")
+    choices = [{"text": None, "value": text, "label": None, "key": key} for key, text in (("A", "Moon"), ("B", "Mars"))]
+    assert row(CHOICES, question="Which is a planet?", choices=choices, answer="Mars")["reference"] == "B"
 
 
 def test_content_in_parts_of_text_is_one_text() -> None:
@@ -168,8 +215,16 @@ def test_a_nested_reference_is_read() -> None:
         ("all", ["1", "2"], '["1", "2"]'),
         ("any", [1, 2.5], '{"any": ["1", "2.5"]}'),
         (None, [1, 2], "[1, 2]"),
-        (None, ["1"], '["1"]'),
-        ("any", ["1"], '["1"]'),
+        (None, ["Paris"], "Paris"),
+        ("any", ["Paris"], "Paris"),
+        (None, [5], "5"),
+        ("any", [[1, 2]], '{"any": ["1", "2"]}'),
+        (None, [["a", "b"]], '{"any": ["a", "b"]}'),
+        (None, ["Paris", None], "Paris"),
+        ("any", [None, 1, 2], '{"any": ["1", "2"]}'),
+        (None, [], None),
+        (None, [None], None),
+        ("all", ["0.5"], '["0.5"]'),
         (None, 27, "27"),
         (None, None, None),
     ],

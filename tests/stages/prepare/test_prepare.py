@@ -571,6 +571,19 @@ def test_every_conversation_read_is_kept_or_rejected_with_a_reason(bucket, stora
     assert reasons == {"rejected_malformed": 1, "rejected_empty": 1, "rejected_duplicate": 1}
 
 
+def test_conversations_whose_earlier_thoughts_are_left_out_are_counted(bucket, storage, tiny_model, tmp_path, caplog):
+    said = [{"role": "assistant", "content": content} for content in ("4", "<think>2 and 2.</think>4")]
+    chats = [
+        {"messages": [{"role": "user", "content": "2 + 2?"}, turn, {"role": "user", "content": f"And {n}?"}]}
+        for n, turn in enumerate([said[0], said[1], said[1]])
+    ]
+    source = put(bucket, "in/c.jsonl", lines(chats))
+    found = Prepared(storage, with_fields(prepare_work(tiny_model, source), messages="messages"), tmp_path)
+    assert found.facts.metrics["thoughts_left_out"] == 2
+    assert "2 conversations have thoughts in assistant turns before the prompt" in caplog.text
+    assert {row["turns"] for row in found.rows} == {json.dumps([chats[0]["messages"][0], said[0]])}
+
+
 def test_the_turns_before_the_prompt_count_as_its_tokens(bucket, storage, tiny_model, tmp_path):
     alone = [{"messages": chat["messages"][1:]} for chat in CHATS]
     lengths = [

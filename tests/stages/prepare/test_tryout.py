@@ -10,7 +10,20 @@ from support.stage_builders import RUN, context, prepare_work
 from support.train_builders import quadruple, refined, train_work
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Endpoint, Learned, Lesson, Objective, Prepare, Sampling, StageFacts, Storage
+from cgd_stages.contract import (
+    Chat,
+    Endpoint,
+    Fields,
+    Learned,
+    Lesson,
+    Model,
+    Objective,
+    Prepare,
+    Prompts,
+    Sampling,
+    StageFacts,
+    Storage,
+)
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS
 from cgd_stages.prepare import __main__ as prepare
@@ -238,3 +251,110 @@ def test_references_with_thoughts_are_no_matter_where_no_objective_learns_them_o
     assert prepared_by(storage, learned, tmp_path).metrics["sft_rejected"] == 0
     not_learned = of_references(bucket, tiny.thinking(tmp_path / "model"), [THOUGHT] * 3, "CGD", "DistilledSFT")
     assert prepared_by(storage, not_learned, tmp_path).rows.done == 3
+
+
+# --- conversations ------------------------------------------------------------------------------------------------
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + tiny.TEMPLATE
+)
+"""Gemma's order of turns."""
+
+
+def of_orders(bucket: Bucket, model: Path, *orders: str, **changes: Any) -> Prepare:
+    """A run with a conversation for each of these orders of turns, such as `aau`: a turn of the assistant, another one
+    and the user's; `s` is a system turn."""
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    rows = [
+        {"m": [{"role": roles[letter], "content": f"{row} {turn}?"} for turn, letter in enumerate(order)]}
+        for row, order in enumerate(orders)
+    ]
+    bucket.put("in/c.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    made = prepare_work(model, bucket.uri("in/c.jsonl"), **changes)
+    prompts = Prompts(source=made.prompts.source, fields=Fields(messages="m"))
+    return made.model_copy(update={"prompts": prompts})
+
+
+def test_conversations_that_the_teachers_template_refuses_are_refused_before_a_gpu_is_asked_for(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
+) -> None:
+    teacher = Model(name=str(tiny.make(tmp_path / "teacher", template=ALTERNATES)))
+    given = of_orders(bucket, tiny_model, "uau", "uu", "auu", "uu", teacher=teacher, max_rejected=0.7)
+    with pytest.raises(UserError, match=r"refuses 3 of 4 conversations .* such as user, user \(roles must") as caught:
+        prepared_by(storage, given, tmp_path)
+    assert str(tmp_path / "teacher") in caught.value.message
+    assert "spec.teacher.chat.template" in caught.value.hint
+
+
+def test_a_few_conversations_that_the_teachers_template_refuses_are_counted_and_stay_for_other_teachers(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = Model(name=str(tiny.make(tmp_path / "teacher", template=ALTERNATES)))
+    given = of_orders(bucket, tiny_model, "uau", "uu", "u", "suau", teacher=teacher, max_rejected=0.25)
+    facts = prepared_by(storage, given, tmp_path)
+    assert (facts.rows.done, facts.rows.rejected, facts.metrics["teacher_template_rejected"]) == (4, 0, 1)
+    assert "refuses 1 of 4 conversations for the order of their turns" in caplog.text
+    mended = given.model_copy(update={"teacher_chat": Chat(template=tiny.TEMPLATE)})
+    other = prepared_by(storage, mended, tmp_path)
+    assert other.digest == facts.digest
+    assert "teacher_template_rejected" not in other.metrics
+
+
+# --- grades -------------------------------------------------------------------------------------------------------
+
+PROSE = "It follows from the momentum and the mass of the cart, as the second law says."
+
+
+@pytest.mark.parametrize("references", [[None, None], [PROSE, "<think>\\boxed{3}</think>" + PROSE]])
+def test_a_run_that_grades_refinements_is_refused_where_no_reference_can_be_read(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, references: list[str | None]
+) -> None:
+    given = of_references(bucket, tiny_model, references, "CGD")
+    assert prepared_by(storage, given, tmp_path).rows.done == 2
+    grading = given.model_copy(update={"graded_by": ("spec.training.keep",)})
+    with pytest.raises(UserError, match=r"spec.training.keep grades refinements, but none of 2 rows has") as caught:
+        prepared_by(storage, grading, tmp_path)
+    assert "spec.prompts.fields.reference" in caught.value.hint
+
+
+def test_references_that_cannot_be_read_are_counted_where_the_run_grades(
+    bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    references = ["4", None, PROSE, f"{PROSE}\n#### 4", "<think>4?</think>5"]
+    given = of_references(bucket, tiny_model, references, "CGD").model_copy(
+        update={"graded_by": ("spec.generation.minRightRefinements",)}
+    )
+    assert prepared_by(storage, given, tmp_path).metrics["references_without_value"] == 2
+    assert "2 of 5 references hold no readable value: spec.generation.minRightRefinements cannot" in caplog.text
+
+
+# --- empty thoughts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objectives", "chat", "teacher", "words"),
+    [
+        (("SFT",), Chat(), None, "a reference has no thought to learn: every example of SFT learns an empty"),
+        (("CGD", "SFT"), Chat(), of(THINKS, thinking="on"), "every example of SFT learns"),
+        (("CGD", "CFT"), Chat(thinking="off"), None, "the teacher does not think (spec.teacher.chat): every example"),
+        (("CGD",), Chat(), of(tiny.TEMPLATE), "every example of CGD learns an empty thought"),
+        (("CGD",), Chat(thinking="on"), of(THINKS, thinking="on"), ""),
+        (("CGD",), Chat(), None, ""),
+    ],
+)
+def test_a_training_that_learns_nothing_but_empty_thoughts_is_warned_of(
+    objectives: tuple[Objective, ...],
+    chat: Chat,
+    teacher: ChatTemplate | None,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = work("learn", teacher_chat=chat)
+    lessons = tuple(lesson for lesson in given.lessons if lesson.objective in objectives)
+    prepare._warn_of_empty_thoughts(given.model_copy(update={"lessons": lessons}), teacher)
+    assert (words in caplog.text) if words else not caplog.text
+    caplog.clear()
+    drops = work("drop", teacher_chat=chat)
+    prepare._warn_of_empty_thoughts(drops, teacher)
+    assert not caplog.text

@@ -123,6 +123,9 @@ def test_no_row_at_all_is_no_crash() -> None:
         ("", None),
         ("The velocity follows from the momentum and the mass.", None),
         ("one\ntwo", None),
+        ("<think>It is \\boxed{3}.</think>The velocity follows from the momentum and the mass.", None),
+        ("<think>one\ntwo</think>\n\n4", "4"),
+        ("<think>It is \\boxed{3}.", None),
     ],
 )
 def test_prose_is_no_answer_to_hold_a_draft_against(reference: str, answer: str | None) -> None:
