@@ -92,7 +92,7 @@ class Patience:
         """Seconds before the next try: as the server asks, else doubling, with jitter so that requests spread out."""
         if retry_after is not None:
             return min(retry_after, 10 * self.longest_pause)
-        longest: float = min(self.first_pause * 2**attempt, self.longest_pause)
+        longest: float = min(self.first_pause * 2 ** min(attempt, 30), self.longest_pause)
         return random.uniform(0.5, 1.0) * longest  # noqa: S311
 
 
