@@ -390,10 +390,15 @@ def size_in(text: str) -> float | None:
     return float(size[1]) * _UNITS[size[2].upper()] if size else None
 
 
+_GPT_OSS = re.compile(r"(?<![a-z])gpt-oss-(20|120)b(?![a-z0-9])[^/]*$", re.IGNORECASE)
+GPT_OSS_ACTIVE = {"20": 3.6e9, "120": 5.1e9}
+"""What a token meets of a gpt-oss, whose names do not say it (its model card)."""
 _ACTIVE = re.compile(r"(?<=-)A(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
 
 
 def active_in(text: str) -> float | None:
     """The number of parameters that a token meets of a mixture, in such a name or option: Qwen3-30B-A3B, 47B-A13B."""
+    if gpt_oss := _GPT_OSS.search(text):
+        return GPT_OSS_ACTIVE[gpt_oss[1]]
     size = _ACTIVE.search(text.rsplit("/", 1)[-1])
     return float(size[1]) * _UNITS[size[2].upper()] if size else None

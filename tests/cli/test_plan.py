@@ -78,6 +78,9 @@ def test_a_size_is_read_off_a_name_or_not_at_all(text: str, size: float | None) 
         ("allenai/OLMoE-1B-7B-0924", None),
         ("Llama-3.3-70B", None),
         ("org/A3B-7B/model", None),
+        ("openai/gpt-oss-20b", 3.6e9),
+        ("s3://cgd/models/gpt-oss-120b-BF16", 5.1e9),
+        ("org/gpt-oss-20b/8B", None),
     ],
 )
 def test_what_a_token_meets_of_a_mixture_is_read_off_a_name(text: str, active: float | None) -> None:

@@ -138,8 +138,9 @@ PARSERS_OF_TYPES = dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe"), "hunyua
 """Types of models that write thoughts in a form that their templates do not show whole."""
 
 _ENDS = re.compile(
-    r"(?:\s*(?:<\|(?:im_end|endoftext|return|eot_id|eot|eom|end|END_RESPONSE|END_TEXT|END_OF_TURN_TOKEN"
-    r"|end_of_solution)\|>|</s>|<turn\|>|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*\Z"
+    r"(?:\s*(?:<\|(?:im_end|endoftext|end_of_text|return|eot_id|eot|eom|end|user|observation|role_end"
+    r"|END_RESPONSE|END_TEXT|END_OF_TURN_TOKEN|end_of_solution)\|>|</s>|<turn\|>|<end_of_turn>|<eos>|<seed:eos>|\[e~\["
+    r"|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*\Z"
 )
 """The ends of turns in a text that a server gives with its special tokens."""
 _NAMED_LIKE_THOUGHT = re.compile(r"think|thought|reason|analysis|channel", re.IGNORECASE)
@@ -188,20 +189,36 @@ def _between(markup: Markers) -> re.Pattern[str]:
     return re.compile("".join(map(re.escape, fixed)) + rf"[^{control[1:-1]}]*" + re.escape(last + rest))
 
 
-def split_text(text: str, *, lone_end: bool = True) -> Split:
+def split_text(text: str, *, lone_end: bool = True, with_end: bool = False) -> Split:
     """Split the text of a server that has not done so, or of a model whose tokenizer has no markers: it may begin with
     the opening marker of a family. `lone_end`: a `</think>` that nothing has opened ends a thought too, because the
-    server's template may have opened it."""
+    server's template may have opened it. `with_end`: the server shows special tokens, so that the text may end in the
+    end of a turn, which is dropped."""
     body = text.strip()
+    markup = _family(body)
+    if markup or with_end:
+        body = _ENDS.sub("", body)
+    if markup:
+        return split(body, markup)
+    return split(body, THINK) if lone_end else Split(body)
+
+
+def given_thought(text: str) -> str:
+    """The thought that a server gives apart from the text, clean as one that is split off a text: without blanks at
+    its ends, and without markers."""
+    body = text.strip()
+    return _thought(_ENDS.sub("", body), _family(body) or THINK)
+
+
+def _family(body: str) -> Markers | None:
+    """The family with whose marker the text begins."""
     begun = [
         markup
         for markup in FAMILIES
         if any(marker and body.startswith(marker) for marker in (markup.start, markup.header.strip()))
     ]
-    if begun:  # two families may open a thought alike, and end it differently
-        markup = next((markup for markup in begun if markup.end in body), begun[0])
-        return split(_ENDS.sub("", body), markup)
-    return split(body, THINK) if lone_end else Split(body)
+    # two families may open a thought alike, and end it differently
+    return next((markup for markup in begun if markup.end in body), begun[0] if begun else None)
 
 
 _CONTROL = 0xF0000

@@ -1,8 +1,9 @@
 """The endpoint engine: many threads send requests to an OpenAI-compatible chat server.
 
-A request that the server refuses rejects its own row. A wrong key ends the program for good; a server that is away
-for longer than the patience of a request ends it for a retry. What a server would refuse of every request,
-`try_request` finds out before the run asks for a GPU.
+A request that the server refuses rejects its own row. A wrong key or a credit that is used up ends the program for
+good, after the requests under way have ended; a server that is away for longer than the patience of a request ends it
+for a retry. Neither rejects a row. What a server would refuse of every request, `try_request` finds out before the run
+asks for a GPU.
 
 It does not use openai's own client (3.54), which loses the status of a refusal with a broken body and decompresses
 answers without a bound. Only the names of two paths would be left of it.
@@ -25,7 +26,7 @@ from typing import Any
 from pydantic.alias_generators import to_camel
 
 from cgd_stages.chat.messages import turn_markers
-from cgd_stages.chat.thoughts import Split, split_text
+from cgd_stages.chat.thoughts import Split, given_thought, split_text
 from cgd_stages.contract import TEACHER_API_KEY, Chat, Endpoint
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.errors import StageError, TransientError, UserError
@@ -37,6 +38,13 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 30.0
 ENDPOINT_HINT = "Check url and model in spec.teacher.endpoint, and that the server is running."
 KEY_HINT = "Check the Secret of spec.teacher.endpoint.apiKeySecretRef."
+BUSY_HINT = (
+    "Lower spec.teacher.endpoint.maxConcurrency, or have the server's limits raised. All finished rows are stored."
+)
+CREDIT_HINT = (
+    "Top up the account of spec.teacher.endpoint, then create the run again: all finished rows are stored, and it asks "
+    "only for the others."
+)
 MOST_BYTES, LEAST_BYTES, TOTAL_BYTES = 8 << 20, 1 << 20, 512 << 20
 """The limit of an answer is `MOST_BYTES`, which is more than any model's context. With many requests at once it is
 lower, so that all answers together have at most `TOTAL_BYTES`, but never below `LEAST_BYTES`."""
@@ -44,7 +52,23 @@ LONGEST_ID, LONGEST_REASON = 200, 40
 """The most characters that are kept of a model's id and of a finish reason."""
 SPECIAL_TOKENS = "skip_special_tokens"
 """A parameter of vLLM's and SGLang's servers: false leaves special tokens in the text."""
-_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_LATER = {408, 409, 425, 429}
+"""The statuses that say to ask again later, and nothing of what was asked."""
+_FINISHED = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "length"),
+}
+"""What servers call the two ends of a text, in small letters -> what a row has. The names are those of OpenAI,
+Together, Text Generation Inference, Anthropic, Google (in capitals), Cohere and Mistral."""
+_BROKEN_OFF = {"error", "abort", "insufficient_system_resource"}
+"""Finish reasons of a text that the server itself has broken off: another try may end otherwise."""
+_OF_KEY_OR_ROW = {403, 404}
+"""The statuses of a wrong key or model, and of a single prompt: some servers moderate with 403, or find no provider for
+a request with 404."""
+REFUSAL = "refusal"
+"""The finish reason of a reply in which the model declines, and the field and the part that OpenAI has for it."""
+REDACTED = "redacted_thinking"
+"""Anthropic's part with an encrypted thought."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,7 @@ class Patience:
         """Seconds before the next try: as the server asks, else doubling, with jitter so that requests spread out."""
         if retry_after is not None:
             return min(retry_after, 10 * self.longest_pause)
-        longest: float = min(self.first_pause * 2**attempt, self.longest_pause)
+        longest: float = min(self.first_pause * 2 ** min(attempt, 30), self.longest_pause)
         return random.uniform(0.5, 1.0) * longest  # noqa: S311
 
 
@@ -88,9 +112,19 @@ class Failed(Exception):
         self.status = status
         self.retry_after = retry_after
 
+    @property
+    def is_verdict(self) -> bool:
+        """Whether the server has judged what was asked, so that the same request would fail again."""
+        return self.status is not None and (self.status == 501 or 400 <= self.status < 500) and not self.is_later
+
+    @property
+    def is_later(self) -> bool:
+        """Whether the server only wants to be asked later."""
+        return self.status in _LATER
+
 
 class EndpointEngine:
-    """Runs up to `max_concurrency` threads, each with one request. Retries the statuses in `_RETRIED`."""
+    """Runs up to `max_concurrency` threads, each with one request. Sends again what fails without a verdict."""
 
     def __init__(self, endpoint: Endpoint, patience: Patience = PATIENT, chat: Chat | None = None) -> None:
         self._endpoint, self._patience, self._chat = endpoint, patience, chat or Chat()
@@ -100,12 +134,12 @@ class EndpointEngine:
         self._under_way = 0
         self._answered_at = 0.0
         self._failure: StageError | None = None
-        self._closed = threading.Event()
+        self._closed, self._hurry = threading.Event(), threading.Event()
         self.settings: dict[str, Any] = {"engine": "endpoint", "maxConcurrency": endpoint.max_concurrency}
 
     @property
     def room(self) -> int:
-        return self._endpoint.max_concurrency - self._under_way
+        return 0 if self._failure else self._endpoint.max_concurrency - self._under_way
 
     @property
     def busy(self) -> bool:
@@ -120,9 +154,9 @@ class EndpointEngine:
             threading.Thread(target=self._work, name=f"endpoint-{self._threads}", daemon=True).start()
 
     def step(self) -> list[Reply]:
-        """Wait up to a second for replies. Raises UserError for a wrong key or URL, TransientError if the server does
-        not answer."""
-        if self._failure is not None:
+        """Wait up to a second for replies. Raises TransientError if the server does not answer, and UserError for a
+        wrong key or URL, or a credit that is used up, when the requests under way have ended: they are paid for."""
+        if isinstance(self._failure, TransientError) or (self._failure and not self._under_way):
             raise self._failure
         try:
             results = [self._replies.get(timeout=1.0)]
@@ -132,7 +166,9 @@ class EndpointEngine:
             results.append(self._replies.get_nowait())
         self._under_way -= len(results)
         # A failure is raised at the next step, so that the replies beside it are kept and not asked for again.
-        self._failure = next((result for result in results if isinstance(result, StageError)), None)
+        self._failure = self._failure or next((result for result in results if isinstance(result, StageError)), None)
+        if self._failure:
+            self._hurry.set()
         replies = [result for result in results if not isinstance(result, StageError)]
         self._tokens += sum(reply.tokens for reply in replies if isinstance(reply, Completion))
         return replies
@@ -142,6 +178,7 @@ class EndpointEngine:
 
     def close(self) -> None:
         self._closed.set()
+        self._hurry.set()
 
     def _work(self) -> None:
         while not self._closed.is_set():
@@ -163,27 +200,48 @@ class EndpointEngine:
             return Refused(request.name, "control_tokens", detail)
         body = json.dumps(request_body(self._endpoint, self._chat, request)).encode()
         last, failed_at = Failed("nothing", "never tried"), time.monotonic()
-        for attempt in range(self._patience.tries):
+        sent = failures = 0
+        while failures < self._patience.tries:
             try:
-                reply = _completion(request.name, post(self._endpoint, body, self._patience.seconds(self._endpoint)))
+                return self._ask(request, body)
             except Failed as failed:
-                _refuse_if_permanent(self._endpoint, failed)
-                last, failed_at = failed, time.monotonic() if attempt == 0 else failed_at
-                if failed.status is not None and failed.status not in _RETRIED:
-                    return Refused(request.name, "endpoint", str(failed))
-                if attempt + 1 < self._patience.tries:
+                last, failed_at = failed, failed_at if failures else time.monotonic()
+                if refused := self._refused(request, failed):
+                    return refused
+                # A busy server that others get through to is waited for, however long it takes.
+                is_busy = failed.is_later and self._answered_at > failed_at
+                failures = 0 if is_busy else failures + 1
+                if failures < self._patience.tries:
                     self._retries += 1
-                    self._closed.wait(self._patience.pause(attempt, failed.retry_after))
-                if self._closed.is_set():
-                    break
-            else:
-                self._answered_at = time.monotonic()
-                return reply
+                    self._hurry.wait(self._patience.pause(sent, failed.retry_after))
+                sent += 1
+            if self._hurry.is_set():
+                raise TransientError(f"the endpoint {self._endpoint.url} is no longer asked: {last}")
         # Only an answer after the first failure proves that the server is alive: a server that dies fails all requests.
         if self._answered_at > failed_at or self._is_alive():
             return self._last_try(request, body)
         message = f"the endpoint {self._endpoint.url} does not answer: {last}"
-        raise TransientError(message, hint=ENDPOINT_HINT)
+        raise TransientError(message, hint=BUSY_HINT if last.is_later else ENDPOINT_HINT)
+
+    def _ask(self, request: Request, body: bytes) -> Completion:
+        completion = _completion(
+            request.name,
+            post(self._endpoint, body, self._patience.seconds(self._endpoint)),
+            shows_special_tokens=shows_special_tokens(self._endpoint),
+        )
+        self._answered_at = time.monotonic()
+        return completion
+
+    def _refused(self, request: Request, failed: Failed) -> Refused | None:
+        """The reply to a request that the server refuses for what it asks; None: it may be sent again. Raises UserError
+        for a refusal of every request."""
+        _refuse_if_permanent(self._endpoint, failed)
+        if not failed.is_verdict:
+            return None
+        # A moderated prompt, or a wrong key or model? A short request tells.
+        if failed.status in _OF_KEY_OR_ROW and not self._is_alive():
+            return None
+        return Refused(request.name, "endpoint", str(failed))
 
     def _is_alive(self) -> bool:
         """Whether the server answers a short request, for when no other request has shown it."""
@@ -194,13 +252,17 @@ class EndpointEngine:
         return not self._closed.is_set()
 
     def _last_try(self, request: Request, body: bytes) -> Reply:
-        """Try once more, as the server may have just come back. If it fails again, the request is at fault."""
+        """Try once more, as the server may have just come back. If it fails again, the request is at fault, unless the
+        server only says to come later."""
         try:
-            reply = _completion(request.name, post(self._endpoint, body, self._patience.seconds(self._endpoint)))
+            return self._ask(request, body)
         except Failed as failed:
-            return Refused(request.name, "endpoint", f"{failed} ({self._patience.tries + 1} tries)")
-        self._answered_at = time.monotonic()
-        return reply
+            _refuse_if_permanent(self._endpoint, failed)
+            tries = f"{failed} ({self._patience.tries + 1} tries)"
+            if failed.is_later:
+                message = f"the endpoint {self._endpoint.url} puts a request off again and again: {tries}"
+                raise TransientError(message, hint=BUSY_HINT) from failed
+            return Refused(request.name, "endpoint", tries)
 
 
 def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
@@ -209,7 +271,8 @@ def probe(endpoint: Endpoint, timeout: float = PROBE_SECONDS) -> str:
     try:
         answer = call(endpoint, "/models", None, timeout)
     except Failed as failed:
-        _refuse_if_permanent(endpoint, failed, but=404)
+        if failed.status != 404:
+            _refuse_of_all(endpoint, failed)
         if failed.status in {404, 405}:
             _ping(endpoint, timeout)
             return f"{endpoint.url} answers as {endpoint.model}"
@@ -230,8 +293,8 @@ def _ping(endpoint: Endpoint, timeout: float) -> None:
     try:
         post(endpoint, json.dumps(body).encode(), timeout)
     except Failed as failed:
-        _refuse_if_permanent(endpoint, failed)
-        if failed.status is None or failed.status in _RETRIED:
+        _refuse_of_all(endpoint, failed)
+        if not failed.is_verdict:
             raise TransientError(f"the endpoint does not answer: {failed}", hint=ENDPOINT_HINT) from failed
 
 
@@ -257,12 +320,11 @@ def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, pa
     for attempt in range(patience.tries):
         try:
             answer = post(endpoint, json.dumps(body).encode(), patience.seconds(endpoint))
-            completion = _completion(request.name, answer)
-            counted = ((answer.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
-            return Tried(completion, thinks=bool(completion.thinking.strip() or counted))
+            completion = _completion(request.name, answer, shows_special_tokens=shows_special_tokens(endpoint))
+            return Tried(completion, thinks=bool(completion.thinking) or _hides_thought(answer))
         except Failed as failed:
-            _refuse_if_permanent(endpoint, failed)
-            if failed.status is not None and failed.status not in _RETRIED:
+            _refuse_of_all(endpoint, failed)
+            if failed.is_verdict:
                 raise _refusal(endpoint, body, failed, where) from failed
             last = failed
             time.sleep(patience.pause(attempt, failed.retry_after) if attempt + 1 < patience.tries else 0)
@@ -277,7 +339,7 @@ def refuse_hidden_thoughts(endpoint: Endpoint, chat: Chat, request: Request, pat
     shown = endpoint.model_copy(update={"extra_body": {**endpoint.extra_body, SPECIAL_TOKENS: False}})
     try:
         answer = post(shown, json.dumps(request_body(shown, chat, request)).encode(), patience.seconds(shown))
-        completion = _completion(request.name, answer)
+        completion = _completion(request.name, answer, shows_special_tokens=True)
     except Failed as failed:
         log.info("the endpoint does not show special tokens: %s", failed)
         return
@@ -329,8 +391,8 @@ def _refusal(endpoint: Endpoint, body: dict[str, Any], failed: Failed, where: st
         named = []
     in_text = [name for name in body if re.search(rf"\b{re.escape(name)}\b", answer)]
     names = list(dict.fromkeys([*named, *(name for name in in_text if name not in ("model", "messages"))]))
-    what = f"its {', '.join(names)}" if names else "it"
-    message = f"the endpoint {endpoint.url} refuses a request with the sampling of {where}, because of {what}: {failed}"
+    why = f", because of its {', '.join(names)}" if names else ""
+    message = f"the endpoint {endpoint.url} refuses a request with the sampling of {where}{why}: {failed}"
     general = f"See what the server says of {endpoint.model}, and correct spec.teacher.endpoint."
     return UserError(message, hint=" Or: ".join(_mend(endpoint, name, where) for name in names) or general)
 
@@ -366,8 +428,13 @@ def _mend(endpoint: Endpoint, name: str, where: str) -> str:
 
 
 def post(endpoint: Endpoint, body: bytes, timeout: float) -> Any:
-    """One chat completion, as the server's JSON. Raises Failed."""
-    return call(endpoint, "/chat/completions", body, timeout)
+    """One chat completion, as the server's JSON. Raises Failed, also for a failure that comes with status 200, as
+    OpenRouter reports what fails after the beginning of its answer."""
+    match answer := call(endpoint, "/chat/completions", body, timeout):
+        case {"error": {"code": int(code)} as error} | {"choices": [{"error": {"code": int(code)} as error}, *_]}:
+            status = code if 400 <= code < 600 else None
+            raise Failed(f"an error {code} in the answer", json.dumps(error), status=status)
+    return answer
 
 
 def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> Any:
@@ -392,11 +459,28 @@ def call(endpoint: Endpoint, path: str, body: bytes | None, timeout: float) -> A
         raise Failed(type(error).__name__, error) from error
 
 
-def _refuse_if_permanent(endpoint: Endpoint, failed: Failed, but: int | None = None) -> None:
-    """Raise UserError for a failure that every other request would have too."""
-    if failed.status in {401, 403}:
+def _refuse_if_permanent(endpoint: Endpoint, failed: Failed) -> None:
+    """Raise UserError for a failure that every other request would have too, whatever it asks."""
+    if failed.status == 401:
         raise UserError(f"the endpoint {endpoint.url} does not accept the key: {failed}", hint=KEY_HINT) from failed
-    if failed.status == 404 and but != 404:
+    # OpenAI's name of it, which comes with 429
+    if failed.status == 402 or (failed.status == 429 and "insufficient_quota" in failed.answer):
+        message = f"the credit at the endpoint {endpoint.url} is used up: {failed}"
+        raise UserError(message, hint=CREDIT_HINT) from failed
+    if failed.status == 407:
+        message = f"a proxy in front of the endpoint {endpoint.url} asks for a login: {failed}"
+        raise UserError(
+            message, hint="An admin must let the pods through, or give the URL of a way past it."
+        ) from failed
+
+
+def _refuse_of_all(endpoint: Endpoint, failed: Failed) -> None:
+    """`_refuse_if_permanent` for a request whose text gives no reason to refuse it: 403 is of the key, and 404 of the
+    model."""
+    _refuse_if_permanent(endpoint, failed)
+    if failed.status == 403:
+        raise UserError(f"the endpoint {endpoint.url} does not accept the key: {failed}", hint=KEY_HINT) from failed
+    if failed.status == 404:
         raise UserError(f"{endpoint.url} has no such model or URL: {failed}", hint=ENDPOINT_HINT) from failed
 
 
@@ -434,24 +518,38 @@ def request_body(endpoint: Endpoint, chat: Chat, request: Request) -> dict[str, 
         body["chat_template_kwargs"] = kwargs
     if chat.thinking_budget is not None:
         body["thinking_token_budget"] = chat.thinking_budget
-    return body | endpoint.extra_body
+    extra = endpoint.extra_body
+    if isinstance(given := extra.get("chat_template_kwargs"), dict):  # it wins by its fields, and keeps the others
+        extra = extra | {"chat_template_kwargs": kwargs | given}
+    return body | extra
 
 
-def _completion(name: str, answer: Any) -> Completion:
+def shows_special_tokens(endpoint: Endpoint) -> bool:
+    """Whether the server is asked to leave special tokens, such as the end of the turn, in the text."""
+    return endpoint.extra_body.get(SPECIAL_TOKENS) is False
+
+
+def _completion(name: str, answer: Any, *, shows_special_tokens: bool) -> Completion:
+    """The reply in a server's answer. Raises Failed when there is none, or when the server has broken it off."""
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text, thought = map(_without_key, _parts(choice["message"]))
-        parts = split_text(text, lone_end=not thought)
+        message = choice["message"]
+        text, thought = map(_without_key, _parts(message))
+        thought = given_thought(thought)
+        parts = split_text(text, lone_end=not thought, with_end=shows_special_tokens)
         if thought:
             parts = Split(parts.text, thought, unfinished_thinking=not parts.text)
+        reason = REFUSAL if _declines(message) else _without_key(str(choice.get("finish_reason") or "stop"))
+        if reason.lower() in _BROKEN_OFF:
+            raise Failed(f"the server has broken off a text with {reason!r}", text[-100:])
         return Completion(
             name=name,
             text=parts.text,
             thinking=parts.thinking,
             unfinished_thinking=parts.unfinished_thinking,
-            finish_reason=_without_key(str(choice.get("finish_reason") or "stop"))[:LONGEST_REASON],
-            prompt_tokens=int(usage.get("prompt_tokens", 0)),
-            tokens=int(usage.get("completion_tokens", 0)),
+            finish_reason=_FINISHED.get(reason.lower(), reason[:LONGEST_REASON]),
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            tokens=int(usage.get("completion_tokens") or 0),
             cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
         )
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
@@ -462,14 +560,31 @@ def _parts(message: Any) -> tuple[str, str]:
     """The text and the thought of a message. The thought has a field of its own (vLLM's server and OpenRouter say
     `reasoning`, DeepSeek and older servers `reasoning_content`), or is a part of the content, as Mistral and Anthropic
     have it."""
-    content = message.get("content")
     texts, thoughts = list[str](), list[str]()
-    if not isinstance(content, list):
-        texts.append(_flat(content))
-    for part in content if isinstance(content, list) else ():
-        (thoughts if part.get("type") in ("thinking", "reasoning") else texts).append(_flat(part))
-    given = message.get("reasoning") or message.get("reasoning_content")
-    return "".join(texts), _flat(given) or "".join(thoughts)
+    for part in _pieces(message):
+        if part.get("type") != REDACTED:
+            (thoughts if part.get("type") in ("thinking", "reasoning") else texts).append(_flat(part))
+    fields = (message.get("reasoning"), message.get("reasoning_content"), thoughts)
+    return "".join(texts) or _flat(message.get(REFUSAL)), next(filter(str.strip, map(_flat, fields)), "")
+
+
+def _pieces(message: Any) -> list[dict[str, Any]]:
+    """The parts of a message's content, of which a plain text is one."""
+    content = message.get("content")
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
+def _declines(message: Any) -> bool:
+    """Whether the message is the model's refusal, in the field or in a part for it."""
+    return bool(message.get(REFUSAL)) or any(part.get("type") == REFUSAL for part in _pieces(message))
+
+
+def _hides_thought(answer: Any) -> bool:
+    """Whether a completion counts the tokens of a thought, or holds one that is encrypted."""
+    match answer:
+        case {"usage": {"completion_tokens_details": {"reasoning_tokens": int(counted)}}} if counted > 0:
+            return True
+    return any(part.get("type") == REDACTED for part in _pieces(answer["choices"][0]["message"]))
 
 
 def _flat(part: Any) -> str:
@@ -481,7 +596,14 @@ def _flat(part: Any) -> str:
             return part
         case list():
             return "".join(map(_flat, part))
-        case {"thinking": inner} | {"reasoning": inner} | {"text": inner} | {"summary": inner} | {"content": inner}:
+        case (
+            {"thinking": inner}
+            | {"reasoning": inner}
+            | {"text": inner}
+            | {"summary": inner}
+            | {"content": inner}
+            | {"refusal": inner}
+        ):
             return _flat(inner)
     raise TypeError(f"a part of a message that holds no text: {part!r:.100}")
 

@@ -45,11 +45,11 @@ def kept_or_rejected(
     if isinstance(reply, Refused):
         rejected = rejection(role, row, reply.reason, reply.detail, prompt_tokens=reply.prompt_tokens)
         return None, rejected
-    fault = _fault(reply, loop) or (_not_wrong(row["verdict"], reply.text) if role == "miscritique" else None)
-    if fault and unfinished == "keep" and fault[0] in ENDLESS and reply.text.strip() and not reply.unfinished_thinking:
-        reply, fault = replace(reply, finish_reason=ENDLESS[fault[0]]), None
-    if fault:
-        reason, detail = fault
+    wrong = fault(reply, loop) or (_not_wrong(row["verdict"], reply.text) if role == "miscritique" else None)
+    if wrong and unfinished == "keep" and wrong[0] in ENDLESS and reply.text.strip() and not reply.unfinished_thinking:
+        reply, wrong = replace(reply, finish_reason=ENDLESS[wrong[0]]), None
+    if wrong:
+        reason, detail = wrong
         cost = {"prompt_tokens": reply.prompt_tokens, "tokens": reply.tokens}
         return None, rejection(role, row, reason, detail, **cost)
     name = text_column(role)
@@ -73,8 +73,8 @@ def _not_wrong(given: Verdict | None, miscritique: str) -> tuple[str, str] | Non
     return NOT_WRONG, f"verdict {found or 'missing'}, of the critique {given or 'missing'}: ...{miscritique[-100:]!r}"
 
 
-def _fault(completion: Completion, loop: Repetition) -> tuple[str, str] | None:
-    """The reason and the detail of a completion's rejection."""
+def fault(completion: Completion, loop: Repetition) -> tuple[str, str] | None:
+    """The reason and the detail of a completion's rejection, as a text that must have an end; None: it is whole."""
     written = completion.text or completion.thinking
     end = written[-100:]
     if completion.finish_reason == "repetition" or loops(written, loop):
@@ -82,7 +82,7 @@ def _fault(completion: Completion, loop: Repetition) -> tuple[str, str] | None:
     if completion.finish_reason == "length":
         return "truncated", f"no end after {completion.tokens} tokens: ...{end!r}"
     if completion.finish_reason != "stop":
-        return "endpoint", f"the engine ended with {completion.finish_reason!r}"
+        return "endpoint", f"the reply ended with {completion.finish_reason!r}: ...{end!r}"
     if completion.unfinished_thinking:
         return "unfinished_thought", f"the thought of {completion.tokens} tokens has no end: ...{end!r}"
     if not completion.text:

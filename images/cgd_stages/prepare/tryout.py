@@ -16,6 +16,7 @@ from cgd_stages.chat.template import ChatTemplate, ControlTokens
 from cgd_stages.contract import Chat, Endpoint, Lesson, Model, Prepare, Published, Role, Sampling, settings_of
 from cgd_stages.engines import openai
 from cgd_stages.engines.base import Request
+from cgd_stages.engines.replies import fault
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
 from cgd_stages.method.examples import each_example, row_example
@@ -49,6 +50,16 @@ ROW: Row = {
 """A row as the stages store it."""
 MOST_TOKENS = 1 << 20
 """The examples are tried for their form: the row is short."""
+TRIALS = 2
+"""How often an endpoint is asked for a text of each kind before its replies are found unusable."""
+HINTS = {
+    "truncated": "Raise {where}.maxTokens, which counts the thought and the text, or make the model think less.",
+    "repetition": "Raise {where}.temperature, or use another model.",
+    "unfinished_thought": "Set spec.teacher.chat.thinking to off, or use another model or server.",
+    "empty": "Look at what the server says of the model: its replies hold no text.",
+    "endpoint": "Look at what the server says of the model, and correct spec.teacher.endpoint.",
+}
+"""What to do when a reply of the trial would be rejected, by the reason."""
 
 
 # --- templates --------------------------------------------------------------------------------------------------
@@ -240,20 +251,39 @@ def samplings_of(work: Prepare, where: str) -> Sequence[Sampling]:
 
 
 def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
-    """Ask for its models, and for one whole text of each kind that the run asks it for. Raises UserError or
-    TransientError."""
+    """Ask for its models, and for one whole text of each kind that the run asks it for. Raises UserError, also where
+    the run would reject such texts, or TransientError."""
     log.info("teacher: %s", openai.probe(endpoint))
     requests = [
         (role, Request(f"trial-{role}", role_messages(role, ROW), sampling))
         for role, sampling in zip(work.roles, work.sampling, strict=True)
         if role != "answer"
     ]
-    tried = []
-    for role, request in requests:
-        tried.append(openai.try_request(endpoint, work.teacher_chat, request, f"spec.generation.{settings_of(role)}"))
-        log.info("teacher: takes the requests of %s, %d tokens", role, tried[-1].completion.tokens)
+    tried = [_try_role(work, endpoint, role, request) for role, request in requests]
+    if tried and not any(trial.completion.tokens for trial in tried):
+        log.warning("the endpoint counts no tokens: lengths and costs of the teacher's texts are not known")
     if requests and not any(trial.thinks for trial in tried):
         openai.refuse_hidden_thoughts(endpoint, work.teacher_chat, requests[0][1])
     openai.refuse_other_mode(work.teacher_chat, tried)
     if work.training.thinking == "learn":
         openai.refuse_unseen_thoughts(tried)
+
+
+def _try_role(work: Prepare, endpoint: Endpoint, role: Role, request: Request) -> openai.Tried:
+    """A reply to the request. Raises UserError when the run would reject it, and another one too: a model may fail once
+    by chance, and where half of its texts may be rejected it may fail twice."""
+    where = f"spec.generation.{settings_of(role)}"
+    for _ in range(TRIALS):
+        trial = openai.try_request(endpoint, work.teacher_chat, request, where)
+        if (found := fault(trial.completion, request.sampling.loop)) is None:
+            log.info("teacher: takes the requests of %s, %d tokens", role, trial.completion.tokens)
+            return trial
+        reason, detail = found
+        log.warning("teacher: its reply to a request of %s would be rejected as %s: %s", role, reason, detail)
+    if work.max_rejected >= 1 / TRIALS:
+        return trial
+    raise UserError(
+        f"the endpoint {endpoint.url} answers the requests of {role}, but the run would reject its replies as "
+        f"{reason}: {detail}",
+        hint=HINTS[reason].format(where=where),
+    )

@@ -48,7 +48,7 @@ class Judged:
     right: bool | None
     """Whether its refinement is right; None: not known."""
     tokens: int
-    """The length of its refinement."""
+    """The length of its refinement. Of a server that counts no tokens: in characters."""
 
 
 def judges(select: Select, keep: Keep) -> bool:
@@ -70,7 +70,7 @@ def judged(rows: Iterable[Row], grader: Grader | None) -> list[Judged]:
             grades = grader.grade_all((row["reference"], row["refinement"]) for row in gradable)
             for row, grade in zip(gradable, grades, strict=True):
                 rights[key_of(row)] = None if grade.grade_error else grade.correct
-        found += [Judged(key_of(row), rights.get(key_of(row)), row["refinement_tokens"] or 0) for row in batch]
+        found += [Judged(key_of(row), rights.get(key_of(row)), _length(row)) for row in batch]
     if grader is not None and found and all(row.right is None for row in found):
         raise UserError(
             "spec.training.keep or spec.generation.refine.select asks for right refinements, but no reference ends on "
@@ -78,6 +78,10 @@ def judged(rows: Iterable[Row], grader: Grader | None) -> list[Judged]:
             hint="Set spec.prompts.fields.reference to a column of answers, or leave keep and select out.",
         )
     return found
+
+
+def _length(row: Row) -> int:
+    return row["refinement_tokens"] or len(row["refinement"])
 
 
 def left_out(rows: Iterable[Judged], *, draws: int, select: Select, keep: Keep) -> dict[Key, str]:

@@ -36,11 +36,14 @@ class InvalidRun(ValueError):
     """A manifest that cannot be run; each line of the text names a field and what to change."""
 
 
+_BUCKET = "write s3://bucket/prefix, with a bucket's name of 3 or more small letters, digits, dots and hyphens"
+
+
 class Storage(Contract):
     """The S3 bucket where the run stores everything. The pods use the ServiceAccount's cloud identity, or the keys of a
     Secret."""
 
-    uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", "write s3://bucket/prefix")] = Field(
+    uri: Annotated[S3Uri, Text("^s3://[a-z0-9][a-z0-9.-]+[a-z0-9](/.*)?$", _BUCKET)] = Field(
         description="The folder below which the run stores its data, such as s3://bucket/prefix."
     )
     endpoint: (
@@ -210,6 +213,12 @@ class CGDRunSpec(Contract):
             raise ValueError(THINKING_RULE[1])
         if self.student.chat.thinking_budget and learned != "learn" and thinks != "on":
             raise ValueError(BUDGET_RULE[1])
+        drawn = [f"generation.{name}" for name in ("refine", "distill") if getattr(self.generation, name).samples > 1]
+        if drawn and self.teacher.endpoint and (same := _same_for_all_draws(self.teacher.endpoint.extra_body)):
+            raise ValueError(
+                f"teacher.endpoint.extraBody: its {' and '.join(same)} would make all samples of {' and '.join(drawn)} "
+                "the same: leave it out, or set samples to 1"
+            )
         if self.training.stop_unless and not (self.evaluation and self.evaluation.early):
             raise ValueError(EARLY_RULE[1])
         fields = self.prompts.fields
@@ -219,6 +228,12 @@ class CGDRunSpec(Contract):
             if self.training.keep != "all" or self.generation.refine.select != "first":
                 raise ValueError(RIGHT_RULE[1])
         return self
+
+
+def _same_for_all_draws(extra_body: dict[str, Any]) -> list[str]:
+    """The fields of every request, which win over what the run would send, that leave nothing to chance."""
+    greedy = ["temperature"] if extra_body.get("temperature") in (0, "0") else []
+    return greedy + (["seed"] if extra_body.get("seed") is not None else [])
 
 
 def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:

@@ -201,6 +201,7 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
             "leave it out for coscheduling",
         ),
         ("storage.uri", "bucket/prefix", "spec.storage.uri", "s3://bucket/prefix"),
+        ("storage.uri", "s3://b/prefix", "spec.storage.uri", "name of 3 or more"),
         ("storage.endpoint", "localhost:9000", "spec.storage.endpoint", "https://host:port"),
         ("storage", None, "spec.storage", "is required"),
         ("student", None, "spec.student", "is required"),
@@ -317,3 +318,17 @@ def test_the_last_assistant_turns_of_conversations_are_references() -> None:
     assert parse_spec(manifest(chats))
     benchmark = {"name": "b", "source": "s3://data/b.jsonl", "fields": {"messages": "messages"}}
     assert parse_spec(manifest(chats | {"evaluation.benchmarks": [benchmark]}))
+
+
+@pytest.mark.parametrize("own", [{"seed": 1}, {"temperature": 0}])
+@pytest.mark.parametrize("kind", ["refine", "distill"])
+def test_a_field_of_an_endpoint_that_makes_all_samples_the_same_is_refused(own: dict[str, Any], kind: str) -> None:
+    def spec(samples: int, extra: dict[str, Any]) -> Any:
+        endpoint = {"url": "http://t", "model": "m", "extraBody": extra}
+        drawn = {"samples": samples, "temperature": "0.7"}
+        return parse_spec(manifest({"teacher": {"endpoint": endpoint}, f"generation.{kind}": drawn}))
+
+    with pytest.raises(InvalidRun, match=f"its {next(iter(own))} would make all samples of generation.{kind} the same"):
+        spec(2, own)
+    spec(1, own)
+    spec(2, {"temperature": 1, "seed": None})

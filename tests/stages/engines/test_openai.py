@@ -9,12 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from support.stage_builders import each
+from support.stage_builders import context, each, generate_work, prepared
 
-from cgd_stages.contract import Endpoint, Sampling
+from cgd_stages.contract import Endpoint, Repetition, Sampling
 from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
 from cgd_stages.engines.openai import EndpointEngine, Patience, probe
+from cgd_stages.engines.replies import fault
 from cgd_stages.errors import TransientError, UserError
+from cgd_stages.generate import __main__ as generate
 from cgd_stages.method import prompts
 
 QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
@@ -163,7 +165,7 @@ def test_retry_after_is_obeyed(serve, monkeypatch):
 def test_pauses_double_with_jitter_up_to_the_longest():
     patience = Patience(first_pause=1.0, longest_pause=60.0)
     assert patience.pause(0, 12.0) == 12.0
-    for attempt, most in ((0, 1), (3, 8), (20, 60)):
+    for attempt, most in ((0, 1), (3, 8), (20, 60), (2000, 60)):
         pauses = {patience.pause(attempt, None) for _ in range(50)}
         assert most / 2 <= min(pauses) < max(pauses) <= most
 
@@ -186,6 +188,194 @@ def test_a_request_that_breaks_the_server_rejects_its_row_when_others_are_served
     replies = ask(serve(rule).url, ["poison", *[f"q{n}" for n in range(20)]], concurrency=2)
     assert isinstance(replies["poison"], Refused)
     assert len(replies) == 21
+
+
+PAID = {
+    "no credit": (402, {}, b"Insufficient Balance"),
+    "no quota": (429, {}, {"error": {"code": "insufficient_quota", "message": "check your plan"}}),
+    "no credit, in an answer": (200, {}, {"error": {"code": 402, "message": "Insufficient credits"}}),
+    "no credit, in a choice": (200, {}, {"choices": [{"error": {"code": 402}, "finish_reason": "error"}]}),
+}
+
+
+@pytest.mark.parametrize("answer", PAID.values(), ids=PAID)
+def test_a_credit_that_is_used_up_rejects_no_row_and_what_is_under_way_is_not_lost(serve, answer):
+    used_up = threading.Event()
+
+    def rule(question: str, before: int) -> Answer:
+        if question == "long":  # is answered after others have been refused, and is paid for
+            used_up.wait(5.0)
+            time.sleep(0.3)
+            return chat("a long thought")
+        if question in {"q0", "q1"}:
+            return chat("ok")
+        used_up.set()
+        return answer
+
+    server = serve(rule)
+    engine = EndpointEngine(Endpoint(url=server.url, model="big", max_concurrency=2), QUICK)
+    texts = ("long", *[f"q{n}" for n in range(9)])
+    asked = each([Request(text, prompts.answer_messages(text), Sampling(max_tokens=9)) for text in texts])
+    replies: dict[str, Reply] = {}
+
+    def drain() -> None:
+        for reply in drive(engine, asked, threading.Event()):
+            replies[reply.name] = reply
+
+    with pytest.raises(UserError, match="the credit at the endpoint") as caught:
+        drain()
+    engine.close()
+    assert "Top up" in caught.value.hint
+    assert {name: type(reply) for name, reply in replies.items()} == dict.fromkeys(("q0", "q1", "long"), Completion)
+
+
+def test_after_the_credit_is_topped_up_only_the_rest_is_asked_for_and_nothing_is_rejected(
+    serve, bucket, storage, tiny_model, tmp_path
+):
+    credit = [5]
+
+    def rule(question: str, before: int) -> Answer:
+        credit[0] -= 1
+        return chat(f"re: {question}") if credit[0] >= 0 else (402, {}, b"Insufficient Balance")
+
+    server, texts = serve(rule), [f"How many are {n} apples?" for n in range(12)]
+    prepared(bucket, texts)
+    endpoint = Endpoint(url=server.url, model="big", max_concurrency=2)
+    work = generate_work(tiny_model, "distill", endpoint=endpoint, max_rejected=0.02)
+    with pytest.raises(UserError, match="is used up"):
+        generate.main(context(storage, work, tmp_path))
+    credit[0] = 100
+    facts = generate.main(context(storage, work, tmp_path))["distill"]
+    assert (facts.rows.done, facts.rows.rejected) == (12, 0)
+    assert credit[0] == 100 - 7
+
+
+def test_a_proxy_that_asks_for_a_login_rejects_no_row(serve):
+    with pytest.raises(UserError, match="a proxy in front of"):
+        ask(serve(lambda question, before: (407, {}, b"who are you")).url, ["a"])
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429])
+def test_a_row_that_is_put_off_is_waited_for_while_others_are_answered_and_is_not_rejected(serve, status):
+    def busy(question: str, before: int) -> Answer:
+        time.sleep(0.02)
+        return (status, {}, b"later") if question == "unlucky" and before < 12 else chat("ok")
+
+    server = serve(busy)
+    replies = ask(server.url, ["unlucky", *[f"q{n}" for n in range(60)]], concurrency=2)
+    assert all(isinstance(reply, Completion) for reply in replies.values())
+    assert server.asked["unlucky"] == 13
+
+
+def test_a_server_that_only_puts_off_ends_the_program_for_a_retry(serve):
+    server = serve(lambda question, before: (429, {}, b"later") if question != "Hi" else chat("H"))
+    with pytest.raises(TransientError, match="puts a request off again and again: HTTP 429") as caught:
+        ask(server.url, ["q"])
+    assert "maxConcurrency" in caught.value.hint
+
+
+@pytest.mark.parametrize("status", [520, 522, 524, 530])
+def test_a_gateway_that_does_not_reach_the_server_is_asked_again(serve, status):
+    server = serve(lambda question, before: chat("ok") if before == 2 else (status, {}, b"no origin"))
+    assert isinstance(ask(server.url, ["q"])["q"], Completion)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_prompt_that_is_moderated_rejects_its_row_alone_even_as_the_only_one(serve, status):
+    server = serve(lambda question, before: (status, {}, b"flagged") if question == "bad" else chat("ok"))
+    replies = ask(server.url, ["a", "bad", "b"])
+    assert replies["bad"] == Refused("bad", "endpoint", f"HTTP {status}: flagged")
+    assert isinstance(replies["b"], Completion)
+    assert isinstance(ask(server.url, ["bad"])["bad"], Refused)
+
+
+def test_a_key_that_is_withdrawn_rejects_no_row(serve):
+    withdrawn = threading.Event()
+
+    def rule(question: str, before: int) -> Answer:
+        if withdrawn.is_set():
+            return 403, {}, b"revoked"
+        withdrawn.set()
+        return chat("ok")
+
+    with pytest.raises(UserError, match="does not accept the key: HTTP 403"):
+        ask(serve(rule).url, [f"q{n}" for n in range(9)], concurrency=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        *[(word, "stop") for word in ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "STOP", "COMPLETE")],
+        *[(word, "length") for word in ("length", "max_tokens", "MAX_TOKENS", "model_length")],
+        ("content_filter", "content_filter"),
+        ("tool_calls", "tool_calls"),
+    ],
+)
+def test_the_ends_of_a_text_have_one_name_whatever_the_server_calls_them(serve, said, kept):
+    (reply,) = ask(serve(lambda question, before: chat("4", said)).url, ["q"]).values()
+    assert isinstance(reply, Completion)
+    assert reply.finish_reason == kept
+
+
+@pytest.mark.parametrize("said", ["insufficient_system_resource", "error", "abort"])
+def test_a_text_that_the_server_has_broken_off_is_asked_for_again(serve, said):
+    server = serve(lambda question, before: chat("4") if before else chat("2 and", said))
+    assert ask(server.url, ["q"])["q"] == Completion("q", "4", "stop", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thinking"),
+    [
+        ({"content": "4", "reasoning_content": "\nOkay, let me see.\n"}, "4", "Okay, let me see."),
+        ({"content": "4", "reasoning": "\n\n"}, "4", ""),
+        ({"content": "4", "reasoning": "\n\n", "reasoning_content": "2 and 2"}, "4", "2 and 2"),
+        ({"content": "4", "reasoning": "<think>\na</think>b\n</think>"}, "4", "a\nb"),
+        ({"content": "4", "reasoning": "[THINK]a[/THINK]"}, "4", "a"),
+        ({"content": "<think>a</think>4", "reasoning": " "}, "4", "a"),
+        ({"content": [{"type": "thinking", "thinking": "\na\n"}, {"type": "text", "text": "4"}]}, "4", "a"),
+        ({"content": [{"type": "redacted_thinking", "data": "xyz"}, {"type": "text", "text": "4"}]}, "4", ""),
+    ],
+)
+def test_a_thought_is_clean_wherever_the_server_puts_it(serve, message, text, thinking):
+    answer = 200, {}, {"choices": [{"message": message, "finish_reason": "stop"}]}
+    assert ask(serve(lambda question, before: answer).url, ["q"])["q"] == Completion("q", text, "stop", 0, 0, thinking)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "refusal": "I cannot help."},
+        {"content": [{"type": "refusal", "refusal": "I cannot help."}]},
+    ],
+)
+def test_a_model_that_declines_is_rejected_in_its_own_words(serve, message):
+    answer = 200, {}, {"choices": [{"message": message, "finish_reason": "stop"}]}
+    (reply,) = ask(serve(lambda question, before: answer).url, ["q"]).values()
+    assert isinstance(reply, Completion)
+    assert fault(reply, Repetition()) == ("endpoint", "the reply ended with 'refusal': ...'I cannot help.'")
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"completion_tokens": None, "prompt_tokens": None}])
+def test_a_server_that_counts_nothing_is_believed(serve, usage):
+    answer = chat("4")
+    answer[2]["usage"] = usage
+    assert ask(serve(lambda question, before: answer).url, ["q"])["q"] == Completion("q", "4", "stop", 0, 0)
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end_of_text|>", "</s>"])
+def test_the_end_of_a_turn_is_dropped_where_the_server_is_asked_to_show_it(serve, end):
+    server = serve(lambda question, before: chat(f"Conclusion: wrong{end}"))
+    shown = Endpoint(url=server.url, model="big", extra_body={"skip_special_tokens": False})
+    for endpoint, text in (
+        (shown, "Conclusion: wrong"),
+        (Endpoint(url=server.url, model="big"), f"Conclusion: wrong{end}"),
+    ):
+        engine = EndpointEngine(endpoint, QUICK)
+        request = Request("q", prompts.answer_messages("q"), Sampling(max_tokens=9))
+        (reply,) = drive(engine, each([request]), threading.Event())
+        engine.close()
+        assert isinstance(reply, Completion)
+        assert reply.text == text
 
 
 def test_an_answer_that_is_no_completion_is_not_believed(serve):

@@ -20,6 +20,7 @@ from cgd_stages.engines.openai import Patience, Tried, refuse_other_mode, reques
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.method import prompts
 from cgd_stages.prepare import __main__ as prepare
+from cgd_stages.prepare.tryout import check_endpoint
 
 Json = dict[str, Any]
 Rule = Callable[[Json], tuple[int, Json]]
@@ -240,7 +241,7 @@ def test_a_field_of_the_users_own_is_named_with_its_place(serve):
 
 
 def test_a_refusal_that_names_nothing_is_shown_as_it_is(serve):
-    with pytest.raises(UserError, match=r"because of it: HTTP 422.*no") as raised:
+    with pytest.raises(UserError, match=r"with the sampling of w: HTTP 422.*no") as raised:
         try_request(
             serve(lambda body: (422, {"detail": "no"})).endpoint, Chat(), Request("r", MESSAGES, WARM), "w", QUICK
         )
@@ -276,6 +277,8 @@ def test_a_server_that_refuses_a_single_token_is_there_all_the_same(serve):
         (says("<think>\n\n</think>\n\n4"), False),
         (says("4", {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}), True),
         (says("4", {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 0}}), False),
+        (says("4", {"completion_tokens": 9, "completion_tokens_details": ["odd"]}), False),
+        (says([{"type": "redacted_thinking", "data": "xyz"}, {"type": "text", "text": "4"}]), True),
     ],
 )
 def test_a_mode_that_the_server_does_not_keep_is_refused(serve, reply, thinks):
@@ -346,6 +349,17 @@ def test_a_thought_whose_markers_the_server_takes_out_of_the_text_is_refused(ser
     assert (reply.text, reply.thinking) == ("4", "We add.")
 
 
+def test_a_blank_thought_is_none_and_hides_nothing(serve):
+    hidden_thoughts(serve(lambda body: says("4", reasoning="\n\n")).endpoint)
+
+
+def test_a_thinking_mode_is_kept_beside_the_users_own_variables_of_the_template():
+    chat, own = Chat(thinking="on"), {"chat_template_kwargs": {"thinking": False, "effort": "low"}}
+    body = body_of(Sampling(), chat, extra_body=own)
+    assert body["chat_template_kwargs"] == {"enable_thinking": True, "thinking": False, "effort": "low"}
+    assert body_of(Sampling(), extra_body=own)["chat_template_kwargs"] == own["chat_template_kwargs"]
+
+
 def test_words_alone_and_servers_that_show_no_special_tokens_are_believed(serve):
     """Nothing is guessed from words."""
     for rule in (lambda body: says("analysisWe add.assistantfinal4"), unknown, lambda body: (500, {})):
@@ -380,3 +394,51 @@ def test_prepare_asks_one_request_of_each_kind_and_refuses_before_it_reads_a_pro
     assert all(body["chat_template_kwargs"]["enable_thinking"] for body in server.bodies)
     with pytest.raises(UserError, match="thinking is off, but a reply has a thought"):
         run(teacher_chat=Chat(thinking="off"))
+
+
+def ends(text: str, finish: str, **message: Any) -> Rule:
+    answer = {"choices": [{"message": {"content": text} | message, "finish_reason": finish}], "usage": {}}
+    return lambda body: (200, answer)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason", "mend"),
+    [
+        (ends("", "stop"), "empty", "no text"),
+        (ends("4", "content_filter"), "endpoint: the reply ended with 'content_filter'", "spec.teacher.endpoint"),
+        (ends("4", "tool_calls"), "endpoint: the reply ended with 'tool_calls'", "spec.teacher.endpoint"),
+        (ends("", "length", reasoning="1 and 1"), "truncated", "Raise spec.generation.critique.maxTokens"),
+        (ends("<think>1 and 1", "eos"), "unfinished_thought", "thinking to off"),
+        (ends("no " * 3000, "stop"), "repetition", "temperature"),
+    ],
+)
+def test_a_server_whose_replies_would_all_be_rejected_is_refused_by_the_reason(serve, tiny_model, rule, reason, mend):
+    server = serve(rule)
+
+    def tried(max_rejected: float) -> None:
+        asked = {"roles": ("critique",), "sampling": (Sampling(max_tokens=7),), "max_rejected": max_rejected}
+        check_endpoint(
+            prepare_work(tiny_model, "s3://data/p.jsonl", endpoint=server.endpoint, **asked), server.endpoint
+        )
+
+    with pytest.raises(
+        UserError, match=f"requests of critique, but the run would reject its replies as {reason}"
+    ) as no:
+        tried(0.02)
+    assert mend in no.value.hint
+    assert len(server.bodies) == 2, "once more, as a model may fail by chance"
+    tried(0.5)
+
+
+def test_a_server_that_fails_once_and_counts_no_tokens_is_only_warned_of(serve, tiny_model, caplog):
+    server = serve(lambda body: ends("4", "eos")(body) if len(server.bodies) > 1 else ends("", "eos")(body))
+    asked = {"roles": ("critique",), "sampling": (Sampling(max_tokens=7),)}
+    check_endpoint(prepare_work(tiny_model, "s3://data/p.jsonl", endpoint=server.endpoint, **asked), server.endpoint)
+    assert "would be rejected as empty" in caplog.text
+    assert "counts no tokens" in caplog.text
+
+
+def test_a_credit_that_is_used_up_is_said_in_these_words_before_the_run(serve):
+    server = serve(lambda body: (402, {"error": {"message": "Insufficient Balance"}}))
+    with pytest.raises(UserError, match="the credit at the endpoint"):
+        try_request(server.endpoint, Chat(), Request("r", MESSAGES, WARM), "w", QUICK)

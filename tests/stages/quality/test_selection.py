@@ -107,6 +107,12 @@ def stored(number: int, reference: str | None, refinement: str) -> Row:
     }
 
 
+def test_where_no_tokens_are_counted_the_shortest_is_that_of_the_fewest_characters() -> None:
+    given = [stored(0, "4", "It is 4 then") | {"sample": 0}, stored(0, "4", "4") | {"sample": 1}]
+    found = judged(given, None)
+    assert [row.tokens for row in found] == [12, 1]
+
+
 def test_rows_without_an_answer_to_grade_with_are_not_known_to_be_right() -> None:
     prose = "Nobody grades this reference: it ends on no answer, and it is long."
     given = [stored(1, "4", "4"), stored(2, "4", "5"), stored(3, None, "4"), stored(4, prose, "4"), stored(5, "4", "?")]
