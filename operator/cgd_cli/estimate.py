@@ -332,7 +332,9 @@ def lengths(run: Run, assumptions: Assumptions) -> list[Length]:
     if spec.student.max_model_len:
         found.append(Length("student.maxModelLen", sum(tokens("answer")), spec.student.max_model_len))
     if spec.teacher.model and spec.teacher.max_model_len:
-        roles: list[contract.Role] = ["critique", "refine", *(["miscritique"] if spec.training.misleads else [])]
+        roles: list[contract.Role] = ["critique", "refine"]
+        if spec.training.misleads:
+            roles.append("miscritique")
         longest = max(sum(tokens(role)) for role in roles)
         found.append(Length("teacher.maxModelLen", longest, spec.teacher.max_model_len))
     example = max(_tokens(objective, assumptions, thoughts) for objective in spec.training.kinds)
