@@ -157,7 +157,7 @@ def _with_calls_named(text: str) -> str:
         position = call.end()
         end = _closing(text, call.end())
         is_factor = end is None or (call[1] == "P" and text[end + 1 :].lstrip().startswith("^"))  # P(1+r)^t
-        values = [] if is_factor else [parsed(part) for part in split(text[call.end() + 1 : end])]
+        values: list[Any] = [] if is_factor else [parsed(part) for part in split(text[call.end() + 1 : end])]
         if end is not None and values and all(hasattr(value, "doit") for value in values):
             name = zlib.crc32(f"{call[0]}{[value.doit() for value in values]}".encode())
             text = f"{text[: call.start()]}q_{{{name}}}{text[end + 1 :]}"
