@@ -306,6 +306,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "compare.same_value": lambda one, other: False,
     "compare.same_equation": lambda one, other: False,
     "expressions._with_imaginary_unit": lambda value, text: value,
+    "expressions._with_calls_named": lambda text: text,
+    "units._words": lambda text, power: "words",
     "expressions._braced": lambda text, before, command: text,
 }
 """What takes the place of a function when it is off."""

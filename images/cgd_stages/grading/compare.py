@@ -5,7 +5,7 @@ The first rule that applies decides. math-verify 0.9 is the measure: each rule s
 spelling   the same text, apart from spacing, text commands, dollar signs and commas in thousands. Most answers need no
            other rule, and no parser.
 choice     a lettered choice: `C`, `(C)`, `\text{(C) } 12`. math-verify reads 12 there.
-word       words: `\text{Evelyn}`, `even`, `True` (also `yes`). math-verify multiplies their letters.
+word       words: `\text{Evelyn}`, `even`, `True` (also `yes`), `XIV`. math-verify multiplies their letters.
 clock      times of day, `8:15`, and ratios, `1:2:3`. math-verify divides: 10:30 is 1:3.
 several    several values in any order, none missing: `1, 2`, `2 and 1`, `\{1, 2\}`, `1 \pm 2`, each compared by these
            rules. math-verify compares `1, 2` and `2, 1` as a set, but a list joined by words not at all.
@@ -29,6 +29,7 @@ from cgd_stages.grading.expressions import number_of, same_equation, same_set, s
 from cgd_stages.grading.numerals import exact
 from cgd_stages.grading.spelling import (
     WORDS,
+    bare,
     closes_at_end,
     same_spelling,
     sides,
@@ -37,7 +38,7 @@ from cgd_stages.grading.spelling import (
     unwrapped,
     without_outer,
 )
-from cgd_stages.grading.units import quantity
+from cgd_stages.grading.units import quantity, same_unit
 
 LONGEST = 5000
 
@@ -121,8 +122,17 @@ def _named_set(expression: str) -> str:
     return next((value for name, value in _NAMED_SETS if name.fullmatch(text)), expression)
 
 
+_CAPITALS = re.compile(r"(\\(?:measured)?angle\s*)?([A-Z]{2,})")
+
+
 def _same_word(reference: str, answer: str) -> bool | None:
-    """Whether two answers are the same words; None if neither is surely made of words."""
+    """Whether two answers are the same words; None if neither is surely made of words. Capitals alone are a word, not
+    a product: XIV is no XVI. An angle has two directions."""
+    capitals = [_CAPITALS.fullmatch(unwrapped(text)) for text in (reference, answer)]
+    if capitals[0] and capitals[1]:
+        (kind, letters), (other_kind, other_letters) = (match.groups() for match in capitals if match)
+        turned = letters[::-1] if kind else letters
+        return kind == other_kind and other_letters in (letters, turned)
     (one, sure), (other, also_sure) = _words(reference), _words(answer)
     return one == other != None if sure or also_sure else None  # noqa: E711
 
@@ -179,7 +189,8 @@ def _shape(expression: str) -> Shape:
         text = _OR.sub(r" \\cup ", text)
     parts = _values(text)
     if len(parts) > 1:
-        single = all(_equal(parts[0], part, "") for part in parts[1:])
+        forms = len({bare(part) for part in parts}) == len(parts)  # `1/2 or 50%` is one value; in `2, 2` both count
+        single = forms and all(_equal(parts[0], part, "") for part in parts[1:])
         return Shape("value", parts[0], (parts[0],)) if single else Shape("list", text, parts)
     return _bracketed(parts[0]) or Shape("value", parts[0], parts)
 
@@ -291,6 +302,8 @@ def _compare_values(reference: str, answer: str, tolerance: str) -> Verdict:
     if any(described):
         return Verdict(same_set(reference, answer) or (all(described) and same_value(reference, answer)), "set")
     equations = sides(reference), sides(answer)
+    if max(map(len, equations)) > 1 and any(r"\equiv" in text for text in (reference, answer)):
+        return Verdict(False, "equation")
     if max(map(len, equations)) > 1:
         return _compare_equations(*equations, tolerance)
     return _compare_quantities(reference, answer, tolerance)
@@ -335,7 +348,8 @@ def _value_of(equation: list[str]) -> str | None:
 
 def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
     expected, actual = quantity(reference), quantity(answer)
-    if expected.unit and actual.unit and expected.unit != actual.unit:
+    units = [one.unit or ("%" if one.value.endswith("%") else None) for one in (expected, actual)]
+    if units[0] and units[1] and not same_unit(units[0], units[1]):
         return Verdict(False, "unit")
     verdict = _compare_numbers(expected.value, actual.value, tolerance)
     if (expected.unit is None) == (actual.unit is None):

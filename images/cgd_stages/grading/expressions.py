@@ -10,12 +10,14 @@ number are compared by math-verify with 100 digits. Numbers and functions are co
 
 What the parser reads otherwise than everybody else is rewritten before it is asked (`_prepared`): `2(3)` is a product
 (it adds), `\sin 30^\circ` has degrees (it drops them), `1011_2` has a base (it drops it), `0.1x` is a tenth of x (it
-makes a binary fraction of 0.1).
+makes a binary fraction of 0.1), `3!!` is 3 (it reads (3!)!), f(x + 1) and E[X^2] are no products.
 """
 
 import re
+import zlib
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from math import prod
 from typing import Any
 
 from cgd_stages.grading.numerals import exact
@@ -45,6 +47,9 @@ _REWRITTEN = tuple(
 _NUMBERS_SIDE_BY_SIDE = re.compile(r"\d\s+\d")
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73)
 _POINTS = 4
+_DOUBLE_FACTORIAL = re.compile(r"(?<![\w.])(\d{1,3})!!(?!!)")
+_BOUND = re.compile(r"\\(?:int|sum|prod|lim)(?![a-zA-Z])|\\frac\s*\{\s*(?:d|\\partial)")
+_CALL = re.compile(r"(?<![a-zA-Z\\{_])([EPfgh])(\^\{?-1\}?)?\s*(?=[(\[])")
 
 
 def same_value(reference: str, answer: str) -> bool:
@@ -118,6 +123,10 @@ def _prepared(expression: str) -> str | None:
         text = _EXACT.sub(_as_fraction, text)
     except ValueError:
         return None
+    text = _DOUBLE_FACTORIAL.sub(lambda match: str(prod(range(int(match[1]), 0, -2))), text)
+    if "!!" in text:
+        return None
+    text = _with_calls_named(text)
     text = _braced(_braced(text, r"\\?sqrt\s*(?=\()", r"\sqrt"), r"\^\s*(?=\()", "^")
     for pattern, replacement in _REWRITTEN:
         text = pattern.sub(replacement, text)
@@ -138,6 +147,20 @@ def _braced(text: str, before: str, command: str) -> str:
         if end is None:
             return text
         text = rf"{text[: match.start()]}{command}{{{text[match.end() + 1 : end]}}}{text[end + 1 :]}"
+    return text
+
+
+def _with_calls_named(text: str) -> str:
+    """The text with one name for each value of E, P, f, g and h: the parser multiplies E[X^2] and f(x + 1) out."""
+    position = len(text) if _BOUND.search(text) else 0
+    while call := _CALL.search(text, position):
+        position = call.end()
+        end = _closing(text, call.end())
+        is_factor = end is None or (call[1] == "P" and text[end + 1 :].lstrip().startswith("^"))  # P(1+r)^t
+        values: list[Any] = [] if is_factor else [parsed(part) for part in split(text[call.end() + 1 : end])]
+        if end is not None and values and all(hasattr(value, "doit") for value in values):
+            name = zlib.crc32(f"{call[0]}{[value.doit() for value in values]}".encode())
+            text = f"{text[: call.start()]}q_{{{name}}}{text[end + 1 :]}"
     return text
 
 

@@ -45,12 +45,12 @@ TAIL = 4000
 
 def find_answer(output: str) -> FoundAnswer:
     """The answer of a text. `source` tells a boxed answer from one that was found in the words."""
-    text = _without_markup(output)
+    text = _NEGATED.sub("", _without_markup(output))
     boxes, end = _last_boxes(text)
     if line := _explicit_last_line(text, end):
         return FoundAnswer(line, "text")
     if boxes:
-        return FoundAnswer(", ".join(boxes), "boxed")
+        return FoundAnswer(", ".join(dict.fromkeys(boxes)), "boxed")
     for part in (_without_remarks(text[end:]), text[end:]):
         for rule in (_announced, _lettered, _yes_or_no, _last_value, _alone):
             if found := rule(part):
@@ -102,6 +102,20 @@ def _listed(text: str) -> list[str | float]:
         return []
     plain = isinstance(values, list) and all(isinstance(value, str | float | int) for value in values)
     return values if plain else []
+
+
+_VALUE = (
+    r"(?:[a-z]\s*=\s*)?(?:\$[^$\n]{1,80}\$|\\\([^\n]{1,80}?\\\)|-?\\?\$?\d(?:[\d,./]*\d)?(?![\w%^*/+(\\])"
+    r"|\\boxed\{[^{}\n]{1,80}\})"
+)
+_NEGATED = re.compile(
+    rf"(?:\b(?:not|cannot|instead of|rather than|reject|discard)"
+    rf"|n['\u2019]t)\s+(?:be\s+|equal(?:\s+to)?\s+)?{_VALUE}"
+    rf"|(?<![\w.\\{{^(+*/=-]){_VALUE}\s+(?:is|are)\s+(?:wrong|incorrect|impossible|not\s+(?:correct|right|possible))\b"
+    rf"|\b(?:is|are|be)\s+(?:strictly\s+)?(?:less|more|greater)\s+than\s+{_VALUE}(?=[.\s]*\Z)",
+    re.IGNORECASE,
+)
+"""A value that the text says is none."""
 
 
 _ITEM = re.compile(r"\n+[ \t]*(?:[-*\u2022]|\d[.)])[ \t]+")
@@ -448,6 +462,8 @@ def _without_remarks(text: str) -> str:
 _ASIDE = re.compile(
     r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
     r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
+    r"|\s*\((?:rounded\s|\d+\s[a-z]+\s+and\s+\d+\s[a-z]+)[^()]*\)"
+    r"|,?\s+(?:in\s+total|in\s+all|altogether):\s.*|(?<=[\d$)])\s+out\s+of\s+(?:the\s+)?\$?\d.*"
     r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
     r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
     r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z|\s+in\s+\d+\s+(?:second|minute|hour|day|week|month|year)s?\.?\s*\Z"

@@ -18,6 +18,7 @@ _SIGNED = rf"[+-]?\s*{_DECIMAL}"
 _FRACTION = re.compile(
     rf"([+-]?)\s*(?:(\d+)\s*)?\\frac\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))"
 )
+_SLASHED = re.compile(r"([+-]?)\s*(\d+)\s*/\s*([1-9]\d*)")
 _BASED = re.compile(r"([+-]?)\s*\(?([0-9A-Z]+)\)?_\{\s*\(?(\d+)\)?\s*\}")
 _REPEATING = re.compile(
     r"([+-]?)\s*(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
@@ -77,6 +78,7 @@ def _repeated_at_end(digits: str) -> tuple[str, str]:
 
 _READERS = (
     (_FRACTION, _fraction),
+    (_SLASHED, lambda match: Fraction(int(match[1] + match[2]), int(match[3]))),
     (_BASED, _based),
     (_REPEATING, _repeating),
 )

@@ -27,9 +27,15 @@ _UNICODE = str.maketrans(
 
 _TH = "st|nd|rd|th"
 _LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\A\s*(-?)\s*\$(?=[\d.][^$]*\Z)", r"\1\\$"),  # a price, not the begin of a formula
+        (rf"\A\s*(?:{WORDS}\s*\{{)?\s*(?:(?i:the )?(?i:final )?(?i:answer)(?: is)?)\s*:?\s*\}}", ""),
+        (r"\\checkmark(?![a-zA-Z])|\A\s*\\(?:approx|sim)(?![a-zA-Z])", ""),
+        (r"\\var(phi|epsilon|theta)(?![a-zA-Z])", r"\\\1"),
+        (rf"(?<=\d)\s*(?:{WORDS}\s*\{{\s*to\s*\}}|(?<=\s)to(?=\s))\s*(?=\d)", ":"),
         (r"\u221a\s*\(", r"\\sqrt("),
         (r"\\(?:[lL]arge|LARGE|[hH]uge|small|normalsize|bf|rm|it|boldmath|(?:text)?color\s*\{\w+\})(?![a-zA-Z])", " "),
         (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
@@ -54,6 +60,8 @@ _SPELLINGS = tuple(
         ),
         (r"(?<![\\a-zA-Z{])(pi|log|ln|sin|cos|tan|exp)(?![a-zA-Z])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ"),
+        (rf"\^\\circ\s*(?:{WORDS}\s*\{{\s*)?([CF])(?![a-zA-Z])\s*\}}?", r"\\text{ degrees \1}"),
+        (r"(?<=degrees )([CF])(?:elsius|ahrenheit)", r"\1"),
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
         (r"_(\w)", r"_{\1}"),
         (r"\s*\\%|\s+%|\s+percent\b|\s*\\text\s*\{\s*percent\s*\}", "%"),
@@ -101,7 +109,8 @@ def spell(expression: str) -> str:
     expression = _E_NOTATION.sub(_power_of_ten, expression)
     if not re.search(r"[(\[{]", expression):  # a comma inside brackets separates: (3,100) is a point
         expression = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression)
-    return expression
+    word = unwrapped(expression).lower()
+    return str(_NUMBERS.index(word)) if word in _NUMBERS else expression
 
 
 def _mixed(match: re.Match[str]) -> str:

@@ -1,8 +1,9 @@
 r"""Units at the end of an answer: `12\text{ cm}`, `12 cm`, `\$12`, `3 \text{ m}^2`, `5 miles per hour`. Pure.
 
-If only one of two answers has a unit, the unit is ignored, because most references leave it out. Answers with different
-known units are different, whatever their numbers: no unit is converted. (math-verify 0.9 cuts every unit off, also the
-letter of `2m`, so 12 m equals 12 cm.)
+Any words behind a number are its unit, known or not, unless they change its value (`4\text{ or more}`). If only one of
+two answers has a unit, the unit is ignored, because most references leave it out. Answers with different units are
+different, whatever their numbers: no unit is converted. (math-verify 0.9 cuts every unit off, also the letter of `2m`,
+so 12 m equals 12 cm.)
 """
 
 import re
@@ -50,9 +51,17 @@ _NAMES = {
     "v": "v volt",
     "pa": "pa pascal",
     "k": "kelvin",
+    "a": "ampere amp",
+    "km/h": "kph kmh",
+    "mi/h": "mph",
 }
+_ONE_NAME = "unit dozen dime nickel quart pint cup teaspoon tablespoon decade century acre hectare knot rpm atm mol"
+_SYMBOLS = "eV keV MeV GeV mA kN MN kJ MJ mJ kPa MPa kHz MHz GHz mV kV mW kW MW kB MB GB TB AU Gyr Myr kpc Mpc nm"
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_UNITS |= {name: name for name in _ONE_NAME.split()}
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 1 and f"{name}s" not in _UNITS}
+_UNITS |= {symbol: symbol for symbol in _SYMBOLS.split()} | {unit.upper(): unit for unit in "anjwvk"}
+"""Every name of a unit in small letters, and the symbols whose capitals matter: mJ is no MJ."""
 
 _TEXT = r"\\(?:text|mathrm|mbox|textrm|operatorname|rm)"
 _POWER = r"(?:\s*\^\s*\{?\s*(?P<power>[23])\s*\}?)?"
@@ -63,7 +72,12 @@ _PLAIN = re.compile(rf"(?P<value>.*[\d\}}\)])(?P<gap>\s*)(?P<unit>[a-zA-Z][a-zA-
 _FUNCTIONS = frozenset(
     ("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "pi", "sqrt", "mod", "gcd", "lcm", "arctan")
 )
-
+_CHANGING = frozenset(
+    ("or", "plus", "minus", "squared", "cubed", "factorial", "not", "wrong", "incorrect", "above", "below")
+) | {"least", "most"}
+"""Words behind a number that make it another value, or none."""
+_ENDING = re.compile(r"(?<=[a-z]{2})(?:ies|ie|y|es|s|e)+$")
+_COMMENT = re.compile(rf"(?<=[\d}})])\s*(?:\s|{_TEXT}\s*\{{\s*)\((?P<words>|[a-z][a-zA-Z ]{{3,}})\)\s*\}}?$")
 
 _RESIDUE = re.compile(r"(?P<value>.+?)\s*(?:\\pmod\s*\{?\s*|\(\s*(?:\\mod|mod)\s*)(?P<modulus>\w+)\s*[})]?")
 _ANGLE_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
@@ -71,8 +85,8 @@ _ANGLE_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 
 @dataclass(frozen=True)
 class Quantity:
-    """An answer without its unit. `unit` has one spelling; it is empty for words that are no known unit, and None if
-    the answer has neither. `may_be_factor`: it is a letter that may also be a variable, as in `12 m`."""
+    """An answer without its unit, which has one spelling and is None if there is none. `may_be_factor`: it is a letter
+    that may also be a variable, as in `12 m`."""
 
     value: str
     unit: str | None = None
@@ -85,6 +99,8 @@ def quantity(expression: str) -> Quantity:
     A single letter after a number is a unit only if a blank separates them (`12 m`): `12m` is a product.
     """
     text = expression.strip()
+    if (comment := _COMMENT.search(text)) and not _CHANGING.intersection(comment["words"].split()):
+        text = text[: comment.start()]
     if re.fullmatch(rf"{_TEXT}\s*\{{\s*\d[^{{}}]*\}}", text):
         text = unwrapped(text)
     if text.startswith((r"\$", r"-\$")):
@@ -96,14 +112,15 @@ def quantity(expression: str) -> Quantity:
         return Quantity(residue["value"], f"mod {residue['modulus']}")
     if (wrapped := _WRAPPED.fullmatch(text)) and wrapped["value"]:
         value = wrapped["value"].strip().removesuffix(r"^\circ")
-        return Quantity(value, _standard_unit(wrapped["unit"], wrapped["power"]) or "")
+        unit = _standard_unit(wrapped["unit"], wrapped["power"]) or _words(wrapped["unit"], wrapped["power"])
+        return Quantity(value, unit) if unit else Quantity(text)
     if plain := _PLAIN.fullmatch(text):
         unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
-        if unit and (plain["gap"] or len(plain["unit"]) > 1):
+        if unit and (len(plain["unit"]) > 1 or (plain["gap"] and plain["unit"].lower() in _UNITS)):
             return Quantity(plain["value"].strip(), unit, len(plain["unit"]) == 1)
-        if not unit and plain["gap"] and len(words[0]) > 2 and not _FUNCTIONS.intersection(words):
-            return Quantity(plain["value"].strip(), "")
+        if not unit and plain["gap"] and len(words[0]) > 2 and (unit := _words(plain["unit"], plain["power"])):
+            return Quantity(plain["value"].strip(), unit)
     return Quantity(text)
 
 
@@ -130,7 +147,7 @@ def unit_after(text: str) -> str:
 
 def _standard_unit(unit: str, power: str | None) -> str | None:
     """`square inches`, `in^2`, `sq in` -> `in^2`; None if a part of the unit is unknown."""
-    text = re.sub(r"(?<=[a-zA-Z])\.(?=[a-zA-Z]\b)|\.(?=\s|$)", "", unit.strip().lower())
+    text = re.sub(r"(?<=[a-zA-Z])\.(?=[a-zA-Z]\b)|\.(?=\s|$)", "", unit.strip())
     text = re.sub(r"\s+per\s+|\s*/\s*", "/", text)
     parts = [_factor(part.strip()) for part in text.split("/")]
     if not all(parts):
@@ -140,10 +157,31 @@ def _standard_unit(unit: str, power: str | None) -> str | None:
 
 def _factor(text: str) -> str | None:
     for words, power in (("square |sq ", "2"), ("cubic |cu ", "3")):
-        if prefix := re.match(words, text):
-            unit = _UNITS.get(text[prefix.end() :].strip())
+        if prefix := re.match(words, text, re.IGNORECASE):
+            unit = _known(text[prefix.end() :].strip())
             return f"{unit}^{power}" if unit else None
-    if match := re.fullmatch(r"([a-z]+)\s*(?:\^?([23])|(squared)|(cubed))", text):
-        unit = _UNITS.get(match[1])
+    if match := re.fullmatch(r"([a-zA-Z]+)\s*(?:\^?([23])|(squared)|(cubed))", text):
+        unit = _known(match[1])
         return f"{unit}^{match[2] or ('2' if match[3] else '3')}" if unit else None
-    return _UNITS.get(text)
+    return _known(text)
+
+
+def _known(name: str) -> str | None:
+    return _UNITS.get(name) or _UNITS.get(name.lower())
+
+
+def _words(text: str, power: str | None) -> str | None:
+    """The words of a unit that is not known, in one spelling; None if they change the value of the number before them.
+
+    In longer words the case does not count, nor whether they are one or many: `Berries` is `berry`.
+    """
+    parts = re.findall(r"[a-zA-Z]+|\S", re.sub(r"\bper\b", "/", text))
+    if (_CHANGING | _FUNCTIONS).intersection(map(str.lower, parts)):
+        return None
+    words = [_known(part) or (_ENDING.sub("", part.lower()) if len(part) > 3 else part) for part in parts]
+    return " ".join(words) + (f"^{power}" if power else "")
+
+
+def same_unit(one: str, other: str) -> bool:
+    """Whether two units are the same; a degree may be one of any scale."""
+    return one == other or ("degree" in (one, other) and one.split()[0] == other.split()[0])
