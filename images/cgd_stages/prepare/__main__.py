@@ -171,9 +171,9 @@ def _check_models(context: Context, work: Prepare, chats: dict[str, Chat]) -> tu
                 teacher.context,
                 student.context,
             )
-    teacher = models[-1].template if work.teacher else None
-    _warn_of_empty_thoughts(work, teacher)
-    try_out(work, student.template, teacher)
+    spoken = models[-1].template if work.teacher else None
+    _warn_of_empty_thoughts(work, spoken)
+    try_out(work, student.template, spoken)
     if work.gpu_memory:
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])

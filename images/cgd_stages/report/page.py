@@ -396,10 +396,13 @@ def _exported(training: StageRecord, held: Sequence[Held]) -> str:
 
 def _early(log: Sequence[Step]) -> list[tuple[int, Share]]:
     """The early looks at the student in training: the steps before them, and its right answers."""
-    looks = [step for step in log if step.early_accuracy is not None and step.early_questions]
-    shares = [(0, looks[0].early_accuracy_before, looks[0])] if looks else []
-    shares += [(step.step, step.early_accuracy, step) for step in looks]
-    return [(after, share(round(value * of.early_questions), of.early_questions)) for after, value, of in shares]
+    found: list[tuple[int, Share]] = []
+    for step in log:
+        asked, right, before = step.early_questions, step.early_accuracy, step.early_accuracy_before
+        if asked and right is not None and before is not None:
+            found += [] if found else [(0, share(round(before * asked), asked))]
+            found.append((step.step, share(round(right * asked), asked)))
+    return found
 
 
 def _bare(metrics: Mapping[str, float]) -> Share | None:

@@ -393,7 +393,7 @@ def gpu_hours(stages: Sequence[StageRecord]) -> dict[str, float]:
     devices = {stage.settings["device"] for stage in stages if "device" in stage.settings}
     if not devices - {"cpu"}:
         return {}
-    ended = {stage.name: at(stage.completed) for stage in stages if stage.seconds is not None}
+    ended: dict[str, float] = {stage.name: at(stage.completed) for stage in stages if stage.seconds is not None}
     hours: dict[str, float] = {}
     for stage in stages:
         count, seconds = gpus(stage), stage.seconds
