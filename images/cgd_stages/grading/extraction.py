@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from cgd_stages.grading.spelling import on_the_line
+from cgd_stages.grading.spelling import bare, on_the_line
 from cgd_stages.grading.spelling import sides as sides_of
 from cgd_stages.grading.units import unit_after
+from cgd_stages.text.references import right_answers
 
 AnswerSource = Literal["boxed", "text", "none", "unfinished_thought"]
 
@@ -72,6 +73,16 @@ def reference_answer(reference: str) -> str:
     if marks := list(_FINAL_MARK.finditer(reference)):
         return str(marks[-1]["answer"]).strip()
     return reference.strip()
+
+
+def has_answer(reference: str) -> bool:
+    r"""Whether an output can be right at all: not so where the reference is blank, `$$` or `\boxed{}`."""
+    return any(_says(answer) for answer in right_answers(reference))
+
+
+def _says(reference: str) -> bool:
+    boxes = list(_boxes(reference))
+    return bool(boxes[-1][2].strip() if boxes else bare(reference_answer(reference)).strip("#"))
 
 
 _ITEM = re.compile(r"\n+[ \t]*(?:[-*\u2022]|\d[.)])[ \t]+")

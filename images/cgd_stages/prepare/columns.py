@@ -238,12 +238,15 @@ def letter_of(reference: Any, listed: list[Choice]) -> str:
     """The letter of the right choice, which a data set names by its label, its index from 0, its letter or its text.
     The first of these that fits a choice counts. Raises Faulty."""
     letters = ascii_uppercase[: len(listed)]
-    named, index = str(reference).strip(), None
+    if isinstance(reference, bool | list | dict):
+        raise Faulty("malformed", f"the reference is a {kind(reference)}, which names no choice")
+    try:
+        named, index = as_text(reference).strip(), None
+    except ValueError as error:
+        raise Faulty("malformed", f"the reference is {error}") from error
     labels = [choice.label.strip() for choice in listed]
     texts = [choice.text.strip() for choice in listed]
-    if isinstance(reference, bool) or not isinstance(reference, str | int):
-        raise Faulty("malformed", f"the reference is a {kind(reference)}, which names no choice")
-    if isinstance(reference, int) and labels == list(letters):
+    if isinstance(reference, int) and labels == list(letters) and 0 <= reference < len(listed):
         index = reference
     elif names := next((names for names in (labels, list(letters), texts) if named in names), None):
         index = names.index(named)

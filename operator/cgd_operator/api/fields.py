@@ -93,7 +93,8 @@ ModelUri = Annotated[Uri, plain_parts(), no_user("storage.credentialsSecretRef (
 S3Uri = Annotated[Uri, plain_parts(), no_user("storage.credentialsSecretRef")]
 Image = Annotated[Uri, no_user("imagePullSecrets of the ServiceAccount of serviceAccountName")]
 Memory = Annotated[str, Field(max_length=8, pattern=MEMORY)]
-BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD)]
+NOT_MEAN = Text("^mean$", "take another name: mean is the column of the average in every report", absent=True)
+BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD), NOT_MEAN]
 
 
 class KeyRef(Contract):
