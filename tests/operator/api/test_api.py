@@ -137,13 +137,13 @@ def test_a_short_manifest_gets_the_papers_defaults() -> None:
         (
             "evaluation.benchmarks",
             [{"name": "AIME24", "tolerance": "1e400"}],
-            "benchmarks[0].tolerance",
+            "spec.evaluation.benchmarks.0.tolerance",
             "write how far",
         ),
         (
             "evaluation.benchmarks",
             [{"name": "mean"}],
-            "spec.evaluation.benchmarks[0].name",
+            "spec.evaluation.benchmarks.0.name",
             "the column of the average",
         ),
         ("generation.answer.temperature", "0.001", "spec.generation.answer.temperature", "from 0.01 to 2, or 0"),
