@@ -22,6 +22,8 @@ WORD = _NEXT
 """A word that no template holds."""
 QUESTION: list[Message] = [{"role": "user", "content": _USER}]
 CONVERSATIONS: list[list[Message]] = [QUESTION, [{"role": "system", "content": _NEXT}, *QUESTION]]
+_LONG = "The QUICK  fox jumps:\n\n\tover \\boxed{\"lazy\"} <b>dogs</b> & 'Ünï' ### 中文 (1/2) " * 300 + "Whole?"
+"""A text of a user: of 20,000 characters, with all that templates might cut, replace or escape."""
 _LEAST_EFFORTS = ("none", "no_think", "minimal")
 _SWITCHES: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     *(({name: True}, {name: False}) for name in ("enable_thinking", "thinking", "reasoning")),
@@ -34,6 +36,7 @@ NO_THOUGHTS = (
     "Set chat.thinking to off and spec.training.thinking to drop, or name the format of its thoughts in "
     "chat.reasoningParser."
 )
+MEND = "Take another model, or mend its template by chat.template."
 CANNOT_STOP = (
     "Set spec.training.thinking to learn, so that the student thinks in answer, training and evaluation; or give its "
     "chat.template a prompt that ends behind an empty thought."
@@ -96,14 +99,18 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
         )
     values = {"auto": {}, "on": thinking, "off": idle}[chat.thinking]
     prompt = speak(QUESTION, prompt=True, **values)
+    _refuse_changed(speak, values)
     opened = _opened(_after_question(prompt), markup)
     _refuse_mode(chat, markup, opened, switched=thinking != idle)
     reply = speak(_replied(_ANSWER), prompt=False, **values)
     if _ANSWER not in reply:
         raise Unfit("does not write the assistant's turn", "Take another model, or give it another chat.template.")
+    if reply.count(_ANSWER) > 1:
+        raise Unfit("writes the assistant's turn more than once", MEND)
     head, tail = _around(reply, _ANSWER)
     if markup and opened is not None:  # some templates write the thought of a prompt after a reply, too
         tail = tail.removesuffix(prompt[_thought_at(prompt, markup) :])
+    _refuse_next_reply(tokenizer, head, tail, _following(speak, values), stops)
     plain_tail, end = _end(speak, tokenizer, tail, stops, values)
     header = _header(prompt, head, markup, opened)
     if chat.reasoning_parser and markup and markup.frame and opened is False:  # the template shows no frame
@@ -125,6 +132,28 @@ def turn(speak: Speak, tokenizer: Any, chat: Chat, stops: frozenset[int]) -> Tur
 def end_of_text(tokenizer: Any) -> tuple[int, ...]:
     """Empty where the tokenizer has no such token: the model can be asked, and no example can be made."""
     return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+
+
+def _refuse_changed(speak: Speak, values: dict[str, Any]) -> None:
+    """Raise Unfit for a template that drops, cuts or changes a user's text: the model would be asked something else."""
+    try:
+        text = speak([{"role": "user", "content": _LONG}], prompt=True, **values)
+    except TemplateError:  # it refuses such texts, and so the rows that have one
+        return
+    if _LONG not in text:
+        raise Unfit("does not write the user's text whole and as it is", MEND)
+
+
+def _refuse_next_reply(tokenizer: Any, head: str, tail: str, following: str, stops: frozenset[int]) -> None:
+    """Raise Unfit for a template that begins another reply behind every reply: it would be learned as the end of one.
+    `following` is what it writes where a question follows."""
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tail, following, strict=False)))
+    begun = tail[shared:].strip()
+    if begun and head.rstrip().endswith(begun) and not stops.issuperset(_ids(tokenizer, begun)):
+        raise Unfit(
+            f"begins another reply ({begun!r}) behind a reply",
+            "Let its chat.template write that where add_generation_prompt is true alone.",
+        )
 
 
 def _replied(content: Any, **more: str) -> list[dict[str, Any]]:

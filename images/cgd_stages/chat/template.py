@@ -218,7 +218,7 @@ class ChatTemplate:
                     list(messages), chat_template=source, tokenize=False, add_generation_prompt=prompt, **values
                 )
             )
-        except (TypeError, ValueError, AttributeError, LookupError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
 
     @cached_property

@@ -4,7 +4,8 @@ transformers 5.19 builds most tokenizers anew, from the vocabulary of tokenizer.
 tokenizer_config.json names. Some checkpoints name a class with other rules: a byte-level BPE that is called a
 LlamaTokenizer loses every blank. transformers knows some of them by the name under which they are loaded
 (deepseek-ai/DeepSeek-R1-Distill-Llama-*), which a snapshot or a copy does not have. The generic class runs
-tokenizer.json as it is, and what it gives decides.
+tokenizer.json as it is, but for two settings that override it under any class (`_heard`); what it gives without them
+decides.
 """
 
 import json
@@ -43,6 +44,9 @@ _TEXTS = (
     "\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467",
 )
 """What tokenizers treat differently: blanks at every place, lines, digits, code, capitals, marks, scripts."""
+_SPLIT = "split_special_tokens"
+_RULES = ("lstrip", "rstrip", "single_word", "normalized")
+"""What an added token's entry says of the text around it."""
 _MOST_TOKENS = 512
 """Added tokens that are compared; Gemma has thousands without a use."""
 
@@ -69,7 +73,7 @@ def load_tokenizer(folder: Path, name: str) -> Loaded:
     if not (folder / WHOLE).is_file():
         return Loaded(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), folder)
     named = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, mistral_format=False)
-    if _is_generic(named):
+    if _is_generic(named) and _heard(folder) == _settings(folder):
         return Loaded(named, folder)
     copy = Path(tempfile.mkdtemp(prefix="tokenizer-"))
     _copy(folder, copy, _mended_settings(folder, named))
@@ -88,7 +92,8 @@ def load_tokenizer(folder: Path, name: str) -> Loaded:
             hint="Take another model or revision: one whose tokenizer.json has the rules of its type.",
         )
     log.warning(
-        "%s names the tokenizer class %s, which gives other token ids than its %s; the file's own rules are used",
+        "the %s of %s gives other token ids (as a %s) than its %s; the file's own rules are used",
+        SETTINGS,
         name,
         type(named).__name__,
         WHOLE,
@@ -168,15 +173,35 @@ def _more_templates(folder: Path) -> list[Path]:
 def _mended_settings(folder: Path, named: Any) -> dict[str, Any]:
     """The model's settings with the generic class, and with the control tokens that the class that it names brings
     along, as far as the vocabulary has them."""
-    settings = _settings(folder)
+    settings = _heard(folder)
     settings.pop("auto_map", None)
-    whole = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
+    whole = _whole(folder)
     pieces = whole["model"]["vocab"]
     known = set(pieces) if isinstance(pieces, dict) else {piece for piece, _ in pieces}
     known |= {token["content"] for token in whole.get("added_tokens", ())}
     own = {kind: str(token) for kind, token in named.special_tokens_map.items() if isinstance(token, str)}
     brought = {kind: token for kind, token in own.items() if token in known and settings.get(kind) is None}
     return settings | brought | {"tokenizer_class": GENERIC}
+
+
+def _heard(folder: Path) -> dict[str, Any]:
+    """The settings without those by which transformers 5.19 overrides the rules of tokenizer.json, whatever class is
+    named: that control tokens are taken apart, and other rules for the tokens of the file. They may add tokens."""
+    settings = {name: value for name, value in _settings(folder).items() if not (name == _SPLIT and value)}
+    if given := settings.get("added_tokens_decoder"):
+        own = {str(token["id"]): token for token in _whole(folder).get("added_tokens", ())}
+        settings["added_tokens_decoder"] = {
+            number: token | {rule: own[number][rule] for rule in _RULES if rule in own[number]}
+            if token["content"] == own.get(number, {}).get("content")
+            else token
+            for number, token in given.items()
+        }
+    return settings
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
+    return whole
 
 
 def _copy(folder: Path, target: Path, settings: dict[str, Any]) -> None:

@@ -144,7 +144,8 @@ class Between:
         return number
 
 
-NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?$"
+NUMBER = r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]{1,2})?$"
+"""An exponent has two digits at most, so that with 20 characters no float is infinite, or 0 where the text is not."""
 Decimal = Annotated[float, AsText(NUMBER, max_length=20)]
 Rate = Annotated[Decimal, Between(0, 1, open_low=True)]
 Fraction = Annotated[Decimal, Between(0, 1)]

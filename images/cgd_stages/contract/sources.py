@@ -4,7 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cgd_stages.contract.base import Between, Contract, Decimal, Name, Positive
+from cgd_stages.contract.base import NUMBER, Between, Contract, Decimal, Name, Positive
+
+TOLERANCE = NUMBER.replace("$", "%?$")
+"""How far an answer may be off: `0.01`, or `4%` of a decimal reference."""
 
 PROMPT = "prompt"
 PROMPT_RULE = (
@@ -67,7 +70,11 @@ class BenchmarkFields(Fields):
     """The names of the columns in the source. Rows may lack a context and a tolerance."""
 
     context: Name | None = Field(None, description="The column with the text that stands before the question.")
-    tolerance: Name | None = Field(None, description="The column that says how far a numeric answer may be off.")
+    tolerance: Name | None = Field(
+        None,
+        description="The column that says how far a numeric answer may be off: 0.01, 4% of a decimal reference, or one "
+        "of these for each of several values, separated by commas.",
+    )
 
 
 class Source(Contract):

@@ -23,9 +23,10 @@ from functools import lru_cache
 from typing import Literal
 
 from cgd_stages.chat.thoughts import split_text
-from cgd_stages.grading.spelling import on_the_line
+from cgd_stages.grading.spelling import bare, on_the_line
 from cgd_stages.grading.spelling import sides as sides_of
 from cgd_stages.grading.units import unit_after
+from cgd_stages.text.references import right_answers
 
 AnswerSource = Literal["boxed", "text", "none", "unfinished_thought"]
 
@@ -116,6 +117,16 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 """A value that the text says is none."""
+
+
+def has_answer(reference: str) -> bool:
+    r"""Whether an output can be right at all: not so where the reference is blank, `$$`, `\boxed{}` or a thought."""
+    return any(_says(answer) for answer in right_answers(reference))
+
+
+def _says(reference: str) -> bool:
+    boxes = list(_boxes(without_thought(reference)))
+    return bool(boxes[-1][2].strip() if boxes else bare(reference_answer(reference)).strip("#"))
 
 
 _ITEM = re.compile(r"\n+[ \t]*(?:[-*\u2022]|\d[.)])[ \t]+")

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     supervise()  # before the other imports: SIGTERM may come while they last
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from typing import Any
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import (
     CHECKPOINT_BYTES,
+    TOLERANCE,
     Benchmark,
     Chat,
     Engine,
+    Fields,
     Model,
     Prepare,
     StageFacts,
@@ -31,7 +34,7 @@ from cgd_stages.contract import (
     settings_of,
 )
 from cgd_stages.errors import UserError
-from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading.extraction import has_answer
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
 from cgd_stages.models.attention import try_packing
@@ -52,7 +55,7 @@ from cgd_stages.prepare.tryout import (
     try_out,
     try_references,
 )
-from cgd_stages.prepare.values import as_text
+from cgd_stages.prepare.values import as_text, is_empty
 from cgd_stages.quality.contamination import Questions
 from cgd_stages.quality.paraphrases import FOUND, FOUND_SCHEMA, Findings, Originals
 from cgd_stages.runtime.program import Context, run
@@ -60,7 +63,6 @@ from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, store_benchmarks, stor
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import Row, digest_of
 from cgd_stages.store.run import Product
-from cgd_stages.text.references import right_answers
 
 log = logging.getLogger(__name__)
 
@@ -356,8 +358,8 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         row, fault = row_of(line, benchmark.fields)
         if not fault and row["reference"] is None:
             fault = "missing_field", f"there is no reference (fields.reference is {benchmark.fields.reference!r})"
-        elif not fault and not any(map(reference_answer, right_answers(row["reference"]))):
-            fault = "empty", "the reference is empty, or a thought without an answer"
+        elif not fault and _answerless(line, row, benchmark.fields):
+            fault = "empty", f"the reference {row['reference'][:100]!r} holds no answer, so that none can be right"
         if fault:
             raise UserError(f"{line.where}: {fault[1]}", hint=f"Mend the file or fields of {where}.")
         count += 1
@@ -366,7 +368,7 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
             row["id"] = identity_of(row)
         identity = row["id"]
         repeated, seen[identity] = seen[identity], seen[identity] + 1
-        tolerance = _cell(line, benchmark.fields.tolerance, where) or benchmark.tolerance
+        tolerance = _tolerance(line, benchmark) or benchmark.tolerance
         row |= {"benchmark": benchmark.name, "tolerance": tolerance}
         row["id"] = identity_of(row, f" #{repeated}") if repeated else identity
         yield {column: row[column] for column in BENCHMARK_SCHEMA.names if column in row}
@@ -374,6 +376,25 @@ def read_benchmark(benchmark: Benchmark, files: list[File]) -> Iterator[Row]:
         raise UserError(f"the benchmark {benchmark.name} has no questions", hint=f"Check the source of {where}.")
     if benchmark.limit is None and benchmark.questions not in (None, count):
         log.warning("%s has %d questions, %s are published", benchmark.name, count, benchmark.questions)
+
+
+def _answerless(line: Line, row: Row, fields: Fields) -> bool:
+    value = value_at(line.value, fields.reference).value if line.value and fields.reference else row["reference"]
+    return is_empty(value) or not has_answer(row["reference"])
+
+
+def _tolerance(line: Line, benchmark: Benchmark) -> str:
+    """The text of the tolerance's column; empty where the row lacks it. Raises UserError for what is no tolerance: it
+    would be known after the GPU's work alone, or accept every answer."""
+    column, where = benchmark.fields.tolerance, _where(benchmark)
+    cell = _cell(line, column, where)
+    parts = [part.strip() for part in cell.split(",")]
+    if cell and not (any(parts) and all(re.fullmatch(TOLERANCE, part) for part in parts if part)):
+        hint = (
+            f"Write 0.01, 4%, or one of these for each of several values with commas between: mend the file of {where}."
+        )
+        raise UserError(f"{line.where}: the field {column!r} is {cell[:60]!r}, which is no tolerance", hint=hint)
+    return cell
 
 
 def _cell(line: Line, column: str | None, where: str) -> str:

@@ -124,8 +124,10 @@ def _reference(reference: Any, fields: Fields) -> str | None:
         if not isinstance(reference, list) or fields.several == "all":
             return as_text(reference)
         given = [one for one in reference if one is not None]
-        if len(given) < 2:
-            return _reference(given[0], fields) if given else None
+        if not given:
+            return None
+        if len(given) == 1 and not isinstance(given[0], tuple):  # a pair is an entry of a Parquet map
+            return _reference(given[0], fields)
         if fields.several == "any" or all(isinstance(one, str) for one in given):
             return any_of([as_text(one) for one in given])
         return as_text(given)
@@ -285,12 +287,15 @@ def letter_of(reference: Any, listed: list[Choice]) -> str:
     """The letter of the right choice, which a data set names by its label, its index from 0, its letter or its text.
     The first of these that fits a choice counts. Raises Faulty."""
     letters = ascii_uppercase[: len(listed)]
-    named, index = str(reference).strip(), None
+    if isinstance(reference, bool | list | dict):
+        raise Faulty("malformed", f"the reference is a {kind(reference)}, which names no choice")
+    try:
+        named, index = as_text(reference).strip(), None
+    except ValueError as error:
+        raise Faulty("malformed", f"the reference is {error}") from error
     labels = [choice.label.strip() for choice in listed]
     texts = [choice.text.strip() for choice in listed]
-    if isinstance(reference, bool) or not isinstance(reference, str | int):
-        raise Faulty("malformed", f"the reference is a {kind(reference)}, which names no choice")
-    if isinstance(reference, int) and labels == list(letters):
+    if isinstance(reference, int) and labels == list(letters) and 0 <= reference < len(listed):
         index = reference
     elif names := next((names for names in (labels, list(letters), texts) if named in names), None):
         index = names.index(named)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -83,7 +85,9 @@ def read_lines(files: list[File], field: str, fields: Fields) -> Iterator[Line]:
     """
     for file in files:
         try:
-            yield from _parquet_lines(file, fields) if file.name.endswith(".parquet") else _json_lines(file, field)
+            yield from (
+                _parquet_lines(file, field, fields) if file.name.endswith(".parquet") else _json_lines(file, field)
+            )
         except (pa.ArrowException, zlib.error, EOFError, OSError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -168,7 +172,7 @@ def _file(name: str, path: Path) -> File:
         return File(name, path, hashlib.file_digest(opened, "sha256").hexdigest())
 
 
-def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
+def _parquet_lines(file: File, field: str, fields: Fields) -> Iterator[Line]:
     numbers = itertools.count(1)
     schema = pq.read_metadata(file.path).schema
     schema_columns: list[Any] = [schema.column(index) for index in range(len(schema))]
@@ -181,6 +185,9 @@ def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
     # A repeated text is held once (`read_dictionary`): a file of some hundred bytes may repeat 5 MB a thousand times.
     with pq.ParquetFile(file.path, read_dictionary=texts, **options) as table:
         names = table.schema_arrow.names
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            message = f"{file.name} has several columns of the name {repeated[0]!r}"
+            raise UserError(message, hint=f"Rename or remove them in the file of {field}.source.")
         wanted = {name if name in names else name.partition(".")[0] for name in fields.named.values()}
         # A file that lacks a named column is read whole, so that the error can name the columns it has.
         columns = sorted(wanted) if wanted <= set(names) else None
@@ -195,7 +202,7 @@ def _parquet_lines(file: File, fields: Fields) -> Iterator[Line]:
                 if isinstance(value, str):
                     yield Line(where, None, value)
                 else:
-                    fault = flaw(value)
+                    fault = flaw([value.get(name) for name in wanted])
                     yield Line(where, None if fault else value, fault)
 
 
@@ -203,11 +210,11 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
     """Every row of a batch, or what is wrong with it. A small batch is unpacked at once, a large one row by row."""
     if _size(batch) <= BATCH_BYTES:
         with suppress(ValueError, OverflowError, LookupError):  # a value cannot be read: the loop below finds its row
-            yield from _plain(batch).to_pylist()
+            yield from _plain(batch)
             return
     for row in (batch.slice(index, 1) for index in range(batch.num_rows)):
         try:
-            yield _plain(row).to_pylist()[0] if _size(row) <= LINE_BYTES else TOO_LONG
+            yield _plain(row)[0] if _size(row) <= LINE_BYTES else TOO_LONG
         except UnicodeDecodeError as error:
             yield f"not UTF-8: {error}"
         except (ValueError, OverflowError, LookupError) as error:  # dates beyond Python's, unknown time zones
@@ -239,27 +246,30 @@ def _bytes(column: Any) -> int:
     return int(column.nbytes)
 
 
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch without dictionaries, and each 32-bit float as the shortest number that names it: 27.1 and not
-    27.100000381469727."""
-    columns: list[Any] = batch.columns
-    plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
-    for index, column in enumerate(plain):
-        texts, floats = (_in_place_of_floats(column.type, kind) for kind in (pa.string(), pa.float64()))
-        if floats != column.type:
-            plain[index] = column.cast(texts).cast(floats)
-    return pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
+def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows, with each float of 16 or 32 bits as the shortest number that names it: 27.1, not 27.100000381469727."""
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    for column in batch.schema:
+        if "float" in str(column.type):  # a double is none; the name of a part may be, which only costs time
+            for row in rows:
+                row[column.name] = _short(row[column.name], column.type)
+    return rows
 
 
-def _in_place_of_floats(kind: Any, other: pa.DataType) -> Any:
-    """The type with another one in place of each 32-bit float, also within lists and structs."""
-    if kind == pa.float32():
-        return other
-    if pa.types.is_list(kind):
-        return pa.list_(_in_place_of_floats(kind.value_type, other))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_in_place_of_floats(field.type, other)) for field in kind])
-    return kind
+def _short(value: Any, kind: Any) -> Any:
+    """A value of the type with its floats of 16 and 32 bits shortened, however deep they are."""
+    types = pa.types
+    if value is None:
+        return None
+    if types.is_float16(kind) or types.is_float32(kind):
+        return float(str((np.float16 if types.is_float16(kind) else np.float32)(value)))
+    if types.is_struct(kind):
+        return {field.name: _short(value[field.name], field.type) for field in kind}
+    if types.is_map(kind):
+        return [(_short(name, kind.key_type), _short(item, kind.item_type)) for name, item in value]
+    if types.is_dictionary(kind):
+        return _short(value, kind.value_type)
+    return [_short(item, kind.value_type) for item in value] if types.is_nested(kind) else value
 
 
 def _json_lines(file: File, field: str) -> Iterator[Line]:

@@ -14,6 +14,7 @@ import jiter
 
 NUL = "a character NUL, which tokenizers and stores do not take"
 OVERFLOW = "a number that is too large for a float"
+NOT_FINITE = "a number that is NaN or infinite, which JSON cannot hold"
 
 
 def parse(raw: bytes) -> Any:
@@ -37,11 +38,25 @@ def flaw(value: Any) -> str:
                 return NUL
             case jiter.LosslessFloat() as number if math.isinf(float(number)):
                 return OVERFLOW
+            case float(number) if not math.isfinite(number):
+                return NOT_FINITE
             case dict(members):
                 waiting += [*members, *members.values()]
             case list(items) | tuple(items):
                 waiting += items
     return ""
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value says nothing: null, a blank text, and a list or an object of nothing else."""
+    match value:
+        case str():
+            return not value.strip()
+        case dict():
+            return all(map(is_empty, value.values()))
+        case list() | tuple():
+            return all(map(is_empty, value))
+    return value is None
 
 
 def kind(value: Any) -> str:

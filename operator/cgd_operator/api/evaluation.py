@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
-from cgd_operator.api.fields import FILE, BenchmarkName, S3Uri, Text, rules
+from cgd_operator.api.fields import FILE, NOT_MEAN, BenchmarkName, S3Uri, Text, rules
 from cgd_operator.api.generation import SourceUri
-from cgd_stages.contract import BenchmarkFields, Contract, EarlyLook, Positive, Rival, Sampling
+from cgd_stages.contract import TOLERANCE, BenchmarkFields, Contract, EarlyLook, Positive, Rival, Sampling
 
 _KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
 SOURCELESS_RULE = (
@@ -44,7 +44,7 @@ class Benchmark(Contract):
         description="A text that follows every question after a blank line. By default a known benchmark asks for the "
         "final answer in \\boxed{}, and another one has no instruction.",
     )
-    tolerance: Annotated[str, Field(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?%?$")] | None = Field(
+    tolerance: Annotated[str, Field(max_length=20, pattern=TOLERANCE)] | None = Field(
         None,
         description='How far an answer may be off a decimal reference: "0.01", or "4%" of the reference. By default as '
         "far as the known benchmark says, and otherwise not at all.",
@@ -79,7 +79,7 @@ class Task(Contract):
 
     model_config = ConfigDict(json_schema_extra=rules(TASK_RULE))
 
-    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), NOT_MEAN] = Field(
         description="A known name, or the name that lm-eval has for the task."
     )
     metric: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-from cgd_stages.contract import NUMBER, AsText, Between, Contract, Decimal, Name
+from cgd_stages.contract import NUMBER, TOLERANCE, AsText, Between, Contract, Decimal, Name
 
 Rule = dict[str, str]
 """One of `x-kubernetes-validations`: rule, message, fieldPath?, reason?"""
@@ -79,6 +79,7 @@ WORD = r"^[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?$"
 VARIANT = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"
 SHAPES = {
     NUMBER: 'write a number that is not negative, in quotes: "0.5"',
+    TOLERANCE: 'write how far an answer may be off, in quotes: "0.01", or "4%" of a decimal reference',
     PERCENT: 'write a percentage from 0 to 100, in quotes: "2%"',
     MEMORY: 'write whole gibibytes or gigabytes: "80Gi" or "80G"',
     VARIANT: "write small letters, digits and hyphens, with a letter first and no hyphen last",
@@ -93,7 +94,8 @@ ModelUri = Annotated[Uri, plain_parts(), no_user("storage.credentialsSecretRef (
 S3Uri = Annotated[Uri, plain_parts(), no_user("storage.credentialsSecretRef")]
 Image = Annotated[Uri, no_user("imagePullSecrets of the ServiceAccount of serviceAccountName")]
 Memory = Annotated[str, Field(max_length=8, pattern=MEMORY)]
-BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD)]
+NOT_MEAN = Text("^mean$", "take another name: mean is the column of the average in every report", absent=True)
+BenchmarkName = Annotated[str, Field(max_length=40, pattern=WORD), NOT_MEAN]
 
 
 class KeyRef(Contract):

@@ -194,3 +194,33 @@ def test_a_tokenizer_without_a_file_for_all_is_stored_with_one(tiny_model, tmp_p
     shutil.copytree(model, tmp_path / "stored", ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "merges*"))
     store_tokenizer(model, tmp_path / "stored", name="team/model")
     assert ids(AutoTokenizer.from_pretrained(tmp_path / "stored")) == ids(before) == expected(tiny_model)
+
+
+LOOSE = {"lstrip": True, "rstrip": True, "normalized": False, "single_word": False, "special": True}
+
+
+@pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "GPT2Tokenizer"])
+@pytest.mark.parametrize("override", ["split_special_tokens", "added_tokens_decoder"])
+def test_settings_do_not_override_the_rules_of_the_files_own_tokens(tiny_model, tmp_path, named, override):
+    """transformers 5.19 follows them under every class: no control token survives, or each takes the blanks around."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    end = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(tiny.END)
+    value = True if override == "split_special_tokens" else {str(end): {"content": tiny.END, **LOOSE}}
+    tiny.change(model / "tokenizer_config.json", tokenizer_class=named, **{override: value})
+    text = f"Ann {tiny.END} has"
+    assert ids(AutoTokenizer.from_pretrained(model), text) != expected(model, text)
+    template = ChatTemplate.load(model, name="team/model")
+    assert ids(template.tokenizer, text) == expected(model, text)
+    assert template.identity() == {"tokenizer": {"rules": "tokenizer.json"}}
+    store_tokenizer(model, tmp_path / "stored", name="team/model")
+    shutil.copyfile(model / "config.json", tmp_path / "stored" / "config.json")
+    assert ids(AutoTokenizer.from_pretrained(tmp_path / "stored"), text) == expected(model, text)
+
+
+def test_settings_that_say_what_the_file_says_leave_the_tokenizer_alone(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    own = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    alike = {str(token.pop("id")): token for token in own}
+    tiny.change(model / "tokenizer_config.json", added_tokens_decoder=alike, split_special_tokens=False)
+    loaded = load_tokenizer(model, "team/model")
+    assert (loaded.mended, loaded.folder) == (False, model)

@@ -275,6 +275,10 @@ def test_choices_are_lettered_lines_after_the_question(choices: Any) -> None:
         ({"text": ["Moon", "Mars"], "label": ["1", "2"]}, "1", "A"),
         ({"text": ["Moon", "Mars"], "label": ["1", "2"]}, 1, "A"),
         ([3, 4], "4", "B"),
+        ([3, 4], 4, "B"),
+        ([3, 4], 1, "B"),
+        ([-1, 2], -1, "A"),
+        ([0.25, 0.5], 0.5, "B"),
     ],
 )
 def test_the_right_choice_is_named_by_label_index_letter_or_text(choices: Any, answer: Any, letter: str) -> None:
@@ -287,6 +291,7 @@ def test_the_right_choice_is_named_by_label_index_letter_or_text(choices: Any, a
         (["Moon", "Mars"], "Venus"),
         (["Moon", "Mars"], 2),
         (["Moon", "Mars"], -1),
+        (["Moon", "Mars"], 1.0),
         (["Moon", "Mars"], True),
         (["Moon", "Mars"], ["Mars"]),
         (["Moon"], "Moon"),

@@ -4,6 +4,7 @@ written."""
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -172,7 +173,7 @@ def no_utf8(*values: bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(column), column.buffers())
 
 
-FLOAT, SINGLE = pa.float64(), pa.float32()
+FLOAT, SINGLE, HALF_FLOAT = pa.float64(), pa.float32(), pa.float16()
 
 
 @pytest.mark.parametrize(
@@ -184,8 +185,14 @@ FLOAT, SINGLE = pa.float64(), pa.float32()
         (pa.array([27.1, None], SINGLE), "27.1"),
         (pa.array([[27.1, 0.3], None], pa.list_(SINGLE)), "[27.1, 0.3]"),
         (pa.array([{"x": [27.1]}, None], pa.struct([("x", pa.list_(SINGLE))])), '{"x": [27.1]}'),
+        (pa.array([[27.1, 0.3], None], pa.large_list(SINGLE)), "[27.1, 0.3]"),
+        (pa.array([[27.1, 0.3], None], pa.list_(SINGLE, 2)), "[27.1, 0.3]"),
+        (pa.array([[("k", [27.1])], None], pa.map_(pa.string(), pa.list_(SINGLE))), '[["k", [27.1]]]'),
+        (pa.array([27.1, None], HALF_FLOAT), "27.1"),
+        (pa.array([[0.1, 1024.0], None], pa.list_(HALF_FLOAT)), "[0.1, 1024.0]"),
+        (pa.array([27.1, None], SINGLE).dictionary_encode(), "27.1"),
         (pa.array([Decimal("27.50"), None]), "27.50"),
-        (pa.array([[Decimal("27.50")], None]), "[27.50]"),
+        (pa.array([[Decimal("27.50")], None]), "27.50"),
         (pa.array([date(2024, 5, 1), None]), "2024-05-01"),
         (pa.array([[date(2024, 5, 1), date(2024, 5, 2)], None]), '["2024-05-01", "2024-05-02"]'),
         (pa.array([datetime(2024, 5, 1, 12, 30), None]), "2024-05-01T12:30:00"),  # noqa: DTZ001
@@ -245,6 +252,22 @@ def test_a_column_of_parquet_that_the_run_does_not_name_rejects_nothing(tmp_path
     assert found == [("q", "a")] * 2
 
 
+def test_no_number_in_a_column_that_is_read_makes_its_row_malformed_wherever_it_stands(tmp_path):
+    """As in JSON lines."""
+    for odd in ("nan", "inf"):
+        column = pa.array([{"truth": "5", "score": float(odd)}, {"truth": "6", "score": 1.0}])
+        fields = Fields(prompt="question", reference="answer.truth")
+        assert looked_at(tmp_path / "p.parquet", table(column), fields) == ["malformed", ("q", "6")]
+
+
+def test_two_columns_of_one_name_refuse_the_file(tmp_path):
+    columns = [pa.array(["q"]), pa.array(["1"]), pa.array(["2"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["question", "answer", "answer"]), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet has several columns of the name 'answer'") as refused:
+        list(read_lines([File("p.parquet", tmp_path / "p.parquet", "")], "spec.prompts", PLAIN))
+    assert refused.value.hint == "Rename or remove them in the file of spec.prompts.source."
+
+
 def test_a_conversation_in_parquet_may_be_a_text_of_json_and_is_as_strict(tmp_path):
     texts = ['[{"role": "user", "content": "' + text + '"}]' for text in ("q", r"\ud83d", r"\u0000")]
     found = looked_at(tmp_path / "p.parquet", table(pa.array([*texts, "[" * 100_000]), "messages"), CHAT)
@@ -273,6 +296,58 @@ def test_an_odd_line_of_a_benchmark_refuses_the_run_and_is_named(tmp_path, odd):
     with pytest.raises(UserError, match=r"b\.jsonl line 1: ") as refused:
         question(tmp_path, within=ODD[odd])
     assert refused.value.hint == "Mend the file or fields of spec.evaluation.benchmarks b."
+
+
+@pytest.mark.parametrize("cell", ["0.05", '"4%"', '"1e-1, 0.01"', '"0.1,"', "0"])
+def test_a_cell_of_the_tolerance_is_what_the_manifest_may_say_or_several_of_it(tmp_path, cell):
+    assert question(tmp_path, within=cell.encode())["tolerance"] == cell.strip('"')
+
+
+@pytest.mark.parametrize("cell", ["null", '""', '" "'])
+def test_a_question_without_a_tolerance_of_its_own_has_the_benchmarks(tmp_path, cell):
+    assert question(tmp_path, within=cell.encode())["tolerance"] is None
+
+
+@pytest.mark.parametrize(
+    "cell", ["inf", "1e400", "nan", "-1", "abc", "±0.01", "%", "4 %", ",", "0.1;0.2", [0.1, 0.2], True, -0.5, {}]
+)
+def test_what_is_no_tolerance_refuses_the_run_with_line_and_value(tmp_path, cell):
+    value = cell if isinstance(cell, str) else json.dumps(cell)
+    with pytest.raises(UserError, match=rf"b\.jsonl line 1: the field 'within' is '{re.escape(value)}'") as refused:
+        question(tmp_path, within=json.dumps(cell).encode())
+    assert "Write 0.01, 4%" in refused.value.hint
+
+
+NO_ANSWERS = [
+    "",
+    " ",
+    [],
+    [""],
+    [None],
+    {},
+    {"a": None},
+    ["", " "],
+    "$$",
+    "\\boxed{}",
+    "So $\\boxed{ }$.",
+    "#### ",
+    ".",
+]
+
+
+@pytest.mark.parametrize("blank", NO_ANSWERS, ids=repr)
+def test_a_reference_of_a_benchmark_that_says_nothing_refuses_the_run(tmp_path, blank):
+    with pytest.raises(UserError, match=r"b\.jsonl line 1: (the reference .* holds no answer|there is no reference)"):
+        question(tmp_path, answer=json.dumps(blank).encode())
+
+
+@pytest.mark.parametrize(
+    "short",
+    [0, False, "0", "-", "+", "{}", "\u2205", "[]", "\\boxed{0}", ["", "5"], [0], "#### 0", "$x$", "?", "C"],
+    ids=repr,
+)
+def test_a_short_reference_of_a_benchmark_is_one(tmp_path, short):
+    assert question(tmp_path, answer=json.dumps(short).encode())["reference"]
 
 
 def test_what_json_cannot_hold_is_no_text():
