@@ -256,6 +256,9 @@ def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return rows
 
 
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
+
+
 def _short(value: Any, kind: Any) -> Any:
     """A value of the type with its floats of 16 and 32 bits shortened, however deep they are."""
     types = pa.types
@@ -269,7 +272,7 @@ def _short(value: Any, kind: Any) -> Any:
         return [(_short(name, kind.key_type), _short(item, kind.item_type)) for name, item in value]
     if types.is_dictionary(kind):
         return _short(value, kind.value_type)
-    return [_short(item, kind.value_type) for item in value] if types.is_nested(kind) else value
+    return [_short(item, kind.value_type) for item in value] if isinstance(kind, _LISTS) else value
 
 
 def _json_lines(file: File, field: str) -> Iterator[Line]:
