@@ -69,17 +69,12 @@ def reference_answer(reference: str) -> str:
 def marked_answer(reference: str) -> str:
     r"""The value that a reference marks: its last `\boxed{}`, or the text after `####`; empty if it marks none. A JSON
     list of texts, which a source with `several: all` has, holds several values; a list of numbers such as `[1, 2]` is
-    an interval, and a list of one number is that number.
+    an interval.
 
     A reference with a thought is a whole reply of a model, which may also announce its answer ("The answer is")."""
     text = without_thought(reference)
-    if re.match(r"\s*\[\s*[\"\d+.-]", text):
-        values = _listed(text)
-        texts = [value for value in values if isinstance(value, str)]
-        if texts and texts == values:
-            return ", ".join(texts)
-        if len(values) == 1:
-            return text.strip()[1:-1].strip()
+    if re.match(r"\s*\[\s*\"", text) and (texts := _listed(text)):
+        return ", ".join(texts)
     if boxes := _last_boxes(text)[0]:
         return ", ".join(boxes)
     if marks := list(_FINAL_MARK.finditer(text)):
@@ -95,14 +90,13 @@ def without_thought(reference: str) -> str:
     return split_text(reference).text
 
 
-def _listed(text: str) -> list[str | float]:
-    """The texts or numbers of a JSON list; empty for anything else."""
+def _listed(text: str) -> list[str]:
+    """The texts of a JSON list; empty for anything else."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    plain = isinstance(values, list) and all(isinstance(value, str | float | int) for value in values)
-    return values if plain else []
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else []
 
 
 _VALUE = (

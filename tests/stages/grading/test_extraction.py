@@ -84,10 +84,3 @@ def test_a_reference_is_read_in_each_of_its_forms(reference: str, value: str) ->
 )
 def test_a_thought_of_a_reference_never_counts(reference: str, value: str) -> None:
     assert reference_answer(reference) == value
-
-
-@pytest.mark.parametrize(
-    ("reference", "value"), [("[5]", "5"), ("[-2.50]", "-2.50"), ("[1, 2]", "[1, 2]"), ("[a]", "[a]")]
-)
-def test_a_list_of_one_number_is_that_number(reference: str, value: str) -> None:
-    assert reference_answer(reference) == value
