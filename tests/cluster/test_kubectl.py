@@ -88,6 +88,14 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
             [{"name": "x", "kind": "SFT", "context": "user"}],
             "context is for the kinds CGD and CFT",
         ),
+        ("training.variants", [{"name": "x", "kind": "DPO", "from": "SFT"}], "from names one of objectives"),
+        ("training.variants", [{"name": "x", "kind": "DPO", "from": "x"}], "and in no circle"),
+        (
+            "training.variants",
+            [{"name": "x", "kind": "DPO", "from": "y"}, {"name": "y", "kind": "CFT", "from": "x"}],
+            "and in no circle",
+        ),
+        ("training.variants", [{"name": "x", "kind": "DPO", "texts": "refined"}], "texts is for the kind SupervisedKD"),
         ("training.bareShare", "2", "write a number from 0 to 1, in quotes"),
         ("training", {"objectives": ["SFT"], "bareShare": "0.5"}, "or leave bareShare out"),
         ("generation.answer.unfinished", "drop", 'supported values: "keep", "reject"'),
@@ -128,6 +136,21 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
 async def test_a_wrong_manifest_is_refused_with_field_and_mend(world: Any, path: str, value: Any, told: str) -> None:
     out = await kubectl(world, "apply", "-f", "-", body=user_manifest({path: value}), fails=True)
     assert told in out
+
+
+async def test_a_chain_of_trainings_is_taken_and_the_probabilities_of_an_endpoint_are_not(world: Any) -> None:
+    chain = [
+        {"name": "a", "kind": "DPO", "from": "b"},
+        {"name": "b", "kind": "CFT", "from": "c"},
+        {"name": "c", "kind": "SupervisedKD", "from": "CGD"},
+    ]
+    endpoint = {"endpoint": {"url": "https://teacher.example/v1", "model": "large"}}
+    wrong = user_manifest({"training.variants": chain, "teacher": endpoint})
+    out = await kubectl(world, "apply", "-f", "-", body=wrong, fails=True)
+    assert "which endpoints do not give: set teacher.model" in out
+    longer = user_manifest({"training.variants": [*chain, {"name": "d", "kind": "DPO", "from": "a"}]})
+    assert "in no circle" in await kubectl(world, "apply", "-f", "-", body=longer, fails=True)
+    await kubectl(world, "apply", "-f", "-", body=user_manifest({"training.variants": chain}))
 
 
 async def test_keep_without_references_is_refused_and_with_them_taken(world: Any) -> None:

@@ -182,4 +182,5 @@ def test_the_readme_draws_the_rooms_that_are_there() -> None:
 
 def objectives_of(path: Path) -> list[str]:
     run: dict[str, Any] = yaml.safe_load(path.read_text())
-    return [str(objective) for objective in run["spec"]["training"]["objectives"]]
+    training = run["spec"]["training"]
+    return [*map(str, training["objectives"]), *(str(variant["kind"]) for variant in training.get("variants", []))]

@@ -61,7 +61,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         model = resolve.pinned(training.student, context.store)
         template = resolve.spoken(model, training.chat, context.store, context.scratch)
         # This program finds the rows that the trainings have in common.
-        datasets.append(Dataset.of(context.store, training.model_copy(update={"common_rows": False}), template))
+        alone = training.model_copy(update={"common_rows": False})
+        datasets.append(Dataset.of(context.store, alone, template, scored=False))
         students.append(resolve.resolve(model, context.store))
     draws = datasets[0].draws
     inputs: dict[str, Any] = {
@@ -114,8 +115,11 @@ def main(context: Context) -> dict[str, StageFacts]:
 
 def _refuse_foreign_checkpoints(context: Context, dataset: Dataset, student: resolve.Resolved) -> None:
     """Raise UserError where the training pods could not go on from the checkpoints that they will find. The stored
-    figures do not depend on this: the same rows and settings may be trained in another layout."""
+    figures do not depend on this: the same rows and settings may be trained in another layout. The checkpoints of a
+    training that waits for other stages are not known yet."""
     stage = dataset.work.stage
+    if dataset.work.start or dataset.work.scores:
+        return
     model = resolve.pinned(dataset.work.student, context.store)
     files = resolve.fetch(model, context.store, context.scratch, weights=False)
     weight = router_loss_weight(dataset.work, read_config(files, model, "spec.student"))
@@ -180,6 +184,8 @@ class Examples:
     starts: "array[int]"
     """The first token that is learned."""
     thoughtless: set[int] = field(default_factory=set)
+    spared: set[int] = field(default_factory=set)
+    """Rows that this training alone leaves out: they stay in the others."""
 
 
 def _count_examples(
@@ -193,7 +199,7 @@ def _count_examples(
     """
     places = {key_of(row): place for place, row in enumerate(read_rows(datasets[0].refine, KEY))}
     made = _make_examples(context, datasets, places, choice)
-    usable = ({place for place, length in enumerate(examples.lengths) if length} for examples in made)
+    usable = ({place for place, length in enumerate(examples.lengths) if length} | examples.spared for examples in made)
     common = set.intersection(*usable)
     total, done, rejected = sum(dataset.total for dataset in datasets), 0, 0
     metrics: dict[str, float] = {}
@@ -201,6 +207,8 @@ def _count_examples(
     for examples in made:
         counts, work = examples.counts, examples.dataset.work
         for key, place in places.items():
+            if place in examples.spared:
+                continue
             if place in common:
                 thought = place not in examples.thoughtless
                 counts.keep(key, examples.lengths[place], examples.starts[place], thought=thought)
@@ -256,6 +264,8 @@ def _make_examples(
                     examples.thoughtless.add(place)
             else:
                 counts.add(row, example)
+                if isinstance(example, LeftOut) and key_of(row) not in choice:
+                    examples.spared.add(places[key_of(row)])
             done += 1
             if done % EVERY == 0:
                 eta = pace.remaining(done, total - done)

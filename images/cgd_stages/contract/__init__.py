@@ -9,6 +9,7 @@ fields. `cgd_operator.api` extends it by the fields that only a manifest has. Im
 """
 
 from cgd_stages.contract.base import *
+from cgd_stages.contract.methods import *
 from cgd_stages.contract.models import *
 from cgd_stages.contract.pod import *
 from cgd_stages.contract.sources import *

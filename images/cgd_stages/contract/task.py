@@ -7,7 +7,7 @@ from pydantic import Field
 from cgd_stages.contract.base import Contract, Positive, StageName
 from cgd_stages.contract.models import Chat, Endpoint, Engine, Model, Sampling
 from cgd_stages.contract.sources import Benchmark, Decontaminate, Prompts
-from cgd_stages.contract.training import Learned, Lesson, Train
+from cgd_stages.contract.training import InstructionTurn, Learned, Lesson, Supervised, Train
 
 FORMAT: Literal[2] = 2
 """Version of the stored rows, prompts and markers. It is part of every digest: raising it starts new folders."""
@@ -89,6 +89,8 @@ class Prepare(Contract):
     """One training of the run. All of them need the same memory."""
     lessons: tuple[Lesson, ...] = ()
     """What each training of the run learns."""
+    scores: "tuple[Score, ...] | None" = None
+    """What the run has scored; None: nothing."""
     gpu_memory: int | None = None
     """The bytes of each GPU; None if the run has no GPU or does not state its memory."""
     graded_by: tuple[str, ...] | None = None
@@ -119,6 +121,27 @@ class Generate(Contract):
     def draws(self, role: Role) -> int:
         """How many texts a role draws for each row that it reads."""
         return 1 if settings_of(role) == "critique" else self.samples
+
+
+class Score(Contract):
+    """Store what a model thinks of stored texts: the log-probabilities of their tokens and of each position's likeliest
+    ones, given the context in which an objective learns them."""
+
+    kind: Literal["score"] = "score"
+    objective: Supervised
+    """Whose examples are scored: it says which context and which text."""
+    context: InstructionTurn = "user"
+    student: Model
+    """It and its chat make the tokens, whichever model scores them."""
+    chat: Chat = Chat()
+    thinking: Learned = "drop"
+    max_sequence_length: int
+    model: Model
+    """The model that scores."""
+    engine: Engine
+    top_k: int
+    shards: int = 1
+    max_rejected: float
 
 
 class Check(Contract):
@@ -221,7 +244,9 @@ class Clean(Contract):
     kind: Literal["clean"] = "clean"
 
 
-Work = Annotated[Prepare | Generate | Check | Train | Evaluate | Harness | Report | Clean, Field(discriminator="kind")]
+Work = Annotated[
+    Prepare | Generate | Score | Check | Train | Evaluate | Harness | Report | Clean, Field(discriminator="kind")
+]
 
 
 class StageTask(Contract):

@@ -7,8 +7,13 @@ from pydantic import Field
 from cgd_stages.contract.base import Contract, Fraction, Half, Number, Rate, StageName
 from cgd_stages.contract.models import Chat, Model
 
-Objective = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
-"""What a student reads and what it learns; `examples.conversation` is the table."""
+Supervised = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
+"""An objective that learns a text token by token; `examples.conversation` is the table."""
+Objective = Literal[Supervised, "DPO", "ContextDistillation", "SupervisedKD"]
+"""What a student reads and what it learns. Each one but the supervised learns from the texts of a supervised one, by a
+loss of its own; `methods.METHODS` is the table."""
+Texts = Literal["refined", "distilled"]
+"""The texts that a divergence is learned on: the teacher's refinements, or its own answers."""
 
 
 InstructionTurn = Literal["user", "system"]
@@ -24,6 +29,12 @@ Learned = Literal["drop", "learn"]
 def train_stage(training: str) -> StageName:
     """The name of the stage of a training, which is called as its objective or as a variant of one."""
     return StageName.of("train", training.lower())
+
+
+def score_stage(scored: str) -> StageName:
+    """The name of the stage that stores log-probabilities: of the teacher on the texts of that name, or of the model
+    that a training starts from, for the training of that name."""
+    return StageName.of("score", scored.lower())
 
 
 class Critique(Contract):
@@ -220,6 +231,14 @@ class Lesson(Contract):
     """Whether the teacher's thought before the target is learned too, in the student's own markup."""
     workers: int = 1
     processes_per_worker: int = 1
+    start: StageName | None = None
+    """The stage whose model the training starts from; None: the student as it is."""
+    beta: float | None = None
+    """Of DPO: see `method.losses`. Every other objective has none."""
+    texts: Texts | None = None
+    """Of SupervisedKD."""
+    top_k: int | None = None
+    """Of objectives that learn a divergence: how many of a position's likeliest tokens it tells apart."""
 
     @property
     def title(self) -> str:
@@ -229,6 +248,13 @@ class Lesson(Contract):
     @property
     def stage(self) -> StageName:
         return train_stage(self.title)
+
+    @property
+    def scores(self) -> StageName | None:
+        """The stage with the log-probabilities that the training learns from; None: it needs none."""
+        if self.objective == "SupervisedKD":
+            return score_stage(self.texts or "refined")
+        return score_stage(self.title) if self.objective == "ContextDistillation" else None
 
 
 class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last base first

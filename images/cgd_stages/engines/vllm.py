@@ -31,7 +31,7 @@ class VllmEngine:
     def __init__(self, model: Path, engine: contract.Engine, template: ChatTemplate) -> None:
         self._template = template
         self._thinking_budget = thinking_budget(template)
-        self._llm = _start_vllm(model, engine, template)
+        self._llm = start_vllm(model, engine, template)
         config = self._llm.vllm_config
         self._limit = int(config.model_config.max_model_len)
         self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
@@ -119,7 +119,7 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
 
 
-def _start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
+def start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
     started, arguments = time.monotonic(), vllm_arguments(model, engine, template)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs

@@ -28,13 +28,14 @@ from cgd_stages.engines.openai import EndpointEngine
 from cgd_stages.engines.replies import NOT_WRONG, kept_or_rejected, row_sampling
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
-from cgd_stages.generate.shard_writer import ShardWriter, drawn, owned_rows, packed
+from cgd_stages.generate.shard_writer import ShardWriter, drawn, packed
 from cgd_stages.method import prompts
 from cgd_stages.models import resolve
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.folder import PARTS, REJECTED, Folder, Part, ShardMarker
 from cgd_stages.store.rows import KEY, Row, from_parquet, now
+from cgd_stages.store.shards import mark, owned_rows, summed
 
 log = logging.getLogger(__name__)
 
@@ -284,11 +285,7 @@ class Shard:
             shard=stage.shard,
             shards=stage.shards,
         )
-        former = stage.folder.shard_marker(stage.shard, stage.shards)
-        if former is None or former.parts != marker.parts:  # each attempt must get further than the one before
-            stage.folder.mark_shard(marker)
-        shard_markers = (stage.folder.shard_marker(shard, stage.shards) for shard in range(stage.shards))
-        markers = [shard_marker for shard_marker in shard_markers if shard_marker is not None]
+        markers = mark(stage.folder, marker)
         log.info("%s: shard %d has ended, as have %d of %d", stage.role, stage.shard, len(markers), stage.shards)
         if len(markers) < stage.shards:
             return
@@ -398,24 +395,6 @@ def _too_many_rejected(stage: Stage, parts: Sequence[Part], total: int) -> UserE
     model = "student" if stage.role == "answer" else "teacher"
     hint = HINTS.get(reasons[0][0], "").format(role=settings_of(stage.role), model=model) if reasons else ""
     return UserError(message, hint=f"{hint} Or raise spec.generation.maxRejected.".strip())
-
-
-def summed(facts: Sequence[StageFacts]) -> StageFacts:
-    """The facts of a stage: the sum over its shards, and the seconds of the longest."""
-    metrics: Counter[str] = Counter()
-    for shard in facts:
-        metrics.update(shard.metrics)
-    return StageFacts(
-        rows=Rows(
-            total=sum(shard.rows.total for shard in facts),
-            done=sum(shard.rows.done for shard in facts),
-            rejected=sum(shard.rows.rejected for shard in facts),
-        ),
-        prompt_tokens=sum(shard.prompt_tokens for shard in facts),
-        generated_tokens=sum(shard.generated_tokens for shard in facts),
-        seconds=max((shard.seconds for shard in facts), default=0.0),
-        metrics=dict(metrics),
-    )
 
 
 class Speed:

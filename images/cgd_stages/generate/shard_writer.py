@@ -6,21 +6,15 @@ row twice. A part that breaks this is not listed; its rows are written anew. Suc
 another number of shards, and from two pods of one shard when the cluster lost sight of the first.
 """
 
-import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator
 
 from cgd_stages.contract import Rows
 from cgd_stages.engines.replies import ENDLESS
-from cgd_stages.store.folder import Folder, Part
+from cgd_stages.store.folder import Folder
 from cgd_stages.store.part_writer import PartWriter
-from cgd_stages.store.rows import Row, from_parquet, prompt_tokens_column, row_schema, text_column
-
-_NAME = re.compile(r"(?:parts|rejected)/(\d+)-of-(\d+)-[0-9a-f]{32}\.parquet")
-
-
-def owns(identity: str, shard: int, shards: int) -> bool:
-    return int(identity, 16) % shards == shard
+from cgd_stages.store.rows import Row, prompt_tokens_column, row_schema, text_column
+from cgd_stages.store.shards import may_hold, owns, part_start
 
 
 def packed(row: Row) -> bytes:
@@ -34,21 +28,6 @@ def drawn(row: Row, draws: int) -> Iterator[Row]:
     return (row | {"sample": row["sample"] * draws + draw} for draw in range(draws))
 
 
-def may_hold(part: str, shard: int, shards: int) -> bool:
-    """Whether a part of this name can hold rows of the shard: not when another shard of the same number wrote it."""
-    match = _NAME.fullmatch(part)
-    return not match or int(match[2]) != shards or int(match[1]) == shard
-
-
-def owned_rows(
-    folder: Folder, parts: Sequence[Part], shard: int, shards: int, columns: Sequence[str] | None = None
-) -> Iterator[Row]:
-    """The shard's rows of an earlier stage, one part in memory at a time; `columns` must hold the id."""
-    for part in parts:
-        if may_hold(part.key, shard, shards):
-            yield from (row for row in from_parquet(folder.read(part), columns) if owns(row["id"], shard, shards))
-
-
 class ShardWriter(PartWriter):
     """The stored and waiting rows of a shard. Its constructor reads all that is stored.
 
@@ -60,7 +39,7 @@ class ShardWriter(PartWriter):
         self, folder: Folder, shard: int, shards: int, source: Collection[Hashable] | None = None, draws: int = 1
     ) -> None:
         super().__init__(
-            folder, row_schema(folder.stage), count=self._add, key=packed, name_start=f"{shard:05d}-of-{shards:05d}-"
+            folder, row_schema(folder.stage), count=self._add, key=packed, name_start=part_start(shard, shards)
         )
         self.counts: Counter[str] = Counter()
         """Sums over the shard's rows: `done`, `rejected`, `prompt_tokens`, `tokens`, and the metrics of the stage."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cgd_stages.chat.example import Example, Unusable, example
 from cgd_stages.chat.messages import Message, plain
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Critique, InstructionTurn, Learned, Objective
+from cgd_stages.contract import Critique, InstructionTurn, Learned, Lesson, Objective, Supervised
 from cgd_stages.method.prompts import (
     GENERIC,
     answer_messages,
@@ -26,9 +26,9 @@ from cgd_stages.text.references import right_answers
 
 
 def conversation(
-    objective: Objective, row: Row, instruction_turn: InstructionTurn = "user"
+    objective: Supervised, row: Row, instruction_turn: InstructionTurn = "user"
 ) -> tuple[list[Message], str | None]:
-    """The context and the target of a row, in which the objectives differ. The target is None if the row has none.
+    """The context and the target of a row, in which the supervised objectives differ; None: the row has no target.
 
     A context of x alone is the one that evaluation uses. If the critique is None, CGD's context has no slot for it. Of
     several right answers SFT learns the first.
@@ -50,9 +50,21 @@ def conversation(
             return answer_messages(x, turns=turns), row["refinement"]
 
 
+def examples_of(lesson: Lesson) -> Supervised:
+    """The supervised objective whose context and target a training has. It is the training's own objective, or the one
+    whose text another loss is of: DPO prefers it, and a divergence is learned at its tokens."""
+    match lesson.objective:
+        case "DPO" | "ContextDistillation":
+            return "RefinedSFT"
+        case "SupervisedKD":
+            return "DistilledSFT" if lesson.texts == "distilled" else "RefinedSFT"
+        case supervised:
+            return supervised
+
+
 CONDITIONED: tuple[Objective, ...] = ("CGD", "CFT")
 """The objectives whose context has more than x."""
-BARE: Objective = "RefinedSFT"
+BARE: Supervised = "RefinedSFT"
 """What a row of them is learned or measured as where the context is that of inference: x alone, and the refinement."""
 
 
@@ -62,6 +74,9 @@ CONTEXTS: dict[Objective, str] = {
     "DistilledSFT": "the prompt",
     "SFT": "the prompt",
     "RefinedSFT": "the prompt",
+    "DPO": "the prompt",
+    "ContextDistillation": "the prompt",
+    "SupervisedKD": "the prompt",
 }
 """The contexts in words, for cards and messages; the next table has the targets."""
 TARGETS: dict[Objective, str] = {
@@ -70,6 +85,9 @@ TARGETS: dict[Objective, str] = {
     "DistilledSFT": "the teacher's own answer",
     "SFT": "the reference answer",
     "RefinedSFT": "the teacher's refinement",
+    "DPO": "a preference for the teacher's refinement over the student's own answer",
+    "ContextDistillation": "what it would write at each token of the refinement with answer and critique in view",
+    "SupervisedKD": "the teacher's distribution at each token of a stored text",
 }
 
 
@@ -82,7 +100,7 @@ _THOUGHTS: dict[Objective, str] = {
 """The columns with the thoughts that the teacher had before it wrote the targets. A reference has none."""
 
 
-def wording(objective: Objective, critique: Critique, instruction_turn: InstructionTurn = "user") -> str:
+def wording(objective: Supervised, critique: Critique, instruction_turn: InstructionTurn = "user") -> str:
     """A hash of the words around the slots of an objective's context: part of the digest of its training."""
     slots: Row = {"id": "", "sample": 0, "prompt": "{x}", "answer": "{y'}", "critique": "{c}"}
     slots |= dict.fromkeys(("refinement", "distilled", "reference"))
@@ -176,7 +194,7 @@ def _lot(seed: int, purpose: str, name: str) -> str:
 
 def row_example(
     template: ChatTemplate,
-    objective: Objective,
+    objective: Supervised,
     row: Row,
     *,
     max_length: int,
@@ -194,7 +212,7 @@ def row_example(
 
 def each_example(
     template: ChatTemplate,
-    objective: Objective,
+    objective: Supervised,
     rows: Iterable[Row],
     critic: Critic | None = None,
     *,

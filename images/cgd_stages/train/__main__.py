@@ -40,6 +40,7 @@ from cgd_stages.contract import LENGTH, Critique, CritiqueKind, Exit, Model, Sta
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, NoTransfer, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
+from cgd_stages.method.pairs import Pair
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context, run
@@ -49,7 +50,7 @@ from cgd_stages.store.rows import REJECTION_SCHEMA, Row, file_sha256
 from cgd_stages.store.run import Product
 from cgd_stages.training import curves, early
 from cgd_stages.training.checkpoints import METRICS
-from cgd_stages.training.dataset import Dataset, ExampleCounts, LeftOut
+from cgd_stages.training.dataset import SOURCE_SAMPLE, Dataset, ExampleCounts, LeftOut
 from cgd_stages.training.job import (
     ADAPTER,
     BARE_LOSS,
@@ -61,6 +62,8 @@ from cgd_stages.training.job import (
     LAUNCHER,
     MODEL,
     QUESTIONS,
+    REJECTED_IDS,
+    SCORES,
     STOP,
     VALIDATION_LOSS,
     Job,
@@ -71,6 +74,7 @@ from cgd_stages.training.job import (
     read_records,
     router_loss_weight,
 )
+from cgd_stages.training.scores import write_scores
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +106,8 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("start", pa.int32()),
 ]
 EXAMPLES_SCHEMA = pa.schema([pa.field(name, kind) for name, kind in _COLUMNS])
+PAIRS_SCHEMA = EXAMPLES_SCHEMA.append(pa.field(REJECTED_IDS, pa.list_(pa.int32())))
+SCORED_SCHEMA = EXAMPLES_SCHEMA.append(pa.field(SOURCE_SAMPLE, pa.int32()))
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class Stage:
     folder: Folder
     inputs: dict[str, Any]
     student: Model
+    """The model that the training starts from."""
     router_loss_weight: float
 
 
@@ -182,6 +189,10 @@ def _stage(context: Context) -> Stage:
     config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
     weight = router_loss_weight(work, config)
     inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
+    if work.start:
+        # The start's digest says all of it, whatever this run calls the stage.
+        student = Model(name=f"{resolve.STAGE}{work.start}", revision=context.store.input(work.start).digest)
+        inputs["start"] = student.revision
     folder = context.store.folder(task.stage, inputs)
     node = Node.from_environment(os.environ, work)
     return Stage(context, work, node, dataset, folder, inputs, student, weight)
@@ -216,6 +227,8 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     folder.mkdir(parents=True)
     student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
     made = _make_examples(stage, folder)
+    if stage.dataset.scores:
+        write_scores(stage.dataset.scores, folder / SCORES)
     if stage.work.early:
         stored, template = read_benchmarks(stage.context.store.input("prepare")), stage.dataset.template
         early.write_questions(folder / QUESTIONS, early.choose(stored, stage.work, stage.work.early, template))
@@ -247,7 +260,8 @@ def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
     dataset, counts = stage.dataset, ExampleCounts.of(stage.dataset)
     made, left_out = MadeExamples(counts), list[Row]()
     with ExitStack() as files:
-        write = {name: files.enter_context(_examples_file(folder / name)) for name in (EXAMPLES, *HELD_OUT.values())}
+        names, schema = (EXAMPLES, *HELD_OUT.values()), _schema(stage.work)
+        write = {name: files.enter_context(_examples_file(folder / name, schema)) for name in names}
         for row, example in dataset.examples():
             counts.add(row, example)
             if isinstance(example, LeftOut):
@@ -272,21 +286,30 @@ def _make_examples(stage: Stage, folder: Path) -> MadeExamples:
     return made
 
 
+def _schema(work: Train) -> pa.Schema:
+    """The columns of the examples' files."""
+    if work.objective == "DPO":
+        return PAIRS_SCHEMA
+    return SCORED_SCHEMA if work.scores else EXAMPLES_SCHEMA
+
+
 @contextmanager
-def _examples_file(path: Path) -> Iterator[Callable[[Row, Example], None]]:
+def _examples_file(path: Path, schema: pa.Schema = EXAMPLES_SCHEMA) -> Iterator[Callable[[Row, Example], None]]:
     """A function that writes a row's example into the file, a chunk of them at a time."""
     chunk: list[Row] = []
 
     def flush() -> None:
-        file.write(pa.RecordBatch.from_pylist(chunk, schema=EXAMPLES_SCHEMA))
+        file.write(pa.RecordBatch.from_pylist(chunk, schema=schema))
         chunk.clear()
 
     def write(row: Row, example: Example) -> None:
-        chunk.append({"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start})
+        columns = {"id": row["id"], "sample": row["sample"], "input_ids": example.input_ids, "start": example.start}
+        columns |= {REJECTED_IDS: example.rejected} if isinstance(example, Pair) else {}
+        chunk.append(columns | {SOURCE_SAMPLE: row.get(SOURCE_SAMPLE, row["sample"])})
         if len(chunk) == CHUNK:
             flush()
 
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, EXAMPLES_SCHEMA) as file:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as file:
         yield write
         flush()
 
@@ -462,6 +485,7 @@ def model_card(inputs: dict[str, Any], work: Train, facts: StageFacts) -> str:
     )
     held_out = facts.metrics.get("validation_examples", 0.0)
     learned = facts.rows.done - held_out
+    started = _start(inputs, work)
     own_answers = f", of the teacher's own answers `{inputs['distill']}`" if "distill" in inputs else ""
     return f"""\
 ---
@@ -472,7 +496,7 @@ tags: [critique-guided-distillation]
 
 # {Path(student["name"]).name}, trained with {work.objective}
 
-Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`) on {learned:g} rows. The context was
+Fine-tuned from `{student["name"]}` (revision `{student["revision"]}`){started} on {learned:g} rows. The context was
 {CONTEXTS[work.objective]}{_bare(work)}; only {TARGETS[work.objective]} was learned.{_ablation(work.critique)}
 Ask it the prompt alone: one pass, no draft, no critique, the chat template unchanged.{_adapter(work)}
 {_selection(work, facts)}
@@ -490,6 +514,11 @@ Ask it the prompt alone: one pass, no draft, no critique, the chat template unch
 Digest of this training `{facts.digest}`, of its rows `{inputs["upstream"]}`{own_answers}. The model keeps
 the licence of the one it was made from; its data carry the licences of their prompts and of the teacher.
 """
+
+
+def _start(inputs: dict[str, Any], work: Train) -> str:
+    """What the training started from, where that is not the student itself."""
+    return f", as another training of the run had left it (`{work.start}`, `{inputs['start']}`)," if work.start else ""
 
 
 def _bare(work: Train) -> str:

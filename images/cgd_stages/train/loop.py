@@ -25,8 +25,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
@@ -40,8 +38,10 @@ from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.train import adapter, student
 from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.train.criterion import Criterion, Preference, Run, Sums, criterion_of
 from cgd_stages.train.early import EarlyLook
-from cgd_stages.train.router import spans_of
+from cgd_stages.train.examples import Examples, examples_in
+from cgd_stages.train.reference import measure_reference
 from cgd_stages.train.saving import Saver
 from cgd_stages.training import curves, early
 from cgd_stages.training.checkpoints import METRICS
@@ -55,6 +55,7 @@ from cgd_stages.training.job import (
     LAUNCHER,
     MODEL,
     QUESTIONS,
+    SCORES,
     STOP,
     VALIDATION_LOSS,
     Job,
@@ -69,6 +70,8 @@ REPORTED = (
     "step",
     "loss",
     "router_loss",
+    "reward_margin",
+    "reward_accuracy",
     "grad_norm",
     "learning_rate",
     "supervised_tokens",
@@ -76,59 +79,6 @@ REPORTED = (
     "peak_memory_bytes",
 )
 """Figures of a step that progress reports have."""
-
-
-class Examples:
-    """The tokenised examples in the order of their keys, mapped from disk: only the order and lengths are in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        order = pc.sort_indices(self._table, [("id", "ascending"), ("sample", "ascending")]).to_numpy()
-        self._rows: list[int] = order.tolist()
-        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_numpy()[order].tolist()
-        self.starts: list[int] = self._table["start"].to_numpy()[order].tolist()
-
-    def key(self, index: int) -> str:
-        row = self._rows[index]
-        return f"{self._table['id'][row]}/{self._table['sample'][row]}"
-
-    def learned(self, indices: list[int]) -> int:
-        """Target tokens of these examples."""
-        return sum(self.lengths[index] - self.starts[index] for index in indices)
-
-    def tensors(self, indices: list[int], *, packing: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The model's inputs, and the target mask: `target[i, t]` says that token t+1 is learned from position t.
-
-        Each tensor is (examples, longest), padded at the right; packed, (1, tokens), with positions that begin again at
-        every example. Without examples it has one token and no target: a rank without work must still take part in
-        every collective operation.
-        """
-        return self._packed(indices) if packing and len(indices) > 1 else self._padded(indices)
-
-    def _padded(self, indices: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        longest = max((self.lengths[index] for index in indices), default=1)
-        ids = torch.zeros(max(1, len(indices)), longest, dtype=torch.long)
-        attention, target = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-        for row, index in enumerate(indices):
-            length = self.lengths[index]
-            ids[row, :length] = self._ids(index)
-            attention[row, :length] = 1
-            target[row, self.starts[index] - 1 : length - 1] = True
-        padded = any(self.lengths[index] < longest for index in indices)
-        return {"input_ids": ids} | ({"attention_mask": attention} if padded else {}), target
-
-    def _packed(self, indices: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Without an attention mask, transformers keeps examples apart wherever positions begin again."""
-        ids = torch.cat([self._ids(index) for index in indices])
-        positions = torch.cat([torch.arange(self.lengths[index]) for index in indices])
-        target, end = torch.zeros_like(ids, dtype=torch.bool), 0
-        for index in indices:
-            begin, end = end, end + self.lengths[index]
-            target[begin + self.starts[index] - 1 : end - 1] = True
-        return {"input_ids": ids[None], "position_ids": positions[None]}, target[None]
-
-    def _ids(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self._table["input_ids"][self._rows[index]].values.to_numpy().astype("int64"))
 
 
 @dataclass
@@ -144,6 +94,7 @@ class Trainer:
     engine: Any
     loss: student.TargetLoss
     device: torch.device
+    criterion: Criterion
     held_out: dict[str, Examples]
     """The examples of each loss that a validation measures; empty where nothing is held out."""
     look: EarlyLook | None = None
@@ -194,9 +145,10 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         batch = self.schedule.batch(step)
-        learned = self.examples.learned(batch)
-        loss, router_loss = self._accumulate(step, learned)
-        loss = self._sum(loss) / learned
+        learned, units = self.examples.learned(batch), self.criterion.units(self.examples, batch)
+        sequences = self.examples.sequence_lengths(batch)
+        loss, router_loss, *figures = self._accumulate(step, units, len(sequences))
+        loss = self._sum(loss) / units
         self._refuse_unless_finite("loss", loss, step)
         norm = None if work.zero_stage else student.grad_norm(self.engine.module)
         self.engine.step()  # clips the gradients, too
@@ -207,7 +159,7 @@ class Trainer:
             memory = torch.cuda.max_memory_allocated(self.device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        tokens = sum(self.examples.lengths[index] for index in batch)
+        tokens = sum(sequences)
         self.records.append(
             {
                 "step": step + 1,
@@ -225,37 +177,37 @@ class Trainer:
             }
         )
         if self.job.router_loss_weight:
-            self.records[-1]["router_loss"] = self._sum(router_loss) / len(batch)
+            self.records[-1]["router_loss"] = self._sum(router_loss) / len(sequences)
+        for name, value in zip(self.criterion.figures, figures, strict=True):
+            self.records[-1][name] = self._sum(value) / units
         if self.cost and self.peak:
-            flops_of_step = self.cost.flops((self.examples.lengths[index] for index in batch), learned)
+            flops_of_step = self.cost.flops(sequences, learned)
             self.records[-1]["mfu"] = round(flops_of_step / seconds / self.peak, 4)
         self._refuse_if_spiked()
 
-    def _accumulate(self, step: int, learned: int) -> list[float]:
-        """Compute the gradients of the step's batch; the result is this rank's part of the summed loss, and of the
-        examples' summed router losses."""
+    def _accumulate(self, step: int, units: int, sequences: int) -> list[float]:
+        """Compute the gradients of the step's batch; the result is this rank's part of the summed loss, of the
+        sequences' summed router losses, and of the criterion's figures."""
         work, world, rank = self.job.work, dist.get_world_size(), dist.get_rank()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        router_share = self.job.router_loss_weight / len(self.schedule.batch(step))
+        total = torch.zeros(2 + len(self.criterion.figures), dtype=torch.float64, device=self.device)
+        router_share = self.job.router_loss_weight / sequences
         micro_batches = self.schedule.micro_batches(
             step, rank=rank, world=world, budget=work.max_sequence_length, packing=work.packing
         )
         for number, indices in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            loss, router_loss = self._losses(self.examples, indices)
-            # DeepSpeed takes the mean over ranks, whatever each rank's share of the tokens.
-            self.engine.backward(loss * (world / learned) + router_loss * (world * router_share), scale_wrt_gas=False)
+            sums = self._sums(self.examples, indices)
+            # DeepSpeed takes the mean over ranks, whatever each rank's share of the units.
+            whole = sums.loss * (world / units) + sums.router * (world * router_share)
+            self.engine.backward(whole, scale_wrt_gas=False)
             # Read once a step, so that a GPU need not wait for every micro-batch.
-            total += torch.stack([loss.detach(), router_loss.detach()])
+            total += torch.stack([sums.loss.detach(), sums.router.detach(), *sums.figures])
         return total.tolist()
 
-    def _losses(self, examples: Examples, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss of a micro-batch, and in training the summed router losses of its examples."""
-        inputs, target = examples.tensors(indices, packing=self.job.work.packing)
-        on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        balanced = self.job.router_loss_weight and indices and self.engine.training
-        spans = spans_of(inputs) if balanced else []
-        return self.loss.with_router(on_device, target.to(self.device), spans)
+    def _sums(self, examples: Examples, indices: list[int]) -> Sums:
+        """The sums of a micro-batch; in training with the routers' losses."""
+        balanced = bool(self.job.router_loss_weight) and self.engine.training
+        return self.criterion(Run(self.loss, self.device, self.job.work.packing, balanced), examples, indices)
 
     def _refuse_unless_finite(self, what: str, value: float, step: int) -> None:
         if math.isfinite(value):
@@ -347,7 +299,7 @@ class Trainer:
         )
 
     def _mean_loss(self, examples: Examples) -> float:
-        """The mean loss over the target tokens of the examples, of which nothing is learned."""
+        """The mean loss over the target tokens, or pairs, of the examples, of which nothing is learned."""
         work, total = self.job.work, 0.0
         everything = list(range(len(examples.lengths)))
         micro_batches = Schedule(examples.lengths, len(everything), 1, 0).micro_batches(
@@ -356,9 +308,9 @@ class Trainer:
         self.engine.eval()
         with torch.no_grad():
             for indices in micro_batches:
-                total += self._losses(examples, indices)[0].item()
+                total += self._sums(examples, indices).loss.item()
         self.engine.train()
-        return self._sum(total) / examples.learned(everything)
+        return self._sum(total) / self.criterion.units(examples, everything)
 
     def export(self) -> None:
         """Write the resulting model: the best one, or the last where no loss chooses."""
@@ -420,8 +372,12 @@ class Trainer:
 def start(folder: Path) -> Trainer:
     """Load the student, hand it to DeepSpeed, and go to the checkpoint's step, if there is one."""
     job = Job.model_validate_json((folder / JOB).read_text())
-    examples = Examples(folder / EXAMPLES)
-    held_out = {name: found for name, file in HELD_OUT.items() if (found := Examples(folder / file)).lengths}
+
+    def examples_of(file: str) -> Examples:
+        return examples_in(folder / file, folder / SCORES, job.work.objective, job.work.top_k)
+
+    examples = examples_of(EXAMPLES)
+    held_out = {name: found for name, file in HELD_OUT.items() if (found := examples_of(file)).lengths}
     _agree("the number of examples", len(examples.lengths))
     _agree("the checkpoint to continue from", job.resume)
     work = job.work
@@ -454,6 +410,7 @@ def start(folder: Path) -> Trainer:
         engine=engine,
         loss=loss,
         device=device,
+        criterion=criterion_of(work),
         held_out=held_out,
         keeper=adapter.Keeper(engine, job) if work.adapter else None,
         cost=student.cost(model),
@@ -461,6 +418,12 @@ def start(folder: Path) -> Trainer:
     )
     if questions := early.read_questions(folder / QUESTIONS):
         trainer.look = EarlyLook(engine, job, questions, folder / STOP)
+    if isinstance(trainer.criterion, Preference):
+        # Before the checkpoint is loaded: here the student is what it was at the start.
+        run = Run(loss, device, work.packing, balanced=False)
+        for name, among in {"": examples, **held_out}.items():
+            order = schedule if among is examples else Schedule(among.lengths, len(among.lengths), 1, 0)
+            trainer.criterion.reference[among] = measure_reference(engine, run, job, name, among, order)
     if job.resume:
         trainer.records = trainer.saver.load()
     return trainer

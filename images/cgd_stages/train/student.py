@@ -24,6 +24,8 @@ from cgd_stages.training.job import Job
 
 log = logging.getLogger(__name__)
 
+Measure = Callable[..., torch.Tensor]
+"""A loss of logits and of what is aligned with them: see `TargetLoss.with_router`."""
 MAX_GRAD_NORM = 1.0
 ADAM = {"torch_adam": True, "fused": True, "betas": [0.9, 0.999], "eps": 1e-8}
 MARKS = (-64.0, 64.0)
@@ -59,29 +61,46 @@ class TargetLoss:
         return self._balance is not None
 
     def __call__(self, inputs: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-        return self._losses(inputs, target)[0]
+        return self.with_router(inputs, target, ())[0]
 
     def with_router(
-        self, inputs: dict[str, torch.Tensor], target: torch.Tensor, spans: Sequence[slice]
+        self,
+        inputs: dict[str, torch.Tensor],
+        target: torch.Tensor,
+        spans: Sequence[slice],
+        measure: Measure | None = None,
+        aligned: Sequence[torch.Tensor] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and the router's losses of all examples, summed; `spans`: see `router.spans_of`."""
+        """The loss, and the router's losses of all examples, summed; `spans`: see `router.spans_of`.
+
+        `measure` makes another loss than the likelihood of the logits (positions, vocabulary) and tokens (positions,)
+        of the learned positions, and of what `aligned` has for them (positions, ...). It gives one value for each
+        position, or their sum, and so does this.
+        """
         if not (self._balance and spans):
-            return self(inputs, target), torch.zeros((), device=target.device)
-        loss, output = self._losses(inputs, target, output_router_logits=True)
+            return self._losses(inputs, target, measure, aligned)[0], torch.zeros((), device=target.device)
+        loss, output = self._losses(inputs, target, measure, aligned, output_router_logits=True)
         return loss, router.summed(self._balance, output.router_logits, spans)
 
-    def _losses(self, inputs: dict[str, torch.Tensor], target: torch.Tensor, **asked: bool) -> tuple[torch.Tensor, Any]:
+    def _losses(
+        self,
+        inputs: dict[str, torch.Tensor],
+        target: torch.Tensor,
+        measure: Measure | None,
+        aligned: Sequence[torch.Tensor],
+        **asked: bool,
+    ) -> tuple[torch.Tensor, Any]:
         """The loss, and all that the model returns."""
-        learned = inputs["input_ids"][:, 1:][target[:, :-1]]
+        learned, measure = inputs["input_ids"][:, 1:][target[:, :-1]], measure or _float32_loss
         if self._bare:
 
-            def loss(states: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-                return _float32_loss(self._logits(states), learned)
+            def loss(states: torch.Tensor, *learned: torch.Tensor) -> torch.Tensor:
+                return measure(self._logits(states), *learned)
 
-            output = self._run(inputs, lambda states: _in_chunks(loss, states[target], learned), **asked)
+            output = self._run(inputs, lambda states: _in_chunks(loss, states[target], learned, *aligned), **asked)
             return output.logits, output
         output = self._run(inputs, lambda states: self._logits(states[target]), **asked)
-        return _in_chunks(_float32_loss, output.logits, learned), output
+        return _in_chunks(measure, output.logits, learned, *aligned), output
 
     def _forward(self, states: torch.Tensor) -> torch.Tensor:
         """The output layer's forward, of hidden states (examples, positions, hidden)."""
@@ -99,17 +118,17 @@ class TargetLoss:
             self._instead = None
 
 
-def _in_chunks(
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: torch.Tensor, learned: torch.Tensor
-) -> torch.Tensor:
-    """Sum of `loss` over chunks of `rows` (positions, width) and `learned` (positions,).
+def _in_chunks(measure: Measure, rows: torch.Tensor, *aligned: torch.Tensor) -> torch.Tensor:
+    """What `measure` gives for `rows` (positions, width) and what is aligned with them, a chunk at a time: the sum of
+    its sums, or its values one after another.
 
     Intermediate results exist for one chunk at a time; if there are several, backward computes them again.
     """
-    if len(learned) <= CHUNK:
-        return loss(rows, learned)
-    chunks = zip(torch.split(rows, CHUNK), torch.split(learned, CHUNK), strict=True)
-    return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    if len(rows) <= CHUNK:
+        return measure(rows, *aligned)
+    chunks = zip(*(torch.split(tensor, CHUNK) for tensor in (rows, *aligned)), strict=True)
+    found = [checkpoint(measure, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(found) if found[0].dim() else torch.stack(found).sum()
 
 
 def _float32_loss(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,15 @@ from typing import Any
 
 from cgd_stages.chat.example import Example, Unusable
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import LENGTH, Lesson, Objective, Rows, StageName, Train
+from cgd_stages.contract import LENGTH, Lesson, Rows, StageName, Supervised, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import RowsLost, UserError
-from cgd_stages.method import examples
-from cgd_stages.method.examples import TARGETS, Critic
+from cgd_stages.method import examples, pairs
+from cgd_stages.method.examples import TARGETS, Critic, examples_of
 from cgd_stages.store.folder import REJECTED, Folder, read_rows
 from cgd_stages.store.rows import KEY, Key, Row, digest_of, from_parquet, key_of
 from cgd_stages.store.run import RunStore
+from cgd_stages.training.scores import text_digest
 from cgd_stages.training.validation_split import held_out
 
 HINTS = {
@@ -40,6 +41,11 @@ CHECK = "check"
 """The stage of the rows that no objective learns, whatever it can use."""
 UNUSABLE = "unusable"
 """The reason of a row that this objective could use and another one of the run cannot."""
+UNSCORED = "unscored"
+"""The reason of a row whose log-probabilities this objective lacks: its context has no room for them."""
+SOURCE_SAMPLE = "source_sample"
+"""In a row of the teacher's own answers: its sample there. `sample` is that of the row of refine in whose place it is
+learned."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,20 @@ class Dataset:
     refine: Folder
     distill: Folder | None = None
     misrefine: Folder | None = None
+    scores: Folder | None = None
+    """The log-probabilities that the objective learns from; None also where they are not asked for yet."""
     left_out: Mapping[Key, LeftOut] = field(default_factory=dict)
     """Rows that the objective may be able to use and that no training of the run learns."""
 
     @classmethod
-    def of(cls, store: RunStore, work: Train, template: ChatTemplate) -> "Dataset":
-        """The dataset in the finished stages that the objective learns from."""
-        distill = store.input("distill") if work.objective == "DistilledSFT" else None
+    def of(cls, store: RunStore, work: Train, template: ChatTemplate, *, scored: bool = True) -> "Dataset":
+        """The dataset in the finished stages that the objective learns from; `scored`: with the log-probabilities that
+        it needs, which come after `check`."""
+        distill = store.input("distill") if examples_of(work) == "DistilledSFT" else None
+        scores = store.input(work.scores) if scored and work.scores else None
         misrefine = store.input("misrefine") if work.critique.kind == "miscritique" else None
         left_out = read_left_out(store.input(CHECK), work.stage) if work.common_rows else {}
-        return cls(work, template, store.input("refine"), distill, misrefine, left_out)
+        return cls(work, template, store.input("refine"), distill, misrefine, scores, left_out)
 
     @property
     def total(self) -> int:
@@ -87,16 +97,18 @@ class Dataset:
 
     def identity(self) -> dict[str, Any]:
         """Everything but the student that determines the examples; part of a digest."""
-        work = self.work
+        work, given = self.work, self.work.model_dump(by_alias=True, include={"beta", "top_k"})
         return {
             "objective": work.objective,
             "critique": work.critique.identity(),
-            "prompts": examples.wording(work.objective, work.critique, work.context),
+            "prompts": examples.wording(examples_of(work), work.critique, work.context),
             "upstream": self.refine.digest,
             "heldOut": work.validation.fraction,
             **({"bareShare": work.bare_share} if work.bare_share else {}),
             **({"distill": self.distill.digest} if self.distill else {}),
             **({"misrefine": self.misrefine.digest} if self.misrefine else {}),
+            **({"scores": self.scores.digest} if self.scores else {}),
+            **{name: value for name in ("beta", "topK") if (value := given.get(name)) is not None},
             **({"leftOut": digest_of(keys=sorted(self.left_out))} if self.left_out else {}),
             **self.template.identity(),
             **self.template.ending(),
@@ -150,7 +162,11 @@ class Dataset:
             if left_out := self.left_out.get(key):
                 yield row, left_out
                 continue
-            example = self.bare_example(row) if key in self.bare else self._example(row, self.work.objective, critic)
+            own = self.bare_example(row) if key in self.bare else self._own_example(row, critic)
+            if isinstance(own, LeftOut):
+                yield row, own
+                continue
+            example = own
             if self.measures_bare and row["id"] in self.held_out and isinstance(example, Example):
                 bare = self.bare_example(row)
                 example = bare if isinstance(bare, Unusable) else example
@@ -160,7 +176,37 @@ class Dataset:
         """The example of a row as inference asks it: the prompt alone, and the refinement as the target."""
         return self._example(row, examples.BARE)
 
-    def _example(self, row: Row, objective: Objective, critic: Critic | None = None) -> Example | Unusable:
+    def _own_example(self, row: Row, critic: Critic | None) -> Example | Unusable | LeftOut:
+        """The example of a row for the objective. LeftOut: this objective alone cannot learn from the row, and the
+        others may."""
+        if self.work.objective == "DPO":
+            return self._pair(row)
+        example = self._example(row, examples_of(self.work), critic)
+        if self.scored is None or not isinstance(example, Example):
+            return example
+        tokens = self.scored.get((row["id"], row.get(SOURCE_SAMPLE, row["sample"])))
+        if tokens is None:
+            return LeftOut(UNSCORED, f"{self.work.scores} has no log-probabilities of it")
+        if tokens != text_digest(example.input_ids[example.start :]):
+            return LeftOut(UNSCORED, f"{self.work.scores} has log-probabilities of other tokens")
+        return example
+
+    def _pair(self, row: Row) -> pairs.Pair | Unusable | LeftOut:
+        work = self.work
+        try:
+            made = pairs.pair(self.template, row, max_length=work.max_sequence_length, thinking=work.thinking)
+        except Unusable as error:
+            return error
+        return made if isinstance(made, pairs.Pair) else LeftOut(made, pairs.DETAILS[made])
+
+    @cached_property
+    def scored(self) -> Mapping[Key, str] | None:
+        """`text_digest` of each row's scored tokens, where it has log-probabilities; None: the objective needs none."""
+        if self.scores is None:
+            return None
+        return {key_of(row): row["text"] for row in read_rows(self.scores, [*KEY, "text"])}
+
+    def _example(self, row: Row, objective: Supervised, critic: Critic | None = None) -> Example | Unusable:
         work = self.work
         [(_, example)] = examples.each_example(
             self.template,
@@ -194,7 +240,7 @@ class Dataset:
             wanted[row["id"], answer % own_answers].append(row["sample"])
         for row in read_rows(self.distill):
             for sample in wanted.pop(key_of(row), []):
-                yield row | {"sample": sample}
+                yield row | {"sample": sample, SOURCE_SAMPLE: row["sample"]}
         for (identity, _), samples in sorted(wanted.items()):
             for sample in samples:
                 yield {"id": identity, "sample": sample, "prompt": "", "distilled": None}
@@ -345,6 +391,6 @@ def no_examples(
     examples = "; ".join(text[:250] for text in first)
     hint = "The stages before have kept nothing: look at their rejected rows."
     if reasons:
-        hint = HINTS[reasons.most_common(1)[0][0]].format(target=TARGETS[lesson.objective], training=lesson.title)
+        hint = HINTS[reasons.most_common(1)[0][0]].format(target=TARGETS[examples_of(lesson)], training=lesson.title)
     message = f"{reasons.total()} of {expected} rows make no example, {max_rejected:.1%} may ({counts}). {examples}"
     return UserError(f"{lesson.title}: {message}", hint=hint)

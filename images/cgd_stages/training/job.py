@@ -21,6 +21,11 @@ BARE_LOSS = "bare_validation_loss"
 context."""
 HELD_OUT = {VALIDATION_LOSS: "validation.arrow", BARE_LOSS: "validation-bare.arrow"}
 """The files of the held-out examples by the loss that they measure. A file has no record where nothing is measured."""
+REJECTED_IDS = "rejected_ids"
+"""Column of EXAMPLES with the tokens of a pair's other text; `SOURCE_SAMPLE` is that of the sample under which a text
+was scored."""
+SCORES = "scores.arrow"
+"""The log-probabilities that the objective learns from; missing where it needs none."""
 QUESTIONS = "early.jsonl"
 """The early questions; missing where the run has none."""
 MODEL = "model"

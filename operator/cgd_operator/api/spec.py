@@ -119,6 +119,12 @@ EARLY_RULE = (
 )
 
 
+SCORED_RULE = (
+    "!self.training.variants.exists(one, one.kind == 'SupervisedKD') || has(self.teacher.model)",
+    "the kind SupervisedKD needs probabilities of stored texts, which endpoints do not give: set teacher.model",
+)
+
+
 LIMIT_RULE = ("has(self.gpuHours) || has(self.deadlineSeconds)", "a budget sets gpuHours, deadlineSeconds or both")
 
 
@@ -150,7 +156,9 @@ class CGDRunSpec(Contract):
     """One run of Critique-Guided Distillation."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE, BUDGET_RULE, EARLY_RULE)
+        json_schema_extra=rules(
+            AGAINST_RULE, REFERENCE_RULE, RIGHT_RULE, THINKING_RULE, BUDGET_RULE, EARLY_RULE, SCORED_RULE
+        )
     )
 
     MUTABLE: ClassVar[frozenset[str]] = frozenset(
@@ -221,6 +229,8 @@ class CGDRunSpec(Contract):
             )
         if self.training.stop_unless and not (self.evaluation and self.evaluation.early):
             raise ValueError(EARLY_RULE[1])
+        if "SupervisedKD" in self.training.kinds and not self.teacher.model:
+            raise ValueError(SCORED_RULE[1])
         fields = self.prompts.fields
         if fields.reference is None and fields.messages is None:
             if "SFT" in self.training.kinds:

@@ -3,9 +3,14 @@
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 
 from cgd_operator.api.fields import VARIANT, rules
 from cgd_stages.contract import (
+    DPO_BETA,
+    MOST_TOP_K,
+    SETTINGS,
+    TOP_K,
     Contract,
     Course,
     CritiqueKind,
@@ -20,7 +25,9 @@ from cgd_stages.contract import (
     Rate,
     RivalKind,
     StopUnless,
+    Supervised,
     Target,
+    Texts,
     Upkeep,
 )
 
@@ -53,18 +60,48 @@ BARE_RULE = (
     f"double(self.bareShare) == 0.0 || {_CGD}",
     "only CGD learns with and without its critique: add CGD to objectives, or leave bareShare out",
 )
-_TAKEN = ("base", *(name.lower() for name in (*get_args(Objective), *get_args(RivalKind))))
+_MODELS = ("base", *(name.lower() for name in (*get_args(Supervised), *get_args(RivalKind))))
+_TAKEN = (*_MODELS, *get_args(Texts))
 NAME_RULE = (
     f"!(self.name in {list(_TAKEN)})",
-    f"the names {', '.join(_TAKEN)} belong to models that a run has anyway: take another one",
+    f"the names {', '.join(_MODELS)} belong to models that a run has anyway, and {' and '.join(get_args(Texts))} to "
+    "texts: take another one",
 )
 CRITIQUE_OF_CGD_RULE = (
     "self.kind == 'CGD' || !(has(self.critique) || has(self.bareShare))",
     "critique and bareShare are for the kind CGD: remove them",
 )
 CONTEXT_RULE = (
-    "self.kind in ['CGD', 'CFT'] || !has(self.context)",
-    "context is for the kinds CGD and CFT, which have an instruction: remove it",
+    f"self.kind in {list(SETTINGS['context'])} || !has(self.context)",
+    "context is for the kinds CGD and CFT, and for ContextDistillation, which have an instruction: remove it",
+)
+OWN_RULES = {
+    name: (
+        f"self.kind in {list(SETTINGS[name])} || !has(self.{to_camel(name)})",
+        f"{to_camel(name)} is for the kind {' or '.join(SETTINGS[name])}: remove it",
+    )
+    for name in ("beta", "texts", "top_k")
+}
+STEPS = 2
+"""A variant may start from a variant, and that from another, which starts from an objective or from the student."""
+
+
+def _begins(one: str, steps: int) -> str:
+    """In CEL: whether a variant's training begins somewhere, so many variants away at most. A circle never does."""
+    begins = f"!has({one}.from) || {one}.from in self.objectives"
+    if steps:
+        before = f"before{steps}"
+        rest = _begins(before, steps - 1)
+        begins += f" || self.variants.exists({before}, {before}.name == {one}.from && ({rest}))"
+    return begins
+
+
+FROM_RULE = (
+    f"self.variants.all(one, {_begins('one', STEPS)})",
+    (
+        "variants: from names one of objectives, or another variant which begins at the student or at an objective, "
+        f"at most {STEPS} variants on and in no circle"
+    ),
 )
 SELECT_RULE = (
     "!has(self.select) || self.select == 'last' || !has(self.fraction) || double(self.fraction) > 0.0",
@@ -143,18 +180,51 @@ VariantName = Annotated[str, Field(max_length=24, pattern=VARIANT)]
 class Variant(Contract):
     """A further training, of an objective with settings of its own. What it leaves out is as training says."""
 
-    model_config = ConfigDict(json_schema_extra=rules(NAME_RULE, CRITIQUE_OF_CGD_RULE, CONTEXT_RULE))
+    model_config = ConfigDict(
+        json_schema_extra=rules(NAME_RULE, CRITIQUE_OF_CGD_RULE, CONTEXT_RULE, *OWN_RULES.values())
+    )
 
     name: VariantName = Field(
         description="What its stages, its model and its lines in the report are called; the stage that trains "
         "cgd-shuffled is train-cgd-shuffled."
     )
-    kind: Objective = Field(description="The objective.")
+    kind: Objective = Field(
+        description="The objective: one of objectives, or one that learns from the same rows by another loss, given "
+        "the prompt alone. DPO learns to prefer the refinement to the student's own answer. SupervisedKD learns the "
+        "teacher's probabilities on stored texts, and needs a teacher with the student's tokens. ContextDistillation "
+        "learns the probabilities that the model it starts from has with answer and critique in view."
+    )
+    from_: Annotated[str, Field(min_length=1, max_length=24)] | None = Field(
+        None,
+        alias="from",
+        description="The training whose model this one starts from: an objective, such as CGD, or another variant. "
+        "Default: the student.",
+    )
     critique: Critique | None = None
     bare_share: Fraction | None = Field(None, description=BARE_SHARE)
     context: InstructionTurn | None = Field(None, description=CONTEXT)
     learning_rate: Rate | None = Field(None, description="Its highest learning rate.")
     epochs: int | None = Field(None, ge=1, le=100, description="How often it goes through the rows.")
+    beta: Rate | None = Field(
+        None, description=f'DPO: how much the distance from its start weighs; default: "{DPO_BETA:g}".'
+    )
+    texts: Texts | None = Field(
+        None,
+        description="SupervisedKD: on which texts it learns, the refinements or the teacher's own answers (one more "
+        "pass of the teacher); default: refined.",
+    )
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_TOP_K,
+        description="SupervisedKD and ContextDistillation: how many of a position's likeliest tokens are told apart; "
+        f"the others count together. Default: {TOP_K}.",
+    )
+
+    @property
+    def distills(self) -> bool:
+        """Whether it learns the teacher's own answers."""
+        return self.kind == "DistilledSFT" or self.texts == "distilled"
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "Variant":
@@ -162,15 +232,18 @@ class Variant(Contract):
             raise ValueError(NAME_RULE[1])
         if self.kind != "CGD" and not (self.critique is None and self.bare_share is None):
             raise ValueError(CRITIQUE_OF_CGD_RULE[1])
-        if self.kind not in ("CGD", "CFT") and self.context is not None:
+        if self.kind not in SETTINGS["context"] and self.context is not None:
             raise ValueError(CONTEXT_RULE[1])
+        for name, (_, mend) in OWN_RULES.items():
+            if self.kind not in SETTINGS[name] and getattr(self, name) is not None:
+                raise ValueError(mend)
         return self
 
 
 class Objectives(Contract):
     """What is learned."""
 
-    objectives: tuple[Objective, ...] = Field(
+    objectives: tuple[Supervised, ...] = Field(
         ("CGD",),
         max_length=5,
         json_schema_extra={"x-kubernetes-list-type": "set"},
@@ -183,8 +256,8 @@ class Objectives(Contract):
         (),
         max_length=20,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="Further trainings, one after another behind those of objectives, so that one run compares "
-        "critiques, rates and shares on the same rows. With variants objectives may be [].",
+        description="Further trainings behind those of objectives, so that one run compares critiques, rates, shares "
+        "and losses on the same rows. With variants objectives may be [].",
     )
     critique: Critique = Critique()
     bare_share: Fraction = Field(Number("0"), description=BARE_SHARE)
@@ -211,6 +284,13 @@ class Workers(Contract):
         description="The kind that runs a training: PyTorchJob (Kubeflow Training Operator) or TrainJob (Kubeflow "
         "Trainer v2). auto takes the one that the cluster has, PyTorchJob first.",
     )
+    parallel: int = Field(
+        1,
+        ge=1,
+        le=25,
+        description="How many trainings run side by side, each with all its workers. One that starts from another's "
+        "model waits for it.",
+    )
     gpus_per_worker: int = Field(
         8, ge=1, le=64, description="How many GPUs a pod has. It runs as many processes, on a CPU too."
     )
@@ -227,7 +307,9 @@ class Workers(Contract):
 class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last base come first
     """How the student is trained."""
 
-    model_config = ConfigDict(json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, LEARNS_RULE, ABLATION_RULE, BARE_RULE))
+    model_config = ConfigDict(
+        json_schema_extra=rules(BATCH_RULE, OFFLOAD_RULE, LEARNS_RULE, ABLATION_RULE, BARE_RULE, FROM_RULE)
+    )
 
     validation: Validation = Validation()
     stop_unless: StopUnless | None = Field(
@@ -244,7 +326,28 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
     @property
     def titles(self) -> tuple[str, ...]:
         """What the trainings are called, in order."""
-        return (*self.objectives, *(variant.name for variant in self.variants))
+        return (*self.objectives, *(variant.name for variant in self.ordered))
+
+    @property
+    def distills(self) -> bool:
+        """Whether a training learns the teacher's own answers."""
+        return "DistilledSFT" in self.objectives or any(variant.distills for variant in self.variants)
+
+    @property
+    def ordered(self) -> tuple[Variant, ...]:
+        """The variants, each behind the one whose model it starts from, and else as the manifest has them."""
+        return tuple(sorted(self.variants, key=self._variants_before))
+
+    def _variants_before(self, variant: Variant) -> int:
+        """How many variants are trained in turn before this one, at most STEPS + 1 where they have no beginning."""
+        named = {other.name: other for other in self.variants}
+        before = 0
+        while variant.from_ is not None and variant.from_ not in self.objectives and before <= STEPS:
+            before += 1
+            if variant.from_ not in named:
+                return STEPS + 1
+            variant = named[variant.from_]
+        return before
 
     @property
     def misleads(self) -> bool:
@@ -265,4 +368,6 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
             raise ValueError(ABLATION_RULE[1])
         if self.bare_share and "CGD" not in self.kinds:
             raise ValueError(BARE_RULE[1])
+        if any(self._variants_before(variant) > STEPS for variant in self.variants):
+            raise ValueError(FROM_RULE[1])
         return self

@@ -13,6 +13,11 @@ from cgd_operator.api.evaluation import Benchmark, Evaluation, Task
 from cgd_operator.api.fields import bytes_of
 from cgd_operator.api.generation import Chat, ServedModel
 from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec, readable_spec
+from cgd_operator.api.training import Variant
+from cgd_operator.planning import scoring
+from cgd_operator.planning.served import chat as _chat
+from cgd_operator.planning.served import student as _student
+from cgd_operator.planning.served import teacher as _teacher
 from cgd_stages import contract
 from cgd_stages.contract import StageName
 
@@ -174,31 +179,43 @@ def _works(spec: CGDRunSpec) -> Iterator[_Work]:
         yield _Work(CRITIQUE, partial(_generate, spec, "critique"), pool, (ANSWER,), shards)
         yield _Work(REFINE, partial(_generate, spec, "refine"), pool, (CRITIQUE,), shards)
     generated: tuple[StageName, ...] = (REFINE,)
-    if "DistilledSFT" in spec.training.kinds:
+    if spec.training.distills:
         yield _Work(DISTILL, partial(_generate, spec, "distill"), pool, generated, shards)
         generated = (*generated, DISTILL)
     if spec.training.misleads:
         work = partial(_generate, spec, "miscritique", "misrefine")
         yield _Work(MISTEACHER, work, pool, generated, shards)  # after the teacher's other work: it needs the same GPUs
         generated = (*generated, MISREFINE)
+    for texts in scoring.by_teacher(spec):
+        stage = contract.score_stage(texts)
+        yield _Work(stage, partial(scoring.of_teacher, spec, texts), pool, generated, shards)
+        generated = (*generated, stage)
     yield from _trainings(spec, generated)
     if spec.evaluation:
         yield from _evaluations(spec, spec.evaluation)
 
 
 def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
-    """A check on a CPU, then the trainings in turn: they need the same GPUs."""
+    """A check on a CPU, then the trainings, so many side by side as training.parallel says: the others need the same
+    GPUs. One that starts from another's model waits for it, and what scores for it comes between."""
     trains = cache(partial(_trains, spec))
 
     def train(number: int) -> contract.Train:
         return trains()[number]
 
     yield _Work(CHECK, lambda: _check(spec, trains()), "cpu", generated)
-    before: tuple[StageName, ...] = (CHECK,)
-    for number, title in enumerate(spec.training.titles):
-        stage = contract.train_stage(title)
-        yield _Work(stage, partial(train, number), "training", before, spec.training.workers)
-        before = (CHECK, stage)
+    stages = [contract.train_stage(title) for title in spec.training.titles]
+    variants = (*(None for _ in spec.training.objectives), *spec.training.ordered)
+    for number, (stage, variant) in enumerate(zip(stages, variants, strict=True)):
+        before = stages[number - spec.training.parallel] if number >= spec.training.parallel else None
+        start = contract.train_stage(variant.from_) if variant and variant.from_ else None
+        scores = None
+        if variant in scoring.by_start(spec):
+            scores = contract.score_stage(variant.name)
+            after = (start or CHECK,)
+            yield _Work(scores, partial(scoring.of_start, spec, variant), "student", after, spec.student.shards)
+        waits = dict.fromkeys(one for one in (CHECK, before, start, scores) if one)
+        yield _Work(stage, partial(train, number), "training", tuple(waits), spec.training.workers)
 
 
 def _check(spec: CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
@@ -295,7 +312,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
     against = prompts.decontaminate.against if prompts.decontaminate else ()
     tasks = tuple(_task(task) for task in evaluation.tasks if task.name in against) if evaluation else ()
     roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
-    if "DistilledSFT" in spec.training.kinds:
+    if spec.training.distills:
         roles = (*roles, "distill")
     if spec.training.misleads:
         roles = (*roles, "miscritique", "misrefine")
@@ -318,6 +335,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         max_rejected=spec.generation.max_rejected,
         training=trains[0],
         lessons=tuple(map(contract.Lesson.part_of, trains)),
+        scores=scoring.everything(spec),
         gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
         graded_by=_graded_by(spec),
         published=published_of(spec),
@@ -369,27 +387,24 @@ def _sampling(spec: CGDRunSpec, roles: tuple[contract.Role, ...]) -> tuple[contr
 def _trains(spec: CGDRunSpec) -> tuple[contract.Train, ...]:
     """All trainings, in order: one for each objective, then one for each variant."""
     plain = (_train(spec, objective, {}) for objective in spec.training.objectives)
-    varied = (
-        _train(spec, variant.kind, variant.model_dump(exclude={"kind"}, exclude_none=True))
-        for variant in spec.training.variants
-    )
+    varied = (_train(spec, variant.kind, _own(variant)) for variant in spec.training.ordered)
     return (*plain, *varied)
 
 
-_READ_BY: dict[str, tuple[contract.Objective, ...]] = {
-    "critique": ("CGD",),
-    "bare_share": ("CGD",),
-    "context": ("CGD", "CFT"),
-}
-"""The settings of a training that only some objectives read."""
+def _own(variant: Variant) -> dict[str, Any]:
+    """The settings of a variant, with what its kind needs and the manifest leaves out."""
+    own = variant.model_dump(exclude={"kind", "from_"}, exclude_none=True)
+    defaults = {"beta": contract.DPO_BETA, "texts": "refined", "top_k": contract.TOP_K}
+    own = {name: value for name, value in defaults.items() if variant.kind in contract.SETTINGS[name]} | own
+    return own | ({"start": contract.train_stage(variant.from_)} if variant.from_ else {})
 
 
 def _train(spec: CGDRunSpec, objective: contract.Objective, own: dict[str, Any]) -> contract.Train:
     """A training of an objective; `own` are the settings of a variant. What the manifest leaves out of critique and
     validation is what a task says by itself."""
     elsewhere = {"objectives", "variants", "keep", "stop_unless"}
-    elsewhere |= {"backend", "gpus_per_worker", "termination_grace_period_seconds"}
-    elsewhere |= {setting for setting, readers in _READ_BY.items() if objective not in readers}
+    elsewhere |= {"parallel", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
+    elsewhere |= {setting for setting, readers in contract.SETTINGS.items() if objective not in readers}
     return contract.Train(
         **spec.training.model_dump(exclude=elsewhere, exclude_none=True) | own,
         objective=objective,
@@ -459,21 +474,8 @@ def _task(task: Task) -> contract.HarnessTask:
     )
 
 
-def _student(spec: CGDRunSpec) -> contract.Model:
-    return contract.Model(name=spec.student.model, revision=spec.student.revision)
-
-
-def _teacher(spec: CGDRunSpec) -> contract.Model | None:
-    """None where it is an endpoint."""
-    return contract.Model(name=spec.teacher.model, revision=spec.teacher.revision) if spec.teacher.model else None
-
-
 def _endpoint(spec: CGDRunSpec) -> contract.Endpoint | None:
     return contract.Endpoint.part_of(spec.teacher.endpoint) if spec.teacher.endpoint else None
-
-
-def _chat(model: ServedModel) -> contract.Chat:
-    return contract.Chat.part_of(model.chat)
 
 
 def _prompts(spec: CGDRunSpec) -> contract.Prompts:

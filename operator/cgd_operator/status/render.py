@@ -34,6 +34,7 @@ WORDS = {
     "distill": "Distilling",
     "miscritique": "Miscritiquing",
     "misrefine": "Misrefining",
+    "score": "Scoring",
     "check": "Checking",
     "train": "Training",
     "evaluate": "Evaluating",

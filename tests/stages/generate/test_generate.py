@@ -24,7 +24,7 @@ from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.replies import row_sampling
 from cgd_stages.errors import Interrupted, RowsLost, TransientError, UserError
 from cgd_stages.generate import __main__ as generate
-from cgd_stages.generate.shard_writer import ShardWriter, owned_rows, owns
+from cgd_stages.generate.shard_writer import ShardWriter
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.store import part_writer
@@ -32,6 +32,7 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import DONE, Folder
 from cgd_stages.store.rows import row_schema
 from cgd_stages.store.run import RunStore
+from cgd_stages.store.shards import owned_rows, owns
 
 TEXTS = [f"How many apples are {n} apples?" for n in range(40)]
 

@@ -21,11 +21,11 @@ from support.stage_builders import (
 from cgd_stages.contract import Rows, Sampling, Storage
 from cgd_stages.engines.base import Reply, Request
 from cgd_stages.errors import Interrupted
-from cgd_stages.generate.shard_writer import owns
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.runtime.program import Context
 from cgd_stages.store import part_writer
 from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.shards import owns
 
 TEXTS = [f"How many apples are {n} apples?" for n in range(10)]
 WARM = Sampling(max_tokens=48, temperature=0.7)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from cgd_stages.chat.messages import Message, plain
-from cgd_stages.contract import Objective, Role
+from cgd_stages.contract import Role, Supervised
 from cgd_stages.method import prompts
 from cgd_stages.method.examples import conversation
 
@@ -39,8 +39,8 @@ def test_every_role_sees_the_turns_in_front(role: Role, turns: list[Message]) ->
 
 
 @pytest.mark.parametrize("turns", [[SYSTEM], EARLIER, [SYSTEM, *EARLIER]])
-@pytest.mark.parametrize("objective", get_args(Objective))
-def test_the_context_of_every_objective_has_the_turns_in_front(objective: Objective, turns: list[Message]) -> None:
+@pytest.mark.parametrize("objective", get_args(Supervised))
+def test_the_context_of_every_objective_has_the_turns_in_front(objective: Supervised, turns: list[Message]) -> None:
     context, target = conversation(objective, row(turns))
     assert context[:-1] == turns
     assert target in {"Arr, 6.", "Off by one.", "6!", "6"}
@@ -62,7 +62,7 @@ def test_our_instruction_stands_above_the_slots_where_the_conversation_has_its_o
 
 
 @pytest.mark.parametrize("objective", ["CGD", "CFT"])
-def test_a_trainings_instruction_stands_above_the_slots_in_the_last_turn(objective: Objective) -> None:
+def test_a_trainings_instruction_stands_above_the_slots_in_the_last_turn(objective: Supervised) -> None:
     context, _ = conversation(objective, row([SYSTEM, *EARLIER]))
     assert context == [SYSTEM, *EARLIER, *conversation(objective, row([]))[0]]
     joined, _ = conversation(objective, row([SYSTEM, *EARLIER]), "system")

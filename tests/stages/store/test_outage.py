@@ -20,13 +20,14 @@ from support.stage_builders import (
 from cgd_stages.contract import Storage
 from cgd_stages.engines.base import Reply, Request
 from cgd_stages.errors import Interrupted, TransientError, UserError
-from cgd_stages.generate.shard_writer import ShardWriter, owns, packed
+from cgd_stages.generate.shard_writer import ShardWriter, packed
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store import bucket as storage
 from cgd_stages.store import part_writer
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import from_parquet, row_schema
+from cgd_stages.store.shards import owns
 
 TEXTS = [f"How many pears are {n} pears?" for n in range(40)]
 

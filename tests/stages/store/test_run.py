@@ -7,13 +7,13 @@ from support.stage_builders import RUN
 
 from cgd_stages.contract import Rows, StageFacts, Storage
 from cgd_stages.errors import StageError, TransientError, UserError
-from cgd_stages.generate.shard_writer import may_hold, owns
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA, read_benchmarks
 from cgd_stages.store.bucket import Bucket, places
 from cgd_stages.store.folder import DONE, PARTS, Done, Folder, read_rows
 from cgd_stages.store.rows import digest_of, from_parquet, now, row_schema, sha256, to_parquet
 from cgd_stages.store.run import RunStore
+from cgd_stages.store.shards import may_hold, owns
 
 ROW = {"id": "ab", "sample": 0, "prompt": "2 + 2?", "reference": None, "prompt_tokens": 4}
 
