@@ -15,6 +15,7 @@ Environment:
     CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
     CGD_STALLED_AFTER_SECONDS            how long a person has to fix something before a run is Stalled; default:
                                          `status.render.STALLED_AFTER`
+    CGD_LOG_FORMAT                       json: an object for each record; default: lines of text
     CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
     CGD_POD_IP                           where other operators reach this operator; default: the bound address
 """
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--namespace", "-n", action="append", default=[], help="watch only this namespace (repeatable)")
     parser.add_argument("--kubeconfig", help="default: the pod's service account, or $KUBECONFIG")
     options = parser.parse_args()
-    start_log("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    start_log("%(asctime)s %(levelname)-7s %(name)s %(message)s", json=os.environ.get("CGD_LOG_FORMAT") == "json")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
         os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file

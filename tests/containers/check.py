@@ -43,7 +43,9 @@ ROOM = 45
 """GB of disk: while the layer of generate is made, its venv is there four times."""
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 CERTIFICATES, MOUNTED = Path("/etc/ssl/certs/ca-certificates.crt"), "/run/ca-certificates.crt"
-PROGRAMS = [f"cgd_stages.{name}" for name in ("prepare", "generate", "check", "evaluate", "harness", "report", "clean")]
+PROGRAMS = [
+    f"cgd_stages.{name}" for name in ("prepare", "fetch", "generate", "check", "evaluate", "harness", "report", "clean")
+]
 IMPORTS = {
     "operator": ["cgd_operator.process"],
     "generate": [
