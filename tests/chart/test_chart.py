@@ -487,3 +487,20 @@ def test_an_upgrade_to_two_replicas_changes_their_number_and_adds_a_budget() -> 
     assert changed[0] == "Deployment"
     two[changed]["spec"]["replicas"] = one[changed]["spec"]["replicas"]
     assert one[changed] == two[changed], "the selector of a Deployment cannot change"
+
+
+def test_the_webhook_comes_from_the_values_or_from_a_secret_and_may_be_reached() -> None:
+    def told(webhook: dict[str, Any]) -> dict[str, Any]:
+        env = {one["name"]: one.get("value", one.get("valueFrom")) for one in container({"webhook": webhook})["env"]}
+        return {name: value for name, value in env.items() if "WEBHOOK" in name}
+
+    assert told({}) == {}
+    assert told({"url": "https://hooks.example/x"}) == {"CGD_WEBHOOK_URL": "https://hooks.example/x"}
+    keys = told({"secretName": "hook"})
+    assert keys["CGD_WEBHOOK_URL"] == {"secretKeyRef": {"name": "hook", "key": "url"}}
+    assert keys["CGD_WEBHOOK_AUTHORIZATION"]["secretKeyRef"]["optional"] is True
+    policies = [only("NetworkPolicy", {"webhook": webhook}) for webhook in ({}, {"secretName": "hook", "port": 8443})]
+    without, with_it = ([rule["ports"] for rule in one["spec"]["egress"]] for one in policies)
+    assert with_it == [*without, [{"port": 8443}]]
+    with pytest.raises(helm_python.HelmError, match="webhook"):
+        rendered({"webhook": {"url": "hooks.example"}})
