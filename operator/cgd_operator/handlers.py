@@ -30,7 +30,8 @@ class NoDiffs(kopf.DiffBaseStorage):
 
 
 @kopf.on.startup()
-async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+async def configure(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
+    settings.scanning.disabled = bool(memo.loop.namespaces)  # no rights on the whole cluster: no list of its namespaces
     settings.posting.enabled = False  # Events are our own: transitions, not log lines
     settings.persistence.diffbase_storage = NoDiffs()
     settings.networking.connect_timeout = 5

@@ -15,7 +15,10 @@ Environment:
     CGD_SCRATCH_SIZE_LIMIT               of a stage pod's /scratch and /tmp each, such as 2Ti; default: none
     CGD_STALLED_AFTER_SECONDS            how long a person has to fix something before a run is Stalled; default:
                                          `status.render.STALLED_AFTER`
+    CGD_LOG_FORMAT                       json: an object for each record; default: lines of text
     CGD_LEASE                            namespace/name of a Lease; default: none, this is the only operator
+    CGD_WEBHOOK_URL                      takes a CloudEvent when a run ends; default: nobody is told
+    CGD_WEBHOOK_AUTHORIZATION            the header Authorization of such requests; default: none
     CGD_POD_IP                           where other operators reach this operator; default: the bound address
 """
 
@@ -41,6 +44,7 @@ from cgd_operator.controller.reconciler import Reconciler
 from cgd_operator.facts.progress import Board
 from cgd_operator.http.health import Health
 from cgd_operator.http.progress import Desk, ProgressServer
+from cgd_operator.http.webhook import Webhook
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import RUN, SECRET, AlreadyExists, ApiError
 from cgd_operator.kube.leader import LeaseLock, LeaseLost, lead
@@ -59,7 +63,7 @@ def main() -> None:
     parser.add_argument("--namespace", "-n", action="append", default=[], help="watch only this namespace (repeatable)")
     parser.add_argument("--kubeconfig", help="default: the pod's service account, or $KUBECONFIG")
     options = parser.parse_args()
-    start_log("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    start_log("%(asctime)s %(levelname)-7s %(name)s %(message)s", json=os.environ.get("CGD_LOG_FORMAT") == "json")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     if options.kubeconfig:
         os.environ["KUBECONFIG"] = options.kubeconfig  # Kopf logs in by itself, from the same file
@@ -174,7 +178,15 @@ async def _act(
     url = os.environ.get("CGD_PROGRESS_URL") or f"http://{server.host}:{server.port}"
     patience = timedelta(seconds=float(os.environ.get("CGD_STALLED_AFTER_SECONDS", STALLED_AFTER.total_seconds())))
     rehearse = os.environ.get("CGD_REHEARSE_PODS") != "false"
-    reconciler = Reconciler(cluster, _release(url), board, key, rehearse_pods=rehearse, stalled_after=patience)
+    reconciler = Reconciler(
+        cluster,
+        _release(url),
+        board,
+        key,
+        rehearse_pods=rehearse,
+        stalled_after=patience,
+        webhook=Webhook.of_environment(),
+    )
     loop = Loop(reconciler, namespaces, health)
     server.lead(Desk(board, key, loop.later))
     health.lead()

@@ -135,10 +135,9 @@ def test_chosen_namespaces_need_no_rights_on_others() -> None:
     objects = rendered({"watchNamespaces": ["team-a", "team-b"]})
     roles = {key: one["rules"] for key, one in objects.items() if key[0] in {"Role", "ClusterRole"}}
     assert {(kind, namespace) for kind, namespace, _ in roles} == {
-        ("ClusterRole", ""), ("Role", "cgd-system"), ("Role", "team-a"), ("Role", "team-b"),
+        ("Role", "cgd-system"), ("Role", "team-a"), ("Role", "team-b"),
     }  # fmt: skip
-    wide = next(rules for (kind, _, _), rules in roles.items() if kind == "ClusterRole")
-    assert {verb for rule in wide for verb in rule["verbs"]} == {"list", "watch"}
+    assert not [kind for kind, _, _ in objects if kind == "ClusterRoleBinding"]
     assert container({"watchNamespaces": ["team-a", "team-b"]})["args"] == ["--namespace=team-a", "--namespace=team-b"]
 
 
@@ -215,7 +214,7 @@ def test_every_alert_has_a_severity_and_a_page_that_exists() -> None:
     (group,) = rules["spec"]["groups"]
     for alert in group["rules"]:
         assert alert["labels"]["severity"] in {"info", "warning", "critical"}
-        assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{alert['alert'].lower()}"
         assert f"\n## {alert['alert']}\n" in runbook
     assert rules["metadata"]["labels"]["release"] == "prometheus"
     assert only("ServiceMonitor", monitoring)["spec"]["endpoints"][0]["port"] == "health"
@@ -426,3 +425,82 @@ def test_null_clears_what_has_free_keys_and_is_refused_by_name_elsewhere() -> No
             cleared.add(name)
     free = {"labels", "annotations", "resources", "nodeSelector", "affinity", "podAnnotations", "podLabels"}
     assert cleared == free | {"pullPolicy"}
+
+
+def test_alerts_lead_to_where_the_runbook_is_published() -> None:
+    monitoring = {"rules": True, "runbook": "https://docs.example/runbook/"}
+    (group,) = only("PrometheusRule", {"monitoring": monitoring})["spec"]["groups"]
+    assert group["rules"][0]["annotations"]["runbook_url"] == "https://docs.example/runbook/#cgdoperatorabsent"
+
+
+def test_what_a_platform_adds_reaches_the_operators_pod_and_nothing_else() -> None:
+    spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+    own = {"labelSelector": {"matchLabels": {"team": "a"}}}
+    values = {
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+        "topologySpreadConstraints": [spread, spread | own],
+        "logFormat": "json",
+    }
+    kubernetes_validate.validate(only("Deployment", values), "1.34", strict=True)
+    env = {one["name"]: one.get("value") for one in container(values)["env"]}
+    assert (env["HTTPS_PROXY"], env["CGD_LOG_FORMAT"]) == ("http://proxy:3128", "json")
+    assert container(values)["volumeMounts"][-1]["mountPath"] == "/etc/ca"
+    pod = pod_of("Deployment", values)
+    assert [volume["name"] for volume in pod["volumes"]] == ["tmp", "ca"]
+    labels = only("Deployment")["spec"]["selector"]["matchLabels"]
+    assert pod["topologySpreadConstraints"] == [spread | {"labelSelector": {"matchLabels": labels}}, spread | own]
+    assert "CGD_LOG_FORMAT" not in {one["name"] for one in container()["env"]}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"extraEnv": [{"name": "CGD_LEASE", "value": "x"}]},
+        {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]},
+        {"topologySpreadConstraints": [{"maxSkew": 1}]},
+        {"logFormat": "xml"},
+        {"monitoring": {"runbook": "https://docs.example/runbook#x"}},
+    ],
+)
+def test_what_would_break_the_operator_is_refused(values: dict[str, Any]) -> None:
+    (field,) = values
+    with pytest.raises(helm_python.HelmError, match=field):
+        rendered(values)
+
+
+def test_the_charts_readme_names_every_value() -> None:
+    readme = (CHART / "README.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    listed = set(re.findall(r"^\| `(\w+)`", readme, re.MULTILINE))
+    assert listed == set(values)
+
+
+def test_an_upgrade_to_two_replicas_changes_their_number_and_adds_a_budget() -> None:
+    one, two = rendered(), rendered({"replicas": 2})
+    assert two.keys() - one.keys() == {("PodDisruptionBudget", "cgd-system", "cgd-operator")}
+    assert not one.keys() - two.keys(), (
+        "nothing is renamed: an upgrade would delete the old names after the new are there"
+    )
+    (changed,) = (key for key in one if one[key] != two[key])
+    assert changed[0] == "Deployment"
+    two[changed]["spec"]["replicas"] = one[changed]["spec"]["replicas"]
+    assert one[changed] == two[changed], "the selector of a Deployment cannot change"
+
+
+def test_the_webhook_comes_from_the_values_or_from_a_secret_and_may_be_reached() -> None:
+    def told(webhook: dict[str, Any]) -> dict[str, Any]:
+        env = {one["name"]: one.get("value", one.get("valueFrom")) for one in container({"webhook": webhook})["env"]}
+        return {name: value for name, value in env.items() if "WEBHOOK" in name}
+
+    assert told({}) == {}
+    assert told({"url": "https://hooks.example/x"}) == {"CGD_WEBHOOK_URL": "https://hooks.example/x"}
+    keys = told({"secretName": "hook"})
+    assert keys["CGD_WEBHOOK_URL"] == {"secretKeyRef": {"name": "hook", "key": "url"}}
+    assert keys["CGD_WEBHOOK_AUTHORIZATION"]["secretKeyRef"]["optional"] is True
+    policies = [only("NetworkPolicy", {"webhook": webhook}) for webhook in ({}, {"secretName": "hook", "port": 8443})]
+    without, with_it = ([rule["ports"] for rule in one["spec"]["egress"]] for one in policies)
+    assert with_it == [*without, [{"port": 8443}]]
+    with pytest.raises(helm_python.HelmError, match="webhook"):
+        rendered({"webhook": {"url": "hooks.example"}})

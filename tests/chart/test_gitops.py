@@ -88,3 +88,21 @@ def test_flux_takes_the_chart_and_the_runs_from_the_repository_that_it_knows() -
     known = {"kind": "GitRepository", "name": operator["GitRepository"]["metadata"]["name"]}
     assert operator["HelmRelease"]["spec"]["chart"]["spec"]["sourceRef"] == known
     assert runs["Kustomization"]["spec"]["sourceRef"] == known
+
+
+def test_flux_makes_the_namespace_and_every_secret_that_the_run_names() -> None:
+    objects = written("flux/namespace.yaml")
+    flux, runs = objects["Kustomization"], written("flux/runs.yaml")["Kustomization"]
+    assert (
+        objects["Namespace"]["metadata"]["name"] == flux["spec"]["targetNamespace"] == runs["spec"]["targetNamespace"]
+    )
+    assert runs["spec"]["dependsOn"] == [{"name": flux["metadata"]["name"]}]
+    made = {one["metadata"]["name"]: set(one["stringData"]) for one in built(ROOT / flux["spec"]["path"])}
+    (run,) = built(ROOT / runs["spec"]["path"])
+    spec = parse_spec(run)
+    assert spec.hub_token_secret_ref is not None
+    assert spec.storage.credentials_secret_ref is not None
+    assert made == {
+        spec.storage.credentials_secret_ref.name: {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+        spec.hub_token_secret_ref.name: {spec.hub_token_secret_ref.key},
+    }

@@ -129,6 +129,45 @@ async def test_a_run_is_deleted_after_its_time_and_its_end_is_told_before(world:
     assert {"RunSucceeded", "Expired"} <= set(reasons)
 
 
+MARKS = [
+    {"annotations": {"argocd.argoproj.io/tracking-id": "runs:cgd.dev/CGDRun:default/demo"}},
+    {"labels": {"kustomize.toolkit.fluxcd.io/name": "runs"}},
+]
+
+
+async def no_children(world: Any) -> bool:
+    return not await world.children()
+
+
+@pytest.mark.parametrize("marks", MARKS, ids=["Argo CD", "Flux"])
+async def test_a_run_that_heals_itself_runs_once(world: Any, marks: dict[str, Any]) -> None:
+    """Played selfHeal: whenever the run is gone, what Git has is applied again."""
+    made = []
+
+    async def heal() -> None:
+        if await gone(world):
+            made.append(await world.apply({"ttlSecondsAfterFinished": 0}))
+            await world.client.patch(RUN, "demo", "default", {"metadata": marks, "spec": {}})
+
+    await heal()
+    async with world.operator():
+        await world.play(*CHILDREN)
+        await world.until(lambda: no_children(world))
+        await world.until(lambda: has_told(world, "Expired"))
+        await heal()
+        # a change of the run is looked at, and nothing begins anew
+        await world.client.patch(RUN, "demo", "default", {"spec": {"ttlSecondsAfterFinished": 1}})
+        await world.until(lambda: generation_is(world, 2))
+        await heal()
+        assert (len(made), await world.children()) == (1, {})
+    assert await world.state() == "Succeeded"
+    assert [one["reason"] for one in await world.events()].count("Expired") == 1
+
+
+async def has_told(world: Any, reason: str) -> bool:
+    return reason in [one["reason"] for one in await world.events()]
+
+
 @pytest.mark.parametrize("state", ["Succeeded", "Failed"])
 async def test_a_time_to_live_that_is_not_over_is_waited_for_without_an_event(world: Any, state: str) -> None:
     async with world.operator():

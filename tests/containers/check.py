@@ -44,7 +44,8 @@ ROOM = 45
 PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 CERTIFICATES, MOUNTED = Path("/etc/ssl/certs/ca-certificates.crt"), "/run/ca-certificates.crt"
 PROGRAMS = [
-    f"cgd_stages.{name}" for name in ("prepare", "generate", "score", "check", "evaluate", "harness", "report", "clean")
+    f"cgd_stages.{name}"
+    for name in ("prepare", "fetch", "generate", "score", "check", "evaluate", "harness", "report", "clean")
 ]
 IMPORTS = {
     "operator": ["cgd_operator.process"],

@@ -39,6 +39,8 @@ ALLOWED = {
     "tolerations": ["nvidia.com/gpu"],
     "podAnnotations": ["sidecar.istio.io/", "cost"],
     "podLabels": ["team"],
+    "env": ["HTTPS_PROXY", "TOKEN"],
+    "volumes": ["persistentVolumeClaim/models", "hostPath/mnt/"],
 }
 
 
@@ -100,6 +102,10 @@ def toleration(**fields: Any) -> list[dict[str, Any]]:
     return [{"key": "nvidia.com/gpu", "operator": "Exists"}, fields]
 
 
+def volume(**source: Any) -> dict[str, Any]:
+    return {"name": "own", "mountPath": "/data/own", **source}
+
+
 NAME = "priorityClassName"
 KEY = {
     "url": "https://teacher.example.com/v1",
@@ -131,6 +137,17 @@ MORE: list[tuple[dict[str, Any], str, str, str]] = [
      "k8s.v1.cni.cncf.io/networks", "podAnnotations"),
     ({"podMetadata.annotations": {"costs": "1"}}, "spec.podMetadata.annotations", "costs", "podAnnotations"),
     ({"podMetadata.labels": {"app": "shop"}}, "spec.podMetadata.labels", "app", "podLabels"),
+    ({"pods.env": [{"name": "LD_PRELOAD", "value": "/x.so"}]}, "spec.pods.env", "LD_PRELOAD", "env"),
+    ({"pods.env": [{"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}]}, "spec.pods.env",
+     "db", "secrets"),
+    ({"pods.imagePullSecrets": [{"name": "db"}]}, "spec.pods.imagePullSecrets", "db", "secrets"),
+    ({"pods.volumes": [volume(secret={"secretName": "db"})]}, "spec.pods.volumes", "db", "secrets"),
+    ({"pods.volumes": [volume(configMap={"name": "code"})]}, "spec.pods.volumes", "configMap/code", "volumes"),
+    ({"pods.volumes": [volume(hostPath={"path": "/etc/kubernetes"})]}, "spec.pods.volumes",
+     "hostPath/etc/kubernetes", "volumes"),
+    ({"modelCache": {"hostPath": {"path": "/mntx"}}}, "spec.modelCache", "hostPath/mntx", "volumes"),
+    ({"modelCache": {"persistentVolumeClaim": {"claimName": "db"}}}, "spec.modelCache", "persistentVolumeClaim/db",
+     "volumes"),
 ]  # fmt: skip
 
 
@@ -160,6 +177,13 @@ async def test_what_is_allowed_or_left_out_is_not_refused(client: Cluster) -> No
             "storage.credentialsSecretRef": {"name": "s3-keys"},
             "placement.training": {"priorityClassName": "batch", "tolerations": [{"key": "nvidia.com/gpu"}]},
             "podMetadata": {"annotations": {"sidecar.istio.io/inject": "false", "cost": "1"}, "labels": {"team": "a"}},
+            "pods.env": [
+                {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+                {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "k"}}},
+            ],
+            "pods.volumes": [volume(hostPath={"path": "/mnt/data"})],
+            "pods.imagePullSecrets": [{"name": "hub"}],
+            "modelCache": {"persistentVolumeClaim": {"claimName": "models"}},
         }),
     )  # fmt: skip
 
@@ -273,12 +297,14 @@ def test_wrong_values_are_refused_by_the_schema(values: dict[str, Any]) -> None:
 
 
 def dangerous(schema: dict[str, Any], path: str) -> Iterator[str]:
-    """Fields of a run that name an image, an account, a Secret, a priority, a taint, or mark a pod."""
+    """Fields of a run that name an image, an account, a Secret, a priority, a taint, a volume, a variable, or mark a
+    pod."""
     for name, part in schema.get("properties", {}).items():
         here = f"{path}.{name}"
         if name.endswith("SecretRef"):
             yield f"{here}.name"
-        if path in ("spec.images", "spec.podMetadata") or name in (
+        if path in ("spec.images", "spec.podMetadata", "spec.pods") or name in (
+            "modelCache",
             "serviceAccountName",
             "priorityClassName",
             "tolerations",
@@ -291,7 +317,7 @@ def test_no_field_of_such_a_kind_is_forgotten() -> None:
     schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     text = yaml.safe_dump(policies({"enabled": True})[0], width=10_000)
     found = list(dangerous(schema, "spec"))
-    assert len(found) == 16
+    assert len(found) == 20
     assert [field for field in found if f'"{field}"' not in text] == []
 
 

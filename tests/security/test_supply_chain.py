@@ -197,9 +197,20 @@ def test_nothing_is_pushed_before_it_was_listed_and_scanned() -> None:
     assert workflow["jobs"]["image"]["env"]["BASE_IMAGE"] == "${{ needs.base.outputs.base }}"
 
 
+def test_what_is_pushed_is_signed_by_digest_without_a_key() -> None:
+    (workflow,) = workflows()
+    for name, pushes in (("image", "docker push"), ("chart", "helm push")):
+        job = workflow["jobs"][name]
+        done = " ".join(step.get("uses", step.get("run", "")) for step in job["steps"])
+        assert done.index(pushes) < done.index("cosign sign --yes"), name
+        assert job["permissions"]["id-token"] == "write"
+        assert "--key" not in done
+    assert workflow["jobs"]["chart"]["needs"] == "image"
+
+
 def test_every_make_target_of_the_release_is_there() -> None:
     asked = {word for step in steps() for word in re.findall(r"^make (\S+)", step.get("run", ""), re.MULTILINE)}
-    assert asked == {"pin-base", "images"}
+    assert asked == {"pin-base", "images", "dist"}
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert asked <= set(targets)
 

@@ -41,7 +41,7 @@ from cgd_stages.contract import Storage
 from cgd_stages.errors import UserError
 from cgd_stages.models.fit import Misfit
 from cgd_stages.report.__main__ import to_json
-from cgd_stages.text.printable import LogFormatter, printable
+from cgd_stages.text.printable import JsonFormatter, LogFormatter, printable
 
 HOSTILE = "[/INST] [red]x\x1b]0;title\x07\x1b[2J\x9b31m\r\b\u202eabc\u2028\ud83d"
 """Ends a markup that was never begun, sets a title, clears the screen, turns letters round, and is half a character."""
@@ -329,3 +329,14 @@ async def test_the_operator_tells_what_ends_it_as_text(api: ApiServer) -> None:
     told = await asyncio.to_thread(output_of, "cgd_operator", CGD_PROGRESS_BIND="127.0.0.1:0")
     assert_harmless(told)
     assert r"\n12:00:00 INFO forged\x1b[2J" in told
+
+
+def test_a_record_as_json_is_one_line_of_ascii_that_reads_back() -> None:
+    record = logging.LogRecord("cgd", logging.ERROR, "", 0, "stage %s\n\x1b[2J", ("\u202eabc",), None)
+    record.exc_info = (ValueError, ValueError("one\ntwo"), None)
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("ERROR", "cgd", "stage \u202eabc\n\x1b[2J")
+    assert "one\ntwo" in told["error"]

@@ -1,5 +1,5 @@
 -- The health of a CGDRun (cgd.dev/v1alpha1) for Argo CD, from the conditions that the operator writes.
--- In argo-cd's own tree: resource_customizations/cgd.dev/CGDRun/health.lua; in an installation: see argocd-cm.yaml.
+-- In argo-cd's own tree: resource_customizations/cgd.dev/CGDRun/health.lua; in an installation: kubectl apply --server-side -k examples/gitops/argocd
 
 local status = obj.status or {}
 

@@ -13,6 +13,8 @@ INPUTS = "CGD_INPUTS"
 """Environment variable: the folder where `configmap://name/key` is mounted as `name/key`."""
 SCRATCH = "CGD_SCRATCH"
 """Environment variable: a writable folder that lives as long as the pod (model cache, checkpoints on their way)."""
+MODEL_CACHE = "CGD_MODEL_CACHE"
+"""Environment variable: the folder where the stage `fetch` keeps models for all pods; only it may write there."""
 TERMINATION_LOG = "CGD_TERMINATION_LOG"
 """Environment variable: the file that receives the last words."""
 TEACHER_API_KEY = "CGD_TEACHER_API_KEY"
@@ -57,6 +59,8 @@ class Rows(Contract):
 
 CHECKPOINT_BYTES = "checkpoint_bytes"
 """A metric in prepare's last words: the bytes of a checkpoint on the node that stores the largest part."""
+STUDENT_BYTES, TEACHER_BYTES = "student_bytes", "teacher_bytes"
+"""Metrics in prepare's last words: the bytes of the models' weights as they are stored."""
 LENGTH = "length_to_"
 """A metric's name is this prefix and a power of two. Its value is the number of examples with at most so many tokens
 and more than half as many."""

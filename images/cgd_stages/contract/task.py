@@ -28,6 +28,30 @@ def settings_of(role: Role) -> str:
     return {"miscritique": "critique", "misrefine": "refine"}.get(role, role)
 
 
+def instructed_as(role: Role) -> Literal["critique", "refine"] | None:
+    """The field of spec.generation whose instruction a role is asked with; None: ours is the only one."""
+    return {"critique": "critique", "refine": "refine", "misrefine": "refine"}.get(role)  # type: ignore[return-value]
+
+
+class Instructions(Contract):
+    """The teacher's instructions in the manifest's own words: a text, or the place of a file with it."""
+
+    critique: str | None = None
+    refine: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """By their fields, those that are there."""
+        fields: dict[str, str] = self.model_dump(exclude_none=True)
+        return fields
+
+    def of(self, role: Role) -> str | None:
+        """The text of a role; None: ours is used."""
+        field = instructed_as(role)
+        text: str | None = getattr(self, field) if field else None
+        return text
+
+
 class RunRef(Contract):
     namespace: str
     name: str
@@ -82,6 +106,8 @@ class Prepare(Contract):
     """The texts that the run asks models for."""
     sampling: tuple[Sampling, ...] = ()
     """One for each role."""
+    instructions: Instructions | None = None
+    """None: ours."""
     evaluation: Sampling | None = None
     """How the models write their answers to benchmarks; None: the run evaluates nothing."""
     max_rejected: float
@@ -99,6 +125,14 @@ class Prepare(Contract):
     """Read here too, so that a wrong file is refused at the run's beginning."""
 
 
+class Fetch(Contract):
+    """Keep the run's models in the cluster's cache, whole, before GPUs are asked for."""
+
+    kind: Literal["fetch"] = "fetch"
+    models: tuple[Model, ...]
+    """Student, teacher and the models that write their drafts; prepare has pinned them."""
+
+
 class Generate(Contract):
     """Ask a model for the text of each role. Several roles share one warm engine, in this order."""
 
@@ -106,6 +140,8 @@ class Generate(Contract):
     roles: tuple[Role, ...]
     sampling: tuple[Sampling, ...]
     """One for each role."""
+    instructions: Instructions | None = None
+    """None: ours."""
     samples: int = 1
     """How many texts are drawn for each row. A critique is drawn once, and so is a miscritique."""
     unfinished: Unfinished = "reject"
@@ -245,7 +281,8 @@ class Clean(Contract):
 
 
 Work = Annotated[
-    Prepare | Generate | Score | Check | Train | Evaluate | Harness | Report | Clean, Field(discriminator="kind")
+    Prepare | Fetch | Generate | Score | Check | Train | Evaluate | Harness | Report | Clean,
+    Field(discriminator="kind"),
 ]
 
 

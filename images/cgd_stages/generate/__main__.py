@@ -101,6 +101,8 @@ class Stage:
 
     role: Role
     sampling: Sampling
+    instruction: str | None
+    """The manifest's own; None: ours."""
     draws: int
     """How many texts it asks for, for each row that it reads."""
     unfinished: Unfinished
@@ -139,10 +141,11 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, bef
     else:
         model = resolve.resolve(_model(context, work), context.store).identity()
         spoken = _template(context, work).identity()
+    instruction = resolve.pinned_text(work.instructions.of(role), context.store) if work.instructions else None
     inputs: dict[str, Any] = spoken | {
         "stage": role,
         "model": model,
-        "prompts": prompts.fingerprint(role),
+        "prompts": prompts.fingerprint(role, instruction),
         "sampling": sampling.identity(),
         "engine": work.engine.identity(),
         "upstream": upstream,
@@ -150,10 +153,12 @@ def _stage(context: Context, work: Generate, role: Role, sampling: Sampling, bef
     draws = work.draws(role)
     unfinished: Unfinished = work.unfinished if role == "answer" else "reject"
     inputs |= {"samples": draws} if draws > 1 else {}
+    inputs |= {"instruction": instruction} if instruction is not None else {}
     inputs |= {"unfinished": unfinished} if unfinished == "keep" else {}
     return Stage(
         role=role,
         sampling=sampling,
+        instruction=instruction,
         draws=draws,
         unfinished=unfinished,
         source=source,
@@ -231,7 +236,8 @@ class Shard:
     def request(self, row: Row) -> Request:
         stage = self.stage
         sampling = row_sampling(stage.sampling, stage.role, row)
-        return Request(f"{row['id']}-{row['sample']}-{stage.role}", prompts.role_messages(stage.role, row), sampling)
+        messages = prompts.role_messages(stage.role, row, stage.instruction)
+        return Request(f"{row['id']}-{row['sample']}-{stage.role}", messages, sampling)
 
     def take(self, row: Row, reply: Reply) -> Row | None:
         """Keep or reject a row by its reply. Returns the row with its new columns if it is kept."""

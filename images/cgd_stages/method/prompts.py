@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from cgd_stages.chat.messages import Message, plain
 from cgd_stages.contract import InstructionTurn, Repetition, Role
+from cgd_stages.method import wording
 
 Verdict = Literal["right", "wrong"]
 
@@ -166,8 +167,11 @@ def _lesson(
     return [*turns, {"role": "user", "content": "\n".join([instruction, "\n\n".join(slots)])}]
 
 
-def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
-    """The messages of a role for a row. They never hold the reference or a column of a later stage."""
+def role_messages(role: Role, row: dict[str, Any], instruction: str | None = None) -> list[Message]:
+    """The messages of a role for a row, with an instruction of the manifest's own in place of ours, if it has one. They
+    never hold the reference or a column of a later stage."""
+    if instruction is not None:
+        return _in_own_words(role, row, instruction)
     x, turns = row["prompt"], earlier_turns(row)
     match role:
         case "answer" | "distill":
@@ -182,10 +186,22 @@ def role_messages(role: Role, row: dict[str, Any]) -> list[Message]:
             return refine_messages(x, row["answer"], row["miscritique"], turns=turns)
 
 
-def fingerprint(role: Role) -> str:
+def _in_own_words(role: Role, row: dict[str, Any], instruction: str) -> list[Message]:
+    turns, texts = earlier_turns(row), wording.asked_texts(role, row)
+    if wording.is_whole(instruction):
+        return [*turns, {"role": "user", "content": wording.filled(instruction, texts)}]
+    last = CRITIQUE if texts["critique"] is None else REFINE
+    return _instructed(turns, instruction, *_slots(texts["prompt"], texts["answer"], texts["critique"]), last)
+
+
+SLOTS = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}", "miscritique": "{c}"}
+"""A row with marks in place of its texts."""
+
+
+def fingerprint(role: Role, instruction: str | None = None) -> str:
     """A hash of the role's wording, slots and plain frame: part of the digest of its stage."""
-    slots = {"prompt": "{x}", "answer": "{y'}", "critique": "{c}", "miscritique": "{c}"}
-    return hashlib.sha256(repr((role_messages(role, slots), plain(role_messages(role, slots)))).encode()).hexdigest()
+    messages = role_messages(role, SLOTS, instruction)
+    return hashlib.sha256(repr((messages, plain(messages))).encode()).hexdigest()
 
 
 _LOOP_WORDS, _WORD = 64, 4

@@ -7,6 +7,9 @@ the digest of a stage.
 
 import hashlib
 import logging
+import os
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Engine, Model
+from cgd_stages.contract import CONFIG_MAP, MODEL_CACHE, Chat, Engine, Model
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket, place, places
 from cgd_stages.store.folder import Folder
@@ -26,7 +29,7 @@ log = logging.getLogger(__name__)
 
 STAGE = "stage://"
 TEMPLATES = "templates"
-"""The entry of prepare's inputs with the text of each chat template that the run names by its place."""
+"""The entry of prepare's inputs with the text of each chat template and instruction that the run names by its place."""
 MODEL = "model/"
 """Prefix of the model's files in the folder of a stage that makes one."""
 ADAPTER = "adapter/"
@@ -42,6 +45,13 @@ _NEEDED = "config.json"
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 _WEIGHTS = ["*.safetensors"]
+_FILES = _SMALL + _WEIGHTS
+_CACHE_HINT = (
+    "spec.modelCache: the claim or folder must exist, and the stage fetch must be able to write there as group 65532."
+)
+_COMMIT = re.compile("[0-9a-f]{40}")
+_STORED = "s3"
+"""The folder of the model cache with models of S3, beside the hub's own layout."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 T = TypeVar("T")
@@ -84,11 +94,18 @@ def pinned_chat(chat: Chat, store: RunStore) -> Chat:
     templates in one run."""
     if chat.template_uri is None:
         return chat
+    return chat.model_copy(update={"template": pinned_text(chat.template_uri, store)})
+
+
+def pinned_text(text: str | None, store: RunStore) -> str | None:
+    """A text that the run may name by its place, as prepare has read it there."""
+    if text is None or not text.startswith((CONFIG_MAP, "s3://")):
+        return text
     texts: dict[str, str] = store.input("prepare").require().inputs.get(TEMPLATES, {})
-    if chat.template_uri not in texts:
-        message = f"prepare has not read the chat template {chat.template_uri}"
+    if text not in texts:
+        message = f"prepare has not read {text}"
         raise UserError(message, hint="Delete the run and apply it again: this stage does not belong to its prepare.")
-    return chat.model_copy(update={"template": texts[chat.template_uri]})
+    return texts[text]
 
 
 def spoken(model: Model, chat: Chat, store: RunStore, scratch: Path) -> ChatTemplate:
@@ -125,7 +142,65 @@ def fetch(model: Model, store: RunStore, scratch: Path, *, weights: bool = True)
         return _fetch_stored(model.name, store.bucket, scratch, weights=weights)
     if _is_path(model.name):
         return _folder(model.name)
-    return _hub(model.name, lambda: _snapshot(model, _SMALL + _WEIGHTS if weights else _SMALL))
+    return _hub(model.name, lambda: _snapshot(model, _FILES if weights else _SMALL))
+
+
+def keep(model: Model, store: RunStore) -> Path:
+    """The model's folder in the cluster's cache, with all its files; it is filled if it has not the model yet. What is
+    a path in the image stays there. `model`: pinned.
+
+    Raises:
+        UserError: there is no cache, or it cannot be written.
+        TransientError: the hub or the store is out of reach.
+    """
+    if _is_path(model.name):
+        return _folder(model.name)
+    if (cache := _cache()) is None or not os.access(cache, os.R_OK | os.X_OK):
+        raise UserError("the model cache is not mounted", hint=_CACHE_HINT)
+    stored = model.name.startswith("s3://")
+    if found := _kept_stored(_stored_fingerprint(model.name, store.bucket)) if stored else _kept(model, _FILES):
+        log.info("%s is kept already: %s", model.name, found)
+        return found
+    if not os.access(cache, os.W_OK):
+        raise UserError(f"the model cache has not {model.name} and cannot be written", hint=_CACHE_HINT)
+    if not stored:
+        return _hub(model.name, lambda: _snapshot(model, _FILES, cache))
+    filling = cache / _STORED / f".filling-{store.run.uid}"
+    whole = _fetch_stored(model.name, store.bucket, filling, weights=True)
+    target = cache / _STORED / whole.name
+    if not target.exists():  # another run may have kept it meanwhile
+        whole.rename(target)
+    shutil.rmtree(filling, ignore_errors=True)
+    return target
+
+
+def _cache() -> Path | None:
+    """The cluster's cache of models, if this pod has it."""
+    given = os.environ.get(MODEL_CACHE)
+    return Path(given) if given else None
+
+
+def _kept_stored(fingerprint: str) -> Path | None:
+    """The folder of a model of S3 in the cache. It is renamed to that name when it is whole."""
+    folder = cache / _STORED / fingerprint if (cache := _cache()) else None
+    return folder if folder and folder.is_dir() else None
+
+
+def _kept(model: Model, patterns: list[str]) -> Path | None:
+    """The folder of a hub's model in the cache, if these files are whole there. Only for a commit: a branch moves."""
+    from huggingface_hub import errors, get_cached_repo_tree, snapshot_download
+
+    cache, commit = _cache(), model.revision or ""
+    if cache is None or not _COMMIT.fullmatch(commit):
+        return None
+    try:
+        get_cached_repo_tree(model.name, revision=commit, cache_dir=cache)  # without it nothing tells what is missing
+        kept = snapshot_download(
+            model.name, revision=commit, allow_patterns=patterns, cache_dir=cache, local_files_only=True
+        )
+    except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError):
+        return None
+    return Path(kept)
 
 
 @dataclass(frozen=True)
@@ -262,8 +337,10 @@ def _stored_fingerprint(uri: str, bucket: Bucket) -> str:
 
 
 def _fetch_stored(uri: str, bucket: Bucket, scratch: Path, *, weights: bool) -> Path:
-    source = bucket.at(uri)
-    folder, objects = scratch / "models" / _stored_fingerprint(uri, bucket), list(source.list())
+    source, fingerprint = bucket.at(uri), _stored_fingerprint(uri, bucket)
+    if kept := _kept_stored(fingerprint):
+        return _folder(str(kept))
+    folder, objects = scratch / "models" / fingerprint, list(source.list())
     paths = places(folder, [stored.key for stored in objects])
     for stored in objects:
         if not weights and stored.key.endswith(_WEIGHT_SUFFIXES):
@@ -292,11 +369,15 @@ def _fetch_stage(stage: Folder, scratch: Path, *, weights: bool) -> Path:
     return _folder(str(folder))
 
 
-def _snapshot(model: Model, patterns: list[str]) -> Path:
-    """The hub's files in the local cache; the commit is the folder's name."""
+def _snapshot(model: Model, patterns: list[str], cache: Path | None = None) -> Path:
+    """The hub's files, in the cluster's cache if it has them, else in this pod's or in `cache`. The commit is the
+    folder's name."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=patterns))
+    kept = _kept(model, patterns)
+    return kept or Path(
+        snapshot_download(model.name, revision=model.revision, allow_patterns=patterns, cache_dir=cache)
+    )
 
 
 def _hub(name: str, ask: Callable[[], T]) -> T:

@@ -22,11 +22,14 @@ from typing import Any
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import (
     CHECKPOINT_BYTES,
+    STUDENT_BYTES,
+    TEACHER_BYTES,
     TOLERANCE,
     Benchmark,
     Chat,
     Engine,
     Fields,
+    Instructions,
     Model,
     Prepare,
     StageFacts,
@@ -49,6 +52,7 @@ from cgd_stages.prepare.tryout import (
     check_endpoint,
     check_engine,
     check_published,
+    read_instructions,
     read_template,
     try_conversations,
     try_grading,
@@ -70,6 +74,9 @@ log = logging.getLogger(__name__)
 def main(context: Context) -> dict[str, StageFacts]:
     work = context.work_of(Prepare)
     log.info("storage: %s as %s", context.task.storage.uri, context.store.bucket.probe())
+    placed = work.instructions
+    if placed:
+        work = work.model_copy(update={"instructions": read_instructions(context, placed)})
     if work.endpoint:
         check_endpoint(work, work.endpoint)
     chats = {
@@ -99,7 +106,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         "context": student.context,
         "frame": prompts.fingerprint("answer"),
         **_compared(work, originals, unchecked),
-        **_templates(work, chats),
+        **_templates(work, chats, placed),
         **student.template.identity(),
     }
 
@@ -136,7 +143,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     found = try_conversations(work, teacher, stored) | try_grading(work, stored)
     found |= try_references(work, student.template, stored)
     context.store.point_at(done)
-    metrics = done.facts.metrics | found | _checkpoint_bytes(context, work, student)
+    metrics = done.facts.metrics | found | _checkpoint_bytes(context, work, student) | _weights(context, models)
     return {STAGE: done.facts.model_copy(update={"metrics": metrics})}
 
 
@@ -300,10 +307,23 @@ def _checkpoint_bytes(context: Context, work: Prepare, student: Checked) -> dict
     return {CHECKPOINT_BYTES: float(size)}
 
 
-def _templates(work: Prepare, chats: dict[str, Chat]) -> dict[str, Any]:
-    """The entry of prepare's inputs with the texts of templates that the run names by their place."""
+def _weights(context: Context, models: list[Checked]) -> dict[str, float]:
+    """The metrics that tell how large the models' weights are, where their files show it."""
+    sizes: dict[str, float] = {}
+    for name, model in zip((STUDENT_BYTES, TEACHER_BYTES), models, strict=False):  # an endpoint has no weights here
+        if tensors := resolve.tensors(model.served.model, context.store.bucket, context.scratch):
+            sizes[name] = float(sum(tensor.size for tensor in tensors))
+    return sizes
+
+
+def _templates(work: Prepare, chats: dict[str, Chat], placed: Instructions | None) -> dict[str, Any]:
+    """The entry of prepare's inputs with the texts of templates and instructions that the run names by their place;
+    `placed`: the instructions as the manifest has them."""
     given = {"spec.student": work.student_chat, "spec.teacher": work.teacher_chat}
     texts = {uri: chats[where].template for where, chat in given.items() if (uri := chat.template_uri)}
+    if placed and work.instructions:
+        for place, text in zip(placed.given.values(), work.instructions.given.values(), strict=True):
+            texts |= {place: text} if place != text else {}
     return {resolve.TEMPLATES: texts} if texts else {}
 
 

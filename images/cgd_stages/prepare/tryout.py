@@ -13,12 +13,25 @@ from jinja2.exceptions import TemplateError
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import Chat, Endpoint, Lesson, Model, Prepare, Published, Role, Sampling, settings_of
+from cgd_stages.contract import (
+    CONFIG_MAP,
+    Chat,
+    Endpoint,
+    Instructions,
+    Lesson,
+    Model,
+    Prepare,
+    Published,
+    Role,
+    Sampling,
+    settings_of,
+)
 from cgd_stages.engines import openai
 from cgd_stages.engines.base import Request
 from cgd_stages.engines.replies import fault
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
+from cgd_stages.method import wording
 from cgd_stages.method.examples import each_example, row_example
 from cgd_stages.method.prompts import answer_messages, earlier_turns, role_messages
 from cgd_stages.models import resolve
@@ -80,12 +93,38 @@ def read_template(context: Context, chat: Chat, where: str) -> Chat:
     return chat.model_copy(update={"template": text})
 
 
+def read_instructions(context: Context, given: Instructions) -> Instructions:
+    """The teacher's instructions as texts. Raises UserError for one that leaves out what the role is to read, and logs
+    a critique's that asks for no verdict."""
+    texts = {}
+    for field, text in given.given.items():
+        where, found = f"spec.generation.{field}.instruction", text
+        if text.startswith((CONFIG_MAP, "s3://")):
+            found = read_text(context, text, "the instruction", f"Correct {where}, or the file.").strip()
+        if faults := wording.faults(field, found):
+            needed = ", ".join(f"{{{name}}}" for name in wording.NEEDED[field])
+            hint = f"Write {needed} where the row's texts go, or none of them: then they stand below the instruction."
+            raise UserError(f"{where}: {'; '.join(faults)}", hint=hint)
+        texts[field] = found
+    if "critique" in texts and not wording.asks_for_verdict(texts["critique"]):
+        log.warning(
+            'spec.generation.critique.instruction asks for no last line "Conclusion: right" or "Conclusion: wrong": '
+            "critiques will have no verdict, by which the report tells how good they are"
+        )
+    return Instructions(**texts)
+
+
+def _asked(work: Prepare, role: Role) -> list[Message]:
+    """The messages of a role for the row that is tried."""
+    return role_messages(role, ROW, work.instructions.of(role) if work.instructions else None)
+
+
 def try_out(work: Prepare, student: ChatTemplate, teacher: ChatTemplate | None) -> None:
     """Make a request of every role and an example of every training. Raises UserError for what the templates of
     student and teacher refuse. `teacher`: None behind an endpoint."""
     for role in get_args(Role) if teacher else ("answer",):
         template = student if role == "answer" or teacher is None else teacher
-        _render(template, role_messages(role, ROW), f"the request of {role}")
+        _render(template, _asked(work, role), f"the request of {role}")
     _render(student, answer_messages(ROW["prompt"]), "the question of an evaluation")
     if tasks := ", ".join(work.without_thoughts or ()):
         try:
@@ -255,7 +294,7 @@ def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
     the run would reject such texts, or TransientError."""
     log.info("teacher: %s", openai.probe(endpoint))
     requests = [
-        (role, Request(f"trial-{role}", role_messages(role, ROW), sampling))
+        (role, Request(f"trial-{role}", _asked(work, role), sampling))
         for role, sampling in zip(work.roles, work.sampling, strict=True)
         if role != "answer"
     ]

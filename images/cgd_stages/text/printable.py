@@ -3,10 +3,12 @@
 Needs only the standard library, because the operator, the commands and the stage programs all use it.
 """
 
+import json as json_text
 import logging
 import re
 import sys
 import textwrap
+import time
 from typing import Any
 
 _OBEYED = (
@@ -44,11 +46,27 @@ def _indented(text: str) -> str:
     return textwrap.indent(printable(text, lines=True), "    | ", lambda _: True)
 
 
-def start_log(style: str, *, times: str | None = None, level: int = logging.INFO) -> None:
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line with a JSON object, in ASCII: nothing in it is obeyed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        told = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["error"] = self.formatException(record.exc_info)
+        return json_text.dumps(told)
+
+
+def start_log(style: str, *, times: str | None = None, level: int = logging.INFO, json: bool = False) -> None:
     """Write this process's log to stderr, with warnings and uncaught errors. `style` formats the records (%), `times`
-    their times. Every process sets up its log here."""
+    their times; with `json` each record is an object instead. Every process sets up its log here."""
     handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter(style, times))
+    handler.setFormatter(JsonFormatter() if json else LogFormatter(style, times))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
     sys.excepthook = lambda *error: logging.critical("uncaught error", exc_info=error)

@@ -231,9 +231,34 @@ class Answers(Draws):
     )
 
 
+_PLACED_AT = "^(s3://[^/]*/?|configmap://[^/]*/?|configmap://[^/]*/[^/]*/.*)$"
+Instruction = Annotated[
+    str,
+    Field(min_length=1, max_length=8192),
+    Text(_PLACED_AT, "write the text itself, configmap://name/key or s3://bucket/key", absent=True),
+    Text(PARTS, PLAIN_PARTS, absent=True),
+]
+
+
+class Critiques(Sampling):
+    """How the teacher criticises."""
+
+    instruction: Instruction | None = Field(
+        None,
+        description="Replaces the system turn of the requests for critiques: a text, configmap://name/key or "
+        "s3://bucket/key. With {prompt} and {answer} in it, it is the whole user turn instead. It should ask for a "
+        'last line "Conclusion: right" or "Conclusion: wrong".',
+    )
+
+
 class Refinements(Draws):
     """How the teacher refines, and which of several refinements of an answer are learned."""
 
+    instruction: Instruction | None = Field(
+        None,
+        description="Replaces the system turn of the requests for refinements: a text, configmap://name/key or "
+        "s3://bucket/key. With {prompt}, {answer} and {critique} in it, it is the whole user turn instead.",
+    )
     select: Select = Field(
         "first",
         description="Which of several refinements of an answer are learned: the first that is complete, the shortest "
@@ -246,7 +271,7 @@ class Generation(Contract):
     """How the rows are made, stage by stage, and how many of them may be lost."""
 
     answer: Answers = Answers()
-    critique: Sampling = Sampling()
+    critique: Critiques = Critiques()
     refine: Refinements = Refinements()
     distill: Draws = Field(
         Draws(), description="How the teacher writes its own answers, for the objective DistilledSFT."

@@ -24,6 +24,7 @@ from cgd_operator.api.fields import (
 )
 from cgd_operator.api.generation import Generation, Prompts, Student, Teacher
 from cgd_operator.api.placement import Placement
+from cgd_operator.api.pods import ModelCache, Pods
 from cgd_operator.api.training import Training
 from cgd_stages.contract import Contract, Name, Positive
 
@@ -184,13 +185,17 @@ class CGDRunSpec(Contract):
         None, description="The key of a Secret that holds a Hugging Face token, for gated models."
     )
     pod_metadata: PodMetadata = PodMetadata()
+    pods: Pods = Pods()
+    model_cache: ModelCache | None = None
     budget: Budget | None = None
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
         le=2**31 - 1,
         description="The run is deleted, with its Jobs and pods, so long after it has succeeded or failed. "
-        "deletionPolicy decides on what it stored. Default: never. You may change this at any time.",
+        "deletionPolicy decides on what it stored. A run that Argo CD, Flux or Helm applies stays, because they would "
+        "make it again: of one that has succeeded the Jobs and pods are deleted. Default: never. You may change this "
+        "at any time.",
     )
     deletion_policy: Literal["Retain", "Delete"] = Field(
         "Retain",

@@ -85,7 +85,7 @@ class CGDRunStatus(Contract):
 
     Five facts are read back, because nothing else in the cluster keeps them: that a run has succeeded, the GPU seconds
     of pods that are gone, the last words of a failed stage, how often the pods of a PyTorchJob were made, and how large
-    prepare found a checkpoint.
+    prepare found checkpoint and models.
     """
 
     observed_generation: int = 0
@@ -104,3 +104,8 @@ class CGDRunStatus(Contract):
     checkpoint_bytes: int | None = Field(
         None, description="Of a training, on the node that stores most of it, as prepare has told."
     )
+    children_deleted: bool | None = Field(
+        None, description="Whether the Jobs and pods of a run that stays are deleted (ttlSecondsAfterFinished)."
+    )
+    student_bytes: int | None = Field(None, description="Of the student's weights, as prepare has told.")
+    teacher_bytes: int | None = Field(None, description="Of the teacher's weights, as prepare has told.")

@@ -11,7 +11,7 @@ from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.telling import Teller
 from cgd_operator.facts.children import Fate
-from cgd_operator.facts.due import expired, ttl
+from cgd_operator.facts.due import applied_by, is_over, ttl
 from cgd_operator.facts.pods import stage_of
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import JOB, RUN, AlreadyExists, ApiError
@@ -45,9 +45,18 @@ class Deletion:
             manifest["metadata"] = patched["metadata"] if patched else meta
 
     async def expire(self, manifest: Object, status: CGDRunStatus, now: datetime) -> None:
-        """Delete the run if its TTL is over; its children are garbage collected."""
+        """Delete the run if its TTL is over; its children are garbage collected. A run that a tool would make again
+        stays with its status, by which it is left alone, and its children are deleted."""
         seconds, meta = ttl(manifest), manifest["metadata"]
-        if seconds is None or not expired(seconds, status, now):
+        if seconds is None or not is_over(manifest, status, now):
+            return
+        tool = applied_by(manifest)
+        if tool:
+            objects = (await self.reader.read(meta["namespace"], {meta["uid"]: meta["namespace"]}))[meta["uid"]]
+            await self._delete(objects.children)
+            settled = status.model_copy(update={"children_deleted": True})
+            await self.teller.tell(manifest, settled, [events.expiry(manifest, seconds, now, tool)])
+            log.info("%s/%s: its children are deleted %d s after it ended", meta["namespace"], meta["name"], seconds)
             return
         await self.teller.announce([events.expiry(manifest, seconds, now)])
         unchanged = {"uid": meta["uid"], "version": meta["resourceVersion"]}  # a user may have raised the TTL

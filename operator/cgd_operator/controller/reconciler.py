@@ -21,11 +21,12 @@ from cgd_operator.facts.refusals import WEBHOOK_DOWN
 from cgd_operator.facts.trouble import INSTALL, Trouble
 from cgd_operator.facts.waiting import QUIET
 from cgd_operator.http.progress import key_id
+from cgd_operator.http.webhook import Webhook
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import RUN
 from cgd_operator.planning.dag import Run
 from cgd_operator.planning.manifests import Release
-from cgd_operator.status import events, render
+from cgd_operator.status import cloud_event, events, render
 
 Object = dict[str, Any]
 
@@ -55,6 +56,8 @@ class Reconciler:
     rehearse_pods: bool = True
     """Whether the operator has the right to create pods. It only ever does so as a dry run."""
     stalled_after: timedelta = render.STALLED_AFTER
+    webhook: Webhook | None = None
+    """Who is told when a run ends."""
 
     def __post_init__(self) -> None:
         self.release = replace(self.release, key_id=key_id(self.key))
@@ -110,6 +113,8 @@ class Reconciler:
         if view.starts and not trouble and previous.observed_generation == run.generation:
             return SETTLE_SECONDS
         status = view.status(self.board, trouble, self.stalled_after)
+        if self.webhook and (ended := cloud_event.run_ended(run, previous, status, view.now)):
+            await self.webhook.send(ended)
         if await self._teller.tell(manifest, status, events.transitions(run, previous, status, view.now)):
             self.departed.told(run.uid, view.objects.gone)
             _measure(previous, status)

@@ -8,7 +8,7 @@ from typing import Any
 from cgd_operator.api.status import CGDRunStatus
 from cgd_operator.controller.children import RunObjects
 from cgd_operator.facts import gpu_usage, retries
-from cgd_operator.facts.children import ChildFacts, Fate, checkpoint_bytes, has_ended
+from cgd_operator.facts.children import ChildFacts, Fate, has_ended, told_sizes
 from cgd_operator.facts.decide import Action, Start, decide, replacements
 from cgd_operator.facts.due import previous_status
 from cgd_operator.facts.pods import pods_by_stage
@@ -16,6 +16,7 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.facts.trouble import Trouble, exceeded
 from cgd_operator.planning.dag import BACKENDS, Backend, Child, Run, choose_backend, plan
 from cgd_operator.planning.manifests import STAGE_LABEL
+from cgd_operator.planning.requests import Sizes
 from cgd_operator.status import render
 
 Object = dict[str, Any]
@@ -35,23 +36,23 @@ class View:
     used: Mapping[str, gpu_usage.Used]
     limit: Trouble | None
     actions: tuple[Action, ...]
-    checkpoint_bytes: int
-    """Bytes of a training's checkpoint; 0: unknown. From prepare's last words, or from the status if its pod is
-    gone."""
+    sizes: Sizes
+    """From prepare's last words, or from the status if its pod is gone."""
 
     @classmethod
     def of(cls, run: Run, manifest: Object, objects: RunObjects, now: datetime) -> "View":
         previous, created = previous_status(manifest), _created(manifest)
         backend = choose_backend(run, objects.served, {child["kind"] for child in objects.children})
         facts = objects.observe(now)
-        size = checkpoint_bytes(facts) or previous.checkpoint_bytes or 0
-        children = plan(run, backend or BACKENDS[0], size)
+        known = Sizes(previous.checkpoint_bytes or 0, previous.student_bytes or 0, previous.teacher_bytes or 0)
+        sizes = told_sizes(facts, known)
+        children = plan(run, backend or BACKENDS[0], sizes)
         used = gpu_usage.count(children, pods_by_stage(objects.pods, objects.gone, now), previous, now)
         limit = exceeded(run, children, facts, gpu_usage.total(used), now - created)
         enough = retries.enough(facts.values(), previous, run.spec.retries)
         actions = decide(children, facts, stop=run.spec.suspend or limit is not None, enough=enough)
         actions += replacements(facts, run.spec.replace_lost_pods_after_seconds, now)
-        return cls(run, objects, previous, created, now, backend, children, facts, used, limit, actions, size)
+        return cls(run, objects, previous, created, now, backend, children, facts, used, limit, actions, sizes)
 
     @property
     def starts(self) -> bool:
@@ -82,7 +83,7 @@ class View:
                 now=self.now,
                 trouble=self.limit or trouble,
                 stalled_after=stalled_after,
-                checkpoint_bytes=self.checkpoint_bytes,
+                sizes=self.sizes,
             )
         )
 

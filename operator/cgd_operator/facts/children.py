@@ -14,7 +14,8 @@ from cgd_operator.kube.kinds import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import PREPARE
 from cgd_operator.planning.manifests import GIVEN_UP
-from cgd_stages.contract import CHECKPOINT_BYTES, MOST, NO_TRANSFER
+from cgd_operator.planning.requests import Sizes
+from cgd_stages.contract import CHECKPOINT_BYTES, MOST, NO_TRANSFER, STUDENT_BYTES, TEACHER_BYTES
 
 ENDS = frozenset({"Complete", "Succeeded", "Failed"})
 """Types of the conditions with which Jobs, PyTorchJobs and TrainJobs end."""
@@ -87,14 +88,21 @@ def observe(
     return facts
 
 
-def checkpoint_bytes(facts: Mapping[str, ChildFacts]) -> int:
-    """The bytes of a training's checkpoint, from prepare's last words; 0: unknown."""
+def told_sizes(facts: Mapping[str, ChildFacts], before: Sizes) -> Sizes:
+    """The sizes in prepare's last words; of `before` what they do not tell."""
     prepare = facts.get(PREPARE)
-    for pod in (*prepare.pods, *prepare.gone) if prepare else ():
-        stage = pod.words.stages.get(PREPARE) if pod.words else None
-        if stage and 0 < (size := stage.metrics.get(CHECKPOINT_BYTES, 0)) <= MOST:
-            return int(size)
-    return 0
+    pods = (*prepare.pods, *prepare.gone) if prepare else ()
+    words = [pod.words.stages[PREPARE] for pod in pods if pod.words and PREPARE in pod.words.stages]
+
+    def told(metric: str) -> int:
+        sizes = (stage.metrics.get(metric, 0) for stage in words)
+        return next((int(size) for size in sizes if 0 < size <= MOST), 0)
+
+    return Sizes(
+        checkpoint=told(CHECKPOINT_BYTES) or before.checkpoint,
+        student=told(STUDENT_BYTES) or before.student,
+        teacher=told(TEACHER_BYTES) or before.teacher,
+    )
 
 
 def has_ended(child: Mapping[str, Any]) -> bool:

@@ -52,11 +52,11 @@ def due(manifest: Object, now: datetime, outlook: Outlook | None = None) -> Due:
     if has_succeeded(manifest):
         status = previous_status(manifest)
         # 0: the status cannot be read, and stays as it is
-        news = status.observed_generation not in (0, generation) or expired(ttl(manifest), status, now)
+        news = status.observed_generation not in (0, generation) or is_over(manifest, status, now)
     elif outlook:
         if outlook.acts:
             return Due.ACTING
-        news = says_more(outlook.status, manifest, without=COUNTS) or expired(ttl(manifest), outlook.status, now)
+        news = says_more(outlook.status, manifest, without=COUNTS) or is_over(manifest, outlook.status, now)
     else:
         news = manifest.get("status", {}).get("observedGeneration", 0) != generation
         if not news and has_right_finalizer(manifest):
@@ -88,6 +88,33 @@ def wants_finalizer(manifest: Object) -> bool:
 def has_right_finalizer(manifest: Object) -> bool:
     """Whether the run has or lacks our finalizer as its deletionPolicy requires."""
     return wants_finalizer(manifest) == (FINALIZER in manifest["metadata"].get("finalizers", []))
+
+
+_APPLIES = {
+    "argocd.argoproj.io/tracking-id": "Argo CD",
+    "argocd.argoproj.io/instance": "Argo CD",
+    "app.kubernetes.io/instance": "Argo CD or Helm",
+    "kustomize.toolkit.fluxcd.io/name": "Flux",
+    "helm.toolkit.fluxcd.io/name": "Flux",
+    "meta.helm.sh/release-name": "Helm",
+}
+"""Labels and annotations that a tool puts on what it applies again when it is gone."""
+
+
+def applied_by(manifest: Object) -> str | None:
+    """The tool that would make the run again if it were deleted; None: nobody is known to."""
+    meta = manifest["metadata"]
+    marks = {**(meta.get("labels") or {}), **(meta.get("annotations") or {})}
+    return next((tool for mark, tool in _APPLIES.items() if mark in marks), None)
+
+
+def is_over(manifest: Object, status: CGDRunStatus, now: datetime) -> bool:
+    """Whether the run's TTL asks for something. A run that a tool would make again stays, or it would run for ever: of
+    one that has succeeded the children go, once; one that has failed stays whole, because a failed stage is tried again
+    when its child is gone."""
+    if not expired(ttl(manifest), status, now):
+        return False
+    return applied_by(manifest) is None or (status.state == "Succeeded" and not status.children_deleted)
 
 
 def ttl(manifest: Object) -> int | None:

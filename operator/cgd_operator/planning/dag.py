@@ -15,6 +15,7 @@ from cgd_operator.api.generation import Chat, ServedModel
 from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec, readable_spec
 from cgd_operator.api.training import Variant
 from cgd_operator.planning import scoring
+from cgd_operator.planning.requests import NOTHING, UNKNOWN, Load, Sizes
 from cgd_operator.planning.served import chat as _chat
 from cgd_operator.planning.served import student as _student
 from cgd_operator.planning.served import teacher as _teacher
@@ -94,11 +95,11 @@ BACKENDS: tuple[Backend, ...] = ("PyTorchJob", "TrainJob")
 
 PoolName = Literal["cpu", "student", "teacher", "training"]
 """The parts of spec.placement."""
-PREPARE, ANSWER, TEACHER, CRITIQUE, REFINE, DISTILL, CHECK, REPORT, CLEAN = map(
-    StageName, ("prepare", "answer", "teacher", "critique", "refine", "distill", "check", "report", "clean")
+PREPARE, FETCH, ANSWER, TEACHER, CRITIQUE, REFINE, DISTILL, CHECK, REPORT, CLEAN = map(
+    StageName, ("prepare", "fetch", "answer", "teacher", "critique", "refine", "distill", "check", "report", "clean")
 )
 """Stages of which a run has only one. TEACHER names the child that critiques and refines; CLEAN, which deletes what a
-run has stored, is no part of the plan: it starts when the run is deleted."""
+run has stored, is no part of the plan: it starts when the run is deleted. FETCH is there with spec.modelCache alone."""
 MISTEACHER, MISCRITIQUE, MISREFINE = map(StageName, ("misteacher", "miscritique", "misrefine"))
 """Of an ablation: MISTEACHER names the child that writes wrong critiques and what follows from them."""
 GRACE_SECONDS, MOST_GRACE_SECONDS = 120, 600
@@ -125,6 +126,8 @@ class Child:
     """Stages (of other children) that must have succeeded before this one starts."""
     make_task: Callable[[], contract.StageTask] = field(repr=False, compare=False)
     grace_seconds: int = GRACE_SECONDS
+    load: Load = NOTHING
+    """What each pod has to carry."""
 
     @cached_property
     def task(self) -> contract.StageTask:
@@ -140,14 +143,15 @@ def choose_backend(run: Run, served: Collection[Backend], started: Collection[st
     return next((backend for backend in (*adopted, *wanted) if backend in served), None)
 
 
-def plan(run: Run, backend: Backend = "PyTorchJob", checkpoint_bytes: int = 0) -> tuple[Child, ...]:
-    """Every child of the run, in order; `backend` is the kind of its trainings, `checkpoint_bytes` the size of their
-    checkpoints as prepare has reported it, 0: unknown."""
+def plan(run: Run, backend: Backend = "PyTorchJob", sizes: Sizes = UNKNOWN) -> tuple[Child, ...]:
+    """Every child of the run, in order; `backend` is the kind of its trainings, `sizes` those of models and checkpoints
+    as prepare has reported them."""
     spec = run.resolved
     works = list(_works(spec))
     before_report = tuple(stage for work in works for stage in work.stages)
-    works.append(_Work(REPORT, partial(_report, run, spec, before_report), "cpu", before_report))
-    return tuple(_child(run, work, backend, checkpoint_bytes) for work in works)
+    shown = tuple(stage for stage in before_report if stage != FETCH)  # it stores nothing
+    works.append(_Work(REPORT, partial(_report, run, spec, shown), "cpu", before_report))
+    return tuple(_child(run, work, backend, sizes) for work in works)
 
 
 def cleaning(run: Run) -> Child:
@@ -170,7 +174,11 @@ class _Work:
 
 def _works(spec: CGDRunSpec) -> Iterator[_Work]:
     yield _Work(PREPARE, partial(_prepare, spec), "cpu", ())
-    yield _Work(ANSWER, partial(_generate, spec, "answer"), "student", (PREPARE,), spec.student.shards)
+    begun: tuple[StageName, ...] = (PREPARE,)
+    if spec.model_cache:
+        yield _Work(FETCH, partial(_fetch, spec), "cpu", begun)
+        begun = (FETCH,)
+    yield _Work(ANSWER, partial(_generate, spec, "answer"), "student", begun, spec.student.shards)
     pool: PoolName = "teacher" if spec.teacher.model else "cpu"
     shards = spec.teacher.shards
     if spec.teacher.fused:
@@ -250,8 +258,8 @@ def _measured(
         yield _Work(StageName.of("harness", label), partial(_harness, spec, evaluation, model), "student", after)
 
 
-def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -> Child:
-    training = work.pool == "training"
+def _child(run: Run, work: _Work, backend: Backend, sizes: Sizes = UNKNOWN) -> Child:
+    training, gpus = work.pool == "training", _gpus(run.spec, work)
     return Child(
         name=child_name(run, work.stage),
         stage=work.stage,
@@ -260,11 +268,22 @@ def _child(run: Run, work: _Work, backend: Backend, checkpoint_bytes: int = 0) -
         pool=work.pool,
         image="train" if training else "generate",
         pods=work.pods,
-        gpus=_gpus(run.spec, work),
+        gpus=gpus,
         after=work.after,
         make_task=partial(_task_of, run, work),
-        grace_seconds=_grace(run.spec, checkpoint_bytes) if training else GRACE_SECONDS,
+        grace_seconds=_grace(run.spec, sizes.checkpoint) if training else GRACE_SECONDS,
+        load=_load(run.spec, work.pool, gpus, sizes),
     )
+
+
+def _load(spec: CGDRunSpec, pool: PoolName, gpus: int, sizes: Sizes) -> Load:
+    weights = {"student": sizes.student, "training": sizes.student, "teacher": sizes.teacher, "cpu": 0}[pool]
+    kept = spec.model_cache is not None
+    if pool != "training":
+        return Load(gpus, weights, kept)
+    parameters = weights // 2  # most are stored in two bytes
+    offloaded = 12 * parameters // spec.training.workers if spec.training.offload != "none" else 0
+    return Load(gpus, weights, kept, sizes.checkpoint, offloaded)
 
 
 def _task_of(run: Run, work: _Work) -> contract.StageTask:
@@ -331,6 +350,7 @@ def _prepare(spec: CGDRunSpec) -> contract.Prepare:
         without_thoughts=_without_thoughts(spec),
         roles=roles,
         sampling=_sampling(spec, roles),
+        instructions=_instructions(spec),
         evaluation=evaluation.sampling if evaluation else None,
         max_rejected=spec.generation.max_rejected,
         training=trains[0],
@@ -362,12 +382,20 @@ def _thinks(spec: CGDRunSpec) -> bool:
     return spec.student.chat.thinking == "on"
 
 
+def _fetch(spec: CGDRunSpec) -> contract.Fetch:
+    models = [_student(spec), *([teacher] if (teacher := _teacher(spec)) else [])]
+    drafts = [one.speculative.model for one in (spec.student, spec.teacher) if one.speculative]
+    models += [contract.Model(name=name) for name in drafts if name]
+    return contract.Fetch(models=tuple(dict.fromkeys(models)))
+
+
 def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
     own = roles == ("answer",)
     served = spec.student if own else spec.teacher
     return contract.Generate(
         roles=roles,
         sampling=_sampling(spec, roles),
+        instructions=None if own else _instructions(spec),
         samples=getattr(getattr(spec.generation, contract.settings_of(roles[-1])), "samples", 1),
         unfinished=spec.generation.answer.unfinished if own else "reject",
         model=_student(spec) if own else _teacher(spec),
@@ -377,6 +405,12 @@ def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
         shards=served.shards,
         max_rejected=spec.generation.max_rejected,
     )
+
+
+def _instructions(spec: CGDRunSpec) -> contract.Instructions | None:
+    """The teacher's, where the manifest has any."""
+    given = {"critique": spec.generation.critique.instruction, "refine": spec.generation.refine.instruction}
+    return contract.Instructions(**given) if any(given.values()) else None
 
 
 def _sampling(spec: CGDRunSpec, roles: tuple[contract.Role, ...]) -> tuple[contract.Sampling, ...]:

@@ -9,8 +9,19 @@ from datetime import datetime
 from typing import Any
 
 from cgd_operator.api.placement import Pool
-from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, QUEUE_LABELS, RUN, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_operator.kube.kinds import (
+    JOB,
+    POD,
+    PYTORCHJOB,
+    QUEUE_LABEL,
+    QUEUE_LABELS,
+    RUN,
+    TRAININGRUNTIME,
+    TRAINJOB,
+    Kind,
+)
 from cgd_operator.planning.dag import Child, Run
+from cgd_operator.planning.requests import requests
 from cgd_stages import contract
 
 Object = dict[str, Any]
@@ -26,6 +37,10 @@ GIVEN_UP = "cgd.dev/given-up"
 """On a PyTorchJob that the operator has ended: why."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
+MODELS = "/models"
+"""Where the cluster's cache of models is mounted."""
+LOADS = (contract.Fetch, contract.Generate, contract.Train, contract.Evaluate, contract.Harness)
+"""The work that needs the weights of a model; only Fetch may write them."""
 TERMINATION_LOG = "/dev/termination-log"
 
 REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
@@ -298,6 +313,7 @@ def _template(run: Run, child: Child, release: Release, restart: str | None = No
         "affinity": _affinity(run, child, pool),
         "schedulerName": scheduler,
         "priorityClassName": pool.priority_class_name,
+        "imagePullSecrets": [{"name": secret.name} for secret in run.spec.pods.image_pull_secrets],
         "containers": [_container(run, child, release, pool)],
         "volumes": list(_volumes(run, child, release)),
     }
@@ -332,12 +348,10 @@ once, because waiting would take the whole grace period from the program."""
 
 def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
     resources: Object = pool.resources.model_dump(exclude_defaults=True)
+    if QUEUE_LABEL not in run.labels:
+        resources["requests"] = requests(child.load, pool.resources)
     if child.gpus:
         resources["limits"] = {run.spec.placement.accelerator: str(child.gpus), **resources.get("limits", {})}
-    mounts: list[Object] = []
-    for name in (volume["name"] for volume in _volumes(run, child, release)):
-        read_only = {"readOnly": True} if name in _READ_ONLY else {}
-        mounts.append({"name": name, "mountPath": _MOUNTS[name], **read_only})
     container: Object = {
         "name": CONTAINERS[child.kind],
         "image": getattr(run.spec.images, child.image) or getattr(release, f"{child.image}_image"),
@@ -352,7 +366,7 @@ def _container(run: Run, child: Child, release: Release, pool: Pool) -> Object:
         "lifecycle": {"preStop": {"exec": {"command": LISTENS}}},
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts,
+        "volumeMounts": list(_mounts(run, child, release)),
     }
     if child.kind == "PyTorchJob":
         container["ports"] = [{"name": "pytorchjob-port", "containerPort": MEETING_PORT}]
@@ -365,6 +379,8 @@ def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
     yield _variable("HOME", SCRATCH)
     yield _variable("TMPDIR", TMP)
     yield _variable(contract.TERMINATION_LOG, TERMINATION_LOG)
+    if run.spec.model_cache and isinstance(child.task.work, LOADS):
+        yield _variable(contract.MODEL_CACHE, MODELS)
     if configmaps(child.task):
         yield _variable(contract.INPUTS, INPUTS)
     if release.progress_url:
@@ -376,6 +392,11 @@ def _env(run: Run, child: Child, release: Release) -> Iterator[Object]:
         yield _variable("PET_MASTER_ADDR", f"{child.name}-worker-0")  # each worker has a Service of its pod's name
         yield _variable("PET_MASTER_PORT", str(MEETING_PORT))
     yield from _credentials(run, child)
+    for own in run.spec.pods.env:
+        if own.value is None:
+            yield own.model_dump(by_alias=True, exclude_none=True)
+        else:
+            yield _variable(own.name, own.value)
 
 
 def _variable(name: str, value: str) -> Object:
@@ -410,8 +431,32 @@ def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False
     return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
 
 
-_MOUNTS = {"scratch": SCRATCH, "tmp": TMP, "shm": "/dev/shm", "inputs": INPUTS, "progress": PROGRESS, "ca": CA}  # noqa: S108
-_READ_ONLY = {"inputs", "progress", "ca"}
+def _mounts(run: Run, child: Child, release: Release) -> Iterator[Object]:
+    fills = isinstance(child.task.work, contract.Fetch)
+    own = {_own(volume.name): volume for volume in run.spec.pods.volumes}
+    for name in (volume["name"] for volume in _volumes(run, child, release)):
+        if name in own:
+            place, read_only = own[name].mount_path, own[name].read_only
+        else:
+            place, read_only = _MOUNTS[name], name in _READ_ONLY and not (fills and name == "models")
+        yield {"name": name, "mountPath": place, **({"readOnly": True} if read_only else {})}
+
+
+def _own(name: str) -> str:
+    """A volume of the user's, under a name that is none of ours."""
+    return f"own-{name}"
+
+
+_MOUNTS = {
+    "scratch": SCRATCH,
+    "tmp": TMP,
+    "shm": "/dev/shm",  # noqa: S108
+    "inputs": INPUTS,
+    "progress": PROGRESS,
+    "ca": CA,
+    "models": MODELS,
+}
+_READ_ONLY = {"inputs", "progress", "ca", "models"}
 
 
 def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
@@ -430,6 +475,10 @@ def _volumes(run: Run, child: Child, release: Release) -> Iterator[Object]:
     yield {"name": "progress", "secret": {"secretName": secret_name(run, release), "items": [token], "optional": True}}
     if ca := run.spec.storage.ca_bundle_config_map_ref:
         yield {"name": "ca", "configMap": {"name": ca.name, "items": [{"key": ca.key, "path": "ca.crt"}]}}
+    if run.spec.model_cache and isinstance(child.task.work, LOADS):
+        yield {"name": "models", **run.spec.model_cache.source()}
+    for own in run.spec.pods.volumes:
+        yield {"name": _own(own.name), **own.source()}
 
 
 def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
@@ -439,6 +488,7 @@ def configmaps(task: contract.StageTask) -> dict[str, set[str]]:
     if isinstance(work, contract.Prepare):
         uris += [source.source for source in (work.prompts, *work.benchmarks)]
         uris += [chat.template_uri or "" for chat in (work.student_chat, work.teacher_chat)]
+        uris += work.instructions.given.values() if work.instructions else []
     if isinstance(work, contract.Prepare | contract.Report) and work.published:
         uris.append(work.published.uri)
     found: dict[str, set[str]] = {}

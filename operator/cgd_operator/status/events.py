@@ -52,8 +52,15 @@ def refusal(run: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:
     return _event_of(run["metadata"], "Refused", message, warning=True, now=now)
 
 
-def expiry(run: dict[str, Any], ttl: int, now: datetime) -> dict[str, Any]:
-    """The Event of a run that is deleted because it ended so long ago."""
+def expiry(run: dict[str, Any], ttl: int, now: datetime, tool: str | None = None) -> dict[str, Any]:
+    """The Event of a run that is deleted because it ended so long ago; with a `tool` that would make it again, of the
+    deletion of its children."""
+    if tool:
+        message = (
+            f"its Jobs and pods are deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); the run stays, as "
+            f"{tool} would make it again: delete it there"
+        )
+        return _event_of(run["metadata"], "Expired", message, warning=False, now=now)
     fate = "goes with it" if run["spec"].get("deletionPolicy") == "Delete" else "stays"
     message = f"deleted {ttl} s after it ended (spec.ttlSecondsAfterFinished); what it stored {fate}"
     return _event_of(run["metadata"], "Expired", message, warning=False, now=now)

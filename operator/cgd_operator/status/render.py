@@ -19,6 +19,7 @@ from cgd_operator.facts.trouble import Trouble
 from cgd_operator.facts.waiting import BEGINNING, RETRYING
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import Child, Run
+from cgd_operator.planning.requests import UNKNOWN, Sizes
 from cgd_stages.contract import MOST, NO_TRANSFER, StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
@@ -28,6 +29,7 @@ STALLED_AFTER = timedelta(minutes=5)
 
 WORDS = {
     "prepare": "Preparing",
+    "fetch": "Fetching",
     "answer": "Answering",
     "critique": "Critiquing",
     "refine": "Refining",
@@ -56,7 +58,7 @@ class Seen:
     now: datetime
     trouble: Trouble | None = None
     stalled_after: timedelta = STALLED_AFTER
-    checkpoint_bytes: int = 0
+    sizes: Sizes = UNKNOWN
 
 
 def render(seen: Seen) -> CGDRunStatus:
@@ -74,7 +76,9 @@ def render(seen: Seen) -> CGDRunStatus:
         stages=stages,
         artifacts=_artifacts(seen.run, stages),
         usage=Usage(gpu_hours=hours(total(seen.used)), tokens=sum(stage.tokens for stage in stages)),
-        checkpoint_bytes=seen.checkpoint_bytes or None,
+        checkpoint_bytes=seen.sizes.checkpoint or None,
+        student_bytes=seen.sizes.student or None,
+        teacher_bytes=seen.sizes.teacher or None,
     )
 
 

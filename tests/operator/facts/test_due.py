@@ -151,3 +151,21 @@ def test_whether_a_child_has_ended_of_which_the_status_says_nothing(
     status: CGDRunStatus | Object | None, children: tuple[Object, ...], untold: bool
 ) -> None:
     assert has_untold_end(run(status), children) is untold
+
+
+def marked(body: Object) -> Object:
+    """As Argo CD marks what it applies."""
+    body["metadata"]["annotations"] = {"argocd.argoproj.io/tracking-id": "runs:cgd.dev/CGDRun:default/demo"}
+    return body
+
+
+def test_a_run_that_would_be_made_again_is_done_with_once() -> None:
+    assert due(marked(run(SUCCEEDED, **TTL)), NOW) is Due.NOTHING
+    assert due(marked(run(SUCCEEDED, **TTL)), LATER) is Due.TELLING
+    settled = SUCCEEDED.model_copy(update={"children_deleted": True})
+    assert due(marked(run(settled, **TTL)), LATER) is Due.NOTHING
+    assert due(run(settled, **TTL), LATER) is Due.TELLING, "nobody keeps it any more"
+
+
+def test_a_failed_run_that_would_be_made_again_keeps_its_children() -> None:
+    assert due(marked(run(FAILED, **TTL)), LATER, Outlook(acts=False, status=FAILED)) is Due.NOTHING

@@ -14,6 +14,7 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.planning.dag import BACKENDS, Backend, Child, Run, plan
 from cgd_operator.planning.manifests import manifest as child_manifest
 from cgd_operator.planning.manifests import training_runtime
+from cgd_operator.planning.requests import Sizes
 from cgd_operator.status.render import STALLED_AFTER
 
 GB = 10**9
@@ -56,7 +57,7 @@ def test_a_training_has_the_time_that_its_checkpoint_takes(
     backend: Backend, checkpoint_bytes: int, expected: int
 ) -> None:
     this = run()
-    found = grace(this, plan(this, backend, checkpoint_bytes))
+    found = grace(this, plan(this, backend, Sizes(checkpoint=checkpoint_bytes)))
     assert found.pop("train-cgd") == expected
     assert set(found.values()) == {120}, "what others hold is small"
 
@@ -65,7 +66,7 @@ def test_a_training_has_the_time_that_its_checkpoint_takes(
 @pytest.mark.parametrize("own", [30, 3600])
 def test_the_run_may_say_otherwise(backend: Backend, own: int) -> None:
     this = run({"training.terminationGracePeriodSeconds": own})
-    assert grace(this, plan(this, backend, 56 * GB))["train-cgd"] == own
+    assert grace(this, plan(this, backend, Sizes(checkpoint=56 * GB)))["train-cgd"] == own
 
 
 def planned(pods: list[dict[str, Any]], status: CGDRunStatus | None = None) -> View:

@@ -129,7 +129,10 @@ def test_gpus_are_limits_beside_the_users_own_resources() -> None:
         "placement.student": {"resources": {"limits": {"memory": "64Gi"}, "requests": {"cpu": "8"}}},
     }
     resources = pod_spec(manifests(changes)["answer"])["containers"][0]["resources"]
-    assert resources == {"limits": {"nvidia.com/gpu": "2", "memory": "64Gi"}, "requests": {"cpu": "8"}}
+    assert resources == {
+        "limits": {"nvidia.com/gpu": "2", "memory": "64Gi"},
+        "requests": {"cpu": "8", "ephemeral-storage": "4Gi"},
+    }
 
 
 def test_a_pool_places_its_pods() -> None:

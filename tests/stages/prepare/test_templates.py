@@ -91,5 +91,5 @@ def test_later_stages_take_the_text_that_prepare_has_read(storage, tiny_model, t
     assert resolve.pinned_chat(IN_A_CONFIG_MAP, store).template == JINJA
     assert resolve.pinned_chat(Chat(template=JINJA), store) == Chat(template=JINJA)
     assert digest(JINJA + "{# another #}") != first
-    with pytest.raises(UserError, match="prepare has not read the chat template s3://b/t"):
+    with pytest.raises(UserError, match="prepare has not read s3://b/t"):
         resolve.pinned_chat(Chat(template="s3://b/t"), store)
