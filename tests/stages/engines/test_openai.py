@@ -13,9 +13,11 @@ from support.stage_builders import context, each, generate_work, prepared
 
 from cgd_stages.contract import Endpoint, Repetition, Sampling
 from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
-from cgd_stages.engines.openai import EndpointEngine, Patience, probe
+from cgd_stages.engines.openai import EndpointEngine
+from cgd_stages.engines.openai_server import Patience
+from cgd_stages.engines.openai_trial import probe
 from cgd_stages.engines.replies import fault
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.generate import __main__ as generate
 from cgd_stages.method import prompts
 
@@ -248,6 +250,34 @@ def test_after_the_credit_is_topped_up_only_the_rest_is_asked_for_and_nothing_is
     facts = generate.main(context(storage, work, tmp_path))["distill"]
     assert (facts.rows.done, facts.rows.rejected) == (12, 0)
     assert credit[0] == 100 - 7
+
+
+def test_replies_under_way_are_paid_for_and_stored_when_too_many_rows_are_rejected(
+    serve, bucket, storage, tiny_model, tmp_path, monkeypatch
+):
+    arrived, ended, end = Counter[str](), threading.Event(), EndpointEngine.end
+
+    def rule(question: str, before: int) -> Answer:
+        arrived["questions"] += 1
+        if arrived["questions"] == 3:
+            return 400, {}, b"no"
+        assert ended.wait(120.0)
+        return chat(f"re: {question}")
+
+    def end_and_tell(engine: EndpointEngine, error: StageError) -> None:
+        end(engine, error)
+        ended.set()
+
+    monkeypatch.setattr(EndpointEngine, "end", end_and_tell)
+    server = serve(rule)
+    prepared(bucket, [f"How many are {n} apples?" for n in range(12)])
+    endpoint = Endpoint(url=server.url, model="big", max_concurrency=3)
+    work = generate_work(tiny_model, "distill", endpoint=endpoint, max_rejected=0.02)
+    told = context(storage, work, tmp_path)
+    with pytest.raises(UserError, match="1 of 12 rows rejected"):
+        generate.main(told)
+    assert server.asked.total() == 3
+    assert (told.facts["distill"].rows.done, told.facts["distill"].rows.rejected) == (2, 1)
 
 
 def test_a_proxy_that_asks_for_a_login_rejects_no_row(serve):

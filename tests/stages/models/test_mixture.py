@@ -13,6 +13,7 @@ from transformers import (
     GptOssConfig,
     GraniteMoeConfig,
     Llama4Config,
+    Llama4TextConfig,
     LlamaConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -20,6 +21,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from cgd_stages.models.fit import parameters_of
 from cgd_stages.models.mixture import (
     Mixture,
     UnknownMixture,
@@ -28,6 +30,7 @@ from cgd_stages.models.mixture import (
     mixture_of,
     router_weight,
 )
+from cgd_stages.models.resolve import Tensor
 from cgd_stages.train import student
 
 QWEN3_30B = Qwen3MoeConfig(vocab_size=151936, num_hidden_layers=48, head_dim=128, norm_topk_prob=True)
@@ -134,3 +137,46 @@ def test_the_active_parameters_are_those_that_makers_state(
     assert parameters / 1e9 == pytest.approx(all_billions, abs=0.06)
     with_embeddings = work.body + work.head + (0 if config.model_type == "gpt_oss" else embeddings)
     assert with_embeddings / 1e9 == pytest.approx(active_billions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("config", "all_billions", "active_billions"),
+    [
+        (MixtralConfig(), 46.7, 12.9),
+        (QWEN3_30B, 30.5, 3.3),
+        (OLMOE, 6.9, 1.3),
+        (Llama4TextConfig(), 107.8, 17.2),
+        (LlamaConfig(num_hidden_layers=1), 0.5, 0.5),
+    ],
+)
+def test_the_plan_reads_off_a_models_files_what_a_token_meets(
+    config: Any, all_billions: float, active_billions: float
+) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tensors = [Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
+    found = parameters_of(config, tensors)
+    assert found
+    assert [round(number / 1e9, 1) for number in found] == [all_billions, active_billions]
+    assert parameters_of(config, [*tensors, Tensor("packed", "I32", 8, 32)]) is None
+
+
+def no_mixtures() -> dict[str, Any]:
+    """The configs of transformers whose fields name experts, and of which nothing is known."""
+    found = {}
+    for kind, config in AutoModelForCausalLM._model_mapping.items():
+        del config
+        text = kind().get_text_config()
+        fields = {name: value for name, value in vars(text).items() if "experts" in name and isinstance(value, int)}
+        if any(value > 1 for value in fields.values()):
+            try:
+                known = mixture_of(kind())
+            except UnknownMixture:
+                known = None
+            if known is None:
+                found[kind.model_type] = fields
+    return found
+
+
+def test_every_causal_model_of_transformers_that_names_experts_is_a_known_mixture() -> None:
+    assert no_mixtures() == {}
