@@ -17,7 +17,7 @@ from support.builders import manifest
 from support.stage_builders import context
 from transformers import OlmoeConfig
 
-from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, active_in, costs, fits, lengths, size_in
+from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, Size, active_in, costs, fits, lengths, size_in
 from cgd_cli.models import read
 from cgd_cli.price import price_json, price_table
 from cgd_cli.sizes import GPUS, TASK_SIZES
@@ -549,23 +549,21 @@ def test_a_mixture_is_priced_by_what_its_files_say_and_not_by_its_name(tmp_path:
         header[name] = {"dtype": "BF16", "shape": [size], "data_offsets": [0, 2 * size]}
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    path = written(tmp_path, student={"model": str(folder)}, teacher={"model": str(folder)})
-    assumed = json.loads(cgd_plan(path, "--rows", "5", "--read-models", "--json").stdout)["assumed"]
-    assert (assumed["student"], assumed["student_active"]) == (66e6, 10e6)
-    assert (assumed["teacher"], assumed["teacher_active"]) == (66e6, 10e6)
-    given = ["--student-params", "3B"]
-    assumed = json.loads(cgd_plan(path, "--rows", "5", "--read-models", "--json", *given).stdout)["assumed"]
-    assert (assumed["student"], assumed["student_active"]) == (3e9, 3e9)
+    found = read(run_of(student={"model": str(folder)}, teacher={"model": str(tiny_model)}), A100.memory)
+    assert found.student == Size(66e6, 10e6)
+    assert found.teacher
+    assert found.teacher.parameters == found.teacher.active > 1e3
 
 
 def test_models_are_read_where_there_is_no_torch(tmp_path: Path, large: Path) -> None:
     model = {"model": str(large)}
     path = written(tmp_path, student=model, teacher=model, placement={"gpuMemory": "1G"})
     start = "import sys; sys.modules['torch'] = None; from cgd_cli.__main__ import main; main()"
-    sizes = ["--student-params", "1M", "--teacher-params", "1M"]
+    sizes = ["--teacher-params", "1M"]
     command = [sys.executable, "-c", start, "plan", str(path), "--rows", "5", "--read-models", *sizes]
     env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "spec.training: each of 16 GPUs needs" in " ".join(ended.stdout.split())
+    assert "assumed: student 3 B, teacher 0.001 B parameters" in ended.stdout
     assert "or lower maxSequenceLength" in " ".join(ended.stdout.split())

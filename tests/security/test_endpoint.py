@@ -412,7 +412,7 @@ def test_a_server_that_keeps_the_connection_open_is_not_waited_for(serve):
     assert isinstance(reply, Completion)
 
 
-@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"choices": [{"message": {"content": ["4"]}}]}', b"\xff"])
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"choices": [{"message": {"content": [4]}}]}', b"\xff"])
 def test_an_answer_that_is_no_completion_fails_its_own_request_alone(serve, body):
     def rule(handler: BaseHTTPRequestHandler) -> None:
         good = json.dumps({"choices": [{"message": {"content": "4"}}]}).encode()
