@@ -168,7 +168,7 @@ def try_conversations(work: Prepare, teacher: ChatTemplate | None, prompts: Fold
     orders = Counter(tuple(turn["role"] for turn in earlier_turns(row)) for row in read_rows(prompts, ["turns"]))
     refused: dict[str, int] = {}
     for order, count in orders.items():
-        turns = [{"role": role, "content": f"The {role} says this."} for role in order]
+        turns = [{"role": role, "content": f"Turn {place} is the {role}'s."} for place, role in enumerate(order)]
         try:
             teacher.render(role_messages("critique", ROW | {"turns": json.dumps(turns)}))
         except TemplateError as error:
