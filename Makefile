@@ -14,8 +14,11 @@ demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl,
 	@$(BIN)/python -m cgd_local
 
 test: .venv/ready ## Run all tests
-	$(BIN)/pytest -n 3 --dist worksteal -m "not slow"
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/pytest -n 3 --dist worksteal -m "not slow and not methods"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not methods"
+
+test-methods: .venv/ready ## Whole runs on real parts that take too long for CI, such as those of examples/thinking
+	$(BIN)/pytest -n 0 -m methods tests/methods
 
 bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 

@@ -144,23 +144,26 @@ def price(
         bool,
         typer.Option(
             "--read-models",
-            help="Read the models' config.json and headers (a folder, S3, the hub) and say what prepare would refuse.",
+            help="Read the models' config.json and headers (a folder, S3, the hub): take their sizes from there, and "
+            "say what prepare would refuse.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
-    from cgd_cli.estimate import Assumptions, active_in, size_in
+    from cgd_cli.estimate import Assumptions, Size, active_in, size_in
     from cgd_cli.manifest import run_of
     from cgd_cli.price import price_json, price_table
 
-    def parameters(role: str, model: str, option: str) -> float:
+    def size(role: str, model: str, option: str, read: Size | None) -> Size:
+        if read and not option:
+            return read
         if (found := size_in(option or model)) is None:
             raise Wrong(
                 f"{option or model} names no number of parameters: add an option such as --{role}-params 8B (47B-A13B: "
-                "a mixture of experts, of which a token meets 13B)"
+                "a mixture of experts, of which a token meets 13B), or --read-models"
             )
-        return found
+        return Size(found, active_in(option) or active_in(model) or found)
 
     run = run_of(file)
     if run.spec.placement.accelerator == "none":
@@ -169,13 +172,20 @@ def price(
         raise Wrong(f"--gpu {gpu} must be one of {', '.join(GPUS)}")
     if (count := rows or run.spec.prompts.limit) is None:
         raise Wrong("how many rows? Set prompts.limit in the manifest, or add an option such as --rows 100000")
-    teacher = run.spec.teacher.model
+    found = None
+    if read_models:
+        from cgd_cli import models
+
+        found = models.read(run, GPUS[gpu].memory)
+    student = size("student", run.spec.student.model, student_params, found and found.student)
+    served = run.spec.teacher.model
+    teacher = size("teacher", served, teacher_params, found and found.teacher) if served else Size(0.0, 0.0)
     assumptions = Assumptions(
         rows=count,
-        student=parameters("student", run.spec.student.model, student_params),
-        teacher=parameters("teacher", teacher, teacher_params) if teacher else 0.0,
-        student_active=active_in(student_params or run.spec.student.model),
-        teacher_active=active_in(teacher_params or teacher) if teacher else None,
+        student=student.parameters,
+        teacher=teacher.parameters,
+        student_active=student.active,
+        teacher_active=teacher.active,
         gpu=GPUS[gpu],
         gpu_hour=gpu_hour,
         currency=currency,
@@ -187,11 +197,7 @@ def price(
         input_million=input_million,
         output_million=output_million,
     )
-    misfits = None
-    if read_models:
-        from cgd_cli import models
-
-        misfits = models.misfits(run, assumptions.gpu.memory)
+    misfits = found.misfits if found else None
     if as_json:
         write(price_json(run, assumptions, misfits) + "\n")
     else:

@@ -1,21 +1,34 @@
-"""Whether a run's models fit into its GPUs, in the words in which the stage `prepare` refuses them.
+"""What the files of a run's models say: how large the models are, and whether they fit into the GPUs, in the words in
+which the stage `prepare` refuses them.
 
 It reads config.json and the headers of the safetensors: from a folder, from the hub, or from S3 with the credentials of
 the environment.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+from cgd_cli.estimate import Size
 from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
 from cgd_stages.models import fit, resolve
+from cgd_stages.models.mixture import UnknownMixture
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
 
 
-def misfits(run: Run, memory: float) -> list[fit.Misfit]:
-    """What does not fit. `memory`: bytes of a GPU if the run does not set them. Raises StageError."""
+@dataclass(frozen=True)
+class Read:
+    """What does not fit, and the sizes of student and teacher; None where the files do not tell it."""
+
+    misfits: list[fit.Misfit]
+    student: Size | None
+    teacher: Size | None
+
+
+def read(run: Run, memory: float) -> Read:
+    """Read the files of the run's models. `memory`: bytes of a GPU if the run does not set them. Raises StageError."""
     tasks = [child.task for child in plan(run)]
     task, work = next((task, task.work) for task in tasks if isinstance(task.work, contract.Prepare))
     gpus = fit.Gpus(memory=work.gpu_memory or int(memory), training=work.training)
@@ -30,4 +43,14 @@ def misfits(run: Run, memory: float) -> list[fit.Misfit]:
             config = fit.read_config(folder, model, where)
             context = fit.context_length(config, engine, model, where)
             served.append(fit.Served(where, model, engine, config, context))
-        return fit.find_misfits(store.bucket, Path(scratch), gpus, served)
+        sizes = [_size(model, store.bucket, Path(scratch)) for model in served]
+        return Read(fit.find_misfits(store.bucket, Path(scratch), gpus, served), sizes[0], [*sizes, None][1])
+
+
+def _size(served: fit.Served, bucket: Bucket, scratch: Path) -> Size | None:
+    tensors = resolve.tensors(served.model, bucket, scratch)
+    try:
+        found = fit.parameters_of(served.config, tensors) if tensors else None
+    except UnknownMixture:
+        return None
+    return Size(*found) if found else None

@@ -15,9 +15,10 @@ import pytest
 import yaml
 from support.builders import manifest
 from support.stage_builders import context
+from transformers import OlmoeConfig
 
-from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, active_in, costs, fits, lengths, size_in
-from cgd_cli.models import misfits
+from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, Size, active_in, costs, fits, lengths, size_in
+from cgd_cli.models import read
 from cgd_cli.price import price_json, price_table
 from cgd_cli.sizes import GPUS, TASK_SIZES
 from cgd_cli.terminal import Terminal
@@ -60,6 +61,11 @@ def by_stage(run: Run, given: Assumptions) -> dict[str, Cost]:
         ("s3://cgd/models/SmolLM2-135M-Instruct", 135e6),
         ("Llama-3.3-70B", 70e9),
         ("mistralai/Mixtral-8x7B-v0.1", None),
+        ("allenai/OLMoE-1B-7B-0924", 7e9),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", None),
+        ("org/Some-MoE-14B", None),
+        ("Qwen1.5-MoE-A2.7B", None),
+        ("org/moe/model-8B", 8e9),
         ("org/model-v2", None),
         ("/models/10BetterThings", None),
         ("8B-family/model", None),
@@ -75,7 +81,9 @@ def test_a_size_is_read_off_a_name_or_not_at_all(text: str, size: float | None) 
         ("Qwen/Qwen3-30B-A3B-Instruct-2507", 3e9),
         ("Qwen3-235B-A22B", 22e9),
         ("47B-a12.9B", 12.9e9),
-        ("allenai/OLMoE-1B-7B-0924", None),
+        ("allenai/OLMoE-1B-7B-0924", 1e9),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 17e9),
+        ("Qwen1.5-MoE-A2.7B", 2.7e9),
         ("Llama-3.3-70B", None),
         ("org/A3B-7B/model", None),
         ("openai/gpt-oss-20b", 3.6e9),
@@ -515,7 +523,7 @@ def test_prepare_refuses_in_the_words_of_the_plan(
     for path in large.iterdir():
         bucket.upload(path, f"model/{path.name}")
     run = stored_run(model, storage, gpuMemory="1G")
-    found = misfits(run, A100.memory)
+    found = read(run, A100.memory).misfits
     assert [one.message.partition(":")[0] for one in found] == ["spec.student", "spec.teacher", "spec.training"]
     with pytest.raises(UserError) as refused:
         prepare.main(context(storage, plan(run)[0].task.work, tmp_path))
@@ -525,20 +533,37 @@ def test_prepare_refuses_in_the_words_of_the_plan(
 
 def test_without_gpu_memory_the_plan_s_gpu_counts(storage: Storage, tiny_model: Path) -> None:
     run = stored_run(str(tiny_model), storage)
-    assert misfits(run, A100.memory) == []
-    assert [one.message.partition(":")[0] for one in misfits(run, 1e5)][-1] == "spec.training"
+    assert read(run, A100.memory).misfits == []
+    assert [one.message.partition(":")[0] for one in read(run, 1e5).misfits][-1] == "spec.training"
     assert "they fit" in shown(run, [])
     assert json.loads(price_json(run, assumed()))["misfits"] is None
+
+
+def test_a_mixture_is_priced_by_what_its_files_say_and_not_by_its_name(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "Dense-8B"
+    shutil.copytree(tiny_model, folder)
+    OlmoeConfig(intermediate_size=1024).save_pretrained(folder)
+    tensors = {"model.layers.0.mlp.experts.gate_up_proj": 64_000_000, "model.embed_tokens.weight": 2_000_000}
+    header: dict[str, Any] = {}
+    for name, size in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": [size], "data_offsets": [0, 2 * size]}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    found = read(run_of(student={"model": str(folder)}, teacher={"model": str(tiny_model)}), A100.memory)
+    assert found.student == Size(66e6, 10e6)
+    assert found.teacher
+    assert found.teacher.parameters == found.teacher.active > 1e3
 
 
 def test_models_are_read_where_there_is_no_torch(tmp_path: Path, large: Path) -> None:
     model = {"model": str(large)}
     path = written(tmp_path, student=model, teacher=model, placement={"gpuMemory": "1G"})
     start = "import sys; sys.modules['torch'] = None; from cgd_cli.__main__ import main; main()"
-    sizes = ["--student-params", "1M", "--teacher-params", "1M"]
+    sizes = ["--teacher-params", "1M"]
     command = [sys.executable, "-c", start, "plan", str(path), "--rows", "5", "--read-models", *sizes]
     env = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "spec.training: each of 16 GPUs needs" in " ".join(ended.stdout.split())
+    assert "assumed: student 3 B, teacher 0.001 B parameters" in ended.stdout
     assert "or lower maxSequenceLength" in " ".join(ended.stdout.split())

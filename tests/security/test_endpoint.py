@@ -19,9 +19,11 @@ import pytest
 from support.stage_builders import each, generate_work, task
 
 from cgd_stages.contract import PROGRESS_TOKEN, TEACHER_API_KEY, Endpoint, Exit, LastWords, Rows, Sampling, Storage
-from cgd_stages.engines import openai as endpoints
+from cgd_stages.engines import openai_server
 from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
-from cgd_stages.engines.openai import EndpointEngine, Patience, probe
+from cgd_stages.engines.openai import EndpointEngine
+from cgd_stages.engines.openai_server import Patience
+from cgd_stages.engines.openai_trial import probe
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.keys import SHORTEST, hide_in_log, without_keys
 from cgd_stages.method import prompts
@@ -304,7 +306,7 @@ def endless(handler: BaseHTTPRequestHandler) -> None:
 
 
 def test_an_answer_without_an_end_is_read_up_to_a_bound(serve, monkeypatch):
-    monkeypatch.setattr(endpoints, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(openai_server, "MOST_BYTES", 1 << 20)
     with pytest.raises(TransientError, match="the answer has more than 1048576 bytes"):
         ask(serve(endless).url)
 
@@ -410,7 +412,7 @@ def test_a_server_that_keeps_the_connection_open_is_not_waited_for(serve):
     assert isinstance(reply, Completion)
 
 
-@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"choices": [{"message": {"content": ["4"]}}]}', b"\xff"])
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"choices": [{"message": {"content": [4]}}]}', b"\xff"])
 def test_an_answer_that_is_no_completion_fails_its_own_request_alone(serve, body):
     def rule(handler: BaseHTTPRequestHandler) -> None:
         good = json.dumps({"choices": [{"message": {"content": "4"}}]}).encode()

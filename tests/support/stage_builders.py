@@ -34,6 +34,7 @@ from cgd_stages.contract import (
     Work,
 )
 from cgd_stages.engines.base import Completion, Engine, Reply, Request
+from cgd_stages.errors import StageError
 from cgd_stages.generate import __main__ as generate
 from cgd_stages.prepare.sources import row_id
 from cgd_stages.runtime.program import Context
@@ -122,14 +123,15 @@ class RuleEngine:
         self._rule = rule or echo
         self._batch, self._most = batch, room
         self._waiting: list[Request] = []
+        self._failure: StageError | None = None
 
     @property
     def room(self) -> int:
-        return self._most - len(self._waiting)
+        return 0 if self._failure else self._most - len(self._waiting)
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) or self._failure is not None
 
     def submit(self, request: Request) -> None:
         self.asked.append(request)
@@ -137,8 +139,13 @@ class RuleEngine:
 
     def step(self) -> list[Reply]:
         self.before_step()
+        if self._failure:
+            raise self._failure
         done = [self._waiting.pop() for _ in range(min(self._batch, len(self._waiting)))]
         return [self._rule(request) for request in done]
+
+    def end(self, error: StageError) -> None:
+        self._failure = self._failure or error
 
     def metrics(self) -> dict[str, float]:
         return {"generated_tokens": 0.0}

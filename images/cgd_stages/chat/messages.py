@@ -9,19 +9,36 @@ class Message(TypedDict):
     content: str
 
 
-_MARKERS = re.compile(
-    r"<\|(?:im_start|im_end|im_sep|start_header_id|end_header_id|begin_of_text|end_of_text|endoftext|eot_id|eom_id"
-    r"|start|end|message|channel|return|call|constrain|system|user|assistant|observation|eot|eom"
-    r"|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|USER_TOKEN|CHATBOT_TOKEN|SYSTEM_TOKEN)\|>"
-    r"|<(?:start|end)_of_turn>|<\|?turn\|?>|<\|?channel\|?>|\[/?(?:INST|SYSTEM_PROMPT)\]|<<SYS>>|<\uff5c[^\uff5c<>]{1,40}\uff5c>"
+_NAMES = (
+    r"im_(?:start|end|sep|user|assistant|system|middle|msg_end)|(?:start|end)_header_id|header_(?:start|end)"
+    r"|begin_of_text|end_of_text|startoftext|endoftext|eot_id|eom_id|eot|eom|bom|eos|separator|end_of_msg|end_message"
+    r"|end_of_turn|endofturn|endofsystem|message_(?:user|model|system|tool)|(?:start|end)_of_role|role_(?:start|end)"
+    r"|begin|start|end|open|close|sep|message|content|channel|final|return|call|constrain|python_tag"
+    r"|[Ss]ystem|[Uu]ser|[Aa]ssistant|human|bot|tool|observation|(?:user|assistant|system|developer)_(?:start|end)"
+    r"|inner_(?:prefix|suffix)|(?:START_OF_TURN|END_OF_TURN|USER|CHATBOT|SYSTEM)_TOKEN"
+    r"|(?:START|END)_(?:RESPONSE|TEXT|THINKING)|reserved_special_token_\d+|extra_\d+|plamo:[^|]{1,40}"
 )
-"""The texts by which widely used chat templates begin and end turns."""
+_MARKERS = re.compile(
+    rf"<\|(?:{_NAMES})\|>"
+    r"|<(?:start|end)_of_turn>|<end_of_utterance>|<\|(?:turn|channel)>|<(?:turn|channel)\|>|</?ifm\|\w{1,40}>|<seed:[be]os>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<<SYS>>|\[gMASK\]|\]~!?b[\[\]]|\[e~\["
+    r"|\[\|(?:system|user|assistant|tool|endofturn)\|\]|<role>(?:SYSTEM|HUMAN|ASSISTANT|OBSERVATION)</role>"
+    r"|<SPECIAL_\d+>|<extra_id_\d+>|<reserved_10[67]>|<\uff5c[^\uff5c<>]{1,40}\uff5c>"
+)
+"""The texts by which the chat templates of models begin and end turns, whoever's model a server has."""
+_LAST = re.compile(r"(?:</s>|<eos>)\s*\Z")
 
 
 def turn_markers(text: str) -> list[str]:
     """The texts in it by which known chat templates begin and end turns. A server whose tokenizer is not known may read
     them as such, so that the text forges a turn."""
     return sorted(set(_MARKERS.findall(text)))
+
+
+def left_over_markers(text: str) -> list[str]:
+    """The control tokens that a server has left in a model's text: those of turns, and an end of the text."""
+    ends = _LAST.findall(text) if text.count("</s>") > text.count("<s>") or text.rstrip().endswith("<eos>") else []
+    return [*turn_markers(text), *map(str.strip, ends)]
 
 
 def plain(messages: list[Message]) -> str:

@@ -198,7 +198,7 @@ def _copies(speak: Speak, values: dict[str, Any]) -> bool:
 
 def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markers | None:
     """The markers of the model's thoughts: as the template writes them, else those of the family that it handles."""
-    named = _named(chat)
+    named = PARSERS[chat.reasoning_parser] if chat.reasoning_parser else None
     prompt = speak(QUESTION, prompt=True, **thinking)
     shown = _shown(speak, prompt, thinking)
     if shown and (named is None or named.end == shown.end):
@@ -212,17 +212,6 @@ def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, 
         if named or _cuts(speak, family, thinking):
             return family
     return None
-
-
-def _named(chat: Chat) -> Markers | None:
-    name = chat.reasoning_parser
-    if name is None:
-        return None
-    if name not in PARSERS:
-        raise Unfit(
-            f"has no thoughts of the format {name!r}", f"Set chat.reasoningParser to one of {', '.join(PARSERS)}."
-        )
-    return PARSERS[name]
 
 
 def _shown(speak: Speak, prompt: str, values: dict[str, Any]) -> Markers | None:

@@ -171,6 +171,8 @@ class ChatTemplate:
         text = self._prompt(messages)
         if self.markup and probe.mode_of(text, self.markup) != self._mode:
             raise TemplateError("words in the prompt, such as /no_think, switch thinking against the run's mode")
+        if lost := next((turn for turn in messages if turn["content"].strip() not in text), None):
+            raise TemplateError(f"it leaves out words of the {lost['role']}'s turn {lost['content'][:50]!r}")
         return Rendered(tuple(text.split(mark)) if mark else (text,))
 
     def token_ids(self, rendered: Rendered) -> list[int]:

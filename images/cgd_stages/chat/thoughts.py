@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+from cgd_stages.contract import ReasoningParser
+
 _WORD = re.compile(r"\[[^\]]*\]|\S+")
 """A marker in square brackets may hold blanks: Apriel's `[BEGIN FINAL RESPONSE]`."""
 Opened = bool | None
@@ -133,8 +135,11 @@ PARSERS: dict[str, Markers] = {
     "s1": S1,
     "seed_oss": SEED,
 }
-"""vLLM's names of thought formats, and `s1`, for which vLLM has no name."""
-PARSERS_OF_TYPES = dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe"), "hunyuan_a13b")
+"""What each name of `chat.reasoningParser` stands for."""
+PARSERS_OF_TYPES: dict[str, ReasoningParser] = {
+    "hunyuan_v1_dense": "hunyuan_a13b",
+    "hunyuan_v1_moe": "hunyuan_a13b",
+}
 """Types of models that write thoughts in a form that their templates do not show whole."""
 
 _ENDS = re.compile(

@@ -179,6 +179,42 @@ class Engine(Contract):
 
 
 Thinking = Literal["auto", "on", "off"]
+ReasoningParser = Literal[
+    "cohere_command3",
+    "cohere_command4",
+    "deepseek_r1",
+    "deepseek_v3",
+    "deepseek_v4",
+    "deepseek_v41",
+    "ernie45",
+    "gemma4",
+    "glm45",
+    "glm47",
+    "granite",
+    "granite_thinking_parser",
+    "holo2",
+    "hunyuan_a13b",
+    "hy_v3",
+    "kimi_k2",
+    "ling3",
+    "mimo",
+    "minicpmv",
+    "minimax_m2",
+    "minimax_m3",
+    "mistral",
+    "muse_glimmer",
+    "nemotron_v3",
+    "olmo3",
+    "openai_gptoss",
+    "plamo3",
+    "poolside_v1",
+    "qwen3",
+    "s1",
+    "seed_oss",
+    "step3",
+    "step3p5",
+]
+"""vLLM's names of the forms in which models write thoughts, and `s1`, for which vLLM has no name."""
 CONFIG_MAP = "configmap://"
 
 
@@ -228,7 +264,7 @@ class Chat(Contract):
         {},
         description="More variables of the template, such as reasoning_effort: text, whole numbers, true and false.",
     )
-    reasoning_parser: Word | None = Field(
+    reasoning_parser: ReasoningParser | None = Field(
         None,
         description="vLLM's name of the form in which the model writes its thoughts, such as deepseek_r1; default: "
         "what template and tokenizer show.",

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from cgd_stages.chat.messages import Message
 from cgd_stages.contract import Sampling
+from cgd_stages.errors import StageError
 from cgd_stages.text.normal import valid_unicode
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Completion:
     """Whether the output ends in a thought: it has no answer."""
     cached_tokens: int = 0
     """The tokens of the prompt that the prefix cache held."""
+    control_tokens: str = ""
+    """The control tokens of other templates that a server has left in the text: it may go on behind the reply."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class Engine(Protocol):
 
     def step(self) -> list[Reply]:
         """Work for a moment and return the replies since the last step. Raises TransientError if the engine died."""
+
+    def end(self, error: StageError) -> None:
+        """Take no more requests, and raise the error in a step to come: when the replies under way have come, if they
+        are paid for either way; else at once."""
 
     def metrics(self) -> dict[str, float]:
         """The engine's figures while it runs: `generated_tokens`, if possible with those of unfinished requests, and

@@ -77,6 +77,8 @@ def fault(completion: Completion, loop: Repetition) -> tuple[str, str] | None:
     """The reason and the detail of a completion's rejection, as a text that must have an end; None: it is whole."""
     written = completion.text or completion.thinking
     end = written[-100:]
+    if completion.control_tokens:
+        return "control_tokens", f"the endpoint's text holds {completion.control_tokens}: ...{end!r}"
     if completion.finish_reason == "repetition" or loops(written, loop):
         return "repetition", f"repeats itself after {completion.tokens} tokens: ...{end!r}"
     if completion.finish_reason == "length":

@@ -12,7 +12,7 @@ from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
 from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.vllm_settings import sampling_params, thinking_budget, vllm_arguments
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.errors import StageError, TransientError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class VllmEngine:
         self._limit = int(config.model_config.max_model_len)
         self._most_requests = 2 * int(config.scheduler_config.max_num_seqs)
         self._refused: list[Reply] = []
+        self._failure: StageError | None = None
         self.settings = {
             "engine": "vllm",
             "device": config.device_config.device_type,
@@ -52,12 +53,14 @@ class VllmEngine:
 
     @property
     def room(self) -> int:
+        if self._failure:
+            return 0
         under_way = int(self._llm.get_num_unfinished_requests())
         return self._most_requests - under_way - len(self._refused)
 
     @property
     def busy(self) -> bool:
-        return bool(self._refused) or self._llm.has_unfinished_requests()
+        return bool(self._refused) or self._failure is not None or self._llm.has_unfinished_requests()
 
     def submit(self, request: Request) -> None:
         from vllm.exceptions import VLLMClientError
@@ -81,6 +84,8 @@ class VllmEngine:
             self._refused.append(Refused(request.name, "engine", f"vLLM refuses the request: {error}", len(ids)))
 
     def step(self) -> list[Reply]:
+        if self._failure:
+            raise self._failure
         replies, self._refused = self._refused, []
         if not self._llm.has_unfinished_requests():
             return replies
@@ -108,6 +113,9 @@ class VllmEngine:
             )
             replies.append(completion)
         return replies
+
+    def end(self, error: StageError) -> None:
+        self._failure = self._failure or error
 
     def metrics(self) -> dict[str, float]:
         """`preemptions`: how often a request lost its cache to others and was computed again."""

@@ -58,7 +58,8 @@ HINTS = {
     "Where the repetition is right, set spec.generation.{role}.repetition.",
     "unfinished_thought": "The model ends its thoughts without an answer: set spec.{model}.chat.thinking to off, or "
     "use another model or chat template.",
-    "control_tokens": "These texts hold control tokens of the model: remove them from the prompts.",
+    "control_tokens": "These texts hold control tokens: remove them from the prompts. Where the endpoint wrote them, "
+    "have its server end a reply there, and leave them out of the text.",
     "engine": "Correct spec.{model} or spec.generation.{role}: vLLM's own words are in the examples.",
     "endpoint": "Ask the owner of the endpoint of spec.teacher why it refuses these requests.",
 }
@@ -249,7 +250,6 @@ class Shard:
             self.writer.keep(kept)
         if rejected is not None:
             self.writer.reject(rejected)
-            self.refuse_if_hopeless()
         return kept
 
     def refuse_if_hopeless(self) -> None:
@@ -323,6 +323,7 @@ class Questions:
     stored rows the last role comes first, so new rows of the first role come last."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards, self._hopeless = shards, False
         self._next = dict(pairwise(shards))
         self._ready: deque[tuple[Shard, Row]] = deque()
         backlogs = [(shard, shard.backlog()) for shard in reversed(shards)]
@@ -350,10 +351,21 @@ class Questions:
         if kept is not None and (next_shard := self._next.get(shard)):
             self._ready.extend((next_shard, draw) for draw in drawn(kept, next_shard.stage.draws))
 
+    def end_if_hopeless(self, engine: Engine) -> None:
+        """End the engine when a shard has rejected too many rows. Replies that are paid for are still to come."""
+        if self._hopeless:
+            return
+        try:
+            for shard in self._shards:
+                shard.refuse_if_hopeless()
+        except UserError as error:
+            self._hopeless = True
+            engine.end(error)
+
 
 def _fill(context: Context, shards: Sequence[Shard], start_engine: Callable[[], Engine]) -> None:
-    """Ask for every row that is not stored until all are answered or SIGTERM comes, store every reply, and write the
-    markers of what is complete."""
+    """Ask for every row that is not stored until all are answered, too many are rejected or SIGTERM comes, store every
+    reply, and write the markers of what is complete."""
     engine: Engine | None = None
     speed: Speed | None = None
 
@@ -361,7 +373,9 @@ def _fill(context: Context, shards: Sequence[Shard], start_engine: Callable[[], 
         if any(shard.writer.due for shard in shards):
             all(shard.writer.try_flush() for shard in shards)
         assert speed
+        assert engine
         speed.report_when_due()
+        questions.end_if_hopeless(engine)
 
     def flush() -> None:
         for shard in shards:

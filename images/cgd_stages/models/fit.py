@@ -26,6 +26,7 @@ from cgd_stages.contract import Engine, Model, Train
 from cgd_stages.engines.vllm_settings import GPU_MEMORY_UTILIZATION
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve, targets, training_memory
+from cgd_stages.models.mixture import is_routed, mixture_of
 from cgd_stages.models.training_memory import giga
 from cgd_stages.store.bucket import Bucket
 
@@ -268,6 +269,19 @@ def as_trained(tensors: Sequence[resolve.Tensor]) -> list[resolve.Tensor]:
         for tensor in tensors
         if not tensor.name.endswith("_scales")
     ]
+
+
+def parameters_of(config: Any, tensors: Sequence[resolve.Tensor]) -> tuple[int, int] | None:
+    """All parameters of a model, and those that a token meets; None where they are stored in a form that hides their
+    number. Raises UnknownMixture."""
+    if quantization(config) == MXFP4:
+        tensors = as_trained(tensors)
+    if any(tensor.dtype not in FLOATS for tensor in tensors):
+        return None
+    every = sum(tensor.parameters for tensor in tensors)
+    mixture = mixture_of(config)
+    routed = sum(tensor.parameters for tensor in tensors if is_routed(tensor.name))
+    return every, every - routed + routed * mixture.active // mixture.experts if mixture else every
 
 
 def shape_of(config: Any, tensors: Sequence[resolve.Tensor]) -> training_memory.Shape | None:

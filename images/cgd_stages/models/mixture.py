@@ -15,7 +15,13 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _ACTIVE = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 _WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size")
 _SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-_SHARED_WIDTH = ("shared_expert_intermediate_size", "shared_intermediate_size")
+_SHARED_WIDTH = (
+    "shared_expert_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "shared_intermediate_size",
+)
+_SWITCHES = ("is_moe", "enable_moe_block")
+"""Where one of these is false, the model is dense, whatever else its config has."""
 _WEIGHT = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 """Names of one figure in the configs of transformers."""
 _ROUTED = re.compile(r"(^|\.)(experts|block_sparse_moe\.(in|out)put_linear)\.")
@@ -47,7 +53,7 @@ def mixture_of(config: Any) -> Mixture | None:
     Raises UnknownMixture.
     """
     text = _of_layers(config)
-    experts = _first(text, _EXPERTS) or 1
+    experts = _experts(text)
     if experts == 1:
         return None
     active, width = _first(text, _ACTIVE), _first(text, _WIDTH)
@@ -61,7 +67,7 @@ def mixture_of(config: Any) -> Mixture | None:
 
 def has_experts(config: Any) -> bool:
     """Whether a model's config describes a mixture, known or not."""
-    return (_first(_of_layers(config), _EXPERTS) or 1) > 1
+    return _experts(_of_layers(config)) > 1
 
 
 def router_loss(architecture: type) -> Callable[..., Any] | None:
@@ -107,6 +113,13 @@ def _of_layers(config: Any) -> Any:
     """The config that describes the MLPs of a model's layers."""
     text = config.get_text_config()
     return getattr(text, "ffn_config", None) or text
+
+
+def _experts(text: Any) -> int:
+    """The experts of a layer; 1 in a dense model."""
+    if any(getattr(text, name, None) is False for name in _SWITCHES):
+        return 1
+    return _first(text, _EXPERTS) or 1
 
 
 def _first(text: Any, names: tuple[str, ...]) -> int | None:

@@ -31,6 +31,8 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 """The names that data sets give to the speakers of a conversation."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The fields of a turn that hold its thought."""
+TEXT_PARTS, THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning", "redacted_thinking")
+"""The types of the parts of a turn's content, as OpenAI, Anthropic and Mistral name them."""
 
 
 class Faulty(ValueError):
@@ -170,7 +172,9 @@ def holds_earlier_thoughts(value: Mapping[str, Any], fields: Fields) -> bool:
     last = max(place for place, turn in enumerate(given) if ROLES.get(str(_speaker(turn)).lower()) == "user")
     said = [turn for turn in given[:last] if ROLES.get(str(_speaker(turn)).lower()) == "assistant"]
     return any(
-        any(turn.get(name) for name in THOUGHTS) or (text := _content(turn, "")).strip() != split_text(text).text
+        any(turn.get(name) for name in THOUGHTS)
+        or any(_is_thought(part) for part in _parts(turn))
+        or (text := _content(turn, "")).strip() != split_text(text).text
         for turn in said
     )
 
@@ -217,11 +221,13 @@ def _messages(value: Any, column: str) -> Iterator[Message]:
         if text.strip():
             yield {"role": role, "content": text}
         elif role != "system":
-            raise Faulty("empty", f"{where} is empty")
+            only_thought = any(_is_thought(part) for part in _parts(turn))
+            raise Faulty("empty", f"{where} {'holds nothing but a thought' if only_thought else 'is empty'}")
 
 
 def _content(turn: Mapping[str, Any], where: str) -> str:
-    """The text of a turn. Its content is a text, or a list of parts of which each is a text."""
+    """The text of a turn. Its content is a text, or a list of parts of which each is a text; an assistant's may be
+    thoughts as well, which are left out."""
     if turn.get("tool_calls") or turn.get("function_call"):
         raise Faulty("malformed", f"{where} calls a tool")
     content = _first(turn, "content", "value")
@@ -229,14 +235,27 @@ def _content(turn: Mapping[str, Any], where: str) -> str:
         return content or ""
     if not isinstance(content, list):
         raise Faulty("malformed", f"the content of {where} is a {kind(content)}, not a text")
+    speaks = ROLES.get(str(_speaker(turn)).lower()) == "assistant"
     texts = []
     for part in content:
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type") in ("text", "input_text") else part
+        if speaks and _is_thought(part):
+            continue
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") in TEXT_PARTS else part
         if not isinstance(text, str):
             found = part.get("type") if isinstance(part, Mapping) else kind(part)
             raise Faulty("malformed", f"the content of {where} holds a part of the type {found!r}, not a text")
         texts.append(text)
     return "".join(texts)
+
+
+def _parts(turn: Mapping[str, Any]) -> list[Any]:
+    """The parts of a turn's content, where it is a list of them."""
+    content = _first(turn, "content", "value")
+    return content if isinstance(content, list) else []
+
+
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in THOUGHT_PARTS
 
 
 # --- choices -----------------------------------------------------------------------------------------------------

@@ -245,12 +245,9 @@ class Intake:
             messages = prompts.role_messages("answer", row)
             rendered = self.template.render(messages)
             candidate.text = rendered.text
+            if self.work.endpoint:  # whose server tokenises: the prompt could forge a turn
+                candidate.fault = self._forging("\n".join(message["content"] for message in messages))
             if len(rendered.pieces) > 1:
-                text = "\n".join(message["content"] for message in messages)
-                markers = sorted({*self.template.control_tokens(text), *turn_markers(text)})
-                if markers and self.work.endpoint:  # whose server tokenises: the prompt could forge a turn
-                    detail = f"the teacher's server may read {', '.join(markers)} as a control token"
-                    candidate.fault = "control_tokens", detail
                 candidate.tokens = len(self.template.token_ids(rendered))
             if least := self._far_too_long(candidate.text):
                 row["prompt_tokens"] = least
@@ -260,6 +257,12 @@ class Intake:
             candidate.fault = "template", str(error)
         except ControlTokens as error:
             candidate.fault = "control_tokens", str(error)
+
+    def _forging(self, text: str) -> Fault | None:
+        """A fault where a server might read control tokens in the text: the student's, or those of other templates."""
+        markers = sorted({*self.template.control_tokens(text), *turn_markers(text)})
+        detail = f"the teacher's server may read {', '.join(markers)} as a control token"
+        return ("control_tokens", detail) if markers else None
 
     def _far_too_long(self, text: str) -> int:
         """The least number of tokens of a text that has twice the context or more; else 0. A long text is counted piece

@@ -26,7 +26,7 @@ from cgd_stages.contract import (
     Sampling,
     settings_of,
 )
-from cgd_stages.engines import openai
+from cgd_stages.engines import openai_trial
 from cgd_stages.engines.base import Request
 from cgd_stages.engines.replies import fault
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
@@ -70,6 +70,8 @@ HINTS = {
     "repetition": "Raise {where}.temperature, or use another model.",
     "unfinished_thought": "Set spec.teacher.chat.thinking to off, or use another model or server.",
     "empty": "Look at what the server says of the model: its replies hold no text.",
+    "control_tokens": "Have the server end a reply at the end of its turn, and leave control tokens out of the text "
+    "(spec.teacher.endpoint.extraBody may name them in stop).",
     "endpoint": "Look at what the server says of the model, and correct spec.teacher.endpoint.",
 }
 """What to do when a reply of the trial would be rejected, by the reason."""
@@ -205,7 +207,7 @@ def try_conversations(work: Prepare, teacher: ChatTemplate | None, prompts: Fold
     orders = Counter(tuple(turn["role"] for turn in earlier_turns(row)) for row in read_rows(prompts, ["turns"]))
     refused: dict[str, int] = {}
     for order, count in orders.items():
-        turns = [{"role": role, "content": f"The {role} says this."} for role in order]
+        turns = [{"role": role, "content": f"Turn {place} is the {role}'s."} for place, role in enumerate(order)]
         try:
             teacher.render(role_messages("critique", ROW | {"turns": json.dumps(turns)}))
         except TemplateError as error:
@@ -292,7 +294,7 @@ def samplings_of(work: Prepare, where: str) -> Sequence[Sampling]:
 def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
     """Ask for its models, and for one whole text of each kind that the run asks it for. Raises UserError, also where
     the run would reject such texts, or TransientError."""
-    log.info("teacher: %s", openai.probe(endpoint))
+    log.info("teacher: %s", openai_trial.probe(endpoint))
     requests = [
         (role, Request(f"trial-{role}", _asked(work, role), sampling))
         for role, sampling in zip(work.roles, work.sampling, strict=True)
@@ -302,18 +304,18 @@ def check_endpoint(work: Prepare, endpoint: Endpoint) -> None:
     if tried and not any(trial.completion.tokens for trial in tried):
         log.warning("the endpoint counts no tokens: lengths and costs of the teacher's texts are not known")
     if requests and not any(trial.thinks for trial in tried):
-        openai.refuse_hidden_thoughts(endpoint, work.teacher_chat, requests[0][1])
-    openai.refuse_other_mode(work.teacher_chat, tried)
+        openai_trial.refuse_hidden_thoughts(endpoint, work.teacher_chat, requests[0][1])
+    openai_trial.refuse_other_mode(work.teacher_chat, tried)
     if work.training.thinking == "learn":
-        openai.refuse_unseen_thoughts(tried)
+        openai_trial.refuse_unseen_thoughts(tried)
 
 
-def _try_role(work: Prepare, endpoint: Endpoint, role: Role, request: Request) -> openai.Tried:
+def _try_role(work: Prepare, endpoint: Endpoint, role: Role, request: Request) -> openai_trial.Tried:
     """A reply to the request. Raises UserError when the run would reject it, and another one too: a model may fail once
     by chance, and where half of its texts may be rejected it may fail twice."""
     where = f"spec.generation.{settings_of(role)}"
     for _ in range(TRIALS):
-        trial = openai.try_request(endpoint, work.teacher_chat, request, where)
+        trial = openai_trial.try_request(endpoint, work.teacher_chat, request, where)
         if (found := fault(trial.completion, request.sampling.loop)) is None:
             log.info("teacher: takes the requests of %s, %d tokens", role, trial.completion.tokens)
             return trial

@@ -83,7 +83,8 @@ def test_server_and_operator_refuse_with_the_same_words(changes: dict[str, Any],
         {"student.chat": {"date": "today"}},
         {"student.chat": {"thinkingBudget": 0}},
         {"student.chat": {"template": "{" * 8193}},
-        {"student.chat": {"reasoningParser": "../parser"}},
+        {"student.chat": {"reasoningParser": "qwen9"}},
+        {"student.chat": {"reasoningParser": "hf"}},
         {"training.thinking": "learned"},
         {"evaluation.models": ["base", "base"]},
         {"evaluation.tasks": [{"name": "IFEval"}, {"name": "IFEval", "maxTokens": 2048}]},
@@ -133,6 +134,13 @@ def test_server_and_operator_refuse_a_wrong_value(changes: dict[str, Any]) -> No
 )
 def test_server_and_operator_take_what_is_right(changes: dict[str, Any]) -> None:
     assert server_says(changes) == operator_says(changes) == ""
+
+
+def test_an_unknown_form_of_thoughts_is_refused_with_the_names_that_exist() -> None:
+    for told in (server_says, operator_says):
+        said = told({"student.chat": {"reasoningParser": "deepseek-r1"}})
+        assert "reasoningParser" in said or "deepseek-r1" in said
+        assert all(name in said for name in ("deepseek_r1", "qwen3", "s1"))
 
 
 def test_on_and_off_without_quotes_are_what_yaml_takes_for_true_and_false() -> None:

@@ -1,6 +1,6 @@
 """Modes and forms: what a template is found to do, what is refused, how a reply ends, and what enters a digest."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from jinja2.exceptions import TemplateError
@@ -9,7 +9,8 @@ from support import stand_in
 from cgd_stages.chat.example import IGNORE, Unusable, example
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat
+from cgd_stages.chat.thoughts import PARSERS
+from cgd_stages.contract import Chat, ReasoningParser
 from cgd_stages.errors import UserError
 
 ASKED: list[Message] = [{"role": "user", "content": "2 + 2?"}]
@@ -60,12 +61,13 @@ def test_tokens_that_only_sound_like_thoughts_refuse_nothing(tokens: tuple[str, 
     assert of(PLAIN, *tokens).markup is None
 
 
-def test_a_form_can_be_named_and_an_unknown_name_is_refused_with_those_that_exist() -> None:
+def test_a_form_can_be_named() -> None:
     template = of(PLAIN, "[THINK]", "[/THINK]", thinking="on", reasoning_parser="mistral")
     assert learned(template, "hm") == "[THINK]hm[/THINK]4<|im_end|>"
-    with pytest.raises(UserError, match="no thoughts of the format 'qwen9'") as caught:
-        of(PLAIN, reasoning_parser="qwen9")
-    assert "qwen3, " in caught.value.hint
+
+
+def test_every_name_that_a_manifest_may_give_has_its_markers() -> None:
+    assert set(PARSERS) == set(get_args(ReasoningParser))
 
 
 @pytest.mark.parametrize("name", ["enable_thinking", "thinking"])

@@ -1,105 +1,22 @@
 """The endpoint engine against a small server of real HTTP: retries, refusals, keys, and nothing asked twice."""
 
-import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
+from support.chat_server import QUICK, Answer, ask, chat
 from support.stage_builders import context, each, generate_work, prepared
 
 from cgd_stages.contract import Endpoint, Repetition, Sampling
 from cgd_stages.engines.base import Completion, Refused, Reply, Request, drive
-from cgd_stages.engines.openai import EndpointEngine, Patience, probe
+from cgd_stages.engines.openai import EndpointEngine
+from cgd_stages.engines.openai_server import Patience
+from cgd_stages.engines.openai_trial import probe
 from cgd_stages.engines.replies import fault
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.errors import StageError, TransientError, UserError
 from cgd_stages.generate import __main__ as generate
 from cgd_stages.method import prompts
-
-QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
-Answer = tuple[int, dict[str, str], Any]
-
-
-def chat(text: str, finish: str = "stop") -> Answer:
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
-
-
-class Server:
-    """Answers by a rule that sees the question and how often it was asked before."""
-
-    def __init__(self, rule: Callable[[str, int], Answer]) -> None:
-        self.asked: Counter[str] = Counter()
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.at_once = self.most_at_once = 0
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer._lock:
-                    question = body["messages"][-1]["content"]
-                    before, outer.asked[question] = outer.asked[question], outer.asked[question] + 1
-                    outer.bodies.append(body)
-                    outer.keys.add(self.headers.get("Authorization"))
-                    outer.at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
-                status, headers, answer = rule(question, before)
-                with outer._lock:
-                    outer.at_once -= 1
-                self._send(status, headers, answer)
-
-            def do_GET(self) -> None:
-                status, headers, answer = rule(self.path, 0)
-                self._send(status, headers, answer)
-
-            def _send(self, status: int, headers: dict[str, str], answer: Any) -> None:
-                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                for name, value in ({"Content-Length": str(len(data))} | headers).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-                """Silence."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str, int], Answer]], Server]]:
-    servers: list[Server] = []
-
-    def start(rule: Callable[[str, int], Answer]) -> Server:
-        servers.append(Server(rule))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def ask(url: str, questions: list[str], *, concurrency: int = 4, patience: Patience = QUICK) -> dict[str, Reply]:
-    engine = EndpointEngine(Endpoint(url=url, model="big", max_concurrency=concurrency), patience)
-    sampling = Sampling(max_tokens=9, seed=7)
-    requests = [Request(text, prompts.answer_messages(text), sampling) for text in questions]
-    try:
-        return {reply.name: reply for reply in drive(engine, each(requests), threading.Event())}
-    finally:
-        engine.close()
 
 
 def test_every_question_is_asked_once_and_answered(serve):
@@ -248,6 +165,34 @@ def test_after_the_credit_is_topped_up_only_the_rest_is_asked_for_and_nothing_is
     facts = generate.main(context(storage, work, tmp_path))["distill"]
     assert (facts.rows.done, facts.rows.rejected) == (12, 0)
     assert credit[0] == 100 - 7
+
+
+def test_replies_under_way_are_paid_for_and_stored_when_too_many_rows_are_rejected(
+    serve, bucket, storage, tiny_model, tmp_path, monkeypatch
+):
+    arrived, ended, end = Counter[str](), threading.Event(), EndpointEngine.end
+
+    def rule(question: str, before: int) -> Answer:
+        arrived["questions"] += 1
+        if arrived["questions"] == 3:
+            return 400, {}, b"no"
+        assert ended.wait(120.0)
+        return chat(f"re: {question}")
+
+    def end_and_tell(engine: EndpointEngine, error: StageError) -> None:
+        end(engine, error)
+        ended.set()
+
+    monkeypatch.setattr(EndpointEngine, "end", end_and_tell)
+    server = serve(rule)
+    prepared(bucket, [f"How many are {n} apples?" for n in range(12)])
+    endpoint = Endpoint(url=server.url, model="big", max_concurrency=3)
+    work = generate_work(tiny_model, "distill", endpoint=endpoint, max_rejected=0.02)
+    told = context(storage, work, tmp_path)
+    with pytest.raises(UserError, match="1 of 12 rows rejected"):
+        generate.main(told)
+    assert server.asked.total() == 3
+    assert (told.facts["distill"].rows.done, told.facts["distill"].rows.rejected) == (2, 1)
 
 
 def test_a_proxy_that_asks_for_a_login_rejects_no_row(serve):

@@ -14,9 +14,17 @@ import pytest
 from support.stage_builders import bucket_of, context, prepare_work
 
 from cgd_stages.contract import Chat, Endpoint, Sampling
-from cgd_stages.engines import openai
-from cgd_stages.engines.base import Request
-from cgd_stages.engines.openai import Patience, Tried, refuse_other_mode, request_body, try_request
+from cgd_stages.engines.base import Refused, Request
+from cgd_stages.engines.openai import EndpointEngine
+from cgd_stages.engines.openai_server import Patience
+from cgd_stages.engines.openai_texts import request_body
+from cgd_stages.engines.openai_trial import (
+    Tried,
+    refuse_hidden_thoughts,
+    refuse_other_mode,
+    refuse_unseen_thoughts,
+    try_request,
+)
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.method import prompts
 from cgd_stages.prepare import __main__ as prepare
@@ -258,9 +266,9 @@ def test_a_server_that_fails_is_asked_again_and_is_no_fault_of_the_users(serve):
 def test_a_server_that_refuses_a_single_token_is_there_all_the_same(serve):
     """A live server keeps a row's failure the row's own."""
     server = serve(lambda body: refuses("max_tokens must be at least 16") if body["max_tokens"] == 1 else (500, {}))
-    engine = openai.EndpointEngine(server.endpoint, QUICK)
+    engine = EndpointEngine(server.endpoint, QUICK)
     reply = engine._answer(Request("r", MESSAGES, Sampling()))
-    assert isinstance(reply, openai.Refused)
+    assert isinstance(reply, Refused)
 
 
 # --- whether it thinks
@@ -301,11 +309,11 @@ def test_thoughts_that_the_server_counts_and_hides_cannot_be_learned(serve, capl
     counted = tried(says("4", {"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 7}}))
     shown, none = tried(says("<think>2 and 2</think>4")), tried(says("4"))
     with pytest.raises(UserError, match="does not give the text of its thoughts") as raised:
-        openai.refuse_unseen_thoughts([none, counted])
+        refuse_unseen_thoughts([none, counted])
     assert "spec.training.thinking to drop" in raised.value.hint
-    openai.refuse_unseen_thoughts([counted, shown])
+    refuse_unseen_thoughts([counted, shown])
     assert caplog.text == ""
-    openai.refuse_unseen_thoughts([none])
+    refuse_unseen_thoughts([none])
     assert "learn an empty thought" in caplog.text
 
 
@@ -335,7 +343,7 @@ def gpt_oss(body: Json) -> tuple[int, Json]:
 
 
 def hidden_thoughts(endpoint: Endpoint) -> None:
-    openai.refuse_hidden_thoughts(endpoint, Chat(), Request("r", MESSAGES, WARM), QUICK)
+    refuse_hidden_thoughts(endpoint, Chat(), Request("r", MESSAGES, WARM), QUICK)
 
 
 def test_a_thought_whose_markers_the_server_takes_out_of_the_text_is_refused(serve):

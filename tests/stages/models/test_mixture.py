@@ -8,18 +8,22 @@ from transformers import (
     AutoModelForCausalLM,
     DbrxConfig,
     DeepseekV3Config,
+    DogeConfig,
     Ernie4_5_MoeConfig,
     Glm4MoeConfig,
     GptOssConfig,
     GraniteMoeConfig,
     Llama4Config,
+    Llama4TextConfig,
     LlamaConfig,
     MixtralConfig,
+    NemotronHConfig,
     OlmoeConfig,
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
 
+from cgd_stages.models.fit import parameters_of
 from cgd_stages.models.mixture import (
     Mixture,
     UnknownMixture,
@@ -28,6 +32,7 @@ from cgd_stages.models.mixture import (
     mixture_of,
     router_weight,
 )
+from cgd_stages.models.resolve import Tensor
 from cgd_stages.train import student
 
 QWEN3_30B = Qwen3MoeConfig(vocab_size=151936, num_hidden_layers=48, head_dim=128, norm_topk_prob=True)
@@ -47,6 +52,12 @@ GPT_OSS_20B = GptOssConfig(num_hidden_layers=24, num_local_experts=32, router_au
         (Ernie4_5_MoeConfig(), Mixture(experts=64, active=6, width=1536, shared=2 * 1536)),
         (DbrxConfig(ffn_config={"moe_num_experts": 16, "moe_top_k": 4}), Mixture(experts=16, active=4, width=3584)),
         (LlamaConfig(), None),
+        (DogeConfig(), None),
+        (DogeConfig(is_moe=True), Mixture(experts=16384, active=64, width=2048)),
+        (
+            NemotronHConfig(moe_intermediate_size=1856, moe_shared_expert_intermediate_size=3712),
+            Mixture(experts=8, active=2, width=1856, shared=3712),
+        ),
     ],
 )
 def test_a_config_tells_what_a_token_meets(config: Any, expected: Mixture | None) -> None:
@@ -134,3 +145,44 @@ def test_the_active_parameters_are_those_that_makers_state(
     assert parameters / 1e9 == pytest.approx(all_billions, abs=0.06)
     with_embeddings = work.body + work.head + (0 if config.model_type == "gpt_oss" else embeddings)
     assert with_embeddings / 1e9 == pytest.approx(active_billions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("config", "all_billions", "active_billions"),
+    [
+        (MixtralConfig(), 46.7, 12.9),
+        (QWEN3_30B, 30.5, 3.4),
+        (OLMOE, 6.9, 1.3),
+        (Llama4TextConfig(), 107.8, 17.2),
+        (LlamaConfig(num_hidden_layers=1), 0.5, 0.5),
+    ],
+)
+def test_the_plan_reads_off_a_models_files_what_a_token_meets(
+    config: Any, all_billions: float, active_billions: float
+) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tensors = [Tensor(name, "BF16", one.numel(), 2 * one.numel()) for name, one in model.named_parameters()]
+    found = parameters_of(config, tensors)
+    assert found
+    assert [round(number / 1e9, 1) for number in found] == [all_billions, active_billions]
+    assert parameters_of(config, [*tensors, Tensor("packed", "I32", 8, 32)]) is None
+
+
+NO_DEFAULT = {"deepseek_v2"}
+"""Types whose default config leaves out how many experts a token meets; the models' own configs have it."""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_causal_model_of_transformers_that_names_experts_is_a_known_mixture() -> None:
+    unknown, known = set(), set()
+    for kind in AutoModelForCausalLM._model_mapping:
+        named = [name for name in getattr(kind, "__annotations__", {}) if "experts" in name]
+        if not named or not any((getattr(config := kind(), name, None) or 0) > 1 for name in named):
+            continue
+        try:
+            (known if mixture_of(config) else unknown).add(kind.model_type)
+        except UnknownMixture:
+            unknown.add(kind.model_type)
+    assert unknown == NO_DEFAULT | {"doge"}, "a doge has experts where is_moe is true"
+    assert len(known) > 40

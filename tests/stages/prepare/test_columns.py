@@ -75,18 +75,26 @@ def test_the_id_is_that_of_the_whole_conversation() -> None:
 
 
 THOUGHT = "<think>2 and 2.</think>"
+FOUR = {"type": "text", "text": "4"}
+ANTHROPIC = {"type": "thinking", "thinking": "2 and 2.", "signature": "c2ln"}
+REDACTED = {"type": "redacted_thinking", "data": "c2ln"}
+MISTRAL = {"type": "thinking", "thinking": [{"type": "text", "text": "2 and 2."}]}
+OPENAI = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "2 and 2."}]}
 
 
 @pytest.mark.parametrize(
     "said",
     [
+        *({"role": "assistant", "content": [part, FOUR]} for part in (ANTHROPIC, REDACTED, MISTRAL, OPENAI)),
+        {"role": "assistant", "content": [OPENAI, {"type": "output_text", "text": "4", "annotations": []}]},
+        {"from": "gpt", "value": [ANTHROPIC, REDACTED, "4"]},
         {"role": "assistant", "content": f"{THOUGHT}\n\n4"},
         {"role": "assistant", "content": "2 and 2.\n</think>\n4"},
         {"role": "assistant", "content": "[THINK]2 and 2.[/THINK]4"},
         {"role": "assistant", "content": "4", "reasoning_content": "2 and 2."},
     ],
 )
-def test_the_thought_of_an_earlier_reply_is_left_out_and_told(said: dict[str, str]) -> None:
+def test_the_thought_of_an_earlier_reply_is_left_out_and_told(said: dict[str, Any]) -> None:
     messages = [SYSTEM, ASKED, said, AGAIN]
     assert row(CHAT, messages=messages) == row(CHAT, messages=[SYSTEM, ASKED, SAID, AGAIN])
     for given in (messages, json.dumps(messages)):
@@ -105,8 +113,16 @@ def test_only_thoughts_of_earlier_replies_are_left_out() -> None:
     assert not holds_earlier_thoughts({"prompt": THOUGHT}, Fields())
 
 
-@pytest.mark.parametrize("content", [THOUGHT, "<think>2 and"])
-def test_an_earlier_reply_that_is_only_a_thought_is_empty(content: str) -> None:
+def test_a_reference_in_parts_has_no_thought_and_a_user_may_write_none() -> None:
+    reply = {"role": "assistant", "content": [ANTHROPIC, FOUR]}
+    assert row(CHAT, messages=[ASKED, reply])["reference"] == "4"
+    assert not holds_earlier_thoughts({"messages": [ASKED, reply]}, CHAT)
+    reason, detail = fault(CHAT, messages=[{"role": "user", "content": [ANTHROPIC, FOUR]}])
+    assert (reason, "a part of the type 'thinking'" in detail) == ("malformed", True)
+
+
+@pytest.mark.parametrize("content", [THOUGHT, "<think>2 and", [ANTHROPIC], [REDACTED]])
+def test_an_earlier_reply_that_is_only_a_thought_is_empty(content: Any) -> None:
     reason, detail = fault(CHAT, messages=[ASKED, {"role": "assistant", "content": content}, AGAIN])
     assert (reason, "nothing but a thought" in detail) == ("empty", True)
 
