@@ -123,18 +123,36 @@ def _named_set(expression: str) -> str:
 
 
 _CAPITALS = re.compile(r"(\\(?:measured)?angle\s*)?([A-Z]{2,})")
+_SHORT_WORD = re.compile(r"(?=[a-z]*[aeiou])[a-wy]{3}")
+_MATRIX = re.compile(r"[A-Z](?:\^(?:\{(?:-1|T|\d)\}|T|\d))?")
+_MATRICES = re.compile(rf"(?=.*\^\{{?(?:-1|T))(?:{_MATRIX.pattern}){{2,}}")
 
 
 def _same_word(reference: str, answer: str) -> bool | None:
     """Whether two answers are the same words; None if neither is surely made of words. Capitals alone are a word, not
-    a product: XIV is no XVI. An angle has two directions."""
+    a product: XIV is no XVI. An angle has two directions. Matrices do not commute."""
     capitals = [_CAPITALS.fullmatch(unwrapped(text)) for text in (reference, answer)]
     if capitals[0] and capitals[1]:
         (kind, letters), (other_kind, other_letters) = (match.groups() for match in capitals if match)
         turned = letters[::-1] if kind else letters
         return kind == other_kind and other_letters in (letters, turned)
+    if _is_other_order(unwrapped(reference), unwrapped(answer)):
+        return False
     (one, sure), (other, also_sure) = _words(reference), _words(answer)
     return one == other != None if sure or also_sure else None  # noqa: E711
+
+
+def _is_other_order(one: str, other: str) -> bool:
+    """Whether two answers have the same letters, or the same matrices, in another order: `act` and `cat`, but not the
+    products `mgh` and `abc`; `A^{-1}B` and `BA^{-1}`."""
+    if all(_SHORT_WORD.fullmatch(text) for text in (one, other)):
+        neighbours = ord(max(one)) - ord(min(one)) <= 3
+        return one != other and sorted(one) == sorted(other) and not neighbours
+    products = [text.replace(r"\top", "T").replace(" ", "") for text in (one, other)]
+    if not all(_MATRICES.fullmatch(text) for text in products):
+        return False
+    factors = [[re.sub("[{}]", "", factor) for factor in _MATRIX.findall(text)] for text in products]
+    return factors[0] != factors[1] and sorted(factors[0]) == sorted(factors[1])
 
 
 def _words(expression: str) -> tuple[str | None, bool]:

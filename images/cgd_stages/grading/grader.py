@@ -22,7 +22,8 @@ from typing import Self
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, compare_at_once
 from cgd_stages.grading.expressions import load
-from cgd_stages.grading.extraction import AnswerSource, FoundAnswer, find_answer, reference_answer
+from cgd_stages.grading.extraction import AnswerSource, FoundAnswer, find_answer
+from cgd_stages.grading.reference import reference_answer
 from cgd_stages.text.references import right_answers
 
 WORKER_MEMORY = 8 << 30

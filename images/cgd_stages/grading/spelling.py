@@ -143,13 +143,13 @@ def unwrapped(expression: str) -> str:
     return expression.strip()
 
 
-_EQUALS = re.compile(r"(?<![<>:\\])(?<!\s!)=(?!=)")
+EQUALS = re.compile(r"(?<![<>:\\])(?<!\s!)=(?!=)")
 
 
 def sides(equation: str) -> list[str]:
     r"""The sides of an equation or of a chain of them. The sign in `\sum_{k=1}` makes none."""
     found, start = [], 0
-    for equals in _EQUALS.finditer(equation):
+    for equals in EQUALS.finditer(equation):
         before = equation[: equals.start()]
         if before.count("{") == before.count("}"):
             found.append(equation[start : equals.start()].strip())
