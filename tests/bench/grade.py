@@ -278,7 +278,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "extraction._without_remarks": lambda text: text,
     "markup.without_markup": lambda text: text,
     "formulas._is_condition": lambda formula, sentence: False,
-    "formulas._is_mere_name": lambda content: False,
+    "formulas.is_mere_name": lambda content: False,
     "extraction._alike": lambda one, other: False,
     "formulas.run_of": lambda formulas, text: formulas[:1],
     "formulas.last_side": lambda text: text,

@@ -29,13 +29,16 @@ from cgd_stages.grading.formulas import (
     expression_end,
     expressions_at,
     formulas_with_value,
+    is_mere_name,
     joined,
     last_side,
     run_of,
 )
 from cgd_stages.grading.markup import last_boxes, without_markup
+from cgd_stages.grading.numerals import NUMBER_WORD, of_words
 from cgd_stages.grading.spelling import EQUALS
 from cgd_stages.grading.spelling import sides as sides_of
+from cgd_stages.grading.units import unit_after
 
 AnswerSource = Literal["boxed", "text", "none", "unfinished_thought"]
 
@@ -53,8 +56,9 @@ TAIL = 4000
 """The last characters of an output in which an unmarked answer is looked for."""
 
 
-def find_answer(output: str) -> FoundAnswer:
-    """The answer of a text. `source` tells a boxed answer from one that was found in the words."""
+def find_answer(output: str, *, in_words: bool = False) -> FoundAnswer:
+    """The answer of a text. `source` tells a boxed answer from one that was found in the words. `in_words`: words are
+    asked for, such as a name or a day, so the last sentence's words count before its numbers."""
     text = _NEGATED.sub("", without_markup(output))
     boxes, end = last_boxes(text)
     if line := explicit_last_line(text, end):
@@ -62,9 +66,11 @@ def find_answer(output: str) -> FoundAnswer:
     if boxes:
         return FoundAnswer(", ".join(dict.fromkeys(boxes)), "boxed")
     for part in (_without_remarks(text[end:]), text[end:]):
-        for rule in (announced, _lettered, _yes_or_no, _last_value, _alone):
+        for rule in (announced, _lettered, _yes_or_no, *((_words,) if in_words else ()), _last_value, _alone):
             if found := rule(part):
                 return FoundAnswer(found, "text")
+    if numbers := list(NUMBER_WORD.finditer(_sentences(text[end:])[-1][1])):
+        return FoundAnswer(of_words(numbers[-1]), "text")
     return NOTHING
 
 
@@ -88,7 +94,7 @@ FINAL_MARK = re.compile(r"####\s*(?P<answer>[^\n]+)")
 _VERB = r"(?:\s+(?:is|are|was|must\s+be|should\s+be|would\s+be|will\s+be|equals|comes?\s+(?:out\s+)?to)\b|\s*:)"
 _ANNOUNCEMENT = re.compile(
     r"\b(?:(?P<answer_word>(?<!is the )(?<!is the final )(?<!as the )answers?|ans\.?)"
-    r"|results?|solutions?|roots?|(?:correct|right|best)\s+(?:choice|option|letter))\b"
+    r"|results?|solutions?|roots?|(?P<choice_word>(?:correct|right|best|appropriate)\s+(?:choice|option|letter)))\b"
     rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)(?!\s+not\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
@@ -103,14 +109,20 @@ _FILLER = re.compile(
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
-    r"[(\[]?(?P<letter>[A-J])[)\]]?(?=\s*(?:[.,;:!\"}]|$)|\s+(?:because|since|as|for)\b|\s+[-\u2013\u2014(]\s*[a-z]{2,})|\([A-J]\)\s+(?=[^\s=+*/^-])",
+    r"[(\[]?(?P<letter>[A-J])[)\]]?(?=\s*(?:[.,;:!\"}]|$)|\s+(?:because|since|as|for)\b|\s+[-\u2013\u2014(]\s*[a-z]{2,})|\(?[A-J]\)\s+(?=[^\s=+*/^-])",
     re.MULTILINE,
 )
+_LETTERS = re.compile(
+    r"\(?[A-J]\)?(?:(?:\s*,(?:\s*and\b)?|\s+and\b|\s*&)\s*\(?[A-J]\)?)+(?=\s*(?:[.;:!]|$))", re.MULTILINE
+)
+_SMALL_LETTER = re.compile(r"\(?[a-j]\)")
 _YES_OR_NO = re.compile(
     r"(?P<word>yes|no|true|false)\b(?=\s*(?:[.,;:!(\u2013\u2014-]|$)|\s+(?:because|since|as)\b)", re.IGNORECASE
 )
 _SAID = re.compile(
-    r"\b(?:has|have|is|are)\s+(?P<solutions>no\s+(?:real\s+)?solutions?)[.\s]*\Z"
+    r"\b(?:has|have|is|are)\s+(?P<solutions>(?:no|infinitely\s+many)\s+(?:real\s+)?solutions?)[.\s]*\Z"
+    rf"|\b(?:options?|choices?|statements?|answers?|order|ranking)\b[^.\n]*\b(?:is|are)\s+(?P<letters>(?-i:{_LETTERS.pattern}))[.\s]*\Z"
+    r"|\b(?P<state>does\s+not\s+exist|(?<=is\s)(?:undefined|indeterminate|impossible)|(?:con|di)verges)[.\s]*\Z"
     r"|\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
     re.IGNORECASE,
 )
@@ -124,6 +136,13 @@ _CORRECT = re.compile(
     r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?i:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
     r"(?P<second>[A-J])\b)[^.\n]*[.\s]*$"
 )
+_PREDICATE = re.compile(
+    r"(?:\b(?:is|are|was|were|be|becomes?|called|named|known\s+as|means|stands\s+for|by|remains)\s+|\banswer:\s+)"
+    r"(?:(?:called|named|known\s+as|in|at|on|by|from|the|an?)\s+)*",
+    re.IGNORECASE,
+)
+_ATOMS = re.compile(r"(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+")
+_REACTION = re.compile(r"->|\u2192")
 _COMMENT = re.compile(r"(?:not|correct|right|wrong|incorrect|clear|found|given|obtained|shown|the)\b", re.IGNORECASE)
 _READ = 4000
 """The most characters behind an announcement that are read."""
@@ -146,25 +165,32 @@ def announced(text: str) -> str:
     """
     final = list(FINAL_MARK.finditer(text))
     last = _sentences(text)[-1][0]
-    found = final or [one for one in _ANNOUNCEMENT.finditer(text) if one["answer_word"] or one.start() >= last]
+    found = final or [one for one in _ANNOUNCEMENT.finditer(text) if _is_final(one) or one.start() >= last]
     for match in reversed(found):
         behind = text[match.start("answer") : match.start("answer") + _READ]
         if value := _value_at_start(behind):
             return value
         if match.start() >= last and (formulas := formulas_with_value(match["answer"])):
             return joined(formulas[-1:])
-    sentences = (_value_in_sentence(one["answer"]) for one in reversed(found) if final or one["answer_word"])
+    sentences = (_value_in_sentence(one["answer"]) for one in reversed(found) if final or _is_final(one))
     return next(filter(None, sentences), "")
+
+
+def _is_final(announcement: re.Match[str]) -> bool:
+    return bool(announcement["answer_word"] or announcement["choice_word"])
 
 
 def _value_at_start(words: str) -> str | None:
     """The letter, yes or no, formulas or expressions with which some words begin."""
     if filler := _FILLER.match(words):
         words = words[filler.end() :]
+    if letters := _LETTERS.match(words):
+        return letters[0]
     if choice := _CHOICE.match(words):
+        lead = re.match(r"\(?[A-J]\)?\s*[:.]?\s*", words)
         if choice["letter"] and not re.match(r"\)?\s*[:.]\s*\S|\)\s+\S", words[choice.end("letter") :]):
             return choice["letter"]
-        return _sentence(words)
+        return lead[0] + _sentence(words[lead.end() :]) if lead else _sentence(words)
     if word := _YES_OR_NO.match(words) or _DATE.match(words):
         return word[0]
     if (formula := FORMULA.match(words)) and content_of(formula):
@@ -195,13 +221,30 @@ def _yes_or_no(text: str) -> str:
     if match and (len(match["word"]) > 3 or not re.search(rf"[.!?]\s+(?!{_REASON}).*\d", line)):
         return match["word"]
     said = _SAID.search(line)
-    return str(said["solutions"] or said["word"]) if said else ""
+    return next(filter(None, said.groups())) if said else ""
 
 
 def _lettered(text: str) -> str:
     """The first line, if it is an option with its text and no other line is: `D) 0.25`."""
     options = _OPTION.findall(text)
     return options[0] if len(options) == 1 and text.lstrip().startswith(options[0]) else ""
+
+
+def _words(text: str) -> str:
+    """What the last sentence says something is, or a short text that says nothing of anything: "It is iron (Fe)." """
+    sentence = _sentences(text)[-1][1].strip(" \n.!\"'\u201c\u201d")
+    if state := re.search(r"\b(?:con|di)verges\b(?!\s+to)", sentence):
+        return state[0]
+    if dates := [match[0] for match in _DATE.finditer(sentence)]:
+        return dates[-1]
+    *said, last = _PREDICATE.split(sentence)
+    if not said and (len(last) > 60 or text.strip() != _sentences(text)[-1][1].strip()):
+        return ""
+    last = re.sub(r"\s*\((?=[^()]*\d{3}|(?:[^()\s]+\s+){2})[^()]*\)", "", last)
+    words = re.split(r",?\s+(?:because|since|which|who|when|where)\b", last)[0] if said else last
+    if re.search(r"[\d$\\=]", _ATOMS.sub("", words)) and not _REACTION.search(words):
+        return ""
+    return words.strip(" \"'\u201c\u201d")
 
 
 def _alone(text: str) -> str:
@@ -212,7 +255,8 @@ def _alone(text: str) -> str:
     if len(text) > 60 or "\n" in text or not text:
         return ""
     text = _FILLER.sub("", text, count=1)
-    return text if _CHOICE.fullmatch(text) or expression_end(text, 0) == len(text) else ""
+    whole = any(alone.fullmatch(text) for alone in (_CHOICE, _LETTERS, _SMALL_LETTER))
+    return text if whole or expression_end(text, 0) == len(text) else ""
 
 
 # --- an unmarked answer -----------------------------------------------------------------------------------------
@@ -255,6 +299,7 @@ def _without_remarks(text: str) -> str:
     return text[: sentences[first][0]] if first < len(sentences) else text
 
 
+_BOUNDED = re.compile(r"([a-zA-Z])\s*(?:[<>\u2264\u2265]|\\[lg](?:eq?)?(?:slant)?(?![a-zA-Z]))")
 _ASIDE = re.compile(
     r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
     r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
@@ -263,7 +308,8 @@ _ASIDE = re.compile(
     r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
     r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
     r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z|\s+in\s+\d+\s+(?:second|minute|hour|day|week|month|year)s?\.?\s*\Z"
-    r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z",
+    r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z"
+    r"|,\s+(?:which\s+is\s+)?(?:attained|achieved|reached|obtained|which\s+occurs|occurring)\s+(?:at|when|for|if|by)\b[^,]*\Z",
     re.DOTALL,
 )
 _PURPOSE = re.compile(r"\b((?:tak|took|need|cost|requir)\w*\s[^.,=]*?\d[^,=]*?)\s+to\s+[a-z]{3,}\s[^,=]*\Z")
@@ -293,8 +339,11 @@ def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
     """Whether two formulas are both values, or say values of one name or of coordinates."""
     equations = [len(sides_of(content_of(match))) > 1 for match in (one, other)]
     names = [sides_of(content_of(match))[0] for match in (one, other)]
+    if any(RELATION.search(content_of(match)) for match in (one, other)):
+        bounded = [_BOUNDED.match(content_of(match)) for match in (one, other)]
+        return bool(bounded[0] and bounded[1]) and bounded[0][1] == bounded[1][1]
     if not any(equations):
-        return not any(RELATION.search(content_of(match)) for match in (one, other))
+        return True
     return all(equations) and (names[0] == names[1] or set(names) <= {"x", "y", "z"})
 
 
@@ -316,6 +365,18 @@ def _last_result(sentence: str) -> str:
 _KNOWN = re.compile(r"\b(?:the|these|those|all|his|her|their)\s\Z")  # numbers of the question: "in the 6 boxes"
 
 
+_SPAN = re.compile(r"\d+\s?(hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?)")
+
+
+def _go_together(one: str, other: str, between: str) -> bool:
+    """Whether two expressions are parts of one answer: values, values of names, or `2 hours 30 minutes`."""
+    if not between.strip():
+        return bool(_SPAN.fullmatch(one)) and unit_after(other.lstrip("0123456789.")) != ""
+    equations = [sides_of(expression) for expression in (one, other)]
+    named = [len(sides) > 1 and is_mere_name(sides[0]) for sides in equations]
+    return bool(BETWEEN_VALUES.fullmatch(between)) and (all(named) or not any(len(sides) > 1 for sides in equations))
+
+
 def _last_expression(text: str) -> str:
     """The last number or expression, with those that "and" joins to it: `x = 1 and x = 2`, "the values are 1 and 2"."""
     text = text[-TAIL:]
@@ -331,9 +392,10 @@ def _last_expression(text: str) -> str:
     found = [one for one in found if not _KNOWN.search(text[max(0, one[0] - 20) : one[0]])] or found
     run = found[-1:]
     for one in reversed(found[:-1]):
-        if not BETWEEN_VALUES.fullmatch(text, one[1], run[0][0]) or ("=" in one[2]) != ("=" in run[0][2]):
+        if not _go_together(one[2], run[0][2], text[one[1] : run[0][0]]):
             break
         run.insert(0, one)
-    if run and "=" not in run[0][2] and not re.search(r"\bare:?\s*\Z", text[: run[0][0]]):
+    parts = _SPAN.fullmatch(run[0][2]) if len(run) > 1 else None
+    if run and "=" not in run[0][2] and not parts and not re.search(r"\bare:?\s*\Z", text[: run[0][0]]):
         run = run[-1:]
     return ", ".join(value for _, _, value in run)

@@ -68,7 +68,7 @@ def joined(formulas: list[re.Match[str]]) -> str:
 def formulas_with_value(sentence: str) -> list[re.Match[str]]:
     """The formulas of a sentence that may be an answer: names yield to values, conditions to what is said of them."""
     formulas = [match for match in FORMULA.finditer(sentence) if content_of(match)]
-    named = [match for match in formulas if not _is_mere_name(content_of(match))]
+    named = [match for match in formulas if not is_mere_name(content_of(match))]
     return [match for match in named if not _is_condition(match, sentence)] or named
 
 
@@ -80,7 +80,7 @@ def _is_condition(formula: re.Match[str], sentence: str) -> bool:
     return bool(_AFTER_VALUE.search(before))
 
 
-def _is_mere_name(content: str) -> bool:
+def is_mere_name(content: str) -> bool:
     return bool(_BARE_NAME.fullmatch(content)) and content not in _CONSTANTS
 
 
@@ -96,26 +96,26 @@ def last_side(expression: str) -> str:
     expression = re.split(r"\\(?:Rightarrow|implies|to|equiv)(?![a-zA-Z])(?![^{}]*\})", expression)[-1]
     expression = re.sub(r"\\pmod\s*(?:\{[^{}]*\}|\w)", "", expression)
     exactly, *roughly = _APPROXIMATELY.split(expression)
-    if roughly and _is_mere_name(exactly.strip()):
+    if roughly and is_mere_name(exactly.strip()):
         return f"{exactly.strip()} = {roughly[-1].strip()}"
-    if roughly and re.search(r"\\\$", exactly):
-        exactly = roughly[-1]  # sums of money are rounded, not estimated
+    if roughly and re.search(r"\\\$|\d\.\d", exactly):
+        exactly = roughly[-1]  # sums of money and what is computed of decimals are rounded, not estimated
     sides = [side for side in sides_of(exactly) if side]
     if len(sides) < 2:
         return sides[0] if sides else exactly.strip()
     without_commands = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^}]*\}|\\[a-zA-Z]+", "", sides[0])
     if re.search(r"[a-zA-Z]", without_commands) or _BARE_NAME.fullmatch(sides[0]):
         return exactly.strip() if len(sides) == 2 else f"{sides[0]} = {sides[-1]}"
-    return sides[-1] if not _is_mere_name(sides[-1]) else sides[0]
+    return sides[-1] if not is_mere_name(sides[-1]) else sides[0]
 
 
 # --- expressions without dollar signs ---------------------------------------------------------------------------
 
 _MONEY = r"(?:\\?\$|[\u20ac\u00a3])"
 START = re.compile(
-    rf"(?<![\w.\\])(?:[-+\u2212\u00b1]?\s?{_MONEY}?\s?(?:\d|\.\d)"
+    rf"(?<![\w.\\])(?<![<>\u2264\u2265])(?<![<>\u2264\u2265]\s)(?:[-+\u2212\u00b1]?\s?{_MONEY}?\s?(?:\d|\.\d)"
     rf"|\\(?:[dtc]?frac|sqrt|pi|infty|log|ln|sin|cos|tan|binom)"
-    rf"(?![a-zA-Z])|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:[=<>\u2264\u2265]|[-+*/^](?=\s*\S)|(?<=[a-zA-Z])\([^()]{{1,40}}[-+][^()]{{1,40}}\))"
+    rf"(?![a-zA-Z])|(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan))\s?\(|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:[=<>\u2264\u2265]|[-+*/^](?=\s*\S)|(?<=[a-zA-Z])\([^()]{{1,40}}[-+][^()]{{1,40}}\))"
     rf"|[({{\[](?=\s*[-\d\\a-z]))"
 )
 _ENDINGS = frozenset(("st", "nd", "rd", "th"))  # of ordinal numbers
@@ -123,7 +123,7 @@ _TOKEN = re.compile(
     r"(?P<blank>[ \t]+|\\[,;: !]|~)"
     r"|(?P<number>\d*\.\d*(?=\\(?:overline|bar|dot)(?![a-zA-Z])|\(\d+\))|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?(?:\.{3}|\u2026)?|\.\d+)"
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%])"
-    r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|pi|mod|gcd|lcm)(?![a-zA-Z]))"
+    r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan)|pi|mod|gcd|lcm)(?![a-zA-Z]))"
     r"|(?P<word>[a-zA-Z]+)"
     r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2248\u222a\u2229|:])"
     rf"|(?P<money>{_MONEY}(?=\s?\d))"

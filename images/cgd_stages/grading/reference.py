@@ -38,6 +38,15 @@ def marked_answer(reference: str) -> str:
     return announced(reply) if is_reply else ""
 
 
+def is_in_words(value: str) -> bool:
+    """Whether a reference's value is made of words, or of a chemical formula: no number, letter or expression."""
+    return (
+        "->" in value
+        or bool(re.match(r"(?:the\s+)?[A-Za-z]+\d?[A-Za-z]", value.strip()))
+        and not re.search(r"[\\=+^_*/<>$]", value)
+    )
+
+
 def without_thought(reference: str) -> str:
     """A reference's text behind its thought; empty where the thought has no end."""
     return split_text(reference).text

@@ -121,7 +121,9 @@ def quantity(expression: str) -> Quantity:
     if plain := _PLAIN.fullmatch(text):
         unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
-        if unit and (len(plain["unit"]) > 1 or (plain["gap"] and plain["unit"].lower() in _UNITS)):
+        if unit and (
+            len(plain["unit"]) > 1 or (plain["gap"] and {plain["unit"], plain["unit"].lower()} & _UNITS.keys())
+        ):
             return Quantity(plain["value"].strip(), unit, len(plain["unit"]) == 1)
         if not unit and plain["gap"] and len(words[0]) > 2 and (unit := _words(plain["unit"], plain["power"])):
             return Quantity(plain["value"].strip(), unit)
