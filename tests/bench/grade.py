@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, ClassVar
 
 import yaml
@@ -41,9 +41,9 @@ from support.answer_pairs import DIFFERENT, EQUAL, RULES
 from support.graded_outputs import OUTPUTS
 from telling import at, begin
 
-from cgd_stages.grading import compare, expressions, extraction, numerals, spelling, units
-from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading import compare, expressions, extraction, formulas, markup, numerals, spelling, units
 from cgd_stages.grading.grader import Grader
+from cgd_stages.grading.reference import reference_answer
 
 Decide = Callable[[str, str], bool]
 """Solution and answer in, accepted out."""
@@ -270,27 +270,27 @@ def show(name: str, pairs: list[Pair], counts: dict[str, Count]) -> None:
 
 NEVER = re.compile("(?!)")
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "extraction._explicit_last_line": lambda text, end: "",
-    "extraction._announced": lambda text: "",
+    "extraction.explicit_last_line": lambda text, end: "",
+    "extraction.announced": lambda text: "",
     "extraction._yes_or_no": lambda text: "",
     "extraction._last_value": lambda text: "",
     "extraction._alone": lambda text: "",
     "extraction._without_remarks": lambda text: text,
-    "extraction._without_markup": lambda text: text,
-    "extraction._is_condition": lambda formula, sentence: False,
-    "extraction._is_mere_name": lambda content: False,
+    "markup.without_markup": lambda text: text,
+    "formulas._is_condition": lambda formula, sentence: False,
+    "formulas.is_mere_name": lambda content: False,
     "extraction._alike": lambda one, other: False,
-    "extraction._run": lambda formulas, text: formulas[:1],
-    "extraction._last_side": lambda text: text,
+    "formulas.run_of": lambda formulas, text: formulas[:1],
+    "formulas.last_side": lambda text: text,
     "extraction._last_result": lambda sentence: "",
-    "extraction.unit_after": lambda text: "",
+    "formulas.unit_after": lambda text: "",
     "compare.same_spelling": lambda one, other: one == other != "",
     "compare._choice": lambda text, *, lenient=False: None,
     "compare._without_letter": lambda answer, reference: answer,
     "compare._named_set": lambda text: text,
     "compare._same_word": lambda one, other: None,
     "extraction._lettered": lambda text: "",
-    "extraction.on_the_line": lambda text: text,
+    "markup.on_the_line": lambda text: text,
     "spelling.on_the_line": lambda text: text,
     "compare._is_set": lambda text: False,
     "compare._values": lambda text: (text,),
@@ -311,11 +311,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "expressions._braced": lambda text, before, command: text,
 }
 """What takes the place of a function when it is off."""
+FINDING = (markup, formulas, extraction)
+MODULES = (*FINDING, compare, spelling, numerals, units, expressions)
+"""Each before those that import a pattern from it."""
 
 
 def switches() -> Iterator[tuple[str, ModuleType, str, Any]]:
     """Each rule, and which name of which module takes another value: a pattern never matches, a table lacks a line."""
-    for module in (extraction, compare, spelling, numerals, units, expressions):
+    earlier: list[object] = []
+    for module in MODULES:
         room = module.__name__.rpartition(".")[2]
         tables = {name: value for name, value in vars(module).items() if is_table(value)}
         listed = [line[0] for table in tables.values() for line in table]
@@ -323,10 +327,20 @@ def switches() -> Iterator[tuple[str, ModuleType, str, Any]]:
             for place, line in enumerate(table):
                 yield f"{room}.{name}: {line[0].pattern}", module, name, table[:place] + table[place + 1 :]
         for name, value in vars(module).items():
-            if isinstance(value, re.Pattern) and value not in listed:
+            if isinstance(value, re.Pattern) and value not in listed and all(value is not one for one in earlier):
                 yield f"{room}.{name}", module, name, NEVER
             elif off := FUNCTIONS.get(f"{room}.{name}"):
                 yield f"{room}.{name}", module, name, off
+        earlier += vars(module).values()
+
+
+def put(module: ModuleType, name: str, value: Any) -> None:
+    """Give a name of a module another value, also in the modules that have imported it from there."""
+    before = vars(module)[name]
+    imported = isinstance(before, FunctionType) and before.__module__ != module.__name__
+    for one in (module,) if imported else MODULES:
+        if vars(one).get(name) is before:
+            setattr(one, name, value)
 
 
 def is_table(value: object) -> bool:
@@ -372,14 +386,14 @@ def show_rules(compared: dict[str, list[Pair]]) -> None:
     for rule, module, name, off in rules:
         at(rule)
         value = vars(module)[name]
-        setattr(module, name, off)
+        put(module, name, off)
         forget()
         moved = Counter[tuple[str, bool]]()
         for (group, pair), before, rules_in_pair in zip(pairs, normal, touched, strict=True):
             if rule in rules_in_pair or off is FUNCTIONS.get(rule):
-                after = verdict(pair, known if module is extraction else {})
+                after = verdict(pair, known if module in FINDING else {})
                 moved[group, after is pair.own] += before != after
-        setattr(module, name, value)
+        put(module, name, value)
         print(rule, *(f"{moved[group, False]} / {moved[group, True]}" for group in compared), sep="\t", flush=True)
 
 
@@ -391,10 +405,10 @@ def watched_verdicts(
     for (module, name), value in values.items():
         rule = f"{module.__name__.rpartition('.')[2]}.{name}"
         if isinstance(value, re.Pattern):
-            setattr(module, name, Watched(rule, value))
+            put(module, name, Watched(rule, value))
         elif is_table(value):
             lines = ((Watched(f"{rule}: {line[0].pattern}", line[0]), *line[1:]) for line in value)
-            setattr(module, name, tuple(lines))
+            put(module, name, tuple(lines))
     verdicts, touched = [], []
     for pair in pairs:
         Watched.touched.clear()
@@ -402,12 +416,12 @@ def watched_verdicts(
         verdicts.append(verdict(pair, {}))
         touched.append(set(Watched.touched))
     for (module, name), value in values.items():
-        setattr(module, name, value)
+        put(module, name, value)
     return verdicts, touched
 
 
 def forget() -> None:
-    for cached in (spelling.spell, expressions.parsed, expressions.set_of):
+    for cached in (spelling.spell, expressions.parsed, expressions.set_of, extraction._sentences):
         cached.cache_clear()
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cgd_operator.api.spec import parse_spec
 from cgd_stages.chat.template import token_ids
-from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading.reference import reference_answer
 from cgd_stages.method import prompts
 from replicate import corpus, pretrain, results, tutor
 from replicate.arithmetic import (

@@ -61,7 +61,8 @@ def compare(reference: str, answer: str, tolerance: str = "") -> Verdict:
     """
     if verdict := compare_at_once(reference, answer, tolerance):
         return verdict
-    reference, answer = _named_set(reference), _named_set(_without_letter(answer, reference))
+    answer = _one_name(_without_letter(answer, reference), reference)
+    reference, answer = _named_set(reference), _named_set(answer)
     if (same := _same_word(spell(reference), spell(answer))) is not None:
         return Verdict(same, "word")
     return _compare_shapes(_shape(reference), _shape(answer), [part.strip() for part in tolerance.split(",")])
@@ -92,15 +93,15 @@ _LETTER = re.compile(r"\(([A-Ja-j])\)|([A-J])\)?")
 _LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J](?=\s*[.:])|[A-Ja-j](?=\)))\s*[).:])\s*(?P<text>.+)", re.DOTALL)
 _ORDINARY = frozenset({"yes", "no", "odd"})
 _REASONED = re.compile(r"(yes|no|true|false)(?:\s*[,.;:(]|\s+(?:because|since|as)\b)", re.IGNORECASE)
-_SAME_WORD = {"yes": "true", "no": "false"}
+_SAME_WORD = {"yes": "true", "no": "false", "infinitely many solutions": "infinitely many", "dne": "does not exist"}
 
 
 def _choice(expression: str, *, lenient: bool = False) -> str | None:
     """The letter of a lettered choice, in upper case. Lenient: the text of the choice may follow the letter."""
     text = re.sub(r"^(?:option|choice)\s+", "", unwrapped(spell(expression)), flags=re.IGNORECASE)
     match = _LETTER.fullmatch(text) or (_LED_BY_LETTER.fullmatch(text) if lenient else None)
-    if lenient and not match and re.fullmatch(r"[a-j]", text):
-        return text.upper()
+    if lenient and not match and (small := re.fullmatch(r"([a-j])\)?", text)):
+        return small[1].upper()
     return (match[1] or match[2]).upper() if match else None
 
 
@@ -109,6 +110,16 @@ def _without_letter(answer: str, reference: str) -> str:
     led = re.compile(r"(?:\(([A-J])\)|[A-J][.)])\s*(?P<text>[^\s(,;].*)", re.DOTALL)
     match = led.fullmatch(unwrapped(spell(answer)))
     return answer if not match or led.fullmatch(unwrapped(spell(reference))) else match["text"]
+
+
+def _one_name(answer: str, reference: str) -> str:
+    """The name of two that the reference has: `iron (Fe)` for Fe."""
+    names = re.fullmatch(r"(?P<words>[A-Za-z][\w' -]{3,})\s\((?P<other>[A-Za-z][\w' -]*)\)", unwrapped(spell(answer)))
+    return next((name for name in names.groups() if _same_name(name, reference)), answer) if names else answer
+
+
+def _same_name(one: str, other: str) -> bool:
+    return same_spelling(one, other) or _words(spell(one))[0] == _words(spell(other))[0] is not None
 
 
 _NAMED_SETS = (
@@ -123,18 +134,36 @@ def _named_set(expression: str) -> str:
 
 
 _CAPITALS = re.compile(r"(\\(?:measured)?angle\s*)?([A-Z]{2,})")
+_SHORT_WORD = re.compile(r"(?=[a-z]*[aeiou])[a-wy]{3}")
+_MATRIX = re.compile(r"[A-Z](?:\^(?:\{(?:-1|T|\d)\}|T|\d))?")
+_MATRICES = re.compile(rf"(?=.*\^\{{?(?:-1|T))(?:{_MATRIX.pattern}){{2,}}")
 
 
 def _same_word(reference: str, answer: str) -> bool | None:
     """Whether two answers are the same words; None if neither is surely made of words. Capitals alone are a word, not
-    a product: XIV is no XVI. An angle has two directions."""
+    a product: XIV is no XVI. An angle has two directions. Matrices do not commute."""
     capitals = [_CAPITALS.fullmatch(unwrapped(text)) for text in (reference, answer)]
     if capitals[0] and capitals[1]:
         (kind, letters), (other_kind, other_letters) = (match.groups() for match in capitals if match)
         turned = letters[::-1] if kind else letters
         return kind == other_kind and other_letters in (letters, turned)
+    if _is_other_order(unwrapped(reference), unwrapped(answer)):
+        return False
     (one, sure), (other, also_sure) = _words(reference), _words(answer)
     return one == other != None if sure or also_sure else None  # noqa: E711
+
+
+def _is_other_order(one: str, other: str) -> bool:
+    """Whether two answers have the same letters, or the same matrices, in another order: `act` and `cat`, but not the
+    products `mgh` and `abc`; `A^{-1}B` and `BA^{-1}`."""
+    if all(_SHORT_WORD.fullmatch(text) for text in (one, other)):
+        neighbours = ord(max(one)) - ord(min(one)) <= 3
+        return one != other and sorted(one) == sorted(other) and not neighbours
+    products = [text.replace(r"\top", "T").replace(" ", "") for text in (one, other)]
+    if not all(_MATRICES.fullmatch(text) for text in products):
+        return False
+    factors = [[re.sub("[{}]", "", factor) for factor in _MATRIX.findall(text)] for text in products]
+    return factors[0] != factors[1] and sorted(factors[0]) == sorted(factors[1])
 
 
 def _words(expression: str) -> tuple[str | None, bool]:
@@ -158,10 +187,13 @@ _OR = re.compile(rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*or\s*\}}|(?<![a-zA-Z])or
 _AND = re.compile(
     rf"\s*(?:,\s*)?(?:{WORDS}\s*\{{\s*,?\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*", re.IGNORECASE
 )
+_BOUND = re.compile(r"[<>]|\\[lg]e(?![a-zA-Z])")
 _NAMES = re.compile(
     r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\))\s*=\s*"
 )
-_MEMBER = re.compile(r"^\s*(?:[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text))")
+_MEMBER = re.compile(
+    r"^\s*(?:\\mathbf\{\w\}|[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text|[(\[][^()\[\]]*,[^()\[\]]*[)\]]$))"
+)
 _POINT = re.compile(r"(?:[A-Z](?:_\{\w+\})?'?)\s*=?\s*(?=\()")
 
 
@@ -185,7 +217,7 @@ def _shape(expression: str) -> Shape:
         if len(split(inside, "|:")) > 1:
             return Shape("value", text, (text,))
         return Shape("set", text, _values(inside))
-    if all(re.search("[<>]", part) for part in _OR.split(text)):
+    if all(_BOUND.search(part) for part in _OR.split(text)):
         text = _OR.sub(r" \\cup ", text)
     parts = _values(text)
     if len(parts) > 1:
@@ -238,9 +270,17 @@ def _compare_shapes(expected: Shape, actual: Shape, tolerances: Sequence[str]) -
             if len(tolerances) != len(expected.parts):
                 tolerances = [tolerances[0]] * len(expected.parts)
             pairs = list(zip(expected.parts, tolerances, strict=True))
+            if _is_ranking(expected.parts):
+                return Verdict(_in_order(expected.parts, actual.parts, ""), "several")
             same = _in_any_order(pairs, actual.parts, lambda pair, value: _equal(pair[0], value, pair[1]))
             return Verdict(same, "several")
     return Verdict(_describes_set(expected, actual) and same_set(expected.text, actual.text), "set")
+
+
+def _is_ranking(parts: Sequence[str]) -> bool:
+    """Whether these letters stand in an order that says something: C, A, B."""
+    letters = [unwrapped(part) for part in parts]
+    return all(re.fullmatch("[A-J]", letter) for letter in letters) and letters != sorted(letters)
 
 
 def _describes_set(*shapes: Shape) -> bool:
@@ -343,7 +383,8 @@ def _value_of(equation: list[str]) -> str | None:
         return last
     if _is_name(last):
         return first
-    return None if last == "0" and re.search(r"[a-zA-Z]", first) else last
+    is_sum = re.fullmatch(r"[a-zA-Z](?:\s*[-+]\s*[a-zA-Z])+", first)
+    return None if last == "0" and re.search(r"[a-zA-Z]", first) and not is_sum else last
 
 
 def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
@@ -418,7 +459,9 @@ def _same_exactly(reference: str, answer: str) -> bool:
 
 
 def _readings(expression: str) -> list[str]:
-    """An expression; a percentage as its number and as its fraction."""
+    """An expression; a percentage as its number and as its fraction; `5e-7` as a sum with e and as a power of ten."""
+    if power := re.fullmatch(r"(\d+)e([+-]\d)", expression):
+        return [expression, rf"{power[1]} \times 10^{{{int(power[2])}}}"]
     if not expression.endswith("%"):
         return [expression]
     number = expression.removesuffix("%").strip()

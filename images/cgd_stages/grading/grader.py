@@ -22,7 +22,8 @@ from typing import Self
 from cgd_stages.errors import TransientError
 from cgd_stages.grading.compare import Verdict, compare, compare_at_once
 from cgd_stages.grading.expressions import load
-from cgd_stages.grading.extraction import AnswerSource, FoundAnswer, find_answer, reference_answer
+from cgd_stages.grading.extraction import AnswerSource, FoundAnswer, find_answer
+from cgd_stages.grading.reference import is_in_words, reference_answer
 from cgd_stages.text.references import right_answers
 
 WORKER_MEMORY = 8 << 30
@@ -157,12 +158,14 @@ class Grader:
         """Grade one output; `compare.compare` documents `tolerance`. Of several right answers it needs to have one. In
         an output that was `cut` only a box counts as an answer, because the last number of an unfinished sentence is
         none. Safe to call from several threads."""
-        answer = find_answer(output)
-        if answer.source == "none" or (cut and answer.source != "boxed"):
-            return Grade("", "none", correct=False)
         grades = []
         for right_answer in right_answers(reference):
-            grades.append(self._grade(reference_answer(right_answer), answer, tolerance))
+            expected = reference_answer(right_answer)
+            answer = find_answer(output, in_words=is_in_words(expected))
+            if answer.source == "none" or (cut and answer.source != "boxed"):
+                grades.append(Grade("", "none", correct=False))
+            else:
+                grades.append(self._grade(expected, answer, tolerance))
             if grades[-1].correct:
                 return grades[-1]
         return next((grade for grade in grades if grade.grade_error), grades[-1])

@@ -76,6 +76,31 @@ def _repeated_at_end(digits: str) -> tuple[str, str]:
     return digits, ""
 
 
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+          "eighth": 8, "ninth": 9, "tenth": 10}  # fmt: skip
+NUMBER_WORD = re.compile(
+    rf"\b(?:(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?=(?:{'|'.join(_ONES[1:10])})\b))?)?"
+    rf"(?P<ones>{'|'.join(_ONES)}|(?<=y))"
+    rf"(?:[- ](?P<part>{'|'.join(_PARTS)})s?)?|(?P<lone>half))\b",
+    re.IGNORECASE,
+)
+"""`forty-two`, `one third`, `half`."""
+
+
+def of_words(match: re.Match[str]) -> str:
+    """The number that a match of NUMBER_WORD writes in words, in digits."""
+    tens, ones, part, lone = (str(word or "").lower() for word in match.groups())
+    if lone:
+        return r"\frac{1}{2}"
+    value = (10 * (_TENS.index(tens) + 2) if tens else 0) + (_ONES.index(ones) if ones else 0)
+    return rf"\frac{{{value}}}{{{_PARTS[part]}}}" if part else str(value)
+
+
 _READERS = (
     (_FRACTION, _fraction),
     (_SLASHED, lambda match: Fraction(int(match[1] + match[2]), int(match[3]))),

@@ -9,10 +9,12 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from cgd_stages.grading.numerals import NUMBER_WORD, of_words
+
 OPENING, CLOSING = "([{", ")]}"
 
 WORDS = r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|mathit|textrm|textsf|texttt|mathsf|emph|bm|boldsymbol|underline)"
-_WRAPPED = re.compile(rf"{WORDS}\s*\{{([^{{}}]*)\}}|\\operatorname\s*\{{([^{{}}]*)\}}")
+_WRAPPED = re.compile(rf"{WORDS}\s*\{{((?:[^{{}}]|_\{{\w+\}})*)\}}|\\operatorname\s*\{{([^{{}}]*)\}}")
 
 _UNICODE = str.maketrans(
     {
@@ -27,7 +29,7 @@ _UNICODE = str.maketrans(
 
 _TH = "st|nd|rd|th"
 _LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_SPANS = "hours?|hrs?|h|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in|pounds?|ounces?"
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -64,6 +66,9 @@ _SPELLINGS = tuple(
         (r"(?<=degrees )([CF])(?:elsius|ahrenheit)", r"\1"),
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
         (r"_(\w)", r"_{\1}"),
+        (r"\\(?:vec|hat|overrightarrow)\s*\{\s*(\w+)\s*\}", r"\1"),
+        (r"\\(?:long)?rightarrow(?![a-zA-Z])|->|\u2192", r"\\to "),
+        (rf"(?<=\d) ?({_SPANS}) (?=\d+ ?(?:{_SPANS})\b)", r" \1, "),
         (r"\s*\\%|\s+%|\s+percent\b|\s*\\text\s*\{\s*percent\s*\}", "%"),
     )
 )  # fmt: skip
@@ -109,8 +114,8 @@ def spell(expression: str) -> str:
     expression = _E_NOTATION.sub(_power_of_ten, expression)
     if not re.search(r"[(\[{]", expression):  # a comma inside brackets separates: (3,100) is a point
         expression = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression)
-    word = unwrapped(expression).lower()
-    return str(_NUMBERS.index(word)) if word in _NUMBERS else expression
+    word = NUMBER_WORD.fullmatch(unwrapped(expression))
+    return of_words(word) if word else expression
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -143,13 +148,13 @@ def unwrapped(expression: str) -> str:
     return expression.strip()
 
 
-_EQUALS = re.compile(r"(?<![<>:\\])(?<!\s!)=(?!=)")
+EQUALS = re.compile(r"(?<![<>:\\])(?<!\s!)=(?!=)")
 
 
 def sides(equation: str) -> list[str]:
     r"""The sides of an equation or of a chain of them. The sign in `\sum_{k=1}` makes none."""
     found, start = [], 0
-    for equals in _EQUALS.finditer(equation):
+    for equals in EQUALS.finditer(equation):
         before = equation[: equals.start()]
         if before.count("{") == before.count("}"):
             found.append(equation[start : equals.start()].strip())

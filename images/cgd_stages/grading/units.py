@@ -41,6 +41,8 @@ _NAMES = {
     "radian": "radian rad",
     "dollar": "dollar usd",
     "cent": "cent",
+    "penny": "penny pennies",
+    "mol": "mol mole",
     "euro": "euro",
     "am": "am",
     "pm": "pm",
@@ -55,7 +57,9 @@ _NAMES = {
     "km/h": "kph kmh",
     "mi/h": "mph",
 }
-_ONE_NAME = "unit dozen dime nickel quart pint cup teaspoon tablespoon decade century acre hectare knot rpm atm mol"
+_ONE_NAME = (
+    "unit dozen dime nickel quarter quart pint cup teaspoon tablespoon decade century acre hectare knot rpm atm mol"
+)
 _SYMBOLS = "eV keV MeV GeV mA kN MN kJ MJ mJ kPa MPa kHz MHz GHz mV kV mW kW MW kB MB GB TB AU Gyr Myr kpc Mpc nm"
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _UNITS |= {name: name for name in _ONE_NAME.split()}
@@ -117,7 +121,9 @@ def quantity(expression: str) -> Quantity:
     if plain := _PLAIN.fullmatch(text):
         unit = _standard_unit(plain["unit"], plain["power"])
         words = plain["unit"].split()
-        if unit and (len(plain["unit"]) > 1 or (plain["gap"] and plain["unit"].lower() in _UNITS)):
+        if unit and (
+            len(plain["unit"]) > 1 or (plain["gap"] and {plain["unit"], plain["unit"].lower()} & _UNITS.keys())
+        ):
             return Quantity(plain["value"].strip(), unit, len(plain["unit"]) == 1)
         if not unit and plain["gap"] and len(words[0]) > 2 and (unit := _words(plain["unit"], plain["power"])):
             return Quantity(plain["value"].strip(), unit)
@@ -127,6 +133,7 @@ def quantity(expression: str) -> Quantity:
 _AFTER_A_NUMBER = re.compile(r"\s?[a-zA-Z]+(?:(?:\s+per)?\s*[ /]\s*[a-zA-Z]+){0,2}(?:\^\{?[23]\}?)?")
 _LARGE = frozenset(("hundred", "thousand", "million", "billion", "trillion"))
 _ORDINARY_WORDS = frozenset(("in", "am", "second", "deg", "a", "s", "l", "n", "j", "w", "v", "k"))
+_SYMBOL = re.compile(r"\s(?:[NJWVK](?![\w'^/])|A(?=[.,;)]|\s*\Z))")
 
 
 def unit_after(text: str) -> str:
@@ -134,6 +141,8 @@ def unit_after(text: str) -> str:
 
     Words that are more often something else in a sentence are none: the `in` of "12 in all".
     """
+    if symbol := _SYMBOL.match(text):
+        return symbol[0]
     match = _AFTER_A_NUMBER.match(text)
     words = match[0] if match else ""
     while words.strip():

@@ -37,7 +37,7 @@ from cgd_stages.contract import (
     settings_of,
 )
 from cgd_stages.errors import UserError
-from cgd_stages.grading.extraction import has_answer
+from cgd_stages.grading.reference import has_answer
 from cgd_stages.method import prompts
 from cgd_stages.models import fit, resolve, targets, training_memory
 from cgd_stages.models.attention import try_packing

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cgd_stages.contract import Contract, Keep
-from cgd_stages.grading.extraction import marked_answer, reference_answer
 from cgd_stages.grading.grader import Grader
+from cgd_stages.grading.reference import marked_answer, reference_answer
 from cgd_stages.grading.spelling import spell
 from cgd_stages.quality.near_duplicates import Signatures, outline
 from cgd_stages.results.formatting import percent

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cgd_stages.grading.extraction import FoundAnswer, find_answer, reference_answer
+from cgd_stages.grading.extraction import FoundAnswer, find_answer
+from cgd_stages.grading.reference import reference_answer
 
 
 @pytest.mark.parametrize(

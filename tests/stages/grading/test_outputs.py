@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from support.graded_outputs import OUTPUTS
 
 from cgd_stages.grading.compare import compare
-from cgd_stages.grading.extraction import find_answer, reference_answer
+from cgd_stages.grading.extraction import find_answer
+from cgd_stages.grading.reference import reference_answer
 
 
 @pytest.mark.parametrize(("kind", "right", "reference", "output"), OUTPUTS)
