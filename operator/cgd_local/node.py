@@ -27,6 +27,8 @@ from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import NODE, POD, AlreadyExists, ApiError
 
 NAME, GPU = "local", "nvidia.com/gpu"
+LEAST_GRACE_SECONDS = 2.0
+"""What a kubelet lets pass between SIGTERM and SIGKILL even of a pod that it evicts at once."""
 STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 
@@ -92,6 +94,12 @@ class Node:
         """End a pod as node pressure or a preemption does: DisruptionTarget, phase Failed."""
         if runner := self._runner(namespace, name):
             runner.end(0, Verdict("Evicted", "The pod was evicted from the local node."))
+
+    def overuse(self, namespace: str, name: str, volume: str) -> None:
+        """End a pod that has written more into an emptyDir than its limit. Its containers get SIGTERM first."""
+        if runner := self._runner(namespace, name):
+            message = f'Usage of EmptyDir volume "{volume}" exceeds the limit "1Gi". '
+            runner.end(LEAST_GRACE_SECONDS, Verdict("Evicted", message, is_disruption=False))
 
     async def _register(self, port: int) -> None:
         with contextlib.suppress(AlreadyExists):  # an earlier node process has created it

@@ -55,10 +55,12 @@ _turn = itertools.count()
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the node itself disrupts a pod."""
+    """Why the node itself ends a pod."""
 
     reason: str
     message: str
+    is_disruption: bool = True
+    """Whether the pod gets the condition DisruptionTarget: not if it has used more than it may."""
 
 
 class Container:
@@ -350,7 +352,7 @@ class PodRunner:
         reason = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
         set_condition(self._conditions, "PodScheduled", "True", "", "")
         set_condition(self._conditions, "Ready", str(ready), "" if ready else reason, "")
-        if self._verdict and self.over:
+        if self._verdict and self._verdict.is_disruption and self.over:
             set_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", self._verdict.message)
         init = {"initContainerStatuses": [container.status() for container in self._init]} if self._init else {}
         return {
@@ -360,7 +362,7 @@ class PodRunner:
             "conditions": self._conditions,
             **init,
             "containerStatuses": [container.status() for container in self._main],
-        } | (vars(self._verdict) if self.over and self._verdict else {})
+        } | ({"reason": self._verdict.reason, "message": self._verdict.message} if self.over and self._verdict else {})
 
 
 async def remove(cluster: Cluster, pod: Object) -> None:

@@ -14,6 +14,11 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
+OLD_DEFINITION = (
+    "the CGDRun definition is not the one of this release, so no status can be written: "
+    "kubectl apply --server-side --force-conflicts -f crds/"
+)
+
 
 @dataclass(frozen=True)
 class Teller:
@@ -31,8 +36,13 @@ class Teller:
             applied = await self.cluster.apply(RUN, {"metadata": meta, "status": body_of(status)}, subresource="status")
             manifest["metadata"] = applied["metadata"]
         except ApiError as error:
-            if error.status != 404:  # deleted meanwhile
-                raise
+            if error.status == 404 and f'"{meta["name"]}" not found' in error.message:  # deleted meanwhile
+                return True
+            if error.status == 404 or any(
+                words in error.message for words in ("not declared in schema", "unknown field")
+            ):
+                raise ApiError(error.status, error.reason, f"{error.message}; {OLD_DEFINITION}") from error
+            raise
         return True
 
     async def announce(self, bodies: Iterable[Object]) -> None:

@@ -23,7 +23,7 @@ LOST_AFTER = timedelta(minutes=1)
 KEPT_AFTER = timedelta(seconds=30)
 """The time that other containers of a pod may need to end after ours."""
 OURS = frozenset(CONTAINERS.values())
-OUT_OF_MEMORY = "OOMKilled"
+OUT_OF_MEMORY, EVICTED = "OOMKilled", "Evicted"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class PodFacts:
     """When its grace period ends, if it is being deleted."""
     disrupted: bool
     """Whether the cluster ended it (preemption, eviction, lost node): not a failure of the program."""
+    evicted: bool
+    """Whether its kubelet ended it for what it has used itself, such as more of a volume than its limit. Kubernetes
+    calls that no disruption."""
     taken: datetime | None
     """When a node accepted it: from then on it holds its GPUs."""
     start: datetime | None
@@ -123,7 +126,8 @@ def pod_facts(pod: Object, now: datetime) -> PodFacts:
         due=due,
         restarts=number(meta.get("labels", {}).get(RESTARTS)),
         failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
-        disrupted=_is_disrupted(status),
+        disrupted=bool(_disruption(status)),
+        evicted=status.get("reason") == EVICTED and not _disruption(status),
         taken=moment(status.get("startTime")),
         start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
         end=_end(phase, status, due),
@@ -145,9 +149,10 @@ def _shard(meta: Object) -> int:
     return number(labels.get(REPLICA_INDEX))
 
 
-def _is_disrupted(status: Object) -> bool:
-    conditions = status.get("conditions", [])
-    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
+def _disruption(status: Object) -> Object:
+    """The condition with which the cluster says that it ends a pod; empty if it does not."""
+    conditions = [one for one in status.get("conditions", []) if one["type"] == "DisruptionTarget"]
+    return next((condition for condition in conditions if condition["status"] == "True"), {})
 
 
 def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
@@ -161,7 +166,7 @@ def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
     ends = [moment(container.get("state", {}).get("terminated", {}).get("finishedAt")) for container in containers]
     if any(ends):
         return max(filter(None, ends))
-    if due and not _is_disrupted(status):  # deleted before it began: no time in its status is that of its end
+    if due and not _disruption(status):  # deleted before it began: no time in its status is that of its end
         return None
     changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
     given_up = max(filter(None, changes), default=None)
@@ -190,10 +195,29 @@ def _kept(containers: Mapping[str, Object], ended: Object, now: datetime) -> str
     )
 
 
+def _ended_by_others(status: Object, ended: Object) -> str:
+    """What has made a pod fail if it was not our container: the cluster, a container that must end well before ours, or
+    one beside ours."""
+    if cause := _disruption(status):
+        return with_message(cause.get("reason", ""), cause.get("message"))
+    if ended.get("exitCode"):
+        return ""
+    for sort, group in (("init container", "initContainerStatuses"), ("container", "containerStatuses")):
+        for container in status.get(group, []):
+            end = container.get("state", {}).get("terminated", {})
+            if end.get("exitCode") and container["name"] not in OURS:
+                last = end.get("message", "").strip().rpartition("\n")[2]
+                why = f"{sort} {container['name']}, which is not the operator's, ended with exit code {end['exitCode']}"
+                return f"ContainerFailed: {with_message(why, last)}"
+    return ""
+
+
 def _trouble(pod: Object, status: Object, containers: Mapping[str, Object], ended: Object) -> str:
     """What the pod, a container or the scheduler complains of, or how our container ended."""
     if status.get("reason"):  # Evicted, NodeLost, ...
         return with_message(status["reason"], status.get("message"))
+    if status.get("phase") == "Failed" and (others := _ended_by_others(status, ended)):
+        return others
     first = [container.get("state", {}) for container in status.get("initContainerStatuses", [])]
     for state in (*first, *containers.values()):
         waiting = state.get("waiting", {})
