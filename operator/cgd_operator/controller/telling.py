@@ -1,6 +1,7 @@
 """Writes Events and the status of a run: once per reconcile, and only when they say something new."""
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,7 @@ class Teller:
         except ApiError as error:
             if error.status == 404 and f'"{meta["name"]}" not found' in error.message:  # deleted meanwhile
                 return True
-            if error.status == 404 or any(
-                words in error.message for words in ("not declared in schema", "unknown field")
-            ):
+            if error.status == 404 or re.search("not declared in schema|unknown field", error.message):
                 raise ApiError(error.status, error.reason, f"{error.message}; {OLD_DEFINITION}") from error
             raise
         return True

@@ -207,16 +207,15 @@ def _fate(
 def _suspension(child: Object, queue: Workload | None, running: int, now: datetime) -> str:
     """What people should know of a suspended child: who has suspended it if not the operator, and what still runs.
     Kueue suspends a child when it is created, and makes its Workload a moment later."""
-    meta, why = child["metadata"], ""
+    meta, kind, why = child["metadata"], child["kind"], ""
     is_new = now < (moment(meta.get("creationTimestamp")) or LONG_AGO) + STARTING
-    if queue is None and SUSPENDED_BY_RUN not in meta.get("annotations", {}) and not is_new:
-        patch = json.dumps({"spec": suspension(child["kind"], False)})
-        why = f"somebody has suspended its {child['kind']}, not the operator: `kubectl patch {child['kind'].lower()} "
-        why += f"{meta['name']} --type merge -p '{patch}'` lets it go on"
-        if QUEUE_LABEL in meta.get("labels", {}):
-            why = (
-                "it is suspended and has no Workload: ask the cluster's administrator whether Kueue's controller works"
-            )
+    by_others = queue is None and SUSPENDED_BY_RUN not in meta.get("annotations", {}) and not is_new
+    if by_others and QUEUE_LABEL in meta.get("labels", {}):
+        why = f"its {kind} is suspended and has no Workload: ask the cluster's administrator whether Kueue works"
+    elif by_others:
+        patch = json.dumps({"spec": suspension(kind, False)})
+        mend = f"`kubectl patch {kind.lower()} {meta['name']} --type merge -p '{patch}'` lets it go on"
+        why = f"somebody has suspended its {kind}, not the operator: {mend}"
     ending = f"pods that still run until they have stored what is finished: {running}" if running else ""
     return "; ".join(filter(None, [why, ending]))
 

@@ -341,7 +341,7 @@ def test_a_child_that_somebody_has_suspended_says_who_has_not_and_how_it_goes_on
 def test_a_child_in_a_queue_without_a_workload_points_to_kueue_and_not_at_once() -> None:
     child = job("answer", suspend=True)
     child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpus"
-    assert "whether Kueue's controller works" in observe([child], [], now=NOW)["answer"].message
+    assert "whether Kueue works" in observe([child], [], now=NOW)["answer"].message
     child["metadata"]["creationTimestamp"] = "2026-01-01T00:10:20Z"
     assert observe([child], [], now=NOW)["answer"].message == ""
 
