@@ -133,6 +133,8 @@ class Node:
 
     async def _take(self, pod: Object) -> None:
         meta, runner = pod["metadata"], self._runners.get(pod["metadata"]["uid"])
+        if runner:
+            runner.heed(pod)
         if pod["spec"].get("nodeName", self.name) != self.name:
             self._waiting.pop(meta["uid"], None)
             return

@@ -42,6 +42,7 @@ OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "mount", "--bind"
 PASSING = (0, 409, 429, 500, 503)  # codes of an API server in trouble; 0: no answer
 ANOTHER_POD = "UID in precondition"
 """Text in the answer about a deleted pod whose name another pod has taken."""
+DISRUPTION = "DisruptionTarget"
 UNKNOWN: Object = {
     "exitCode": 137,
     "reason": "ContainerStatusUnknown",
@@ -238,6 +239,13 @@ class PodRunner:
         self._ending.set()
         asyncio.get_running_loop().call_later(grace, self._kill)
 
+    def heed(self, pod: Object) -> None:
+        """Keep a disruption that somebody else has written into the status, as a kubelet does."""
+        for entry in pod.get("status", {}).get("conditions") or []:
+            if entry["type"] == DISRUPTION and not any(own["type"] == DISRUPTION for own in self._conditions):
+                self._conditions.append(entry)
+                self._changed.set()
+
     async def crash(self) -> None:
         """End the processes, as when the node loses its power, and leave the status as it is."""
         for task in (self.task, self._writer, *self._sidecars):
@@ -353,7 +361,7 @@ class PodRunner:
         set_condition(self._conditions, "PodScheduled", "True", "", "")
         set_condition(self._conditions, "Ready", str(ready), "" if ready else reason, "")
         if self._verdict and self._verdict.is_disruption and self.over:
-            set_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", self._verdict.message)
+            set_condition(self._conditions, DISRUPTION, "True", "TerminationByKubelet", self._verdict.message)
         init = {"initContainerStatuses": [container.status() for container in self._init]} if self._init else {}
         return {
             "phase": phase,

@@ -201,12 +201,14 @@ async def test_a_quota_with_a_scope_holds_stages_only_if_it_is_for_them(
 
 
 async def test_a_preempted_pod_is_told_made_again_and_costs_no_retry(world: Any, programs: Path) -> None:
-    (programs / "generate").write_text(GOES_ON)
+    stores = "while [ ! -e $PROGRAMS/stored ]; do sleep 0.02; done"
+    (programs / "generate").write_text(GOES_ON.replace("exit 143", f"{stores}; exit 143"))
     async with cluster(world, programs):
         await world.apply({"retries": 0})
         pod = await world.until(lambda: pod_of(world, "answer", "Running"))
         await preempt(world.client, pod)
-        await world.until(lambda: has_said(world, "answer", "default-scheduler: preempting to accommodate a higher"))
+        await world.until(lambda: has_said(world, "answer", "is being deleted (PreemptionByScheduler: default-sched"))
+        (programs / "stored").touch()
         uid = pod["metadata"]["uid"]
         await world.until(lambda: pod_of(world, "answer", "Running", without=uid))
         (programs / "end").touch()

@@ -196,8 +196,9 @@ def _fate(
     if not running:
         return Fate.WAITING, why or waiting(pods, gone)
     if why is None:
-        leaving = [pod.name for pod in running if pod.due]
-        remade = f"pod {leaving[0]} is being deleted, and is made again when it has ended" if leaving else ""
+        leaving = next((pod for pod in running if pod.due), None)
+        cause = f" ({leaving.disruption})" if leaving and leaving.disruption else ""
+        remade = f"pod {leaving.name} is being deleted{cause}, and is made again when it has ended" if leaving else ""
         return Fate.RUNNING, Why(message=retrying(pods) or remade)
     due = expected_pods(child, pods)
     share = f"{len(running)} of {due} pods run; " if len(running) < due else ""

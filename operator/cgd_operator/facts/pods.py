@@ -42,8 +42,8 @@ class PodFacts:
     """How often its index has failed, by the Job's count, which includes deleted pods."""
     due: datetime | None
     """When its grace period ends, if it is being deleted."""
-    disrupted: bool
-    """Whether the cluster ended it (preemption, eviction, lost node): not a failure of the program."""
+    disruption: str
+    """Why the cluster ends it (preemption, eviction, lost node): no failure of the program. Empty: it does not."""
     evicted: bool
     """Whether its kubelet ended it for what it has used itself, such as more of a volume than its limit. Kubernetes
     calls that no disruption."""
@@ -60,6 +60,10 @@ class PodFacts:
     words: LastWords | None
     tail: str
     """A termination message that is not in our format: the last lines of the log."""
+
+    @property
+    def disrupted(self) -> bool:
+        return bool(self.disruption)
 
     @property
     def failed(self) -> bool:
@@ -126,7 +130,7 @@ def pod_facts(pod: Object, now: datetime) -> PodFacts:
         due=due,
         restarts=number(meta.get("labels", {}).get(RESTARTS)),
         failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
-        disrupted=bool(_disruption(status)),
+        disruption=_disruption(status),
         evicted=status.get("reason") == EVICTED and not _disruption(status),
         taken=moment(status.get("startTime")),
         start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
@@ -149,10 +153,12 @@ def _shard(meta: Object) -> int:
     return number(labels.get(REPLICA_INDEX))
 
 
-def _disruption(status: Object) -> Object:
-    """The condition with which the cluster says that it ends a pod; empty if it does not."""
-    conditions = [one for one in status.get("conditions", []) if one["type"] == "DisruptionTarget"]
-    return next((condition for condition in conditions if condition["status"] == "True"), {})
+def _disruption(status: Object) -> str:
+    """Reason and message with which the cluster says that it ends a pod; empty if it does not."""
+    for condition in status.get("conditions", []):
+        if (condition["type"], condition["status"]) == ("DisruptionTarget", "True"):
+            return with_message(condition.get("reason") or "DisruptionTarget", condition.get("message"))
+    return ""
 
 
 def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
@@ -199,7 +205,7 @@ def _ended_by_others(status: Object, ended: Object) -> str:
     """What has made a pod fail if it was not our container: the cluster, a container that must end well before ours, or
     one beside ours."""
     if cause := _disruption(status):
-        return with_message(cause.get("reason", ""), cause.get("message"))
+        return cause
     if ended.get("exitCode"):
         return ""
     for sort, group in (("init container", "initContainerStatuses"), ("container", "containerStatuses")):
