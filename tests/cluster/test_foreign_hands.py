@@ -100,7 +100,7 @@ async def test_a_child_that_is_deleted_while_it_runs_is_made_again_when_nothing_
         await change(world, "prepare", {"metadata": {"finalizers": []}})
 
         async def is_another() -> bool:
-            return (await child(world, "prepare")).get("metadata", old)["uid"] != old["uid"]
+            return bool((await child(world, "prepare")).get("metadata", old)["uid"] != old["uid"])
 
         await world.until(is_another)
         await world.play("prepare")

@@ -90,7 +90,7 @@ async def test_a_lease_is_judged_by_its_changes_and_not_by_the_clock_of_its_hold
     clock = [1_000_000.0]
     monkeypatch.setattr(election, "time", SimpleNamespace(time=lambda: clock[0]))
     lock = LeaseLock(world.client, NAMESPACE, NAME, "mine")
-    candidate = election.LeaderElection(Config(lock, 15, 10, 2, lambda: None, None))  # type: ignore[arg-type]
+    candidate = election.LeaderElection(Config(lock, 15, 10, 2, lambda: None, None))
 
     async def renew(second: int) -> None:
         moment = datetime(2026, 1, 1, 12 + hours, 0, second, tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
