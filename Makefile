@@ -46,7 +46,7 @@ chaos-train: .venv/ready ## Kill training at every 5th step and in uploads; its 
 	@PYTHONPATH=tests $(BIN)/python -m chaos.train
 
 chaos-operator: .venv/ready ## Kill or refuse the operator at every call of a run, break its watches; it must end the same (17 minutes)
-	@PYTHONPATH=tests $(BIN)/python -m crash
+	@PYTHONPATH=tests $(BIN)/python -m support.crash
 	@PYTHONPATH=tests $(BIN)/python -m chaos.weather
 
 chaos-signals: .venv/ready ## SIGTERM at random instants of every program, as PID 1 (root, 45 minutes): make chaos-signals PROGRAMS="prepare report" INSTANTS=50 SEED=1

@@ -27,6 +27,8 @@ from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import NODE, POD, AlreadyExists, ApiError
 
 NAME, GPU = "local", "nvidia.com/gpu"
+LEAST_GRACE_SECONDS = 2.0
+"""What a kubelet lets pass between SIGTERM and SIGKILL even of a pod that it evicts at once."""
 STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 
@@ -93,6 +95,12 @@ class Node:
         if runner := self._runner(namespace, name):
             runner.end(0, Verdict("Evicted", "The pod was evicted from the local node."))
 
+    def overuse(self, namespace: str, name: str, volume: str) -> None:
+        """End a pod that has written more into an emptyDir than its limit. Its containers get SIGTERM first."""
+        if runner := self._runner(namespace, name):
+            message = f'Usage of EmptyDir volume "{volume}" exceeds the limit "1Gi". '
+            runner.end(LEAST_GRACE_SECONDS, Verdict("Evicted", message, is_disruption=False))
+
     async def _register(self, port: int) -> None:
         with contextlib.suppress(AlreadyExists):  # an earlier node process has created it
             await self.cluster.create(NODE, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
@@ -125,6 +133,8 @@ class Node:
 
     async def _take(self, pod: Object) -> None:
         meta, runner = pod["metadata"], self._runners.get(pod["metadata"]["uid"])
+        if runner:
+            runner.heed(pod)
         if pod["spec"].get("nodeName", self.name) != self.name:
             self._waiting.pop(meta["uid"], None)
             return

@@ -32,6 +32,14 @@ async def declare_unreachable(cluster: Cluster, name: str) -> None:
         await cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"])
 
 
+async def preempt(cluster: Cluster, pod: Object) -> None:
+    """Do what the scheduler does to a pod whose place a more urgent one takes."""
+    message = "default-scheduler: preempting to accommodate a higher priority pod"
+    await disrupt(cluster, pod, "PreemptionByScheduler", message)
+    meta = pod["metadata"]
+    await cluster.delete(POD, meta["name"], meta["namespace"], uid=meta["uid"])
+
+
 async def taint(cluster: Cluster, name: str, key: str, effect: str, value: str = "") -> None:
     """`kubectl taint nodes NAME KEY=VALUE:EFFECT`"""
     node = await cluster.get(NODE, name)

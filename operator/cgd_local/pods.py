@@ -42,6 +42,7 @@ OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "mount", "--bind"
 PASSING = (0, 409, 429, 500, 503)  # codes of an API server in trouble; 0: no answer
 ANOTHER_POD = "UID in precondition"
 """Text in the answer about a deleted pod whose name another pod has taken."""
+DISRUPTION = "DisruptionTarget"
 UNKNOWN: Object = {
     "exitCode": 137,
     "reason": "ContainerStatusUnknown",
@@ -55,10 +56,12 @@ _turn = itertools.count()
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the node itself disrupts a pod."""
+    """Why the node itself ends a pod."""
 
     reason: str
     message: str
+    is_disruption: bool = True
+    """Whether the pod gets the condition DisruptionTarget: not if it has used more than it may."""
 
 
 class Container:
@@ -236,6 +239,13 @@ class PodRunner:
         self._ending.set()
         asyncio.get_running_loop().call_later(grace, self._kill)
 
+    def heed(self, pod: Object) -> None:
+        """Keep a disruption that somebody else has written into the status, as a kubelet does."""
+        for entry in pod.get("status", {}).get("conditions") or []:
+            if entry["type"] == DISRUPTION and not any(own["type"] == DISRUPTION for own in self._conditions):
+                self._conditions.append(entry)
+                self._changed.set()
+
     async def crash(self) -> None:
         """End the processes, as when the node loses its power, and leave the status as it is."""
         for task in (self.task, self._writer, *self._sidecars):
@@ -350,8 +360,8 @@ class PodRunner:
         reason = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase, "ContainersNotReady")
         set_condition(self._conditions, "PodScheduled", "True", "", "")
         set_condition(self._conditions, "Ready", str(ready), "" if ready else reason, "")
-        if self._verdict and self.over:
-            set_condition(self._conditions, "DisruptionTarget", "True", "TerminationByKubelet", self._verdict.message)
+        if self._verdict and self._verdict.is_disruption and self.over:
+            set_condition(self._conditions, DISRUPTION, "True", "TerminationByKubelet", self._verdict.message)
         init = {"initContainerStatuses": [container.status() for container in self._init]} if self._init else {}
         return {
             "phase": phase,
@@ -360,7 +370,7 @@ class PodRunner:
             "conditions": self._conditions,
             **init,
             "containerStatuses": [container.status() for container in self._main],
-        } | (vars(self._verdict) if self.over and self._verdict else {})
+        } | ({"reason": self._verdict.reason, "message": self._verdict.message} if self.over and self._verdict else {})
 
 
 async def remove(cluster: Cluster, pod: Object) -> None:

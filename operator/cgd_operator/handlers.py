@@ -5,7 +5,6 @@ children: Kopf would read and remember every existing object, even with label se
 by `initial_streaming` 74 MB; a thousand runs have up to 16,000 of them. A watch that lists nothing took less than 1 MB.
 """
 
-from datetime import UTC, datetime
 from typing import Any
 
 import kopf
@@ -66,7 +65,7 @@ async def run_changed(body: kopf.Body, memo: kopf.Memo, **what: Any) -> None:
     loop.there(key, uid)
     if what["type"]:  # none: the watch begins with it
         loop.changed(key)
-    match due(dict(body), datetime.now(UTC)):
+    match due(dict(body), loop.clock.now()):
         case Due.NOTHING:
             loop.over(key, uid)
         case Due.TELLING | Due.ACTING:

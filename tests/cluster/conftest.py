@@ -29,7 +29,7 @@ Json = dict[str, Any]
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
 
 
-async def until(true: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
+async def until(true: Callable[[], Awaitable[Any]], seconds: float = 120) -> Any:
     """Ask again until the answer is true; returns it."""
     deadline = time.monotonic() + seconds
     while not (answer := await true()):

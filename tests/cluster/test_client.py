@@ -180,6 +180,47 @@ async def test_a_watch_whose_connection_is_cut_goes_on_where_it_was(
     assert await mine.read(1) == [("ADDED", "meanwhile")]
 
 
+@embedded_only
+async def test_a_watch_goes_on_from_its_last_bookmark_when_its_connection_is_cut(world: Any, listener: Listen) -> None:
+    """Nothing of its own kind happens for long; without bookmarks its version would be too old by then."""
+    world.embedded._bookmark_seconds = 0.05
+    mine = listener()
+    assert await mine.read(1) == [("SYNCED", "")]
+    await world.apply()
+    now = world.embedded.registry.store.version
+
+    async def goes_on() -> bool:
+        world.embedded.registry.store.end_watches()
+        await asyncio.sleep(0.2)
+        opened = [path for _, path in list(world.embedded.requests) if "/configmaps?watch=true" in path]
+        return f"resourceVersion={now}&" in opened[-1]
+
+    await world.until(goes_on)
+    await create(world.client, "after")
+    assert await mine.read(1) == [("ADDED", "after")]
+
+
+@embedded_only
+@pytest.mark.parametrize("line", [b"<html>please log in</html>", b'{"type": "ADDED", "obj'])
+async def test_a_watch_with_a_line_that_is_no_json_goes_on_where_it_was(
+    world: Any, listener: Listen, line: bytes
+) -> None:
+    told = []
+
+    async def once(request: web.Request) -> web.StreamResponse | None:
+        if told or "watch=true" not in request.query_string:
+            return None
+        told.append(request.path_qs)
+        return web.Response(body=line + b"\n")
+
+    world.embedded.fault = once
+    mine = listener()
+    assert await mine.read(1) == [("SYNCED", "")]
+    await create(world.client, "after")
+    assert await mine.read(1) == [("ADDED", "after")]
+    assert told
+
+
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     making = f"req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate} -days 2 -subj /CN=127.0.0.1"

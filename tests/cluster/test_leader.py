@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kubernetes.aio.leaderelection import leaderelection as election
+from kubernetes.aio.leaderelection.electionconfig import Config
 from support.builders import CHILDREN
 
 from cgd_operator.kube import leader
@@ -77,6 +81,30 @@ async def test_a_leader_that_died_is_followed_when_its_lease_has_run_out(world: 
     await asyncio.wait_for(second.leads.wait(), 6)
     second.done.set()
     await second.task
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_lease_is_judged_by_its_changes_and_not_by_the_clock_of_its_holder(
+    world: Any, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    clock = [1_000_000.0]
+    monkeypatch.setattr(election, "time", SimpleNamespace(time=lambda: clock[0]))
+    lock = LeaseLock(world.client, NAMESPACE, NAME, "mine")
+    candidate = election.LeaderElection(Config(lock, 15, 10, 2, lambda: None, None))
+
+    async def renew(second: int) -> None:
+        moment = datetime(2026, 1, 1, 12 + hours, 0, second, tzinfo=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = {"holderIdentity": "another", "leaseDurationSeconds": 15, "acquireTime": moment, "renewTime": moment}
+        await world.client.apply(LEASE, {"metadata": {"namespace": NAMESPACE, "name": NAME}, "spec": spec})
+
+    for second in range(3):
+        await renew(second)
+        assert not await candidate.try_acquire_or_renew(), "its holder lives"
+        clock[0] += 14
+    assert not await candidate.try_acquire_or_renew(), "it was renewed 14 seconds ago"
+    clock[0] += 2
+    assert await candidate.try_acquire_or_renew()
+    assert await holder(world) == "mine"
 
 
 @pytest.mark.parametrize("hangs", [False, True])

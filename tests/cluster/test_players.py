@@ -15,6 +15,7 @@ from support.local_world import FAST, IMAGE
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.controllers import Controller, stop_task
 from cgd_local.node import Node
+from cgd_local.nodes import preempt
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, Kind
 from cgd_operator.planning.manifests import STAGE_LABEL
 
@@ -48,7 +49,7 @@ def programs(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def cluster(world: Any, programs: Path, *, status_lag: float = 0) -> AsyncIterator[None]:
+async def cluster(world: Any, programs: Path, *, status_lag: float = 0) -> AsyncIterator[Node]:
     """A node and the controllers of all children, and the operator."""
     environment = {"PATH": f"{programs}:{IMAGE['PATH']}", "PROGRAMS": str(programs)}
     more: Any = {"environment": environment, "gpus": 8, "backoff": FAST, "status_lag": status_lag}
@@ -63,7 +64,7 @@ async def cluster(world: Any, programs: Path, *, status_lag: float = 0) -> Async
         ):
             stack.push_async_callback(stop_task, asyncio.create_task(controller.run()))
         await stack.enter_async_context(world.operator())
-        yield
+        yield node
 
 
 async def make(world: Any, kind: Kind, name: str, **body: Any) -> None:
@@ -184,6 +185,63 @@ async def test_a_full_quota_of_jobs_is_told_and_the_run_goes_on_when_it_is_raise
         assert conditions["Stalled"] == "False"
         await world.client.patch(QUOTA, "few", "default", {"spec": {"hard": {"count/jobs.batch": "9"}}})
         await world.until(lambda: ended(world, "answer"))
+
+
+@pytest.mark.parametrize(("scope", "holds"), [("NotTerminating", True), ("BestEffort", True), ("Terminating", False)])
+async def test_a_quota_with_a_scope_holds_stages_only_if_it_is_for_them(
+    world: Any, programs: Path, scope: str, holds: bool
+) -> None:
+    await make(world, QUOTA, "scoped", spec={"hard": {"pods": "0"}, "scopes": [scope]})
+    async with cluster(world, programs):
+        await world.apply()
+        if holds:
+            await world.until(lambda: says(world, "exceeded quota: scoped, requested: pods=1, used: pods=0"))
+            await world.client.patch(QUOTA, "scoped", "default", {"spec": {"hard": {"pods": "9"}}})
+        await world.until(lambda: ended(world, "prepare"))
+
+
+async def test_a_preempted_pod_is_told_made_again_and_costs_no_retry(world: Any, programs: Path) -> None:
+    stores = "while [ ! -e $PROGRAMS/stored ]; do sleep 0.02; done"
+    (programs / "generate").write_text(GOES_ON.replace("exit 143", f"{stores}; exit 143"))
+    async with cluster(world, programs):
+        await world.apply({"retries": 0})
+        pod = await world.until(lambda: pod_of(world, "answer", "Running"))
+        await preempt(world.client, pod)
+        await world.until(lambda: has_said(world, "answer", "is being deleted (PreemptionByScheduler: default-sched"))
+        (programs / "stored").touch()
+        uid = pod["metadata"]["uid"]
+        await world.until(lambda: pod_of(world, "answer", "Running", without=uid))
+        (programs / "end").touch()
+        await world.until(lambda: ended(world, "answer"))
+
+
+async def has_said(world: Any, name: str, words: str) -> bool:
+    return words in (await stage(world, name)).get("message", "")
+
+
+async def test_a_stage_that_fills_its_volume_again_and_again_fails_in_the_kubelets_words(
+    world: Any, programs: Path
+) -> None:
+    """It exits with 143 when it is evicted, which a Job takes for an interruption, and makes its pod again."""
+    (programs / "generate").write_text(GOES_ON)
+    async with cluster(world, programs) as node:
+        await world.apply({"retries": 1})
+        uid = ""
+        for _ in range(2):
+            pod = (await world.until(lambda uid=uid: pod_of(world, "answer", "Running", without=uid)))["metadata"]
+            uid = pod["uid"]
+            node.overuse("default", pod["name"], "scratch")
+            await world.until(lambda uid=uid: is_over(world, uid))
+        await world.until(lambda: is_in_state(world, "Failed"))
+    told = await stage(world)
+    assert told["reason"] == "GivenUp"
+    assert "evicted for what they used 2 times, and spec.retries is 1" in told["message"]
+    assert 'Usage of EmptyDir volume "scratch" exceeds the limit' in told["message"]
+
+
+async def is_over(world: Any, uid: str) -> bool:
+    pods = (await world.client.list(POD, "default"))[0]
+    return all(pod["status"]["phase"] == "Failed" for pod in pods if pod["metadata"]["uid"] == uid)
 
 
 async def says(world: Any, words: str) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from support.builders import ended
-from support.pod_player import InAnHour, ago, make_pod, tell_pod
+from support.pod_player import ago, in_an_hour, make_pod, tell_pod
 
 from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.clock import Clock
 from cgd_operator.kube.kinds import EVENT, POD, RUN, Kind
 
 WORDS = '{"outcome": "failed", "message": "no such bucket", "hint": "create it"}'
@@ -100,7 +101,7 @@ async def test_a_pod_that_fails_and_is_gone_before_anybody_looks_has_its_last_wo
 async def test_the_pod_of_a_lost_node_is_told_and_made_again_if_the_run_asks_for_it(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_operator.controller.reconciler.datetime", InAnHour)
+    monkeypatch.setattr(Clock, "now", in_an_hour)
     began = ago(60)
     async with answering(world) as run:
         await make_pod(world, run, HELD, phase="Running", startTime=began, state={"running": {"startedAt": began}})
@@ -133,7 +134,7 @@ async def test_a_pod_that_has_the_name_of_a_lost_one_by_now_is_left_alone(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the Training Operator makes them: by the same name, at once."""
-    monkeypatch.setattr("cgd_operator.controller.reconciler.datetime", InAnHour)
+    monkeypatch.setattr(Clock, "now", in_an_hour)
     delete = Cluster.delete
 
     async def made_again(self: Cluster, kind: Kind, name: str, *place: Any, **options: Any) -> Any:

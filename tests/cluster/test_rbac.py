@@ -13,9 +13,10 @@ import yaml
 from aiohttp import web
 from support.builders import CHILDREN
 from support.kueue_player import QUEUE, Kueue
-from support.pod_player import InAnHour, ago, make_pod
+from support.pod_player import ago, in_an_hour, make_pod
 
 from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.clock import Clock
 from cgd_operator.kube.kinds import NAMESPACE, POD, RUN, WORKLOADS, Kind
 from cgd_operator.planning.manifests import KINDS
 
@@ -161,7 +162,7 @@ async def test_pods_of_lost_nodes_are_deleted_only_with_the_right_that_the_chart
     world: Any, replace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 0.1)
-    monkeypatch.setattr("cgd_operator.controller.reconciler.datetime", InAnHour)
+    monkeypatch.setattr(Clock, "now", in_an_hour)
     guard = await confine(world, rendered([], lostPods={"replace": replace}), tmp_path, monkeypatch)
 
     async def is_gone() -> bool:

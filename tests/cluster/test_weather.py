@@ -29,7 +29,7 @@ class Busy:
 
 
 @embedded_only
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [429, 503, 504])
 async def test_a_server_that_is_busy_is_asked_again_when_it_says(world: Any, status: int) -> None:
     world.embedded.fault = busy = Busy(2, status, Retry_After="0")
     await world.client.list(JOB, "default")

@@ -1,6 +1,6 @@
 """The operator dies or is refused at one call of a run, for every call: `make chaos-operator`, some in tests/cluster.
 
-    PYTHONPATH=tests python -m crash
+    PYTHONPATH=tests python -m support.crash
 
 A whole run with children that end as their controllers would end them. At call n the operator is killed after the
 server has acted, or the answer is lost, or the call fails; what goes on has nothing but what is in the cluster. Every

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cgd_operator.kube.clock import Clock
 from cgd_operator.kube.kinds import POD
 from cgd_operator.planning.manifests import UID_LABEL
 from support.builders import labels
@@ -32,9 +33,6 @@ async def tell_pod(world: Any, **status: Any) -> None:
     await world.client.patch(POD, "pod", "default", {"status": status}, subresource="status")
 
 
-class InAnHour(datetime):
-    """A clock that is ahead."""
-
-    @classmethod
-    def now(cls, tz: Any = None) -> Any:
-        return datetime.now(tz) + timedelta(hours=1)
+def in_an_hour(_: Clock) -> datetime:
+    """The API server's time in place of `Clock.now`, an hour later."""
+    return datetime.now(UTC) + timedelta(hours=1)

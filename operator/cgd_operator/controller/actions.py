@@ -10,10 +10,10 @@ from cgd_operator.controller.children import RunObjects
 from cgd_operator.controller.telling import Teller
 from cgd_operator.controller.view import View
 from cgd_operator.facts.children import ChildFacts
-from cgd_operator.facts.decide import GiveUp, Hold, Replace, Resume, Start
+from cgd_operator.facts.decide import Action, GiveUp, Hold, Keep, Replace, Resume, Start
 from cgd_operator.facts.kueue import workload_suspension
 from cgd_operator.facts.refusals import NO_RIGHT, WEBHOOK_DOWN, judge
-from cgd_operator.facts.trouble import Trouble, not_replaced, refused
+from cgd_operator.facts.trouble import Trouble, not_changed, not_replaced, refused
 from cgd_operator.http.progress import token
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import (
@@ -32,6 +32,9 @@ from cgd_operator.status import events
 log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
+
+AIMS = {Hold: "suspended", Resume: "resumed", GiveUp: "ended", Keep: "kept from its deletion"}
+"""What a child is to be, by the action."""
 
 
 @dataclass
@@ -67,30 +70,36 @@ class Actor:
 
     async def act(self, view: View) -> Trouble | None:
         """Carry out the actions until the API server refuses an action. Updates the view's objects."""
-        run, objects = view.run, view.objects
         await self._equip(view)
         for action in view.actions:
             try:
-                match action:
-                    case Start(child):
-                        await self._start(run, child, objects)
-                    case Hold(facts):
-                        await self._suspend(run, facts, True, objects)
-                    case Resume(facts):
-                        await self._suspend(run, facts, False, objects)
-                    case GiveUp(facts, why):
-                        log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
-                        await self._change(run, facts, manifests.giving_up(why), objects)
-                    case Replace():
-                        await self._replace(view, action)
+                await self._carry_out(view, action)
             except ApiError as error:
                 if error.status not in (400, 403, 404, 422) and judge(error.message) is not WEBHOOK_DOWN:
                     raise
                 if isinstance(action, Replace):
                     return not_replaced(action.stage, action.pod, error)
-                stage = action.child.stage if isinstance(action, Start) else action.facts.stage
-                return refused(stage, error, view.ready)
+                if isinstance(action, Start):
+                    return refused(action.child.stage, error, view.ready)
+                return not_changed(action.facts.stage, AIMS[type(action)], error)
         return None
+
+    async def _carry_out(self, view: View, action: Action) -> None:
+        run, objects = view.run, view.objects
+        match action:
+            case Start(child):
+                await self._start(run, child, objects)
+            case Hold(facts):
+                await self._suspend(run, facts, True, objects)
+            case Resume(facts):
+                await self._suspend(run, facts, False, objects)
+            case GiveUp(facts, why):
+                log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
+                await self._change(run, facts, manifests.giving_up(facts.kind, why), objects)
+            case Keep(facts):
+                await self._change(run, facts, manifests.keeping(facts.kind), objects)
+            case Replace():
+                await self._replace(view, action)
 
     async def _equip(self, view: View) -> None:
         """Create the Secret with the run's progress tokens, before the first child of the run that has it. Each signing

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cgd_operator.facts.children import ChildFacts, observe, queued, unexplained
@@ -132,7 +132,7 @@ class ChildReader:
 
     async def _ask_events(self, runs: Collection[RunObjects]) -> None:
         """Read the Events that may explain why pods are missing or do not start, with few lists for many children."""
-        now = datetime.now(UTC)
+        now = self.cluster.clock.now()
         asked = [(own, {*unexplained(own.children, own.pods, now)}) for own in runs]
         answers: dict[tuple[str, str], list[Object]] = {}
         for namespace, fields in sorted({question for _, questions in asked for question in questions}):

@@ -8,10 +8,10 @@ from typing import Any
 
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.api.status import CGDRunStatus
-from cgd_operator.controller.children import ChildReader
+from cgd_operator.controller.children import ChildReader, RunObjects
 from cgd_operator.controller.telling import Teller
 from cgd_operator.facts.children import Fate
-from cgd_operator.facts.due import applied_by, is_over, ttl
+from cgd_operator.facts.due import applied_by, is_over, ttl, wants_finalizer
 from cgd_operator.facts.pods import stage_of
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import JOB, RUN, AlreadyExists, ApiError
@@ -65,13 +65,17 @@ class Deletion:
 
     async def clean(self, manifest: Object, now: datetime) -> float | None:
         """Take the deletion of a run with `deletionPolicy: Delete` to its next step: delete its children, start a Job
-        that deletes the stored data, remove the finalizer. After `CLEAN_SECONDS` the finalizer is removed in any case.
+        that deletes the stored data, remove the finalizer. After `CLEAN_SECONDS` the finalizer is removed in any case;
+        at once if the user has changed the policy meanwhile.
 
         Returns:
             Seconds to the next reconcile, until the finalizer is removed.
         """
         meta = manifest["metadata"]
         objects = (await self.reader.read(meta["namespace"], {meta["uid"]: meta["namespace"]}))[meta["uid"]]
+        if not wants_finalizer(manifest):
+            await self._let_go(manifest, objects, _kept(objects), now)
+            return None
         try:
             run = Run.of(manifest)
         except InvalidRun as error:
@@ -98,11 +102,16 @@ class Deletion:
         elif not jobs and not objects.pods:
             trouble = await self._start(run)
         if trouble is not None:
-            await self.teller.announce([events.cleaned(manifest, trouble, now)])
-            await self._delete(objects.children)
-            await self.finalize(manifest, wanted=False)
-            log.info("%s/%s: %s", run.namespace, run.name, trouble or "what it stored is deleted")
+            await self._let_go(manifest, objects, trouble, now)
         return max(left, 0) + 1 if trouble is None else None
+
+    async def _let_go(self, manifest: Object, objects: RunObjects, trouble: str, now: datetime) -> None:
+        """Say what became of the stored data (`trouble`: why it was not deleted), and let the run be deleted."""
+        meta = manifest["metadata"]
+        await self.teller.announce([events.cleaned(manifest, trouble, now)])
+        await self._delete(objects.children)
+        await self.finalize(manifest, wanted=False)
+        log.info("%s/%s: %s", meta["namespace"], meta["name"], trouble or "what it stored is deleted")
 
     async def _delete(self, objects: Iterable[Object]) -> None:
         for item in objects:
@@ -124,6 +133,13 @@ class Deletion:
             return f"the API server refused the Job for it: {error.message}"
         log.info("%s/%s: %s deletes what it stored", run.namespace, run.name, child.name)
         return None
+
+
+def _kept(objects: RunObjects) -> str:
+    """Why the data of a run whose deletionPolicy was changed during its deletion was not deleted."""
+    begun = any(stage_of(child) == CLEAN for child in objects.children)
+    part = ", but its deletion had begun, so a part may be gone" if begun else ""
+    return f"spec.deletionPolicy was changed to Retain after the run was deleted{part}"
 
 
 def _unreadable(manifest: Object, error: InvalidRun) -> str:

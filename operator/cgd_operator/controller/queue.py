@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from cgd_operator import metrics
 from cgd_operator.controller import children, reconciler
@@ -22,6 +22,7 @@ from cgd_operator.facts.children import has_ended
 from cgd_operator.facts.due import Due, due, has_untold_end
 from cgd_operator.http.health import Health
 from cgd_operator.kube.client import Object
+from cgd_operator.kube.clock import Clock
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, TRAINJOB, ApiError, Kind
 from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, RUN_LABEL, UID_LABEL
 
@@ -76,6 +77,10 @@ class Loop:
     """Watches that have neither begun nor failed yet."""
     _caught_up: asyncio.Event = field(default_factory=asyncio.Event)
     _stopped: bool = False
+
+    @property
+    def clock(self) -> Clock:
+        return self.reconciler.cluster.clock
 
     def start(self) -> None:
         """Sweep and watch the runs' children until `stop`."""
@@ -244,7 +249,7 @@ class Loop:
         if uid is None or uid != self._runs.get(run):
             return
         if kind is POD and event == "DELETED":
-            self.reconciler.departed.add(item, datetime.now(UTC))
+            self.reconciler.departed.add(item, self.clock.now())
         if kind is not POD and (event == "DELETED" or has_ended(item)):
             self.poke(*run, first=True)
         else:
@@ -280,7 +285,7 @@ class Loop:
         """Look at the runs with a child whose end no status tells: their next children wait. This reads Jobs and
         trainings alone, and decides only for those runs."""
         async for namespace, runs, since in self._pages():
-            awake = _awake(runs)
+            awake = _awake(runs, self.clock.now())
             children = await self.reconciler.reader.children(namespace, _homes(awake))
             if behind := [run for run in awake if has_untold_end(run, children[run["metadata"]["uid"]])]:
                 await self._look_first(namespace, behind, since)
@@ -316,7 +321,7 @@ class Loop:
         async for namespace, runs, since in self._pages():
             states.update(run.get("status", {}).get("state") or "New" for run in runs)
             listed.update(run["metadata"]["uid"] for run in runs)
-            if awake := _awake(runs):
+            if awake := _awake(runs, self.clock.now()):
                 awake_uids.update(run["metadata"]["uid"] for run in awake)
                 await self._sweep_over(namespace, awake, since)
             self.health.swept()  # after every page, because a sweep over very many runs is not stuck
@@ -368,9 +373,8 @@ class Loop:
             await asyncio.sleep(0)  # lets the events of ended children in first
 
 
-def _awake(runs: Sequence[Object]) -> list[Object]:
+def _awake(runs: Sequence[Object], now: datetime) -> list[Object]:
     """The runs that may need something."""
-    now = datetime.now(UTC)
     return [run for run in runs if due(run, now) is not Due.NOTHING]
 
 

@@ -4,7 +4,7 @@ Level-based: a reconcile starts from what exists and needs no memory of earlier 
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from cgd_operator import metrics
@@ -77,7 +77,7 @@ class Reconciler:
             Seconds to the next reconcile, if something is left to report.
         """
         manifest = reading.manifest if reading else await self.cluster.get(RUN, name, namespace)
-        now = datetime.now(UTC)
+        now = self.cluster.clock.now()
         if manifest is None or due(manifest, now) is Due.NOTHING:
             return None
         uid, generation = manifest["metadata"]["uid"], manifest["metadata"]["generation"]
@@ -128,7 +128,7 @@ class Reconciler:
 
     def due(self, manifest: Object, objects: RunObjects) -> Due:
         """What a run needs, judged by what a sweep has read of it. Also updates whose progress reports are accepted."""
-        now, uid = datetime.now(UTC), manifest["metadata"]["uid"]
+        now, uid = self.cluster.clock.now(), manifest["metadata"]["uid"]
         if "deletionTimestamp" in manifest["metadata"] or has_succeeded(manifest):
             self.board.forget(uid)
             return due(manifest, now)

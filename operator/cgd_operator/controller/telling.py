@@ -1,6 +1,7 @@
 """Writes Events and the status of a run: once per reconcile, and only when they say something new."""
 
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,11 @@ from cgd_operator.kube.kinds import EVENT, RUN, AlreadyExists, ApiError
 log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
+
+OLD_DEFINITION = (
+    "the CGDRun definition is not the one of this release, so no status can be written: "
+    "kubectl apply --server-side --force-conflicts -f crds/"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,11 @@ class Teller:
             applied = await self.cluster.apply(RUN, {"metadata": meta, "status": body_of(status)}, subresource="status")
             manifest["metadata"] = applied["metadata"]
         except ApiError as error:
-            if error.status != 404:  # deleted meanwhile
-                raise
+            if error.status == 404 and f'"{meta["name"]}" not found' in error.message:  # deleted meanwhile
+                return True
+            if error.status == 404 or re.search("not declared in schema|unknown field", error.message):
+                raise ApiError(error.status, error.reason, f"{error.message}; {OLD_DEFINITION}") from error
+            raise
         return True
 
     async def announce(self, bodies: Iterable[Object]) -> None:

@@ -1,5 +1,6 @@
 """The state of each child: Jobs, PyTorchJobs, TrainJobs, their pods, Workloads and Events in, facts out. Pure."""
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -7,13 +8,13 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from cgd_operator.facts.kueue import Workload, workload
+from cgd_operator.facts.kueue import STARTING, Workload, workload
 from cgd_operator.facts.pods import LONG_AGO, Gone, Object, PodFacts, account, pod_facts, stage_of
 from cgd_operator.facts.waiting import Notice, Why, expected_pods, missing, noticed, questions, retrying, waiting
 from cgd_operator.kube.kinds import JOB_UID_LABEL, QUEUE_LABEL, SUSPENDED_BY_RUN
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import PREPARE
-from cgd_operator.planning.manifests import GIVEN_UP
+from cgd_operator.planning.manifests import GIVEN_UP, expires, suspension
 from cgd_operator.planning.requests import Sizes
 from cgd_stages.contract import CHECKPOINT_BYTES, MOST, NO_TRANSFER, STUDENT_BYTES, TEACHER_BYTES
 
@@ -50,6 +51,8 @@ class ChildFacts:
     """Suspended by the operator, not by a queue."""
     given_up: str = ""
     """Why the operator has ended it."""
+    expires: bool = False
+    """Its controller deletes it some time after its end."""
     start: datetime | None = None
     end: datetime | None = None
     attempts: int = 0
@@ -164,6 +167,7 @@ def _child(
         suspended=is_suspended(child),
         held=SUSPENDED_BY_RUN in notes,
         given_up=notes.get(GIVEN_UP, ""),
+        expires=expires(child),
         start=moment(status.get("startTime")) or min((pod.start for pod in pods if pod.start), default=None),
         end=end,
         attempts=max((pod.restarts + max(begun[pod.shard, pod.restarts], pod.failures + 1) for pod in pods), default=0),
@@ -185,7 +189,9 @@ def _fate(
     true = {condition["type"]: condition for condition in conditions if condition["status"] == "True"}
     running = [pod for pod in pods if pod.phase == "Running"]
     if "deletionTimestamp" in meta:
-        return Fate.LEAVING, Why("Deleted", "is being deleted")
+        holders = meta.get("finalizers", [])
+        held = f"; it stays until these finalizers are removed: {', '.join(holders)}" if holders else ""
+        return Fate.LEAVING, Why("Deleted", f"is being deleted{held}")
     if "Complete" in true or "Succeeded" in true:
         return Fate.SUCCEEDED, Why()
     if "Failed" in true:
@@ -193,18 +199,34 @@ def _fate(
     if is_suspended(child):
         if queue and not queue.held and SUSPENDED_BY_RUN not in meta.get("annotations", {}):
             return Fate.WAITING if queue.active else Fate.SUSPENDED, Why(queue.reason, queue.message)
-        ending = f"pods that still run until they have stored what is finished: {len(running)}" if running else ""
-        return Fate.SUSPENDED, Why("Suspended", ending)
+        return Fate.SUSPENDED, Why("Suspended", _suspension(child, queue, len(running), now))
     why = missing(child, pods, notices, now)
     if not running:
         return Fate.WAITING, why or waiting(pods, gone)
     if why is None:
-        leaving = [pod.name for pod in running if pod.due]
-        remade = f"pod {leaving[0]} is being deleted, and is made again when it has ended" if leaving else ""
+        leaving = next((pod for pod in running if pod.due), None)
+        cause = f" ({leaving.disruption})" if leaving and leaving.disruption else ""
+        remade = f"pod {leaving.name} is being deleted{cause}, and is made again when it has ended" if leaving else ""
         return Fate.RUNNING, Why(message=retrying(pods) or remade)
     due = expected_pods(child, pods)
     share = f"{len(running)} of {due} pods run; " if len(running) < due else ""
     return Fate.RUNNING, replace(why, message=share + why.message)
+
+
+def _suspension(child: Object, queue: Workload | None, running: int, now: datetime) -> str:
+    """What people should know of a suspended child: who has suspended it if not the operator, and what still runs.
+    Kueue suspends a child when it is created, and makes its Workload a moment later."""
+    meta, kind, why = child["metadata"], child["kind"], ""
+    is_new = now < (moment(meta.get("creationTimestamp")) or LONG_AGO) + STARTING
+    by_others = queue is None and SUSPENDED_BY_RUN not in meta.get("annotations", {}) and not is_new
+    if by_others and QUEUE_LABEL in meta.get("labels", {}):
+        why = f"its {kind} is suspended and has no Workload: ask the cluster's administrator whether Kueue works"
+    elif by_others:
+        patch = json.dumps({"spec": suspension(kind, False)})
+        mend = f"`kubectl patch {kind.lower()} {meta['name']} --type merge -p '{patch}'` lets it go on"
+        why = f"somebody has suspended its {kind}, not the operator: {mend}"
+    ending = f"pods that still run until they have stored what is finished: {running}" if running else ""
+    return "; ".join(filter(None, [why, ending]))
 
 
 def _failure(condition: Object, given_up: str | None, pods: tuple[PodFacts, ...]) -> Why:

@@ -37,6 +37,13 @@ class GiveUp:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Keep a failed child that its controller would delete after a time: without it, its stage would be tried again."""
+
+    facts: ChildFacts
+
+
+@dataclass(frozen=True)
 class Replace:
     """Replace a pod of a lost node: declare it failed, and delete it without waiting for its node."""
 
@@ -44,7 +51,7 @@ class Replace:
     pod: PodFacts
 
 
-Action = Start | Hold | Resume | GiveUp | Replace
+Action = Start | Hold | Resume | GiveUp | Keep | Replace
 
 
 def decide(
@@ -55,7 +62,8 @@ def decide(
     started = [facts[child.stage] for child in children if child.stage in facts]
     active = [child for child in started if child.fate in (Fate.WAITING, Fate.RUNNING)]
     if stop or any(child.fate is Fate.FAILED for child in started):
-        return tuple(Hold(child) for child in active if not _deactivated(child))
+        kept = [Keep(child) for child in started if child.fate is Fate.FAILED and child.expires]
+        return (*kept, *(Hold(child) for child in active if not _deactivated(child)))
     if hopeless := [child for child in active if child.stage in enough]:
         return tuple(GiveUp(child, enough[child.stage]) for child in hopeless)
     held = [child for child in started if _deactivated(child) or (child.fate is Fate.SUSPENDED and child.held)]

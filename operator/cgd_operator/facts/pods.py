@@ -23,7 +23,7 @@ LOST_AFTER = timedelta(minutes=1)
 KEPT_AFTER = timedelta(seconds=30)
 """The time that other containers of a pod may need to end after ours."""
 OURS = frozenset(CONTAINERS.values())
-OUT_OF_MEMORY = "OOMKilled"
+OUT_OF_MEMORY, EVICTED = "OOMKilled", "Evicted"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ class PodFacts:
     """How often its index has failed, by the Job's count, which includes deleted pods."""
     due: datetime | None
     """When its grace period ends, if it is being deleted."""
-    disrupted: bool
-    """Whether the cluster ended it (preemption, eviction, lost node): not a failure of the program."""
+    disruption: str
+    """Why the cluster ends it (preemption, eviction, lost node): no failure of the program. Empty: it does not."""
+    evicted: bool
+    """Whether its kubelet ended it for what it has used itself, such as more of a volume than its limit. Kubernetes
+    calls that no disruption."""
     taken: datetime | None
     """When a node accepted it: from then on it holds its GPUs."""
     start: datetime | None
@@ -57,6 +60,10 @@ class PodFacts:
     words: LastWords | None
     tail: str
     """A termination message that is not in our format: the last lines of the log."""
+
+    @property
+    def disrupted(self) -> bool:
+        return bool(self.disruption)
 
     @property
     def failed(self) -> bool:
@@ -123,7 +130,8 @@ def pod_facts(pod: Object, now: datetime) -> PodFacts:
         due=due,
         restarts=number(meta.get("labels", {}).get(RESTARTS)),
         failures=sum(number(meta.get("annotations", {}).get(name)) for name in FAILURES),
-        disrupted=_is_disrupted(status),
+        disruption=_disruption(status),
+        evicted=status.get("reason") == EVICTED and not _disruption(status),
         taken=moment(status.get("startTime")),
         start=moment(ended.get("startedAt")) or moment(status.get("startTime")),
         end=_end(phase, status, due),
@@ -145,9 +153,12 @@ def _shard(meta: Object) -> int:
     return number(labels.get(REPLICA_INDEX))
 
 
-def _is_disrupted(status: Object) -> bool:
-    conditions = status.get("conditions", [])
-    return any(condition["type"] == "DisruptionTarget" and condition["status"] == "True" for condition in conditions)
+def _disruption(status: Object) -> str:
+    """Reason and message with which the cluster says that it ends a pod; empty if it does not."""
+    for condition in status.get("conditions", []):
+        if (condition["type"], condition["status"]) == ("DisruptionTarget", "True"):
+            return with_message(condition.get("reason") or "DisruptionTarget", condition.get("message"))
+    return ""
 
 
 def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
@@ -161,7 +172,7 @@ def _end(phase: str, status: Object, due: datetime | None) -> datetime | None:
     ends = [moment(container.get("state", {}).get("terminated", {}).get("finishedAt")) for container in containers]
     if any(ends):
         return max(filter(None, ends))
-    if due and not _is_disrupted(status):  # deleted before it began: no time in its status is that of its end
+    if due and not _disruption(status):  # deleted before it began: no time in its status is that of its end
         return None
     changes = [moment(condition.get("lastTransitionTime")) for condition in status.get("conditions", [])]
     given_up = max(filter(None, changes), default=None)
@@ -190,10 +201,29 @@ def _kept(containers: Mapping[str, Object], ended: Object, now: datetime) -> str
     )
 
 
+def _ended_by_others(status: Object, ended: Object) -> str:
+    """What has made a pod fail if it was not our container: the cluster, a container that must end well before ours, or
+    one beside ours."""
+    if cause := _disruption(status):
+        return cause
+    if ended.get("exitCode"):
+        return ""
+    for sort, group in (("init container", "initContainerStatuses"), ("container", "containerStatuses")):
+        for container in status.get(group, []):
+            end = container.get("state", {}).get("terminated", {})
+            if end.get("exitCode") and container["name"] not in OURS:
+                last = end.get("message", "").strip().rpartition("\n")[2]
+                why = f"{sort} {container['name']}, which is not the operator's, ended with exit code {end['exitCode']}"
+                return f"ContainerFailed: {with_message(why, last)}"
+    return ""
+
+
 def _trouble(pod: Object, status: Object, containers: Mapping[str, Object], ended: Object) -> str:
     """What the pod, a container or the scheduler complains of, or how our container ended."""
     if status.get("reason"):  # Evicted, NodeLost, ...
         return with_message(status["reason"], status.get("message"))
+    if status.get("phase") == "Failed" and (others := _ended_by_others(status, ended)):
+        return others
     first = [container.get("state", {}) for container in status.get("initContainerStatuses", [])]
     for state in (*first, *containers.values()):
         waiting = state.get("waiting", {})

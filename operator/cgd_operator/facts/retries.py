@@ -1,10 +1,15 @@
-"""How often the pods of a PyTorchJob were created, and when that is enough. Pure.
+"""How often the pods of a child were tried, where its controller does not count it, and when that is enough. Pure.
 
 The Training Operator recreates a failed pod without limit, under its old name, and no object records how often: the
 status keeps a count by pod name. Its release 1.7 does not end a job after a permanent exit code either. So the operator
 itself fails such a child; for other kinds their controllers count `spec.retries`.
+
+A Job ignores pods that exit with 143, which are interrupted from outside. One that its kubelet evicts for what it has
+used itself (of a volume with a limit) may do so too, and would be made again for ever: the operator counts those pods,
+which stay until their Job goes.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cgd_operator.api.status import CGDRunStatus, PodAttempts, StageStatus
@@ -41,7 +46,8 @@ def _excused(facts: ChildFacts, counted: set[str]) -> set[str]:
     pending = {pod.name for pod in facts.pods if pod.phase == "Pending"}
     disrupted = {pod.uid for pod in pods if pod.disrupted}
     peers = counted if disrupted & counted else set[str]()
-    failed = {pod.uid for pod in pods if pod.exit_code == Exit.INTERRUPTED or (pod.failed and pending - {pod.name})}
+    stopped = {pod.uid for pod in pods if pod.exit_code == Exit.INTERRUPTED and not pod.evicted}
+    failed = stopped | {pod.uid for pod in pods if pod.failed and pending - {pod.name}}
     return disrupted | peers | failed
 
 
@@ -50,6 +56,8 @@ def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) ->
     before: dict[str, StageStatus] = {stage.name: stage for stage in previous.stages}
     reasons: dict[str, str] = {}
     for child in facts:
+        if child.kind == "Job" and not child.given_up and (why := _evicted_too_often(child, retries)):
+            reasons[child.stage] = why
         if child.kind != "PyTorchJob" or child.given_up:
             continue
         if permanent := [pod for pod in child.pods if pod.phase == "Failed" and 0 < (pod.exit_code or 0) < 128]:
@@ -63,3 +71,11 @@ def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) ->
             tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
             reasons[child.stage] = f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {why}"
     return reasons
+
+
+def _evicted_too_often(child: ChildFacts, retries: int) -> str:
+    evicted = [pod for pod in child.pods if pod.evicted and pod.phase == "Failed"]
+    most = max(Counter(pod.shard for pod in evicted).values(), default=0)
+    if most <= retries:
+        return ""
+    return f"pods were evicted for what they used {most} times, and spec.retries is {retries}; {account(evicted[-1])}"

@@ -77,6 +77,14 @@ def exceeded(
     return None
 
 
+def not_changed(stage: str, aim: str, error: ApiError) -> Trouble:
+    """The API server refuses a change of a stage's child. `aim`: what it was to be, such as suspended."""
+    verdict, words = judge(error.message), explain(error.message)
+    reason = verdict.reason if verdict.passing else "ChangeRefused"
+    message = f"the child of stage {stage} cannot be {aim}, and stays as it was: {words}"
+    return Trouble(reason, message, since=None if verdict.passing else LONG_AGO)
+
+
 def not_replaced(stage: str, pod: PodFacts, error: ApiError) -> Trouble:
     message = f"pod {pod.name} of stage {stage} is on a lost node and cannot be replaced: {error.message}"
     return Trouble("NodeLost", f"{message}; lostPods.replace=true in the operator's chart gives it the right")

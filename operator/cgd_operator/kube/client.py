@@ -31,13 +31,16 @@ from kubernetes.aio.client.configuration import Configuration
 from pydantic_core import from_json
 
 from cgd_operator import metrics
+from cgd_operator.kube.clock import Clock
 from cgd_operator.kube.kinds import POD, AlreadyExists, ApiError, Gone, Kind
 
 log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
-REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+READ_TIMEOUT = aiohttp.ClientTimeout(total=30, sock_connect=5)
+WRITE_TIMEOUT = aiohttp.ClientTimeout(total=40, sock_connect=5)
+"""Longer than a webhook may take, 30 s at most: then the API server says which webhook it waited for."""
 PAGE = 50
 """Objects per page of a long list."""
 WATCH_SECONDS = 240
@@ -62,6 +65,7 @@ class Cluster:
         self._manager = manager
         self._versions: dict[Kind, int] = {}
         """The newest resource version of a list, by kind."""
+        self.clock = Clock()
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, manager: str) -> Self:
@@ -188,7 +192,7 @@ class Cluster:
     async def log(self, pod: str, namespace: str) -> str:
         """The log of a pod so far."""
         path = POD.path(namespace, pod, "log")
-        async with await self._request("GET", path, None, JSON, REQUEST_TIMEOUT) as response:
+        async with await self._request("GET", path, None, JSON, READ_TIMEOUT) as response:
             if response.status >= 300:
                 raise _error(await _body(response))
             return await response.text()
@@ -252,7 +256,7 @@ class Cluster:
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         yield event["type"], event["object"]
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # the last: a line that is no JSON
                 link("lost")
                 why = type(error).__name__
             else:
@@ -285,9 +289,10 @@ class Cluster:
     ) -> Object | None:
         """The answer's body. If the answer has a Retry-After (as with 429), the request is repeated, `TRIES` times in
         all: every write has a name or a version, so that repeating it is harmless."""
+        timeout = READ_TIMEOUT if method == "GET" else WRITE_TIMEOUT
         for left in reversed(range(TRIES)):
             try:
-                response = await self._request(method, path, body, content_type, REQUEST_TIMEOUT)
+                response = await self._request(method, path, body, content_type, timeout)
                 async with response:
                     answer = await _body(response)
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -308,6 +313,7 @@ class Cluster:
         headers = {"Accept": JSON, "Content-Type": content_type}
         configuration = self._client.configuration
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        sent = self.clock.local()
         response = await self._connections().request(
             method,
             configuration.host + path,
@@ -318,6 +324,7 @@ class Cluster:
             proxy_headers=configuration.proxy_headers,
             server_hostname=configuration.tls_server_name,
         )
+        self.clock.heard(response.headers.get("Date", ""), sent)
         metrics.API_REQUESTS.labels(method, str(response.status)).inc()
         return response
 
@@ -393,6 +400,8 @@ async def _body(response: aiohttp.ClientResponse) -> Object:
         body = None
     if isinstance(body, dict):
         return body
+    if response.status < 300:
+        raise ApiError(0, "Unreadable", f"{response.method} {response.url.path}: the answer is no JSON object")
     return {"code": response.status, "reason": response.reason, "message": raw.decode(errors="replace").strip()[:500]}
 
 

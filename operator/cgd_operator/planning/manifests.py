@@ -33,8 +33,9 @@ POOL_LABEL = "cgd.dev/pool"
 """On pods: the part of spec.placement that they have their resources from."""
 FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
+TTL = "ttlSecondsAfterFinished"
 GIVEN_UP = "cgd.dev/given-up"
-"""On a PyTorchJob that the operator has ended: why."""
+"""On a Job or a PyTorchJob that the operator has ended: why."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 MODELS = "/models"
@@ -167,12 +168,28 @@ def rehearsals(run: Run, child: Child, release: Release, *, pods: bool) -> Itera
 
 def suspension(kind: str, suspend: bool) -> Object:
     """The part of a child's spec that suspends or resumes it."""
-    return {"runPolicy": {"suspend": suspend}} if kind == "PyTorchJob" else {"suspend": suspend}
+    return _policy(kind, suspend=suspend)
 
 
-def giving_up(why: str) -> Object:
-    """The patch that ends a PyTorchJob: a deadline that is over, for which its controller fails it."""
-    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"runPolicy": {"activeDeadlineSeconds": 1}}}
+def giving_up(kind: str, why: str) -> Object:
+    """The patch that ends a Job or a PyTorchJob: a deadline that is over, for which its controller fails it."""
+    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": _policy(kind, activeDeadlineSeconds=1)}
+
+
+def keeping(kind: str) -> Object:
+    """The patch after which a child that has ended is not deleted by its controller."""
+    return {"spec": _policy(kind, **{TTL: None})}
+
+
+def expires(child: Object) -> bool:
+    """Whether a child's controller deletes it some time after its end. We never ask for that, but policies add it."""
+    spec = child.get("spec", {})
+    return spec.get("runPolicy", spec).get(TTL) is not None
+
+
+def _policy(kind: str, **fields: Any) -> Object:
+    """Fields of a child's spec that say how long it may run and stay."""
+    return {"runPolicy": fields} if kind == "PyTorchJob" else fields
 
 
 def disruption(pod: Object, now: datetime) -> Object:

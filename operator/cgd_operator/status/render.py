@@ -227,9 +227,9 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
         return "Failed"
     if current is None:
         return "Succeeded"
-    if seen.run.spec.suspend:
+    if seen.run.spec.suspend and not seen.trouble:
         return "Suspended"
-    if seen.trouble or all(stage.state == "Pending" for stage in stages):
+    if not seen.run.spec.suspend and (seen.trouble or all(stage.state == "Pending" for stage in stages)):
         return "Pending"
     if _is_held_up(current):
         return "Queued" if current.reason in WAITS else "Waiting"
@@ -237,7 +237,9 @@ def _state(seen: Seen, stages: tuple[StageStatus, ...], current: StageStatus | N
 
 
 def _is_held_up(stage: StageStatus) -> bool:
-    """Whether it waits for more than the usual start of its pods."""
+    """Whether it waits for more than the usual start of its pods, or for somebody who has suspended it."""
+    if stage.state == "Suspended":
+        return stage.message is not None
     return stage.state == "Waiting" and stage.reason not in BEGINNING
 
 

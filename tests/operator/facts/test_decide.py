@@ -6,7 +6,7 @@ import pytest
 from support.builders import job, pod, run
 
 from cgd_operator.facts.children import observe
-from cgd_operator.facts.decide import GiveUp, Hold, Resume, Start, decide, done_stages
+from cgd_operator.facts.decide import GiveUp, Hold, Keep, Resume, Start, decide, done_stages
 from cgd_operator.planning.dag import plan
 
 ORDER = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
@@ -29,6 +29,8 @@ def decisions(
                 named.append(f"hold {facts.stage}")
             case Resume(facts):
                 named.append(f"resume {facts.stage}")
+            case Keep(facts):
+                named.append(f"keep {facts.stage}")
             case GiveUp(facts, why):
                 named.append(f"give up {facts.stage}: {why}")
     return named
@@ -122,3 +124,15 @@ def test_a_child_that_was_tried_often_enough_is_given_up_unless_it_is_held(stop:
     training = job("train-cgd", kind="PyTorchJob")
     made = decisions(*done(*ORDER[:4]), training, stop=stop, enough={"train-cgd": "4 times"})
     assert made == (["hold train-cgd"] if stop else ["give up train-cgd: 4 times"])
+
+
+@pytest.mark.parametrize("kind", ["Job", "PyTorchJob"])
+def test_a_failed_child_that_a_policy_would_have_deleted_is_kept_and_one_that_succeeded_is_not(kind: str) -> None:
+    """Without it the stage would begin anew, and fail anew, without end."""
+    short = {"ttlSecondsAfterFinished": 100}
+    failed, good = job("answer", "Failed", kind=kind), job("prepare", "Complete")
+    failed["spec"] = {"runPolicy": short} if kind == "PyTorchJob" else short
+    good["spec"] = short
+    assert decisions(good, failed) == ["keep answer"]
+    failed["spec"] = {}
+    assert decisions(good, failed) == []

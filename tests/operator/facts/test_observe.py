@@ -297,3 +297,58 @@ def test_a_child_that_was_given_up_tells_why() -> None:
 def test_json_in_a_log_is_not_taken_for_last_words() -> None:
     failed = pod("answer", "Failed", terminated=ended(1, '{"level": "error"}'))
     assert '{"level": "error"}' in observe([job("answer", "Failed")], [failed])["answer"].message
+
+
+def test_a_pod_that_a_more_urgent_one_has_replaced_says_so() -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    condition["message"] = "default-scheduler: preempting to accommodate a higher priority pod"
+    preempted = pod("answer", "Failed", terminated=ended(143))
+    preempted["status"]["conditions"] = [condition]
+    message = observe([job("answer")], [preempted])["answer"].message
+    assert message.startswith("trying again after pod demo-answer-0: exit code 143: PreemptionByScheduler: default-sch")
+    preempted["status"]["conditions"] = [{**condition, "status": "False"}]
+    assert "Preemption" not in observe([job("answer")], [preempted])["answer"].message
+
+
+def test_an_init_container_that_an_injector_has_put_before_ours_is_named_when_it_fails() -> None:
+    failed = pod("answer", "Failed", waiting={"reason": "PodInitializing"})
+    state = {"terminated": ended(1, "resolving istiod\nno such host")}
+    failed["status"]["initContainerStatuses"] = [{"name": "istio-init", "state": state}]
+    message = observe([job("answer", "Failed")], [failed])["answer"].message
+    assert "init container istio-init, which is not the operator's, ended with exit code 1: no such host" in message
+
+
+def test_a_sidecar_that_ends_badly_is_named_as_what_failed_and_only_if_ours_ended_well() -> None:
+    failed = beside(pod("answer", "Failed", terminated=ended(0)), {"terminated": ended(2)})
+    message = observe([job("answer", "Failed")], [failed])["answer"].message
+    assert (
+        "exit code 0: ContainerFailed: container proxy, which is not the operator's, ended with exit code 2" in message
+    )
+    ours = beside(pod("answer", "Failed", terminated=ended(3, words("no such bucket"))), {"terminated": ended(2)})
+    assert "proxy" not in observe([job("answer", "Failed")], [ours])["answer"].message
+
+
+def test_a_child_that_somebody_has_suspended_says_who_has_not_and_how_it_goes_on() -> None:
+    for kind, name in (("Job", "job"), ("PyTorchJob", "pytorchjob"), ("TrainJob", "trainjob")):
+        child = job("answer", kind=kind)
+        child["spec"] = suspension(kind, True)
+        facts = observe([child], [], now=NOW)["answer"]
+        assert (facts.fate, facts.reason, facts.held) == (Fate.SUSPENDED, "Suspended", False)
+        assert facts.message.startswith(f"somebody has suspended its {kind}, not the operator: `kubectl patch {name} ")
+        assert json.dumps({"spec": suspension(kind, False)}) in facts.message
+
+
+def test_a_child_in_a_queue_without_a_workload_points_to_kueue_and_not_at_once() -> None:
+    child = job("answer", suspend=True)
+    child["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpus"
+    assert "whether Kueue works" in observe([child], [], now=NOW)["answer"].message
+    child["metadata"]["creationTimestamp"] = "2026-01-01T00:10:20Z"
+    assert observe([child], [], now=NOW)["answer"].message == ""
+
+
+def test_a_child_that_others_keep_from_going_names_their_finalizers() -> None:
+    leaving = job("answer")
+    leaving["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["backup.example/keep"]}
+    assert observe([leaving], [])["answer"].message == (
+        "is being deleted; it stays until these finalizers are removed: backup.example/keep"
+    )

@@ -182,3 +182,42 @@ def test_a_child_is_given_up_once() -> None:
     child["metadata"]["annotations"] = {"cgd.dev/given-up": "enough"}
     gone = observe([child], [worker(0, "a", "Failed", terminated=ended(3))])
     assert enough(gone.values(), CGDRunStatus(), 3) == {}
+
+
+def evicted(made: Object, *, reason: str = "Evicted") -> Object:
+    made["status"] |= {"reason": reason, "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". '}
+    return made
+
+
+def shards(*pods: Object) -> ChildFacts:
+    return observe([job("answer")], pods)["answer"]
+
+
+def filled(name: str, shard: int = 0) -> Object:
+    """A pod of a Job that exited with 143 because its kubelet evicted it for what it had used."""
+    return evicted(pod("answer", "Failed", name=name, shard=shard, terminated=ended(143)))
+
+
+def test_a_job_whose_pods_are_evicted_again_and_again_for_what_they_use_is_given_up() -> None:
+    """Its failure policy ignores an exit with 143, so the Job would make them without end."""
+    twice, thrice = (shards(*(filled(f"p{number}") for number in range(count))) for count in (2, 3))
+    assert enough([twice], CGDRunStatus(), 2) == {}
+    why = enough([thrice], CGDRunStatus(), 2)["answer"]
+    assert why.startswith("pods were evicted for what they used 3 times, and spec.retries is 2; pod p2: exit code 143")
+    assert 'volume "scratch" exceeds the limit' in why
+
+
+def test_evictions_count_by_shard_and_those_by_the_cluster_count_not() -> None:
+    assert enough([shards(filled("a", 0), filled("b", 1))], CGDRunStatus(), 1) == {}
+    pressed = [disrupted(filled(f"p{number}")) for number in range(5)]
+    stopped = [evicted(filled(f"q{number}"), reason="Terminated") for number in range(5)]
+    assert enough([shards(*pressed, *stopped)], CGDRunStatus(), 1) == {}
+
+
+def test_a_training_that_fills_its_disk_uses_up_its_retries() -> None:
+    def full(uid: str) -> ChildFacts:
+        return facts(evicted(worker(0, uid, "Failed", terminated=ended(143))))
+
+    assert verdict(1, full("a"), full("b"), full("c")) is not None
+    interrupted = [facts(worker(0, uid, "Failed", terminated=ended(143))) for uid in "abc"]
+    assert verdict(1, *interrupted) is None

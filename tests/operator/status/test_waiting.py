@@ -143,6 +143,7 @@ def test_a_running_pod_that_is_deleted_is_told_until_it_has_gone() -> None:
 def test_a_suspended_child_says_how_many_of_its_pods_still_run() -> None:
     held = child(pods=1)
     held["spec"]["suspend"] = True
+    held["metadata"]["annotations"]["cgd.dev/suspended-by-run"] = "true"
     found = facts(leaving(), of=held)
     assert (found.fate, found.message) == (
         Fate.SUSPENDED,
