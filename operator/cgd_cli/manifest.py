@@ -3,6 +3,8 @@
 import re
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,21 +31,58 @@ _QUALIFIED = re.compile("[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 def run_of(file: Path) -> Run:
     """The only CGDRun among the documents of a file. Raises Wrong and InvalidRun, which name the file."""
+    body = body_of(file)
+    try:
+        return judged(body)
+    except (Wrong, InvalidRun) as error:
+        raise type(error)("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+
+
+def body_of(file: Path) -> dict[str, Any]:
+    """The only CGDRun among the documents of a file, not judged. Raises Wrong."""
     runs = [item for item in _documents(file) if isinstance(item, dict) and item.get("kind") == "CGDRun"]
     if len(runs) != 1:
         raise Wrong(f"{file} holds {len(runs) or 'no'} CGDRun{'s: give each a file of its own' if runs else ''}")
-    body = _stored(runs[0], crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+    body: dict[str, Any] = runs[0]
+    return body
+
+
+def judged(body: dict[str, Any]) -> Run:
+    """A CGDRun as the API server would store it. Raises Wrong and InvalidRun, a line for each fault."""
+    body = _stored(body, _schema())
     meta = body.get("metadata")
     if not isinstance(meta, dict) or not meta.get("name"):
-        raise Wrong(f"{file}: metadata.name is missing")
+        raise Wrong("metadata.name is missing")
     if faults := list(_faults(body)):
-        raise Wrong("\n".join(f"{file}: {fault}" for fault in faults))
+        raise Wrong("\n".join(faults))
     # The API server would set these.
     body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}
     try:
         return Run.of(body)
     except InvalidRun as error:
-        raise InvalidRun("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+        raise InvalidRun("\n".join(map(_with_likely, str(error).splitlines()))) from error
+
+
+_UNKNOWN = re.compile(r"spec\.([\w.]+): there is no such field")
+
+
+def _with_likely(line: str) -> str:
+    """The line of an unknown field with the field that may be meant."""
+    if not (found := _UNKNOWN.match(line)):
+        return line
+    *parents, name = found[1].split(".")
+    schema: dict[str, Any] = _schema()["properties"]["spec"]
+    for parent in parents:
+        schema = schema.get("items", {}) if parent.isdecimal() else schema.get("properties", {}).get(parent, {})
+    fields = {field.lower(): field for field in schema.get("properties", {})}
+    near = get_close_matches(name.lower(), fields, n=1)
+    return f"{line}. Is {fields[near[0]]} meant?" if near else line
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def published_tables(run: Run, file: Path, published: Path) -> "tuple[PublishedTable, ...]":
