@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cgd_cli.terminal import Terminal
 from cgd_cli.view import shell
-from cgd_local.background import STOP_SECONDS, down, hold, holder, short, up
+from cgd_local.background import FAILED, STOP_SECONDS, down, hold, holder, short, up
 from cgd_local.demo import Given, demo
 from cgd_local.kubectl import DemoError
 from cgd_stages.text.printable import printable
@@ -45,8 +45,8 @@ def main() -> None:
                 sys.exit(asyncio.run(_down(folder)))
             case _:
                 sys.exit(asyncio.run(_demo(given)))
-    except DemoError as error:
-        sys.exit(printable(f"demo: {error}", lines=True))
+    except (DemoError, OSError, RuntimeError) as error:  # the last two: S3 or a folder
+        sys.exit(printable(f"{FAILED}{error}", lines=options.command != "hold"))
     except KeyboardInterrupt:
         sys.exit(STOPPED)
 
@@ -83,7 +83,7 @@ async def _demo(given: Given) -> int:
 
     def stop() -> None:
         loop.add_signal_handler(signal.SIGINT, sys.exit, STOPPED)
-        goes_on = f"To go on: {_again()}"
+        goes_on = f"To go on: {again()}"
         if found:
             console.print(f"\nThe cluster and the run go on; `make down` ends them. {goes_on}", soft_wrap=True)
         else:
@@ -102,7 +102,7 @@ async def _demo(given: Given) -> int:
         return STOPPED
 
 
-def _again() -> str:
+def again() -> str:
     """What the user has typed."""
     given = sys.argv[1:]
     return shell(short(Path(sys.executable)), "-m", "cgd_local", *given) if given else "make demo"

@@ -43,6 +43,8 @@ QUICKSTART = (
     "quickstart-problems/heldout.jsonl=examples/quickstart-heldout.jsonl",
 )
 LOCK, LOG, READY = "up.lock", "up.log", "up.json"
+FAILED = "demo: "
+"""Begins the line that says why it does not start."""
 LOOK_SECONDS, LOCK_SECONDS, STOP_SECONDS = 0.1, 5.0, 10.0
 
 console = Terminal()
@@ -83,11 +85,14 @@ async def up(folder: Path, kubeconfig: Path | None = None) -> Provided:
         while True:
             is_over = process.poll() is not None if process else holder(folder) is None
             is_ready = ready.exists()
-            said = lines.read()
-            if is_over:
-                raise DemoError(said.strip().removeprefix("demo: ") or f"what a cluster provides has ended: see {log}")
-            for line in said.splitlines():
+            for line in lines.read().splitlines():
+                if line.startswith(FAILED):
+                    if process:
+                        await exited(process)
+                    raise DemoError(line.removeprefix(FAILED))
                 console.print(line, soft_wrap=True)
+            if is_over:
+                raise DemoError(f"what a cluster provides has ended: see {log}")
             if is_ready:
                 found = json.loads(ready.read_text())
                 return Provided(found["endpoint"], Path(found["kubeconfig"]))
