@@ -80,13 +80,18 @@ def list_runs(
     namespace: Namespace = None,
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
 ) -> None:
-    """List the runs with their state, current stage and GPU-hours."""
+    """List the runs with their state, current stage, GPU-hours and age."""
+    from datetime import UTC, datetime
+
     from cgd_cli.table import runs_table
+
+    if namespace and everywhere:
+        raise Wrong("--namespace and --all-namespaces exclude each other: use one of them")
 
     runs = ask(namespace, lambda remote: remote.runs(everywhere=everywhere))
     if not runs:
         raise Wrong("there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces")
-    console.print(runs_table(runs))
+    console.print(runs_table(runs, datetime.now(UTC), everywhere=everywhere))
 
 
 @app.command()

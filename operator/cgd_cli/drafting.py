@@ -1,6 +1,5 @@
 """The commands that need a manifest and no cluster: init, validate, render, plan."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +51,7 @@ def init(
         body = made.copied(body_of(Path(source)) if is_file else ask(namespace, lambda remote: remote.run(source)))
     options = {question.option for question in made.QUESTIONS}
     answers = {option: str(answer) for option, answer in given.items() if option in options}
-    text = yamls.dump(made.filled(body, answers, ask=not yes and sys.stdin.isatty()))
+    text = yamls.dump(made.filled(body, answers, ask=not yes))
     if output == STDOUT:
         write(text)
     else:

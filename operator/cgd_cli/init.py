@@ -68,6 +68,8 @@ def _teacher(answer: str, old: Any) -> Any:
     if not answer.startswith(("http://", "https://")):
         return {"model": answer, **{name: old[name] for name in old if name not in ("model", "endpoint", "revision")}}
     url, _, model = answer.partition(" ")
+    if not model.strip():
+        raise Wrong("write the endpoint's URL, a blank and the name of its model")
     return {"endpoint": {**old.get("endpoint", {}), "url": url, "model": model.strip()}}
 
 
@@ -157,8 +159,8 @@ QUESTIONS = (
 
 def copied(run: Body) -> Body:
     """Another run's manifest, as the start of a new one: without what the API server and tools have added."""
-    body = {name: copy.deepcopy(run[name]) for name in ("apiVersion", "kind", "spec")}
-    return {**body, "metadata": {"name": f"{run['metadata']['name']}-2"}}
+    meta = {"name": f"{run['metadata']['name']}-2"}
+    return {"apiVersion": run["apiVersion"], "kind": run["kind"], "metadata": meta, "spec": copy.deepcopy(run["spec"])}
 
 
 def filled(body: Body, given: Mapping[str, str], *, ask: bool) -> Body:

@@ -13,6 +13,7 @@ import yaml
 from cgd_cli.errors import Wrong
 from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION
+from cgd_operator.api.benchmarks import BENCHMARKS
 from cgd_operator.api.crd import crd
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.kube.kinds import is_label, is_name
@@ -60,23 +61,27 @@ def judged(body: dict[str, Any]) -> Run:
     try:
         return Run.of(body)
     except InvalidRun as error:
-        raise InvalidRun("\n".join(map(_with_likely, str(error).splitlines()))) from error
+        raise InvalidRun("\n".join(_with_likely(line, body) for line in str(error).splitlines())) from error
 
 
 _UNKNOWN = re.compile(r"spec\.([\w.]+): there is no such field")
+_SOURCELESS = re.compile(r"spec\.evaluation\.benchmarks\.(\d+): a benchmark needs a source")
 
 
-def _with_likely(line: str) -> str:
-    """The line of an unknown field with the field that may be meant."""
-    if not (found := _UNKNOWN.match(line)):
-        return line
-    *parents, name = found[1].split(".")
-    schema: dict[str, Any] = _schema()["properties"]["spec"]
-    for parent in parents:
-        schema = schema.get("items", {}) if parent.isdecimal() else schema.get("properties", {}).get(parent, {})
-    fields = {field.lower(): field for field in schema.get("properties", {})}
-    near = get_close_matches(name.lower(), fields, n=1)
-    return f"{line}. Is {fields[near[0]]} meant?" if near else line
+def _with_likely(line: str, body: dict[str, Any]) -> str:
+    """A fault with what may be meant: by the name of a field that there is not, or of a benchmark."""
+    given, known = "", list[str]()
+    if found := _UNKNOWN.match(line):
+        *parents, given = found[1].split(".")
+        schema: dict[str, Any] = _schema()["properties"]["spec"]
+        for parent in parents:
+            schema = schema.get("items", {}) if parent.isdecimal() else schema.get("properties", {}).get(parent, {})
+        known = list(schema.get("properties", {}))
+    elif found := _SOURCELESS.match(line):
+        given, known = str(body["spec"]["evaluation"]["benchmarks"][int(found[1])]["name"]), list(BENCHMARKS)
+    lowered = {name.lower(): name for name in known}
+    near = get_close_matches(given.lower(), lowered, n=1)
+    return f"{line}. Is {lowered[near[0]]} meant?" if near else line
 
 
 @cache
