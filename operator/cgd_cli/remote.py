@@ -31,6 +31,10 @@ class Remote:
     @classmethod
     async def connect(cls, namespace: str | None) -> Self:
         """Raises UserError when no kubeconfig names a cluster."""
+        hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
+        named = os.environ.get("KUBECONFIG", "")
+        if named and not any(map(os.path.exists, named.split(os.pathsep))):
+            raise UserError(f"no cluster is configured: KUBECONFIG names {named}, which is not there", hint=hint)
         try:
             cluster = await Cluster.connect(manager="cgd")
             if not namespace:
@@ -38,7 +42,6 @@ class Remote:
                 namespace = str(active["context"].get("namespace") or "default")
             return cls(cluster, namespace)
         except (ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:  # what the client raises
-            hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
             raise UserError(f"no cluster is configured: {error}", hint=hint) from error
 
     async def __aenter__(self) -> Self:

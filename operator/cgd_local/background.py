@@ -42,7 +42,7 @@ QUICKSTART = (
     "quickstart-problems/problems.jsonl=examples/quickstart-problems.jsonl",
     "quickstart-problems/heldout.jsonl=examples/quickstart-heldout.jsonl",
 )
-LOCK, LOG, READY = "up.lock", "up.log", "up.json"
+LOCK, LOG, ERRORS, READY = "up.lock", "up.log", "up-errors.log", "up.json"
 FAILED = "demo: "
 """Begins the line that says why it does not start."""
 LOOK_SECONDS, LOCK_SECONDS, STOP_SECONDS = 0.1, 5.0, 10.0
@@ -86,13 +86,10 @@ async def up(folder: Path, kubeconfig: Path | None = None) -> Provided:
             is_over = process.poll() is not None if process else holder(folder) is None
             is_ready = ready.exists()
             for line in lines.read().splitlines():
-                if line.startswith(FAILED):
-                    if process:
-                        await exited(process)
-                    raise DemoError(line.removeprefix(FAILED))
                 console.print(line, soft_wrap=True)
             if is_over:
-                raise DemoError(f"what a cluster provides has ended: see {log}")
+                last = (folder / ERRORS).read_text().strip().rpartition("\n")[2]
+                raise DemoError(last.removeprefix(FAILED) or f"what a cluster provides has ended: see {log}")
             if is_ready:
                 found = json.loads(ready.read_text())
                 return Provided(found["endpoint"], Path(found["kubeconfig"]))
@@ -103,10 +100,8 @@ def _start_holder(folder: Path, kubeconfig: Path | None) -> "subprocess.Popen[by
     (folder / READY).unlink(missing_ok=True)
     given = ["--kubeconfig", str(kubeconfig)] if kubeconfig else []
     command = [sys.executable, "-m", "cgd_local", "hold", "--folder", str(folder), *given]
-    with (folder / LOG).open("wb") as output:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with (folder / LOG).open("wb") as said, (folder / ERRORS).open("wb") as errors:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=errors, start_new_session=True)
 
 
 async def down(folder: Path) -> bool:
@@ -216,7 +211,7 @@ def image_environment() -> dict[str, str]:
 
 def upload_model(s3: SeaweedFS | Access, folder: Path, bucket: str, name: str) -> None:
     """Store a model's folder as `s3://<bucket>/models/<name>`, as a user stores their own. Skips stored files."""
-    client = s3.client()
+    client = s3.client(patient=True)
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         key = f"models/{name}/{path.name}"
         try:

@@ -16,7 +16,7 @@ from cgd_cli.manifest import body_of, run_of
 from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, plain
 from cgd_cli.view import shell
-from cgd_local.background import BUCKET, Provided, holder, short, up, upload_model
+from cgd_local.background import BUCKET, ERRORS, Provided, holder, short, up, upload_model
 from cgd_local.kubectl import DemoError, apply, configmaps, kubectl
 from cgd_operator import yamls
 from cgd_operator.api.spec import InvalidRun
@@ -60,7 +60,7 @@ async def demo(given: Given) -> int:
     except ApiError as error:
         if holder(given.folder) is not None:
             raise
-        raise DemoError(f"the cluster has ended: see {given.folder / 'up.log'}") from error
+        raise DemoError(f"the cluster has ended: see {given.folder / ERRORS}") from error
     return _show_end(ended, provided, given.folder)
 
 
@@ -168,7 +168,7 @@ def _show_down() -> None:
 
 def _fetch_report(run: Object, provided: Provided, folder: Path) -> Path:
     """The page, in a folder of this run's own, with its figures beside it."""
-    meta, client = run["metadata"], provided.s3.client()
+    meta, client = run["metadata"], provided.s3.client(patient=True)
     where = urlsplit(run["status"]["artifacts"]["report"])
     key = where.path.lstrip("/")
     if key.endswith(".json"):  # a pointer to the folder: the pod was deleted before the operator looked at it

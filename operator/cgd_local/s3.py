@@ -45,8 +45,12 @@ class Access:
     access_key: str
     secret_key: str
 
-    def client(self) -> "S3Client":
-        settings = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2)
+    def client(self, *, patient: bool = False) -> "S3Client":
+        """A client that fails at once or, for large files on a busy machine, a patient one: the time-out of connecting
+        is one of every write, too."""
+        attempts, seconds = (5, 60) if patient else (1, 2)
+        tries = {"total_max_attempts": attempts}
+        settings = Config(s3={"addressing_style": "path"}, retries=tries, connect_timeout=seconds)
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -121,8 +125,8 @@ class SeaweedFS:
             process.send_signal(signal.SIGUSR1)
             await exited(process)
 
-    def client(self) -> "S3Client":
-        return Access(self.endpoint, self.access_key, self.secret_key).client()
+    def client(self, *, patient: bool = False) -> "S3Client":
+        return Access(self.endpoint, self.access_key, self.secret_key).client(patient=patient)
 
     def _answers(self) -> bool:
         """Whether it serves. After a restart it takes new objects before it can read old ones."""
