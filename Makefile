@@ -1,17 +1,22 @@
 # Two commands for newcomers: `make demo` and `make test`. Everything is set up by them, in .venv.
 
-PYTHON ?= python3
 BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures docs lint format crds constraints images pin-base check-images clean help
+.PHONY: demo up down test test-methods bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures docs lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
-demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl, vLLM, DeepSpeed, S3
-	@$(BIN)/python -m cgd_local
+demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl, vLLM, DeepSpeed, S3; also: make demo MANIFEST=run.yaml
+	@$(BIN)/python -m cgd_local $(if $(MANIFEST),--manifest "$(MANIFEST)")
+
+up: .venv/ready ## Start what a cluster provides, as the demo does, to apply manifests with kubectl
+	@$(BIN)/python -m cgd_local up
+
+down: .venv/ready ## End what `make demo` or `make up` has left running; what is stored stays
+	@$(BIN)/python -m cgd_local down
 
 test: .venv/ready ## Run all tests
 	$(BIN)/pytest -n 3 --dist worksteal -m "not slow and not methods"
@@ -118,12 +123,12 @@ dist: .venv/ready
 	  $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist $$folder || exit 1; done
 
 clean: ## Remove what was installed and what the demo stored
+	[ ! -x $(BIN)/python ] || $(BIN)/python -m cgd_local down
 	rm -rf .venv .demo
 
-.venv/ready: constraints/local.txt constraints/torch.txt pyproject.toml operator/pyproject.toml images/pyproject.toml
-	@echo "setting up .venv (about 3 GB; once)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
-	@$(PYTHON) -m venv .venv
+.venv/ready: constraints/venv constraints/local.txt constraints/torch.txt pyproject.toml operator/pyproject.toml images/pyproject.toml
+	@echo "setting up .venv (3 GB, some minutes; once)"
+	@PYTHON="$(PYTHON)" constraints/venv
 	@sed -n '/^uv==/,/[^\\]$$/p' constraints/local.txt > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r .venv/uv.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --require-hashes -r constraints/local.txt

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -25,7 +24,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
 from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS
@@ -85,7 +83,7 @@ def main() -> int:
     sizes = (QUICK,) if given.quick else FULL if given.full else (DEFAULT,)
     fresh, started = not folder.exists(), time.monotonic()
     try:
-        student = tiny_student(folder) if given.quick else smollm2_in_float32(folder)
+        student = tiny_student(folder) if given.quick else smollm2.ensure_float32()
         outcomes = asyncio.run(carry_out(folder, student, sizes, seeds=given.seeds, moved=given.move_targets))
     except Misfit:
         console.print("not informative: targets do not fit")
@@ -132,23 +130,6 @@ async def carry_out(
 
 def tell(line: str) -> None:
     console.print(f"{time.strftime('%H:%M:%S')}  {line}")
-
-
-def smollm2_in_float32(folder: Path) -> Path:
-    """SmolLM2-135M-Instruct with float32 weights: a trained model is stored in its student's format, and bfloat16 would
-    round away most of what so few steps change."""
-    target = folder / f"{smollm2.NAME}-float32"
-    source = smollm2.ensure()
-
-    def convert(empty: Path) -> None:
-        shutil.copytree(source, empty, dirs_exist_ok=True, ignore=shutil.ignore_patterns(smollm2.MARKER))
-        weights = empty / "model.safetensors"
-        save_file({name: one.float() for name, one in load_file(weights).items()}, weights, {"format": "pt"})
-        config = json.loads((empty / "config.json").read_text())
-        (empty / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=1))
-
-    smollm2.make_once(target, convert)
-    return target
 
 
 def tiny_student(folder: Path) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from cgd_local.demo import image_environment
+from cgd_local.background import image_environment
 from cgd_local.pods import launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator.planning import dag

@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,12 @@ def served(port: int = 0) -> Iterator[str]:
         server.server_close()
 
 
+def main() -> None:
+    """python -m replicate.tutor PORT: serve until the process ends."""
+    with served(int(sys.argv[1])):
+        threading.Event().wait()
+
+
 class _Door(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._send(200, {"data": [{"id": MODEL}, {"id": MOVED}]})
@@ -183,3 +190,7 @@ class _Door(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         """Silence: 3,000 requests are no news."""
+
+
+if __name__ == "__main__":
+    main()

@@ -16,26 +16,20 @@ import sys
 from contextlib import nullcontext, suppress
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cgd_cli import drafting  # noqa: F401  its commands
+from cgd_cli.app import Namespace, app, ask, console, save
 from cgd_cli.errors import Wrong, in_words
-from cgd_cli.sizes import GPUS
-from cgd_cli.terminal import Terminal, write
+from cgd_cli.terminal import write
 from cgd_stages.text.printable import printable, start_log
 
 if TYPE_CHECKING:
     from cgd_cli.remote import Remote
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
-)
-console = Terminal()
-
-File = Annotated[Path, typer.Argument(help="A CGDRun as YAML; - reads standard input.")]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")]
 Stage = Annotated[str, typer.Option(help="Stage, as `cgd status` lists them.")]
 
 
@@ -74,142 +68,11 @@ def cgd(
 
 
 @app.command()
-def validate(
-    file: File,
-    published: Annotated[
-        Path | None, typer.Option(help="The file that evaluation.published names: check it, too.")
-    ] = None,
-) -> None:
-    """Check a manifest without a cluster: its fields, and whether a run can be planned from them."""
-    from cgd_cli.manifest import published_tables, run_of
-    from cgd_operator.planning.dag import plan
-
-    run = run_of(file)
-    children = plan(run)
-    console.print(f"{file}: valid. {len(children)} children: {', '.join(child.stage for child in children)}")
-    if published:
-        from cgd_stages.results.published import contradictions
-
-        tables = published_tables(run, file, published)
-        rows = sum(len(table.rows) for table in tables)
-        console.print(f"{published}: valid. {rows} rows of {run.spec.student.model}")
-        for said in contradictions(tables):
-            console.print(f"not the mean of its figures: {said}")
-
-
-@app.command()
-def render(
-    file: File,
-    generate_image: Annotated[str, typer.Option(help="Image of every stage but training.")] = "cgd-generate:latest",
-    train_image: Annotated[str, typer.Option(help="Image of training.")] = "cgd-train:latest",
-) -> None:
-    """Print every object that the operator would create for a manifest, without a cluster."""
-    from cgd_cli.manifest import run_of
-    from cgd_operator import yamls
-    from cgd_operator.planning.dag import BACKENDS, choose_backend, plan
-    from cgd_operator.planning.manifests import Release, manifest, training_runtime
-
-    run, release = run_of(file), Release(generate_image, train_image)
-    backend = choose_backend(run, BACKENDS, ())
-    assert backend is not None
-    objects = []
-    for child in plan(run, backend):
-        if child.kind == "TrainJob":
-            objects.append(training_runtime(run, child, release))
-        objects.append(manifest(run, child, release))
-    write("---\n".join(yamls.dump(item) for item in objects))
-
-
-@app.command("plan")
-def price(
-    file: File,
-    rows: Annotated[int | None, typer.Option(min=1, help="Default: prompts.limit.")] = None,
-    student_params: Annotated[
-        str, typer.Option(help="Such as 8B, or 30B-A3B; default: read off the model's name.")
-    ] = "",
-    teacher_params: Annotated[
-        str, typer.Option(help="Such as 70B, or 235B-A22B; default: read off the model's name.")
-    ] = "",
-    gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "a100-80gb",
-    gpu_hour: Annotated[float, typer.Option(min=0, help="Price of a GPU-hour.")] = 2.5,
-    currency: Annotated[str, typer.Option(help="The currency of all prices.")] = "USD",
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 200,
-    answer: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 700,
-    critique: Annotated[int, typer.Option(min=1, help="Tokens of a critique.")] = 500,
-    refinement: Annotated[int, typer.Option(min=1, help="Tokens of a refinement.")] = 800,
-    thought: Annotated[int, typer.Option(min=0, help="Tokens of a thought, where a model thinks.")] = 4000,
-    input_million: Annotated[float, typer.Option(min=0, help="Price of a million tokens read at the endpoint.")] = 0.0,
-    output_million: Annotated[float, typer.Option(min=0, help="Price of a million written at the endpoint.")] = 0.0,
-    read_models: Annotated[
-        bool,
-        typer.Option(
-            "--read-models",
-            help="Read the models' config.json and headers (a folder, S3, the hub): take their sizes from there, and "
-            "say what prepare would refuse.",
-        ),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
-    from cgd_cli.estimate import Assumptions, Size, active_in, size_in
-    from cgd_cli.manifest import run_of
-    from cgd_cli.price import price_json, price_table
-
-    def size(role: str, model: str, option: str, read: Size | None) -> Size:
-        if read and not option:
-            return read
-        if (found := size_in(option or model)) is None:
-            raise Wrong(
-                f"{option or model} names no number of parameters: add an option such as --{role}-params 8B (47B-A13B: "
-                "a mixture of experts, of which a token meets 13B), or --read-models"
-            )
-        return Size(found, active_in(option) or active_in(model) or found)
-
-    run = run_of(file)
-    if run.spec.placement.accelerator == "none":
-        raise Wrong(f"{file} asks for no GPU (placement.accelerator: none): there is nothing to price")
-    if gpu not in GPUS:
-        raise Wrong(f"--gpu {gpu} must be one of {', '.join(GPUS)}")
-    if (count := rows or run.spec.prompts.limit) is None:
-        raise Wrong("how many rows? Set prompts.limit in the manifest, or add an option such as --rows 100000")
-    found = None
-    if read_models:
-        from cgd_cli import models
-
-        found = models.read(run, GPUS[gpu].memory)
-    student = size("student", run.spec.student.model, student_params, found and found.student)
-    served = run.spec.teacher.model
-    teacher = size("teacher", served, teacher_params, found and found.teacher) if served else Size(0.0, 0.0)
-    assumptions = Assumptions(
-        rows=count,
-        student=student.parameters,
-        teacher=teacher.parameters,
-        student_active=student.active,
-        teacher_active=teacher.active,
-        gpu=GPUS[gpu],
-        gpu_hour=gpu_hour,
-        currency=currency,
-        prompt=prompt,
-        answer=answer,
-        critique=critique,
-        refinement=refinement,
-        thought=thought,
-        input_million=input_million,
-        output_million=output_million,
-    )
-    misfits = found.misfits if found else None
-    if as_json:
-        write(price_json(run, assumptions, misfits) + "\n")
-    else:
-        console.print(price_table(run, assumptions, gpu, misfits))
-
-
-@app.command()
 def status(name: Name, namespace: Namespace = None) -> None:
     """Show a run's stages."""
     from cgd_cli.table import table
 
-    console.print(table(_ask(namespace, lambda remote: remote.run(name))))
+    console.print(table(ask(namespace, lambda remote: remote.run(name))))
 
 
 @app.command("list")
@@ -217,13 +80,18 @@ def list_runs(
     namespace: Namespace = None,
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="The runs of all namespaces.")] = False,
 ) -> None:
-    """List the runs with their state, current stage and GPU-hours."""
+    """List the runs with their state, current stage, GPU-hours and age."""
+    from datetime import UTC, datetime
+
     from cgd_cli.table import runs_table
 
-    runs = _ask(namespace, lambda remote: remote.runs(everywhere=everywhere))
+    if namespace and everywhere:
+        raise Wrong("--namespace and --all-namespaces exclude each other: use one of them")
+
+    runs = ask(namespace, lambda remote: remote.runs(everywhere=everywhere))
     if not runs:
         raise Wrong("there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces")
-    console.print(runs_table(runs))
+    console.print(runs_table(runs, datetime.now(UTC), everywhere=everywhere))
 
 
 @app.command()
@@ -231,21 +99,21 @@ def suspend(name: Name, namespace: Namespace = None) -> None:
     """Stop a run's pods; finished rows and checkpoints stay."""
     from cgd_cli.view import command
 
-    _ask(namespace, lambda remote: remote.suspend(name, suspended=True))
+    ask(namespace, lambda remote: remote.suspend(name, suspended=True))
     console.print(f"{name} is going to stop; to let it go on: {command('resume', name)}")
 
 
 @app.command()
 def resume(name: Name, namespace: Namespace = None) -> None:
     """Let a suspended run go on."""
-    _ask(namespace, lambda remote: remote.suspend(name, suspended=False))
+    ask(namespace, lambda remote: remote.suspend(name, suspended=False))
     console.print(f"{name} is going on")
 
 
 @app.command()
 def retry(name: Name, namespace: Namespace = None) -> None:
     """Try the failed stages of a run again, by deleting their Jobs; what they have stored is used."""
-    stages = _ask(namespace, lambda remote: remote.retry(name))
+    stages = ask(namespace, lambda remote: remote.retry(name))
     console.print(f"{name} tries {', '.join(stages)} again")
 
 
@@ -272,7 +140,7 @@ def watch(name: Name, namespace: Namespace = None) -> None:
                     return bool(state == "Succeeded")
         raise Wrong(f"{name} was deleted")
 
-    if not _ask(namespace, follow):
+    if not ask(namespace, follow):
         raise SystemExit(1)
 
 
@@ -308,21 +176,31 @@ def ui(
                 raise
             raise Wrong(f"port {port} is in use: try --port {port + 1}, or --port 0 for a free one") from error
 
-    _ask(namespace, serve)
+    ask(namespace, serve)
 
 
 @app.command()
 def logs(
     name: Name,
-    stage: Annotated[str, typer.Argument(help="Default: the current one.")] = "",
+    stage: Annotated[str, typer.Argument(help="Default: the current one; with -f all from now on.")] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the stage, or the run, has ended.")
+    ] = False,
     namespace: Namespace = None,
 ) -> None:
     """Print the logs of a stage's pods."""
+    from cgd_cli.logs import follow as follow_lines
 
     async def read(remote: "Remote") -> list[tuple[str, str]]:
         return await remote.logs(await remote.run(name), stage)
 
-    for pod, text in _ask(namespace, read):
+    async def read_on(remote: "Remote") -> list[tuple[str, str]]:
+        async for pod, line in follow_lines(remote, name, stage):
+            write(f"{pod}: {line}\n")
+            sys.stdout.flush()
+        return []
+
+    for pod, text in ask(namespace, read_on if follow else read):
         console.rule(pod)
         write(text if text.endswith("\n") else f"{text}\n")
 
@@ -343,7 +221,7 @@ def rows(
     """Show rows: prompt, answer, critique and refinement, with their counts."""
     from cgd_cli import data
 
-    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    run, storage = ask(namespace, lambda remote: remote.run_and_storage(name))
     stored = data.rows(run, storage, stage=stage, rejected=rejected, prefix=row, count=count)
     if not stored:
         raise Wrong(f"{stage} of {name} has no such rows")
@@ -364,8 +242,8 @@ def report(
     kind = output.suffix.removeprefix(".")
     if kind not in {"html", "json"}:
         raise Wrong(f"{output}: the name of a report's file ends in .html or .json")
-    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
-    _save(output, data.report(run, storage, kind))
+    run, storage = ask(namespace, lambda remote: remote.run_and_storage(name))
+    save(output, data.report(run, storage, kind))
 
 
 @app.command()
@@ -380,9 +258,41 @@ def pull(
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Wrong(f"{folder} is not empty: name another folder with -o")
-    run, storage = _ask(namespace, lambda remote: remote.run_and_storage(name))
+    run, storage = ask(namespace, lambda remote: remote.run_and_storage(name))
     size = data.pull(run, storage, stage, folder)
     console.print(f"{folder}: {size / 1e9:,.2f} GB. Serve it with: vllm serve {shlex.quote(str(folder))}")
+
+
+@app.command()
+def serve(
+    name: Name,
+    stage: Annotated[str, typer.Option(help="The training whose model is wanted; default: the run's only one.")] = "",
+    folder: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Of the model; default: the stage's name.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 8000,
+    run_it: Annotated[bool, typer.Option("--run", help="Download the model and start the server here.")] = False,
+    namespace: Namespace = None,
+) -> None:
+    """Print the commands that serve a trained student with vLLM and ask it a question, or run the server."""
+    from cgd_cli import data
+    from cgd_cli.serve import become, service
+    from cgd_cli.view import command
+    from cgd_operator.planning.dag import Run
+
+    run, storage = ask(namespace, lambda remote: remote.run_and_storage(name))
+    training = data.training_of(run, stage)
+    target = folder or Path(training)
+    made = service(Run.of(run), target, port)
+    if run_it and not target.exists():
+        data.pull(run, storage, training, target)
+    elif not target.exists():
+        place = ("-n", run["metadata"]["namespace"], "--stage", training, "-o", str(target))
+        write(f"{command('pull', name, *place)}\n")
+    write(f"{made.text}\n# in another terminal, when it is ready:\n{made.asking}\n")
+    if run_it:
+        sys.stdout.flush()
+        become(made)
 
 
 @app.command()
@@ -403,34 +313,12 @@ def compare(
         elif Path(source).suffix in {".json", ".html"}:
             raise Wrong(f"there is no file {source}: `cgd report` writes one of a run, with `-o` and its name")
         else:
-            run, storage = _ask(namespace, lambda remote, name=source: remote.run_and_storage(name))
+            run, storage = ask(namespace, lambda remote, name=source: remote.run_and_storage(name))
             reports[source] = data.report(run, storage, "json")
     table = comparison.joined_reports(reports)
     console.print(*comparison.shown(table), sep="\n")
     if html:
-        _save(html, render_comparison(table).encode())
-
-
-def _save(file: Path, content: bytes) -> None:
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise Wrong(f"{file} cannot be written: {error.strerror}") from error
-    console.print(f"{file}: {len(content):,} bytes")
-
-
-def _ask(namespace: str | None, question: Any) -> Any:
-    import asyncio
-    from collections.abc import Coroutine
-
-    from cgd_cli.remote import Remote
-
-    async def ask() -> Any:
-        async with await Remote.connect(namespace) as remote:
-            answer = question(remote)
-            return await answer if isinstance(answer, Coroutine) else answer
-
-    return asyncio.run(ask())
+        save(html, render_comparison(table).encode())
 
 
 if __name__ == "__main__":

@@ -108,9 +108,8 @@ def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> byte
     return folder.read(file)
 
 
-def pull(run: Manifest, storage: contract.Storage, stage: str, folder: Path) -> int:
-    """Download the model of a training into a folder; its bytes. A run with one training needs no stage. Raises
-    StageError."""
+def training_of(run: Manifest, stage: str) -> str:
+    """The stage of a training whose model is meant. A run with one training needs no stage. Raises UserError."""
     works = {str(child.stage): child.task.work for child in plan(Run.of(run))}
     trainings = [name for name, work in works.items() if isinstance(work, contract.Train)]
     if stage and stage not in trainings:
@@ -118,8 +117,14 @@ def pull(run: Manifest, storage: contract.Storage, stage: str, folder: Path) -> 
     if not stage and len(trainings) > 1:
         hint = f"Name one of them with --stage: {', '.join(trainings)}."
         raise UserError(f"{run['metadata']['name']} trains {len(trainings)} models", hint=hint)
+    return stage or trainings[0]
+
+
+def pull(run: Manifest, storage: contract.Storage, stage: str, folder: Path) -> int:
+    """Download the model of a training into a folder; its bytes. Raises StageError."""
+    training = training_of(run, stage)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent) as scratch:
-        model = contract.Model(name=f"{resolve.STAGE}{stage or trainings[0]}")
+        model = contract.Model(name=f"{resolve.STAGE}{training}")
         made = resolve.fetch(model, _store(run, storage), Path(scratch))
         made.rename(folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -28,6 +28,8 @@ def in_words(error: Exception) -> str | None:
             hint = error.hint
         case InvalidRun():
             hint = ""
+        case OSError() if error.filename:
+            return f"{error.filename}: {error.strerror}"
         case _:
             return None
     return f"{error}\n{hint}" if hint else str(error)

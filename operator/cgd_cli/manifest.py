@@ -3,6 +3,8 @@
 import re
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import yaml
 from cgd_cli.errors import Wrong
 from cgd_operator import yamls
 from cgd_operator.api import GROUP, VERSION
+from cgd_operator.api.benchmarks import BENCHMARKS
 from cgd_operator.api.crd import crd
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.kube.kinds import is_label, is_name
@@ -29,21 +32,62 @@ _QUALIFIED = re.compile("[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 def run_of(file: Path) -> Run:
     """The only CGDRun among the documents of a file. Raises Wrong and InvalidRun, which name the file."""
+    body = body_of(file)
+    try:
+        return judged(body)
+    except (Wrong, InvalidRun) as error:
+        raise type(error)("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+
+
+def body_of(file: Path) -> dict[str, Any]:
+    """The only CGDRun among the documents of a file, not judged. Raises Wrong."""
     runs = [item for item in _documents(file) if isinstance(item, dict) and item.get("kind") == "CGDRun"]
     if len(runs) != 1:
         raise Wrong(f"{file} holds {len(runs) or 'no'} CGDRun{'s: give each a file of its own' if runs else ''}")
-    body = _stored(runs[0], crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+    body: dict[str, Any] = runs[0]
+    return body
+
+
+def judged(body: dict[str, Any]) -> Run:
+    """A CGDRun as the API server would store it. Raises Wrong and InvalidRun, a line for each fault."""
+    body = _stored(body, _schema())
     meta = body.get("metadata")
     if not isinstance(meta, dict) or not meta.get("name"):
-        raise Wrong(f"{file}: metadata.name is missing")
+        raise Wrong("metadata.name is missing")
     if faults := list(_faults(body)):
-        raise Wrong("\n".join(f"{file}: {fault}" for fault in faults))
+        raise Wrong("\n".join(faults))
     # The API server would set these.
     body["metadata"] = {"namespace": "default", "uid": "00000000-0000-0000-0000-000000000000", **meta}
     try:
         return Run.of(body)
     except InvalidRun as error:
-        raise InvalidRun("\n".join(f"{file}: {line}" for line in str(error).splitlines())) from error
+        raise InvalidRun("\n".join(_with_likely(line, body) for line in str(error).splitlines())) from error
+
+
+_UNKNOWN = re.compile(r"spec\.([\w.]+): there is no such field")
+_SOURCELESS = re.compile(r"spec\.evaluation\.benchmarks\.(\d+): a benchmark needs a source")
+
+
+def _with_likely(line: str, body: dict[str, Any]) -> str:
+    """A fault with what may be meant: by the name of a field that there is not, or of a benchmark."""
+    given, known = "", list[str]()
+    if found := _UNKNOWN.match(line):
+        *parents, given = found[1].split(".")
+        schema: dict[str, Any] = _schema()["properties"]["spec"]
+        for parent in parents:
+            schema = schema.get("items", {}) if parent.isdecimal() else schema.get("properties", {}).get(parent, {})
+        known = list(schema.get("properties", {}))
+    elif found := _SOURCELESS.match(line):
+        given, known = str(body["spec"]["evaluation"]["benchmarks"][int(found[1])]["name"]), list(BENCHMARKS)
+    lowered = {name.lower(): name for name in known}
+    near = get_close_matches(given.lower(), lowered, n=1)
+    return f"{line}. Is {lowered[near[0]]} meant?" if near else line
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return schema
 
 
 def published_tables(run: Run, file: Path, published: Path) -> "tuple[PublishedTable, ...]":

@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -20,13 +20,14 @@ from cgd_cli.estimate import (
     lengths,
     lm_eval_tasks,
 )
+from cgd_cli.shorter import shorter
 from cgd_cli.terminal import plain
 from cgd_operator.planning.dag import Run
 from cgd_stages.models.fit import Misfit
 
 
 def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misfit] | None = None) -> RenderableType:
-    """The stages with tokens, GPUs, time, GPU-hours, price and share of the price; below, what fits and what was
+    """The stages with tokens, GPUs, time, GPU-hours, price and price; below, what fits and what was
     assumed. `misfits` are verdicts from the models' files; None: the verdicts come from the sizes in their names."""
     stages = costs(run, assumptions)
     hours, money = sum(cost.gpu_hours for cost in stages), sum(cost.money for cost in stages)
@@ -39,13 +40,13 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
         padding=(0, 2, 0, 0),
         pad_edge=False,
     )
-    for column in ("stage", "rows", "read", "written", "GPUs", "time", "GPU-h", assumptions.currency, ""):
-        table.add_column(column, justify="left" if column in {"stage", ""} else "right", no_wrap=True)
+    for column in ("stage", "rows", "read", "written", "GPUs", "time", "GPU-h", assumptions.currency):
+        justify: Any = "left" if column == "stage" else "right"
+        table.add_column(column, justify=justify, no_wrap=column != "stage", overflow="fold")
     for cost in stages:
         counts = (_count(cost.rows), _count(cost.read), _count(cost.written), str(cost.gpus or ""))
-        share = ProgressBar(total=1.0, completed=cost.money / money if money else 0.0, width=8)
         figures = (_clock(cost.seconds), f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}")
-        table.add_row(cost.stage, *counts, *figures, share)
+        table.add_row(cost.stage, *counts, *figures)
     verdicts = [plain(fit.text, "green" if fit.fits else "bold red") for fit in fits(run, assumptions)]
     if misfits is not None:
         verdicts = [line for misfit in misfits for line in (plain(misfit.message, "bold red"), plain(misfit.hint))]
@@ -59,12 +60,31 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
     return Group(
         table,
         "",
+        *_longest(run, assumptions),
         *([plain(missing, "yellow")] if unpriced else []),
         *verdicts,
         "",
         *_assumed(run, assumptions, gpu),
         *(requests if tasks else []),
     )
+
+
+def _longest(run: Run, assumptions: Assumptions) -> list[Text]:
+    """What takes longest, and what would shorten it."""
+    if (found := shorter(run, assumptions)) is None:
+        return []
+    said = f"The longest stage is {found.longest.stage}: {_clock(found.longest.seconds)}."
+    if found.field is None:
+        return [
+            plain(f"{said} More GPUs would hardly shorten it: most of it is the start of its pods, or one pod's work.")
+        ]
+    return [
+        plain(said),
+        plain(
+            f"{found.field} {2 * found.now} in place of {found.now}: {_clock(found.seconds)}, and the run costs "
+            f"{found.money:,.0f} {assumptions.currency}."
+        ),
+    ]
 
 
 def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:

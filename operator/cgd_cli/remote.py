@@ -15,7 +15,7 @@ from cgd_cli.view import command
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, TRAINJOB, ApiError, equal, one_of
 from cgd_operator.planning.dag import Run, storage_of
-from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
+from cgd_operator.planning.manifests import CONTAINERS, STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Storage
 from cgd_stages.errors import UserError
 
@@ -31,6 +31,10 @@ class Remote:
     @classmethod
     async def connect(cls, namespace: str | None) -> Self:
         """Raises UserError when no kubeconfig names a cluster."""
+        hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
+        named = os.environ.get("KUBECONFIG", "")
+        if named and not any(map(os.path.exists, named.split(os.pathsep))):
+            raise UserError(f"no cluster is configured: KUBECONFIG names {named}, which is not there", hint=hint)
         try:
             cluster = await Cluster.connect(manager="cgd")
             if not namespace:
@@ -38,7 +42,6 @@ class Remote:
                 namespace = str(active["context"].get("namespace") or "default")
             return cls(cluster, namespace)
         except (ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:  # what the client raises
-            hint = "Let KUBECONFIG name a kubeconfig with a current context, as kubectl needs it."
             raise UserError(f"no cluster is configured: {error}", hint=hint) from error
 
     async def __aenter__(self) -> Self:
@@ -100,19 +103,23 @@ class Remote:
 
     async def logs(self, run: Object, stage: str) -> list[tuple[str, str]]:
         """Name and log of every pod of a stage; of the run's current stage if `stage` is empty."""
-        status = run.get("status", {})
-        stage = stage or str(status.get("stage") or "")
-        children = {entry["name"]: entry.get("child") for entry in status.get("stages", [])}
+        stage = stage or str(run.get("status", {}).get("stage") or "")
+        if not stage or not (pods := await self.pods(run, stage)):
+            name = run["metadata"]["name"]
+            raise UserError(f"stage {stage or '(none)'} of {name} has no pods", hint=f"See {command('status', name)}.")
+        names = {pod["metadata"]["name"]: container_of(pod) for pod in pods}
+        return [(name, await self.cluster.log(name, self.namespace, container=names[name])) for name in sorted(names)]
+
+    async def pods(self, run: Object, stage: str) -> list[Object]:
+        """The pods of a stage, or of all stages if `stage` is empty. Raises UserError for a stage that the run does not
+        have."""
+        children = {entry["name"]: entry.get("child") for entry in run.get("status", {}).get("stages", [])}
         if stage and stage not in children:
             raise UserError(f"{run['metadata']['name']} has no stage {stage}", hint=likely(stage, list(children)))
-        child = children.get(stage)
-        pods, _ = await self.cluster.list(
-            POD, self.namespace, labels=f"{one_of(UID_LABEL, [run['metadata']['uid']])},{STAGE_LABEL}"
-        )
-        names = sorted(pod["metadata"]["name"] for pod in pods if child and pod["metadata"]["name"].startswith(child))
-        if not names:
-            raise ApiError(404, "NotFound", f"stage {stage or '(none)'} of {run['metadata']['name']} has no pods")
-        return [(name, await self.cluster.log(name, self.namespace)) for name in names]
+        labels = f"{one_of(UID_LABEL, [run['metadata']['uid']])},{STAGE_LABEL}"
+        pods, _ = await self.cluster.list(POD, self.namespace, labels=labels)
+        wanted = {child for name, child in children.items() if child and stage in ("", name)}
+        return [pod for pod in pods if any(pod["metadata"]["name"].startswith(child) for child in wanted)]
 
     async def run_and_storage(self, name: str) -> tuple[Object, Storage]:
         """The run and its object store. Puts the credentials of the run's Secret, if it names one, into the
@@ -128,3 +135,9 @@ class Remote:
             os.environ |= {key: base64.b64decode(data[key]).decode() for key in KEYS if key in data}
         # The path of the CA is one in the pods; here AWS_CA_BUNDLE names the file.
         return run, storage_of(spec.storage).model_copy(update={"ca_bundle": None})
+
+
+def container_of(pod: Object) -> str:
+    """The container of our program in a pod, whatever others have added."""
+    names = [str(container["name"]) for container in pod["spec"]["containers"]]
+    return next((name for name in names if name in CONTAINERS.values()), names[0])

@@ -18,7 +18,8 @@ def table(run: dict[str, Any]) -> Table:
     name, state = run["metadata"]["name"], status.get("state", "Pending")
     lines = Table(title=f"CGDRun {name}: {state}", title_justify="left", box=None)
     for column in ("stage", "state", "", "rows", "rej.", "tokens/s", "ETA", "time"):
-        lines.add_column(column, justify="left" if column in {"stage", "state", ""} else "right", no_wrap=True)
+        justify: Any = "left" if column in {"stage", "state", ""} else "right"
+        lines.add_column(column, justify=justify, no_wrap=column != "stage", overflow="fold")
     for stage in status.get("stages", []):
         lines.add_row(*_cells(stage))
     if message := _why_not(status):
@@ -26,24 +27,42 @@ def table(run: dict[str, Any]) -> Table:
     return lines
 
 
-def runs_table(runs: list[dict[str, Any]]) -> Table:
-    """Runs, a line each, with what `kubectl get cgdruns` shows of them."""
+def runs_table(runs: list[dict[str, Any]], now: datetime, *, everywhere: bool) -> Table:
+    """Runs, a line each, with what `kubectl get cgdruns` shows of them; with their namespaces if they are of all."""
     lines = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("namespace", "name", "state", "stage", "progress", "GPU-hours", "created"):
-        lines.add_column(column, justify="right" if column in {"progress", "GPU-hours"} else "left", no_wrap=True)
+    for column in (*(["namespace"] if everywhere else []), "name", "state", "stage", "progress", "GPU-hours", "age"):
+        justify: Any = "right" if column in {"progress", "GPU-hours", "age"} else "left"
+        lines.add_column(column, justify=justify, no_wrap=column not in FOLDED, overflow="fold")
     for run in runs:
         meta, status = run["metadata"], run.get("status", {})
-        state = status.get("state", "Pending")
+        state, created = status.get("state", "Pending"), moment(meta.get("creationTimestamp"))
         lines.add_row(
-            meta["namespace"],
+            *([meta["namespace"]] if everywhere else []),
             meta["name"],
             plain(state, COLOURS.get(state, "dim")),
             status.get("stage") or "",
             status.get("progress") or "",
             status.get("usage", {}).get("gpuHours", ""),
-            meta["creationTimestamp"],
+            age((now - created).total_seconds()) if created else "",
         )
     return lines
+
+
+FOLDED = ("namespace", "name", "stage")
+"""Columns that take several lines where the terminal is narrow."""
+UNITS = ((8 * 86400, 86400, "d", 0, ""), (2 * 86400, 86400, "d", 3600, "h"), (8 * 3600, 3600, "h", 0, ""),
+         (3 * 3600, 3600, "h", 60, "m"), (600, 60, "m", 0, ""), (120, 60, "m", 1, "s"))  # fmt: skip
+"""From so many seconds on: the first unit with its seconds and sign, and a second one."""
+
+
+def age(seconds: float) -> str:
+    """A span of time as kubectl writes it: 45s, 3m20s, 47m, 5h12m, 9h, 2d3h, 12d."""
+    whole = max(0, int(seconds))
+    for least, first, sign, second, other in UNITS:
+        if whole >= least:
+            rest = f"{whole % first // second}{other}" if second and whole % first // second else ""
+            return f"{whole // first}{sign}{rest}"
+    return f"{whole}s"
 
 
 def changes(run: dict[str, Any]) -> list[str]:

@@ -36,7 +36,12 @@ def page_of(run: Object) -> str:
 
 def command(*words: str) -> str:
     """A `cgd` command, quoted for a shell."""
-    return shlex.join(("cgd", *words))
+    return shell("cgd", *words)
+
+
+def shell(*words: str) -> str:
+    """A command as it can be typed."""
+    return shlex.join(words)
 
 
 def summary(run: Object) -> dict[str, Any]:

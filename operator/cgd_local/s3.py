@@ -15,6 +15,7 @@ import subprocess
 import sysconfig
 import time
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -36,11 +37,37 @@ MARKER = ".ready"  # an object that stays in the bucket
 ATTEMPTS, READY_SECONDS, STOP_SECONDS = 3, 30.0, 5.0
 
 
-class SeaweedFS:
-    """It runs below the launcher of containers: it ends with the process that started it, however that ends."""
+@dataclass(frozen=True)
+class Access:
+    """Where an S3 server is, and keys for it."""
 
-    def __init__(self, folder: Path, *, access_key: str, secret_key: str, bucket: str) -> None:
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def client(self, *, patient: bool = False) -> "S3Client":
+        """A client that fails at once or, for large files on a busy machine, a patient one: the time-out of connecting
+        is one of every write, too."""
+        attempts, seconds = (5, 60) if patient else (1, 2)
+        tries = {"total_max_attempts": attempts}
+        settings = Config(s3={"addressing_style": "path"}, retries=tries, connect_timeout=seconds)
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=settings,
+        )
+
+
+class SeaweedFS:
+    """It runs below the launcher of containers: it ends with the process that started it, however that ends. It listens
+    on `port` if that is free and else, as with None, on a port of its folder's own."""
+
+    def __init__(self, folder: Path, *, access_key: str, secret_key: str, bucket: str, port: int | None = None) -> None:
         self.folder, self.access_key, self.secret_key, self.bucket = folder, access_key, secret_key, bucket
+        self._wanted = port
         self._ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -74,6 +101,8 @@ class SeaweedFS:
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder), "GOMEMLIMIT": "1GiB"}
         for _ in range(ATTEMPTS):  # another program may take a port meanwhile
             self._ports = choose_ports(self.folder)
+            if self._wanted and _is_free(self._wanted):
+                self._ports["s3"] = self._wanted
             ports = [f"-{role}.port={port}" for role, port in self._ports.items()]
             command = [weed, "mini", *here, *ports, *store, *quiet.split()]
             self._process = launch(command, env, self.folder, self.folder / "weed.log")
@@ -96,16 +125,8 @@ class SeaweedFS:
             process.send_signal(signal.SIGUSR1)
             await exited(process)
 
-    def client(self) -> "S3Client":
-        settings = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, connect_timeout=2)
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
-            config=settings,
-        )
+    def client(self, *, patient: bool = False) -> "S3Client":
+        return Access(self.endpoint, self.access_key, self.secret_key).client(patient=patient)
 
     def _answers(self) -> bool:
         """Whether it serves. After a restart it takes new objects before it can read old ones."""

@@ -57,6 +57,24 @@ def ensure() -> Path:
     return folder
 
 
+def ensure_float32() -> Path:
+    """The folder of the same model with float32 weights, which the first call on a machine makes: a trained model is
+    stored in its student's format, and bfloat16 would round away much of what a short training changes."""
+    folder = cache_home() / "models" / f"{NAME}-float32"
+    make_once(folder, lambda empty: in_float32(ensure(), empty))
+    return folder
+
+
+def in_float32(source: Path, folder: Path) -> None:
+    """Copy a model into a folder, with its weights in float32."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER))
+    weights = folder / "model.safetensors"
+    save_file({name: one.float() for name, one in load_file(weights).items()}, weights, {"format": "pt"})
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | {"dtype": "float32"})
+
+
 def cache_home() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "cgd-operator"

@@ -50,9 +50,8 @@ HEAD = "apiVersion: cgd.dev/v1alpha1\nkind: CGDRun\n"
 async def test_the_quick_start_is_valid() -> None:
     code, out, _ = await cgd("validate", str(ROOT / "examples/quickstart.yaml"))
     assert code == 0
-    assert "8 children: prepare, answer, teacher, check, train-cgd, evaluate-base, evaluate-cgd, report" in " ".join(
-        out.split()
-    )
+    children = "prepare, answer, teacher, check, train-cgd, train-refinedsft, evaluate-base, evaluate-cgd, "
+    assert f"10 children: {children}evaluate-refinedsft, report" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support import tiny
 
-from cgd_local.demo import upload_model
+from cgd_local.background import upload_model
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
 from cgd_stages.store.rows import from_parquet
 

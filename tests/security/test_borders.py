@@ -300,7 +300,6 @@ def test_what_is_written_to_a_terminal_is_made_printable() -> None:
         "operator/cgd_operator/api/crd.py:",
         "operator/cgd_operator/api/manual.py:",
         "operator/cgd_cli/__main__.py:main",  # an error, which it makes printable
-        "operator/cgd_local/__main__.py:_until_stopped",
         "operator/cgd_local/launcher.py:become",
         "operator/cgd_local/smollm2.py:main",
         "images/cgd_stages/runtime/supervisor.py:supervise",
@@ -350,11 +349,11 @@ def test_html_is_made_by_templates_that_escape() -> None:
 
 
 def test_commands_that_are_shown_are_made_in_one_place() -> None:
-    """Beside it are the demo's; and two whose words are a field of ours, and a node that the API server has named."""
+    """Beside it are two whose words are a field of ours, and a node that the API server has named."""
     shown = re.compile(r"\b(cgd (logs|rows|report|status|watch|plan|compare)|kubectl [a-z]+) [^;`]*\{\}|\bcgd \{\}")
     found = places(lambda node: bool(shown.search(text_of(node))))
     assert found == {"operator/cgd_operator/api/spec.py:_mend", "operator/cgd_operator/facts/pods.py:_lost"}
-    assert places(calls("shlex.join")) == {"operator/cgd_cli/view.py:command", "operator/cgd_local/demo.py:_apply"}
+    assert places(calls("shlex.join")) == {"operator/cgd_cli/view.py:shell"}
 
 
 def test_variables_and_commands_of_pods_are_made_in_one_place() -> None:

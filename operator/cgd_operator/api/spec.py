@@ -258,7 +258,8 @@ def parse_spec(manifest: dict[str, Any]) -> CGDRunSpec:
         InvalidRun: a line for every wrong field, with its path and what to change.
     """
     try:
-        return CGDRunSpec.model_validate_json(json.dumps(manifest.get("spec", {})), strict=True)
+        text = json.dumps(manifest.get("spec", {}))
+        return CGDRunSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidRun(without_user("\n".join(map(_mend, _causes(error))))) from error
 

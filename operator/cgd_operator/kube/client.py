@@ -45,6 +45,8 @@ PAGE = 50
 """Objects per page of a long list."""
 WATCH_SECONDS = 240
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=WATCH_SECONDS + 60, sock_connect=5, sock_read=90)
+LOG_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5)
+"""Of a log that is followed: a program may write nothing for hours."""
 Link = Literal["listing", "linked", "lost"]
 """The states of a watch: it reads the list, it is connected, it has lost the connection."""
 STEADY_SECONDS, LONGEST_PAUSE = 10.0, 5.0
@@ -189,13 +191,25 @@ class Cluster:
             options["gracePeriodSeconds"] = grace
         await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)
 
-    async def log(self, pod: str, namespace: str) -> str:
-        """The log of a pod so far."""
-        path = POD.path(namespace, pod, "log")
-        async with await self._request("GET", path, None, JSON, READ_TIMEOUT) as response:
-            if response.status >= 300:
-                raise _error(await _body(response))
-            return await response.text()
+    async def log(self, pod: str, namespace: str, *, container: str = "") -> str:
+        """The log so far of a pod's container, or of its only one."""
+        path = POD.path(namespace, pod, "log") + _query(container=container)
+        try:
+            async with await self._request("GET", path, None, JSON, READ_TIMEOUT) as response:
+                if response.status >= 300:
+                    raise _error(await _body(response))
+                return await response.text(errors="replace")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, "Unreachable", f"GET {path}: {error or type(error).__name__}") from error
+
+    async def follow_log(self, pod: str, namespace: str, *, container: str) -> AsyncIterator[str]:
+        """Each line of a container's log as it is written, until the container ends."""
+        path = POD.path(namespace, pod, "log") + _query(container=container, follow="true")
+        try:
+            async for line in self._lines(path, lambda _: None, LOG_TIMEOUT):
+                yield line.decode(errors="replace")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, "Unreachable", f"GET {path}: {error or type(error).__name__}") from error
 
     async def watch(
         self,
@@ -266,8 +280,10 @@ class Cluster:
                 log.info("watch of %s was interrupted (%s); going on", kind.plural, why)
             await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE, 0.2 * 2**short))  # noqa: S311
 
-    async def _lines(self, path: str, link: Callable[[Link], None]) -> AsyncIterator[bytes]:
-        response = await self._request("GET", path, None, JSON, WATCH_TIMEOUT)
+    async def _lines(
+        self, path: str, link: Callable[[Link], None], timeout: aiohttp.ClientTimeout = WATCH_TIMEOUT
+    ) -> AsyncIterator[bytes]:
+        response = await self._request("GET", path, None, JSON, timeout)
         async with response:
             if response.status >= 300:
                 raise _error(await _body(response))
