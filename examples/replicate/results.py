@@ -140,8 +140,10 @@ def part(values: Sequence[float], chosen: Sequence[bool], *, wanted: bool) -> li
 
 
 def share(values: Sequence[float]) -> dict[str, float]:
-    """The mean of a value for each question, with its 95 % interval."""
-    low, high = tests.share_interval(values)
+    """The mean of a value for each question, with its 95 % interval: Wilson's for one seed, as in the product's report
+    for one output; for the means of several seeds by resampling questions."""
+    single = set(values) <= {0.0, 1.0}
+    low, high = tests.wilson(sum(values), len(values)) if single else tests.share_interval(values)
     return {"mean": statistics.fmean(values), "low": low, "high": high}
 
 
@@ -157,7 +159,7 @@ def against(values: Mapping[str, Sequence[float]], unit: int) -> dict[str, dict[
     found = [tests.mean_flip(np.array(gap), unit)[0] for gap in gaps.values()]
     compared = {}
     for (name, gap), p, corrected in zip(gaps.items(), found, tests.holm(found), strict=True):
-        low, high = tests.difference_interval([round(value, 12) for value in gap])
+        low, high = _difference_interval([round(value, 12) for value in gap])
         compared[name] = {"mean": statistics.fmean(gap), "low": low, "high": high, "p": p, "corrected": corrected}
     return compared
 
@@ -179,6 +181,13 @@ def sentences(rows: Sequence[Mapping[str, Any]], found: Sequence[Gate]) -> list[
             word = "better" if gain > 0 else "worse"
             told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, {spoken(p)}.")
     return told
+
+
+def _difference_interval(gap: Sequence[float]) -> tests.Interval:
+    """As `share`: Bonett and Price's for one seed."""
+    if set(gap) <= {-1.0, 0.0, 1.0}:
+        return tests.paired_interval(gap.count(1.0), gap.count(-1.0), len(gap))
+    return tests.difference_interval(gap)
 
 
 def reasons(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -264,7 +273,7 @@ def markdown(chapter: Mapping[str, Any]) -> str:
         lines.append(
             "- One seed is one seed: the intervals are over questions, and do not say what another would give."
         )
-    head = ("model", "right (95 %)", "CGD is better by (95 %)", "p, corrected", "known, new ending right",
+    head = ("model", "right, % (95 %)", "CGD is better by (95 %)", "p, corrected", "known, new ending right",
             "known, new ending kept", "tokens", "rates")  # fmt: skip
     lines += ["", _line(head), _line(["---"] * len(head))]
     lines += [_line(_cells(row)) for row in chapter["rows"]]
@@ -275,7 +284,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     gain = row["gain"]
     return [
         row["label"],
-        f"{_points(row['accuracy'])} %",
+        _points(row["accuracy"]),
         _points(gain, sign="+") if gain else "",
         spoken(gain["corrected"]).removeprefix("p ").removeprefix("= ") if gain else "",
         *(

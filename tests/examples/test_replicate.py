@@ -16,6 +16,7 @@ from cgd_operator.api.spec import parse_spec
 from cgd_stages.chat.template import token_ids
 from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.method import prompts
+from cgd_stages.results import statistics
 from replicate import corpus, pretrain, results, tutor
 from replicate.arithmetic import (
     CHAINS,
@@ -304,6 +305,10 @@ def marks(right: list[bool], each: int = 1) -> list[Mark]:
     ]
 
 
+def _interval(ends: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("low", "high"), ends, strict=True))
+
+
 def outcome(
     *, base: float = 0.1, cgd: float = 0.5, fitting: float = 1.0, first_loss: float = 1.0, seed: int = 1
 ) -> Outcome:
@@ -368,6 +373,11 @@ class TestResults:
         found = results.against({"cgd": [1.0] * 5 + [0.0] * 35, "sft": [0.0] * 40}, unit=1)
         assert found["sft"]["p"] == pytest.approx(2 / 2**5)
 
+    def test_one_seed_has_the_intervals_of_the_products_report(self) -> None:
+        assert results.share([1.0, 0.0] * 20) == {"mean": 0.5, **_interval(statistics.wilson(20, 40))}
+        found = results.against({"cgd": [1.0] * 5 + [0.0] * 35, "sft": [0.0] * 39 + [1.0]}, unit=1)["sft"]
+        assert {name: found[name] for name in ("low", "high")} == _interval(statistics.paired_interval(5, 1, 40))
+
     def test_seeds_are_averaged_before_the_test(self) -> None:
         """Differences of 1, 1/3 and -2/3, whose sum is 2/3: 6 of the 8 flips are as far from 0."""
         found = results.against({"cgd": [1.0, 1 / 3, 0.0], "sft": [0.0, 0.0, 2 / 3]}, unit=3)
@@ -421,7 +431,7 @@ class TestResults:
         one, two = (results.markdown(results.chapter(list(seeds), tmp_path)) for seeds in ([outcome()], SEEDS))
         assert "One seed is one seed" in one
         assert "One seed is one seed" not in two
-        assert "| CGD | 50.0 % (35.2 to 64.8) |  |  |" in one
+        assert "| CGD | 50.0 (35.2 to 64.8) |  |  |" in one
 
 
 SEEDS = (outcome(seed=1), outcome(seed=2, cgd=0.6))

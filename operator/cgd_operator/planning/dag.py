@@ -373,7 +373,19 @@ def _trains(spec: CGDRunSpec) -> tuple[contract.Train, ...]:
         _train(spec, variant.kind, variant.model_dump(exclude={"kind"}, exclude_none=True))
         for variant in spec.training.variants
     )
-    return (*plain, *varied)
+    return _judged((*plain, *varied))
+
+
+def _judged(trains: tuple[contract.Train, ...]) -> tuple[contract.Train, ...]:
+    """`stopUnless` judges CGD with its own critiques: a baseline or an ablation that falls behind is a result, and does
+    not end the run. Where no training is such a CGD, it judges all."""
+    judged = [train for train in trains if train.objective == "CGD" and train.critique.kind == "matched"]
+    return tuple(train if not judged or train in judged else _unjudged(train) for train in trains)
+
+
+def _unjudged(train: contract.Train) -> contract.Train:
+    early = train.early and train.early.model_copy(update={"stop_unless": None})
+    return train.model_copy(update={"early": early})
 
 
 _READ_BY: dict[str, tuple[contract.Objective, ...]] = {
