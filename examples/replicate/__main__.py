@@ -31,9 +31,9 @@ from safetensors.torch import load_file, save_file
 
 from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS
-from replicate import outcomes, pretrain, results, tutor
+from replicate import pretrain, results, tutor
 from replicate.arithmetic import CHAINS, HUNDREDS, ONES, SUMS, TENS
-from replicate.outcomes import Outcome, OutcomeError
+from replicate.outcome import Outcome, OutcomeError, read_all
 from replicate.study import ARMS, KEYS, MORE_ARMS, SEVERAL, Misfit, Size, Study, StudyError
 
 HERE = Path(__file__).parent
@@ -94,7 +94,7 @@ def main() -> int:
     seeds = (given.seed,) if given.seed else tuple(range(1, given.seeds + 1))
     try:
         files = given.outcomes or run(folder, sizes, quick=given.quick, seeds=seeds, moved=given.move_targets)
-        write(folder, outcomes.read_all(files))
+        write(folder, read_all(files))
     except Misfit:
         console.print("not informative: targets do not fit")
         return 1

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cgd_stages.report.summary import KNOWN
 from cgd_stages.results import statistics as tests
 from cgd_stages.training.job import VALIDATION_LOSS
-from replicate.outcomes import Mark, Outcome, Rows, bare_loss
+from replicate.outcome import Mark, Outcome, Rows, bare_loss
 from replicate.study import ARMS, BASE, MORE_ARMS, Arm, report_file
 
 JUDGE = "cgd"

@@ -39,7 +39,7 @@ from cgd_stages.store.rows import digest_of, sha256
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import METRICS
 from replicate.arithmetic import ENDINGS, Kind, Problem, make_problem, read_question, stated
-from replicate.outcomes import ASKED, KEPT, Curve, Machine, Made, Mark, Outcome, Rows, Trainings
+from replicate.outcome import ASKED, KEPT, Curve, Machine, Made, Mark, Outcome, Rows, Trainings
 
 BASE = "base"
 HELD_OUT = 1 / 3

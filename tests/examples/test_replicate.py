@@ -35,7 +35,7 @@ from replicate.arithmetic import (
     stated,
     without_carry,
 )
-from replicate.outcomes import ASKED, Machine, Made, Mark, Outcome, OutcomeError, Rows, Trainings, read_all
+from replicate.outcome import ASKED, Machine, Made, Mark, Outcome, OutcomeError, Rows, Trainings, read_all
 from replicate.study import ARMS, BASE, MORE_ARMS, Arm, Study, exam_problems, questions, sums_of
 
 PROBLEM = Problem(47, (("+", 8), ("-", 9), ("+", 6)), "answer")
