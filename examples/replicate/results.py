@@ -149,18 +149,33 @@ def share(values: Sequence[float]) -> dict[str, float]:
 
 def against(values: Mapping[str, Sequence[float]], unit: int) -> dict[str, dict[str, Any]]:
     """What the judge is better by than each other model: mean, 95 % interval, exact p-value of the test over all flips
-    of the questions' signs, and that p-value corrected for the number of models (Holm). `unit` times a question's value
-    is a whole number."""
+    of the questions' signs, that p-value corrected for the number of models (Holm), and the smallest difference that
+    would have `shown` (None: none). `unit` times a question's value is a whole number."""
     gaps = {
-        name: [ours - theirs for ours, theirs in zip(values[JUDGE], of, strict=True)]
+        name: [round(ours - theirs, 12) for ours, theirs in zip(values[JUDGE], of, strict=True)]
         for name, of in values.items()
         if name != JUDGE
     }
     found = [tests.mean_flip(np.array(gap), unit)[0] for gap in gaps.values()]
+    holm = tests.holm(found)
+    level = LEVEL / max(1, sum(p >= LEVEL for p in holm))
     compared = {}
-    for (name, gap), p, corrected in zip(gaps.items(), found, tests.holm(found), strict=True):
-        low, high = _difference_interval([round(value, 12) for value in gap])
-        compared[name] = {"mean": statistics.fmean(gap), "low": low, "high": high, "p": p, "corrected": corrected}
+    for (name, gap), p, corrected in zip(gaps.items(), found, holm, strict=True):
+        low, high = _difference_interval(gap)
+        single = set(gap) <= {-1.0, 0.0, 1.0}
+        changed = sum(value != 0 for value in gap) / len(gap)
+        shown = (
+            tests.detectable(len(gap), changed, level) if single else tests.detectable_mean(len(gap), low, high, level)
+        )
+        compared[name] = {
+            "mean": statistics.fmean(gap),
+            "low": low,
+            "high": high,
+            "p": p,
+            "corrected": corrected,
+            "n": len(gap),
+            "shown": shown,
+        }
     return compared
 
 
@@ -176,11 +191,20 @@ def sentences(rows: Sequence[Mapping[str, Any]], found: Sequence[Gate]) -> list[
             continue
         gain, p = row["gain"]["mean"], row["gain"]["corrected"]
         if p >= LEVEL:
-            told.append(f"CGD and {label} cannot be told apart: {gain * 100:+.1f} points, {spoken(p)}.")
+            told.append(
+                f"CGD and {label} cannot be told apart with {row['gain']['n']} questions: {gain * 100:+.1f} points, "
+                f"{spoken(p)}; {_would_have_shown(row['gain']['shown'])}."
+            )
         else:
             word = "better" if gain > 0 else "worse"
             told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, {spoken(p)}.")
     return told
+
+
+def _would_have_shown(difference: float | None) -> str:
+    if difference is None:
+        return "no difference could have shown with so few"
+    return f"a difference of {100 * difference:.1f} points would have shown in 80 % of cases"
 
 
 def _difference_interval(gap: Sequence[float]) -> tests.Interval:

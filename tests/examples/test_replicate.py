@@ -392,7 +392,16 @@ class TestResults:
     def test_what_may_be_chance_is_not_called_better(self) -> None:
         close = outcome(cgd=0.3)
         said = results.sentences(results.figures([close], ARMS), results.gates([close]))
-        assert any(one.startswith("CGD and SFT cannot be told apart") for one in said)
+        (told,) = (one for one in said if one.startswith("CGD and SFT cannot be told apart with 40 questions"))
+        assert "points would have shown" in told
+
+    def test_what_would_have_shown_is_that_of_the_products_report(self) -> None:
+        won = [1.0] * 3 + [0.0] * 37
+        found = results.against({"cgd": won, "sft": [0.0] * 40, "cft": won[::-1]}, unit=1)
+        assert found["sft"]["shown"] == statistics.detectable(40, 3 / 40, 0.05 / 2)
+        assert found["cft"]["shown"] == statistics.detectable(40, 6 / 40, 0.05 / 2)
+        few = results.against({"cgd": [1.0, 0.0], "sft": [0.0, 0.0]}, unit=1)
+        assert few["sft"]["shown"] is None
 
     def test_one_right_output_of_several_is_a_pass(self) -> None:
         rows = {row["label"]: row for row in results.several([outcome()], ARMS)}
