@@ -261,7 +261,7 @@ def _asked_early(
     each = written * max(for_weights, batch * for_flops) + batch * prompt * for_flops
     seconds, outputs, gpus = looks * in_turn * each, looks * early.questions, child.pods * child.gpus
     return Cost(
-        f"{child.stage}, early questions",
+        f"{child.stage} early",
         outputs,
         outputs * prompt,
         outputs * written,
