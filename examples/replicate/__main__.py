@@ -88,7 +88,6 @@ def main() -> int:
         "--move-targets", action="store_true", help="give every row another problem's targets, which the study must see"
     )
     given = parser.parse_args()
-    signal.signal(signal.SIGINT, leave)
     folder = (given.folder or Path(".demo") / ("replicate-quick" if given.quick else "replicate")).absolute()
     sizes = (QUICK,) if given.quick else FULL if given.full else (DEFAULT,)
     seeds = (given.seed,) if given.seed else tuple(range(1, given.seeds + 1))
@@ -119,6 +118,7 @@ def leave(*_: object) -> None:
 
 def run(folder: Path, sizes: tuple[Size, ...], *, quick: bool, seeds: tuple[int, ...], moved: bool) -> list[Path]:
     """Carry out the study; the files of its outcomes. Raises Misfit, StudyError, OSError."""
+    signal.signal(signal.SIGINT, leave)
     student = tiny_student(folder) if quick else smollm2_in_float32(folder)
     return asyncio.run(carry_out(folder, student, sizes, seeds=seeds, moved=moved))
 

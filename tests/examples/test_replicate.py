@@ -18,6 +18,7 @@ from cgd_stages.grading.extraction import reference_answer
 from cgd_stages.method import prompts
 from cgd_stages.results import statistics
 from replicate import corpus, pretrain, results, tutor
+from replicate.__main__ import main
 from replicate.arithmetic import (
     CHAINS,
     ENDINGS,
@@ -461,6 +462,24 @@ class TestOutcomes:
     def test_seeds_of_several_machines_come_together_in_order(self, tmp_path: Path) -> None:
         paths = [one.write(tmp_path) for one in reversed(SEEDS)]
         assert read_all(paths) == [list(SEEDS)]
+
+    def test_the_page_is_made_of_files_without_a_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        files = [str(one.write(tmp_path)) for one in SEEDS]
+        monkeypatch.setattr("sys.argv", ["replicate", "--folder", str(tmp_path / "page"), "--outcomes", *files])
+        assert main() == 0
+        found = json.loads((tmp_path / "page/results.json").read_text())
+        assert found["chapters"][0]["seeds"] == [1, 2]
+        assert "seed 2, 1e-4" in (tmp_path / "page/page.html").read_text()
+        assert "seeds 1, 2" in (tmp_path / "page/table.md").read_text()
+
+    def test_without_a_page_where_files_do_not_belong_together(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = str(outcome().write(tmp_path))
+        monkeypatch.setattr("sys.argv", ["replicate", "--folder", str(tmp_path / "page"), "--outcomes", file, file])
+        assert main() == 1
+        assert "given twice" in " ".join(capsys.readouterr().out.split())
+        assert not (tmp_path / "page").exists()
 
     @pytest.mark.parametrize(
         ("other", "why"),
