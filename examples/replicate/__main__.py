@@ -4,6 +4,8 @@
     make replicate SEEDS=3          three seeds; what is there already is used
     make replicate FULL=1           more arms, and three more kinds of problems
     make replicate QUICK=1          a tiny student and few rows: whether it runs, not whether it works
+    make replicate SEED=3           the third seed alone, on a machine of its own: its outcome is a small file
+    python -m replicate --outcomes examples/replicate/outcomes/*.gz    the page of such files, without a run
 
 SmolLM2-135M-Instruct answers, a tutor criticises and refines; every arm is trained from the same rows and takes the
 same exam. Ctrl-C ends it; run again, it goes on.
@@ -19,7 +21,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +31,8 @@ from cgd_local import smollm2
 from cgd_local.s3 import SeaweedFS
 from replicate import pretrain, results, tutor
 from replicate.arithmetic import CHAINS, HUNDREDS, ONES, SUMS, TENS
-from replicate.study import ARMS, KEYS, MORE_ARMS, SEVERAL, Misfit, Outcome, Size, Study, StudyError
+from replicate.outcome import Outcome, OutcomeError, read_all
+from replicate.study import ARMS, KEYS, MORE_ARMS, SEVERAL, Misfit, Size, Study, StudyError
 
 HERE = Path(__file__).parent
 TUTOR_PORT = 10801
@@ -70,7 +73,12 @@ console = Console(highlight=False)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="default: .demo/replicate, and .demo/replicate-quick with --quick")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds; default: 1")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seeds", type=int, default=1, help="how many seeds, from 1 on; default: 1")
+    which.add_argument("--seed", type=int, help="this seed alone")
+    which.add_argument(
+        "--outcomes", type=Path, nargs="+", metavar="FILE", help="run nothing: the page of these outcomes"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--full", action="store_true", help="more arms, and three more kinds of problems")
     how.add_argument("--quick", action="store_true", help="tiny, to see whether it runs")
@@ -78,17 +86,16 @@ def main() -> int:
         "--move-targets", action="store_true", help="give every row another problem's targets, which the study must see"
     )
     given = parser.parse_args()
-    signal.signal(signal.SIGINT, leave)
     folder = (given.folder or Path(".demo") / ("replicate-quick" if given.quick else "replicate")).absolute()
     sizes = (QUICK,) if given.quick else FULL if given.full else (DEFAULT,)
-    fresh, started = not folder.exists(), time.monotonic()
+    seeds = (given.seed,) if given.seed else tuple(range(1, given.seeds + 1))
     try:
-        student = tiny_student(folder) if given.quick else smollm2.ensure_float32()
-        outcomes = asyncio.run(carry_out(folder, student, sizes, seeds=given.seeds, moved=given.move_targets))
+        files = given.outcomes or run(folder, sizes, quick=given.quick, seeds=seeds, moved=given.move_targets)
+        write(folder, read_all(files))
     except Misfit:
         console.print("not informative: targets do not fit")
         return 1
-    except StudyError as error:
+    except (StudyError, OutcomeError) as error:
         console.print(f"[red]{error}")
         return 1
     except OSError as error:
@@ -98,9 +105,6 @@ def main() -> int:
             f"[red]port {TUTOR_PORT}, where the tutor listens, is taken: end what uses it, such as another study"
         )
         return 1
-    minutes = (time.monotonic() - started) / 60 if fresh else None
-    page = write(folder, student, outcomes, minutes=minutes)
-    console.print(f"\npage      {page}\nfigures   {page.with_name('results.json')}")
     return 0
 
 
@@ -110,22 +114,30 @@ def leave(*_: object) -> None:
     os._exit(128 + signal.SIGINT)
 
 
+def run(folder: Path, sizes: tuple[Size, ...], *, quick: bool, seeds: tuple[int, ...], moved: bool) -> list[Path]:
+    """Carry out the study; the files of its outcomes. Raises Misfit, StudyError, OSError."""
+    signal.signal(signal.SIGINT, leave)
+    student = tiny_student(folder) if quick else smollm2.ensure_float32()
+    return asyncio.run(carry_out(folder, student, sizes, seeds=seeds, moved=moved))
+
+
 async def carry_out(
-    folder: Path, student: Path, sizes: tuple[Size, ...], *, seeds: int, moved: bool
-) -> dict[Size, list[Outcome]]:
-    """All runs of all seeds, or what an interrupted study has left of them. Raises Misfit, StudyError; OSError when the
-    tutor's port is taken."""
+    folder: Path, student: Path, sizes: tuple[Size, ...], *, seeds: tuple[int, ...], moved: bool
+) -> list[Path]:
+    """All runs of all seeds, or what an interrupted study has left of them. A seed's outcome is written when it ends.
+    Raises Misfit, StudyError; OSError when the tutor's port is taken."""
     os.environ.update(KEYS)
     access = {"access_key": KEYS["AWS_ACCESS_KEY_ID"], "secret_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
-    outcomes: dict[Size, list[Outcome]] = {}
+    files = []
     async with SeaweedFS(folder / "s3", bucket="cgd", **access) as s3:
         with tutor.served(TUTOR_PORT) as url:
-            for size, seed in itertools.product(sizes, range(seeds)):
+            for size, seed in itertools.product(sizes, seeds):
                 console.print(f"[bold]{size.name}, seed {seed}")
                 teacher = tutor.MOVED if moved else tutor.MODEL
                 runs = Study(folder, student, url, teacher, s3, size, seed, tell)
-                outcomes.setdefault(size, []).append(await asyncio.to_thread(runs.carry_out, results.fits))
-    return outcomes
+                outcome = await asyncio.to_thread(runs.carry_out, results.fits)
+                files.append(outcome.write(folder))
+    return files
 
 
 def tell(line: str) -> None:
@@ -146,30 +158,17 @@ def tiny_student(folder: Path) -> Path:
     return target
 
 
-def write(folder: Path, student: Path, outcomes: dict[Size, list[Outcome]], *, minutes: float | None) -> Path:
-    """Write results.json and the page; print the result in words. `minutes`: of a study that was not interrupted."""
-    training = Study.manifest()["spec"]["training"]
-    first = next(iter(outcomes))
-    chapters = [results.chapter(size.name, of, size.arms) for size, of in outcomes.items()]
-    found = {
-        "made": {
-            "student": student.name,
-            "seeds": len(outcomes[first]),
-            "rows": first.rows,
-            "questions": first.exam,
-            "rates": first.rates,
-            "epochs": training["epochs"],
-            "batch": training["globalBatchSize"],
-            "cores": os.cpu_count(),
-            "minutes": minutes,
-        },
-        "chapters": chapters,
-    }
+def write(folder: Path, sizes: list[list[Outcome]]) -> None:
+    """Write results.json, the page and the table of the docs; print the result in words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"made": asdict(sizes[0][0].made), "chapters": [results.chapter(seeds, folder) for seeds in sizes]}
     (folder / "results.json").write_text(json.dumps(found, indent=1))
     results.write_page(folder / "page.html", found)
-    for chapter in chapters:
+    (folder / "table.md").write_text("\n".join(map(results.markdown, found["chapters"])))
+    for chapter in found["chapters"]:
         console.print(f"\n[bold]{chapter['title']}", *chapter["said"], sep="\n")
-    return folder / "page.html"
+    files = {"page": "page.html", "table": "table.md", "figures": "results.json"}
+    console.print("", *(f"{what:10}{folder / name}" for what, name in files.items()), sep="\n")
 
 
 if __name__ == "__main__":

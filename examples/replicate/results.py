@@ -16,10 +16,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cgd_stages.report.summary import KNOWN
 from cgd_stages.results import statistics as tests
-from replicate.study import BASE, Arm, Mark, Outcome, Rows
+from cgd_stages.training.job import VALIDATION_LOSS
+from replicate.outcome import Mark, Outcome, Rows, bare_loss
+from replicate.study import ARMS, BASE, MORE_ARMS, Arm, report_file
 
 JUDGE = "cgd"
 """The arm that is compared with every other."""
+RIVAL = "refinedsft"
+"""The arm that learns the same targets, from the prompt alone."""
 FITTING = 0.5
 """The least share of right targets."""
 BASE_FROM, BASE_TO = 0.02, 0.40
@@ -48,7 +52,7 @@ def gates(outcomes: Sequence[Outcome]) -> list[Gate]:
     targets = [min(one.rows.refinements, one.rows.distilled) for one in outcomes]
     bases = [right(one.exam[BASE]) for one in outcomes]
     bests = [max(right(marks) for name, marks in one.exam.items() if name != BASE) for one in outcomes]
-    losses = [one.rates.first_loss for one in outcomes]
+    losses = [one.trainings.first_loss(JUDGE) for one in outcomes]
     return [
         Gate("targets do not fit", f"at least {FITTING:.0%} of the targets are right", percent(targets),
              min(targets) >= FITTING),
@@ -92,7 +96,7 @@ def figures(outcomes: Sequence[Outcome], arms: Sequence[Arm]) -> list[dict[str, 
                 "form_new": share(part(kept, new, wanted=True)),
                 "tokens": statistics.fmean(by_question(taken, "tokens")),
                 "cut": sum(not mark.ended for marks in taken for mark in marks),
-                "rates": [one.rates.chosen[name] for one in outcomes] if name != BASE else [],
+                "rates": [one.trainings.chosen[name] for one in outcomes] if name != BASE else [],
                 "gain": compared.get(name),
             }
         )
@@ -136,25 +140,42 @@ def part(values: Sequence[float], chosen: Sequence[bool], *, wanted: bool) -> li
 
 
 def share(values: Sequence[float]) -> dict[str, float]:
-    """The mean of a value for each question, with its 95 % interval."""
-    low, high = tests.share_interval(values)
+    """The mean of a value for each question, with its 95 % interval: Wilson's for one seed, as in the product's report
+    for one output; for the means of several seeds by resampling questions."""
+    single = set(values) <= {0.0, 1.0}
+    low, high = tests.wilson(sum(values), len(values)) if single else tests.share_interval(values)
     return {"mean": statistics.fmean(values), "low": low, "high": high}
 
 
 def against(values: Mapping[str, Sequence[float]], unit: int) -> dict[str, dict[str, Any]]:
     """What the judge is better by than each other model: mean, 95 % interval, exact p-value of the test over all flips
-    of the questions' signs, and that p-value corrected for the number of models (Holm). `unit` times a question's value
-    is a whole number."""
+    of the questions' signs, that p-value corrected for the number of models (Holm), and the smallest difference that
+    would have `shown` (None: none). `unit` times a question's value is a whole number."""
     gaps = {
-        name: [ours - theirs for ours, theirs in zip(values[JUDGE], of, strict=True)]
+        name: [round(ours - theirs, 12) for ours, theirs in zip(values[JUDGE], of, strict=True)]
         for name, of in values.items()
         if name != JUDGE
     }
     found = [tests.mean_flip(np.array(gap), unit)[0] for gap in gaps.values()]
+    holm = tests.holm(found)
+    level = LEVEL / max(1, sum(p >= LEVEL for p in holm))
     compared = {}
-    for (name, gap), p, corrected in zip(gaps.items(), found, tests.holm(found), strict=True):
-        low, high = tests.difference_interval([round(value, 12) for value in gap])
-        compared[name] = {"mean": statistics.fmean(gap), "low": low, "high": high, "p": p, "corrected": corrected}
+    for (name, gap), p, corrected in zip(gaps.items(), found, holm, strict=True):
+        low, high = _difference_interval(gap)
+        single = set(gap) <= {-1.0, 0.0, 1.0}
+        changed = sum(value != 0 for value in gap) / len(gap)
+        shown = (
+            tests.detectable(len(gap), changed, level) if single else tests.detectable_mean(len(gap), low, high, level)
+        )
+        compared[name] = {
+            "mean": statistics.fmean(gap),
+            "low": low,
+            "high": high,
+            "p": p,
+            "corrected": corrected,
+            "n": len(gap),
+            "shown": shown,
+        }
     return compared
 
 
@@ -170,11 +191,64 @@ def sentences(rows: Sequence[Mapping[str, Any]], found: Sequence[Gate]) -> list[
             continue
         gain, p = row["gain"]["mean"], row["gain"]["corrected"]
         if p >= LEVEL:
-            told.append(f"CGD and {label} cannot be told apart: {gain * 100:+.1f} points, {spoken(p)}.")
+            told.append(
+                f"CGD and {label} cannot be told apart with {row['gain']['n']} questions: {gain * 100:+.1f} points, "
+                f"{spoken(p)}; {_would_have_shown(row['gain']['shown'])}."
+            )
         else:
             word = "better" if gain > 0 else "worse"
             told.append(f"CGD is {word} than {label}: {gain * 100:+.1f} points, {spoken(p)}.")
     return told
+
+
+def _would_have_shown(difference: float | None) -> str:
+    if difference is None:
+        return "no difference could have shown with so few"
+    return f"a difference of {100 * difference:.1f} points would have shown in 80 % of cases"
+
+
+def _difference_interval(gap: Sequence[float]) -> tests.Interval:
+    """As `share`: Bonett and Price's for one seed."""
+    if set(gap) <= {-1.0, 0.0, 1.0}:
+        return tests.paired_interval(gap.count(1.0), gap.count(-1.0), len(gap))
+    return tests.difference_interval(gap)
+
+
+def reasons(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What may explain the result, a figure for each seed: `what` is measured, `found`, and what it `means`."""
+    made = [one.trainings for one in outcomes]
+    learned = [(one.last(JUDGE)[VALIDATION_LOSS], bare_loss(one.last(JUDGE))) for one in made]
+    rows = [one.rows for one in outcomes]
+    return [
+        {
+            "what": "loss of the untrained student on the refinements of the first batch: in CGD's context, on the "
+            "prompt alone",
+            "found": [f"{one.first_loss(JUDGE):.2f}, {one.first_loss(RIVAL):.2f}" for one in made],
+            "means": "what draft and critique already tell the student. The more they tell, the less CGD has to learn, "
+            "and the less of it is about the prompt.",
+        },
+        {
+            "what": "loss of CGD on held-out refinements, trained: in its context, on the prompt alone",
+            "found": [f"{inside:.2f}, {outside:.2f}" for inside, outside in learned],
+            "means": "the distance between the two is what was learned for a context that the exam does not give.",
+        },
+        {
+            "what": "loss of RefinedSFT on the same, trained on the prompt alone",
+            "found": [f"{bare_loss(one.last(RIVAL)):.2f}" for one in made],
+            "means": "what these refinements can teach where they are asked for.",
+        },
+        {
+            "what": "right drafts; right refinements; the tutor's own right answers",
+            "found": ["; ".join(percent((one.drafts, one.refinements, one.distilled))) for one in rows],
+            "means": "how many drafts a critique can mend, and how good the targets are, of CGD and RefinedSFT, and of "
+            "DistilledSFT.",
+        },
+        {
+            "what": "right verdicts; what one verdict for every draft would reach",
+            "found": ["; ".join(percent((one.verdicts, max(one.drafts, 1 - one.drafts)))) for one in rows],
+            "means": "how far a critique can be trusted. Near the second figure, a verdict says little of its draft.",
+        },
+    ]
 
 
 def spoken(p: float) -> str:
@@ -182,26 +256,78 @@ def spoken(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def chapter(title: str, outcomes: Sequence[Outcome], arms: Sequence[Arm]) -> dict[str, Any]:
-    """Everything that the page says of one kind of problems."""
+def chapter(outcomes: Sequence[Outcome], folder: Path) -> dict[str, Any]:
+    """Everything that the page says of one size. `folder`: where the page and, for seeds of this machine, the reports
+    of their runs are."""
+    arms = [arm for arm in (*ARMS, *MORE_ARMS) if arm.name in outcomes[0].made.arms]
     rows, found = figures(outcomes, arms), gates(outcomes)
     name, example = JUDGE, outcomes[0].exam
     at = next((place for place, mark in enumerate(example[BASE]) if not mark.right), 0)
     return {
-        "title": title,
+        "title": outcomes[0].made.size,
+        "seeds": [one.made.seed for one in outcomes],
+        "machines": [asdict(one.machine) for one in outcomes],
         "gates": [asdict(gate) for gate in found],
         "said": sentences(rows, found),
+        "reasons": reasons(outcomes),
         "rows": rows,
         "several": several(outcomes, arms),
         "samples": len(grouped(outcomes[0].several[name])[0]),
         "made": [asdict(one.rows) for one in outcomes],
-        "losses": {arm.label: [one.rates.losses[arm.name] for one in outcomes] for arm in arms},
+        "losses": {arm.label: [one.trainings.losses[arm.name] for one in outcomes] for arm in arms},
         "example": {
             "question": example[BASE][at].question,
             "outputs": {row["label"]: marks[at].output for row, marks in zip(rows, example.values(), strict=True)},
         },
-        "reports": [{run: path.name for run, path in one.reports.items()} for one in outcomes],
+        "reports": {
+            one.made.seed: {
+                run: file for run in ("exam", "several") if (folder / (file := report_file(one.made, run))).exists()
+            }
+            for one in outcomes
+        },
     }
+
+
+def markdown(chapter: Mapping[str, Any]) -> str:
+    """The result in words, and the exam's table, for a Markdown document."""
+    seeds = chapter["seeds"]
+    lines = [f"**{chapter['title']}**, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}:", ""]
+    lines += [f"- {one}" for one in chapter["said"]]
+    if len(seeds) == 1:
+        lines.append(
+            "- One seed is one seed: the intervals are over questions, and do not say what another would give."
+        )
+    head = ("model", "right, % (95 %)", "CGD is better by (95 %)", "p, corrected", "known, new ending right",
+            "known, new ending kept", "tokens", "rates")  # fmt: skip
+    lines += ["", _line(head), _line(["---"] * len(head))]
+    lines += [_line(_cells(row)) for row in chapter["rows"]]
+    return "\n".join([*lines, ""])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    gain = row["gain"]
+    return [
+        row["label"],
+        _points(row["accuracy"]),
+        _points(gain, sign="+") if gain else "",
+        spoken(gain["corrected"]).removeprefix("p ").removeprefix("= ") if gain else "",
+        *(
+            f"{100 * row[f'{what}_seen']['mean']:.1f}, {100 * row[f'{what}_new']['mean']:.1f} %"
+            for what in ("right", "form")
+        ),
+        f"{row['tokens']:.1f}",
+        ", ".join(row["rates"]),
+    ]
+
+
+def _points(share: Mapping[str, float], *, sign: str = "") -> str:
+    """A mean and its interval, in percent or points."""
+    mean, low, high = (f"{100 * share[name]:{sign}.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def write_page(target: Path, found: Mapping[str, Any]) -> None:

@@ -11,7 +11,10 @@ they are processes, because so many programs on two cores have no time for anyth
 """
 
 import json
+import math
+import os
 import random
+import resource
 import shutil
 import statistics
 import sys
@@ -35,12 +38,9 @@ from cgd_stages.store.folder import Folder, read_rows
 from cgd_stages.store.rows import digest_of, sha256
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import METRICS
-from cgd_stages.training.job import BARE_LOSS, VALIDATION_LOSS, Record
 from replicate.arithmetic import ENDINGS, Kind, Problem, make_problem, read_question, stated
+from replicate.outcome import ASKED, KEPT, Curve, Machine, Made, Mark, Outcome, Rows, Trainings
 
-ASKED = ("hashes", "box")
-"""Endings that the questions to learn from ask for: the product reads their value off a whole solution. The exam asks
-for the others, too."""
 BASE = "base"
 HELD_OUT = 1 / 3
 """The share of the prompts that chooses the learning rates: half as many as are learned."""
@@ -124,69 +124,6 @@ def exam_problems(kind: Kind, count: int) -> dict[str, list[Problem]]:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One graded output of one model."""
-
-    question: str
-    output: str
-    right: bool
-    """By the product's grader, whatever the ending."""
-    tokens: int
-    ended: bool
-    """False: cut by the limit."""
-
-    @property
-    def kept_form(self) -> bool:
-        """The last line is as the question asks for it, whatever the number."""
-        return stated(self.output)[0] == read_question(self.question).ending
-
-    @property
-    def new_form(self) -> bool:
-        """The question asks for an ending that the fine-tuning never showed."""
-        return read_question(self.question).ending not in ASKED
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the rows of a seed are like, and shares of right texts among them."""
-
-    count: int
-    drafts: float
-    verdicts: float
-    """Verdicts that say of a draft what the grader says."""
-    refinements: float
-    distilled: float
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Which learning rates the held-out prompts choose."""
-
-    losses: dict[str, dict[str, float]]
-    """Arm -> learning rate -> loss on the held-out prompts, given the prompt alone, in nats a token."""
-    first_loss: float
-    """The untrained student's loss on the first batch of CGD, in CGD's context."""
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        """Arm -> the rate of the least loss."""
-        return {arm: min(losses, key=losses.__getitem__) for arm, losses in self.losses.items()}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a seed has shown. The outputs are by arm (or base), ordered by question; those of a question follow each
-    other."""
-
-    rows: Rows
-    rates: Rates
-    exam: dict[str, list[Mark]]
-    several: dict[str, list[Mark]]
-    reports: dict[str, Path]
-    """Run -> the product's report page of it."""
-
-
-@dataclass(frozen=True)
 class Size:
     """What is asked and trained, and how much."""
 
@@ -233,24 +170,27 @@ class Study:
         """All runs, or what an interrupted study has left of them. Raises Misfit, before anything is trained, when the
         rows do not fit; StudyError."""
         tried = self._run("rates", [arm.variant(rate) for arm in self.size.arms for rate in self.size.rates])
-        rows, rates = self._tried(tried, fits)
-        chosen = {arm.name: arm.training(rates.chosen[arm.name]) for arm in self.size.arms}
-        variants = {arm.name: arm.variant(rates.chosen[arm.name]) for arm in self.size.arms}
+        rows, trainings = self._tried(tried, fits)
+        chosen = {arm.name: arm.training(trainings.chosen[arm.name]) for arm in self.size.arms}
+        variants = {arm.name: arm.variant(trainings.chosen[arm.name]) for arm in self.size.arms}
         self.tell(f"chosen: {', '.join(chosen.values())}")
         exam = self._run("exam", list(variants.values()), evaluation=self._exam())
         several = self._run("several", [variants[name] for name in SEVERAL], evaluation=self._several())
         self._execute(exam)
         self._execute(several)
         self._execute_child(dag.cleaning(tried))  # deletes the models that no other run has chosen
+        for run in (exam, several):
+            self._fetch_report(run)
         return Outcome(
+            self._made(),
+            self._machine((tried, exam, several)),
             rows,
-            rates,
+            trainings,
             exam={name: self._marks(exam, model) for name, model in {BASE: BASE, **chosen}.items()},
             several={name: self._marks(several, {BASE: BASE, **chosen}[name]) for name in (BASE, *SEVERAL)},
-            reports={"exam": self._report(exam), "several": self._report(several)},
         )
 
-    def _tried(self, run: dag.Run, fits: Callable[[Rows], bool]) -> tuple[Rows, Rates]:
+    def _tried(self, run: dag.Run, fits: Callable[[Rows], bool]) -> tuple[Rows, Trainings]:
         """Make the rows, and train every arm with every rate. What came out is written down, because the models that
         are not chosen are deleted with the run."""
         digest = digest_of(spec=run.spec.model_dump(mode="json", exclude={"storage"}))
@@ -262,9 +202,34 @@ class Study:
             if not fits(rows):
                 raise Misfit
             self._execute(run)
-            path.write_text(json.dumps({"rows": asdict(rows), "rates": asdict(self._rates(run))}, indent=1))
+            path.write_text(json.dumps({"rows": asdict(rows), "trainings": asdict(self._trainings(run))}, indent=1))
         found = json.loads(path.read_text())
-        return Rows(**found["rows"]), Rates(**found["rates"])
+        return Rows(**found["rows"]), Trainings(**found["trainings"])
+
+    def _made(self) -> Made:
+        manifest, size = self.manifest(), self.size
+        training = manifest["spec"]["training"]
+        return Made(
+            size=size.name,
+            seed=self.seed,
+            student=self.student.name,
+            arms=tuple(arm.name for arm in size.arms),
+            rates=size.rates,
+            rows=size.rows,
+            exam=size.exam,
+            several=size.several,
+            samples=size.samples,
+            epochs=training["epochs"],
+            batch=training["globalBatchSize"],
+            manifest=digest_of(manifest=manifest)[:12],
+        )
+
+    def _machine(self, runs: Iterable[dag.Run]) -> Machine:
+        """What the programs of all runs took, each counted once."""
+        names = {child.name for run in runs for child in dag.plan(run)}
+        times = [json.loads(self._times(name).read_text()) for name in names]
+        seconds, processor = (math.fsum(time[what] for time in times) for what in ("seconds", "processor_seconds"))
+        return Machine(os.cpu_count(), round(seconds), round(processor))
 
     # --- the runs -----------------------------------------------------------------------------------------------
 
@@ -340,15 +305,20 @@ class Study:
             "HOME": str(folder),
             "OMP_NUM_THREADS": THREADS,
         }
-        began = time.monotonic()
+        began, used = time.monotonic(), processor_seconds()
         command = [sys.executable, "-m", f"cgd_stages.{child.task.work.kind}"]
         code = launch(command, environment, folder, folder / "log").wait()
         if code:
             said = contract.LastWords.model_validate_json(words.read_text()).message if words.exists() else ""
             raise StudyError(f"{child.name} ended with exit code {code}: {said} See {folder / 'log'}")
         shutil.rmtree(folder / "scratch", ignore_errors=True)
+        took = {"seconds": time.monotonic() - began, "processor_seconds": processor_seconds() - used}
+        self._times(child.name).write_text(json.dumps(took))
         done.write_text(task)
-        self.tell(f"{child.stage}   {time.monotonic() - began:.0f} s")
+        self.tell(f"{child.stage}   {took['seconds']:.0f} s, {took['processor_seconds']:.0f} of a processor")
+
+    def _times(self, child: str) -> Path:
+        return self.folder / "pods" / child / "times.json"
 
     # --- what they have stored ----------------------------------------------------------------------------------
 
@@ -368,18 +338,19 @@ class Study:
             distilled=statistics.fmean(solved),
         )
 
-    def _rates(self, run: dag.Run) -> Rates:
-        curves = {
-            arm.name: {rate: self._curve(run, arm.training(rate)) for rate in self.size.rates} for arm in self.size.arms
-        }
-        losses = {arm: {rate: held_out_loss(curve[-1]) for rate, curve in of.items()} for arm, of in curves.items()}
-        first, *_ = curves["cgd"].values()
-        return Rates(losses, first_loss=first[0]["loss"])
+    def _trainings(self, run: dag.Run) -> Trainings:
+        return Trainings(
+            {
+                arm.name: {rate: self._curve(run, arm.training(rate)) for rate in self.size.rates}
+                for arm in self.size.arms
+            }
+        )
 
-    def _curve(self, run: dag.Run, training: str) -> list[Record]:
+    def _curve(self, run: dag.Run, training: str) -> Curve:
         folder = self._folder(run, contract.train_stage(training))
         (part,) = folder.require().under(METRICS)
-        return [json.loads(line) for line in folder.read(part).decode().splitlines()]
+        records = [json.loads(line) for line in folder.read(part).decode().splitlines()]
+        return [{name: record[name] for name in KEPT if name in record} for record in records]
 
     def _marks(self, run: dag.Run, model: str) -> list[Mark]:
         rows = read_rows(self._folder(run, StageName.of("evaluate", model)))
@@ -389,14 +360,19 @@ class Study:
             for row in ordered
         ]
 
-    def _report(self, run: dag.Run) -> Path:
-        """The product's page of a run, on this machine."""
-        folder, target = self._folder(run, "report"), self.folder / f"{run.name}.html"
+    def _fetch_report(self, run: dag.Run) -> None:
+        """Put the product's page of a run beside the study's."""
+        folder = self._folder(run, "report")
         (part,) = folder.require().under("report.html")
-        target.write_bytes(folder.read(part))
-        return target
+        (self.folder / f"{run.name}.html").write_bytes(folder.read(part))
 
 
-def held_out_loss(record: Record) -> float:
-    """The loss on the held-out prompts, given the prompt alone, after the last step."""
-    return record.get(BARE_LOSS, record[VALIDATION_LOSS])
+def report_file(made: Made, run: str) -> str:
+    """The product's page of a run, beside the study's."""
+    return f"{made.size}-seed{made.seed}-{run}.html"
+
+
+def processor_seconds() -> float:
+    """What all programs took that have ended so far, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -20,6 +20,7 @@ from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
 from cgd_stages.models.targets import roughly
 from cgd_stages.models.training_memory import Shape, states
+from cgd_stages.training.early import looks as early_steps
 
 SERVED_WIDTH = 2
 """Bytes for each weight that vLLM serves, in bfloat16."""
@@ -145,7 +146,9 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 is_warm = role != work.roles[0]
                 yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_warm)
         case contract.Train() as work:
-            yield _trained(run, child, work, assumptions, thoughts)
+            yield (trained := _trained(run, child, work, assumptions, thoughts))
+            if work.early:
+                yield _asked_early(child, work, work.early, trained.rows, assumptions, thoughts)
         case contract.Evaluate() as work:
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
             limit = work.sampling.max_tokens
@@ -238,6 +241,34 @@ def _trained(run: Run, child: Child, work: contract.Train, assumptions: Assumpti
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
     seconds = read * per_token / speed + 60 * assumptions.start_minutes
     return Cost(child.stage, rows, read, 0, gpus, seconds, gpus * seconds / 3600 * assumptions.gpu_hour)
+
+
+def _asked_early(
+    child: Child, work: contract.Train, early: contract.Early, rows: int, assumptions: Assumptions, thoughts: Thoughts
+) -> Cost:
+    """The cost of a training's early questions, which its own GPUs answer meanwhile. `rows`: of all epochs. Each
+    process writes for a batch at a time, of at most maxSequenceLength tokens."""
+    prompt, processes = assumptions.prompt, max(1, child.pods * child.gpus)
+    steps = work.epochs * math.ceil(rows / work.epochs / work.global_batch_size)
+    looks = 1 + len(early_steps(early, steps))  # the first one before the first step
+    written = min(early.max_tokens, assumptions.answer + thoughts.student)
+    share = math.ceil(early.questions / processes)
+    batch = max(1, min(share, work.max_sequence_length // (prompt + written)))
+    in_turn = math.ceil(share / batch)
+    model = assumptions.of_student
+    for_weights = SERVED_WIDTH * model.parameters / (WRITING * assumptions.gpu.bandwidth)
+    for_flops = 2 * model.active / (READING * assumptions.gpu.flops)
+    each = written * max(for_weights, batch * for_flops) + batch * prompt * for_flops
+    seconds, outputs, gpus = looks * in_turn * each, looks * early.questions, child.pods * child.gpus
+    return Cost(
+        f"{child.stage} early",
+        outputs,
+        outputs * prompt,
+        outputs * written,
+        gpus,
+        seconds,
+        gpus * seconds / 3600 * assumptions.gpu_hour,
+    )
 
 
 # --- tasks of lm-eval

@@ -107,6 +107,28 @@ def test_a_mixture_is_priced_by_what_a_token_meets_and_fits_by_all_of_it() -> No
     assert fits(run_of(), mixture) == fits(run_of(), dense)
 
 
+def test_early_questions_are_priced_beside_their_training() -> None:
+    """16 steps: asked before the first one, and after 2, 4 and 8. Each of 16 GPUs answers 4 questions in one batch, and
+    each token takes a pass over the weights."""
+    early = {"benchmarks": [{"name": "GSM8K"}], "early": {"questions": 64, "maxTokens": 500}}
+    plain, asking = by_stage(run_of(), assumed()), by_stage(run_of(evaluation=early), assumed())
+    cost = asking["train-cgd early"]
+    assert (cost.rows, cost.read, cost.written, cost.gpus) == (4 * 64, 4 * 64 * 200, 4 * 64 * 500, 16)
+    reading = 4 * 200 * 2 * 8e9 / (0.5 * A100.flops)
+    assert cost.seconds == pytest.approx(4 * (500 * 2 * 8e9 / (0.6 * A100.bandwidth) + reading))
+    assert asking["train-cgd"] == plain["train-cgd"]
+    judged = {**TRAINING, "stopUnless": {"after": "0.9"}}
+    assert by_stage(run_of(evaluation=early, training=judged), assumed())["train-cgd early"].rows == 5 * 64
+
+
+def test_early_questions_that_do_not_fit_a_batch_are_answered_one_batch_after_another() -> None:
+    early = {"benchmarks": [{"name": "GSM8K"}], "early": {"questions": 64, "maxTokens": 500}}
+    small = by_stage(run_of(evaluation=early, training={**TRAINING, "maxSequenceLength": 700}), assumed())
+    large = by_stage(run_of(evaluation=early, training={**TRAINING, "maxSequenceLength": 2800}), assumed())
+    one, four = (found["train-cgd early"].seconds for found in (small, large))
+    assert 3.9 < one / four < 4.0  # reading is as much for both
+
+
 def test_every_stage_with_gpus_has_a_cost_and_no_other() -> None:
     stages = ["answer", "critique", "refine", "train-cgd", "evaluate-base", "evaluate-cgd"]
     assert list(by_stage(run_of(), assumed())) == stages

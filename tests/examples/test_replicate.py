@@ -1,11 +1,12 @@
 """The small study: its sums, its tutor, its student and its statistics. The study itself is `make replicate`."""
 
+import gzip
 import itertools
 import json
 import random
 import re
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from cgd_operator.api.spec import parse_spec
 from cgd_stages.chat.template import token_ids
 from cgd_stages.grading.reference import reference_answer
 from cgd_stages.method import prompts
+from cgd_stages.results import statistics
 from replicate import corpus, pretrain, results, tutor
+from replicate.__main__ import main
 from replicate.arithmetic import (
     CHAINS,
     ENDINGS,
@@ -33,22 +36,8 @@ from replicate.arithmetic import (
     stated,
     without_carry,
 )
-from replicate.study import (
-    ARMS,
-    ASKED,
-    BASE,
-    MORE_ARMS,
-    Arm,
-    Mark,
-    Outcome,
-    Rates,
-    Rows,
-    Study,
-    exam_problems,
-    held_out_loss,
-    questions,
-    sums_of,
-)
+from replicate.outcome import ASKED, Machine, Made, Mark, Outcome, OutcomeError, Rows, Trainings, read_all
+from replicate.study import ARMS, BASE, MORE_ARMS, Arm, Study, exam_problems, questions, sums_of
 
 PROBLEM = Problem(47, (("+", 8), ("-", 9), ("+", 6)), "answer")
 RIGHT = "47 + 8 = 55\n55 - 9 = 46\n46 + 6 = 52\nAnswer: 52"
@@ -303,8 +292,10 @@ class TestStudy:
 
     def test_the_prompt_alone_chooses_the_rate(self) -> None:
         records = {"3e-5": {"validation_loss": 0.1, "bare_validation_loss": 2.0}, "1e-4": {"validation_loss": 0.5}}
-        losses = {"cgd": {rate: held_out_loss(record) for rate, record in records.items()}}
-        assert Rates(losses, first_loss=1.0).chosen == {"cgd": "1e-4"}
+        made = Trainings({"cgd": {rate: [{"loss": 9.0}, record] for rate, record in records.items()}})
+        assert made.losses == {"cgd": {"3e-5": 2.0, "1e-4": 0.5}}
+        assert made.chosen == {"cgd": "1e-4"}
+        assert made.last("cgd") == records["1e-4"]
 
 
 def marks(right: list[bool], each: int = 1) -> list[Mark]:
@@ -315,16 +306,30 @@ def marks(right: list[bool], each: int = 1) -> list[Mark]:
     ]
 
 
-def outcome(*, base: float = 0.1, cgd: float = 0.5, fitting: float = 1.0, first_loss: float = 1.0) -> Outcome:
+def _interval(ends: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("low", "high"), ends, strict=True))
+
+
+def outcome(
+    *, base: float = 0.1, cgd: float = 0.5, fitting: float = 1.0, first_loss: float = 1.0, seed: int = 1
+) -> Outcome:
     """Of 40 questions in the exam, and 10 that are answered 4 times: the base has one right output there."""
 
     def some(share: float) -> list[Mark]:
         return marks([place < round(40 * share) for place in range(40)])
 
-    exam = {BASE: some(base)} | {arm.name: some(cgd if arm.name == "cgd" else 0.3) for arm in ARMS}
-    several = {BASE: marks([True] + [False] * 39, each=4), "cgd": marks([False] * 40, each=4)}
-    rates = Rates({arm.name: {"3e-5": 1.0, "1e-4": 0.5} for arm in ARMS}, first_loss)
-    return Outcome(Rows(96, 0.1, 0.9, fitting, 0.95), rates, exam, several, {"exam": Path("exam.html")})
+    def curve(last: float) -> list[dict[str, float]]:
+        losses = {"validation_loss": 0.1, "bare_validation_loss": last}
+        return [{"step": 1, "loss": first_loss}, {"step": 2, "loss": 0.5, **losses}]
+
+    return Outcome(
+        Made("sums", seed, "S", tuple(arm.name for arm in ARMS), RATES, 64, 40, 10, 4, 2, 8, "0123"),
+        Machine(2, 120, 200),
+        Rows(96, 0.1, 0.9, fitting, 0.95),
+        Trainings({arm.name: {"3e-5": curve(1.0), "1e-4": curve(0.5)} for arm in ARMS}),
+        {BASE: some(base)} | {arm.name: some(cgd if arm.name == "cgd" else 0.3) for arm in ARMS},
+        {BASE: marks([True] + [False] * 39, each=4), "cgd": marks([False] * 40, each=4)},
+    )
 
 
 class TestGates:
@@ -369,6 +374,11 @@ class TestResults:
         found = results.against({"cgd": [1.0] * 5 + [0.0] * 35, "sft": [0.0] * 40}, unit=1)
         assert found["sft"]["p"] == pytest.approx(2 / 2**5)
 
+    def test_one_seed_has_the_intervals_of_the_products_report(self) -> None:
+        assert results.share([1.0, 0.0] * 20) == {"mean": 0.5, **_interval(statistics.wilson(20, 40))}
+        found = results.against({"cgd": [1.0] * 5 + [0.0] * 35, "sft": [0.0] * 39 + [1.0]}, unit=1)["sft"]
+        assert {name: found[name] for name in ("low", "high")} == _interval(statistics.paired_interval(5, 1, 40))
+
     def test_seeds_are_averaged_before_the_test(self) -> None:
         """Differences of 1, 1/3 and -2/3, whose sum is 2/3: 6 of the 8 flips are as far from 0."""
         found = results.against({"cgd": [1.0, 1 / 3, 0.0], "sft": [0.0, 0.0, 2 / 3]}, unit=3)
@@ -383,7 +393,16 @@ class TestResults:
     def test_what_may_be_chance_is_not_called_better(self) -> None:
         close = outcome(cgd=0.3)
         said = results.sentences(results.figures([close], ARMS), results.gates([close]))
-        assert any(one.startswith("CGD and SFT cannot be told apart") for one in said)
+        (told,) = (one for one in said if one.startswith("CGD and SFT cannot be told apart with 40 questions"))
+        assert "points would have shown" in told
+
+    def test_what_would_have_shown_is_that_of_the_products_report(self) -> None:
+        won = [1.0] * 3 + [0.0] * 37
+        found = results.against({"cgd": won, "sft": [0.0] * 40, "cft": won[::-1]}, unit=1)
+        assert found["sft"]["shown"] == statistics.detectable(40, 3 / 40, 0.05 / 2)
+        assert found["cft"]["shown"] == statistics.detectable(40, 6 / 40, 0.05 / 2)
+        few = results.against({"cgd": [1.0, 0.0], "sft": [0.0, 0.0]}, unit=1)
+        assert few["sft"]["shown"] is None
 
     def test_one_right_output_of_several_is_a_pass(self) -> None:
         rows = {row["label"]: row for row in results.several([outcome()], ARMS)}
@@ -401,13 +420,82 @@ class TestResults:
     def test_no_p_value_is_told_as_nothing(self, p: float, told: str) -> None:
         assert results.spoken(p) == told
 
+    def test_the_reasons_are_the_figures_of_every_seed(self) -> None:
+        found = {one["what"]: one["found"] for one in results.reasons([outcome(), outcome(first_loss=2.0)])}
+        assert ["1.00, 1.00", "2.00, 2.00"] in found.values()  # the untrained student's losses
+        assert ["0.10, 0.50"] * 2 in found.values()  # CGD's, in context and bare
+        assert ["90.0%; 90.0%"] * 2 in found.values()  # verdicts: one for every draft would do as well
+
     def test_the_page_shows_every_model_and_escapes_what_it_said(self, tmp_path: Path) -> None:
-        chapter = results.chapter("sums", [outcome()], ARMS)
+        (tmp_path / "sums-seed1-exam.html").touch()
+        chapter = results.chapter([outcome()], tmp_path)
         chapter["example"]["outputs"]["base"] = "<script>alert(1)</script>"
-        made = {"student": "S", "seeds": 1, "rows": 64, "questions": 40, "rates": ["3e-5", "1e-4"]}
-        found = {"made": {**made, "epochs": 2, "batch": 8, "cores": 2, "minutes": 3.0}, "chapters": [chapter]}
-        results.write_page(tmp_path / "page.html", found)
+        results.write_page(tmp_path / "page.html", {"made": asdict(outcome().made), "chapters": [chapter]})
         page = (tmp_path / "page.html").read_text()
         assert "<script>" not in page
         assert all(f'<th scope="row">{arm.label}</th>' in page for arm in ARMS)
-        assert 'href="exam.html"' in page
+        assert 'href="sums-seed1-exam.html"' in page
+        assert 'href="sums-seed1-several.html"' not in page
+
+    def test_the_table_of_the_docs_says_that_one_seed_is_one(self, tmp_path: Path) -> None:
+        one, two = (results.markdown(results.chapter(list(seeds), tmp_path)) for seeds in ([outcome()], SEEDS))
+        assert "One seed is one seed" in one
+        assert "One seed is one seed" not in two
+        assert "| CGD | 50.0 (35.2 to 64.8) |  |  |" in one
+
+
+SEEDS = (outcome(seed=1), outcome(seed=2, cgd=0.6))
+
+
+class TestOutcomes:
+    def test_a_file_holds_the_whole_outcome(self, tmp_path: Path) -> None:
+        path = outcome().write(tmp_path)
+        assert path.name == "outcome-sums-seed1.json.gz"
+        assert Outcome.read(path) == outcome()
+
+    def test_the_same_outcome_has_the_same_bytes(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        one, other = (outcome().write(folder).read_bytes() for folder in (tmp_path, tmp_path / "other"))
+        assert one == other
+        assert one[4:8] == bytes(4), "gzip's time"
+
+    def test_seeds_of_several_machines_come_together_in_order(self, tmp_path: Path) -> None:
+        paths = [one.write(tmp_path) for one in reversed(SEEDS)]
+        assert read_all(paths) == [list(SEEDS)]
+
+    def test_the_page_is_made_of_files_without_a_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        files = [str(one.write(tmp_path)) for one in SEEDS]
+        monkeypatch.setattr("sys.argv", ["replicate", "--folder", str(tmp_path / "page"), "--outcomes", *files])
+        assert main() == 0
+        found = json.loads((tmp_path / "page/results.json").read_text())
+        assert found["chapters"][0]["seeds"] == [1, 2]
+        assert "seed 2, 1e-4" in (tmp_path / "page/page.html").read_text()
+        assert "seeds 1, 2" in (tmp_path / "page/table.md").read_text()
+
+    def test_without_a_page_where_files_do_not_belong_together(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = str(outcome().write(tmp_path))
+        monkeypatch.setattr("sys.argv", ["replicate", "--folder", str(tmp_path / "page"), "--outcomes", file, file])
+        assert main() == 1
+        assert "given twice" in " ".join(capsys.readouterr().out.split())
+        assert not (tmp_path / "page").exists()
+
+    @pytest.mark.parametrize(
+        ("other", "why"),
+        [
+            (outcome(), "given twice"),
+            (replace(SEEDS[1], made=replace(SEEDS[1].made, rows=65)), "its rows is another"),
+            (replace(SEEDS[1], exam=dict.fromkeys(SEEDS[1].exam, marks([True] * 38))), "a question of the exam"),
+        ],
+    )
+    def test_files_that_do_not_belong_together_are_refused(self, tmp_path: Path, other: Outcome, why: str) -> None:
+        (tmp_path / "other").mkdir()
+        with pytest.raises(OutcomeError, match=why):
+            read_all([outcome().write(tmp_path), other.write(tmp_path / "other")])
+
+    @pytest.mark.parametrize("body", [b"", b"no", gzip.compress(b"{}"), gzip.compress(b"[1]")])
+    def test_another_file_is_refused(self, tmp_path: Path, body: bytes) -> None:
+        (tmp_path / "x.json.gz").write_bytes(body)
+        with pytest.raises(OutcomeError, match=r"x\.json\.gz is no outcome"):
+            read_all([tmp_path / "x.json.gz"])

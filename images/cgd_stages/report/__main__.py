@@ -28,6 +28,7 @@ from cgd_stages.quality.paraphrases import FOUND
 from cgd_stages.quality.review import REVIEW, Review
 from cgd_stages.report import page
 from cgd_stages.report.modes import modes
+from cgd_stages.report.reasons import reasons
 from cgd_stages.report.summary import verdicts
 from cgd_stages.results.beside import beside
 from cgd_stages.results.comparison import table_of
@@ -280,6 +281,7 @@ def to_json(data: ReportData, quality: Quality | None = None) -> bytes:
     document = figures(data) | {"table": table.model_dump(by_alias=True)}
     document["headToHead"] = [pair.model_dump(by_alias=True) for pair in pairs]
     document["summary"] = verdicts(data, table, pairs)
+    document["reasons"] = [reason.to_json() for reason in reasons(data, quality)]
     document["modes"] = modes(data)
     document["gpuHours"] = gpu_hours(data.stages)
     if data.published:

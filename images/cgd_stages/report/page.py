@@ -22,6 +22,7 @@ from cgd_stages.quality.marks import Quality, Share, share
 from cgd_stages.quality.near_duplicates import ALIKE
 from cgd_stages.report import head_to_head
 from cgd_stages.report.plots import Held, loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
+from cgd_stages.report.reasons import reasons
 from cgd_stages.report.summary import head, label, objective
 from cgd_stages.results.beside import beside
 from cgd_stages.results.comparison import MEAN, Table, over_seeds, robustness, table_of
@@ -59,6 +60,7 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         quality=_quality(quality, report) if quality and quality.rows else None,
         table=table,
         pairs=head_to_head.rows(pairs),
+        reasons=reasons(report, quality),
         curve=robustness_chart(robustness(table)),
         beside=beside(report, table) if report.published else None,
         results=_results(report),

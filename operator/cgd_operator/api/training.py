@@ -316,8 +316,9 @@ class Training(Upkeep, Workers, Course, Objectives):  # the fields of the last b
     validation: Validation = Validation()
     stop_unless: StopUnless | None = Field(
         None,
-        description="Ends a training that does not transfer to the prompt alone: the run fails with the reason "
-        "NoTransfer, after a checkpoint is stored. Needs evaluation.early.",
+        description="Ends the run when a training does not transfer to the prompt alone: it fails with the reason "
+        "NoTransfer, after a checkpoint is stored. Judged are the trainings of CGD with matched critiques; where a run "
+        "has none, all. Needs evaluation.early.",
     )
 
     @property

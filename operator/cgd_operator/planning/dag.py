@@ -422,7 +422,19 @@ def _trains(spec: CGDRunSpec) -> tuple[contract.Train, ...]:
     """All trainings, in order: one for each objective, then one for each variant."""
     plain = (_train(spec, objective, {}) for objective in spec.training.objectives)
     varied = (_train(spec, variant.kind, _own(variant)) for variant in spec.training.ordered)
-    return (*plain, *varied)
+    return _judged((*plain, *varied))
+
+
+def _judged(trains: tuple[contract.Train, ...]) -> tuple[contract.Train, ...]:
+    """`stopUnless` judges CGD with its own critiques: a baseline or an ablation that falls behind is a result, and does
+    not end the run. Where no training is such a CGD, it judges all."""
+    judged = [train for train in trains if train.objective == "CGD" and train.critique.kind == "matched"]
+    return tuple(train if not judged or train in judged else _unjudged(train) for train in trains)
+
+
+def _unjudged(train: contract.Train) -> contract.Train:
+    early = train.early and train.early.model_copy(update={"stop_unless": None})
+    return train.model_copy(update={"early": early})
 
 
 def _own(variant: Variant) -> dict[str, Any]:

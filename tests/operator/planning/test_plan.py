@@ -425,6 +425,26 @@ def test_early_questions_reach_the_trainings_as_the_evaluation_asks_them() -> No
     assert judged.model_copy(update={"early": None}) == plain.model_copy(update={"early": None})
 
 
+def test_a_run_ends_for_its_method_and_not_for_a_baseline_or_an_ablation() -> None:
+    ablation = {"name": "blind", "kind": "CGD", "critique": {"kind": "none"}}
+    asked = {
+        "evaluation.benchmarks": [{"name": "GSM8K"}],
+        "evaluation.early": {"questions": 8},
+        "training.stopUnless": {"gain": "0.05"},
+        "training.variants": [{"name": "cgd-slow", "kind": "CGD", "learningRate": "1e-7"}, ablation],
+    }
+
+    def judged(*objectives: str) -> list[str]:
+        made = children(asked | {"training.objectives": list(objectives)})
+        works = [made[stage].task.work for stage in made if stage.startswith("train-")]
+        assert all(work.early.questions == 8 for work in works)
+        return [work.title for work in works if work.early.stop_unless]
+
+    assert judged("CGD", "CFT", "RefinedSFT") == ["CGD", "cgd-slow"]
+    asked["training.variants"] = [ablation]
+    assert judged("CFT", "RefinedSFT") == ["CFT", "RefinedSFT", "blind"]
+
+
 def test_published_figures_change_the_tasks_that_read_them_and_no_other() -> None:
     plain, asking = children(), children({"evaluation.published": "s3://data/figures.json"})
     assert "published" not in plain["report"].task.to_json()
