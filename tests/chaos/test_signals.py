@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from chaos import signals
 from chaos.programs import PROGRAMS, Program
 from chaos.signals import World, instants, left_of, play
 
@@ -23,7 +24,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     if pod_namespace() != "own":
         message = "only root can make a program PID 1 of a namespace"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    with World(tmp_path_factory.mktemp("signals")) as started:
+    with pytest.MonkeyPatch.context() as patch, World(tmp_path_factory.mktemp("signals")) as started:
+        # How fast a program goes at once, only a machine that does nothing else can say: `make chaos-signals`.
+        patch.setattr(signals, "AT_ONCE", signals.GRACE)
         yield started
 
 

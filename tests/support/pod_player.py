@@ -32,6 +32,18 @@ async def tell_pod(world: Any, **status: Any) -> None:
     await world.client.patch(POD, "pod", "default", {"status": status}, subresource="status")
 
 
+def stopped(seconds: float, after: str) -> type[datetime]:
+    """A clock that stands so many seconds after a moment."""
+    moment = datetime.fromisoformat(after) + timedelta(seconds=seconds)
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return moment.astimezone(tz)
+
+    return Stopped
+
+
 class InAnHour(datetime):
     """A clock that is ahead."""
 

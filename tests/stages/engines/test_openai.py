@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 from support.stage_builders import context, each, generate_work, prepared
 
 from cgd_stages.contract import Endpoint, Repetition, Sampling
@@ -19,7 +20,7 @@ from cgd_stages.errors import TransientError, UserError
 from cgd_stages.generate import __main__ as generate
 from cgd_stages.method import prompts
 
-QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
+QUICK = Patience(timeout=60.0, tries=3, first_pause=0.01, longest_pause=0.05)
 Answer = tuple[int, dict[str, str], Any]
 
 
@@ -204,7 +205,7 @@ def test_a_credit_that_is_used_up_rejects_no_row_and_what_is_under_way_is_not_lo
 
     def rule(question: str, before: int) -> Answer:
         if question == "long":  # is answered after others have been refused, and is paid for
-            used_up.wait(5.0)
+            used_up.wait(PATIENCE)
             time.sleep(0.3)
             return chat("a long thought")
         if question in {"q0", "q1"}:
@@ -404,8 +405,8 @@ def test_a_server_that_dies_rejects_nothing_of_what_was_under_way(serve):
     def rule(question: str, before: int) -> Answer:
         if question == "slow":
             slow.set()
-            died.wait(5.0)
-        elif slow.wait(5.0) and not died.is_set():
+            died.wait(PATIENCE)
+        elif slow.wait(PATIENCE) and not died.is_set():
             threading.Timer(0.1, died.set).start()
             return chat("ok")
         return 502, {}, b"gone"
