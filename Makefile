@@ -13,9 +13,12 @@ help: ## Show the commands
 demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl, vLLM, DeepSpeed, S3
 	@$(BIN)/python -m cgd_local
 
+WORKERS ?= 3
+# In CI a test that fails is run once more, and named: one failure there costs everybody the whole run.
+RERUNS := $(if $(CI),--reruns 1 --reruns-delay 5 -raR)
+
 test: .venv/ready ## Run all tests
-	$(BIN)/pytest -n 3 --dist worksteal -m "not slow"
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/pytest -n $(WORKERS) $(RERUNS)
 
 bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 
