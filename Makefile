@@ -18,9 +18,12 @@ up: .venv/ready ## Start what a cluster provides, as the demo does, to apply man
 down: .venv/ready ## End what `make demo` or `make up` has left running; what is stored stays
 	@$(BIN)/python -m cgd_local down
 
+WORKERS ?= 3
+# In CI a test that fails is run once more, and named: one failure there costs everybody the whole run.
+RERUNS := $(if $(CI),--reruns 1 --reruns-delay 5 -raR)
+
 test: .venv/ready ## Run all tests
-	$(BIN)/pytest -n 3 --dist worksteal -m "not slow and not methods"
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not methods"
+	$(BIN)/pytest -n $(WORKERS) $(RERUNS) -m "not methods"
 
 test-methods: .venv/ready ## Whole runs on real parts that take too long for CI, such as those of examples/thinking
 	$(BIN)/pytest -n 0 -m methods tests/methods

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 from support import tiny
 from support.ports import free_port
+from support.schedule import FileSchedule, has_slow_tests
 from support.stage_builders import bucket_of
 
 from cgd_local.s3 import SeaweedFS
@@ -20,6 +21,7 @@ from cgd_stages.store.bucket import Bucket
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from xdist.remote import Producer
 
 # Tests run side by side, where threads that wait for each other cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +39,10 @@ LONG = (
     "train/test_gradients.py",
 )
 """The files whose slow tests take minutes, the longest first: each is one worker's, so they must not come last."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> FileSchedule:
+    return FileSchedule(config, log, has_slow_tests(config.rootpath))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from aiohttp import web
 from support.builders import SPEC, manifest
+from support.patience import PATIENCE
 from support.report_builders import report_data
 from support.stage_builders import RUN as REF
 from support.stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said
@@ -308,9 +309,9 @@ async def test_watch_ends_with_the_run_and_tells_by_its_exit_code(client: Cluste
         sys.executable, "-m", "cgd_cli", "watch", "demo", stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 60) == b"demo: New\n"
+    assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"demo: New\n"
     await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 1
     assert out.decode().splitlines() == [
         "demo: Failed",
@@ -329,9 +330,9 @@ async def test_ctrl_c_ends_watching_though_it_was_started_in_the_background(clie
         stdout=asyncio.subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
-    await asyncio.wait_for(asked.wait(), 60)
+    await asyncio.wait_for(asked.wait(), PATIENCE)
     process.send_signal(signal.SIGINT)
-    await asyncio.wait_for(process.communicate(), 30)
+    await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 130
 
 

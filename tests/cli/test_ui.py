@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from support.builders import manifest
+from support.patience import PATIENCE
 from support.status_builders import every_state
 
 from cgd_cli.board import LOST
@@ -159,7 +160,7 @@ async def test_all_tabs_share_the_watches(ui: Ui) -> None:
     def watches() -> list[str]:
         return [path for method, path in ui.api.requests if method == "GET" and "watch=true" in path]
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while len(watches()) < 2:  # noqa: ASYNC110  that of Events may come after the first tab
             await asyncio.sleep(0.01)
     assert len(watches()) == 2

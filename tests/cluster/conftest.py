@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.builders import ENDS, manifest
+from support.patience import PATIENCE
 
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
@@ -29,9 +30,9 @@ Json = dict[str, Any]
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
 
 
-async def until(true: Callable[[], Awaitable[Any]], seconds: float = 120) -> Any:
+async def until(true: Callable[[], Awaitable[Any]]) -> Any:
     """Ask again until the answer is true; returns it."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not (answer := await true()):
         assert time.monotonic() < deadline, "it never became true"
         await asyncio.sleep(0.02)
@@ -164,6 +165,8 @@ async def world(
         monkeypatch.setenv("CGD_PROGRESS_BIND", "127.0.0.1:0")
         monkeypatch.setattr("cgd_operator.controller.reconciler.SETTLE_SECONDS", 0.1)
         monkeypatch.setattr("cgd_operator.controller.children.ABSENT_SECONDS", 0.1)
+        for bound in ("OPENING_SECONDS", "READING_SECONDS"):  # on a busy machine nothing is done because of these
+            monkeypatch.setattr(f"cgd_operator.controller.queue.{bound}", PATIENCE)
         async with await Cluster.connect(str(path), manager="test") as client:
             await install(client, crd())
             for definition in (pytorchjobs.crd(), *trainjobs.crds()):

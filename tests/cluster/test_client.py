@@ -4,7 +4,9 @@ import asyncio
 import json
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.config import incluster_config
 from support.builders import manifest
+from support.patience import PATIENCE
 
 from cgd_operator.kube.client import PAGE, Cluster
 from cgd_operator.kube.kinds import CONFIGMAP, RUN, ApiError
@@ -35,7 +38,7 @@ class Listener:
             self._events.put_nowait((event, item.get("metadata", {}).get("name", "")))
 
     async def read(self, count: int) -> list[tuple[str, str]]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             return [await self._events.get() for _ in range(count)]
 
 
@@ -85,7 +88,7 @@ async def test_a_watch_that_lists_nothing_tells_what_happens_from_now_on(world: 
 async def test_watches_of_many_namespaces_leave_room_for_other_requests(world: Any, listener: Listen) -> None:
     for one in [listener(listing=False) for _ in range(101)]:
         assert await one.read(1) == [("SYNCED", "")]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await world.client.list(CONFIGMAP, "default")
 
 
@@ -128,22 +131,27 @@ async def test_a_watch_that_is_told_its_version_is_gone_lists_again_and_tells_no
 
 @embedded_only
 async def test_a_watch_that_is_ended_at_once_is_opened_ever_more_rarely_and_told_of_once(
-    world: Any, listener: Callable[[], Listener], caplog: pytest.LogCaptureFixture
+    world: Any, listener: Callable[[], Listener], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "cgd_operator.kube.client")
-    opened = []
+    monkeypatch.setattr("cgd_operator.kube.client.STEADY_SECONDS", PATIENCE)
+    opened: list[float] = []
 
     def ended(request: web.Request) -> web.Response | None:
         if "watch=true" not in request.query_string:
             return None
-        opened.append(request.path_qs)
+        opened.append(time.monotonic())
         return web.Response()
+
+    async def often() -> bool:
+        return len(opened) >= 4
 
     world.embedded.fault = ended
     mine = listener()
     assert await mine.read(1) == [("SYNCED", "")]
-    await asyncio.sleep(2)
-    assert 2 <= len(opened) <= 8
+    await world.until(often)
+    pauses = [after - before for before, after in pairwise(opened)]
+    assert all(pause >= least for pause, least in zip(pauses[:3], (0.2, 0.4, 0.8), strict=True)), pauses
     assert len([line for line in caplog.messages if "interrupted" in line]) == 1
     world.embedded.fault = lambda _: None
     await create(world.client, "after")

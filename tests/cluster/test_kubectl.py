@@ -241,7 +241,7 @@ async def test_the_columns_move(world: Any) -> None:
     async with world.operator():
         await kubectl(world, "apply", "-f", "-", body=user_manifest())
         await world.end("prepare")
-        await kubectl(world, "wait", "cgd/demo", "--for=jsonpath={.status.stage}=answer", "--timeout=20s")
+        await kubectl(world, "wait", "cgd/demo", "--for=jsonpath={.status.stage}=answer", "--timeout=150s")
         head, row = (await kubectl(world, "get", "cgd")).splitlines()
     assert head.split() == ["NAME", "STATE", "STAGE", "PROGRESS", "ETA", "GPU-HOURS", "AGE"]
     assert row.split()[:4] == ["demo", "Answering", "answer", "0%"]
@@ -251,8 +251,8 @@ async def test_describe_tells_conditions_and_events(world: Any) -> None:
     async with world.operator():
         await kubectl(world, "apply", "-f", "-", body=user_manifest())
         await world.end("prepare", "Failed")
-        await kubectl(world, "wait", "cgd/demo", "--for=condition=Stalled", "--timeout=20s")
-        await kubectl(world, "wait", "cgd/demo", "--for=condition=Succeeded=false", "--timeout=20s")
+        await kubectl(world, "wait", "cgd/demo", "--for=condition=Stalled", "--timeout=150s")
+        await kubectl(world, "wait", "cgd/demo", "--for=condition=Succeeded=false", "--timeout=150s")
         out = await kubectl(world, "describe", "cgd", "demo")
     assert "stage prepare: " in out
 
@@ -273,7 +273,7 @@ async def test_managers_that_apply_the_same_manifest_do_not_fight_over_defaults(
 
     async with world.operator():
         await apply("argocd")
-        await kubectl(world, "wait", "cgd/quickstart", "--for=condition=Suspended", "--timeout=20s")
+        await kubectl(world, "wait", "cgd/quickstart", "--for=condition=Suspended", "--timeout=150s")
         await apply("argocd")
         both = await apply("flux")
         again = [await apply(manager) for manager in ("argocd", "flux", "argocd")]
@@ -285,7 +285,7 @@ async def test_the_operator_owns_the_status_and_nobody_owns_defaults(world: Any)
     async with world.operator():
         await kubectl(world, "apply", "--server-side", "--field-manager=argocd", "-f", "-", body=user_manifest())
         await world.end("prepare")
-        await kubectl(world, "wait", "cgd/demo", "--for=jsonpath={.status.stage}=answer", "--timeout=20s")
+        await kubectl(world, "wait", "cgd/demo", "--for=jsonpath={.status.stage}=answer", "--timeout=150s")
     owned = {one["manager"]: one["fieldsV1"] for one in (await world.get())["metadata"]["managedFields"]}
     assert set(owned) == {"argocd", "cgd-operator"}
     assert set(owned["cgd-operator"]) == {"f:status"}

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 from support.builders import CHILDREN, ENDS, RELEASE, labels, manifest, pod
+from support.patience import PATIENCE
 
 from cgd_operator.controller.children import ChildReader
 from cgd_operator.controller.queue import Loop
@@ -54,6 +55,23 @@ async def settle(loop: Loop) -> list[str]:
 
 def requests(world: Any, since: int) -> list[str]:
     return [f"{method} {path}" for method, path in list(world.embedded.requests)[since:]]
+
+
+async def quiet(world: Any, seconds: float) -> None:
+    """Wait for a time in which nothing is asked for but watches."""
+
+    async def nothing() -> bool:
+        since = len(world.embedded.requests)
+        await asyncio.sleep(seconds)
+        return not [one for one in requests(world, since) if "watch=true" not in one]
+
+    await world.until(nothing)
+
+
+@pytest.fixture
+def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sweep but the first comes while a test counts requests, however long that takes."""
+    monkeypatch.setattr("cgd_operator.controller.queue.SWEEP_SECONDS", 3600)
 
 
 async def test_pokes_that_come_together_are_one_look_and_one_that_comes_during_it_another(loop: Loop) -> None:
@@ -234,7 +252,7 @@ async def test_a_sweep_that_nobody_asked_for_takes_its_time_until_somebody_asks(
     sweep = asyncio.create_task(loop._sweep(pause=3600))
     assert await asyncio.wait({sweep}, timeout=0.5) == (set(), {sweep})
     loop.sweep_soon()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await sweep
     assert len(await settle(loop)) == 2
 
@@ -261,7 +279,7 @@ async def test_runs_whose_child_has_ended_unseen_are_looked_at_before_a_sweep_de
     await create_runs(world, 4, since=2)  # none of these has a child yet
     await end_prepare(world, "run-1")
     loop.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await loop.caught_up()
     seen: list[str] = loop.reconciler.seen  # type: ignore[attr-defined]
     assert seen == ["run-1"]
@@ -307,7 +325,7 @@ async def test_a_catch_up_is_over_when_no_run_waits_to_be_looked_at_first(
     catch_up = asyncio.create_task(loop._catch_up())
     assert await asyncio.wait({catch_up}, timeout=0.5) == (set(), {catch_up})
     held.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await catch_up
     assert not loop._first
     assert await settle(loop) == ["run-0", "run-1"]
@@ -331,7 +349,7 @@ async def test_a_catch_up_that_fails_holds_up_nothing(world: Any, loop: Loop, mo
     await create_runs(world, 1)
     monkeypatch.setattr(ChildReader, "children", unable)
     loop.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await loop.caught_up()
     monkeypatch.setattr(ChildReader, "children", able)
     loop.sweep_soon()
@@ -384,7 +402,7 @@ async def test_an_operator_that_is_ended_while_it_catches_up_has_stopped_its_loo
 
     monkeypatch.setattr(Loop, "_catch_up", endless)
     operator = asyncio.create_task(operate())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         loop = await begun
         operator.cancel()
         await asyncio.wait({operator})
@@ -392,6 +410,7 @@ async def test_an_operator_that_is_ended_while_it_catches_up_has_stopped_its_loo
 
 
 @embedded_only
+@pytest.mark.usefixtures("rarely")
 async def test_an_operator_that_starts_reads_every_child_twice_and_every_pod_once(world: Any) -> None:
     """For the children that have ended, and for everything; not for the watches."""
     await begun(world, 1)
@@ -402,11 +421,11 @@ async def test_an_operator_that_starts_reads_every_child_twice_and_every_pod_onc
         return sum(one.startswith(f"GET {path}") for one in calls)
 
     async def swept() -> bool:
-        return lists("/api/v1/pods") > 0
+        return lists("/api/v1/pods") > 0 and lists("/apis/batch/v1/jobs") > 1
 
     async with world.operator():
         await world.until(swept)
-        await asyncio.sleep(1)
+        await quiet(world, 1)
     assert lists("/apis/batch/v1/jobs") == 2
     assert lists("/api/v1/pods") == 1
 
@@ -457,6 +476,7 @@ async def test_gpu_time_alone_is_no_reason_to_write(world: Any) -> None:
 
 
 @embedded_only
+@pytest.mark.usefixtures("rarely")
 async def test_a_whole_run_costs_few_writes_and_nothing_while_it_stands_still(world: Any) -> None:
     """Children end as soon as they are there."""
     async with world.operator():
@@ -464,10 +484,7 @@ async def test_a_whole_run_costs_few_writes_and_nothing_while_it_stands_still(wo
         await world.apply()
         await world.play(*CHILDREN[:-1])
         await world.until(lambda: is_told(world, "report"))
-        await asyncio.sleep(0.5)
-        quiet = len(world.embedded.requests)
-        await asyncio.sleep(1.5)
-        assert [one for one in requests(world, quiet) if "watch=true" not in one] == []
+        await quiet(world, 1.5)
         await world.play("report")
         await world.until(lambda: has_ended(world))
         writes = [one for one in requests(world, since) if "fieldManager=cgd-operator" in one and "dryRun" not in one]
@@ -489,12 +506,13 @@ async def is_told(world: Any, stage: str) -> bool:
 
 
 @embedded_only
+@pytest.mark.usefixtures("rarely")
 async def test_the_operators_own_status_is_no_news(world: Any) -> None:
     """After a status is written, nobody asks for the run's children again."""
     async with world.operator():
         await world.apply()
         await world.until(lambda: is_told(world, "prepare"))
-        await asyncio.sleep(0.5)
+        await quiet(world, 0.5)
         since = len(world.embedded.requests)
         run = await world.get()
         patch = {"status": {"progress": "1%"}}
@@ -592,20 +610,30 @@ class Failing(Reconciler):
 async def test_a_watch_that_breaks_begins_anew(world: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cgd_operator.controller.queue.RETRY_SECONDS", 0.05)
     seen: list[str] = []
+    begun: list[str] = []
+    opened = Loop._opened
 
     def broken_once(self: Loop, kind: Any, event: str, item: Any) -> None:
         seen.append(item["metadata"]["name"])
         if len(seen) == 1:
             raise RuntimeError("a bug")
 
+    def noted(self: Loop, kind: Any, namespace: str | None) -> None:
+        begun.append(kind.plural)
+        opened(self, kind, namespace)
+
     monkeypatch.setattr(Loop, "_happened", broken_once)
+    monkeypatch.setattr(Loop, "_opened", noted)
     await create_runs(world, 1)
     loop.start()
-    await asyncio.sleep(0.5)
     child = {"metadata": {"namespace": "default", "labels": labels("answer")}, "spec": {"containers": [POD_OF_NOTHING]}}
-    for name in ("first", "second"):
-        await world.client.create(POD, {**child, "metadata": {**child["metadata"], "name": name}})
-        await asyncio.sleep(0.5)
+    for number, name in enumerate(("first", "second"), 1):
+        async with asyncio.timeout(PATIENCE):
+            while begun.count("pods") < number:  # noqa: ASYNC110  the loop keeps no event for a test
+                await asyncio.sleep(0.01)
+            await world.client.create(POD, {**child, "metadata": {**child["metadata"], "name": name}})
+            while len(seen) < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
     await loop.stop()
     assert seen == ["first", "second"]
 

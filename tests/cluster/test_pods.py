@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.builders import ended
-from support.pod_player import ago, in_an_hour, make_pod, tell_pod
+from support.pod_player import ago, in_an_hour, make_pod, stopped, tell_pod
 
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.clock import Clock
@@ -43,8 +43,9 @@ async def answering(world: Any) -> AsyncIterator[dict[str, Any]]:
         yield run
 
 
-async def test_a_deleted_pod_is_paid_for_to_its_last_second(world: Any) -> None:
+async def test_a_deleted_pod_is_paid_for_to_its_last_second(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     began = ago(100)
+    monkeypatch.setattr(Clock, "now", stopped(100, after=began))
     async with answering(world) as run:
         await make_pod(world, run, phase="Running", startTime=began, state={"running": {"startedAt": began}})
 

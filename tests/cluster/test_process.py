@@ -5,7 +5,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from support.patience import PATIENCE
+from support.ports import free_port
 
 from cgd_operator.http.progress import token
 from cgd_operator.kube.kinds import LEASE
@@ -36,11 +37,6 @@ def unshare() -> tuple[str, ...]:
         message = "unshare --pid --fork is not permitted here: run the tests as root"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
     return command
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def environment(world: Any) -> dict[str, str]:
@@ -95,7 +91,7 @@ async def test_sigterm_ends_process_1_whatever_it_does_and_leaves_no_lease(
     pid = await world.until(heard)
     await asyncio.sleep(seconds)
     os.kill(pid, signal.SIGTERM)
-    _, told = await asyncio.wait_for(process.communicate(), 10)
+    _, told = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0, told.decode()
     assert b"Traceback" not in told
     assert await holder(world) == ("another" if waits else None)
@@ -115,9 +111,9 @@ async def test_one_that_is_told_to_go_before_it_hears_that_it_leads_gives_the_le
 
     world.embedded.fault = late
     process = await asyncio.create_subprocess_exec(*PROGRAM, env=environment(world), stderr=subprocess.PIPE)
-    await asyncio.wait_for(written.wait(), 30)
+    await asyncio.wait_for(written.wait(), PATIENCE)
     process.terminate()
-    _, told = await asyncio.wait_for(process.communicate(), 10)
+    _, told = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0, told.decode()
     assert b" leads" not in told
     assert (await world.client.get(LEASE, NAME, "default"))["spec"].get("holderIdentity") is None
@@ -208,6 +204,6 @@ async def test_the_one_that_waits_takes_over(world: Any, number: signal.Signals)
     """At once from one that stops; from one that dies, when its Lease has run out."""
     async with two_operators(world) as (leads, waits):
         leads.process.send_signal(number)
-        await world.until(waits.is_("leads"), 40)
+        await world.until(waits.is_("leads"))
         await world.apply()
         await world.until(lambda: has_prepare(world))

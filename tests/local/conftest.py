@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
+from support.patience import PATIENCE
 
 from cgd_local.apiserver import ApiServer
 
@@ -87,18 +88,26 @@ Kubectl = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 async def kubectl(server: ApiServer, tmp_path: Path) -> Kubectl:
-    """Run the real kubectl: `await kubectl("apply", "-f", "-", stdin=object_or_text)`; `fails=True` wants a failure."""
+    """Run the real kubectl: `await kubectl("apply", "-f", "-", stdin=object_or_text)`; `fails=True` wants a failure,
+    `lines` ends a kubectl that goes on when it has printed so many."""
     config = tmp_path / "kubeconfig"
     config.write_text(server.kubeconfig())
     env = os.environ | {"KUBECONFIG": str(config), "KUBECACHEDIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
 
-    async def run(*words: str, stdin: Any = None, fails: bool = False) -> str:
+    async def run(*words: str, stdin: Any = None, fails: bool = False, lines: int = 0) -> str:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             KUBECTL, *words, env=env, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
         )
+        if lines:
+            assert process.stdout
+            async with asyncio.timeout(PATIENCE):
+                printed = [await process.stdout.readline() for _ in range(lines)]
+            process.kill()
+            await process.communicate()
+            return b"".join(printed).decode()
         text = stdin if isinstance(stdin, str) else yaml.safe_dump(stdin) if stdin else ""
-        out, _ = await asyncio.wait_for(process.communicate(text.encode()), 30)
+        out, _ = await asyncio.wait_for(process.communicate(text.encode()), PATIENCE)
         assert bool(process.returncode) == fails, out.decode()
         return out.decode()
 
@@ -209,12 +218,22 @@ def eventually() -> Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]:
     """Ask again until the answer is true, and return it: `await eventually(lambda: client.get(path))`."""
 
     async def ask(question: Callable[[], Awaitable[Any]]) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not (answer := await question()):  # noqa: ASYNC110  the answer is another process's
                 await asyncio.sleep(0.02)
         return answer
 
     return ask
+
+
+@pytest.fixture
+def watched(server: ApiServer, eventually: Any) -> Callable[[], Awaitable[Any]]:
+    """Wait until somebody watches widgets: `await watched()`."""
+
+    async def feeds() -> Any:
+        return server.registry.store.shelf("widgets.demo.example.com").feeds
+
+    return lambda: eventually(feeds)
 
 
 @pytest.fixture

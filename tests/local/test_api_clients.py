@@ -8,6 +8,7 @@ import pytest
 import yaml
 from kubernetes.aio import client as k8s
 from kubernetes.aio import config, watch
+from support.patience import PATIENCE
 
 WIDGETS = "/apis/demo.example.com/v1/namespaces/default/widgets"
 WHERE = ("demo.example.com", "v1", "default", "widgets")
@@ -77,10 +78,10 @@ async def running(registry, **settings):
             registry=registry, standalone=True, clusterwide=True, stop_flag=stop, ready_flag=ready, **settings
         )
     )
-    await asyncio.wait_for(ready.wait(), 20)
+    await asyncio.wait_for(ready.wait(), PATIENCE)
     yield
     stop.set()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, PATIENCE)
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ async def seen(queue, *wanted):
     """Wait until all of these events have come, in any company."""
     missing = set(wanted)
     while missing:
-        missing.discard(await asyncio.wait_for(queue.get(), 20))
+        missing.discard(await asyncio.wait_for(queue.get(), PATIENCE))
 
 
 async def test_kopf_sees_what_exists_what_comes_and_what_goes(registry, widgets, make):
@@ -142,7 +143,7 @@ async def test_kopf_writes_status_events_and_finalizers(registry, widgets, make,
         assert (await eventually(events))[0]["involvedObject"]["name"] == "w"
         assert (await widgets.get(WIDGETS + "/w"))["metadata"]["finalizers"]
         await widgets.delete(WIDGETS + "/w")
-        assert await asyncio.wait_for(done.get(), 20) == ("w", "made")
+        assert await asyncio.wait_for(done.get(), PATIENCE) == ("w", "made")
         await eventually(gone)
 
 

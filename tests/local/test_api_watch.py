@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from support.patience import PATIENCE
 
 WIDGETS = "/apis/demo.example.com/v1/namespaces/default/widgets"
 W = WIDGETS + "/w"
@@ -121,19 +122,19 @@ async def test_a_client_that_leaves_takes_its_feed_along(server, widgets, eventu
     await eventually(forgotten)
 
 
-async def test_deleting_a_definition_ends_the_watches_of_its_kind(widgets):
+async def test_deleting_a_definition_ends_the_watches_of_its_kind(widgets, watched):
     watching = asyncio.create_task(widgets.watch(WIDGETS, 1))
-    await asyncio.sleep(0.05)
+    await watched()
     await widgets.delete("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/widgets.demo.example.com")
-    assert await asyncio.wait_for(watching, 5) == []
+    assert await asyncio.wait_for(watching, PATIENCE) == []
 
 
-async def test_stopping_the_server_ends_watches_and_starting_it_keeps_the_objects(server, widgets, make):
+async def test_stopping_the_server_ends_watches_and_starting_it_keeps_the_objects(server, widgets, make, watched):
     await widgets.post(WIDGETS, make.widget())
     watching = asyncio.create_task(widgets.watch(WIDGETS, 2))
-    await asyncio.sleep(0.05)
+    await watched()
     await server.stop()
-    assert told(await asyncio.wait_for(watching, 5)) == [("ADDED", "w")]
+    assert told(await asyncio.wait_for(watching, PATIENCE)) == [("ADDED", "w")]
     await server.start(int(server.url.rsplit(":", 1)[1]))
     assert (await widgets.get(W))["spec"]["size"] == 3
 

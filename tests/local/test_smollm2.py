@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 from cgd_local import smollm2
 
@@ -95,17 +96,17 @@ def test_callers_that_come_together_make_it_once(folder: Path, maker: Maker) -> 
 
     def slow(empty: Path) -> None:
         entered.set()
-        assert release.wait(10)
+        assert release.wait(PATIENCE)
         maker(empty)
 
     first = threading.Thread(target=smollm2.make_once, args=(folder, slow))
     second = threading.Thread(target=smollm2.make_once, args=(folder, maker))
     first.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE)
     second.start()
     release.set()
-    first.join(10)
-    second.join(10)
+    first.join(PATIENCE)
+    second.join(PATIENCE)
     assert maker.calls == 1
 
 

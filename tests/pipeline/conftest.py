@@ -12,22 +12,24 @@ from typing import Any
 
 import pytest
 
-from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.background import image_environment, upload_model
+from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import RUN
 
 BIN = Path(sys.executable).parent
+RUN_SECONDS = 850
+"""The patience with a whole run; below the tests' time-out."""
 QUESTIONS = [
     {"question": f"Ann has {n} apples and gives 2 to Ben. How many are left?", "answer": f"#### {n - 2}"}
     for n in range(3, 15)
 ]
 
 
-async def until(true: Callable[[], Awaitable[Any]], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
+async def until(true: Callable[[], Awaitable[Any]]) -> Any:
+    deadline = time.monotonic() + RUN_SECONDS
     while not (answer := await true()):
         assert time.monotonic() < deadline, "it never became true"
         await asyncio.sleep(0.1)
@@ -127,13 +129,13 @@ class Stand:
         conditions = (await self.run(name)).get("status", {}).get("conditions", [])
         return next((one for one in conditions if one["type"] == kind), {"status": "Unknown", "message": ""})
 
-    async def ended(self, name: str, seconds: float = 400) -> Object:
+    async def ended(self, name: str) -> Object:
         """The run, when it has succeeded or failed."""
 
         async def over() -> bool:
             return bool((await self.condition(name, "Succeeded"))["status"] != "Unknown")
 
-        await until(over, seconds)
+        await until(over)
         return await self.run(name)
 
     def stored(self, prefix: str) -> dict[str, bytes]:

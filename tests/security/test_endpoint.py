@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from support.patience import PATIENCE
 from support.stage_builders import each, generate_work, task
 
 from cgd_stages.contract import PROGRESS_TOKEN, TEACHER_API_KEY, Endpoint, Exit, LastWords, Rows, Sampling, Storage
@@ -30,7 +31,7 @@ from cgd_stages.method import prompts
 from cgd_stages.runtime.progress import Reporter
 
 KEY = "sk-of/the+teacher=="
-QUICK = Patience(timeout=5.0, tries=2, first_pause=0.01, longest_pause=0.01)
+QUICK = Patience(timeout=60.0, tries=2, first_pause=0.01, longest_pause=0.01)
 
 
 class Server(ThreadingHTTPServer):
@@ -405,9 +406,9 @@ def test_a_server_that_keeps_the_connection_open_is_not_waited_for(serve):
     def rule(handler: BaseHTTPRequestHandler) -> None:
         answering(200, body)(handler)
         handler.wfile.flush()
-        held.wait(5.0)
+        held.wait(PATIENCE)
 
-    reply = ask(serve(rule).url, Patience(timeout=3.0, tries=1))
+    reply = ask(serve(rule).url, Patience(timeout=60.0, tries=1))
     held.set()
     assert isinstance(reply, Completion)
 

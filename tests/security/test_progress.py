@@ -18,6 +18,7 @@ import kopf
 import pytest
 from cluster.conftest import world  # noqa: F401  a fixture
 from support.builders import RELEASE, UID, ended, labels, manifest, pod
+from support.patience import PATIENCE
 
 from cgd_operator import handlers, process
 from cgd_operator.controller.queue import Loop
@@ -70,7 +71,7 @@ async def send(server: Any, data: bytes, *, half: bool = False) -> bytes:
         writer.write(data)
         if half:
             writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), PATIENCE)
     finally:
         writer.close()
         with suppress(ConnectionError):
@@ -454,7 +455,7 @@ async def test_one_connection_too_many_ends_the_oldest_and_whoever_is_well_is_an
     assert (await stand.post())[0] == 200
     assert len(stand.server._listener._open) <= 3
     with suppress(ConnectionResetError):
-        assert await asyncio.wait_for(idle[0][0].read(), 20) == b""
+        assert await asyncio.wait_for(idle[0][0].read(), PATIENCE) == b""
     for _, writer in idle:
         writer.close()
 

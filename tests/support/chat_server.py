@@ -14,7 +14,7 @@ from cgd_stages.engines.openai_server import Patience
 from cgd_stages.method import prompts
 from support.stage_builders import each
 
-QUICK = Patience(timeout=5.0, tries=3, first_pause=0.01, longest_pause=0.05)
+QUICK = Patience(timeout=60.0, tries=3, first_pause=0.01, longest_pause=0.05)
 Answer = tuple[int, dict[str, str], Any]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from cgd_local.cluster import LocalCluster
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import EVENT, JOB, POD, PYTORCHJOB, TRAININGRUNTIME, TRAINJOB, Kind
+from support.patience import PATIENCE
 
 FAST = 0.05  # seconds of back-off
-PATIENCE = float(os.environ.get("CGD_TEST_PATIENCE", "20"))
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 GRACE = {"terminationGracePeriodSeconds": 1}
 """A shell is PID 1 of its container, and ignores SIGTERM unless it has a trap for it."""

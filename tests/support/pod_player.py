@@ -1,5 +1,6 @@
 """A pod of a run as its kubelet tells of it, for tests whose API server has no nodes."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,3 +37,9 @@ async def tell_pod(world: Any, **status: Any) -> None:
 def in_an_hour(_: Clock) -> datetime:
     """The API server's time in place of `Clock.now`, an hour later."""
     return datetime.now(UTC) + timedelta(hours=1)
+
+
+def stopped(seconds: float, after: str) -> Callable[[Clock], datetime]:
+    """A clock, in place of `Clock.now`, that stands so many seconds after a moment."""
+    moment = datetime.fromisoformat(after) + timedelta(seconds=seconds)
+    return lambda _: moment

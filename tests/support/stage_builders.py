@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -224,13 +225,14 @@ class Program:
         with self._log.open("wb") as log:
             return subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=log, stderr=log)
 
-    def send_when(self, seen: Callable[[Progress], bool], number: signal.Signals) -> None:
-        """Send a signal as soon as a progress report is like that."""
+    def send_once(self, true: Callable[[], object], number: signal.Signals) -> None:
+        """Send a signal as soon as something is true of what is stored. Progress reports come every two seconds: in
+        that time a fast machine ends a test's work."""
         while self._process.poll() is None:
-            report = self.progress.wait(0.2)
-            if report and seen(report):
+            if true():
                 self._process.send_signal(number)
                 return
+            time.sleep(0.02)
         raise AssertionError(f"it ended before the signal:\n{self._log.read_text()}")
 
     def send(self, number: signal.Signals) -> None:

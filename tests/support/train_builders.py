@@ -16,12 +16,14 @@ from cgd_stages.contract import Model, Objective, RunRef, StageFacts, StageTask,
 from cgd_stages.method.examples import row_example
 from cgd_stages.store.benchmarks import store_benchmarks
 from cgd_stages.store.bucket import Bucket
-from cgd_stages.store.folder import PARTS, Folder
+from cgd_stages.store.folder import DONE, PARTS, Folder
 from cgd_stages.store.rows import Row, digest_of, now, row_schema
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
 from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.training.checkpoints import CHECKPOINTS
 from cgd_stages.training.job import MODEL, read_records
+from support.patience import PATIENCE
 from support.ports import free_port
 from support.stage_builders import RUN, context
 
@@ -129,17 +131,24 @@ def places(nodes: int) -> list[dict[str, str]]:
     return [job | {"PET_NODE_RANK": str(rank)} for rank in range(nodes)]
 
 
+def has_checkpoint(bucket: Bucket) -> bool:
+    """Whether any training has stored a whole checkpoint."""
+    return any(stored.key.endswith(f"/{DONE}") and f"/{CHECKPOINTS}" in stored.key for stored in bucket.list())
+
+
 def until_gone(folder: Path) -> None:
     """Wait until no process works on the folder any more, though its launcher may have been killed."""
-    for _ in range(100):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         if not commands(folder):
             return
-        time.sleep(0.2)
+        time.sleep(0.1)
     raise AssertionError("processes of the killed pod live on")
 
 
 def until_torchrun_has_started_processes(folder: Path) -> None:
-    for _ in range(600):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         if any(b"torch.distributed.run" not in command for command in commands(folder)):
             return
         time.sleep(0.1)

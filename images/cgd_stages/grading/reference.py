@@ -40,10 +40,8 @@ def marked_answer(reference: str) -> str:
 
 def is_in_words(value: str) -> bool:
     """Whether a reference's value is made of words, or of a chemical formula: no number, letter or expression."""
-    return (
-        "->" in value
-        or bool(re.match(r"(?:the\s+)?[A-Za-z]+\d?[A-Za-z]", value.strip()))
-        and not re.search(r"[\\=+^_*/<>$]", value)
+    return "->" in value or (
+        bool(re.match(r"(?:the\s+)?[A-Za-z]+\d?[A-Za-z]", value.strip())) and not re.search(r"[\\=+^_*/<>$]", value)
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.local_world import FAST, IMAGE, World, container, containers_below, eventually, phase
+from support.patience import PATIENCE
 
 from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.controllers import stop_task
@@ -56,7 +57,7 @@ async def test_however_our_process_ends_the_pods_processes_end_too(tmp_path, num
     process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.DEVNULL)
     await container_below(tmp_path)
     os.kill(process.pid, number)
-    await asyncio.wait_for(process.wait(), 60)  # it has a cluster to take down, on a busy machine
+    await asyncio.wait_for(process.wait(), PATIENCE)  # it has a cluster to take down, on a busy machine
     await eventually(lambda: not containers_below(tmp_path), "end of the container")
 
 
@@ -68,9 +69,9 @@ async def test_ctrl_c_ends_the_demo_though_it_was_started_in_the_background(tmp_
         stdout=asyncio.subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
-    assert (await asyncio.wait_for(process.stdout.readline(), 60)).startswith(b"S3 ")
+    assert (await asyncio.wait_for(process.stdout.readline(), PATIENCE)).startswith(b"S3 ")
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 60) == 130
+    assert await asyncio.wait_for(process.wait(), PATIENCE) == 130
     assert not containers_below(tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import PATIENCE
 
 from cgd_local.pods import confine, launch
 
@@ -17,10 +18,13 @@ CORES = sorted(os.sched_getaffinity(0))
 def cores_of(folder: Path, container: dict[str, Any]) -> list[int]:
     log = folder / "log"
     log.unlink(missing_ok=True)
-    script = f"import time; time.sleep(0.2); {COUNT}"  # longer than the moment before the limit is set
+    confined = folder / "confined"
+    confined.unlink(missing_ok=True)
+    script = f"import pathlib, time\nwhile not pathlib.Path({str(confined)!r}).exists(): time.sleep(0.02)\n{COUNT}"
     process: subprocess.Popen[bytes] = launch([sys.executable, "-c", script], dict(os.environ), folder, log)
     confine(process, container)
-    assert process.wait(10) == 0
+    confined.touch()
+    assert process.wait(PATIENCE) == 0
     found: list[int] = eval(log.read_text())  # noqa: S307 (a list of numbers that this test printed)
     return found
 

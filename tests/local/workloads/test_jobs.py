@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.local_world import condition, phase, true
+from support.patience import PATIENCE
 
 from cgd_local.controllers import Controller, Decision
 from cgd_local.jobs import TRACKED, View, decide
@@ -173,7 +174,7 @@ async def test_a_failed_look_is_logged_and_repeated(local_cluster, caplog):
         await client.create(JOB, {"metadata": meta, "spec": {**body, "suspend": True}})
         running = asyncio.create_task(Controller(client, JOB, flaky).run())
         with caplog.at_level(logging.ERROR):
-            await asyncio.wait_for(done.wait(), 10)
+            await asyncio.wait_for(done.wait(), PATIENCE)
         running.cancel()
         await asyncio.wait([running])
         await client.delete(JOB, "flaky", "default")

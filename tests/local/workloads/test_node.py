@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.local_world import KUBECTL, condition, container, containers_below, eventually
+from support.patience import PATIENCE
 
 from cgd_local.node import requests_of
 from cgd_local.pods import pod_namespace
@@ -332,7 +333,7 @@ async def test_the_news_of_a_deletion_has_the_pods_last_state(world):
                 return pod
         raise AssertionError("the watch has ended")
 
-    pod = await asyncio.wait_for(deleted(), 20)
+    pod = await asyncio.wait_for(deleted(), PATIENCE)
     assert (pod["status"]["phase"], ended(pod)["exitCode"]) == ("Failed", 143)
     assert ended(pod)["finishedAt"] >= ended(pod)["startedAt"]
 
@@ -450,9 +451,9 @@ async def test_kubectl_follows_a_log_to_its_end(world):
     await world.pod('echo one; while [ ! -e "$HOME/end" ]; do sleep 0.02; done; echo two')
     await world.running()
     logs = await kubectl_logs(world, "p", "-f")
-    assert await asyncio.wait_for(logs.stdout.readline(), 10) == b"one\n"
+    assert await asyncio.wait_for(logs.stdout.readline(), PATIENCE) == b"one\n"
     (world.folder() / "end").touch()
-    output, _ = await asyncio.wait_for(logs.communicate(), 10)
+    output, _ = await asyncio.wait_for(logs.communicate(), PATIENCE)
     assert output == b"two\n"
 
 

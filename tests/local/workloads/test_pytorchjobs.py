@@ -216,7 +216,7 @@ async def test_the_crd_refuses_a_replica_without_a_template(world):
 async def test_kubectl_waits_for_the_end_and_shows_the_state(world):
     await world.pytorchjob("true", 2)
     words = ["--kubeconfig", str(world.cluster.kubeconfig_path), "-n", world.namespace]
-    waiting = ["wait", "--for=condition=Succeeded", "--timeout=60s", "pytorchjob/t"]
+    waiting = ["wait", "--for=condition=Succeeded", "--timeout=150s", "pytorchjob/t"]
     wait = await asyncio.create_subprocess_exec(KUBECTL, *words, *waiting, stdout=asyncio.subprocess.DEVNULL)
     assert await wait.wait() == 0
     kubectl = await asyncio.create_subprocess_exec(KUBECTL, *words, "get", "pytorchjob", stdout=asyncio.subprocess.PIPE)

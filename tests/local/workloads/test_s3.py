@@ -9,6 +9,7 @@ import sys
 import pytest
 from botocore.exceptions import ClientError
 from support.local_world import alive, eventually
+from support.patience import PATIENCE
 
 from cgd_local.s3 import GRPC_OFFSET, SeaweedFS, choose_ports
 
@@ -56,7 +57,7 @@ async def test_it_dies_with_its_parent(tmp_path):
     )
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
     assert parent.stdout
-    launcher = int(await asyncio.wait_for(parent.stdout.readline(), 30))
+    launcher = int(await asyncio.wait_for(parent.stdout.readline(), PATIENCE))
     os.kill(parent.pid, signal.SIGKILL)
     await parent.wait()
     await eventually(lambda: not alive(launcher), "end of the server")

@@ -1,13 +1,13 @@
 """A kubelet whose words come late: what happens goes on meanwhile, and the end is told before the pod is gone."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest_asyncio
 from support.local_world import FAST, IMAGE, World, phase
+from support.patience import PATIENCE
 
 from cgd_local.cluster import LocalCluster
 from cgd_local.node import Node
@@ -47,38 +47,45 @@ def container_of(pod: Object) -> Object:
 
 
 async def test_what_has_begun_and_ended_is_told_later_with_the_times_at_which_it_was(world: World) -> None:
-    began = time.time()
-    await world.pod("sleep 0.3; exit 3")
-    await world.written("logs/main/0.log")
-    assert phase(await world.until(POD, "p", bool)) == "Pending", "it runs, and nobody knows"
+    await world.pod("until [ -e $HOME/end ]; do sleep 0.02; done; exit 3")
+    begun = container_of(await world.running())["running"]["startedAt"]
+    assert seconds_since(begun) > LAG, "it ran, and nobody knew"
+    (world.folder() / "end").touch()
     end = container_of(await world.ended())["terminated"]
-    assert time.time() - began > LAG
-    finished = datetime.fromisoformat(end["finishedAt"]).timestamp()
-    assert finished < datetime.now(UTC).timestamp() - LAG + 1
-    assert end["exitCode"] == 3
+    assert (end["startedAt"], end["exitCode"]) == (begun, 3)
+    assert seconds_since(end["finishedAt"]) > LAG
+
+
+def seconds_since(moment: str) -> float:
+    """At least; the kubelet cuts off the parts of a second."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
 
 
 async def test_several_changes_in_a_short_time_are_told_as_one(world: World) -> None:
-    told: list[tuple[str, Object]] = []
-    listening = asyncio.Event()
-    watch = asyncio.create_task(changes(world, told, listening))
-    await asyncio.wait_for(listening.wait(), 10)
-    await world.pod("true")
-    await world.ended()
-    await world.client.delete(POD, "p", "default")
-    await asyncio.wait_for(watch, 20)
-    assert "Running" not in {phase(pod) for _, pod in told}
+    """One pod of ten at least begins and ends in a short time, also on a busy machine."""
+    for _ in range(10):
+        told: list[tuple[str, Object]] = []
+        listening = asyncio.Event()
+        watch = asyncio.create_task(changes(world, told, listening))
+        await asyncio.wait_for(listening.wait(), PATIENCE)
+        await world.pod("true")
+        await world.ended()
+        await world.client.delete(POD, "p", "default")
+        await asyncio.wait_for(watch, PATIENCE)
+        if "Running" not in {phase(pod) for _, pod in told}:
+            return
+    raise AssertionError("each pod was told of as running")
 
 
 async def test_a_deleted_pod_goes_only_when_its_end_is_told(world: World) -> None:
     told: list[tuple[str, Object]] = []
     listening = asyncio.Event()
     watch = asyncio.create_task(changes(world, told, listening))
-    await asyncio.wait_for(listening.wait(), 10)
+    await asyncio.wait_for(listening.wait(), PATIENCE)
     await world.pod(SAYS_GOODBYE, terminationGracePeriodSeconds=30)
     await world.running()
     await world.client.delete(POD, "p", "default")
-    await asyncio.wait_for(watch, 20)
+    await asyncio.wait_for(watch, PATIENCE)
     states = [(event, phase(pod)) for event, pod in told]
     assert states[-2:] == [("MODIFIED", "Failed"), ("DELETED", "Failed")]
     assert container_of(told[-1][1])["terminated"]["exitCode"] == 143
@@ -88,11 +95,11 @@ async def test_a_deletion_that_comes_while_the_end_is_on_its_way_loses_nothing(w
     told: list[tuple[str, Object]] = []
     listening = asyncio.Event()
     watch = asyncio.create_task(changes(world, told, listening))
-    await asyncio.wait_for(listening.wait(), 10)
+    await asyncio.wait_for(listening.wait(), PATIENCE)
     await world.pod("until [ -e $HOME/end ]; do sleep 0.02; done; exit 3")
     await world.running()
     (world.folder() / "end").touch()
     await asyncio.sleep(LAG / 2)
     await world.client.delete(POD, "p", "default", grace=30)
-    await asyncio.wait_for(watch, 20)
+    await asyncio.wait_for(watch, PATIENCE)
     assert container_of(told[-1][1])["terminated"]["exitCode"] == 3

@@ -8,6 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 from support.builders import RELEASE, run
+from support.patience import PATIENCE
 
 from cgd_operator.planning.dag import BACKENDS, plan
 from cgd_operator.planning.manifests import LISTENS, manifest, progress_secret, secret_name, training_runtime
@@ -66,7 +67,7 @@ def test_sigterm_waits_only_where_the_first_process_is_known_to_have_no_handler(
     command = [part.replace("/proc/1/status", str(file)) for part in LISTENS]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as hook:
         try:
-            hook.wait(timeout=0.5 if waits else 20)
+            hook.wait(timeout=0.5 if waits else PATIENCE)
         except subprocess.TimeoutExpired:
             hook.kill()
             assert waits

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from support.chat_server import QUICK, Answer, ask, chat
+from support.patience import PATIENCE
 from support.stage_builders import context, each, generate_work, prepared
 
 from cgd_stages.contract import Endpoint, Repetition, Sampling
@@ -121,7 +122,7 @@ def test_a_credit_that_is_used_up_rejects_no_row_and_what_is_under_way_is_not_lo
 
     def rule(question: str, before: int) -> Answer:
         if question == "long":  # is answered after others have been refused, and is paid for
-            used_up.wait(5.0)
+            used_up.wait(PATIENCE)
             time.sleep(0.3)
             return chat("a long thought")
         if question in {"q0", "q1"}:
@@ -349,8 +350,8 @@ def test_a_server_that_dies_rejects_nothing_of_what_was_under_way(serve):
     def rule(question: str, before: int) -> Answer:
         if question == "slow":
             slow.set()
-            died.wait(5.0)
-        elif slow.wait(5.0) and not died.is_set():
+            died.wait(PATIENCE)
+        elif slow.wait(PATIENCE) and not died.is_set():
             threading.Timer(0.1, died.set).start()
             return chat("ok")
         return 502, {}, b"gone"

@@ -32,7 +32,7 @@ from cgd_stages.prepare.tryout import check_endpoint
 
 Json = dict[str, Any]
 Rule = Callable[[Json], tuple[int, Json]]
-QUICK = Patience(timeout=5.0, tries=2, first_pause=0.01, longest_pause=0.01)
+QUICK = Patience(timeout=60.0, tries=2, first_pause=0.01, longest_pause=0.01)
 MESSAGES = prompts.answer_messages("q")
 
 

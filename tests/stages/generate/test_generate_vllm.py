@@ -24,11 +24,13 @@ from support.stage_builders import (
 
 from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Progress
 from cgd_stages.engines.base import Completion, Request, drive
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import UserError
 from cgd_stages.method import prompts
+from cgd_stages.store.bucket import Bucket
+from cgd_stages.store.folder import PARTS
+from cgd_stages.store.rows import from_parquet
 
 # vLLM and torch warn about themselves while they are imported.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -70,11 +72,10 @@ def engine(tiny_model):
     VllmEngine.close(engine)
 
 
-def past(rows: int):
-    def seen(report: Progress) -> bool:
-        return report.rows is not None and report.rows.done >= rows
-
-    return seen
+def stored_of(bucket: Bucket, stage: str) -> int:
+    """How many rows of a stage that is at work are stored."""
+    parts = [stored.key for stored in bucket.list() if f"/{stage}/" in stored.key and f"/{PARTS}" in stored.key]
+    return sum(len(from_parquet(data)) for key in parts if (data := bucket.get(key)))
 
 
 def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_path, engine):
@@ -82,7 +83,7 @@ def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_
     answer = generate_work(tiny_model, "answer", max_rejected=0.2)
 
     stopped = VllmProgram("generate", task(storage, answer), tmp_path / "a")
-    stopped.send_when(past(1), signal.SIGTERM)
+    stopped.send_once(lambda: stored_of(bucket, "answer") > 0, signal.SIGTERM)
     ended = stopped.wait()
     assert (ended.code, ended.words.outcome) == (143, "interrupted"), ended.log
     stored = ended.words.stages["answer"].rows
@@ -94,7 +95,7 @@ def test_the_whole_way_with_sigterm_and_kill_9(bucket, storage, tiny_model, tmp_
 
     teacher = generate_work(tiny_model, "critique", "refine", max_rejected=1.0)  # it often has no word to say
     killed = VllmProgram("generate", task(storage, teacher), tmp_path / "b")
-    killed.send_when(past(512), signal.SIGKILL)
+    killed.send_once(lambda: stored_of(bucket, "critique") >= 512, signal.SIGKILL)
     assert killed.wait().code == -signal.SIGKILL
     engine.asked = 0
     halves = teacher.model_copy(update={"shards": 2})

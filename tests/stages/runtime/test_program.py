@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 from support.stage_builders import ProgressServer, generate_work, task
 
 from cgd_stages.contract import LAST_WORDS_LIMIT, Exit, LastWords, Rows, StageFacts, Storage
@@ -62,8 +63,9 @@ class Started:
 
 
 def gone(process: Path) -> bool:
-    """Whether it ends within some seconds."""
-    for _ in range(200):
+    """Whether it ends."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         if not process.exists() or "State:\tZ" in (process / "status").read_text():
             return True
         time.sleep(0.05)
@@ -224,7 +226,7 @@ def test_progress_is_sent_with_the_token_of_the_moment(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(token))
     reporter = Reporter(3, server.url)
     reporter.report("answer", Rows(total=8, done=3, rejected=1), tokens_per_second=12.5, eta=61.2, metrics={"a": 0.5})
-    sent = server.wait(10)
+    sent = server.wait(PATIENCE)
     reporter.close()
     server.close()
     assert sent
@@ -254,7 +256,7 @@ def test_the_operator_says_when_it_wants_the_next_report_but_a_stage_that_begins
     reporter = Reporter(0, server.url)
     for stage, done in (("critique", 1), ("refine", 1), ("critique", 8)):
         reporter.report(stage, Rows(total=8, done=done))
-        report = server.wait(10)
+        report = server.wait(PATIENCE)
         assert report
         assert (report.stage, report.rows) == (stage, Rows(total=8, done=done))
     reporter.report("refine", Rows(total=8, done=2))

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from support.patience import PATIENCE
 from support.stage_builders import RUN, context
 from support.train_builders import STAGE, distilled, quadruple, refined, train_work
 
@@ -129,7 +130,7 @@ def test_another_pod_stays_until_the_first_one_has_stored_the_model(
             other.result(timeout=0.5)
         monkeypatch.setenv("PET_NODE_RANK", "0")
         first = train.main(training(storage, tmp_path / "first", second_of_two.work))
-        other.result(timeout=60)
+        other.result(timeout=PATIENCE)
     assert first.keys() == {STAGE}
 
 
@@ -141,20 +142,23 @@ def test_a_first_pod_that_stores_nothing_is_taken_for_lost_and_both_are_tried_ag
         train.main(second_of_two.context)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_first_pod_that_still_stores_is_waited_for(second_of_two: train.Stage) -> None:
-    stage, began = second_of_two, time.monotonic()
+def test_a_first_pod_that_still_stores_is_waited_for(
+    second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which nearly all of its patience passes between two looks."""
+    looks = 0
 
-    def store() -> None:
-        while time.monotonic() < began + 0.6:
-            stage.folder.put(f"model/{time.monotonic_ns()}", b"x")
-            time.sleep(0.05)
+    def look(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks <= 5:
+            second_of_two.folder.put(f"model/{looks}", b"x")
 
-    with ThreadPoolExecutor() as pool:
-        pool.submit(store)
-        with pytest.raises(TransientError):
-            train._await_promise(stage)
-    assert time.monotonic() > began + 0.6
+    monkeypatch.setattr(second_of_two.context.stop, "wait", look)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: looks * 0.9 * train.SILENT_SECONDS))
+    with pytest.raises(TransientError, match="the first pod has stored nothing more"):
+        train._await_promise(second_of_two)
+    assert looks == 7, "five objects, and twice nothing"
 
 
 NODE = Node(rank=0, nodes=1, processes=3, master="", port="")

@@ -22,6 +22,7 @@ from support.stage_builders import (
 )
 from support.train_builders import (
     STAGE,
+    has_checkpoint,
     places,
     plain_loss,
     plain_training,
@@ -36,7 +37,7 @@ from support.train_builders import (
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Adapter, Exit, Objective, Progress, Storage, Validation
+from cgd_stages.contract import Adapter, Exit, Objective, Storage, Validation
 from cgd_stages.method import prompts
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
@@ -50,13 +51,6 @@ LONG = {"epochs": 40, "learning_rate": 1e-4, "checkpoint_every_steps": 10}
 """Long enough for a signal to arrive in the middle."""
 MEASURED: dict[str, Objective] = {"validation_loss": "CGD", "bare_validation_loss": "RefinedSFT"}
 """The losses of CGD on held-out rows, and the objectives with such examples."""
-
-
-def past(step: int):
-    def seen(report: Progress) -> bool:
-        return any(metric.name == "step" and float(metric.value) >= step for metric in report.trainer_status.metrics)
-
-    return seen
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +73,7 @@ def test_two_packing_processes_stopped_by_sigterm_go_on_where_they_were(
     refined(bucket, ROWS)
     work = train_work(tiny_model, processes_per_worker=2, zero_stage=2, packing=True, **LONG)
     first = Program("train", train_task(storage, work), tmp_path / "a")
-    first.send_when(past(1), signal.SIGTERM)
+    first.send_once(lambda: has_checkpoint(bucket), signal.SIGTERM)
     stopped = first.wait()
     assert stopped.code == Exit.INTERRUPTED, stopped.log
     assert stopped.words.outcome == "interrupted"
@@ -138,7 +132,7 @@ def test_two_pods_go_on_from_the_newest_checkpoint_after_one_was_killed(
         ]
 
     master, worker = pods(tmp_path / "a")
-    master.send_when(past(11), signal.SIGKILL)
+    master.send_once(lambda: has_checkpoint(bucket), signal.SIGKILL)
     assert master.wait().code == -signal.SIGKILL
     left = worker.wait()
     assert left.code == Exit.RETRY, left.log
@@ -179,7 +173,7 @@ def test_two_processes_that_train_an_adapter_go_on_after_sigterm_as_a_plain_loop
     given = LONG | {"epochs": 12, "adapter": Adapter(rank=4, alpha=8), "learning_rate": 1e-3, "zero_stage": zero_stage}
     work = train_work(tiny_model, processes_per_worker=2, **given)
     first = Program("train", train_task(storage, work), tmp_path / "a")
-    first.send_when(past(1), signal.SIGTERM)
+    first.send_once(lambda: has_checkpoint(bucket), signal.SIGTERM)
     stopped = first.wait()
     assert stopped.code == Exit.INTERRUPTED, stopped.log
 

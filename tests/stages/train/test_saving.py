@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support.patience import PATIENCE
 from support.stage_builders import RUN
 from support.train_builders import STAGE, train_work
 
@@ -22,7 +23,6 @@ from cgd_stages.training.checkpoints import Checkpoints
 from cgd_stages.training.job import CHECKPOINTS, Job
 
 CURVE = [{"step": 1.0, "loss": 2.0}]
-PATIENCE = 30.0
 
 
 class Disk:
