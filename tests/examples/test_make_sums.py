@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cgd_stages.grading.extraction import reference_answer
+from cgd_stages.grading.reference import reference_answer
 from replicate import tutor
 from replicate.arithmetic import read_question
 from replicate.study import sums_of
