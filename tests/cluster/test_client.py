@@ -213,7 +213,7 @@ async def test_a_watch_goes_on_from_its_last_bookmark_when_its_connection_is_cut
 async def test_a_watch_with_a_line_that_is_no_json_goes_on_where_it_was(
     world: Any, listener: Listen, line: bytes
 ) -> None:
-    told = []
+    told: list[str] = []
 
     async def once(request: web.Request) -> web.StreamResponse | None:
         if told or "watch=true" not in request.query_string:
