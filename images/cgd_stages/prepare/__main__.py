@@ -50,6 +50,7 @@ from cgd_stages.prepare.tryout import (
     check_engine,
     check_published,
     read_template,
+    refuse_other_tokens,
     try_conversations,
     try_grading,
     try_out,
@@ -175,6 +176,8 @@ def _check_models(context: Context, work: Prepare, chats: dict[str, Chat]) -> tu
             )
     spoken = models[-1].template if work.teacher else None
     _warn_of_empty_thoughts(work, spoken)
+    if spoken and any(score.model == work.teacher for score in work.scores or ()):
+        refuse_other_tokens(student.template, spoken)
     try_out(work, student.template, spoken)
     if work.gpu_memory:
         gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)

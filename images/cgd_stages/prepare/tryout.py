@@ -222,6 +222,21 @@ def check_published(context: Context, published: Published) -> None:
 # --- engines ----------------------------------------------------------------------------------------------------
 
 
+def refuse_other_tokens(student: ChatTemplate, teacher: ChatTemplate) -> None:
+    """Raise UserError unless every token of the student is the teacher's token of the same id: its probabilities are
+    learned by id. The teacher may have more tokens."""
+    own, others = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    different = sorted((number, token) for token, number in own.items() if others.get(token) != number)
+    if not different:
+        return
+    number, token = different[0]
+    raise UserError(
+        f"{len(different)} of {len(own)} tokens of {student.name} are not tokens of {teacher.name} with the same id, "
+        f"such as {token!r} ({number}); the kind SupervisedKD learns probabilities by their ids",
+        hint="Take a teacher with the student's tokens, as of one family, or the kind DistilledSFT, which learns texts.",
+    )
+
+
 def check_engine(context: Context, served: Served) -> dict[str, str]:
     """Raise UserError when vLLM refuses the engine's arguments or the sampling of its requests. Returns the commit of
     the model that writes its drafts, by name, if that is on the hub."""

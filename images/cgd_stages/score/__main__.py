@@ -30,6 +30,7 @@ from cgd_stages.engines.scorer import Scorer, Scores, Text, is_sound
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method.examples import row_example, wording
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import context_length, read_config
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.folder import PARTS, Folder, ShardMarker
@@ -77,15 +78,23 @@ def main(context: Context) -> dict[str, StageFacts]:
         shard = folder.shard_marker(context.shard, work.shards)
         nothing = StageFacts(digest=done.digest, output_uri=done.facts.output_uri)
         return {name: shard.facts if shard else done.facts if context.shard == 0 else nothing}
-    share = Shard(context, template, source, folder)
-    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
-    return {name: share.score(lambda: Scorer(fetch(model), work.engine, work.top_k), inputs)}
+    config = read_config(
+        resolve.fetch(model, context.store, context.scratch, weights=False), model, "the scoring model"
+    )
+    # Room for the longest example, and for the one token that an engine must write.
+    room = min(work.max_sequence_length + 1, context_length(config, work.engine, model, "the scoring model"))
+    engine = work.engine.model_copy(update={"max_model_len": room})
+    share = Shard(context, template, source, folder, room - 1)
+    fetch = partial(resolve.fetch, model, context.store, context.scratch)
+    return {name: share.score(lambda: Scorer(fetch(), engine, work.top_k), inputs)}
 
 
 class Shard:
     """This pod's share of the rows, of which some may be scored already."""
 
-    def __init__(self, context: Context, template: ChatTemplate, source: Folder, folder: Folder) -> None:
+    def __init__(self, context: Context, template: ChatTemplate, source: Folder, folder: Folder, longest: int) -> None:
+        self._longest = longest
+        """Tokens of an example, at most."""
         self._context, self._work = context, context.work_of(Score)
         self._template, self._folder, self._source = template, folder, source
         self._started, self._clock = now(), time.monotonic()
@@ -133,7 +142,7 @@ class Shard:
                     self._template,
                     self._work.objective,
                     row,
-                    max_length=self._work.max_sequence_length,
+                    max_length=self._longest,
                     thinking=self._work.thinking,
                     instruction_turn=self._work.context,
                 )
