@@ -5,7 +5,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo test bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures lint format crds constraints images pin-base check-images clean help
+.PHONY: demo test test-methods bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -14,8 +14,11 @@ demo: .venv/ready ## Run a whole CGDRun on this machine: real operator, kubectl,
 	@$(BIN)/python -m cgd_local
 
 test: .venv/ready ## Run all tests
-	$(BIN)/pytest -n 3 --dist worksteal -m "not slow"
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/pytest -n 3 --dist worksteal -m "not slow and not methods"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not methods"
+
+test-methods: .venv/ready ## Whole runs on real parts that take too long for CI, such as those of examples/thinking
+	$(BIN)/pytest -n 0 -m methods tests/methods
 
 bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 

@@ -147,7 +147,9 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_warm)
         case contract.Score() as work:
             # An engine reads the example, and writes a token that nobody reads.
-            rows = assumptions.rows * (1 if work.objective == "DistilledSFT" else run.spec.generation.answer.samples)
+            generation = run.spec.generation
+            refinements = generation.answer.samples * generation.refine.samples
+            rows = assumptions.rows * (generation.distill.samples if work.objective == "DistilledSFT" else refinements)
             read = rows * _tokens(work.objective, assumptions, thoughts)
             model = student if child.pool == "student" else assumptions.of_teacher
             yield _generated(child, stage, rows, read, 0, model, assumptions)

@@ -233,7 +233,7 @@ def refuse_other_tokens(student: ChatTemplate, teacher: ChatTemplate) -> None:
     raise UserError(
         f"{len(different)} of {len(own)} tokens of {student.name} are not tokens of {teacher.name} with the same id, "
         f"such as {token!r} ({number}); the kind SupervisedKD learns probabilities by their ids",
-        hint="Take a teacher with the student's tokens, as of one family, or the kind DistilledSFT, which learns texts.",
+        hint="Take a teacher of the student's family, or the kind DistilledSFT, which learns its texts.",
     )
 
 
