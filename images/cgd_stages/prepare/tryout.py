@@ -13,13 +13,24 @@ from jinja2.exceptions import TemplateError
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate, ControlTokens
-from cgd_stages.contract import Chat, Endpoint, Lesson, Model, Prepare, Published, Role, Sampling, settings_of
+from cgd_stages.contract import (
+    Chat,
+    Endpoint,
+    Lesson,
+    Model,
+    Prepare,
+    Published,
+    Role,
+    Sampling,
+    method_of,
+    settings_of,
+)
 from cgd_stages.engines import openai
 from cgd_stages.engines.base import Request
 from cgd_stages.engines.replies import fault
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
-from cgd_stages.method.examples import each_example, row_example
+from cgd_stages.method.examples import each_example, examples_of, row_example
 from cgd_stages.method.prompts import answer_messages, earlier_turns, role_messages
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import Served
@@ -112,15 +123,17 @@ def _learn(template: ChatTemplate, lesson: Lesson) -> None:
             hint="Set spec.training.thinking to drop, or spec.student.chat to a template or reasoningParser with "
             "thoughts.",
         )
+    scored = method_of(lesson.objective).scored
     try:
-        row_example(
-            template,
-            lesson.objective,
-            ROW,
-            max_length=MOST_TOKENS,
-            thinking=lesson.thinking,
-            instruction_turn=lesson.context,
-        )
+        for objective in (examples_of(lesson), *([scored] if scored else [])):
+            row_example(
+                template,
+                objective,
+                ROW,
+                max_length=MOST_TOKENS,
+                thinking=lesson.thinking,
+                instruction_turn=lesson.context,
+            )
     except Unusable as error:
         raise UserError(
             f"the chat template of {template.name} makes no example of {lesson.title}: {error.detail}",
@@ -139,7 +152,7 @@ def try_references(work: Prepare, student: ChatTemplate, prompts: Folder) -> dic
     log.info("%s: making the examples of %d rows, to see whether they can be made", lesson.title, rows)
     made = each_example(
         student,
-        lesson.objective,
+        examples_of(lesson),
         read_rows(prompts),
         max_length=work.training.max_sequence_length,
         thinking=lesson.thinking,

@@ -98,6 +98,8 @@ class Shard:
         self._context, self._work = context, context.work_of(Score)
         self._template, self._folder, self._source = template, folder, source
         self._started, self._clock = now(), time.monotonic()
+        self._total = source.require().rows.done
+        """Rows of the stage over all shards."""
         self._counts: Counter[str] = Counter()
         self._mass = 0.0
         self._asked: dict[str, tuple[str, int, list[int]]] = {}
@@ -173,9 +175,9 @@ class Shard:
 
     def _reject(self, row: Row, reason: str, detail: str) -> None:
         self._writer.reject(rejection(self._folder.stage, row, reason, detail))
-        if self._counts["rejected"] > self._work.max_rejected * self._source.require().rows.done:
+        if self._counts["rejected"] > self._work.max_rejected * self._total:
             self._writer.flush()
-            raise _too_many(self._folder.stage, self._counts, self._source.require().rows.done, detail)
+            raise _too_many(self._folder.stage, self._stage_rows.rejected, self._total, detail)
 
     def _count(self, row: Row) -> None:
         if "reason" in row:
@@ -231,9 +233,10 @@ class Shard:
         if len(markers) < shards:
             return facts
         whole = summed([one.facts for one in markers])
-        expected = self._source.require().rows.done
-        if whole.rows.total != expected:
-            raise RowsLost(f"{folder.stage}: the shards have {whole.rows.total} of {expected} rows")
+        if whole.rows.total != self._total:
+            raise RowsLost(f"{folder.stage}: the shards have {whole.rows.total} of {self._total} rows")
+        if whole.rows.rejected > self._work.max_rejected * self._total:
+            raise _too_many(folder.stage, whole.rows.rejected, self._total, "see the rejected rows of the stage")
         done = folder.finish(
             facts=whole,
             parts=[part for one in markers for part in one.parts],
@@ -259,10 +262,8 @@ class _Writer(PartWriter):
         return key_of(row) in self._owned and super().lacks(row)
 
 
-def _too_many(stage: str, counts: Counter[str], total: int, example: str) -> UserError:
-    reasons = ", ".join(f"{name.removeprefix('rejected_')} {counts[name]}" for name in counts if "_" in name)
-    message = f"{stage}: {counts['rejected']} of {total} texts cannot be scored ({reasons}). The last one: {example}"
-    return UserError(message, hint=HINT)
+def _too_many(stage: str, rejected: int, total: int, example: str) -> UserError:
+    return UserError(f"{stage}: {rejected} of {total} texts cannot be scored: {example}", hint=HINT)
 
 
 if __name__ == "__main__":
