@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from cgd_cli.sizes import TASK_SIZES, Gpu
 from cgd_operator.api.generation import ServedModel
+from cgd_operator.planning import scoring
 from cgd_operator.planning.dag import Child, Run, plan
 from cgd_stages import contract
 from cgd_stages.models.targets import roughly
@@ -145,6 +146,14 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 model = student if role == "answer" else assumptions.of_teacher
                 is_warm = role != work.roles[0]
                 yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_warm)
+        case contract.Score() as work:
+            # An engine reads the example, and writes a token that nobody reads.
+            generation = run.spec.generation
+            refinements = generation.answer.samples * generation.refine.samples
+            rows = assumptions.rows * (generation.distill.samples if work.objective == "DistilledSFT" else refinements)
+            read = rows * _tokens(work.objective, assumptions, thoughts)
+            model = student if child.pool == "student" else assumptions.of_teacher
+            yield _generated(child, stage, rows, read, 0, model, assumptions)
         case contract.Train() as work:
             yield (trained := _trained(run, child, work, assumptions, thoughts))
             if work.early:
@@ -215,7 +224,8 @@ def _generated(
 
 
 def _tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: Thoughts) -> int:
-    """Tokens of an objective's example. A reference answer has no thought."""
+    """Tokens of an objective's example; of DPO's, of both its texts below the prompt. A reference answer has no
+    thought."""
     prompt, refinement = assumptions.prompt, assumptions.refinement
     critiqued = INSTRUCTION + prompt + assumptions.answer + assumptions.critique
     tokens = {
@@ -224,6 +234,9 @@ def _tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: T
         "SFT": prompt + refinement,
         "DistilledSFT": prompt + refinement,
         "RefinedSFT": prompt + refinement,
+        "DPO": 2 * prompt + refinement + assumptions.answer,
+        "ContextDistillation": prompt + refinement,
+        "SupervisedKD": prompt + refinement,
     }
     return tokens[objective] + (0 if objective == "SFT" else thoughts.learned)
 
@@ -237,6 +250,8 @@ def _trained(run: Run, child: Child, work: contract.Train, assumptions: Assumpti
     whole, bare = (_tokens(objective, assumptions, thoughts) for objective in (work.objective, "RefinedSFT"))
     read = rows * round((1 - work.bare_share) * whole + work.bare_share * bare)
     needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
+    # DPO reads every pair once before its first step, for the log-probabilities of its reference.
+    needed += 2 / work.epochs if work.objective == "DPO" else 0
     per_token = needed * assumptions.of_student.active
     speed = assumptions.mfu * assumptions.gpu.flops * max(1, gpus)
     seconds = read * per_token / speed + 60 * assumptions.start_minutes
@@ -368,7 +383,10 @@ def lengths(run: Run, assumptions: Assumptions) -> list[Length]:
             roles.append("miscritique")
         longest = max(sum(tokens(role)) for role in roles)
         found.append(Length("teacher.maxModelLen", longest, spec.teacher.max_model_len))
-    example = max(_tokens(objective, assumptions, thoughts) for objective in spec.training.kinds)
+    whole = spec.training.kinds - {"DPO"} | ({"CGD"} if scoring.by_start(spec) else set())
+    example = max((_tokens(kind, assumptions, thoughts) for kind in whole), default=0)
+    if "DPO" in spec.training.kinds:  # each of its texts is an example
+        example = max(example, assumptions.prompt + max(assumptions.answer, assumptions.refinement) + thoughts.learned)
     return [*found, Length("training.maxSequenceLength", example, spec.training.max_sequence_length)]
 
 

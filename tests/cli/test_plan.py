@@ -278,6 +278,36 @@ def test_a_variant_is_paid_for_and_its_bare_examples_are_shorter() -> None:
     assert "evaluate-cgd-twice" in found
 
 
+def test_a_pair_is_read_with_both_its_texts_and_its_reference_costs_a_third_of_one_epoch() -> None:
+    variants = [{"name": "dpo", "kind": "DPO"}, {"name": "dpo-twice", "kind": "DPO", "epochs": 2}]
+    made = {**TRAINING, "variants": variants, "activationCheckpointing": "never"}
+    found = by_stage(run_of(training=made), assumed(start_minutes=0))
+    cgd, dpo, twice = (found[f"train-{name}"] for name in ("cgd", "dpo", "dpo-twice"))
+    assert dpo.read == 1000 * (2 * 200 + 800 + 700)
+    assert dpo.seconds / dpo.read == pytest.approx(cgd.seconds / cgd.read * 8 / 6)
+    assert twice.seconds / dpo.seconds == pytest.approx(14 / 8)
+
+
+def test_scores_are_read_once_and_nothing_is_written() -> None:
+    drawn = {"answer": {"samples": 3}, "refine": {"samples": 2}, "distill": {"samples": 5}}
+    warm = {role: {"temperature": "0.7", **given} for role, given in drawn.items()}
+    variants = [
+        {"name": "kd", "kind": "SupervisedKD"},
+        {"name": "kd-more", "kind": "SupervisedKD", "topK": 20},
+        {"name": "kd-own", "kind": "SupervisedKD", "texts": "distilled"},
+        {"name": "inner", "kind": "ContextDistillation", "from": "CGD"},
+    ]
+    found = by_stage(run_of(training={**TRAINING, "variants": variants}, generation=warm), assumed())
+    refined, own, inner = (found[f"score-{name}"] for name in ("refined", "distilled", "inner"))
+    assert [(one.rows, one.read, one.written) for one in (refined, own, inner)] == [
+        (6000, 6000 * (200 + 800), 0),
+        (5000, 5000 * (200 + 800), 0),
+        (6000, 6000 * (170 + 200 + 700 + 500 + 800), 0),
+    ]
+    assert (refined.gpus, inner.gpus) == (8, 4), "the teacher's, and the student's"
+    assert found["train-kd"].seconds == found["train-kd-more"].seconds
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_miscritiques_are_one_more_pass_of_the_teacher_with_one_start(fused: bool) -> None:
     wrong = {"critique": {"kind": "miscritique", "rate": "0.1", "target": "kept"}}

@@ -153,6 +153,13 @@ async def test_a_chain_of_trainings_is_taken_and_the_probabilities_of_an_endpoin
     await kubectl(world, "apply", "-f", "-", body=user_manifest({"training.variants": chain}))
 
 
+async def test_the_example_of_all_methods_is_taken_as_it_is(world: Any) -> None:
+    given = yaml.safe_load((Path(__file__).parents[2] / "examples/methods/run.yaml").read_text())
+    await kubectl(world, "apply", "-f", "-", body=given)
+    stored = await kubectl(world, "get", "cgdrun", given["metadata"]["name"], "-o", "json")
+    assert json.loads(stored)["spec"]["training"]["variants"] == given["spec"]["training"]["variants"]
+
+
 async def test_keep_without_references_is_refused_and_with_them_taken(world: Any) -> None:
     changes: dict[str, Any] = {"training.keep": "right", "generation.refine": {"samples": 2, "temperature": "0.7"}}
     bare = user_manifest(changes | {"prompts.fields.reference": None})

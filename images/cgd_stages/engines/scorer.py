@@ -73,21 +73,22 @@ class Scorer:
             max_tokens=1, temperature=0.0, prompt_logprobs=self._top_k, detokenize=False, flat_logprobs=False
         )
         waiting, under_way = iter(texts), dict[str, Text]()
-        while not stop.is_set():
-            while len(under_way) < ROOM and (text := next(waiting, None)) is not None:
-                under_way[text.name] = text
-                self._llm.add_request(text.name, tokens_input(list(text.ids)), params)
-            if not under_way:
-                return
-            try:
-                outputs = [output for output in self._llm.step() if output.finished]
-            except VLLMClientError as error:
-                raise UserError(f"vLLM refuses a text: {error}", hint=SETTINGS_HINT) from error
-            except (RuntimeError, VLLMError) as error:
-                hint = "The pod starts again by itself. If it dies again, an admin must read its log."
-                raise TransientError(f"the engine died: {error}", hint=hint) from error
-            for output in outputs:
-                yield self._scores(under_way.pop(output.request_id), output.prompt_logprobs)
+        try:
+            while not stop.is_set():
+                while len(under_way) < ROOM and (text := next(waiting, None)) is not None:
+                    under_way[text.name] = text
+                    self._llm.add_request(text.name, tokens_input(list(text.ids)), params)
+                if not under_way:
+                    return
+                for output in self._llm.step():
+                    if output.finished:
+                        yield self._scores(under_way.pop(output.request_id), output.prompt_logprobs)
+        except VLLMClientError as error:
+            raise UserError(f"vLLM refuses a text: {error}", hint=SETTINGS_HINT) from error
+        except (RuntimeError, VLLMError) as error:
+            hint = "The pod starts again by itself. If it dies again, an admin must read its log."
+            raise TransientError(f"the engine died: {error}", hint=hint) from error
+        self._llm.abort_request(list(under_way))  # after `stop`: nobody waits for these
 
     def _scores(self, text: Text, told: Sequence[dict[int, object]]) -> Scores:
         """`told`: for each position of the prompt, token id -> vLLM's Logprob (logprob, rank)."""

@@ -54,6 +54,7 @@ from cgd_stages.prepare.tryout import (
     check_published,
     read_instructions,
     read_template,
+    refuse_other_tokens,
     try_conversations,
     try_grading,
     try_out,
@@ -182,14 +183,23 @@ def _check_models(context: Context, work: Prepare, chats: dict[str, Chat]) -> tu
             )
     spoken = models[-1].template if work.teacher else None
     _warn_of_empty_thoughts(work, spoken)
+    if spoken and any(score.model == work.teacher for score in work.scores or ()):
+        refuse_other_tokens(student.template, spoken)
     try_out(work, student.template, spoken)
     if work.gpu_memory:
-        gpus = fit.Gpus(memory=work.gpu_memory, training=work.training)
+        gpus = fit.Gpus(memory=work.gpu_memory, training=_largest(work))
         fit.refuse_misfits(context.store.bucket, context.scratch, gpus, [model.served for model in models])
     drafts: dict[str, str] = {}
     for model in models:
         drafts |= check_engine(context, model.served)
     return models, drafts
+
+
+def _largest(work: Prepare) -> Train:
+    """The run's training, with the room of its largest example: a pair has two texts of that length at most."""
+    longest = work.training.max_sequence_length
+    has_pairs = any(lesson.objective == "DPO" for lesson in work.lessons)
+    return work.training.model_copy(update={"max_sequence_length": (2 if has_pairs else 1) * longest})
 
 
 def check_model(context: Context, model: Model, engine: Engine, where: str, chat: Chat) -> Checked:

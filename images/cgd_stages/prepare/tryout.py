@@ -24,6 +24,7 @@ from cgd_stages.contract import (
     Published,
     Role,
     Sampling,
+    method_of,
     settings_of,
 )
 from cgd_stages.engines import openai_trial
@@ -32,7 +33,7 @@ from cgd_stages.engines.replies import fault
 from cgd_stages.engines.vllm_settings import needs_judging, refuse_wrong_engine
 from cgd_stages.errors import UserError
 from cgd_stages.method import wording
-from cgd_stages.method.examples import each_example, row_example
+from cgd_stages.method.examples import each_example, examples_of, row_example
 from cgd_stages.method.prompts import answer_messages, earlier_turns, role_messages
 from cgd_stages.models import resolve
 from cgd_stages.models.fit import Served
@@ -153,15 +154,17 @@ def _learn(template: ChatTemplate, lesson: Lesson) -> None:
             hint="Set spec.training.thinking to drop, or spec.student.chat to a template or reasoningParser with "
             "thoughts.",
         )
+    scored = method_of(lesson.objective).scored
     try:
-        row_example(
-            template,
-            lesson.objective,
-            ROW,
-            max_length=MOST_TOKENS,
-            thinking=lesson.thinking,
-            instruction_turn=lesson.context,
-        )
+        for objective in (examples_of(lesson), *([scored] if scored else [])):
+            row_example(
+                template,
+                objective,
+                ROW,
+                max_length=MOST_TOKENS,
+                thinking=lesson.thinking,
+                instruction_turn=lesson.context,
+            )
     except Unusable as error:
         raise UserError(
             f"the chat template of {template.name} makes no example of {lesson.title}: {error.detail}",
@@ -180,7 +183,7 @@ def try_references(work: Prepare, student: ChatTemplate, prompts: Folder) -> dic
     log.info("%s: making the examples of %d rows, to see whether they can be made", lesson.title, rows)
     made = each_example(
         student,
-        lesson.objective,
+        examples_of(lesson),
         read_rows(prompts),
         max_length=work.training.max_sequence_length,
         thinking=lesson.thinking,
@@ -261,6 +264,21 @@ def check_published(context: Context, published: Published) -> None:
 
 
 # --- engines ----------------------------------------------------------------------------------------------------
+
+
+def refuse_other_tokens(student: ChatTemplate, teacher: ChatTemplate) -> None:
+    """Raise UserError unless every token of the student is the teacher's token of the same id: its probabilities are
+    learned by id. The teacher may have more tokens."""
+    own, others = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    different = sorted((number, token) for token, number in own.items() if others.get(token) != number)
+    if not different:
+        return
+    number, token = different[0]
+    raise UserError(
+        f"{len(different)} of {len(own)} tokens of {student.name} are not tokens of {teacher.name} with the same id, "
+        f"such as {token!r} ({number}); the kind SupervisedKD learns probabilities by their ids",
+        hint="Take a teacher of the student's family, or the kind DistilledSFT, which learns its texts.",
+    )
 
 
 def check_engine(context: Context, served: Served) -> dict[str, str]:

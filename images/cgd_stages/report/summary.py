@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cgd_stages.contract import METHODS
 from cgd_stages.quality.marks import Quality
 from cgd_stages.quality.marks import cautions as data_cautions
 from cgd_stages.report.drift import Sentence, drifts
@@ -136,6 +137,7 @@ def cautions(report: ReportData) -> list[str]:
             "right: the grader may be mistaken. They are listed below the results."
         )
     sentences += known_before(report) + learned_without_thought(report) + asked_without_thought(report)
+    sentences += told_apart(report)
     sizes = {score.benchmark: score.n for score in all_scores}
     return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
 
@@ -146,12 +148,37 @@ KNOWN = 0.3
 
 def known_before(report: ReportData) -> list[str]:
     """A sentence for each training with little to learn: the first step's loss is the untrained student's."""
-    trained = [(stage, report.training.get(stage.name, ())) for stage in report.stages if stage.name.kind == "train"]
+    trained = [
+        (stage, report.training.get(stage.name, ()))
+        for stage in report.stages
+        if stage.name.kind == "train" and stage.inputs.get("objective") not in METHODS and "start" not in stage.inputs
+    ]
     return [
         f"{objective(stage)}: the untrained student's loss, on the first batch, was {log[0].loss:.2f} nats a token: in "
         "the context of this training it could write most of the targets already, so there was little to learn."
         for stage, log in trained
         if log and log[0].step == 1 and log[0].loss < KNOWN
+    ]
+
+
+TOLD = 0.9
+"""The share of a distribution that the likeliest tokens should hold."""
+
+
+def told_apart(report: ReportData) -> list[str]:
+    """A sentence for each stage whose likeliest tokens hold little of the model's distribution: what they leave over is
+    learned as one number."""
+    scored = [(stage, stage.facts.metrics) for stage in report.stages if stage.name.kind == "score" and stage.facts]
+    shares = [
+        (stage, metrics["top_mass"] / metrics["scored_tokens"])
+        for stage, metrics in scored
+        if metrics.get("scored_tokens")
+    ]
+    return [
+        f"{stage.name}: the {stage.inputs.get('topK')} likeliest tokens hold {percent(share)} of the distribution that "
+        "is learned; the rest is learned as one number. A higher topK tells more tokens apart."
+        for stage, share in shares
+        if share < TOLD
     ]
 
 

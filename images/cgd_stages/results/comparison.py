@@ -29,6 +29,9 @@ NAMES = {
     "refinedsft": "Refined SFT",
     "cft": "CFT",
     "cgd": "CGD",
+    "dpo": "DPO",
+    "contextdistillation": "context distillation",
+    "supervisedkd": "supervised KD",
 }
 """The name of each evaluated model for people, in the order of the paper's table."""
 MEAN = "mean"

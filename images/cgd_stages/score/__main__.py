@@ -30,6 +30,7 @@ from cgd_stages.engines.scorer import Scorer, Scores, Text, is_sound
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method.examples import row_example, wording
 from cgd_stages.models import resolve
+from cgd_stages.models.fit import context_length, read_config
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
 from cgd_stages.store.folder import PARTS, Folder, ShardMarker
@@ -77,18 +78,28 @@ def main(context: Context) -> dict[str, StageFacts]:
         shard = folder.shard_marker(context.shard, work.shards)
         nothing = StageFacts(digest=done.digest, output_uri=done.facts.output_uri)
         return {name: shard.facts if shard else done.facts if context.shard == 0 else nothing}
-    share = Shard(context, template, source, folder)
-    fetch = partial(resolve.fetch_pinned, store=context.store, scratch=context.scratch)
-    return {name: share.score(lambda: Scorer(fetch(model), work.engine, work.top_k), inputs)}
+    config = read_config(
+        resolve.fetch(model, context.store, context.scratch, weights=False), model, "the scoring model"
+    )
+    # Room for the longest example, and for the one token that an engine must write.
+    room = min(work.max_sequence_length + 1, context_length(config, work.engine, model, "the scoring model"))
+    engine = work.engine.model_copy(update={"max_model_len": room})
+    share = Shard(context, template, source, folder, room - 1)
+    fetch = partial(resolve.fetch, model, context.store, context.scratch)
+    return {name: share.score(lambda: Scorer(fetch(), engine, work.top_k), inputs)}
 
 
 class Shard:
     """This pod's share of the rows, of which some may be scored already."""
 
-    def __init__(self, context: Context, template: ChatTemplate, source: Folder, folder: Folder) -> None:
+    def __init__(self, context: Context, template: ChatTemplate, source: Folder, folder: Folder, longest: int) -> None:
+        self._longest = longest
+        """Tokens of an example, at most."""
         self._context, self._work = context, context.work_of(Score)
         self._template, self._folder, self._source = template, folder, source
         self._started, self._clock = now(), time.monotonic()
+        self._total = source.require().rows.done
+        """Rows of the stage over all shards."""
         self._counts: Counter[str] = Counter()
         self._mass = 0.0
         self._asked: dict[str, tuple[str, int, list[int]]] = {}
@@ -133,7 +144,7 @@ class Shard:
                     self._template,
                     self._work.objective,
                     row,
-                    max_length=self._work.max_sequence_length,
+                    max_length=self._longest,
                     thinking=self._work.thinking,
                     instruction_turn=self._work.context,
                 )
@@ -164,9 +175,9 @@ class Shard:
 
     def _reject(self, row: Row, reason: str, detail: str) -> None:
         self._writer.reject(rejection(self._folder.stage, row, reason, detail))
-        if self._counts["rejected"] > self._work.max_rejected * self._source.require().rows.done:
+        if self._counts["rejected"] > self._work.max_rejected * self._total:
             self._writer.flush()
-            raise _too_many(self._folder.stage, self._counts, self._source.require().rows.done, detail)
+            raise _too_many(self._folder.stage, self._stage_rows.rejected, self._total, detail)
 
     def _count(self, row: Row) -> None:
         if "reason" in row:
@@ -222,9 +233,10 @@ class Shard:
         if len(markers) < shards:
             return facts
         whole = summed([one.facts for one in markers])
-        expected = self._source.require().rows.done
-        if whole.rows.total != expected:
-            raise RowsLost(f"{folder.stage}: the shards have {whole.rows.total} of {expected} rows")
+        if whole.rows.total != self._total:
+            raise RowsLost(f"{folder.stage}: the shards have {whole.rows.total} of {self._total} rows")
+        if whole.rows.rejected > self._work.max_rejected * self._total:
+            raise _too_many(folder.stage, whole.rows.rejected, self._total, "see the rejected rows of the stage")
         done = folder.finish(
             facts=whole,
             parts=[part for one in markers for part in one.parts],
@@ -250,10 +262,8 @@ class _Writer(PartWriter):
         return key_of(row) in self._owned and super().lacks(row)
 
 
-def _too_many(stage: str, counts: Counter[str], total: int, example: str) -> UserError:
-    reasons = ", ".join(f"{name.removeprefix('rejected_')} {counts[name]}" for name in counts if "_" in name)
-    message = f"{stage}: {counts['rejected']} of {total} texts cannot be scored ({reasons}). The last one: {example}"
-    return UserError(message, hint=HINT)
+def _too_many(stage: str, rejected: int, total: int, example: str) -> UserError:
+    return UserError(f"{stage}: {rejected} of {total} texts cannot be scored: {example}", hint=HINT)
 
 
 if __name__ == "__main__":

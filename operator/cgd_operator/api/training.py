@@ -64,10 +64,7 @@ _MODELS = ("base", *(name.lower() for name in (*get_args(Supervised), *get_args(
 _TAKEN = (*_MODELS, *get_args(Texts))
 NAME_RULE = (
     f"!(self.name in {list(_TAKEN)})",
-    (
-        f"the names {', '.join(_MODELS)} belong to models that a run has anyway, and {' and '.join(get_args(Texts))} to "
-        "texts: take another one"
-    ),
+    f"the names {', '.join(_TAKEN)} belong to models that a run has anyway: take another one",
 )
 CRITIQUE_OF_CGD_RULE = (
     "self.kind == 'CGD' || !(has(self.critique) || has(self.bareShare))",

@@ -53,17 +53,15 @@ def _score(
     engine: ServedModel,
     top_k: int,
 ) -> contract.Score:
-    """The engine has room for the longest example, which it reads, and for the one token that an engine must write."""
     assert objective
     assert model
-    longest = spec.training.max_sequence_length
-    given = contract.Engine.part_of(engine).model_copy(update={"max_model_len": longest + 1, "speculative": None})
+    given = contract.Engine.part_of(engine).model_copy(update={"speculative": None})  # it writes nothing
     return contract.Score(
         objective=objective,
         student=served.student(spec),
         chat=served.chat(spec.student),
         thinking=spec.training.thinking or "drop",
-        max_sequence_length=longest,
+        max_sequence_length=spec.training.max_sequence_length,
         model=model,
         engine=given,
         top_k=top_k,

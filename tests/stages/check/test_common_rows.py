@@ -85,6 +85,25 @@ def test_a_row_that_is_too_long_for_one_objective_is_learned_by_none(
         assert made.counts.rows == Rows(total=10, done=9, rejected=1)
 
 
+def test_a_row_without_a_pair_is_left_out_of_dpo_alone_and_counted(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
+) -> None:
+    given = rows(verdict="right")
+    refined(bucket, given)
+    cgd, dpo = works(tiny_model, "CGD", "DPO")
+    run = Run(storage, tmp_path, (cgd, dpo.model_copy(update={"beta": 0.1})))
+    facts = run.check()
+    assert facts.rows == Rows(total=20, done=19, rejected=1)
+    assert (facts.metrics["common_examples"], facts.metrics["dpo_left_out"], facts.metrics["dpo_rejected"]) == (
+        10,
+        1,
+        0,
+    )
+    learned, made = zip(*map(run.trained, run.trainings), strict=True)
+    assert learned == (ids(given), ids(given[1:]))
+    assert made[1].counts.left_out == {"right_draft": 1}
+
+
 def test_the_rows_that_a_training_leaves_out_are_listed_with_the_reason(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path
 ) -> None:
