@@ -166,6 +166,7 @@
           give(bar, "aria-label", `Progress of ${run.key}`);
         };
       } },
+      { title: "Result", label: "result", text: (run) => run.result },
       figure("Rows", "rows", "rows"),
       figure("Rejected", "rejected", "rejected"),
       figure("Tokens/s", "tokens/s", "speed"),
@@ -196,8 +197,8 @@
         if (line.more) line.more.hidden = !matches;
         shown += matches;
       }
-      const all = table.lines.size, looks = { work: "at work", still: "waiting", bad: "failed", good: "succeeded" };
-      const parts = Object.entries(looks).map(([look, word]) => [lines().filter((line) => line.item.look === look).length, word]);
+      const all = table.lines.size, groups = ["at work", "waiting", "suspended", "failed", "succeeded"];
+      const parts = groups.map((group) => [lines().filter((line) => line.item.group === group).length, group]);
       set(by("counts"), [`${shown === all ? all : `${shown} of ${all}`} run${all === 1 ? "" : "s"}`, ...parts.filter(([count]) => count).map(([count, word]) => `${count} ${word}`)].join(" · "));
       table.element.hidden = !shown;
       by("none").hidden = Boolean(shown);
@@ -318,7 +319,8 @@
         part.append(make("dt", "", name), make("dd"));
         facts.set(name, part.lastChild);
       }
-      set(facts.get(name), text || "–");
+      set(facts.get(name), text);
+      facts.get(name).parentElement.hidden = !text;
     };
     let artifacts = "", shown = null;
     const command = (text) => {
@@ -348,7 +350,7 @@
       set(verdict.lastChild, run.who);
       document.querySelector(".whole progress").value = run.percent;
       set(by("percent"), `${run.percent}\u202f%`);
-      const figures = { Stage: run.stage, Rows: run.rows, Rejected: run.rejected, "Tokens/s": run.speed, ETA: run.eta, "GPU-hours": run.gpuHours, Tokens: run.tokens, Age: span(since(run.created)), Student: run.student, Teacher: run.teacher };
+      const figures = { Result: run.result, Stage: run.stage, Rows: run.rows, Rejected: run.rejected, "Tokens/s": run.speed, ETA: run.eta, "GPU-hours": run.gpuHours, Tokens: run.tokens, Age: span(since(run.created)), Student: run.student, Teacher: run.teacher };
       for (const [name, text] of Object.entries(figures)) fact(name, text);
       const starts = run.stages.filter((stage) => stage.start);
       first = Math.min(...starts.map((stage) => Date.parse(stage.start)));
@@ -357,6 +359,7 @@
       conditions.fill(run.conditions, (condition) => condition.type);
       events.fill(run.events, (event) => `${event.when} ${event.reason} ${event.message}`);
       by("events").querySelector(".empty").hidden = run.events.length > 0;
+      set(by("manifest"), run.manifest);
       const made = JSON.stringify(run.artifacts);
       if (made !== artifacts) by("artifact-lines").replaceChildren(...run.artifacts.map(artifact));
       artifacts = made;

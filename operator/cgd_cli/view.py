@@ -10,14 +10,19 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from cgd_operator import yamls
 from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.kube.client import Object
+from cgd_operator.kube.kinds import RUN
 from cgd_stages.report.page import short_name
+from cgd_stages.report.summary import label
 from cgd_stages.results.formatting import count, duration
 
 ENDED = {"Succeeded": "good", "Failed": "bad", "Refused": "bad"}
 """The look of a run that has ended, by its state."""
 STILL = ("Suspended", "Pending", "New")
+GROUPS = {"work": "at work", "still": "waiting", "bad": "failed", "good": "succeeded"}
+"""What a run is counted as, by its look; a suspended one waits for nothing."""
 STAGES = {"Succeeded": "good", "Failed": "bad", "Running": "work", "Waiting": "still", "Suspended": "still"}
 """The look of a stage, by its state; a pending stage has none."""
 STARTING = ("Starting", "NoPods", "Admitted")
@@ -52,8 +57,9 @@ def summary(run: Object) -> dict[str, Any]:
     except ValidationError as error:
         status, where = CGDRunStatus(), ".".join(str(part) for part in error.errors()[0]["loc"])
         message = f"this cgd cannot read status.{where}: install the cgd of the operator's version"
-        unreadable = {"state": "Unreadable", "look": "bad", "why": message}
+        unreadable = {"state": "Unreadable", "look": "bad", "group": GROUPS["bad"], "why": message}
     stage, reason = _current(status), why(status)
+    look = ENDED.get(status.state) or ("still" if reason or status.state in STILL else "work")
     names = [entry.name for entry in status.stages]
     done = sum(100 if entry.state == "Succeeded" else entry.percent or 0 for entry in status.stages)
     return {
@@ -63,12 +69,14 @@ def summary(run: Object) -> dict[str, Any]:
         "created": meta["creationTimestamp"],
         "page": page_of(run),
         "state": status.state,
-        "look": ENDED.get(status.state) or ("still" if reason or status.state in STILL else "work"),
+        "look": look,
+        "group": "suspended" if status.state == "Suspended" else GROUPS[look],
         "stage": f"{stage.name}, stage {names.index(stage.name) + 1} of {len(names)}" if stage else "",
         "percent": round(done / len(names)) if names else 0,
         **_figures(stage),
         "eta": status.eta or "",
         "gpuHours": status.usage.gpu_hours,
+        "result": _result(status),
         "why": reason,
         **unreadable,
     }
@@ -85,7 +93,8 @@ def detail(run: Object, events: Iterable[Object]) -> dict[str, Any]:
         "who": who(run, status),
         "student": short_name(spec["student"]["model"]),
         "teacher": short_name(str(spec["teacher"].get("model") or spec["teacher"]["endpoint"]["model"])),
-        "tokens": count(status.usage.tokens),
+        "tokens": count(status.usage.tokens) if status.usage.tokens else "",
+        "manifest": _manifest(run),
         "stages": [_stage(stage) for stage in status.stages],
         "conditions": [condition.model_dump(by_alias=True) for condition in status.conditions],
         "events": [
@@ -94,6 +103,22 @@ def detail(run: Object, events: Iterable[Object]) -> dict[str, Any]:
         ],
         "artifacts": list(_artifacts(run, status)),
     }
+
+
+def _result(status: CGDRunStatus) -> str:
+    """The untrained student's right answers and the best trained model's, as far as they are known."""
+    shares = {stage.name.model: stage.accuracy for stage in status.stages if stage.accuracy}
+    base = shares.pop("base", None)
+    best = max(shares, key=lambda model: float(shares[model].rstrip("%")), default=None)
+    parts = [f"base {base}"] if base else []
+    return ", ".join([*parts, f"{label(best)} {shares[best]}"] if best else parts)
+
+
+def _manifest(run: Object) -> str:
+    """The run as its author applied it, with what the API server has filled in."""
+    meta = {"name": run["metadata"]["name"], "namespace": run["metadata"]["namespace"]}
+    head = {"apiVersion": RUN.api_version, "kind": RUN.kind, "metadata": meta}
+    return yamls.dump(head | {"spec": run["spec"]})
 
 
 def status_of(run: Object) -> CGDRunStatus:

@@ -4,10 +4,13 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 from support.builders import Object, ended, job, manifest, pod
 from support.status_builders import every_state, finished, render_of, shown
 
 from cgd_cli.view import detail, summary
+from cgd_operator.api.spec import parse_spec
+from cgd_operator.api.status import CGDRunStatus
 
 STATES = every_state()
 
@@ -108,3 +111,51 @@ def test_a_status_of_another_version_is_named_and_does_not_hide_the_run() -> Non
     assert (told["state"], told["name"]) == ("Unreadable", "demo")
     assert "status.stages.0.dreams" in told["why"]
     assert "install the cgd of the operator's version" in told["why"]
+
+
+def measured(**shares: dict[str, float]) -> Object:
+    """A run whose evaluations have said these accuracies, by benchmark."""
+    stages = {f"evaluate-{model}": {"metrics": {f"{name}_accuracy": share for name, share in told.items()}}
+              for model, told in shares.items()}  # fmt: skip
+    pods = tuple(
+        pod(stage, "Succeeded", terminated=ended(0, json.dumps({"outcome": "done", "stages": {stage: facts}})))
+        for stage, facts in stages.items()
+    )
+    done = finished("prepare", "answer", "teacher", "check", "train-cgd", *stages)
+    return served(shown(render_of(*done, pods=pods)))
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ({}, ""),
+        ({"base": {"sums": 0.25, "products": 0.5}}, "base 37.5%"),
+        ({"base": {"sums": 0.25}, "cgd": {"sums": 0.5}}, "base 25.0%, CGD 50.0%"),
+        ({"cgd": {"sums": 1.0}}, "CGD 100.0%"),
+    ],
+)
+def test_the_result_is_base_and_the_best_trained_model(shares: dict[str, dict[str, float]], told: str) -> None:
+    assert summary(measured(**shares))["result"] == told
+
+
+def test_accuracies_stay_when_the_pods_that_told_them_are_gone() -> None:
+    before = measured(base={"sums": 0.25})
+    previous = CGDRunStatus.model_validate(before["status"])
+    done = finished("prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base")
+    assert summary(served(shown(render_of(*done, previous=previous))))["result"] == "base 25.0%"
+
+
+def test_a_suspended_run_is_counted_apart_from_those_that_wait() -> None:
+    groups = {case: summary(served(run))["group"] for case, run in STATES.items()}
+    suspended = [case for case, run in STATES.items() if run["status"]["state"] == "Suspended"]
+    assert suspended
+    assert {groups[case] for case in suspended} == {"suspended"}
+    assert groups["half of the answers"] == "at work"
+    assert set(groups.values()) <= {"at work", "waiting", "suspended", "failed", "succeeded"}
+
+
+def test_the_manifest_can_be_applied_again() -> None:
+    shown_manifest = yaml.safe_load(detail(served(STATES["half of the answers"]), [])["manifest"])
+    assert set(shown_manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    assert shown_manifest["metadata"] == {"name": "demo", "namespace": "default"}
+    assert parse_spec(shown_manifest)

@@ -61,6 +61,8 @@ CHECKPOINT_BYTES = "checkpoint_bytes"
 """A metric in prepare's last words: the bytes of a checkpoint on the node that stores the largest part."""
 STUDENT_BYTES, TEACHER_BYTES = "student_bytes", "teacher_bytes"
 """Metrics in prepare's last words: the bytes of the models' weights as they are stored."""
+ACCURACY = "_accuracy"
+"""How the name of a metric ends that is the share of right answers on a benchmark."""
 LENGTH = "length_to_"
 """A metric's name is this prefix and a power of two. Its value is the number of examples with at most so many tokens
 and more than half as many."""

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from cgd_stages.contract import LENGTH
 from cgd_stages.quality.marks import Quality, Share, share
 from cgd_stages.quality.near_duplicates import ALIKE
-from cgd_stages.report import head_to_head
+from cgd_stages.report import figure, head_to_head, words
 from cgd_stages.report.plots import Held, loss_chart, nice_ticks, pass_charts, rank, robustness_chart, sparks
 from cgd_stages.report.reasons import reasons
 from cgd_stages.report.summary import head, label, objective
@@ -55,7 +55,10 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         "report.html.j2",
         title=f"{report.run.name} \u00b7 CGD run report",
         run=report.run,
-        spec=report.spec,
+        manifest=words.manifest(report),
+        asked=words.asked(report),
+        places=words.places(report),
+        outcome=figure.outcome(report),
         head=head(report, quality, table, pairs),
         quality=_quality(quality, report) if quality and quality.rows else None,
         table=table,
@@ -161,6 +164,7 @@ def _environment(folder: Path) -> Environment:
         spread=spread,
         heading=heading,
         embedded=embedded,
+        named=words.named,
         gpus=gpus,
         pretty=lambda value: json.dumps(finite_or_none(value), indent=2, ensure_ascii=False, default=str),
     )
@@ -243,7 +247,14 @@ def _timeline(stages: Sequence[StageRecord]) -> dict[str, Any]:
     wall = max((end for _, end in spans.values()), default=0.0) - min(
         (start for start, _ in spans.values()), default=0.0
     )
-    return {"bars": bars, "busy": length if spans else None, "wall": wall, "paused": wall > length * 1.05 + 1}
+    ticks = [(share, length * share / 100) for share in (0, 25, 50, 75)] if spans else []
+    return {
+        "bars": bars,
+        "ticks": ticks,
+        "busy": length if spans else None,
+        "wall": wall,
+        "paused": wall > length * 1.05 + 1,
+    }
 
 
 def _without_pauses(spans: list[tuple[float, float]]) -> Any:
@@ -287,6 +298,7 @@ def _funnel(stages: Sequence[StageRecord]) -> list[dict[str, Any]]:
         {
             "name": stage.name,
             "rows": rows,
+            "share": rows.done / rows.total,
             "kept": 100 * rows.done / most,
             "lost": 100 * rows.rejected / most,
             "reasons": sorted(stage.rejections.items(), key=lambda item: (-item[1], item[0])),

@@ -46,6 +46,24 @@
     });
   }
 
+  // --- the first figure as a picture: SVG is copied as text, see shell.js ---------------------------------------
+  for (const button of document.querySelectorAll("button.png")) {
+    button.addEventListener("click", () => {
+      const figure = by(button.dataset.of), picture = new Image(), scale = 2;
+      picture.addEventListener("load", () => {
+        const canvas = document.createElement("canvas");
+        canvas.width = scale * figure.viewBox.baseVal.width;
+        canvas.height = scale * figure.viewBox.baseVal.height;
+        canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+        const link = make("a");
+        link.download = "outcome.png";
+        link.href = canvas.toDataURL("image/png");
+        link.click();
+      });
+      picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(figure))}`;
+    });
+  }
+
   // --- the browser of quadruples ---------------------------------------------------------------------------------
   const browser = by("browser");
   if (!browser) return;

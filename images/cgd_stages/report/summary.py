@@ -11,6 +11,7 @@ from cgd_stages.quality.marks import cautions as data_cautions
 from cgd_stages.report.drift import Sentence, drifts
 from cgd_stages.report.head_to_head import headline
 from cgd_stages.report.modes import modes
+from cgd_stages.results import statistics
 from cgd_stages.results.comparison import NAMES, Table, lm_eval_tasks, name_of
 from cgd_stages.results.formatting import count, percent, probability
 from cgd_stages.results.head_to_head import HeadToHead
@@ -19,8 +20,6 @@ from cgd_stages.results.scores import NOISE, RIVALS, Comparison, comparisons, gp
 
 SENTENCES = 3
 """The most comparisons that get a sentence each; of more, each model gets one sentence."""
-CAUTIONS = 5
-"""The most cautions that the page shows unfolded."""
 
 
 def head(
@@ -33,7 +32,6 @@ def head(
         "verdicts": against_base(report, table),
         "data_cautions": data_cautions(quality) if quality else [],
         "cautions": cautions(report),
-        "shown": CAUTIONS,
         "student": names.get("student", ""),
         "teacher": names.get("teacher", ""),
         "objectives": ", ".join(objectives),
@@ -101,7 +99,7 @@ def sentence(pair: Comparison, name: str) -> Sentence:
     judgement = {
         "better": f"better than chance explains ({probability(pair.p)})",
         "worse": f"worse than chance explains ({probability(pair.p)})",
-        "noise": f"a difference within noise ({probability(pair.p)})",
+        "noise": f"a difference within noise ({probability(pair.p)}); {seen(pair)}",
     }[pair.outcome]
     if pair.fixed == pair.broken == 0:
         judgement = "no question changed sides"
@@ -111,6 +109,18 @@ def sentence(pair: Comparison, name: str) -> Sentence:
         "claim": f"{name} {percent(pair.after)}, base {percent(pair.before)} on {pair.benchmark}",
         "detail": f"{count(pair.n)} {questions}, {pair.fixed} fixed and {pair.broken} broken: {judgement}",
     }
+
+
+def seen(pair: Comparison) -> str:
+    """What difference so many questions could have shown, with a chance of 80 %."""
+    if pair.samples == 1:
+        least = statistics.detectable(pair.n, (pair.fixed + pair.broken) / pair.n, NOISE)
+    else:
+        least = statistics.detectable_mean(pair.n, pair.low, pair.high, NOISE)
+    questions = f"{count(pair.n)} question{'' if pair.n == 1 else 's'}"
+    if least is None:
+        return f"no gain can be seen with {questions}"
+    return f"gains below {100 * least:.1f} points cannot be seen with {questions}"
 
 
 def cautions(report: ReportData) -> list[str]:

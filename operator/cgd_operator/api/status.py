@@ -54,6 +54,10 @@ class StageStatus(Contract):
         description="gpuSeconds of each pod, by its uid. When many pods are gone, some of them are left out.",
     )
     tokens: int = Field(0, description="How many tokens the stage has read and written.")
+    accuracy: str | None = Field(
+        None,
+        description="Of a stage that evaluates: the share of right answers, the mean of its benchmarks, such as 43.8%.",
+    )
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 

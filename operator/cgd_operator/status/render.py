@@ -20,7 +20,7 @@ from cgd_operator.facts.waiting import BEGINNING, RETRYING
 from cgd_operator.kube.outside import moment
 from cgd_operator.planning.dag import Child, Run
 from cgd_operator.planning.requests import UNKNOWN, Sizes
-from cgd_stages.contract import MOST, NO_TRANSFER, StageFacts, train_stage
+from cgd_stages.contract import ACCURACY, MOST, NO_TRANSFER, StageFacts, train_stage
 
 ProgressOf = Callable[[str], StageProgress | None]
 
@@ -159,9 +159,17 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         gpu_seconds=used.gpu_seconds,
         pod_gpu_seconds=dict(used.pods),
         tokens=sum(shard.prompt_tokens + shard.generated_tokens for shard in words) or old.tokens,
+        accuracy=_accuracy(words) or old.accuracy,
         output_uri=next((shard.output_uri for shard in words if shard.output_uri), None) or old.output_uri,
         digest=next((shard.digest for shard in words if shard.digest), None) or old.digest,
     )
+
+
+def _accuracy(words: tuple[StageFacts, ...]) -> str | None:
+    """The mean over the benchmarks of an evaluation, each with the same weight; None: it has told none."""
+    told = [value for stage in words for name, value in stage.metrics.items() if name.endswith(ACCURACY)]
+    shares = [share for share in told if 0 <= share <= 1]
+    return f"{100 * sum(shares) / len(shares):.1f}%" if shares else None
 
 
 def _message(facts: ChildFacts, old: StageStatus) -> str:

@@ -378,3 +378,24 @@ def test_pages_open_from_a_folder_of_any_name(browser: Browser, tmp_path: Path) 
     assert visit.position == "1 of 4"
     assert visit.faults == []
     visit.close()
+
+
+def test_the_first_figure_is_copied_as_a_picture_that_stands_by_itself_and_the_manifest_as_text(visit: Visit) -> None:
+    page = visit.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+
+    def copied() -> str:
+        return str(page.evaluate("navigator.clipboard.readText()"))
+
+    page.get_by_role("button", name="Copy as SVG").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    picture = copied()
+    assert picture.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert "sums (9 questions)" in picture
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as PNG").click()
+    assert download.value.path().read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    page.get_by_text("The manifest of this run").click()
+    page.get_by_role("button", name="Copy the manifest").click()
+    page.get_by_role("button", name="Copied").last.wait_for()
+    assert copied().startswith("apiVersion: cgd.dev/v1alpha1\nkind: CGDRun\n")
