@@ -16,7 +16,7 @@ from cgd_cli.manifest import body_of, run_of
 from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, plain
 from cgd_cli.view import shell
-from cgd_local.background import BUCKET, ERRORS, Provided, holder, short, up, upload_model
+from cgd_local.background import BUCKET, ERRORS, TUTOR, Provided, holder, short, up, upload_model
 from cgd_local.kubectl import DemoError, apply, configmaps, kubectl
 from cgd_operator import yamls
 from cgd_operator.api.spec import InvalidRun
@@ -81,6 +81,9 @@ def read(manifest: Path) -> Object:
 async def _apply(run: Object, provided: Provided, folder: Path) -> str:
     name = str(run["metadata"]["name"])
     run["spec"]["storage"]["endpoint"] = provided.endpoint
+    endpoint = run["spec"]["teacher"].get("endpoint", {})
+    if endpoint.get("url") == TUTOR:
+        endpoint["url"] = provided.tutor
     path = folder / "runs" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yamls.dump(run))
