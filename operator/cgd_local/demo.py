@@ -89,7 +89,6 @@ async def _apply(run: Object, provided: Provided, folder: Path) -> str:
     path.write_text(yamls.dump(run))
     await kubectl(provided.kubeconfig, "apply", "-f", str(path))
     console.print(f"run       {shell('kubectl', 'apply', '-f', short(path))}; in another terminal:")
-    console.print()
     _show_commands(provided.kubeconfig, ("kubectl", "get", "cgd", "-w"), ("cgd", "watch", name), ("cgd", "ui"))
     return name
 
@@ -97,6 +96,7 @@ async def _apply(run: Object, provided: Provided, folder: Path) -> str:
 def _show_commands(kubeconfig: Path, *commands: tuple[str, ...]) -> None:
     """Commands to type, in an environment in which they work from any shell in this folder."""
     folder = short(Path(sysconfig.get_path("scripts")))
+    console.print()
     console.print(f"    export KUBECONFIG={shell(str(kubeconfig))}", soft_wrap=True)
     for program, *words in commands:
         console.print(f"    {shell(f'{folder}/{program}', *words)}", soft_wrap=True)
@@ -138,7 +138,7 @@ def _show_end(run: Object, provided: Provided, folder: Path) -> int:
     if _succeeded(status) == "False":
         message = next(entry["message"] for entry in status["conditions"] if entry["type"] == "Succeeded")
         console.print(plain("failed: ", "bold red"), message, sep="", soft_wrap=True)
-        console.print(f"Logs of the pods: {short(folder / 'cluster/pods')}. Worth typing:\n")
+        console.print(f"Logs of the pods: {short(folder / 'cluster/pods')}. Worth typing:")
         again = ("kubectl", "delete", "cgd", name)
         _show_commands(provided.kubeconfig, ("cgd", "logs", name), ("cgd", "retry", name), again)
         _show_down()
@@ -146,11 +146,13 @@ def _show_end(run: Object, provided: Provided, folder: Path) -> int:
     report = _fetch_report(run, provided, folder)
     figures = json.loads(report.with_suffix(".json").read_text())
     console.print(*comparison.shown(comparison.joined_reports({name: json.dumps(figures).encode()})), sep="\n")
-    console.print(plain("\nreport    ", "bold green"), str(report), sep="", soft_wrap=True)
+    console.print()
+    console.print(plain("report    ", "bold green"), str(report), sep="", soft_wrap=True)
     console.print(f"rows      {status['artifacts']['quadruples']}", soft_wrap=True)
     for objective, uri in status["artifacts"]["checkpoints"].items():
         console.print(f"model     {uri} ({objective})", soft_wrap=True)
-    console.print("\nThe cluster stays up. Worth typing, here or in another terminal:\n")
+    console.print()
+    console.print("The cluster stays up. Worth typing, here or in another terminal:")
     trained = next(iter(status["artifacts"]["checkpoints"]))
     stage = f"train-{trained.lower()}"
     _show_commands(
