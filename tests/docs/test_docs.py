@@ -11,7 +11,7 @@ import grimp
 import pytest
 import yaml
 
-from cgd_cli.__main__ import validate
+from cgd_cli.drafting import validate
 from cgd_operator.api.spec import parse_spec
 from cgd_stages.contract import Objective
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.background import image_environment, upload_model
+from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.pods import exited, launch
 from cgd_local.s3 import SeaweedFS
 from cgd_operator.kube.client import Object
