@@ -44,7 +44,9 @@ def main() -> None:
                 sys.exit("the quick start has failed")
         finally:
             demo.terminate()
-    photograph(chromium, folder / "report.html", HERE / "report.png")
+            subprocess.run([sys.executable, "-m", "cgd_local", "down", "--folder", str(folder)], check=True)
+    (page,) = folder.glob("runs/*/report.html")
+    photograph(chromium, page, HERE / "report.png")
     for picture in ("watch.svg", "report.png"):
         print(f"{HERE / picture}: {(HERE / picture).stat().st_size:,} bytes")
 

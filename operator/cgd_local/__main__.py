@@ -82,13 +82,14 @@ async def _demo(given: Given) -> int:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        console.print()
         loop.add_signal_handler(signal.SIGINT, sys.exit, STOPPED)
         goes_on = f"To go on: {again()}"
         if found:
-            console.print(f"\nThe cluster and the run go on; `make down` ends them. {goes_on}", soft_wrap=True)
+            console.print(f"The cluster and the run go on; `make down` ends them. {goes_on}", soft_wrap=True)
         else:
             limit = f"{STOP_SECONDS:g} seconds at most"
-            console.print(f"\nEnding the run's pods, the cluster and S3: {limit}; what is stored stays.")
+            console.print(f"Ending the run's pods, the cluster and S3: {limit}; what is stored stays.")
             console.print(goes_on, soft_wrap=True)
         work.cancel()
 
@@ -110,7 +111,8 @@ def again() -> str:
 
 async def _up(given: Given) -> int:
     provided = await up(given.folder, given.kubeconfig)
-    console.print(f"\nexport KUBECONFIG={shell(str(provided.kubeconfig))}", soft_wrap=True)
+    console.print()
+    console.print(f"export KUBECONFIG={shell(str(provided.kubeconfig))}", soft_wrap=True)
     console.print("Apply manifests with kubectl; `make down` ends it.")
     return 0
 

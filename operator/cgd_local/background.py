@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from botocore.exceptions import ClientError
@@ -33,8 +33,9 @@ from cgd_operator.kube.kinds import NODE
 
 BUCKET, SECRET = "cgd", "quickstart-s3"
 ACCESS_KEY, SECRET_KEY = "demo", "demo-secret"
-S3_PORT, TUTOR_PORT = 8333, 10801
-"""The addresses that the manifests of `examples` name. S3 takes another port if its own is taken."""
+S3_PORT, TUTOR_PORT = 8333, 10802
+"""The addresses that the manifests of `examples` name. Both servers take another port if theirs is taken."""
+TUTOR = f"http://127.0.0.1:{TUTOR_PORT}/v1"
 EXAMPLES = Path("examples")
 QUICKSTART = (
     "quickstart-sums/rows.jsonl=examples/quickstart-rows.jsonl",
@@ -52,9 +53,10 @@ console = Terminal()
 
 @dataclass(frozen=True)
 class Provided:
-    """Where S3 and the API server are."""
+    """Where S3, the tutor and the API server are."""
 
     endpoint: str
+    tutor: str
     kubeconfig: Path
 
     @property
@@ -92,7 +94,7 @@ async def up(folder: Path, kubeconfig: Path | None = None) -> Provided:
                 raise DemoError(last.removeprefix(FAILED) or f"what a cluster provides has ended: see {log}")
             if is_ready:
                 found = json.loads(ready.read_text())
-                return Provided(found["endpoint"], Path(found["kubeconfig"]))
+                return Provided(found["endpoint"], found["tutor"], Path(found["kubeconfig"]))
             await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -132,7 +134,7 @@ async def hold(folder: Path, kubeconfig: Path | None) -> None:
     with _lock(folder), contextlib.suppress(asyncio.CancelledError):
         async with AsyncExitStack() as stack:
             provided, operator = await _start(stack, folder, kubeconfig)
-            made = json.dumps({"endpoint": provided.endpoint, "kubeconfig": str(provided.kubeconfig)})
+            made = json.dumps(asdict(provided), default=str)
             part = folder / f"{READY}.part"
             part.write_text(made)
             part.rename(folder / READY)
@@ -173,15 +175,16 @@ async def _start(
     )
     _say(f"cluster   {short(cluster.kubeconfig_path)}")
     keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    tutor = TUTOR
     objects = [crd(), object_of("Secret", SECRET, stringData=keys)]
     if examples := _examples():
         objects += configmaps(QUICKSTART)
-        await stack.enter_async_context(_tutor(folder, examples))
-        _say(f"tutor     http://127.0.0.1:{TUTOR_PORT}/v1 (examples/replicate/tutor.py)")
+        tutor = await stack.enter_async_context(_tutor(folder, examples))
+        _say(f"tutor     {tutor} (examples/replicate/tutor.py)")
     await apply(cluster.kubeconfig_path, objects)
     operator = await stack.enter_async_context(_operator(cluster.kubeconfig_path, folder))
     _say(f"operator  python -m cgd_operator (log: {short(folder / 'operator.log')})")
-    return Provided(s3.endpoint, cluster.kubeconfig_path), operator
+    return Provided(s3.endpoint, tutor, cluster.kubeconfig_path), operator
 
 
 def _examples() -> Path | None:
@@ -233,21 +236,19 @@ async def _require_no_nodes(kubeconfig: Path) -> None:
 
 
 @asynccontextmanager
-async def _tutor(folder: Path, examples: Path) -> AsyncIterator[None]:
-    """The teacher of the quick start, as a server on this machine."""
-    if await _listens(TUTOR_PORT):
-        raise DemoError(
-            f"port {TUTOR_PORT}, where the tutor listens, is taken: end what uses it, such as `make replicate` or what "
-            "is up in another folder"
-        )
+async def _tutor(folder: Path, examples: Path) -> AsyncIterator[str]:
+    """The teacher of the quick start, as a server on this machine; its base URL."""
+    port = TUTOR_PORT
+    while await _listens(port):
+        port += 1
     env = venv_environment() | {"PYTHONPATH": str(examples)}
-    process = launch([sys.executable, "-m", "replicate.tutor", str(TUTOR_PORT)], env, folder, folder / "tutor.log")
+    process = launch([sys.executable, "-m", "replicate.tutor", str(port)], env, folder, folder / "tutor.log")
     try:
-        while not await _listens(TUTOR_PORT):
+        while not await _listens(port):
             if process.poll() is not None:
                 raise DemoError(f"the tutor did not start: see {folder / 'tutor.log'}")
             await asyncio.sleep(LOOK_SECONDS)
-        yield
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
         await exited(process)

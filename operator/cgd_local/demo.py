@@ -16,7 +16,7 @@ from cgd_cli.manifest import body_of, run_of
 from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, plain
 from cgd_cli.view import shell
-from cgd_local.background import BUCKET, ERRORS, Provided, holder, short, up, upload_model
+from cgd_local.background import BUCKET, ERRORS, TUTOR, Provided, holder, short, up, upload_model
 from cgd_local.kubectl import DemoError, apply, configmaps, kubectl
 from cgd_operator import yamls
 from cgd_operator.api.spec import InvalidRun
@@ -81,12 +81,14 @@ def read(manifest: Path) -> Object:
 async def _apply(run: Object, provided: Provided, folder: Path) -> str:
     name = str(run["metadata"]["name"])
     run["spec"]["storage"]["endpoint"] = provided.endpoint
+    endpoint = run["spec"]["teacher"].get("endpoint", {})
+    if endpoint.get("url") == TUTOR:
+        endpoint["url"] = provided.tutor
     path = folder / "runs" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yamls.dump(run))
     await kubectl(provided.kubeconfig, "apply", "-f", str(path))
     console.print(f"run       {shell('kubectl', 'apply', '-f', short(path))}; in another terminal:")
-    console.print()
     _show_commands(provided.kubeconfig, ("kubectl", "get", "cgd", "-w"), ("cgd", "watch", name), ("cgd", "ui"))
     return name
 
@@ -94,6 +96,7 @@ async def _apply(run: Object, provided: Provided, folder: Path) -> str:
 def _show_commands(kubeconfig: Path, *commands: tuple[str, ...]) -> None:
     """Commands to type, in an environment in which they work from any shell in this folder."""
     folder = short(Path(sysconfig.get_path("scripts")))
+    console.print()
     console.print(f"    export KUBECONFIG={shell(str(kubeconfig))}", soft_wrap=True)
     for program, *words in commands:
         console.print(f"    {shell(f'{folder}/{program}', *words)}", soft_wrap=True)
@@ -135,7 +138,7 @@ def _show_end(run: Object, provided: Provided, folder: Path) -> int:
     if _succeeded(status) == "False":
         message = next(entry["message"] for entry in status["conditions"] if entry["type"] == "Succeeded")
         console.print(plain("failed: ", "bold red"), message, sep="", soft_wrap=True)
-        console.print(f"Logs of the pods: {short(folder / 'cluster/pods')}. Worth typing:\n")
+        console.print(f"Logs of the pods: {short(folder / 'cluster/pods')}. Worth typing:")
         again = ("kubectl", "delete", "cgd", name)
         _show_commands(provided.kubeconfig, ("cgd", "logs", name), ("cgd", "retry", name), again)
         _show_down()
@@ -143,11 +146,13 @@ def _show_end(run: Object, provided: Provided, folder: Path) -> int:
     report = _fetch_report(run, provided, folder)
     figures = json.loads(report.with_suffix(".json").read_text())
     console.print(*comparison.shown(comparison.joined_reports({name: json.dumps(figures).encode()})), sep="\n")
-    console.print(plain("\nreport    ", "bold green"), str(report), sep="", soft_wrap=True)
+    console.print()
+    console.print(plain("report    ", "bold green"), str(report), sep="", soft_wrap=True)
     console.print(f"rows      {status['artifacts']['quadruples']}", soft_wrap=True)
     for objective, uri in status["artifacts"]["checkpoints"].items():
         console.print(f"model     {uri} ({objective})", soft_wrap=True)
-    console.print("\nThe cluster stays up. Worth typing, here or in another terminal:\n")
+    console.print()
+    console.print("The cluster stays up. Worth typing, here or in another terminal:")
     trained = next(iter(status["artifacts"]["checkpoints"]))
     stage = f"train-{trained.lower()}"
     _show_commands(

@@ -254,6 +254,16 @@ async def test_the_columns_move(world: Any) -> None:
     assert row.split()[:4] == ["demo", "Answering", "answer", "0%"]
 
 
+async def test_wide_columns_say_why_a_run_has_not_succeeded(world: Any) -> None:
+    async with world.operator():
+        await kubectl(world, "apply", "-f", "-", body=user_manifest())
+        await world.end("prepare", "Failed")
+        await kubectl(world, "wait", "cgd/demo", "--for=condition=Succeeded=false", "--timeout=20s")
+        head, row = (await kubectl(world, "get", "cgd", "-o", "wide")).splitlines()
+    assert head.split()[-3:] == ["AGE", "REASON", "MESSAGE"]
+    assert "stage prepare: " in row
+
+
 async def test_describe_tells_conditions_and_events(world: Any) -> None:
     async with world.operator():
         await kubectl(world, "apply", "-f", "-", body=user_manifest())

@@ -68,7 +68,7 @@ def test_the_manifest_reads_these_files_and_names_the_addresses_of_the_demo() ->
     ):
         assert EXAMPLES.parent / files[source.removeprefix("configmap://")] == path
     assert spec["teacher"]["endpoint"] == {
-        "url": f"http://127.0.0.1:{background.TUTOR_PORT}/v1",
+        "url": background.TUTOR,
         "model": tutor.MODEL,
         "maxConcurrency": 8,
     }

@@ -30,6 +30,8 @@ COLUMNS = (
     ("GPU-Hours", ".status.usage.gpuHours", "string"),
     ("Age", ".metadata.creationTimestamp", "date"),
 )
+WIDE = (("Reason", "reason"), ("Message", "message"))
+"""Why a run has not succeeded, in `kubectl get cgd -o wide`: columns and what they show of the condition."""
 NAME_RULE = ("self.metadata.name.size() <= 63", "the name of a CGDRun becomes a label: at most 63 characters")
 
 
@@ -57,12 +59,18 @@ def crd() -> Schema:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
-                    "additionalPrinterColumns": [{"name": n, "jsonPath": p, "type": t} for n, p, t in COLUMNS],
+                    "additionalPrinterColumns": _columns(),
                     "schema": {"openAPIV3Schema": _root()},
                 }
             ],
         },
     }
+
+
+def _columns() -> list[Schema]:
+    why = '.status.conditions[?(@.type=="Succeeded")].'
+    wide = [{"name": name, "jsonPath": why + part, "type": "string", "priority": 1} for name, part in WIDE]
+    return [*({"name": name, "jsonPath": path, "type": kind} for name, path, kind in COLUMNS), *wide]
 
 
 def _root() -> Schema:

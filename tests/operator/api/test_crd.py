@@ -75,8 +75,10 @@ def test_conditions_and_stages_are_merged_by_key() -> None:
 
 def test_the_columns_are_those_of_the_manual() -> None:
     version = crd()["spec"]["versions"][0]
-    names = [column["name"] for column in version["additionalPrinterColumns"]]
+    columns = version["additionalPrinterColumns"]
+    names = [column["name"] for column in columns if not column.get("priority")]
     assert names == ["State", "Stage", "Progress", "ETA", "GPU-Hours", "Age"]
+    assert [column["name"] for column in columns if column.get("priority")] == ["Reason", "Message"]
 
 
 def test_the_file_is_one_document_that_yaml_reads_back() -> None:
