@@ -96,7 +96,7 @@ def _same_molecule(reference: str, answer: str) -> bool:
 
 # --- choices and words ------------------------------------------------------------------------------------------
 
-_LETTER = re.compile(r"\(([A-Ja-j])\)|([A-J])\)?")
+_LETTER = re.compile(r"[(\[]([A-Ja-j])[)\]]|([A-J])\)?")
 _LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J](?=\s*[.:])|[A-Ja-j](?=\)))\s*[).:])\s*(?P<text>.+)", re.DOTALL)
 _ORDINARY = frozenset({"yes", "no", "odd"})
 _REASONED = re.compile(r"(yes|no|true|false)(?:\s*[,.;:(]|\s+(?:because|since|as)\b)", re.IGNORECASE)

@@ -116,8 +116,11 @@ _LETTERS = re.compile(
     r"\(?[A-J]\)?(?:(?:\s*,(?:\s*and\b)?|\s+and\b|\s*&)\s*\(?[A-J]\)?)+(?=\s*(?:[.;:!]|$))", re.MULTILINE
 )
 _LETTER_AT_END = re.compile(
-    r"(?:\b(?:[Oo]ption|[Cc]hoice|must\s+be|it\s+is)|\b[Ii]t['\u2019]s"
+    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is)|\b[Ii]t['\u2019]s"
     r"|(?:\A|[.!?]\s|\n)(?:So|Thus|Hence|Therefore),?)\s+\(?([A-J])\)?[.\s]*\Z|\bletter\b[^.\n]{0,60}\bis\s+([A-Z])[.\s]*\Z"
+)
+_NAMED_OPTION = re.compile(
+    r"\b(?:option|choice)\s+\(?([A-J])\b\)?\s+(?!(?:is|was|are|and|or|nor|cannot|can|does)\b)[a-z]+"
 )
 _SMALL_LETTER = re.compile(r"\(?[a-j]\)")
 _YES_OR_NO = re.compile(
@@ -127,7 +130,7 @@ _SAID = re.compile(
     r"\b(?:has|have|is|are)\s+(?P<solutions>(?:no|infinitely\s+many)\s+(?:real\s+)?solutions?)[.\s]*\Z"
     rf"|\b(?:options?|choices?|statements?|answers?|order|ranking)\b[^.\n]*\b(?:is|are)\s+(?P<letters>(?-i:{_LETTERS.pattern}))[.\s]*\Z"
     r"|\b(?P<state>does\s+not\s+exist|(?<=is\s)(?:undefined|indeterminate|impossible)|(?:con|di)verges)[.\s]*\Z"
-    r"|\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
+    r"|(?:\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis|\bthat['\u2019]s)\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
     re.IGNORECASE,
 )
 _ALL_BUT = re.compile(
@@ -135,7 +138,7 @@ _ALL_BUT = re.compile(
     r"(?P<value>-?[\d./]*\d)\$?[.\s]*\Z"
 )
 _REASON = r"(?:(?:For|Since|Because|As|If|When|Take|Let|Consider|A\s+counterexample)\b)"
-_OPTION = re.compile(r"^\s*(\(?(?:[A-J][).]|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
+_OPTION = re.compile(r"^\W*?(\(?(?:[A-J][).]|[B-J]:|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
 _DAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
 _DATE = re.compile(
     rf"(?:{MONTHS})\s+\d{{1,2}}(?:,?\s+\d{{4}})?(?!\d)|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?:{MONTHS})(?:,?\s+\d{{4}})?"
@@ -147,7 +150,7 @@ _CORRECT = re.compile(
 _PREDICATE = re.compile(
     r"(?:\b(?:is|are|was|were|be|becomes?|called|named|known\s+as|means|stands\s+for|by|remains)\s+"
     r"|\banswer:\s+|\A[A-Z][\w' -]{1,40}:\s+)"
-    r"(?:(?:called|named|known\s+as|in|at|on|by|from|the|an?)\s+)*",
+    r"(?:(?:called|named|(?:best\s+)?(?:known|described|classified|characteri[sz]ed)\s+as|in|at|on|by|from|the|an?)\s+)*",
     re.IGNORECASE,
 )
 _REACTION = re.compile(r"->|\u2192")
@@ -239,7 +242,10 @@ def _lettered(text: str) -> str:
     if last := _LETTER_AT_END.search(text):
         return last[1] or last[2]
     options = _OPTION.findall(text)
-    return options[0] if len(options) == 1 and text.lstrip().startswith(options[0]) else ""
+    if len(options) == 1 and re.match(rf"\W*{re.escape(options[0])}", text):
+        return str(options[0])
+    named = set(_NAMED_OPTION.findall(_sentences(text)[-1][1]))
+    return named.pop() if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:
@@ -247,7 +253,7 @@ def _words(text: str) -> str:
     sentence = _sentences(text)[-1][1].strip(" \n.!\"'\u201c\u201d")
     if state := re.search(r"\b(?:con|di)verges\b(?!\s+to)", sentence):
         return state[0]
-    if dates := [match[0] for match in _DATE.finditer(sentence)]:
+    if dates := [match[0] for match in (*_DAY.finditer(sentence), *_DATE.finditer(sentence))]:
         return dates[-1]
     if quoted := re.search(r"[\"\u201c]([^\"\u201c\u201d]{2,100})\Z", sentence):
         return quoted[1]
@@ -256,7 +262,10 @@ def _words(text: str) -> str:
         return ""
     last = re.sub(r"\s*\((?=[^()]*\d{3}|(?:[^()\s]+\s+){2})[^()]*\)", "", last)
     words = (
-        re.split(r",?\s+(?:because|since|which|who|when|where|(?:in|on|at|during|around)\s+\d\w*)\b", last)[0]
+        re.split(
+            r",?\s+(?:because|since|which|who|when|where|(?<=,\s)(?:not|rather|unlike)|(?:in|on|at|during|around)\s+\d\w*)\b",
+            last,
+        )[0]
         if said
         else last
     )
@@ -427,6 +436,11 @@ def _last_expression(text: str) -> str:
             break
         run.insert(0, one)
     parts = _SPAN.fullmatch(run[0][2]) if len(run) > 1 else None
-    if run and "=" not in run[0][2] and not parts and not re.search(r"\bare:?\s*\Z", text[: run[0][0]]):
+    if (
+        run
+        and "=" not in run[0][2]
+        and not parts
+        and not re.search(r"\b(?:are|measure|equal|namely):?\s*\Z", text[: run[0][0]])
+    ):
         run = run[-1:]
     return ", ".join(value for _, _, value in run)

@@ -22,6 +22,8 @@ _MARKUP = tuple(
         (r"(\b(?:odds|ratio|proportion)\b[^.\n]{0,80}?\b\d+) to (?=\d)", re.IGNORECASE, r"\1:"),
         (r"\b(\d+)(?: in | out of )(\d+) (?=chance|probability)", 0, r"\1/\2 "),
         (r"(\b(?:chances?|probability)\b[^.\n]{0,60}?\b(?:is|are) \d+)(?: in | out of )(?=\d)", 0, r"\1/"),
+        (r"\"(?:final_?)?answer\"\s*:\s*\"?([^\"{}\n]{1,300}?)\"?\s*\}\s*\Z", re.IGNORECASE, r"\n#### \1"),
+        (r"(?<=\d)\s?[a-zA-Z]{1,4}/\([a-zA-Z\u00b0\u00b7\u22c5* ]{1,20}\)", 0, ""),  # 0.39 J/(g K)
         (r"^[ \t]*(?:```.*|\|[ :|-]+\|[ \t]*)$|`|^[ \t]*>[ \t]+", re.MULTILINE, ""),
         (r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])", 0, ""),  # `2**10` stays
         (r"(?<![\w)}\]*\\|])([*_])(?=[^\s*_])([^*_\n]{1,200})(?<=\S)\1(?![\w*({\\])", 0, r"\2"),

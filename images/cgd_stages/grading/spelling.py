@@ -68,6 +68,7 @@ _SPELLINGS = tuple(
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
         (rf"\b(\d{{1,2}})(?:{_TH})?\s+(?:of\s+)?({MONTHS}),?\s+(?=\d{{4}})", r"\2 \1, "),
         (r"(?<=\d)(\s*(?:kg|N|J|g|W|kW|V|A|Pa))\s*\\cdot\s*(?=(?:m|s|K|h|mol)(?![a-zA-Z]))", r"\1."),
+        (rf"(?<=\d)\s*\\mu(?![a-zA-Z])\s*(?:{WORDS}\s*\{{\s*)?([a-zA-Z]+)\s*\}}?", r" u\1"),
         (r"_(\w)", r"_{\1}"),
         (rf"(?<=\d)\s*(?:{WORDS}\s*\{{\s*(k)\s*\}}\s*)?\\Omega(?![a-zA-Z])", r"\\text{ \1ohm}"),
         (r"\\(?:vec|hat|overrightarrow)\s*\{\s*(\w+)\s*\}", r"\1"),

@@ -72,7 +72,7 @@ _SYMBOLS += "eV keV MeV GeV mA kN MN kJ MJ mJ kPa MPa kHz MHz GHz mV kV mW kW MW
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _UNITS |= {name: name for name in _ONE_NAME.split()}
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 1 and f"{name}s" not in _UNITS}
-_UNITS |= {symbol: symbol for symbol in _SYMBOLS.split()} | {unit.upper(): unit for unit in "anjwvk"}
+_UNITS |= {symbol: symbol for symbol in _SYMBOLS.split()} | {unit.upper(): unit for unit in "anjwvk"} | {"T": "tesla"}
 """Every name of a unit in small letters, and the symbols whose capitals matter: mJ is no MJ."""
 
 _TEXT = r"\\(?:text|mathrm|mbox|textrm|operatorname|rm)"
