@@ -28,6 +28,7 @@ from typing import TypeVar
 from cgd_stages.grading.expressions import number_of, same_equation, same_set, same_value
 from cgd_stages.grading.numerals import exact
 from cgd_stages.grading.spelling import (
+    CHEMICAL,
     WORDS,
     bare,
     closes_at_end,
@@ -75,7 +76,7 @@ def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict
     """
     if max(len(reference), len(answer)) > LONGEST:
         return Verdict(reference.split() == answer.split(), "spelling")
-    if same_spelling(reference, answer):
+    if same_spelling(reference, answer) or _same_molecule(reference, answer):
         return Verdict(True, "spelling")
     if (letter := _choice(reference)) is not None:
         return Verdict(letter == _choice(answer, lenient=True), "choice")
@@ -87,9 +88,15 @@ def compare_at_once(reference: str, answer: str, tolerance: str = "") -> Verdict
     return _compare_quantities(spell(reference), spell(answer), "")
 
 
+def _same_molecule(reference: str, answer: str) -> bool:
+    """Whether two chemical formulas are the same but for the place of their numbers: `H_2O` and H2O."""
+    texts = [re.sub(r"\\ce\{([^{}]*)\}", r"\1", unwrapped(spell(text))) for text in (reference, answer)]
+    return all(map(CHEMICAL.fullmatch, texts)) and len({re.sub("[_^{}]", "", text) for text in texts}) == 1
+
+
 # --- choices and words ------------------------------------------------------------------------------------------
 
-_LETTER = re.compile(r"\(([A-Ja-j])\)|([A-J])\)?")
+_LETTER = re.compile(r"[(\[]([A-Ja-j])[)\]]|([A-J])\)?")
 _LED_BY_LETTER = re.compile(r"(?:\(([A-Ja-j])\)|([A-J](?=\s*[.:])|[A-Ja-j](?=\)))\s*[).:])\s*(?P<text>.+)", re.DOTALL)
 _ORDINARY = frozenset({"yes", "no", "odd"})
 _REASONED = re.compile(r"(yes|no|true|false)(?:\s*[,.;:(]|\s+(?:because|since|as)\b)", re.IGNORECASE)
@@ -177,6 +184,7 @@ def _words(expression: str) -> tuple[str | None, bool]:
     words = text.casefold().split()
     sure = any(len(word) > 3 or word in _ORDINARY for word in words) and not {"and", "or"}.intersection(words)
     phrase = " ".join(word for word in words if word not in ("the", "a", "an"))
+    phrase = "neither" if phrase.startswith("neither ") else phrase
     return _SAME_WORD.get(phrase, phrase), sure or bool(re.match(WORDS, expression))
 
 
@@ -192,7 +200,7 @@ _NAMES = re.compile(
     r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\))\s*=\s*"
 )
 _MEMBER = re.compile(
-    r"^\s*(?:\\mathbf\{\w\}|[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text|[(\[][^()\[\]]*,[^()\[\]]*[)\]]$))"
+    r"^\s*(?:\\mathbf\{\w\}|\\nabla\s*\w|[A-Z]\s*\\(?:cap|cup|setminus)\s*[A-Z]|[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text|\\emptyset|[(\[][^()\[\]]*,[^()\[\]]*[)\]]$))"
 )
 _POINT = re.compile(r"(?:[A-Z](?:_\{\w+\})?'?)\s*=?\s*(?=\()")
 
@@ -374,7 +382,7 @@ def _compare_equations(expected: list[str], actual: list[str], tolerance: str) -
 
 
 def _name_of(equation: list[str]) -> str:
-    return re.sub(r"\s", "", unwrapped(equation[0] if _is_name(equation[0]) else equation[-1]))
+    return re.sub(r"\s|\(\s*\w+\s*\)", "", unwrapped(equation[0] if _is_name(equation[0]) else equation[-1]))
 
 
 def _value_of(equation: list[str]) -> str | None:

@@ -36,7 +36,7 @@ from cgd_stages.grading.formulas import (
 )
 from cgd_stages.grading.markup import last_boxes, without_markup
 from cgd_stages.grading.numerals import NUMBER_WORD, of_words
-from cgd_stages.grading.spelling import EQUALS
+from cgd_stages.grading.spelling import CHEMICAL, EQUALS, MONTHS
 from cgd_stages.grading.spelling import sides as sides_of
 from cgd_stages.grading.units import unit_after
 
@@ -100,7 +100,7 @@ _ANNOUNCEMENT = re.compile(
 )
 EXPLICIT_LINE = re.compile(
     r"(?:^|(?<=[.!?:,]\s)|(?<=\n))\W{0,5}(?:(?:so|thus|therefore|hence)\b,?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
-    r"(?:answer\s*[:=]|(?:answer|choice|option)\s+is\b)[\s:]*(?=(?P<answer>[^\n]+))",
+    r"(?:answer\s*(?:[:=]|[-\u2013\u2014](?=\s))|(?:answer|choice|option)\s+is\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
@@ -115,6 +115,13 @@ _CHOICE = re.compile(
 _LETTERS = re.compile(
     r"\(?[A-J]\)?(?:(?:\s*,(?:\s*and\b)?|\s+and\b|\s*&)\s*\(?[A-J]\)?)+(?=\s*(?:[.;:!]|$))", re.MULTILINE
 )
+_LETTER_AT_END = re.compile(
+    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is)|\b[Ii]t['\u2019]s"
+    r"|(?:\A|[.!?]\s|\n)(?:So|Thus|Hence|Therefore),?)\s+\(?([A-J])\)?[.\s]*\Z|\bletter\b[^.\n]{0,60}\bis\s+([A-Z])[.\s]*\Z"
+)
+_NAMED_OPTION = re.compile(
+    r"\b(?:option|choice)\s+\(?([A-J])\b\)?\s+(?!(?:is|was|are|and|or|nor|cannot|can|does)\b)[a-z]+"
+)
 _SMALL_LETTER = re.compile(r"\(?[a-j]\)")
 _YES_OR_NO = re.compile(
     r"(?P<word>yes|no|true|false)\b(?=\s*(?:[.,;:!(\u2013\u2014-]|$)|\s+(?:because|since|as)\b)", re.IGNORECASE
@@ -123,25 +130,29 @@ _SAID = re.compile(
     r"\b(?:has|have|is|are)\s+(?P<solutions>(?:no|infinitely\s+many)\s+(?:real\s+)?solutions?)[.\s]*\Z"
     rf"|\b(?:options?|choices?|statements?|answers?|order|ranking)\b[^.\n]*\b(?:is|are)\s+(?P<letters>(?-i:{_LETTERS.pattern}))[.\s]*\Z"
     r"|\b(?P<state>does\s+not\s+exist|(?<=is\s)(?:undefined|indeterminate|impossible)|(?:con|di)verges)[.\s]*\Z"
-    r"|\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
+    r"|(?:\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis|\bthat['\u2019]s)\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
     re.IGNORECASE,
 )
+_ALL_BUT = re.compile(
+    r"\ball\s+(?:real\s+(?:numbers?|values)|reals)(?:\s+of\s+\$?x\$?)?\s+except\s+(?:for\s+)?\$?(?:x\s*=\s*)?"
+    r"(?P<value>-?[\d./]*\d)\$?[.\s]*\Z"
+)
 _REASON = r"(?:(?:For|Since|Because|As|If|When|Take|Let|Consider|A\s+counterexample)\b)"
-_OPTION = re.compile(r"^\s*(\(?(?:[A-J][).]|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
+_OPTION = re.compile(r"^\W*?(\(?(?:[A-J][).]|[B-J]:|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
 _DAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
 _DATE = re.compile(
-    r"(?:January|February|March|April|May|June|July|August|September|October|November|December)\s+\d{1,2}(?:,\s+\d{4})?(?!\d)"
+    rf"(?:{MONTHS})\s+\d{{1,2}}(?:,?\s+\d{{4}})?(?!\d)|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?:{MONTHS})(?:,?\s+\d{{4}})?"
 )
 _CORRECT = re.compile(
     r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?i:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
     r"(?P<second>[A-J])\b)[^.\n]*[.\s]*$"
 )
 _PREDICATE = re.compile(
-    r"(?:\b(?:is|are|was|were|be|becomes?|called|named|known\s+as|means|stands\s+for|by|remains)\s+|\banswer:\s+)"
-    r"(?:(?:called|named|known\s+as|in|at|on|by|from|the|an?)\s+)*",
+    r"(?:\b(?:is|are|was|were|be|becomes?|called|named|known\s+as|means|stands\s+for|by|remains)\s+"
+    r"|\banswer:\s+|\A[A-Z][\w' -]{1,40}:\s+)"
+    r"(?:(?:called|named|(?:best\s+)?(?:known|described|classified|characteri[sz]ed)\s+as|in|at|on|by|from|the|an?)\s+)*",
     re.IGNORECASE,
 )
-_ATOMS = re.compile(r"(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*)+")
 _REACTION = re.compile(r"->|\u2192")
 _COMMENT = re.compile(r"(?:not|correct|right|wrong|incorrect|clear|found|given|obtained|shown|the)\b", re.IGNORECASE)
 _READ = 4000
@@ -220,14 +231,21 @@ def _yes_or_no(text: str) -> str:
     match = _YES_OR_NO.match(line)
     if match and (len(match["word"]) > 3 or not re.search(rf"[.!?]\s+(?!{_REASON}).*\d", line)):
         return match["word"]
+    if but := _ALL_BUT.search(line):
+        return rf"\mathbb{{R}} \setminus \{{{but['value']}\}}"
     said = _SAID.search(line)
     return next(filter(None, said.groups())) if said else ""
 
 
 def _lettered(text: str) -> str:
-    """The first line, if it is an option with its text and no other line is: `D) 0.25`."""
+    """The first line, if it is an option with its text and no other line is: `D) 0.25`; or the letter at the end."""
+    if last := _LETTER_AT_END.search(text):
+        return last[1] or last[2]
     options = _OPTION.findall(text)
-    return options[0] if len(options) == 1 and text.lstrip().startswith(options[0]) else ""
+    if len(options) == 1 and re.match(rf"\W*{re.escape(options[0])}", text):
+        return str(options[0])
+    named = set(_NAMED_OPTION.findall(_sentences(text)[-1][1]))
+    return named.pop() if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:
@@ -235,14 +253,23 @@ def _words(text: str) -> str:
     sentence = _sentences(text)[-1][1].strip(" \n.!\"'\u201c\u201d")
     if state := re.search(r"\b(?:con|di)verges\b(?!\s+to)", sentence):
         return state[0]
-    if dates := [match[0] for match in _DATE.finditer(sentence)]:
+    if dates := [match[0] for match in (*_DAY.finditer(sentence), *_DATE.finditer(sentence))]:
         return dates[-1]
+    if quoted := re.search(r"[\"\u201c]([^\"\u201c\u201d]{2,100})\Z", sentence):
+        return quoted[1]
     *said, last = _PREDICATE.split(sentence)
     if not said and (len(last) > 60 or text.strip() != _sentences(text)[-1][1].strip()):
         return ""
     last = re.sub(r"\s*\((?=[^()]*\d{3}|(?:[^()\s]+\s+){2})[^()]*\)", "", last)
-    words = re.split(r",?\s+(?:because|since|which|who|when|where)\b", last)[0] if said else last
-    if re.search(r"[\d$\\=]", _ATOMS.sub("", words)) and not _REACTION.search(words):
+    words = (
+        re.split(
+            r",?\s+(?:because|since|which|who|when|where|(?<=,\s)(?:not|rather|unlike)|(?:in|on|at|during|around)\s+\d\w*)\b",
+            last,
+        )[0]
+        if said
+        else last
+    )
+    if re.search(r"[\d$\\=]", CHEMICAL.sub("", words)) and not _REACTION.search(words):
         return ""
     return words.strip(" \"'\u201c\u201d")
 
@@ -304,6 +331,8 @@ _ASIDE = re.compile(
     r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
     r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
     r"|\s*\((?:rounded\s|\d+\s[a-z]+\s+and\s+\d+\s[a-z]+)[^()]*\)"
+    r"|(?<=[a-z])\s+\(\d+\s[a-z]+\)(?=[.\s]*\Z)|\s+(?:at|by)\s+\d{1,2}(?::\d\d)?\s*(?:[ap]\.?m\b\.?|o'clock)(?=[.\s]*\Z)"
+    r"|(?<=[\w)}$]),\s+(?:when|where|if|assuming|given\s+that)\b[^,]*\Z"
     r"|,?\s+(?:in\s+total|in\s+all|altogether):\s.*|(?<=[\d$)])\s+out\s+of\s+(?:the\s+)?\$?\d.*"
     r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
     r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
@@ -312,13 +341,23 @@ _ASIDE = re.compile(
     r"|,\s+(?:which\s+is\s+)?(?:attained|achieved|reached|obtained|which\s+occurs|occurring)\s+(?:at|when|for|if|by)\b[^,]*\Z",
     re.DOTALL,
 )
+_THEN = re.compile(r"[,;]\s+(?:and\s+)?(?:so|thus|hence|therefore|which\s+means)\b")
+_SAYS = re.compile(
+    r"[$)\]]\s+(?:is|are|equals|must\s+be|will\s+be)\s+(?:exactly\s+|about\s+|approximately\s+)?"
+    r"(?=-?[\d.,/]*\d%?[a-z .\n]*\Z)"
+)
+"""The verb between a formula and the number that it is: "The last digit of $3^{10}$ is 9." """
+_WITHIN = re.compile(r"\b(?:finish|complete)\w*\s[^.,]*\sin\s+\d+\s+[a-z]+\.?\s*\Z")
 _PURPOSE = re.compile(r"\b((?:tak|took|need|cost|requir)\w*\s[^.,=]*?\d[^,=]*?)\s+to\s+[a-z]{3,}\s[^,=]*\Z")
 
 
 def _last_value(text: str) -> str:
     """The value of the last sentence that has one."""
     for _, sentence in reversed(_sentences(text)):
-        for part in (_PURPOSE.sub(r"\1", _ASIDE.sub("", sentence)), sentence):
+        brief = sentence if _WITHIN.search(sentence) else _PURPOSE.sub(r"\1", _ASIDE.sub("", sentence))
+        for part in (_THEN.split(brief)[-1], brief, sentence):
+            if said := _SAYS.search(part):
+                part = part[said.end() :]
             if found := _last_formula(part) or _last_result(part) or _last_expression(part):
                 return found
     return _last_formula(text, names=True) or _last_expression(text)
@@ -344,7 +383,8 @@ def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
         return bool(bounded[0] and bounded[1]) and bounded[0][1] == bounded[1][1]
     if not any(equations):
         return True
-    return all(equations) and (names[0] == names[1] or set(names) <= {"x", "y", "z"})
+    bases = {re.sub(r"_\{?\w+\}?$", "", name) for name in names}
+    return all(equations) and (len(bases) == 1 or bases <= {"x", "y", "z"})
 
 
 # --- expressions without dollar signs ---------------------------------------------------------------------------
@@ -396,6 +436,11 @@ def _last_expression(text: str) -> str:
             break
         run.insert(0, one)
     parts = _SPAN.fullmatch(run[0][2]) if len(run) > 1 else None
-    if run and "=" not in run[0][2] and not parts and not re.search(r"\bare:?\s*\Z", text[: run[0][0]]):
+    if (
+        run
+        and "=" not in run[0][2]
+        and not parts
+        and not re.search(r"\b(?:are|measure|equal|namely):?\s*\Z", text[: run[0][0]])
+    ):
         run = run[-1:]
     return ", ".join(value for _, _, value in run)

@@ -4,6 +4,7 @@ import re
 
 from cgd_stages.grading.markup import closing_brace
 from cgd_stages.grading.spelling import sides as sides_of
+from cgd_stages.grading.spelling import split
 from cgd_stages.grading.units import unit_after
 
 _ROWS = r"(?:align|aligned|gather|gathered|equation|eqnarray|multline|split)\*?"
@@ -93,6 +94,9 @@ def last_side(expression: str) -> str:
     What is only approximately equal is left out, unless a name stands before it."""
     if len(alternatives := _OR.split(expression)) > 1:
         return ", ".join(map(last_side, alternatives))
+    listed = split(expression)
+    if len(listed) > 1 and all(len(sides_of(part)) > 1 for part in listed):
+        return ", ".join(map(last_side, listed))
     expression = re.split(r"\\(?:Rightarrow|implies|to|equiv)(?![a-zA-Z])(?![^{}]*\})", expression)[-1]
     expression = re.sub(r"\\pmod\s*(?:\{[^{}]*\}|\w)", "", expression)
     exactly, *roughly = _APPROXIMATELY.split(expression)
@@ -121,7 +125,7 @@ START = re.compile(
 _ENDINGS = frozenset(("st", "nd", "rd", "th"))  # of ordinal numbers
 _TOKEN = re.compile(
     r"(?P<blank>[ \t]+|\\[,;: !]|~)"
-    r"|(?P<number>\d*\.\d*(?=\\(?:overline|bar|dot)(?![a-zA-Z])|\(\d+\))|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?(?:\.{3}|\u2026)?|\.\d+)"
+    r"|(?P<number>0x[0-9a-fA-F]+|0b[01]+|\d*\.\d*(?=\\(?:overline|bar|dot)(?![a-zA-Z])|\(\d+\))|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?(?:\.{3}|\u2026)?|\.\d+)"
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%])"
     r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan)|pi|mod|gcd|lcm)(?![a-zA-Z]))"
     r"|(?P<word>[a-zA-Z]+)"

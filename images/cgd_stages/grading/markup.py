@@ -19,6 +19,11 @@ _MARKUP = tuple(
         (r"\[asy\].*?\[/asy\]|<<[^<>\n]*>>", re.DOTALL, ""),  # drawings, and GSM8K's notes for a calculator
         (r"(?<=[*_$])!(?=\s|\Z)", 0, "."),
         (r"<answer>\s*([^<>]{1,500}?)\s*</answer>", 0, r"\n#### \1\n"),
+        (r"(\b(?:odds|ratio|proportion)\b[^.\n]{0,80}?\b\d+) to (?=\d)", re.IGNORECASE, r"\1:"),
+        (r"\b(\d+)(?: in | out of )(\d+) (?=chance|probability)", 0, r"\1/\2 "),
+        (r"(\b(?:chances?|probability)\b[^.\n]{0,60}?\b(?:is|are) \d+)(?: in | out of )(?=\d)", 0, r"\1/"),
+        (r"\"(?:final_?)?answer\"\s*:\s*\"?([^\"{}\n]{1,300}?)\"?\s*\}\s*\Z", re.IGNORECASE, r"\n#### \1"),
+        (r"(?<=\d)\s?[a-zA-Z]{1,4}/\([a-zA-Z\u00b0\u00b7\u22c5* ]{1,20}\)", 0, ""),  # 0.39 J/(g K)
         (r"^[ \t]*(?:```.*|\|[ :|-]+\|[ \t]*)$|`|^[ \t]*>[ \t]+", re.MULTILINE, ""),
         (r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])", 0, ""),  # `2**10` stays
         (r"(?<![\w)}\]*\\|])([*_])(?=[^\s*_])([^*_\n]{1,200})(?<=\S)\1(?![\w*({\\])", 0, r"\2"),
@@ -41,7 +46,9 @@ def without_markup(output: str) -> str:
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d\-]|\Z)")
 _BARE_BOX = re.compile(r"-?\d+(?:\.\d+)?")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$.]|\\q?quad)*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?(?:[\s$(\[]|\\q?quad|\\)*", re.IGNORECASE
+    r"(?:[\s$.]|\\q?quad)*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?(?:[\s$(\[]|\\q?quad|\\)*"
+    r"(?:[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?",
+    re.IGNORECASE,
 )
 
 

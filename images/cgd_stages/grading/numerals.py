@@ -19,6 +19,7 @@ _FRACTION = re.compile(
     rf"([+-]?)\s*(?:(\d+)\s*)?\\frac\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))\s*(?:\{{\s*({_SIGNED})\s*\}}|(\d))"
 )
 _SLASHED = re.compile(r"([+-]?)\s*(\d+)\s*/\s*([1-9]\d*)")
+_PREFIXED = re.compile(r"([+-]?)\s*0(?:[xX]([0-9a-fA-F]+)|[bB]([01]+))")
 _BASED = re.compile(r"([+-]?)\s*\(?([0-9A-Z]+)\)?_\{\s*\(?(\d+)\)?\s*\}")
 _REPEATING = re.compile(
     r"([+-]?)\s*(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
@@ -84,9 +85,8 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
           "eighth": 8, "ninth": 9, "tenth": 10}  # fmt: skip
 NUMBER_WORD = re.compile(
-    rf"\b(?:(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?=(?:{'|'.join(_ONES[1:10])})\b))?)?"
-    rf"(?P<ones>{'|'.join(_ONES)}|(?<=y))"
-    rf"(?:[- ](?P<part>{'|'.join(_PARTS)})s?)?|(?P<lone>half))\b",
+    rf"\b(?:(?:(?P<tens>{'|'.join(_TENS)})(?:[- ](?P<digit>{'|'.join(_ONES[1:10])})\b)?|(?P<ones>{'|'.join(_ONES)}))"
+    rf"(?:[- ](?P<part>{'|'.join(_PARTS)})s?)?|(?P<half>half))\b",
     re.IGNORECASE,
 )
 """`forty-two`, `one third`, `half`."""
@@ -94,16 +94,18 @@ NUMBER_WORD = re.compile(
 
 def of_words(match: re.Match[str]) -> str:
     """The number that a match of NUMBER_WORD writes in words, in digits."""
-    tens, ones, part, lone = (str(word or "").lower() for word in match.groups())
-    if lone:
+    tens, digit, ones, part, half = (str(word or "").lower() for word in match.groups())
+    if half:
         return r"\frac{1}{2}"
-    value = (10 * (_TENS.index(tens) + 2) if tens else 0) + (_ONES.index(ones) if ones else 0)
+    value = 10 * (_TENS.index(tens) + 2) if tens else 0
+    value += _ONES.index(digit or ones) if digit or ones else 0
     return rf"\frac{{{value}}}{{{_PARTS[part]}}}" if part else str(value)
 
 
 _READERS = (
     (_FRACTION, _fraction),
     (_SLASHED, lambda match: Fraction(int(match[1] + match[2]), int(match[3]))),
+    (_PREFIXED, lambda match: Fraction(int(match[1] + (match[2] or match[3]), 16 if match[2] else 2))),
     (_BASED, _based),
     (_REPEATING, _repeating),
 )

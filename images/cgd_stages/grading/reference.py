@@ -6,7 +6,8 @@ import re
 from cgd_stages.chat.thoughts import split_text
 from cgd_stages.grading.extraction import EXPLICIT_LINE, FINAL_MARK, announced, explicit_last_line
 from cgd_stages.grading.markup import all_boxes, last_boxes, without_markup
-from cgd_stages.grading.spelling import bare
+from cgd_stages.grading.numerals import NUMBER_WORD
+from cgd_stages.grading.spelling import CHEMICAL, MONTHS, bare
 from cgd_stages.text.references import right_answers
 
 
@@ -40,9 +41,11 @@ def marked_answer(reference: str) -> str:
 
 def is_in_words(value: str) -> bool:
     """Whether a reference's value is made of words, or of a chemical formula: no number, letter or expression."""
-    return "->" in value or (
-        bool(re.match(r"(?:the\s+)?[A-Za-z]+\d?[A-Za-z]", value.strip())) and not re.search(r"[\\=+^_*/<>$]", value)
-    )
+    value = value.strip()
+    if "->" in value or CHEMICAL.fullmatch(value):
+        return True
+    words = re.match(rf"\d{{1,2}}\s(?:{MONTHS})|(?:the\s+)?[A-Za-z]+\d?[A-Za-z]|[IVX]+(?:,|\sand)\s", value)
+    return bool(words) and not re.search(r"[\\=+^_*/<>$]", value) and not NUMBER_WORD.fullmatch(value)
 
 
 def without_thought(reference: str) -> str:

@@ -29,7 +29,8 @@ _UNICODE = str.maketrans(
 
 _TH = "st|nd|rd|th"
 _LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SPANS = "hours?|hrs?|h|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in|pounds?|ounces?"
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+_SPANS = "hours?|hrs?|h|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in"
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -65,13 +66,22 @@ _SPELLINGS = tuple(
         (rf"\^\\circ\s*(?:{WORDS}\s*\{{\s*)?([CF])(?![a-zA-Z])\s*\}}?", r"\\text{ degrees \1}"),
         (r"(?<=degrees )([CF])(?:elsius|ahrenheit)", r"\1"),
         (r"\\(?:bmod|mod)(?![a-zA-Z])|(?<=\d)\s*mod\s*(?=\d)", r"\\mod"),
+        (rf"\b(\d{{1,2}})(?:{_TH})?\s+(?:of\s+)?({MONTHS}),?\s+(?=\d{{4}})", r"\2 \1, "),
+        (r"(?<=\d)(\s*(?:kg|N|J|g|W|kW|V|A|Pa))\s*\\cdot\s*(?=(?:m|s|K|h|mol)(?![a-zA-Z]))", r"\1."),
+        (rf"(?<=\d)\s*\\mu(?![a-zA-Z])\s*(?:{WORDS}\s*\{{\s*)?([a-zA-Z]+)\s*\}}?", r" u\1"),
         (r"_(\w)", r"_{\1}"),
+        (rf"(?<=\d)\s*(?:{WORDS}\s*\{{\s*(k)\s*\}}\s*)?\\Omega(?![a-zA-Z])", r"\\text{ \1ohm}"),
         (r"\\(?:vec|hat|overrightarrow)\s*\{\s*(\w+)\s*\}", r"\1"),
         (r"\\(?:long)?rightarrow(?![a-zA-Z])|->|\u2192", r"\\to "),
         (rf"(?<=\d) ?({_SPANS}) (?=\d+ ?(?:{_SPANS})\b)", r" \1, "),
         (r"\s*\\%|\s+%|\s+percent\b|\s*\\text\s*\{\s*percent\s*\}", "%"),
     )
 )  # fmt: skip
+_SUBSCRIPT = r"(?:_?\{?\d+\}?)?"
+CHEMICAL = re.compile(
+    rf"(?=.*[\d+-]|[A-Z][a-z]?[A-Z])(?:[A-Z][a-z]?{_SUBSCRIPT}|\((?:[A-Z][a-z]?{_SUBSCRIPT})+\){_SUBSCRIPT})+(?:\^?\{{?\d?[+-]\}}?)?"
+)
+"""The formula of a molecule or an ion: `CH3COOH`, `HCO_3^-`."""
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/^_])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?![\d/]| ?\d| ?/)")
 _MIXED = re.compile(r"(?<![\d./])(\d{1,99}) (\d{1,99}) ?/ ?(\d{1,99})(?![\d.])")
@@ -85,6 +95,8 @@ _RAISED = (
     (re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207f]+"), lambda match: f"^{{{_plain(match[0])}}}"),
     (re.compile(r"[\u2080-\u2089]+"), lambda match: f"_{{{_plain(match[0])}}}"),
     (re.compile(r"\u2212"), lambda _: "-"),
+    (re.compile(r"(?<=\d)\s?k?[\u03a9\u2126]"), lambda match: " kohm" if "k" in match[0] else " ohm"),
+    (re.compile(r"(?<=\d)\s?[\u03bc\u00b5](?=[a-zA-Z])"), lambda _: " u"),
 )
 _TIMES = re.compile(r"(?<=\d)\s+x\s+(?=\d)")
 
@@ -137,7 +149,7 @@ def same_spelling(reference: str, answer: str) -> bool:
 
 def bare(expression: str) -> str:
     """The spelled expression without text commands and without blanks that say nothing."""
-    text = unwrapped(spell(expression)).removeprefix(r"\$")
+    text = re.sub(r"\^\{(\w)\}", r"^\1", unwrapped(spell(expression)).removeprefix(r"\$"))
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 

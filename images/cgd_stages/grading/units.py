@@ -54,17 +54,25 @@ _NAMES = {
     "pa": "pa pascal",
     "k": "kelvin",
     "a": "ampere amp",
+    "ohm": "ohm",
+    "coulomb": "coulomb",
+    "tesla": "tesla",
+    "farad": "farad",
+    "cal": "cal calorie",
+    "kcal": "kcal kilocalorie",
+    "bar": "bar",
     "km/h": "kph kmh",
     "mi/h": "mph",
 }
 _ONE_NAME = (
     "unit dozen dime nickel quarter quart pint cup teaspoon tablespoon decade century acre hectare knot rpm atm mol"
 )
-_SYMBOLS = "eV keV MeV GeV mA kN MN kJ MJ mJ kPa MPa kHz MHz GHz mV kV mW kW MW kB MB GB TB AU Gyr Myr kpc Mpc nm"
+_SYMBOLS = "kohm mol mM mT mC uC nC um us uA uF uL ug umol uM nF pF mmHg "
+_SYMBOLS += "eV keV MeV GeV mA kN MN kJ MJ mJ kPa MPa kHz MHz GHz mV kV mW kW MW kB MB GB TB AU Gyr Myr kpc Mpc nm"
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _UNITS |= {name: name for name in _ONE_NAME.split()}
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 1 and f"{name}s" not in _UNITS}
-_UNITS |= {symbol: symbol for symbol in _SYMBOLS.split()} | {unit.upper(): unit for unit in "anjwvk"}
+_UNITS |= {symbol: symbol for symbol in _SYMBOLS.split()} | {unit.upper(): unit for unit in "anjwvk"} | {"T": "tesla"}
 """Every name of a unit in small letters, and the symbols whose capitals matter: mJ is no MJ."""
 
 _TEXT = r"\\(?:text|mathrm|mbox|textrm|operatorname|rm)"
@@ -130,10 +138,10 @@ def quantity(expression: str) -> Quantity:
     return Quantity(text)
 
 
-_AFTER_A_NUMBER = re.compile(r"\s?[a-zA-Z]+(?:(?:\s+per)?\s*[ /]\s*[a-zA-Z]+){0,2}(?:\^\{?[23]\}?)?")
+_AFTER_A_NUMBER = re.compile(r"\s?[a-zA-Z]+(?:(?:\s+per)?\s*[ /\u00b7\u22c5]\s*[a-zA-Z]+){0,2}(?:\^\{?[23]\}?)?")
 _LARGE = frozenset(("hundred", "thousand", "million", "billion", "trillion"))
 _ORDINARY_WORDS = frozenset(("in", "am", "second", "deg", "a", "s", "l", "n", "j", "w", "v", "k"))
-_SYMBOL = re.compile(r"\s(?:[NJWVK](?![\w'^/])|A(?=[.,;)]|\s*\Z))")
+_SYMBOL = re.compile(r"\s(?:[NJWVKL](?![\w'^/])|A(?=[.,;)]|\s*\Z))")
 
 
 def unit_after(text: str) -> str:
@@ -150,18 +158,19 @@ def unit_after(text: str) -> str:
             return words
         if words.strip().lower() not in _ORDINARY_WORDS and _standard_unit(re.sub(r"[\^{}]", "", words), None):
             return words
-        words = re.sub(r"\s*[ /]?\s*(?:[a-zA-Z]+|\^\{?[23]\}?)$", "", words)
+        words = re.sub(r"\s*[ /\u00b7\u22c5]?\s*(?:[a-zA-Z]+|\^\{?[23]\}?)$", "", words)
     return ""
 
 
 def _standard_unit(unit: str, power: str | None) -> str | None:
     """`square inches`, `in^2`, `sq in` -> `in^2`; None if a part of the unit is unknown."""
     text = re.sub(r"(?<=[a-zA-Z])\.(?=[a-zA-Z]\b)|\.(?=\s|$)", "", unit.strip())
+    text = re.sub(r"(?<=[a-zA-Z])\s*[\u00b7\u22c5]\s*(?=[a-zA-Z])", ".", text)
     text = re.sub(r"\s+per\s+|\s*/\s*", "/", text)
-    parts = [_factor(part.strip()) for part in text.split("/")]
-    if not all(parts):
+    parts = [[_factor(factor.strip()) for factor in part.split(".")] for part in text.split("/")]
+    if not all(all(part) for part in parts):
         return None
-    return "/".join(str(part) for part in parts) + (f"^{power}" if power else "")
+    return "/".join(".".join(map(str, part)) for part in parts) + (f"^{power}" if power else "")
 
 
 def _factor(text: str) -> str | None:

@@ -15,6 +15,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.chat.tokenizer import agree, load_tokenizer, store_tokenizer
 from cgd_stages.errors import UserError
@@ -28,8 +30,12 @@ file for 10 minutes, see `train.SILENT_SECONDS`."""
 _REFUSED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """The fields that a strict check of a generation config names."""
 _SAMPLING = {"temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff"}
-_ODD = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""Errors of transformers for a config with unexpected values."""
+_ODD = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
+    *(ValueError, StrictDataclassError),
+)
+"""Errors of transformers, torch and huggingface_hub for a config with unexpected values: torch asserts that a token for
+padding is in the vocabulary; transformers imports the attention that a config.json names."""
 
 
 def write(

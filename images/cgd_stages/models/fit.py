@@ -80,10 +80,15 @@ def read_config(folder: Path, model: Model, where: str) -> Any:
     """The model's config in transformers. Raises UserError."""
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise resolve.unloadable(model, where, "config", error) from error
+    with resolve.reading(model, where, "config"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = config.get_text_config()
+        heads, groups = (getattr(text, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+        if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+            raise ValueError(f"{heads} attention heads cannot share {groups} of keys and values (num_key_value_heads)")
+        if not getattr(config, "return_dict", True):
+            raise ValueError("config.json sets return_dict to false: no program here reads such outputs")
+    return config
 
 
 def quantization(config: Any) -> str | None:
@@ -91,7 +96,7 @@ def quantization(config: Any) -> str | None:
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
-    return str(found["quant_method"] if isinstance(found, dict) else found.quant_method)
+    return str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
 
 
 def context_length(config: Any, engine: Engine, model: Model, where: str) -> int:

@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,10 +112,10 @@ def pinned_text(text: str | None, store: RunStore) -> str | None:
 def spoken(model: Model, chat: Chat, store: RunStore, scratch: Path) -> ChatTemplate:
     """How the model is spoken to. Raises UserError when its tokenizer does not load or its template cannot do it."""
     folder = fetch(model, store, scratch, weights=False)
-    try:
-        return ChatTemplate.load(folder, pinned_chat(chat, store), name=model.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise unloadable(model, "spec.student or spec.teacher", "tokenizer", error) from error
+    pinned = pinned_chat(chat, store)
+    with reading(model, "spec.student or spec.teacher", "tokenizer"):
+        template = ChatTemplate.load(folder, pinned, name=model.name)
+    return template  # noqa: RET504 - mypy: the block above might swallow an error
 
 
 def with_drafts(engine: Engine, folder_of: Callable[[Model], Path]) -> Engine:
@@ -277,6 +278,21 @@ def _stored_headers(uri: str, bucket: Bucket, scratch: Path) -> Path:
         paths[name].parent.mkdir(parents=True, exist_ok=True)
         paths[name].write_bytes(source.beginning(name, 8 + length))
     return folder
+
+
+@contextmanager
+def reading(model: Model, where: str, what: str) -> Iterator[None]:
+    """Turn every error of a library that reads the model's own files (`what`: config or tokenizer) into `unloadable`.
+
+    transformers 5.19 raises ValueError, KeyError and, for a dtype that torch lacks, AttributeError; huggingface_hub 2.4
+    StrictDataclassError for a field of another type, which is none of these; tokenizers 0.23 a bare Exception.
+    """
+    try:
+        yield
+    except (UserError, TransientError, MemoryError):
+        raise
+    except Exception as error:
+        raise unloadable(model, where, what, error) from error
 
 
 def unloadable(model: Model, where: str, what: str, error: Exception) -> UserError:

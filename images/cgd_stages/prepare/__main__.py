@@ -208,10 +208,8 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     exact = model.model_copy(update={"revision": resolved.revision}) if resolve.is_hub(model) else model
     folder = resolve.fetch(exact, context.store, context.scratch, weights=False)
     config = fit.read_config(folder, model, where)
-    try:
+    with resolve.reading(model, where, "tokenizer"):
         template = ChatTemplate.load(folder, chat, name=model.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise resolve.unloadable(model, where, "tokenizer", error) from error
     length = fit.context_length(config, engine, model, where)
     log.info("%s: %s", where, template.summary)
     log.info("%s: %s at %s, context %d tokens", where, model.name, resolved.revision, length)

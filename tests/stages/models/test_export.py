@@ -167,3 +167,11 @@ def test_the_trial_needs_no_weights_and_leaves_the_config_alone(tiny_model: Path
     assert config.to_dict() == before
     with pytest.raises(OSError, match="no file named"):
         AutoModelForCausalLM.from_pretrained(model)
+
+
+@pytest.mark.parametrize("field", ["pad_token_id", "_attn_implementation"])
+def test_what_fails_with_another_kind_of_error_is_refused_too(tmp_path: Path, field: str) -> None:
+    """torch asserts that a token is in the vocabulary; transformers imports the attention that is named."""
+    value = {"pad_token_id": 99999, "_attn_implementation": "flash_attention_3"}[field]
+    with pytest.raises(UserError, match=r"team/model could not be stored after its training: (Assertion|Import)Error"):
+        tried(student(tmp_path / "model", **{field: value}))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from support import tiny
 from support.stage_builders import context, prepare_work
 from transformers import (
     AutoConfig,
@@ -31,6 +32,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Adapter, Engine, Model, Train
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.models import fit, resolve
@@ -378,3 +380,48 @@ def test_a_model_of_unknown_size_gets_no_verdict(bucket, storage, tiny_model, tm
         prepare.main(context(storage, work.model_copy(update={"gpu_memory": 100_000}), tmp_path))
     assert "spec.teacher" not in refused.value.message
     assert f"the size of {teacher} is not known; whether it fits is not checked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rms_norm_eps", "1e-6", "rms_norm_eps"),
+        ("num_hidden_layers", "2", "num_hidden_layers"),
+        ("hidden_size", 65, "hidden"),
+        ("dtype", "bogus", "bogus"),
+        ("num_key_value_heads", 3, "num_key_value_heads"),
+        ("return_dict", False, "return_dict"),
+        ("model_type", "nobody's", "cannot be loaded"),
+    ],
+)
+def test_a_config_that_transformers_or_a_training_cannot_use_is_refused_by_its_field(tmp_path, field, value, message):
+    """Most of these are no ValueError: they ended prepare with a traceback, and it was tried again."""
+    model = tiny.make(tmp_path / "model")
+    tiny.change(model / "config.json", **{field: value})
+    with pytest.raises(UserError, match=message) as raised:
+        fit.read_config(model, Model(name="team/model"), "spec.student")
+    assert "spec.student.model" in raised.value.hint
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"version": "1.0", "model": {"type": "Nobody"}}'])
+def test_a_tokenizer_that_is_no_tokenizer_is_refused(tmp_path, text):
+    """tokenizers raises bare Exceptions."""
+    model = tiny.make(tmp_path / "model")
+    (model / "tokenizer.json").write_text(text)
+    with (
+        pytest.raises(UserError, match="the model team/model cannot be loaded") as raised,
+        resolve.reading(Model(name="team/model"), "spec.student", "tokenizer"),
+    ):
+        ChatTemplate.load(model, name="team/model")
+    assert "its tokenizer must load in transformers" in raised.value.hint
+
+
+def test_a_lost_connection_is_not_the_models_fault():
+    with pytest.raises(TransientError), resolve.reading(Model(name="team/model"), "spec.student", "config"):
+        raise TransientError("gone", hint="Wait.")
+
+
+def test_a_quantization_without_a_method_is_one():
+    config = LlamaConfig()
+    config.quantization_config = {}
+    assert fit.quantization(config) == "None"
