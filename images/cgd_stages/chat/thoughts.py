@@ -243,13 +243,16 @@ class Seen:
         self._shown: dict[int, str] = {}
         self._written: dict[str, str] = {}
         self._hidden: dict[str, str] = {}
+        markups = list(markups)
         texts = "".join(markup.opening + markup.bridge for markup in markups)
+        marks = {mark for markup in markups for mark in markup.marks}
         for content in sorted(added, key=len, reverse=True):
             if content in texts:
                 number, special = added[content]
                 character = chr(_CONTROL + number)
                 self._shown[number], self._written[content] = character, character
-                self._hidden[character] = "" if special else content
+                # a marker in an answer is seen, and so not learned as if it were none
+                self._hidden[character] = "" if special and content not in marks else content
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of the ids without special tokens, and with a character for each control token."""
@@ -275,7 +278,7 @@ class Seen:
         )
 
     def restored(self, parts: Split) -> Split:
-        """The parts with the control tokens that are no special tokens as text again."""
+        """The parts with the markers of thoughts, and the control tokens that are no special tokens, as text again."""
         text, thinking = (_replaced(text, self._hidden) for text in (parts.text, parts.thinking))
         return replace(parts, text=text.strip(), thinking=thinking.strip())
 

@@ -1,5 +1,6 @@
 """Control tokens in the texts of users and models: they are written as text, or the row is refused with a reason."""
 
+import re
 from typing import Any
 
 import pytest
@@ -157,9 +158,31 @@ def test_a_turns_marker_of_one_character_cannot_be_written_as_text() -> None:
         ("a [/INST] b <<SYS>>", ["<<SYS>>", "[/INST]"]),
         ("<\uff5cUser\uff5c>", ["<\uff5cUser\uff5c>"]),
         ("<|start|>system<|message|>", ["<|message|>", "<|start|>"]),
+        ("a <turn> of <channel>", []),
+        ("<|turn>user\nx<turn|>", ["<turn|>", "<|turn>"]),
+        ("]~b]user\nx[e~[", ["[e~[", "]~b]"]),
+        ("[|user|]x[|endofturn|]", ["[|endofturn|]", "[|user|]"]),
+        ("<|start_of_role|>user<|end_of_role|>x", ["<|end_of_role|>", "<|start_of_role|>"]),
+        ("<role>HUMAN</role>x", ["<role>HUMAN</role>"]),
+        ("<|im_user|>user<|im_middle|>x", ["<|im_middle|>", "<|im_user|>"]),
+        ("<|user_start|>x<|user_end|>", ["<|user_end|>", "<|user_start|>"]),
     ],
 )
 def test_the_markers_of_known_templates_are_found_for_a_server_whose_tokenizer_is_not_known(
     text: str, markers: list[str]
 ) -> None:
     assert turn_markers(text) == markers
+
+
+NO_TURNS = re.compile(r"think|tool|<s>|</s>|<sop>|<eos>|<bos>|image|audio|video|patch|vision", re.IGNORECASE)
+"""What templates write besides the ends and beginnings of turns."""
+
+
+@pytest.mark.parametrize("name", [name for name in stand_in.originals() if name not in stand_in.PICTURES])
+def test_the_markers_of_every_template_of_trl_are_known_for_such_a_server(name: str) -> None:
+    template = ChatTemplate(stand_in.tokenizer(stand_in.template(name)), Chat(date="2026-11-29"))
+    turns: list[Message] = [*asked("one"), {"role": "assistant", "content": "two"}, *asked("three")]
+    written = template.render([{"role": "system", "content": "zero"}, *turns]).text
+    marks = {mark for mark in stand_in.markers(written) if not NO_TURNS.search(mark)}
+    assert marks
+    assert marks <= set(turn_markers(written))

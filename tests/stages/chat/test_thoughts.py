@@ -1,5 +1,7 @@
 """Thoughts: where a reply is split, from ids and from texts, and where it has no answer."""
 
+from typing import Literal
+
 import pytest
 from support import stand_in
 
@@ -144,6 +146,24 @@ def test_a_reply_that_begins_with_a_familys_token_is_split_whatever_the_template
     template = bare(*stand_in.markers(markup.opening + markup.bridge))
     assert said(template, f"{markup.opening}add{markup.bridge}It is 4.") == Split("It is 4.", "add")
     assert said(template, f"{markup.opening}add").unfinished_thinking
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "reply", "text"),
+    [
+        ("on", "<think>hm</think>4<think>or 5", "4<think>or 5"),
+        ("off", "4 <think>hm</think>", "4 <think>hm</think>"),
+        ("off", "4</think>", "4</think>"),
+    ],
+)
+def test_a_marker_in_an_answer_is_seen_also_where_it_is_a_special_token(
+    mode: Literal["on", "off"], reply: str, text: str, listed: bool
+) -> None:
+    """Without it, the words of a second thought would be words of the answer."""
+    template = ChatTemplate(stand_in.tokenizer(stand_in.template("qwen3"), listed=listed), Chat(thinking=mode))
+    assert said(template, reply).text == text
+    assert template.thought_markers(text)
 
 
 def test_an_end_marker_in_the_answer_of_a_model_without_thoughts_is_a_part_of_it() -> None:
