@@ -3,10 +3,11 @@
 import asyncio
 import os
 import shutil
+import sysconfig
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -36,7 +37,13 @@ LONG = (
     "chaos/test_signals.py",
     "train/test_loop.py",
     "chaos/test_interruptions.py",
+    "train/test_families.py",
     "train/test_gradients.py",
+    "generate/test_generate_vllm.py",
+    "train/test_early.py",
+    "harness/test_harness.py",
+    "engines/test_vllm_settings.py",
+    "security/test_bucket.py",
 )
 """The files whose slow tests take minutes, the longest first: each is one worker's, so they must not come last."""
 
@@ -78,6 +85,28 @@ def bucket(storage: Storage) -> Bucket:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model: context of 2,048 tokens, a chat template, replies of 1 to 20 tokens."""
     return tiny.make(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def stock_tasks() -> Iterator[None]:
+    """lm-eval reads its own 14,000 task files once in a worker, not whenever it is asked for a task: that takes five
+    seconds of a core."""
+    from lm_eval.tasks._index import TaskIndex
+
+    stock, read, build = Path(sysconfig.get_path("purelib"), "lm_eval", "tasks"), dict[Path, Any](), TaskIndex.build
+
+    def once(paths: Iterable[Path], **how: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in paths:
+            if path == stock and path not in read:
+                read[path] = build([path], **how)
+            found |= read[path] if path == stock else build([path], **how)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskIndex, "build", staticmethod(once))
+        yield
+        assert read, "lm-eval reads its tasks elsewhere by now, so that this fixture saves nothing"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
-from support.builders import SPEC, manifest
+from support.builders import SPEC, definition, manifest
 from support.patience import PATIENCE
 from support.report_builders import report_data
 from support.stage_builders import RUN as REF
@@ -20,7 +20,6 @@ from support.stage_builders import RuleEngine, context, generate_with, generate_
 from cgd_cli.table import table
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, POD, RUN, SECRET
 from cgd_stages.contract import Report, Rows, StageFacts
@@ -172,7 +171,7 @@ async def client(api: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "kubeconfig").write_text(api.kubeconfig())
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     async with await Cluster.connect(manager="test") as cluster:
-        await install(cluster, crd())
+        await install(cluster, definition())
         yield cluster
 
 

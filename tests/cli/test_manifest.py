@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.builders import SPEC
+from support.builders import SPEC, definition
 from support.fuzz import mutants
 from support.local_world import KUBECTL
 
@@ -18,7 +18,6 @@ from cgd_cli.manifest import run_of
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator import yamls
-from cgd_operator.api.crd import crd
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.kube.client import Cluster
 
@@ -33,7 +32,7 @@ async def kubeconfig(tmp_path: Path) -> AsyncIterator[Path]:
     await server.start()
     (tmp_path / "kubeconfig").write_text(server.kubeconfig())
     async with await Cluster.connect(str(tmp_path / "kubeconfig"), manager="test") as cluster:
-        await install(cluster, crd())
+        await install(cluster, definition())
     yield tmp_path / "kubeconfig"
     await server.stop()
 

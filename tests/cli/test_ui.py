@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from support.builders import manifest
+from support.builders import definition, manifest
 from support.patience import PATIENCE
 from support.status_builders import every_state
 
@@ -21,7 +21,6 @@ from cgd_cli.board import LOST
 from cgd_cli.ui import serving
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import EVENT, NAMESPACE, RUN, ApiError
 
@@ -104,7 +103,7 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 async def ui(api: ApiServer) -> AsyncIterator[Ui]:
     """All namespaces, one of which is `other`."""
     async with await Cluster.connect(manager="test") as cluster:
-        await install(cluster, crd())
+        await install(cluster, definition())
         await cluster.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}})
         async with serving(cluster, None, 0) as address, aiohttp.ClientSession(address) as session:
             yield Ui(api, cluster, session)

@@ -8,14 +8,13 @@ from typing import Any, TypeVar
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from support.builders import manifest
+from support.builders import definition, manifest
 from support.report_builders import HOSTILE
 from support.status_builders import every_state
 
 from cgd_cli.ui import serving
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import RUN
 
@@ -41,7 +40,7 @@ class Live:
         await self.api.start()
         kubeconfig.write_text(self.api.kubeconfig())
         self.cluster = await Cluster.connect(str(kubeconfig), manager="test")
-        await install(self.cluster, crd())
+        await install(self.cluster, definition())
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
         self._serving = asyncio.create_task(self._serve())
         await self._ready.wait()

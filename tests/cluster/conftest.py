@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builders import ENDS, manifest
+from support.builders import ENDS, definition, manifest
 from support.patience import PATIENCE
 
 from cgd_local import pytorchjobs, trainjobs
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install, real_apiserver
-from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import EVENT, RUN, ApiError, Kind
 from cgd_operator.planning.manifests import KINDS, STAGE_LABEL
@@ -168,7 +167,7 @@ async def world(
         for bound in ("OPENING_SECONDS", "READING_SECONDS"):  # on a busy machine nothing is done because of these
             monkeypatch.setattr(f"cgd_operator.controller.queue.{bound}", PATIENCE)
         async with await Cluster.connect(str(path), manager="test") as client:
-            await install(client, crd())
-            for definition in (pytorchjobs.crd(), *trainjobs.crds()):
-                await install(client, definition)
+            await install(client, definition())
+            for other in (pytorchjobs.crd(), *trainjobs.crds()):
+                await install(client, other)
             yield World(client, path, embedded)

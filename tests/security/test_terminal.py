@@ -18,7 +18,7 @@ import yaml
 from aiohttp import web
 from hypothesis import given
 from rich.console import RenderableType
-from support.builders import SPEC, manifest, run
+from support.builders import SPEC, definition, manifest, run
 from support.report_builders import RUN, report_data, samples
 from support.stage_builders import generate_work, task
 from support.strings import STRANGE, halves
@@ -32,7 +32,6 @@ from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, panel, plain
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
-from cgd_operator.api.crd import crd
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import POD
 from cgd_operator.kube.kinds import RUN as KIND
@@ -220,7 +219,7 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     (tmp_path / "kubeconfig").write_text(server.kubeconfig())
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     async with await Cluster.connect(manager="test") as client:
-        await install(client, crd())
+        await install(client, definition())
         body = hostile_run(WHOLE)
         del body["metadata"]["uid"], body["metadata"]["generation"]
         made = await client.create(KIND, body)

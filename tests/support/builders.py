@@ -1,8 +1,10 @@
 """Builders of the objects that tests of the control plane read: runs, Jobs, pods, as the API server returns them."""
 
 import copy
+from functools import cache
 from typing import Any
 
+from cgd_operator.api.crd import crd
 from cgd_operator.planning.dag import Run
 from cgd_operator.planning.manifests import MANAGED_BY, MANAGER, RUN_LABEL, STAGE_LABEL, UID_LABEL, Release
 
@@ -10,6 +12,9 @@ Object = dict[str, Any]
 
 UID = "7d1b2c3e-0000-4000-8000-000000000001"
 RELEASE = Release("registry.example/cgd-generate:1", "registry.example/cgd-train:1", "http://operator:8080")
+
+definition = cache(crd)
+"""The CGDRun's definition: to make it takes longer than to start an API server."""
 
 CHILDREN = ["prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base", "evaluate-cgd", "report"]
 """The stages' children of such a run, in the order in which they start."""

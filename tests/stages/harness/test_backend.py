@@ -52,7 +52,7 @@ ENOUGH = 40
 
 
 @pytest.fixture(scope="module")
-def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def manager(stock_tasks: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tasks")
     rows = [{"question": f"What is {number} + 1?", "answer": str(number + 1)} for number in (3, 5)]
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -413,6 +413,7 @@ def test_a_mirror_that_is_empty_is_refused(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("stock_tasks")
 def test_own_tasks_are_asked_and_graded_by_lm_eval_on_vllm(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, mirror: str
 ) -> None:

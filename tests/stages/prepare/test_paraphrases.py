@@ -123,6 +123,7 @@ def mirror(bucket: Bucket, storage: Storage) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("stock_tasks")
 def test_prompts_are_compared_with_the_tasks_of_lm_eval_and_what_cannot_be_is_named(
     bucket, storage, tiny_model, tmp_path, mirror, caplog
 ):
@@ -147,6 +148,7 @@ def test_prompts_are_compared_with_the_tasks_of_lm_eval_and_what_cannot_be_is_na
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("stock_tasks")
 def test_a_task_that_would_be_refused_on_a_gpu_is_refused_now(bucket, storage, tiny_model, tmp_path, mirror):
     unknown = TANKS.model_copy(update={"task": "no_such_task"})
     given = work(bucket, tiny_model, source(bucket, OTHER), tasks=(unknown,), task_data=mirror, against=("tanks",))
