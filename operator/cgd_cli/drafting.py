@@ -163,9 +163,9 @@ def price(
         from cgd_cli import models
 
         found = models.read(run, GPUS[gpu].memory)
-    student = size("student", run.spec.student.model, student_params, found and found.student)
-    served = run.spec.teacher.model
-    teacher = size("teacher", served, teacher_params, found and found.teacher) if served else Size(0.0, 0.0)
+    student = size("student", run.spec.student.model, student_params, found.student if found else None)
+    served, none = run.spec.teacher.model, Size(0.0, 0.0)
+    teacher = size("teacher", served, teacher_params, found.teacher if found else None) if served else none
     assumptions = Assumptions(
         rows=count,
         student=student.parameters,
