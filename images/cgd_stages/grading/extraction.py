@@ -238,18 +238,18 @@ def _yes_or_no(text: str) -> str:
     if but := _ALL_BUT.search(line):
         return rf"\mathbb{{R}} \setminus \{{{but['value']}\}}"
     said = _SAID.search(line)
-    return next(filter(None, said.groups())) if said else ""
+    return str(next(filter(None, said.groups()))) if said else ""
 
 
 def _lettered(text: str) -> str:
     """The first line, if it is an option with its text and no other line is: `D) 0.25`; or the letter at the end."""
     if last := _LETTER_AT_END.search(text) or _REASONED_LETTER.match(text):
-        return next(filter(None, last.groups()))
+        return str(next(filter(None, last.groups())))
     options = _OPTION.findall(text)
     if len(options) == 1 and re.match(rf"\W*{re.escape(options[0])}", text):
         return str(options[0])
     named = set(_NAMED_OPTION.findall(_sentences(text)[-1][1]))
-    return named.pop() if len(named) == 1 else ""
+    return str(named.pop()) if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:
@@ -387,8 +387,8 @@ def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
     equations = [len(sides_of(content_of(match))) > 1 for match in (one, other)]
     names = [sides_of(content_of(match))[0] for match in (one, other)]
     if any(RELATION.search(content_of(match)) for match in (one, other)):
-        bounded = [_BOUNDED.match(content_of(match)) for match in (one, other)]
-        return bool(bounded[0] and bounded[1]) and bounded[0][1] == bounded[1][1]
+        first, second = (_BOUNDED.match(content_of(match)) for match in (one, other))
+        return first is not None and second is not None and first[1] == second[1]
     if not any(equations):
         return True
     bases = {re.sub(r"_\{?\w+\}?$", "", name) for name in names}
