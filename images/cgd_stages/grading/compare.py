@@ -114,7 +114,7 @@ def _choice(expression: str, *, lenient: bool = False) -> str | None:
 
 def _without_letter(answer: str, reference: str) -> str:
     """The text of a choice, where the reference is that text: `(C) 12` or `C) 12` for 12."""
-    led = re.compile(r"(?:\(([A-J])\)|[A-J][.)])\s*(?P<text>[^\s(,;].*)", re.DOTALL)
+    led = re.compile(r"(?:\(([A-J])\)|[A-J][.):])\s*(?P<text>[^\s(,;].*)", re.DOTALL)
     match = led.fullmatch(unwrapped(spell(answer)))
     return answer if not match or led.fullmatch(unwrapped(spell(reference))) else match["text"]
 
@@ -405,6 +405,9 @@ def _compare_quantities(reference: str, answer: str, tolerance: str) -> Verdict:
         return verdict
     if verdict.equal:
         return Verdict(True, "unit")
+    angle, other = (expected, actual) if expected.unit == "degree" else (actual, expected)
+    if angle.unit == "degree" and r"\pi" in other.value:
+        return Verdict(same_value(rf"\frac{{{angle.value}\pi}}{{180}}", other.value), "unit")
     factor = expected.may_be_factor or actual.may_be_factor
     return Verdict(factor and same_value(reference, answer), "value")
 

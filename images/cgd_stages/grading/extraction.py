@@ -100,7 +100,7 @@ _ANNOUNCEMENT = re.compile(
 )
 EXPLICIT_LINE = re.compile(
     r"(?:^|(?<=[.!?:,]\s)|(?<=\n))\W{0,5}(?:(?:so|thus|therefore|hence)\b,?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
-    r"(?:answer\s*(?:[:=]|[-\u2013\u2014](?=\s))|(?:answer|choice|option)\s+is\b)[\s:]*(?=(?P<answer>[^\n]+))",
+    r"(?:correct\s*:|answer\s*(?:[:=]|[-\u2013\u2014](?=\s))|(?:answer|choice|option)\s+is\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
@@ -119,6 +119,7 @@ _LETTER_AT_END = re.compile(
     r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is)|\b[Ii]t['\u2019]s"
     r"|(?:\A|[.!?]\s|\n)(?:So|Thus|Hence|Therefore),?)\s+\(?([A-J])\)?[.\s]*\Z|\bletter\b[^.\n]{0,60}\bis\s+([A-Z])[.\s]*\Z"
 )
+_REASONED_LETTER = re.compile(r"\W*\(?([A-J])\)?(?:,|\s[-\u2013\u2014])?\s+(?:because|since|as)\b")
 _NAMED_OPTION = re.compile(
     r"\b(?:option|choice)\s+\(?([A-J])\b\)?\s+(?!(?:is|was|are|and|or|nor|cannot|can|does)\b)[a-z]+"
 )
@@ -128,6 +129,7 @@ _YES_OR_NO = re.compile(
 )
 _SAID = re.compile(
     r"\b(?:has|have|is|are)\s+(?P<solutions>(?:no|infinitely\s+many)\s+(?:real\s+)?solutions?)[.\s]*\Z"
+    r"|\bboth\s+(?P<pair>(?-i:[A-J])\s+and\s+(?-i:[A-J]))\s+(?:are|hold|apply)\b"
     rf"|\b(?:options?|choices?|statements?|answers?|order|ranking)\b[^.\n]*\b(?:is|are)\s+(?P<letters>(?-i:{_LETTERS.pattern}))[.\s]*\Z"
     r"|\b(?P<state>does\s+not\s+exist|(?<=is\s)(?:undefined|indeterminate|impossible)|(?:con|di)verges)[.\s]*\Z"
     r"|(?:\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis|\bthat['\u2019]s)\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
@@ -140,6 +142,7 @@ _ALL_BUT = re.compile(
 _REASON = r"(?:(?:For|Since|Because|As|If|When|Take|Let|Consider|A\s+counterexample)\b)"
 _OPTION = re.compile(r"^\W*?(\(?(?:[A-J][).]|[B-J]:|[a-j]\))\s+\S.{0,80})$", re.MULTILINE)
 _DAY = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b")
+_MONTH = re.compile(rf"\b(?:in|is)\s+(?:{MONTHS})\b")
 _DATE = re.compile(
     rf"(?:{MONTHS})\s+\d{{1,2}}(?:,?\s+\d{{4}})?(?!\d)|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?:{MONTHS})(?:,?\s+\d{{4}})?"
 )
@@ -153,6 +156,7 @@ _PREDICATE = re.compile(
     r"(?:(?:called|named|(?:best\s+)?(?:known|described|classified|characteri[sz]ed)\s+as|in|at|on|by|from|the|an?)\s+)*",
     re.IGNORECASE,
 )
+_NAME_WITH_DIGITS = re.compile(rf"\b\d(?:,\d)*-[a-z]+|{CHEMICAL.pattern}")
 _REACTION = re.compile(r"->|\u2192")
 _COMMENT = re.compile(r"(?:not|correct|right|wrong|incorrect|clear|found|given|obtained|shown|the)\b", re.IGNORECASE)
 _READ = 4000
@@ -234,18 +238,18 @@ def _yes_or_no(text: str) -> str:
     if but := _ALL_BUT.search(line):
         return rf"\mathbb{{R}} \setminus \{{{but['value']}\}}"
     said = _SAID.search(line)
-    return next(filter(None, said.groups())) if said else ""
+    return str(next(filter(None, said.groups()))) if said else ""
 
 
 def _lettered(text: str) -> str:
     """The first line, if it is an option with its text and no other line is: `D) 0.25`; or the letter at the end."""
-    if last := _LETTER_AT_END.search(text):
-        return last[1] or last[2]
+    if last := _LETTER_AT_END.search(text) or _REASONED_LETTER.match(text):
+        return str(next(filter(None, last.groups())))
     options = _OPTION.findall(text)
     if len(options) == 1 and re.match(rf"\W*{re.escape(options[0])}", text):
         return str(options[0])
     named = set(_NAMED_OPTION.findall(_sentences(text)[-1][1]))
-    return named.pop() if len(named) == 1 else ""
+    return str(named.pop()) if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:
@@ -253,13 +257,15 @@ def _words(text: str) -> str:
     sentence = _sentences(text)[-1][1].strip(" \n.!\"'\u201c\u201d")
     if state := re.search(r"\b(?:con|di)verges\b(?!\s+to)", sentence):
         return state[0]
-    if dates := [match[0] for match in (*_DAY.finditer(sentence), *_DATE.finditer(sentence))]:
-        return dates[-1]
+    for times in (_DATE, _DAY, _MONTH):
+        if found := [match[0] for match in times.finditer(sentence)]:
+            return found[-1].removeprefix("in ").removeprefix("is ")
     if quoted := re.search(r"[\"\u201c]([^\"\u201c\u201d]{2,100})\Z", sentence):
         return quoted[1]
     *said, last = _PREDICATE.split(sentence)
     if not said and (len(last) > 60 or text.strip() != _sentences(text)[-1][1].strip()):
         return ""
+    last = last if said else re.sub(r"^(?:We|I)\s+(?!and\b)(?:(?:therefore|thus)\s+)?", "", last)
     last = re.sub(r"\s*\((?=[^()]*\d{3}|(?:[^()\s]+\s+){2})[^()]*\)", "", last)
     words = (
         re.split(
@@ -269,7 +275,7 @@ def _words(text: str) -> str:
         if said
         else last
     )
-    if re.search(r"[\d$\\=]", CHEMICAL.sub("", words)) and not _REACTION.search(words):
+    if re.search(r"[\d$\\=]", _NAME_WITH_DIGITS.sub("", words)) and not _REACTION.search(words):
         return ""
     return words.strip(" \"'\u201c\u201d")
 
@@ -333,6 +339,8 @@ _ASIDE = re.compile(
     r"|\s*\((?:rounded\s|\d+\s[a-z]+\s+and\s+\d+\s[a-z]+)[^()]*\)"
     r"|(?<=[a-z])\s+\(\d+\s[a-z]+\)(?=[.\s]*\Z)|\s+(?:at|by)\s+\d{1,2}(?::\d\d)?\s*(?:[ap]\.?m\b\.?|o'clock)(?=[.\s]*\Z)"
     r"|(?<=[\w)}$]),\s+(?:when|where|if|assuming|given\s+that)\b[^,]*\Z"
+    r"|(?<=[a-z])\s+for\s+\d[\d,.]*\s+(?!dollars|cents|euros)[a-z]+(?=[.\s]*\Z)"
+    r"|(?<=[a-z])\s+when\s+(?:he|she|it|they)\b[^,=\d]*\bin\s+\d{4}(?=[.\s]*\Z)"
     r"|,?\s+(?:in\s+total|in\s+all|altogether):\s.*|(?<=[\d$)])\s+out\s+of\s+(?:the\s+)?\$?\d.*"
     r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
     r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
@@ -343,8 +351,8 @@ _ASIDE = re.compile(
 )
 _THEN = re.compile(r"[,;]\s+(?:and\s+)?(?:so|thus|hence|therefore|which\s+means)\b")
 _SAYS = re.compile(
-    r"[$)\]]\s+(?:is|are|equals|must\s+be|will\s+be)\s+(?:exactly\s+|about\s+|approximately\s+)?"
-    r"(?=-?[\d.,/]*\d%?[a-z .\n]*\Z)"
+    r"[$)\]][^$\\()]{0,80}?\b(?:is|are|equals|becomes|must\s+be|will\s+be|(?:doubles|comes|amounts|adds\s+up|rises)\s+to)\s+"
+    r"(?:exactly\s+|about\s+|approximately\s+)?(?=-?[\d.,/]*\d%?[a-z .\n]*\Z)"
 )
 """The verb between a formula and the number that it is: "The last digit of $3^{10}$ is 9." """
 _WITHIN = re.compile(r"\b(?:finish|complete)\w*\s[^.,]*\sin\s+\d+\s+[a-z]+\.?\s*\Z")
@@ -379,8 +387,8 @@ def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
     equations = [len(sides_of(content_of(match))) > 1 for match in (one, other)]
     names = [sides_of(content_of(match))[0] for match in (one, other)]
     if any(RELATION.search(content_of(match)) for match in (one, other)):
-        bounded = [_BOUNDED.match(content_of(match)) for match in (one, other)]
-        return bool(bounded[0] and bounded[1]) and bounded[0][1] == bounded[1][1]
+        first, second = (_BOUNDED.match(content_of(match)) for match in (one, other))
+        return first is not None and second is not None and first[1] == second[1]
     if not any(equations):
         return True
     bases = {re.sub(r"_\{?\w+\}?$", "", name) for name in names}

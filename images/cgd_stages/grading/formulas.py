@@ -120,7 +120,7 @@ START = re.compile(
     rf"(?<![\w.\\])(?<![<>\u2264\u2265])(?<![<>\u2264\u2265]\s)(?:[-+\u2212\u00b1]?\s?{_MONEY}?\s?(?:\d|\.\d)"
     rf"|\\(?:[dtc]?frac|sqrt|pi|infty|log|ln|sin|cos|tan|binom)"
     rf"(?![a-zA-Z])|(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan))\s?\(|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:[=<>\u2264\u2265]|[-+*/^](?=\s*\S)|(?<=[a-zA-Z])\([^()]{{1,40}}[-+][^()]{{1,40}}\))"
-    rf"|[({{\[](?=\s*[-\d\\a-z]))"
+    rf"|(?<![\^_])[({{\[](?=\s*[-\d\\a-z]))"
 )
 _ENDINGS = frozenset(("st", "nd", "rd", "th"))  # of ordinal numbers
 _TOKEN = re.compile(

@@ -42,7 +42,7 @@ def marked_answer(reference: str) -> str:
 def is_in_words(value: str) -> bool:
     """Whether a reference's value is made of words, or of a chemical formula: no number, letter or expression."""
     value = value.strip()
-    if "->" in value or CHEMICAL.fullmatch(value):
+    if re.search(r"->|\u2192|^\d(?:,\d)*-[a-z]{3}", value) or CHEMICAL.fullmatch(value):
         return True
     words = re.match(rf"\d{{1,2}}\s(?:{MONTHS})|(?:the\s+)?[A-Za-z]+\d?[A-Za-z]|[IVX]+(?:,|\sand)\s", value)
     return bool(words) and not re.search(r"[\\=+^_*/<>$]", value) and not NUMBER_WORD.fullmatch(value)

@@ -116,7 +116,7 @@ def quantity(expression: str) -> Quantity:
     if re.fullmatch(rf"{_TEXT}\s*\{{\s*\d[^{{}}]*\}}", text):
         text = unwrapped(text)
     if text.startswith((r"\$", r"-\$")):
-        return Quantity(text.replace(r"\$", "").strip(), "dollar")
+        return Quantity(re.sub(r"\s*dollars?$", "", text.replace(r"\$", "").strip()), "dollar")
     if text.endswith(r"^\circ"):
         angle = text.removesuffix(r"^\circ").strip()
         return Quantity(text) if _ANGLE_FUNCTION.search(angle) else Quantity(angle, "degree")

@@ -1,6 +1,6 @@
 """Replies as models write them on school maths, competitions, science, multiple choice and general questions: each
-against references that it has right (+) and wrong (-). None was written with the rules in view; see docs/results.md for
-how many of them the grader had wrong before it was mended."""
+against references that it has right (+) and wrong (-). All were written before any verdict on them was seen; see
+docs/results.md for how many the grader had wrong before it was mended."""
 
 from collections.abc import Iterator
 from pathlib import Path
