@@ -127,9 +127,9 @@ async def carry_out(
     """All runs of all seeds, or what an interrupted study has left of them. A seed's outcome is written when it ends.
     Raises Misfit, StudyError; OSError when the tutor's port is taken."""
     os.environ.update(KEYS)
-    access = {"access_key": KEYS["AWS_ACCESS_KEY_ID"], "secret_key": KEYS["AWS_SECRET_ACCESS_KEY"]}
+    access_key, secret_key = KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"]
     files = []
-    async with SeaweedFS(folder / "s3", bucket="cgd", **access) as s3:
+    async with SeaweedFS(folder / "s3", bucket="cgd", access_key=access_key, secret_key=secret_key) as s3:
         with tutor.served(TUTOR_PORT) as url:
             for size, seed in itertools.product(sizes, seeds):
                 console.print(f"[bold]{size.name}, seed {seed}")

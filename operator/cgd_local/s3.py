@@ -49,8 +49,9 @@ class Access:
         """A client that fails at once or, for large files on a busy machine, a patient one: the time-out of connecting
         is one of every write, too."""
         attempts, seconds = (5, 60) if patient else (1, 2)
-        tries = {"total_max_attempts": attempts}
-        settings = Config(s3={"addressing_style": "path"}, retries=tries, connect_timeout=seconds)
+        settings = Config(
+            s3={"addressing_style": "path"}, retries={"total_max_attempts": attempts}, connect_timeout=seconds
+        )
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,

@@ -1,27 +1,33 @@
 """`cgd` as a user runs it: a process, an API server, a real object store."""
 
 import asyncio
+import io
+import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from aiohttp import web
+from rich.console import Console
 from support.builders import SPEC, definition, manifest
 from support.patience import PATIENCE
 from support.report_builders import report_data
 from support.stage_builders import RUN as REF
 from support.stage_builders import RuleEngine, context, generate_with, generate_work, prepared, said
 
-from cgd_cli.table import table
+from cgd_cli.table import age, runs_table, table
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.kube.client import Cluster
-from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, POD, RUN, SECRET
+from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, NODE, POD, RUN, SECRET
+from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
 from cgd_stages.contract import Report, Rows, StageFacts
 from cgd_stages.report import __main__ as report
 from cgd_stages.store.folder import Folder
@@ -276,6 +282,84 @@ async def test_runs_are_listed(client: Cluster) -> None:
     assert out.splitlines()[1].split()[:4] == ["default", "demo", "Failed", "answer"]
 
 
+def test_a_list_of_runs_fits_into_80_columns_and_cuts_nothing() -> None:
+    name, stage = 63 * "n", "evaluate-cgd-mis-100-refined-x"
+    status = ENDED | {"stage": stage, "progress": "100%", "usage": {"gpuHours": "1234.56"}}
+    run = manifest(name=name) | {"status": status}
+    run["metadata"]["creationTimestamp"] = "2026-12-01T00:00:00Z"
+    console = Console(file=io.StringIO(), width=80)
+    console.print(runs_table([run], datetime(2026, 12, 3, 3, tzinfo=UTC), everywhere=False))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    assert "\u2026" not in "".join(lines)
+    assert "2d3h" in lines[1]
+    assert "".join(line.split()[0] for line in lines[1:] if line.startswith("n")) == name
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-5, "0s"), (119, "119s"), (200, "3m20s"), (240, "4m"), (2820, "47m"), (18720, "5h12m"), (18000, "5h"),
+     (32400, "9h"), (183600, "2d3h"), (1036800, "12d")],
+)  # fmt: skip
+def test_an_age_is_written_as_kubectl_writes_it(seconds: float, said: str) -> None:
+    assert age(seconds) == said
+
+
+RUNNING = {
+    "state": "Running",
+    "stage": "answer",
+    "stages": [{"name": "answer", "state": "Running", "child": "demo-answer-1"}],
+}
+
+
+async def a_pod_with_a_log(client: Cluster, run: Any, port: int) -> None:
+    """A running pod of the stage `answer`, on a node whose kubelet listens on a port."""
+    await client.create(NODE, {"metadata": {"name": "n"}})
+    status = {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+    }
+    await client.patch(NODE, "n", None, {"status": status}, subresource="status")
+    labels = {UID_LABEL: run["metadata"]["uid"], STAGE_LABEL: "answer"}
+    meta = {"name": "demo-answer-1-0", "namespace": "default", "labels": labels}
+    containers = [{"name": name, "image": "i"} for name in ("istio-proxy", "stage")]
+    await client.create(POD, {"metadata": meta, "spec": {"nodeName": "n", "containers": containers}})
+    await client.patch(POD, meta["name"], "default", {"status": {"phase": "Running"}}, subresource="status")
+
+
+async def test_the_lines_of_pods_are_followed_until_the_stage_has_ended(client: Cluster) -> None:
+    """The kubelet is played: the log grows while it is read, and its last line has no end."""
+    more, asked = asyncio.Event(), list[str]()
+
+    async def kubelet(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path_qs)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"first\nsec")
+        await more.wait()
+        await response.write(b"ond\nlast")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/containerLogs/{ns}/{pod}/{container}", kubelet)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await a_pod_with_a_log(client, await created(client, status=RUNNING), runner.addresses[0][1])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cgd_cli", "logs", "demo", "answer", "-f"), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 120) == b"demo-answer-1-0: first\n"
+    more.set()
+    assert await asyncio.wait_for(process.stdout.readline(), 120) == b"demo-answer-1-0: second\n"
+    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    await runner.cleanup()
+    assert (process.returncode, out) == (0, b"demo-answer-1-0: last\n")
+    assert [path.partition("?")[0] for path in asked] == ["/containerLogs/default/demo-answer-1-0/stage"]
+
+
 LISTED_NONE = "cgd: there is no CGDRun: apply one, or look elsewhere with --namespace or --all-namespaces\n"
 
 
@@ -490,6 +574,35 @@ async def test_a_model_is_downloaded(stored: str, client: Cluster, bucket: Any, 
     words = (*words[:-1], str(tmp_path / "other"), "--stage", "train-sft")
     assert (await cgd(*words, **WITHOUT_KEYS))[2].endswith("has no training train-sft\nIs train-cgd meant?\n")
     assert not (tmp_path / "other").exists()
+
+
+async def test_the_commands_that_serve_a_model_and_ask_it(stored: str, tmp_path: Path) -> None:
+    words = ("serve", stored, "-n", REF.namespace, "-o", str(tmp_path / "my model"), "--port", "8011")
+    code, out, err = await cgd(*words, **WITHOUT_KEYS)
+    assert (code, err) == (0, "")
+    pulled, served, _, asked = out.splitlines()
+    model = shlex.quote(str(tmp_path / "my model"))
+    assert pulled == f"cgd pull {stored} -n {REF.namespace} --stage train-cgd -o {model}"
+    assert served.startswith(f"vllm serve {model} --served-model-name {stored} --host 127.0.0.1 --port 8011 ")
+    assert json.loads(shlex.split(asked)[-1])["model"] == stored
+    words = (*words, "--run")
+    assert (await cgd(*words, **WITHOUT_KEYS))[0] == 1  # there is no model yet
+    assert not (tmp_path / "my model").exists()
+
+
+async def test_a_manifest_from_another_run_is_asked_for_what_differs(stored: str, tmp_path: Path) -> None:
+    target = tmp_path / "run.yaml"
+    words = ("init", "--from", stored, "-n", REF.namespace, "-o", str(target), "--objectives", "CGD,RefinedSFT")
+    answers = "Bad_Name\nsecond\n" + 13 * "\n"
+    code, out, err = await cgd(*words, text=answers)
+    assert (code, err) == (0, "")
+    assert "metadata.name must be text" in out
+    made = yaml.safe_load(target.read_text())
+    assert made["metadata"] == {"name": "second"}
+    assert made["spec"]["training"]["objectives"] == ["CGD", "RefinedSFT"]
+    assert made["spec"]["storage"]["credentialsSecretRef"] == {"name": "keys"}
+    assert "status" not in made
+    assert (await cgd("validate", str(target)))[0] == 0
 
 
 @pytest.mark.parametrize("stored", [{"training.objectives": ["CGD", "CFT"]}], indirect=True)

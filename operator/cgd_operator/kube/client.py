@@ -206,8 +206,16 @@ class Cluster:
         """Each line of a container's log as it is written, until the container ends."""
         path = POD.path(namespace, pod, "log") + _query(container=container, follow="true")
         try:
-            async for line in self._lines(path, lambda _: None, LOG_TIMEOUT):
-                yield line.decode(errors="replace")
+            async with await self._request("GET", path, None, JSON, LOG_TIMEOUT) as response:
+                if response.status >= 300:
+                    raise _error(await _body(response))
+                rest = b""
+                async for data in response.content.iter_any():
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        yield line.decode(errors="replace")
+                if rest:  # the last line may have no end
+                    yield rest.decode(errors="replace")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(0, "Unreachable", f"GET {path}: {error or type(error).__name__}") from error
 
@@ -280,10 +288,8 @@ class Cluster:
                 log.info("watch of %s was interrupted (%s); going on", kind.plural, why)
             await asyncio.sleep(random.uniform(0.5, 1) * min(LONGEST_PAUSE, 0.2 * 2**short))  # noqa: S311
 
-    async def _lines(
-        self, path: str, link: Callable[[Link], None], timeout: aiohttp.ClientTimeout = WATCH_TIMEOUT
-    ) -> AsyncIterator[bytes]:
-        response = await self._request("GET", path, None, JSON, timeout)
+    async def _lines(self, path: str, link: Callable[[Link], None]) -> AsyncIterator[bytes]:
+        response = await self._request("GET", path, None, JSON, WATCH_TIMEOUT)
         async with response:
             if response.status >= 300:
                 raise _error(await _body(response))

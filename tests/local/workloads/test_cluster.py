@@ -12,6 +12,7 @@ import pytest
 from support.local_world import FAST, IMAGE, World, container, containers_below, eventually, phase
 from support.patience import PATIENCE
 
+from cgd_local.background import holder
 from cgd_local.cluster import LocalCluster, venv_environment
 from cgd_local.controllers import stop_task
 from cgd_operator.kube.client import Object
@@ -71,8 +72,12 @@ async def test_ctrl_c_ends_the_demo_though_it_was_started_in_the_background(tmp_
     )
     assert (await asyncio.wait_for(process.stdout.readline(), PATIENCE)).startswith(b"S3 ")
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), PATIENCE) == 130
-    assert not containers_below(tmp_path)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert process.returncode == 130
+    assert b"Ending the run's pods, the cluster and S3" in out
+    assert b"To go on: " in out
+    assert holder(tmp_path) is None
+    await eventually(lambda: not containers_below(tmp_path), "end of the processes")
 
 
 async def test_after_a_restart_of_the_node_its_lost_pods_are_replaced_at_no_cost(tmp_path):
