@@ -249,7 +249,7 @@ def _trained(run: Run, child: Child, work: contract.Train, assumptions: Assumpti
     rows = assumptions.rows * examples * work.epochs
     whole, bare = (_tokens(objective, assumptions, thoughts) for objective in (work.objective, "RefinedSFT"))
     read = rows * round((1 - work.bare_share) * whole + work.bare_share * bare)
-    needed = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
+    needed: float = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
     # DPO reads every pair once before its first step, for the log-probabilities of its reference.
     needed += 2 / work.epochs if work.objective == "DPO" else 0
     per_token = needed * assumptions.of_student.active
@@ -383,7 +383,8 @@ def lengths(run: Run, assumptions: Assumptions) -> list[Length]:
             roles.append("miscritique")
         longest = max(sum(tokens(role)) for role in roles)
         found.append(Length("teacher.maxModelLen", longest, spec.teacher.max_model_len))
-    whole = spec.training.kinds - {"DPO"} | ({"CGD"} if scoring.by_start(spec) else set())
+    in_context: set[contract.Objective] = {"CGD"} if scoring.by_start(spec) else set()
+    whole = spec.training.kinds - {"DPO"} | in_context
     example = max((_tokens(kind, assumptions, thoughts) for kind in whole), default=0)
     if "DPO" in spec.training.kinds:  # each of its texts is an example
         example = max(example, assumptions.prompt + max(assumptions.answer, assumptions.refinement) + thoughts.learned)

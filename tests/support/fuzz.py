@@ -65,6 +65,8 @@ RICH: Json = {
             {"name": "cgd-none", "kind": "CGD", "critique": {"kind": "none"}, "bareShare": "0.5", "epochs": 2},
             {"name": "cgd-mis", "kind": "CGD", "critique": {"kind": "miscritique", "rate": "0.5", "target": "kept"}},
             {"name": "cft-user", "kind": "CFT", "context": "user", "learningRate": "5e-6"},
+            {"name": "cgd-dpo", "kind": "DPO", "from": "CGD", "beta": "0.2"},
+            {"name": "inner", "kind": "ContextDistillation", "from": "cgd-dpo", "topK": 4},
         ],
         "offload": "optimizer", "validation": {"fraction": "0.01", "everySteps": 10},
     },

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cgd_stages import contract
 from cgd_stages.engines.vllm import SETTINGS_HINT, start_vllm
-from cgd_stages.errors import TransientError, UserError
+from cgd_stages.errors import StageError, TransientError, UserError
 
 BATCH_TOKENS = 4096
 """Tokens of an engine step, unless the run says otherwise: each has a row of logits as wide as the vocabulary."""
@@ -83,12 +83,15 @@ class Scorer:
                 for output in self._llm.step():
                     if output.finished:
                         yield self._scores(under_way.pop(output.request_id), output.prompt_logprobs)
+            self._llm.abort_request(list(under_way))
+        except (StageError, GeneratorExit):
+            self._llm.abort_request(list(under_way))  # the engine is well, and nobody waits for these
+            raise
         except VLLMClientError as error:
             raise UserError(f"vLLM refuses a text: {error}", hint=SETTINGS_HINT) from error
         except (RuntimeError, VLLMError) as error:
             hint = "The pod starts again by itself. If it dies again, an admin must read its log."
             raise TransientError(f"the engine died: {error}", hint=hint) from error
-        self._llm.abort_request(list(under_way))  # after `stop`: nobody waits for these
 
     def _scores(self, text: Text, told: Sequence[dict[int, object]]) -> Scores:
         """`told`: for each position of the prompt, token id -> vLLM's Logprob (logprob, rank)."""

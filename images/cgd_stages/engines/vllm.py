@@ -127,7 +127,7 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
 
 
-def start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate) -> Any:
+def start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate | None) -> Any:
     started, arguments = time.monotonic(), vllm_arguments(model, engine, template)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         from vllm import EngineArgs

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 REFERENCE = "reference"
 """The beginning of the names of the stored files."""
-SCHEMA = pa.schema([("id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32())])
+_COLUMNS: list[tuple[str, Any]] = [("id", pa.string()), ("chosen", pa.float32()), ("rejected", pa.float32())]
+SCHEMA = pa.schema(_COLUMNS)
 
 
 def measure_reference(

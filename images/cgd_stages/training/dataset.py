@@ -184,7 +184,8 @@ class Dataset:
         example = self._example(row, examples_of(self.work), critic)
         if self.scored is None or not isinstance(example, Example):
             return example
-        tokens = self.scored.get((row["id"], row.get(SOURCE_SAMPLE, row["sample"])))
+        sample = row[SOURCE_SAMPLE] if SOURCE_SAMPLE in row else row["sample"]
+        tokens = self.scored.get((row["id"], sample))
         if tokens is None:
             return LeftOut(UNSCORED, f"{self.work.scores} has no log-probabilities of it")
         if tokens != text_digest(example.input_ids[example.start :]):

@@ -48,6 +48,7 @@ class Watched(Scorer):
             yield found
             if number == self.stop_after:
                 stop.set()
+                return
 
     def close(self) -> None:
         """Stays warm for the next test."""

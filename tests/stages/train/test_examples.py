@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
-from cgd_stages.train.loop import Examples
+from cgd_stages.train.examples import Examples
 
 KEYS = [(f"{number:04d}", sample) for number in range(150) for sample in (0, 1)]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.train import student
-from cgd_stages.train.loop import Examples
+from cgd_stages.train.examples import Examples
 
 ROWS = [([5, 6, 7, 8, 9, 10, 11], 4), ([12, 13, 14, 15], 1), ([16, 17, 18, 19, 20], 3), ([21, 22], 1)]
 
