@@ -161,11 +161,12 @@ def tiny_student(folder: Path) -> Path:
 def write(folder: Path, sizes: list[list[Outcome]]) -> None:
     """Write results.json, the page and the table of the docs; print the result in words."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"made": asdict(sizes[0][0].made), "chapters": [results.chapter(seeds, folder) for seeds in sizes]}
+    chapters = [results.chapter(seeds, folder) for seeds in sizes]
+    found = {"made": asdict(sizes[0][0].made), "chapters": chapters}
     (folder / "results.json").write_text(json.dumps(found, indent=1))
     results.write_page(folder / "page.html", found)
-    (folder / "table.md").write_text("\n".join(map(results.markdown, found["chapters"])))
-    for chapter in found["chapters"]:
+    (folder / "table.md").write_text("\n".join(map(results.markdown, chapters)))
+    for chapter in chapters:
         console.print(f"\n[bold]{chapter['title']}", *chapter["said"], sep="\n")
     files = {"page": "page.html", "table": "table.md", "figures": "results.json"}
     console.print("", *(f"{what:10}{folder / name}" for what, name in files.items()), sep="\n")

@@ -40,6 +40,7 @@ from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import METRICS
 from replicate.arithmetic import ENDINGS, Kind, Problem, make_problem, read_question, stated
 from replicate.outcome import ASKED, KEPT, Curve, Machine, Made, Mark, Outcome, Rows, Trainings
+from replicate.tutor import MODEL
 
 BASE = "base"
 HELD_OUT = 1 / 3
@@ -235,7 +236,8 @@ class Study:
 
     @property
     def _name(self) -> str:
-        return f"{self.size.name}-seed{self.seed}"
+        """Of another teacher another one: what a run of the same name has stored may be deleted already."""
+        return f"{self.size.name}-seed{self.seed}{'' if self.teacher == MODEL else '-moved'}"
 
     def _run(self, name: str, variants: list[dict[str, Any]], *, evaluation: dict[str, Any] | None = None) -> dag.Run:
         manifest = self.manifest()
