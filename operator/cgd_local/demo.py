@@ -16,7 +16,7 @@ from cgd_cli.manifest import body_of, run_of
 from cgd_cli.table import table
 from cgd_cli.terminal import Terminal, plain
 from cgd_cli.view import shell
-from cgd_local.background import BUCKET, ERRORS, TUTOR, Provided, holder, short, up, upload_model
+from cgd_local.background import BUCKET, ERRORS, TUTOR, Provided, short, up, upload_model
 from cgd_local.kubectl import DemoError, apply, configmaps, kubectl
 from cgd_operator import yamls
 from cgd_operator.api.spec import InvalidRun
@@ -58,8 +58,8 @@ async def demo(given: Given) -> int:
         name = await _apply(run, provided, given.folder)
         ended = await _watch(provided.kubeconfig, name)
     except ApiError as error:
-        if holder(given.folder) is not None:
-            raise
+        if error.status:
+            raise DemoError(str(error)) from error
         raise DemoError(f"the cluster has ended: see {given.folder / ERRORS}") from error
     return _show_end(ended, provided, given.folder)
 
