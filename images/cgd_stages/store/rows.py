@@ -149,8 +149,11 @@ def now() -> str:
 
 
 def to_parquet(rows: Sequence[Row], schema: pa.Schema) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
+    """Lists, which hold numbers of many values, are smaller without a dictionary."""
+    sink, lists = io.BytesIO(), {field.name for field in schema if pa.types.is_list(field.type)}
+    dictionary = [name for name in schema.names if name not in lists] if lists else True
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary)
     return sink.getvalue()
 
 
