@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cgd_local.s3 import SeaweedFS
 from cgd_operator.api.spec import parse_spec
 from cgd_stages.chat.template import token_ids
 from cgd_stages.grading.reference import reference_answer
 from cgd_stages.method import prompts
 from cgd_stages.results import statistics
 from replicate import corpus, pretrain, results, tutor
-from replicate.__main__ import main
+from replicate.__main__ import DEFAULT, main
 from replicate.arithmetic import (
     CHAINS,
     ENDINGS,
@@ -289,6 +290,16 @@ class TestStudy:
         assert [len(exam["seen"]), len(exam["new"])] == [50, 50]
         assert {one.ending for one in exam["seen"]} == set(ASKED)
         assert not {one.ending for one in exam["new"]} & set(ASKED)
+
+    def test_moved_targets_have_runs_of_their_own(self, tmp_path: Path) -> None:
+        """What the runs of a seed that has ended refer to is deleted, so that nothing can go on from them."""
+        server = SeaweedFS(tmp_path, access_key="", secret_key="", bucket="cgd")
+        own, moved = (
+            Study(tmp_path, tmp_path, "", teacher, server, DEFAULT, 1, print)._name
+            for teacher in (tutor.MODEL, tutor.MOVED)
+        )
+        assert own == "sums-seed1"
+        assert moved != own
 
     def test_the_prompt_alone_chooses_the_rate(self) -> None:
         records = {"3e-5": {"validation_loss": 0.1, "bare_validation_loss": 2.0}, "1e-4": {"validation_loss": 0.5}}
