@@ -149,12 +149,17 @@ def now() -> str:
 
 
 def to_parquet(rows: Sequence[Row], schema: pa.Schema) -> bytes:
-    """Lists, which hold numbers of many values, are smaller without a dictionary."""
-    sink, lists = io.BytesIO(), {field.name for field in schema if pa.types.is_list(field.type)}
-    dictionary = [name for name in schema.names if name not in lists] if lists else True
+    """Lists of numbers, which have many values, are smaller without a dictionary."""
+    sink, numbers = io.BytesIO(), {field.name for field in schema if _is_numbers(field.type)}
+    # pyarrow takes a list of columns as well, which its types do not say.
+    dictionary: Any = [name for name in schema.names if name not in numbers] if numbers else True
     table = pa.Table.from_pylist(list(rows), schema=schema)
     pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary)
     return sink.getvalue()
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type))
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> list[Row]:
