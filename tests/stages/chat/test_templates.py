@@ -7,7 +7,7 @@ templates' sources and the families' own outputs.
 
 import re
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import pytest
 from support import stand_in
@@ -16,9 +16,9 @@ from support.stand_in import PICTURES
 from cgd_stages.chat.example import IGNORE, Example, Unusable, example
 from cgd_stages.chat.messages import Message
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat, Objective
+from cgd_stages.contract import Chat, Supervised
 from cgd_stages.errors import UserError
-from cgd_stages.method.examples import CONTEXTS, conversation, row_example
+from cgd_stages.method.examples import conversation, row_example
 from cgd_stages.method.prompts import TEACHER, TRAINING
 from cgd_stages.prepare.tryout import ROW
 
@@ -105,9 +105,9 @@ def test_every_template_of_trl_has_its_form_here_but_those_for_pictures() -> Non
 
 
 @pytest.mark.parametrize(("name", "listed"), [*product(FORMS, (True, False))])
-@pytest.mark.parametrize("objective", CONTEXTS)
+@pytest.mark.parametrize("objective", get_args(Supervised))
 def test_a_student_that_does_not_think_learns_target_and_end_of_turn(
-    name: str, listed: bool, objective: Objective
+    name: str, listed: bool, objective: Supervised
 ) -> None:
     form = FORMS[name]
     if form.off is CANNOT:
@@ -125,10 +125,10 @@ def test_a_student_that_does_not_think_learns_target_and_end_of_turn(
 
 
 @pytest.mark.parametrize(("name", "listed"), [*product(FORMS, (True, False))])
-@pytest.mark.parametrize("objective", CONTEXTS)
+@pytest.mark.parametrize("objective", get_args(Supervised))
 @pytest.mark.parametrize("with_thought", [True, False])
 def test_a_student_that_thinks_learns_thought_and_markers_too(
-    name: str, listed: bool, objective: Objective, with_thought: bool
+    name: str, listed: bool, objective: Supervised, with_thought: bool
 ) -> None:
     form = FORMS[name]
     if form.on is CANNOT:
