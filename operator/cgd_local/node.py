@@ -29,6 +29,8 @@ from cgd_operator.kube.kinds import NODE, POD, AlreadyExists, ApiError
 NAME, GPU = "local", "nvidia.com/gpu"
 LEAST_GRACE_SECONDS = 2.0
 """What a kubelet lets pass between SIGTERM and SIGKILL even of a pod that it evicts at once."""
+PROCESSORS = 8
+"""For each played GPU, as machines with GPUs have them at least."""
 STOP_GRACE_SECONDS, STOP_SECONDS, FOLLOW_SECONDS = 5.0, 10.0, 0.1
 
 
@@ -49,7 +51,7 @@ class Node:
     ) -> None:
         self.cluster, self.folder, self.name = cluster, folder, name
         self._environment, self._backoff, self._status_lag = environment, backoff, status_lag
-        self._capacity = {"cpu": float(os.cpu_count() or 1), GPU: float(gpus)}
+        self._capacity = {"cpu": max(float(os.cpu_count() or 1), float(PROCESSORS * gpus)), GPU: float(gpus)}
         self._runners: dict[str, PodRunner] = {}
         self._waiting: dict[str, Object] = {}
         self._watches: list[asyncio.Task[None]] = []

@@ -3,8 +3,8 @@ Pure.
 
 A ResourceQuota refuses pods without requests, and a node evicts them first. The requests are a floor, not a limit:
 
-    cpu                 1, or 4 for each GPU
-    memory              4Gi, or 8Gi for each GPU; and the weights, which pass through the host's memory
+    cpu                 1, or 2 for each GPU: the smallest machines with a GPU have 4 processors for it
+    memory              4Gi, for each GPU; and the weights, which pass through the host's memory
     ephemeral-storage   4Gi; and the weights, unless the cluster keeps them; of a training two checkpoints besides
 
 With `training.offload` the optimizer's numbers are in the host's memory: 12 bytes for each parameter, over all pods.
@@ -54,9 +54,9 @@ NOTHING = Load()
 def requests(load: Load, given: Resources) -> dict[str, str | int]:
     """The requests of a pod: the user's own, and the floor of each resource that the user names nowhere. A limit
     without a request is its request, as everywhere in Kubernetes."""
-    memory = (8 * load.gpus or 4) * GI + load.weights + load.offloaded
+    memory = 4 * max(load.gpus, 1) * GI + load.weights + load.offloaded
     disk = 4 * GI + (0 if load.kept else load.weights) + 2 * load.checkpoint
-    floor = {"cpu": str(4 * load.gpus or 1), "memory": _quantity(memory), "ephemeral-storage": _quantity(disk)}
+    floor = {"cpu": str(2 * load.gpus or 1), "memory": _quantity(memory), "ephemeral-storage": _quantity(disk)}
     asked = {name: least for name, least in floor.items() if name not in given.limits}
     return {**asked, **given.requests}
 

@@ -37,18 +37,18 @@ def asked(this: Run, stage: str, sizes: Sizes = SIZES) -> Any:
 def test_a_pod_asks_for_what_its_model_needs() -> None:
     this = run({"teacher.tensorParallel": 8, "training.gpusPerWorker": 8})
     assert asked(this, "prepare") == {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "4Gi"}
-    assert asked(this, "answer") == {"cpu": "4", "memory": "24Gi", "ephemeral-storage": "20Gi"}
-    assert asked(this, "teacher") == {"cpu": "32", "memory": "204Gi", "ephemeral-storage": "144Gi"}
-    assert asked(this, "train-cgd") == {"cpu": "32", "memory": "80Gi", "ephemeral-storage": "132Gi"}
+    assert asked(this, "answer") == {"cpu": "2", "memory": "20Gi", "ephemeral-storage": "20Gi"}
+    assert asked(this, "teacher") == {"cpu": "16", "memory": "172Gi", "ephemeral-storage": "144Gi"}
+    assert asked(this, "train-cgd") == {"cpu": "16", "memory": "48Gi", "ephemeral-storage": "132Gi"}
 
 
 def test_before_prepare_has_told_sizes_a_pod_asks_for_the_least() -> None:
-    assert asked(run(), "answer", Sizes()) == {"cpu": "4", "memory": "8Gi", "ephemeral-storage": "4Gi"}
+    assert asked(run(), "answer", Sizes()) == {"cpu": "2", "memory": "4Gi", "ephemeral-storage": "4Gi"}
 
 
 def test_what_a_training_offloads_is_asked_for_in_parts() -> None:
     this = run({"training.offload": "optimizer", "training.zeroStage": 3, "training.workers": 2})
-    assert asked(this, "train-cgd")["memory"] == f"{8 * 8 + 16 + 12 * 8 // 2}Gi"
+    assert asked(this, "train-cgd")["memory"] == f"{4 * 8 + 16 + 12 * 8 // 2}Gi"
 
 
 def test_the_users_own_requests_and_limits_stay() -> None:
