@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from cgd_operator.api import GROUP, VERSION
+from cgd_operator.api import GROUP
 from cgd_operator.api.fields import without_user
 from cgd_operator.api.status import CGDRunStatus
+from cgd_operator.kube.kinds import RUN
 from cgd_operator.planning.dag import Run
 
 ENDS = ("Succeeded", "Failed")
@@ -22,7 +23,7 @@ def run_ended(run: Run, old: CGDRunStatus, new: CGDRunStatus, now: datetime) -> 
     return {
         "specversion": "1.0",
         "id": f"{run.uid}-{new.state.lower()}",
-        "source": f"/apis/{GROUP}/{VERSION}/namespaces/{run.namespace}/cgdruns/{run.name}",
+        "source": RUN.path(run.namespace, run.name),
         "type": f"{GROUP}.run.{new.state.lower()}",
         "subject": f"{run.namespace}/{run.name}",
         "time": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
