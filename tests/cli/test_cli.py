@@ -583,7 +583,7 @@ async def test_the_commands_that_serve_a_model_and_ask_it(stored: str, tmp_path:
     pulled, served, _, asked = out.splitlines()
     model = shlex.quote(str(tmp_path / "my model"))
     assert pulled == f"cgd pull {stored} -n {REF.namespace} --stage train-cgd -o {model}"
-    assert served.startswith(f"vllm serve {model} --served-model-name {stored} --host 127.0.0.1 --port 8011 ")
+    assert served.startswith(f"vllm serve {model} --served-model-name {stored} --host 127.0.0.1 --port 8011")
     assert json.loads(shlex.split(asked)[-1])["model"] == stored
     words = (*words, "--run")
     assert (await cgd(*words, **WITHOUT_KEYS))[0] == 1  # there is no model yet

@@ -28,6 +28,7 @@ from cgd_operator.facts.progress import Board
 from cgd_operator.http import serving
 from cgd_operator.http.progress import Desk, ProgressServer, token
 from cgd_operator.kube.client import Cluster
+from cgd_operator.kube.clock import Clock
 from cgd_operator.kube.kinds import JOB, NAMESPACE, POD, RUN, SECRET, ApiError
 from cgd_operator.planning.manifests import UID_LABEL
 from cgd_operator.process import operate
@@ -278,6 +279,7 @@ async def test_the_event_of_a_deletion_ends_what_is_kept_of_a_run() -> None:
     class Heard:
         def __init__(self) -> None:
             self.told: list[str] = []
+            self.clock = Clock()
 
         def changed(self, *_: Any) -> None:
             self.told.append("changed")
