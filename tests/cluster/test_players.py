@@ -197,7 +197,10 @@ async def test_a_full_quota_of_jobs_is_told_and_the_run_goes_on_when_it_is_raise
         await world.until(lambda: ended(world, "answer"))
 
 
-@pytest.mark.parametrize(("scope", "holds"), [("NotTerminating", True), ("NotBestEffort", True), ("BestEffort", False), ("Terminating", False)])
+@pytest.mark.parametrize(
+    ("scope", "holds"),
+    [("NotTerminating", True), ("NotBestEffort", True), ("BestEffort", False), ("Terminating", False)],
+)
 async def test_a_quota_with_a_scope_holds_stages_only_if_it_is_for_them(
     world: Any, programs: Path, scope: str, holds: bool
 ) -> None:
