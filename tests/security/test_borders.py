@@ -349,10 +349,14 @@ def test_html_is_made_by_templates_that_escape() -> None:
 
 
 def test_commands_that_are_shown_are_made_in_one_place() -> None:
-    """Beside it are two whose words are a field of ours, and a node that the API server has named."""
+    """Beside it are three whose words are a field of ours, a node and a child that the API server has named."""
     shown = re.compile(r"\b(cgd (logs|rows|report|status|watch|plan|compare)|kubectl [a-z]+) [^;`]*\{\}|\bcgd \{\}")
     found = places(lambda node: bool(shown.search(text_of(node))))
-    assert found == {"operator/cgd_operator/api/spec.py:_mend", "operator/cgd_operator/facts/pods.py:_lost"}
+    assert found == {
+        "operator/cgd_operator/api/spec.py:_mend",
+        "operator/cgd_operator/facts/children.py:_suspension",
+        "operator/cgd_operator/facts/pods.py:_lost",
+    }
     assert places(calls("shlex.join")) == {"operator/cgd_cli/view.py:shell"}
 
 

@@ -24,7 +24,7 @@ ROOM = 64
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenText:
     """Tokens of which those from `start` on are scored. The caller chooses `name`."""
 
     name: str
@@ -60,7 +60,7 @@ class Scorer:
         """The most tokens of a text: the engine writes one more."""
         self.settings = {"engine": "vllm", "device": config.device_config.device_type, "maxModelLen": self.limit + 1}
 
-    def scores(self, texts: Iterable[Text], stop: Event) -> Iterator[Scores]:
+    def scores(self, texts: Iterable[TokenText], stop: Event) -> Iterator[Scores]:
         """The scores of each text that is within the limit, in no promised order, until `stop`.
 
         Raises TransientError when the engine dies.
@@ -72,7 +72,7 @@ class Scorer:
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=self._top_k, detokenize=False, flat_logprobs=False
         )
-        waiting, under_way = iter(texts), dict[str, Text]()
+        waiting, under_way = iter(texts), dict[str, TokenText]()
         try:
             while not stop.is_set():
                 while len(under_way) < ROOM and (text := next(waiting, None)) is not None:
@@ -93,7 +93,7 @@ class Scorer:
             hint = "The pod starts again by itself. If it dies again, an admin must read its log."
             raise TransientError(f"the engine died: {error}", hint=hint) from error
 
-    def _scores(self, text: Text, told: Sequence[dict[int, object]]) -> Scores:
+    def _scores(self, text: TokenText, told: Sequence[dict[int, object]]) -> Scores:
         """`told`: for each position of the prompt, token id -> vLLM's Logprob (logprob, rank)."""
         count = len(text.ids) - text.start
         own, ids = np.empty(count, np.float32), np.empty((count, self._top_k), np.int32)

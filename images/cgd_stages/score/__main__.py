@@ -26,7 +26,7 @@ from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Critique, Rows, Score, StageFacts
 from cgd_stages.engines.replies import rejection
-from cgd_stages.engines.scorer import Scorer, Scores, Text, is_sound
+from cgd_stages.engines.scorer import Scorer, Scores, TokenText, is_sound
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method.examples import row_example, wording
 from cgd_stages.models import resolve
@@ -134,7 +134,7 @@ class Shard:
         parts = self._source.require().under(PARTS)
         return owned_rows(self._source, parts, self._context.shard, self._work.shards, columns)
 
-    def _texts(self) -> Iterator[Text]:
+    def _texts(self) -> Iterator[TokenText]:
         """The rows that are not stored yet, as tokens. Those that make no example are rejected here."""
         for row in self._rows():
             if key_of(row) in self._writer:
@@ -153,7 +153,7 @@ class Shard:
                 continue
             name = f"{row['id']}/{row['sample']}"
             self._asked[name] = row["id"], row["sample"], made.input_ids[made.start :]
-            yield Text(name, made.input_ids, made.start)
+            yield TokenText(name, made.input_ids, made.start)
 
     def _keep(self, scores: Scores) -> None:
         identity, sample, tokens = self._asked.pop(scores.name)

@@ -18,7 +18,7 @@ from support.train_builders import quadruple, refined
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.contract import Engine, Model, Score, Storage
-from cgd_stages.engines.scorer import Scorer, Scores, Text, is_sound
+from cgd_stages.engines.scorer import Scorer, Scores, TokenText, is_sound
 from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.score import __main__ as score
 from cgd_stages.store.bucket import Bucket
@@ -42,7 +42,7 @@ class Watched(Scorer):
         self.asked: list[str] = []
         self.stop_after: int | None = None
 
-    def scores(self, texts: Iterable[Text], stop: Event) -> Iterator[Scores]:
+    def scores(self, texts: Iterable[TokenText], stop: Event) -> Iterator[Scores]:
         for number, found in enumerate(super().scores(texts, stop), start=1):
             self.asked.append(found.name)
             yield found
