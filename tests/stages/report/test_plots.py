@@ -1,12 +1,14 @@
 """The plots of the pages: where things are, and what is told of them."""
 
 import math
+import re
+from importlib.resources import files
 
 import pytest
 from support.report_builders import sample
 
 from cgd_stages.report.plots import Plot, log_ticks, pass_charts, robustness_chart
-from cgd_stages.results.comparison import Curve, Point
+from cgd_stages.results.comparison import NAMES, Curve, Point
 from cgd_stages.results.scores import Score, score
 
 
@@ -60,7 +62,15 @@ def test_a_model_with_one_output_of_a_question_is_a_point_without_a_line() -> No
 
 
 def test_a_label_of_its_own_has_a_colour_too() -> None:
-    assert pass_charts([tried("mine", "+-")])["names"] == [("s8", "mine")]
+    assert pass_charts([tried("mine", "+-")])["names"] == [(f"s{len(NAMES)}", "mine")]
+
+
+@pytest.mark.parametrize("place", range(len(NAMES) + 1))
+def test_every_model_has_a_colour_and_a_line_in_the_style_sheet(place: int) -> None:
+    style = (files("cgd_stages.report") / "report.css").read_text()
+    assert f".s{place} {{ --series: var(--" in style
+    (lines,) = re.findall(r"\.plot path\.line:is\((.*)\) { stroke: var", style)
+    assert f".s{place}" in lines.split(", ")
 
 
 @pytest.mark.parametrize(
