@@ -43,7 +43,7 @@ async def test_the_example_of_a_cloud_is_applied_and_started(world: Any, name: s
             jobs, _ = await world.client.list(JOB, NAMESPACE)
             return next(iter(jobs), None)
 
-        spec = (await world.until(job, 120))["spec"]["template"]["spec"]
+        spec = (await world.until(job))["spec"]["template"]["spec"]
         run = await world.client.get(RUN, "qwen-math", NAMESPACE)
         conditions = {one["type"]: one["status"] for one in run["status"]["conditions"]}
     assert conditions["Accepted"] == "True"

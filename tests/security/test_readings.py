@@ -108,6 +108,7 @@ async def test_a_reading_is_as_old_as_the_run_that_was_read_first(
 ) -> None:
     """As where the API server has each list wait, and no watch tells what happens meanwhile."""
     await world.apply()
+    monkeypatch.setattr("cgd_operator.controller.queue.READING_SECONDS", 59.0)
     clock = [1000.0]
     read = ChildReader.read
 
