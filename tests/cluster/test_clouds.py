@@ -43,9 +43,12 @@ async def test_the_example_of_a_cloud_is_applied_and_started(world: Any, name: s
             jobs, _ = await world.client.list(JOB, NAMESPACE)
             return next(iter(jobs), None)
 
+        async def told() -> Any:
+            run = await world.client.get(RUN, "qwen-math", NAMESPACE)
+            return (run.get("status") or {}).get("conditions")
+
         spec = (await world.until(job))["spec"]["template"]["spec"]
-        run = await world.client.get(RUN, "qwen-math", NAMESPACE)
-        conditions = {one["type"]: one["status"] for one in run["status"]["conditions"]}
+        conditions = {one["type"]: one["status"] for one in await world.until(told)}
     assert conditions["Accepted"] == "True"
     assert spec.get("serviceAccountName") == EXAMPLES[name]
     secrets = {one["secretRef"]["name"] for one in spec["containers"][0].get("envFrom", [])}
