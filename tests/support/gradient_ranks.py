@@ -60,8 +60,9 @@ def in_float64() -> None:
 
 def of_first_step(trainer: loop.Trainer) -> dict[str, torch.Tensor]:
     """Name -> gradient of the whole batch, averaged over ranks as DeepSpeed's step would take it."""
-    learned = trainer.examples.learned(trainer.schedule.batch(0))
-    trainer._accumulate(0, learned)
+    batch = trainer.schedule.batch(0)
+    units = trainer.criterion.units(trainer.examples, batch)
+    trainer._accumulate(0, units, len(trainer.examples.sequence_lengths(batch)))
     found = {}
     for name, parameter in trainer.engine.module.named_parameters():
         gradient = safe_get_full_grad(parameter)
