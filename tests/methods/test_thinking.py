@@ -13,7 +13,7 @@ import yaml
 from support.stage_builders import Program, VllmProgram, stored_rejections, stored_rows
 
 from cgd_local import smollm2
-from cgd_local.demo import image_environment
+from cgd_local.background import image_environment
 from cgd_operator.planning.dag import Run, plan
 from cgd_stages.chat.thoughts import THINK
 from cgd_stages.contract import RunRef, StageFacts, Storage

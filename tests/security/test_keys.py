@@ -22,7 +22,7 @@ from hypothesis import strategies as some
 from support import builders
 from support.stage_builders import RUN, context, generate_work
 
-from cgd_cli.models import misfits
+from cgd_cli import models
 from cgd_stages.contract import Model, Source, StageFacts, Storage
 from cgd_stages.errors import UserError
 from cgd_stages.models import resolve
@@ -254,7 +254,7 @@ def test_cgd_plan_writes_no_file_outside_its_temporary_folder(tmp_path, monkeypa
     with store({"models/student/config.json": BODY, "models/student/../../../../evil.json": BODY}) as storage:
         run = builders.run({"storage": {"uri": "s3://data/runs", "endpoint": storage.endpoint, "pathStyle": True}})
         with pytest.raises(UserError, match="has no place below a folder"):
-            misfits(run, 80e9)
+            models.read(run, 80e9)
     assert files_in(tmp_path) == []
 
 
