@@ -41,6 +41,12 @@ def joined_reports(reports: Mapping[str, bytes]) -> comparison.Table:
     return comparison.joined(named)
 
 
+def report_table(source: str, data: bytes) -> comparison.Table:
+    """The table of one `report.json`, which came from `source`. Raises UserError."""
+    name, table = _read(source, data)
+    return comparison.joined({name: table})
+
+
 def _read(source: str, data: bytes) -> tuple[str, comparison.Table]:
     """The name and the table of a run."""
     try:

@@ -145,7 +145,7 @@ def _show_end(run: Object, provided: Provided, folder: Path) -> int:
         return 1
     report = _fetch_report(run, provided, folder)
     figures = json.loads(report.with_suffix(".json").read_text())
-    console.print(*comparison.shown(comparison.joined_reports({name: json.dumps(figures).encode()})), sep="\n")
+    console.print(*comparison.shown(comparison.report_table(name, json.dumps(figures).encode())), sep="\n")
     console.print()
     console.print(plain("report    ", "bold green"), str(report), sep="", soft_wrap=True)
     console.print(f"rows      {status['artifacts']['quadruples']}", soft_wrap=True)

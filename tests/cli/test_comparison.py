@@ -10,7 +10,7 @@ from support.report_builders import RUN, report_data, samples, stage
 from typer.testing import CliRunner
 
 from cgd_cli.__main__ import Wrong, app
-from cgd_cli.comparison import joined_reports, shown
+from cgd_cli.comparison import joined_reports, report_table, shown
 from cgd_cli.terminal import Terminal
 from cgd_stages.errors import UserError
 from cgd_stages.report.__main__ import to_json
@@ -141,3 +141,9 @@ def test_a_report_is_a_page_or_its_figures() -> None:
     result = CliRunner().invoke(app, ["report", "demo", "-o", "report.pdf"])
     assert isinstance(result.exception, Wrong)
     assert "ends in .html or .json" in str(result.exception)
+
+
+def test_one_report_has_a_table_too() -> None:
+    alone, two = report_table("a.json", report("a")), joined_reports({"a.json": report("a"), "b.json": report("b")})
+    assert alone.columns == two.columns
+    assert len(two.lines) == 2 * len(alone.lines)
