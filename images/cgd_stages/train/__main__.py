@@ -36,13 +36,12 @@ from typing import Any
 import pyarrow as pa
 
 from cgd_stages.chat.example import Example
-from cgd_stages.contract import LENGTH, Critique, CritiqueKind, Exit, Model, StageFacts, Train
+from cgd_stages.contract import LENGTH, Critique, CritiqueKind, Exit, StageFacts, Train
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import Interrupted, NoTransfer, StageError, TransientError, UserError
 from cgd_stages.method.examples import CONTEXTS, TARGETS
 from cgd_stages.method.pairs import Pair
 from cgd_stages.models import resolve
-from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context, run
 from cgd_stages.store.benchmarks import read_benchmarks
 from cgd_stages.store.folder import REJECTED, Folder, Part
@@ -69,10 +68,9 @@ from cgd_stages.training.job import (
     Job,
     ProcessEnd,
     Record,
-    inputs_of,
+    Training,
     read_process_ends,
     read_records,
-    router_loss_weight,
 )
 from cgd_stages.training.scores import write_scores
 
@@ -155,12 +153,12 @@ class Stage:
     context: Context
     work: Train
     node: Node
-    dataset: Dataset
+    training: Training
     folder: Folder
-    inputs: dict[str, Any]
-    student: Model
-    """The model that the training starts from."""
-    router_loss_weight: float
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.training.dataset
 
 
 @dataclass
@@ -178,24 +176,15 @@ def main(context: Context) -> dict[str, StageFacts]:
         _follow(stage)
         return {}
     with ExitStack() as until_promised:
-        done = context.store.produce(context.task.stage, stage.inputs, lambda _: _lead(stage, until_promised))
+        done = context.store.produce(context.task.stage, stage.training.inputs, lambda _: _lead(stage, until_promised))
     return {context.task.stage: done.facts}
 
 
 def _stage(context: Context) -> Stage:
-    work, task = context.work_of(Train), context.task
-    student = resolve.pinned(work.student, context.store)
-    dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
-    config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
-    weight = router_loss_weight(work, config)
-    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
-    if work.start:
-        # The start's digest says all of it, whatever this run calls the stage.
-        student = Model(name=f"{resolve.STAGE}{work.start}", revision=context.store.input(work.start).digest)
-        inputs["start"] = student.revision
-    folder = context.store.folder(task.stage, inputs)
-    node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, dataset, folder, inputs, student, weight)
+    work = context.work_of(Train)
+    training = Training.of(context.store, work, context.scratch)
+    folder = context.store.folder(context.task.stage, training.inputs)
+    return Stage(context, work, Node.from_environment(os.environ, work), training, folder)
 
 
 def _lead(stage: Stage, until_promised: ExitStack) -> Product:
@@ -225,7 +214,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     folder = stage.context.scratch / f"{task.stage}-{node.rank}"
     shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt in this pod may have left files
     folder.mkdir(parents=True)
-    student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
+    student = resolve.fetch(stage.training.student, stage.context.store, stage.context.scratch)
     made = _make_examples(stage, folder)
     if stage.dataset.scores:
         write_scores(stage.dataset.scores, folder / SCORES)
@@ -237,10 +226,10 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         stage=task.stage,
         digest=stage.folder.digest,
         storage=task.storage,
-        work=stage.work.model_copy(update={"student": stage.student, "chat": stage.dataset.template.chat}),
+        work=stage.work.model_copy(update={"student": stage.training.student, "chat": stage.dataset.template.chat}),
         student=str(student),
         student_dtype=stored_dtype(student),
-        router_loss_weight=stage.router_loss_weight,
+        router_loss_weight=stage.training.router_loss_weight,
         first_rank=node.rank * node.processes,
         resume=0,
         rows=made.counts.rows,
@@ -459,7 +448,7 @@ def _early(records: list[Record]) -> dict[str, float]:
 
 def _store(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) -> Product:
     """Store the model, its card and its training's curve."""
-    (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
+    (folder / MODEL / "README.md").write_text(model_card(stage.training.inputs, stage.work, facts))
     bucket, parts = stage.folder.bucket, list(made.parts)
     learned = {resolve.MODEL: folder / MODEL} | ({resolve.ADAPTER: folder / ADAPTER} if stage.work.adapter else {})
     for prefix, files in learned.items():
