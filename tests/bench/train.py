@@ -184,7 +184,7 @@ def _ours(name: str, rows: Path, steps: int) -> None:
 
     from cgd_stages.contract import Model, Rows, RunRef, Storage, Train
     from cgd_stages.train import loop as trainloop
-    from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+    from cgd_stages.train.example_files import EXAMPLES_SCHEMA
     from cgd_stages.training.job import EXAMPLES, HELD_OUT, JOB, Job
 
     warnings.filterwarnings("ignore")

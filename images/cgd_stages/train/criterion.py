@@ -131,4 +131,4 @@ def _each_nll(logits: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
 
 
 def _kl(logits: torch.Tensor, _: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-    return losses.forward_kl(logits.float(), ids, logprobs.float()).sum()
+    return losses.divergence(logits.float(), ids, logprobs.float(), 0).sum()

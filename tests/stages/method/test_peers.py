@@ -16,15 +16,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarn
 ROWS = [quadruple(number) for number in range(3)]
 
 
-def test_the_forward_kl_is_trls_with_its_gradients_where_k_is_the_vocabulary() -> None:
+@pytest.mark.parametrize("beta", [0, 0.3, 0.5, 1])
+def test_the_divergence_is_trls_with_its_gradients_where_k_is_the_vocabulary(beta: float) -> None:
     from trl.experimental.gkd import GKDTrainer
 
     torch.manual_seed(0)
     teacher, student = (torch.randn(1, 9, 13, dtype=torch.float64) for _ in range(2))
     ours, theirs = student[0].clone().requires_grad_(), student.clone().requires_grad_()
-    expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=0, reduction="sum")
+    expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=beta, reduction="sum")
     logprobs, ids = teacher[0].log_softmax(-1).topk(13)
-    found = losses.forward_kl(ours, ids, logprobs).sum()
+    found = losses.divergence(ours, ids, logprobs, beta).sum()
     assert found.item() == pytest.approx(expected.item(), abs=1e-12)
     found.backward()
     expected.backward()

@@ -1,0 +1,85 @@
+"""A training stage as its pods see it: this pod's place, the student, the examples, and the folder for the model."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cgd_stages.contract import Model, Train
+from cgd_stages.errors import UserError
+from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
+from cgd_stages.runtime.program import Context
+from cgd_stages.store.folder import Folder
+from cgd_stages.training.dataset import Dataset
+from cgd_stages.training.job import inputs_of, router_loss_weight
+
+
+@dataclass(frozen=True)
+class Node:
+    """This pod's place among the pods of the job. Operator and Kubeflow write it into the environment."""
+
+    rank: int
+    nodes: int
+    processes: int
+    master: str
+    port: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], work: Train) -> "Node":
+        """Read `PET_*`, as torchrun itself does; a single pod needs none of them."""
+        nodes = int(environment.get("PET_NNODES") or work.workers)
+        if nodes != work.workers:
+            raise UserError(f"the job has {nodes} pods, the task {work.workers}", hint="This is a bug of the operator.")
+        return cls(
+            rank=int(environment.get("PET_NODE_RANK", "0")),
+            nodes=nodes,
+            processes=work.processes_per_worker,
+            master=environment.get("PET_MASTER_ADDR", "127.0.0.1"),
+            port=environment.get("PET_MASTER_PORT", "29500"),
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this pod is the first: it alone stores rejected rows, the model and the promise."""
+        return self.rank == 0
+
+    def torchrun(self) -> list[str]:
+        """Arguments of torchrun."""
+        processes = ["--nproc-per-node", str(self.processes), "--max-restarts", "0"]
+        if self.nodes == 1:
+            return ["--standalone", *processes]
+        place = ["--nnodes", str(self.nodes), "--node-rank", str(self.rank)]
+        return [*place, "--master-addr", self.master, "--master-port", self.port, *processes]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage: its student, its dataset, and the folder for the model."""
+
+    context: Context
+    work: Train
+    node: Node
+    dataset: Dataset
+    folder: Folder
+    inputs: dict[str, Any]
+    student: Model
+    """The model that the training starts from."""
+    router_loss_weight: float
+
+
+def stage_of(context: Context) -> Stage:
+    """The stage of this program's task."""
+    work, task = context.work_of(Train), context.task
+    student = resolve.pinned(work.student, context.store)
+    dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
+    config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
+    weight = router_loss_weight(work, config)
+    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
+    if work.start:
+        # The start's digest says all of it, whatever this run calls the stage.
+        student = Model(name=f"{resolve.STAGE}{work.start}", revision=context.store.input(work.start).digest)
+        inputs["start"] = student.revision
+    folder = context.store.folder(task.stage, inputs)
+    node = Node.from_environment(os.environ, work)
+    return Stage(context, work, node, dataset, folder, inputs, student, weight)
