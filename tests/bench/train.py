@@ -158,7 +158,7 @@ def _examples(rows: Path) -> list[Any]:
     """The rows' examples, as CGD makes them, in the order in which our own schedule takes them."""
     from cgd_stages.chat.template import ChatTemplate
     from cgd_stages.method.examples import row_example
-    from cgd_stages.train.batching import Schedule
+    from cgd_stages.training.batching import Schedule
 
     template = ChatTemplate.load(smollm2.ensure())
     given = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -169,7 +169,7 @@ def _examples(rows: Path) -> list[Any]:
 
 def _in_order() -> Any:
     """Our schedule, but with the batches in the order of the file."""
-    from cgd_stages.train.batching import Schedule
+    from cgd_stages.training.batching import Schedule
 
     class InOrder(Schedule):
         def batch(self, step: int) -> list[int]:

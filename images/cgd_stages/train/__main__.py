@@ -54,7 +54,7 @@ def main(context: Context) -> dict[str, StageFacts]:
         _follow(stage)
         return {}
     with ExitStack() as until_promised:
-        done = context.store.produce(context.task.stage, stage.inputs, lambda _: _lead(stage, until_promised))
+        done = context.store.produce(context.task.stage, stage.training.inputs, lambda _: _lead(stage, until_promised))
     return {context.task.stage: done.facts}
 
 
@@ -85,7 +85,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
     folder = stage.context.scratch / f"{task.stage}-{node.rank}"
     shutil.rmtree(folder, ignore_errors=True)  # an earlier attempt in this pod may have left files
     folder.mkdir(parents=True)
-    student = resolve.fetch(stage.student, stage.context.store, stage.context.scratch)
+    student = resolve.fetch(stage.training.student, stage.context.store, stage.context.scratch)
     made = make_examples(stage, folder)
     if stage.dataset.scores:
         write_scores(stage.dataset.scores, folder / SCORES)
@@ -97,10 +97,10 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         stage=task.stage,
         digest=stage.folder.digest,
         storage=task.storage,
-        work=stage.work.model_copy(update={"student": stage.student, "chat": stage.dataset.template.chat}),
+        work=stage.work.model_copy(update={"student": stage.training.student, "chat": stage.dataset.template.chat}),
         student=str(student),
         student_dtype=stored_dtype(student),
-        router_loss_weight=stage.router_loss_weight,
+        router_loss_weight=stage.training.router_loss_weight,
         first_rank=node.rank * node.processes,
         resume=0,
         rows=made.counts.rows,

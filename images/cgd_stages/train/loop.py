@@ -37,13 +37,13 @@ from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import log_stage
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.train import adapter, student
-from cgd_stages.train.batching import Schedule, learning_rate
 from cgd_stages.train.criterion import Criterion, Preference, Run, Sums, criterion_of
 from cgd_stages.train.early import EarlyLook
 from cgd_stages.train.examples import Examples, examples_in
 from cgd_stages.train.reference import measure_reference
 from cgd_stages.train.saving import Saver
 from cgd_stages.training import curves, early
+from cgd_stages.training.batching import Schedule, learning_rate
 from cgd_stages.training.checkpoints import METRICS
 from cgd_stages.training.job import (
     ADAPTER,

@@ -75,7 +75,7 @@ def _early(records: list[Record]) -> dict[str, float]:
 
 def store_model(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) -> Product:
     """Store the model, its card and its training's curve."""
-    (folder / MODEL / "README.md").write_text(model_card(stage.inputs, stage.work, facts))
+    (folder / MODEL / "README.md").write_text(model_card(stage.training.inputs, stage.work, facts))
     bucket, parts = stage.folder.bucket, list(made.parts)
     learned = {resolve.MODEL: folder / MODEL} | ({resolve.ADAPTER: folder / ADAPTER} if stage.work.adapter else {})
     for prefix, files in learned.items():

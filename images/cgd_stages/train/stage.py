@@ -3,16 +3,13 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from cgd_stages.contract import Model, Train
+from cgd_stages.contract import Train
 from cgd_stages.errors import UserError
-from cgd_stages.models import resolve
-from cgd_stages.models.fit import read_config
 from cgd_stages.runtime.program import Context
 from cgd_stages.store.folder import Folder
 from cgd_stages.training.dataset import Dataset
-from cgd_stages.training.job import inputs_of, router_loss_weight
+from cgd_stages.training.job import Training
 
 
 @dataclass(frozen=True)
@@ -55,31 +52,22 @@ class Node:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training stage: its student, its dataset, and the folder for the model."""
+    """A training stage: what it learns, its place among the pods, and the folder for the model."""
 
     context: Context
     work: Train
     node: Node
-    dataset: Dataset
+    training: Training
     folder: Folder
-    inputs: dict[str, Any]
-    student: Model
-    """The model that the training starts from."""
-    router_loss_weight: float
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.training.dataset
 
 
 def stage_of(context: Context) -> Stage:
     """The stage of this program's task."""
-    work, task = context.work_of(Train), context.task
-    student = resolve.pinned(work.student, context.store)
-    dataset = Dataset.of(context.store, work, resolve.spoken(student, work.chat, context.store, context.scratch))
-    config = read_config(resolve.fetch(student, context.store, context.scratch, weights=False), student, "spec.student")
-    weight = router_loss_weight(work, config)
-    inputs = inputs_of(task.stage, dataset, resolve.resolve(student, context.store), weight)
-    if work.start:
-        # The start's digest says all of it, whatever this run calls the stage.
-        student = Model(name=f"{resolve.STAGE}{work.start}", revision=context.store.input(work.start).digest)
-        inputs["start"] = student.revision
-    folder = context.store.folder(task.stage, inputs)
-    node = Node.from_environment(os.environ, work)
-    return Stage(context, work, node, dataset, folder, inputs, student, weight)
+    work = context.work_of(Train)
+    training = Training.of(context.store, work, context.scratch)
+    folder = context.store.folder(context.task.stage, training.inputs)
+    return Stage(context, work, Node.from_environment(os.environ, work), training, folder)
