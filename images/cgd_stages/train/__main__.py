@@ -104,6 +104,7 @@ def _get_ready(stage: Stage) -> tuple[MadeExamples, Path]:
         first_rank=node.rank * node.processes,
         resume=0,
         rows=made.counts.rows,
+        scored_rollouts=stage.training.scored_rollouts(stage.context.store).digest if stage.work.on_policy else "",
     )
     resume = job.checkpoints(stage.folder.bucket).fetch(folder / CHECKPOINTS, job.ranks)
     (folder / JOB).write_text(job.model_copy(update={"resume": resume}).to_json())

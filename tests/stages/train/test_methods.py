@@ -37,7 +37,7 @@ DPO = {"objective": "DPO", "beta": 0.2, "learning_rate": 1e-3}
 @contextmanager
 def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM comes in that step, counted from 1."""
-    from cgd_stages.train.loop import Trainer
+    from cgd_stages.train.trainer import Trainer
 
     make = Trainer._step
 
