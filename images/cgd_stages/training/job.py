@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cgd_stages.models.mixture import router_weight
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import digest_of
 from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import Checkpoints, Layout
 from cgd_stages.training.dataset import Dataset
@@ -80,6 +82,24 @@ class Training:
     def place(self, store: RunStore) -> Folder:
         """The folder of the trained model, and of its weights on the way."""
         return store.place(self.work.stage, self.inputs)
+
+    @cached_property
+    def of_rollouts(self) -> dict[str, Any]:
+        """The inputs of the folder with what its student samples."""
+        return {"stage": "rollout", "training": digest_of(**self.inputs)}
+
+    @cached_property
+    def of_scores(self) -> dict[str, Any]:
+        """The inputs of the folder with the teacher's scores of these samples."""
+        return {"stage": "score", "training": digest_of(**self.inputs), "topK": self.work.top_k or 0}
+
+    def rollouts(self, store: RunStore) -> Folder:
+        assert self.work.rollouts
+        return store.place(self.work.rollouts, self.of_rollouts)
+
+    def scored_rollouts(self, store: RunStore) -> Folder:
+        assert self.work.scored_rollouts
+        return store.place(self.work.scored_rollouts, self.of_scores)
 
 
 def _identity(on_policy: OnPolicy, teacher: Resolved) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class Rounds:
         batch = self.schedule.batch(step)
         share, seen = self.on_policy.share, self.schedule.seen
         count = math.floor(share * seen(step + 1)) - math.floor(share * seen(step))
+        if count == len(batch):
+            return batch
         chosen = set(sorted(batch, key=lambda index: self._lot(step, index))[:count])
         return [index for index in batch if index in chosen]
 
