@@ -18,27 +18,24 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cgd_stages.contract import StageFacts
-from cgd_stages.errors import UserError
+from cgd_stages.contract import RoundOf, StageFacts
+from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, Part, RoundMarker
 from cgd_stages.store.rows import file_sha256, now
 from cgd_stages.train.examples import Examples, Mixed, Sampled, Scored
 from cgd_stages.train.group import agreed, anywhere
+from cgd_stages.training.conveyor import await_round
 from cgd_stages.training.job import STOP, Job, Record
 from cgd_stages.training.rollouts import write_round
 from cgd_stages.training.rounds import WEIGHTS, Rounds, weights_of
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
-"""Seconds between two looks for a round's markers."""
 PAUSE = 0.1
 """Seconds between two looks at a thread."""
 MOST_GAP = 1.0
 """Nats between student and sampler in a round's first step, on average: in 16 bits it is some hundredths."""
-TOLD_SECONDS = 60.0
-"""Seconds between two words of the log about what is waited for."""
 
 
 class RoundsInTurn:
@@ -66,6 +63,12 @@ class RoundsInTurn:
         self._waited = 0.0
         self.examples = Mixed(())
         """Those of the round that is learned."""
+
+    def at(self, step: int) -> RoundOf:
+        """Where the training is before a step: in its round, or waiting for that."""
+        number = self.rounds.round_of(step)
+        missing = None if number == self._number else self._scored.stage
+        return RoundOf(number=number + 1, of=self.rounds.count, waits_for=missing)
 
     def take(self, step: int) -> bool:
         """Wait until the round of a step (from 0) has been sampled and scored, and read it; False if SIGTERM comes
@@ -157,15 +160,14 @@ class RoundsInTurn:
 
     def _await(self, number: int) -> Sequence[RoundMarker] | None:
         """The markers of a round; None if SIGTERM comes first."""
-        started, told = time.monotonic(), 0.0
-        while (markers := self._scored.round(number)) is None:
-            if self._leaving.wait(LOOK_SECONDS):
-                return None
-            waited = time.monotonic() - started
-            if waited - told >= TOLD_SECONDS:
-                told = waited
-                log.info("waiting for round %d of %s, for %.0f s so far", number + 1, self._scored.stage, waited)
-        return markers
+        try:
+            return await_round(self._scored, number, self._refuse_to_wait)
+        except Interrupted:
+            return None
+
+    def _refuse_to_wait(self) -> None:
+        if self._leaving.is_set():
+            raise Interrupted("SIGTERM")
 
     def _open(self, path: Path) -> None:
         """Lay out the round's examples by its steps, in the order in which a step has them."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cgd_stages.contract import Rows
 from cgd_stages.errors import Interrupted, NoTransfer, UserError
 from cgd_stages.models import flops
 from cgd_stages.runtime.pace import Pace
@@ -100,8 +101,7 @@ class Trainer:
         before = self._look_before()
         self._refuse_without_transfer()
         for step in range(self.job.resume, self.schedule.steps):
-            if self.rounds and not self.rounds.take(step):
-                self._leave_before(step)
+            self._await_round(step)
             (self.folder / BEGUN).touch()
             # What is random in a step (dropout) follows from its number: a checkpoint holds no generator.
             torch.manual_seed(Random(f"{self.job.work.seed}/{step}/{dist.get_rank()}").getrandbits(63))  # noqa: S311
@@ -131,8 +131,14 @@ class Trainer:
         if dist.get_rank() == 0:
             write_records(self.folder / METRICS, self.records)
 
-    def _leave_before(self, step: int) -> None:
-        """SIGTERM has come while the training waited for a step's round."""
+    def _await_round(self, step: int) -> None:
+        """Have what a step learns. Raises Interrupted, with a checkpoint stored, if SIGTERM comes before that."""
+        if not self.rounds:
+            return
+        if (at := self.rounds.at(step)).waits_for:
+            self.reporter.report(self.job.stage, self._rows(step), at=at)
+        if self.rounds.take(step):
+            return
         self.saver.hurry()
         if step > self.job.resume and step % self.job.work.checkpoint_every_steps:
             self.saver.save(step, self.records)
@@ -367,7 +373,6 @@ class Trainer:
         if dist.get_rank() != 0:
             return
         measured = curves.measured(self.records)
-        held_out = len(self.held_out[VALIDATION_LOSS].lengths) if measured else 0
         log.info(
             "step %d of %d  loss %.4f  grad norm %.3f  rate %.2e  %.0f tokens/s  %s s to go",
             step, steps, last["loss"], last["grad_norm"], last["learning_rate"], last["tokens_per_second"],
@@ -375,14 +380,20 @@ class Trainer:
         )  # fmt: skip
         self.reporter.report(
             self.job.stage,
-            self.job.rows.model_copy(update={"done": self.schedule.seen(step) // self.schedule.epochs + held_out}),
+            self._rows(step),
             tokens_per_second=last["tokens_per_second"],
             eta=eta,
+            at=self.rounds.at(step - 1) if self.rounds else None,
             metrics={name: last[name] for name in REPORTED if name in last}
             | ({name: measured[-1][name] for name in HELD_OUT if name in measured[-1]} if measured else {})
             | self._early()
             | {"steps": float(steps)},
         )
+
+    def _rows(self, done: int) -> Rows:
+        """The stage's rows after so many steps; those that are held out count once they are measured."""
+        held_out = len(self.held_out[VALIDATION_LOSS].lengths) if curves.measured(self.records) else 0
+        return self.job.rows.model_copy(update={"done": self.schedule.seen(done) // self.schedule.epochs + held_out})
 
     def _early(self) -> Record:
         """The last early figures, for progress reports."""
