@@ -184,7 +184,8 @@ def _ours(name: str, rows: Path, steps: int) -> None:
 
     from cgd_stages.contract import Model, Rows, RunRef, Storage, Train
     from cgd_stages.train import loop as trainloop
-    from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+    from cgd_stages.train.example_files import EXAMPLES_SCHEMA
+    from cgd_stages.train.group import join_group
     from cgd_stages.training.job import EXAMPLES, HELD_OUT, JOB, Job
 
     warnings.filterwarnings("ignore")
@@ -210,7 +211,7 @@ def _ours(name: str, rows: Path, steps: int) -> None:
         student_dtype="float32", first_rank=0, resume=0, rows=Rows(total=len(table), done=len(table)),
     )  # fmt: skip
     (folder / JOB).write_text(job.to_json())
-    trainloop.join_group()
+    join_group()
     trainer = trainloop.start(folder)
     trainer.schedule = _in_order()(trainer.schedule.lengths, BATCH, 1, 0)
     for step in range(steps):

@@ -186,6 +186,11 @@ class Folder:
                 return [marker for marker in markers if marker]
         return None
 
+    def forget_round(self, number: int) -> None:
+        """Delete the markers of a round whose parts are going to be deleted."""
+        for stored in self.bucket.list(self.key(_round(number))):
+            self.bucket.delete(stored.key)
+
     def finish(
         self,
         *,

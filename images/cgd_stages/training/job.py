@@ -174,6 +174,8 @@ class Job(Contract):
     """Steps of the checkpoint that the launcher has fetched; 0 without one."""
     rows: Rows
     """Rows of the stage; `done` counts the examples."""
+    scored_rollouts: str = ""
+    """Digest of the folder with the scored samples of the training's own student; "" where it samples nothing."""
 
     @property
     def ranks(self) -> range:

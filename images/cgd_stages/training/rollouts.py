@@ -8,11 +8,14 @@ and who reads them.
 The stage that scores adds its columns to those of the stage that samples, so a training reads its rows alone.
 """
 
+import io
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cgd_stages.store.folder import PARTS, Folder, RoundMarker
 from cgd_stages.store.rows import Row, from_parquet
@@ -65,3 +68,12 @@ def round_rows(folder: Folder, markers: Sequence[RoundMarker], columns: Sequence
         for part in marker.parts:
             if part.key.startswith(PARTS):
                 yield from from_parquet(folder.read(part), columns)
+
+
+def write_round(folder: Folder, markers: Sequence[RoundMarker], path: Path) -> None:
+    """Write the scored rows of a round into one file, which a training's processes map; one part in memory at a
+    time."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCORED_ROLLOUT_SCHEMA) as file:
+        for part in (part for marker in markers for part in marker.parts if part.key.startswith(PARTS)):
+            table = pq.read_table(io.BytesIO(folder.read(part)), columns=SCORED_ROLLOUT_SCHEMA.names)
+            file.write_table(table.cast(SCORED_ROLLOUT_SCHEMA))

@@ -14,6 +14,8 @@ from cgd_stages.contract import OnPolicy, Train
 from cgd_stages.store.rows import Key
 from cgd_stages.training.batching import Schedule
 
+WEIGHTS = "weights/"
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -67,4 +69,4 @@ class Rounds:
 def weights_of(number: int) -> str:
     """The prefix of the files with a round's weights, in the folder of the training: a whole model, from round 1 on.
     The round's marker lists them."""
-    return f"weights/{number:05d}/"
+    return f"{WEIGHTS}{number:05d}/"
