@@ -29,6 +29,8 @@ from cgd_stages.training.job import Training
 from cgd_stages.training.rollouts import rollout_key
 from cgd_stages.training.rounds import weights_of
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about itself while it is imported
+
 ROWS, BATCH, K = 660, 600, 5
 MOST = 12
 
@@ -114,7 +116,6 @@ def audit(rows: list[Row], student: Path, teacher: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore")
 def test_each_round_is_sampled_with_its_weights_and_scored_once_whatever_is_killed(
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
 ) -> None:
