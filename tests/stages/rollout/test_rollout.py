@@ -162,7 +162,7 @@ def test_each_round_is_sampled_with_its_weights_and_scored_once_whatever_is_kill
 def test_prompts_without_room_for_a_sample_are_refused_before_the_engine_starts(
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
 ) -> None:
-    refined(bucket, [quadruple(number) for number in range(4)])
+    refined(bucket, [quadruple(number, prompt=f"What is {number} and {number}? " * 9) for number in range(4)])
     train = work(tiny_model, tiny_model)
     assert train.on_policy
     small = train.on_policy.model_copy(update={"engine": Engine(dtype="float32", max_model_len=32)})
