@@ -33,8 +33,8 @@ from cgd_stages.training.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
-"""Seconds between two looks for a round's markers."""
+LOOK_SECONDS = 0.5
+"""Seconds between two looks for a round's markers: a round is handed over three times."""
 TOLD_SECONDS = 60.0
 """Seconds between two words of the log about what is waited for."""
 REPORT_SECONDS = 3.0
