@@ -1,7 +1,7 @@
 """Plays the programs rollout and score for a training in a test: samples and scores a round when it is waited for."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cgd_stages.chat.example import Example
 from cgd_stages.contract import StageFacts
 from cgd_stages.store.folder import PARTS, Folder, RoundMarker
 from cgd_stages.store.rows import Row, now
-from cgd_stages.train.examples import Examples
 from cgd_stages.train.rounds import RoundsInTurn
 from cgd_stages.training.rollouts import SCORED_ROLLOUT_SCHEMA
 from cgd_stages.training.rounds import Rounds
@@ -22,30 +22,34 @@ from support.method_builders import logits_of
 
 
 class RoundPlayer:
-    """`start`, `teacher`: folders of models; `rows`: what it has stored, by round."""
+    """`start`, `teacher`: folders of models; `examples`: those that the training learns, in the order of their keys."""
 
-    def __init__(self, start: Path, teacher: Path, scratch: Path, *, top_k: int, most: int = 6) -> None:
+    def __init__(
+        self, start: Path, teacher: Path, examples: Sequence[Example], scratch: Path, *, top_k: int = 0, most: int = 6
+    ) -> None:
         self._start, self._teacher = start, AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
-        self._scratch, self._top_k, self._most = scratch, top_k, most
+        self._examples, self._scratch, self._top_k, self._most = examples, scratch, top_k, most
         self.rows: dict[int, list[Row]] = {}
+        """What it has stored, by round."""
         self.unsampled: set[tuple[int, int]] = set()
         """Steps and indices of examples that are left out."""
 
     @contextmanager
     def playing(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """Whenever the training looks for a round, it is there, made of the weights that the training has stored."""
+        """Whenever a training in this process looks for a round, it is there, made of the weights that the training has
+        stored."""
         look = RoundsInTurn._await
 
         def play(waiting: RoundsInTurn, number: int) -> Any:
-            self.play(waiting.rounds, waiting._stored, waiting._own, waiting._scored, number)
+            self.play(waiting.rounds, waiting._own, waiting._scored, number)
             return look(waiting, number)
 
         with monkeypatch.context() as patched:
             patched.setattr(RoundsInTurn, "_await", play)
             yield
 
-    def play(self, rounds: Rounds, stored: Examples, own: Folder, scored: Folder, number: int) -> None:
-        """Store a round that is not there yet."""
+    def play(self, rounds: Rounds, own: Folder, scored: Folder, number: int) -> None:
+        """Store a round that is not there yet. `own`: the training's folder; `scored`: that of the scored samples."""
         if scored.round(number) is not None:
             return
         student = AutoModelForCausalLM.from_pretrained(self._weights(own, number), dtype=torch.float32)
@@ -53,11 +57,10 @@ class RoundPlayer:
         for step, index in rounds.asked(number):
             if (step, index) in self.unsampled:
                 continue
-            identity, sample = rounds.keys[index]
-            context = stored._ids("input_ids", index)[: stored.starts[index]].tolist()
-            rows.append({"id": identity, "sample": sample, "step": step} | self._sampled(student, context, step))
-        part = scored.put_rows(PARTS, rows, SCORED_ROLLOUT_SCHEMA)
-        mark(scored, number, part)
+            (identity, sample), one = rounds.keys[index], self._examples[index]
+            sampled = self._sampled(student, list(one.input_ids[: one.start]), step)
+            rows.append({"id": identity, "sample": sample, "step": step} | sampled)
+        mark(scored, number, scored.put_rows(PARTS, rows, SCORED_ROLLOUT_SCHEMA))
         self.rows[number] = rows
 
     def _weights(self, own: Folder, number: int) -> Path:

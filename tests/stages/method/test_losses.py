@@ -130,7 +130,7 @@ def test_the_reverse_divergence_pushes_no_further_than_the_rounding_of_what_is_s
         assert student.grad is not None
         return float(student.grad[0, 2])
 
-    assert force(0.1) > force(0.01) > force(0.001) > 1e-3
+    assert force(0.1) > force(0.03) > force(0.01) > 1e-2
     assert force(losses.LEAST_OTHERS) == pytest.approx(0, abs=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_half_precision_of_the_stored_log_probabilities_costs_little_and_breaks_
     ids, logprobs = top(5 * teacher, 16)
     for beta in BETAS:
         exact, rounded = (losses.divergence(student, ids, given, beta) for given in (logprobs, logprobs.half()))
-        torch.testing.assert_close(rounded, exact, rtol=4e-3, atol=4e-3)
+        torch.testing.assert_close(rounded, exact, rtol=2e-3, atol=2e-2 if beta == 1 else 2e-3)
         sure = losses.divergence(student[:1], tensor([[3, 4]]), tensor([[0.0004, -9.0]]), beta)
         assert sure.isfinite().all()
 

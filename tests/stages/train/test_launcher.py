@@ -308,7 +308,7 @@ def test_an_adapter_and_each_of_its_settings_has_a_digest_of_its_own_and_no_adap
     adapters = [None, Adapter(), Adapter(rank=8), Adapter(alpha=16), Adapter(dropout=0.1), Adapter(targets=("mlp",))]
     stages = [stage_of(training(storage, tmp_path, train_work(tiny_model, adapter=one))) for one in adapters]
     assert len({stage.folder.digest for stage in stages}) == len(adapters)
-    assert ["adapter" in stage.inputs["training"] for stage in stages] == [False] + 5 * [True]
+    assert ["adapter" in stage.training.inputs["training"] for stage in stages] == [False] + 5 * [True]
 
 
 def test_other_answers_of_the_teacher_are_another_training(
