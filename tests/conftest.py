@@ -118,13 +118,13 @@ def group() -> Iterator[None]:
     import deepspeed
     import torch
 
-    from cgd_stages.train import loop
+    from cgd_stages.train.group import join_group
 
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     with pytest.MonkeyPatch.context() as environment:
         for name, value in (place | {"MASTER_PORT": str(free_port())}).items():
             environment.setenv(name, value)
-        loop.join_group()
+        join_group()
         torch.set_num_threads(1)
         yield
         deepspeed.comm.destroy_process_group()

@@ -30,7 +30,7 @@ import yaml
 from cgd_local.background import image_environment
 from cgd_local.pods import launch
 from cgd_local.s3 import SeaweedFS
-from cgd_operator.planning import dag
+from cgd_operator.planning import dag, tasks
 from cgd_stages import contract
 from cgd_stages.contract import StageName
 from cgd_stages.store.bucket import Bucket
@@ -326,7 +326,7 @@ class Study:
 
     def _folder(self, run: dag.Run, stage: str) -> Folder:
         reference = contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid)
-        return RunStore(Bucket(dag.storage_of(run.spec.storage)), reference).input(stage)
+        return RunStore(Bucket(tasks.storage_of(run.spec.storage)), reference).input(stage)
 
     def _rows(self, run: dag.Run) -> Rows:
         """The product's own grades of the rows, as check has stored them."""

@@ -137,9 +137,10 @@ def price(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Estimate what a run will cost, stage by stage, and whether its models fit, without a cluster."""
-    from cgd_cli.estimate import Assumptions, Size, active_in, size_in
+    from cgd_cli.estimate import Assumptions, Size
     from cgd_cli.manifest import run_of
     from cgd_cli.price import price_json, price_table
+    from cgd_cli.sizes import active_in, size_in
 
     def size(role: str, model: str, option: str, read: Size | None) -> Size:
         if read and not option:

@@ -10,9 +10,8 @@ cache, so long contexts take longer than it says.
 """
 
 import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cgd_cli.sizes import TASK_SIZES, Gpu
 from cgd_operator.api.generation import ServedModel
@@ -94,16 +93,32 @@ class Cost:
     gpus: int = 0
     seconds: float = 0.0
     money: float = 0.0
+    waits: float = 0.0
+    """Seconds in which its GPUs are held and wait for the stages beside it, which are paid for as well."""
 
     @property
     def gpu_hours(self) -> float:
-        return self.gpus * self.seconds / 3600
+        return self.gpus * (self.seconds + self.waits) / 3600
 
 
 def costs(run: Run, assumptions: Assumptions) -> list[Cost]:
-    """The cost of every stage that generates or trains. The roles of a fused teacher use its GPUs one after another."""
-    thoughts = Thoughts.of(run, assumptions)
-    return [cost for child in plan(run) for cost in _child_costs(run, child, assumptions, thoughts)]
+    """The cost of every stage that generates or trains. The roles of a fused teacher use its GPUs one after another.
+    What samples, scores and trains in turn holds the GPUs of all three all the time."""
+    thoughts, children = Thoughts.of(run, assumptions), plan(run)
+    found = [cost for child in children for cost in _child_costs(run, child, assumptions, thoughts)]
+    works = (child.task.work for child in children if child.pool == "training")
+    for work in works:
+        if isinstance(work, contract.Train) and work.on_policy:
+            beside = {work.rollouts, work.scored_rollouts, work.stage}
+            found = [_held(cost, found, beside, assumptions) if cost.stage in beside else cost for cost in found]
+    return found
+
+
+def _held(cost: Cost, found: list[Cost], beside: set[contract.StageName | None], assumptions: Assumptions) -> Cost:
+    """The cost with the time of those beside it. All start at the same time."""
+    start = 60 * assumptions.start_minutes
+    waits = sum(max(0.0, other.seconds - start) for other in found if other.stage in beside - {cost.stage})
+    return replace(cost, waits=waits, money=cost.money + cost.gpus * waits / 3600 * assumptions.gpu_hour)
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,16 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 model = student if role == "answer" else assumptions.of_teacher
                 is_warm = role != work.roles[0]
                 yield _generated(child, role, drawn, read, drawn * written, model, assumptions, warm=is_warm)
+        case contract.Rollout() as work:
+            rows, read, written = _sampled(run, work.training, assumptions, thoughts)
+            in_round = (
+                work.training.on_policy.refresh * work.training.global_batch_size if work.training.on_policy else 1
+            )
+            fewer = replace(assumptions, in_flight=max(1, min(assumptions.in_flight, in_round // child.pods)))
+            yield _generated(child, stage, rows, read, written, student, fewer)
+        case contract.Score(training=contract.Train() as training):
+            rows, read, written = _sampled(run, training, assumptions, thoughts)
+            yield _generated(child, stage, rows, read + written, 0, assumptions.of_teacher, assumptions)
         case contract.Score() as work:
             # An engine reads the example, and writes a token that nobody reads.
             generation = run.spec.generation
@@ -243,17 +268,38 @@ def _tokens(objective: contract.Objective, assumptions: Assumptions, thoughts: T
         "DPO": 2 * prompt + refinement + assumptions.answer,
         "ContextDistillation": prompt + refinement,
         "SupervisedKD": prompt + refinement,
+        "GKD": prompt + refinement,
+        "OPD": prompt + refinement,
     }
     return tokens[objective] + (0 if objective == "SFT" else thoughts.learned)
 
 
-def _trained(run: Run, child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts) -> Cost:
-    """The cost of a training, at the most examples that it can make of each prompt."""
-    generation, gpus = run.spec.generation, child.pods * child.gpus
+def _examples(run: Run, work: contract.Train, assumptions: Assumptions) -> int:
+    """The most examples that a training can make of its prompts, over all epochs."""
+    generation = run.spec.generation
     refinements = generation.refine.samples if generation.refine.select == "all-right" else 1
     examples = 1 if run.spec.training.keep == "one-right" else generation.answer.samples * refinements
-    rows = assumptions.rows * examples * work.epochs
+    return assumptions.rows * examples * work.epochs
+
+
+def _sampled(run: Run, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts) -> tuple[int, int, int]:
+    """The texts that a training's student samples; the tokens of their prompts, and of the texts."""
+    assert work.on_policy
+    rows = round(work.on_policy.share * _examples(run, work, assumptions))
+    return rows, rows * assumptions.prompt, rows * _sample(work.on_policy, assumptions, thoughts)
+
+
+def _sample(on_policy: contract.OnPolicy, assumptions: Assumptions, thoughts: Thoughts) -> int:
+    return min(on_policy.max_tokens, assumptions.answer + thoughts.student)
+
+
+def _trained(run: Run, child: Child, work: contract.Train, assumptions: Assumptions, thoughts: Thoughts) -> Cost:
+    """The cost of a training, at the most examples that it can make of each prompt."""
+    rows, gpus = _examples(run, work, assumptions), child.pods * child.gpus
     whole, bare = (_tokens(objective, assumptions, thoughts) for objective in (work.objective, "RefinedSFT"))
+    if work.on_policy:
+        own = assumptions.prompt + _sample(work.on_policy, assumptions, thoughts)
+        whole = round((1 - work.on_policy.share) * whole + work.on_policy.share * own)
     read = rows * round((1 - work.bare_share) * whole + work.bare_share * bare)
     needed: float = (6 if work.activation_checkpointing == "never" else 8) - (2 if work.adapter else 0)
     # DPO reads every pair once before its first step, for the log-probabilities of its reference.
@@ -436,38 +482,3 @@ def fits(run: Run, assumptions: Assumptions) -> list[Fit]:
             need = states(work, shape, world=child.pods * child.gpus)
             verdicts.append(Fit(what, need, 0.9 * memory))
     return verdicts
-
-
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
-_UNITS = {"B": 1e9, "M": 1e6}
-
-
-_GPT_OSS = re.compile(r"(?<![a-z])gpt-oss-(20|120)b(?![a-z0-9])[^/]*$", re.IGNORECASE)
-GPT_OSS_ACTIVE = {"20": 3.6e9, "120": 5.1e9}
-"""What a token meets of a gpt-oss, whose names do not say it (its model card)."""
-_ACTIVE = re.compile(r"(?<=-)A(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
-_ACTIVE_FIRST = re.compile(r"moe.*?(?<![\w.])(\d+(?:\.\d+)?)([BM])-(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", re.IGNORECASE)
-"""OLMoE-1B-7B: what a token meets, and all."""
-_BESIDE_EXPERTS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])-\d+E(?![A-Za-z])", re.IGNORECASE)
-"""Llama-4-Scout-17B-16E: what a token meets, and a number of experts."""
-
-
-def size_in(text: str) -> float | None:
-    """The number of parameters in a name or an option: 8B, Llama-3.1-8B-Instruct, SmolLM2-135M; None without one, and
-    for a mixture whose name does not say which of its parameters it counts."""
-    name = text.rsplit("/", 1)[-1]
-    if both := _ACTIVE_FIRST.search(name):
-        return float(both[3]) * _UNITS[both[4].upper()]
-    if _BESIDE_EXPERTS.search(name) or ("moe" in name.lower() and not _ACTIVE.search(name)):
-        return None
-    size = _SIZE.search(name)
-    return float(size[1]) * _UNITS[size[2].upper()] if size else None
-
-
-def active_in(text: str) -> float | None:
-    """The number of parameters that a token meets of a mixture, in such a name or option: Qwen3-30B-A3B, 47B-A13B."""
-    if gpt_oss := _GPT_OSS.search(text):
-        return GPT_OSS_ACTIVE[gpt_oss[1]]
-    name = text.rsplit("/", 1)[-1]
-    size = _ACTIVE.search(name) or _ACTIVE_FIRST.search(name) or _BESIDE_EXPERTS.search(name)
-    return float(size[1]) * _UNITS[size[2].upper()] if size else None

@@ -17,7 +17,8 @@ from cgd_operator.api.benchmarks import BENCHMARKS
 from cgd_operator.api.crd import crd
 from cgd_operator.api.spec import InvalidRun
 from cgd_operator.kube.kinds import is_label, is_name
-from cgd_operator.planning.dag import Run, published_of
+from cgd_operator.planning.dag import Run
+from cgd_operator.planning.tasks import published_of
 
 if TYPE_CHECKING:
     from cgd_stages.results.published import PublishedTable

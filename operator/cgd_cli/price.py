@@ -45,7 +45,7 @@ def price_table(run: Run, assumptions: Assumptions, gpu: str, misfits: list[Misf
         table.add_column(column, justify=justify, no_wrap=column != "stage", overflow="fold")
     for cost in stages:
         counts = (_count(cost.rows), _count(cost.read), _count(cost.written), str(cost.gpus or ""))
-        figures = (_clock(cost.seconds), f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}")
+        figures = (_clock(cost.seconds + cost.waits), f"{cost.gpu_hours:,.1f}", f"{cost.money:,.0f}")
         table.add_row(cost.stage, *counts, *figures)
     verdicts = [plain(fit.text, "green" if fit.fits else "bold red") for fit in fits(run, assumptions)]
     if misfits is not None:

@@ -14,8 +14,9 @@ from cgd_cli.terminal import likely
 from cgd_cli.view import command
 from cgd_operator.kube.client import Cluster, Object
 from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, TRAINJOB, ApiError, equal, one_of
-from cgd_operator.planning.dag import Run, storage_of
+from cgd_operator.planning.dag import Run
 from cgd_operator.planning.manifests import CONTAINERS, STAGE_LABEL, UID_LABEL
+from cgd_operator.planning.tasks import storage_of
 from cgd_stages.contract import Storage
 from cgd_stages.errors import UserError
 

@@ -1,5 +1,7 @@
-"""What an estimate knows by itself: GPUs, by the data sheets of their maker, and the size of the tasks of lm-eval."""
+"""What an estimate knows by itself: GPUs, by the data sheets of their maker, and the size of the tasks of lm-eval;
+and the sizes that names of models tell."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -61,3 +63,40 @@ TASK_SIZES = {
     "bbh_cot_fewshot": TaskSize(parts=(*24 * (250,), 187, 146, 178), characters=540, shot=923, max_tokens=1024),
 }
 """lm-eval's name of a task -> its size."""
+
+
+# --- sizes in names
+
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
+_UNITS = {"B": 1e9, "M": 1e6}
+
+
+_GPT_OSS = re.compile(r"(?<![a-z])gpt-oss-(20|120)b(?![a-z0-9])[^/]*$", re.IGNORECASE)
+GPT_OSS_ACTIVE = {"20": 3.6e9, "120": 5.1e9}
+"""What a token meets of a gpt-oss, whose names do not say it (its model card)."""
+_ACTIVE = re.compile(r"(?<=-)A(\d+(?:\.\d+)?)\s?([BM])(?![A-Za-z])", re.IGNORECASE)
+_ACTIVE_FIRST = re.compile(r"moe.*?(?<![\w.])(\d+(?:\.\d+)?)([BM])-(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", re.IGNORECASE)
+"""OLMoE-1B-7B: what a token meets, and all."""
+_BESIDE_EXPERTS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])-\d+E(?![A-Za-z])", re.IGNORECASE)
+"""Llama-4-Scout-17B-16E: what a token meets, and a number of experts."""
+
+
+def size_in(text: str) -> float | None:
+    """The number of parameters in a name or an option: 8B, Llama-3.1-8B-Instruct, SmolLM2-135M; None without one, and
+    for a mixture whose name does not say which of its parameters it counts."""
+    name = text.rsplit("/", 1)[-1]
+    if both := _ACTIVE_FIRST.search(name):
+        return float(both[3]) * _UNITS[both[4].upper()]
+    if _BESIDE_EXPERTS.search(name) or ("moe" in name.lower() and not _ACTIVE.search(name)):
+        return None
+    size = _SIZE.search(name)
+    return float(size[1]) * _UNITS[size[2].upper()] if size else None
+
+
+def active_in(text: str) -> float | None:
+    """The number of parameters that a token meets of a mixture, in such a name or option: Qwen3-30B-A3B, 47B-A13B."""
+    if gpt_oss := _GPT_OSS.search(text):
+        return GPT_OSS_ACTIVE[gpt_oss[1]]
+    name = text.rsplit("/", 1)[-1]
+    size = _ACTIVE.search(name) or _ACTIVE_FIRST.search(name) or _BESIDE_EXPERTS.search(name)
+    return float(size[1]) * _UNITS[size[2].upper()] if size else None

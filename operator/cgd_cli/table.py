@@ -93,7 +93,7 @@ def _cells(stage: dict[str, Any]) -> list[Any]:
     end = moment(completion) if completion else datetime.now(UTC)  # None: the status holds no valid time
     return [
         stage["name"],
-        plain(state, COLOURS.get(state, "dim")),
+        plain(", round ".join(filter(None, (state, stage.get("round")))), COLOURS.get(state, "dim")),
         ProgressBar(total=100, completed=percent, width=12),
         f"{rows.get('done', 0)}/{total}" if total else "",
         str(rows["rejected"]) if rows.get("rejected") else "",

@@ -207,7 +207,9 @@ def _stage(stage: StageStatus) -> dict[str, Any]:
         "eta": duration(stage.eta_seconds) if stage.eta_seconds is not None else "",
         "attempts": str(stage.attempts) if stage.attempts else "",
         "gpuHours": f"{stage.gpu_seconds / 3600:.2f}" if stage.gpu_seconds else "",
-        "message": stage.message or ("" if stage.reason in (None, *STARTING) else stage.reason),
+        "message": stage.message
+        or (f"round {stage.round}" if stage.round else "")
+        or ("" if stage.reason in (None, *STARTING) else stage.reason),
     }
 
 

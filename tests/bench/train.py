@@ -158,7 +158,7 @@ def _examples(rows: Path) -> list[Any]:
     """The rows' examples, as CGD makes them, in the order in which our own schedule takes them."""
     from cgd_stages.chat.template import ChatTemplate
     from cgd_stages.method.examples import row_example
-    from cgd_stages.train.batching import Schedule
+    from cgd_stages.training.batching import Schedule
 
     template = ChatTemplate.load(smollm2.ensure())
     given = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -169,7 +169,7 @@ def _examples(rows: Path) -> list[Any]:
 
 def _in_order() -> Any:
     """Our schedule, but with the batches in the order of the file."""
-    from cgd_stages.train.batching import Schedule
+    from cgd_stages.training.batching import Schedule
 
     class InOrder(Schedule):
         def batch(self, step: int) -> list[int]:
@@ -184,7 +184,8 @@ def _ours(name: str, rows: Path, steps: int) -> None:
 
     from cgd_stages.contract import Model, Rows, RunRef, Storage, Train
     from cgd_stages.train import loop as trainloop
-    from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+    from cgd_stages.train.example_files import EXAMPLES_SCHEMA
+    from cgd_stages.train.group import join_group
     from cgd_stages.training.job import EXAMPLES, HELD_OUT, JOB, Job
 
     warnings.filterwarnings("ignore")
@@ -210,7 +211,7 @@ def _ours(name: str, rows: Path, steps: int) -> None:
         student_dtype="float32", first_rank=0, resume=0, rows=Rows(total=len(table), done=len(table)),
     )  # fmt: skip
     (folder / JOB).write_text(job.to_json())
-    trainloop.join_group()
+    join_group()
     trainer = trainloop.start(folder)
     trainer.schedule = _in_order()(trainer.schedule.lengths, BATCH, 1, 0)
     for step in range(steps):

@@ -23,8 +23,11 @@ from cgd_stages.contract import (
     Harness,
     HarnessTask,
     Model,
+    OnPolicy,
     Report,
+    Rollout,
     Sampling,
+    Score,
     StageFacts,
     StageTask,
     Storage,
@@ -76,6 +79,8 @@ class Program:
     stage: str
     work: Callable[[Place], Work]
     heavy: bool = False
+    by_hand: bool = False
+    """`make chaos-signals` has it, and CI has not."""
 
     def task(self, place: Place) -> StageTask:
         return StageTask(run=RUN, stage=self.stage, storage=place.storage, work=self.work(place))
@@ -101,6 +106,23 @@ def _answer(place: Place) -> Work:
 def _check(place: Place) -> Work:
     refined(place.bucket, ROWS)
     return Check(trainings=(train_work(place.model), train_work(place.model, objective="SFT")))
+
+
+def _score(place: Place) -> Work:
+    refined(place.bucket, ROWS)
+    student = _model(place)
+    return Score(
+        objective="RefinedSFT", student=student, model=student, engine=_engine(), max_sequence_length=600, top_k=16,
+        max_rejected=0.0,
+    )  # fmt: skip
+
+
+def _rollout(place: Place) -> Work:
+    """One round: for the next one it would wait for a training."""
+    refined(place.bucket, ROWS)
+    engine, teacher = _engine(), _model(place)
+    drawn = OnPolicy(refresh=1000, max_tokens=16, engine=engine, teacher=teacher, teacher_engine=engine)
+    return Rollout(training=train_work(place.model, name="opd", objective="OPD", form="reward", on_policy=drawn))
 
 
 def _train(place: Place) -> Work:
@@ -160,6 +182,8 @@ PROGRAMS = (
     Program("report", "report", "report", _report),
     Program("clean", "clean", "clean", _clean),
     Program("answer", "generate", "answer", _answer, heavy=True),
+    Program("score", "score", "score-refined", _score, heavy=True, by_hand=True),
+    Program("rollout", "rollout", "rollout-opd", _rollout, heavy=True, by_hand=True),
     Program("train", "train", STAGE, _train, heavy=True),
     Program("evaluate", "evaluate", "evaluate-base", _evaluate, heavy=True),
     Program("harness", "harness", "harness-base", _harness, heavy=True),

@@ -97,8 +97,9 @@ def haunt(plan: Plan, trainer: Any) -> None:
 
 if __name__ == "__main__":
     from cgd_stages.train import loop as trainloop
+    from cgd_stages.train.trainer import Trainer
 
-    haunt(Plan.model_validate_json(os.environ[CHAOS]), trainloop.Trainer)
+    haunt(Plan.model_validate_json(os.environ[CHAOS]), Trainer)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     code = trainloop.main(Path(sys.argv[1]))
     sys.stderr.flush()

@@ -5,7 +5,8 @@ CGD_TASK='{...}' CGD_CHAOS='{...}' python -m chaos.trainpod
 
 from cgd_stages.runtime import program
 from cgd_stages.train import __main__ as train
+from cgd_stages.train import launch
 
 if __name__ == "__main__":
-    train.LOOP = "chaos.rank"
+    launch.LOOP = "chaos.rank"
     program.run(train.main)

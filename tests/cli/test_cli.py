@@ -631,3 +631,10 @@ async def test_a_run_is_compared_by_its_name_with_a_report_in_a_file(
 
 def test_the_table_of_a_run_that_has_just_been_applied() -> None:
     assert table(manifest()).title == "CGDRun demo: Pending"
+
+
+def test_a_stage_with_rounds_shows_where_it_is() -> None:
+    stages = [{"name": "score-gkd", "state": "Running", "round": "3 of 12, waits for rollout-gkd"}]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table(manifest() | {"status": {"state": "Scoring", "stages": stages}}))
+    assert "Running, round 3 of 12, waits for rollout-gkd" in console.export_text()

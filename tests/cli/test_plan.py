@@ -17,22 +17,10 @@ from support.builders import manifest
 from support.stage_builders import context
 from transformers import OlmoeConfig
 
-from cgd_cli.estimate import (
-    INSTRUCTION,
-    RESERVED,
-    Assumptions,
-    Cost,
-    Fit,
-    Size,
-    active_in,
-    costs,
-    fits,
-    lengths,
-    size_in,
-)
+from cgd_cli.estimate import INSTRUCTION, RESERVED, Assumptions, Cost, Fit, Size, costs, fits, lengths
 from cgd_cli.models import read
 from cgd_cli.price import price_json, price_table
-from cgd_cli.sizes import GPUS, TASK_SIZES
+from cgd_cli.sizes import GPUS, TASK_SIZES, active_in, size_in
 from cgd_cli.terminal import Terminal
 from cgd_operator.api.benchmarks import TASKS
 from cgd_operator.planning.dag import Run, plan
@@ -334,6 +322,33 @@ def test_scores_are_read_once_and_nothing_is_written() -> None:
     ]
     assert (refined.gpus, inner.gpus) == (8, 4), "the teacher's, and the student's"
     assert found["train-kd"].seconds == found["train-kd-more"].seconds
+
+
+def sampled(**own: Any) -> dict[str, Any]:
+    return {**TRAINING, "variants": [{"name": "gkd", "kind": "GKD", "onPolicy": "0.5", **own}]}
+
+
+def test_samples_are_written_and_read_again_and_each_holds_its_gpus_while_the_others_work() -> None:
+    given = assumed(start_minutes=3)
+    found = by_stage(run_of(training=sampled(maxTokens=300)), given)
+    rollout, score, train = three = [found[f"{kind}-gkd"] for kind in ("rollout", "score", "train")]
+    assert (rollout.rows, rollout.read, rollout.written) == (500, 500 * 200, 500 * 300)
+    assert (score.rows, score.read, score.written) == (500, 500 * (200 + 300), 0)
+    assert train.read == 1000 * ((200 + 800) + (200 + 300)) / 2
+    busy = sum(cost.seconds - 180 for cost in three)
+    for cost in three:
+        assert cost.seconds + cost.waits == pytest.approx(busy + 180)
+        assert cost.money == pytest.approx(cost.gpus * (busy + 180) / 3600 * given.gpu_hour)
+        assert cost.gpu_hours == pytest.approx(cost.gpus * (busy + 180) / 3600)
+    assert (rollout.gpus, score.gpus) == (4, 8), "the student's, and the teacher's"
+    assert found["train-cgd"].waits == 0
+
+
+def test_a_smaller_refresh_samples_fewer_texts_at_a_time_which_takes_longer() -> None:
+    often, seldom = (
+        by_stage(run_of(training=sampled(refresh=refresh)), assumed())["rollout-gkd"].seconds for refresh in (1, 64)
+    )
+    assert often > seldom
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -96,6 +96,13 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
             "and in no circle",
         ),
         ("training.variants", [{"name": "x", "kind": "DPO", "texts": "refined"}], "texts is for the kind SupervisedKD"),
+        ("training.variants", [{"name": "x", "kind": "GKD", "beta": "0.01"}], 'GKD takes "0" (forward KL)'),
+        ("training.variants", [{"name": "x", "kind": "GKD", "beta": "0.96"}], "a number from 0.05 to 0.95"),
+        ("training.variants", [{"name": "x", "kind": "DPO", "beta": "0"}], "DPO takes a number above 0"),
+        ("training.variants", [{"name": "x", "kind": "OPD", "topK": 4}], "topK is for the kind"),
+        ("training.variants", [{"name": "x", "kind": "GKD", "form": "loss"}], "form is for the kind OPD"),
+        ("training.variants", [{"name": "x", "kind": "GKD", "onPolicy": "0", "refresh": 2}], "of which onPolicy"),
+        ("training.variants", [{"name": "x", "kind": "GKD", "refresh": 0}], "greater than or equal to 1"),
         ("training.bareShare", "2", "write a number from 0 to 1, in quotes"),
         ("training", {"objectives": ["SFT"], "bareShare": "0.5"}, "or leave bareShare out"),
         ("generation.answer.unfinished", "drop", 'supported values: "keep", "reject"'),
@@ -160,6 +167,17 @@ async def test_the_example_of_all_methods_is_taken_as_it_is(world: Any) -> None:
     await kubectl(world, "apply", "-f", "-", body=given)
     stored = await kubectl(world, "get", "cgdrun", given["metadata"]["name"], "-o", "json")
     assert json.loads(stored)["spec"]["training"]["variants"] == given["spec"]["training"]["variants"]
+
+
+@pytest.mark.parametrize("kind", ["GKD", "OPD"])
+async def test_samples_that_an_endpoint_would_have_to_judge_are_refused(world: Any, kind: str) -> None:
+    endpoint = {"endpoint": {"url": "https://teacher.example/v1", "model": "large"}}
+    variant = {"name": "x", "kind": kind}
+    wrong = user_manifest({"training.variants": [variant], "teacher": endpoint})
+    assert "set teacher.model" in await kubectl(world, "apply", "-f", "-", body=wrong, fails=True)
+    ends = [{**variant, "name": f"x{number}", "beta": beta} for number, beta in enumerate(("0", "0.05", "0.95", "1"))]
+    taken = ends if kind == "GKD" else [variant]
+    await kubectl(world, "apply", "-f", "-", body=user_manifest({"training.variants": taken}))
 
 
 async def test_keep_without_references_is_refused_and_with_them_taken(world: Any) -> None:

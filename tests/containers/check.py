@@ -45,7 +45,7 @@ PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 CERTIFICATES, MOUNTED = Path("/etc/ssl/certs/ca-certificates.crt"), "/run/ca-certificates.crt"
 PROGRAMS = [
     f"cgd_stages.{name}"
-    for name in ("prepare", "fetch", "generate", "score", "check", "evaluate", "harness", "report", "clean")
+    for name in ("prepare", "fetch", "generate", "rollout", "score", "check", "evaluate", "harness", "report", "clean")
 ]
 IMPORTS = {
     "operator": ["cgd_operator.process"],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cgd_cli.estimate import Assumptions, active_in, costs, fits, lengths, size_in
+from cgd_cli.estimate import Assumptions, costs, fits, lengths
 from cgd_cli.manifest import published_tables, run_of
-from cgd_cli.sizes import GPUS
+from cgd_cli.sizes import GPUS, active_in, size_in
 from cgd_operator.planning.dag import Run
 from cgd_stages.results.published import contradictions
 

@@ -38,7 +38,8 @@ def test_the_operator_s_process_loads_the_asynchronous_client_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "program", ["prepare", "fetch", "generate", "score", "check", "train", "evaluate", "harness", "report", "clean"]
+    "program",
+    ["prepare", "fetch", "generate", "rollout", "score", "check", "train", "evaluate", "harness", "report", "clean"],
 )
 def test_every_program_is_a_folder_of_its_own(program: str) -> None:
     assert (ROOT / "images/cgd_stages" / program / "__main__.py").exists()

@@ -18,6 +18,8 @@ from deepspeed.utils import safe_get_full_grad
 from torch.nn.functional import cross_entropy
 
 from cgd_stages.train import loop, student
+from cgd_stages.train.group import join_group
+from cgd_stages.train.trainer import Trainer
 from cgd_stages.training.job import JOB, Job
 
 CASES = "cases.json"
@@ -26,7 +28,7 @@ CASES = "cases.json"
 
 def main(folder: Path, dtype: str) -> None:
     loop._quieten()
-    loop.join_group()
+    join_group()
     if dtype == "float64":
         in_float64()
     job = Job.model_validate_json((folder / JOB).read_text())
@@ -58,11 +60,11 @@ def in_float64() -> None:
     student._float32_loss = lambda logits, learned: cross_entropy(logits.double(), learned, reduction="sum")
 
 
-def of_first_step(trainer: loop.Trainer) -> dict[str, torch.Tensor]:
+def of_first_step(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Name -> gradient of the whole batch, averaged over ranks as DeepSpeed's step would take it."""
     batch = trainer.schedule.batch(0)
     units = trainer.criterion.units(trainer.examples, batch)
-    trainer._accumulate(0, units, len(trainer.examples.sequence_lengths(batch)))
+    trainer._accumulate(trainer.examples, batch, units, len(trainer.examples.sequence_lengths(batch)))
     found = {}
     for name, parameter in trainer.engine.module.named_parameters():
         gradient = safe_get_full_grad(parameter)

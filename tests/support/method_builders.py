@@ -18,7 +18,7 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import Row, digest_of, now
 from cgd_stages.store.run import RunStore
-from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.training.batching import Schedule, learning_rate
 from cgd_stages.training.scores import SCORES_SCHEMA, text_digest
 from support.stage_builders import RUN
 

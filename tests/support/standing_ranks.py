@@ -47,10 +47,11 @@ def main(queue: Path) -> None:
     import torch.distributed as dist
 
     from cgd_stages.train import loop
+    from cgd_stages.train.group import join_group
 
     loop._die_with_the_launcher()
     loop._quieten()
-    loop.join_group()
+    join_group()
     for number in itertools.count(1):
         while not (queue / str(number)).exists():
             time.sleep(LOOK_SECONDS)

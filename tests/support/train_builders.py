@@ -20,7 +20,7 @@ from cgd_stages.store.folder import DONE, PARTS, Folder
 from cgd_stages.store.rows import Row, digest_of, now, row_schema
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
-from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.training.batching import Schedule, learning_rate
 from cgd_stages.training.checkpoints import CHECKPOINTS
 from cgd_stages.training.job import MODEL, read_records
 from support.patience import PATIENCE

@@ -118,7 +118,7 @@ def _refuse_foreign_checkpoints(context: Context, dataset: Dataset, student: res
     figures do not depend on this: the same rows and settings may be trained in another layout. The checkpoints of a
     training that waits for other stages are not known yet."""
     stage = dataset.work.stage
-    if dataset.work.start or dataset.work.scores:
+    if dataset.work.start or dataset.work.scores or dataset.work.on_policy:
         return
     model = resolve.pinned(dataset.work.student, context.store)
     files = resolve.fetch(model, context.store, context.scratch, weights=False)

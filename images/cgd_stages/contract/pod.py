@@ -113,6 +113,16 @@ class TrainerStatus(Contract):
     last_updated_time: str | None = None
 
 
+class RoundOf(Contract):
+    """Where a stage is that goes on round by round."""
+
+    number: Count
+    """From 1."""
+    of: Count
+    waits_for: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9.-]+$")] | None = None
+    """The stage whose part in the round is not there yet; None: it is at work."""
+
+
 class Progress(Contract):
     """The body of a progress report. Transformers' reports name no stage; they count for the child's first stage."""
 
@@ -121,6 +131,7 @@ class Progress(Contract):
     shard: Annotated[int, Field(ge=0)] = 0
     rows: Rows | None = None
     tokens_per_second: Measure | None = None
+    round: RoundOf | None = None
 
 
 class ProgressAnswer(Contract):

@@ -161,6 +161,14 @@ class Generate(Contract):
         return 1 if settings_of(role) == "critique" else self.samples
 
 
+class Rollout(Contract):
+    """Let the student of a training sample what the training learns, round by round, with the weights of each round."""
+
+    kind: Literal["rollout"] = "rollout"
+    training: Train
+    shards: int = 1
+
+
 class Score(Contract):
     """Store what a model thinks of stored texts: the log-probabilities of their tokens and of each position's likeliest
     ones, given the context in which an objective learns them."""
@@ -168,6 +176,8 @@ class Score(Contract):
     kind: Literal["score"] = "score"
     objective: Supervised
     """Whose examples are scored: it says which context and which text."""
+    training: Train | None = None
+    """The training whose student's samples are scored, round by round, in place of stored texts."""
     context: InstructionTurn = "user"
     student: Model
     """It and its chat make the tokens, whichever model scores them."""
@@ -178,6 +188,7 @@ class Score(Contract):
     """The model that scores."""
     engine: Engine
     top_k: int
+    """0: the log-probabilities of the tokens themselves alone."""
     shards: int = 1
     max_rejected: float
 
@@ -305,7 +316,7 @@ class Clean(Contract):
 
 
 Work = Annotated[
-    Prepare | Fetch | Generate | Score | Check | Train | Evaluate | Harness | Report | Clean,
+    Prepare | Fetch | Generate | Rollout | Score | Check | Train | Evaluate | Harness | Report | Clean,
     Field(discriminator="kind"),
 ]
 

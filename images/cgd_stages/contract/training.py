@@ -4,16 +4,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cgd_stages.contract.base import Contract, Fraction, Half, Number, Rate, StageName
-from cgd_stages.contract.models import Chat, Model
+from cgd_stages.contract.base import Contract, Fraction, Half, Number, Positive, Rate, StageName
+from cgd_stages.contract.models import Chat, Engine, Model
 
 Supervised = Literal["CGD", "CFT", "DistilledSFT", "SFT", "RefinedSFT"]
 """An objective that learns a text token by token; `examples.conversation` is the table."""
-Objective = Literal[Supervised, "DPO", "ContextDistillation", "SupervisedKD"]
+Objective = Literal[Supervised, "DPO", "ContextDistillation", "SupervisedKD", "GKD", "OPD"]
 """What a student reads and what it learns. Each one but the supervised learns from the texts of a supervised one, by a
 loss of its own; `methods.METHODS` is the table."""
 Texts = Literal["refined", "distilled"]
 """The texts that a divergence is learned on: the teacher's refinements, or its own answers."""
+Form = Literal["reward", "loss"]
+"""How OPD learns reverse KL from the sampled token alone: teacher's less student's log-probability as a reward, which
+has no gradient, or half the square of that difference as a loss. See `method.losses`."""
 
 
 InstructionTurn = Literal["user", "system"]
@@ -35,6 +38,11 @@ def score_stage(scored: str) -> StageName:
     """The name of the stage that stores log-probabilities: of the teacher on the texts of that name, or of the model
     that a training starts from, for the training of that name."""
     return StageName.of("score", scored.lower())
+
+
+def rollout_stage(training: str) -> StageName:
+    """The name of the stage in which the student of a training samples what the training learns."""
+    return StageName.of("rollout", training.lower())
 
 
 class Critique(Contract):
@@ -212,6 +220,22 @@ class Upkeep(Contract):
     )
 
 
+class OnPolicy(Contract):
+    """How a training learns from what its own student samples. `rounds` of steps take turns: the student of a round's
+    beginning samples what the round's steps learn, and the teacher scores it."""
+
+    share: Rate = 1.0
+    """Of each step's examples; the others learn the stored text."""
+    refresh: Positive
+    """Steps of a round: after so many the student of the moment samples anew."""
+    max_tokens: Positive
+    """Of a sample; what is cut there has no end token."""
+    engine: Engine
+    """The student's, as it samples."""
+    teacher: Model
+    teacher_engine: Engine
+
+
 class Lesson(Contract):
     """What a training learns, and the number of its processes."""
 
@@ -234,11 +258,15 @@ class Lesson(Contract):
     start: StageName | None = None
     """The stage whose model the training starts from; None: the student as it is."""
     beta: float | None = None
-    """Of DPO: see `method.losses`. Every other objective has none."""
+    """Of DPO and GKD: see `method.losses`. Every other objective has none."""
     texts: Texts | None = None
     """Of SupervisedKD."""
     top_k: int | None = None
     """Of objectives that learn a divergence: how many of a position's likeliest tokens it tells apart."""
+    form: Form | None = None
+    """Of OPD."""
+    on_policy: OnPolicy | None = None
+    """Of OPD and GKD; None: only stored texts are learned."""
 
     @property
     def title(self) -> str:
@@ -251,10 +279,26 @@ class Lesson(Contract):
 
     @property
     def scores(self) -> StageName | None:
-        """The stage with the log-probabilities that the training learns from; None: it needs none."""
-        if self.objective == "SupervisedKD":
-            return score_stage(self.texts or "refined")
-        return score_stage(self.title) if self.objective == "ContextDistillation" else None
+        """The stage with the log-probabilities of stored texts that the training learns from; None: it needs none."""
+        match self.objective:
+            case "SupervisedKD":
+                return score_stage(self.texts or "refined")
+            case "GKD" if self.on_policy is None or self.on_policy.share < 1:
+                return score_stage("refined")
+            case "ContextDistillation":
+                return score_stage(self.title)
+            case _:
+                return None
+
+    @property
+    def rollouts(self) -> StageName | None:
+        """The stage with what the training's own student samples; None: it samples nothing."""
+        return rollout_stage(self.title) if self.on_policy else None
+
+    @property
+    def scored_rollouts(self) -> StageName | None:
+        """The stage with the teacher's log-probabilities of these samples."""
+        return score_stage(self.title) if self.on_policy else None
 
 
 class Train(Upkeep, Course, Lesson):  # pydantic takes the fields of the last base first

@@ -14,22 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgd_stages import contract
-from cgd_stages.engines.vllm import SETTINGS_HINT, start_vllm
-from cgd_stages.errors import StageError, TransientError, UserError
+from cgd_stages.engines.vllm import TokenText, finished, start_vllm
 
 BATCH_TOKENS = 4096
 """Tokens of an engine step, unless the run says otherwise: each has a row of logits as wide as the vocabulary."""
 ROOM = 64
 """Texts that the engine has at a time."""
-
-
-@dataclass(frozen=True)
-class TokenText:
-    """Tokens of which those from `start` on are scored. The caller chooses `name`."""
-
-    name: str
-    ids: Sequence[int]
-    start: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,8 @@ class Scorer:
         config = self._llm.vllm_config
         self.limit = int(config.model_config.max_model_len) - 1
         """The most tokens of a text: the engine writes one more."""
+        self.vocabulary = int(config.model_config.get_vocab_size())
+        """The tokens that the model has; it takes no text with others."""
         self.settings = {"engine": "vllm", "device": config.device_config.device_type, "maxModelLen": self.limit + 1}
 
     def scores(self, texts: Iterable[TokenText], stop: Event) -> Iterator[Scores]:
@@ -66,32 +58,12 @@ class Scorer:
         Raises TransientError when the engine dies.
         """
         from vllm import SamplingParams
-        from vllm.exceptions import VLLMClientError, VLLMError
-        from vllm.inputs.engine import tokens_input
 
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=self._top_k, detokenize=False, flat_logprobs=False
         )
-        waiting, under_way = iter(texts), dict[str, TokenText]()
-        try:
-            while not stop.is_set():
-                while len(under_way) < ROOM and (text := next(waiting, None)) is not None:
-                    under_way[text.name] = text
-                    self._llm.add_request(text.name, tokens_input(list(text.ids)), params)
-                if not under_way:
-                    return
-                for output in self._llm.step():
-                    if output.finished:
-                        yield self._scores(under_way.pop(output.request_id), output.prompt_logprobs)
-            self._llm.abort_request(list(under_way))
-        except (StageError, GeneratorExit):
-            self._llm.abort_request(list(under_way))  # the engine is well, and nobody waits for these
-            raise
-        except VLLMClientError as error:
-            raise UserError(f"vLLM refuses a text: {error}", hint=SETTINGS_HINT) from error
-        except (RuntimeError, VLLMError) as error:
-            hint = "The pod starts again by itself. If it dies again, an admin must read its log."
-            raise TransientError(f"the engine died: {error}", hint=hint) from error
+        for text, output in finished(self._llm, ((text, params) for text in texts), stop, ROOM):
+            yield self._scores(text, output.prompt_logprobs)
 
     def _scores(self, text: TokenText, told: Sequence[dict[int, object]]) -> Scores:
         """`told`: for each position of the prompt, token id -> vLLM's Logprob (logprob, rank)."""

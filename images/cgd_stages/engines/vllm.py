@@ -3,8 +3,11 @@
 import logging
 import time
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 from jinja2.exceptions import TemplateError
 
@@ -125,6 +128,50 @@ class VllmEngine:
 
     def close(self) -> None:
         self._llm.engine_core.shutdown()
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """Tokens of a text. Those before `start` are its context. The caller chooses `name`."""
+
+    name: str
+    ids: Sequence[int]
+    start: int
+
+
+T = TypeVar("T", bound=TokenText)
+
+
+def finished(llm: Any, texts: Iterable[tuple[T, Any]], stop: Event, room: int) -> Iterator[tuple[T, Any]]:
+    """Each text with vLLM's finished RequestOutput, in no promised order, until `stop`. `texts` come with their
+    SamplingParams; the engine has `room` of them at a time.
+
+    Raises TransientError when the engine dies, UserError when it refuses a text.
+    """
+    from vllm.exceptions import VLLMClientError, VLLMError
+    from vllm.inputs.engine import tokens_input
+
+    waiting, under_way = iter(texts), dict[str, T]()
+    try:
+        while not stop.is_set():
+            while len(under_way) < room and (given := next(waiting, None)) is not None:
+                text, params = given
+                under_way[text.name] = text
+                llm.add_request(text.name, tokens_input(list(text.ids)), params)
+            if not under_way:
+                return
+            for output in llm.step():
+                if output.finished:
+                    yield under_way.pop(output.request_id), output
+        llm.abort_request(list(under_way))
+    except (StageError, GeneratorExit):
+        llm.abort_request(list(under_way))  # the engine is well, and nobody waits for these
+        raise
+    except VLLMClientError as error:
+        raise UserError(f"vLLM refuses a text: {error}", hint=SETTINGS_HINT) from error
+    except (RuntimeError, VLLMError) as error:
+        hint = "The pod starts again by itself. If it dies again, an admin must read its log."
+        raise TransientError(f"the engine died: {error}", hint=hint) from error
 
 
 def start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate | None) -> Any:

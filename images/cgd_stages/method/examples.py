@@ -52,9 +52,10 @@ def conversation(
 
 def examples_of(lesson: Lesson) -> Supervised:
     """The supervised objective whose context and target a training has. It is the training's own objective, or the one
-    whose text another loss is of: DPO prefers it, and a divergence is learned at its tokens."""
+    whose text another loss is of: DPO prefers it, and a divergence is learned at its tokens, or at those that a student
+    samples behind the same context."""
     match lesson.objective:
-        case "DPO" | "ContextDistillation":
+        case "DPO" | "ContextDistillation" | "GKD" | "OPD":
             return "RefinedSFT"
         case "SupervisedKD":
             return "DistilledSFT" if lesson.texts == "distilled" else "RefinedSFT"
@@ -77,6 +78,8 @@ CONTEXTS: dict[Objective, str] = {
     "DPO": "the prompt",
     "ContextDistillation": "the prompt",
     "SupervisedKD": "the prompt",
+    "GKD": "the prompt",
+    "OPD": "the prompt",
 }
 """The contexts in words, for cards and messages; the next table has the targets."""
 TARGETS: dict[Objective, str] = {
@@ -88,6 +91,8 @@ TARGETS: dict[Objective, str] = {
     "DPO": "a preference for the teacher's refinement over the student's own answer",
     "ContextDistillation": "what it would write at each token of the refinement with answer and critique in view",
     "SupervisedKD": "the teacher's distribution at each token of a stored text",
+    "GKD": "the teacher's distribution at each token of what the student samples, or of the refinement",
+    "OPD": "the teacher's judgement of each token that the student samples",
 }
 
 

@@ -276,7 +276,7 @@ def refuse_other_tokens(student: ChatTemplate, teacher: ChatTemplate) -> None:
     number, token = different[0]
     raise UserError(
         f"{len(different)} of {len(own)} tokens of {student.name} are not tokens of {teacher.name} with the same id, "
-        f"such as {token!r} ({number}); the kind SupervisedKD learns probabilities by their ids",
+        f"such as {token!r} ({number}); the kinds SupervisedKD, GKD and OPD learn probabilities by their ids",
         hint="Take a teacher of the student's family, or the kind DistilledSFT, which learns its texts.",
     )
 

@@ -182,7 +182,7 @@ def told_apart(report: ReportData) -> list[str]:
     shares = [
         (stage, metrics["top_mass"] / metrics["scored_tokens"])
         for stage, metrics in scored
-        if metrics.get("scored_tokens")
+        if metrics.get("scored_tokens") and "top_mass" in metrics
     ]
     return [
         f"{stage.name}: the {stage.inputs.get('topK')} likeliest tokens hold {percent(share)} of the distribution that "

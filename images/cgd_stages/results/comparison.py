@@ -34,6 +34,8 @@ NAMES = {
     "dpo": "DPO",
     "contextdistillation": "context distillation",
     "supervisedkd": "supervised KD",
+    "gkd": "GKD",
+    "opd": "OPD",
 }
 """The name of each evaluated model for people, in the order of the paper's table."""
 MEAN = "mean"

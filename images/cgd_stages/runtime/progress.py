@@ -15,6 +15,7 @@ from cgd_stages.contract import (
     Metric,
     Progress,
     ProgressAnswer,
+    RoundOf,
     Rows,
     TrainerStatus,
 )
@@ -64,8 +65,10 @@ class Reporter:
         tokens_per_second: float | None = None,
         eta: float | None = None,
         metrics: dict[str, float] | None = None,
+        at: RoundOf | None = None,
     ) -> None:
-        """Report how far a stage is: this shard's rows, tokens generated per second, seconds that remain."""
+        """Report how far a stage is: this shard's rows, tokens generated per second, seconds that remain; of a stage
+        with rounds, which of them it is at."""
         if not self._url:
             return
         try:
@@ -80,6 +83,7 @@ class Reporter:
                 shard=self._shard,
                 rows=rows,
                 tokens_per_second=tokens_per_second,
+                round=at,
             )
         except (ValueError, OverflowError) as error:  # NaN, infinite or out of range
             log.warning("progress of %s is not shown: %s", stage, error)

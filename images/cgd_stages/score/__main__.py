@@ -3,8 +3,9 @@
     CGD_TASK='{...}' python -m cgd_stages.score
 
 Makes the examples of every row as a training makes them, in the student's own tokens, has the model compute the
-log-probabilities of each target, and stores them as they finish (`training.scores` has the columns). It may be
-interrupted at any moment: the next attempt scores the rest only.
+log-probabilities of each target, and stores them as they finish (`training.scores` has the columns). Of a training that
+learns what its student samples, it scores these samples, round by round (rounds.py). It may be interrupted at any
+moment: the next attempt scores the rest only.
 """
 
 from cgd_stages.runtime.supervisor import supervise
@@ -24,7 +25,7 @@ import numpy as np
 
 from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Critique, Rows, Score, StageFacts
+from cgd_stages.contract import Critique, Model, Rows, Score, StageFacts
 from cgd_stages.engines.replies import rejection
 from cgd_stages.engines.scorer import Scorer, Scores, TokenText, is_sound
 from cgd_stages.errors import RowsLost, UserError
@@ -33,17 +34,16 @@ from cgd_stages.models import resolve
 from cgd_stages.models.fit import context_length, read_config
 from cgd_stages.runtime.pace import Pace
 from cgd_stages.runtime.program import Context, run, storing
+from cgd_stages.score.rounds import score_rounds
 from cgd_stages.store.folder import PARTS, Folder, ShardMarker
 from cgd_stages.store.part_writer import PartWriter
 from cgd_stages.store.rows import Key, Row, key_of, now
 from cgd_stages.store.shards import mark, may_hold, owned_rows, part_start, summed
-from cgd_stages.training.scores import SCORES_SCHEMA, text_digest
+from cgd_stages.training.job import Training
+from cgd_stages.training.scores import SCORED_TOKENS, SCORES_SCHEMA, TOP_MASS, text_digest
 
 log = logging.getLogger(__name__)
 
-SCORED_TOKENS, TOP_MASS = "scored_tokens", "top_mass"
-"""Metrics: the tokens that were scored, and the probability of their likeliest tokens, summed over them: the share of
-the two is what the model's distribution has among the tokens that are told apart."""
 REPORT_SECONDS = 3.0
 HINT = (
     "Raise spec.training.maxSequenceLength or lower the maxTokens of the texts, so that context and text fit together. "
@@ -53,8 +53,31 @@ HINT = (
 
 def main(context: Context) -> dict[str, StageFacts]:
     context.store = context.store.waiting(context.stop)
-    work, name = context.work_of(Score), context.task.stage
-    student, model = resolve.pinned(work.student, context.store), resolve.pinned(work.model, context.store)
+    work = context.work_of(Score)
+    model = resolve.pinned(work.model, context.store)
+    start = partial(_scorer, context, work, model)
+    if work.training:
+        training = Training.of(context.store, work.training, context.scratch)
+        return score_rounds(context, work, training, start)
+    return _score_texts(context, work, model, start)
+
+
+def _scorer(context: Context, work: Score, model: Model) -> Scorer:
+    """Start the engine."""
+    engine = work.engine.model_copy(update={"max_model_len": _room(context, work, model)})
+    return Scorer(resolve.fetch(model, context.store, context.scratch), engine, work.top_k)
+
+
+def _room(context: Context, work: Score, model: Model) -> int:
+    """Tokens for the longest example, and for the one that an engine must write."""
+    files = resolve.fetch(model, context.store, context.scratch, weights=False)
+    config = read_config(files, model, "the scoring model")
+    return min(work.max_sequence_length + 1, context_length(config, work.engine, model, "the scoring model"))
+
+
+def _score_texts(context: Context, work: Score, model: Model, start: Callable[[], Scorer]) -> dict[str, StageFacts]:
+    """Score the stored texts of an objective."""
+    name, student = context.task.stage, resolve.pinned(work.student, context.store)
     template = resolve.spoken(student, work.chat, context.store, context.scratch)
     source = context.store.input("distill" if work.objective == "DistilledSFT" else "refine")
     exact = resolve.resolve(model, context.store).identity()
@@ -78,15 +101,8 @@ def main(context: Context) -> dict[str, StageFacts]:
         shard = folder.shard_marker(context.shard, work.shards)
         nothing = StageFacts(digest=done.digest, output_uri=done.facts.output_uri)
         return {name: shard.facts if shard else done.facts if context.shard == 0 else nothing}
-    config = read_config(
-        resolve.fetch(model, context.store, context.scratch, weights=False), model, "the scoring model"
-    )
-    # Room for the longest example, and for the one token that an engine must write.
-    room = min(work.max_sequence_length + 1, context_length(config, work.engine, model, "the scoring model"))
-    engine = work.engine.model_copy(update={"max_model_len": room})
-    share = Shard(context, template, source, folder, room - 1)
-    fetch = partial(resolve.fetch, model, context.store, context.scratch)
-    return {name: share.score(lambda: Scorer(fetch(), engine, work.top_k), inputs)}
+    share = Shard(context, template, source, folder, _room(context, work, model) - 1)
+    return {name: share.score(start, inputs)}
 
 
 class Shard:

@@ -3,12 +3,14 @@
     <namespace>/<stage>/<digest>/parts/*.parquet     rows
     <namespace>/<stage>/<digest>/rejected/*.parquet  id, sample, stage, reason, detail
     <namespace>/<stage>/<digest>/shards/*.json       one marker a shard, written when the shard has ended
+    <namespace>/<stage>/<digest>/rounds/*/*.json     one marker a round and shard, of stages that go on round by round
     <namespace>/<stage>/<digest>/DONE.json           the promise, written last; readers trust only what it lists
 
 A digest is the hash of everything that determines the output. A folder is therefore never changed once it is done,
 and a changed input never meets stale data.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,6 +66,12 @@ class Marker(Contract):
 class ShardMarker(Marker):
     shard: int
     shards: int
+
+
+class RoundMarker(ShardMarker):
+    """What a shard has stored for one round, counted from 0. Who waits for the round may read its parts."""
+
+    round: int
 
 
 class Done(Marker):
@@ -156,6 +164,33 @@ class Folder:
         data = self.bucket.get(self.key(name))
         return None if data is None else self._checked(ShardMarker, data, name)
 
+    def mark_round(self, marker: RoundMarker) -> RoundMarker:
+        """Write the marker of a round and shard that has none; the marker that holds, which may be another writer's."""
+        name = _round_name(marker.round, marker.shard, marker.shards)
+        self.bucket.put(self.key(name), marker.to_json().encode(), if_absent=True)
+        return self.round_marker(marker.round, marker.shard, marker.shards) or marker
+
+    def round_marker(self, number: int, shard: int, shards: int) -> RoundMarker | None:
+        name = _round_name(number, shard, shards)
+        data = self.bucket.get(self.key(name))
+        return None if data is None else self._checked(RoundMarker, data, name)
+
+    def round(self, number: int) -> list[RoundMarker] | None:
+        """The markers of all shards of a round; None as long as one is missing. The number of shards is the writers'
+        affair: an interrupted round may have been begun with another number."""
+        prefix = self.key(_round(number))
+        stored = {one.key.removeprefix(prefix) for one in self.bucket.list(prefix)}
+        for shards in sorted({int(found[1]) for name in stored if (found := _SHARD.fullmatch(name))}):
+            if all(_shard_of(shard, shards) in stored for shard in range(shards)):
+                markers = (self.round_marker(number, shard, shards) for shard in range(shards))
+                return [marker for marker in markers if marker]
+        return None
+
+    def forget_round(self, number: int) -> None:
+        """Delete the markers of a round whose parts are going to be deleted."""
+        for stored in self.bucket.list(self.key(_round(number))):
+            self.bucket.delete(stored.key)
+
     def finish(
         self,
         *,
@@ -198,4 +233,19 @@ def read_rows(folder: Folder, columns: Sequence[str] | None = None) -> Iterator[
 
 
 def _shard_name(shard: int, shards: int) -> str:
-    return f"shards/{shard:05d}-of-{shards:05d}.json"
+    return f"shards/{_shard_of(shard, shards)}"
+
+
+_SHARD = re.compile(r"[0-9]{5}-of-([0-9]{5})\.json")
+
+
+def _shard_of(shard: int, shards: int) -> str:
+    return f"{shard:05d}-of-{shards:05d}.json"
+
+
+def _round(number: int) -> str:
+    return f"rounds/{number:05d}/"
+
+
+def _round_name(number: int, shard: int, shards: int) -> str:
+    return _round(number) + _shard_of(shard, shards)

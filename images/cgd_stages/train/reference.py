@@ -15,9 +15,9 @@ import torch.distributed as dist
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import from_parquet, to_parquet
-from cgd_stages.train.batching import Schedule
 from cgd_stages.train.criterion import Run, logprobs
 from cgd_stages.train.examples import Examples
+from cgd_stages.training.batching import Schedule
 from cgd_stages.training.job import Job
 
 log = logging.getLogger(__name__)

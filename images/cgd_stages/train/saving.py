@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Part
 from cgd_stages.train import adapter
+from cgd_stages.train.group import agreed
 from cgd_stages.training.checkpoints import METRICS, name_of
 from cgd_stages.training.job import BEST, CHECKPOINTS, Job, Record, read_records, write_records
 
@@ -40,8 +41,6 @@ one that was never interrupted."""
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """Environment variable: with "1" torch.load returns only tensors and plain values, whatever its caller asks for."""
-
-T = TypeVar("T")
 
 
 class Saver:
@@ -116,27 +115,12 @@ class Saver:
 
     def _stored(self, step: int, upload: Future[list[Part]]) -> Generator[None]:
         """Store a checkpoint: all nodes' files, then the promise. Yields while a thread is busy."""
-        files = yield from self._agreed(upload)
-        yield from self._agreed(self._thread.submit(self._complete, step, [part for parts in files for part in parts]))
+        device, what = self._engine.device, "store its part of a checkpoint"
+        files = yield from agreed(upload, device, what)
+        promise = self._thread.submit(self._complete, step, [part for parts in files for part in parts])
+        yield from agreed(promise, device, what)
         if dist.get_rank() == 0:
             log.info("checkpoint after step %d is stored", step)
-
-    def _agreed(self, mine: Future[T]) -> Generator[None, None, list[T]]:
-        """The results of all ranks' threads, in the order of ranks; yields until the last thread has ended."""
-        while self._anywhere(not mine.done()):
-            yield
-        error = mine.exception()
-        if self._anywhere(error is not None):
-            raise error or TransientError("another process could not store its part of a checkpoint")
-        results: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(results, mine.result())
-        return results
-
-    def _anywhere(self, here: bool) -> bool:
-        """Whether `here` is true in any process."""
-        total = torch.tensor(int(here), device=self._engine.device)
-        dist.all_reduce(total)
-        return bool(total)
 
     def _upload(self, step: int) -> list[Part]:
         if not self._first_of_node:

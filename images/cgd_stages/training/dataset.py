@@ -97,7 +97,7 @@ class Dataset:
 
     def identity(self) -> dict[str, Any]:
         """Everything but the student that determines the examples; part of a digest."""
-        work, given = self.work, self.work.model_dump(by_alias=True, include={"beta", "top_k"})
+        work, given = self.work, self.work.model_dump(by_alias=True, include={"beta", "top_k", "form"})
         return {
             "objective": work.objective,
             "critique": work.critique.identity(),
@@ -108,7 +108,7 @@ class Dataset:
             **({"distill": self.distill.digest} if self.distill else {}),
             **({"misrefine": self.misrefine.digest} if self.misrefine else {}),
             **({"scores": self.scores.digest} if self.scores else {}),
-            **{name: value for name in ("beta", "topK") if (value := given.get(name)) is not None},
+            **{name: value for name in ("beta", "topK", "form") if (value := given.get(name)) is not None},
             **({"leftOut": digest_of(keys=sorted(self.left_out))} if self.left_out else {}),
             **self.template.identity(),
             **self.template.ending(),

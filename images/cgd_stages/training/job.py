@@ -1,14 +1,20 @@
 """The messages between the launcher of a training pod and its processes: files in one folder. Needs no torch."""
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cgd_stages.contract import Contract, Rows, RunRef, Storage, Train
+from cgd_stages.contract import Contract, Model, OnPolicy, Rows, RunRef, Storage, Train
+from cgd_stages.models import resolve
+from cgd_stages.models.fit import read_config
 from cgd_stages.models.mixture import router_weight
 from cgd_stages.models.resolve import Resolved
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder
+from cgd_stages.store.rows import digest_of
+from cgd_stages.store.run import RunStore
 from cgd_stages.training.checkpoints import Checkpoints, Layout
 from cgd_stages.training.dataset import Dataset
 
@@ -42,6 +48,68 @@ LAUNCHER = "CGD_LAUNCHER_PID"
 
 Record = dict[str, float]
 """One line of `metrics.jsonl`: a step and its figures."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as every program that has a part in it finds it: what it learns, from which model, and where it
+    stores."""
+
+    work: Train
+    dataset: Dataset
+    student: Model
+    """The model that the training starts from."""
+    router_loss_weight: float
+    inputs: dict[str, Any]
+
+    @classmethod
+    def of(cls, store: RunStore, work: Train, scratch: Path) -> "Training":
+        """What its task says, with the finished stages that it reads. Raises TransientError when one has not ended."""
+        student = resolve.pinned(work.student, store)
+        dataset = Dataset.of(store, work, resolve.spoken(student, work.chat, store, scratch))
+        config = read_config(resolve.fetch(student, store, scratch, weights=False), student, "spec.student")
+        weight = router_loss_weight(work, config)
+        inputs = inputs_of(work.stage, dataset, resolve.resolve(student, store), weight)
+        if work.on_policy:
+            teacher = resolve.resolve(resolve.pinned(work.on_policy.teacher, store), store)
+            inputs["onPolicy"] = _identity(work.on_policy, teacher)
+        if work.start:
+            # The start's digest says all of it, whatever this run calls the stage.
+            student = Model(name=f"{resolve.STAGE}{work.start}", revision=store.input(work.start).digest)
+            inputs["start"] = student.revision
+        return cls(work, dataset, student, weight, inputs)
+
+    def place(self, store: RunStore) -> Folder:
+        """The folder of the trained model, and of its weights on the way."""
+        return store.place(self.work.stage, self.inputs)
+
+    @cached_property
+    def of_rollouts(self) -> dict[str, Any]:
+        """The inputs of the folder with what its student samples."""
+        return {"stage": "rollout", "training": digest_of(**self.inputs)}
+
+    @cached_property
+    def of_scores(self) -> dict[str, Any]:
+        """The inputs of the folder with the teacher's scores of these samples."""
+        return {"stage": "score", "training": digest_of(**self.inputs), "topK": self.work.top_k or 0}
+
+    def rollouts(self, store: RunStore) -> Folder:
+        assert self.work.rollouts
+        return store.place(self.work.rollouts, self.of_rollouts)
+
+    def scored_rollouts(self, store: RunStore) -> Folder:
+        assert self.work.scored_rollouts
+        return store.place(self.work.scored_rollouts, self.of_scores)
+
+
+def _identity(on_policy: OnPolicy, teacher: Resolved) -> dict[str, Any]:
+    """Everything that determines what the student samples and how it is scored, but for student and texts."""
+    return {
+        **on_policy.model_dump(by_alias=True, include={"share", "refresh", "max_tokens"}),
+        "engine": on_policy.engine.identity(),
+        "teacher": teacher.identity(),
+        "teacherEngine": on_policy.teacher_engine.identity(),
+    }
 
 
 def inputs_of(stage: str, dataset: Dataset, student: Resolved, router_loss_weight: float) -> dict[str, Any]:
@@ -106,6 +174,8 @@ class Job(Contract):
     """Steps of the checkpoint that the launcher has fetched; 0 without one."""
     rows: Rows
     """Rows of the stage; `done` counts the examples."""
+    scored_rollouts: str = ""
+    """Digest of the folder with the scored samples of the training's own student; "" where it samples nothing."""
 
     @property
     def ranks(self) -> range:

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from cgd_stages.store.folder import PARTS, Folder
 from cgd_stages.store.rows import digest_of
 
+SCORED_TOKENS, TOP_MASS = "scored_tokens", "top_mass"
+"""Metrics: the tokens that were scored, and the probability of their likeliest tokens, summed over them: the share of
+the two is what the model's distribution has among the tokens that are told apart."""
 _COLUMNS: list[tuple[str, Any]] = [
     ("id", pa.string()),
     ("sample", pa.int32()),

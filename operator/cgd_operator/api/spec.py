@@ -26,7 +26,7 @@ from cgd_operator.api.generation import Generation, Prompts, Student, Teacher
 from cgd_operator.api.placement import Placement
 from cgd_operator.api.pods import ModelCache, Pods
 from cgd_operator.api.training import Training
-from cgd_stages.contract import Contract, Name, Positive
+from cgd_stages.contract import METHODS, Contract, Name, Positive
 
 SHOWN = 300
 """The most characters of a wrong value in a message. Several conditions of a status repeat the message, and a value may
@@ -120,9 +120,13 @@ EARLY_RULE = (
 )
 
 
+_SCORED = tuple(kind for kind, method in METHODS.items() if method.scored_by == "teacher")
 SCORED_RULE = (
-    "!self.training.variants.exists(one, one.kind == 'SupervisedKD') || has(self.teacher.model)",
-    "the kind SupervisedKD needs probabilities of stored texts, which endpoints do not give: set teacher.model",
+    f"!self.training.variants.exists(one, one.kind in {list(_SCORED)}) || has(self.teacher.model)",
+    (
+        f"the kinds {', '.join(_SCORED)} need the teacher's probabilities of texts, which endpoints do not give: set "
+        "teacher.model"
+    ),
 )
 
 
@@ -234,7 +238,7 @@ class CGDRunSpec(Contract):
             )
         if self.training.stop_unless and not (self.evaluation and self.evaluation.early):
             raise ValueError(EARLY_RULE[1])
-        if "SupervisedKD" in self.training.kinds and not self.teacher.model:
+        if self.training.kinds.intersection(_SCORED) and not self.teacher.model:
             raise ValueError(SCORED_RULE[1])
         fields = self.prompts.fields
         if fields.reference is None and fields.messages is None:

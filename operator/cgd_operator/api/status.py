@@ -58,6 +58,11 @@ class StageStatus(Contract):
         None,
         description="Of a stage that evaluates: the share of right answers, the mean of its benchmarks, such as 43.8%.",
     )
+    round: str | None = Field(
+        None,
+        description="Of a stage that goes on round by round: in which one it is, and which other stage it waits for, "
+        'such as "3 of 12, waits for train-gkd".',
+    )
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 

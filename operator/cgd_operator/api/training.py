@@ -8,13 +8,18 @@ from pydantic.alias_generators import to_camel
 from cgd_operator.api.fields import VARIANT, rules
 from cgd_stages.contract import (
     DPO_BETA,
+    GKD_BETA,
     MOST_TOP_K,
+    ON_POLICY,
+    REFRESH,
+    ROLLOUT_TOKENS,
     SETTINGS,
     TOP_K,
     Contract,
     Course,
     CritiqueKind,
     Exported,
+    Form,
     Fraction,
     HeldOut,
     InstructionTurn,
@@ -29,6 +34,7 @@ from cgd_stages.contract import (
     Target,
     Texts,
     Upkeep,
+    method_of,
 )
 
 BATCH_RULE = (
@@ -79,8 +85,22 @@ OWN_RULES = {
         f"self.kind in {list(SETTINGS[name])} || !has(self.{to_camel(name)})",
         f"{to_camel(name)} is for the kind {' or '.join(SETTINGS[name])}: remove it",
     )
-    for name in ("beta", "texts", "top_k")
+    for name in ("beta", "texts", "top_k", "on_policy", "form", "refresh", "max_tokens")
 }
+BETA_RULE = (
+    (
+        "!has(self.beta) || (self.kind == 'GKD' ? (double(self.beta) in [0.0, 1.0] || "
+        "(double(self.beta) >= 0.05 && double(self.beta) <= 0.95)) : double(self.beta) > 0.0)"
+    ),
+    (
+        'beta: DPO takes a number above 0; GKD takes "0" (forward KL), "1" (reverse KL) or a number from 0.05 to 0.95: '
+        "nearer to 0 and 1 its divergence vanishes, and nothing is learned"
+    ),
+)
+OFF_POLICY_RULE = (
+    "!has(self.onPolicy) || double(self.onPolicy) > 0.0 || !(has(self.refresh) || has(self.maxTokens))",
+    'refresh and maxTokens are for samples, of which onPolicy "0" has none: remove them',
+)
 STEPS = 2
 """A variant may start from a variant, and that from another, which starts from an objective or from the student."""
 
@@ -180,7 +200,9 @@ class Variant(Contract):
     """A further training, of an objective with settings of its own. What it leaves out is as training says."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(NAME_RULE, CRITIQUE_OF_CGD_RULE, CONTEXT_RULE, *OWN_RULES.values())
+        json_schema_extra=rules(
+            NAME_RULE, CRITIQUE_OF_CGD_RULE, CONTEXT_RULE, *OWN_RULES.values(), BETA_RULE, OFF_POLICY_RULE
+        )
     )
 
     name: VariantName = Field(
@@ -191,7 +213,10 @@ class Variant(Contract):
         description="The objective: one of objectives, or one that learns from the same rows by another loss, given "
         "the prompt alone. DPO learns to prefer the refinement to the student's own answer. SupervisedKD learns the "
         "teacher's probabilities on stored texts, and needs a teacher with the student's tokens. ContextDistillation "
-        "learns the probabilities that the model it starts from has with answer and critique in view."
+        "learns the probabilities that the model it starts from has with answer and critique in view. GKD learns the "
+        "teacher's probabilities on what the student itself samples while it is trained, and on the refinements; OPD "
+        "learns from the teacher's judgement of each token that the student samples. Both need a teacher with the "
+        "student's tokens, and hold the GPUs of student, teacher and training at once."
     )
     from_: Annotated[str, Field(min_length=1, max_length=24)] | None = Field(
         None,
@@ -204,8 +229,11 @@ class Variant(Contract):
     context: InstructionTurn | None = Field(None, description=CONTEXT)
     learning_rate: Rate | None = Field(None, description="Its highest learning rate.")
     epochs: int | None = Field(None, ge=1, le=100, description="How often it goes through the rows.")
-    beta: Rate | None = Field(
-        None, description=f'DPO: how much the distance from its start weighs; default: "{DPO_BETA:g}".'
+    beta: Fraction | None = Field(
+        None,
+        description=f'DPO: how much the distance from its start weighs; default: "{DPO_BETA:g}". GKD: which divergence '
+        'it learns, from "0" (forward KL: all that the teacher does) to "1" (reverse KL: nothing that the teacher '
+        f'does not do); default: "{GKD_BETA:g}".',
     )
     texts: Texts | None = Field(
         None,
@@ -216,14 +244,46 @@ class Variant(Contract):
         None,
         ge=1,
         le=MOST_TOP_K,
-        description="SupervisedKD and ContextDistillation: how many of a position's likeliest tokens are told apart; "
-        f"the others count together. Default: {TOP_K}.",
+        description="SupervisedKD, ContextDistillation and GKD: how many of a position's likeliest tokens are told "
+        f"apart; the others count together. Default: {TOP_K}.",
+    )
+    on_policy: Fraction | None = Field(
+        None,
+        description="GKD: the share of each step's examples that the student samples; the others learn the refinement "
+        f'of the same prompt. "1" samples all, "0" none. Default: "{ON_POLICY:g}".',
+    )
+    form: Form | None = Field(
+        None,
+        description="OPD: reward weighs each sampled token by the teacher's less the student's log-probability, as "
+        "policy gradients do; loss takes half the square of that difference. Both follow the reverse KL. Default: "
+        "reward.",
+    )
+    refresh: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="GKD and OPD: after how many steps the student samples anew. With 1 each step learns what the "
+        f"student of that step samples, and the GPUs wait most for each other. Default: {REFRESH}.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_048_576,
+        description="GKD and OPD: the most tokens of a sample; a longer one is cut there and learned as far as it "
+        f"goes. Default: {ROLLOUT_TOKENS}.",
     )
 
     @property
     def distills(self) -> bool:
         """Whether it learns the teacher's own answers."""
         return self.kind == "DistilledSFT" or self.texts == "distilled"
+
+    @property
+    def samples(self) -> float:
+        """The share of the examples that the student samples while it is trained."""
+        if self.kind == "GKD":
+            return ON_POLICY if self.on_policy is None else self.on_policy
+        return 1.0 if method_of(self.kind).samples else 0.0
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> "Variant":
@@ -236,7 +296,14 @@ class Variant(Contract):
         for name, (_, mend) in OWN_RULES.items():
             if self.kind not in SETTINGS[name] and getattr(self, name) is not None:
                 raise ValueError(mend)
+        if self.beta is not None and not self._takes(self.beta):
+            raise ValueError(BETA_RULE[1])
+        if self.on_policy == 0 and not (self.refresh is None and self.max_tokens is None):
+            raise ValueError(OFF_POLICY_RULE[1])
         return self
+
+    def _takes(self, beta: float) -> bool:
+        return beta > 0 if self.kind == "DPO" else beta in (0, 1) or 0.05 <= beta <= 0.95
 
 
 class Objectives(Contract):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
-from cgd_stages.contract import MOST, Progress, Rows
+from cgd_stages.contract import MOST, Progress, RoundOf, Rows
 
 LEAST_PATIENCE, MOST_PATIENCE = 2.0, 30.0
 REPORTS_AT_ONCE = 4.0
@@ -23,6 +23,8 @@ class StageProgress:
     eta_seconds: int | None
     shards: int = 1
     """Shards that have reported."""
+    round: RoundOf | None = None
+    """Of a stage that goes on round by round: the one that its last shard is at."""
 
     def is_through(self, shards: int) -> bool:
         """Whether all of so many shards have finished their rows."""
@@ -36,13 +38,13 @@ class Told(NamedTuple):
     percent: int | None
     tokens_per_second: float | None
     eta_seconds: int | None
+    round: RoundOf | None
 
     @classmethod
     def by(cls, report: Progress) -> Self:
         status = report.trainer_status
-        return cls(
-            report.rows, status.progress_percentage, report.tokens_per_second, status.estimated_remaining_seconds
-        )
+        left = status.estimated_remaining_seconds
+        return cls(report.rows, status.progress_percentage, report.tokens_per_second, left, report.round)
 
 
 @dataclass
@@ -162,7 +164,14 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
         tokens_per_second=round(sum(rates)) if rates else None,
         eta_seconds=max(known, default=0) if len(known) == len(etas) else None,
         shards=len(reports),
+        round=_last_round([report.round for report in reports if report.round]),
     )
+
+
+def _last_round(rounds: list[RoundOf]) -> RoundOf | None:
+    """The round that some shard has not ended yet. Its stage waits where none of the shards in it is at work."""
+    last = [one for one in rounds if one.number == min(each.number for each in rounds)]
+    return next((one for one in last if one.waits_for is None), last[0] if last else None)
 
 
 def percent_of(done: int, total: int) -> int:

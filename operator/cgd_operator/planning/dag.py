@@ -8,17 +8,12 @@ from functools import cache, cached_property, partial
 from typing import Any, Literal, TypeVar
 
 from cgd_operator import yamls
-from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, INSTRUCTION, TASKS, Harnessed
-from cgd_operator.api.evaluation import Benchmark, Evaluation, Task
-from cgd_operator.api.fields import bytes_of
+from cgd_operator.api.evaluation import Evaluation
 from cgd_operator.api.generation import Chat, ServedModel
-from cgd_operator.api.spec import CGDRunSpec, Storage, parse_spec, readable_spec
+from cgd_operator.api.spec import CGDRunSpec, parse_spec, readable_spec
 from cgd_operator.api.training import Variant
-from cgd_operator.planning import scoring
+from cgd_operator.planning import conveyor, scoring, served, tasks, trainings
 from cgd_operator.planning.requests import NOTHING, UNKNOWN, Load, Sizes
-from cgd_operator.planning.served import chat as _chat
-from cgd_operator.planning.served import student as _student
-from cgd_operator.planning.served import teacher as _teacher
 from cgd_stages import contract
 from cgd_stages.contract import StageName
 
@@ -150,7 +145,7 @@ def plan(run: Run, backend: Backend = "PyTorchJob", sizes: Sizes = UNKNOWN) -> t
     works = list(_works(spec))
     before_report = tuple(stage for work in works for stage in work.stages)
     shown = tuple(stage for stage in before_report if stage != FETCH)  # it stores nothing
-    works.append(_Work(REPORT, partial(_report, run, spec, shown), "cpu", before_report))
+    works.append(_Work(REPORT, lambda: tasks.report(spec, shown, _spec_text(run)), "cpu", before_report))
     return tuple(_child(run, work, backend, sizes) for work in works)
 
 
@@ -173,45 +168,47 @@ class _Work:
 
 
 def _works(spec: CGDRunSpec) -> Iterator[_Work]:
-    yield _Work(PREPARE, partial(_prepare, spec), "cpu", ())
+    trains = cache(partial(trainings.trainings, spec))
+    yield _Work(PREPARE, lambda: tasks.prepare(spec, trains(), scoring.everything(spec)), "cpu", ())
     begun: tuple[StageName, ...] = (PREPARE,)
     if spec.model_cache:
-        yield _Work(FETCH, partial(_fetch, spec), "cpu", begun)
+        yield _Work(FETCH, partial(tasks.fetch, spec), "cpu", begun)
         begun = (FETCH,)
-    yield _Work(ANSWER, partial(_generate, spec, "answer"), "student", begun, spec.student.shards)
+    yield _Work(ANSWER, partial(tasks.generate, spec, "answer"), "student", begun, spec.student.shards)
     pool: PoolName = "teacher" if spec.teacher.model else "cpu"
     shards = spec.teacher.shards
     if spec.teacher.fused:
-        yield _Work(TEACHER, partial(_generate, spec, "critique", "refine"), pool, (ANSWER,), shards)
+        yield _Work(TEACHER, partial(tasks.generate, spec, "critique", "refine"), pool, (ANSWER,), shards)
     else:
-        yield _Work(CRITIQUE, partial(_generate, spec, "critique"), pool, (ANSWER,), shards)
-        yield _Work(REFINE, partial(_generate, spec, "refine"), pool, (CRITIQUE,), shards)
+        yield _Work(CRITIQUE, partial(tasks.generate, spec, "critique"), pool, (ANSWER,), shards)
+        yield _Work(REFINE, partial(tasks.generate, spec, "refine"), pool, (CRITIQUE,), shards)
     generated: tuple[StageName, ...] = (REFINE,)
     if spec.training.distills:
-        yield _Work(DISTILL, partial(_generate, spec, "distill"), pool, generated, shards)
+        yield _Work(DISTILL, partial(tasks.generate, spec, "distill"), pool, generated, shards)
         generated = (*generated, DISTILL)
     if spec.training.misleads:
-        work = partial(_generate, spec, "miscritique", "misrefine")
+        work = partial(tasks.generate, spec, "miscritique", "misrefine")
         yield _Work(MISTEACHER, work, pool, generated, shards)  # after the teacher's other work: it needs the same GPUs
         generated = (*generated, MISREFINE)
     for texts in scoring.by_teacher(spec):
         stage = contract.score_stage(texts)
         yield _Work(stage, partial(scoring.of_teacher, spec, texts), pool, generated, shards)
         generated = (*generated, stage)
-    yield from _trainings(spec, generated)
+    yield from _trainings(spec, generated, trains)
     if spec.evaluation:
         yield from _evaluations(spec, spec.evaluation)
 
 
-def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_Work]:
+def _trainings(
+    spec: CGDRunSpec, generated: tuple[StageName, ...], trains: Callable[[], tuple[contract.Train, ...]]
+) -> Iterator[_Work]:
     """A check on a CPU, then the trainings, so many side by side as training.parallel says: the others need the same
     GPUs. One that starts from another's model waits for it, and what scores for it comes between."""
-    trains = cache(partial(_trains, spec))
 
     def train(number: int) -> contract.Train:
         return trains()[number]
 
-    yield _Work(CHECK, lambda: _check(spec, trains()), "cpu", generated)
+    yield _Work(CHECK, lambda: tasks.check(spec, trains()), "cpu", generated)
     stages = [contract.train_stage(title) for title in spec.training.titles]
     variants = (*(None for _ in spec.training.objectives), *spec.training.ordered)
     for number, (stage, variant) in enumerate(zip(stages, variants, strict=True)):
@@ -222,27 +219,29 @@ def _trainings(spec: CGDRunSpec, generated: tuple[StageName, ...]) -> Iterator[_
             scores = contract.score_stage(variant.name)
             after = (start or CHECK,)
             yield _Work(scores, partial(scoring.of_start, spec, variant), "student", after, spec.student.shards)
-        waits = dict.fromkeys(one for one in (CHECK, before, start, scores) if one)
-        yield _Work(stage, partial(train, number), "training", tuple(waits), spec.training.workers)
+        waits = tuple(dict.fromkeys(one for one in (CHECK, before, start, scores) if one))
+        if variant and variant.samples:
+            yield from _beside(spec, variant, partial(train, number), waits)
+        yield _Work(stage, partial(train, number), "training", waits, spec.training.workers)
 
 
-def _check(spec: CGDRunSpec, trainings: tuple[contract.Train, ...]) -> contract.Check:
-    decontaminate = _prompts(spec).decontaminate
-    return contract.Check(
-        trainings=trainings,
-        select=spec.generation.refine.select,
-        keep=spec.training.keep,
-        decontaminate=decontaminate if decontaminate and decontaminate.paraphrases else None,
-        min_right_refinements=spec.generation.min_right_refinements,
-    )
+def _beside(
+    spec: CGDRunSpec, variant: Variant, train: Callable[[], contract.Train], waits: tuple[StageName, ...]
+) -> Iterator[_Work]:
+    """What works beside a training that learns what its student samples: all three go on round by round, and start
+    together."""
+    student, teacher = spec.student.shards, spec.teacher.shards
+    rollouts, scores = contract.rollout_stage(variant.name), contract.score_stage(variant.name)
+    yield _Work(rollouts, lambda: conveyor.rollout(spec, train()), "student", waits, student)
+    yield _Work(scores, lambda: conveyor.score(spec, train()), "teacher", waits, teacher)
 
 
 def _evaluations(spec: CGDRunSpec, evaluation: Evaluation) -> Iterator[_Work]:
     trained = tuple(map(contract.train_stage, spec.training.titles))
     if "base" in evaluation.models:
-        yield from _measured("base", _student(spec), spec, evaluation, trained)
+        yield from _measured("base", served.student(spec), spec, evaluation, trained)
     for rival in evaluation.rivals:
-        work = partial(_evaluate, spec, evaluation, _student(spec), rival)
+        work = partial(tasks.evaluate, spec, evaluation, served.student(spec), rival)
         yield _Work(StageName.of("evaluate", rival.kind.lower()), work, "student", trained)
     if "trained" in evaluation.models:
         for stage in trained:
@@ -253,9 +252,9 @@ def _measured(
     label: str, model: contract.Model, spec: CGDRunSpec, evaluation: Evaluation, after: tuple[StageName, ...]
 ) -> Iterator[_Work]:
     """A model on the benchmarks and, if the run has any, on tasks of lm-eval."""
-    yield _Work(StageName.of("evaluate", label), partial(_evaluate, spec, evaluation, model), "student", after)
+    yield _Work(StageName.of("evaluate", label), partial(tasks.evaluate, spec, evaluation, model), "student", after)
     if evaluation.tasks:
-        yield _Work(StageName.of("harness", label), partial(_harness, spec, evaluation, model), "student", after)
+        yield _Work(StageName.of("harness", label), partial(tasks.harness, spec, evaluation, model), "student", after)
 
 
 def _child(run: Run, work: _Work, backend: Backend, sizes: Sizes = UNKNOWN) -> Child:
@@ -272,15 +271,15 @@ def _child(run: Run, work: _Work, backend: Backend, sizes: Sizes = UNKNOWN) -> C
         after=work.after,
         make_task=partial(_task_of, run, work),
         grace_seconds=_grace(run.spec, sizes.checkpoint) if training else GRACE_SECONDS,
-        load=_load(run.spec, work.pool, gpus, sizes),
+        load=_load(run.spec, work, gpus, sizes),
     )
 
 
-def _load(spec: CGDRunSpec, pool: PoolName, gpus: int, sizes: Sizes) -> Load:
-    weights = {"student": sizes.student, "training": sizes.student, "teacher": sizes.teacher, "cpu": 0}[pool]
+def _load(spec: CGDRunSpec, work: _Work, gpus: int, sizes: Sizes) -> Load:
+    weights = {"student": sizes.student, "training": sizes.student, "teacher": sizes.teacher, "cpu": 0}[work.pool]
     kept = spec.model_cache is not None
-    if pool != "training":
-        return Load(gpus, weights, kept)
+    if work.pool != "training":
+        return Load(gpus, weights, kept, taken=weights if work.stage.kind == "rollout" else 0)
     parameters = weights // 2  # most are stored in two bytes
     offloaded = 12 * parameters // spec.training.workers if spec.training.offload != "none" else 0
     return Load(gpus, weights, kept, sizes.checkpoint, offloaded)
@@ -290,7 +289,7 @@ def _task_of(run: Run, work: _Work) -> contract.StageTask:
     return contract.StageTask(
         run=contract.RunRef(namespace=run.namespace, name=run.name, uid=run.uid),
         stage=work.stage,
-        storage=storage_of(run.spec.storage),
+        storage=tasks.storage_of(run.spec.storage),
         work=work.make(),
     )
 
@@ -324,252 +323,6 @@ def _gpus(spec: CGDRunSpec, work: _Work) -> int:
             return spec.training.gpus_per_worker
         case "cpu":
             return 0
-
-
-def _prepare(spec: CGDRunSpec) -> contract.Prepare:
-    evaluation, trains, prompts = spec.evaluation, _trains(spec), _prompts(spec)
-    against = prompts.decontaminate.against if prompts.decontaminate else ()
-    tasks = tuple(_task(task) for task in evaluation.tasks if task.name in against) if evaluation else ()
-    roles: tuple[contract.Role, ...] = ("answer", "critique", "refine")
-    if spec.training.distills:
-        roles = (*roles, "distill")
-    if spec.training.misleads:
-        roles = (*roles, "miscritique", "misrefine")
-    return contract.Prepare(
-        prompts=prompts,
-        benchmarks=tuple(map(_benchmark, evaluation.benchmarks)) if evaluation else (),
-        tasks=tasks or None,
-        task_data=evaluation.task_data if evaluation and tasks else None,
-        student=_student(spec),
-        student_engine=contract.Engine.part_of(spec.student),
-        student_chat=_chat(spec.student),
-        teacher=_teacher(spec),
-        teacher_engine=contract.Engine.part_of(spec.teacher),
-        teacher_chat=_chat(spec.teacher),
-        endpoint=_endpoint(spec),
-        without_thoughts=_without_thoughts(spec),
-        roles=roles,
-        sampling=_sampling(spec, roles),
-        instructions=_instructions(spec),
-        evaluation=evaluation.sampling if evaluation else None,
-        max_rejected=spec.generation.max_rejected,
-        training=trains[0],
-        lessons=tuple(map(contract.Lesson.part_of, trains)),
-        scores=scoring.everything(spec),
-        gpu_memory=bytes_of(memory) if (memory := spec.placement.gpu_memory) else None,
-        graded_by=_graded_by(spec),
-        published=published_of(spec),
-    )
-
-
-def _graded_by(spec: CGDRunSpec) -> tuple[str, ...] | None:
-    """The fields that have refinements graded, by which rows are chosen or the run is ended."""
-    asked = {
-        "spec.training.keep": spec.training.keep != "all",
-        "spec.generation.refine.select": spec.generation.refine.select != "first",
-        "spec.generation.minRightRefinements": spec.generation.min_right_refinements is not None,
-    }
-    return tuple(field for field, asks in asked.items() if asks) or None
-
-
-def _without_thoughts(spec: CGDRunSpec) -> tuple[str, ...] | None:
-    """The known tasks of lm-eval that a student that thinks must reply to without a thought."""
-    tasks = spec.evaluation.tasks if spec.evaluation and _thinks(spec) else ()
-    return tuple(task.name for task in tasks if task.name in TASKS and not TASKS[task.name].thoughts) or None
-
-
-def _thinks(spec: CGDRunSpec) -> bool:
-    return spec.student.chat.thinking == "on"
-
-
-def _fetch(spec: CGDRunSpec) -> contract.Fetch:
-    models = [_student(spec), *([teacher] if (teacher := _teacher(spec)) else [])]
-    drafts = [one.speculative.model for one in (spec.student, spec.teacher) if one.speculative]
-    models += [contract.Model(name=name) for name in drafts if name]
-    return contract.Fetch(models=tuple(dict.fromkeys(models)))
-
-
-def _generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
-    own = roles == ("answer",)
-    served = spec.student if own else spec.teacher
-    return contract.Generate(
-        roles=roles,
-        sampling=_sampling(spec, roles),
-        instructions=None if own else _instructions(spec),
-        samples=getattr(getattr(spec.generation, contract.settings_of(roles[-1])), "samples", 1),
-        unfinished=spec.generation.answer.unfinished if own else "reject",
-        model=_student(spec) if own else _teacher(spec),
-        endpoint=None if own else _endpoint(spec),
-        engine=contract.Engine.part_of(served),
-        chat=_chat(served),
-        shards=served.shards,
-        max_rejected=spec.generation.max_rejected,
-    )
-
-
-def _instructions(spec: CGDRunSpec) -> contract.Instructions | None:
-    """The teacher's, where the manifest has any."""
-    given = {"critique": spec.generation.critique.instruction, "refine": spec.generation.refine.instruction}
-    return contract.Instructions(**given) if any(given.values()) else None
-
-
-def _sampling(spec: CGDRunSpec, roles: tuple[contract.Role, ...]) -> tuple[contract.Sampling, ...]:
-    settings = map(contract.settings_of, roles)
-    return tuple(contract.Sampling.part_of(getattr(spec.generation, field)) for field in settings)
-
-
-def _trains(spec: CGDRunSpec) -> tuple[contract.Train, ...]:
-    """All trainings, in order: one for each objective, then one for each variant."""
-    plain = (_train(spec, objective, {}) for objective in spec.training.objectives)
-    varied = (_train(spec, variant.kind, _own(variant)) for variant in spec.training.ordered)
-    return _judged((*plain, *varied))
-
-
-def _judged(trains: tuple[contract.Train, ...]) -> tuple[contract.Train, ...]:
-    """`stopUnless` judges CGD with its own critiques: a baseline or an ablation that falls behind is a result, and does
-    not end the run. Where no training is such a CGD, it judges all."""
-    judged = [train for train in trains if train.objective == "CGD" and train.critique.kind == "matched"]
-    return tuple(train if not judged or train in judged else _unjudged(train) for train in trains)
-
-
-def _unjudged(train: contract.Train) -> contract.Train:
-    early = train.early and train.early.model_copy(update={"stop_unless": None})
-    return train.model_copy(update={"early": early})
-
-
-def _own(variant: Variant) -> dict[str, Any]:
-    """The settings of a variant, with what its kind needs and the manifest leaves out."""
-    own = variant.model_dump(exclude={"kind", "from_"}, exclude_none=True)
-    defaults = {"beta": contract.DPO_BETA, "texts": "refined", "top_k": contract.TOP_K}
-    own = {name: value for name, value in defaults.items() if variant.kind in contract.SETTINGS[name]} | own
-    return own | ({"start": contract.train_stage(variant.from_)} if variant.from_ else {})
-
-
-def _train(spec: CGDRunSpec, objective: contract.Objective, own: dict[str, Any]) -> contract.Train:
-    """A training of an objective; `own` are the settings of a variant. What the manifest leaves out of critique and
-    validation is what a task says by itself."""
-    elsewhere = {"objectives", "variants", "keep", "stop_unless"}
-    elsewhere |= {"parallel", "backend", "gpus_per_worker", "termination_grace_period_seconds"}
-    elsewhere |= {setting for setting, readers in contract.SETTINGS.items() if objective not in readers}
-    return contract.Train(
-        **spec.training.model_dump(exclude=elsewhere, exclude_none=True) | own,
-        objective=objective,
-        student=_student(spec),
-        chat=_chat(spec.student),
-        processes_per_worker=spec.training.gpus_per_worker,
-        early=_early(spec),
-        max_rejected=spec.generation.max_rejected,
-        common_rows=_chooses_rows(spec),
-    )
-
-
-def _early(spec: CGDRunSpec) -> contract.Early | None:
-    evaluation = spec.evaluation
-    if evaluation is None or evaluation.early is None:
-        return None
-    return contract.Early(
-        **evaluation.early.model_dump(),
-        instructions={benchmark.name: _benchmark(benchmark).instruction for benchmark in evaluation.benchmarks},
-        stop_unless=spec.training.stop_unless,
-    )
-
-
-def _chooses_rows(spec: CGDRunSpec) -> bool:
-    """Whether a training may learn fewer rows than its objective could use."""
-    several = len(spec.training.titles) > 1 or spec.generation.refine.samples > 1
-    decontaminate = spec.prompts.decontaminate
-    removes = decontaminate is not None and decontaminate.paraphrases == "remove"
-    return several or removes or spec.training.keep != "all"
-
-
-def _evaluate(
-    spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model, rival: contract.Rival | None = None
-) -> contract.Evaluate:
-    return contract.Evaluate(
-        model=model,
-        benchmarks=tuple(map(_benchmark, evaluation.benchmarks)),
-        sampling=evaluation.sampling,
-        engine=contract.Engine.part_of(spec.student),
-        chat=_chat(spec.student),
-        rival=rival,
-    )
-
-
-def _harness(spec: CGDRunSpec, evaluation: Evaluation, model: contract.Model) -> contract.Harness:
-    return contract.Harness(
-        model=model,
-        tasks=tuple(map(_task, evaluation.tasks)),
-        data=evaluation.task_data,
-        engine=contract.Engine.part_of(spec.student),
-        chat=_chat(spec.student),
-        max_tokens=evaluation.sampling.max_tokens if _thinks(spec) else None,
-    )
-
-
-def _task(task: Task) -> contract.HarnessTask:
-    """A task of lm-eval; what the manifest leaves out of one that is known by its name is filled in."""
-    known = TASKS.get(task.name, Harnessed(task.name, metric=""))
-    return contract.HarnessTask(
-        name=task.name,
-        task=known.task,
-        metric=task.metric or known.metric,
-        few_shot=known.few_shot if task.few_shot is None else task.few_shot,
-        limit=task.limit,
-        executes=known.task in EXECUTED,
-        own_code=task.own_code,
-    )
-
-
-def _endpoint(spec: CGDRunSpec) -> contract.Endpoint | None:
-    return contract.Endpoint.part_of(spec.teacher.endpoint) if spec.teacher.endpoint else None
-
-
-def _prompts(spec: CGDRunSpec) -> contract.Prompts:
-    """With the names of all benchmarks, where decontaminate names none; and of all tasks where it looks for
-    paraphrases, because earlier builds, which looked for copies alone, did not compare with tasks."""
-    prompts, decontaminate = spec.prompts.model_dump(), spec.prompts.decontaminate
-    if spec.evaluation and decontaminate and not decontaminate.against:
-        names = [benchmark.name for benchmark in spec.evaluation.benchmarks]
-        names += [task.name for task in spec.evaluation.tasks] if decontaminate.paraphrases else []
-        prompts["decontaminate"]["against"] = names
-    return contract.Prompts.model_validate(prompts)
-
-
-def _benchmark(benchmark: Benchmark) -> contract.Benchmark:
-    """The benchmark with what is known of its name where the spec says nothing."""
-    known = BENCHMARKS.get(benchmark.name)
-    filled = {name: getattr(known, name) for name in ("source", "fields", "tolerance", "questions")} if known else {}
-    instruction = {"instruction": INSTRUCTION} if known else {}
-    return contract.Benchmark.model_validate(instruction | filled | benchmark.model_dump(exclude_none=True))
-
-
-def storage_of(storage: Storage) -> contract.Storage:
-    """The object store as tasks name it."""
-    ca_bundle = "/etc/cgd/ca/ca.crt" if storage.ca_bundle_config_map_ref else None
-    place = {"uri": storage.uri.rstrip("/"), "ca_bundle": ca_bundle}
-    return contract.Storage.part_of(storage).model_copy(update=place)
-
-
-def _report(run: Run, spec: CGDRunSpec, stages: tuple[StageName, ...]) -> contract.Report:
-    return contract.Report(
-        stages=stages,
-        spec=_spec_text(run),
-        student_chat=_chat(spec.student),
-        teacher_chat=_chat(spec.teacher),
-        thinking=spec.training.thinking or "drop",
-        audit=(spec.evaluation and spec.evaluation.audit) or None,
-        published=published_of(spec),
-    )
-
-
-def published_of(spec: CGDRunSpec) -> contract.Published | None:
-    """The published figures that the run asks for, with the names that they may have."""
-    evaluation = spec.evaluation
-    if evaluation is None or evaluation.published is None:
-        return None
-    benchmarks, tasks = (one.name for one in evaluation.benchmarks), (one.name for one in evaluation.tasks)
-    names = tuple(dict.fromkeys((*benchmarks, *tasks, *BENCHMARKS, *TASKS)))
-    return contract.Published(uri=evaluation.published, student=spec.student.model, benchmarks=names)
 
 
 def _spec_text(run: Run) -> str:

@@ -14,7 +14,7 @@ def by_teacher(spec: CGDRunSpec) -> dict[contract.Texts, int]:
     """The texts that the teacher scores, each kind once for all trainings, with the most top tokens that one needs."""
     most = dict[contract.Texts, int]()
     for variant in spec.training.variants:
-        if contract.method_of(variant.kind).scored_by == "teacher":
+        if contract.method_of(variant.kind).scored_by == "teacher" and variant.samples < 1:
             texts = variant.texts or "refined"
             most[texts] = max(most.get(texts, 0), variant.top_k or contract.TOP_K)
     return most
@@ -40,10 +40,18 @@ def of_start(spec: CGDRunSpec, variant: Variant) -> contract.Score:
     return score.model_copy(update={"context": variant.context or spec.training.context})
 
 
+def of_samples(spec: CGDRunSpec, top_k: int) -> contract.Score:
+    """What the teacher scores of a student's samples, behind the context that RefinedSFT has. `top_k` 0: the sampled
+    tokens alone."""
+    return _score(spec, "RefinedSFT", served.teacher(spec), spec.teacher, top_k)
+
+
 def everything(spec: CGDRunSpec) -> tuple[contract.Score, ...] | None:
     """All of it; None: nothing."""
     of_texts = (of_teacher(spec, texts) for texts in by_teacher(spec))
-    return (*of_texts, *(of_start(spec, variant) for variant in by_start(spec))) or None
+    sampled = (one for one in spec.training.ordered if contract.method_of(one.kind).samples)
+    of_sampled = (of_samples(spec, variant.top_k or 0) for variant in sampled)
+    return (*of_texts, *of_sampled, *(of_start(spec, variant) for variant in by_start(spec))) or None
 
 
 def _score(
@@ -55,7 +63,6 @@ def _score(
 ) -> contract.Score:
     assert objective
     assert model
-    given = contract.Engine.part_of(engine).model_copy(update={"speculative": None})  # it writes nothing
     return contract.Score(
         objective=objective,
         student=served.student(spec),
@@ -63,7 +70,7 @@ def _score(
         thinking=spec.training.thinking or "drop",
         max_sequence_length=spec.training.max_sequence_length,
         model=model,
-        engine=given,
+        engine=served.without_drafts(engine),
         top_k=top_k,
         shards=engine.shards,
         max_rejected=spec.generation.max_rejected,

@@ -16,3 +16,8 @@ def teacher(spec: CGDRunSpec) -> contract.Model | None:
 
 def chat(model: ServedModel) -> contract.Chat:
     return contract.Chat.part_of(model.chat)
+
+
+def without_drafts(model: ServedModel) -> contract.Engine:
+    """The engine of a model that writes nothing, or whose weights change while the model of its drafts would not."""
+    return contract.Engine.part_of(model).model_copy(update={"speculative": None})

@@ -36,6 +36,7 @@ WORDS = {
     "distill": "Distilling",
     "miscritique": "Miscritiquing",
     "misrefine": "Misrefining",
+    "rollout": "Sampling",
     "score": "Scoring",
     "check": "Checking",
     "train": "Training",
@@ -160,6 +161,7 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         pod_gpu_seconds=dict(used.pods),
         tokens=sum(shard.prompt_tokens + shard.generated_tokens for shard in words) or old.tokens,
         accuracy=_accuracy(words) or old.accuracy,
+        round=None if ended else (_round(progress) or old.round),
         output_uri=next((shard.output_uri for shard in words if shard.output_uri), None) or old.output_uri,
         digest=next((shard.digest for shard in words if shard.digest), None) or old.digest,
     )
@@ -170,6 +172,14 @@ def _accuracy(words: tuple[StageFacts, ...]) -> str | None:
     told = [value for stage in words for name, value in stage.metrics.items() if name.endswith(ACCURACY)]
     shares = [share for share in told if 0 <= share <= 1]
     return f"{100 * sum(shares) / len(shares):.1f}%" if shares else None
+
+
+def _round(progress: StageProgress | None) -> str | None:
+    """In which round a stage is; None: it has none, or has not told."""
+    if progress is None or progress.round is None:
+        return None
+    at = progress.round
+    return f"{at.number} of {at.of}" + (f", waits for {at.waits_for}" if at.waits_for else "")
 
 
 def _message(facts: ChildFacts, old: StageStatus) -> str:

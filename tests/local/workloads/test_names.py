@@ -94,9 +94,9 @@ async def test_the_machine_finds_itself_in_every_pod(world: World) -> None:
 FIND = (
     "import sys\n"
     "from types import SimpleNamespace\n"
-    "from cgd_stages.train import __main__ as train\n"
-    "train.LOOK_SECONDS = 0.1\n"
-    "train._find_first_pod(SimpleNamespace(node=train.Node(1, 2, 1, sys.argv[1], '1')))"
+    "from cgd_stages.train import launch\n"
+    "launch.LOOK_SECONDS = 0.1\n"
+    "launch.find_first_pod(SimpleNamespace(node=launch.Node(1, 2, 1, sys.argv[1], '1')))"
 )
 
 

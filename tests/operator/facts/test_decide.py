@@ -18,8 +18,9 @@ def decisions(
     pods: list[dict[str, Any]] | None = None,
     stop: bool = False,
     enough: dict[str, str] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> list[str]:
-    actions = decide(plan(run()), observe(children, pods or []), stop=stop, enough=enough or {})
+    actions = decide(plan(run(changes)), observe(children, pods or []), stop=stop, enough=enough or {})
     named = []
     for action in actions:
         match action:
@@ -136,3 +137,44 @@ def test_a_failed_child_that_a_policy_would_have_deleted_is_kept_and_one_that_su
     assert decisions(good, failed) == ["keep answer"]
     failed["spec"] = {}
     assert decisions(good, failed) == []
+
+
+OPD: dict[str, Any] = {"training.objectives": [], "training.variants": [{"name": "opd", "kind": "OPD"}]}
+BESIDE = ["rollout-opd", "score-opd", "train-opd"]
+
+
+def beside(*children: dict[str, Any], **given: Any) -> list[str]:
+    """What is decided for a run whose student samples while it is trained, when everything before that has ended."""
+    return decisions(*done("prepare", "answer", "teacher", "check"), *children, changes=OPD, **given)
+
+
+def test_what_samples_what_scores_and_what_trains_start_together_and_each_that_is_missing_alone() -> None:
+    assert beside() == [f"start {stage}" for stage in BESIDE]
+    assert beside(job("rollout-opd"), job("train-opd", kind="PyTorchJob")) == ["start score-opd"]
+
+
+@pytest.mark.parametrize("failed", BESIDE)
+def test_one_of_them_that_fails_holds_the_others(failed: str) -> None:
+    children = [job(stage, *(["Failed"] if stage == failed else []), kind=kind_of(stage)) for stage in BESIDE]
+    held = [f"hold {stage}" for stage in BESIDE if stage != failed]
+    assert beside(*children, pods=[pod(stage) for stage in BESIDE if stage != failed]) == held
+
+
+def test_a_run_that_is_suspended_holds_all_of_them_and_resumes_all() -> None:
+    children = [job(stage, kind=kind_of(stage)) for stage in BESIDE]
+    assert beside(*children, pods=[pod(stage) for stage in BESIDE], stop=True) == [f"hold {stage}" for stage in BESIDE]
+    held = [job(stage, suspend=True, held=True, kind=kind_of(stage)) for stage in BESIDE]
+    assert beside(*held) == [f"resume {stage}" for stage in BESIDE]
+
+
+def test_the_evaluation_waits_for_the_training_alone_and_the_report_for_all() -> None:
+    trained = [job("train-opd", "Complete", kind="PyTorchJob"), job("rollout-opd"), job("score-opd", "Complete")]
+    assert beside(*trained) == ["start evaluate-base", "start evaluate-opd"]
+    evaluated = [job(stage, "Complete") for stage in ("evaluate-base", "evaluate-opd")]
+    assert beside(*trained, *evaluated) == []
+    ended = [job(stage, "Complete", kind=kind_of(stage)) for stage in BESIDE]
+    assert beside(*ended, *evaluated) == ["start report"]
+
+
+def kind_of(stage: str) -> str:
+    return "PyTorchJob" if stage.startswith("train") else "Job"

@@ -9,7 +9,7 @@ from support.builders import UID
 
 from cgd_operator.facts.progress import Board
 from cgd_operator.http.progress import Desk, ProgressServer, token
-from cgd_stages.contract import Progress, Rows, TrainerStatus
+from cgd_stages.contract import Progress, RoundOf, Rows, TrainerStatus
 
 KEY = b"k" * 32
 OTHER = UID[:-1] + "2"
@@ -31,9 +31,10 @@ def report(
     rows: Rows | None = None,
     rate: float | None = None,
     eta: int | None = None,
+    at: RoundOf | None = None,
 ) -> Progress:
     status = TrainerStatus(progress_percentage=percent, estimated_remaining_seconds=eta)
-    return Progress(trainer_status=status, shard=shard, rows=rows, tokens_per_second=rate)
+    return Progress(trainer_status=status, shard=shard, rows=rows, tokens_per_second=rate, round=at)
 
 
 @pytest.fixture
@@ -138,6 +139,25 @@ def test_the_remaining_time_is_that_of_the_slowest_shard_and_known_when_every_sh
     assert eta() == 40
     board.put("u", "answer", report(1, rows=Rows(total=10, done=9, rejected=1)))
     assert eta() == 5, "a shard that is through has nothing left"
+
+
+def test_a_stage_is_in_the_round_that_its_last_shard_is_in_and_waits_where_none_of_those_is_at_work() -> None:
+    board = Board()
+
+    def told(*shards: tuple[int, str | None]) -> RoundOf | None:
+        for shard, (number, waits_for) in enumerate(shards):
+            board.put("u", "rollout-gkd", report(shard, at=RoundOf(number=number, of=9, waits_for=waits_for)))
+        seen = board.of("u", "rollout-gkd")
+        return seen.round if seen else None
+
+    waits = "train-gkd"
+    assert told((3, waits), (2, None)) == RoundOf(number=2, of=9)
+    assert told((3, waits), (3, None)) == RoundOf(number=3, of=9)
+    assert told((3, waits), (3, waits)) == RoundOf(number=3, of=9, waits_for=waits)
+    board.put("u", "answer", report(percent=1))
+    seen = board.of("u", "answer")
+    assert seen is not None
+    assert seen.round is None
 
 
 def test_a_later_report_of_a_shard_replaces_the_earlier_one() -> None:

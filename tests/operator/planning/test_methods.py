@@ -103,7 +103,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"training.variants": [{"name": "x", "kind": "DPO", "from": "y"}, {"name": "y", "kind": "CFT", "from": "x"}]},
         "in no circle",
     ),
-    ({"training.variants": [{"name": "x", "kind": "CGD", "beta": "0.1"}]}, "beta is for the kind DPO"),
+    ({"training.variants": [{"name": "x", "kind": "CGD", "beta": "0.1"}]}, "beta is for the kind DPO or GKD"),
     ({"training.variants": [{"name": "x", "kind": "DPO", "topK": 4}]}, "topK is for the kind"),
     ({"training.variants": [{"name": "x", "kind": "SupervisedKD", "topK": 21}]}, "less than or equal to 20"),
     ({"training.variants": [{"name": "x", "kind": "DPO", "texts": "refined"}]}, "texts is for the kind SupervisedKD"),

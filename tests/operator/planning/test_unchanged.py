@@ -21,7 +21,7 @@ from cgd_operator.planning.manifests import manifest as child_manifest
 from cgd_stages.results.outputs import SCHEMA
 from cgd_stages.store.benchmarks import BENCHMARK_SCHEMA
 from cgd_stages.store.rows import REJECTION_SCHEMA, digest_of, row_schema
-from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+from cgd_stages.train.example_files import EXAMPLES_SCHEMA
 
 ROOT = Path(__file__).parents[3]
 KNOWN = Path(__file__).with_name("unchanged.json")

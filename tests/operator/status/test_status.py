@@ -14,7 +14,7 @@ from cgd_operator.facts.progress import StageProgress
 from cgd_operator.facts.trouble import Trouble
 from cgd_operator.status.events import transitions
 from cgd_operator.status.render import acknowledged, refused
-from cgd_stages.contract import LastWords, Rows, StageFacts
+from cgd_stages.contract import LastWords, RoundOf, Rows, StageFacts
 
 
 def conditions(status: CGDRunStatus) -> dict[str, str]:
@@ -146,6 +146,33 @@ def test_progress_shows_rows_percent_speed_and_eta() -> None:
     status = render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),), progress=progress)
     assert (status.stage, status.progress, status.eta) == ("answer", "66% (32/48)", "2m10s")
     assert stage(status, "answer").tokens_per_second == 812
+
+
+CONVEYOR = ("rollout-gkd", "score-gkd", "train-gkd")
+SAMPLING = {"training.objectives": ["CGD"], "training.variants": [{"name": "gkd", "kind": "GKD", "onPolicy": "1"}]}
+
+
+def conveyor(*ended_stages: str, round_: RoundOf | None = None, previous: CGDRunStatus | None = None) -> CGDRunStatus:
+    """A run whose student samples while it is trained, all else before having ended."""
+    before = finished("prepare", "answer", "teacher", "check", "train-cgd", *ended_stages)
+    at_work = [stage for stage in CONVEYOR if stage not in ended_stages]
+    seen = {stage: StageProgress(Rows(total=90, done=30), 33, 9, None, round=round_) for stage in at_work}
+    pods = tuple(pod(stage) for stage in at_work)
+    jobs = [job(stage) for stage in at_work]
+    return render_of(*before, *jobs, pods=pods, progress=seen, changes=SAMPLING, previous=previous)
+
+
+def test_the_round_of_each_stage_is_shown_while_it_is_at_work() -> None:
+    status = conveyor(round_=RoundOf(number=3, of=12, waits_for="train-gkd"))
+    assert [stage(status, name).state for name in CONVEYOR] == ["Running"] * 3
+    assert stage(status, "rollout-gkd").round == "3 of 12, waits for train-gkd"
+    assert (status.state, status.progress) == ("Sampling", "33% (30/90)")
+    kept = conveyor(previous=status)
+    assert stage(kept, "score-gkd").round == "3 of 12, waits for train-gkd", "an operator that has just started"
+    later = conveyor("rollout-gkd", round_=RoundOf(number=12, of=12), previous=status)
+    assert (stage(later, "rollout-gkd").round, stage(later, "score-gkd").round) == (None, "12 of 12")
+    assert later.state == "Scoring"
+    assert conveyor("rollout-gkd", "score-gkd", previous=later).state == "Training"
 
 
 def test_when_a_pod_has_said_its_last_its_rows_and_percent_agree_and_nothing_is_left_to_wait_for() -> None:

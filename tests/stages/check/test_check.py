@@ -17,7 +17,8 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import REJECTED, Folder
 from cgd_stages.store.rows import from_parquet, now
 from cgd_stages.store.run import RunStore
-from cgd_stages.train import __main__ as train
+from cgd_stages.train.example_files import make_examples
+from cgd_stages.train.stage import stage_of
 from cgd_stages.training.job import checkpoints_of
 
 PROSE = "Nobody grades this reference: it ends on no answer, and it is long."
@@ -96,8 +97,8 @@ def test_training_counts_what_the_check_has_counted(
     refined(bucket, ROWS)
     metrics = check.main(checking(storage, tmp_path, *two))["check"].metrics
     for work in two:
-        stage = train._stage(context(storage, work, tmp_path))
-        made = train._make_examples(stage, tmp_path)
+        stage = stage_of(context(storage, work, tmp_path))
+        made = make_examples(stage, tmp_path)
         own = {f"{work.objective.lower()}_{name}": value for name, value in made.counts.metrics().items()}
         assert own.items() <= metrics.items()
 
@@ -106,7 +107,7 @@ def begun(bucket: Bucket, storage: Storage, scratch: Path, work: Train) -> None:
     """A training of this layout has stored a checkpoint."""
     given = context(storage, work, scratch)
     given.task = given.task.model_copy(update={"stage": STAGE})
-    checkpoints_of(train._stage(given).folder, work).complete(20, [])
+    checkpoints_of(stage_of(given).folder, work).complete(20, [])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_training_that_is_done_needs_no_checkpoint_of_its_layout(
     begun(bucket, storage, tmp_path, work)
     given = context(storage, work, tmp_path)
     given.task = given.task.model_copy(update={"stage": STAGE})
-    train._stage(given).folder.finish(facts=StageFacts(), parts=[], started=now(), inputs={})
+    stage_of(given).folder.finish(facts=StageFacts(), parts=[], started=now(), inputs={})
     check.main(checking(storage, tmp_path, train_work(tiny_model, zero_stage=3)))
 
 

@@ -8,6 +8,7 @@ import pytest
 from support.stage_builders import RUN, context
 from support.train_builders import distilled, quadruple, refined, train_work
 
+from cgd_stages.chat.example import Example
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.check import __main__ as check
 from cgd_stages.contract import Check, Objective, Rows, StageFacts, Storage, Train
@@ -16,7 +17,8 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, REJECTED, Folder
 from cgd_stages.store.rows import Row, digest_of, from_parquet, now, row_schema
 from cgd_stages.store.run import RunStore
-from cgd_stages.train import __main__ as train
+from cgd_stages.train.example_files import MadeExamples, make_examples
+from cgd_stages.train.stage import stage_of
 from cgd_stages.training.dataset import Dataset
 
 PROSE = "Nobody grades this reference: it ends on no answer, and it is long."
@@ -44,16 +46,14 @@ class Run:
     def check(self) -> StageFacts:
         return check.main(context(self._storage, self.work, self._scratch))["check"]
 
-    def trained(self, work: Train) -> tuple[set[tuple[str, int]], train.MadeExamples]:
+    def trained(self, work: Train) -> tuple[set[tuple[str, int]], MadeExamples]:
         """The rows that a training learns."""
         given = context(self._storage, work, self._scratch)
         given.task = given.task.model_copy(update={"stage": work.stage})
-        stage = train._stage(given)
-        made = train._make_examples(stage, self._scratch)
+        stage = stage_of(given)
+        made = make_examples(stage, self._scratch)
         found = {
-            (row["id"], row["sample"])
-            for row, example in stage.dataset.examples()
-            if isinstance(example, train.Example)
+            (row["id"], row["sample"]) for row, example in stage.dataset.examples() if isinstance(example, Example)
         }
         return found, made
 
@@ -300,7 +300,7 @@ def test_own_answers_of_the_teacher_go_round_among_the_answers_of_a_prompt(bucke
     (work,) = works(tiny_model, "DistilledSFT", common_rows=False)
     found = list(dataset_of(bucket, work).examples())
     assert sorted(row["sample"] for row, _ in found) == [0, 1, 2, 3]
-    assert all(isinstance(example, train.Example) for _, example in found)
+    assert all(isinstance(example, Example) for _, example in found)
 
 
 def test_several_own_answers_are_learned_in_turn(bucket: Bucket, tiny_model: Path) -> None:

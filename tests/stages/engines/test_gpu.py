@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarn
 def test_a_torch_for_gpus_does_not_train_on_the_cpu(monkeypatch):
     import torch
 
-    from cgd_stages.train.loop import take_gpu
+    from cgd_stages.train.group import take_gpu
 
     def set_device(device):
         raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU")
@@ -27,7 +27,7 @@ def test_a_torch_for_gpus_does_not_train_on_the_cpu(monkeypatch):
 
 
 def test_a_torch_for_cpus_asks_for_no_gpu():
-    from cgd_stages.train.loop import take_gpu
+    from cgd_stages.train.group import take_gpu
 
     assert take_gpu() is False
 

@@ -18,7 +18,8 @@ from support.train_builders import quadruple, refined
 from transformers import AutoModelForCausalLM
 
 from cgd_stages.contract import Engine, Model, Score, Storage
-from cgd_stages.engines.scorer import Scorer, Scores, TokenText, is_sound
+from cgd_stages.engines.scorer import Scorer, Scores, is_sound
+from cgd_stages.engines.vllm import TokenText
 from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.score import __main__ as score
 from cgd_stages.store.bucket import Bucket

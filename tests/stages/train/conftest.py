@@ -8,7 +8,8 @@ import pytest
 from support.standing_ranks import StandingRanks
 
 from cgd_local.s3 import SeaweedFS
-from cgd_stages.train import __main__ as train
+from cgd_stages.train import launch
+from cgd_stages.train.stage import Stage
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def standing_ranks(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture
 def two_ranks(standing_ranks: StandingRanks, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher gives every training to two real processes that are there already."""
-    monkeypatch.setattr(train, "_torchrun", standing_ranks.run)
+    monkeypatch.setattr(launch, "torchrun", standing_ranks.run)
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ def launcher(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher runs the loop in this process and lets its errors through; the folder stays."""
     from cgd_stages.train import loop as trainloop
 
-    def run(stage: train.Stage, folder: Path) -> None:
+    def run(stage: Stage, folder: Path) -> None:
         trainer = trainloop.start(folder)
         trainer.run()
         trainer.export()
 
-    monkeypatch.setattr(train, "_torchrun", run)
+    monkeypatch.setattr(launch, "torchrun", run)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+from cgd_stages.train.example_files import EXAMPLES_SCHEMA
 from cgd_stages.train.examples import Examples
 
 KEYS = [(f"{number:04d}", sample) for number in range(150) for sample in (0, 1)]

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from cgd_stages.contract import Rows, Storage
 from cgd_stages.models.mixture import router_weight
-from cgd_stages.train.__main__ import EXAMPLES_SCHEMA
+from cgd_stages.train.example_files import EXAMPLES_SCHEMA
 from cgd_stages.training.job import EXAMPLES, HELD_OUT, JOB, Job
 
 EXAMPLE_LENGTHS = [(90, 60), (9, 4), (33, 30), (12, 1), (64, 10)]

@@ -22,7 +22,12 @@ from cgd_stages.store.folder import Folder
 from cgd_stages.store.rows import from_parquet
 from cgd_stages.store.run import RunStore
 from cgd_stages.train import __main__ as train
-from cgd_stages.train.__main__ import Node, failure, model_card, stored_dtype
+from cgd_stages.train import launch, product
+from cgd_stages.train.__main__ import stored_dtype
+from cgd_stages.train.example_files import make_examples
+from cgd_stages.train.launch import failure
+from cgd_stages.train.product import model_card
+from cgd_stages.train.stage import Node, Stage, stage_of
 from cgd_stages.training.job import ADAPTER, EXAMPLES, HELD_OUT, JOB, MODEL, Job, ProcessEnd, write_records
 
 KUBEFLOW = {
@@ -55,7 +60,7 @@ def no_torchrun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         figures = {"loss": 2.0, "seconds": 1.0, "tokens": 10.0, "supervised_tokens": 3.0, "peak_memory_bytes": 9.0}
         write_records(folder / "metrics.jsonl", [figures | {"step": 1.0}, figures | {"step": 2.0, "loss": 1.0}])
 
-    monkeypatch.setattr(train, "_torchrun", run)
+    monkeypatch.setattr(launch, "torchrun", run)
     return given
 
 
@@ -83,45 +88,46 @@ def test_another_number_of_pods_than_the_task_says_is_refused(tmp_path: Path) ->
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for the first pod ends soon."""
     monkeypatch.setattr(train, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(train, "ABSENT_SECONDS", 0.2)
+    monkeypatch.setattr(launch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(launch, "ABSENT_SECONDS", 0.2)
     monkeypatch.setattr(train, "SILENT_SECONDS", 0.2)
 
 
 @pytest.fixture
 def second_of_two(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> train.Stage:
+) -> Stage:
     """The stage of a pod that is not the first; its first one is this machine."""
     refined(bucket, [quadruple(number) for number in range(4)])
     for name, value in (KUBEFLOW | {"PET_MASTER_ADDR": "127.0.0.1"}).items():
         monkeypatch.setenv(name, value)
-    return train._stage(training(storage, tmp_path, train_work(tiny_model, workers=2)))
+    return stage_of(training(storage, tmp_path, train_work(tiny_model, workers=2)))
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_pod_waits_until_dns_knows_the_first_one(second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_waits_until_dns_knows_the_first_one(second_of_two: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([False, False, True])
-    monkeypatch.setattr(train, "is_known", lambda host: next(answers))
-    train._find_first_pod(second_of_two)
+    monkeypatch.setattr(launch, "is_known", lambda host: next(answers))
+    launch.find_first_pod(second_of_two)
     assert list(answers) == []
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_first_pod_that_is_never_found_is_a_reason_to_try_again(
-    second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
+    second_of_two: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "is_known", lambda host: False)
+    monkeypatch.setattr(launch, "is_known", lambda host: False)
     with pytest.raises(TransientError, match=r"was not found in 0\.2 s: 127\.0\.0\.1 has no address"):
-        train._find_first_pod(second_of_two)
+        launch.find_first_pod(second_of_two)
 
 
 def test_names_that_dns_does_not_know_are_told_from_those_it_knows() -> None:
-    assert train.is_known("127.0.0.1")
-    assert not train.is_known("a name with blanks is nobody's")
+    assert launch.is_known("127.0.0.1")
+    assert not launch.is_known("a name with blanks is nobody's")
 
 
 def test_another_pod_stays_until_the_first_one_has_stored_the_model(
-    second_of_two: train.Stage, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_torchrun: Any
+    second_of_two: Stage, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_torchrun: Any
 ) -> None:
     monkeypatch.setattr(train, "LOOK_SECONDS", 0.01)
     with ThreadPoolExecutor() as pool:
@@ -136,15 +142,13 @@ def test_another_pod_stays_until_the_first_one_has_stored_the_model(
 
 @pytest.mark.usefixtures("impatient")
 def test_a_first_pod_that_stores_nothing_is_taken_for_lost_and_both_are_tried_again(
-    second_of_two: train.Stage, no_torchrun: Any
+    second_of_two: Stage, no_torchrun: Any
 ) -> None:
     with pytest.raises(TransientError, match="the first pod has stored nothing more of the model"):
         train.main(second_of_two.context)
 
 
-def test_a_first_pod_that_still_stores_is_waited_for(
-    second_of_two: train.Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_first_pod_that_still_stores_is_waited_for(second_of_two: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock on which nearly all of its patience passes between two looks."""
     looks = 0
 
@@ -224,11 +228,11 @@ def test_the_processes_get_a_job_and_examples_and_the_model_is_stored_with_its_p
             kept["examples"] = pa.ipc.open_file(source).read_all().to_pylist()
         no_torchrun_run(stage, folder)
 
-    no_torchrun_run, train._torchrun = train._torchrun, keep
+    no_torchrun_run, launch.torchrun = launch.torchrun, keep
     try:
         facts = train.main(made)[STAGE]
     finally:
-        train._torchrun = no_torchrun_run
+        launch.torchrun = no_torchrun_run
     assert facts.rows == Rows(total=11, done=10, rejected=1)
     assert len(kept["examples"]) == 10
     assert kept["job"].resume == 0
@@ -263,7 +267,7 @@ def test_what_changes_the_weights_changes_the_digest(
 ) -> None:
     refined(bucket, [quadruple(1)])
     digests = {
-        train._stage(training(storage, tmp_path, train_work(tiny_model, **changes))).folder.digest
+        stage_of(training(storage, tmp_path, train_work(tiny_model, **changes))).folder.digest
         for changes in ({}, {"zero_stage": 3, "keep_checkpoints": 5, "max_rejected": 0.5}, change)
     }
     assert len(digests) == 2
@@ -292,7 +296,7 @@ def test_every_objective_and_every_ablation_has_a_digest_of_its_own(
     refined(bucket, [quadruple(1)])
     given: list[dict[str, Any]] = [{}, {"critique": Critique(kind="corrupted", rate=0.5)}, change]
     digests = {
-        train._stage(training(storage, tmp_path, train_work(tiny_model, **changes))).folder.digest for changes in given
+        stage_of(training(storage, tmp_path, train_work(tiny_model, **changes))).folder.digest for changes in given
     }
     assert len(digests) == 3
 
@@ -302,9 +306,9 @@ def test_an_adapter_and_each_of_its_settings_has_a_digest_of_its_own_and_no_adap
 ) -> None:
     refined(bucket, [quadruple(1)])
     adapters = [None, Adapter(), Adapter(rank=8), Adapter(alpha=16), Adapter(dropout=0.1), Adapter(targets=("mlp",))]
-    stages = [train._stage(training(storage, tmp_path, train_work(tiny_model, adapter=one))) for one in adapters]
+    stages = [stage_of(training(storage, tmp_path, train_work(tiny_model, adapter=one))) for one in adapters]
     assert len({stage.folder.digest for stage in stages}) == len(adapters)
-    assert ["adapter" in stage.inputs["training"] for stage in stages] == [False] + 5 * [True]
+    assert ["adapter" in stage.training.inputs["training"] for stage in stages] == [False] + 5 * [True]
 
 
 def test_other_answers_of_the_teacher_are_another_training(
@@ -315,7 +319,7 @@ def test_other_answers_of_the_teacher_are_another_training(
     for answer in ("yes", "no"):
         distilled(bucket, {"1": answer})
         work = train_work(tiny_model, objective="DistilledSFT")
-        digests.add(train._stage(training(storage, tmp_path, work)).folder.digest)
+        digests.add(stage_of(training(storage, tmp_path, work)).folder.digest)
     assert len(digests) == 2
 
 
@@ -405,8 +409,8 @@ def test_held_out_rows_are_in_a_file_of_their_own_and_all_rows_are_accounted_for
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path]
 ) -> None:
     refined(bucket, [quadruple(number) for number in range(10)] + [quadruple(10, refinement=" ")])
-    stage = train._stage(training(storage, tmp_path, train_work(tiny_model, validation=Validation(fraction=0.3))))
-    made = train._make_examples(stage, tmp_path)
+    stage = stage_of(training(storage, tmp_path, train_work(tiny_model, validation=Validation(fraction=0.3))))
+    made = make_examples(stage, tmp_path)
     learned, measured, bare = (set(written(tmp_path / name)) for name in (EXAMPLES, *HELD_OUT.values()))
     assert bare == measured
     assert measured == stage.dataset.held_out - {str(row["id"]) for row in made.counts.rejected}
@@ -424,9 +428,9 @@ def test_a_held_out_row_is_written_once_for_each_loss_on_it(
     found = {}
     for objective in ("CGD", "CFT", "RefinedSFT", "SFT"):
         work = train_work(tiny_model, objective=objective, validation=Validation(fraction=0.3))
-        stage = train._stage(training(storage, tmp_path, work))
+        stage = stage_of(training(storage, tmp_path, work))
         (folder := tmp_path / objective).mkdir()
-        train._make_examples(stage, folder)
+        make_examples(stage, folder)
         found[objective] = {name: written(folder / name) for name in (own, bare)}
         assert set(found[objective][own]) == stage.dataset.held_out
     assert found["CGD"][bare] == found["CFT"][bare] == found["RefinedSFT"][own] != found["CGD"][own]
@@ -470,6 +474,6 @@ def test_the_facts_are_those_of_the_exported_model() -> None:
         {"step": 1, "validation_loss": 2.0, "bare_validation_loss": 3.0, "peak_memory_bytes": 5, "mfu": 0.4},
         {"step": 2, "peak_memory_bytes": 7, "mfu": 0.5},
     ]
-    figures = train._of_the_exported(records[0], records)
+    figures = product._of_the_exported(records[0], records)
     assert figures == {"validation_loss": 2.0, "bare_validation_loss": 3.0, "peak_memory_bytes": 7, "mfu": 0.45}
-    assert train._of_the_exported({"step": 1}, [{"step": 1, "peak_memory_bytes": 5}]) == {"peak_memory_bytes": 5}
+    assert product._of_the_exported({"step": 1}, [{"step": 1, "peak_memory_bytes": 5}]) == {"peak_memory_bytes": 5}

@@ -31,7 +31,7 @@ ROWS = [quadruple(number) for number in range(10)]
 @contextmanager
 def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM comes in that step, counted from 1."""
-    from cgd_stages.train.loop import Trainer
+    from cgd_stages.train.trainer import Trainer
 
     make = Trainer._step
 
@@ -413,14 +413,14 @@ MEASURED: dict[str, Objective] = {"validation_loss": "CFT", "bare_validation_los
 
 def worsens_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After this step, training walks up the gradient: away from what was learned."""
-    from cgd_stages.train import loop as trainloop
+    from cgd_stages.train import trainer
 
-    rate = trainloop.learning_rate
+    rate = trainer.learning_rate
 
     def wrong(now: int, **given: Any) -> float:
         return rate(now, **given) * (1 if now < step else -10)
 
-    monkeypatch.setattr(trainloop, "learning_rate", wrong)
+    monkeypatch.setattr(trainer, "learning_rate", wrong)
 
 
 @pytest.mark.parametrize(("zero_stage", "select", "chosen"), [(2, "bare", 6), (3, "context", 4), (3, "last", 8)])
@@ -646,7 +646,7 @@ def test_no_adapter_is_stored_when_the_student_s_own_weights_have_changed(
 ) -> None:
     import torch
 
-    from cgd_stages.train.loop import Trainer
+    from cgd_stages.train.trainer import Trainer
 
     step = Trainer._step
 

@@ -37,7 +37,7 @@ DPO = {"objective": "DPO", "beta": 0.2, "learning_rate": 1e-3}
 @contextmanager
 def stopped_in(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM comes in that step, counted from 1."""
-    from cgd_stages.train.loop import Trainer
+    from cgd_stages.train.trainer import Trainer
 
     make = Trainer._step
 
@@ -134,7 +134,8 @@ def test_a_divergence_is_a_plain_loops_and_the_student_comes_to_write_as_the_tea
         found = []
         for one in (examples[index] for index in batch):
             ids, logprobs = top(one)
-            found.append(losses.forward_kl(logits_of(now, one.input_ids, one.start), ids[:, :5], logprobs[:, :5]))
+            logits = logits_of(now, one.input_ids, one.start)
+            found.append(losses.divergence(logits, ids[:, :5], logprobs[:, :5], 0))
         return torch.cat(found).mean()
 
     lengths = [len(one.input_ids) for one in examples]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from cgd_stages.train.batching import Schedule, learning_rate
+from cgd_stages.training.batching import Schedule, learning_rate
 
 LENGTHS = [10 + 7 * (index % 9) for index in range(53)]
 

@@ -35,14 +35,8 @@ class Schedule:
         return list(_order(len(self.lengths), self.seed, epoch)[start : start + self.global_batch_size])
 
     def micro_batches(self, step: int, *, rank: int, world: int, budget: int, packing: bool) -> list[list[int]]:
-        """A rank's share of a step, in batches of at most `budget` tokens with their padding, which packing avoids.
-
-        The step is dealt out by length, so that every rank has as much to do. Every rank gets the same number of
-        micro-batches, because each is a collective operation: empty ones fill up a rank's share.
-        """
-        batch = sorted(self.batch(step), key=lambda index: (-self.lengths[index], index))
-        shares = [_fill(batch[start::world], self.lengths, budget, packing=packing) for start in range(world)]
-        return shares[rank] + [[] for _ in range(max(map(len, shares)) - len(shares[rank]))]
+        """A rank's share of a step: see `dealt`."""
+        return dealt(self.batch(step), self.lengths, rank=rank, world=world, budget=budget, packing=packing)
 
     def most_tokens(self, *, world: int, budget: int) -> int:
         """The most tokens of any micro-batch, with padding, in any step of any rank."""
@@ -54,6 +48,20 @@ class Schedule:
         """Examples learned in the first `steps` steps, over all epochs."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * len(self.lengths) + min(rest * self.global_batch_size, len(self.lengths))
+
+
+def dealt(
+    batch: Sequence[int], lengths: Sequence[int], *, rank: int, world: int, budget: int, packing: bool
+) -> list[list[int]]:
+    """A rank's share of a step's examples, in micro-batches of at most `budget` tokens with their padding, which
+    packing avoids.
+
+    The step is dealt out by length, so that every rank has as much to do. Every rank gets the same number of
+    micro-batches, because each is a collective operation: empty ones fill up a rank's share.
+    """
+    longest_first = sorted(batch, key=lambda index: (-lengths[index], index))
+    shares = [_fill(longest_first[start::world], lengths, budget, packing=packing) for start in range(world)]
+    return shares[rank] + [[] for _ in range(max(map(len, shares)) - len(shares[rank]))]
 
 
 @lru_cache(maxsize=2)
