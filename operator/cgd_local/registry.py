@@ -118,7 +118,19 @@ class Registry:
         if resource.full_name == _CRDS:
             served = custom_resource(obj)
             self.resources[served.full_name] = served
+            self._read_anew(served)
         return self.store.put(self.shelf(resource), key, obj)
+
+    def _read_anew(self, resource: Resource) -> None:
+        """Read the stored objects of a kind by its definition, which may be another than they were stored by: with its
+        defaults, and without fields that it does not have. What is stored stays, so no version changes."""
+        shelf = self.shelf(resource)
+        for key, stored in list(shelf.objects.items()):
+            obj = json.loads(json.dumps(stored))
+            prune(resource.schema, obj)
+            default(resource.schema, obj)
+            if obj != stored:
+                shelf.replace(key, obj)
 
     # --- changing
 

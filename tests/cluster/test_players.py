@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.builders import CHILDREN
+from support.builders import CHILDREN, RELEASE
 from support.local_world import FAST, IMAGE
 from support.patience import PATIENCE
 
 from cgd_local import jobs, pytorchjobs, trainjobs
 from cgd_local.controllers import Controller, stop_task
+from cgd_local.garbage import GarbageCollector
 from cgd_local.node import Node
 from cgd_local.nodes import preempt
-from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, Kind
-from cgd_operator.planning.manifests import STAGE_LABEL
+from cgd_operator.kube.kinds import JOB, POD, PYTORCHJOB, RUN, SECRET, TRAININGRUNTIME, TRAINJOB, Kind
+from cgd_operator.planning.dag import Run, plan
+from cgd_operator.planning.manifests import STAGE_LABEL, manifest, training_runtime
 
 pytestmark = pytest.mark.parametrize("world", ["embedded"], indirect=True)
 
@@ -62,6 +64,7 @@ async def cluster(world: Any, programs: Path, *, status_lag: float = 0) -> Async
             Controller(world.client, JOB, partial(jobs.decide, backoff=FAST), finalizer=jobs.TRACKED),
             Controller(world.client, PYTORCHJOB, pytorchjobs.decide, refusal="FailedCreatePod"),
             trainjobs.TrainJobController(world.client),
+            GarbageCollector(world.client),
         ):
             stack.push_async_callback(stop_task, asyncio.create_task(controller.run()))
         await stack.enter_async_context(world.operator())
@@ -232,24 +235,60 @@ async def has_said(world: Any, name: str, words: str) -> bool:
     return words in (await stage(world, name)).get("message", "")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "program"), [("answer", "generate"), ("train-cgd", "train")])
 async def test_a_stage_that_fills_its_volume_again_and_again_fails_in_the_kubelets_words(
-    world: Any, programs: Path
+    world: Any, programs: Path, name: str, program: str
 ) -> None:
-    """It exits with 143 when it is evicted, which a Job takes for an interruption, and makes its pod again."""
-    (programs / "generate").write_text(GOES_ON)
+    """It exits with 143 when it is evicted, which a Job, also that of a TrainJob, takes for an interruption, and makes
+    its pod again."""
+    (programs / program).write_text(GOES_ON)
     async with cluster(world, programs) as node:
-        await world.apply({"retries": 1})
+        await world.apply({"retries": 1, "training.backend": "TrainJob"})
         uid = ""
         for _ in range(2):
-            pod = (await world.until(lambda uid=uid: pod_of(world, "answer", "Running", without=uid)))["metadata"]
+            pod = (await world.until(lambda uid=uid: pod_of(world, name, "Running", without=uid)))["metadata"]
             uid = pod["uid"]
             node.overuse("default", pod["name"], "scratch")
             await world.until(lambda uid=uid: is_over(world, uid))
         await world.until(lambda: is_in_state(world, "Failed"))
-    told = await stage(world)
+    told = await stage(world, name)
     assert told["reason"] == "GivenUp"
     assert "evicted for what they used 2 times, and spec.retries is 1" in told["message"]
     assert 'Usage of EmptyDir volume "scratch" exceeds the limit' in told["message"]
+    assert told["state"] == "Failed", "its controller has ended it, and nothing makes another pod"
+
+
+@pytest.mark.slow
+async def test_a_training_of_an_older_operator_that_is_given_up_ends_when_its_restarts_are_used_up(
+    world: Any, programs: Path
+) -> None:
+    """Its runtime lets the JobSet restart a Job that has met the operator's deadline."""
+    (programs / "train").write_text(GOES_ON)
+    async with cluster(world, programs) as node:
+        await world.apply({"retries": 1, "training.backend": "TrainJob", "suspend": True})
+        await world.until(lambda: is_in_state(world, "Suspended"))
+        run = await world.get()
+        (child,) = [one for one in plan(Run.of(run), "TrainJob") if one.kind == "TrainJob"]
+        runtime = training_runtime(Run.of(run), child, RELEASE)
+        del runtime["spec"]["template"]["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"][1]
+        await world.client.create(TRAININGRUNTIME, runtime)
+        await world.client.create(TRAINJOB, manifest(Run.of(run), child, RELEASE))
+        await world.client.patch(RUN, "demo", "default", {"spec": {"suspend": False}})
+        uid = ""
+        while not await is_in_state(world, "Failed"):
+            pod = await world.until(lambda uid=uid: next_or_end(world, uid))
+            if pod is not True:
+                uid = pod["metadata"]["uid"]
+                node.overuse("default", pod["metadata"]["name"], "scratch")
+    told = await stage(world, "train-cgd")
+    assert told["reason"] == "GivenUp"
+    assert "after its JobSet was restarted once" in told["message"]
+
+
+async def next_or_end(world: Any, uid: str) -> dict[str, Any] | bool | None:
+    """The training's next pod, or that the run has failed."""
+    return await is_in_state(world, "Failed") or await pod_of(world, "train-cgd", "Running", without=uid)
 
 
 async def is_over(world: Any, uid: str) -> bool:

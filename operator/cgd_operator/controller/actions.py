@@ -12,11 +12,13 @@ from cgd_operator.controller.view import View
 from cgd_operator.facts.children import ChildFacts
 from cgd_operator.facts.decide import Action, GiveUp, Hold, Keep, Replace, Resume, Start
 from cgd_operator.facts.kueue import workload_suspension
+from cgd_operator.facts.pods import owners
 from cgd_operator.facts.refusals import NO_RIGHT, WEBHOOK_DOWN, judge
 from cgd_operator.facts.trouble import Trouble, not_changed, not_replaced, refused
 from cgd_operator.http.progress import token
 from cgd_operator.kube.client import Cluster
 from cgd_operator.kube.kinds import (
+    JOB,
     POD,
     SECRET,
     SUSPENDED_BY_RUN,
@@ -94,8 +96,7 @@ class Actor:
             case Resume(facts):
                 await self._suspend(run, facts, False, objects)
             case GiveUp(facts, why):
-                log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
-                await self._change(run, facts, manifests.giving_up(facts.kind, why), objects)
+                await self._give_up(run, facts, why, objects)
             case Keep(facts):
                 await self._change(run, facts, manifests.keeping(facts.kind), objects)
             case Replace():
@@ -155,6 +156,14 @@ class Actor:
     async def _change(self, run: Run, facts: ChildFacts, patch: Object, objects: RunObjects) -> None:
         patched = await self.cluster.patch(manifests.KINDS[facts.kind], facts.name, run.namespace, patch)
         objects.children[:] = _replaced(objects.children, patched)
+
+    async def _give_up(self, run: Run, facts: ChildFacts, why: str, objects: RunObjects) -> None:
+        """End a child, or the Jobs that a TrainJob has through its JobSet: they own its pods."""
+        log.info("%s/%s: gave %s up: %s", run.namespace, run.name, facts.name, why)
+        await self._change(run, facts, manifests.giving_up(facts.kind, why), objects)
+        if facts.kind == "TrainJob":
+            for job in owners(objects.pods, facts.stage):
+                await self.cluster.patch(JOB, job, run.namespace, manifests.ending())
 
     async def _replace(self, view: View, action: Replace) -> None:
         """Do what the cluster's pod garbage collector does on a node that is marked out of service. The Job controller

@@ -83,6 +83,13 @@ def stage_of(item: Object) -> str:
     return str(item["metadata"].get("labels", {}).get(STAGE_LABEL, ""))
 
 
+def owners(pods: Iterable[Object], stage: str) -> list[str]:
+    """The names of the Jobs that have made a stage's pods."""
+    of_stage = [pod["metadata"] for pod in pods if stage_of(pod) == stage]
+    found = [owner for meta in of_stage for owner in meta.get("ownerReferences", []) if owner.get("controller")]
+    return sorted({owner["name"] for owner in found if owner["kind"] == "Job"})
+
+
 def pods_by_stage(pods: Iterable[Object], gone: Iterable[Gone], now: datetime) -> dict[str, tuple[PodFacts, ...]]:
     """All existing and recently deleted pods by stage, also those whose child is gone."""
     stages: dict[str, tuple[PodFacts, ...]] = {}

@@ -5,8 +5,8 @@ status keeps a count by pod name. Its release 1.7 does not end a job after a per
 itself fails such a child; for other kinds their controllers count `spec.retries`.
 
 A Job ignores pods that exit with 143, which are interrupted from outside. One that its kubelet evicts for what it has
-used itself (of a volume with a limit) may do so too, and would be made again for ever: the operator counts those pods,
-which stay until their Job goes.
+used itself (of a volume with a limit) may do so too, and would be made again for ever, also by the Job of a TrainJob:
+the operator counts those pods, which stay until their Job goes, and the restarts of the JobSet, with which it goes.
 """
 
 from collections import Counter
@@ -56,7 +56,8 @@ def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) ->
     before: dict[str, StageStatus] = {stage.name: stage for stage in previous.stages}
     reasons: dict[str, str] = {}
     for child in facts:
-        if child.kind == "Job" and not child.given_up and (why := _evicted_too_often(child, retries)):
+        again = child.kind == "TrainJob"  # a JobSet that an older operator has made restarts its Job after the deadline
+        if child.kind != "PyTorchJob" and (again or not child.given_up) and (why := _evicted(child, retries)):
             reasons[child.stage] = why
         if child.kind != "PyTorchJob" or child.given_up:
             continue
@@ -68,14 +69,22 @@ def enough(facts: Iterable[ChildFacts], previous: CGDRunStatus, retries: int) ->
         if most and most.attempts > retries + 1:
             failed = [pod for pod in (*child.gone, *child.pods) if pod.failed]
             why = account(failed[-1]) if failed else old.message or "its log and the PyTorchJob's Events may tell why"
-            tried = "once" if most.attempts == 2 else f"{most.attempts - 1} times"
+            tried = _times(most.attempts - 1)
             reasons[child.stage] = f"pod {most.name} was tried {tried}, and spec.retries is {retries}; {why}"
     return reasons
 
 
-def _evicted_too_often(child: ChildFacts, retries: int) -> str:
-    evicted = [pod for pod in child.pods if pod.evicted and pod.phase == "Failed"]
+def _evicted(child: ChildFacts, retries: int) -> str:
+    """Why a child whose pods are evicted for what they use is to be given up; empty if it is not."""
+    restarts = max((pod.restarts for pod in child.pods), default=0)
+    evicted = [pod for pod in child.pods if pod.evicted and pod.phase == "Failed" and pod.restarts == restarts]
     most = max(Counter(pod.shard for pod in evicted).values(), default=0)
-    if most <= retries:
+    if not evicted or most + restarts <= retries:
         return ""
-    return f"pods were evicted for what they used {most} times, and spec.retries is {retries}; {account(evicted[-1])}"
+    after = f", after its JobSet was restarted {_times(restarts)}" if restarts else ""
+    why = f"pods were evicted for what they used {_times(most)}{after}, and spec.retries is {retries}"
+    return f"{why}; {account(evicted[-1])}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

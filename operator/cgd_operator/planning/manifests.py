@@ -35,7 +35,9 @@ FINALIZER = "cgd.dev/clean"
 """On a run with `deletionPolicy: Delete`: it stays until what it stored is deleted."""
 TTL = "ttlSecondsAfterFinished"
 GIVEN_UP = "cgd.dev/given-up"
-"""On a Job or a PyTorchJob that the operator has ended: why."""
+"""On a child that the operator has ended: why."""
+OVERDUE = {"activeDeadlineSeconds": 1}
+"""A deadline that is over: its controller fails what has it. No child has one of its own."""
 
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 MODELS = "/models"
@@ -126,7 +128,7 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
     """The TrainingRuntime that a TrainJob refers to: the pod template, and what happens when a pod fails.
 
     The Job gives up at its first failure, and then the JobSet starts all pods anew, `spec.retries` times: the pods of a
-    training need each other. A permanent error ends the JobSet at once.
+    training need each other. A permanent error ends the JobSet at once, and so does the operator's deadline.
     """
     job = {
         "backoffLimit": 0,
@@ -138,7 +140,8 @@ def training_runtime(run: Run, child: Child, release: Release) -> Object:
     node = {"metadata": {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}, "spec": job}
     gang = run.spec.placement.scheduling_policy
     queue = {VOLCANO_QUEUE: gang.queue} if gang and gang.queue else {}
-    permanent = {"name": "permanent", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    reasons = ["PodFailurePolicy", "DeadlineExceeded"]
+    permanent = {"name": "permanent", "action": "FailJobSet", "onJobFailureReasons": reasons}
     meta = _meta(run, child.name, child.stage)
     return {
         "apiVersion": TRAININGRUNTIME.api_version,
@@ -180,8 +183,14 @@ def suspension(kind: str, suspend: bool) -> Object:
 
 
 def giving_up(kind: str, why: str) -> Object:
-    """The patch that ends a Job or a PyTorchJob: a deadline that is over, for which its controller fails it."""
-    return {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": _policy(kind, activeDeadlineSeconds=1)}
+    """The patch of a child that is given up. A TrainJob takes no new deadline: it ends with its Job, see `ending`."""
+    deadline = {} if kind == "TrainJob" else {"spec": _policy(kind, **OVERDUE)}
+    return {"metadata": {"annotations": {GIVEN_UP: why}}, **deadline}
+
+
+def ending() -> Object:
+    """The patch that ends the Job of a TrainJob's JobSet, and with it both."""
+    return {"spec": dict(OVERDUE)}
 
 
 def keeping(kind: str) -> Object:

@@ -7,9 +7,9 @@ from support.status_builders import NOW
 
 from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.facts.children import ChildFacts, observe
-from cgd_operator.facts.pods import last_state
+from cgd_operator.facts.pods import RESTARTS, last_state
 from cgd_operator.facts.retries import attempts, enough
-from cgd_operator.planning.manifests import REPLICA_INDEX, REPLICA_TYPE
+from cgd_operator.planning.manifests import GIVEN_UP, REPLICA_INDEX, REPLICA_TYPE
 
 Object = dict[str, Any]
 
@@ -212,6 +212,35 @@ def test_evictions_count_by_shard_and_those_by_the_cluster_count_not() -> None:
     pressed = [disrupted(filled(f"p{number}")) for number in range(5)]
     stopped = [evicted(filled(f"q{number}"), reason="Terminated") for number in range(5)]
     assert enough([shards(*pressed, *stopped)], CGDRunStatus(), 1) == {}
+
+
+def restarted(made: Object, restarts: int) -> Object:
+    made["metadata"]["labels"][RESTARTS] = str(restarts)
+    return made
+
+
+def trainjob(*pods: Object, given_up: str = "") -> ChildFacts:
+    made = job("answer", kind="TrainJob")
+    made["metadata"]["annotations"] = {GIVEN_UP: given_up} if given_up else {}
+    return observe([made], pods)["answer"]
+
+
+def test_evictions_of_a_trainjob_count_beside_the_restarts_of_its_jobset() -> None:
+    first, second = filled("a"), restarted(filled("b"), 1)
+    assert enough([trainjob(first)], CGDRunStatus(), 1) == {}
+    assert enough([trainjob(restarted(pod("answer", "Running"), 1), first)], CGDRunStatus(), 1) == {}
+    why = enough([trainjob(second)], CGDRunStatus(), 1)["answer"]
+    assert why.startswith(
+        "pods were evicted for what they used once, after its JobSet was restarted once, and spec.retries is 1; pod b"
+    )
+
+
+def test_a_trainjob_that_was_given_up_and_goes_on_is_given_up_again() -> None:
+    """The JobSet of an older operator makes its Job again, without the deadline."""
+    assert enough([trainjob(filled("a"), given_up="enough")], CGDRunStatus(), 0)
+    made = job("answer")
+    made["metadata"]["annotations"] = {GIVEN_UP: "enough"}
+    assert enough(observe([made], [filled("a")]).values(), CGDRunStatus(), 0) == {}
 
 
 def test_a_training_that_fills_its_disk_uses_up_its_retries() -> None:

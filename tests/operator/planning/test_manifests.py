@@ -239,7 +239,7 @@ def test_a_runtime_starts_all_pods_anew_except_after_a_permanent_error(trainjob:
     policy, job = trainjob[1]["spec"]["template"]["spec"]["failurePolicy"], node_of(trainjob[1])["template"]["spec"]
     assert policy["maxRestarts"] == 5
     assert [(one["action"], one["onJobFailureReasons"]) for one in policy["rules"]] == [
-        ("FailJobSet", ["PodFailurePolicy"])
+        ("FailJobSet", ["PodFailurePolicy", "DeadlineExceeded"])
     ]
     assert job["backoffLimit"] == 0
     disruption, interrupted, permanent = job["podFailurePolicy"]["rules"]
