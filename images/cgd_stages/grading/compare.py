@@ -197,7 +197,7 @@ _AND = re.compile(
 )
 _BOUND = re.compile(r"[<>]|\\[lg]e(?![a-zA-Z])")
 _NAMES = re.compile(
-    r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\))\s*=\s*"
+    r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\)|^\|[^|=]*[A-Z][^|=]*\|)\s*=\s*"
 )
 _MEMBER = re.compile(
     r"^\s*(?:\\mathbf\{\w\}|\\nabla\s*\w|[A-Z]\s*\\(?:cap|cup|setminus)\s*[A-Z]|[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text|\\emptyset|[(\[][^()\[\]]*,[^()\[\]]*[)\]]$))"
