@@ -63,6 +63,8 @@ class FoundAnswer:
 
 
 NOTHING = FoundAnswer("", "none")
+NEAR = 3
+"""The last sentences of an output in which an unmarked answer is looked for."""
 TAIL = 4000
 """The last characters of an output in which an unmarked answer is looked for."""
 
@@ -122,7 +124,7 @@ _VERB = r"(?:\s+(?:is|are|was|must\s+be|should\s+be|would\s+be|will\s+be|equals|
 _ANNOUNCEMENT = re.compile(
     r"\b(?:(?P<answer_word>(?<!is the )(?<!is the final )(?<!as the )answers?|ans\.?)"
     r"|results?|solutions?|roots?|(?P<choice_word>(?:correct|right|best|appropriate|likely)\s+(?:choice|option|letter)))\b"
-    rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)(?!\s+not\b)[\s:]*(?=(?P<answer>[^\n]+))",
+    rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)(?!\s+(?:not|to\s+[a-z]+)\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 EXPLICIT_LINE = re.compile(
@@ -143,7 +145,7 @@ _LETTERS = re.compile(
     r"\(?[A-J]\)?(?:(?:\s*,(?:\s*and\b)?|\s+and\b|\s*&)\s*\(?[A-J]\)?)+(?=\s*(?:[.;:!]|$))", re.MULTILINE
 )
 _LETTER_AT_END = re.compile(
-    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is|leaves)|\b[Ii]t['\u2019]s"
+    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is|leav(?:es|ing)(?:\s+only)?)|\b[Ii]t['\u2019]s"
     r"|(?:\A|[.!?]\s|\n)(?:So|Thus|Hence|Therefore),?)\s+\(?([A-J])\)?[.\s]*\Z|\bletter\b[^.\n]{0,60}\bis\s+([A-Z])[.\s]*\Z"
 )
 _REASONED_LETTER = re.compile(r"\W*\(?([A-J])\)?(?:,|\s[-\u2013\u2014])?\s+(?:because|since|as)\b")
@@ -153,8 +155,13 @@ _NAMED_OPTION = re.compile(
 _SPANS = re.compile(rf"\d+\s?{SPAN}(?:,?\s+(?:and\s+)?\d+\s?{SPAN})+\b")
 _MORE = re.compile(
     rf"{NUMBER}\s+(?:or\s+(?:more|less|fewer|greater)\b|[a-z]+(?:,\s+{NUMBER}\s+[a-z]+)*,?\s+and\s+{NUMBER}\s+[a-z]+)"
+    rf"|{NUMBER}\s?[a-z]+\s*(?:\u00d7|\\times|x|by)\s*{NUMBER}\s?[a-z]+"
 )
 """A number that is a part of what is said: `12 or more`, `12 apples and 5 oranges`."""
+_COMPARED = re.compile(
+    r"\b(?:more|less|fewer|greater|larger|smaller|higher|lower)\s+than\b|\b(?:between|at\s+least|at\s+most|same\s+as)\b",
+    re.IGNORECASE,
+)
 _SMALL_LETTER = re.compile(r"\(?[a-j]\)")
 _YES_OR_NO = re.compile(
     r"(?P<word>yes|no|true|false)\b(?=\s*(?:[.,;:!(\u2013\u2014-]|$)|\s+(?:because|since|as)\b)", re.IGNORECASE
@@ -182,7 +189,7 @@ _DATE = re.compile(
 )
 _CORRECT = re.compile(
     r"(?:(?<!nor )(?<!not )\(?(?P<first>[A-J])\)?\s+is\s+"
-    r"(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?i:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
+    r"(?:(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|the\s+only\s)|\b(?i:choose|pick|select|go(?:ing)?\s+with)\s+(?:option\s+)?\(?"
     r"(?P<second>[A-J])\b)[^.\n]*[.\s]*$"
 )
 _PREDICATE = re.compile(
@@ -192,7 +199,7 @@ _PREDICATE = re.compile(
     re.IGNORECASE,
 )
 _EXPLAINED = re.compile(
-    r",?\s+(?:because|since)\b|,\s+(?:while|whereas|not|rather|unlike|(?:closely\s+)?followed\s+by)\b"
+    r",?\s+(?:because|since)\b|,\s+(?:while|whereas|whose|not|rather|unlike|(?:closely\s+)?followed\s+by)\b"
 )
 _AND_OTHERS = re.compile(r"\s(?:and|but|while|whereas)\s")
 """What stands between two predicates of a sentence that says two things: "gold is Au and silver is"."""
@@ -262,7 +269,7 @@ def _value_in_sentence(sentence: str) -> str:
     """The first formula, else the first expression, else the words."""
     if formulas := [match for match in FORMULA.finditer(sentence) if content_of(match)]:
         return joined(run_of(formulas, sentence))
-    for start in START.finditer(sentence):
+    for start in () if _COMPARED.search(sentence) else START.finditer(sentence):
         if found := expressions_at(sentence, start.start()):
             return ", ".join(found)
     return "" if _COMMENT.match(sentence) and len(sentence) < 40 else _EXPLAINED.split(_sentence(sentence))[0]
@@ -343,22 +350,22 @@ _BOUNDED = re.compile(r"([a-zA-Z])\s*(?:[<>\u2264\u2265]|\\[lg](?:eq?)?(?:slant)
 
 def _last_value(text: str) -> str | None:
     """The value of the last sentence that has one. None where that sentence leaves open which value is meant."""
-    parts = [sentence for _, sentence in sentences(text)]
+    parts = [sentence for _, sentence in sentences(text)][-NEAR:]
     if any(map(gives_up, parts[-2:])):
         return None
     for sentence in reversed(parts):
         for part in () if is_question(sentence) else statements(sentence):
             if found := _last_formula(part) or _last_result(part) or _last_expression(part):
                 return None if is_plan(part) or has_several(part) else found
-    return _last_formula(text, names=True)
+    return ""
 
 
-_MEASURED = re.compile(r"\A[^=<>]*[\d}]\Z")
+_MEASURED = re.compile(r"\A[^<>]*[\d}]\Z")
 
 
-def _last_formula(sentence: str, *, names: bool = False) -> str:
+def _last_formula(sentence: str) -> str:
     """The last formula that may be an answer, with those before it that say as much: `$1$, $2$ and $3$`."""
-    formulas = formulas_with_value(sentence) or (list(FORMULA.finditer(sentence)) if names else [])
+    formulas = formulas_with_value(sentence)
     run = formulas[-1:]
     for match in reversed(formulas[:-1]):
         if not BETWEEN_VALUES.fullmatch(sentence, match.end(), run[0].start()) or not _alike(match, run[0]):
@@ -436,7 +443,8 @@ def _last_expression(text: str) -> str:
         run
         and "=" not in run[0][2]
         and not parts
+        and not RELATION.search(run[0][2])
         and not re.search(r"\b(?:are|measure|equal|namely):?\s*\Z", text[: run[0][0]])
     ):
         run = run[-1:]
-    return ", ".join(value for _, _, value in run)
+    return (" or " if run and RELATION.search(run[0][2]) else ", ").join(value for _, _, value in run)

@@ -66,7 +66,9 @@ _ASIDE = re.compile(
     r"|,\s+(?:which\s+is\s+)?(?:attained|achieved|reached|obtained|which\s+occurs|occurring)\s+(?:at|when|for|if|by)\b[^,]*\Z",
     re.DOTALL,
 )
-_THEN = re.compile(r"[,;]\s+(?:and\s+)?(?:so|thus|hence|therefore|which\s+means)\b")
+_THEN = re.compile(
+    r"[,;]\s+(?:and\s+)?(?:so|thus|hence|therefore|which\s+(?:means|leaves|makes|gives)|leaving|giving)\b"
+)
 _SAYS = re.compile(
     r"[$)\]][^$\\()]{0,80}?\b(?:is|are|equals|becomes|must\s+be|will\s+be|(?:doubles|comes|amounts|adds\s+up|rises)\s+to)\s+"
     r"(?:exactly\s+|about\s+|approximately\s+)?(?=-?[\d.,/]*\d%?[a-z .\n]*\Z)"
@@ -100,8 +102,8 @@ _JOINED = (
     r"(?:[,;]\s+(?:(?:and|but|while|whereas)\s+|(?=(?:the|an?|his|her|its|[A-Z])\b))|\s(?:and|but|while|whereas)\s+)"
 )
 _TOGETHER = (
-    r"(?:so|thus|hence|therefore|their|total|sum|product|difference|ratio|probability|average|greatest|largest|smallest"
-    r"|least|together|altogether)\b"
+    r"(?:so|thus|hence|therefore|their|total|sum|product|(?<!common )difference|ratio|probability|average|greatest"
+    r"|largest|smallest|least|together|altogether)\b"
 )
 _END = r"(?:\^\{?\d\}?|[^\d$\\=])*\Z"
 _COORDINATED = re.compile(
@@ -115,6 +117,11 @@ _COUNTED = re.compile(
     rf"|\b[a-z]{{3,}}\s+{NUMBER}\s+and\s+[a-z]{{3,}}\s+{NUMBER}{_END}"
 )
 """Several things, counted: "3 cups of flour and 2 cups of sugar"."""
+_NAMED = re.compile(
+    r"\$\s*([a-wA-Z](?:\(\w\))?)\s*=[^$=]*\$[^$=,;]{0,12}\s(?:and|but)\s+\$\s*(?!\1)[a-wA-Z](?:\(\w\))?\s*=[^$=]*\$[^$=\d]{0,12}\Z"
+)
+"""Values of two names that are no coordinates: `$a = 2$ and $b = 7$`."""
+_SIDES = re.compile(rf"{NUMBER}\s?[a-z]+\s+by\s+{NUMBER}\s?[a-z]+{_END}")
 _RANGE = re.compile(rf"\bbetween\s+{_VALUE}\s+and\s+{_VALUE}{_END}|\bfrom\s+{_VALUE}[^.;,=]*?\sto\s+{_VALUE}{_END}")
 _LEADING = re.compile(
     r"\A\W*(?:(?:since|as|if|when|because|after|with|given)\b|(?:for)\s+(?=\S+,))(?:[^,$]|\$[^$]*\$|(?<=\d),(?=\d))*,",
@@ -134,7 +141,7 @@ _PLAN = re.compile(
     r"(?:\W*(?:(?:so|now|next|then|first|finally|thus|hence|and|but)\b,?\s+)*"
     r"(?:(?:let(?!\s+me\s+know)|suppose|assum(?:e|ing)|consider|denote|recall)\b"
     r"|(?:we|I)\s+(?:(?:will|can|must|should|now|then|next)\s+)*(?:substitute|consider|try|apply|assumed?|suppose|verify)\b)"
-    rf"|.*\b(?:needs?|have|want|going|remains?|trying|question\s+is)\s+(?:whether|to\s+{_COMPUTE})\b)",
+    rf"|.*\b(?:needs?|have|want|going|remains?|suffices|must|trying|question\s+is)\s+(?:whether|(?:to\s+)?{_COMPUTE})\b)",
     re.IGNORECASE | re.DOTALL,
 )
 _GIVES_UP = re.compile(
@@ -160,4 +167,4 @@ def gives_up(sentence: str) -> bool:
 
 def has_several(statement: str) -> bool:
     """Whether it ends on values of several things, of which one may be the answer."""
-    return any(pattern.search(statement) for pattern in (_COORDINATED, _COUNTED, _RANGE))
+    return any(pattern.search(statement) for pattern in (_COORDINATED, _COUNTED, _NAMED, _SIDES, _RANGE))
