@@ -16,7 +16,8 @@ lm-eval MATH box  its `is_equiv` of the last boxes
 lm-eval GSM8K     gsm8k's strict filter, made for that benchmark alone: what follows ####
 lm-eval GSM8K any gsm8k's flexible filter: the last number
 
-With --rules every rule of ours is switched off in turn: how many verdicts does it move, and to which side?
+With --rules every rule of ours is switched off in turn, of a pattern also each of its alternatives: how many verdicts
+does it move, and to which side?
 """
 
 import argparse
@@ -30,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, ClassVar
@@ -38,12 +40,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 from support.answer_pairs import DIFFERENT, EQUAL, RULES
+from support.everyday import everyday
 from support.graded_outputs import OUTPUTS
 from telling import at, begin
 
-from cgd_stages.grading import compare, expressions, extraction, formulas, markup, numerals, spelling, units
+from cgd_stages.grading import compare, expressions, extraction, formulas, markup, numerals, prose, spelling, units
 from cgd_stages.grading.grader import Grader
-from cgd_stages.grading.reference import reference_answer
+from cgd_stages.grading.reference import is_in_words, reference_answer
 
 Decide = Callable[[str, str], bool]
 """Solution and answer in, accepted out."""
@@ -82,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     asked = set(filter(None, options.graders.split(",")))
     begin()
-    compared = {"our own answers": own_pairs(), "our own outputs": own_outputs()}
+    compared = {"our own answers": own_pairs(), "our own outputs": own_outputs(), "everyday replies": everyday_pairs()}
     for file in options.files:
         compared[file.name] = pairs = list(pairs_of(file, options.others))
         unmarked = [replace(pair, solution=without_mark(pair.solution)) for pair in pairs]
@@ -115,6 +118,10 @@ def own_pairs() -> list[Pair]:
 
 def own_outputs() -> list[Pair]:
     return [Pair(output, reference, own=right) for _, right, reference, output in OUTPUTS]
+
+
+def everyday_pairs() -> list[Pair]:
+    return [Pair(reply, reference, own=right) for reply, references in everyday() for reference, right in references]
 
 
 def without_mark(solution: str) -> str:
@@ -275,7 +282,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "extraction._yes_or_no": lambda text: "",
     "extraction._last_value": lambda text: "",
     "extraction._alone": lambda text: "",
-    "extraction._without_remarks": lambda text: text,
+    "prose.without_remarks": lambda text: text,
+    "extraction._words": lambda text: "",
+    "extraction._left": lambda found, denied: found,
+    "prose.is_plan": lambda sentence: False,
+    "prose.is_question": lambda sentence: False,
+    "prose.gives_up": lambda sentence: False,
+    "prose.has_several": lambda statement: False,
     "markup.without_markup": lambda text: text,
     "formulas._is_condition": lambda formula, sentence: False,
     "formulas.is_mere_name": lambda content: False,
@@ -311,7 +324,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "expressions._braced": lambda text, before, command: text,
 }
 """What takes the place of a function when it is off."""
-FINDING = (markup, formulas, extraction)
+FINDING = (markup, formulas, prose, extraction)
 MODULES = (*FINDING, compare, spelling, numerals, units, expressions)
 """Each before those that import a pattern from it."""
 
@@ -329,9 +342,27 @@ def switches() -> Iterator[tuple[str, ModuleType, str, Any]]:
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern) and value not in listed and all(value is not one for one in earlier):
                 yield f"{room}.{name}", module, name, NEVER
+                yield from ((f"{room}.{name} | {one}", module, name, rest) for one, rest in without_each(value))
             elif off := FUNCTIONS.get(f"{room}.{name}"):
                 yield f"{room}.{name}", module, name, off
         earlier += vars(module).values()
+
+
+def without_each(pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Each outer alternative of a pattern, and the pattern without it; none where it has one alone."""
+    ends, depth, place = [-1], 0, 0
+    text = pattern.pattern
+    while place < len(text):
+        letter = text[place]
+        if letter == "[":
+            place = text.index("]", place + 2 + (text[place + 1] == "^"))
+        depth += (letter == "(") - (letter == ")")
+        ends += [place] if letter == "|" and not depth else []
+        place += 1 + (letter == "\\")
+    parts = [text[first + 1 : last] for first, last in pairwise((*ends, len(text)))]
+    for place, part in enumerate(parts if len(parts) > 1 else ()):
+        # It never matches, but its groups stay.
+        yield part, re.compile("|".join((*parts[:place], f"(?!)(?:{part})", *parts[place + 1 :])), pattern.flags)
 
 
 def put(module: ModuleType, name: str, value: Any) -> None:
@@ -390,7 +421,7 @@ def show_rules(compared: dict[str, list[Pair]]) -> None:
         forget()
         moved = Counter[tuple[str, bool]]()
         for (group, pair), before, rules_in_pair in zip(pairs, normal, touched, strict=True):
-            if rule in rules_in_pair or off is FUNCTIONS.get(rule):
+            if rule.partition(" | ")[0] in rules_in_pair or rule in rules_in_pair or off is FUNCTIONS.get(rule):
                 after = verdict(pair, known if module in FINDING else {})
                 moved[group, after is pair.own] += before != after
         put(module, name, value)
@@ -421,7 +452,7 @@ def watched_verdicts(
 
 
 def forget() -> None:
-    for cached in (spelling.spell, expressions.parsed, expressions.set_of, extraction._sentences):
+    for cached in (spelling.spell, expressions.parsed, expressions.set_of, prose.sentences):
         cached.cache_clear()
 
 
@@ -430,7 +461,8 @@ def verdict(pair: Pair, known: dict[tuple[str, str], bool]) -> bool:
     signal.signal(signal.SIGPROF, out_of_time)
     signal.setitimer(signal.ITIMER_PROF, 10)
     try:
-        found, reference = extraction.find_answer(pair.solution), reference_answer(pair.answer)
+        reference = reference_answer(pair.answer)
+        found = extraction.find_answer(pair.solution, in_words=is_in_words(reference))
         if found.source == "none" or reference == found.text:
             return found.source != "none"
         if (reference, found.text) not in known:

@@ -197,7 +197,7 @@ _AND = re.compile(
 )
 _BOUND = re.compile(r"[<>]|\\[lg]e(?![a-zA-Z])")
 _NAMES = re.compile(
-    r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\))\s*=\s*"
+    r"\s*(?:\(\s*[a-zA-Z](?:_\{\w+\})?(?:\s*,\s*[a-zA-Z](?:_\{\w+\})?)+\s*\)|^(?:P|\\Pr)\s*\([^()=]*\)|^\|[^|=]*[A-Z][^|=]*\|)\s*=\s*"
 )
 _MEMBER = re.compile(
     r"^\s*(?:\\mathbf\{\w\}|\\nabla\s*\w|[A-Z]\s*\\(?:cap|cup|setminus)\s*[A-Z]|[a-zA-Z]|\\[a-z]+)(?:_\{\w+\})?\s*(?:\\in(?![a-zA-Z])\s*|=\s*(?=\\\{|\\text|\\emptyset|[(\[][^()\[\]]*,[^()\[\]]*[)\]]$))"
@@ -385,13 +385,18 @@ def _name_of(equation: list[str]) -> str:
     return re.sub(r"\s|\(\s*\w+\s*\)", "", unwrapped(equation[0] if _is_name(equation[0]) else equation[-1]))
 
 
+_TERM = r"[a-zA-Z](?:(?:\^\{-1\})?\s*\(\s*\d+\s*\))?"
+_SUM = re.compile(rf"{_TERM}(?:\s*[-+]\s*{_TERM})+")
+"""The sum of names, or of a function's values: a + b, f(0) + f(6)."""
+
+
 def _value_of(equation: list[str]) -> str | None:
     first, last = equation[0], equation[-1]
     if len(equation) == 1 or _is_name(first):
         return last
     if _is_name(last):
         return first
-    is_sum = re.fullmatch(r"[a-zA-Z](?:\s*[-+]\s*[a-zA-Z])+", first)
+    is_sum = _SUM.fullmatch(first)
     return None if last == "0" and re.search(r"[a-zA-Z]", first) and not is_sum else last
 
 

@@ -16,8 +16,8 @@ math-verify 0.9 has other rules: its last match wins, also a number inside a lon
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from cgd_stages.grading.formulas import (
@@ -36,7 +36,18 @@ from cgd_stages.grading.formulas import (
 )
 from cgd_stages.grading.markup import last_boxes, without_markup
 from cgd_stages.grading.numerals import NUMBER_WORD, of_words
-from cgd_stages.grading.spelling import CHEMICAL, EQUALS, MONTHS
+from cgd_stages.grading.prose import (
+    NUMBER,
+    SPAN,
+    gives_up,
+    has_several,
+    is_plan,
+    is_question,
+    sentences,
+    statements,
+    without_remarks,
+)
+from cgd_stages.grading.spelling import CHEMICAL, EQUALS, MONTHS, bare, split
 from cgd_stages.grading.spelling import sides as sides_of
 from cgd_stages.grading.units import unit_after
 
@@ -52,6 +63,8 @@ class FoundAnswer:
 
 
 NOTHING = FoundAnswer("", "none")
+NEAR = 3
+"""The last sentences of an output in which an unmarked answer is looked for."""
 TAIL = 4000
 """The last characters of an output in which an unmarked answer is looked for."""
 
@@ -59,17 +72,19 @@ TAIL = 4000
 def find_answer(output: str, *, in_words: bool = False) -> FoundAnswer:
     """The answer of a text. `source` tells a boxed answer from one that was found in the words. `in_words`: words are
     asked for, such as a name or a day, so the last sentence's words count before its numbers."""
-    text = _NEGATED.sub("", without_markup(output))
+    text, denied = _without_denied(without_markup(output))
     boxes, end = last_boxes(text)
     if line := explicit_last_line(text, end):
         return FoundAnswer(line, "text")
     if boxes:
         return FoundAnswer(", ".join(dict.fromkeys(boxes)), "boxed")
-    for part in (_without_remarks(text[end:]), text[end:]):
+    for part in (without_remarks(text[end:]), text[end:]):
         for rule in (announced, _lettered, _yes_or_no, *((_words,) if in_words else ()), _last_value, _alone):
-            if found := rule(part):
+            if (found := rule(part)) is None:
+                return NOTHING
+            if found := _left(found, denied) or (found if rule is announced else ""):
                 return FoundAnswer(found, "text")
-    if numbers := list(NUMBER_WORD.finditer(_sentences(text[end:])[-1][1])):
+    if numbers := list(NUMBER_WORD.finditer(sentences(text[end:])[-1][1])):
         return FoundAnswer(of_words(numbers[-1]), "text")
     return NOTHING
 
@@ -81,11 +96,25 @@ _VALUE = (
 _NEGATED = re.compile(
     rf"(?:\b(?:not|cannot|instead of|rather than|reject|discard)"
     rf"|n['\u2019]t)\s+(?:be\s+|equal(?:\s+to)?\s+)?{_VALUE}"
-    rf"|(?<![\w.\\{{^(+*/=-]){_VALUE}\s+(?:is|are)\s+(?:wrong|incorrect|impossible|not\s+(?:correct|right|possible))\b"
+    rf"|(?<![\w.\\{{^(+*/=-]){_VALUE}\s+(?:(?:is|are)\s+(?:wrong|incorrect|impossible|extraneous|rejected|excluded|invalid|discarded"
+    r"|too\s+(?:large|small|big|high|low|many|few)|not\s+(?:correct|right|possible|valid|allowed|a\s+solution))"
+    r"|(?:do(?:es)?\s+not|do(?:es)?n['\u2019]t)\s+(?:satisfy|work|hold|fit)|fails?)\b"
     rf"|\b(?:is|are|be)\s+(?:strictly\s+)?(?:less|more|greater)\s+than\s+{_VALUE}(?=[.\s]*\Z)",
     re.IGNORECASE,
 )
 """A value that the text says is none."""
+
+
+def _without_denied(text: str) -> tuple[str, set[str]]:
+    """The text without the values that it says are none, and these values."""
+    values = (value for denial in _NEGATED.finditer(text) for value in re.findall(_VALUE, denial[0], re.IGNORECASE))
+    return _NEGATED.sub("", text), {bare(sides_of(value)[-1]) for value in values}
+
+
+def _left(found: str, denied: Collection[str]) -> str:
+    """What is left of an answer without the values that the text has denied somewhere: `5` of `5, -2`."""
+    values = split(found) if denied else []
+    return ", ".join(value for value in values if bare(sides_of(value)[-1]) not in denied) if values else found
 
 
 # --- announcements ----------------------------------------------------------------------------------------------
@@ -94,8 +123,8 @@ FINAL_MARK = re.compile(r"####\s*(?P<answer>[^\n]+)")
 _VERB = r"(?:\s+(?:is|are|was|must\s+be|should\s+be|would\s+be|will\s+be|equals|comes?\s+(?:out\s+)?to)\b|\s*:)"
 _ANNOUNCEMENT = re.compile(
     r"\b(?:(?P<answer_word>(?<!is the )(?<!is the final )(?<!as the )answers?|ans\.?)"
-    r"|results?|solutions?|roots?|(?P<choice_word>(?:correct|right|best|appropriate)\s+(?:choice|option|letter)))\b"
-    rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)(?!\s+not\b)[\s:]*(?=(?P<answer>[^\n]+))",
+    r"|results?|solutions?|roots?|(?P<choice_word>(?:correct|right|best|appropriate|likely)\s+(?:choice|option|letter)))\b"
+    rf"(?:[^.:=\n$\\]{{0,80}}?{_VERB}|\s*=|(?<=answer)\s*\n)(?!\s+(?:not|to\s+[a-z]+)\b)[\s:]*(?=(?P<answer>[^\n]+))",
     re.IGNORECASE,
 )
 EXPLICIT_LINE = re.compile(
@@ -116,12 +145,22 @@ _LETTERS = re.compile(
     r"\(?[A-J]\)?(?:(?:\s*,(?:\s*and\b)?|\s+and\b|\s*&)\s*\(?[A-J]\)?)+(?=\s*(?:[.;:!]|$))", re.MULTILINE
 )
 _LETTER_AT_END = re.compile(
-    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is)|\b[Ii]t['\u2019]s"
+    r"(?:\b(?:[Oo]ption|[Cc]hoice|[Ss]tatement|must\s+be|it\s+is|leav(?:es|ing)(?:\s+only)?)|\b[Ii]t['\u2019]s"
     r"|(?:\A|[.!?]\s|\n)(?:So|Thus|Hence|Therefore),?)\s+\(?([A-J])\)?[.\s]*\Z|\bletter\b[^.\n]{0,60}\bis\s+([A-Z])[.\s]*\Z"
 )
 _REASONED_LETTER = re.compile(r"\W*\(?([A-J])\)?(?:,|\s[-\u2013\u2014])?\s+(?:because|since|as)\b")
 _NAMED_OPTION = re.compile(
     r"\b(?:option|choice)\s+\(?([A-J])\b\)?\s+(?!(?:is|was|are|and|or|nor|cannot|can|does)\b)[a-z]+"
+)
+_SPANS = re.compile(rf"\d+\s?{SPAN}(?:,?\s+(?:and\s+)?\d+\s?{SPAN})+\b")
+_MORE = re.compile(
+    rf"{NUMBER}\s+(?:or\s+(?:more|less|fewer|greater)\b|[a-z]+(?:,\s+{NUMBER}\s+[a-z]+)*,?\s+and\s+{NUMBER}\s+[a-z]+)"
+    rf"|{NUMBER}\s?[a-z]+\s*(?:\u00d7|\\times|x|by)\s*{NUMBER}\s?[a-z]+"
+)
+"""A number that is a part of what is said: `12 or more`, `12 apples and 5 oranges`."""
+_COMPARED = re.compile(
+    r"\b(?:more|less|fewer|greater|larger|smaller|higher|lower)\s+than\b|\b(?:between|at\s+least|at\s+most|same\s+as)\b",
+    re.IGNORECASE,
 )
 _SMALL_LETTER = re.compile(r"\(?[a-j]\)")
 _YES_OR_NO = re.compile(
@@ -132,9 +171,11 @@ _SAID = re.compile(
     r"|\bboth\s+(?P<pair>(?-i:[A-J])\s+and\s+(?-i:[A-J]))\s+(?:are|hold|apply)\b"
     rf"|\b(?:options?|choices?|statements?|answers?|order|ranking)\b[^.\n]*\b(?:is|are)\s+(?P<letters>(?-i:{_LETTERS.pattern}))[.\s]*\Z"
     r"|\b(?P<state>does\s+not\s+exist|(?<=is\s)(?:undefined|indeterminate|impossible)|(?:con|di)verges)[.\s]*\Z"
-    r"|(?:\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis|\bthat['\u2019]s)\s+(?P<word>true|false)\b(?=\s*(?:[.,;!]|$)|\s+(?:because|since|as)\b)",
+    r"|\b(?P<unknown>cannot\s+be\s+determined)\b"
+    r"|(?:\b(?:statement|claim|conjecture)\b[^.\n]{0,60}?\bis|\bthat['\u2019]s)\s+(?P<word>true|false)\b(?=\s*(?:[.,:;!]|$)|\s+(?:because|since|as)\b)",
     re.IGNORECASE,
 )
+_BOTH = re.compile(r"\b(true|false)\b.*\b(?:and|but|while|whereas)\b.*\b(?!\1)(?:true|false)\b", re.IGNORECASE)
 _ALL_BUT = re.compile(
     r"\ball\s+(?:real\s+(?:numbers?|values)|reals)(?:\s+of\s+\$?x\$?)?\s+except\s+(?:for\s+)?\$?(?:x\s*=\s*)?"
     r"(?P<value>-?[\d./]*\d)\$?[.\s]*\Z"
@@ -147,7 +188,8 @@ _DATE = re.compile(
     rf"(?:{MONTHS})\s+\d{{1,2}}(?:,?\s+\d{{4}})?(?!\d)|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?:{MONTHS})(?:,?\s+\d{{4}})?"
 )
 _CORRECT = re.compile(
-    r"(?:\(?(?P<first>[A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|\b(?i:choose|pick|select|go\s+with)\s+(?:option\s+)?\(?"
+    r"(?:(?<!nor )(?<!not )\(?(?P<first>[A-J])\)?\s+is\s+"
+    r"(?:(?:the\s+)?(?:correct|right|best|(?:final\s+)?answer)|the\s+only\s)|\b(?i:choose|pick|select|go(?:ing)?\s+with)\s+(?:option\s+)?\(?"
     r"(?P<second>[A-J])\b)[^.\n]*[.\s]*$"
 )
 _PREDICATE = re.compile(
@@ -156,6 +198,11 @@ _PREDICATE = re.compile(
     r"(?:(?:called|named|(?:best\s+)?(?:known|described|classified|characteri[sz]ed)\s+as|in|at|on|by|from|the|an?)\s+)*",
     re.IGNORECASE,
 )
+_EXPLAINED = re.compile(
+    r",?\s+(?:because|since)\b|,\s+(?:while|whereas|whose|not|rather|unlike|(?:closely\s+)?followed\s+by)\b"
+)
+_AND_OTHERS = re.compile(r"\s(?:and|but|while|whereas)\s")
+"""What stands between two predicates of a sentence that says two things: "gold is Au and silver is"."""
 _NAME_WITH_DIGITS = re.compile(rf"\b\d(?:,\d)*-[a-z]+|{CHEMICAL.pattern}")
 _REACTION = re.compile(r"->|\u2192")
 _COMMENT = re.compile(r"(?:not|correct|right|wrong|incorrect|clear|found|given|obtained|shown|the)\b", re.IGNORECASE)
@@ -179,7 +226,7 @@ def announced(text: str) -> str:
     Solutions and results may be those of a step, so they count in the last sentence alone.
     """
     final = list(FINAL_MARK.finditer(text))
-    last = _sentences(text)[-1][0]
+    last = sentences(text)[-1][0]
     found = final or [one for one in _ANNOUNCEMENT.finditer(text) if _is_final(one) or one.start() >= last]
     for match in reversed(found):
         behind = text[match.start("answer") : match.start("answer") + _READ]
@@ -187,8 +234,8 @@ def announced(text: str) -> str:
             return value
         if match.start() >= last and (formulas := formulas_with_value(match["answer"])):
             return joined(formulas[-1:])
-    sentences = (_value_in_sentence(one["answer"]) for one in reversed(found) if final or _is_final(one))
-    return next(filter(None, sentences), "")
+    within = (_value_in_sentence(one["answer"]) for one in reversed(found) if final or _is_final(one))
+    return next(filter(None, within), "")
 
 
 def _is_final(announcement: re.Match[str]) -> bool:
@@ -210,6 +257,8 @@ def _value_at_start(words: str) -> str | None:
         return word[0]
     if (formula := FORMULA.match(words)) and content_of(formula):
         return joined(run_of(list(FORMULA.finditer(words)), words))
+    if whole := _SPANS.match(words) or _MORE.match(words):
+        return whole[0]
     if (end := expression_end(words, 0)) is not None:
         computed = re.match(r"(?:\s*[-+*/\u00d7\u00f7=]\s*[^.\n=]{0,60}(?:\.\d+)?)*=[^\n]*", words[end:])
         return (computed and _last_result(words[: end + computed.end()])) or ", ".join(expressions_at(words, 0))
@@ -220,10 +269,10 @@ def _value_in_sentence(sentence: str) -> str:
     """The first formula, else the first expression, else the words."""
     if formulas := [match for match in FORMULA.finditer(sentence) if content_of(match)]:
         return joined(run_of(formulas, sentence))
-    for start in START.finditer(sentence):
+    for start in () if _COMPARED.search(sentence) else START.finditer(sentence):
         if found := expressions_at(sentence, start.start()):
             return ", ".join(found)
-    return "" if _COMMENT.match(sentence) and len(sentence) < 40 else _sentence(sentence)
+    return "" if _COMMENT.match(sentence) and len(sentence) < 40 else _EXPLAINED.split(_sentence(sentence))[0]
 
 
 def _sentence(text: str) -> str:
@@ -237,7 +286,7 @@ def _yes_or_no(text: str) -> str:
         return match["word"]
     if but := _ALL_BUT.search(line):
         return rf"\mathbb{{R}} \setminus \{{{but['value']}\}}"
-    said = _SAID.search(line)
+    said = None if _BOTH.search(line) else _SAID.search(line)
     return str(next(filter(None, said.groups()))) if said else ""
 
 
@@ -248,13 +297,13 @@ def _lettered(text: str) -> str:
     options = _OPTION.findall(text)
     if len(options) == 1 and re.match(rf"\W*{re.escape(options[0])}", text):
         return str(options[0])
-    named = set(_NAMED_OPTION.findall(_sentences(text)[-1][1]))
+    named = set(_NAMED_OPTION.findall(sentences(text)[-1][1]))
     return str(named.pop()) if len(named) == 1 else ""
 
 
 def _words(text: str) -> str:
     """What the last sentence says something is, or a short text that says nothing of anything: "It is iron (Fe)." """
-    sentence = _sentences(text)[-1][1].strip(" \n.!\"'\u201c\u201d")
+    sentence = _EXPLAINED.split(sentences(text)[-1][1].strip(" \n.!\"'\u201c\u201d"))[0]
     if state := re.search(r"\b(?:con|di)verges\b(?!\s+to)", sentence):
         return state[0]
     for times in (_DATE, _DAY, _MONTH):
@@ -263,7 +312,9 @@ def _words(text: str) -> str:
     if quoted := re.search(r"[\"\u201c]([^\"\u201c\u201d]{2,100})\Z", sentence):
         return quoted[1]
     *said, last = _PREDICATE.split(sentence)
-    if not said and (len(last) > 60 or text.strip() != _sentences(text)[-1][1].strip()):
+    if len(said) > 1 and _AND_OTHERS.search(said[-1]):
+        return ""
+    if not said and (len(last) > 60 or text.strip() != sentences(text)[-1][1].strip()):
         return ""
     last = last if said else re.sub(r"^(?:We|I)\s+(?!and\b)(?:(?:therefore|thus)\s+)?", "", last)
     last = re.sub(r"\s*\((?=[^()]*\d{3}|(?:[^()\s]+\s+){2})[^()]*\)", "", last)
@@ -282,7 +333,7 @@ def _words(text: str) -> str:
 
 def _alone(text: str) -> str:
     """A short text that is nothing but an answer, a letter or an expression; or the last day that it names."""
-    if days := _DAY.findall(_sentences(text)[-1][1]):
+    if days := _DAY.findall(sentences(text)[-1][1]):
         return str(days[-1])
     text = text.strip().rstrip(".")
     if len(text) > 60 or "\n" in text or not text:
@@ -294,92 +345,34 @@ def _alone(text: str) -> str:
 
 # --- an unmarked answer -----------------------------------------------------------------------------------------
 
-_SENTENCE_END = re.compile(
-    r"[.!?]\)?(?:\$+|\\\])?\)?\s+(?=[A-Z(\\$])|(?:\\\]|\\end\{\w+\*?\})\s*(?=[A-Z(])|\n\s*\n|\n(?=[A-Z])"
-)
-_REMARK = re.compile(
-    r"\((?=[A-Z][a-z]+\s)|(?:Note|Notice|Remark|Alternatively|Check|Verif(?:ication|y(?:ing)?)|Explanation|To\s+(?:check|verify)|In\s+fact|Indeed|"
-    r"For\s+these\s+values|I\s+hope|(?:We|You|One)\s+(?:may|can|might)\s+(?:also\s+)?(?:check|verify|recogni[sz]e))\b"
-)
-
-
-@lru_cache(maxsize=8)
-def _sentences(text: str) -> list[tuple[int, str]]:
-    """The sentences with their places. A formula is never cut."""
-    formulas = [match.span() for match in FORMULA.finditer(text)]
-    places, start, later = [], 0, 0
-    for end in _SENTENCE_END.finditer(text):
-        while later < len(formulas) and formulas[later][1] <= end.start():
-            later += 1
-        inside = later < len(formulas) and formulas[later][0] < end.start() and formulas[later][1] > end.end()
-        if not inside:
-            places.append((start, end.end()))
-            start = end.end()
-    places.append((start, len(text)))
-    return [(first, text[first:last]) for first, last in places if text[first:last].strip()] or [(0, text)]
-
-
-def _without_remarks(text: str) -> str:
-    """The text without the remarks at its end, which may have several sentences in brackets."""
-    sentences = _sentences(text)
-    first = len(sentences)
-    for place in range(len(sentences) - 1, 0, -1):
-        opened = sum(sentence.count("(") - sentence.count(")") for _, sentence in sentences[place:first])
-        if _REMARK.match(sentences[place][1]):
-            first = place
-        elif opened >= 0:
-            break
-    return text[: sentences[first][0]] if first < len(sentences) else text
-
-
 _BOUNDED = re.compile(r"([a-zA-Z])\s*(?:[<>\u2264\u2265]|\\[lg](?:eq?)?(?:slant)?(?![a-zA-Z]))")
-_ASIDE = re.compile(
-    r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
-    r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
-    r"|\s*\((?:rounded\s|\d+\s[a-z]+\s+and\s+\d+\s[a-z]+)[^()]*\)"
-    r"|(?<=[a-z])\s+\(\d+\s[a-z]+\)(?=[.\s]*\Z)|\s+(?:at|by)\s+\d{1,2}(?::\d\d)?\s*(?:[ap]\.?m\b\.?|o'clock)(?=[.\s]*\Z)"
-    r"|(?<=[\w)}$]),\s+(?:when|where|if|assuming|given\s+that)\b[^,]*\Z"
-    r"|(?<=[a-z])\s+for\s+\d[\d,.]*\s+(?!dollars|cents|euros)[a-z]+(?=[.\s]*\Z)"
-    r"|(?<=[a-z])\s+when\s+(?:he|she|it|they)\b[^,=\d]*\bin\s+\d{4}(?=[.\s]*\Z)"
-    r"|,?\s+(?:in\s+total|in\s+all|altogether):\s.*|(?<=[\d$)])\s+out\s+of\s+(?:the\s+)?\$?\d.*"
-    r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
-    r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
-    r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z|\s+in\s+\d+\s+(?:second|minute|hour|day|week|month|year)s?\.?\s*\Z"
-    r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z"
-    r"|,\s+(?:which\s+is\s+)?(?:attained|achieved|reached|obtained|which\s+occurs|occurring)\s+(?:at|when|for|if|by)\b[^,]*\Z",
-    re.DOTALL,
-)
-_THEN = re.compile(r"[,;]\s+(?:and\s+)?(?:so|thus|hence|therefore|which\s+means)\b")
-_SAYS = re.compile(
-    r"[$)\]][^$\\()]{0,80}?\b(?:is|are|equals|becomes|must\s+be|will\s+be|(?:doubles|comes|amounts|adds\s+up|rises)\s+to)\s+"
-    r"(?:exactly\s+|about\s+|approximately\s+)?(?=-?[\d.,/]*\d%?[a-z .\n]*\Z)"
-)
-"""The verb between a formula and the number that it is: "The last digit of $3^{10}$ is 9." """
-_WITHIN = re.compile(r"\b(?:finish|complete)\w*\s[^.,]*\sin\s+\d+\s+[a-z]+\.?\s*\Z")
-_PURPOSE = re.compile(r"\b((?:tak|took|need|cost|requir)\w*\s[^.,=]*?\d[^,=]*?)\s+to\s+[a-z]{3,}\s[^,=]*\Z")
 
 
-def _last_value(text: str) -> str:
-    """The value of the last sentence that has one."""
-    for _, sentence in reversed(_sentences(text)):
-        brief = sentence if _WITHIN.search(sentence) else _PURPOSE.sub(r"\1", _ASIDE.sub("", sentence))
-        for part in (_THEN.split(brief)[-1], brief, sentence):
-            if said := _SAYS.search(part):
-                part = part[said.end() :]
+def _last_value(text: str) -> str | None:
+    """The value of the last sentence that has one. None where that sentence leaves open which value is meant."""
+    parts = [sentence for _, sentence in sentences(text)][-NEAR:]
+    if any(map(gives_up, parts[-2:])):
+        return None
+    for sentence in reversed(parts):
+        for part in () if is_question(sentence) else statements(sentence):
             if found := _last_formula(part) or _last_result(part) or _last_expression(part):
-                return found
-    return _last_formula(text, names=True) or _last_expression(text)
+                return None if is_plan(part) or has_several(part) else found
+    return ""
 
 
-def _last_formula(sentence: str, *, names: bool = False) -> str:
+_MEASURED = re.compile(r"\A[^<>]*[\d}]\Z")
+
+
+def _last_formula(sentence: str) -> str:
     """The last formula that may be an answer, with those before it that say as much: `$1$, $2$ and $3$`."""
-    formulas = formulas_with_value(sentence) or (list(FORMULA.finditer(sentence)) if names else [])
+    formulas = formulas_with_value(sentence)
     run = formulas[-1:]
     for match in reversed(formulas[:-1]):
         if not BETWEEN_VALUES.fullmatch(sentence, match.end(), run[0].start()) or not _alike(match, run[0]):
             break
         run.insert(0, match)
-    return joined(run)
+    unit = unit_after(sentence[run[0].end() :]).strip() if len(run) == 1 else ""
+    return joined(run) + (rf"\text{{ {unit}}}" if unit and _MEASURED.search(joined(run)) else "")
 
 
 def _alike(one: re.Match[str], other: re.Match[str]) -> bool:
@@ -410,10 +403,12 @@ def _last_result(sentence: str) -> str:
     return ""
 
 
-_KNOWN = re.compile(r"\b(?:the|these|those|all|his|her|their)\s\Z")  # numbers of the question: "in the 6 boxes"
+_KNOWN = re.compile(
+    r"\b(?:the|these|those|all|his|their|(?:in|of|for|with|on|from|to)\s+her)\s\Z"
+)  # numbers of the question: "in the 6 boxes"
 
 
-_SPAN = re.compile(r"\d+\s?(hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|pounds?)")
+_SPAN = re.compile(rf"\d+\s?({SPAN})")
 
 
 def _go_together(one: str, other: str, between: str) -> bool:
@@ -437,7 +432,7 @@ def _last_expression(text: str) -> str:
             continue
         found.append((start.start(), end, last_side(text[start.start() : end].strip())))
         position = end
-    found = [one for one in found if not _KNOWN.search(text[max(0, one[0] - 20) : one[0]])] or found
+    found = [one for one in found if not _KNOWN.search(text[max(0, one[0] - 20) : one[0]])]
     run = found[-1:]
     for one in reversed(found[:-1]):
         if not _go_together(one[2], run[0][2], text[one[1] : run[0][0]]):
@@ -448,7 +443,8 @@ def _last_expression(text: str) -> str:
         run
         and "=" not in run[0][2]
         and not parts
+        and not RELATION.search(run[0][2])
         and not re.search(r"\b(?:are|measure|equal|namely):?\s*\Z", text[: run[0][0]])
     ):
         run = run[-1:]
-    return ", ".join(value for _, _, value in run)
+    return (" or " if run and RELATION.search(run[0][2]) else ", ").join(value for _, _, value in run)

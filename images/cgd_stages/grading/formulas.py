@@ -70,7 +70,12 @@ def formulas_with_value(sentence: str) -> list[re.Match[str]]:
     """The formulas of a sentence that may be an answer: names yield to values, conditions to what is said of them."""
     formulas = [match for match in FORMULA.finditer(sentence) if content_of(match)]
     named = [match for match in formulas if not is_mere_name(content_of(match))]
-    return [match for match in named if not _is_condition(match, sentence)] or named
+    conditions: list[re.Match[str]] = []
+    for match in named:
+        goes_on = bool(conditions) and BETWEEN_VALUES.fullmatch(sentence, conditions[-1].end(), match.start())
+        if _is_condition(match, sentence) or (goes_on and RELATION.search(content_of(match))):
+            conditions.append(match)
+    return [match for match in named if match not in conditions] or named
 
 
 def _is_condition(formula: re.Match[str], sentence: str) -> bool:
@@ -119,7 +124,7 @@ _MONEY = r"(?:\\?\$|[\u20ac\u00a3])"
 START = re.compile(
     rf"(?<![\w.\\])(?<![<>\u2264\u2265])(?<![<>\u2264\u2265]\s)(?:[-+\u2212\u00b1]?\s?{_MONEY}?\s?(?:\d|\.\d)"
     rf"|\\(?:[dtc]?frac|sqrt|pi|infty|log|ln|sin|cos|tan|binom)"
-    rf"(?![a-zA-Z])|(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan))\s?\(|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:[=<>\u2264\u2265]|[-+*/^](?=\s*\S)|(?<=[a-zA-Z])\([^()]{{1,40}}[-+][^()]{{1,40}}\))"
+    rf"(?![a-zA-Z])|(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan))\s?\(|\\\{{|\u221a|\u03c0|[a-zA-Z](?:_\w+|\(\w\))?\s*(?:[=<>\u2264\u2265\u2208]|[-+*/^](?=\s*\S)|(?<=[a-zA-Z])\([^()]{{1,40}}[-+][^()]{{1,40}}\))"
     rf"|(?<![\^_])[({{\[](?=\s*[-\d\\a-z]))"
 )
 _ENDINGS = frozenset(("st", "nd", "rd", "th"))  # of ordinal numbers
@@ -129,7 +134,7 @@ _TOKEN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+|\\[{}%])"
     r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|exp|arc(?:sin|cos|tan)|pi|mod|gcd|lcm)(?![a-zA-Z]))"
     r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2248\u222a\u2229|:])"
+    r"|(?P<operator>\*\*|[-+\u2212\u2013*\u00d7\u00b7\u22c5\u00f7/^_=<>\u2264\u2265\u00b1\u2208\u2248\u222a\u2229|:])"
     rf"|(?P<money>{_MONEY}(?=\s?\d))"
     r"|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<after>!(?![!=]|\s+[A-Z])|%|\u00b0|')|(?P<comma>,)"
     r"|(?P<sign>[\u221a\u03c0\u221e\u2205])"

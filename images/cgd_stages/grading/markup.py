@@ -47,7 +47,7 @@ def without_markup(output: str) -> str:
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=[{\d\-]|\Z)")
 _BARE_BOX = re.compile(r"-?\d+(?:\.\d+)?")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$.]|\\q?quad)*(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?(?:[\s$(\[]|\\q?quad|\\)*"
+    r"(?:[\s$.]|\\q?quad)*(?:[a-z]{3,}\s)?(?:\\text\{)?\s*(?:,|;|and|or|,\s*and|,\s*or)\s*\}?(?:[\s$(\[]|\\q?quad|\\)*"
     r"(?:[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?",
     re.IGNORECASE,
 )

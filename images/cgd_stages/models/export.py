@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.chat.tokenizer import agree, load_tokenizer, store_tokenizer
 from cgd_stages.errors import UserError
+from cgd_stages.models import resolve
 from cgd_stages.models.fit import MXFP4, quantization
 
 log = logging.getLogger(__name__)
@@ -112,16 +114,24 @@ def _refused(config: Any) -> set[str]:
     return set()
 
 
-def try_export(folder: Path, config: Any, template: ChatTemplate) -> None:
+def try_export(
+    folder: Path, config: Any, template: ChatTemplate, stored: Sequence[resolve.Tensor] | None = None
+) -> None:
     """Write all of a student but its weights, as a training writes it at its end, and load that again.
 
-    `folder` has the student's small files. Raises UserError for what could not be stored after the training, or would
-    be read otherwise.
+    `folder` has the student's small files; `stored`: the tensors in its large ones, None where nobody knows. Raises
+    UserError for what could not be stored after the training, or would be read otherwise, and for weights that are not
+    those of the config.
     """
     with tempfile.TemporaryDirectory(prefix="export-") as scratch:
         target = Path(scratch, "model")
         try:
             model = _without_weights(folder, config)
+            if stored and quantization(config) is None and (unlike := _unlike(model, stored)):
+                raise UserError(
+                    f"the weights of the student {template.name} are not those that its config.json describes: {unlike}",
+                    hint="Take a spec.student.model whose config.json and safetensors belong together.",
+                )
             write(
                 model,
                 target,
@@ -137,6 +147,24 @@ def try_export(folder: Path, config: Any, template: ChatTemplate) -> None:
             raise _unstorable(template.name, f"{type(error).__name__}: {error}") from error
         if lost:
             raise _unstorable(template.name, f"transformers would leave out {lost} of its elements")
+
+
+def _unlike(model: Any, stored: Sequence[resolve.Tensor]) -> str:
+    """How the tensors of a student's files differ from its config's, in words; empty where all of these are there.
+
+    transformers 5.19 starts a parameter that is missing from random numbers, with a line in the log, and raises
+    RuntimeError for one of another size. Parts that it joins or splits have other names there, so elements are counted.
+    """
+    held = {tensor.name: tensor for tensor in stored}
+    own = dict(model.named_parameters())
+    for name, parameter in own.items():
+        if name in held and held[name].parameters != parameter.numel():
+            return f"{name} has the shape {list(held[name].shape)}, and should have {list(parameter.shape)}"
+    needed, found = whole(model, own), sum(tensor.parameters for tensor in stored)
+    if found >= needed:
+        return ""
+    lacking = next((name for name in own if name not in held), "")
+    return f"they have {found:,} of {needed:,} elements{f', and none are called {lacking}' if lacking else ''}"
 
 
 def _unstorable(name: str, why: str) -> UserError:

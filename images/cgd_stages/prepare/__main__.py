@@ -168,7 +168,8 @@ def _check_models(context: Context, work: Prepare, chats: dict[str, Chat]) -> tu
     """The student and, unless it is an endpoint, the teacher; and the commits of the models that write their drafts, by
     name. Raises UserError for what the run cannot do with them."""
     student = check_model(context, work.student, work.student_engine, "spec.student", chats["spec.student"])
-    _refuse_untrainable(student, work.training)
+    stored = resolve.tensors(student.served.model, context.store.bucket, context.scratch)
+    _refuse_untrainable(student, work.training, stored)
     _warn_of_thoughts(work, student.template)
     _warn_of_budgets(work)
     models = [student]
@@ -216,8 +217,9 @@ def check_model(context: Context, model: Model, engine: Engine, where: str, chat
     return Checked(resolved, folder, template, fit.Served(where, exact, engine, config, length))
 
 
-def _refuse_untrainable(checked: Checked, work: Train) -> None:
-    """Raise UserError for a student that this training cannot train, or whose trained model it could not store."""
+def _refuse_untrainable(checked: Checked, work: Train, stored: list[resolve.Tensor] | None) -> None:
+    """Raise UserError for a student that this training cannot train, or whose trained model it could not store.
+    `stored`: the tensors of its weights, None where nobody knows them."""
     student, config = checked.served, checked.served.config
     if (method := fit.quantization(config)) not in (None, fit.MXFP4):
         raise UserError(
@@ -233,7 +235,7 @@ def _refuse_untrainable(checked: Checked, work: Train) -> None:
         targets.refuse(config, checked.template.tokenizer, work.adapter)
         if work.learning_rate < targets.LEAST_RATE:
             log.warning("spec.training.learningRate is %g: an adapter learns little", work.learning_rate)
-    try_export(checked.folder, config, checked.template)
+    try_export(checked.folder, config, checked.template, stored)
     if work.packing:
         try_packing(config)
 

@@ -2,28 +2,18 @@
 against references that it has right (+) and wrong (-). All were written before any verdict on them was seen; see
 docs/results.md for how many the grader had wrong before it was mended."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
+from support.everyday import REPLIES, everyday
 
 from cgd_stages.grading.compare import compare
 from cgd_stages.grading.extraction import find_answer
 from cgd_stages.grading.reference import is_in_words, reference_answer
 
-REPLIES = Path(__file__).parents[2] / "support" / "everyday.txt"
 GROUP = 20
 """Replies in a test."""
 
 
-def replies() -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    """Each reply with its references, and whether it is right for each."""
-    for part in f"\n{REPLIES.read_text(encoding='utf-8').strip()}".split("\nO ")[1:]:
-        reply, *lines = part.split("\n")
-        yield reply.replace("\u23ce", "\n"), [(line[2:], line[0] == "+") for line in lines]
-
-
-ALL = list(replies())
+ALL = list(everyday())
 
 
 @pytest.mark.parametrize("first", range(0, len(ALL), GROUP))

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Chat
+from cgd_stages.contract import Chat, Model
 from cgd_stages.errors import UserError
-from cgd_stages.models import export
+from cgd_stages.models import export, resolve
 from cgd_stages.models.export import mend_generation, try_export
 
 GENERATIONS = {
@@ -106,6 +106,42 @@ def test_a_student_that_would_be_stored_in_part_is_refused(tiny_model, monkeypat
     )
     with pytest.raises(UserError, match=r"team/model could not be stored .* leave out \d+ of its elements"):
         tried(tiny_model)
+
+
+def tried_with_weights(model: Path) -> None:
+    stored = resolve.tensors(Model(name=str(model)), None, model.parent)  # type: ignore[arg-type]
+    assert stored
+    try_export(model, AutoConfig.from_pretrained(model), ChatTemplate.load(model, Chat(), name="team/model"), stored)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"num_hidden_layers": 3},
+            r"they have 147,776 of 188,864 elements, and none are called model\.layers\.2\.self",
+        ),
+        ({"vocab_size": 600}, r"model\.embed_tokens\.weight has the shape \[512, 64\], and should have \[600, 64\]"),
+        ({"attention_bias": True}, r"none are called model\.layers\.0\.self_attn\.q_proj\.bias"),
+    ],
+)
+def test_a_student_whose_weights_are_not_those_of_its_config_is_refused(tmp_path, config, message):
+    """transformers would begin the missing ones with random numbers, or raise RuntimeError on a GPU."""
+    with pytest.raises(UserError, match=f"weights of the student team/model are not those .*: .*{message}") as raised:
+        tried_with_weights(student(tmp_path / "model", **config))
+    assert "belong together" in raised.value.hint
+
+
+def test_weights_with_more_than_the_config_needs_are_taken(tmp_path: Path) -> None:
+    """Layers for drafts, buffers of earlier versions, and an output layer that the config ties."""
+    tried_with_weights(student(tmp_path / "fewer", num_hidden_layers=1))
+    tried_with_weights(student(tmp_path / "tied", tie_word_embeddings=True))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_family_has_the_weights_of_its_config(family: str, tmp_path: Path) -> None:
+    """Mixtures are stored under other names than those of the model in memory."""
+    tried_with_weights(families.make(tmp_path / "model", family))
 
 
 def test_a_written_model_loads_with_its_tensors_and_names_no_code(tmp_path: Path) -> None:
