@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgd_stages import contract
-from cgd_stages.engines.vllm import SETTINGS_HINT, start_vllm
+from cgd_stages.engines.vllm import SETTINGS_HINT, device_of, start_vllm
 from cgd_stages.errors import StageError, TransientError, UserError
 
 BATCH_TOKENS = 4096
@@ -58,7 +58,7 @@ class Scorer:
         config = self._llm.vllm_config
         self.limit = int(config.model_config.max_model_len) - 1
         """The most tokens of a text: the engine writes one more."""
-        self.settings = {"engine": "vllm", "device": config.device_config.device_type, "maxModelLen": self.limit + 1}
+        self.settings = {"engine": "vllm", **device_of(config), "maxModelLen": self.limit + 1}
 
     def scores(self, texts: Iterable[TokenText], stop: Event) -> Iterator[Scores]:
         """The scores of each text that is within the limit, in no promised order, until `stop`.

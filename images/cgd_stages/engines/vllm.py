@@ -39,7 +39,7 @@ class VllmEngine:
         self._failure: StageError | None = None
         self.settings = {
             "engine": "vllm",
-            "device": config.device_config.device_type,
+            **device_of(config),
             "dtype": str(config.model_config.dtype),
             "maxModelLen": self._limit,
             "maxNumSeqs": config.scheduler_config.max_num_seqs,
@@ -125,6 +125,13 @@ class VllmEngine:
 
     def close(self) -> None:
         self._llm.engine_core.shutdown()
+
+
+def device_of(config: Any) -> dict[str, str]:
+    """The kind and the name of the devices that an engine of this configuration runs on."""
+    from vllm.platforms import current_platform
+
+    return {"device": config.device_config.device_type, "deviceName": current_platform.get_device_name()}
 
 
 def start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate | None) -> Any:

@@ -237,7 +237,8 @@ class Shard:
             raise RowsLost(f"{folder.stage}: the shards have {whole.rows.total} of {self._total} rows")
         if whole.rows.rejected > self._work.max_rejected * self._total:
             raise _too_many(folder.stage, whole.rows.rejected, self._total, "see the rejected rows of the stage")
-        done = folder.finish(
+        done = self._context.store.finish(
+            folder,
             facts=whole,
             parts=[part for one in markers for part in one.parts],
             started=min(one.started for one in markers),

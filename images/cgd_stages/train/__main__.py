@@ -75,6 +75,7 @@ from cgd_stages.training.job import (
     router_loss_weight,
 )
 from cgd_stages.training.scores import write_scores
+from cgd_stages.training.tensorboard import EVENTS, event_file
 
 log = logging.getLogger(__name__)
 
@@ -468,9 +469,16 @@ def _store(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Path) ->
             parts.append(Part(key=f"{prefix}{path.name}", sha256=file_sha256(path)))
     bucket.upload(folder / METRICS, stage.folder.key(METRICS))
     parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
+    parts.append(stage.folder.put(EVENTS, event_file(read_records(folder / METRICS)), alone=True))
     log.info("the model is stored: %s/%s", stage.folder.uri, resolve.MODEL)
+    settings: dict[str, Any] = {
+        "workers": stage.work.workers,
+        "processes": stage.node.processes,
+        "zeroStage": stage.work.zero_stage,
+    }
+    devices = {end.device for end in read_process_ends(folder)} - {""}
+    settings |= {"deviceName": ", ".join(sorted(devices))} if devices else {}
     shutil.rmtree(folder)
-    settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
     return Product(facts, parts, settings)
 
 

@@ -58,6 +58,7 @@ class StageStatus(Contract):
         None,
         description="Of a stage that evaluates: the share of right answers, the mean of its benchmarks, such as 43.8%.",
     )
+    loss: str | None = Field(None, description="Of a training: the loss of its last step that is known, such as 1.234.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 

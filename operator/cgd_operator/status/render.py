@@ -3,6 +3,7 @@
 The previous status supplies the last words of pods that are gone, and the time at which a condition last changed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -160,6 +161,7 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         pod_gpu_seconds=dict(used.pods),
         tokens=sum(shard.prompt_tokens + shard.generated_tokens for shard in words) or old.tokens,
         accuracy=_accuracy(words) or old.accuracy,
+        loss=_loss(words, progress) or old.loss,
         output_uri=next((shard.output_uri for shard in words if shard.output_uri), None) or old.output_uri,
         digest=next((shard.digest for shard in words if shard.digest), None) or old.digest,
     )
@@ -170,6 +172,13 @@ def _accuracy(words: tuple[StageFacts, ...]) -> str | None:
     told = [value for stage in words for name, value in stage.metrics.items() if name.endswith(ACCURACY)]
     shares = [share for share in told if 0 <= share <= 1]
     return f"{100 * sum(shares) / len(shares):.1f}%" if shares else None
+
+
+def _loss(words: tuple[StageFacts, ...], progress: StageProgress | None) -> str | None:
+    """Of a training's last step; None: neither its last words nor a report has told one."""
+    told = [loss for stage in words if (loss := stage.metrics.get("final_loss")) is not None and math.isfinite(loss)]
+    told += [progress.loss] if progress and progress.loss is not None else []
+    return f"{told[0]:.4g}" if told else None
 
 
 def _message(facts: ChildFacts, old: StageStatus) -> str:
