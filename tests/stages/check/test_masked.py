@@ -30,7 +30,7 @@ def test_it_is_the_example_that_the_training_learns_split_where_the_loss_begins(
 ) -> None:
     refined(bucket, ROWS[::-1])
     (shown,) = stored(bucket, storage, tmp_path, train_work(tiny_model))
-    template = ChatTemplate.of(tiny_model, "tiny")
+    template = ChatTemplate.load(tiny_model)
     made = row_example(template, "CGD", ROWS[0], max_length=600)
     assert (shown.stage, shown.title, shown.id) == ("train-cgd", "CGD", ROWS[0]["id"])
     assert (shown.context_tokens, shown.target_tokens) == (made.start, len(made.input_ids) - made.start)
@@ -57,7 +57,7 @@ def test_a_row_that_is_held_out_is_not_shown_as_learned(
     work = train_work(tiny_model, validation=Validation(fraction=0.5))
     (shown,) = stored(bucket, storage, tmp_path, work)
     made = context(storage, Check(trainings=(work,)), tmp_path)
-    dataset = check.Dataset.of(made.store, work, ChatTemplate.of(tiny_model, "tiny"))
+    dataset = check.Dataset.of(made.store, work, ChatTemplate.load(tiny_model))
     assert shown.id == min({row["id"] for row in rows} - dataset.held_out)
 
 

@@ -54,7 +54,7 @@ def test_a_promise_names_the_run_that_made_it_and_its_versions_whoever_uses_it(s
     told = store.produce("prepare", INPUTS, never).settings[MADE_BY]
     assert (told["run"], told["uid"]) == (OTHER.name, OTHER.uid)
     assert told["versions"]["torch"] == version("torch")
-    assert told["versions"].keys() == set(PACKAGES)
+    assert {"cgd-stages", "transformers", "deepspeed"} <= told["versions"].keys() <= set(PACKAGES)
 
 
 def test_a_package_that_an_image_lacks_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
