@@ -162,13 +162,19 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
             limit = work.sampling.max_tokens
             answer, critique = min(assumptions.answer, limit), min(assumptions.critique, limit)
-            # A rival that needs all its rounds writes a critique and an answer in each, and reads the context of both.
-            rounds = work.rival.rounds if work.rival else 0
             thinking = min(thoughts.student, limit)
-            written = min(thinking + answer, limit) + rounds * (
-                min(thinking + critique, limit) + min(thinking + answer, limit)
-            )
-            read = assumptions.prompt + rounds * (2 * (INSTRUCTION + assumptions.prompt + answer) + critique)
+            # A rival that needs all its rounds writes a critique and an answer in each, and reads the context of both.
+            written_answer, written_critique = min(thinking + answer, limit), min(thinking + critique, limit)
+            read, written = assumptions.prompt, written_answer
+            read_answer = INSTRUCTION + assumptions.prompt + answer
+            match work.rival:
+                case contract.Rival(kind="SelfRefine" | "Reflexion", rounds=rounds):
+                    written += rounds * (written_critique + written_answer)
+                    read += rounds * (2 * read_answer + critique)
+                case contract.Rival(kind=kind, draws=draws):  # its prompt is computed once
+                    judged = draws if kind == "BestOfN" else 0
+                    written = draws * written_answer + judged * written_critique
+                    read += judged * read_answer
             yield _generated(child, stage, outputs, outputs * read, outputs * written, student, assumptions)
         case contract.Harness() as work:
             tasks = priced_tasks(work, assumptions, thoughts.student)

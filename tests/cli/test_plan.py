@@ -17,7 +17,19 @@ from support.builders import manifest
 from support.stage_builders import context
 from transformers import OlmoeConfig
 
-from cgd_cli.estimate import RESERVED, Assumptions, Cost, Fit, Size, active_in, costs, fits, lengths, size_in
+from cgd_cli.estimate import (
+    INSTRUCTION,
+    RESERVED,
+    Assumptions,
+    Cost,
+    Fit,
+    Size,
+    active_in,
+    costs,
+    fits,
+    lengths,
+    size_in,
+)
 from cgd_cli.models import read
 from cgd_cli.price import price_json, price_table
 from cgd_cli.sizes import GPUS, TASK_SIZES
@@ -154,6 +166,22 @@ def test_the_rounds_of_self_refine_are_paid_for() -> None:
     given = assumed()
     cost = by_stage(run_of(evaluation=rivals), given)["evaluate-selfrefine"]
     assert cost.written == 10 * (3 * given.answer + 2 * given.critique)
+
+
+@pytest.mark.parametrize(("kind", "answers", "critiques", "read_again"), [("Majority", 4, 0, 0), ("BestOfN", 4, 4, 4)])
+def test_every_drawn_answer_is_paid_for_and_its_prompt_once(
+    kind: str, answers: int, critiques: int, read_again: int
+) -> None:
+    benchmark = {"name": "sums", "source": "s3://data/sums.jsonl", "fields": {"reference": "answer"}, "limit": 10}
+    rivals = {
+        "benchmarks": [benchmark],
+        "rivals": [{"kind": kind, "samples": 4}],
+        "sampling": {"temperature": "0.7"},
+    }
+    given = assumed()
+    cost = by_stage(run_of(evaluation=rivals), given)[f"evaluate-{kind.lower()}"]
+    assert cost.written == 10 * (answers * given.answer + critiques * given.critique)
+    assert cost.read == 10 * (given.prompt + read_again * (INSTRUCTION + given.prompt + given.answer))
 
 
 def with_tasks(*tasks: dict[str, Any]) -> Run:

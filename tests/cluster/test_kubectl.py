@@ -118,6 +118,8 @@ async def test_benchmarks_that_are_known_by_name_are_accepted(world: Any) -> Non
         ("evaluation", {"benchmarks": [{"name": "GSM8K", "fields": {}}]}, "a benchmark needs fields.reference"),
         ("evaluation.tasks", [{"name": "HumanEval"}], "set executeCode to true to have it done, in a sandbox"),
         ("evaluation", {"benchmarks": [SAMPLED]}, "greedy decoding gives the same output every time"),
+        ("evaluation.rivals", [{"kind": "BestOfN"}], "Majority and BestOfN need sampling.temperature above 0"),
+        ("evaluation.rivals", [{"kind": "Reflexion", "samples": 4}], "samples to Majority and BestOfN"),
         (
             "teacher.endpoint",
             {"url": "http://t/v1", "model": "m"},

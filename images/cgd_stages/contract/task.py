@@ -1,6 +1,6 @@
 """The task of a child: the work of each stage program, and where it reads and writes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,9 @@ Select = Literal["first", "shortest-right", "all-right"]
 """Which of several refinements of an answer are learned; see `quality.selection`."""
 Keep = Literal["all", "right", "one-right"]
 """Which rows are learned, by the grade of their refinement; see `quality.selection`."""
-RivalKind = Literal["SelfRefine", "Reflexion"]
+RivalKind = Literal["SelfRefine", "Reflexion", "Majority", "BestOfN"]
+DRAWS: tuple[RivalKind, ...] = ("Majority", "BestOfN")
+"""The rivals that draw several answers to a question and choose one of them."""
 
 
 def settings_of(role: Role) -> str:
@@ -198,11 +200,33 @@ class Rival(Contract):
 
     kind: RivalKind = Field(
         description="The student criticises its own answer, asked in the words that the teacher is asked in. Then it "
-        "improves the answer (SelfRefine) or answers anew with its critiques in view (Reflexion)."
+        "improves the answer (SelfRefine) or answers anew with its critiques in view (Reflexion). Or it draws several "
+        "answers: the one that most of them give counts (Majority, also called self-consistency or maj@n), or the "
+        "first one that its own critique finds right (BestOfN)."
     )
     rounds: int = Field(
-        1, ge=1, le=10, description="The most rounds; the model stops earlier when a critique finds the answer right."
+        1,
+        ge=1,
+        le=10,
+        description="Of SelfRefine and Reflexion: the most rounds; the model stops earlier when a critique finds the "
+        "answer right.",
     )
+    samples: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="Of Majority and BestOfN: how many answers are drawn for each question. Default: 8.",
+    )
+
+    @property
+    def draws(self) -> int:
+        """The answers that are drawn before one is chosen."""
+        return (self.samples or 8) if self.kind in DRAWS else 1
+
+    def identity(self) -> dict[str, Any]:
+        """Its part of a digest's inputs."""
+        chosen = {"samples": self.draws} if self.kind in DRAWS else {"rounds": self.rounds}
+        return {"kind": self.kind} | chosen
 
 
 class Evaluate(Contract):

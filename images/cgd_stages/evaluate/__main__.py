@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.contract import Evaluate, Rows, StageFacts
+from cgd_stages.contract import Evaluate, RivalKind, Rows, StageFacts
 from cgd_stages.engines.base import Completion, Engine, Reply, drive
 from cgd_stages.engines.vllm import VllmEngine
 from cgd_stages.errors import RowsLost, UserError
@@ -101,10 +101,22 @@ def _inputs(context: Context, work: Evaluate, questions: list[Row]) -> dict[str,
         "engine": work.engine.identity(),
     }
     if work.rival:
-        reflexion = work.rival.kind == "Reflexion"
-        second = prompts.retry_messages("{x}", ["{c}"]) if reflexion else prompts.fingerprint("refine")
-        inputs["rival"] = work.rival.model_dump() | {"prompts": [prompts.fingerprint("critique"), second]}
+        inputs["rival"] = work.rival.identity() | {"prompts": _further_prompts(work.rival.kind)}
     return inputs
+
+
+def _further_prompts(kind: RivalKind) -> list[Any]:
+    """What the model is asked after its first answer."""
+    critique = prompts.fingerprint("critique")
+    match kind:
+        case "SelfRefine":
+            return [critique, prompts.fingerprint("refine")]
+        case "Reflexion":
+            return [critique, prompts.retry_messages("{x}", ["{c}"])]
+        case "BestOfN":
+            return [critique]
+        case "Majority":
+            return []
 
 
 # --- asking -----------------------------------------------------------------------------------------------------

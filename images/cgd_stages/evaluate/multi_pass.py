@@ -1,4 +1,4 @@
-"""The rivals, which give the base model more passes instead of training: Self-Refine and Reflexion.
+"""The rivals, which give the base model more passes instead of training.
 
 Self-Refine (Madaan et al., 2023): the model criticises its own answer and improves it, round by round. Reflexion (Shinn
 et al., 2023): it reflects on its answer and answers anew, and then sees its last three reflections but no earlier
@@ -9,12 +9,14 @@ dialogue is one pass.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cgd_stages.contract import Rival, Role, Sampling
-from cgd_stages.engines.base import Completion, Reply, Request
+from cgd_stages.engines.base import Completion, Refused, Reply, Request
 from cgd_stages.engines.replies import row_sampling
+from cgd_stages.grading.compare import compare_at_once
+from cgd_stages.grading.extraction import find_answer
 from cgd_stages.method.prompts import earlier_turns, retry_messages, role_messages, verdict
 from cgd_stages.store.rows import Row
 
@@ -33,6 +35,8 @@ class Dialogue:
     texts: Row = field(default_factory=dict)
     """The `answer` and `critique` that the next pass sees."""
     reflections: list[str] = field(default_factory=list)
+    drafts: list[Completion] = field(default_factory=list)
+    """The complete answers that have been drawn, among which one is chosen."""
     passes: int = 0
     prompt_tokens: int = 0
     tokens: int = 0
@@ -54,6 +58,7 @@ class Dialogues:
         self._under_way: dict[str, Dialogue] = {}
         self._sampling, self._kind = sampling, rival.kind if rival else None
         self._passes = 1 + 2 * rival.rounds if rival else 1
+        self._draws = rival.draws if rival else 1
 
     @property
     def under_way(self) -> int:
@@ -71,15 +76,15 @@ class Dialogues:
     def note(self, reply: Reply) -> Dialogue | None:
         """Enter the reply of a pass. Returns the dialogue if that was its last pass."""
         dialogue = self._under_way.pop(reply.name)
-        text = ""
-        if isinstance(reply, Completion) and reply.finish_reason == "stop":
-            text = reply.text
+        whole = reply if isinstance(reply, Completion) and reply.finish_reason == "stop" and reply.text else None
+        text = whole.text if whole else ""
         dialogue.passes += 1
         dialogue.prompt_tokens += reply.prompt_tokens
         dialogue.tokens += reply.tokens if isinstance(reply, Completion) else 0
         if dialogue.answer is None or (dialogue.role == "refine" and text):
             dialogue.answer = reply
-        if not text or not self._goes_on(dialogue, text):
+        goes_on = self._chooses(dialogue, whole) if self._draws > 1 else bool(text) and self._goes_on(dialogue, text)
+        if not goes_on:
             return dialogue
         # Its next pass comes first, while its prefix is in the engine's cache.
         self._waiting.appendleft(dialogue)
@@ -94,6 +99,28 @@ class Dialogues:
         dialogue.texts["answer"], dialogue.role = text, "critique"
         return dialogue.passes < self._passes
 
+    def _chooses(self, dialogue: Dialogue, whole: Completion | None) -> bool:
+        """Prepare the next pass of a dialogue that draws several answers. Returns whether there is one."""
+        drafts = dialogue.drafts
+        if dialogue.role == "answer":
+            drafts += [whole] if whole else []
+            if dialogue.passes < self._draws and not isinstance(dialogue.answer, Refused):
+                return True
+            if self._kind == "Majority" or not drafts:
+                dialogue.answer = most_given(drafts) or dialogue.answer
+                return False
+            dialogue.role, dialogue.answer = "critique", drafts[0]
+        else:
+            judged = drafts[dialogue.passes - self._draws - 1]
+            if whole and verdict(whole.text) == "right":
+                dialogue.answer = judged
+                return False
+        place = dialogue.passes - self._draws
+        if place == len(drafts):
+            return False
+        dialogue.texts["answer"] = drafts[place].text
+        return True
+
     def _request(self, dialogue: Dialogue) -> Request:
         # The purpose is not the stage's name: base, trained model and rival draw their first answers with equal seeds.
         purpose = f"evaluate-{dialogue.passes}" if dialogue.passes else "evaluate"
@@ -104,3 +131,25 @@ class Dialogues:
         else:
             messages = role_messages(dialogue.role, dialogue.question | dialogue.texts)
         return Request(f"{dialogue.name}#{dialogue.passes}", messages, sampling)
+
+
+def most_given(drafts: Sequence[Completion]) -> Completion | None:
+    """The first of the outputs whose answer most of them give. Answers are the same as far as that is seen without a
+    parser of expressions: 1,000 and 1000, but not 1/2 and 0.5. An output without an answer has no vote; None: none has
+    one."""
+    votes: list[tuple[str, list[Completion]]] = []
+    for draft in drafts:
+        answer = find_answer(draft.text)
+        if answer.source == "none":
+            continue
+        same = next((voters for given, voters in votes if _is_same(given, answer.text)), None)
+        if same is None:
+            votes.append((answer.text, [draft]))
+        else:
+            same.append(draft)
+    return max(votes, key=lambda vote: len(vote[1]))[1][0] if votes else None
+
+
+def _is_same(one: str, other: str) -> bool:
+    same = compare_at_once(one, other)
+    return same is not None and same.equal

@@ -24,6 +24,8 @@ NAMES = {
     BASE: "base",
     "selfrefine": "Self-Refine",
     "reflexion": "Reflexion",
+    "majority": "Majority",
+    "bestofn": "Best-of-n",
     "sft": "SFT",
     "distilledsft": "Distilled SFT",
     "refinedsft": "Refined SFT",

@@ -19,7 +19,7 @@ from cgd_stages.results.model import UNFINISHED_THOUGHT, Evaluations, ReportData
 T = TypeVar("T")
 NOISE = 0.05
 """A difference with a p-value of this or more is noise."""
-RIVALS = ("selfrefine", "reflexion")
+RIVALS = ("selfrefine", "reflexion", "majority", "bestofn")
 """The labels of rivals: the base model with more passes at inference, not a trained model."""
 EXAMPLES = 60
 """About the number of fixed and broken questions on the page."""

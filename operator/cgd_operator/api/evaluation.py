@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from cgd_operator.api.benchmarks import BENCHMARKS, EXECUTED, TASKS
 from cgd_operator.api.fields import FILE, NOT_MEAN, BenchmarkName, S3Uri, Text, rules
 from cgd_operator.api.generation import SourceUri
-from cgd_stages.contract import TOLERANCE, BenchmarkFields, Contract, EarlyLook, Positive, Rival, Sampling
+from cgd_stages.contract import DRAWS, TOLERANCE, BenchmarkFields, Contract, EarlyLook, Positive, Rival, Sampling
 
 _KNOWN_NAME = f"self.name in {json.dumps(list(BENCHMARKS))}"
 SOURCELESS_RULE = (
@@ -110,6 +110,16 @@ SAMPLES_RULE = (
     "greedy decoding gives the same output every time: set sampling.temperature above 0, or samples to 1",
 )
 
+_DRAWS = json.dumps(list(DRAWS))
+DRAWN_RULE = (
+    f"double(self.sampling.temperature) > 0.0 || self.rivals.all(one, !(one.kind in {_DRAWS}))",
+    "greedy decoding gives the same output every time: Majority and BestOfN need sampling.temperature above 0",
+)
+RIVALS_RULE = (
+    f"self.rivals.all(one, one.kind in {_DRAWS} ? one.rounds == 1 : !has(one.samples))",
+    "rounds belong to SelfRefine and Reflexion, samples to Majority and BestOfN",
+)
+
 _EXECUTED_NAMES = [*EXECUTED, *(name for name, known in TASKS.items() if known.task in EXECUTED)]
 EXECUTION_RULE = (
     f"self.executeCode || self.tasks.all(one, !(one.name in {json.dumps(_EXECUTED_NAMES)}))",
@@ -120,7 +130,7 @@ EXECUTION_RULE = (
 class Evaluation(Contract):
     """What the models are measured on. Without it the run ends after training, with a report."""
 
-    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE, EXECUTION_RULE))
+    model_config = ConfigDict(json_schema_extra=rules(SAMPLES_RULE, DRAWN_RULE, RIVALS_RULE, EXECUTION_RULE))
 
     benchmarks: tuple[Benchmark, ...] = Field(
         min_length=1,
@@ -137,7 +147,7 @@ class Evaluation(Contract):
     )
     rivals: tuple[Rival, ...] = Field(
         (),
-        max_length=2,
+        max_length=4,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["kind"]},
         description="Methods to compare with. Each is evaluated like a model, in a stage of its own, and the tokens of "
         "all its passes count.",
@@ -184,6 +194,10 @@ class Evaluation(Contract):
     def _samples_differ(self) -> "Evaluation":
         if self.sampling.temperature == 0 and any(one.samples > 1 for one in self.benchmarks):
             raise ValueError(SAMPLES_RULE[1])
+        if self.sampling.temperature == 0 and any(one.kind in DRAWS for one in self.rivals):
+            raise ValueError(DRAWN_RULE[1])
+        if any(one.rounds > 1 if one.kind in DRAWS else one.samples for one in self.rivals):
+            raise ValueError(RIVALS_RULE[1])
         if not self.execute_code and any(one.name in _EXECUTED_NAMES for one in self.tasks):
             raise ValueError(EXECUTION_RULE[1])
         return self

@@ -288,6 +288,23 @@ def test_several_outputs_of_a_question_need_a_temperature() -> None:
     assert spec.evaluation.benchmarks[0].samples == 4
 
 
+@pytest.mark.parametrize("kind", ["Majority", "BestOfN"])
+def test_drawing_answers_needs_a_temperature(kind: str) -> None:
+    drawn: dict[str, Any] = {"evaluation.rivals": [{"kind": kind, "samples": 4}]}
+    with pytest.raises(InvalidRun, match=r"Majority and BestOfN need sampling\.temperature above 0"):
+        parse_spec(manifest(drawn))
+    spec = parse_spec(manifest(drawn | {"evaluation.sampling": {"temperature": "0.7"}}))
+    assert spec.evaluation
+    assert [rival.draws for rival in spec.evaluation.rivals] == [4]
+
+
+@pytest.mark.parametrize("rival", [{"kind": "Majority", "rounds": 2}, {"kind": "SelfRefine", "samples": 4}])
+def test_rounds_and_drawn_answers_belong_to_different_rivals(rival: dict[str, Any]) -> None:
+    given = {"evaluation.rivals": [rival], "evaluation.sampling": {"temperature": "0.7"}}
+    with pytest.raises(InvalidRun, match="rounds belong to SelfRefine and Reflexion, samples to Majority and BestOfN"):
+        parse_spec(manifest(given))
+
+
 def test_decontamination_needs_benchmarks() -> None:
     with pytest.raises(InvalidRun, match="and there must be some"):
         parse_spec(manifest({"prompts.decontaminate": {}, "evaluation": None}))

@@ -40,6 +40,18 @@ def replies(*given: Given) -> Callable[[Request], Reply]:
     return rule
 
 
+def draw(engine: RuleEngine, kind: RivalKind, samples: int) -> Dialogue:
+    """The dialogue about one question with a rival that draws several answers."""
+    rival = Rival(kind=kind, samples=samples)
+    dialogues = Dialogues([("q0", question())], Sampling(max_tokens=8, temperature=0.5), rival)
+    (ended,) = [
+        ended
+        for reply in drive(engine, dialogues.take, threading.Event())
+        if (ended := dialogues.note(reply)) is not None
+    ]
+    return ended
+
+
 def play(engine: RuleEngine, rounds: int, questions: int = 1, kind: RivalKind = "SelfRefine") -> list[Dialogue]:
     named = [(f"q{number}", question(number)) for number in range(questions)]
     dialogues = Dialogues(
@@ -132,3 +144,67 @@ def test_many_dialogues_go_on_side_by_side_and_none_is_lost() -> None:
         lambda request: said(request, WRONG if "critique" in request.messages[-1]["content"] else "two")
     )
     assert {one.name: one.passes for one in play(engine, rounds=2, questions=20)} == {f"q{n}": 5 for n in range(20)}
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen", "passes"),
+    [
+        (("Answer: 3", "Answer: 2", r"so \boxed{2}"), "Answer: 2", 3),
+        (("Answer: 3", "Answer: 2", "Answer: 4"), "Answer: 3", 3),
+        (("Answer: 1000", "Answer: 7", "Answer: 1,000"), "Answer: 1000", 3),
+        (("Answer: 7", "", "", "Answer: 2", "Answer: 2"), "Answer: 2", 5),
+        ((("Answer: 3", "length"), ("Answer: 3", "length"), "Answer: 2"), "Answer: 2", 3),
+        ((CUT, CUT), "and so on", 2),
+    ],
+    ids=[
+        "most",
+        "the first of equals",
+        "one value in two spellings",
+        "empty",
+        "cut ones have no vote",
+        "none is whole",
+    ],
+)
+def test_majority_grades_the_first_output_with_the_answer_that_most_give(
+    given: tuple[Given, ...], chosen: str, passes: int
+) -> None:
+    engine = RuleEngine(replies(*given))
+    ended = draw(engine, "Majority", len(given))
+    assert (text_of(ended), ended.passes, len(engine.asked)) == (chosen, passes, passes)
+    assert all(request.messages == answer_messages(QUESTION) for request in engine.asked)
+    assert len({request.sampling.seed for request in engine.asked}) == passes
+
+
+def test_the_tokens_of_all_drawn_answers_count() -> None:
+    engine = RuleEngine(replies("Answer: 1 2 3", "Answer: 2", "Answer: 2"))
+    ended = draw(engine, "Majority", 3)
+    assert isinstance(ended.reply, Completion)
+    assert ended.reply.tokens == sum(len(text.split()) for text in ("Answer: 1 2 3", "Answer: 2", "Answer: 2"))
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen", "judged"),
+    [
+        (("one", "two", "three", WRONG, RIGHT), "two", ["one", "two"]),
+        (("one", "two", "three", WRONG, WRONG, WRONG), "one", ["one", "two", "three"]),
+        (("one", CUT, "three", WRONG, RIGHT), "three", ["one", "three"]),
+        ((CUT, "two", "three", CUT, RIGHT), "three", ["two", "three"]),
+        ((CUT, CUT, CUT), "and so on", []),
+    ],
+    ids=["the first right", "none right", "a cut draft is not judged", "a cut critique says nothing", "none is whole"],
+)
+def test_best_of_n_grades_the_first_draft_that_the_model_finds_right(
+    given: tuple[Given, ...], chosen: str, judged: list[str]
+) -> None:
+    engine = RuleEngine(replies(*given))
+    ended = draw(engine, "BestOfN", 3)
+    assert (text_of(ended), ended.passes) == (chosen, len(given))
+    assert [request.messages for request in engine.asked[3:]] == [critique_messages(QUESTION, text) for text in judged]
+
+
+@pytest.mark.parametrize("kind", ["Majority", "BestOfN"])
+def test_a_question_that_the_engine_refuses_is_not_drawn_again(kind: RivalKind) -> None:
+    engine = RuleEngine(replies(None))
+    ended = draw(engine, kind, 4)
+    assert isinstance(ended.reply, Refused)
+    assert len(engine.asked) == 1
