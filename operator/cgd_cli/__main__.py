@@ -209,7 +209,8 @@ def logs(
     if stored:
         from cgd_cli import data
 
-        found = data.stored_logs(*ask(namespace, lambda remote: remote.run_and_storage(name)), stage)
+        run, storage = ask(namespace, lambda remote: remote.run_and_storage(name))
+        found = data.stored_logs(run, storage, stage)
     else:
         found = ask(namespace, read_on if follow else read)
     for pod, text in found:

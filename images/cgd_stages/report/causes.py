@@ -5,6 +5,7 @@ Each sentence names a figure and what would change it. None of them says that a 
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cgd_stages.contract import METHODS
 from cgd_stages.results import statistics
@@ -26,8 +27,8 @@ def causes(report: ReportData) -> list[str]:
 
 
 def _same_model(report: ReportData) -> Iterator[str]:
-    asked = {stage.name: stage.inputs.get("model") or {} for stage in report.stages if stage.facts}
-    student, teacher = asked.get("answer", {}), asked.get("critique", {})
+    asked: dict[str, Any] = {stage.name: stage.inputs.get("model") for stage in report.stages if stage.facts}
+    student, teacher = asked.get("answer") or {}, asked.get("critique") or {}
     revision = student.get("revision")
     if student and (student == teacher or (revision and revision == teacher.get("revision"))):
         yield (
